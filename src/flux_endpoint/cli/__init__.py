@@ -1,0 +1,5 @@
+"""What a person types: `flux-endpoint …`."""
+
+from flux_endpoint.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,119 @@
+"""Every error that the project raises, in one small tree.
+
+The text of each says what was wrong, where it came from and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class FluxEndpointError(Exception):
+    """Base of all errors that this project raises on purpose."""
+
+
+class ConfigurationError(FluxEndpointError):
+    """A setting, a configuration file or a credentials file is missing or wrong."""
+
+
+class SerializationError(FluxEndpointError):
+    """An object could not be turned into text by the strategy that was asked to."""
+
+
+class PayloadTooLargeError(SerializationError):
+    """A function or its arguments serialize to more than one task may carry."""
+
+
+class DeserializationError(FluxEndpointError):
+    """Text could not be turned back into an object."""
+
+
+class InvalidMessageError(FluxEndpointError, ValueError):
+    """A message body does not follow the wire protocol."""
+
+
+class UnrecognizedProtocolVersionError(InvalidMessageError):
+    """The version byte of a message is none that this project reads."""
+
+
+class AmqpError(FluxEndpointError):
+    """Something between us and the message broker failed."""
+
+
+class UnroutableError(AmqpError):
+    """The broker accepted a mandatory message but no queue took it."""
+
+
+class PublishError(AmqpError):
+    """The broker refused a message (a negative confirm), or the connection was closed for good."""
+
+
+class ServiceError(FluxEndpointError):
+    """The REST service refused a request.
+
+    Attributes:
+        http_status: HTTP status code of the answer.
+        code: machine-readable error code, e.g. ``ENDPOINT_NOT_FOUND``.
+        field: dotted name of the request's field that was wrong, when one was.
+    """
+
+    def __init__(
+        self, message: str, *, http_status: int, code: str, field: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+        self.code = code
+        self.field = field
+
+
+class ServiceUnreachableError(FluxEndpointError):
+    """The REST service could not be reached, or kept answering with a server error."""
+
+
+class EngineError(FluxEndpointError):
+    """The engine could not be started, or can't take tasks any more."""
+
+
+class TaskError(FluxEndpointError):
+    """A task ended without a value. Base of what a future raises."""
+
+
+class TaskExecutionFailed(TaskError):  # noqa: N818 - the official client's name for it
+    """A task raised, or could not be run; carries what the endpoint reported.
+
+    Attributes:
+        remote_data: the text the endpoint sent, in general a traceback.
+        completion_t: seconds since the epoch, as text, at which the service took the result.
+        task_details: what the endpoint said of itself (Python version and the like), or ``None``.
+    """
+
+    def __init__(
+        self,
+        remote_data: str,
+        completion_t: str = "0",
+        task_details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(remote_data)
+        self.remote_data = remote_data
+        self.completion_t = completion_t
+        self.task_details = task_details
+
+    def __str__(self) -> str:
+        body = "\n".join(f" {line}" for line in self.remote_data.strip("\n").splitlines())
+        return f"\n{body}\n"
+
+
+class TaskCancelled(TaskError):  # noqa: N818 - reads like concurrent.futures.CancelledError
+    """A task was ended on request, by its owner or by the endpoint's."""
+
+
+class TaskPending(TaskError):  # noqa: N818 - the official client's name for it
+    """A result was asked for before the task had ended.
+
+    Attributes:
+        reason: the state that the task is in.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the task has not ended yet, its state is '{reason}'")
+        self.reason = reason

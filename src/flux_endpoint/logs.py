@@ -1,0 +1,69 @@
+"""Structured logs on top of the standard library: one event a line, fields as `key=value` or JSON.
+
+Modules log with `logging.getLogger(__name__)` and put their fields into `extra={"fields": {...}}`,
+or, shorter, with `event(log, logging.INFO, "task accepted", task_id=...)`. Libraries stay quiet:
+only programs call `configure`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import IO, Any, Literal
+
+LogFormat = Literal["text", "json"]
+
+
+def event(log: logging.Logger, level: int, what: str, /, **fields: Any) -> None:
+    """Log `what` at `level` with structured `fields`."""
+    if log.isEnabledFor(level):
+        log.log(level, what, extra={"fields": fields}, stacklevel=2)
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, log_format: LogFormat) -> None:
+        super().__init__()
+        self._json = log_format == "json"
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = f"{moment}.{int(record.msecs):03d}Z"
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        if self._json:
+            entry = {
+                "time": stamp,
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "event": record.getMessage(),
+                **fields,
+            }
+            if trace:
+                entry["traceback"] = trace
+            return json.dumps(entry, default=str)
+        pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
+        line = f"{stamp} {record.levelname:<7} {record.getMessage()}{pairs}"
+        return f"{line}\n{trace}" if trace else line
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text) if not text or any(c in text for c in ' "\n=') else text
+
+
+def configure(
+    level: int | str = logging.INFO,
+    *,
+    log_format: LogFormat = "text",
+    stream: IO[str] | None = None,
+) -> None:
+    """Send this project's logs at `level` and above to `stream` (standard error by default)."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_Formatter(log_format))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("flux_endpoint").setLevel(level)
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # our connection reports for it

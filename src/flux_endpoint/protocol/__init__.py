@@ -1,0 +1,1 @@
+"""What crosses a wire: messages, task states, queue names, REST schemas. Data only, no I/O."""

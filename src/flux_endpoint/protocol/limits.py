@@ -1,0 +1,26 @@
+"""Sizes that every part of the system agrees on."""
+
+from __future__ import annotations
+
+#: The most that one task's arguments, or one task's result, may carry, in bytes (10 MiB).
+MAX_PAYLOAD_BYTES = 10 * 2**20
+
+#: The most that one REST request may be, in bytes. A batch holds many payloads.
+MAX_REQUEST_BYTES = 64 * 2**20
+
+# Strategies whose text is base64: the value's own bytes are three quarters of it.
+_BASE64_IDENTIFIERS = ("00\n", "01\n", "02\n", "03\n", "04\n")
+_BASE64_LINE = 76
+
+
+def carried_bytes(buffer: str) -> int:
+    """Return how many bytes of value a serialized `buffer` carries.
+
+    Base64 buffers count with what they decode to, every other kind with its characters, so that the
+    limit is the same 10 MiB of value whichever strategy wrote it.
+    """
+    if not buffer.startswith(_BASE64_IDENTIFIERS):
+        return len(buffer)
+    text = len(buffer) - 3
+    newlines = text // (_BASE64_LINE + 1) + (1 if text % (_BASE64_LINE + 1) else 0)
+    return max(text - newlines, 0) * 3 // 4

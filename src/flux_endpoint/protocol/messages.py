@@ -1,0 +1,195 @@
+"""The message envelope and the messages that travel in it.
+
+A body is the version byte `0x01` and then UTF-8 JSON `{"message_type": …, "data": {…}}`, byte for
+byte what `globus_compute_common.messagepack` writes. Unknown fields are ignored with a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any, ClassVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flux_endpoint.errors import InvalidMessageError, UnrecognizedProtocolVersionError
+from flux_endpoint.protocol.states import ActorName, TaskState
+
+log = logging.getLogger(__name__)
+
+VERSION_BYTE = b"\x01"
+
+
+class Message(BaseModel):
+    """Base of all messages; `message_type` is their name on the wire."""
+
+    message_type: ClassVar[str]
+
+
+class ContainerImage(Message):
+    """A container image (a leftover of older protocols, always absent today)."""
+
+    message_type: ClassVar[str] = "containerimage"
+
+    image_type: str
+    location: str
+    created_at: int
+    modified_at: int
+    build_status: str | None
+    build_stderr: str | None
+
+
+class Container(Message):
+    """A container (a leftover of older protocols, always absent today)."""
+
+    message_type: ClassVar[str] = "container"
+
+    container_id: UUID
+    name: str
+    images: list[ContainerImage]
+
+
+class Task(Message):
+    """A task on its way to an endpoint; `task_buffer` holds function, args and kwargs, packed."""
+
+    message_type: ClassVar[str] = "task"
+
+    task_id: UUID
+    container_id: UUID | None = None
+    container: Container | None = None
+    task_buffer: str
+
+
+class TaskCancel(Message):
+    """A request to end a task."""
+
+    message_type: ClassVar[str] = "task_cancel"
+
+    task_id: UUID
+
+
+class TaskTransition(Message):
+    """A task reached `state` at `timestamp` (integer nanoseconds since the epoch)."""
+
+    message_type: ClassVar[str] = "task_transition"
+
+    timestamp: int
+    state: TaskState
+    actor: ActorName
+
+
+class ResultErrorDetails(BaseModel):
+    """Why a task failed: a code for programs and a sentence for the user."""
+
+    code: str
+    user_message: str
+
+
+class Result(Message):
+    """A task's end; `data` is the serialized value, or the error text if `error_details` is set."""
+
+    message_type: ClassVar[str] = "result"
+
+    task_id: UUID
+    data: str
+    details: dict[Any, Any] | None = None
+    error_details: ResultErrorDetails | None = None
+    task_statuses: list[TaskTransition] | None = None
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the task failed."""
+        return self.error_details is not None
+
+
+class EPStatusReport(Message):
+    """An endpoint's heartbeat."""
+
+    message_type: ClassVar[str] = "ep_status_report"
+    model_config = ConfigDict(populate_by_name=True)
+
+    endpoint_id: UUID
+    global_state: dict[str, Any] = Field(alias="ep_status_report")
+    task_statuses: dict[str, list[TaskTransition]]
+
+
+class ManagerStatusReport(Message):
+    """Transitions of the tasks that a manager holds."""
+
+    message_type: ClassVar[str] = "manager_status_report"
+
+    task_statuses: dict[str, list[TaskTransition]]
+
+
+MESSAGES: dict[str, type[Message]] = {
+    message.message_type: message
+    for message in (
+        Container,
+        ContainerImage,
+        EPStatusReport,
+        ManagerStatusReport,
+        Result,
+        Task,
+        TaskCancel,
+        TaskTransition,
+    )
+}
+
+
+def pack(message: Message) -> bytes:
+    """Return `message` as a message body."""
+    data = message.model_dump_json()
+    return VERSION_BYTE + f'{{"message_type":"{message.message_type}","data":{data}}}'.encode()
+
+
+def unpack(body: bytes) -> Message:
+    """Return the message in `body`.
+
+    Raises:
+        UnrecognizedProtocolVersionError: the version byte is not `0x01`.
+        InvalidMessageError: anything else about the body is wrong; the text says what.
+    """
+    if not body:
+        raise InvalidMessageError("the message body is empty")
+    if body[:1] != VERSION_BYTE:
+        raise UnrecognizedProtocolVersionError(
+            f"message has protocol version byte {body[0]}, this program reads version 1"
+        )
+    try:
+        envelope = json.loads(body[1:])
+    except ValueError as error:  # covers bad UTF-8 as well as bad JSON
+        raise InvalidMessageError(f"message body is not JSON: {error}") from error
+    if not isinstance(envelope, dict) or not isinstance(envelope.get("data"), dict):
+        raise InvalidMessageError("message envelope must be an object with an object in 'data'")
+    kind = envelope.get("message_type")
+    message_class = MESSAGES.get(kind) if isinstance(kind, str) else None
+    if message_class is None:
+        raise InvalidMessageError(
+            f"message_type is {kind!r}, known are {', '.join(sorted(MESSAGES))}"
+        )
+    try:
+        message = message_class.model_validate(envelope["data"])
+    except ValidationError as error:
+        raise InvalidMessageError(f"{kind} message: {_first_problem(error)}") from error
+    _warn_of_unknown_fields(envelope, message_class)
+    return message
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"field '{where}': {problem['msg']}"
+
+
+def _warn_of_unknown_fields(envelope: dict[str, Any], message_class: type[Message]) -> None:
+    known = {
+        name for key, field in message_class.model_fields.items() for name in (key, field.alias)
+    }
+    unknown = (envelope.keys() - {"message_type", "data"}) | (envelope["data"].keys() - known)
+    if unknown:
+        log.warning(
+            "%s message has unknown fields, ignored: %s",
+            message_class.message_type,
+            ", ".join(sorted(unknown)),
+        )

@@ -1,0 +1,211 @@
+"""The resource specification: what a task asks of Flux, checked at the client and the endpoint."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.protocol.duration import parse_duration
+
+URGENCY_MOST = 31
+
+
+class ResourceSpecificationError(FluxEndpointError, ValueError):
+    """A resource specification has a wrong key or value; the text names the key and the rule."""
+
+
+@dataclass(frozen=True)
+class ResourceSpecification:
+    """A valid specification, with everything derived that can be.
+
+    Attributes:
+        num_ranks: ranks in total.
+        num_nodes: nodes over which they are spread; `None`: wherever there is room.
+        cores_per_rank: cores of each rank.
+        gpus_per_rank: gpus of each rank.
+        exclusive: whether the nodes are the task's alone.
+        walltime: seconds until the task is ended, 0 means no limit.
+        queue: Flux queue.
+        bank: bank that is charged.
+        urgency: 0 (held) to 31 (expedite).
+        environment: variables to set, or with `None` to unset, in addition to the endpoint's.
+        constraints: constraint object of RFC 31.
+        dependencies: jobs that must have come so far, as `scheme:value` (`afterok:f2ByGc`).
+        begin_time: earliest start, in seconds since the epoch.
+        job_name: name of the Flux job.
+        shell_options: options of the job shell, as `flux run -o` sets them.
+        attributes: further jobspec attributes by dotted name, as `flux run --setattr` sets them.
+        launcher_options: arguments added to the launcher prefix.
+    """
+
+    num_ranks: int = 1
+    num_nodes: int | None = None
+    cores_per_rank: int = 1
+    gpus_per_rank: int = 0
+    exclusive: bool = False
+    walltime: float = 0.0
+    queue: str | None = None
+    bank: str | None = None
+    urgency: int = 16
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    constraints: Mapping[str, Any] | None = None
+    dependencies: tuple[str, ...] = ()
+    begin_time: float | None = None
+    job_name: str | None = None
+    shell_options: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    launcher_options: str = ""
+
+    @property
+    def ranks_per_node(self) -> int | None:
+        """Most ranks on one node; `None` if the nodes are Flux's choice."""
+        return None if self.num_nodes is None else math.ceil(self.num_ranks / self.num_nodes)
+
+
+def parse_resources(given: Mapping[str, Any]) -> ResourceSpecification:
+    """Check a specification and derive what it leaves out.
+
+    Any consistent subset of `num_nodes`, `ranks_per_node` and `num_ranks` will do.
+
+    Raises:
+        ResourceSpecificationError: a key is unknown, a value is wrong, or the counts contradict.
+    """
+    if not isinstance(given, Mapping):
+        raise ResourceSpecificationError(
+            f"resource_specification must be a dict, got {type(given).__name__}"
+        )
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        check = _CHECKS.get(key)
+        if check is None:
+            raise ResourceSpecificationError(_unknown_key(key))
+        if value is not None:
+            values[key] = check(key, value)
+    per_node = values.pop("ranks_per_node", None)
+    num_ranks, num_nodes = _counts(values.pop("num_nodes", None), per_node, values.get("num_ranks"))
+    values["num_ranks"] = num_ranks
+    if values.get("exclusive") and num_nodes is None:
+        raise ResourceSpecificationError("exclusive needs num_nodes (or ranks_per_node)")
+    return ResourceSpecification(num_nodes=num_nodes, **values)
+
+
+def _counts(nodes: int | None, per_node: int | None, ranks: int | None) -> tuple[int, int | None]:
+    """Return (ranks, nodes) from any subset of the three counts."""
+    if per_node is None:
+        if nodes is not None and ranks is not None and ranks < nodes:
+            raise ResourceSpecificationError(
+                f"num_ranks={ranks} is less than num_nodes={nodes}: every node needs a rank"
+            )
+        return ranks or nodes or 1, nodes
+    if ranks is None:
+        nodes = nodes or 1
+        return nodes * per_node, nodes
+    if nodes is None:
+        return ranks, math.ceil(ranks / per_node)
+    if nodes * per_node != ranks:
+        raise ResourceSpecificationError(
+            f"num_nodes={nodes} times ranks_per_node={per_node} is {nodes * per_node}, "
+            f"but num_ranks={ranks}; leave one of the three out"
+        )
+    return ranks, nodes
+
+
+def _unknown_key(key: object) -> str:
+    near = difflib.get_close_matches(str(key), _CHECKS, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(_CHECKS)}"
+    return f"resource_specification has the unknown key '{key}'{hint}"
+
+
+def _wrong(key: str, value: object, rule: str) -> ResourceSpecificationError:
+    return ResourceSpecificationError(
+        f"resource_specification: {key} must be {rule}, got {value!r}"
+    )
+
+
+def _integer(least: int, most: int | None = None) -> Callable[[str, Any], int]:
+    rule = f"an integer from {least} to {most}" if most else f"an integer, {least} or more"
+
+    def check(key: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _wrong(key, value, rule)
+        if value < least or (most is not None and value > most):
+            raise _wrong(key, value, rule)
+        return value
+
+    return check
+
+
+def _boolean(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(key, value, "true or false")
+    return value
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _wrong(key, value, "a non-empty string")
+    return value
+
+
+def _object(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise _wrong(key, value, "a dict with string keys")
+    return dict(value)
+
+
+def _environment(key: str, value: Any) -> dict[str, str | None]:
+    variables = _object(key, value)
+    for name, setting in variables.items():
+        if setting is not None and not isinstance(setting, str):
+            raise _wrong(f"{key}[{name!r}]", setting, "a string (or None to unset it)")
+    return variables
+
+
+def _walltime(key: str, value: Any) -> float:
+    try:
+        seconds = parse_duration(value)
+    except ValueError as error:
+        raise _wrong(key, value, f"seconds or a Flux Standard Duration ({error})") from error
+    return 0.0 if math.isinf(seconds) else seconds
+
+
+def _begin_time(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        raise _wrong(key, value, "seconds since the epoch")
+    return float(value)
+
+
+def _dependencies(key: str, value: Any) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise _wrong(key, value, "a string 'scheme:value' or a list of such")
+    for item in items:
+        if not isinstance(item, str) or not all(item.partition(":")[::2]):
+            raise _wrong(key, item, "of the form 'scheme:value', e.g. 'afterok:f2ByGc'")
+    return tuple(items)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "num_nodes": _integer(1),
+    "ranks_per_node": _integer(1),
+    "num_ranks": _integer(1),
+    "cores_per_rank": _integer(1),
+    "gpus_per_rank": _integer(0),
+    "exclusive": _boolean,
+    "walltime": _walltime,
+    "queue": _text,
+    "bank": _text,
+    "urgency": _integer(0, URGENCY_MOST),
+    "environment": _environment,
+    "constraints": _object,
+    "dependencies": _dependencies,
+    "begin_time": _begin_time,
+    "job_name": _text,
+    "shell_options": _object,
+    "attributes": _object,
+    "launcher_options": _text,
+}

@@ -1,0 +1,168 @@
+"""REST requests and answers, as the official client sends and expects them.
+
+Ids are lower-case UUID strings with dashes. Unknown keys in a request are ignored, so that a newer
+client can talk to an older service.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+
+API_VERSION = "1.0.0"
+MIN_SDK_VERSION = "2.0.0"
+MIN_ENDPOINT_VERSION = "2.0.0"
+
+#: Header that makes a repeated submission harmless: same key, same answer, run once.
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+
+
+def _canonical_uuid(text: str) -> str:
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a UUID") from None
+
+
+#: A UUID as text, normalized to lower case with dashes.
+UuidText = Annotated[str, AfterValidator(_canonical_uuid)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class VersionAnswer(BaseModel):
+    """`GET /v2/version?service=all`."""
+
+    api: str = API_VERSION
+    min_sdk_version: str = MIN_SDK_VERSION
+    min_ep_version: str = MIN_ENDPOINT_VERSION
+
+
+class RegisterFunction(BaseModel):
+    """`POST /v3/functions`.
+
+    `function_code` is a packed buffer if `serialized`, else bare Python source.
+    """
+
+    function_name: Name
+    function_code: str
+    serialized: bool = True
+    description: str | None = None
+    meta: dict[str, Any] | None = None
+    public: bool = False
+    group: str | None = None
+
+
+class FunctionAnswer(BaseModel):
+    """Answer to a function registration."""
+
+    function_uuid: str
+
+
+class SubmitBatch(BaseModel):
+    """`POST /v3/endpoints/{id}/submit`: payloads by function id, and what holds for all of them."""
+
+    tasks: dict[UuidText, list[str]] = Field(min_length=1)
+    create_queue: bool = False
+    task_group_id: UuidText | None = None
+    resource_specification: dict[str, Any] | None = None
+    user_endpoint_config: dict[str, Any] | None = None
+    result_serializers: list[str] | None = None
+    user_runtime: dict[str, Any] | None = None
+
+
+class SubmitAnswer(BaseModel):
+    """Task ids by function id, each list in the order of the payloads."""
+
+    request_id: str
+    task_group_id: str
+    endpoint_id: str
+    tasks: dict[str, list[str]]
+
+
+class TaskDocument(BaseModel):
+    """`GET /v2/tasks/{id}`; `completion_t` is seconds since the epoch as text, once final."""
+
+    task_id: str
+    status: str
+    result: str | None = None
+    exception: str | None = None
+    completion_t: str | None = None
+    details: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+class BatchStatus(BaseModel):
+    """`POST /v2/batch_status`."""
+
+    task_ids: list[str]
+
+
+class BatchStatusAnswer(BaseModel):
+    """Task documents by task id."""
+
+    response: Literal["batch"] = "batch"
+    results: dict[str, TaskDocument]
+
+
+class TaskGroupMember(BaseModel):
+    """One task of a group."""
+
+    id: str
+
+
+class TaskGroupAnswer(BaseModel):
+    """`GET /v2/taskgroup/{id}`."""
+
+    taskgroup_id: str
+    tasks: list[TaskGroupMember]
+
+
+class ResultConnection(BaseModel):
+    """`GET /v2/get_amqp_result_connection_url`."""
+
+    queue_prefix: str
+    connection_url: str
+
+
+class RegisterEndpoint(BaseModel):
+    """`POST /v3/endpoints` and `PUT /v3/endpoints/{id}`."""
+
+    endpoint_name: Name
+    display_name: str | None = None
+    multi_user: bool = False
+    public: bool = False
+    allowed_functions: list[UuidText] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class EndpointStatusAnswer(BaseModel):
+    """`GET /v2/endpoints/{id}/status`; `details` is the last status report."""
+
+    status: Literal["online", "offline"]
+    details: dict[str, Any] = Field(default_factory=dict)
+    #: Seconds since the epoch of the last report, absent if there never was one.
+    last_seen: float | None = None
+
+
+class EndpointSummary(BaseModel):
+    """An element of `GET /v2/endpoints`."""
+
+    uuid: str
+    name: str
+    display_name: str | None
+    owner: str
+
+
+class ErrorBody(BaseModel):
+    """Every error answer. `message` and `reason` say the same (each client reads another)."""
+
+    code: str
+    message: str
+    reason: str
+    status: Literal["Failed"] = "Failed"
+    http_status_code: int
+    request_id: str
+    #: Dotted name of the request's field that was wrong.
+    field: str | None = None
