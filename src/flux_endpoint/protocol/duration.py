@@ -6,7 +6,7 @@ import math
 import re
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
-_PATTERN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|d|)", re.IGNORECASE)
+_PATTERN = re.compile(r"((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)(ms|s|m|h|d|)", re.IGNORECASE)
 
 
 def parse_duration(value: object) -> float:
@@ -19,7 +19,10 @@ def parse_duration(value: object) -> float:
         ValueError: it is neither, or negative.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value)
+        try:
+            seconds = float(value)
+        except OverflowError:
+            raise ValueError("a duration of more than 1e308 seconds is none") from None
     else:
         seconds = _parse_text(str(value))
     if math.isnan(seconds) or seconds < 0:
@@ -28,9 +31,10 @@ def parse_duration(value: object) -> float:
 
 
 def _parse_text(text: str) -> float:
-    if text.lower() in {"inf", "infinity"}:
+    stripped = text.strip()
+    if stripped.lower() in {"inf", "infinity"}:
         return math.inf
-    match = _PATTERN.fullmatch(text.strip())
+    match = _PATTERN.fullmatch(stripped)
     if match is None:
         raise ValueError(
             f"{text!r} is not a duration: write seconds, or a number and ms, s, m, h or d"

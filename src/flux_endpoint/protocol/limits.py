@@ -10,7 +10,9 @@ MAX_REQUEST_BYTES = 64 * 2**20
 
 # Strategies whose text is base64: the value's own bytes are three quarters of it.
 _BASE64_IDENTIFIERS = ("00\n", "01\n", "02\n", "03\n", "04\n")
-_BASE64_LINE = 76
+_IDENTIFIER_LENGTH = 3
+# Up to two characters of padding and a newline end a text.
+_PADDING_PLACES = 3
 
 
 def carried_bytes(buffer: str) -> int:
@@ -21,6 +23,6 @@ def carried_bytes(buffer: str) -> int:
     """
     if not buffer.startswith(_BASE64_IDENTIFIERS):
         return len(buffer)
-    text = len(buffer) - 3
-    newlines = text // (_BASE64_LINE + 1) + (1 if text % (_BASE64_LINE + 1) else 0)
-    return max(text - newlines, 0) * 3 // 4
+    text = len(buffer) - _IDENTIFIER_LENGTH - buffer.count("\n", _IDENTIFIER_LENGTH)
+    padding = buffer.count("=", -_PADDING_PLACES)
+    return max(text * 3 // 4 - padding, 0)

@@ -69,6 +69,39 @@ class TaskCancel(Message):
     task_id: UUID
 
 
+class TaskKill(Message):
+    """A request to this project's endpoints: end a task, or send a signal to its processes.
+
+    Without `signum` the task is ended for good, with its whole process tree.
+    """
+
+    message_type: ClassVar[str] = "task_kill"
+
+    task_id: UUID
+    signum: int | None = None
+
+
+class TaskEvent(BaseModel):
+    """An event of the Flux job that a task became (RFC 21).
+
+    `timestamp` is seconds since the epoch; with `name` it tells an event from its repetition.
+    """
+
+    task_id: UUID
+    jobid: int | None = None
+    name: str
+    timestamp: float
+    context: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskEvents(Message):
+    """Job events of an endpoint's tasks; sent by this project's endpoints, on their own queues."""
+
+    message_type: ClassVar[str] = "task_events"
+
+    events: list[TaskEvent]
+
+
 class TaskTransition(Message):
     """A task reached `state` at `timestamp` (integer nanoseconds since the epoch)."""
 
@@ -132,6 +165,8 @@ MESSAGES: dict[str, type[Message]] = {
         Result,
         Task,
         TaskCancel,
+        TaskEvents,
+        TaskKill,
         TaskTransition,
     )
 }
@@ -158,7 +193,8 @@ def unpack(body: bytes) -> Message:
         )
     try:
         envelope = json.loads(body[1:])
-    except ValueError as error:  # covers bad UTF-8 as well as bad JSON
+    # ValueError covers bad UTF-8 as well as bad JSON; the other is JSON nested too deep.
+    except (ValueError, RecursionError) as error:
         raise InvalidMessageError(f"message body is not JSON: {error}") from error
     if not isinstance(envelope, dict) or not isinstance(envelope.get("data"), dict):
         raise InvalidMessageError("message envelope must be an object with an object in 'data'")

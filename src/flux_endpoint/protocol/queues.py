@@ -3,7 +3,9 @@
 Topology (all durable): direct exchanges `tasks` and `commands`, topic exchanges `results` and
 `heartbeats`; per endpoint E the queues `E.tasks` and `E.commands`; the service's own queues
 `results` and `heartbeats`, bound to `*.results` and `*.heartbeats`; per task group G a queue `tg.G`
-on the default exchange. What no one can read or route ends in the queue `dead-letters`.
+on the default exchange. Job events go the way of results: topic exchange `events`, its queue
+`events`, and per task group the queue `ev.G` while somebody listens. What no one can read or route
+ends in the queue `dead-letters`.
 """
 
 from __future__ import annotations
@@ -20,12 +22,18 @@ DEAD_LETTERS = "dead-letters"  # a fanout exchange and the queue bound to it
 RESULTS_QUEUE = "results"
 HEARTBEATS_QUEUE = "heartbeats"
 TASK_GROUP_PREFIX = "tg."
+#: Job events travel beside the results, so that official clients and endpoints never see them.
+EVENTS_EXCHANGE = "events"
+EVENTS_QUEUE = "events"
+TASK_GROUP_EVENTS_PREFIX = "ev."
 
 #: Headers of a task message. The first two are required, identity comes from them alone.
 TASK_ID_HEADER = "task_uuid"
 FUNCTION_ID_HEADER = "function_uuid"
 RESOURCES_HEADER = "resource_specification"
 RESULT_SERIALIZERS_HEADER = "result_serializers"
+#: The id, in decimal, of a running job that the task is to follow; the task's buffer is empty then.
+ATTACH_HEADER = "attach_jobid"
 
 
 def tasks_queue(endpoint_id: str) -> str:
@@ -46,6 +54,16 @@ def results_key(endpoint_id: str) -> str:
 def heartbeats_key(endpoint_id: str) -> str:
     """Return the routing key under which an endpoint publishes status reports."""
     return f"{endpoint_id}.heartbeats"
+
+
+def events_key(endpoint_id: str) -> str:
+    """Return the routing key under which an endpoint publishes job events."""
+    return f"{endpoint_id}.events"
+
+
+def task_group_events_queue(task_group_id: str) -> str:
+    """Return the name of the queue of a task group's job events."""
+    return f"{TASK_GROUP_EVENTS_PREFIX}{task_group_id}"
 
 
 def task_group_queue(task_group_id: str) -> str:
@@ -75,6 +93,8 @@ class EndpointQueues(BaseModel):
     task_queue_info: ConsumeInfo
     result_queue_info: PublishInfo
     heartbeat_queue_info: PublishInfo
+    #: For this project's endpoints; others ignore it.
+    event_queue_info: PublishInfo | None = None
 
 
 def endpoint_queues(endpoint_id: str, connection_url: str) -> EndpointQueues:
@@ -104,4 +124,5 @@ def endpoint_queues(endpoint_id: str, connection_url: str) -> EndpointQueues:
         heartbeat_queue_info=publish(
             HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE, heartbeats_key(endpoint_id)
         ),
+        event_queue_info=publish(EVENTS_EXCHANGE, EVENTS_QUEUE, events_key(endpoint_id)),
     )

@@ -174,7 +174,8 @@ def _walltime(key: str, value: Any) -> float:
 
 
 def _begin_time(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+    # The comparison is false for NaN, too.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63:
         raise _wrong(key, value, "seconds since the epoch")
     return float(value)
 

@@ -126,6 +126,62 @@ class ResultConnection(BaseModel):
     connection_url: str
 
 
+class KillTask(BaseModel):
+    """`POST /v2/tasks/{id}/kill`: end a task, or with `signum` signal its processes."""
+
+    signum: int | None = Field(default=None, ge=1, le=64)
+
+
+class KillAnswer(BaseModel):
+    """What becomes of a request to end a task: its state, and whether the endpoint was told."""
+
+    task_id: str
+    status: str
+    delivered: bool
+
+
+class AttachJob(BaseModel):
+    """`POST /v3/endpoints/{id}/attach`: follow a job that runs there already."""
+
+    #: Flux job id: an integer or any printed form.
+    jobid: int | str
+    task_group_id: UuidText | None = None
+    create_queue: bool = False
+    result_serializers: list[str] | None = None
+
+
+class AttachAnswer(BaseModel):
+    """The task that follows the job."""
+
+    task_id: str
+    task_group_id: str
+    endpoint_id: str
+
+
+class TaskEventDocument(BaseModel):
+    """A job event as it was stored; see `protocol.messages.TaskEvent`."""
+
+    task_id: str
+    jobid: int | None
+    name: str
+    timestamp: float
+    context: dict[str, Any]
+
+
+class TaskEventsAnswer(BaseModel):
+    """`GET /v2/tasks/{id}/events`: the events so far, in their order."""
+
+    task_id: str
+    events: list[TaskEventDocument]
+
+
+class EventStreamAnswer(BaseModel):
+    """`POST /v2/taskgroup/{id}/events`: the queue that the group's job events go to from now on."""
+
+    queue: str
+    connection_url: str
+
+
 class RegisterEndpoint(BaseModel):
     """`POST /v3/endpoints` and `PUT /v3/endpoints/{id}`."""
 

@@ -1,0 +1,63 @@
+"""Objects <-> text, wire-identical to the official strategies."""
+
+from flux_endpoint.serialize.code import (
+    DillCode,
+    DillCodeSource,
+    DillCodeTextInspect,
+    PickleCode,
+    PureSourceDill,
+    PureSourceTextInspect,
+)
+from flux_endpoint.serialize.combined import (
+    AllCodeStrategies,
+    AllDataStrategies,
+    CombinedCode,
+    ComboSerializationStrategy,
+)
+from flux_endpoint.serialize.data import DillDataBase64, JSONData
+from flux_endpoint.serialize.packing import pack_buffers, unpack_buffers
+from flux_endpoint.serialize.selection import (
+    AllowlistWildcard,
+    DeserializerAllowlist,
+    Strategylike,
+    ValidatedStrategylike,
+    validate_strategylike,
+)
+from flux_endpoint.serialize.serializer import (
+    DEFAULT_STRATEGY_CODE,
+    DEFAULT_STRATEGY_DATA,
+    ComputeSerializer,
+)
+from flux_endpoint.serialize.strategies import (
+    SerializationStrategy,
+    StrategyError,
+    prefer_for_type,
+)
+
+__all__ = [
+    "DEFAULT_STRATEGY_CODE",
+    "DEFAULT_STRATEGY_DATA",
+    "AllCodeStrategies",
+    "AllDataStrategies",
+    "AllowlistWildcard",
+    "CombinedCode",
+    "ComboSerializationStrategy",
+    "ComputeSerializer",
+    "DeserializerAllowlist",
+    "DillCode",
+    "DillCodeSource",
+    "DillCodeTextInspect",
+    "DillDataBase64",
+    "JSONData",
+    "PickleCode",
+    "PureSourceDill",
+    "PureSourceTextInspect",
+    "SerializationStrategy",
+    "StrategyError",
+    "Strategylike",
+    "ValidatedStrategylike",
+    "pack_buffers",
+    "prefer_for_type",
+    "unpack_buffers",
+    "validate_strategylike",
+]

@@ -1,0 +1,141 @@
+"""Strategies for functions: as dill's byte code, or as source text."""
+
+# ruff: noqa: D102 - what serialize and deserialize promise is said in SerializationStrategy
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import dill.source
+
+from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.serialize.data import base64_bytes, dill_from_text, dill_to_text
+from flux_endpoint.serialize.strategies import SerializationStrategy
+
+
+def _dill_source(function: Callable[..., Any]) -> str:
+    source: str = dill.source.getsource(function, lstrip=True)
+    return source
+
+
+def _run_source(name: str, source: str) -> Any:
+    """Return what `source`, run in an empty namespace, calls `name`."""
+    if source[:1].isspace():  # a function that was defined inside something else
+        source = textwrap.dedent(source)
+    namespace: dict[str, Any] = {}
+    exec(compile(source, f"<source of {name}>", "exec"), namespace)  # noqa: S102 - what this is for
+    if name not in namespace:
+        raise DeserializationError(f"the source defines no {name!r}")
+    return namespace[name]
+
+
+class DillCode(SerializationStrategy):
+    """The function through dill: byte code, or a reference if it can be imported. The default.
+
+    Both sides need the same minor version of Python.
+    """
+
+    identifier = "01\n"
+    for_code = True
+
+    def serialize(self, data: Any) -> str:
+        return self.identifier + dill_to_text(data)
+
+    def deserialize(self, payload: str) -> Any:
+        return dill_from_text(self.chomp(payload))
+
+
+class PickleCode(SerializationStrategy):
+    """The function through pickle. Reads very old functions; writes none."""
+
+    identifier = "02\n"
+    for_code = True
+    read_only = True
+
+    def serialize(self, data: Any) -> str:  # noqa: ARG002 - refuses all alike
+        raise SerializationError("PickleCode only reads; use DillCode")
+
+    def deserialize(self, payload: str) -> Any:
+        return pickle.loads(base64_bytes(self.chomp(payload)))  # noqa: S301 - what this is for
+
+
+class _DilledSource(SerializationStrategy):
+    """A pair of name and source through dill."""
+
+    def _source(self, function: Any) -> str:
+        raise NotImplementedError
+
+    def serialize(self, data: Any) -> str:
+        name = data.__name__
+        return self.identifier + dill_to_text((name, self._source(data)))
+
+    def deserialize(self, payload: str) -> Any:
+        name, source = dill_from_text(self.chomp(payload))
+        return _run_source(name, source)
+
+
+class DillCodeTextInspect(_DilledSource):
+    """The function's source as `inspect` finds it, through dill.
+
+    Deprecated: use `PureSourceTextInspect`.
+    """
+
+    identifier = "03\n"
+    for_code = True
+
+    def _source(self, function: Any) -> str:
+        return inspect.getsource(function)
+
+
+class DillCodeSource(_DilledSource):
+    """The function's source as dill finds it, through dill.
+
+    Deprecated: use `PureSourceDill`.
+    """
+
+    identifier = "04\n"
+    for_code = True
+
+    def _source(self, function: Any) -> str:
+        return _dill_source(function)
+
+
+class _PureSource(SerializationStrategy):
+    """Name, colon, source."""
+
+    def _source(self, function: Any) -> str:
+        raise NotImplementedError
+
+    def serialize(self, data: Any) -> str:
+        name: str = data.__name__
+        return f"{self.identifier}{name}:{self._source(data)}"
+
+    def deserialize(self, payload: str) -> Any:
+        name, colon, source = self.chomp(payload).partition(":")
+        if not colon:
+            raise DeserializationError("the payload has no colon between name and source")
+        return _run_source(name, source)
+
+
+class PureSourceTextInspect(_PureSource):
+    """The function's source as `inspect` finds it. Works across versions of Python."""
+
+    identifier = "st\n"
+    for_code = True
+
+    def _source(self, function: Any) -> str:
+        return inspect.getsource(function)
+
+
+class PureSourceDill(_PureSource):
+    """The function's source as dill finds it, also in an interactive interpreter."""
+
+    identifier = "sd\n"
+    for_code = True
+
+    def _source(self, function: Any) -> str:
+        return _dill_source(function)

@@ -1,0 +1,67 @@
+"""Strategies for arguments and results."""
+
+# ruff: noqa: D102 - what serialize and deserialize promise is said in SerializationStrategy
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+import dill
+
+from flux_endpoint.errors import DeserializationError
+from flux_endpoint.serialize.strategies import SerializationStrategy
+
+
+def dill_to_text(data: Any) -> str:
+    """Return `data` through dill as base64, a newline after every 76 characters and at the end."""
+    return base64.encodebytes(dill.dumps(data)).decode()
+
+
+def dill_from_text(text: str) -> Any:
+    """Return the object in `text`.
+
+    Raises:
+        DeserializationError: `text` is no base64. Everything else comes from the object itself.
+    """
+    return dill.loads(base64_bytes(text))  # noqa: S301 - what this is for
+
+
+def base64_bytes(text: str) -> bytes:
+    """Return the bytes in `text`.
+
+    Raises:
+        DeserializationError: it is no base64.
+    """
+    try:
+        return base64.decodebytes(text.encode())
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise DeserializationError(f"the payload is not base64: {error}") from error
+
+
+class DillDataBase64(SerializationStrategy):
+    """Any picklable object, through dill, as base64. The default for data."""
+
+    identifier = "00\n"
+    for_code = False
+
+    def serialize(self, data: Any) -> str:
+        return self.identifier + dill_to_text(data)
+
+    def deserialize(self, payload: str) -> Any:
+        return dill_from_text(self.chomp(payload))
+
+
+class JSONData(SerializationStrategy):
+    """What JSON can say, as JSON: tuples come back as lists, keys as strings."""
+
+    identifier = "11\n"
+    for_code = False
+
+    def serialize(self, data: Any) -> str:
+        return self.identifier + json.dumps(data)
+
+    def deserialize(self, payload: str) -> Any:
+        return json.loads(self.chomp(payload))

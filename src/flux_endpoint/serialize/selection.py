@@ -1,0 +1,144 @@
+"""Which strategies a user means: by instance, class or import path; and allow-lists of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from flux_endpoint.serialize.strategies import (
+    SerializationStrategy,
+    StrategyError,
+    all_strategies,
+)
+
+#: A strategy's instance, its class, or the import path of either.
+Strategylike = SerializationStrategy | type[SerializationStrategy] | str
+
+#: Where the official package keeps the strategies; ours of the same names take their places.
+_OFFICIAL_HOMES = ("globus_compute_sdk.serialize.concretes", "globus_compute_sdk.serialize")
+
+
+class AllowlistWildcard(StrEnum):
+    """Entries of an allow-list that stand for all strategies of a kind."""
+
+    CODE = "globus_compute_sdk.*Code"
+    DATA = "globus_compute_sdk.*Data"
+
+
+#: What a serializer may deserialize: strategies, wildcards. `flux_endpoint.*Code` is `CODE` too.
+DeserializerAllowlist = Iterable[Strategylike | AllowlistWildcard]
+
+
+@dataclass(frozen=True)
+class ValidatedStrategylike:
+    """A strategy, and the import path that both our and the official endpoint know it by."""
+
+    type_: type[SerializationStrategy]
+    instance: SerializationStrategy
+    import_path: str
+
+
+def validate_strategylike(
+    value: Strategylike, *, for_code: bool | None = None
+) -> ValidatedStrategylike:
+    """Return the strategy that `value` means.
+
+    Args:
+        value: a strategy's instance, its class, or the import path of either.
+        for_code: whether it must be one for code, or for data; `None`: either.
+
+    Raises:
+        StrategyError: `value` is no strategy, only reads, or is for the other kind.
+    """
+    found = _resolve(value) if isinstance(value, str) else value
+    class_ = found if isinstance(found, type) else type(found)
+    if class_.__module__ in _OFFICIAL_HOMES:  # the official package's own object
+        class_ = _named(class_.__name__) or class_
+    if not issubclass(class_, SerializationStrategy) or not hasattr(class_, "identifier"):
+        raise StrategyError(
+            f"{value!r} is no serialization strategy: give an instance or a subclass of "
+            f"SerializationStrategy, or its import path. {_known(for_code)}"
+        )
+    if class_.read_only:
+        raise StrategyError(f"{class_.__name__} only reads old functions. {_known(for_code)}")
+    if for_code is not None and class_.for_code != for_code:
+        wanted, given = ("code", "data") if for_code else ("data", "code")
+        raise StrategyError(
+            f"{class_.__name__} is a strategy for {given}, one for {wanted} is needed. "
+            f"{_known(for_code)}"
+        )
+    ours = class_.__module__.startswith("flux_endpoint.serialize.")
+    home = _OFFICIAL_HOMES[0] if ours else class_.__module__
+    return ValidatedStrategylike(class_, class_.instance(), f"{home}.{class_.__qualname__}")
+
+
+def _resolve(path: str) -> object:
+    module, _, name = path.rpartition(".")
+    if module in _OFFICIAL_HOMES:
+        return _named(name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise StrategyError(
+            f"serialization strategy {path!r} can't be imported: {type(error).__name__}: {error}. "
+            f"{_known(None)}"
+        ) from error
+
+
+def _named(name: str) -> type[SerializationStrategy] | None:
+    return next((type(s) for s in all_strategies() if type(s).__name__ == name), None)
+
+
+def _known(for_code: bool | None) -> str:
+    names = sorted(
+        type(strategy).__name__
+        for strategy in all_strategies()
+        if not strategy.read_only and for_code in {None, strategy.for_code}
+    )
+    return f"Known are {', '.join(names)}"
+
+
+class Allowlist:
+    """Which strategies may deserialize."""
+
+    def __init__(self, entries: Iterable[Strategylike]) -> None:
+        given = list(entries)
+        self.types: set[type[SerializationStrategy]] = set()
+        self._kinds: set[bool] = set()
+        for entry in given:
+            kind = self._kind(entry)
+            if kind is None:
+                self.types.add(validate_strategylike(entry).type_)
+            else:
+                self._kinds.add(kind)
+        specific = {type_.for_code for type_ in self.types}
+        if specific & self._kinds:
+            raise StrategyError(f"allow-list {given}: a wildcard and strategies of its kind")
+        if given and len(specific | self._kinds) != 2:
+            raise StrategyError(
+                f"allow-list {given}: it needs at least one strategy or wildcard for code and one "
+                f"for data. Wildcards are {', '.join(AllowlistWildcard)}. {_known(None)}"
+            )
+
+    @staticmethod
+    def _kind(entry: object) -> bool | None:
+        if not isinstance(entry, str):
+            return None
+        try:
+            wildcard = AllowlistWildcard(entry.replace("flux_endpoint.*", "globus_compute_sdk.*"))
+        except ValueError:
+            return None
+        return wildcard is AllowlistWildcard.CODE
+
+    def __contains__(self, strategy: SerializationStrategy) -> bool:
+        if not self.types and not self._kinds:
+            return True
+        by_kind = strategy.for_code in self._kinds and not strategy.read_only
+        return by_kind or type(strategy) in self.types
+
+    def names(self) -> str:
+        """Return the names of all that is allowed."""
+        allowed = [type(strategy).__name__ for strategy in all_strategies() if strategy in self]
+        return ", ".join(sorted(allowed))

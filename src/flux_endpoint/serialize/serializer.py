@@ -1,0 +1,216 @@
+"""`ComputeSerializer`: objects to text and back, with the strategies that its user selected."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import dill
+
+from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.serialize import diagnosis, packing
+from flux_endpoint.serialize.code import DillCode
+from flux_endpoint.serialize.data import DillDataBase64, JSONData
+from flux_endpoint.serialize.selection import (
+    Allowlist,
+    DeserializerAllowlist,
+    Strategylike,
+    validate_strategylike,
+)
+from flux_endpoint.serialize.strategies import (
+    IDENTIFIER_LENGTH,
+    SerializationStrategy,
+    StrategyError,
+    all_strategies,
+    preferred_strategy,
+)
+
+#: Used for functions, and for everything else, where no other strategy is selected.
+DEFAULT_STRATEGY_CODE: SerializationStrategy = DillCode.instance()
+DEFAULT_STRATEGY_DATA: SerializationStrategy = DillDataBase64.instance()
+
+# Strategies that fail because of a part of the object, which is worth looking for.
+_BY_PARTS = (DillCode, DillDataBase64, JSONData)
+_BUFFERS_OF_A_TASK = 3
+
+
+class ComputeSerializer:
+    """Turns functions, arguments and results into text, and back.
+
+    Args:
+        strategy_code: for callables, by default `DillCode`, unless an object's type prefers
+            another.
+        strategy_data: for everything else, by default `DillDataBase64`.
+        allowed_deserializer_types: what `deserialize` may read, at least one strategy or wildcard
+            of each kind; `None` or empty: everything.
+
+    Raises:
+        StrategyError: one of these is no strategy, or of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        strategy_code: Strategylike | None = None,
+        strategy_data: Strategylike | None = None,
+        allowed_deserializer_types: DeserializerAllowlist | None = None,
+    ) -> None:
+        self._selected_code = strategy_code is not None
+        self.code_serializer = (
+            DEFAULT_STRATEGY_CODE
+            if strategy_code is None
+            else validate_strategylike(strategy_code, for_code=True).instance
+        )
+        self.data_serializer = (
+            DEFAULT_STRATEGY_DATA
+            if strategy_data is None
+            else validate_strategylike(strategy_data, for_code=False).instance
+        )
+        self._allowed = Allowlist(allowed_deserializer_types or ())
+
+    @property
+    def allowed_deserializer_types(self) -> set[type[SerializationStrategy]]:
+        """What may be deserialized; empty if that is everything."""
+        every = {type(strategy) for strategy in all_strategies() if strategy in self._allowed}
+        return every if len(every) < len(all_strategies()) else set()
+
+    def serialize(self, data: Any) -> str:
+        """Return `data` as text.
+
+        Raises:
+            SerializationError: it can't be; the text names it and says which part of it is why.
+        """
+        strategy = self.data_serializer
+        if callable(data):
+            own = None if self._selected_code else preferred_strategy(type(data))
+            strategy = own or self.code_serializer
+        try:
+            return strategy.serialize(data)
+        except Exception as error:
+            kind = "Code" if strategy.for_code else "Data"
+            raise SerializationError(
+                f"{kind} serialization strategy {type(strategy).__name__} failed for "
+                f"{diagnosis.described(data)}: {_reason(strategy, data, error)}"
+            ) from error
+
+    def deserialize(self, payload: str) -> Any:
+        """Return the object in `payload`, whichever allowed strategy wrote it.
+
+        Raises:
+            DeserializationError: no strategy, or none that is allowed, reads it; or it fails to.
+        """
+        identifier = payload[:IDENTIFIER_LENGTH]
+        strategy = SerializationStrategy.get_cached_by_id(identifier)
+        if strategy is None:
+            known = ", ".join(sorted(repr(known.identifier[:-1]) for known in all_strategies()))
+            raise DeserializationError(
+                f"no serialization strategy has the identifier {identifier!r}; known here are "
+                f"{known}"
+            )
+        self.assert_deserializer_allowed(strategy)
+        try:
+            return strategy.deserialize(payload)
+        except Exception as error:
+            raise DeserializationError(
+                f"{type(strategy).__name__} can't deserialize {_sort(strategy)} here "
+                f"(Python {platform.python_version()}, dill {dill.__version__}): "
+                f"{_text(error)}{_advice(strategy, error)}"
+            ) from error
+
+    def assert_deserializer_allowed(self, strategy: SerializationStrategy) -> None:
+        """Raise a DeserializationError if `strategy` may not be used for reading."""
+        if strategy in self._allowed:
+            return
+        raise DeserializationError(
+            f"{type(strategy).__name__} is not allowed here for {_sort(strategy)}; "
+            f"allowed serializers: {self._allowed.names()}"
+        )
+
+    @staticmethod
+    def serialize_from_list(data: Any, strategies: Iterable[Strategylike] | None = None) -> str:
+        """Return `data` as the first of `strategies` that can writes it.
+
+        Args:
+            data: any object.
+            strategies: tried in order; `None` or empty: what `ComputeSerializer()` uses.
+
+        Raises:
+            SerializationError: none can; the text has each one's reason.
+        """
+        failures: list[tuple[str, str, Exception]] = []
+        for given in list(strategies or ()) or [_default_for(data)]:
+            name = given if isinstance(given, str) else _class_name(given)
+            try:
+                strategy = validate_strategylike(given, for_code=callable(data)).instance
+            except StrategyError as error:
+                failures.append((name, str(error), error))
+                continue
+            try:
+                return strategy.serialize(data)
+            except Exception as error:  # noqa: BLE001 - whatever an object raises when it is pickled
+                failures.append((_class_name(strategy), _reason(strategy, data, error), error))
+        reasons = "".join(f"\n- {name}: {reason}" for name, reason, _ in failures)
+        raise SerializationError(
+            f"All strategies failed. For {diagnosis.described(data)}:{reasons}"
+        ) from ExceptionGroup("strategies", [error for _, _, error in failures])
+
+    pack_buffers = staticmethod(packing.pack_buffers)
+    unpack_buffers = staticmethod(packing.unpack_buffers)
+
+    def unpack_and_deserialize(self, packed_buffer: str) -> list[Any]:
+        """Return function, args and kwargs of a packed task.
+
+        Raises:
+            DeserializationError: it has not exactly three buffers, or one can't be read.
+        """
+        buffers = packing.unpack_buffers(packed_buffer)
+        if len(buffers) != _BUFFERS_OF_A_TASK:
+            raise DeserializationError(
+                f"a task is three buffers, function, args and kwargs; this one has {len(buffers)}"
+            )
+        return [self.deserialize(buffer) for buffer in buffers]
+
+    def check_strategies(
+        self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> list[Any]:
+        """Return function, args and kwargs after a round trip through this serializer.
+
+        Raises:
+            SerializationError: one of them can't be serialized.
+            DeserializationError: one of them can't be read again.
+        """
+        buffers = [self.serialize(part) for part in (function, args, kwargs)]
+        return self.unpack_and_deserialize(packing.pack_buffers(buffers))
+
+
+def _default_for(data: Any) -> SerializationStrategy:
+    if not callable(data):
+        return DEFAULT_STRATEGY_DATA
+    return preferred_strategy(type(data)) or DEFAULT_STRATEGY_CODE
+
+
+def _class_name(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else type(value).__name__
+
+
+def _reason(strategy: SerializationStrategy, data: Any, error: Exception) -> str:
+    if isinstance(strategy, _BY_PARTS):
+        return diagnosis.reason(data, error, strategy.serialize)
+    return _text(error) if isinstance(error, SerializationError) else diagnosis.plain(error)
+
+
+def _sort(strategy: SerializationStrategy) -> str:
+    return "functions" if strategy.for_code else "data"
+
+
+def _text(error: Exception) -> str:
+    named = isinstance(error, (SerializationError, DeserializationError))
+    return str(error) if named else diagnosis.plain(error)
+
+
+def _advice(strategy: SerializationStrategy, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return ". What it needs must be installed on this side too"
+    if strategy.for_code and not isinstance(error, DeserializationError):
+        return ". Byte code needs the same minor version of Python on both sides"
+    return ""
