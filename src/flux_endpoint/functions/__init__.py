@@ -1,0 +1,34 @@
+"""`ShellFunction`, `MPIFunction`, `ShellResult`: what a command task is.
+
+Importing this package registers the serialization strategy that carries them.
+"""
+
+from flux_endpoint.functions.execution import (
+    GRACE,
+    OUT_OF_TIME,
+    WALLTIME_RETURNCODE,
+    Outcome,
+    outcome_of,
+)
+from flux_endpoint.functions.mpi import MPIFunction
+from flux_endpoint.functions.result import ShellResult
+from flux_endpoint.functions.shell import ShellFunction
+from flux_endpoint.functions.transport import (
+    CommandFunctionCode,
+    command_of,
+    serialize_arguments,
+)
+
+__all__ = [
+    "GRACE",
+    "OUT_OF_TIME",
+    "WALLTIME_RETURNCODE",
+    "CommandFunctionCode",
+    "MPIFunction",
+    "Outcome",
+    "ShellFunction",
+    "ShellResult",
+    "command_of",
+    "outcome_of",
+    "serialize_arguments",
+]

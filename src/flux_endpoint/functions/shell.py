@@ -1,0 +1,178 @@
+"""`ShellFunction`: a command line that is called like a function."""
+
+from __future__ import annotations
+
+import keyword
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from flux_endpoint.functions.execution import run_command
+from flux_endpoint.functions.result import ShellResult
+
+
+class ShellFunction:
+    r"""A command line, run by `bash` on the endpoint.
+
+    Args:
+        cmd: the command line; `{name}` in it stands for the keyword argument `name` of a call,
+            literal braces are written twice.
+        stdout: file on the endpoint to append standard output to; by default a new one.
+        stderr: the same for standard error.
+        walltime: seconds after which the command, with every process that it started, is ended.
+        snippet_lines: how many lines of each stream come back, from its end.
+        name: what to register the function as; by default the name of the class.
+        return_dict: whether a call returns a `dict` that JSON can carry, not a `ShellResult`.
+
+    Raises:
+        ValueError: one of them is wrong.
+
+    Example:
+        >>> ShellFunction("echo Hello {whom}")(whom="world").stdout
+        'Hello world\n'
+    """
+
+    #: What is put before the formatted command.
+    command_prefix: ClassVar[str] = ""
+
+    __name__: str
+
+    def __init__(  # noqa: PLR0917 - the official signature
+        self,
+        cmd: str,
+        stdout: str | os.PathLike[str] | None = None,
+        stderr: str | os.PathLike[str] | None = None,
+        walltime: float | None = None,
+        snippet_lines: int = 1000,
+        name: str | None = None,
+        return_dict: bool = False,
+    ) -> None:
+        if not isinstance(cmd, str):
+            raise ValueError(f"cmd must be a string, got {_shown(cmd)}")  # noqa: TRY004
+        if "\0" in cmd:
+            raise ValueError("cmd must not have a null character in it")
+        self.cmd = cmd
+        self.stdout = _path("stdout", stdout)
+        self.stderr = _path("stderr", stderr)
+        self.walltime = _walltime(walltime)
+        self.snippet_lines = _lines(snippet_lines)
+        self.__name__ = _name(name if name is not None else type(self).__name__)
+        if not isinstance(return_dict, bool):
+            raise ValueError(  # noqa: TRY004
+                f"return_dict must be True or False, got {_shown(return_dict)}"
+            )
+        self.return_dict = return_dict
+
+    def format_command(self, arguments: Mapping[str, Any]) -> str:
+        """Return the command line of a call with these keyword arguments, without any prefix.
+
+        Raises:
+            TypeError: one that the command line names is missing.
+            ValueError: the command line, or one of its fields, can't be formatted.
+        """
+        try:
+            command = self.cmd.format(**arguments)
+        except KeyError as error:
+            given = ", ".join(arguments) or "none"
+            raise TypeError(
+                f"{self.__name__}: the command has the field {{{error.args[0]}}} but the call has "
+                f"no such keyword argument (it has: {given}); literal braces are written {{{{ }}}}"
+            ) from None
+        except IndexError:
+            raise TypeError(
+                f"{self.__name__}: the command has a field without a name ({{}} or {{0}}); fields "
+                "are keyword arguments, literal braces are written {{ }}"
+            ) from None
+        except Exception as error:
+            raise ValueError(
+                f"{self.__name__}: the command can't be formatted: {type(error).__name__}: "
+                f"{error}; literal braces are written {{{{ }}}}"
+            ) from error
+        if "\0" in command:
+            raise ValueError(f"{self.__name__}: an argument puts a null character into the command")
+        return command
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> ShellResult | dict[str, Any]:
+        """Run the command here, with its fields from `kwargs`.
+
+        Raises:
+            TypeError: an argument is positional, or one is missing.
+            ValueError: the command line can't be formatted.
+            OSError: the files of its streams can't be written, or there is no `bash`.
+        """
+        if args:
+            raise TypeError(
+                f"{self.__name__} takes keyword arguments only, for the fields of its command; "
+                f"got {len(args)} positional"
+            )
+        command = self.command_prefix + self.format_command(kwargs)
+        execution = run_command(
+            command,
+            stdout=self.stdout,
+            stderr=self.stderr,
+            walltime=self.walltime,
+            snippet_lines=self.snippet_lines,
+        )
+        result = ShellResult(
+            command,
+            execution.stdout,
+            execution.stderr,
+            execution.outcome.returncode,
+            execution.outcome.exception_name,
+        )
+        return vars(result) if self.return_dict else result
+
+    def __str__(self) -> str:
+        return f"{self.__name__}: {self.cmd.strip()}"
+
+    def __repr__(self) -> str:
+        options = "".join(
+            f", {name}={value!r}"
+            for name, value, default in (
+                ("stdout", self.stdout, None),
+                ("stderr", self.stderr, None),
+                ("walltime", self.walltime, None),
+                ("snippet_lines", self.snippet_lines, 1000),
+                ("name", self.__name__, type(self).__name__),
+                ("return_dict", self.return_dict, False),
+            )
+            if value != default
+        )
+        return f"{type(self).__name__}({self.cmd!r}{options})"
+
+
+def _path(option: str, value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{option} must be the path of a file, got {_shown(value)}")
+    return value
+
+
+def _walltime(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ValueError(f"walltime must be a number of seconds, got {_shown(value)}")
+    if value < 0:
+        raise ValueError(f"walltime must not be negative, got {value!r}")
+    return value
+
+
+def _lines(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"snippet_lines must be an integer, 0 or more, got {_shown(value)}")
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value.isidentifier() or keyword.iskeyword(value):
+        raise ValueError(f"name must be a valid Python name and no keyword, got {_shown(value)}")
+    return value
+
+
+def _shown(value: object) -> str:
+    return f"{value!r} of type {type(value).__name__}"

@@ -1,0 +1,163 @@
+"""Command functions on the wire: as data, which an endpoint reads without running anything."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.functions.mpi import MPIFunction
+from flux_endpoint.functions.shell import ShellFunction
+from flux_endpoint.serialize import (
+    DEFAULT_STRATEGY_DATA,
+    ComputeSerializer,
+    JSONData,
+    SerializationStrategy,
+    prefer_for_type,
+    unpack_buffers,
+)
+
+_KINDS: dict[str, type[ShellFunction]] = {"shell": ShellFunction, "mpi": MPIFunction}
+_KIND_OF = {kind: name for name, kind in _KINDS.items()}
+_OPTIONS = frozenset(
+    {"cmd", "stdout", "stderr", "walltime", "snippet_lines", "name", "return_dict"}
+)
+
+_JSON = JSONData.instance()
+_ATOMS = (str, bool)
+#: What JSON carries is not nested deeper, and its integers are not longer, in bits.
+_DEEPEST = 100
+_LONGEST_INTEGER = 1024
+
+
+class CommandFunctionCode(SerializationStrategy):
+    """A `ShellFunction` or `MPIFunction` as JSON: `{"kind": "shell", "cmd": …}`."""
+
+    identifier = "fc\n"
+    for_code = True
+
+    def serialize(self, data: Any) -> str:
+        """Return the command function as JSON."""
+        kind = _KIND_OF.get(type(data))
+        if kind is None:
+            raise SerializationError(
+                f"only {' and '.join(cls.__name__ for cls in _KIND_OF)} travel this way, "
+                f"not {type(data).__name__}"
+            )
+        walltime = data.walltime
+        if walltime is not None and not math.isfinite(walltime):
+            walltime = None
+        fields = {
+            "kind": kind,
+            "cmd": data.cmd,
+            "stdout": data.stdout,
+            "stderr": data.stderr,
+            "walltime": walltime,
+            "snippet_lines": data.snippet_lines,
+            "name": data.__name__,
+            "return_dict": data.return_dict,
+        }
+        return self.identifier + json.dumps(fields)
+
+    def deserialize(self, payload: str) -> ShellFunction:
+        """Return the command function in `payload`.
+
+        Raises:
+            DeserializationError: it has unknown fields, lacks one, or one has a wrong value.
+        """
+        fields = json.loads(self.chomp(payload))
+        if not isinstance(fields, dict):
+            raise DeserializationError(f"expected a JSON object, got {type(fields).__name__}")
+        name = fields.pop("kind", None)
+        kind = _KINDS.get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise DeserializationError(
+                f"a command function's kind is one of {', '.join(_KINDS)}, got {name!r}"
+            )
+        if unknown := fields.keys() - _OPTIONS:
+            raise DeserializationError(
+                f"a command function has the unknown fields {', '.join(sorted(unknown))}; "
+                "the client may be newer than this program"
+            )
+        if "cmd" not in fields:
+            raise DeserializationError("a command function lacks its 'cmd'")
+        try:
+            return kind(**fields)
+        except ValueError as error:
+            raise DeserializationError(f"a command function is malformed: {error}") from error
+
+
+def command_of(task_buffer: str) -> tuple[ShellFunction, dict[str, Any]] | None:
+    """Return a task's command function and its arguments, if that is what the task is.
+
+    Nothing is unpickled and no code of the user's runs.
+
+    Args:
+        task_buffer: a packed task: function, args and kwargs.
+
+    Returns:
+        Function and keyword arguments; `None` if the task is anything else, or malformed.
+    """
+    try:
+        function, args, kwargs = unpack_buffers(task_buffer)
+        if not function.startswith(CommandFunctionCode.identifier):
+            return None
+        if _JSON.deserialize(args) != []:
+            return None
+        arguments = _JSON.deserialize(kwargs)
+        if not isinstance(arguments, dict):
+            return None
+        return CommandFunctionCode.instance().deserialize(function), arguments
+    except (DeserializationError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def serialize_arguments(
+    serializer: ComputeSerializer,
+    function: object,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> list[str]:
+    """Return the buffers of a call's args and kwargs.
+
+    Those of a command function go as JSON if JSON brings back exactly the same, and if no other
+    strategy for data was chosen; so an endpoint can read the whole task without unpickling.
+
+    Raises:
+        SerializationError: they can't be serialized.
+    """
+    args, kwargs = tuple(args), dict(kwargs)
+    if (
+        type(function) in _KIND_OF
+        and serializer.data_serializer is DEFAULT_STRATEGY_DATA
+        and not args
+        and is_plain_json(kwargs)
+    ):
+        return [_JSON.serialize([]), _JSON.serialize(kwargs)]
+    return [serializer.serialize(args), serializer.serialize(kwargs)]
+
+
+def is_plain_json(value: Any, _depth: int = 0) -> bool:
+    """Return whether `value` is exactly the same after a round trip through JSON."""
+    kind = type(value)
+    if kind in _ATOMS or value is None:
+        return True
+    if kind is int:
+        return bool(value.bit_length() <= _LONGEST_INTEGER)
+    if kind is float:
+        return math.isfinite(value)
+    if kind not in (list, dict) or _depth >= _DEEPEST:
+        return False
+    items = value
+    if kind is dict:
+        if not all(type(key) is str for key in value):
+            return False
+        items = value.values()
+    return all(is_plain_json(item, _depth + 1) for item in items)
+
+
+for _kind in _KIND_OF:
+    # Exactly these types: what a subclass adds would be lost, it travels as any object does.
+    prefer_for_type(_kind, CommandFunctionCode)

@@ -1,0 +1,143 @@
+"""Running a command: where, with which files, and how its end is reported."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from flux_endpoint.functions import ShellFunction, outcome_of
+
+FAILED = "subprocess.CalledProcessError"
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+class TestOutcome:
+    """Return codes follow Python's `subprocess`."""
+
+    @pytest.mark.parametrize("code", [1, 3, 124, 137, 255])
+    def test_an_exit_code_is_itself(self, code):
+        result = ShellFunction(f"exit {code}")()
+        assert (result.returncode, result.exception_name) == (code, FAILED)
+
+    @pytest.mark.parametrize("signum", [1, 9, 15])
+    def test_a_signal_is_negative(self, signum):
+        result = ShellFunction(f"kill -{signum} $$")()
+        assert (result.returncode, result.exception_name) == (-signum, FAILED)
+
+    def test_success_is_0_without_an_exception(self):
+        assert outcome_of(0).exception_name is None
+
+    def test_a_command_that_does_not_exist_is_bash_s_127_with_its_words(self):
+        result = ShellFunction("no-such-command")()
+        assert result.returncode == 127
+        assert "no-such-command: command not found" in result.stderr
+
+    def test_nothing_but_the_command_writes_to_its_streams(self):
+        result = ShellFunction("true")()
+        assert (result.stdout, result.stderr) == ("", "")
+
+    def test_standard_input_is_empty(self):
+        assert ShellFunction("cat")().returncode == 0
+
+
+class TestDirectory:
+    """It runs in the sandbox if there is one, else in the current directory."""
+
+    def test_the_current_one(self, directory):
+        assert ShellFunction("pwd -P")().stdout == f"{directory.resolve()}\n"
+
+    def test_the_sandbox_is_created_and_the_caller_stays_where_it_is(self, directory, monkeypatch):
+        sandbox = directory / "deep" / "sandbox"
+        monkeypatch.setenv("GC_TASK_SANDBOX_DIR", str(sandbox))
+        assert ShellFunction("pwd -P", stderr="e")().stdout == f"{sandbox.resolve()}\n"
+        assert os.getcwd() == str(directory)  # noqa: PTH109
+        assert (sandbox / "e").exists()
+
+
+class TestFiles:
+    """The streams go to files that stay."""
+
+    def test_new_ones_are_named_after_the_task(self, directory, monkeypatch):
+        monkeypatch.setenv("GC_TASK_UUID", "T")
+        ShellFunction("echo out; echo err >&2")()
+        err, out = sorted(directory.iterdir(), key=lambda path: path.suffix)
+        assert out.name.startswith("T.")
+        assert out.name.endswith(".stdout")
+        assert err.name.endswith(".stderr")
+        assert (out.read_text(), err.read_text()) == ("out\n", "err\n")
+
+    def test_each_run_has_its_own(self, directory, monkeypatch):
+        monkeypatch.setenv("GC_TASK_UUID", "T")
+        for _ in range(3):
+            ShellFunction("true")()
+        assert len(names(directory)) == 6
+
+    def test_without_a_task_they_still_get_names(self, directory):
+        ShellFunction("true")()
+        assert [name.rpartition(".")[2] for name in names(directory)] == ["stderr", "stdout"]
+
+    def test_given_ones_are_appended_to_and_only_this_run_s_lines_come_back(self, directory):
+        function = ShellFunction("echo {x}; echo e{x} >&2", stdout="logs/o", stderr="logs/deep/e")
+        assert function(x=1).stdout == "1\n"
+        second = function(x=2)
+        assert (second.stdout, second.stderr) == ("2\n", "e2\n")
+        assert (directory / "logs" / "o").read_text() == "1\n2\n"
+        assert (directory / "logs" / "deep" / "e").read_text() == "e1\ne2\n"
+        assert names(directory) == ["logs"]
+
+    def test_an_absolute_path_is_taken_as_it_is(self, directory, monkeypatch):
+        monkeypatch.setenv("GC_TASK_SANDBOX_DIR", str(directory / "sandbox"))
+        ShellFunction("echo x", stdout=directory / "o")()
+        assert (directory / "o").read_text() == "x\n"
+
+    def test_both_streams_may_share_a_file(self, directory):
+        result = ShellFunction("echo o; echo e >&2", stdout="both", stderr="both")()
+        assert (directory / "both").read_text() == result.stdout == result.stderr == "o\ne\n"
+
+    def test_a_file_that_the_command_truncates_or_removes_is_no_trouble(self, directory):
+        (directory / "o").write_text("earlier " * 100)
+        assert ShellFunction(": > o; echo new", stdout="o")().stdout == "new\n"
+        assert ShellFunction("echo there; rm o", stdout="o")().stdout == "there\n"
+
+    def test_a_device_has_no_lines(self):
+        assert ShellFunction("echo x", stdout="/dev/null")().stdout == ""
+
+    def test_a_file_that_cannot_be_written_is_named(self, directory):
+        (directory / "taken").write_text("")
+        with pytest.raises(OSError, match="taken"):
+            ShellFunction("true", stdout="taken/o")()
+        with pytest.raises(OSError, match=str(directory)):
+            ShellFunction("true", stdout=directory)()
+
+
+def test_snippets_are_the_last_lines():
+    result = ShellFunction("seq 10; seq 5 >&2", snippet_lines=3)()
+    assert (result.stdout, result.stderr) == ("8\n9\n10\n", "3\n4\n5\n")
+
+
+def test_several_commands_at_once_do_not_mix(directory):
+    results = {}
+
+    def run(x):
+        results[x] = ShellFunction("for i in 1 2 3; do echo {x}; done", walltime=60)(x=x).stdout
+
+    threads = [threading.Thread(target=run, args=(x,)) for x in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {x: f"{x}\n" * 3 for x in range(8)}
+
+
+def test_no_descriptor_stays_open():
+    ShellFunction("true", walltime=60)()
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    for _ in range(3):
+        ShellFunction("true")()
+        ShellFunction("true", walltime=60)()
+    assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208

@@ -1,0 +1,181 @@
+"""`ShellFunction` and `MPIFunction`: what they accept, and what a call does."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from flux_endpoint.functions import MPIFunction, ShellFunction, ShellResult
+
+KINDS = pytest.mark.parametrize("kind", [ShellFunction, MPIFunction])
+
+
+class TestConstruction:
+    """Every option is checked where it is given."""
+
+    @KINDS
+    def test_the_defaults(self, kind):
+        function = kind("date")
+        assert vars(function) == {
+            "cmd": "date",
+            "stdout": None,
+            "stderr": None,
+            "walltime": None,
+            "snippet_lines": 1000,
+            "__name__": kind.__name__,
+            "return_dict": False,
+        }
+
+    def test_options_in_the_official_order(self):
+        function = ShellFunction("date", "o", "e", 1.5, 3, "now", True)
+        assert (function.stdout, function.stderr, function.walltime) == ("o", "e", 1.5)
+        assert (function.snippet_lines, function.__name__, function.return_dict) == (3, "now", True)
+
+    def test_a_subclass_is_called_by_its_own_name(self):
+        class Lammps(ShellFunction):
+            pass
+
+        assert Lammps("lmp").__name__ == "Lammps"
+
+    def test_paths_may_be_path_objects(self):
+        assert ShellFunction("date", stdout=Path("a/b")).stdout == "a/b"
+
+    @pytest.mark.parametrize("walltime", [None, 0, 1, 0.5, math.inf])
+    def test_a_walltime_is_seconds_or_none(self, walltime):
+        assert ShellFunction("date", walltime=walltime).walltime == walltime
+
+    @pytest.mark.parametrize(
+        ("options", "why"),
+        [
+            ({"cmd": None}, "cmd must be a string, got None of type NoneType"),
+            ({"cmd": ["date"]}, "cmd must be a string"),
+            ({"cmd": b"date"}, "cmd must be a string"),
+            ({"cmd": "a\0b"}, "null character"),
+            ({"walltime": -1}, "walltime must not be negative, got -1"),
+            ({"walltime": -0.1}, "walltime must not be negative"),
+            ({"walltime": math.nan}, "walltime must be a number"),
+            ({"walltime": "10"}, "walltime must be a number of seconds, got '10' of type str"),
+            ({"walltime": True}, "walltime must be a number"),
+            ({"snippet_lines": -1}, "snippet_lines must be an integer, 0 or more, got -1"),
+            ({"snippet_lines": 1.5}, "snippet_lines must be an integer"),
+            ({"snippet_lines": None}, "snippet_lines must be an integer"),
+            ({"snippet_lines": True}, "snippet_lines must be an integer"),
+            ({"name": ""}, "name must be a valid Python name"),
+            ({"name": "two words"}, "name must be a valid Python name"),
+            ({"name": "1st"}, "name must be a valid Python name"),
+            ({"name": "class"}, "and no keyword, got 'class'"),
+            ({"name": 5}, "name must be a valid Python name"),
+            ({"stdout": 1}, "stdout must be the path of a file, got 1 of type int"),
+            ({"stderr": b"x"}, "stderr must be the path of a file"),
+            ({"stderr": "a\0"}, "stderr must be the path of a file"),
+            ({"return_dict": "yes"}, "return_dict must be True or False"),
+        ],
+    )
+    def test_a_wrong_option_is_refused_by_its_name(self, options, why):
+        with pytest.raises(ValueError, match=why):
+            ShellFunction(**{"cmd": "date", **options})
+
+    def test_it_shows_what_differs_from_the_defaults(self):
+        assert repr(ShellFunction("date")) == "ShellFunction('date')"
+        text = repr(MPIFunction("app", walltime=5, name="app", stdout="o"))
+        assert text == "MPIFunction('app', stdout='o', walltime=5, name='app')"
+        assert str(ShellFunction(" date ", name="now")) == "now: date"
+
+
+class TestCall:
+    """A call formats the command and runs it here."""
+
+    def test_fields_are_keyword_arguments_and_what_has_no_field_is_ignored(self):
+        result = ShellFunction("echo '{what:>3}{{}}'")(what=42, other=1)
+        assert (result.stdout, result.stderr, result.returncode) == (" 42{}\n", "", 0)
+        assert result.cmd == "echo ' 42{}'"
+        assert result.exception_name is None
+
+    def test_an_argument_may_be_called_self(self):
+        assert ShellFunction("echo {self}")(self="me").stdout == "me\n"
+
+    def test_a_missing_argument_is_named(self):
+        with pytest.raises(TypeError, match=r"area: .*field \{width\} .*\(it has: height, x\)"):
+            ShellFunction("echo {width}", name="area")(height=1, x=2)
+
+    @pytest.mark.parametrize("command", ["echo {}", "echo {0}"])
+    def test_a_field_without_a_name_is_explained(self, command):
+        with pytest.raises(TypeError, match="field without a name"):
+            ShellFunction(command)()
+
+    def test_single_braces_of_another_language_are_explained(self):
+        with pytest.raises(TypeError, match=r"field \{print \$1\}.*written \{\{ \}\}"):
+            ShellFunction("awk '{print $1}'")()
+
+    @pytest.mark.parametrize("command", ["echo {", "echo }", "echo {x:%%}", "echo {x.nothing}"])
+    def test_a_command_that_cannot_be_formatted_is_explained(self, command):
+        with pytest.raises(ValueError, match=r"can't be formatted: .*literal braces"):
+            ShellFunction(command)(x=1)
+
+    def test_an_argument_with_a_null_character_is_refused(self):
+        with pytest.raises(ValueError, match="null character"):
+            ShellFunction("echo {x}")(x="a\0b")
+
+    @KINDS
+    def test_positional_arguments_are_refused(self, kind):
+        with pytest.raises(TypeError, match=r"keyword arguments only, .*; got 2 positional"):
+            kind("echo {x}")(1, 2)
+
+    def test_it_returns_a_dict_on_request_that_json_can_carry(self):
+        result = ShellFunction("echo a; echo b >&2; exit 2", return_dict=True)()
+        assert json.loads(json.dumps(result)) == {
+            "cmd": "echo a; echo b >&2; exit 2",
+            "stdout": "a\n",
+            "stderr": "b\n",
+            "returncode": 2,
+            "exception_name": "subprocess.CalledProcessError",
+        }
+
+    def test_an_mpi_function_puts_the_launcher_before_the_command(self, monkeypatch):
+        monkeypatch.setenv("PARSL_MPI_PREFIX", "echo launch -n 2")
+        result = MPIFunction("app {x}")(x=1)
+        assert result.cmd == "$PARSL_MPI_PREFIX app 1"
+        assert result.stdout == "launch -n 2 app 1\n"
+
+    def test_the_bare_command_line_is_there_for_whoever_brings_a_launcher(self):
+        assert MPIFunction("app {x}").format_command({"x": 1}) == "app 1"
+
+    def test_bash_runs_it(self):
+        assert ShellFunction('[[ -n $BASH_VERSION ]] && echo "${{#}}"')().stdout == "0\n"
+
+
+class TestResult:
+    """A result reads well."""
+
+    def test_success_shows_the_output(self):
+        assert str(ShellResult("x", "a\nb\n", "", 0)) == "return code 0\nstdout:\na\nb"
+
+    def test_failure_shows_both_streams_and_the_reason(self):
+        text = str(ShellResult("x", "", "boom\n", 3, "subprocess.CalledProcessError"))
+        assert text == (
+            "return code 3 (subprocess.CalledProcessError)\nstdout: empty\nstderr:\nboom"
+        )
+
+    def test_long_output_is_cut_to_its_end_and_says_so(self):
+        text = str(ShellResult("x", "".join(f"line {i}\n" for i in range(100)), "", 0))
+        assert "the end of it (all of it is in .stdout)" in text
+        assert "line 89\n" not in text
+        assert text.endswith("line 90\n" + "\n".join(f"line {i}" for i in range(91, 100)))
+        assert len(str(ShellResult("x", "y" * 10_000, "", 0))) < 1200
+
+    def test_its_repr_has_everything(self):
+        text = repr(ShellResult("c", "o", "e", 1, "n"))
+        assert text == (
+            "ShellResult(cmd='c', stdout='o', stderr='e', returncode=1, exception_name='n')"
+        )
+        rebuilt = eval(text, {"ShellResult": ShellResult})
+        assert vars(rebuilt) == {
+            "cmd": "c",
+            "stdout": "o",
+            "stderr": "e",
+            "returncode": 1,
+            "exception_name": "n",
+        }
