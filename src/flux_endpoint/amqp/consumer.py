@@ -1,0 +1,234 @@
+"""A subscription to one queue that survives refusals and reconnects."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pika.channel import Channel
+
+from flux_endpoint import logs
+
+log = logging.getLogger(__name__)
+
+#: Seconds before a refused subscription is tried again: at first, and at most.
+_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+
+
+class _Loop(Protocol):
+    """What a consumer needs of its connection."""
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run `action` soon on the connection's thread."""
+
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        """Run `action` on the connection's thread after `delay` seconds."""
+
+    def open_channel(self, on_open: Callable[[Channel], None]) -> None:
+        """Open a channel, if the connection is up."""
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One message taken from a queue.
+
+    `ack` and `reject` may be called from any thread, one of them once. After the channel that
+    brought the message is gone they do nothing: the broker delivers it again.
+    """
+
+    body: bytes
+    headers: Mapping[str, Any]
+    exchange: str
+    routing_key: str
+    redelivered: bool
+    #: Seconds since the epoch, if the publisher set it.
+    timestamp: int | None
+    message_id: str | None
+    _tag: int
+    _generation: int
+    _consumer: Consumer
+
+    def ack(self) -> None:
+        """Tell the broker that the message has arrived where it should."""
+        self._consumer.settle(self._generation, self._tag, accepted=True)
+
+    def reject(self) -> None:
+        """Set the message aside: the queue's dead-letter exchange gets it, it is never requeued."""
+        self._consumer.settle(self._generation, self._tag, accepted=False)
+
+
+class Consumer:
+    """A subscription. Its public methods may be called from any thread."""
+
+    def __init__(
+        self,
+        loop: _Loop,
+        queue: str,
+        on_message: Callable[[Delivery], None],
+        *,
+        prefetch: int,
+        exclusive: bool,
+        on_refused: Callable[[str], None] | None,
+    ) -> None:
+        self._loop = loop
+        self._queue = queue
+        self._on_message = on_message
+        self._prefetch = prefetch
+        self._exclusive = exclusive
+        self._on_refused = on_refused
+        self._paused = False
+        self._cancelled = False
+        self._channel: Channel | None = None
+        self._tag: str | None = None
+        #: Counts channels, so that an answer to a message of an older one is recognized.
+        self._generation = 0
+        self._lowest = 1
+        self._settled: set[int] = set()
+        self._answers: deque[tuple[int, int, bool]] = deque()
+        self._refusals = 0
+
+    def pause(self) -> None:
+        """Stop deliveries; those that have come can still be answered."""
+        self._loop.post(self._pause)
+
+    def resume(self) -> None:
+        """Have messages delivered again."""
+        self._loop.post(self._resume)
+
+    def cancel(self) -> None:
+        """End the subscription; what was not answered goes back to the queue."""
+        self._loop.post(self._cancel)
+
+    def settle(self, generation: int, tag: int, *, accepted: bool) -> None:
+        """Take the answer to a delivery."""
+        self._answers.append((generation, tag, accepted))
+        self._loop.post(self._answer)
+
+    # On the connection's thread
+
+    def open(self) -> None:
+        """Subscribe, on a channel of its own."""
+        if not self._cancelled:
+            self._loop.open_channel(self._opened)
+
+    def lost(self) -> None:
+        """The connection is gone, and with it the channel."""
+        self._channel = None
+        self._tag = None
+
+    def _opened(self, channel: Channel) -> None:
+        if self._cancelled:
+            channel.close()
+            return
+        self._generation += 1
+        self._lowest = 1
+        self._settled.clear()
+        self._channel = channel
+        self._tag = None
+        channel.add_on_close_callback(self._closed)
+        channel.add_on_cancel_callback(self._cancelled_by_broker)
+        channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: self._subscribe())
+
+    def _subscribe(self) -> None:
+        channel = self._channel
+        if channel is None or not channel.is_open or self._paused or self._tag is not None:
+            return
+        generation = self._generation
+        self._tag = channel.basic_consume(
+            self._queue,
+            lambda _channel, method, properties, body: self._deliver(
+                generation, method, properties, body
+            ),
+            exclusive=self._exclusive,
+            callback=lambda _: self._accepted(),
+        )
+
+    def _accepted(self) -> None:
+        self._refusals = 0
+
+    def _deliver(self, generation: int, method: Any, properties: Any, body: bytes) -> None:
+        delivery = Delivery(
+            body,
+            properties.headers or {},
+            method.exchange,
+            method.routing_key,
+            method.redelivered,
+            properties.timestamp,
+            properties.message_id,
+            method.delivery_tag,
+            generation,
+            self,
+        )
+        try:
+            self._on_message(delivery)
+        except Exception:
+            log.exception(
+                "a message of queue %s (key %s, id %s) could not be taken in; it is set aside",
+                self._queue,
+                delivery.routing_key,
+                delivery.message_id,
+            )
+            delivery.reject()
+
+    def _answer(self) -> None:
+        """Send the answers that have come in, as few frames as possible."""
+        channel = self._channel
+        accepted: list[int] = []
+        while self._answers:
+            generation, tag, good = self._answers.popleft()
+            if generation != self._generation or channel is None or not channel.is_open:
+                continue
+            self._settled.add(tag)
+            if good:
+                accepted.append(tag)
+            else:
+                channel.basic_reject(tag, requeue=False)
+        if channel is None or not accepted:
+            return
+        # Below `upto` everything has been answered, so one acknowledgement covers it.
+        while self._lowest in self._settled:
+            self._settled.discard(self._lowest)
+            self._lowest += 1
+        upto = max((tag for tag in accepted if tag < self._lowest), default=0)
+        if upto:
+            channel.basic_ack(upto, multiple=True)
+        for tag in accepted:
+            if tag > upto:
+                channel.basic_ack(tag)
+
+    def _pause(self) -> None:
+        self._paused = True
+        if self._channel is not None and self._channel.is_open and self._tag is not None:
+            self._channel.basic_cancel(self._tag)
+        self._tag = None
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._subscribe()
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close()
+        self._channel = None
+
+    def _cancelled_by_broker(self, _frame: Any) -> None:
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close(reply_text="queue is gone")
+
+    def _closed(self, channel: Channel, reason: BaseException) -> None:
+        if channel is not self._channel:
+            return
+        self.lost()
+        if self._cancelled or not channel.connection.is_open:
+            return
+        self._refusals += 1
+        logs.event(log, logging.INFO, "subscription refused", queue=self._queue, reason=str(reason))
+        if self._on_refused is not None:
+            self._on_refused(str(reason))
+        longest = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._refusals, 10))
+        self._loop.later(random.uniform(longest / 2, longest), self.open)  # noqa: S311 - jitter

@@ -1,0 +1,180 @@
+"""Messages on their way to the broker: sent in order, kept until confirmed, sent again if lost.
+
+Everything here runs on the connection's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import pika
+import pika.spec
+from pika.channel import Channel
+
+from flux_endpoint import logs
+from flux_endpoint.errors import PublishError, UnroutableError
+
+log = logging.getLogger(__name__)
+
+#: The broker names the exchange that closed a channel only in its text.
+_EXCHANGE = re.compile(r"exchange '([^']*)'")
+#: A message that was in flight at so many channel errors is taken for their cause.
+_MOST_CHANNEL_ERRORS = 3
+
+
+@dataclass(eq=False)
+class Message:
+    """A message and what became of it."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: pika.BasicProperties
+    mandatory: bool
+    done: Future[None] = field(default_factory=Future)
+    returned: str | None = None
+    channel_errors: int = 0
+
+
+class Publisher:
+    """One channel with publisher confirms, pipelined.
+
+    Args:
+        on_settled: called for each message that was confirmed or has failed, after its future.
+        reopen: asks for another channel after this one was closed by the broker.
+    """
+
+    def __init__(self, on_settled: Callable[[], None], reopen: Callable[[], None]) -> None:
+        self._on_settled = on_settled
+        self._reopen = reopen
+        self._waiting: deque[Message] = deque()
+        #: By delivery tag; tags rise by one with each message of a channel.
+        self._unconfirmed: dict[int, Message] = {}
+        self._lowest = 1
+        self._next = 1
+        self._channel: Channel | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether every message has been settled."""
+        return not self._waiting and not self._unconfirmed
+
+    def add(self, message: Message) -> None:
+        """Queue a message; `flush` sends it."""
+        self._waiting.append(message)
+
+    def opened(self, channel: Channel) -> None:
+        """Use a new channel, and send what waits."""
+        self._lowest = self._next = 1
+        channel.add_on_return_callback(self._returned)
+        channel.add_on_close_callback(self._closed)
+        channel.confirm_delivery(self._confirmed)
+        self._channel = channel
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, if there is a channel."""
+        if self._channel is None:
+            return
+        while self._waiting and self._channel.is_open:
+            message = self._waiting.popleft()
+            self._unconfirmed[self._next] = message
+            self._next += 1
+            self._channel.basic_publish(
+                message.exchange,
+                message.routing_key,
+                message.body,
+                message.properties,
+                mandatory=message.mandatory,
+            )
+
+    def lost(self) -> None:
+        """The connection is gone: what was not confirmed will be sent again, first and in order."""
+        self._channel = None
+        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        self._unconfirmed.clear()
+
+    def fail_all(self, reason: str) -> None:
+        """Give up every message."""
+        self.lost()
+        while self._waiting:
+            self._settle(self._waiting.popleft(), PublishError(reason))
+
+    def _confirmed(self, frame: Any) -> None:
+        method = frame.method
+        tag: int = method.delivery_tag
+        tags = range(self._lowest, tag + 1) if method.multiple else (tag,)
+        refused = isinstance(method, pika.spec.Basic.Nack)
+        for each in tags:
+            message = self._unconfirmed.pop(each, None)
+            if message is None:
+                continue
+            error: Exception | None = None
+            if message.returned is not None:
+                error = UnroutableError(message.returned)
+            elif refused:
+                error = PublishError(
+                    f"the broker refused a message for exchange '{message.exchange}', "
+                    f"key '{message.routing_key}'"
+                )
+            self._settle(message, error)
+        while self._lowest < self._next and self._lowest not in self._unconfirmed:
+            self._lowest += 1
+
+    def _settle(self, message: Message, error: Exception | None) -> None:
+        if message.done.set_running_or_notify_cancel():
+            if error is None:
+                message.done.set_result(None)
+            else:
+                message.done.set_exception(error)
+        self._on_settled()
+
+    def _returned(self, _channel: Channel, method: Any, _properties: Any, body: bytes) -> None:
+        """Mark the message that came back; its confirm follows.
+
+        The broker does not say which it was, but an equal one is just as unroutable.
+        """
+        for message in self._unconfirmed.values():
+            if (
+                message.returned is None
+                and message.routing_key == method.routing_key
+                and message.exchange == method.exchange
+                and message.body == body
+            ):
+                message.returned = (
+                    f"no queue takes messages of exchange '{method.exchange}' "
+                    f"with key '{method.routing_key}' ({method.reply_text})"
+                )
+                return
+
+    def _closed(self, channel: Channel, reason: BaseException) -> None:
+        """Find whose fault a channel error was, and send the others again."""
+        if channel is not self._channel:
+            return
+        connection_open = channel.connection.is_open
+        in_flight = list(self._unconfirmed.values())
+        self.lost()
+        if not connection_open:
+            return  # no message's fault
+        logs.event(log, logging.WARNING, "broker closed the publishing channel", reason=str(reason))
+        named = _EXCHANGE.search(str(reason))
+        for message in in_flight:
+            message.channel_errors += 1
+            guilty = (
+                message.exchange == named[1]
+                if named
+                else message.channel_errors >= _MOST_CHANNEL_ERRORS
+            )
+            if guilty:
+                self._waiting.remove(message)
+                self._settle(
+                    message,
+                    PublishError(f"exchange '{message.exchange}' took no message: {reason}"),
+                )
+        self._reopen()

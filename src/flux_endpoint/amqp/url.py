@@ -1,0 +1,125 @@
+"""AMQP URLs: connection parameters, an address that is safe to show, another port."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import pika
+import pika.exceptions
+
+from flux_endpoint.errors import AmqpError
+
+_DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+#: Seconds for the TCP connection, and for all of TCP, TLS and AMQP handshakes together.
+_SOCKET_TIMEOUT, _STACK_TIMEOUT = 10, 15
+
+
+def connection_parameters(url: str, *, name: str, heartbeat: float) -> pika.URLParameters:
+    """Return pika's parameters for one attempt to connect to `url`.
+
+    Args:
+        url: `amqp://` or `amqps://`.
+        name: what the broker shows of this connection.
+        heartbeat: seconds, unless the URL's own `heartbeat` says otherwise.
+
+    Raises:
+        AmqpError: `url` is not an AMQP URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise AmqpError(
+            f"not an AMQP URL: {address_of(url)!r}; write amqp://user:password@host/vhost"
+        )
+    try:
+        parameters = pika.URLParameters(url)
+    except (ValueError, TypeError) as error:
+        raise AmqpError(f"AMQP URL for {address_of(url)} is wrong: {error}") from error
+    if "heartbeat=" not in parts.query:
+        parameters.heartbeat = round(heartbeat)
+    parameters.socket_timeout = _SOCKET_TIMEOUT
+    parameters.stack_timeout = _STACK_TIMEOUT
+    parameters.connection_attempts = 1
+    parameters.client_properties = {"connection_name": name}
+    return parameters
+
+
+def address_of(url: str) -> str:
+    """Return `host:port/vhost` of `url`, without user and password."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 5672)
+    except ValueError:
+        port = 0
+    vhost = unquote(parts.path[1:]) if len(parts.path) > 1 else "/"
+    return f"{parts.hostname}:{port}{'' if vhost.startswith('/') else '/'}{vhost}"
+
+
+def with_port(url: str, port: int) -> str:
+    """Return `url` with another port."""
+    parts = urlsplit(url)
+    credentials, at, host = parts.netloc.rpartition("@")
+    bare = host.rpartition(":")[0] if _has_port(host) else host
+    return urlunsplit(parts._replace(netloc=f"{credentials}{at}{bare}:{port}"))
+
+
+def _has_port(host: str) -> bool:
+    return ":" in host.rpartition("]")[2]  # what is in brackets is an IPv6 address
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one readable sentence for why a connection failed or ended."""
+    causes = list(_causes(error))
+    for cause in causes:
+        for kind, sentence in _SENTENCES:
+            if isinstance(cause, kind):
+                return sentence
+    for cause in causes:
+        if isinstance(cause, (pika.exceptions.ConnectionClosed, OSError)):
+            return str(cause) or type(cause).__name__
+    last = causes[-1]
+    return f"{type(last).__name__}: {last}" if str(last) else type(last).__name__
+
+
+_SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
+    (pika.exceptions.ProbableAuthenticationError, "the broker refused the user name or password"),
+    (
+        pika.exceptions.AuthenticationError,
+        "the broker refused the user name or password",
+    ),
+    (
+        pika.exceptions.ProbableAccessDeniedError,
+        "the broker refused access to the virtual host, or there is none of that name",
+    ),
+    (ConnectionRefusedError, "connection refused: nothing listens there"),
+    (socket.gaierror, "the host name can't be resolved"),
+    (ssl.SSLCertVerificationError, "the broker's TLS certificate can't be verified"),
+    (ssl.SSLError, "the TLS handshake failed (is it amqps:// on both sides?)"),
+    (
+        pika.exceptions.IncompatibleProtocolError,
+        "the peer does not speak AMQP 0-9-1, or closed the connection at once",
+    ),
+    (TimeoutError, "no answer in time"),
+    (pika.exceptions.AMQPHeartbeatTimeout, "the broker has gone silent"),
+)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and what it wraps; pika wraps in attributes and arguments alike."""
+    queue: list[object] = [error]
+    seen: set[int] = set()
+    while queue:
+        item = queue.pop(0)
+        if isinstance(item, (list, tuple)):
+            queue.extend(item)
+        elif isinstance(item, BaseException) and id(item) not in seen:
+            seen.add(id(item))
+            yield item
+            queue += [
+                getattr(item, "exceptions", None),
+                getattr(item, "exception", None),
+                item.args,
+                item.__cause__,
+            ]

@@ -1,0 +1,244 @@
+"""Groups of processes that are started, watched, signalled and surely ended."""
+
+from __future__ import annotations
+
+import array
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from flux_endpoint.logs import event
+from flux_endpoint.processes import helper
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One process to start: in a session, and so a process group, of its own.
+
+    Attributes:
+        argv: program and arguments; a program without a slash is searched on `env`'s PATH.
+        env: the whole environment.
+        cwd: working directory; relative paths below are relative to it.
+        stdin: descriptor, path, or `None` for /dev/null. A descriptor is passed on during `spawn`;
+            the caller may close it when that returns.
+        stdout: descriptor, path (opened for append, created with mode 0600), or `None` for
+            /dev/null.
+        stderr: as `stdout`.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+    stdin: int | str | None = None
+    stdout: int | str | None = None
+    stderr: int | str | None = None
+
+
+class ProcessKeeper:
+    """Starts groups of processes below one helper process, and leaves none of them behind.
+
+    For each group the helper forks a *shell* that starts the group's commands, waits for them, and
+    at its own end kills every descendant that is left, daemons included: helper and shells are
+    child subreapers. When the owner of the keeper dies, in whatever way, the helper kills
+    everything below it and exits.
+
+    A group's callbacks, all from one thread of the keeper, come in this order: `on_started`, any
+    number of `on_task_exit`, `on_group_exit`; or, when a command can't be started,
+    `on_start_failed`, `on_group_exit`. Every spawned group gets its `on_group_exit`, also when the
+    keeper is closed or its helper is killed. Callbacks must not block; they may call any method.
+
+    Args:
+        on_started: called with the group's key and the pids of its commands, in order.
+        on_task_exit: called with key, index of the command and wait status.
+        on_group_exit: called with key and wait status of the shell: its exit code is the highest
+            of the commands', where a command ended by signal N counts as 128 + N; 127 when one
+            was not found, 126 when it could not be started for another reason.
+        on_start_failed: called with key, index of the command, and the error, whose `filename`
+            says what it is about; the group's other commands are killed.
+        name: used for the thread's name and in logs.
+    """
+
+    def __init__(
+        self,
+        on_started: Callable[[str, list[int]], None],
+        on_task_exit: Callable[[str, int, int], None],
+        on_group_exit: Callable[[str, int], None],
+        on_start_failed: Callable[[str, int, OSError], None],
+        *,
+        name: str = "keeper",
+    ) -> None:
+        self._on_started = on_started
+        self._on_task_exit = on_task_exit
+        self._on_group_exit = on_group_exit
+        self._on_start_failed = on_start_failed
+        self._name = name
+        self._lock = threading.Lock()  # of the three below
+        self._open: set[str] = set()
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the helper. Raises OSError when that is not possible."""
+        with self._lock:
+            if self._helper is not None:
+                raise RuntimeError("the process keeper was started before")
+            control, theirs = socket.socketpair()
+            events, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs, reports:
+                ends = (theirs.fileno(), reports.fileno())
+                arguments = [str(number) for number in (*ends, os.getpid())]
+                self._helper = subprocess.Popen(
+                    [sys.executable, "-I", "-S", helper.__file__, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=ends,
+                    cwd="/",
+                    start_new_session=True,  # a terminal's Ctrl-C is for the owner
+                )
+            self._control = control
+            self._reader = threading.Thread(
+                target=self._read, args=(events,), name=self._name, daemon=True
+            )
+            self._reader.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Pid of the helper, below which everything runs."""
+        return self._helper.pid if self._helper else None
+
+    def spawn(self, key: str, commands: Sequence[Command]) -> None:
+        """Start a group; the answers come as callbacks.
+
+        Args:
+            key: the caller's name of the group, which must not be running.
+            commands: what to start, at least one.
+
+        Raises:
+            RuntimeError: if the keeper is not running.
+            ValueError: if a group of that key is running, or `commands` is empty.
+        """
+        if not commands:
+            raise ValueError(f"group {key!r}: no commands to start")
+        descriptors: list[int] = []
+        described = [_describe(command, descriptors) for command in commands]
+        with self._lock:
+            if key in self._open:
+                raise ValueError(f"a group with the key {key!r} is running")
+            self._send(["spawn", key, described], descriptors)
+            self._open.add(key)
+
+    def signal(self, key: str, signum: int) -> None:
+        """Send `signum` to each running command's process group; unknown key: no effect."""
+        self._request(key, signal.Signals(signum) if signum < signal.SIGRTMIN else signum)
+
+    def kill(self, key: str) -> None:
+        """Send SIGKILL to the whole tree of the group; unknown key: no effect."""
+        self._request(key, helper.KILL)
+
+    def close(self) -> None:
+        """Kill all groups and wait until helper and callbacks have ended. May be called again."""
+        with self._lock:
+            control, self._control = self._control, None
+            process, reader = self._helper, self._reader
+        if control is not None:
+            control.close()
+        if process is not None:
+            process.wait()
+        if reader is not None and reader is not threading.current_thread():
+            reader.join()
+
+    # ---- to the helper ----------------------------------------------------------------------
+
+    def _request(self, key: str, number: int) -> None:
+        with self._lock:
+            if key in self._open and self._control is not None:
+                try:
+                    self._send(["signal", key, int(number)], [])
+                except OSError:  # the helper died: the reader thread says so
+                    return
+
+    def _send(self, request: list[Any], descriptors: list[int]) -> None:
+        if self._control is None:
+            raise RuntimeError("the process keeper is not running")
+        body = json.dumps(request).encode()
+        data = memoryview(helper.HEADER.pack(len(body), len(descriptors)) + body)
+        try:
+            # Each message of descriptors rides on one byte.
+            for at in range(0, len(descriptors), helper.MAX_DESCRIPTORS):
+                passed = array.array("i", descriptors[at : at + helper.MAX_DESCRIPTORS])
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)
+                self._control.sendmsg([data[:1]], [rights])
+                data = data[1:]
+            self._control.sendall(data)
+        except BrokenPipeError:
+            raise RuntimeError("the process keeper's helper has ended") from None
+
+    # ---- from the helper --------------------------------------------------------------------
+
+    def _read(self, events: socket.socket) -> None:
+        with events:
+            while packet := _receive(events):
+                self._report(*json.loads(packet))
+        with self._lock:
+            left = sorted(self._open)
+            if self._control is not None:
+                event(
+                    log, logging.ERROR, "process helper died", keeper=self._name, groups=len(left)
+                )
+        for key in left:
+            self._report("end", key, int(signal.SIGKILL))
+
+    def _report(self, what: str, key: str, *details: Any) -> None:
+        try:
+            match what:
+                case "started":
+                    self._on_started(key, details[0])
+                case "exit":
+                    self._on_task_exit(key, details[0], details[1])
+                case "failed":
+                    self._on_start_failed(key, details[0], OSError(*details[1:]))
+                case "end":
+                    with self._lock:
+                        self._open.discard(key)
+                    self._on_group_exit(key, details[0])
+        except Exception:
+            log.exception("a callback of the process keeper raised")
+
+
+def _receive(events: socket.socket) -> bytes:
+    try:
+        return events.recv(1 << 18)
+    except ConnectionResetError:
+        return b""
+
+
+def _describe(command: Command, descriptors: list[int]) -> dict[str, Any]:
+    if not command.argv:
+        raise ValueError("a command needs at least a program")
+    stdio: list[int | str | None] = []
+    for stream in (command.stdin, command.stdout, command.stderr):
+        if isinstance(stream, int):
+            descriptors.append(stream)
+            stdio.append(len(descriptors) - 1)
+        else:
+            stdio.append(stream)
+    argv, env, cwd = list(command.argv), dict(command.env), str(command.cwd)
+    return {"argv": argv, "env": env, "cwd": cwd, "stdio": stdio}

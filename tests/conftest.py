@@ -1,0 +1,70 @@
+"""What tests stand on: a private RabbitMQ node, virtual hosts on it, free ports."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+
+class Broker:
+    """The session's RabbitMQ: a node of our own, or the one that the environment names."""
+
+    def __init__(self, url: str, ctl: Callable[..., object]) -> None:
+        self.url = url
+        self._ctl = ctl
+        self.user = urlsplit(url).username or "guest"
+
+    def ctl(self, *args: str) -> None:
+        """Run rabbitmqctl against the node."""
+        self._ctl(*args)
+
+    def vhost_url(self, vhost: str) -> str:
+        return urlunsplit(urlsplit(self.url)._replace(path=f"/{vhost}"))
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    url = os.environ.get("FLUX_ENDPOINT_TEST_AMQP_URL")
+    if url:
+        command = shlex.split(os.environ.get("FLUX_ENDPOINT_TEST_RABBITMQCTL", "rabbitmqctl"))
+
+        def ctl(*args: str) -> None:
+            subprocess.run([*command, *args], check=True, capture_output=True, timeout=60)
+
+        yield Broker(url, ctl)
+        return
+    from flux_endpoint.stack.broker import RabbitNode
+
+    with RabbitNode(tmp_path_factory.mktemp("broker")) as node:
+        yield Broker(node.service_url, node.ctl)
+
+
+@pytest.fixture(scope="session")
+def amqp_url(broker: Broker) -> str:
+    """URL of the session's broker, its default virtual host."""
+    return broker.url
+
+
+@pytest.fixture
+def amqp_vhost(broker: Broker) -> Iterator[str]:
+    """URL of a virtual host that only this test uses."""
+    vhost = f"test-{uuid.uuid4().hex}"
+    broker.ctl("add_vhost", vhost)
+    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
+    yield broker.vhost_url(vhost)
+    broker.ctl("delete_vhost", vhost)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

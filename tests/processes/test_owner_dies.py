@@ -1,0 +1,51 @@
+"""Nothing outlives the owner of a keeper, however it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+OWNER = """
+import os, sys
+from flux_endpoint.processes import Command, ProcessKeeper
+
+nothing = lambda *_: None
+keeper = ProcessKeeper(nothing, nothing, nothing, nothing)
+keeper.start()
+script = "(setsid sh -c 'echo daemon; exec sleep 1000' &); trap '' TERM; echo up; sleep 1000"
+keeper.spawn("g", [Command(["sh", "-c", script], dict(os.environ), "/", stdout=1)])
+os.close(1)
+"""
+
+
+def start_owner(lives, then: str) -> subprocess.Popen[bytes]:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER + then], stdin=subprocess.PIPE, stdout=lives.writable
+    )
+    lives.close_ours()
+    assert {lives.read_line(), lives.read_line()} == {"up", "daemon"}
+    return owner
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_by_a_signal(lives, signum):
+    with start_owner(lives, "sys.stdin.read()") as owner:
+        owner.send_signal(signum)
+        lives.wait_until_all_are_dead()
+
+
+def test_by_its_own_end_without_close(lives):
+    with start_owner(lives, "sys.stdin.read(); os._exit(0)") as owner:
+        owner.stdin.close()
+        lives.wait_until_all_are_dead()
+
+
+def test_while_a_process_that_it_forked_lives_on(lives):
+    fork = "\nif os.fork() == 0: sys.stdin.read(); os._exit(0)\nsys.stdin.read()"
+    with start_owner(lives, fork) as owner:
+        os.kill(owner.pid, signal.SIGKILL)
+        lives.wait_until_all_are_dead()
