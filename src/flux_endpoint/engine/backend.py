@@ -1,0 +1,285 @@
+"""Where jobs run: a Flux instance or this machine, behind one interface.
+
+`executor` is `flux.job.FluxExecutor` itself, or `LocalExecutor`, which has the same interface; the
+backend adds the few things that an engine needs and that FluxExecutor does not offer.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import shlex
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from flux_endpoint import logs
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.flux_bindings import import_flux
+from flux_endpoint.engine.local import LocalExecutor
+from flux_endpoint.engine.tail import Tail
+from flux_endpoint.errors import EngineError
+from flux_endpoint.protocol.jobid import format_jobid
+
+log = logging.getLogger(__name__)
+
+#: Seconds between FluxExecutor's looks at its queue of new jobs; its default of 0.1 alone makes
+#: each lone job take 100 ms.
+_POLL_INTERVAL = 0.01
+
+
+class JobEvent(Protocol):
+    """An event of a job's main eventlog (RFC 21)."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def timestamp(self) -> float: ...  # noqa: D102
+    @property
+    def context(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+class JobFuture(Protocol):
+    """What `submit` and `attach` return: see `flux.job.executor.FluxExecutorFuture`."""
+
+    def jobid(self, timeout: float | None = None) -> int: ...  # noqa: D102
+    def add_jobid_callback(self, callback: Callable[[Any], object]) -> Any: ...  # noqa: D102
+    def add_event_callback(self, event: str, callback: Callable[[Any, Any], object]) -> Any: ...  # noqa: D102
+    def add_done_callback(self, fn: Callable[[Any], object]) -> Any: ...  # noqa: D102
+    def done(self) -> bool: ...  # noqa: D102
+    def cancel(self) -> bool: ...  # noqa: D102
+    def cancelled(self) -> bool: ...  # noqa: D102
+    def result(self, timeout: float | None = None) -> int: ...  # noqa: D102
+    def exception(self, timeout: float | None = None) -> BaseException | None: ...  # noqa: D102
+
+
+class JobExecutor(Protocol):
+    """The interface of `flux.job.executor.FluxExecutor`."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> JobFuture: ...  # noqa: D102
+    def attach(self, jobid: int) -> JobFuture: ...  # noqa: D102
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What there is to allocate, in all."""
+
+    nodes: int
+    cores: int
+    gpus: int
+
+    @property
+    def cores_per_node(self) -> int:
+        """Cores of a node; the least that every node has where they differ is unknown here."""
+        return max(1, self.cores // max(1, self.nodes))
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What there is to know of a job that somebody else started."""
+
+    command: str
+    #: The last lines of its output.
+    stdout: str = ""
+    stderr: str = ""
+
+
+class Backend(Protocol):
+    """A job executor and what belongs to it."""
+
+    kind: Literal["flux", "local"]
+    #: One line for a person: which instance, how large.
+    description: str
+    executor: JobExecutor
+    #: Identity of the instance, for finding a job again after a restart.
+    instance: str
+    resources: Resources
+    #: Whether jobs may run on another host than this process.
+    spans_hosts: bool
+
+    def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
+        """Submit a jobspec given as plain data."""
+
+    def cancel(self, jobid: int, note: str) -> None:
+        """Cancel a job; one that has ended already is left alone."""
+
+    def kill(self, jobid: int, signum: int) -> None:
+        """Send a signal to a running job's tasks."""
+
+    def exec_events(self, jobid: int) -> list[dict[str, Any]]:
+        """Return a finished job's `guest.exec.eventlog`, as far as there is one."""
+
+    def report(self, jobid: int) -> JobReport:
+        """Return what a finished job was and what it wrote, whoever started it."""
+
+    def close(self) -> None:
+        """Let go of the executor; jobs should have ended."""
+
+
+class LocalBackend:
+    """Jobs are process trees of this machine, below this process."""
+
+    kind: Literal["flux", "local"] = "local"
+    spans_hosts = False
+
+    def __init__(self, config: FluxEngineConfig) -> None:
+        cores = config.local_cores_per_node or os.cpu_count() or 1
+        self.resources = Resources(
+            nodes=config.local_nodes,
+            cores=cores * config.local_nodes,
+            gpus=config.local_gpus_per_node * config.local_nodes,
+        )
+        self._local = LocalExecutor(
+            nodes=config.local_nodes,
+            cores_per_node=cores,
+            gpus_per_node=config.local_gpus_per_node,
+            thread_name_prefix="jobs",
+        )
+        self.executor: JobExecutor = self._local
+        self.instance = "local"
+        self.description = (
+            "embedded executor, no Flux instance here "
+            f"({config.local_nodes} node(s), {cores} cores each)"
+        )
+
+    def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
+        """See `Backend`."""
+        return self.executor.submit(json.dumps(jobspec), urgency=urgency)
+
+    def cancel(self, jobid: int, note: str) -> None:
+        """See `Backend`."""
+        _tolerate(jobid, lambda: self._local.cancel_job(jobid, note))
+
+    def kill(self, jobid: int, signum: int) -> None:
+        """See `Backend`."""
+        _tolerate(jobid, lambda: self._local.kill_job(jobid, signum))
+
+    def exec_events(self, jobid: int) -> list[dict[str, Any]]:
+        """See `Backend`."""
+        return [_plain(event) for event in self._local.exec_events(jobid)]
+
+    def report(self, jobid: int) -> JobReport:
+        """See `Backend`."""
+        return JobReport(f"job {format_jobid(jobid)}")
+
+    def close(self) -> None:
+        """See `Backend`."""
+        self.executor.shutdown(wait=True, cancel_futures=True)
+
+
+class FluxBackend:
+    """Jobs run in the Flux instance that `FLUX_URI` names."""
+
+    kind: Literal["flux", "local"] = "flux"
+
+    def __init__(self) -> None:
+        self._flux = import_flux()
+        self._lock = threading.Lock()  # a handle serves one thread at a time
+        try:
+            self._handle = self._flux.Flux()
+            listing = _all_resources(self._handle)
+        except OSError as error:
+            where = os.environ.get("FLUX_URI", "the default instance (FLUX_URI is not set)")
+            raise EngineError(
+                f"can't reach Flux at {where}: {error}. Start the endpoint inside an allocation, "
+                "e.g. `flux alloc -N1` or `flux start`, or set engine.executor: local"
+            ) from error
+        self.resources = Resources(listing.nnodes, listing.ncores, listing.ngpus)
+        self.instance = os.environ.get("FLUX_URI", "")
+        self.spans_hosts = listing.nnodes > 1
+        self.executor: JobExecutor = self._flux.job.FluxExecutor(
+            poll_interval=_POLL_INTERVAL, thread_name_prefix="jobs"
+        )
+        version = self._handle.attr_get("version")
+        self.description = (
+            f"Flux {version} instance at {os.environ.get('FLUX_URI', 'the default URI')} "
+            f"({listing.nnodes} node(s), {listing.ncores} cores)"
+        )
+
+    def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
+        """See `Backend`."""
+        return self.executor.submit(json.dumps(jobspec), urgency=urgency)
+
+    def cancel(self, jobid: int, note: str) -> None:
+        """See `Backend`."""
+        with self._lock:
+            _tolerate(jobid, lambda: self._flux.job.cancel(self._handle, jobid, note))
+
+    def kill(self, jobid: int, signum: int) -> None:
+        """See `Backend`."""
+        with self._lock:
+            _tolerate(jobid, lambda: self._flux.job.kill(self._handle, jobid, signum))
+
+    def exec_events(self, jobid: int) -> list[dict[str, Any]]:
+        """See `Backend`."""
+        with self._lock:
+            try:
+                watch = self._flux.job.event_watch(
+                    self._handle, jobid, eventlog="guest.exec.eventlog"
+                )
+                return [_plain(event) for event in watch]
+            except OSError:  # the job never got so far
+                return []
+
+    def report(self, jobid: int) -> JobReport:
+        """See `Backend`."""
+        with self._lock:
+            try:
+                looked_up = self._flux.job.job_kvs_lookup(self._handle, jobid, keys=["jobspec"])
+                command = shlex.join(looked_up["jobspec"]["tasks"][0]["command"])
+                events = self._flux.job.event_watch(self._handle, jobid, eventlog="guest.output")
+                return JobReport(command, *_tail_of_output(events))
+            except (OSError, LookupError, TypeError):
+                return JobReport(f"job {format_jobid(jobid)}")
+
+    def close(self) -> None:
+        """See `Backend`."""
+        # Jobs that go on would be waited for; nothing that we started to follow them outlives us.
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _tail_of_output(events: Iterable[Any]) -> tuple[str, str]:
+    """Return the ends of a job's output streams from its output eventlog (RFC 24)."""
+    tails = {"stdout": Tail(), "stderr": Tail()}
+    for event in events:
+        context = event.context
+        if event.name == "data" and (data := context.get("data")) is not None:
+            text = data if isinstance(data, str) else ""
+            if context.get("encoding") == "base64":
+                text = base64.b64decode(text).decode("utf-8", "replace")
+            tails[context["stream"]].add(text * int(context.get("repeat", 1)))
+        elif event.name == "redirect":
+            tails[context["stream"]].add(f"[output is in {context.get('path')}]\n")
+    return tails["stdout"].text, tails["stderr"].text
+
+
+def _tolerate(jobid: int, action: Callable[[], object]) -> None:
+    """Do something to a job that may end on its own at the same moment: that is not an error."""
+    try:
+        action()
+    except OSError as error:
+        logs.event(log, logging.DEBUG, "job has ended already", jobid=jobid, reason=str(error))
+
+
+def _plain(event: JobEvent) -> dict[str, Any]:
+    return {"name": event.name, "timestamp": event.timestamp, "context": dict(event.context)}
+
+
+def _all_resources(handle: Any) -> Any:
+    resource = __import__("flux.resource", fromlist=["resource_list"])
+    return resource.resource_list(handle).get().all
+
+
+def choose_backend(config: FluxEngineConfig) -> Backend:
+    """Return the backend that `config.executor` asks for; "auto" is Flux where `FLUX_URI` is set.
+
+    Raises:
+        EngineError: Flux was asked for and can't be used.
+    """
+    if config.executor == "flux" or (config.executor == "auto" and os.environ.get("FLUX_URI")):
+        return FluxBackend()
+    return LocalBackend(config)

@@ -1,0 +1,126 @@
+"""`FluxEngine`: takes tasks, decides how each is run, and returns every task's end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine.backend import Backend, choose_backend
+from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.jobs.plan import Planner
+from flux_endpoint.engine.jobs.runner import JobRunner
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.engine.workers.pool import WorkerPool
+from flux_endpoint.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+
+class FluxEngine:
+    """Runs tasks on a Flux instance, or on the embedded executor where there is none.
+
+    Args:
+        config: options, as in the endpoint's `config.yaml`.
+        endpoint_id: the endpoint's UUID; results name it.
+        directory: the endpoint's directory; the engine keeps its own state in `engine/` below it.
+    """
+
+    def __init__(self, config: FluxEngineConfig, *, endpoint_id: str, directory: Path) -> None:
+        self._config = config
+        self._endpoint_id = endpoint_id
+        self._directory = directory / "engine"
+        self._tasks = TaskSettings(
+            endpoint_id=endpoint_id,
+            working_dir=str(directory / config.working_dir),
+            run_in_sandbox=config.run_in_sandbox,
+            allowed_serializers=config.allowed_serializers,
+        )
+        self._backend: Backend | None = None
+        self._pool: WorkerPool | None = None
+        self._jobs: JobRunner | None = None
+
+    def start(
+        self,
+        on_result: Callable[[EngineResult], None],
+        on_event: Callable[[EngineEvent], None] | None = None,
+    ) -> None:
+        """Start; both callbacks are called on the engine's threads.
+
+        Args:
+            on_result: given every task's end.
+            on_event: given every event of every job that a task became.
+
+        Raises:
+            EngineError: Flux was asked for and can't be used; says what to do.
+        """
+        self._backend = choose_backend(self._config)
+        logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
+        self._pool = WorkerPool(
+            self._backend,
+            self._config,
+            tasks=self._tasks,
+            directory=self._directory,
+            on_result=on_result,
+        )
+        self._jobs = JobRunner(
+            self._backend,
+            Planner(self._backend.kind, self._directory / "jobs", self._tasks),
+            endpoint_id=self._endpoint_id,
+            retries=self._config.max_retries_on_system_failure,
+            on_result=on_result,
+            on_event=on_event or (lambda _: None),
+            on_waiting=self._pool.yield_nodes,
+        )
+        self._pool.start()
+        self._jobs.start()
+
+    def submit(self, task: EngineTask) -> None:
+        """Take a task; it ends in exactly one `on_result`, a refusal included.
+
+        Raises:
+            EngineError: the engine is not running.
+        """
+        if self._pool is None or self._jobs is None:
+            raise EngineError("the engine is not running")
+        if task.resource_specification or task.attach is not None:
+            self._jobs.submit(task)
+        else:
+            self._pool.submit(task)
+
+    def cancel(self, task_id: str, signum: int | None = None) -> None:
+        """End a task, wherever it is, with its whole process tree; unknown ids are ignored."""
+        if self._pool is not None and self._jobs is not None:
+            self._jobs.cancel(task_id, signum)
+            self._pool.cancel(task_id, signum)
+
+    def status(self) -> dict[str, Any]:
+        """Return counters for the status report, and which executor runs the jobs."""
+        if self._backend is None or self._pool is None or self._jobs is None:
+            return {"engine_type": "FluxEngine", "executor": None}
+        return {
+            "engine_type": "FluxEngine",
+            "executor": self._backend.kind,
+            "executor_description": self._backend.description,
+            **self._pool.status(),
+            **self._jobs.status(),
+        }
+
+    def stop(self, grace: float) -> None:
+        """Let running tasks finish for at most `grace` seconds, then let go of them.
+
+        Workers are ended. Jobs in a Flux instance go on, and are found again after a restart;
+        those of the embedded executor end with it.
+        """
+        if self._pool is not None:
+            self._pool.stop(grace)
+            self._pool = None
+        if self._jobs is not None and self._backend is not None:
+            self._jobs.stop(keep=self._backend.kind == "flux")
+            self._jobs = None
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None

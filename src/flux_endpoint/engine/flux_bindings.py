@@ -1,0 +1,69 @@
+"""Flux's own Python bindings, taken from the Flux that is installed here.
+
+They are built for the stable ABI, so any CPython can import them from where `flux config builtin
+python_path` says they are; they match the running Flux, which a wheel might not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from types import ModuleType
+
+from flux_endpoint.errors import EngineError
+
+_TIMEOUT = 20.0  # seconds for a command that prints one line
+
+
+def import_flux() -> ModuleType:
+    """Import and return the package `flux` of the Flux on `PATH`.
+
+    Raises:
+        EngineError: there is no Flux, or its bindings can't be imported; says what to install.
+    """
+    try:
+        return _import()
+    except ModuleNotFoundError as error:
+        if error.name != "flux":
+            raise _incomplete(error) from error
+    for path in _bindings_path():
+        if path not in sys.path:
+            sys.path.append(path)
+    try:
+        return _import()
+    except ImportError as error:
+        raise _incomplete(error) from error
+
+
+def _import() -> ModuleType:
+    importlib.import_module("flux.job")
+    return importlib.import_module("flux")
+
+
+def _bindings_path() -> list[str]:
+    command = shutil.which("flux")
+    if command is None:
+        raise EngineError(
+            "there is no 'flux' on PATH; install flux-core (https://flux-framework.readthedocs.io) "
+            "or set engine.executor: local"
+        )
+    try:
+        answer = subprocess.run(
+            [command, "config", "builtin", "python_path"],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineError(f"'{command} config builtin python_path' failed: {error}") from error
+    return [part for part in answer.stdout.strip().split(":") if part]
+
+
+def _incomplete(error: ImportError) -> EngineError:
+    return EngineError(
+        f"Flux's Python bindings can't be imported: {error}. They need cffi, ply and pyyaml: "
+        "pip install 'flux-endpoint[flux]'"
+    )

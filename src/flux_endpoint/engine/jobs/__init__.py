@@ -1,0 +1,1 @@
+"""Tasks that are jobs of their own: planned, submitted, followed, and turned into results."""

@@ -1,0 +1,137 @@
+"""From the end of a job to the task's value."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import dill
+
+from flux_endpoint.engine.jobs.plan import CommandPlan, RanksPlan
+from flux_endpoint.engine.jobs.rank import read_rank
+from flux_endpoint.engine.outcome import TIMEOUT_EXPIRED, Finished
+from flux_endpoint.engine.task import Failure, Value, checked_size
+from flux_endpoint.errors import SerializationError
+from flux_endpoint.functions import ShellResult
+from flux_endpoint.functions.snippet import last_lines, snippet_limit
+from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.serialize import ComputeSerializer, DillDataBase64
+
+#: Lines of standard error that a failed task shows.
+_SHOWN_LINES = 30
+
+
+def collect(
+    plan: CommandPlan | RanksPlan,
+    outcome: Finished,
+    result_serializers: list[str] | None,
+    starts: tuple[int, int],
+) -> Value | Failure:
+    """Return the end of a task whose job has come to its own.
+
+    Args:
+        plan: the job's plan.
+        outcome: how it ended.
+        result_serializers: strategies that the submitter asked for.
+        starts: sizes of the output files before the job, in bytes.
+    """
+    if isinstance(plan, CommandPlan):
+        return _command(plan, outcome, result_serializers, starts)
+    return _ranks(plan, outcome)
+
+
+def _command(
+    plan: CommandPlan,
+    outcome: Finished,
+    result_serializers: list[str] | None,
+    starts: tuple[int, int],
+) -> Value | Failure:
+    lines, limit = plan.function.snippet_lines, snippet_limit(plan.command)
+    return shell_result(
+        plan.command,
+        _tail(plan.stdout, starts[0], lines, limit),
+        _tail(plan.stderr, starts[1], lines, limit),
+        outcome,
+        result_serializers,
+        return_dict=plan.function.return_dict,
+    )
+
+
+def shell_result(
+    command: str,
+    stdout: str,
+    stderr: str,
+    outcome: Finished,
+    result_serializers: list[str] | None,
+    *,
+    return_dict: bool = False,
+) -> Value | Failure:
+    """Return a serialized `ShellResult`; what only Flux has to say is added to standard error."""
+    if outcome.note and outcome.note not in stderr:
+        stderr += ("" if not stderr or stderr.endswith("\n") else "\n") + f"{outcome.note}\n"
+    result = ShellResult(command, stdout, stderr, outcome.returncode, outcome.exception_name)
+    value = vars(result) if return_dict else result
+    try:
+        return checked_size(ComputeSerializer.serialize_from_list(value, result_serializers or []))
+    except SerializationError as error:
+        return Failure(ErrorCode.COULD_NOT_EXECUTE, str(error))
+
+
+def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
+    ends = [read_rank(plan.directory, rank) for rank in range(plan.ranks)]
+    for rank, end in enumerate(ends):
+        if isinstance(end, Failure):
+            return Failure(end.code, f"Exception on rank {rank} of {plan.ranks}:\n{end.text}")
+    values = [end.data for end in ends if isinstance(end, Value)]
+    if len(values) == plan.ranks and outcome.returncode == 0:
+        return _joined(values)
+    missing = ", ".join(str(rank) for rank, end in enumerate(ends) if end is None) or "none"
+    what = (
+        "its walltime ran out"
+        if outcome.exception_name == TIMEOUT_EXPIRED
+        else f"the job ended with return code {outcome.returncode}"
+    )
+    return Failure(
+        ErrorCode.REMOTE_EXECUTION,
+        f"The function did not end on every rank: {what}. {outcome.note}\n"
+        f"ranks without a value: {missing}\n{_tail(plan.stderr, 0, _SHOWN_LINES, 1 << 16)}",
+    )
+
+
+class _Pickled:
+    """Stands for a value in a list without being unpickled here: its reader's `dill` does that."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dill.loads, (self._data,)
+
+
+def _joined(values: list[str]) -> Value | Failure:
+    """Return the list of serialized values as one, without looking into what users serialized."""
+    identifiers = {value[:3] for value in values}
+    if identifiers <= {"00\n", "01\n"}:
+        parts = [_Pickled(base64.b64decode(value[3:])) for value in values]
+        return checked_size(DillDataBase64().serialize(parts))
+    if identifiers == {"11\n"}:
+        return checked_size("11\n" + json.dumps([json.loads(value[3:]) for value in values]))
+    return Failure(
+        ErrorCode.COULD_NOT_EXECUTE,
+        "the values of several ranks can be joined only if all were serialized with "
+        "DillDataBase64, or all with JSONData; ask for one of these as the result serializer",
+    )
+
+
+def _tail(path: Path, start: int, lines: int, limit: int) -> str:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        return last_lines(descriptor, start, lines, limit)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,25 @@
+"""Telling a simple command from a script."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+#: Outside of quotes, each of these means that a shell has work to do.
+_SHELL = re.compile(r"[|&;<>()$`\\*?\[\]{}~#!\n=%]")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")
+
+
+def simple_words(command: str) -> list[str] | None:
+    """Return the words of `command`, or `None` if it needs a shell.
+
+    A command is simple when it is one line of plain words; quotes are fine as long as nothing
+    inside of double quotes would be expanded. Everything else is a script.
+    """
+    text = command.strip()
+    if not text or _SHELL.search(_QUOTED.sub("", text)):
+        return None
+    try:
+        return shlex.split(text)
+    except ValueError:  # an open quote: let the shell say so
+        return None

@@ -1,0 +1,229 @@
+"""What job a task becomes. Pure: nothing is submitted, no code of the user's runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.engine.environment import job_environment
+from flux_endpoint.engine.jobs.command import simple_words
+from flux_endpoint.engine.jobspec import JobRequest
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.errors import EngineError
+from flux_endpoint.functions import MPIFunction, ShellFunction, command_of
+from flux_endpoint.protocol.resources import ResourceSpecification, parse_resources
+from flux_endpoint.serialize import ComputeSerializer
+
+#: OpenMPI's launcher wants to be told that a laptop's root and few cores are all right.
+_LOCAL_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+_NO_MPIEXEC = (
+    "a task with several ranks needs an MPI launcher on the embedded executor, and there is no "
+    "'mpiexec' on PATH: pip install mpich (or apt-get install mpich), or run the endpoint inside a "
+    "Flux instance"
+)
+
+
+@dataclass(frozen=True)
+class CommandPlan:
+    """A command function as a job; its end is a `ShellResult`."""
+
+    request: JobRequest
+    function: ShellFunction
+    #: The command line as the result reports it.
+    command: str
+    stdout: Path
+    stderr: Path
+
+
+@dataclass(frozen=True)
+class RanksPlan:
+    """A Python function on every rank; its end is the list of the ranks' values."""
+
+    request: JobRequest
+    #: Where the ranks find the task and leave their values.
+    directory: Path
+    ranks: int
+    stderr: Path
+
+
+@dataclass(frozen=True)
+class FollowPlan:
+    """Somebody else's job, which is only followed; its end is a `ShellResult`."""
+
+    jobid: int
+
+
+JobPlan = CommandPlan | RanksPlan | FollowPlan
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Turns tasks into plans.
+
+    Attributes:
+        kind: the backend's kind.
+        directory: where jobs of this endpoint keep their files.
+        tasks: how tasks run here.
+    """
+
+    kind: Literal["flux", "local"]
+    directory: Path
+    tasks: TaskSettings
+
+    def plan(self, task: EngineTask) -> JobPlan:
+        """Return the job that `task` becomes.
+
+        Raises:
+            ResourceSpecificationError: the specification is wrong; the text names key and rule.
+            EngineError: there is no MPI launcher.
+            DeserializationError: the endpoint does not allow how it was serialized.
+            TypeError, ValueError: the command can't be formatted with its arguments.
+        """
+        if task.attach is not None:
+            return FollowPlan(task.attach)
+        resources = parse_resources(task.resource_specification or {})
+        command = command_of(task.buffer)
+        if command is None:
+            return self._ranks(task, resources)
+        if self.tasks.allowed_serializers is not None:
+            # Nothing of a command task is code, but a site's list of strategies holds for it too.
+            allowed = ComputeSerializer(allowed_deserializer_types=self.tasks.allowed_serializers)
+            allowed.unpack_and_deserialize(task.buffer)
+        return self._command(task.task_id, *command, resources)
+
+    def task_directory(self, task_id: str) -> Path:
+        """Return where a task's job keeps its files."""
+        return self.directory / task_id
+
+    def _command(
+        self,
+        task_id: str,
+        function: ShellFunction,
+        arguments: Mapping[str, Any],
+        resources: ResourceSpecification,
+    ) -> CommandPlan:
+        if function.walltime is not None:
+            limit = min(function.walltime, resources.walltime or math.inf)
+            resources = replace(resources, walltime=limit)
+        command = function.format_command(arguments)
+        cwd = self.tasks.directory(task_id)
+        stdout = cwd / (function.stdout or f"{task_id}.stdout")
+        stderr = cwd / (function.stderr or f"{task_id}.stderr")
+        request = JobRequest(
+            command=(),
+            cwd=str(cwd),
+            environment=self._environment(task_id, resources),
+            resources=_named(resources, function.__name__),
+            stdout=str(stdout),
+            stderr=str(stderr),
+            append=True,
+        )
+        is_mpi = isinstance(function, MPIFunction)
+        request = self._launched(request, command, is_mpi=is_mpi)
+        whole = function.command_prefix + command
+        return CommandPlan(request, function, whole, stdout, stderr)
+
+    def _launched(self, request: JobRequest, command: str, *, is_mpi: bool) -> JobRequest:
+        """Choose how a command is started."""
+        prefix = self._prefix(request.resources, needed=is_mpi)
+        environment = {**request.environment, "PARSL_MPI_PREFIX": prefix}
+        if self.kind == "local":
+            script = f"$PARSL_MPI_PREFIX {command}" if is_mpi else command
+            return replace(
+                request,
+                command=("/bin/bash", "-c", script),
+                environment={**environment, **_LOCAL_MPI},
+                launch="once",
+            )
+        if is_mpi and (words := simple_words(command)) is not None:
+            return replace(request, command=words, launch="rank")  # the ranks are the job's tasks
+        if not is_mpi and request.resources.num_ranks == 1:
+            environment["PARSL_MPI_PREFIX"] = ""  # the one rank is the job's only task
+            return replace(
+                request,
+                command=("/bin/bash", "-c", command),
+                environment=environment,
+                launch="rank",
+            )
+        script = f"$PARSL_MPI_PREFIX {command}" if is_mpi else command
+        # An instance of the task's own holds the allocation from the script's first line to its
+        # last, and is where the prefix launches the ranks.
+        return replace(
+            request,
+            command=("flux", "broker", "{{tmpdir}}/script"),
+            environment=environment,
+            launch="node",
+            shell_options={"mpi": "none", "exit-timeout": "none"},
+            files={"script": f"#!/bin/bash\n{script}\n"},
+        )
+
+    def _prefix(self, resources: ResourceSpecification, *, needed: bool) -> str:
+        """Return the launcher for exactly the specified ranks."""
+        if self.kind == "local":
+            mpiexec = _find_mpiexec()
+            if mpiexec is None:
+                if needed:
+                    raise EngineError(_NO_MPIEXEC)
+                return ""
+            words = [mpiexec, "-n", str(resources.num_ranks)]
+        else:
+            words = ["flux", "run", "-n", str(resources.num_ranks)]
+            if resources.num_nodes is not None:
+                words += ["-N", str(resources.num_nodes)]
+            words += ["-c", str(resources.cores_per_rank)]
+            if resources.gpus_per_rank:
+                words += ["-g", str(resources.gpus_per_rank)]
+        return " ".join([*words, resources.launcher_options]).strip()
+
+    def _ranks(self, task: EngineTask, resources: ResourceSpecification) -> RanksPlan:
+        directory = self.task_directory(task.task_id)
+        program = (sys.executable, "-m", "flux_endpoint.engine.jobs.rank", str(directory))
+        request = JobRequest(
+            command=program,
+            cwd=str(self.tasks.directory(task.task_id)),
+            environment=self._environment(task.task_id, resources),
+            resources=_named(resources, "python"),
+            stdout=str(directory / "stdout"),
+            stderr=str(directory / "stderr"),
+            # A rank that fails would leave the others waiting for it in their next collective call.
+            shell_options={"exit-on-error": 1},
+        )
+        if self.kind == "local" and resources.num_ranks > 1:
+            prefix = self._prefix(resources, needed=True).split()
+            request = replace(
+                request,
+                command=(*prefix, *program),
+                environment={**request.environment, **_LOCAL_MPI},
+                launch="once",
+            )
+        return RanksPlan(request, directory, resources.num_ranks, directory / "stderr")
+
+    def _environment(self, task_id: str, resources: ResourceSpecification) -> dict[str, str]:
+        variables = {**job_environment(), **self.tasks.variables(task_id)}
+        variables["PARSL_NUM_RANKS"] = str(resources.num_ranks)
+        if resources.num_nodes is not None:
+            variables["PARSL_NUM_NODES"] = str(resources.num_nodes)
+            variables["PARSL_RANKS_PER_NODE"] = str(resources.ranks_per_node)
+        return {name: value for name, value in variables.items() if value is not None}
+
+
+def _named(resources: ResourceSpecification, name: str) -> ResourceSpecification:
+    return resources if resources.job_name is not None else replace(resources, job_name=name)
+
+
+def _find_mpiexec() -> str | None:
+    """Return the path of an MPI launcher: beside this Python (as wheels have it), or on `PATH`."""
+    beside = Path(sys.executable).parent
+    return shutil.which("mpiexec", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")

@@ -1,0 +1,341 @@
+"""Following the jobs that tasks became, from submission to the task's result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine import results
+from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
+from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
+from flux_endpoint.engine.jobs.collect import collect, shell_result
+from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan, Planner, RanksPlan
+from flux_endpoint.engine.jobs.rank import write_task
+from flux_endpoint.engine.jobspec import build_jobspec
+from flux_endpoint.engine.outcome import Cancelled, Finished, Lost, Refused, outcome_of
+from flux_endpoint.engine.task import Failure, Value
+from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.paths import write_private
+from flux_endpoint.protocol.jobid import format_jobid
+from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
+
+log = logging.getLogger(__name__)
+
+#: Events of a job that its future reports (RFC 21).
+EVENTS = (
+    "submit",
+    "depend",
+    "priority",
+    "urgency",
+    "alloc",
+    "start",
+    "exception",
+    "finish",
+    "release",
+    "free",
+    "clean",
+)
+_RECORD = "job.json"
+
+
+@dataclass(eq=False)
+class _Job:
+    task: EngineTask
+    plan: JobPlan
+    future: JobFuture
+    #: Sizes of the output files when the job began.
+    starts: tuple[int, int]
+    jobid: int | None = None
+    #: Whether it has its resources.
+    allocated: bool = False
+    cancelled: bool = False
+    #: Whether it had ended, with an exception, before its processes did.
+    failed: bool = False
+    clean: bool = False
+    #: Whether it was found running, after a restart.
+    attached: bool = False
+    attempts: list[str] = field(default_factory=list)
+    statuses: list[dict[str, Any]] = field(default_factory=list)
+
+
+class JobRunner:
+    """Runs tasks as jobs of their own. One thread owns all state; others leave messages.
+
+    Args:
+        backend: where jobs run.
+        planner: decides what job a task becomes.
+        retries: how often a task is tried again that the system, not its user, failed.
+        on_result: given every task's end.
+        on_event: given every event of every job.
+        on_waiting: told whether any job waits for resources.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        planner: Planner,
+        *,
+        endpoint_id: str,
+        retries: int,
+        on_result: Callable[[EngineResult], None],
+        on_event: Callable[[EngineEvent], None],
+        on_waiting: Callable[[bool], None],
+    ) -> None:
+        self._backend = backend
+        self._planner = planner
+        self._details = results.worker_details(endpoint_id)
+        self._retries = retries
+        self._on_result = on_result
+        self._on_event = on_event
+        self._on_waiting = on_waiting
+        self._jobs: dict[str, _Job] = {}
+        self._waiting = False
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="job-runner", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._planner.directory.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+
+    def submit(self, task: EngineTask) -> None:
+        """Take a task; one whose job still runs, from before a restart, is attached to it."""
+        self._inbox.put(lambda: self._begin(task, []))
+
+    def cancel(self, task_id: str, signum: int | None) -> None:
+        """End a task's job; with `signum` send that signal to its processes instead."""
+        self._inbox.put(lambda: self._cancel(task_id, signum))
+
+    def status(self) -> dict[str, Any]:
+        """Return counters."""
+        jobs = list(self._jobs.values())
+        return {
+            "jobs": len(jobs),
+            "waiting_jobs": sum(1 for job in jobs if not job.allocated),
+        }
+
+    def stop(self, *, keep: bool) -> None:
+        """Stop following jobs; `keep` leaves them running, to be found after a restart."""
+        if not keep:
+            self._inbox.put(self._cancel_all)
+        self._inbox.put(None)
+        self._thread.join()
+
+    # The runner's thread
+
+    def _run(self) -> None:
+        while (action := self._inbox.get()) is not None:
+            action()
+            waiting = any(not job.allocated for job in self._jobs.values())
+            if waiting != self._waiting:
+                self._waiting = waiting
+                self._on_waiting(waiting)
+
+    def _begin(self, task: EngineTask, attempts: list[str]) -> None:
+        try:
+            plan = self._planner.plan(task)
+            job = self._attach(task, plan) or self._submit(task, plan)
+        except (FluxEndpointError, OSError, TypeError, ValueError) as error:
+            self._end(task, Failure(ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}"))
+            return
+        job.attempts = attempts
+        self._jobs[task.task_id] = job
+        self._follow(job)
+
+    def _submit(self, task: EngineTask, plan: JobPlan) -> _Job:
+        if isinstance(plan, FollowPlan):
+            return _Job(task, plan, self._backend.executor.attach(plan.jobid), (0, 0))
+        Path(plan.request.cwd).mkdir(parents=True, exist_ok=True)
+        if isinstance(plan, RanksPlan):
+            shutil.rmtree(plan.directory, ignore_errors=True)  # of an earlier attempt
+            write_task(
+                plan.directory,
+                task.task_id,
+                task.buffer,
+                task.result_serializers,
+                self._planner.tasks,
+            )
+        starts = _prepare_output(plan)
+        jobspec = build_jobspec(plan.request)
+        future = self._backend.submit(jobspec, urgency=plan.request.resources.urgency)
+        return _Job(task, plan, future, starts)
+
+    def _attach(self, task: EngineTask, plan: JobPlan) -> _Job | None:
+        """Return the job that was submitted for this task before a restart, if there is one."""
+        try:
+            record = json.loads(self._record(task.task_id).read_text(encoding="utf-8"))
+            jobid, instance, starts = record["jobid"], record["instance"], tuple(record["starts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if self._backend.kind != "flux" or instance != self._backend.instance:
+            return None
+        logs.event(
+            log, logging.INFO, "attaching to job", task=task.task_id, job=format_jobid(jobid)
+        )
+        future = self._backend.executor.attach(jobid)
+        return _Job(task, plan, future, starts, jobid=jobid, attached=True)
+
+    def _record(self, task_id: str) -> Path:
+        return self._planner.task_directory(task_id) / _RECORD
+
+    def _follow(self, job: _Job) -> None:
+        job.future.add_jobid_callback(lambda _: self._inbox.put(lambda: self._identified(job)))
+        for name in EVENTS:
+            job.future.add_event_callback(
+                name, lambda _, event: self._inbox.put(partial(self._event, job, event))
+            )
+        job.future.add_done_callback(lambda _: self._inbox.put(lambda: self._ended(job)))
+
+    def _identified(self, job: _Job) -> None:
+        try:
+            job.jobid = int(job.future.jobid(timeout=0))
+        except (RuntimeError, CancelledError):
+            return  # never submitted; its end says why
+        if isinstance(job.plan, FollowPlan):
+            return
+        record = {
+            "jobid": job.jobid,
+            "instance": self._backend.instance,
+            "starts": job.starts,
+        }
+        path = self._record(job.task.task_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, json.dumps(record))
+        logs.event(
+            log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
+        )
+        if job.cancelled:
+            self._backend.cancel(job.jobid, "ended on request")
+
+    def _event(self, job: _Job, event: JobEvent) -> None:
+        match event.name:
+            case "submit":
+                job.statuses.append(
+                    results.transition(TaskState.WAITING_FOR_NODES, ActorName.ENDPOINT)
+                )
+            case "alloc":
+                job.allocated = True
+            case "start":
+                job.statuses.append(results.transition(TaskState.EXEC_START, ActorName.ENDPOINT))
+            case "finish":
+                job.statuses.append(results.transition(TaskState.EXEC_END, ActorName.ENDPOINT))
+            case "clean":
+                job.clean = True
+        self._on_event(
+            EngineEvent(job.task.task_id, job.jobid, event.name, event.timestamp, event.context)
+        )
+        if job.clean and job.failed:
+            self._ended(job)
+
+    def _ended(self, job: _Job) -> None:
+        task_id = job.task.task_id
+        if self._jobs.get(task_id) is not job:
+            return
+        if job.jobid is not None and _is_job_exception(job.future) and not job.clean:
+            job.failed = True  # its processes are being ended: no result before they are
+            return
+        del self._jobs[task_id]
+        error: BaseException | None
+        status = None
+        try:
+            error = job.future.exception(timeout=0)
+            status = None if error is not None else job.future.result(timeout=0)
+        except CancelledError as cancelled:
+            error = cancelled
+        if job.attached and isinstance(error, ValueError):
+            self._record(task_id).unlink(missing_ok=True)
+            self._begin(job.task, job.attempts)  # Flux knows nothing of that job any more
+            return
+        events = self._backend.exec_events(job.jobid) if job.jobid is not None else []
+        outcome = outcome_of(status, error, events)
+        if job.cancelled:
+            outcome = Cancelled("ended on request")
+        self._conclude(job, outcome)
+
+    def _conclude(self, job: _Job, outcome: Finished | Cancelled | Refused | Lost) -> None:
+        match outcome:
+            case Finished():
+                end = self._collect(job, outcome)
+            case Cancelled(note):
+                text = f"TaskCancelled: {note or 'the job was cancelled'}"
+                end = Failure(ErrorCode.CANCELLED, text)
+            case Refused(reason):
+                end = Failure(ErrorCode.ENGINE_REFUSED, reason)
+            case Lost(reason):
+                attempts = [*job.attempts, reason]
+                if len(attempts) <= self._retries:
+                    logs.event(
+                        log, logging.WARNING, "job lost, again", task=job.task.task_id, why=reason
+                    )
+                    self._record(job.task.task_id).unlink(missing_ok=True)
+                    self._begin(job.task, attempts)
+                    return
+                end = _lost(attempts)
+        self._end(job.task, end, job.statuses)
+
+    def _collect(self, job: _Job, outcome: Finished) -> Value | Failure:
+        serializers = job.task.result_serializers
+        if isinstance(job.plan, FollowPlan):
+            report = self._backend.report(job.plan.jobid)
+            return shell_result(report.command, report.stdout, report.stderr, outcome, serializers)
+        return collect(job.plan, outcome, serializers, job.starts)
+
+    def _end(
+        self, task: EngineTask, end: Value | Failure, statuses: list[dict[str, Any]] | None = None
+    ) -> None:
+        body = results.body_of(task.task_id, end, self._details, statuses or [])
+        self._on_result(EngineResult(task.task_id, body))
+        shutil.rmtree(self._planner.task_directory(task.task_id), ignore_errors=True)
+
+    def _cancel(self, task_id: str, signum: int | None) -> None:
+        job = self._jobs.get(task_id)
+        if job is None:
+            return
+        if signum is not None and job.jobid is not None and job.allocated:
+            self._backend.kill(job.jobid, signum)
+            return
+        job.cancelled = True
+        if job.jobid is not None:
+            self._backend.cancel(job.jobid, "ended on request")
+        else:
+            job.future.cancel()  # else `_identified` cancels the job
+
+    def _cancel_all(self) -> None:
+        for job in self._jobs.values():
+            if job.jobid is not None and not isinstance(job.plan, FollowPlan):
+                self._backend.cancel(job.jobid, "the endpoint stops")
+
+
+def _is_job_exception(future: JobFuture) -> bool:
+    try:
+        return hasattr(future.exception(timeout=0), "severity")
+    except CancelledError:
+        return False
+
+
+def _prepare_output(plan: JobPlan) -> tuple[int, int]:
+    """Make room for the output files, and return how large they are already."""
+    if not isinstance(plan, CommandPlan):
+        return 0, 0
+    sizes = []
+    for path in (plan.stdout, plan.stderr):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sizes.append(path.stat().st_size if path.is_file() else 0)
+    return sizes[0], sizes[1]
+
+
+def _lost(attempts: list[str]) -> Failure:
+    if len(attempts) == 1:
+        return Failure(ErrorCode.WORKER_LOST, f"JobLost: {attempts[0]}")
+    history = "\n".join(f"  attempt {n}: {why}" for n, why in enumerate(attempts, start=1))
+    return Failure(ErrorCode.WORKER_LOST, f"JobLost: {len(attempts)} attempts failed\n{history}")

@@ -1,0 +1,125 @@
+"""Version-1 jobspecs (RFC 14, RFC 25) as plain data, built without Flux."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flux_endpoint.protocol.resources import ResourceSpecification
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a job runs, and what it needs."""
+
+    command: Sequence[str]
+    cwd: str
+    environment: Mapping[str, str]
+    resources: ResourceSpecification = field(default_factory=ResourceSpecification)
+    #: Run the command once on each node, or once in all, instead of once for each rank.
+    launch: str = "rank"  # "rank", "node" or "once"
+    #: Paths that Flux writes the output to; may hold `{{id}}`. Appended to if `append`.
+    stdout: str | None = None
+    stderr: str | None = None
+    append: bool = False
+    #: Further options of the job shell; those of `resources` win.
+    shell_options: Mapping[str, Any] = field(default_factory=dict)
+    #: Files by name, which the job finds in its `{{tmpdir}}`.
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_jobspec(request: JobRequest) -> dict[str, Any]:
+    """Return the jobspec of `request`, ready to be encoded as JSON."""
+    wanted = request.resources
+    system: dict[str, Any] = {
+        "duration": wanted.walltime,
+        "cwd": request.cwd,
+        "environment": _environment(request),
+        "shell": {"options": _shell_options(request)},
+    }
+    if wanted.job_name is not None:
+        system["job"] = {"name": wanted.job_name}
+    optional = {
+        "queue": wanted.queue,
+        "bank": wanted.bank,
+        "constraints": wanted.constraints,
+        "dependencies": _dependencies(wanted),
+        "files": _files(request),
+    }
+    system |= {key: value for key, value in optional.items() if value}
+    resources, count = _resources(request)
+    attributes: dict[str, Any] = {"system": system}
+    for name, value in wanted.attributes.items():
+        _set_attribute(attributes, name, value)
+    return {
+        "version": 1,
+        "resources": [resources],
+        "tasks": [{"command": list(request.command), "slot": "task", "count": count}],
+        "attributes": attributes,
+    }
+
+
+def _environment(request: JobRequest) -> dict[str, str]:
+    variables: dict[str, str | None] = {**request.environment, **request.resources.environment}
+    return {name: value for name, value in variables.items() if value is not None}
+
+
+def _resources(request: JobRequest) -> tuple[dict[str, Any], dict[str, int]]:
+    wanted = request.resources
+    within = [{"type": "core", "count": wanted.cores_per_rank}]
+    if wanted.gpus_per_rank:
+        within.append({"type": "gpu", "count": wanted.gpus_per_rank})
+    slot: dict[str, Any] = {"type": "slot", "count": wanted.num_ranks, "label": "task"}
+    slot["with"] = within
+    once = {"total": 1} if request.launch == "once" else None
+    if wanted.num_nodes is None:
+        return slot, once or {"per_slot": 1}
+    per_node = math.ceil(wanted.num_ranks / wanted.num_nodes)
+    slot["count"] = per_node
+    node: dict[str, Any] = {"type": "node", "count": wanted.num_nodes, "with": [slot]}
+    if wanted.exclusive:
+        node["exclusive"] = True
+    uneven = per_node * wanted.num_nodes != wanted.num_ranks and request.launch == "rank"
+    return node, once or ({"total": wanted.num_ranks} if uneven else {"per_slot": 1})
+
+
+def _shell_options(request: JobRequest) -> dict[str, Any]:
+    options = {**request.shell_options, **request.resources.shell_options}
+    if request.launch == "node":
+        options["per-resource"] = {"type": "node"}
+    paths = {"stdout": request.stdout, "stderr": request.stderr}
+    output: dict[str, Any] = {
+        stream: {"type": "file", "path": path} for stream, path in paths.items() if path is not None
+    }
+    if output and request.append:
+        output["mode"] = "append"
+    if output:
+        options["output"] = {**output, **options.get("output", {})}
+    return options
+
+
+def _dependencies(wanted: ResourceSpecification) -> list[dict[str, str]]:
+    pairs = [item.partition(":") for item in wanted.dependencies]
+    dependencies = [{"scheme": scheme, "value": value} for scheme, _, value in pairs]
+    if wanted.begin_time is not None:
+        dependencies.append({"scheme": "begin-time", "value": str(wanted.begin_time)})
+    return dependencies
+
+
+def _files(request: JobRequest) -> dict[str, Any]:
+    return {
+        name: {"mode": 0o100700, "data": text, "encoding": "utf-8"}
+        for name, text in request.files.items()
+    }
+
+
+def _set_attribute(attributes: dict[str, Any], name: str, value: Any) -> None:
+    """Set a dotted name, below `system` unless it begins with that or `user`, as Flux does."""
+    path = name.split(".")
+    if path[0] not in {"system", "user"}:
+        path.insert(0, "system")
+    for part in path[:-1]:
+        attributes = attributes.setdefault(part, {})
+    attributes[path[-1]] = value

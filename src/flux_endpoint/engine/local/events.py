@@ -1,0 +1,74 @@
+"""What happens to a job, in the shape of Flux's eventlogs (RFC 18, RFC 21)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+#: Events of a job's main eventlog, which futures accept callbacks for.
+MAIN_EVENTS = frozenset(
+    [
+        "alloc",
+        "clean",
+        "debug",
+        "depend",
+        "exception",
+        "finish",
+        "flux-restart",
+        "free",
+        "priority",
+        "release",
+        "start",
+        "submit",
+        "urgency",
+    ]
+)
+
+
+class EventLogEvent(dict[str, Any]):
+    """One entry of an eventlog: a dictionary with `name`, `timestamp` and `context`."""
+
+    @classmethod
+    def now(cls, name: str, **context: Any) -> EventLogEvent:
+        """Return an event of this moment."""
+        return cls(timestamp=time.time(), name=name, context=context)
+
+    @property
+    def name(self) -> str:
+        """What happened."""
+        return str(self["name"])
+
+    @property
+    def timestamp(self) -> float:
+        """Seconds since the epoch."""
+        return float(self["timestamp"])
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """Details, with the keys that RFC 21 gives the event."""
+        context: dict[str, Any] = self.get("context", {})
+        return context
+
+    def __str__(self) -> str:
+        return f"{self.timestamp:.5f}: {self.name} {self.context}"
+
+
+class JobException(Exception):  # noqa: N818 - Flux's name for it
+    """A fatal `exception` event of a job, as `flux.job.JobException`.
+
+    Attributes:
+        timestamp: seconds since the epoch.
+        type: `alloc`, `cancel`, `exec`, `timeout`, or what someone raised.
+        note: explanation for a person.
+        severity: 0, fatal.
+    """
+
+    def __init__(self, event: EventLogEvent) -> None:
+        self.timestamp: float = event.timestamp
+        self.type: str = event.context["type"]
+        self.note: str = event.context["note"]
+        self.severity: int = event.context["severity"]
+        super().__init__()
+
+    def __str__(self) -> str:
+        return f"job.exception: type={self.type}: {self.note}"

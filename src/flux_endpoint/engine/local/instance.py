@@ -1,0 +1,446 @@
+"""The embedded instance: queues jobs, gives them resources, runs them and tells what happens."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import errno
+import heapq
+import logging
+import os
+import queue
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from flux_endpoint.engine.local.events import EventLogEvent
+from flux_endpoint.engine.local.job import Job, State, Watcher
+from flux_endpoint.engine.local.jobspec import LocalJobspec
+from flux_endpoint.engine.local.launch import Launcher
+from flux_endpoint.engine.local.resources import ResourcePool, UnsatisfiableError, summary
+from flux_endpoint.engine.local.timers import Timers
+from flux_endpoint.logs import event as log_event
+from flux_endpoint.processes import ProcessKeeper
+from flux_endpoint.protocol.jobid import JobIdGenerator, format_jobid
+
+log = logging.getLogger(__name__)
+
+#: Seconds between the signal that asks a job's tasks to end and SIGKILL.
+KILL_TIMEOUT = 5.0
+#: Seconds that the other tasks have when one has exited, unless the shell option `exit-timeout`
+#: says otherwise.
+EXIT_TIMEOUT = 30.0
+#: Ended jobs that can still be attached to.
+MAX_INACTIVE = 10_000
+
+T = TypeVar("T")
+
+
+class Instance:
+    """Owns all jobs, in one thread; every method may be called from any thread.
+
+    Args:
+        pool: what there is to allocate.
+        name: of the thread.
+        on_crash: called when the thread can't go on, with the reason.
+    """
+
+    def __init__(
+        self, pool: ResourcePool, *, name: str, on_crash: Callable[[Exception], None]
+    ) -> None:
+        self._pool = pool
+        self._on_crash = on_crash
+        self._ids = JobIdGenerator()
+        self._jobs: dict[int, Job] = {}
+        self._inactive: OrderedDict[int, Job] = OrderedDict()
+        self._pending: list[tuple[int, int]] = []  # heap of (-priority, job id)
+        self._group_jobs: dict[str, tuple[Job, int]] = {}  # group key -> job, index of the node
+        self._timers = Timers()
+        self._default_cwd = str(Path.cwd())
+        self._directory = Path(tempfile.mkdtemp(prefix="flux-endpoint-jobs-"))
+        self._keeper: ProcessKeeper | None = None
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._gate = threading.Lock()  # of the one below: nothing enters a closed inbox
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    # ---- called from other threads ----------------------------------------------------------
+
+    def submit(
+        self,
+        spec: LocalJobspec,
+        urgency: int,
+        flags: int,
+        on_jobid: Callable[[int], None],
+        watcher: Watcher,
+    ) -> None:
+        """Queue a job: `on_jobid` gets its id, then `watcher` its events."""
+        self._post(partial(self._submit, spec, urgency, flags, on_jobid, watcher))
+
+    def attach(self, jobid: int, watcher: Watcher, on_unknown: Callable[[], None]) -> None:
+        """Give `watcher` the job's events from its first one on."""
+        self._post(partial(self._attach, jobid, watcher, on_unknown))
+
+    def cancel(self, jobid: int, note: str) -> None:
+        """Raise a fatal exception of type `cancel` on a job; returns when that is done.
+
+        Raises:
+            FileNotFoundError: there is no such job, or it has ended.
+        """
+        self._call(lambda: self._cancel(jobid, note))
+
+    def kill(self, jobid: int, signum: int) -> None:
+        """Send a signal to all tasks of a running job.
+
+        Raises:
+            OSError: EINVAL: no such job, it is not running, or there is no such signal.
+        """
+        self._call(lambda: self._signal_job(jobid, signum))
+
+    def exec_events(self, jobid: int) -> list[EventLogEvent]:
+        """Return the events of the job's execution so far.
+
+        Raises:
+            FileNotFoundError: there is no such job.
+        """
+        return self._call(lambda: list(self._find(jobid).exec_events))
+
+    def close(self) -> None:
+        """Kill what runs, and end the thread."""
+        with self._gate:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(self._stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _post(self, message: Callable[[], None]) -> None:
+        with self._gate:
+            if self._closed:
+                raise RuntimeError("the executor has been shut down")
+            self._inbox.put(message)
+
+    def _call(self, function: Callable[[], T]) -> T:
+        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(function())
+            except Exception as exc:  # noqa: BLE001 - it is the caller's
+                answer.set_exception(exc)
+
+        self._post(run)
+        return answer.result()
+
+    # ---- the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._turn()
+        except _Stop:
+            pass
+        except Exception as exc:
+            log.exception("the embedded executor failed")
+            with self._gate:
+                self._closed = True
+            self._on_crash(exc)
+        finally:
+            self._drain_calls()
+            if self._keeper is not None:
+                self._keeper.close()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _turn(self) -> None:
+        """Wait for something to happen, handle all that has, then schedule once."""
+        try:
+            self._inbox.get(timeout=self._timers.wait())()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            pass
+        self._timers.fire()
+        self._schedule()
+
+    def _stop(self) -> None:
+        raise _Stop
+
+    def _drain_calls(self) -> None:
+        """Nobody may wait for an answer that will not come."""
+        try:
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            pass
+        except Exception as exc:  # noqa: BLE001 - closing anyhow
+            log_event(log, logging.DEBUG, "message after the end", error=repr(exc))
+
+    def _find(self, jobid: int) -> Job:
+        job = self._jobs.get(jobid) or self._inactive.get(jobid)
+        if job is None:
+            raise FileNotFoundError(errno.ENOENT, "unknown job id")
+        return job
+
+    def _attach(self, jobid: int, watcher: Watcher, on_unknown: Callable[[], None]) -> None:
+        try:
+            job = self._find(jobid)
+        except FileNotFoundError:
+            on_unknown()
+        else:
+            job.watch(watcher)
+
+    # ---- pending ----------------------------------------------------------------------------
+
+    def _submit(
+        self,
+        spec: LocalJobspec,
+        urgency: int,
+        flags: int,
+        on_jobid: Callable[[int], None],
+        watcher: Watcher,
+    ) -> None:
+        job = Job(self._ids.next(), spec, urgency)
+        self._jobs[job.id] = job
+        on_jobid(job.id)
+        job.watch(watcher)
+        job.post("submit", userid=os.getuid(), urgency=urgency, flags=flags, version=1)
+        job.post("depend")
+        job.post("priority", priority=job.priority)
+        try:
+            if isinstance(spec.shape, str):
+                raise UnsatisfiableError(f"cannot parse jobspec: {spec.shape}")
+            try:
+                self._pool.check(spec.shape)
+            except UnsatisfiableError as exc:
+                raise UnsatisfiableError(f"unsatisfiable request: {exc}") from None
+        except UnsatisfiableError as exc:
+            self._raise(job, "alloc", str(exc))
+            return
+        if job.priority > 0:  # of urgency 0: held
+            heapq.heappush(self._pending, (-job.priority, job.id))
+
+    def _schedule(self) -> None:
+        """Start jobs in order of priority, then id, as long as the first one fits."""
+        while self._pending:
+            job = self._jobs.get(self._pending[0][1])
+            if job is not None and job.state is State.PENDING:
+                assert job.spec is not None
+                assert not isinstance(job.spec.shape, str)
+                allocation = self._pool.allocate(job.spec.shape)
+                if allocation is None:
+                    return
+                job.allocation = allocation
+                self._start(job)
+            heapq.heappop(self._pending)
+
+    # ---- running ----------------------------------------------------------------------------
+
+    def _start(self, job: Job) -> None:
+        assert job.spec is not None
+        job.state = State.RUNNING
+        job.post("alloc", annotations={"sched": {"resource_summary": summary(job.allocation)}})
+        job.post_exec("init")
+        job.post_exec("starting")
+        job.launcher = Launcher(
+            job.id,
+            job.spec,
+            job.allocation,
+            directory=self._directory,
+            default_cwd=self._default_cwd,
+        )
+        try:
+            job.tasks = job.launcher.plan()
+        except (OSError, ValueError) as exc:  # ValueError: a null byte in a path
+            why = f"{exc.strerror}: {exc.filename}" if isinstance(exc, OSError) else str(exc)
+            job.post("start")
+            self._raise(job, "exec", f"shell_init: {why}")
+            self._finish(job, 1 << 8)
+            return
+        job.groups = [f"{format_jobid(job.id)}/{index}" for index in range(len(job.tasks))]
+        for index, group in enumerate(job.groups):
+            self._group_jobs[group] = (job, index)
+            self._spawn(job, index)
+        job.post("start")
+        if job.spec.duration > 0:
+            self._timers.after(job.spec.duration, partial(self._expire, job))
+
+    def _spawn(self, job: Job, index: int) -> None:
+        key, commands = job.groups[index], [task.command for task in job.tasks[index]]
+        if not commands:  # more nodes than tasks
+            self._inbox.put(partial(self._group_exited, key, 0))
+            return
+        for attempt in (1, 2):
+            try:
+                if self._keeper is None:
+                    self._keeper = self._new_keeper()
+                self._keeper.spawn(key, commands)
+            except RuntimeError:  # its helper was killed; its groups are reported as ended
+                self._keeper = None
+                if attempt == 2:
+                    raise
+            else:
+                return
+
+    def _new_keeper(self) -> ProcessKeeper:
+        put = self._inbox.put
+        keeper = ProcessKeeper(
+            lambda key, pids: put(partial(self._group_started, key, pids)),
+            lambda key, index, status: put(partial(self._task_exited, key, index, status)),
+            lambda key, status: put(partial(self._group_exited, key, status)),
+            lambda key, index, error: put(partial(self._task_not_started, key, index, error)),
+            name="job-processes",
+        )
+        keeper.start()
+        return keeper
+
+    def _group_started(self, key: str, pids: list[int]) -> None:
+        job, node = self._group_jobs[key]
+        for task, pid in zip(job.tasks[node], pids, strict=True):
+            job.pids[task.rank] = pid
+        if not job.shell_started and job.launcher is not None:
+            job.shell_started = True
+            service = f"{os.getuid()}-shell-{format_jobid(job.id)}"
+            job.post_exec("shell.init", service=service, **{"leader-rank": 0}, size=len(job.groups))
+            job.post_exec("shell.start", taskmap={"version": 1, "map": job.launcher.taskmap})
+
+    def _task_not_started(self, key: str, index: int, error: OSError) -> None:
+        job, node = self._group_jobs[key]
+        task = job.tasks[node][index]
+        what = error.filename or task.command.argv[0]
+        where = f"task {task.rank} (host {socket.gethostname()})"
+        self._raise(job, "exec", f"{where}: start failed: {what}: {error.strerror}")
+
+    def _task_exited(self, key: str, index: int, status: int) -> None:
+        job, node = self._group_jobs[key]
+        task = job.tasks[node][index]
+        job.post_exec(
+            "shell.task-exit",
+            localid=task.local_id,
+            rank=task.rank,
+            state="Exited",
+            pid=job.pids.get(task.rank, 0),
+            wait_status=status,
+            signaled=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+            exitcode=_exit_code(status),
+        )
+        if not job.task_exited:
+            job.task_exited = True
+            self._first_exit(job, task.rank, status)
+
+    def _first_exit(self, job: Job, rank: int, status: int) -> None:
+        """Don't let the tasks that wait for the one that is gone hold their resources for ever."""
+        assert job.spec is not None
+        what = f"{job.spec.command[0]}: task rank {rank} on host {socket.gethostname()}"
+        options = job.spec.shell_options
+        if options.get("exit-on-error") and status != 0:
+            note = f"{what} failed and exit-on-error is set"
+            self._raise(job, "exec", note)
+        limit = _seconds(options.get("exit-timeout"), default=EXIT_TIMEOUT)
+        if limit is not None and sum(map(len, job.tasks)) > 1:
+            note = f"{what} exited and exit-timeout={limit:g}s has expired"
+            self._timers.after(limit, partial(self._raise_if_running, job, "exec", note))
+
+    def _raise_if_running(self, job: Job, kind: str, note: str) -> None:
+        if job.state is State.RUNNING and not job.doomed:
+            self._raise(job, kind, note)
+
+    def _group_exited(self, key: str, status: int) -> None:
+        job, node = self._group_jobs.pop(key)
+        job.statuses[node] = status
+        job.post_exec("shell-exit", rank=node, wait_status=status)
+        if len(job.statuses) == len(job.groups):
+            self._finish(job, max(job.statuses.values()))
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def _raise(self, job: Job, kind: str, note: str, stop_signal: int = signal.SIGTERM) -> None:
+        """Post a fatal exception; end the job."""
+        job.post("exception", type=kind, severity=0, note=note, userid=os.getuid())
+        if job.state is State.PENDING:
+            job.post("clean")
+            self._retire(job)
+        elif not job.doomed:
+            job.doomed = True
+            self._signal_groups(job, stop_signal)
+            self._timers.after(KILL_TIMEOUT, partial(self._kill_groups, job))
+
+    def _expire(self, job: Job) -> None:
+        if job.state is State.RUNNING and not job.doomed:
+            self._raise(job, "timeout", "resource allocation expired", signal.SIGALRM)
+
+    def _cancel(self, jobid: int, note: str) -> None:
+        job = self._find(jobid)
+        if job.state is State.INACTIVE:
+            raise FileNotFoundError(errno.ENOENT, "job is inactive")
+        self._raise(job, "cancel", note)
+
+    def _signal_job(self, jobid: int, signum: int) -> None:
+        if not 0 < signum <= signal.SIGRTMAX:
+            raise OSError(errno.EINVAL, "Invalid signal number")
+        job = self._jobs.get(jobid) or self._inactive.get(jobid)
+        if job is None:
+            raise OSError(errno.EINVAL, "unknown job id")
+        if job.state is State.INACTIVE:
+            raise OSError(errno.EINVAL, "job is inactive")
+        if job.state is State.PENDING:
+            raise OSError(errno.EINVAL, "job is not running")
+        self._signal_groups(job, signum)
+
+    def _signal_groups(self, job: Job, signum: int) -> None:
+        if self._keeper is not None:
+            for group in job.groups:
+                self._keeper.signal(group, signum)
+
+    def _kill_groups(self, job: Job) -> None:
+        if self._keeper is not None:
+            for group in job.groups:
+                self._keeper.kill(group)
+
+    def _finish(self, job: Job, status: int) -> None:
+        job.post_exec("complete", status=status)
+        job.post_exec("done")
+        job.post("finish", status=status)
+        if job.launcher is not None:
+            shutil.rmtree(job.launcher.temporary, ignore_errors=True)
+        self._pool.free(job.allocation)
+        job.post("release", ranks="all", final=True)
+        job.post("free")
+        job.post("clean")
+        self._retire(job)
+
+    def _retire(self, job: Job) -> None:
+        job.retire()
+        del self._jobs[job.id]
+        self._inactive[job.id] = job
+        if len(self._inactive) > MAX_INACTIVE:
+            self._inactive.popitem(last=False)
+
+
+class _Stop(BaseException):
+    pass
+
+
+def _exit_code(status: int) -> int:
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def _seconds(value: object, *, default: float) -> float | None:
+    """Return a Flux Standard Duration (RFC 23) in seconds; "none" is `None`."""
+    if value is None:
+        return default
+    if value == "none":
+        return None
+    text = str(value)
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    suffix = next((u for u in units if text.endswith(u)), "")
+    try:
+        return float(text.removesuffix(suffix)) * units.get(suffix, 1.0)
+    except ValueError:
+        return default

@@ -1,0 +1,80 @@
+"""One job of the embedded executor: its state, its events and who watches them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from flux_endpoint.engine.local.events import EventLogEvent
+from flux_endpoint.engine.local.jobspec import LocalJobspec
+from flux_endpoint.engine.local.launch import Launcher, Task
+from flux_endpoint.engine.local.resources import Allocation
+
+#: Gets each event of a job, and at last `None`. Called from the instance's thread: must not block.
+Watcher = Callable[[EventLogEvent | None], None]
+
+#: Priority of a job of urgency 31, as Flux has it.
+EXPEDITE = 4294967295
+
+
+class State(enum.Enum):
+    """Where a job is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    INACTIVE = "inactive"
+
+
+class Job:
+    """A job's record. Owned by the instance's thread."""
+
+    def __init__(self, jobid: int, spec: LocalJobspec, urgency: int) -> None:
+        self.id = jobid
+        self.spec: LocalJobspec | None = spec  # dropped at the end: environments are large
+        self.priority = EXPEDITE if urgency == 31 else urgency
+        self.state = State.PENDING
+        self.events: list[EventLogEvent] = []
+        #: The execution's own eventlog, Flux's `guest.exec.eventlog`.
+        self.exec_events: list[EventLogEvent] = []
+        self.allocation: Allocation = ()
+        self.launcher: Launcher | None = None
+        self.tasks: list[list[Task]] = []
+        #: Keys of the process groups, one for each node.
+        self.groups: list[str] = []
+        self.pids: dict[int, int] = {}  # task rank -> pid
+        self.shell_started = False
+        self.statuses: dict[int, int] = {}  # index of the node -> wait status of its shell
+        self.task_exited = False
+        #: Whether a fatal exception is ending it already.
+        self.doomed = False
+        self._watchers: list[Watcher] = []
+
+    def watch(self, watcher: Watcher) -> None:
+        """Give `watcher` all events, past ones first."""
+        for event in self.events:
+            watcher(event)
+        if self.state is State.INACTIVE:
+            watcher(None)
+        else:
+            self._watchers.append(watcher)
+
+    def post(self, name: str, **context: Any) -> None:
+        """Add an event to the main eventlog."""
+        event = EventLogEvent.now(name, **context)
+        self.events.append(event)
+        for watcher in self._watchers:
+            watcher(event)
+
+    def post_exec(self, name: str, **context: Any) -> None:
+        """Add an event to the execution's eventlog."""
+        self.exec_events.append(EventLogEvent.now(name, **context))
+
+    def retire(self) -> None:
+        """Make the job inactive: no event comes any more."""
+        self.state = State.INACTIVE
+        watchers, self._watchers = self._watchers, []
+        self.spec = self.launcher = None
+        self.tasks, self.groups = [], []
+        for watcher in watchers:
+            watcher(None)

@@ -1,0 +1,213 @@
+"""From a jobspec and an allocation to the processes of a job, as Flux's job shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint.engine.local.jobspec import LocalJobspec, stream_options
+from flux_endpoint.engine.local.resources import Allocation, NodeShare
+from flux_endpoint.processes import Command
+from flux_endpoint.protocol.jobid import Form, format_jobid
+
+#: What belongs to a Flux instance or to a launcher above us, and would mislead the tasks.
+_NOT_INHERITED = ("FLUX_URI", "FLUX_KVS_NAMESPACE", "FLUX_JOB_ID_PATH")
+_NOT_INHERITED_PREFIX = ("PMI_", "PMIX_")
+#: Tasks of one job; each is a process of this machine.
+MAX_TASKS = 10_000
+_TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One process of a job: where it is and what it is started with."""
+
+    rank: int
+    local_id: int
+    command: Command
+
+
+class Launcher:
+    """Plans the tasks of one job.
+
+    Args:
+        jobid: the job's id.
+        spec: what it runs.
+        allocation: what it runs on.
+        directory: where its output goes unless the jobspec says otherwise, and its temporary
+            directory is.
+        default_cwd: where it runs unless the jobspec says otherwise.
+    """
+
+    def __init__(
+        self,
+        jobid: int,
+        spec: LocalJobspec,
+        allocation: Allocation,
+        *,
+        directory: Path,
+        default_cwd: str,
+    ) -> None:
+        self._jobid = jobid
+        self._spec = spec
+        self._allocation = allocation
+        self._directory = directory
+        self._f58 = format_jobid(jobid)
+        self._counts = _task_counts(spec, allocation)
+        self._size = sum(self._counts)
+        cwd = spec.cwd or default_cwd
+        self._cwd = cwd if os.path.isdir(cwd) else "/tmp"  # noqa: PTH112, S108 - as Flux's shell
+        self._opened: set[str] = set()
+        self.temporary = directory / f"tmp-{self._f58}"
+
+    @property
+    def taskmap(self) -> list[list[int]]:
+        """The tasks of each node as RFC 34 maps them: first node, nodes, tasks for each, repeat."""
+        blocks: list[list[int]] = []
+        for index, count in enumerate(self._counts):
+            if blocks and blocks[-1][2] == count:
+                blocks[-1][1] += 1
+            else:
+                blocks.append([index, 1, count, 1])
+        return blocks
+
+    def plan(self) -> list[list[Task]]:
+        """Return the tasks of each node, ranks in blocks; their output files exist then.
+
+        Raises:
+            OSError: an output file can't be opened.
+            ValueError: there are too many tasks.
+        """
+        if self._size > MAX_TASKS:
+            raise ValueError(f"{self._size} tasks; the most is {MAX_TASKS}")
+        self.temporary.mkdir(mode=0o700, exist_ok=True)
+        base = self._base_environment()
+        nodes: list[list[Task]] = []
+        rank = 0
+        for index, share in enumerate(self._allocation):
+            tasks = []
+            for local_id in range(self._counts[index]):
+                tasks.append(self._task(index, share, rank, local_id, base))
+                rank += 1
+            nodes.append(tasks)
+        return nodes
+
+    def _task(
+        self, index: int, share: NodeShare, rank: int, local_id: int, base: dict[str, str]
+    ) -> Task:
+        env = {
+            **base,
+            "FLUX_TASK_RANK": str(rank),
+            "FLUX_TASK_LOCAL_ID": str(local_id),
+            "FLUX_ENDPOINT_LOCAL_NODE": str(share.rank),
+            **self._gpu_environment(index, share, local_id),
+        }
+        names = {
+            "task.id": rank,
+            "task.rank": rank,
+            "taskid": rank,
+            "task.index": local_id,
+            "task.localid": local_id,
+            "node.id": index,
+            "node.name": socket.gethostname(),
+        }
+        options = self._spec.shell_options
+        stdout = self._output(stream_options(options, "output", "stdout"), "out", names)
+        stderr = self._output(stream_options(options, "output", "stderr"), "err", names)
+        stdin = stream_options(options, "input", "stdin").get("path")
+        argv = self._spec.command
+        return Task(rank, local_id, Command(argv, env, self._cwd, stdin, stdout, stderr))
+
+    def _base_environment(self) -> dict[str, str]:
+        env = {
+            key: value
+            for key, value in self._spec.environment.items()
+            if key not in _NOT_INHERITED and not key.startswith(_NOT_INHERITED_PREFIX)
+        }
+        env["FLUX_JOB_ID"] = self._f58
+        env["FLUX_JOB_SIZE"] = str(self._size)
+        env["FLUX_JOB_NNODES"] = str(len(self._allocation))
+        env["FLUX_JOB_TMPDIR"] = str(self.temporary)
+        return env
+
+    def _gpu_environment(self, index: int, share: NodeShare, local_id: int) -> dict[str, str]:
+        affinity = str(self._spec.shell_options.get("gpu-affinity", "on"))
+        if affinity == "off":
+            return {}
+        gpus = share.gpus
+        if affinity.startswith("per-task") and gpus:
+            each = max(1, len(gpus) // self._counts[index])
+            first = local_id * each % len(gpus)
+            gpus = gpus[first : first + each]
+        visible = ",".join(map(str, gpus)) or "-1"
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
+
+    def _output(self, options: Mapping[str, Any], suffix: str, names: Mapping[str, Any]) -> str:
+        if options.get("type") != "file" or "path" not in options:
+            path = str(self._directory / f"job-{self._f58}.{suffix}")
+        else:
+            path = self._cwd_path(self._render(options["path"], names))
+        if path not in self._opened:
+            self._opened.add(path)
+            # Tasks append: those that share a file must not overwrite one another.
+            mode = "ab" if options.get("mode") == "append" else "wb"
+            with open(path, mode):  # noqa: PTH123
+                pass
+        return path
+
+    def _cwd_path(self, path: str) -> str:
+        return os.path.join(self._cwd, path)  # noqa: PTH118 - text in, text out
+
+    def _render(self, template: str, names: Mapping[str, Any]) -> str:
+        def value(found: re.Match[str]) -> str:
+            name = found[1].strip()
+            if name in names:
+                return str(names[name])
+            first, _, form = name.partition(".")
+            if first in ("id", "jobid") and form in _FORMS:
+                return format_jobid(self._jobid, _FORMS[form])
+            match name:
+                case "name":
+                    return self._spec.name or Path(self._spec.command[0]).name
+                case "size" | "ntasks":
+                    return str(self._size)
+                case "nnodes":
+                    return str(len(self._allocation))
+            return found[0]  # unknown: left as it is
+
+        return _TEMPLATE.sub(value, template)
+
+
+_FORMS: dict[str, Form] = {
+    "": "f58",
+    "f58": "f58",
+    "dec": "dec",
+    "hex": "hex",
+    "dothex": "dothex",
+    "kvs": "kvs",
+}
+
+
+def _task_counts(spec: LocalJobspec, allocation: Allocation) -> list[int]:
+    per_resource = spec.shell_options.get("per-resource")
+    if per_resource is not None:
+        each = per_resource.get("count", 1)
+        if per_resource["type"] == "node":
+            return [each for _ in allocation]
+        return [each * len(share.cores) for share in allocation]
+    if spec.total is None:
+        return [spec.per_slot * share.slots for share in allocation]
+    # One task for each slot in the order of the nodes; what is left over goes around again.
+    counts = [0] * len(allocation)
+    left = spec.total
+    while left and sum(counts) <= MAX_TASKS:
+        for index, share in enumerate(allocation):
+            more = min(left, share.slots)
+            counts[index] += more
+            left -= more
+    return counts

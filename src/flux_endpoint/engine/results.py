@@ -1,0 +1,88 @@
+"""Result messages as the worker, the manager and the engine write them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from typing import Any
+
+from flux_endpoint.engine.task import Failure, Value
+from flux_endpoint.protocol.messages import VERSION_BYTE
+from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
+
+#: Release of the official client whose behaviour a result's `details` claim compatibility with.
+COMPATIBLE_SDK = "4.19.0"
+
+
+#: What a user is told of each kind of failure; the result's text has the rest.
+_USER_MESSAGES = {
+    ErrorCode.REMOTE_EXECUTION: "The function raised an exception.",
+    ErrorCode.COULD_NOT_EXECUTE: "The task could not be run.",
+    ErrorCode.MAX_RESULT_SIZE: "The function's result is larger than the service takes.",
+    ErrorCode.CANCELLED: "The task was ended on request.",
+    ErrorCode.WORKER_LOST: "The worker, node or job that ran the task was lost.",
+    ErrorCode.ENGINE_REFUSED: "The endpoint's engine refused the task.",
+}
+
+
+def worker_details(endpoint_id: str) -> dict[str, Any]:
+    """Return what a client wants to know of the Python that ran its task."""
+    return {
+        "os": platform.platform(),
+        "python_version": platform.python_version(),
+        "dill_version": importlib.metadata.version("dill"),
+        "globus_compute_sdk_version": COMPATIBLE_SDK,
+        "endpoint_id": endpoint_id,
+    }
+
+
+def transition(state: TaskState, actor: ActorName = ActorName.WORKER) -> dict[str, Any]:
+    """Return a transition to `state`, now."""
+    return {"timestamp": time.time_ns(), "state": state.value, "actor": actor.value}
+
+
+def body_of(
+    task_id: str,
+    end: Value | Failure,
+    details: dict[str, Any] | None,
+    statuses: list[dict[str, Any]],
+) -> bytes:
+    """Return the message body that tells a task's end."""
+    if isinstance(end, Value):
+        return _body(task_id, end.data, None, details, statuses)
+    return failure(task_id, end.code, end.text, details=details, statuses=statuses)
+
+
+def failure(
+    task_id: str,
+    code: ErrorCode,
+    text: str,
+    *,
+    details: dict[str, Any] | None = None,
+    statuses: list[dict[str, Any]] | None = None,
+) -> bytes:
+    """Return the body of a failed result; `text` is what the client's exception will say."""
+    error = {"code": code.value, "user_message": _USER_MESSAGES.get(code, "The task failed.")}
+    return _body(task_id, text, error, details, statuses or [])
+
+
+def _body(
+    task_id: str,
+    data: str,
+    error: dict[str, str] | None,
+    details: dict[str, Any] | None,
+    statuses: list[dict[str, Any]],
+) -> bytes:
+    message = {
+        "message_type": "result",
+        "data": {
+            "task_id": task_id,
+            "data": data,
+            "details": details,
+            "error_details": error,
+            "task_statuses": statuses,
+        },
+    }
+    return VERSION_BYTE + json.dumps(message, separators=(",", ":")).encode()

@@ -1,0 +1,117 @@
+"""A task in the process that runs it: its surroundings, its function, its value."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
+from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.serialize import ComputeSerializer
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What an endpoint's configuration says about how tasks run."""
+
+    endpoint_id: str
+    working_dir: str
+    run_in_sandbox: bool
+    #: Strategies that may be deserialized; `None`: all.
+    allowed_serializers: list[str] | None
+
+    def directory(self, task_id: str) -> Path:
+        """Return the directory in which a task runs."""
+        return Path(self.working_dir, task_id) if self.run_in_sandbox else Path(self.working_dir)
+
+    def variables(self, task_id: str) -> dict[str, str | None]:
+        """Return the variables that a task sees; `None`: one that it must not see."""
+        sandbox = str(self.directory(task_id)) if self.run_in_sandbox else None
+        return {"GC_TASK_UUID": task_id, "GC_TASK_SANDBOX_DIR": sandbox}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A task's serialized value."""
+
+    data: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task has no value: a text for its user, with the traceback where there is one."""
+
+    code: ErrorCode
+    text: str
+
+
+class TaskRunner:
+    """Runs tasks in this process, one at a time."""
+
+    def __init__(self, settings: TaskSettings) -> None:
+        self._settings = settings
+        self._serializer = ComputeSerializer(
+            allowed_deserializer_types=settings.allowed_serializers
+        )
+
+    def run(
+        self, task_id: str, buffer: str, result_serializers: list[str] | None
+    ) -> Value | Failure:
+        """Run one task; never raises for what a task does."""
+        try:
+            self._enter(task_id)
+            function, args, kwargs = self._unpack(buffer)
+            return self._pack(function(*args, **kwargs), result_serializers)
+        except (DeserializationError, SerializationError) as error:
+            return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
+        except BaseException as error:  # noqa: BLE001 - whatever a function raises is its result
+            return Failure(ErrorCode.REMOTE_EXECUTION, _text_of(error))
+
+    def _enter(self, task_id: str) -> None:
+        """Give the task its environment and directory."""
+        for name, value in self._settings.variables(task_id).items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        directory = self._settings.directory(task_id)
+        directory.mkdir(parents=True, exist_ok=True)
+        os.chdir(directory)
+
+    def _unpack(self, buffer: str) -> list[Any]:
+        try:
+            return self._serializer.unpack_and_deserialize(buffer)
+        except Exception as error:
+            raise DeserializationError(
+                f"the task can't be deserialized on this worker: {error}. A module that the "
+                "function needs must be installed there, and its Python must have the same minor "
+                "version as the submitting one."
+            ) from error
+
+    def _pack(self, value: Any, strategies: list[str] | None) -> Value | Failure:
+        data: str = self._serializer.serialize_from_list(value, strategies or [])
+        return checked_size(data)
+
+
+def checked_size(data: str) -> Value | Failure:
+    """Return a serialized value, or the failure that it is if it is too large."""
+    size = carried_bytes(data)
+    if size <= MAX_PAYLOAD_BYTES:
+        return Value(data)
+    return Failure(
+        ErrorCode.MAX_RESULT_SIZE,
+        f"MaxResultSizeExceeded({size}, {MAX_PAYLOAD_BYTES}): the result is {size} bytes when "
+        f"serialized, the limit is {MAX_PAYLOAD_BYTES}; write it to a file and return its path",
+    )
+
+
+def _text_of(error: BaseException) -> str:
+    """Return the traceback of `error` without the frames of this module."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))

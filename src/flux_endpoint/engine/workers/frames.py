@@ -1,0 +1,136 @@
+"""Length-prefixed frames over a stream socket that never blocks its owner.
+
+A frame is a 4-byte and an 8-byte big-endian length, then a JSON header and a body of those lengths.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+_LENGTHS = struct.Struct("!IQ")
+_CHUNK = 1 << 18
+
+
+class FrameSocket:
+    """Frames in and out of a socket; reads and writes only what is possible now."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._incoming = bytearray()
+        self._outgoing: deque[memoryview] = deque()
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._socket.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something waits for the socket to become writable."""
+        return bool(self._outgoing)
+
+    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
+        """Queue a frame and write as much as goes. A peer that is gone shows in `receive`."""
+        text = json.dumps(header, separators=(",", ":")).encode()
+        self._outgoing.append(memoryview(_LENGTHS.pack(len(text), len(body)) + text))
+        if body:
+            self._outgoing.append(memoryview(body))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, as far as the socket takes it."""
+        while self._outgoing:
+            part = self._outgoing[0]
+            try:
+                sent = self._socket.send(part)
+            except BlockingIOError:
+                return
+            except OSError:  # the peer is gone: nobody will read this
+                self._outgoing.clear()
+                return
+            if sent == len(part):
+                self._outgoing.popleft()
+            else:
+                self._outgoing[0] = part[sent:]
+
+    def receive(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Yield the frames that have arrived.
+
+        Raises:
+            EOFError: the peer has closed its end; every whole frame was yielded before.
+        """
+        closed = False
+        while True:
+            try:
+                chunk = self._socket.recv(_CHUNK)
+            except BlockingIOError:
+                break
+            except OSError:
+                chunk = b""
+            if not chunk:
+                closed = True
+                break
+            self._incoming += chunk
+            if len(chunk) < _CHUNK:
+                break
+        yield from self._frames()
+        if closed:
+            raise EOFError
+
+    def _frames(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        start = 0
+        data = self._incoming
+        while len(data) - start >= _LENGTHS.size:
+            header_length, body_length = _LENGTHS.unpack_from(data, start)
+            header_at = start + _LENGTHS.size
+            body_at = header_at + header_length
+            end = body_at + body_length
+            if len(data) < end:
+                break
+            yield json.loads(data[header_at:body_at]), bytes(data[body_at:end])
+            start = end
+        del data[:start]
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
+    """Block for one frame on a blocking socket; `None` at the end of the stream."""
+    lengths = _read(sock, _LENGTHS.size)
+    if lengths is None:
+        return None
+    header_length, body_length = _LENGTHS.unpack(lengths)
+    header = _read(sock, header_length)
+    body = _read(sock, body_length)
+    if header is None or body is None:
+        return None
+    return json.loads(header), bytes(body)
+
+
+def write_frame(sock: socket.socket, header: dict[str, Any], body: bytes = b"") -> None:
+    """Write one frame to a blocking socket."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    head = _LENGTHS.pack(len(text), len(body)) + text
+    if len(body) < _CHUNK:
+        sock.sendall(head + body)
+    else:
+        sock.sendall(head)
+        sock.sendall(body)
+
+
+def _read(sock: socket.socket, count: int) -> bytearray | None:
+    data = bytearray(count)
+    view = memoryview(data)
+    while view:
+        got = sock.recv_into(view)
+        if not got:
+            return None
+        view = view[got:]
+    return data

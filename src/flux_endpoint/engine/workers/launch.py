@@ -1,0 +1,162 @@
+"""Starting managers as jobs, and the one ZeroMQ socket that they all connect to."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import zmq
+
+from flux_endpoint import logs
+from flux_endpoint.engine.backend import Backend, JobFuture
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.environment import job_environment
+from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
+from flux_endpoint.protocol.resources import ResourceSpecification
+
+log = logging.getLogger(__name__)
+
+#: Bytes that the path of a Unix socket may have (sun_path, less the final NUL and some room).
+_LONGEST_SOCKET_PATH = 100
+#: Seconds for which managers outlive a lost agent.
+_ORPHAN_TIMEOUT = 60.0
+_TAIL = 2000  # bytes of a manager's log that an error shows
+
+
+class ManagerLauncher:
+    """Owns the socket, its keys and the managers' log files. Used by the pool's thread only."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: FluxEngineConfig,
+        *,
+        tasks: TaskSettings,
+        directory: Path,
+    ) -> None:
+        self._backend = backend
+        self._config = config
+        self._tasks = tasks
+        self._directory = directory
+        self._token = secrets.token_hex(16)
+        self._trusted: set[bytes] = set()
+        self._scratch: str | None = None
+        self._context = zmq.Context()
+        self._connect = ""
+        self._server_key = self._client_public = self._client_secret = b""
+        self.socket = self._context.socket(zmq.ROUTER)
+        self.workers = config.workers_per_node or backend.resources.cores_per_node
+
+    def open(self) -> None:
+        """Bind: a Unix socket where every job runs on this host, else TCP with CURVE."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)  # the pool bounds what managers hold
+        self.socket.setsockopt(zmq.LINGER, 500)
+        if not self._backend.spans_hosts:
+            path = self._directory / "pool.sock"
+            if len(bytes(path)) > _LONGEST_SOCKET_PATH:
+                self._scratch = tempfile.mkdtemp(prefix="flux-endpoint-")
+                path = Path(self._scratch) / "pool.sock"
+            path.unlink(missing_ok=True)
+            self._connect = f"ipc://{path}"
+            self.socket.bind(self._connect)
+            return
+        self._server_key, server_secret = zmq.curve_keypair()
+        self._client_public, self._client_secret = zmq.curve_keypair()
+        self.socket.curve_server = True
+        self.socket.curve_secretkey = server_secret
+        port = self.socket.bind_to_random_port("tcp://*")
+        self._connect = f"tcp://{self._config.address or _own_address()}:{port}"
+
+    def launch(self, manager_id: str) -> JobFuture:
+        """Submit the job of a new manager: one node, one task, a core for each worker."""
+        settings = ManagerSettings(
+            manager_id=manager_id,
+            connect=self._connect,
+            token=self._token,
+            server_key=self._server_key.decode(),
+            public_key=self._client_public.decode(),
+            secret_key=self._client_secret.decode(),
+            workers=self.workers,
+            tasks=self._tasks,
+            orphan_timeout=_ORPHAN_TIMEOUT,
+        )
+        output = str(self._log_file(manager_id))
+        request = JobRequest(
+            command=[sys.executable, "-m", "flux_endpoint.engine.workers.manager"],
+            cwd=str(self._directory),
+            environment={**job_environment(), VARIABLE: settings.dump()},
+            resources=ResourceSpecification(
+                num_nodes=1,
+                cores_per_rank=min(self.workers, self._backend.resources.cores_per_node),
+                job_name="flux-endpoint-workers",
+            ),
+            stdout=output,
+            stderr=output,
+        )
+        logs.event(log, logging.INFO, "starting workers", manager=manager_id, workers=self.workers)
+        return self._backend.submit(build_jobspec(request))
+
+    def cancel(self, job: JobFuture) -> None:
+        """Cancel a manager's job, now or as soon as it has an id."""
+        job.add_jobid_callback(
+            lambda future: self._backend.cancel(future.jobid(timeout=0), "the endpoint stops")
+        )
+
+    def send(self, manager_id: str, frames: list[bytes]) -> None:
+        """Send a message to a manager; one that is gone loses it (its job's end says so)."""
+        self.socket.send_multipart([manager_id.encode(), *frames])
+
+    def receive(self) -> tuple[str, bytes, list[bytes]] | None:
+        """Return the next message as (manager, kind, parts), or `None` if there is none now."""
+        while True:
+            try:
+                identity, kind, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            if kind == b"hello":
+                if not secrets.compare_digest(parts[0], self._token.encode()):
+                    logs.event(log, logging.WARNING, "a stranger greeted the pool, ignored")
+                    continue
+                self._trusted.add(identity)
+            if identity in self._trusted:
+                return identity.decode(), kind, parts
+
+    def log_tail(self, manager_id: str) -> str:
+        """Return the end of a manager's log."""
+        try:
+            data = self._log_file(manager_id).read_bytes()
+        except OSError:
+            return ""
+        return data[-_TAIL:].decode(errors="replace").strip()
+
+    def forget(self, manager_id: str) -> None:
+        """Remove what a manager that ended as it should has left on disk."""
+        self._trusted.discard(manager_id.encode())
+        self._log_file(manager_id).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the socket and remove its path."""
+        self.socket.close()
+        self._context.term()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _log_file(self, manager_id: str) -> Path:
+        return self._directory / f"workers-{manager_id}.log"
+
+
+def _own_address() -> str:
+    """Return the address under which this host's name is known; the loopback one if it has none."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"

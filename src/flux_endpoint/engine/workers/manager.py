@@ -1,0 +1,425 @@
+"""The worker manager: one on each node, itself a job, between the pool and the node's workers.
+
+Run as `python -m flux_endpoint.engine.workers.manager`; its settings come in the environment.
+
+From the pool: `tasks`, then header and buffer of each; `cancel`, a task's id; `signal`, a number
+and a task's id; `stop`.
+To the pool: `hello`, its token and a JSON object; `results`, a JSON object, then id and body of
+each; `lost`, a task's id and the reason; `cancelled`, a task's id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import psutil
+import zmq
+import zmq.utils.monitor
+
+from flux_endpoint import logs
+from flux_endpoint.engine.workers.frames import FrameSocket
+from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
+from flux_endpoint.engine.workers.template import request_worker, start_template
+
+log = logging.getLogger(__name__)
+
+#: Seconds between asking a cancelled task to end and killing it.
+KILL_GRACE = 3.0
+#: Tasks shorter than this many seconds are sent to a worker several at a time.
+_SHORT = 0.002
+_MOST_AHEAD = 16
+#: A task with a larger buffer (bytes) waits for an idle worker.
+_LARGE = 1 << 16
+#: So many workers in a row that end before their first task mean that none can start.
+_MOST_STILLBORN = 4
+
+
+@dataclass(eq=False)
+class _Worker:
+    channel: FrameSocket
+    pid: int | None = None
+    #: Ids of the tasks that were sent, in order; the first is running.
+    tasks: deque[str] = field(default_factory=deque)
+    #: Those tasks, for the case that the worker is lost.
+    sent: dict[str, tuple[dict[str, object], bytes]] = field(default_factory=dict)
+    since: float = 0.0  # monotonic time at which the first of them was started
+    served: int = 0
+    cancelled: str | None = None
+    eof: bool = False
+
+
+class Manager:
+    """One thread, one poller: everything that happens on this node passes through `run`."""
+
+    def __init__(self, settings: ManagerSettings) -> None:
+        self._settings = settings
+        # Before the first ZeroMQ thread exists.
+        self._template_pid, control = start_template(settings)
+        self._control_socket = control
+        self._control = FrameSocket(control)
+        self._queue: deque[tuple[dict[str, object], bytes]] = deque()
+        self._workers: list[_Worker] = []
+        self._unborn: deque[_Worker] = deque()
+        self._outbox: list[bytes] = []
+        self._task_seconds = 1.0
+        self._stillborn = 0
+        #: Tasks to be cancelled that were sent ahead and wait in a worker.
+        self._unwanted: set[str] = set()
+        self._deadlines: list[tuple[float, Callable[[], None]]] = []
+        self._orphaned_at: float | None = time.monotonic()
+        self._running = True
+        self._context = zmq.Context()
+        self._socket = self._connect()
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._poller = zmq.Poller()
+        for source in (self._socket, self._monitor, self._control):
+            self._poller.register(source, zmq.POLLIN)
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        connection = self._context.socket(zmq.DEALER)
+        connection.setsockopt(zmq.IDENTITY, self._settings.manager_id.encode())
+        connection.setsockopt(zmq.LINGER, 1000)
+        connection.setsockopt(zmq.SNDHWM, 0)
+        connection.setsockopt(zmq.RCVHWM, 0)  # the pool bounds what it sends
+        connection.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        connection.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20000)
+        connection.setsockopt(zmq.RECONNECT_IVL, 100)
+        connection.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        if self._settings.server_key:
+            connection.curve_serverkey = self._settings.server_key.encode()
+            connection.curve_publickey = self._settings.public_key.encode()
+            connection.curve_secretkey = self._settings.secret_key.encode()
+        connection.connect(self._settings.connect)
+        return connection
+
+    def run(self) -> int:
+        """Serve until told to stop, or until the agent is gone too long; return the exit code."""
+        self._wake_on_signals()
+        for _ in range(self._settings.workers):
+            self._new_worker()
+        while self._running:
+            for source, _ in self._poller.poll(self._patience()):
+                self._serve(source)
+            self._expire()
+            self._dispatch()
+            self._send_results()
+        self._end()
+        return 1 if self._stillborn >= _MOST_STILLBORN else 0
+
+    def _wake_on_signals(self) -> None:
+        self._signal_read, signal_write = os.pipe()
+        os.set_blocking(signal_write, False)
+        signal.set_wakeup_fd(signal_write)
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, lambda _signum, _frame: setattr(self, "_running", False))
+        self._poller.register(self._signal_read, zmq.POLLIN)
+
+    def _patience(self) -> int | None:
+        """Return milliseconds until something must be done even if nothing happens."""
+        moments = [moment for moment, _ in self._deadlines]
+        if self._orphaned_at is not None:
+            moments.append(self._orphaned_at + self._settings.orphan_timeout)
+        if not moments:
+            return None
+        return int(max(0.0, min(moments) - time.monotonic()) * 1000) + 1
+
+    def _serve(self, source: object) -> None:
+        if source is self._socket:
+            self._receive_from_pool()
+        elif source is self._monitor:
+            self._connection_changed()
+        elif source == self._control.fileno():
+            self._receive_from_template()
+        elif source == self._signal_read:
+            os.read(self._signal_read, 4096)
+        else:
+            worker = next((w for w in self._workers if w.channel.fileno() == source), None)
+            if worker is not None:
+                self._receive_from_worker(worker)
+
+    # The pool
+
+    def _receive_from_pool(self) -> None:
+        while True:
+            try:
+                kind, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if kind == b"tasks":
+                for header, buffer in zip(parts[::2], parts[1::2], strict=True):
+                    self._queue.append((json.loads(header), buffer))
+            elif kind == b"cancel":
+                self._cancel(parts[0].decode())
+            elif kind == b"signal":
+                self._signal(int(parts[0]), parts[1].decode())
+            elif kind == b"stop":
+                self._running = False
+
+    def _connection_changed(self) -> None:
+        while self._monitor.poll(0):
+            change = zmq.utils.monitor.recv_monitor_message(self._monitor)
+            if change["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._orphaned_at = None
+                self._greet()
+            else:
+                self._orphaned_at = time.monotonic()
+
+    def _greet(self) -> None:
+        held = [str(header["id"]) for header, _ in self._queue]
+        for worker in self._workers:
+            held.extend(worker.tasks)
+        greeting = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "workers": self._settings.workers,
+            "tasks": held,
+        }
+        self._socket.send_multipart(
+            [b"hello", self._settings.token.encode(), json.dumps(greeting).encode()]
+        )
+
+    def _send_results(self) -> None:
+        if self._outbox:
+            report = json.dumps({"ahead": self._ahead()}).encode()
+            self._socket.send_multipart([b"results", report, *self._outbox])
+            self._outbox = []
+
+    # Workers
+
+    def _new_worker(self) -> None:
+        worker = _Worker(FrameSocket(request_worker(self._control_socket)))
+        self._workers.append(worker)
+        self._unborn.append(worker)
+        self._poller.register(worker.channel, zmq.POLLIN)
+
+    def _receive_from_template(self) -> None:
+        try:
+            for header, _ in self._control.receive():
+                if "forked" in header:
+                    self._unborn.popleft().pid = header["forked"]
+                else:
+                    self._worker_exited(header["exited"], header["status"])
+        except EOFError:
+            logs.event(log, logging.ERROR, "template process lost")
+            self._running = False
+
+    def _receive_from_worker(self, worker: _Worker) -> None:
+        try:
+            for header, body in worker.channel.receive():
+                self._finished(worker, header["id"], body)
+        except EOFError:
+            worker.eof = True
+            self._poller.unregister(worker.channel)
+            return
+        worker.channel.flush()
+        self._watch(worker)
+
+    def _finished(self, worker: _Worker, task_id: str, body: bytes) -> None:
+        worker.tasks.remove(task_id)
+        del worker.sent[task_id]
+        if worker.tasks and worker.tasks[0] in self._unwanted:
+            self._end_running(worker)
+        worker.served += 1
+        self._stillborn = 0
+        now = time.monotonic()
+        # Weighted towards the recent: one long task at once ends sending ahead.
+        self._task_seconds += (now - worker.since - self._task_seconds) * 0.2
+        worker.since = now
+        self._outbox += (task_id.encode(), body)
+
+    def _ahead(self) -> int:
+        """Return how many tasks a worker may hold: one, or more where tasks are short."""
+        return max(1, min(_MOST_AHEAD, int(_SHORT / max(self._task_seconds, 1e-6))))
+
+    def _dispatch(self) -> None:
+        if not self._queue:
+            return
+        for most in (1, self._ahead()):
+            for worker in self._workers:
+                while (
+                    self._queue
+                    and len(worker.tasks) < most
+                    and not worker.eof
+                    and worker.cancelled is None
+                ):
+                    if worker.tasks and len(self._queue[0][1]) > _LARGE:
+                        break
+                    self._send(worker, *self._queue.popleft())
+
+    def _send(self, worker: _Worker, header: dict[str, object], buffer: bytes) -> None:
+        if not worker.tasks:
+            worker.since = time.monotonic()
+        task_id = str(header["id"])
+        worker.tasks.append(task_id)
+        worker.sent[task_id] = (header, buffer)
+        worker.channel.send(header, buffer)
+        self._watch(worker)
+
+    def _watch(self, worker: _Worker) -> None:
+        flags = zmq.POLLIN | (zmq.POLLOUT if worker.channel.wants_write else 0)
+        self._poller.modify(worker.channel, flags)
+
+    def _worker_exited(self, pid: int, status: int) -> None:
+        worker = next((w for w in self._workers if w.pid == pid), None)
+        if worker is None:
+            return  # something that outlived its worker
+        if not worker.eof:
+            self._receive_from_worker(worker)  # what it had finished counts
+        if not worker.eof:
+            self._poller.unregister(worker.channel)
+        worker.channel.close()
+        self._workers.remove(worker)
+        self._end_orphans()
+        self._account_for(worker, status)
+        if self._stillborn < _MOST_STILLBORN:
+            self._new_worker()
+        else:
+            logs.event(log, logging.ERROR, "workers end before their first task", status=status)
+            self._running = False
+
+    def _account_for(self, worker: _Worker, status: int) -> None:
+        if not worker.tasks:
+            self._stillborn += 0 if worker.served else 1
+            return
+        running, *waiting = worker.tasks
+        # What was sent ahead has not been started; it keeps its place.
+        for task_id in reversed(waiting):
+            self._queue.appendleft(worker.sent[task_id])
+        self._send_results()  # in order: what it finished, then what it lost
+        if worker.cancelled == running:
+            self._socket.send_multipart([b"cancelled", running.encode()])
+        else:
+            reason = _end_of(status)
+            logs.event(log, logging.WARNING, "worker lost", pid=worker.pid, reason=reason)
+            self._socket.send_multipart([b"lost", running.encode(), reason.encode()])
+
+    def _end_orphans(self) -> None:
+        """Kill what a dead worker left: its children, and theirs, now belong to the template."""
+        workers = {worker.pid for worker in self._workers}
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self._template_pid).children():
+                if child.pid not in workers and not self._unborn:
+                    _kill_tree(child)
+
+    # Cancelling
+
+    def _cancel(self, task_id: str) -> None:
+        for entry in self._queue:
+            if entry[0]["id"] == task_id:
+                self._queue.remove(entry)
+                self._socket.send_multipart([b"cancelled", task_id.encode()])
+                return
+        for worker in self._workers:
+            if task_id in worker.tasks:
+                if worker.tasks[0] == task_id:
+                    self._end_running(worker)
+                else:
+                    self._unwanted.add(task_id)  # ended as soon as its turn has come
+                return
+
+    def _signal(self, signum: int, task_id: str) -> None:
+        """Signal what a running task has started; a Python function's own process is its worker."""
+        for worker in self._workers:
+            if worker.tasks and worker.tasks[0] == task_id and worker.pid is not None:
+                _signal_tree(worker.pid, signum)
+
+    def _end_running(self, worker: _Worker) -> None:
+        """End the task that `worker` runs, and the worker with it: ask first, then kill."""
+        worker.cancelled = worker.tasks[0]
+        self._unwanted.discard(worker.cancelled)
+        if worker.pid is not None:
+            _signal_tree(worker.pid, signal.SIGTERM)
+        self._deadlines.append((time.monotonic() + KILL_GRACE, partial(self._kill, worker)))
+
+    def _kill(self, worker: _Worker) -> None:
+        if worker in self._workers and worker.pid is not None:
+            with suppress(psutil.NoSuchProcess):
+                _kill_tree(psutil.Process(worker.pid))
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        due = [action for moment, action in self._deadlines if moment <= now]
+        self._deadlines = [entry for entry in self._deadlines if entry[0] > now]
+        for action in due:
+            action()
+        if (
+            self._orphaned_at is not None
+            and now - self._orphaned_at >= self._settings.orphan_timeout
+        ):
+            logs.event(log, logging.WARNING, "agent gone, ending", address=self._settings.connect)
+            self._running = False
+
+    def _end(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            _kill_tree(psutil.Process(self._template_pid))
+        os.waitpid(self._template_pid, 0)
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close()
+        self._context.term()
+
+
+def _signal_tree(pid: int, signum: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for victim in [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(signum)
+
+
+def _kill_tree(process: psutil.Process) -> None:
+    """Kill `process` and everything below it, what is forked meanwhile included."""
+    with suppress(psutil.NoSuchProcess):
+        process.suspend()
+        # What is killed takes a moment to be gone; a process that the kernel can't kill is left.
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            children = [c for c in process.children(recursive=True) if _alive(c)]
+            if not children:
+                break
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        process.kill()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_of(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        signum = os.WTERMSIG(status)
+        name = signal.Signals(signum).name if signum in list(signal.Signals) else str(signum)
+        hint = " (out of memory?)" if signum == signal.SIGKILL else ""
+        return f"the worker process was killed by signal {signum} ({name}){hint}"
+    return f"the worker process ended with exit code {os.WEXITSTATUS(status)} in mid-task"
+
+
+def main() -> None:
+    """Run a manager with the settings in the environment."""
+    text = os.environ.pop(VARIABLE, None)
+    if text is None:
+        sys.exit(f"{VARIABLE} is not set: a manager is started by an endpoint's engine only")
+    logs.configure(logging.INFO)
+    sys.exit(Manager(ManagerSettings.load(text)).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,393 @@
+"""The worker pool: which task waits, which manager holds which, when nodes come and go."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import zmq
+
+from flux_endpoint import logs
+from flux_endpoint.engine import results
+from flux_endpoint.engine.backend import Backend, JobFuture
+from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.engine.workers.launch import ManagerLauncher
+from flux_endpoint.protocol.states import ErrorCode
+
+log = logging.getLogger(__name__)
+
+#: Seconds before a manager that did not come up is tried again: the first, doubled up to the last.
+_FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 30.0
+#: So many failures to start in a row end the tasks that wait.
+_MOST_FAILURES = 4
+#: Seconds that a job waits for resources before idle nodes are given back for it.
+_YIELD_AFTER = 0.3
+#: Most tasks in one message to a manager.
+_BATCH = 128
+
+
+@dataclass(eq=False)
+class _Entry:
+    task: EngineTask
+    #: Why each attempt so far was lost.
+    attempts: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Manager:
+    manager_id: str
+    workers: int
+    job: JobFuture
+    state: Literal["starting", "ready", "stopping"] = "starting"
+    host: str = ""
+    #: How many tasks each of its workers may hold: more than one where tasks are short.
+    ahead: int = 1
+    tasks: dict[str, _Entry] = field(default_factory=dict)
+    idle_since: float = 0.0
+
+    @property
+    def room(self) -> int:
+        return self.workers * (self.ahead + 1) - len(self.tasks)
+
+
+class WorkerPool:
+    """Runs tasks on resident workers. One thread owns all state; other threads leave messages."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: FluxEngineConfig,
+        *,
+        tasks: TaskSettings,
+        directory: Path,
+        on_result: Callable[[EngineResult], None],
+    ) -> None:
+        self._backend = backend
+        self._on_result = on_result
+        self._retries = config.max_retries_on_system_failure
+        self._idle_timeout = config.idle_timeout
+        self._most = min(config.max_nodes or backend.resources.nodes, backend.resources.nodes)
+        self._least = min(config.min_nodes, self._most)
+        self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
+        self._waiting: deque[_Entry] = deque()
+        self._managers: dict[str, _Manager] = {}
+        #: Monotonic time from which on idle nodes are given back to jobs.
+        self._yield_from = math.inf
+        self._failures = 0
+        self._not_before = 0.0
+        self._stopping = False
+        self._drained = threading.Event()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_lock = threading.Lock()
+        self._status: dict[str, Any] = {}
+        self._poller = zmq.Poller()
+        self._thread = threading.Thread(target=self._run, name="worker-pool", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread and the managers that are always there."""
+        self._launcher.open()
+        self._poller.register(self._launcher.socket, zmq.POLLIN)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._status = self._counters()
+        self._thread.start()
+
+    def submit(self, task: EngineTask) -> None:
+        """Queue a task; it ends in one call of `on_result`."""
+        self._tell(lambda: self._waiting.append(_Entry(task)))
+
+    def cancel(self, task_id: str, signum: int | None = None) -> None:
+        """End a task that waits or runs; its result says `TaskCancelled`.
+
+        With `signum`, only send that signal to the processes of a task that runs.
+        """
+        self._tell(lambda: self._cancel(task_id, signum))
+
+    def yield_nodes(self, wanted: bool) -> None:
+        """While `wanted` for longer than a moment, give idle nodes back: a job waits for them."""
+        self._tell(lambda: self._yield_nodes(wanted))
+
+    def status(self) -> dict[str, Any]:
+        """Return counters, as of the last thing that happened."""
+        return self._status
+
+    def stop(self, grace: float) -> None:
+        """Let what runs finish for at most `grace` seconds, then end every manager."""
+        self._tell(lambda: setattr(self, "_stopping", True))
+        if grace > 0:
+            self._drained.wait(grace)
+        self._tell(self._stop_all)
+        self._thread.join()
+        self._launcher.close()
+        with self._wake_lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+    def _tell(self, message: Callable[[], None]) -> None:
+        self._inbox.append(message)
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
+
+    # The pool's thread
+
+    def _run(self) -> None:
+        while not (self._stopping and not self._managers and self._drained.is_set()):
+            for source, _ in self._poller.poll(self._patience()):
+                if source == self._wake_fd:
+                    os.eventfd_read(self._wake_fd)
+                else:
+                    self._receive()
+            while self._inbox:
+                self._inbox.popleft()()
+            self._assign()
+            self._shrink()
+            self._grow()
+            if self._stopping and not any(m.tasks for m in self._managers.values()):
+                self._drained.set()
+            self._status = self._counters()
+
+    def _patience(self) -> int | None:
+        """Return milliseconds until a node has been idle for too long or a start may be tried."""
+        moments = []
+        if self._waiting and self._not_before:
+            moments.append(self._not_before)
+        if not self._yielding and self._yield_from < math.inf:
+            moments.append(self._yield_from)
+        moments.extend(m.idle_since + self._idle_timeout for m in self._spare())
+        if not moments:
+            return None
+        return int(max(0.0, min(moments) - time.monotonic()) * 1000) + 1
+
+    def _counters(self) -> dict[str, Any]:
+        ready = [m for m in self._managers.values() if m.state == "ready"]
+        workers = sum(m.workers for m in ready)
+        held = sum(len(m.tasks) for m in self._managers.values())
+        return {
+            "managers": len(ready),
+            "active_managers": sum(1 for m in ready if m.tasks),
+            "total_workers": workers,
+            "idle_workers": max(0, workers - held),
+            "pending_tasks": len(self._waiting),
+            "outstanding_tasks": held + len(self._waiting),
+        }
+
+    # Messages of the managers
+
+    def _receive(self) -> None:
+        while (message := self._launcher.receive()) is not None:
+            manager_id, kind, parts = message
+            manager = self._managers.get(manager_id)
+            if manager is None:
+                continue  # it was given up
+            if kind == b"results":
+                self._take_results(manager, parts)
+            elif kind == b"hello":
+                self._greeted(manager, json.loads(parts[1]))
+            elif kind == b"lost":
+                self._lost(manager, parts[0].decode(), parts[1].decode())
+            elif kind == b"cancelled":
+                entry = self._release(manager, parts[0].decode())
+                if entry is not None:
+                    self._fail_cancelled(entry)
+
+    def _take_results(self, manager: _Manager, parts: list[bytes]) -> None:
+        manager.ahead = json.loads(parts[0])["ahead"]
+        for identity, body in zip(parts[1::2], parts[2::2], strict=True):
+            task_id = identity.decode()
+            if self._release(manager, task_id) is not None:
+                self._on_result(EngineResult(task_id, body))
+
+    def _release(self, manager: _Manager, task_id: str) -> _Entry | None:
+        entry = manager.tasks.pop(task_id, None)
+        if not manager.tasks:
+            manager.idle_since = time.monotonic()
+        return entry
+
+    def _greeted(self, manager: _Manager, greeting: dict[str, Any]) -> None:
+        if manager.state == "starting":
+            manager.state = "ready"
+            manager.host = greeting["host"]
+            manager.idle_since = time.monotonic()
+            self._failures = 0
+            logs.event(
+                log,
+                logging.INFO,
+                "workers ready",
+                host=manager.host,
+                workers=manager.workers,
+                manager=manager.manager_id,
+            )
+
+    # Tasks
+
+    def _assign(self) -> None:
+        if not self._waiting or self._stopping:
+            return
+        ready = [m for m in self._managers.values() if m.state == "ready"]
+        ready.sort(key=lambda m: len(m.tasks) / m.workers)
+        # First every worker gets something to do, then what may wait close to it.
+        for manager in ready:
+            self._send(manager, manager.workers - len(manager.tasks))
+        for manager in ready:
+            self._send(manager, manager.room)
+
+    def _send(self, manager: _Manager, count: int) -> None:
+        while count > 0 and self._waiting:
+            frames = [b"tasks"]
+            for _ in range(min(count, _BATCH, len(self._waiting))):
+                entry = self._waiting.popleft()
+                task = entry.task
+                header: dict[str, Any] = {"id": task.task_id}
+                if task.result_serializers:
+                    header["rs"] = task.result_serializers
+                frames += (json.dumps(header).encode(), task.buffer.encode())
+                manager.tasks[task.task_id] = entry
+                count -= 1
+            self._launcher.send(manager.manager_id, frames)
+
+    def _lost(self, manager: _Manager, task_id: str, reason: str) -> None:
+        entry = self._release(manager, task_id)
+        if entry is not None:
+            self._retry_or_fail(entry, f"{reason} on {manager.host or 'its node'}")
+
+    def _retry_or_fail(self, entry: _Entry, reason: str) -> None:
+        entry.attempts.append(reason)
+        if len(entry.attempts) <= self._retries:
+            self._waiting.appendleft(entry)
+            return
+        text = "WorkerLost: " + entry.attempts[-1]
+        if len(entry.attempts) > 1:
+            history = (f"  attempt {n}: {why}" for n, why in enumerate(entry.attempts, start=1))
+            text = "\n".join([f"WorkerLost: {len(entry.attempts)} attempts failed", *history])
+        self._fail(entry, ErrorCode.WORKER_LOST, text)
+
+    def _fail_cancelled(self, entry: _Entry) -> None:
+        self._fail(entry, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
+
+    def _fail(self, entry: _Entry, code: ErrorCode, text: str) -> None:
+        task_id = entry.task.task_id
+        self._on_result(EngineResult(task_id, results.failure(task_id, code, text)))
+
+    def _cancel(self, task_id: str, signum: int | None) -> None:
+        for entry in self._waiting:
+            if entry.task.task_id == task_id and signum is None:
+                self._waiting.remove(entry)
+                self._fail_cancelled(entry)
+                return
+        for manager in self._managers.values():
+            if task_id in manager.tasks:
+                message = [b"cancel"] if signum is None else [b"signal", str(signum).encode()]
+                self._launcher.send(manager.manager_id, [*message, task_id.encode()])
+                return
+
+    # Nodes
+
+    @property
+    def _yielding(self) -> bool:
+        return time.monotonic() >= self._yield_from
+
+    def _yield_nodes(self, wanted: bool) -> None:
+        if not wanted:
+            self._yield_from = math.inf
+        elif self._yield_from == math.inf:
+            self._yield_from = time.monotonic() + _YIELD_AFTER
+
+    def _grow(self) -> None:
+        """Take another node if more tasks wait than the coming ones will have workers for."""
+        if self._stopping or len(self._managers) >= self._most:
+            return
+        coming = sum(m.workers for m in self._managers.values() if m.state == "starting")
+        permanent = len(self._managers) < self._least and not self._yielding
+        if (len(self._waiting) > coming or permanent) and time.monotonic() >= self._not_before:
+            self._start_manager()
+            self._grow()
+
+    def _start_manager(self) -> None:
+        manager_id = secrets.token_hex(4)
+        job = self._launcher.launch(manager_id)
+        self._managers[manager_id] = _Manager(manager_id, self._launcher.workers, job)
+        job.add_done_callback(lambda _: self._tell(lambda: self._ended(manager_id)))
+
+    def _spare(self) -> list[_Manager]:
+        """Return the ready managers that have nothing to do and are not needed."""
+        ready = [m for m in self._managers.values() if m.state == "ready"]
+        idle = [m for m in ready if not m.tasks]
+        if self._yielding:
+            return idle
+        return idle[: max(0, len(ready) - self._least)]
+
+    def _shrink(self) -> None:
+        now = time.monotonic()
+        for manager in self._spare():
+            if self._yielding or now - manager.idle_since >= self._idle_timeout:
+                self._stop_manager(manager)
+
+    def _stop_manager(self, manager: _Manager) -> None:
+        manager.state = "stopping"
+        self._launcher.send(manager.manager_id, [b"stop"])
+
+    def _stop_all(self) -> None:
+        """End every manager, with what it runs; a job that has not greeted yet is cancelled."""
+        self._drained.set()
+        for manager in self._managers.values():
+            if manager.state == "starting":
+                self._launcher.cancel(manager.job)
+            elif manager.state == "ready":
+                self._stop_manager(manager)
+
+    def _ended(self, manager_id: str) -> None:
+        manager = self._managers.pop(manager_id)
+        why = _end_of_job(manager.job)
+        if manager.state == "starting" and not self._stopping:
+            self._start_failed(manager, why)
+        elif manager.state == "ready" and not self._stopping:
+            logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
+            self._delay_next_start()
+        if manager.state == "stopping" or self._stopping:
+            self._launcher.forget(manager_id)
+        for entry in reversed(manager.tasks.values()):
+            if not self._stopping:
+                where = manager.host or "a node"
+                self._retry_or_fail(entry, f"the workers of {where} ended: {why}")
+
+    def _delay_next_start(self) -> None:
+        self._failures += 1
+        delay = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2 ** (self._failures - 1))
+        self._not_before = time.monotonic() + delay
+
+    def _start_failed(self, manager: _Manager, why: str) -> None:
+        self._delay_next_start()
+        tail = self._launcher.log_tail(manager.manager_id)
+        logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
+        if self._failures < _MOST_FAILURES:
+            return
+        while self._waiting:
+            text = (
+                f"EngineError: no workers could be started in {self._failures} attempts: "
+                f"{why}\n{tail}"
+            )
+            self._fail(self._waiting.popleft(), ErrorCode.WORKER_LOST, text)
+
+
+def _end_of_job(job: JobFuture) -> str:
+    try:
+        error = job.exception(timeout=0)
+    except CancelledError:
+        return "its job was cancelled"
+    if error is not None:
+        return f"its job failed: {error}"
+    return f"its job ended with status {job.result(timeout=0)}"

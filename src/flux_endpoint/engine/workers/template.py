@@ -1,0 +1,120 @@
+"""The template process: single-threaded, with everything imported, from which workers are forked.
+
+Forking here, and not in the manager with its ZeroMQ threads, means that a worker never inherits a
+lock in mid-use, and that a lost one is replaced within milliseconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import socket
+from contextlib import suppress
+
+from flux_endpoint.engine.workers.frames import write_frame
+from flux_endpoint.engine.workers.settings import ManagerSettings
+from flux_endpoint.engine.workers.worker import work
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
+    """Fork the template; return its process id and our end of the control channel.
+
+    A request is a descriptor: the worker's channel. Answers are the frames `{"forked": pid}` in the
+    order of requests, and `{"exited": pid, "status": wait status}` whenever a worker ends.
+    """
+    ours, theirs = socket.socketpair()
+    manager = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            ours.close()
+            _die_with_parent(manager)
+            # What outlives a worker comes to the template, where the manager finds and ends it.
+            prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            _serve(theirs, settings)
+            status = 0
+        finally:
+            os._exit(status)
+    theirs.close()
+    return pid, ours
+
+
+def request_worker(control: socket.socket) -> socket.socket:
+    """Ask the template for a worker and return the channel to it."""
+    ours, theirs = socket.socketpair()
+    socket.send_fds(control, [b"f"], [theirs.fileno()])
+    theirs.close()
+    return ours
+
+
+def prctl(option: int, value: int) -> None:
+    """Set an option of this process; those used here can't fail on a Linux of this century."""
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _die_with_parent(parent: int) -> None:
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def _serve(control: socket.socket, settings: ManagerSettings) -> None:
+    # Ctrl-C in a terminal reaches the whole foreground group; ending is the manager's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(wake_read, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fd == wake_read:
+                    os.read(wake_read, 4096)
+                    _reap(control)
+                elif not _fork_one(control, settings, (wake_read, wake_write)):
+                    return
+
+
+def _reap(control: socket.socket) -> None:
+    with suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            write_frame(control, {"exited": pid, "status": status})
+
+
+def _fork_one(control: socket.socket, settings: ManagerSettings, wake: tuple[int, int]) -> bool:
+    data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+    if not data:
+        return False
+    template = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for descriptor in wake:
+                os.close(descriptor)
+            control.close()
+            _die_with_parent(template)
+            os.setsid()  # its process group is the unit that is ended
+            # What a task leaves behind stays below its worker, where it can be found.
+            prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            work(socket.socket(fileno=descriptors[0]), settings.tasks)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(descriptors[0])
+    write_frame(control, {"forked": pid})
+    return True

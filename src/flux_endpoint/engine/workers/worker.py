@@ -1,0 +1,39 @@
+"""A worker: one process that runs one task at a time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import suppress
+
+# What travels as a command function is registered by this import.
+import flux_endpoint.functions  # noqa: F401
+from flux_endpoint.engine import results
+from flux_endpoint.engine.task import TaskRunner, TaskSettings
+from flux_endpoint.engine.workers.frames import read_frame, write_frame
+from flux_endpoint.protocol.states import TaskState
+
+
+def work(channel: socket.socket, settings: TaskSettings) -> None:
+    """Run tasks from `channel` until it is closed."""
+    runner = TaskRunner(settings)
+    details = results.worker_details(settings.endpoint_id)
+    while (frame := read_frame(channel)) is not None:
+        header, buffer = frame
+        task_id = header["id"]
+        statuses = [results.transition(TaskState.EXEC_START)]
+        end = runner.run(task_id, buffer.decode(), header.get("rs"))
+        statuses.append(results.transition(TaskState.EXEC_END))
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # a task may have closed it
+                stream.flush()
+        write_frame(channel, {"id": task_id}, results.body_of(task_id, end, details, statuses))
+        _reap()
+
+
+def _reap() -> None:
+    """Collect what a task left behind and what has ended since: its worker is its subreaper."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass

@@ -1,0 +1,128 @@
+"""Events: which, in which order, with which details."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from worlds import PATIENCE, Recorder, shell, text
+
+BEGINNING = ["submit", "depend", "priority", "alloc", "start"]
+END = ["finish", "release", "free", "clean"]
+
+
+def recorded(world, spec: str, **options: object) -> Recorder:
+    recorder = Recorder(world.executor.submit(spec, **options))
+    recorder.wait("clean")
+    return recorder
+
+
+def test_the_names_are_those_of_rfc_21(world):
+    future = world.executor.submit(text("true"))
+    assert (
+        future.EVENTS
+        == world.executor.EVENTS
+        == frozenset(
+            "submit depend priority flux-restart urgency alloc free start release finish clean debug "
+            "exception".split()
+        )
+    )
+    future.result(PATIENCE)
+
+
+@pytest.mark.parametrize("script", ["exit 0", "exit 3", "kill -9 $$", "kill -9 $PPID; sleep 60"])
+def test_the_events_of_a_job_that_ran(world, script):
+    assert recorded(world, shell(script)).names == BEGINNING + END
+
+
+def test_the_details_are_those_of_flux(world):
+    events = {e.name: e for e in recorded(world, shell("exit 3", nodes=2)).events}
+    assert events["submit"].context == {
+        "userid": os.getuid(),
+        "urgency": 16,
+        "flags": 0,
+        "version": 1,
+    }
+    assert events["priority"].context == {"priority": 16}
+    annotations = events["alloc"].context["annotations"]
+    assert annotations == {"sched": {"resource_summary": "rank[0-1]/core0"}}
+    assert events["finish"].context == {"status": 3 << 8}
+    assert events["release"].context == {"ranks": "all", "final": True}
+    for name in ("depend", "start", "free", "clean"):
+        assert events[name].context == {}
+
+
+def test_timestamps_never_go_back(world):
+    stamps = [event.timestamp for event in recorded(world, text("true")).events]
+    assert stamps == sorted(stamps)
+    assert stamps[0] > 1.5e9
+
+
+def test_flags_are_told(world):
+    recorder = recorded(world, text("true"), waitable=True, debug=True)
+    assert recorder.wait("submit").context["flags"] == 6
+
+
+def test_the_future_is_not_done_before_the_callbacks_of_finish_were_called(world):
+    seen = {}
+    future = world.executor.submit(text("true"))
+    for name in ("finish", "clean"):
+        future.add_event_callback(name, lambda f, e: seen.setdefault(e.name, f.done()))
+    Recorder(future).wait("clean")
+    assert seen == {"finish": False, "clean": True}
+
+
+def test_a_canceled_running_job(world):
+    recorder = Recorder(world.executor.submit(text("sleep", "60")))
+    recorder.wait("start")
+    world.cancel(recorder.future.jobid(), "why not")
+    recorder.wait("clean")
+    assert recorder.names == [*BEGINNING, "exception", *END]
+    assert recorder.wait("exception").context == {
+        "type": "cancel",
+        "severity": 0,
+        "note": "why not",
+        "userid": os.getuid(),
+    }
+    assert recorder.wait("finish").context["status"] == (128 + 15) << 8
+
+
+def test_a_job_that_ran_out_of_time(world):
+    recorder = recorded(world, text("sleep", "60", duration=0.3))
+    assert recorder.names == [*BEGINNING, "exception", *END]
+    assert recorder.wait("finish").context["status"] == (128 + 14) << 8
+
+
+def test_a_job_that_ran_out_of_time_and_ignores_signals_is_killed(world):
+    script = "trap '' ALRM TERM; echo up; while :; do sleep 1; done"
+    recorder = recorded(world, shell(script, duration=0.3))
+    assert recorder.wait("finish").context["status"] == (128 + 9) << 8
+    waited = recorder.wait("finish").timestamp - recorder.wait("exception").timestamp
+    assert waited > 4  # Flux's kill-timeout is 5 s
+
+
+@pytest.mark.parametrize(("program", "status"), [("no-such-program", 127), ("/etc/passwd", 126)])
+def test_a_job_whose_program_cannot_be_started(world, program, status):
+    recorder = recorded(world, text(program))
+    assert recorder.names == [*BEGINNING, "exception", *END]
+    assert recorder.wait("finish").context["status"] == status << 8
+
+
+def test_every_task_that_cannot_be_started_is_told(world):
+    recorder = recorded(world, text("no-such-program", nodes=2))
+    notes = [e.context["note"] for e in recorder.events if e.name == "exception"]
+    assert sorted(note.split(" (")[0] for note in notes) == ["task 0", "task 1"]
+
+
+def test_an_unsatisfiable_job(world):
+    recorder = recorded(world, text("true", cores=10_000))
+    assert recorder.names == ["submit", "depend", "priority", "exception", "clean"]
+    assert recorder.wait("exception").context["type"] == "alloc"
+
+
+def test_a_job_that_is_canceled_while_it_waits(world):
+    recorder = Recorder(world.executor.submit(text("true"), urgency=0))
+    recorder.wait("priority")
+    world.cancel(recorder.future.jobid())
+    recorder.wait("clean")
+    assert recorder.names == ["submit", "depend", "priority", "exception", "clean"]

@@ -1,0 +1,162 @@
+"""What the contract's tests need of either executor."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+from types import ModuleType
+from typing import Any, Protocol
+
+from flux_endpoint.engine.local import JobException, LocalExecutor
+
+#: Seconds after which something that should happen counts as not happening.
+PATIENCE = 30.0
+
+
+class World(Protocol):
+    nodes: int
+    cores_per_node: int
+    executor: Any
+    job_exception: type[Any]
+
+    def new_executor(self, **options: Any) -> Any:
+        """Another executor of the same kind."""
+
+    def cancel(self, jobid: int, note: str = "") -> None: ...
+
+    def kill(self, jobid: int, signum: int) -> None: ...
+
+
+class LocalWorld:
+    nodes = 4
+    cores_per_node = 2
+    job_exception = JobException
+
+    def __init__(self) -> None:
+        self.executor = self.new_executor()
+
+    def new_executor(self, **options: Any) -> LocalExecutor:
+        return LocalExecutor(nodes=self.nodes, cores_per_node=self.cores_per_node, **options)
+
+    def cancel(self, jobid: int, note: str = "") -> None:
+        self.executor.cancel_job(jobid, note)
+
+    def kill(self, jobid: int, signum: int) -> None:
+        self.executor.kill_job(jobid, signum)
+
+
+class FluxWorld:
+    def __init__(self, flux: ModuleType, uri: str) -> None:
+        self._flux, self._uri = flux, uri
+        self._handle = flux.Flux(uri)
+        everything = flux.resource.resource_list(self._handle).get().all
+        self.nodes = everything.nnodes
+        self.cores_per_node = everything.ncores // everything.nnodes
+        self.job_exception = flux.job.JobException
+        self.executor = self.new_executor()
+
+    def new_executor(self, **options: Any) -> Any:
+        options.setdefault("poll_interval", 0.01)
+        return self._flux.job.FluxExecutor(handle_args=(self._uri,), **options)
+
+    def cancel(self, jobid: int, note: str = "") -> None:
+        self._flux.job.cancel(self._handle, jobid, note)
+
+    def kill(self, jobid: int, signum: int) -> None:
+        self._flux.job.kill(self._handle, jobid, signum)
+
+
+def jobspec(
+    *command: str,
+    slots: int = 1,
+    nodes: int = 0,
+    cores: int = 1,
+    gpus: int = 0,
+    exclusive: bool = False,
+    total: int | None = None,
+    duration: float = 0,
+    cwd: str = "/",
+    environment: dict[str, str] | None = None,
+    **system: Any,
+) -> dict[str, Any]:
+    """A version-1 jobspec; `slots` is for each node if there are `nodes`."""
+    within: list[dict[str, Any]] = [{"type": "core", "count": cores}]
+    if gpus:
+        within.append({"type": "gpu", "count": gpus})
+    resource: dict[str, Any] = {"type": "slot", "count": slots, "label": "task", "with": within}
+    if nodes:
+        resource = {"type": "node", "count": nodes, "with": [resource]}
+        if exclusive:
+            resource["exclusive"] = True
+    count = {"per_slot": 1} if total is None else {"total": total}
+    return {
+        "version": 1,
+        "resources": [resource],
+        "tasks": [{"command": list(command), "slot": "task", "count": count}],
+        "attributes": {
+            "system": {
+                "duration": duration,
+                "cwd": cwd,
+                "environment": {"PATH": os.environ["PATH"], **(environment or {})},
+                **system,
+            }
+        },
+    }
+
+
+def text(*command: str, **options: Any) -> str:
+    """A jobspec as the text that executors take."""
+    return json.dumps(jobspec(*command, **options))
+
+
+def shell(script: str, **options: Any) -> str:
+    return text("sh", "-c", script, **options)
+
+
+class Recorder:
+    """Collects all events of a future, and waits for them."""
+
+    def __init__(self, future: Any) -> None:
+        self.future = future
+        self.events: list[Any] = []
+        self._changed = threading.Condition()
+        for name in future.EVENTS:
+            future.add_event_callback(name, self._record)
+
+    def _record(self, _: Any, event: Any) -> None:
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def wait(self, name: str) -> Any:
+        """The first event called `name`, as soon as it is there."""
+
+        def found() -> Any:
+            return next((event for event in self.events if event.name == name), None)
+
+        with self._changed:
+            event = self._changed.wait_for(found, PATIENCE)
+        assert event is not None, f"no {name!r}, only {self.names}"
+        return event
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.events]
+
+
+class Gate:
+    """A callback that says when, and with what, it was called."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+
+    def __call__(self, *args: Any) -> None:
+        self._calls.put(args)
+
+    def wait(self) -> tuple[Any, ...]:
+        return self._calls.get(timeout=PATIENCE)
+
+    def is_unused(self) -> bool:
+        return self._calls.empty()
