@@ -1,0 +1,156 @@
+"""`flux-endpoint service …`: run the REST service, hand out tokens."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+from pydantic import ValidationError
+
+from flux_endpoint import logs, paths
+from flux_endpoint.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flux_endpoint.service.store.engine import Database
+
+
+def _setting(name: str, text: str, **attributes: Any) -> Callable[[Any], Any]:
+    variable = "FLUX_ENDPOINT_SERVICE_" + name.upper().replace("-", "_")
+    return click.option(
+        f"--{name}", envvar=variable, show_envvar=True, help=text, show_default=True, **attributes
+    )
+
+
+_database_url = _setting(
+    "database-url",
+    "sqlite:////path/service.db or postgresql://user:password@host/name.  "
+    "[default: service.db in the state directory]",
+)
+
+
+@click.group()
+def service() -> None:
+    """Run the REST service and hand out its tokens.
+
+    Every option can be given in the environment; URLs with passwords should be, since everybody on
+    the machine can read a command line.
+    """
+
+
+@service.command()
+@_setting("host", "Address to listen on.", default="127.0.0.1")
+@_setting("port", "Port to listen on; 0 takes a free one.", default=8080, type=int)
+@_database_url
+@_setting(
+    "amqp-url",
+    "The service's own way to RabbitMQ.",
+    default="amqp://guest:guest@127.0.0.1:5672/%2F",
+)
+@_setting("endpoint-amqp-url", "What endpoints are told to use.  [default: --amqp-url]")
+@_setting("client-amqp-url", "What clients are told to use.  [default: --amqp-url]")
+@_setting("log-format", "How to log.", type=click.Choice(["text", "json"]), default="text")
+def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    logs.configure(log_format=log_format)
+    _require_extra()
+    from flux_endpoint.service import server, settings  # noqa: PLC0415 - only with the extra
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        checked = settings.ServiceSettings(database_url=_url(database_url), **given)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        option = "--" + str(problem["loc"][0]).replace("_", "-")
+        raise ConfigurationError(f"{option}: {problem['msg']}") from error
+    server.run(checked)
+
+
+@service.command()
+@_database_url
+def migrate(database_url: str | None) -> None:
+    """Bring the database's schema up to date (`run` does it too)."""
+    _open(database_url).close()
+
+
+@service.group()
+def token() -> None:
+    """Create, list and revoke bearer tokens."""
+
+
+@token.command()
+@click.argument("user")
+@_database_url
+def create(user: str, database_url: str | None) -> None:
+    """Print a new token of USER, who is created if missing. It can't be shown again."""
+    if not 0 < len(user) <= 256 or not user.isprintable():
+        raise ConfigurationError("USER must have 1 to 256 printable characters")
+    database = _open(database_url)
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    with database.write() as connection:
+        created = users.create_token(connection, user)
+    database.close()
+    click.echo(created)
+
+
+@token.command(name="list")
+@_database_url
+def list_tokens(database_url: str | None) -> None:
+    """List tokens by their ids, with their users."""
+    database = _open(database_url)
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    with database.read() as connection:
+        found = users.list_tokens(connection)
+    database.close()
+    for each in found:
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each.created_at))
+        click.echo(f"{each.id}  {created}  {each.user}")
+
+
+@token.command()
+@click.argument("id")
+@_database_url
+def revoke(id: str, database_url: str | None) -> None:  # noqa: A002 - the argument's shown name
+    """Revoke the token with the ID that `list` shows; the token itself will do too."""
+    database = _open(database_url)
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    with database.write() as connection:
+        revoked = users.revoke_token(connection, id)
+    database.close()
+    if not revoked:
+        raise ConfigurationError(
+            "no token has that id: `flux-endpoint service token list` shows them"
+        )
+
+
+def _open(database_url: str | None) -> Database:
+    """Return the database, its schema up to date."""
+    logs.configure("WARNING")
+    _require_extra()
+    from flux_endpoint.service.store.engine import Database  # noqa: PLC0415 - only with the extra
+
+    database = Database(_url(database_url))
+    database.migrate()
+    return database
+
+
+def _url(database_url: str | None) -> str:
+    return database_url or f"sqlite:///{paths.home() / 'service.db'}"
+
+
+def _require_extra() -> None:
+    try:
+        import alembic  # noqa: F401, PLC0415
+        import fastapi  # noqa: F401, PLC0415
+        import sqlalchemy  # noqa: F401, PLC0415
+        import uvicorn  # noqa: F401, PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the service needs the Python package '{error.name}': "
+            "pip install 'flux-endpoint[service]'"
+        ) from error

@@ -1,0 +1,41 @@
+"""The ASGI application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from flux_endpoint.service import errors
+from flux_endpoint.service.broker import Broker
+from flux_endpoint.service.context import ServiceContext
+from flux_endpoint.service.routes import amqp, endpoints, functions, submit, tasks, version
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store.engine import Database
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """Return the service as an ASGI application.
+
+    Its start brings the database up to date and begins to connect to the broker; it answers whether
+    the broker is there or not.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.database_url)
+        broker = Broker(settings.amqp_url, database)
+        await to_thread.run_sync(database.migrate)
+        broker.start()
+        app.state.context = ServiceContext(settings, database, broker.publisher)
+        try:
+            yield
+        finally:
+            await to_thread.run_sync(broker.close)
+            database.close()
+
+    app = FastAPI(title="flux-endpoint service", lifespan=lifespan)
+    errors.add_handlers(app)
+    for noun in (version, functions, endpoints, submit, tasks, amqp):
+        app.include_router(noun.router)
+    return app

@@ -1,0 +1,90 @@
+"""The service's two connections to the broker, and what it says about them.
+
+Tasks go out on one connection, results and status reports come in on the other: a flood of tasks
+does not hold up results.
+"""
+
+import logging
+import threading
+
+from flux_endpoint.amqp import AmqpConnection, ConnectionState
+from flux_endpoint.amqp.connection import StateChange
+from flux_endpoint.logs import event
+from flux_endpoint.service import topology
+from flux_endpoint.service.heartbeats import HeartbeatConsumer
+from flux_endpoint.service.results import ResultConsumer
+from flux_endpoint.service.routing import TaskPublisher
+from flux_endpoint.service.store.engine import Database
+
+log = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT = 3.0
+
+
+class Broker:
+    """Everything of the service that talks AMQP."""
+
+    def __init__(self, url: str, database: Database) -> None:
+        self._announcer = _Announcer("tasks", "results")
+        self._outward = AmqpConnection(url, name="service-tasks", on_state=self._on_outward)
+        self._inward = AmqpConnection(url, name="service-results", on_state=self._on_inward)
+        self.publisher = TaskPublisher(database, self._outward)
+        self._consumers = (
+            ResultConsumer(database, self._inward),
+            HeartbeatConsumer(database, self._inward),
+        )
+
+    def start(self) -> None:
+        """Begin to connect, to publish what is stored and to consume; returns at once."""
+        for connection in (self._outward, self._inward):
+            connection.declare(*topology.shared())
+        self.publisher.start()
+        for consumer in self._consumers:
+            consumer.start()
+        self._outward.start()
+        self._inward.start()
+
+    def close(self) -> None:
+        """Finish what is under way, for a few seconds at most."""
+        for consumer in self._consumers:
+            consumer.close(_CLOSE_TIMEOUT)
+        self._inward.close(_CLOSE_TIMEOUT)
+        self._outward.close(_CLOSE_TIMEOUT)
+        self.publisher.close(_CLOSE_TIMEOUT)
+
+    def _on_outward(self, change: StateChange) -> None:
+        self._announcer.tell("tasks", change)
+        if change.state is ConnectionState.CONNECTED:
+            self.publisher.connected()
+        else:
+            self.publisher.disconnected()
+
+    def _on_inward(self, change: StateChange) -> None:
+        self._announcer.tell("results", change)
+
+
+class _Announcer:
+    """Reports once that the broker is away, and once that both connections are back."""
+
+    def __init__(self, *connections: str) -> None:
+        self._missing = set(connections)
+        self._told = False
+        self._lock = threading.Lock()
+
+    def tell(self, connection: str, change: StateChange) -> None:
+        with self._lock:
+            if change.state is ConnectionState.CONNECTED:
+                self._missing.discard(connection)
+                if not self._missing:
+                    self._told = False
+                    event(log, logging.INFO, "broker connected", address=change.address)
+            elif change.state is not ConnectionState.CLOSED:
+                self._missing.add(connection)
+                event(
+                    log,
+                    logging.DEBUG if self._told else logging.ERROR,
+                    "broker unreachable, retrying until it is back",
+                    address=change.address,
+                    reason=change.reason,
+                )
+                self._told = True

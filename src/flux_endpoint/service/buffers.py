@@ -1,0 +1,39 @@
+"""Packed buffers, as far as a service looks into them: their lengths and their sizes.
+
+A packed buffer is, for each part, its length in characters, a newline, and the part.
+"""
+
+from flux_endpoint.protocol.limits import carried_bytes
+
+# A length has at most so many digits, newline included; longer ones are no length.
+_LENGTH_DIGITS = 12
+
+#: Identifier of a strategy that carries a function as bare source text.
+_SOURCE_IDENTIFIER = "st\n"
+
+
+def split(packed: str) -> list[str] | None:
+    """Return the parts of `packed`, or `None` if it is no packed buffer."""
+    parts: list[str] = []
+    position = 0
+    while position < len(packed):
+        newline = packed.find("\n", position, position + _LENGTH_DIGITS)
+        digits = packed[position:newline]
+        if newline < 0 or not (digits.isascii() and digits.isdigit()):
+            return None
+        position = newline + 1 + int(digits)
+        if position > len(packed):
+            return None
+        parts.append(packed[newline + 1 : position])
+    return parts
+
+
+def payload_bytes(parts: list[str] | None, packed: str) -> int:
+    """Return how many bytes of value a payload carries; its characters if it isn't packed."""
+    return len(packed) if parts is None else sum(carried_bytes(part) for part in parts)
+
+
+def pack_source(function_name: str, source: str) -> str:
+    """Return the packed buffer of a function that was registered as bare source."""
+    buffer = f"{_SOURCE_IDENTIFIER}{function_name}:{source}"
+    return f"{len(buffer)}\n{buffer}"

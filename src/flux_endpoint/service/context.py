@@ -1,0 +1,29 @@
+"""What every route needs, and how it gets it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from flux_endpoint.service.routing import TaskPublisher
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store.engine import Database
+
+
+@dataclass(frozen=True)
+class ServiceContext:
+    """The parts of a running service."""
+
+    settings: ServiceSettings
+    database: Database
+    publisher: TaskPublisher
+
+
+# async: without it each request would go to a thread and back for one attribute.
+async def _context(request: Request) -> ServiceContext:
+    context = request.app.state.context
+    assert isinstance(context, ServiceContext)
+    return context
+
+
+Service = Annotated[ServiceContext, Depends(_context)]

@@ -1,0 +1,165 @@
+"""Every refusal as one JSON body: a code for programs, a sentence for people, the wrong field."""
+
+import logging
+from typing import Any
+from uuid import uuid4
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES
+from flux_endpoint.protocol.rest import ErrorBody
+
+log = logging.getLogger(__name__)
+
+# A refused upload is read and thrown away up to this many bytes: a client that is still sending
+# when the connection is cut may never see the answer.
+_DISCARD_BYTES = 4 * MAX_REQUEST_BYTES
+
+_ROUTING_ERRORS = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "REQUEST_TOO_LARGE"}
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make `app` answer every error with an `ErrorBody`."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(_Guard)
+
+
+def invalid_request(error: ValidationError) -> ServiceError:
+    """Return what to answer to a body that doesn't fit its schema."""
+    return _invalid(error.errors(include_url=False, include_context=False, include_input=False))
+
+
+def invalid_field(field: str, problem: str) -> ServiceError:
+    """Return what to answer to a `field` with a wrong value."""
+    return ServiceError(
+        f"field '{field}': {problem}", http_status=422, code="SEMANTICALLY_INVALID", field=field
+    )
+
+
+def error_answer(
+    error: ServiceError,
+    *,
+    request_id: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """Return `error` as an HTTP answer."""
+    body = ErrorBody(
+        code=error.code,
+        message=str(error),
+        reason=str(error),
+        http_status_code=error.http_status,
+        request_id=request_id or str(uuid4()),
+        field=error.field,
+    )
+    return JSONResponse(body.model_dump(exclude_none=True), error.http_status, headers)
+
+
+def _invalid(problems: list[Any]) -> ServiceError:
+    problem = problems[0]
+    if problem["type"] == "json_invalid":
+        return ServiceError(
+            "the request body is not JSON", http_status=400, code="INVALID_JSON", field="body"
+        )
+    field = ""
+    for part in problem["loc"]:
+        if part in {"body", "path", "query", "header"} and not field:
+            continue
+        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    return invalid_field(field or "body", str(problem["msg"]).removeprefix("Value error, "))
+
+
+async def _service_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else None
+    return error_answer(error, headers=headers)
+
+
+async def _validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_answer(_invalid(list(error.errors())))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    text = {
+        404: f"there is no {request.url.path} here",
+        405: f"{request.method} is not allowed on {request.url.path}",
+    }.get(status, str(error.detail))
+    code = _ROUTING_ERRORS.get(status, "REQUEST_REFUSED")
+    headers = dict(error.headers) if error.headers else None
+    return error_answer(ServiceError(text, http_status=status, code=code), headers=headers)
+
+
+class _Guard:
+    """Refuses bodies that are too large before they are read; turns a crash into a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            if declared.isdigit() and int(declared) > MAX_REQUEST_BYTES:
+                if int(declared) <= _DISCARD_BYTES:
+                    await _discard(receive)
+                await error_answer(_too_large())(scope, receive, send)
+                return
+            await self._app(scope, _limited(receive), watched_send)
+        except Exception:
+            request_id = str(uuid4())
+            fields = {"request_id": request_id, "path": scope["path"], "method": scope["method"]}
+            log.exception("request failed", extra={"fields": fields})
+            if not started:
+                failure = ServiceError(
+                    f"the service failed on this request; its log has it as {request_id}",
+                    http_status=500,
+                    code="INTERNAL_ERROR",
+                )
+                await error_answer(failure, request_id=request_id)(scope, receive, send)
+
+
+def _too_large() -> ServiceError:
+    return ServiceError(
+        f"the request body is larger than {MAX_REQUEST_BYTES} bytes: send fewer tasks at once",
+        http_status=413,
+        code="REQUEST_TOO_LARGE",
+        field="body",
+    )
+
+
+def _limited(receive: Receive) -> Receive:
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_REQUEST_BYTES:
+            raise HTTPException(413, str(_too_large()))
+        return message
+
+    return limited
+
+
+async def _discard(receive: Receive) -> None:
+    while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+        pass

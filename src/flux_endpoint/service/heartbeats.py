@@ -1,0 +1,98 @@
+"""Status reports of endpoints: the last of each is kept, with the time at which it came."""
+
+import logging
+import queue
+import threading
+import time
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from flux_endpoint.amqp import AmqpConnection, Delivery
+from flux_endpoint.errors import InvalidMessageError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.messages import EPStatusReport, unpack
+from flux_endpoint.service.store import endpoints
+from flux_endpoint.service.store.engine import Database
+
+log = logging.getLogger(__name__)
+
+_PREFETCH = 256
+
+
+class HeartbeatConsumer:
+    """Consumes the queue `heartbeats` in a thread of its own."""
+
+    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+        self._database = database
+        self._connection = connection
+        self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+
+    def start(self) -> None:
+        """Begin to consume."""
+        self._thread.start()
+        self._connection.consume(queues.HEARTBEATS_QUEUE, self._inbox.put, prefetch=_PREFETCH)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop."""
+        self._inbox.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            batch = [self._inbox.get()]
+            while not self._inbox.empty():
+                batch.append(self._inbox.get())
+            stopping = None in batch
+            self._record([delivery for delivery in batch if delivery is not None])
+
+    def _record(self, deliveries: list[Delivery]) -> None:
+        last: dict[str, dict[str, Any]] = {}
+        readable: list[Delivery] = []
+        for delivery in deliveries:
+            try:
+                endpoint_id, report = _parse(delivery)
+            except InvalidMessageError as error:
+                event(
+                    log,
+                    logging.ERROR,
+                    "status report set aside in the queue dead-letters",
+                    message_id=delivery.message_id,
+                    routing_key=delivery.routing_key,
+                    reason=error,
+                )
+                delivery.reject()
+            else:
+                last[endpoint_id] = report
+                readable.append(delivery)
+        if not last:
+            return
+        try:
+            with self._database.write() as connection:
+                known = endpoints.known_endpoints(connection, last)
+                reports = {each: report for each, report in last.items() if each in known}
+                if reports:
+                    endpoints.record_reports(connection, reports, time.time())
+        except SQLAlchemyError as error:
+            # The next report is on its way: this one may be lost.
+            event(log, logging.ERROR, "status reports not stored", reason=error)
+        else:
+            for unknown in last.keys() - known:
+                event(log, logging.WARNING, "status report of an unknown endpoint", id=unknown)
+        for delivery in readable:
+            delivery.ack()
+
+
+def _parse(delivery: Delivery) -> tuple[str, dict[str, Any]]:
+    message = unpack(delivery.body)
+    if not isinstance(message, EPStatusReport):
+        raise InvalidMessageError(
+            f"expected an ep_status_report, got a {message.message_type} message"
+        )
+    endpoint_id = str(message.endpoint_id)
+    if delivery.routing_key != queues.heartbeats_key(endpoint_id):
+        raise InvalidMessageError(f"it names endpoint {endpoint_id}, its routing key another")
+    return endpoint_id, message.global_state

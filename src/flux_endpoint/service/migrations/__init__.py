@@ -1,0 +1,1 @@
+"""Schema migrations, run by `flux_endpoint.service.store.engine.Database.migrate`."""

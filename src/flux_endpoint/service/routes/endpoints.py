@@ -1,0 +1,187 @@
+"""Registering endpoints, and what is known of them."""
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Path
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.queues import EndpointQueues, endpoint_queues
+from flux_endpoint.protocol.rest import (
+    EndpointStatusAnswer,
+    EndpointSummary,
+    RegisterEndpoint,
+    UuidText,
+)
+from flux_endpoint.service.context import Service, ServiceContext
+from flux_endpoint.service.errors import invalid_field
+from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.store import endpoints
+from flux_endpoint.service.store.endpoints import Endpoint
+from flux_endpoint.service.store.users import User
+
+router = APIRouter()
+
+EndpointId = Annotated[UuidText, Path()]
+
+#: Seconds for which a lock refuses registrations.
+LOCK_SECONDS = 30
+
+
+@router.post("/v3/endpoints")
+def register(request: RegisterEndpoint, service: Service, caller: Caller) -> EndpointQueues:
+    """Register a new endpoint; its queues exist when this answers."""
+    return _register(service, str(uuid4()), caller, request)
+
+
+@router.put("/v3/endpoints/{endpoint_id}")
+def register_again(
+    endpoint_id: EndpointId, request: RegisterEndpoint, service: Service, caller: Caller
+) -> EndpointQueues:
+    """Register an endpoint that has an id already, here or in a database that is gone."""
+    with service.database.read() as connection:
+        owner_id = endpoints.owner_of(connection, endpoint_id)
+        known = endpoints.get_endpoint(connection, endpoint_id)
+    if owner_id is not None and owner_id != caller.id:
+        raise _not_permitted(endpoint_id)
+    now = time.time()
+    if known is not None and known.locked_until is not None and known.locked_until > now:
+        raise ServiceError(
+            f"endpoint {endpoint_id} is locked for {known.locked_until - now:.0f} more seconds",
+            http_status=423,
+            code="ENDPOINT_LOCKED",
+            field="endpoint_id",
+        )
+    return _register(service, endpoint_id, caller, request)
+
+
+@router.get("/v2/endpoints")
+def read_all(
+    service: Service, caller: Caller, role: Literal["owner", "any"] = "owner"
+) -> list[EndpointSummary]:
+    """List the caller's endpoints; with `role=any` also those that everybody may use."""
+    with service.database.read() as connection:
+        found = endpoints.list_endpoints(connection, caller.id, public=role == "any")
+    return [
+        EndpointSummary(
+            uuid=each.id, name=each.name, display_name=each.display_name, owner=each.owner
+        )
+        for each in found
+    ]
+
+
+@router.get("/v2/endpoints/{endpoint_id}")
+def read(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, Any]:
+    """Return what an endpoint said of itself."""
+    endpoint = _visible(service, endpoint_id, caller)
+    return {
+        **endpoint.metadata,
+        "uuid": endpoint.id,
+        "name": endpoint.name,
+        "display_name": endpoint.display_name,
+        "owner": endpoint.owner,
+        "public": endpoint.public,
+        "multi_user": endpoint.multi_user,
+    }
+
+
+@router.get("/v2/endpoints/{endpoint_id}/status")
+def status(endpoint_id: EndpointId, service: Service, caller: Caller) -> EndpointStatusAnswer:
+    """Return whether an endpoint is online, and its last report."""
+    endpoint = _visible(service, endpoint_id, caller)
+    return EndpointStatusAnswer(
+        status="online" if endpoint.is_online(time.time()) else "offline",
+        details=endpoint.last_report or {},
+        last_seen=endpoint.last_seen,
+    )
+
+
+@router.delete("/v2/endpoints/{endpoint_id}")
+def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, str]:
+    """Delete an endpoint: nothing can be submitted to it any more."""
+    _owned(service, endpoint_id, caller)
+    with service.database.write() as connection:
+        endpoints.delete_endpoint(connection, endpoint_id)
+    return {"endpoint_id": endpoint_id}
+
+
+@router.post("/v3/endpoints/{endpoint_id}/lock")
+def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, str]:
+    """Refuse registrations of an endpoint for a while, so that it stays stopped."""
+    _owned(service, endpoint_id, caller)
+    until = time.time() + LOCK_SECONDS
+    with service.database.write() as connection:
+        endpoints.lock_endpoint(connection, endpoint_id, until)
+    expires = datetime.fromtimestamp(until, UTC).replace(tzinfo=None)
+    return {
+        "endpoint_id": endpoint_id,
+        "lock_expiration_timestamp": expires.isoformat(timespec="seconds"),
+    }
+
+
+@router.get("/v3/endpoints/{endpoint_id}/allowed_functions")
+def allowed_functions(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, Any]:
+    """Return which functions an endpoint runs, if not all."""
+    allowed = _visible(service, endpoint_id, caller).allowed_functions
+    return {
+        "endpoint_id": endpoint_id,
+        "restricted": allowed is not None,
+        "functions": allowed or [],
+    }
+
+
+def usable(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoint:
+    """Return an endpoint that `caller` may use.
+
+    Raises:
+        ServiceError: 404, there is no such endpoint, or it is somebody else's private one.
+    """
+    endpoint = endpoints.get_endpoint(connection, endpoint_id)
+    if endpoint is None or not (endpoint.public or endpoint.owner_id == caller.id):
+        raise ServiceError(
+            f"endpoint {endpoint_id} is unknown",
+            http_status=404,
+            code="ENDPOINT_NOT_FOUND",
+            field="endpoint_id",
+        )
+    return endpoint
+
+
+def _visible(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoint:
+    with service.database.read() as connection:
+        return usable(connection, endpoint_id, caller)
+
+
+def _owned(service: ServiceContext, endpoint_id: str, caller: User) -> None:
+    if _visible(service, endpoint_id, caller).owner_id != caller.id:
+        raise _not_permitted(endpoint_id)
+
+
+def _not_permitted(endpoint_id: str) -> ServiceError:
+    return ServiceError(
+        f"endpoint {endpoint_id} belongs to somebody else",
+        http_status=403,
+        code="ENDPOINT_NOT_PERMITTED",
+        field="endpoint_id",
+    )
+
+
+def _register(
+    service: ServiceContext, endpoint_id: str, caller: User, request: RegisterEndpoint
+) -> EndpointQueues:
+    for field in ("endpoint_name", "display_name"):
+        if "\0" in (getattr(request, field) or ""):
+            raise invalid_field(field, "must not contain NUL")
+    # The queues come first: a 503 is repeated by clients, and must have left nothing behind.
+    if not service.publisher.declare_endpoint(endpoint_id, service.settings.publish_timeout):
+        raise ServiceError(
+            "the service can't reach its message broker now; try again in a while",
+            http_status=503,
+            code="BROKER_UNAVAILABLE",
+        )
+    with service.database.write() as connection:
+        endpoints.put_endpoint(connection, endpoint_id, caller.id, request)
+    return endpoint_queues(endpoint_id, service.settings.endpoint_amqp_url)

@@ -1,0 +1,240 @@
+"""Submitting tasks: everything is checked, then stored in one transaction, then published."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi.responses import Response
+from pydantic import Field, ValidationError
+from sqlalchemy.exc import IntegrityError
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
+from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER, SubmitAnswer, SubmitBatch, UuidText
+from flux_endpoint.service import buffers
+from flux_endpoint.service.context import Service, ServiceContext
+from flux_endpoint.service.errors import invalid_field, invalid_request
+from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.routes.endpoints import usable
+from flux_endpoint.service.store import functions, tasks
+from flux_endpoint.service.store.ids import ordered_ids
+from flux_endpoint.service.store.users import User
+
+router = APIRouter()
+
+_MAX_KEY = 256
+
+# Two services on one database may try the same key, or the same new group, at the same moment.
+_STORE_ATTEMPTS = 3
+
+
+class _Batch(SubmitBatch):
+    # The ids as the caller writes them: the answer has to use the same strings.
+    tasks: dict[str, list[str]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class _Payloads:
+    """The payloads of one function of a batch."""
+
+    function_id: str
+    asked_as: str
+    payloads: list[str]
+
+
+async def _body(request: Request) -> bytes:
+    # Raw: its hash makes a repetition known, and it is parsed on the route's thread.
+    return await request.body()
+
+
+@router.post("/v3/endpoints/{endpoint_id}/submit")
+def submit(
+    endpoint_id: Annotated[UuidText, Path()],
+    body: Annotated[bytes, Depends(_body)],
+    service: Service,
+    caller: Caller,
+    idempotency_key: Annotated[
+        str | None, Header(alias=IDEMPOTENCY_HEADER, min_length=1, max_length=_MAX_KEY)
+    ] = None,
+) -> Response:
+    """Store the tasks of a batch and publish them; with an idempotency key only once."""
+    try:
+        batch = _Batch.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+    by_function = _by_function(batch)
+    submission = tasks.Submission(
+        id=ordered_ids(1)[0],
+        owner_id=caller.id,
+        endpoint_id=endpoint_id,
+        group_id=batch.task_group_id or str(uuid4()),
+        create_queue=batch.create_queue,
+        resource_specification=batch.resource_specification or None,
+        result_serializers=batch.result_serializers or None,
+        idempotency_key=idempotency_key,
+        body_hash=hashlib.sha256(endpoint_id.encode() + body).hexdigest()
+        if idempotency_key
+        else None,
+    )
+    with service.database.read() as connection:
+        stored = _earlier(connection, submission)
+        if stored is None:
+            code = _permitted(connection, endpoint_id, by_function, caller)
+    if stored is None:
+        payloads = [
+            (each.function_id, payload) for each in by_function for payload in each.payloads
+        ]
+        new = [
+            tasks.NewTask(task_id, function_id, payload)
+            for task_id, (function_id, payload) in zip(
+                ordered_ids(len(payloads)), payloads, strict=True
+            )
+        ]
+        stored = _store(service, submission, new)
+        if stored is submission:
+            service.publisher.publish(stored, new, code, service.settings.publish_timeout)
+            return _answer(stored, by_function, _ids(new))
+    if stored.create_queue:
+        service.publisher.declare_group(stored.group_id, service.settings.publish_timeout)
+    with service.database.read() as connection:
+        ids = tasks.task_ids_by_function(connection, stored.id)
+    return _answer(stored, by_function, ids)
+
+
+def _by_function(batch: SubmitBatch) -> list[_Payloads]:
+    found: dict[str, _Payloads] = {}
+    for asked_as, payloads in batch.tasks.items():
+        field = f"tasks.{asked_as}"
+        try:
+            function_id = str(UUID(asked_as))
+        except ValueError:
+            raise invalid_field(field, f"{asked_as!r} is not a UUID") from None
+        if function_id in found:
+            raise invalid_field(field, f"function {function_id} is named twice")
+        if not payloads:
+            raise invalid_field(field, "has no payload")
+        for index, payload in enumerate(payloads):
+            _check_payload(f"{field}[{index}]", payload)
+        found[function_id] = _Payloads(function_id, asked_as, payloads)
+    return list(found.values())
+
+
+def _check_payload(field: str, payload: str) -> None:
+    parts = buffers.split(payload)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        size = buffers.payload_bytes(parts, payload)
+        if size > MAX_PAYLOAD_BYTES:
+            raise ServiceError(
+                f"field '{field}': the arguments are {size} bytes, at most {MAX_PAYLOAD_BYTES} are "
+                "carried: pass large data through files",
+                http_status=413,
+                code="TASK_PAYLOAD_TOO_LARGE",
+                field=field,
+            )
+    if parts is None or len(parts) != 2:
+        raise invalid_field(field, "is not a packed buffer of two parts, arguments and keywords")
+
+
+def _permitted(
+    connection: sa.Connection, endpoint_id: str, by_function: list[_Payloads], caller: User
+) -> dict[str, str]:
+    """Return the code of all functions of a batch, if the caller may run it on the endpoint."""
+    endpoint = usable(connection, endpoint_id, caller)
+    found = functions.find_functions(connection, [each.function_id for each in by_function])
+    for each in by_function:
+        field = f"tasks.{each.asked_as}"
+        known = found.get(each.function_id)
+        if known is None:
+            raise ServiceError(
+                f"function {each.function_id} is unknown",
+                http_status=404,
+                code="FUNCTION_NOT_FOUND",
+                field=field,
+            )
+        refusal = None
+        if not (known.public or known.owner_id == caller.id):
+            refusal = "belongs to somebody else and is not public"
+        elif (
+            endpoint.allowed_functions is not None
+            and each.function_id not in endpoint.allowed_functions
+        ):
+            refusal = f"is not among those that endpoint {endpoint_id} allows"
+        if refusal:
+            raise ServiceError(
+                f"function {each.function_id} {refusal}",
+                http_status=403,
+                code="FUNCTION_NOT_PERMITTED",
+                field=field,
+            )
+    return {function_id: function.code for function_id, function in found.items()}
+
+
+def _earlier(connection: sa.Connection, submission: tasks.Submission) -> tasks.Submission | None:
+    """Return what was stored under the same key, if the request was the same."""
+    if submission.idempotency_key is None:
+        return None
+    earlier = tasks.submission_by_key(connection, submission.owner_id, submission.idempotency_key)
+    if earlier is not None and earlier.body_hash != submission.body_hash:
+        raise ServiceError(
+            f"this {IDEMPOTENCY_HEADER} was used for another request: take a new one for each",
+            http_status=422,
+            code="IDEMPOTENCY_KEY_REUSED",
+            field=IDEMPOTENCY_HEADER,
+        )
+    return earlier
+
+
+def _store(
+    service: ServiceContext, submission: tasks.Submission, new: list[tasks.NewTask]
+) -> tasks.Submission:
+    """Store `submission` and return it, or return what was stored under its key before."""
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            with service.database.write() as connection:
+                earlier = _earlier(connection, submission)
+                if earlier is not None:
+                    return earlier
+                _join_group(connection, submission)
+                tasks.add_submission(connection, submission, new)
+        except IntegrityError:
+            if attempt == _STORE_ATTEMPTS:
+                raise
+        else:
+            return submission
+
+
+def _join_group(connection: sa.Connection, submission: tasks.Submission) -> None:
+    owner_id = tasks.group_owner(connection, submission.group_id)
+    if owner_id is None:
+        tasks.add_group(connection, submission.group_id, submission.owner_id)
+    elif owner_id != submission.owner_id:
+        raise ServiceError(
+            f"task group {submission.group_id} belongs to somebody else",
+            http_status=403,
+            code="TASK_GROUP_NOT_PERMITTED",
+            field="task_group_id",
+        )
+
+
+def _ids(new: list[tasks.NewTask]) -> dict[str, list[str]]:
+    ids: dict[str, list[str]] = {}
+    for task in new:
+        ids.setdefault(task.function_id, []).append(task.id)
+    return ids
+
+
+def _answer(
+    submission: tasks.Submission, by_function: list[_Payloads], ids: dict[str, list[str]]
+) -> Response:
+    answer = SubmitAnswer(
+        request_id=submission.id,
+        task_group_id=submission.group_id,
+        endpoint_id=submission.endpoint_id,
+        tasks={each.asked_as: ids[each.function_id] for each in by_function},
+    )
+    return Response(answer.model_dump_json(), media_type="application/json")

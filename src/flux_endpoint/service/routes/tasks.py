@@ -1,0 +1,106 @@
+"""Reading tasks and task groups."""
+
+import json
+import time
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Path
+from fastapi.responses import Response
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.rest import BatchStatus, TaskGroupAnswer, TaskGroupMember, UuidText
+from flux_endpoint.protocol.states import TaskState
+from flux_endpoint.service.context import Service
+from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.store import tasks
+
+router = APIRouter()
+
+
+@router.get("/v2/tasks/{task_id}")
+def read(task_id: Annotated[UuidText, Path()], service: Service, caller: Caller) -> Response:
+    """Return the state of one task, and its result if it has ended."""
+    with service.database.read() as connection:
+        found = list(tasks.task_states(connection, caller.id, [task_id]))
+    if not found:
+        raise ServiceError(
+            f"task {task_id} is unknown",
+            http_status=404,
+            code="TASK_NOT_FOUND",
+            field="task_id",
+        )
+    return _json_answer(_document(found[0]))
+
+
+@router.post("/v2/batch_status")
+def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Response:
+    """Return the states of many tasks; an unknown one reads as failed: nobody waits for it."""
+    canonical = {asked: _canonical(asked) for asked in request.task_ids}
+    with service.database.read() as connection:
+        found = {
+            task.id: _document(task)
+            for task in tasks.task_states(connection, caller.id, set(canonical.values()))
+        }
+    results = {
+        asked: found.get(task_id) or _unknown_document(asked)
+        for asked, task_id in canonical.items()
+    }
+    return _json_answer({"response": "batch", "results": results})
+
+
+@router.get("/v2/taskgroup/{group_id}")
+def read_group(
+    group_id: Annotated[UuidText, Path()], service: Service, caller: Caller
+) -> TaskGroupAnswer:
+    """Return the tasks of a group."""
+    with service.database.read() as connection:
+        if tasks.group_owner(connection, group_id) != caller.id:
+            raise ServiceError(
+                f"task group {group_id} is unknown",
+                http_status=404,
+                code="TASK_GROUP_NOT_FOUND",
+                field="task_group_id",
+            )
+        ids = tasks.group_tasks(connection, group_id)
+    return TaskGroupAnswer(
+        taskgroup_id=group_id, tasks=[TaskGroupMember(id=task_id) for task_id in ids]
+    )
+
+
+def _canonical(task_id: str) -> str:
+    try:
+        return str(UUID(task_id))
+    except ValueError:
+        return ""  # no task's id
+
+
+def _json_answer(content: Any) -> Response:
+    """Return `content` as JSON in ASCII: a result's text may hold what UTF-8 can't say."""
+    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
+
+
+def _document(task: tasks.TaskState) -> dict[str, Any]:
+    if task.completed_at is None:
+        state = TaskState.RECEIVED if task.published_at is None else TaskState.WAITING_FOR_EP
+        return {"task_id": task.id, "status": state}
+    return {
+        "task_id": task.id,
+        "status": TaskState.FAILED if task.failed else TaskState.SUCCESS,
+        "exception" if task.failed else "result": (task.result or b"").decode(
+            errors="surrogatepass"
+        ),
+        "completion_t": str(task.completed_at),
+        "details": task.details,
+    }
+
+
+def _unknown_document(task_id: str) -> dict[str, Any]:
+    return {
+        "task_id": task_id,
+        "status": TaskState.FAILED,
+        "exception": f"task {task_id} is unknown: it was never submitted with this identity, or "
+        "its record has expired",
+        "completion_t": str(time.time()),
+        "details": None,
+    }

@@ -1,0 +1,361 @@
+"""Tasks on their way to the broker: published with confirms, or later by the outbox.
+
+A task is stored before it is published. What the broker has not confirmed stays marked in the
+database and is published again when the connection comes back or the service starts: nothing that
+was accepted depends on this process or on the broker being alive. An endpoint drops what it sees
+twice.
+"""
+
+import json
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.errors import PublishError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol import queues
+from flux_endpoint.service import topology
+from flux_endpoint.service.store import endpoints, functions, tasks
+from flux_endpoint.service.store.engine import Database, chunks
+
+log = logging.getLogger(__name__)
+
+# Submissions handed over and not yet sent; a request that finds no room leaves it to the outbox.
+_MAX_WAITING = 64
+# Submissions read from the database at a time.
+_OUTBOX_PAGE = 20
+_MAX_BACKOFF = 30.0
+_DECLARE_TIMEOUT = 30.0
+# A group's queue is declared again after so many seconds, should it have vanished from the broker.
+_DECLARED_FOR = 600.0
+_MAX_DECLARED = 10_000
+
+
+@dataclass
+class _Outgoing:
+    """A submission with what is to be published of it."""
+
+    submission: tasks.Submission
+    new: Sequence[tasks.NewTask]
+    code: dict[str, str]
+    done: Future[None] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """The queue of a submission's task group exists, or `error` says why not."""
+
+    outgoing: _Outgoing
+    error: BaseException | None
+
+
+@dataclass(frozen=True)
+class _Confirmed:
+    submission_id: str
+    error: BaseException | None
+
+
+class _Wake:
+    """Look into the database for what was not published."""
+
+
+class _Restart(_Wake):
+    """The same, and declare all queues first: the broker may have lost them."""
+
+
+class _Stop:
+    """End the thread."""
+
+
+_Item = _Outgoing | _Declared | _Confirmed | _Wake | _Stop
+
+
+class TaskPublisher:
+    """Owns what is being published, in a thread of its own; its methods are for any thread."""
+
+    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+        self._database = database
+        self._connection = connection
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._room = threading.BoundedSemaphore(_MAX_WAITING)
+        self._connected = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="task-publisher", daemon=True)
+        # The thread's own:
+        self._in_flight: dict[str, _Outgoing] = {}
+        self._declared: dict[str, tuple[float, Future[None]]] = {}
+        self._retry_at: float | None = None
+        self._failures = 0
+
+    def start(self) -> None:
+        """Begin; whatever an earlier service left unpublished goes first."""
+        self._thread.start()
+
+    def connected(self) -> None:
+        """Tell that the connection to the broker was made."""
+        self._connected.set()
+        self._inbox.put(_Restart())
+
+    def disconnected(self) -> None:
+        """Tell that the connection to the broker was lost."""
+        self._connected.clear()
+
+    def publish(
+        self,
+        submission: tasks.Submission,
+        new: Sequence[tasks.NewTask],
+        code: dict[str, str],
+        timeout: float,
+    ) -> bool:
+        """Publish a stored submission; return whether the broker has it all within `timeout`.
+
+        What it doesn't have by then is published later. With `create_queue` the queue of the task
+        group exists if the answer is true.
+        """
+        deadline = time.monotonic() + timeout
+        if not self._connected.wait(timeout):
+            return False  # being connected wakes the outbox
+        if not self._room.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            self._inbox.put(_Wake())
+            return False
+        outgoing = _Outgoing(submission, new, code)
+        self._inbox.put(outgoing)
+        try:
+            outgoing.done.result(timeout=max(deadline - time.monotonic(), 0))
+        except Exception as error:  # noqa: BLE001 - logged where it happened, and retried from there
+            event(log, logging.DEBUG, "submission published later", reason=error)
+            return False
+        return True
+
+    def declare_endpoint(self, endpoint_id: str, timeout: float) -> bool:
+        """Declare the queues of an endpoint; return whether they exist within `timeout`."""
+        return self._declare(topology.of_endpoint(endpoint_id), timeout)
+
+    def declare_group(self, group_id: str, timeout: float) -> bool:
+        """Declare the queue of a task group; return whether it exists within `timeout`."""
+        return self._declare([topology.of_group(group_id)], timeout)
+
+    def _declare(self, things: list[topology.Declaration], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        if not self._connected.wait(timeout):
+            return False
+        try:
+            declared = self._connection.declare_once(*things)
+            declared.result(timeout=max(deadline - time.monotonic(), 0))
+        except Exception as error:  # noqa: BLE001 - whatever it was, they may not exist
+            event(log, logging.ERROR, "queues not declared", reason=error)
+            return False
+        return True
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop; the connection must be closed first, so that its confirms have all come."""
+        self._inbox.put(_Stop())
+        self._thread.join(timeout)
+
+    # What follows runs on the thread.
+
+    def _run(self) -> None:
+        while True:
+            items = self._take()
+            if any(isinstance(item, _Stop) for item in items):
+                self._settle(items)
+                return
+            try:
+                self._handle(items)
+            except Exception as error:
+                log.exception("publishing failed", extra={"fields": {"retry_in": _MAX_BACKOFF}})
+                self._retry_later(error)
+
+    def _take(self) -> list[_Item]:
+        timeout = None
+        if self._retry_at is not None:
+            timeout = max(self._retry_at - time.monotonic(), 0)
+        try:
+            items = [self._inbox.get(timeout=timeout)]
+        except queue.Empty:
+            self._retry_at = None
+            return [_Restart()]
+        while not self._inbox.empty():
+            items.append(self._inbox.get())
+        for item in items:
+            if isinstance(item, _Outgoing):
+                self._room.release()
+        return items
+
+    def _handle(self, items: list[_Item]) -> None:
+        restart = any(isinstance(item, _Restart) for item in items)
+        if restart:
+            self._declared.clear()
+        self._settle(items)
+        for item in items:
+            if isinstance(item, _Outgoing):
+                self._send(item)
+            elif isinstance(item, _Declared):
+                self._publish_all(item.outgoing, item.error)
+        if restart:
+            self._declare_endpoints()
+        if any(isinstance(item, _Wake) for item in items):
+            self._send_stored()
+
+    def _settle(self, items: list[_Item]) -> None:
+        confirmed = [item for item in items if isinstance(item, _Confirmed)]
+        if not confirmed:
+            return
+        for item in confirmed:
+            self._in_flight.pop(item.submission_id, None)
+        published = [item.submission_id for item in confirmed if item.error is None]
+        try:
+            if published:
+                with self._database.write() as connection:
+                    tasks.mark_published(connection, published)
+        except SQLAlchemyError as error:  # they are published twice then, which is harmless
+            self._retry_later(error)
+        for item in confirmed:
+            if item.error is not None:
+                self._declared.clear()
+                self._retry_later(item.error)
+                return
+        if published:
+            self._failures = 0
+
+    def _retry_later(self, error: BaseException) -> None:
+        delay = min(2.0**self._failures, _MAX_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311
+        self._failures += 1
+        self._retry_at = time.monotonic() + delay
+        event(log, logging.WARNING, "tasks not published", reason=error, retry_in=round(delay, 1))
+
+    def _declare_endpoints(self) -> None:
+        with self._database.read() as connection:
+            known = endpoints.endpoint_ids(connection)
+        for part in chunks(known):
+            things = [thing for each in part for thing in topology.of_endpoint(each)]
+            self._connection.declare_once(*things).result(timeout=_DECLARE_TIMEOUT)
+
+    def _send(self, outgoing: _Outgoing) -> None:
+        submission = outgoing.submission
+        already = self._in_flight.get(submission.id)
+        if already is not None:  # the outbox was faster
+            already.done.add_done_callback(partial(_copy, outgoing.done))
+            return
+        self._in_flight[submission.id] = outgoing
+        # The queue comes first: a result that finds none is forwarded to nobody.
+        declared = self._group_declared(submission)
+        if declared is None:
+            self._publish_all(outgoing, None)
+        else:
+            declared.add_done_callback(
+                lambda done: self._inbox.put(_Declared(outgoing, done.exception()))
+            )
+
+    def _group_declared(self, submission: tasks.Submission) -> Future[None] | None:
+        """Return what to wait for before publishing, `None` if that is nothing."""
+        if not submission.create_queue:
+            return None
+        now = time.monotonic()
+        since, declared = self._declared.get(submission.group_id, (-_DECLARED_FOR, None))
+        if declared is None or now - since >= _DECLARED_FOR:
+            if len(self._declared) >= _MAX_DECLARED:
+                self._declared.clear()
+            declared = self._connection.declare_once(topology.of_group(submission.group_id))
+            self._declared[submission.group_id] = now, declared
+        return None if declared.done() and declared.exception() is None else declared
+
+    def _publish_all(self, outgoing: _Outgoing, error: BaseException | None) -> None:
+        if error is not None or not outgoing.new:
+            self._on_done(outgoing, error)
+            return
+        countdown = _Countdown(len(outgoing.new), partial(self._on_done, outgoing))
+        try:
+            for confirm in self._publish_each(outgoing):
+                confirm.add_done_callback(countdown.one_done)
+        except PublishError as closed:  # we are ending: the next service publishes them
+            self._on_done(outgoing, closed)
+
+    def _publish_each(self, outgoing: _Outgoing) -> Iterator[Future[None]]:
+        submission = outgoing.submission
+        headers = _shared_headers(submission)
+        queue_name = queues.tasks_queue(submission.endpoint_id)
+        code = {function_id: json.dumps(text)[:-1] for function_id, text in outgoing.code.items()}
+        for task in outgoing.new:
+            # Two JSON strings make one: the function's is encoded once for all of its tasks.
+            body = (
+                f'\x01{{"message_type":"task","data":{{"task_id":"{task.id}","task_buffer":'
+                f"{code[task.function_id]}{json.dumps(task.payload)[1:]}}}}}"
+            ).encode()
+            yield self._connection.publish(
+                queues.TASKS_EXCHANGE,
+                queue_name,
+                body,
+                headers={
+                    queues.TASK_ID_HEADER: task.id,
+                    queues.FUNCTION_ID_HEADER: task.function_id,
+                    **headers,
+                },
+            )
+
+    def _on_done(self, outgoing: _Outgoing, error: BaseException | None) -> None:
+        # On the connection's thread, in general.
+        if error is None:
+            outgoing.done.set_result(None)
+        else:
+            outgoing.done.set_exception(error)
+        self._inbox.put(_Confirmed(outgoing.submission.id, error))
+
+    def _send_stored(self) -> None:
+        if not self._connected.is_set():
+            return
+        with self._database.read() as connection:
+            waiting = tasks.unpublished(connection, _OUTBOX_PAGE + len(self._in_flight))
+            fresh = [each for each in waiting if each.id not in self._in_flight][:_OUTBOX_PAGE]
+        for submission in fresh:
+            with self._database.read() as connection:
+                new = tasks.open_tasks(connection, submission.id)
+                code = functions.function_code(connection, {task.function_id for task in new})
+            self._send(_Outgoing(submission, new, code))
+        if fresh:
+            event(log, logging.INFO, "publishing stored tasks", submissions=len(fresh))
+        if len(fresh) == _OUTBOX_PAGE:
+            self._inbox.put(_Wake())
+
+
+class _Countdown:
+    """Calls `on_zero` with the first error, if any, once `count` futures are done."""
+
+    def __init__(self, count: int, on_zero: "partial[None]") -> None:
+        self._left = count
+        self._on_zero = on_zero
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def one_done(self, future: Future[None]) -> None:
+        with self._lock:
+            self._left -= 1
+            self._error = self._error or future.exception()
+            if self._left:
+                return
+        self._on_zero(self._error)
+
+
+def _copy(to: Future[None], done: Future[None]) -> None:
+    error = done.exception()
+    if error is None:
+        to.set_result(None)
+    else:
+        to.set_exception(error)
+
+
+def _shared_headers(submission: tasks.Submission) -> dict[str, object]:
+    headers: dict[str, object] = {}
+    if submission.resource_specification:
+        headers[queues.RESOURCES_HEADER] = json.dumps(submission.resource_specification)
+    if submission.result_serializers:
+        headers[queues.RESULT_SERIALIZERS_HEADER] = submission.result_serializers
+    return headers

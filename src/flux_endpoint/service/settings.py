@@ -1,0 +1,47 @@
+"""What a service needs to know before it starts."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class ServiceSettings(BaseModel):
+    """Settings of one service; URLs may hold passwords and are kept out of `repr`.
+
+    Attributes:
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        database_url: `sqlite:////path/service.db` or `postgresql://user:password@host/name`.
+        amqp_url: the service's own way to the broker; it declares exchanges and queues.
+        endpoint_amqp_url: what registered endpoints are told to use, by default `amqp_url`.
+        client_amqp_url: what clients are told to use for results, by default `amqp_url`.
+        publish_timeout: seconds that a submission waits for the broker before it answers. The tasks
+            are stored by then, and published when the broker is back.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    database_url: str = Field(repr=False)
+    amqp_url: str = Field(repr=False)
+    endpoint_amqp_url: str = Field(default="", repr=False)
+    client_amqp_url: str = Field(default="", repr=False)
+    publish_timeout: float = Field(default=5.0, gt=0)
+
+    @field_validator("amqp_url", "endpoint_amqp_url", "client_amqp_url")
+    @classmethod
+    def _is_amqp(cls, url: str) -> str:
+        if url and not url.startswith(("amqp://", "amqps://")):
+            raise ValueError("must start with amqp:// or amqps://")
+        return url
+
+    @model_validator(mode="after")
+    def _default_urls(self) -> Self:
+        # A half-dead endpoint keeps its queue's only consumer; a short heartbeat frees it soon.
+        endpoint = self.endpoint_amqp_url or self.amqp_url
+        if "heartbeat=" not in endpoint:
+            endpoint += ("&" if "?" in endpoint else "?") + "heartbeat=10"
+        object.__setattr__(self, "endpoint_amqp_url", endpoint)
+        object.__setattr__(self, "client_amqp_url", self.client_amqp_url or self.amqp_url)
+        return self

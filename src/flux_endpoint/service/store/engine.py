@@ -1,0 +1,161 @@
+"""One database: SQLite by default, PostgreSQL by URL. Read and write transactions, migrations."""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from alembic.util import CommandError
+from sqlalchemy.exc import ArgumentError, DatabaseError
+
+from flux_endpoint.errors import ConfigurationError
+
+#: Seconds to wait for another process that writes to the same SQLite file.
+SQLITE_BUSY_TIMEOUT = 30
+
+# Any number, the same in every version: PostgreSQL's name for the migration lock.
+_MIGRATION_LOCK = 0x666C7578
+
+_MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+
+class Database:
+    """A pool of connections; `read` and `write` are its two kinds of transaction."""
+
+    def __init__(self, url: str) -> None:
+        self._url = _parse(url)
+        self._is_sqlite = self._url.get_backend_name() == "sqlite"
+        # SQLite has one writer at a time, and waits for it by sleeping: queue here instead.
+        self._writing: Any = threading.Lock() if self._is_sqlite else nullcontext()
+        if self._is_sqlite:
+            _create_private(Path(self._url.database or ""))
+        try:
+            self.engine = sa.create_engine(
+                self._url, pool_size=10, max_overflow=40, json_serializer=_to_json
+            )
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"database {self._url.render_as_string()} needs the Python package '{error.name}': "
+                "install flux-endpoint[postgresql]"
+            ) from error
+        if self._is_sqlite:
+            sa.event.listen(self.engine, "connect", _set_up_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads: one consistent view."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that writes: committed at the end, rolled back on an exception."""
+        with self._writing, self.engine.connect() as connection:
+            writing = connection.execution_options(flux_endpoint_write=True)
+            with writing.begin():
+                yield writing
+
+    def migrate(self) -> None:
+        """Bring the schema up to date; services that start at the same time take turns.
+
+        Raises:
+            ConfigurationError: the database can't be reached or written.
+        """
+        try:
+            with self._migration_lock(), self.write() as connection:
+                if not self._is_sqlite:
+                    lock = sa.text("SELECT pg_advisory_xact_lock(:key)")
+                    connection.execute(lock, {"key": _MIGRATION_LOCK})
+                config = alembic.config.Config()
+                config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+                config.attributes["connection"] = connection
+                alembic.command.upgrade(config, "head")
+        except (DatabaseError, CommandError) as error:
+            reason = error.orig if isinstance(error, DatabaseError) else error
+            raise ConfigurationError(
+                f"can't use the database {self._url.render_as_string()}: {reason}"
+            ) from error
+
+    @contextmanager
+    def _migration_lock(self) -> Iterator[None]:
+        # Also covers the switch to WAL, for which SQLite doesn't wait its busy timeout.
+        if not self._is_sqlite:
+            yield
+            return
+        descriptor = os.open(f"{self._url.database}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with self.engine.connect() as connection:
+                raw = connection.connection.dbapi_connection
+                assert raw is not None
+                raw.execute("PRAGMA journal_mode=WAL")
+            yield
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def chunks(ids: Iterable[str], size: int = 500) -> Iterator[tuple[str, ...]]:
+    """Split `ids` so that each part fits into one statement's parameters."""
+    remaining = iter(ids)
+    while chunk := tuple(islice(remaining, size)):
+        yield chunk
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(
+            "the database URL can't be parsed, expected sqlite:////path/to/service.db or "
+            "postgresql://user:password@host/name"
+        ) from error
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise ConfigurationError(f"database {backend!r} is not supported: use sqlite or postgresql")
+    if not parsed.database or parsed.database == ":memory:":
+        raise ConfigurationError("an SQLite database needs a file: sqlite:////path/to/service.db")
+    return parsed
+
+
+def _create_private(path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise ConfigurationError(f"can't use the database {path}: {error.strerror}") from error
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # BEGIN is ours: see _begin_sqlite
+    connection.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT * 1000}")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA cache_size=-65536")  # KiB
+
+
+def _to_json(value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:  # NaN and infinities, which neither PostgreSQL nor an HTTP client reads
+        finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        return json.dumps(finite)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A writer takes its lock first: a reader that turns writer could fail at once with "locked".
+    write = connection.get_execution_options().get("flux_endpoint_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

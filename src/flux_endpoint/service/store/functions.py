@@ -1,0 +1,78 @@
+"""Registered functions."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from flux_endpoint.protocol.rest import RegisterFunction
+from flux_endpoint.service.store.engine import chunks
+from flux_endpoint.service.store.tables import functions
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a submission needs of a function."""
+
+    owner_id: str
+    public: bool
+    code: str
+
+
+def add_function(
+    connection: sa.Connection, owner_id: str, request: RegisterFunction, code: str
+) -> str:
+    """Store a function with its packed `code`; return its id."""
+    function_id = str(uuid4())
+    connection.execute(
+        sa.insert(functions).values(
+            id=function_id,
+            owner_id=owner_id,
+            name=request.function_name,
+            code=code.encode(),
+            public=request.public,
+            description=None if request.description is None else request.description.encode(),
+            meta=request.meta,
+            created_at=time.time(),
+        )
+    )
+    return function_id
+
+
+def get_function(connection: sa.Connection, function_id: str) -> sa.Row[Any] | None:
+    """Return the row of a function that was not deleted."""
+    query = sa.select(functions).where(
+        functions.c.id == function_id, functions.c.deleted_at.is_(None)
+    )
+    return connection.execute(query).one_or_none()
+
+
+def find_functions(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Function]:
+    """Return those of the functions `ids` that exist."""
+    found: dict[str, Function] = {}
+    for part in chunks(ids):
+        query = sa.select(
+            functions.c.id, functions.c.owner_id, functions.c.public, functions.c.code
+        ).where(functions.c.id.in_(part), functions.c.deleted_at.is_(None))
+        for function_id, owner_id, public, code in connection.execute(query):
+            found[function_id] = Function(owner_id, public, code.decode())
+    return found
+
+
+def function_code(connection: sa.Connection, ids: Iterable[str]) -> dict[str, str]:
+    """Return the packed code of the functions `ids`, deleted ones included."""
+    found: dict[str, str] = {}
+    for part in chunks(ids):
+        query = sa.select(functions.c.id, functions.c.code).where(functions.c.id.in_(part))
+        found.update((row.id, row.code.decode()) for row in connection.execute(query))
+    return found
+
+
+def delete_function(connection: sa.Connection, function_id: str) -> None:
+    """Hide a function; the tasks that use it still run."""
+    connection.execute(
+        sa.update(functions).where(functions.c.id == function_id).values(deleted_at=time.time())
+    )

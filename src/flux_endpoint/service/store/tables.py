@@ -1,0 +1,129 @@
+"""The schema. Migrations in `service/migrations` bring a database to it.
+
+Times are seconds since the epoch. Text from functions, arguments and results is kept as bytes: it
+may hold characters that a database's text type refuses (NUL).
+"""
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(256), nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the token, hexadecimal
+    Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("created_at", Double, nullable=False),
+)
+
+functions = Table(
+    "functions",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("owner_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("name", String(256), nullable=False),
+    Column("code", LargeBinary, nullable=False),  # a packed buffer
+    Column("public", Boolean, nullable=False),
+    Column("description", LargeBinary),
+    Column("meta", JSON(none_as_null=True)),
+    Column("created_at", Double, nullable=False),
+    Column("deleted_at", Double),
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("owner_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("name", String(256), nullable=False),
+    Column("display_name", Text),
+    Column("public", Boolean, nullable=False),
+    Column("multi_user", Boolean, nullable=False),
+    Column("allowed_functions", JSON(none_as_null=True)),  # NULL: all
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("locked_until", Double),
+    Column("deleted_at", Double),
+    Column("last_seen", Double),
+    Column("last_report", JSON(none_as_null=True)),
+)
+
+task_groups = Table(
+    "task_groups",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("owner_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("created_at", Double, nullable=False),
+)
+
+#: One row a submission: what its tasks share, and whether the broker has them.
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("owner_id", ForeignKey("users.id"), nullable=False),
+    Column("endpoint_id", ForeignKey("endpoints.id"), nullable=False, index=True),
+    Column("group_id", ForeignKey("task_groups.id"), nullable=False, index=True),
+    Column("idempotency_key", String(256)),
+    Column("body_hash", String(64)),
+    Column("create_queue", Boolean, nullable=False),
+    Column("resource_specification", JSON(none_as_null=True)),
+    Column("result_serializers", JSON(none_as_null=True)),
+    Column("created_at", Double, nullable=False),
+    Column("published_at", Double),
+)
+Index(
+    "uq_submissions_owner_id_idempotency_key",
+    submissions.c.owner_id,
+    submissions.c.idempotency_key,
+    unique=True,  # NULL keys never collide
+)
+Index(
+    "ix_submissions_unpublished",
+    submissions.c.created_at,
+    sqlite_where=submissions.c.published_at.is_(None),
+    postgresql_where=submissions.c.published_at.is_(None),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("submission_id", ForeignKey("submissions.id"), nullable=False),
+    Column("position", Integer, nullable=False),  # within the submission
+    Column("function_id", ForeignKey("functions.id"), nullable=False),
+    Column("payload", LargeBinary),  # packed arguments; dropped once there is a result
+    Column("completed_at", Double),  # NULL: not ended
+    Column("failed", Boolean),
+    Column("result", LargeBinary),  # serialized value, or the error text if failed
+    Column("details", JSON(none_as_null=True)),
+)
+Index("ix_tasks_submission_id_position", tasks.c.submission_id, tasks.c.position)

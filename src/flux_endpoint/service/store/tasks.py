@@ -1,0 +1,248 @@
+"""Tasks: what was submitted, to whom it goes, and how it ended."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from flux_endpoint.service.store.engine import chunks
+from flux_endpoint.service.store.tables import endpoints, submissions, task_groups, tasks
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A task to store."""
+
+    id: str
+    function_id: str
+    payload: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the tasks of one request share."""
+
+    id: str
+    owner_id: str
+    endpoint_id: str
+    group_id: str
+    create_queue: bool
+    resource_specification: dict[str, Any] | None = None
+    result_serializers: list[str] | None = None
+    idempotency_key: str | None = None
+    body_hash: str | None = None
+    created_at: float = field(default_factory=time.time)
+    published_at: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """A task as its owner sees it."""
+
+    id: str
+    published_at: float | None
+    completed_at: float | None
+    failed: bool | None
+    result: bytes | None
+    details: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a task runs, where its result goes, and whether it has one already."""
+
+    endpoint_id: str
+    group_id: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended."""
+
+    task_id: str
+    failed: bool
+    data: str
+    details: dict[str, Any] | None
+    completed_at: float
+
+
+_SUBMISSION_COLUMNS = tuple(submissions.c[name] for name in Submission.__dataclass_fields__)
+
+
+def group_owner(connection: sa.Connection, group_id: str) -> str | None:
+    """Return the id of the user who created a task group, `None` if there is no such group."""
+    return connection.scalar(sa.select(task_groups.c.owner_id).where(task_groups.c.id == group_id))
+
+
+def add_group(connection: sa.Connection, group_id: str, owner_id: str) -> None:
+    """Create a task group."""
+    connection.execute(
+        sa.insert(task_groups).values(id=group_id, owner_id=owner_id, created_at=time.time())
+    )
+
+
+def group_tasks(connection: sa.Connection, group_id: str) -> list[str]:
+    """Return the ids of a group's tasks in the order in which they were submitted."""
+    query = (
+        sa.select(tasks.c.id)
+        .join_from(submissions, tasks)
+        .where(submissions.c.group_id == group_id)
+        .order_by(submissions.c.created_at, submissions.c.id, tasks.c.position)
+    )
+    return list(connection.scalars(query))
+
+
+def submission_by_key(connection: sa.Connection, owner_id: str, key: str) -> Submission | None:
+    """Return what a user submitted under an idempotency key."""
+    query = sa.select(*_SUBMISSION_COLUMNS).where(
+        submissions.c.owner_id == owner_id, submissions.c.idempotency_key == key
+    )
+    row = connection.execute(query).mappings().one_or_none()
+    return Submission(**row) if row else None
+
+
+def add_submission(
+    connection: sa.Connection, submission: Submission, new: Sequence[NewTask]
+) -> None:
+    """Store a submission with its tasks."""
+    connection.execute(sa.insert(submissions).values(**vars(submission)))
+    if new:
+        rows = [
+            {
+                "id": task.id,
+                "submission_id": submission.id,
+                "position": position,
+                "function_id": task.function_id,
+                "payload": task.payload.encode(),
+            }
+            for position, task in enumerate(new)
+        ]
+        connection.execute(sa.insert(tasks), rows)
+
+
+def task_ids_by_function(connection: sa.Connection, submission_id: str) -> dict[str, list[str]]:
+    """Return a submission's task ids in the order in which its answer named them."""
+    query = (
+        sa.select(tasks.c.function_id, tasks.c.id)
+        .where(tasks.c.submission_id == submission_id)
+        .order_by(tasks.c.position)
+    )
+    found: dict[str, list[str]] = {}
+    for function_id, task_id in connection.execute(query):
+        found.setdefault(function_id, []).append(task_id)
+    return found
+
+
+def unpublished(connection: sa.Connection, limit: int) -> list[Submission]:
+    """Return the oldest submissions of which the broker may not have all tasks."""
+    query = (
+        sa.select(*_SUBMISSION_COLUMNS)
+        .join_from(submissions, endpoints)
+        .where(submissions.c.published_at.is_(None), endpoints.c.deleted_at.is_(None))
+        .order_by(submissions.c.created_at)
+        .limit(limit)
+    )
+    return [Submission(**row) for row in connection.execute(query).mappings()]
+
+
+def open_tasks(connection: sa.Connection, submission_id: str) -> list[NewTask]:
+    """Return the tasks of a submission that have not ended."""
+    query = (
+        sa.select(tasks.c.id, tasks.c.function_id, tasks.c.payload)
+        .where(
+            tasks.c.submission_id == submission_id,
+            tasks.c.completed_at.is_(None),
+            tasks.c.payload.is_not(None),
+        )
+        .order_by(tasks.c.position)
+    )
+    return [
+        NewTask(row.id, row.function_id, row.payload.decode()) for row in connection.execute(query)
+    ]
+
+
+def mark_published(connection: sa.Connection, ids: Iterable[str]) -> None:
+    """Note that the broker has all tasks of these submissions."""
+    now = time.time()
+    for part in chunks(ids):
+        connection.execute(
+            sa.update(submissions).where(submissions.c.id.in_(part)).values(published_at=now)
+        )
+
+
+def task_states(
+    connection: sa.Connection, owner_id: str, ids: Iterable[str]
+) -> Iterator[TaskState]:
+    """Yield the states of those of the tasks `ids` that belong to `owner_id`."""
+    for part in chunks(ids):
+        query = (
+            sa.select(
+                tasks.c.id,
+                submissions.c.published_at,
+                tasks.c.completed_at,
+                tasks.c.failed,
+                tasks.c.result,
+                tasks.c.details,
+            )
+            .join_from(tasks, submissions)
+            .where(tasks.c.id.in_(part), submissions.c.owner_id == owner_id)
+        )
+        for row in connection.execute(query):
+            yield TaskState(*row)
+
+
+def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Route]:
+    """Return the routes of the tasks `ids` and lock their rows; unknown tasks are left out."""
+    found: dict[str, Route] = {}
+    for part in chunks(ids):
+        query = (
+            sa.select(
+                tasks.c.id,
+                submissions.c.endpoint_id,
+                submissions.c.group_id,
+                tasks.c.completed_at,
+            )
+            .join_from(tasks, submissions)
+            .where(tasks.c.id.in_(part))
+            .order_by(tasks.c.id)  # always the same order of locks
+            .with_for_update(of=tasks)
+        )
+        for task_id, endpoint_id, group_id, completed_at in connection.execute(query):
+            found[task_id] = Route(endpoint_id, group_id, completed_at is not None)
+    return found
+
+
+def stored_result(connection: sa.Connection, task_id: str) -> str | None:
+    """Return the serialized value, or the error text, of a task that has ended."""
+    result = connection.scalar(sa.select(tasks.c.result).where(tasks.c.id == task_id))
+    return None if result is None else result.decode(errors="surrogatepass")
+
+
+def complete(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
+    """Store how tasks ended, and drop their arguments."""
+    statement = (
+        sa.update(tasks)
+        .where(tasks.c.id == sa.bindparam("of_task"))
+        .values(
+            completed_at=sa.bindparam("at"),
+            failed=sa.bindparam("has_failed"),
+            result=sa.bindparam("data"),
+            details=sa.bindparam("about"),
+            payload=None,
+        )
+    )
+    rows = [
+        {
+            "of_task": outcome.task_id,
+            "at": outcome.completed_at,
+            "has_failed": outcome.failed,
+            "data": outcome.data.encode(errors="surrogatepass"),
+            "about": outcome.details,
+        }
+        for outcome in outcomes
+    ]
+    if rows:
+        connection.execute(statement, rows)

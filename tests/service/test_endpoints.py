@@ -1,0 +1,164 @@
+"""Endpoints: listed, described, locked, deleted, online or not."""
+
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from tests.service.conftest import refusal
+
+from flux_endpoint.service.store import endpoints
+from flux_endpoint.service.store.engine import Database
+
+AddEndpoint = Callable[..., str]
+
+
+def test_without_a_broker_registration_is_refused_and_leaves_nothing(api: TestClient) -> None:
+    answer = api.post("/v3/endpoints", json={"endpoint_name": "lab"})
+    refusal(answer, 503, "BROKER_UNAVAILABLE")
+    assert api.get("/v2/endpoints").json() == []
+
+
+def test_an_endpoint_shows_what_it_said(api: TestClient, add_endpoint: AddEndpoint) -> None:
+    endpoint_id = add_endpoint(display_name="Lab", metadata={"hostname": "n1", "uuid": "forged"})
+    assert api.get(f"/v2/endpoints/{endpoint_id}").json() == {
+        "uuid": endpoint_id,
+        "name": "lab",
+        "display_name": "Lab",
+        "owner": "ada",
+        "public": False,
+        "multi_user": False,
+        "hostname": "n1",
+    }
+
+
+def test_a_list_has_ones_own_and_on_request_the_public_ones(
+    api: TestClient, add_endpoint: AddEndpoint, bob: dict[str, str]
+) -> None:
+    private, public = add_endpoint(), add_endpoint(public=True)
+
+    def listed(**how: Any) -> set[str]:
+        return {each["uuid"] for each in api.get("/v2/endpoints", **how).json()}
+
+    assert listed() == {private, public}
+    assert listed(headers=bob) == set()
+    assert listed(headers=bob, params={"role": "any"}) == {public}
+    answer = api.get("/v2/endpoints", params={"role": "king"})
+    refusal(answer, 422, "SEMANTICALLY_INVALID", "role")
+
+
+def test_a_private_endpoint_is_unknown_to_others(
+    api: TestClient, add_endpoint: AddEndpoint, bob: dict[str, str]
+) -> None:
+    endpoint_id = add_endpoint()
+    for method, path in (
+        ("GET", f"/v2/endpoints/{endpoint_id}"),
+        ("GET", f"/v2/endpoints/{endpoint_id}/status"),
+        ("DELETE", f"/v2/endpoints/{endpoint_id}"),
+        ("POST", f"/v3/endpoints/{endpoint_id}/lock"),
+        ("GET", f"/v3/endpoints/{endpoint_id}/allowed_functions"),
+    ):
+        answer = api.request(method, path, headers=bob)
+        assert endpoint_id in refusal(answer, 404, "ENDPOINT_NOT_FOUND", "endpoint_id").message
+
+
+def test_only_its_owner_changes_an_endpoint(
+    api: TestClient, add_endpoint: AddEndpoint, bob: dict[str, str]
+) -> None:
+    endpoint_id = add_endpoint(public=True)
+    for answer in (
+        api.delete(f"/v2/endpoints/{endpoint_id}", headers=bob),
+        api.post(f"/v3/endpoints/{endpoint_id}/lock", headers=bob),
+        api.put(f"/v3/endpoints/{endpoint_id}", headers=bob, json={"endpoint_name": "mine"}),
+    ):
+        refusal(answer, 403, "ENDPOINT_NOT_PERMITTED", "endpoint_id")
+
+
+def test_a_locked_endpoint_can_not_register(api: TestClient, add_endpoint: AddEndpoint) -> None:
+    endpoint_id = add_endpoint()
+    lock = api.post(f"/v3/endpoints/{endpoint_id}/lock").json()
+    assert lock["endpoint_id"] == endpoint_id
+    assert datetime.fromisoformat(lock["lock_expiration_timestamp"]).tzinfo is None
+    answer = api.put(f"/v3/endpoints/{endpoint_id}", json={"endpoint_name": "lab"})
+    refusal(answer, 423, "ENDPOINT_LOCKED", "endpoint_id")
+
+
+def test_allowed_functions_are_listed(api: TestClient, add_endpoint: AddEndpoint) -> None:
+    function_id = str(uuid.uuid4())
+    some, any_ = add_endpoint(allowed_functions=[function_id]), add_endpoint()
+    assert api.get(f"/v3/endpoints/{some}/allowed_functions").json() == {
+        "endpoint_id": some,
+        "restricted": True,
+        "functions": [function_id],
+    }
+    assert api.get(f"/v3/endpoints/{any_}/allowed_functions").json() == {
+        "endpoint_id": any_,
+        "restricted": False,
+        "functions": [],
+    }
+
+
+def test_a_deleted_endpoint_is_gone(api: TestClient, add_endpoint: AddEndpoint) -> None:
+    endpoint_id = add_endpoint()
+    assert api.delete(f"/v2/endpoints/{endpoint_id}").status_code == 200
+    answer = api.get(f"/v2/endpoints/{endpoint_id}")
+    refusal(answer, 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
+    assert api.get("/v2/endpoints").json() == []
+
+
+@pytest.mark.parametrize(
+    ("report", "age", "online"),
+    [
+        ({"heartbeat_period": 30}, 89, True),
+        ({"heartbeat_period": 30}, 91, False),
+        ({"heartbeat_period": 5}, 16, False),
+        ({}, 89, True),
+        ({}, 91, False),
+        ({"heartbeat_period": 0}, 0, False),
+        ({"heartbeat_period": 30, "active": False}, 0, False),
+        ({"heartbeat_period": 30, "active": True}, 0, True),
+        ({"heartbeat_period": 3, "error": "no such engine"}, 0, False),
+        ({"heartbeat_period": "soon"}, 0, True),
+    ],
+)
+def test_an_endpoint_is_online_while_its_reports_are_young(
+    api: TestClient,
+    database: Database,
+    add_endpoint: AddEndpoint,
+    report: dict[str, Any],
+    age: float,
+    online: bool,
+) -> None:
+    endpoint_id = add_endpoint()
+    seen = time.time() - age
+    with database.write() as connection:
+        endpoints.record_reports(connection, {endpoint_id: report}, seen)
+    assert api.get(f"/v2/endpoints/{endpoint_id}/status").json() == {
+        "status": "online" if online else "offline",
+        "details": report,
+        "last_seen": seen,
+    }
+
+
+def test_an_endpoint_that_never_reported_is_offline(
+    api: TestClient, add_endpoint: AddEndpoint
+) -> None:
+    assert api.get(f"/v2/endpoints/{add_endpoint()}/status").json() == {
+        "status": "offline",
+        "details": {},
+        "last_seen": None,
+    }
+
+
+def test_a_report_with_numbers_that_json_lacks_is_kept(
+    api: TestClient, database: Database, add_endpoint: AddEndpoint
+) -> None:
+    endpoint_id = add_endpoint()
+    report = {"load": float("nan"), "heartbeat_period": 30}
+    with database.write() as connection:
+        endpoints.record_reports(connection, {endpoint_id: report}, time.time())
+    details = api.get(f"/v2/endpoints/{endpoint_id}/status").json()["details"]
+    assert details == {"load": None, "heartbeat_period": 30}

@@ -1,0 +1,182 @@
+"""Tasks reach the broker: at once, or when it is back."""
+
+import json
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pika
+import pytest
+from fastapi.testclient import TestClient
+from tests.service.conftest import FUNCTION, NO_BROKER, PAYLOAD, Peer, Relay, Rest, eventually
+
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.messages import Task, unpack
+from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.settings import ServiceSettings
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def test_a_registration_tells_where_everything_is(live: Rest, amqp_vhost: str) -> None:
+    body = {"endpoint_name": "lab", "metadata": {"hostname": "n1"}}
+    answer = live.client.post("/v3/endpoints", json=body).json()
+    endpoint_id = answer["endpoint_id"]
+    url = f"{amqp_vhost}?heartbeat=10"
+    assert answer == queues.endpoint_queues(endpoint_id, url).model_dump()
+    again = live.client.put(f"/v3/endpoints/{endpoint_id}", json=body).json()
+    assert again == answer
+
+
+def test_an_endpoint_whose_database_was_lost_keeps_its_id(live: Rest) -> None:
+    endpoint_id = str(uuid.uuid4())
+    answer = live.client.put(f"/v3/endpoints/{endpoint_id}", json={"endpoint_name": "lab"})
+    assert answer.json()["endpoint_id"] == endpoint_id
+
+
+def test_what_registration_names_exists(live: Rest, amqp_vhost: str) -> None:
+    endpoint_id = live.register_endpoint()
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost))
+    channel = connection.channel()
+    for name in (f"{endpoint_id}.tasks", f"{endpoint_id}.commands", "results", "heartbeats"):
+        channel.queue_declare(name, passive=True)
+    for name in ("tasks", "commands", "results", "heartbeats", "dead-letters"):
+        channel.exchange_declare(name, passive=True)
+    connection.close()
+
+
+def test_a_task_message_is_what_an_endpoint_expects(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    _, (task_id,) = live.submit(endpoint_id)
+    delivery = peer.take(f"{endpoint_id}.tasks")
+    task = unpack(delivery.body)
+    assert task == Task(task_id=uuid.UUID(task_id), task_buffer=FUNCTION + PAYLOAD)
+    assert delivery.headers.keys() == {"task_uuid", "function_uuid"}
+    assert delivery.headers["task_uuid"] == task_id
+    uuid.UUID(delivery.headers["function_uuid"])
+    eventually(lambda: live.status(task_id)["status"] == "waiting-for-ep")
+
+
+def test_resources_and_serializers_travel_in_headers(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    resources, serializers = {"num_nodes": 2}, ["a.b.JSONData", "a.b.DillDataBase64"]
+    live.submit(endpoint_id, resource_specification=resources, result_serializers=serializers)
+    headers = peer.take(f"{endpoint_id}.tasks").headers
+    assert json.loads(headers["resource_specification"]) == resources
+    assert headers["result_serializers"] == serializers
+
+
+def test_text_of_every_script_arrives_unharmed(live: Rest, peer: Peer) -> None:
+    endpoint_id, function_id = live.register_endpoint(), live.register_function()
+    text = '11\n["\N{SNOWMAN}\N{ROCKET}\\u0000\\"\x7f"]'
+    payload = f"{len(text)}\n{text}3\n11\n"
+    body = {"tasks": {function_id: [payload]}}
+    live.client.post(f"/v3/endpoints/{endpoint_id}/submit", json=body)
+    task = unpack(peer.take(f"{endpoint_id}.tasks").body)
+    assert isinstance(task, Task)
+    assert task.task_buffer == FUNCTION + payload
+
+
+def test_a_large_batch_arrives_in_order(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    _, ids = live.submit(endpoint_id, count=1500)
+    arrived = [peer.take(f"{endpoint_id}.tasks").headers["task_uuid"] for _ in ids]
+    assert arrived == ids
+
+
+def test_the_group_queue_exists_when_the_submission_is_answered(
+    live: Rest, amqp_vhost: str
+) -> None:
+    group_id, _ = live.submit(live.register_endpoint())
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost))
+    connection.channel().queue_declare(f"tg.{group_id}", passive=True)
+    connection.close()
+
+
+def test_a_repeated_submission_is_published_once(live: Rest, peer: Peer) -> None:
+    endpoint_id, function_id = live.register_endpoint(), live.register_function()
+    body = {"tasks": {function_id: [PAYLOAD]}, "create_queue": True}
+    answers = [
+        live.client.post(
+            f"/v3/endpoints/{endpoint_id}/submit", json=body, headers={IDEMPOTENCY_HEADER: "k"}
+        ).json()
+        for _ in range(2)
+    ]
+    _, (last,) = live.submit(endpoint_id)
+    (first,) = answers[0]["tasks"][function_id]
+    arrived = [peer.take(f"{endpoint_id}.tasks").headers["task_uuid"] for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert arrived == [first, last]
+
+
+def test_what_was_submitted_while_the_broker_was_away_is_published_at_the_next_start(
+    live_settings: ServiceSettings,
+    peer: Peer,
+    token_of: Callable[[str], dict[str, str]],
+) -> None:
+    def service(**changes: Any) -> TestClient:
+        settings = ServiceSettings.model_validate({**live_settings.model_dump(), **changes})
+        return TestClient(create_app(settings), headers=token_of("ada"))
+
+    with service() as client:
+        endpoint_id = Rest(client).register_endpoint()
+    with service(amqp_url=NO_BROKER, publish_timeout=0.01) as client:
+        submitted = [Rest(client).submit(endpoint_id) for _ in range(30)]
+        assert Rest(client).status(submitted[0][1][0])["status"] == "received"
+    with service() as client:
+        arrived = {peer.take(f"{endpoint_id}.tasks").headers["task_uuid"] for _ in submitted}
+        assert arrived == {task_id for _, (task_id,) in submitted}
+        eventually(lambda: Rest(client).status(submitted[-1][1][0])["status"] == "waiting-for-ep")
+        # The queue of its group was made as well.
+        group_id, (task_id,) = submitted[0]
+        peer.send_result(endpoint_id, _result(task_id))
+        assert peer.take(f"tg.{group_id}").body == _result(task_id)
+
+
+def test_a_lost_connection_delays_tasks_and_results_and_loses_none(
+    live_settings: ServiceSettings,
+    peer: Peer,
+    relay: Relay,
+    token_of: Callable[[str], dict[str, str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "flux_endpoint.service.broker")
+    settings = ServiceSettings(
+        database_url=live_settings.database_url, amqp_url=relay.url, publish_timeout=0.5
+    )
+    with TestClient(create_app(settings), headers=token_of("ada")) as client:
+        rest = Rest(client)
+        eventually(lambda: "broker connected" in caplog.messages)
+        endpoint_id = rest.register_endpoint()
+        submitted = [rest.submit(endpoint_id)]
+        relay.cut()
+        eventually(lambda: any(text.startswith("broker unreach") for text in caplog.messages))
+        submitted += [rest.submit(endpoint_id) for _ in range(3)]
+        assert rest.status(submitted[-1][1][0])["status"] == "received"
+        caplog.clear()
+        relay.mend()
+        eventually(lambda: "broker connected" in caplog.messages)
+        expected = {task_id for _, (task_id,) in submitted}
+        arrived: set[str] = set()
+        while arrived < expected:  # some perhaps twice
+            arrived.add(peer.take(f"{endpoint_id}.tasks").headers["task_uuid"])
+        for group_id, (task_id,) in submitted:
+            peer.send_result(endpoint_id, _result(task_id))
+            assert peer.take(f"tg.{group_id}").body == _result(task_id)
+
+
+def test_a_queue_that_somebody_deleted_is_made_again(
+    live: Rest, peer: Peer, amqp_vhost: str
+) -> None:
+    endpoint_id = live.register_endpoint()
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost))
+    connection.channel().queue_delete(f"{endpoint_id}.tasks")
+    connection.close()
+    _, (task_id,) = live.submit(endpoint_id)
+    assert peer.take(f"{endpoint_id}.tasks").headers["task_uuid"] == task_id
+
+
+def _result(task_id: str) -> bytes:
+    return b'\x01{"message_type":"result","data":{"task_id":"%s","data":"x"}}' % task_id.encode()

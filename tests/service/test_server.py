@@ -1,0 +1,186 @@
+"""The commands: the service as a process of its own, and its tokens."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.service.conftest import NO_BROKER, refusal
+
+from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES
+
+
+class ServiceProcess:
+    """`flux-endpoint service run` on a free port."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "run", "--port", "0", "--log-format", "json", *options],
+            env=environment(directory),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[dict[str, str]] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._changed:
+                self.lines.append(json.loads(line))
+                self._changed.notify_all()
+
+    def wait_for(self, event: str) -> dict[str, str]:
+        def found() -> list[dict[str, str]]:
+            return [line for line in self.lines if line["event"].startswith(event)]
+
+        with self._changed:
+            assert self._changed.wait_for(found, timeout=20), self.lines
+        return found()[0]
+
+    @property
+    def url(self) -> str:
+        return self.wait_for("service ready")["url"]
+
+    def end(self, signum: int) -> int:
+        self.process.send_signal(signum)
+        code = self.process.wait(15)
+        self._reader.join()
+        return code
+
+
+COMMAND = [sys.executable, "-m", "flux_endpoint", "service"]
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "FLUX_ENDPOINT_HOME": str(directory),
+        "FLUX_ENDPOINT_SERVICE_AMQP_URL": NO_BROKER,
+    }
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
+    started: list[ServiceProcess] = []
+
+    def run(*options: str) -> ServiceProcess:
+        started.append(ServiceProcess(tmp_path, *options))
+        return started[-1]
+
+    yield run
+    for each in started:
+        if each.process.poll() is None:
+            each.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_without_a_broker_says_so_and_ends_cleanly(
+    start: Callable[..., ServiceProcess], signum: int
+) -> None:
+    service = start()
+    assert httpx.get(f"{service.url}/v2/version").json() == "1.0.0"
+    service.wait_for("broker unreachable")
+    assert service.end(signum) == 0
+    (away,) = [line for line in service.lines if line["event"].startswith("broker unreachable")]
+    assert away["address"].startswith("127.0.0.1:1")
+    assert service.lines[-1]["event"] == "service stopped"
+
+
+def test_two_services_that_start_together_share_a_database(
+    start: Callable[..., ServiceProcess],
+) -> None:
+    services = [start(), start()]
+    urls = {service.url for service in services}
+    assert len(urls) == 2
+    assert [service.end(signal.SIGTERM) for service in services] == [0, 0]
+
+
+def test_a_port_in_use_is_one_sentence(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = command("run", "--port", port)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"127.0.0.1:{port}" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run", "--amqp-url", "http://h"], "--amqp-url"),
+        (["run", "--port", "70000"], "--port"),
+        (["run", "--port", "0", "--database-url", "mysql://h"], "mysql"),
+        (["run", "--port", "0", "--database-url", "sqlite:////no/where/x.db"], "/no/where/x.db"),
+        (["token", "revoke", "nonsense"], "token list"),
+        (["token", "create", ""], "USER"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    command: Callable[..., subprocess.CompletedProcess[str]], arguments: list[str], named: str
+) -> None:
+    done = command(*arguments)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert named in line
+
+
+def test_a_token_opens_the_service_until_it_is_revoked(
+    start: Callable[..., ServiceProcess],
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    token = command("token", "create", "ada").stdout.strip()
+    service = start()
+
+    def status() -> int:
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.get(f"{service.url}/v2/endpoints", headers=headers).status_code
+
+    assert status() == 200
+    listed = command("token", "list").stdout
+    assert "ada" in listed
+    assert token not in listed
+    assert command("token", "revoke", listed.split()[0]).returncode == 0
+    assert status() == 401
+    assert command("token", "list").stdout == ""
+
+
+def test_a_client_that_sends_too_much_reads_why(start: Callable[..., ServiceProcess]) -> None:
+    service = start()
+    answer = httpx.post(
+        f"{service.url}/v3/functions", content=b" " * (MAX_REQUEST_BYTES + 1), timeout=30
+    )
+    refusal(answer, 413, "REQUEST_TOO_LARGE", "body")
+
+
+def test_migrate_makes_the_database(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    assert command("migrate").returncode == 0
+    assert (tmp_path / "service.db").exists()

@@ -1,0 +1,144 @@
+"""The database: its schema, its transactions, who may open it."""
+
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.service.store import users
+from flux_endpoint.service.store.engine import Database, chunks
+from flux_endpoint.service.store.tables import metadata
+
+
+def test_migrations_lead_to_the_schema(database: Database) -> None:
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_services_that_start_together_migrate_once(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    failures: list[BaseException] = []
+
+    def migrate(database: Database) -> None:
+        try:
+            database.migrate()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=migrate, args=(each,)) for each in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with databases[0].read() as connection:
+        assert sa.inspect(connection).has_table("tasks")
+        versions = connection.execute(sa.text("SELECT count(*) FROM alembic_version"))
+        assert versions.scalar() == 1
+    for each in databases:
+        each.close()
+
+
+def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    def fail() -> None:
+        with database.write() as connection:
+            users.create_token(connection, "ada")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with database.read() as connection:
+        assert users.list_tokens(connection) == []
+
+
+def test_writers_take_turns(database: Database) -> None:
+    def write() -> None:
+        for _ in range(20):
+            with database.write() as connection:
+                users.create_token(connection, "ada")
+
+    with database.write() as connection:
+        users.create_token(connection, "ada")
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as connection:
+        assert len(users.list_tokens(connection)) == 81
+
+
+def test_sqlite_is_durable_fast_and_private(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'service.db'}")
+    database.migrate()
+    with database.read() as connection:
+        pragma = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
+        }
+        modes = {stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()}
+    database.close()
+    assert pragma == {
+        "journal_mode": "wal",
+        "foreign_keys": 1,
+        "synchronous": 1,
+        "busy_timeout": 30000,
+    }
+    assert modes == {0o600}
+
+
+def test_tokens_are_kept_as_hashes(database: Database) -> None:
+    with database.write() as connection:
+        token = users.create_token(connection, "ada")
+        stored = connection.execute(sa.text("SELECT hash FROM tokens")).scalar_one()
+    assert token not in stored
+    assert len(stored) == 64
+
+
+def test_a_revoked_token_is_nobodys(database: Database) -> None:
+    with database.write() as connection:
+        first, second = (users.create_token(connection, "ada") for _ in range(2))
+        by_id = users.list_tokens(connection)[0].id
+        assert users.revoke_token(connection, by_id)
+        assert not users.revoke_token(connection, by_id)
+        assert users.user_by_token(connection, first) is None
+        assert users.user_by_token(connection, second) == users.user_by_token(connection, second)
+        assert users.revoke_token(connection, second)
+        assert users.user_by_token(connection, second) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("nonsense", "can't be parsed"),
+        ("mysql://h/d", "mysql"),
+        ("sqlite://", "file"),
+        ("sqlite:////no/such/directory/service.db", "/no/such/directory/service.db"),
+    ],
+)
+def test_an_unusable_database_url_is_explained(url: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        Database(url)
+
+
+def test_a_file_that_is_no_database_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "service.db"
+    path.write_text("this is no database, and longer than a header of one would be" * 20)
+    with pytest.raises(ConfigurationError, match=r"service\.db"):
+        Database(f"sqlite:///{path}").migrate()
+
+
+def test_a_database_of_a_later_version_is_explained(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigurationError, match="9999"):
+        database.migrate()
+
+
+def test_chunks_fit_and_lose_nothing() -> None:
+    assert [len(part) for part in chunks(map(str, range(1001)))] == [500, 500, 1]

@@ -1,0 +1,268 @@
+"""Submitting: what is refused, what is stored, what a repetition gets."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
+from tests.service.conftest import PAYLOAD, refusal
+
+from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
+from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
+
+Submit = Callable[..., Response]
+
+
+@pytest.fixture
+def function_id(add_function: Callable[..., str]) -> str:
+    return add_function()
+
+
+@pytest.fixture
+def endpoint_id(add_endpoint: Callable[..., str]) -> str:
+    return add_endpoint()
+
+
+@pytest.fixture
+def submit(api: TestClient, endpoint_id: str) -> Submit:
+    def post(
+        tasks: Any,
+        key: str | None = None,
+        to: str | None = None,
+        headers: dict[str, str] | None = None,
+        **what: Any,
+    ) -> Response:
+        headers = {**(headers or {}), **({IDEMPOTENCY_HEADER: key} if key else {})}
+        body = {"tasks": tasks, **what}
+        return api.post(f"/v3/endpoints/{to or endpoint_id}/submit", json=body, headers=headers)
+
+    return post
+
+
+def test_each_payload_gets_a_task_in_order(
+    api: TestClient, submit: Submit, add_function: Callable[..., str], endpoint_id: str
+) -> None:
+    first, second = add_function(), add_function()
+    answer = submit({first: [PAYLOAD] * 3, second: [PAYLOAD]}).json()
+    assert answer["endpoint_id"] == endpoint_id
+    assert [len(answer["tasks"][each]) for each in (first, second)] == [3, 1]
+    uuid.UUID(answer["request_id"])
+    group = api.get(f"/v2/taskgroup/{answer['task_group_id']}").json()
+    assert group["taskgroup_id"] == answer["task_group_id"]
+    submitted = [*answer["tasks"][first], *answer["tasks"][second]]
+    assert [task["id"] for task in group["tasks"]] == submitted
+
+
+def test_the_answer_names_functions_as_the_caller_did(submit: Submit, function_id: str) -> None:
+    asked = function_id.replace("-", "").upper()
+    assert list(submit({asked: [PAYLOAD]}).json()["tasks"]) == [asked]
+
+
+def test_a_task_that_the_broker_does_not_have_yet_is_received(
+    api: TestClient, submit: Submit, function_id: str
+) -> None:
+    (task_id,) = submit({function_id: [PAYLOAD]}, create_queue=True).json()["tasks"][function_id]
+    document = {"task_id": task_id, "status": "received"}
+    assert api.get(f"/v2/tasks/{task_id}").json() == document
+    batch = api.post("/v2/batch_status", json={"task_ids": [task_id, task_id.upper()]}).json()
+    assert batch == {"response": "batch", "results": {task_id: document, task_id.upper(): document}}
+
+
+def test_an_unknown_task_reads_as_failed_in_a_batch_and_as_404_alone(api: TestClient) -> None:
+    unknown = str(uuid.uuid4())
+    batch = api.post("/v2/batch_status", json={"task_ids": [unknown, "no-id"]}).json()
+    for task_id in (unknown, "no-id"):
+        document = batch["results"][task_id]
+        assert document["task_id"] == task_id
+        assert document["status"] == "failed"
+        assert "unknown" in document["exception"]
+        assert float(document["completion_t"]) > 0
+        assert document["details"] is None
+    refusal(api.get(f"/v2/tasks/{unknown}"), 404, "TASK_NOT_FOUND", "task_id")
+
+
+def test_tasks_and_groups_of_others_are_unknown(
+    api: TestClient, submit: Submit, function_id: str, bob: dict[str, str]
+) -> None:
+    answer = submit({function_id: [PAYLOAD]}).json()
+    (task_id,) = answer["tasks"][function_id]
+    refused = api.get(f"/v2/tasks/{task_id}", headers=bob)
+    refusal(refused, 404, "TASK_NOT_FOUND", "task_id")
+    refused = api.get(f"/v2/taskgroup/{answer['task_group_id']}", headers=bob)
+    refusal(refused, 404, "TASK_GROUP_NOT_FOUND", "task_group_id")
+    batch = api.post("/v2/batch_status", json={"task_ids": [task_id]}, headers=bob).json()
+    assert "unknown" in batch["results"][task_id]["exception"]
+
+
+def test_a_group_can_be_chosen_and_used_again_on_another_endpoint(
+    api: TestClient, submit: Submit, function_id: str, add_endpoint: Callable[..., str]
+) -> None:
+    group_id = str(uuid.uuid4())
+    for to in (None, add_endpoint()):
+        answer = submit({function_id: [PAYLOAD]}, to=to, task_group_id=group_id)
+        assert answer.json()["task_group_id"] == group_id
+    assert len(api.get(f"/v2/taskgroup/{group_id}").json()["tasks"]) == 2
+
+
+def test_somebody_elses_group_can_not_be_used(
+    submit: Submit,
+    add_function: Callable[..., str],
+    add_endpoint: Callable[..., str],
+    bob: dict[str, str],
+) -> None:
+    function_id, endpoint_id = add_function(public=True), add_endpoint(public=True)
+    group_id = submit({function_id: [PAYLOAD]}).json()["task_group_id"]
+    answer = submit({function_id: [PAYLOAD]}, to=endpoint_id, task_group_id=group_id, headers=bob)
+    refusal(answer, 403, "TASK_GROUP_NOT_PERMITTED", "task_group_id")
+
+
+def test_an_unknown_endpoint_is_refused(submit: Submit, function_id: str) -> None:
+    unknown = str(uuid.uuid4())
+    answer = submit({function_id: [PAYLOAD]}, to=unknown)
+    assert unknown in refusal(answer, 404, "ENDPOINT_NOT_FOUND", "endpoint_id").message
+
+
+def test_an_unknown_function_is_refused_and_the_others_are_not_stored(
+    api: TestClient, submit: Submit, function_id: str
+) -> None:
+    unknown, group_id = str(uuid.uuid4()), str(uuid.uuid4())
+    answer = submit({function_id: [PAYLOAD], unknown: [PAYLOAD]}, task_group_id=group_id)
+    refusal(answer, 404, "FUNCTION_NOT_FOUND", f"tasks.{unknown}")
+    assert api.get(f"/v2/taskgroup/{group_id}").status_code == 404
+
+
+def test_only_permitted_functions_are_taken(
+    submit: Submit,
+    function_id: str,
+    add_function: Callable[..., str],
+    add_endpoint: Callable[..., str],
+    bob: dict[str, str],
+) -> None:
+    picky, open_to_all = add_endpoint(allowed_functions=[add_function()]), add_endpoint(public=True)
+    for answer in (
+        submit({function_id: [PAYLOAD]}, to=picky),
+        submit({function_id: [PAYLOAD]}, to=open_to_all, headers=bob),
+    ):
+        refusal(answer, 403, "FUNCTION_NOT_PERMITTED", f"tasks.{function_id}")
+
+
+def test_ten_mebibytes_of_arguments_are_carried_and_one_more_is_not(
+    submit: Submit, function_id: str
+) -> None:
+    def payload(size: int) -> str:
+        arguments = "11\n" + "x" * (size - 3)
+        return f"{len(arguments)}\n{arguments}3\n00\n"
+
+    assert submit({function_id: [payload(MAX_PAYLOAD_BYTES)]}).status_code == 200
+    answer = submit({function_id: [PAYLOAD, payload(MAX_PAYLOAD_BYTES + 1)]})
+    refusal(answer, 413, "TASK_PAYLOAD_TOO_LARGE", f"tasks.{function_id}[1]")
+
+
+def test_base64_counts_with_what_it_carries(submit: Submit, function_id: str) -> None:
+    def payload(size: int) -> str:
+        lines = ("A" * 76 + "\n") * (size // 57)
+        return f"{len(lines) + 3}\n00\n{lines}3\n00\n"
+
+    assert submit({function_id: [payload(MAX_PAYLOAD_BYTES)]}).status_code == 200
+    answer = submit({function_id: [payload(MAX_PAYLOAD_BYTES + 57)]})
+    refusal(answer, 413, "TASK_PAYLOAD_TOO_LARGE", f"tasks.{function_id}[0]")
+
+
+def test_a_huge_payload_that_is_not_packed_is_too_large_first(
+    submit: Submit, function_id: str
+) -> None:
+    answer = submit({function_id: ["x" * (MAX_PAYLOAD_BYTES + 1)]})
+    refusal(answer, 413, "TASK_PAYLOAD_TOO_LARGE", f"tasks.{function_id}[0]")
+
+
+@pytest.mark.parametrize(
+    "payload", ["", "nonsense", "3\n00\n", "3\n00\n3\n00\n3\n00\n", "99\n00\n"]
+)
+def test_a_payload_that_is_not_two_buffers_is_refused(
+    submit: Submit, function_id: str, payload: str
+) -> None:
+    answer = submit({function_id: [PAYLOAD, payload]})
+    refusal(answer, 422, "SEMANTICALLY_INVALID", f"tasks.{function_id}[1]")
+
+
+def test_malformed_batches_name_the_field(submit: Submit, function_id: str) -> None:
+    for tasks, field in (
+        ({}, "tasks"),
+        ([], "tasks"),
+        ({"f1": [PAYLOAD]}, "tasks.f1"),
+        ({function_id: []}, f"tasks.{function_id}"),
+        ({function_id: [PAYLOAD, 7]}, f"tasks.{function_id}[1]"),
+        ({function_id: [PAYLOAD], function_id.upper(): [PAYLOAD]}, f"tasks.{function_id.upper()}"),
+    ):
+        refusal(submit(tasks), 422, "SEMANTICALLY_INVALID", field)
+    answer = submit({function_id: [PAYLOAD]}, task_group_id="g1")
+    refusal(answer, 422, "SEMANTICALLY_INVALID", "task_group_id")
+
+
+def test_a_repeated_submission_gets_the_first_answer(
+    api: TestClient, submit: Submit, function_id: str
+) -> None:
+    first = submit({function_id: [PAYLOAD] * 5}, key="k1")
+    again = submit({function_id: [PAYLOAD] * 5}, key="k1")
+    assert again.json() == first.json()
+    group = api.get(f"/v2/taskgroup/{first.json()['task_group_id']}").json()
+    assert len(group["tasks"]) == 5
+    other = submit({function_id: [PAYLOAD] * 5}, key="k2")
+    assert other.json()["tasks"] != first.json()["tasks"]
+
+
+def test_a_repetition_gets_its_answer_even_when_the_function_is_gone(
+    api: TestClient, submit: Submit, function_id: str
+) -> None:
+    first = submit({function_id: [PAYLOAD]}, key="k1")
+    api.delete(f"/v2/functions/{function_id}")
+    assert submit({function_id: [PAYLOAD]}, key="k1").json() == first.json()
+
+
+def test_repetitions_at_the_same_time_run_once(submit: Submit, function_id: str) -> None:
+    answers: list[dict[str, Any]] = []
+    threads = [
+        threading.Thread(
+            target=lambda: answers.append(submit({function_id: [PAYLOAD]}, key="k1").json())
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 8
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_key_is_good_for_one_request_only(
+    submit: Submit, function_id: str, add_endpoint: Callable[..., str]
+) -> None:
+    submit({function_id: [PAYLOAD]}, key="k1")
+    for answer in (
+        submit({function_id: [PAYLOAD] * 2}, key="k1"),
+        submit({function_id: [PAYLOAD]}, key="k1", to=add_endpoint()),
+    ):
+        refusal(answer, 422, "IDEMPOTENCY_KEY_REUSED", IDEMPOTENCY_HEADER)
+
+
+def test_keys_of_different_users_do_not_meet(
+    submit: Submit,
+    add_function: Callable[..., str],
+    add_endpoint: Callable[..., str],
+    bob: dict[str, str],
+) -> None:
+    function_id, to = add_function(public=True), add_endpoint(public=True)
+    mine = submit({function_id: [PAYLOAD]}, key="k1", to=to).json()
+    theirs = submit({function_id: [PAYLOAD]}, key="k1", to=to, headers=bob).json()
+    assert mine["tasks"] != theirs["tasks"]
+
+
+def test_the_result_connection_is_told(api: TestClient) -> None:
+    assert api.get("/v2/get_amqp_result_connection_url").json() == {
+        "queue_prefix": "tg.",
+        "connection_url": "amqp://guest:guest@127.0.0.1:1/%2F",
+    }
