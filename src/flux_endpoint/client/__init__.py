@@ -1,0 +1,8 @@
+"""Submit functions to endpoints and get their results back."""
+
+from flux_endpoint.client.batch import Batch
+from flux_endpoint.client.client import Client
+from flux_endpoint.client.executor import Executor
+from flux_endpoint.client.future import ComputeFuture
+
+__all__ = ["Batch", "Client", "ComputeFuture", "Executor"]

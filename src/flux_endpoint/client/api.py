@@ -1,0 +1,148 @@
+"""The service's routes as the client uses them."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import sys
+from typing import Any
+
+import flux_endpoint
+from flux_endpoint.amqp.url import with_port
+from flux_endpoint.credentials import Credentials
+from flux_endpoint.errors import ServiceError, ServiceUnreachableError
+from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
+from flux_endpoint.rest import RestClient
+
+_Json = dict[str, Any]
+
+# Callers that try again themselves get to say so soon.
+_PATIENT_ATTEMPTS = 2
+
+
+class ServiceApi:
+    """One method a route. Safe to use from several threads.
+
+    Every method raises `ServiceError` if the service refuses the request or its answer makes no
+    sense, and `ServiceUnreachableError` if it can't be reached.
+
+    Attributes:
+        url: the service's base URL.
+        identity: what two clients of the same service and user have in common.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.url = credentials.service_url
+        self.identity = (credentials.service_url, credentials.token)
+        self._credentials = credentials
+        self._rest = RestClient(credentials)
+
+    def background(self) -> ServiceApi:
+        """Return the same for a caller that goes on trying for as long as it takes."""
+        api = ServiceApi.__new__(ServiceApi)
+        api.__dict__.update(self.__dict__)
+        api._rest = RestClient(self._credentials, attempts=_PATIENT_ATTEMPTS)
+        return api
+
+    def register(self, body: _Json) -> str:
+        """Register a function and return its id. A repetition makes a second one: harmless."""
+        answer = self._rest.request("POST", "/v3/functions", json=body, idempotent=True)
+        return str(_expected(answer, "function_uuid", str))
+
+    def function(self, function_id: str) -> _Json:
+        """Return a function as it was registered."""
+        return self._rest.request("GET", f"/v2/functions/{function_id}")
+
+    def delete_function(self, function_id: str) -> _Json:
+        """Delete a function."""
+        return self._rest.request("DELETE", f"/v2/functions/{function_id}")
+
+    def submit(self, endpoint_id: str, body: _Json, key: str) -> _Json:
+        """Submit tasks; a repetition with the same `key` returns the first answer.
+
+        A service that asks to wait (429) counts as unreachable.
+        """
+        headers = {IDEMPOTENCY_HEADER: key}
+        path = f"/v3/endpoints/{endpoint_id}/submit"
+        try:
+            answer = self._rest.request("POST", path, json=body, headers=headers, idempotent=True)
+        except ServiceError as error:
+            if error.http_status == 429:
+                raise ServiceUnreachableError(str(error)) from error
+            raise
+        _expected(answer, "tasks", dict)
+        return answer
+
+    def task(self, task_id: str) -> _Json:
+        """Return a task's document."""
+        return self._rest.request("GET", f"/v2/tasks/{task_id}")
+
+    def batch_status(self, task_ids: list[str]) -> dict[str, _Json]:
+        """Return the documents of tasks, by their ids."""
+        body = {"task_ids": task_ids}
+        answer = self._rest.request("POST", "/v2/batch_status", json=body, idempotent=True)
+        results: dict[str, _Json] = _expected(answer, "results", dict)
+        return results
+
+    def task_group(self, task_group_id: str) -> list[str]:
+        """Return the ids of a group's tasks."""
+        answer = self._rest.request("GET", f"/v2/taskgroup/{task_group_id}")
+        return [str(task["id"]) for task in _expected(answer, "tasks", list)]
+
+    def result_connection(self, port: int | None) -> tuple[str, str]:
+        """Return the URL of the broker, with another port if wanted, and the prefix of queues."""
+        answer = self._rest.request("GET", "/v2/get_amqp_result_connection_url")
+        url: str = _expected(answer, "connection_url", str)
+        prefix: str = _expected(answer, "queue_prefix", str)
+        return (url if port is None else with_port(url, port)), prefix
+
+    def endpoints(self, role: str | None) -> list[_Json]:
+        """Return the endpoints that the user owns, or may see with the role `any`."""
+        params = {"role": role} if role else None
+        answer: list[_Json] = self._rest.request_json("GET", "/v2/endpoints", params=params)
+        return answer
+
+    def endpoint(self, endpoint_id: str) -> _Json:
+        """Return what an endpoint told about itself when it registered."""
+        return self._rest.request("GET", f"/v2/endpoints/{endpoint_id}")
+
+    def endpoint_status(self, endpoint_id: str) -> _Json:
+        """Return whether an endpoint is online, and its last report."""
+        return self._rest.request("GET", f"/v2/endpoints/{endpoint_id}/status")
+
+
+def _expected(answer: _Json, key: str, kind: type) -> Any:
+    value = answer.get(key)
+    if not isinstance(value, kind):
+        raise ServiceError(
+            f"the service's answer has no usable '{key}': is it of another version?",
+            http_status=200,
+            code="UNEXPECTED_ANSWER",
+            field=key,
+        )
+    return value
+
+
+@functools.cache
+def user_runtime() -> _Json:
+    """Return what a submission says of the program that makes it."""
+    return {
+        "flux_endpoint_version": flux_endpoint.__version__,
+        "python_version": sys.version,
+        "python": {
+            "version": platform.python_version(),
+            "version_description": sys.version,
+            "version_tuple": list(sys.version_info[:3]),
+            "version_info": list(sys.version_info),
+            "implementation": platform.python_implementation(),
+            "compiler": platform.python_compiler(),
+        },
+        "platform": {
+            "architecture": list(platform.architecture()),
+            "machine": platform.machine(),
+            "node": platform.node(),
+            "platform": platform.platform(),
+            "processor": platform.processor(),
+            "release": platform.release(),
+        },
+    }

@@ -1,0 +1,104 @@
+"""What was submitted and is not yet on its way: a queue bounded in tasks and in bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.registry import FunctionRegistration
+
+#: Beyond either, `submit` waits for the submitter.
+MAX_TASKS = 100_000
+MAX_BYTES = 512 * 2**20
+
+
+class Route(NamedTuple):
+    """What all tasks of one request share. Dictionaries are JSON text, "" if absent."""
+
+    task_group_id: str
+    endpoint_id: str
+    resource_specification: str = ""
+    user_endpoint_config: str = ""
+    result_serializers: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class PendingTask:
+    """A task that waits to be sent; `payload` is its packed arguments."""
+
+    future: ComputeFuture
+    route: Route
+    function: FunctionRegistration
+    payload: str
+
+
+class Backlog:
+    """Filled by any thread, emptied by the submitter's. No call does I/O."""
+
+    def __init__(self, max_tasks: int = MAX_TASKS, max_bytes: int = MAX_BYTES) -> None:
+        self._max_tasks = max_tasks
+        self._max_bytes = max_bytes
+        self._tasks: deque[PendingTask] = deque()
+        self._bytes = 0
+        self._closed = False
+        lock = threading.Lock()
+        self._filled = threading.Condition(lock)
+        self._emptied = threading.Condition(lock)
+
+    def put(self, task: PendingTask, *, may_wait: bool = True) -> bool:
+        """Append `task`, waiting while the backlog is full; return `False` if it is closed.
+
+        Args:
+            task: what to append.
+            may_wait: `False` lets it grow over its bound, for the threads that empty it.
+        """
+        with self._filled:
+            if may_wait and self._is_full():
+                self._emptied.wait_for(lambda: self._closed or not self._is_full())
+            if self._closed:
+                return False
+            self._tasks.append(task)
+            self._bytes += len(task.payload)
+            if len(self._tasks) == 1:
+                self._filled.notify()
+            return True
+
+    def take(self, max_tasks: int, max_bytes: int) -> list[PendingTask]:
+        """Wait for tasks; return what is there up to both bounds; nothing if closed and empty.
+
+        One task is returned even if it alone is over `max_bytes`.
+        """
+        with self._filled:
+            self._filled.wait_for(lambda: self._tasks or self._closed)
+            batch: list[PendingTask] = []
+            size = 0
+            while self._tasks and len(batch) < max_tasks:
+                size += len(self._tasks[0].payload)
+                if batch and size > max_bytes:
+                    break
+                batch.append(self._tasks.popleft())
+                self._bytes -= len(batch[-1].payload)
+            self._emptied.notify_all()
+            return batch
+
+    def close(self) -> None:
+        """Take no more tasks; those that are there stay."""
+        with self._filled:
+            self._closed = True
+            self._filled.notify_all()
+            self._emptied.notify_all()
+
+    def clear(self) -> list[PendingTask]:
+        """Remove and return all tasks."""
+        with self._filled:
+            tasks = list(self._tasks)
+            self._tasks.clear()
+            self._bytes = 0
+            self._emptied.notify_all()
+            return tasks
+
+    def _is_full(self) -> bool:
+        return len(self._tasks) >= self._max_tasks or self._bytes >= self._max_bytes

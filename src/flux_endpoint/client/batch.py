@@ -1,0 +1,129 @@
+"""`Batch`: tasks that are submitted in one request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from flux_endpoint.client.api import user_runtime
+from flux_endpoint.client.ids import UuidLike, as_optional_uuid, as_uuid
+from flux_endpoint.client.registry import serialize_call
+from flux_endpoint.serialize import ComputeSerializer
+
+
+class Batch:
+    """Collects calls of registered functions for `Client.batch_run`.
+
+    Args:
+        task_group_id: the group that the tasks belong to; `None` lets the service make one.
+        resource_specification: resources of each task.
+        user_endpoint_config: values for the endpoint's configuration template.
+        request_queue: have results sent to the group's queue, besides being kept by the service.
+        serializer: turns arguments into text.
+        user_runtime: what the submission says of this program.
+        result_serializers: import paths of strategies for the endpoint to try on each result.
+
+    Attributes:
+        tasks: packed arguments of each call, by function id.
+        endpoint_id: where the tasks shall run, if `add` was told; `batch_run` needs it otherwise.
+    """
+
+    def __init__(  # noqa: PLR0917 - the official order
+        self,
+        task_group_id: UuidLike | None,
+        resource_specification: Mapping[str, Any] | None = None,
+        user_endpoint_config: Mapping[str, Any] | None = None,
+        request_queue: bool = False,
+        serializer: ComputeSerializer | None = None,
+        user_runtime: Mapping[str, Any] | None = None,
+        result_serializers: Iterable[str] | None = None,
+    ) -> None:
+        self.task_group_id = task_group_id
+        self.resource_specification = resource_specification
+        self.user_endpoint_config = user_endpoint_config
+        self.request_queue = request_queue
+        self.user_runtime = user_runtime
+        self.result_serializers = None if result_serializers is None else list(result_serializers)
+        self.tasks: dict[UUID, list[str]] = {}
+        self.endpoint_id: UUID | None = None
+        self._serializer = serializer or ComputeSerializer()
+
+    def __len__(self) -> int:
+        return sum(len(payloads) for payloads in self.tasks.values())
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self)} tasks, task group {self.task_group_id}>"
+
+    @property
+    def task_group_id(self) -> UUID | None:
+        """The group that the tasks belong to; assign a UUID, its text or `None`."""
+        return self._task_group_id
+
+    @task_group_id.setter
+    def task_group_id(self, value: UuidLike | None) -> None:
+        self._task_group_id = as_optional_uuid(value, "task_group_id")
+
+    def add(
+        self,
+        function_id: UuidLike,
+        *positional: Any,
+        args: tuple[Any, ...] | list[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        endpoint_id: UuidLike | None = None,
+    ) -> None:
+        """Add a call.
+
+        Both forms that scripts use are taken: `add(function_id, args, kwargs)` and
+        `add(function_id, endpoint_id, args, kwargs)`; each may be named instead.
+
+        Args:
+            function_id: a registered function.
+            positional: the other arguments in one of these orders.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+            endpoint_id: where to run it; the same for all tasks of a batch.
+
+        Raises:
+            TypeError: an argument is of the wrong type, or given twice.
+            ValueError: an id is not a UUID, or the endpoint is not that of the calls before.
+            SerializationError: the arguments can't be serialized, or are too large.
+        """
+        rest = list(positional)
+        if rest and isinstance(rest[0], str | UUID):
+            if endpoint_id is not None:
+                raise TypeError("endpoint_id is given twice")
+            endpoint_id = rest.pop(0)
+        if len(rest) > 2 or (rest and args is not None) or (len(rest) == 2 and kwargs is not None):
+            raise TypeError("add takes a function id, an endpoint id, args and kwargs, each once")
+        args = rest[0] if rest and rest[0] is not None else args
+        kwargs = rest[1] if len(rest) == 2 and rest[1] is not None else kwargs
+        if not isinstance(args, tuple | list | None):
+            raise TypeError(f"args must be a tuple or a list, got {type(args).__name__}")
+        if not isinstance(kwargs, dict | None):
+            raise TypeError(f"kwargs must be a dictionary, got {type(kwargs).__name__}")
+        if not all(isinstance(key, str) for key in kwargs or ()):
+            raise TypeError("kwargs must have names as keys")
+        function = as_uuid(function_id, "function_id")
+        endpoint = as_optional_uuid(endpoint_id, "endpoint_id") or self.endpoint_id
+        if self.endpoint_id is not None and endpoint != self.endpoint_id:
+            raise ValueError(
+                f"this batch goes to endpoint {self.endpoint_id}, not {endpoint}: make one for each"
+            )
+        payload = serialize_call(self._serializer, str(function), args or (), kwargs or {})
+        self.endpoint_id = endpoint
+        self.tasks.setdefault(function, []).append(payload)
+
+    def prepare(self) -> dict[str, Any]:
+        """Return the request that submits the batch."""
+        body: dict[str, Any] = {
+            "tasks": {str(function): payloads for function, payloads in self.tasks.items()},
+            "create_queue": self.request_queue,
+            "user_runtime": dict(self.user_runtime or user_runtime()),
+        }
+        if self.task_group_id is not None:
+            body["task_group_id"] = str(self.task_group_id)
+        for name in ("resource_specification", "user_endpoint_config", "result_serializers"):
+            if value := getattr(self, name):
+                body[name] = value
+        return body

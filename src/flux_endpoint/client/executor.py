@@ -1,0 +1,498 @@
+"""`Executor`: the way to submit many functions and to get each result as soon as it is there."""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import inspect
+import json
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor as FuturesExecutor
+from types import TracebackType
+from typing import Any, ClassVar
+from uuid import UUID
+
+from flux_endpoint.client.backlog import PendingTask, Route
+from flux_endpoint.client.client import Client
+from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.ids import UuidLike, as_optional_uuid, as_uuid
+from flux_endpoint.client.mapping import map_calls
+from flux_endpoint.client.registry import (
+    FunctionRegistration,
+    FunctionRegistry,
+    name_of,
+    registration_body,
+    serialize_call,
+)
+from flux_endpoint.client.results import from_document, resolve
+from flux_endpoint.client.stream import STATUS_CHUNK
+from flux_endpoint.client.streams import ResultStreams
+from flux_endpoint.client.submitter import Submitter
+from flux_endpoint.client.threads import on_client_thread
+from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
+
+#: Seconds for which an unreachable service is tried again before tasks fail.
+GIVE_UP_AFTER = 600.0
+#: Seconds that tasks still waiting at the interpreter's exit get to be sent.
+EXIT_FLUSH = 5.0
+
+# Of the official Executor, which limits its own rate; accepted so that its scripts run.
+_IGNORED = frozenset({"api_burst_limit", "api_burst_window_s"})
+
+_submitters: weakref.WeakSet[Submitter] = weakref.WeakSet()
+
+
+class Executor(FuturesExecutor):
+    """Runs functions on an endpoint; a `concurrent.futures.Executor`.
+
+    Use it in a `with` statement, or call `shutdown` at the end. All arguments are attributes too
+    and may be assigned at any time; what was submitted before is not affected.
+
+    Example:
+        with Executor(endpoint_id="4b116d3c-1703-4f8f-9f6f-39921e5864df") as executor:
+            future = executor.submit(pow, 2, 10)
+            print(future.result())
+
+    Args:
+        endpoint_id: where tasks run.
+        client: the service to use; by default the one that the environment or the credentials
+            file names.
+        task_group_id: the group that tasks belong to; by default one that all Executors of this
+            process share. Its id is what `reload_tasks` needs after a restart.
+        resource_specification: resources of each task, e.g. `{"num_nodes": 2}`.
+        user_endpoint_config: values for the endpoint's configuration template.
+        label: names this Executor in logs and thread names.
+        batch_size: the most tasks in one request.
+        amqp_port: port of the message broker, if not the one that the service tells.
+        serializer: turns functions and arguments into text; by default the client's.
+        result_serializers: strategies for the endpoint to try on each result, in order.
+        give_up_after: seconds for which an unreachable service is tried again before tasks fail.
+
+    Raises:
+        ValueError: an id is not a UUID, or a number is out of its range.
+        TypeError: an argument is unknown or of the wrong type.
+        ConfigurationError: nothing says where the service is.
+    """
+
+    _default_task_group_id: ClassVar[UUID | None] = None
+
+    def __init__(  # noqa: PLR0917 - the official order
+        self,
+        endpoint_id: UuidLike | None = None,
+        client: Client | None = None,
+        task_group_id: UuidLike | None = None,
+        resource_specification: Mapping[str, Any] | None = None,
+        user_endpoint_config: Mapping[str, Any] | None = None,
+        label: str = "",
+        batch_size: int = 128,
+        amqp_port: int | None = None,
+        serializer: ComputeSerializer | None = None,
+        result_serializers: Iterable[Strategylike] | None = None,
+        *,
+        give_up_after: float = GIVE_UP_AFTER,
+        **unknown: Any,
+    ) -> None:
+        _refuse_unknown(type(self), unknown)
+        self.endpoint_id = endpoint_id
+        self.task_group_id = task_group_id or Executor._default_task_group_id
+        self.resource_specification = resource_specification
+        self.user_endpoint_config = user_endpoint_config
+        self.label = label
+        self.client = client or Client()
+        self._streams = ResultStreams(self.client.api)
+        self.amqp_port = amqp_port
+        self.serializer = serializer or self.client.fx_serializer
+        self.result_serializers = result_serializers
+        self._functions = FunctionRegistry()
+        self._sources: dict[tuple[str, str], str] = {}
+        self._shut_down = False
+        self._submitter = Submitter(
+            self.client.api,
+            self._streams,
+            label=label,
+            batch_size=_checked_batch_size(batch_size),
+            give_up_after=give_up_after,
+        )
+        _submitters.add(self._submitter)
+        # An Executor that nobody holds any more is shut down without waiting.
+        weakref.finalize(self, self._submitter.close).atexit = False
+
+    def __repr__(self) -> str:
+        label = f"{self.label!r}, " if self.label else ""
+        return f"<Executor {label}endpoint {self.endpoint_id}, task group {self.task_group_id}>"
+
+    # What is set at construction or later.
+
+    @property
+    def endpoint_id(self) -> UUID | None:
+        """Where tasks run; assign a UUID or its text."""
+        return self._endpoint_id
+
+    @endpoint_id.setter
+    def endpoint_id(self, value: UuidLike | None) -> None:
+        self._endpoint_id = as_optional_uuid(value, "endpoint_id")
+
+    @property
+    def task_group_id(self) -> UUID:
+        """The group of tasks submitted from now on; later Executors use it too by default.
+
+        Assign a UUID or its text to take up an earlier group, `None` to begin a new one.
+        """
+        return self._task_group_id
+
+    @task_group_id.setter
+    def task_group_id(self, value: UuidLike | None) -> None:
+        self._task_group_id = as_optional_uuid(value, "task_group_id") or uuid.uuid4()
+        Executor._default_task_group_id = self._task_group_id
+
+    @property
+    def resource_specification(self) -> dict[str, Any] | None:
+        """Resources that each task asks for; a dictionary that JSON can hold."""
+        return self._resource_specification
+
+    @resource_specification.setter
+    def resource_specification(self, value: Mapping[str, Any] | None) -> None:
+        self._resource_specification = _checked_dict(value, "resource_specification")
+
+    @property
+    def user_endpoint_config(self) -> dict[str, Any] | None:
+        """Values for the endpoint's configuration template; a dictionary that JSON can hold."""
+        return self._user_endpoint_config
+
+    @user_endpoint_config.setter
+    def user_endpoint_config(self, value: Mapping[str, Any] | None) -> None:
+        self._user_endpoint_config = _checked_dict(value, "user_endpoint_config")
+
+    @property
+    def batch_size(self) -> int:
+        """The most tasks in one request, at least 1."""
+        return self._submitter.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._submitter.batch_size = _checked_batch_size(value)
+
+    @property
+    def amqp_port(self) -> int | None:
+        """Port of the message broker; `None` is the one that the service tells."""
+        return self._streams.amqp_port
+
+    @amqp_port.setter
+    def amqp_port(self, value: int | None) -> None:
+        if value is not None and not (_is_int(value) and 0 < value < 65536):
+            raise ValueError(f"amqp_port must be a port number from 1 to 65535, got {value!r}")
+        self._streams.amqp_port = value
+
+    @property
+    def serializer(self) -> ComputeSerializer:
+        """Turns functions and arguments into text, and results back."""
+        return self._serializer
+
+    @serializer.setter
+    def serializer(self, value: ComputeSerializer) -> None:
+        if not isinstance(value, ComputeSerializer):
+            raise TypeError(f"serializer must be a ComputeSerializer, got {type(value).__name__}")
+        self._serializer = value
+
+    @property
+    def result_serializers(self) -> Sequence[Strategylike] | None:
+        """Strategies for the endpoint to try on each result, in order; `None`: its defaults."""
+        return self._result_serializers
+
+    @result_serializers.setter
+    def result_serializers(self, value: Iterable[Strategylike] | None) -> None:
+        self._result_serializers = None if value is None else list(value)
+        self._result_serializer_paths = tuple(
+            validate_strategylike(strategy).import_path
+            for strategy in self._result_serializers or ()
+        )
+
+    @property
+    def task_count_submitted(self) -> int:
+        """How many tasks the service has accepted from this Executor."""
+        return self._submitter.submitted
+
+    # Functions.
+
+    def register_function(
+        self,
+        fn: Callable[..., Any],
+        function_id: UuidLike | None = None,
+        **func_register_kwargs: Any,
+    ) -> str:
+        """Register `fn` now, rather than when it is first submitted.
+
+        Args:
+            fn: the function.
+            function_id: what it was registered as before, which spares the request.
+            func_register_kwargs: as of `Client.register_function`.
+
+        Returns:
+            The function's id.
+
+        Raises:
+            ValueError: this Executor knows `fn` already, under another id.
+            SerializationError: `fn` can't be serialized.
+        """
+        self._refuse_if_shut_down()
+        given = None if function_id is None else str(as_uuid(function_id, "function_id"))
+        known = self._functions.find(fn)
+        if known is not None:
+            if given is not None and given == known.function_id:
+                return given
+            raise ValueError(
+                f"function '{known.name}' is registered already, "
+                f"as {known.function_id or 'of its first submission'}"
+            )
+        if given is None:
+            body = registration_body(fn, self.serializer, **func_register_kwargs)
+            given = self.client.api.register(body)
+        self._functions.remember(fn, FunctionRegistration(name_of(fn), function_id=given))
+        return given
+
+    def register_source_code(self, source: str, function_name: str, **kwargs: Any) -> str:
+        """Register Python source text, of which tasks call `function_name`.
+
+        Args:
+            source: the text.
+            function_name: a function that the text defines.
+            kwargs: passed to `Client.register_source_code`.
+
+        Returns:
+            The function's id, for `submit_to_registered_function`.
+
+        Raises:
+            ValueError: the text is no Python, lacks the function, or is registered already.
+        """
+        self._refuse_if_shut_down()
+        key = (source, function_name)
+        if key in self._sources:
+            raise ValueError(f"'{function_name}' is registered already, as {self._sources[key]}")
+        self._sources[key] = self.client.register_source_code(source, function_name, **kwargs)
+        return self._sources[key]
+
+    # Tasks.
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeFuture:
+        """Have `fn(*args, **kwargs)` run on the endpoint.
+
+        Function and arguments are serialized here, the function only when it is new; all requests
+        are made by another thread. Waits only while very many tasks have yet to be sent.
+
+        Raises:
+            SerializationError: the function or its arguments can't be serialized, or are too large.
+            ValueError: no endpoint is set.
+            RuntimeError: the Executor is shut down.
+        """
+        self._refuse_if_shut_down()
+        route = self._route()
+        serializer = self._serializer
+        return self._put(route, self._functions.prepare(fn, serializer), serializer, args, kwargs)
+
+    def submit_to_registered_function(
+        self,
+        function_id: UuidLike,
+        args: tuple[Any, ...] | list[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> ComputeFuture:
+        """Have a function run that was registered before.
+
+        Args:
+            function_id: what its registration returned.
+            args: positional arguments.
+            kwargs: keyword arguments.
+
+        Raises:
+            SerializationError: the arguments can't be serialized, or are too large.
+            ValueError: `function_id` is not a UUID, or no endpoint is set.
+            TypeError: `args` is no tuple or list, or `kwargs` no dictionary.
+            RuntimeError: the Executor is shut down.
+        """
+        self._refuse_if_shut_down()
+        if not isinstance(args, tuple | list | None):
+            raise TypeError(f"args must be a tuple or a list, got {type(args).__name__}")
+        if not isinstance(kwargs, dict | None):
+            raise TypeError(f"kwargs must be a dictionary, got {type(kwargs).__name__}")
+        known = str(as_uuid(function_id, "function_id"))
+        function = FunctionRegistration(known, function_id=known)
+        return self._put(self._route(), function, self._serializer, args or (), kwargs or {})
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[Any]:
+        """Yield `fn(*values)` for the values of `iterables`, zipped, in their order.
+
+        The first few thousand calls are submitted at once, the others as results are taken, so that
+        the iterables may be endless.
+
+        Args:
+            fn: the function.
+            iterables: where its positional arguments come from.
+            timeout: seconds from now after which waiting for a result raises `TimeoutError`.
+            chunksize: how many calls make up one task; more than 1 pays for very short calls.
+
+        Raises:
+            ValueError: `chunksize` is below 1.
+        """
+        if not _is_int(chunksize) or chunksize < 1:
+            raise ValueError(f"chunksize must be at least 1, got {chunksize!r}")
+        return map_calls(self.submit, fn, iterables, timeout=timeout, chunksize=chunksize)
+
+    def reload_tasks(self, task_group_id: UuidLike | None = None) -> list[ComputeFuture]:
+        """Get a future for each task of a group, whoever submitted it.
+
+        Futures of tasks that have ended are done at once, the others when their results come. For
+        tasks that this process waits for already, its own futures are returned.
+
+        Args:
+            task_group_id: the group, which becomes this Executor's; by default its own.
+
+        Raises:
+            ServiceError: the service does not know the group, or it is somebody else's.
+            ServiceUnreachableError: the service can't be reached.
+            RuntimeError: the Executor is shut down.
+        """
+        self._refuse_if_shut_down()
+        if task_group_id is not None:
+            self.task_group_id = task_group_id
+        group = str(self.task_group_id)
+        api = self.client.api
+        futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
+        for future in futures.values():
+            future.set_running_or_notify_cancel()
+            future._load = self._serializer.deserialize
+        ended = self._resolve_ended(futures)
+        pending = [future for task_id, future in futures.items() if task_id not in ended]
+        if pending:
+            # Whatever ends between the two questions, the stream asks again once it follows them.
+            for future in self._streams.get(group).follow(pending):
+                futures[future.task_id or ""] = future
+                self._submitter.track(future)
+        return list(futures.values())
+
+    def _resolve_ended(self, futures: dict[str, ComputeFuture]) -> set[str]:
+        ids = list(futures)
+        ended: set[str] = set()
+        for start in range(0, len(ids), STATUS_CHUNK):
+            documents = self.client.api.batch_status(ids[start : start + STATUS_CHUNK])
+            for task_id, document in documents.items():
+                end = from_document({**document, "task_id": task_id})
+                if end is not None and task_id in futures:
+                    resolve(futures[task_id], end)
+                    ended.add(task_id)
+        return ended
+
+    def _put(
+        self,
+        route: Route,
+        function: FunctionRegistration,
+        serializer: ComputeSerializer,
+        args: Any,
+        kwargs: Mapping[str, Any],
+    ) -> ComputeFuture:
+        payload = serialize_call(serializer, function.name, args, kwargs)
+        future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
+        future._load = serializer.deserialize
+        self._submitter.put(PendingTask(future, route, function, payload))
+        return future
+
+    def _route(self) -> Route:
+        if self._endpoint_id is None:
+            raise ValueError(
+                "no endpoint is set: pass it to the constructor, Executor(endpoint_id=...), or "
+                "assign executor.endpoint_id; `flux-endpoint list` shows yours"
+            )
+        # Dumped each time: the dictionaries may have been changed in place.
+        resources, config = self._resource_specification, self._user_endpoint_config
+        return Route(
+            str(self._task_group_id),
+            str(self._endpoint_id),
+            json.dumps(resources, sort_keys=True) if resources else "",
+            json.dumps(config, sort_keys=True) if config else "",
+            self._result_serializer_paths,
+        )
+
+    # The end.
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks.
+
+        Args:
+            wait: return only when all futures are done. Without, results still arrive for as long
+                as the process lives.
+            cancel_futures: cancel the tasks that have not been sent yet.
+        """
+        self._shut_down = True
+        self._submitter.close(cancel=cancel_futures)
+        if wait and not on_client_thread():
+            self._submitter.wait()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool | None:
+        """Shut down; a Ctrl-C leaves at once and cancels what has not been sent."""
+        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
+        self.shutdown(wait=not interrupted, cancel_futures=interrupted)
+        return None
+
+    def _refuse_if_shut_down(self) -> None:
+        if self._shut_down:
+            raise RuntimeError(f"{self!r} is shut down: create another for more tasks")
+
+
+def _refuse_unknown(executor: type[Executor], unknown: dict[str, Any]) -> None:
+    known = [
+        name
+        for name, parameter in inspect.signature(executor.__init__).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name != "self"
+    ]
+    for name in unknown.keys() - _IGNORED:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+        raise TypeError(f"Executor takes no argument '{name}': {hint}")
+
+
+def _checked_dict(value: Mapping[str, Any] | None, what: str) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} must be a dictionary, got {type(value).__name__}")
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} must be a dictionary that JSON can hold: {error}") from error
+    return value
+
+
+def _checked_batch_size(value: int) -> int:
+    if not _is_int(value) or value < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def end_all() -> None:
+    """Shut down all Executors: what was submitted gets a few seconds to be sent, results none."""
+    submitters = list(_submitters)
+    for submitter in submitters:
+        submitter.close()
+    deadline = time.monotonic() + EXIT_FLUSH
+    for submitter in submitters:
+        submitter.flush(max(0.0, deadline - time.monotonic()))
+
+
+atexit.register(end_all)

@@ -1,0 +1,71 @@
+"""`Executor.map`: ordered and lazy, several calls a task if wanted."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from types import FunctionType
+from typing import Any
+
+from flux_endpoint.client.future import ComputeFuture
+
+#: How many tasks are under way before the first result is taken.
+WINDOW = 4096
+
+
+def map_calls(
+    submit: Callable[..., ComputeFuture],
+    fn: Callable[..., Any],
+    iterables: tuple[Iterable[Any], ...],
+    *,
+    timeout: float | None,
+    chunksize: int,
+) -> Iterator[Any]:
+    """Submit the first calls and return the iterator over all results; see `Executor.map`."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    calls = zip(*iterables, strict=False)
+    if chunksize == 1:
+        submissions = (submit(fn, *call) for call in calls)
+    else:
+        run = in_chunks(fn)
+        chunks = iter(lambda: list(islice(calls, chunksize)), [])
+        submissions = (submit(run, chunk) for chunk in chunks)
+    futures = deque(islice(submissions, WINDOW))
+    return _results(futures, submissions, deadline, chunked=chunksize > 1)
+
+
+def _results(
+    futures: deque[ComputeFuture],
+    submissions: Iterator[ComputeFuture],
+    deadline: float | None,
+    *,
+    chunked: bool,
+) -> Iterator[Any]:
+    try:
+        while futures:
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            value = futures[0].result(wait)
+            futures.popleft()
+            futures.extend(islice(submissions, 1))
+            if chunked:
+                yield from value
+            else:
+                yield value
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def in_chunks(fn: Callable[..., Any]) -> Callable[[list[tuple[Any, ...]]], list[Any]]:
+    """Return a function that calls `fn` for each element of a list of argument tuples."""
+
+    def run(calls):  # type: ignore[no-untyped-def]
+        return [fn(*call) for call in calls]
+
+    # With globals of its own it is serialized by value: workers need not have this package.
+    return FunctionType(
+        run.__code__, {"__builtins__": builtins}, fn.__name__, None, run.__closure__
+    )

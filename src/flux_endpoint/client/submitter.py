@@ -1,0 +1,278 @@
+"""The thread that turns submitted tasks into requests."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from flux_endpoint.client.api import ServiceApi, user_runtime
+from flux_endpoint.client.backlog import Backlog, PendingTask, Route
+from flux_endpoint.client.backoff import delays
+from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.streams import ResultStreams
+from flux_endpoint.client.threads import ClientThread, on_client_thread
+from flux_endpoint.errors import ServiceError, ServiceUnreachableError
+from flux_endpoint.logs import event
+
+log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+#: The most that the payloads of one request may be, in characters.
+MAX_BATCH_BYTES = 16 * 2**20
+
+# What is wrong with one of these is wrong for every task of the request.
+_SHARED_FIELDS = ("endpoint", "task_group", "resource_spec", "user_", "result_ser", "create_queue")
+
+
+class Submitter:
+    """Sends what `put` gives it, in a thread that starts with the first task.
+
+    Args:
+        api: the service.
+        streams: where the results of accepted tasks come from.
+        label: names the thread.
+        batch_size: the most tasks in one request; may be changed at any time.
+        give_up_after: for how many seconds an unreachable service is tried again.
+    """
+
+    def __init__(
+        self,
+        api: ServiceApi,
+        streams: ResultStreams,
+        *,
+        label: str,
+        batch_size: int,
+        give_up_after: float,
+    ) -> None:
+        self.batch_size = batch_size
+        self.submitted = 0
+        self._api = api.background()
+        self._streams = streams
+        self._give_up_after = give_up_after
+        self._backlog = Backlog()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._label = label
+        self._open = 0
+        self._all_done = threading.Condition(self._lock)
+        self._closed = False
+        self._abandoned = threading.Event()
+
+    # Called by the user's threads.
+
+    def put(self, task: PendingTask) -> None:
+        """Take `task`; waits while too many wait already.
+
+        Raises:
+            RuntimeError: the submitter is closed.
+        """
+        self.track(task.future)
+        if not self._backlog.put(task, may_wait=not on_client_thread()):
+            task.future.cancel()
+            raise RuntimeError("the Executor is shut down: it takes no more tasks")
+        if self._thread is None:
+            self._start()
+
+    def track(self, future: Future[Any]) -> None:
+        """Count `future` among those that `wait` waits for."""
+        with self._lock:
+            self._open += 1
+        future.add_done_callback(self._one_done)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Take no more tasks; send those that wait, or `cancel` them."""
+        self._backlog.close()
+        if cancel:
+            for task in self._backlog.clear():
+                task.future.cancel()
+                task.future.set_running_or_notify_cancel()
+        with self._lock:
+            self._closed = True
+            idle = self._open == 0
+        if idle:
+            self._streams.release()
+
+    def wait(self) -> None:
+        """Wait until all futures are done, and what they needed is closed."""
+        with self._all_done:
+            self._all_done.wait_for(lambda: self._open == 0)
+        self._streams.release()  # whoever was first, all are released now
+        self._streams.join()
+
+    def flush(self, timeout: float) -> None:
+        """Wait until what was put is sent, at most `timeout` seconds; then end everything."""
+        deadline = time.monotonic() + timeout
+        if self._thread is not None:
+            self._thread.join(timeout)
+        self._abandoned.set()
+        self._streams.release()
+        self._streams.join(max(0.0, deadline - time.monotonic()))
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = ClientThread(f"submitter {self._label}", self._run)
+                self._thread.start()
+
+    def _one_done(self, future: Future[Any]) -> None:
+        del future
+        with self._lock:
+            self._open -= 1
+            if self._open:
+                return
+            self._all_done.notify_all()
+            last = self._closed
+        if last:
+            self._streams.release()
+
+    # The submitter's thread.
+
+    def _run(self) -> None:
+        while batch := self._backlog.take(self.batch_size, MAX_BATCH_BYTES):
+            by_route: dict[Route, list[PendingTask]] = {}
+            for task in batch:
+                # From here on it can't be cancelled; what was cancelled before is dropped.
+                if task.future.set_running_or_notify_cancel():
+                    by_route.setdefault(task.route, []).append(task)
+            for route, tasks in by_route.items():
+                try:
+                    self._send(route, self._with_functions(tasks))
+                except Exception as error:
+                    log.exception("submitting %d tasks failed", len(tasks))
+                    _fail(tasks, error)
+
+    def _with_functions(self, tasks: list[PendingTask]) -> list[PendingTask]:
+        """Register what is not; fail and leave out the tasks whose function is refused."""
+        usable: list[PendingTask] = []
+        by_function: dict[int, list[PendingTask]] = {}
+        for task in tasks:
+            by_function.setdefault(id(task.function), []).append(task)
+        for same in by_function.values():
+            function = same[0].function
+            try:
+                if function.function_id is None and function.body is not None:
+                    register = functools.partial(self._api.register, function.body)
+                    function.function_id = self._patiently(register)
+            except (ServiceError, ServiceUnreachableError) as error:
+                _fail(same, error)
+            else:
+                usable.extend(same)
+        return usable
+
+    def _send(self, route: Route, tasks: list[PendingTask]) -> None:
+        if not tasks:
+            return
+        by_function: dict[str, list[PendingTask]] = {}
+        for task in tasks:
+            by_function.setdefault(task.function.function_id or "", []).append(task)
+        body = _submission(route, by_function)
+        key = uuid.uuid4().hex
+        stream = self._streams.get(route.task_group_id)
+        stream.submission_begins()
+        accepted: list[PendingTask] = []
+        try:
+            answer = self._patiently(lambda: self._api.submit(route.endpoint_id, body, key))
+            accepted = _match(answer, by_function)
+            self.submitted += len(accepted)
+        except ServiceError as error:
+            self._refused(error, route, tasks, by_function)
+        except ServiceUnreachableError as error:
+            _fail(tasks, error)
+        finally:
+            stream.submission_ends([task.future for task in accepted])
+
+    def _refused(
+        self,
+        error: ServiceError,
+        route: Route,
+        tasks: list[PendingTask],
+        by_function: dict[str, list[PendingTask]],
+    ) -> None:
+        """Fail the tasks that `error` concerns; send the others again in smaller requests."""
+        shared = (
+            error.http_status == 401
+            or error.code.startswith(("ENDPOINT", "TASK_GROUP"))
+            or (error.field or "").startswith(_SHARED_FIELDS)
+        )
+        if shared or len(tasks) == 1:
+            _fail(tasks, error)
+        elif len(by_function) > 1:
+            for part in by_function.values():
+                self._send(route, part)
+        elif error.http_status == 413 or _names_a_payload(error):
+            middle = len(tasks) // 2
+            self._send(route, tasks[:middle])
+            self._send(route, tasks[middle:])
+        else:
+            _fail(tasks, error)
+
+    def _patiently(self, call: Callable[[], _Answer]) -> _Answer:
+        """Return what `call` does, trying again while the service is unreachable."""
+        lost_at: float | None = None
+        for delay in delays():
+            try:
+                answer = call()
+            except ServiceUnreachableError as error:
+                now = time.monotonic()
+                if lost_at is None:
+                    lost_at = now
+                    what = f"the service at {self._api.url} is unreachable, trying again: {error}"
+                    event(log, logging.WARNING, what, give_up_after=self._give_up_after)
+                if now - lost_at > self._give_up_after or self._abandoned.wait(delay):
+                    raise
+            else:
+                if lost_at is not None:
+                    event(log, logging.WARNING, f"the service at {self._api.url} is back")
+                return answer
+        raise AssertionError("delays() never ends")
+
+
+def _submission(route: Route, by_function: dict[str, list[PendingTask]]) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "tasks": {id_: [task.payload for task in tasks] for id_, tasks in by_function.items()},
+        "task_group_id": route.task_group_id,
+        "create_queue": True,
+        "user_runtime": user_runtime(),
+    }
+    if route.resource_specification:
+        body["resource_specification"] = json.loads(route.resource_specification)
+    if route.user_endpoint_config:
+        body["user_endpoint_config"] = json.loads(route.user_endpoint_config)
+    if route.result_serializers:
+        body["result_serializers"] = list(route.result_serializers)
+    return body
+
+
+def _match(answer: dict[str, Any], by_function: dict[str, list[PendingTask]]) -> list[PendingTask]:
+    """Give each task its id; fail those of a function for which the ids don't fit."""
+    accepted: list[PendingTask] = []
+    for function_id, tasks in by_function.items():
+        ids = answer.get("tasks", {}).get(function_id, [])
+        if len(ids) != len(tasks):
+            message = (
+                f"the service answered {len(ids)} ids for {len(tasks)} tasks of function "
+                f"{function_id}: none of them can be followed"
+            )
+            _fail(tasks, ServiceError(message, http_status=200, code="UNEXPECTED_ANSWER"))
+            continue
+        ComputeFuture._accepted([task.future for task in tasks], ids, function_id)
+        accepted.extend(tasks)
+    return accepted
+
+
+def _names_a_payload(error: ServiceError) -> bool:
+    """Whether the field is one payload, as in `tasks.FUNCTION[3]`."""
+    return bool(re.search(r"\[\d+\]$|\.\d+$", error.field or ""))
+
+
+def _fail(tasks: list[PendingTask], error: Exception) -> None:
+    for task in tasks:
+        task.future._try_exception(error)

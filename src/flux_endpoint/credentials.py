@@ -1,0 +1,112 @@
+"""Where the service is and who we are: two environment variables, else `credentials.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.logs import event
+from flux_endpoint.paths import credentials_file
+
+log = logging.getLogger(__name__)
+
+URL_VARIABLE = "FLUX_ENDPOINT_SERVICE_URL"
+TOKEN_VARIABLE = "FLUX_ENDPOINT_TOKEN"  # noqa: S105 - a name, not a secret
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """The service's base URL, without a slash at its end, and a bearer token for it.
+
+    Attributes:
+        service_url: e.g. `https://flux.example.org` or `http://127.0.0.1:5000/base`.
+        token: what goes into the `Authorization` header; never shown by `repr`.
+        source: where the token came from, for messages.
+    """
+
+    service_url: str
+    token: str = field(repr=False)
+    source: str = "the caller"
+
+    def __post_init__(self) -> None:
+        url = self.service_url.strip().rstrip("/")
+        try:
+            parts = urlsplit(url)
+            # `port` parses lazily: asking for it is what finds a bad one.
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = None
+        if not usable or parts.query or parts.fragment:
+            raise ConfigurationError(
+                f"service URL {self.service_url!r} (from {self.source}) must look like "
+                "https://host[:port] or http://host[:port]"
+            )
+        token = self.token.strip()
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            problem = "is empty" if not token else "holds characters that no token has"
+            raise ConfigurationError(
+                f"token from {self.source} {problem}: copy it again from where it was shown"
+            )
+        object.__setattr__(self, "service_url", url)
+        object.__setattr__(self, "token", token)
+
+
+def load_credentials() -> Credentials:
+    """Return the credentials of the environment, or else those of `credentials.json`.
+
+    Raises:
+        ConfigurationError: there are none, only half of them, or the file can't be used.
+    """
+    url, token = os.environ.get(URL_VARIABLE), os.environ.get(TOKEN_VARIABLE)
+    if url and token:
+        return Credentials(url, token, source=f"{URL_VARIABLE} and {TOKEN_VARIABLE}")
+    if url or token:
+        given, missing = (URL_VARIABLE, TOKEN_VARIABLE) if url else (TOKEN_VARIABLE, URL_VARIABLE)
+        raise ConfigurationError(
+            f"{given} is set but {missing} is not: set both, or neither to use {credentials_file()}"
+        )
+    return _from_file(credentials_file())
+
+
+def _from_file(path: Path) -> Credentials:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            text = stream.read()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"no credentials: set {URL_VARIABLE} and {TOKEN_VARIABLE}, or put "
+            f'{{"service_url": "…", "token": "…"}} into {path} '
+            "(`flux-endpoint up` writes it for a stack of your own)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"can't read credentials file {path}: {error}") from None
+    if mode & 0o077:
+        event(
+            log,
+            logging.WARNING,
+            f"other users can reach the token in {path} (mode {mode:04o}): chmod 600 {path}",
+        )
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"credentials file {path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f"credentials file {path} must hold a JSON object with service_url and token, "
+            f"not a {type(content).__name__}"
+        )
+    values: dict[str, str] = {}
+    for key in ("service_url", "token"):
+        value = content.get(key)
+        if not isinstance(value, str) or not value.strip():
+            what = "has no" if key not in content else "needs a non-empty string in"
+            raise ConfigurationError(f"credentials file {path} {what} {key!r}")
+        values[key] = value
+    return Credentials(values["service_url"], values["token"], source=str(path))

@@ -1,0 +1,224 @@
+"""The REST service as clients and endpoints call it: one place for retries and for errors."""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import random
+import time
+from collections.abc import Mapping
+from threading import Event
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from flux_endpoint import __version__
+from flux_endpoint.credentials import Credentials
+from flux_endpoint.errors import ServiceError, ServiceUnreachableError
+from flux_endpoint.logs import event
+
+log = logging.getLogger(__name__)
+
+#: Methods that may be sent again although an earlier one may have been carried out.
+IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+#: Seconds before the second attempt; doubles from there, with jitter.
+FIRST_BACKOFF = 0.25
+#: Seconds; the longest wait between two attempts, and the most of a `Retry-After` that is obeyed.
+MAX_BACKOFF = 10.0
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class RestClient:
+    """Sends requests with a bearer token; may be used by several threads at once.
+
+    Args:
+        credentials: whom to talk to and as whom.
+        timeout: seconds that one attempt may take.
+        attempts: how often a request is tried in all, at least once.
+    """
+
+    def __init__(self, credentials: Credentials, timeout: float = 60, *, attempts: int = 5) -> None:
+        self.credentials = credentials
+        self._attempts = max(1, attempts)
+        self._closed = Event()
+        self._http = httpx.Client(
+            base_url=credentials.service_url,
+            timeout=timeout,
+            headers={
+                "Authorization": f"Bearer {credentials.token}",
+                "Accept": "application/json",
+                "User-Agent": f"flux-endpoint/{__version__}",
+            },
+            # A site's proxy can't reach our own loopback interface.
+            trust_env=urlsplit(credentials.service_url).hostname not in _LOOPBACK,
+        )
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> dict[str, Any]:
+        """Send a request and return the JSON object that answers it.
+
+        Args:
+            method: HTTP method.
+            path: path below the service's URL, with a slash at its start.
+            json: body, or `None` for none.
+            params: query parameters.
+            headers: headers beyond the usual ones.
+            idempotent: whether the request may be sent again although it may have been carried
+                out; by default all but POST and PATCH.
+
+        Raises:
+            ServiceError: the service refused the request, or answered what is not a JSON object.
+            ServiceUnreachableError: no attempt got an answer other than a server error.
+        """
+        answer = self.request_json(
+            method, path, json=json, params=params, headers=headers, idempotent=idempotent
+        )
+        if not isinstance(answer, dict):
+            raise self._not_ours(
+                method, path, 200, f"a JSON {type(answer).__name__} and not an object"
+            )
+        return answer
+
+    def request_json(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> Any:
+        """Do what `request` does and return whatever JSON answers it; `None` for an empty body."""
+        repeatable = method in IDEMPOTENT_METHODS if idempotent is None else idempotent
+        url = f"{self.credentials.service_url}{path}"
+        for attempt in range(1, self._attempts + 1):
+            response: httpx.Response | None = None
+            try:
+                response = self._http.request(
+                    method, path, json=json, params=params, headers=headers
+                )
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+                again, reason = True, f"no connection ({error})"  # nothing was sent
+            except httpx.RequestError as error:
+                again, reason = repeatable, f"{type(error).__name__}: {error}".rstrip(": ")
+            else:
+                status = response.status_code
+                if status < 500 and status != 429:
+                    return self._answer(method, path, response)
+                again = repeatable or status == 429  # refused for now, so not carried out
+                reason = f"it answered {status} {response.reason_phrase}"
+            if not again or attempt == self._attempts:
+                break
+            wait = _wait_before_next(attempt, response)
+            event(log, logging.DEBUG, "request will be repeated", url=url, reason=reason, wait=wait)
+            if self._closed.wait(wait):
+                break
+        if response is not None and response.status_code == 429:
+            raise self._refusal(method, path, response)
+        raise ServiceUnreachableError(_unreachable(method, url, reason, response, attempt))
+
+    def close(self) -> None:
+        """Close connections and end waits between attempts. The client can't be used any more."""
+        self._closed.set()
+        self._http.close()
+
+    def __enter__(self) -> RestClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self, method: str, path: str, response: httpx.Response) -> Any:
+        if not response.is_success:
+            raise self._refusal(method, path, response)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise self._not_ours(
+                method, path, response.status_code, "something other than JSON"
+            ) from None
+
+    def _refusal(self, method: str, path: str, response: httpx.Response) -> ServiceError:
+        status = response.status_code
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            return self._not_ours(method, path, status, f"{status} without a JSON error")
+        code = body.get("code")
+        code = code if isinstance(code, str) else f"HTTP_{status}"
+        said = next(
+            (body[k] for k in ("message", "reason", "detail") if isinstance(body.get(k), str)), ""
+        )
+        text = f"{method} {self.credentials.service_url}{path}: {said or response.reason_phrase}"
+        field = body.get("field")
+        if status == 401:
+            text = (
+                f"{self.credentials.service_url} does not accept the token from "
+                f"{self.credentials.source}: {said or 'unauthorized'}. Get a valid token from "
+                "whoever runs the service, or make sure that the service URL is the right one"
+            )
+        elif isinstance(field, str) and field not in said:
+            text += f" (field {field!r})"
+        return ServiceError(
+            text,
+            http_status=status,
+            code=code,
+            field=field if isinstance(field, str) else None,
+        )
+
+    def _not_ours(self, method: str, path: str, status: int, got: str) -> ServiceError:
+        return ServiceError(
+            f"{method} {self.credentials.service_url}{path} was answered with {got}: "
+            f"is the URL from {self.credentials.source} that of a Flux Endpoint service?",
+            http_status=status,
+            code="NOT_A_FLUX_ENDPOINT_SERVICE",
+        )
+
+
+def _unreachable(
+    method: str, url: str, reason: str, response: httpx.Response | None, attempts: int
+) -> str:
+    tried = "" if attempts == 1 else f" ({attempts} attempts)"
+    if response is None:
+        return f"can't reach the service for {method} {url}{tried}: {reason}"
+    said = ""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        said = f": {body['message']}"
+    return f"the service can't serve {method} {url} now{tried}: {reason}{said}"
+
+
+def _wait_before_next(attempt: int, response: httpx.Response | None) -> float:
+    backoff = min(FIRST_BACKOFF * 2.0 ** (attempt - 1), MAX_BACKOFF) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+    if response is None:
+        return min(backoff, MAX_BACKOFF)
+    return min(max(backoff, _retry_after(response.headers.get("Retry-After"))), MAX_BACKOFF)
+
+
+def _retry_after(value: str | None) -> float:
+    if not value:
+        return 0.0
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0

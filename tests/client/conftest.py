@@ -1,0 +1,286 @@
+"""A local HTTP server in place of the service: it records requests and misbehaves on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from flux_endpoint import Client, Executor
+from flux_endpoint.client import executor as executor_module
+from flux_endpoint.client.threads import ClientThread
+from flux_endpoint.protocol.messages import Result, ResultErrorDetails, pack
+from flux_endpoint.serialize import ComputeSerializer
+
+TOKEN = "secret-token"
+ENDPOINT = "00000000-0000-4000-8000-00000000000e"
+#: A reaction that answers nothing and cuts the connection, after the request took effect.
+LOSE_ANSWER = "lose"
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Service:
+    """What the tests see of the server."""
+
+    amqp_url: str = "amqp://guest:guest@127.0.0.1:1/%2F"
+    requests: list[Request] = field(default_factory=list)
+    #: Asked for each request; returns None, LOSE_ANSWER or (status, body).
+    react: Callable[[Request], Any] = lambda request: None
+    #: Called with the new tasks' ids before a submission is answered.
+    before_answer: Callable[[list[str]], None] = lambda ids: None
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+    server: ThreadingHTTPServer | None = None
+
+    @property
+    def url(self) -> str:
+        assert self.server is not None
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def seen(self, part: str) -> list[Request]:
+        return [request for request in self.requests if part in request.path]
+
+    def submissions(self) -> list[Request]:
+        return self.seen("/submit")
+
+    def answer(self, request: Request) -> Any:
+        match request.method, request.path.strip("/").split("?")[0].split("/"):
+            case "POST", ["v3", "functions"]:
+                return {"function_uuid": str(uuid.uuid4())}
+            case "POST", ["v3", "endpoints", endpoint, "submit"]:
+                key = request.headers["idempotency-key"]
+                if key not in self.answers:
+                    self.answers[key] = self.submit(endpoint, request.body)
+                return self.answers[key]
+            case "GET", ["v2", "tasks", task]:
+                return self.document(task)
+            case "POST", ["v2", "batch_status"]:
+                ids = request.body["task_ids"]
+                return {"response": "batch", "results": {id_: self.document(id_) for id_ in ids}}
+            case "GET", ["v2", "taskgroup", group]:
+                tasks = [{"id": id_} for id_ in self.groups.get(group, [])]
+                return {"taskgroup_id": group, "tasks": tasks}
+            case "GET", ["v2", "get_amqp_result_connection_url"]:
+                return {"queue_prefix": "tg.", "connection_url": self.amqp_url}
+        raise LookupError(request.path)
+
+    def submit(self, endpoint: str, body: Any) -> Any:
+        group = body["task_group_id"]
+        ids = {f: [str(uuid.uuid4()) for _ in payloads] for f, payloads in body["tasks"].items()}
+        flat = [task for tasks in ids.values() for task in tasks]
+        self.groups.setdefault(group, []).extend(flat)
+        self.before_answer(flat)
+        return {
+            "request_id": "r",
+            "task_group_id": group,
+            "endpoint_id": endpoint,
+            "tasks": ids,
+        }
+
+    def document(self, task: str) -> dict[str, Any]:
+        return {"task_id": task, "status": "waiting-for-ep", **self.documents.get(task, {})}
+
+    def ended(self, task: str, value: Any) -> None:
+        """Let the service know a result that no queue has."""
+        text = ComputeSerializer().serialize(value)
+        self.documents[task] = {"status": "success", "result": text, "completion_t": "1.5"}
+
+
+def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def respond(self) -> None:
+            text = self.rfile.read(int(self.headers.get("content-length") or 0))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            body = json.loads(text) if text else None
+            request = Request(self.command, self.path, headers, body)
+            service.requests.append(request)
+            reaction = service.react(request)
+            if isinstance(reaction, tuple):
+                status, answer = reaction
+            else:
+                status, answer = 200, service.answer(request)
+            if reaction == LOSE_ANSWER:
+                self.close_connection = True
+                return
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_DELETE = respond  # noqa: N815 - names that http.server looks up
+
+        def log_message(self, *args: Any) -> None:
+            return
+
+    return Handler
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    state = Service()
+    state.server = Server(("127.0.0.1", 0), _handler(state))
+    thread = threading.Thread(target=state.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield state
+    state.server.shutdown()
+    state.server.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has a task group of its own, and leaves no thread behind."""
+    monkeypatch.setattr(Executor, "_default_task_group_id", None)
+    monkeypatch.setattr(executor_module, "EXIT_FLUSH", 1.0)
+    yield
+    executor_module.end_all()
+    left = [thread.name for thread in threading.enumerate() if isinstance(thread, ClientThread)]
+    assert left == []
+
+
+@pytest.fixture
+def client(service: Service) -> Client:
+    return Client(service.url, TOKEN)
+
+
+@pytest.fixture
+def executor(client: Client) -> Iterator[Executor]:
+    executor = Executor(ENDPOINT, client)
+    yield executor
+    executor.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class ResultQueues:
+    """The endpoint's and the service's side of the result queues."""
+
+    url: str
+
+    def channel(self) -> Any:
+        return pika.BlockingConnection(pika.URLParameters(self.url)).channel()
+
+    def declare(self, group: object) -> None:
+        channel = self.channel()
+        arguments = {"x-dead-letter-exchange": "dead-letters"}
+        channel.exchange_declare("dead-letters", "fanout", durable=True)
+        channel.queue_declare("dead-letters", durable=True)
+        channel.queue_bind("dead-letters", "dead-letters")
+        channel.queue_declare(f"tg.{group}", durable=True, arguments=arguments)
+        channel.connection.close()
+
+    def publish(self, group: object, *bodies: bytes) -> None:
+        channel = self.channel()
+        properties = pika.BasicProperties(delivery_mode=2, timestamp=1700000000)
+        for body in bodies:
+            channel.basic_publish("", f"tg.{group}", body, properties)
+        channel.connection.close()
+
+    def depth(self, queue: str) -> int:
+        channel = self.channel()
+        count = channel.queue_declare(queue, passive=True).method.message_count
+        channel.connection.close()
+        return int(count)
+
+
+def result(task: str | None, value: Any) -> bytes:
+    assert task is not None
+    return pack(Result(task_id=uuid.UUID(task), data=ComputeSerializer().serialize(value)))
+
+
+def failure(task: str | None, text: str) -> bytes:
+    assert task is not None
+    details = ResultErrorDetails(code="RemoteExecutionError", user_message="it raised")
+    return pack(Result(task_id=uuid.UUID(task), data=text, error_details=details))
+
+
+@pytest.fixture
+def messages() -> Any:
+    """Builders of result messages."""
+
+    class Messages:
+        value = staticmethod(result)
+        error = staticmethod(failure)
+
+    return Messages
+
+
+@pytest.fixture
+def queues(service: Service, amqp_vhost: str) -> ResultQueues:
+    """A real broker, to which the service's answers point; queues are declared on submission."""
+    queues = ResultQueues(amqp_vhost)
+    service.amqp_url = amqp_vhost
+    declared: set[str] = set()
+
+    def declare(request: Request) -> None:
+        if request.path.endswith("/submit"):
+            group = request.body["task_group_id"]
+            if group not in declared:
+                declared.add(group)
+                queues.declare(group)
+
+    service.react = declare
+    return queues
+
+
+@pytest.fixture
+def run_script(
+    service: Service, tmp_path: Path
+) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Run a script in an interpreter of its own that finds the service by its environment."""
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        header = f"from flux_endpoint import Client, Executor\nENDPOINT = {ENDPOINT!r}\n"
+        script = tmp_path / "script.py"
+        script.write_text(header + textwrap.dedent(code), encoding="utf-8")
+        environment = {
+            **os.environ,
+            "FLUX_ENDPOINT_HOME": str(tmp_path),
+            "FLUX_ENDPOINT_SERVICE_URL": service.url,
+            "FLUX_ENDPOINT_TOKEN": TOKEN,
+        }
+        return subprocess.run(
+            [sys.executable, script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def cut_connections(broker: Any, amqp_vhost: str) -> Callable[[], None]:
+    """Have the broker close every connection to the test's virtual host."""
+    vhost = amqp_vhost.rpartition("/")[2]
+    return lambda: broker.ctl("close_all_connections", "--vhost", vhost, "a test")

@@ -1,0 +1,135 @@
+"""What an Executor accepts, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from typing import Any
+
+import pytest
+
+from flux_endpoint import Client, ComputeSerializer, Executor
+from flux_endpoint.errors import ConfigurationError
+
+
+def test_an_endpoint_is_given_as_uuid_or_text(client: Client) -> None:
+    endpoint = uuid.uuid4()
+    assert Executor(endpoint, client).endpoint_id == endpoint
+    assert Executor(str(endpoint), client=client).endpoint_id == endpoint
+
+
+@pytest.mark.parametrize("name", ["endpoint_id", "task_group_id"])
+def test_a_malformed_id_is_named(client: Client, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a UUID.*'tutorial'"):
+        Executor(client=client, **{name: "tutorial"})
+    executor = Executor(client=client)
+    with pytest.raises(ValueError, match=f"{name} must be a UUID.*17"):
+        setattr(executor, name, 17)
+
+
+def test_a_misspelt_argument_names_the_right_one(client: Client) -> None:
+    with pytest.raises(TypeError, match="no argument 'endpoint': did you mean 'endpoint_id'"):
+        Executor(client=client, endpoint="x")
+    with pytest.raises(TypeError, match="'resource_spec': did you mean 'resource_specification'"):
+        Executor(client=client, resource_spec={})
+    with pytest.raises(TypeError, match="'xyzzy': it takes endpoint_id, client, task_group_id"):
+        Executor(client=client, xyzzy=1)
+
+
+def test_the_official_rate_limits_are_accepted(client: Client) -> None:
+    Executor(client=client, api_burst_limit=8, api_burst_window_s=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("batch_size", 0, ValueError),
+        ("batch_size", "many", ValueError),
+        ("amqp_port", 0, ValueError),
+        ("amqp_port", 65536, ValueError),
+        ("resource_specification", [1], TypeError),
+        ("resource_specification", {"nodes": object()}, TypeError),
+        ("user_endpoint_config", "yaml", TypeError),
+        ("serializer", object(), TypeError),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(
+    client: Client, name: str, value: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=name):
+        Executor(client=client, **{name: value})
+    executor = Executor(client=client)
+    with pytest.raises(error, match=name):
+        setattr(executor, name, value)
+
+
+def test_every_argument_is_an_attribute(client: Client) -> None:
+    group = uuid.uuid4()
+    serializer = ComputeSerializer()
+    executor = Executor(
+        client=client,
+        task_group_id=group,
+        resource_specification={"num_nodes": 2},
+        user_endpoint_config={"walltime": "1:00"},
+        label="mine",
+        batch_size=7,
+        amqp_port=5671,
+        serializer=serializer,
+    )
+    assert executor.task_group_id == group
+    assert executor.resource_specification == {"num_nodes": 2}
+    assert executor.user_endpoint_config == {"walltime": "1:00"}
+    assert (executor.label, executor.batch_size, executor.amqp_port) == ("mine", 7, 5671)
+    assert executor.serializer is serializer
+    assert "mine" in repr(executor)
+
+
+def test_executors_share_the_task_group_of_the_first(client: Client) -> None:
+    first, second = Executor(client=client), Executor(client=client)
+    assert first.task_group_id == second.task_group_id
+    other = uuid.uuid4()
+    assert Executor(client=client, task_group_id=str(other)).task_group_id == other
+    assert first.task_group_id != other
+
+
+def test_a_task_group_can_be_assigned_and_renewed(client: Client) -> None:
+    executor = Executor(client=client)
+    before = executor.task_group_id
+    executor.task_group_id = None
+    assert executor.task_group_id != before
+    executor.task_group_id = str(before)
+    assert executor.task_group_id == before
+
+
+def test_submit_without_endpoint_says_how_to_set_it(client: Client) -> None:
+    executor = Executor(client=client)
+    with pytest.raises(ValueError, match=r"no endpoint is set.*Executor\(endpoint_id=...\)"):
+        executor.submit(abs, -1)
+
+
+def test_nothing_configured_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(tmp_path))
+    monkeypatch.delenv("FLUX_ENDPOINT_SERVICE_URL", raising=False)
+    monkeypatch.delenv("FLUX_ENDPOINT_TOKEN", raising=False)
+    with pytest.raises(ConfigurationError, match="FLUX_ENDPOINT_SERVICE_URL"):
+        Executor()
+
+
+def test_importing_the_package_imports_none_of_its_parts() -> None:
+    code = (
+        "import sys, flux_endpoint;"
+        "print([m for m in sys.modules if m in ('dill', 'pika', 'httpx', 'pydantic')"
+        " or m.startswith('flux_endpoint.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_offers_each_name_it_lists() -> None:
+    import flux_endpoint
+
+    for name in flux_endpoint.__all__:
+        assert getattr(flux_endpoint, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Exekutor'"):
+        _ = flux_endpoint.Exekutor  # type: ignore[attr-defined]

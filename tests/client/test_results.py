@@ -1,0 +1,370 @@
+"""Results on their way from the broker, or the service, into futures."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import threading
+import uuid
+from typing import Any
+
+import pytest
+
+from flux_endpoint import Client, ComputeFuture, Executor, TaskExecutionFailed
+from flux_endpoint.client import stream as stream_module
+from flux_endpoint.client.results import from_document, from_message, load
+from flux_endpoint.errors import DeserializationError, InvalidMessageError
+from flux_endpoint.serialize import ComputeSerializer
+
+TIMEOUT = 20
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def submitted(executor: Executor, count: int = 1) -> list[ComputeFuture]:
+    futures = [executor.submit(double, i) for i in range(count)]
+    for future in futures:
+        assert future.wait_submitted(TIMEOUT)
+    return futures
+
+
+# A message, alone.
+
+
+def test_a_value_and_an_error_are_read(messages: Any) -> None:
+    task = str(uuid.uuid4())
+    value = from_message(messages.value(task, [1]), 17)
+    assert load(value, ComputeSerializer().deserialize) == [1]
+    error = from_message(messages.error(task, "Traceback: boom"), 17)
+    with pytest.raises(TaskExecutionFailed, match="boom") as caught:
+        load(error, ComputeSerializer().deserialize)
+    assert caught.value.remote_data == "Traceback: boom"
+    assert caught.value.completion_t == "17"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x02{}",
+        b"\x01not json",
+        b"\x01[]",
+        b"\x01" + json.dumps({"message_type": "result", "data": {"task_id": "x"}}).encode(),
+        b"\x01" + json.dumps({"message_type": "result", "data": []}).encode(),
+        b"\x01"
+        + json.dumps(
+            {"message_type": "task_cancel", "data": {"task_id": str(uuid.UUID(int=1))}}
+        ).encode(),
+    ],
+)
+def test_anything_else_is_an_invalid_message(body: bytes) -> None:
+    with pytest.raises(InvalidMessageError):
+        from_message(body, None)
+
+
+def test_a_value_that_cannot_be_read_tells_both_sides_versions() -> None:
+    end = from_document(
+        {
+            "task_id": "t",
+            "status": "success",
+            "result": "00\nnonsense\n",
+            "details": {"python_version": "3.8.1", "dill_version": "0.3.1"},
+        }
+    )
+    assert end is not None
+    with pytest.raises(DeserializationError, match=r"Here: Python .* Python 3\.8\.1, dill 0\.3\.1"):
+        load(end, ComputeSerializer().deserialize)
+
+
+@pytest.mark.parametrize(
+    ("document", "error"),
+    [
+        ({"status": "failed", "exception": "boom", "completion_t": "1"}, "boom"),
+        ({"status": "FAILED", "reason": "gone"}, "gone"),
+        ({"status": "unknown", "completion_t": "1"}, "neither result nor error"),
+        ({"status": "success", "result": "x"}, None),
+    ],
+)
+def test_a_document_that_is_final_ends_its_task(document: Any, error: str | None) -> None:
+    end = from_document({"task_id": "t", **document})
+    assert end is not None
+    if error is None:
+        assert (end.value, end.error) == ("x", None)
+    else:
+        assert error in str(end.error)
+
+
+def test_a_document_of_a_waiting_task_ends_nothing() -> None:
+    assert from_document({"task_id": "t", "status": "waiting-for-ep"}) is None
+
+
+# The stream, from a real broker.
+
+
+@pytest.mark.rabbitmq
+def test_results_resolve_futures_in_any_order(
+    executor: Executor, queues: Any, messages: Any
+) -> None:
+    futures = submitted(executor, 20)
+    bodies = [messages.value(future.task_id, i) for i, future in enumerate(futures)]
+    queues.publish(executor.task_group_id, *reversed(bodies))
+    assert [future.result(TIMEOUT) for future in futures] == list(range(20))
+    executor.shutdown()
+    assert queues.depth(f"tg.{executor.task_group_id}") == 0
+
+
+@pytest.mark.rabbitmq
+def test_a_remote_error_is_raised_with_its_text_and_time(
+    executor: Executor, queues: Any, messages: Any
+) -> None:
+    (future,) = submitted(executor)
+    queues.publish(executor.task_group_id, messages.error(future.task_id, "ValueError: boom"))
+    with pytest.raises(TaskExecutionFailed, match="ValueError: boom") as caught:
+        future.result(TIMEOUT)
+    assert caught.value.completion_t == "1700000000"
+
+
+@pytest.mark.rabbitmq
+def test_a_result_may_come_before_the_answer_to_its_submission(
+    service: Any, executor: Executor, queues: Any, messages: Any
+) -> None:
+    submitted(executor)  # the stream consumes from here on
+    group = executor.task_group_id
+
+    def early(ids: list[str]) -> None:
+        stranger = str(uuid.uuid4())
+        queues.publish(group, *(messages.value(id_, id_) for id_ in [*ids, stranger]))
+        wait_until(lambda: queues.depth(f"tg.{group}") == 0)
+
+    service.before_answer = early
+    future = executor.submit(double, 1)
+    assert future.result(TIMEOUT) == future.task_id
+
+
+@pytest.mark.rabbitmq
+def test_more_early_results_than_are_kept_are_asked_of_the_service(
+    service: Any,
+    executor: Executor,
+    queues: Any,
+    messages: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream_module, "MAX_EARLY", 2)
+    submitted(executor)
+    group = executor.task_group_id
+
+    def early(ids: list[str]) -> None:
+        strangers = [str(uuid.uuid4()) for _ in range(4)]
+        queues.publish(group, *(messages.value(id_, id_) for id_ in [*ids, *strangers]))
+        wait_until(lambda: queues.depth(f"tg.{group}") == 0)
+        for id_ in ids:
+            service.ended(id_, id_)
+
+    service.before_answer = early
+    future = executor.submit(double, 1)
+    assert future.result(TIMEOUT) == future.task_id
+
+
+@pytest.mark.rabbitmq
+def test_results_of_other_processes_are_dropped(
+    executor: Executor, queues: Any, messages: Any
+) -> None:
+    (future,) = submitted(executor)
+    strangers = [messages.value(str(uuid.uuid4()), 0) for _ in range(300)]
+    queues.publish(executor.task_group_id, *strangers, messages.value(future.task_id, "mine"))
+    assert future.result(TIMEOUT) == "mine"
+
+
+@pytest.mark.rabbitmq
+def test_a_message_that_cannot_be_read_is_set_aside_and_the_others_go_on(
+    executor: Executor, queues: Any, messages: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (future,) = submitted(executor)
+    queues.publish(executor.task_group_id, b"\x01poison", messages.value(future.task_id, 1))
+    assert future.result(TIMEOUT) == 1
+    executor.shutdown()
+    wait_until(lambda: queues.depth("dead-letters") == 1)
+    assert any("set aside" in record.message for record in caplog.records)
+
+
+@pytest.mark.rabbitmq
+def test_a_value_that_cannot_be_read_fails_its_future_only(
+    executor: Executor, queues: Any, messages: Any
+) -> None:
+    bad, good = submitted(executor, 2)
+    body = messages.value(bad.task_id, 1).replace(b"00\\n", b"00\\nAA")
+    queues.publish(executor.task_group_id, body, messages.value(good.task_id, 2))
+    with pytest.raises(DeserializationError, match=f"task {bad.task_id} succeeded, but"):
+        bad.result(TIMEOUT)
+    assert good.result(TIMEOUT) == 2
+
+
+@pytest.mark.rabbitmq
+def test_executors_of_a_group_share_one_connection(
+    service: Any, client: Client, queues: Any, messages: Any
+) -> None:
+    endpoint = str(uuid.uuid4())
+    with (
+        Executor(endpoint, client) as first,
+        Executor(endpoint, Client(service.url, "secret-token")) as second,
+    ):
+        futures = [*submitted(first), *submitted(second)]
+        queues.publish(first.task_group_id, *(messages.value(f.task_id, 5) for f in futures))
+        assert [future.result(TIMEOUT) for future in futures] == [5, 5]
+    assert len(service.seen("get_amqp_result_connection_url")) == 1
+
+
+@pytest.mark.rabbitmq
+def test_results_arrive_after_shutdown_without_waiting(
+    executor: Executor, queues: Any, messages: Any
+) -> None:
+    (future,) = submitted(executor)
+    executor.shutdown(wait=False)
+    queues.publish(executor.task_group_id, messages.value(future.task_id, 3))
+    assert future.result(TIMEOUT) == 3
+    executor.shutdown()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("flux-endpoint results")]
+
+
+@pytest.mark.rabbitmq
+def test_shutdown_waits_for_the_results(client: Client, queues: Any, messages: Any) -> None:
+    with Executor(str(uuid.uuid4()), client) as executor:
+        (future,) = submitted(executor)
+        publish = threading.Timer(
+            0.1, queues.publish, (executor.task_group_id, messages.value(future.task_id, 3))
+        )
+        publish.start()
+    assert future.done()
+    publish.join()
+
+
+@pytest.mark.rabbitmq
+def test_a_callback_may_submit_and_shut_down(
+    executor: Executor, queues: Any, messages: Any
+) -> None:
+    (future,) = submitted(executor)
+    more: list[ComputeFuture] = []
+
+    def again(done: concurrent.futures.Future[Any]) -> None:
+        more.append(executor.submit(double, done.result()))
+        executor.shutdown()
+        raise SystemExit("a callback may even do this")
+
+    future.add_done_callback(again)
+    queues.publish(executor.task_group_id, messages.value(future.task_id, 3))
+    assert future.result(TIMEOUT) == 3
+    wait_until(lambda: bool(more))
+    assert more[0].wait_submitted(TIMEOUT)
+    queues.publish(executor.task_group_id, messages.value(more[0].task_id, 4))
+    assert more[0].result(TIMEOUT) == 4
+
+
+# Trouble with the broker.
+
+
+@pytest.mark.rabbitmq
+def test_a_cut_connection_loses_nothing(
+    service: Any,
+    executor: Executor,
+    queues: Any,
+    messages: Any,
+    cut_connections: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before, queued, lost = submitted(executor, 3)
+    queues.publish(executor.task_group_id, messages.value(before.task_id, 0))
+    assert before.result(TIMEOUT) == 0
+    cut_connections()
+    service.ended(lost.task_id, "from the service")
+    queues.publish(executor.task_group_id, messages.value(queued.task_id, "from the queue"))
+    assert queued.result(TIMEOUT) == "from the queue"
+    assert lost.result(TIMEOUT) == "from the service"
+    assert len(service.seen("get_amqp_result_connection_url")) >= 2
+    warnings = [
+        record.message for record in caplog.records if record.message.startswith("results: ")
+    ]
+    assert "lost the connection" in warnings[0]
+    assert "again" in warnings[-1]
+    assert "guest" not in "".join(warnings)
+
+
+@pytest.mark.rabbitmq
+def test_without_a_queue_results_come_from_the_service(
+    service: Any, executor: Executor, queues: Any
+) -> None:
+    service.react = lambda request: None  # declares no queue
+    (future,) = submitted(executor)
+    service.ended(future.task_id, "kept")
+    assert future.result(TIMEOUT) == "kept"
+
+
+def test_an_unreachable_broker_is_reported_once_with_its_address(
+    service: Any, executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.amqp_url = "amqp://guest:hidden@127.0.0.1:1/%2F"
+    submitted(executor)
+    wait_until(lambda: len(service.seen("get_amqp_result_connection_url")) >= 2)
+    warnings = [r.message for r in caplog.records if "results: no connection to" in r.message]
+    assert len(warnings) == 1
+    assert "127.0.0.1:1" in warnings[0]
+    assert "hidden" not in caplog.text
+
+
+def test_the_amqp_port_can_be_overridden(
+    service: Any, executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor.amqp_port = 2
+    submitted(executor)
+    wait_until(lambda: "127.0.0.1:2" in caplog.text)
+
+
+# Reloading.
+
+
+@pytest.mark.rabbitmq
+def test_reloaded_tasks_are_done_or_followed(
+    service: Any, client: Client, queues: Any, messages: Any
+) -> None:
+    group = str(uuid.uuid4())
+    done, failed, waiting = (str(uuid.uuid4()) for _ in range(3))
+    service.groups[group] = [done, failed, waiting]
+    service.ended(done, 1)
+    service.documents[failed] = {"status": "failed", "exception": "boom", "completion_t": "2"}
+    queues.declare(group)
+    with Executor(client=client) as executor:
+        futures = executor.reload_tasks(group)
+        assert [future.task_id for future in futures] == [done, failed, waiting]
+        assert [future.done() for future in futures] == [True, True, False]
+        assert futures[0].result() == 1
+        with pytest.raises(TaskExecutionFailed, match="boom"):
+            futures[1].result()
+        queues.publish(group, messages.value(waiting, 3))
+        assert futures[2].result(TIMEOUT) == 3
+    assert str(executor.task_group_id) == group
+
+
+@pytest.mark.rabbitmq
+def test_reloading_open_tasks_returns_their_own_futures(
+    executor: Executor, queues: Any, messages: Any
+) -> None:
+    (future,) = submitted(executor)
+    assert executor.reload_tasks() == [future]
+    queues.publish(executor.task_group_id, messages.value(future.task_id, 3))
+    assert future.result(TIMEOUT) == 3
+
+
+def test_reloading_an_empty_group_returns_nothing(service: Any, executor: Executor) -> None:
+    service.groups[str(executor.task_group_id)] = []
+    assert executor.reload_tasks() == []
+
+
+def wait_until(condition: Any) -> None:
+    """Poll what has no event to wait for: the broker's counters, another thread's log."""
+    deadline = threading.Event()
+    for _ in range(400):
+        if condition():
+            return
+        deadline.wait(0.05)
+    raise AssertionError("it did not happen")
