@@ -1,0 +1,117 @@
+"""`flux-endpoint configure`, `start`, `stop` and `list`: the endpoints of this machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from flux_endpoint.endpoint import lifecycle
+from flux_endpoint.errors import FluxEndpointError
+
+_COLUMNS = ("NAME", "ID", "STATUS", "EXECUTOR")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--display-name", help="What people see in lists.  [default: NAME]")
+def configure(name: str, display_name: str | None) -> None:
+    """Make an endpoint called NAME, with a configuration to edit."""
+    path = lifecycle.configure_endpoint(name, display_name)
+    click.echo(f"Made endpoint {name}. Its configuration: {path}")
+    click.echo(f"Start it with: flux-endpoint start {name}")
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--detach/--foreground",
+    default=False,
+    help="In the background, returning when it is ready; or here, until Ctrl-C.  "
+    "[default: foreground]",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=lifecycle.START_TIMEOUT,
+    show_default=True,
+    help="With --detach: seconds to wait until it is ready.",
+)
+@click.option("--report-fd", type=int, hidden=True)
+def start(name: str, *, detach: bool, timeout: float, report_fd: int | None) -> int:
+    """Start the endpoint NAME.
+
+    SIGTERM or Ctrl-C ends it in good order: running tasks may finish for a few seconds
+    (shutdown_grace), the others are run after the next start. A second signal ends it at once.
+    """
+    if not detach:
+        return _run(name, lifecycle.Reporter(report_fd))
+    started = lifecycle.start_detached(
+        name, timeout=timeout, say=lambda line: click.echo(f"Waiting: {line}", err=True)
+    )
+    click.echo(f"Endpoint {name} runs (pid {started.pid}, executor: {started.executor}).")
+    click.echo(f"Its id: {started.endpoint_id}")
+    return 0
+
+
+def _run(name: str, reporter: lifecycle.Reporter) -> int:
+    from flux_endpoint.endpoint.directory import EndpointDirectory  # noqa: PLC0415
+    from flux_endpoint.endpoint.runner import Runner  # noqa: PLC0415 - only a start needs an engine
+
+    try:
+        return Runner(EndpointDirectory(name), tell=reporter.tell).run()
+    except FluxEndpointError as error:
+        reporter.tell({"failed": str(error)})
+        raise
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=lifecycle.STOP_TIMEOUT,
+    show_default=True,
+    help="Seconds to wait for a good end before it is killed.",
+)
+def stop(name: str, *, timeout: float) -> None:
+    """Stop the endpoint NAME, and wait until it is gone."""
+    outcome = lifecycle.stop_endpoint(name, timeout=timeout)
+    if outcome is None:
+        click.echo(f"Endpoint {name} was not running.")
+    elif outcome == "killed":
+        click.echo(
+            f"Endpoint {name} did not end within {timeout:g} s and was killed. "
+            "Tasks that it had taken are run after the next start."
+        )
+    else:
+        click.echo(f"Endpoint {name} stopped.")
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def list_endpoints(*, as_json: bool) -> None:
+    """List the endpoints, how they are, and what runs their jobs."""
+    listed = lifecycle.list_endpoints()
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in listed], indent=2))
+        return
+    if not listed:
+        click.echo("No endpoints yet. Make one with: flux-endpoint configure NAME")
+        return
+    rows = [_COLUMNS, *(_row(each) for each in listed)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+    for each in listed:
+        if each.reason:
+            click.echo(f"{each.name}: {each.reason}")
+
+
+def _row(endpoint: lifecycle.Listed) -> tuple[str, str, str, str]:
+    executor = endpoint.executor or "-"
+    if endpoint.flux_uri:
+        executor += f" ({endpoint.flux_uri})"
+    return endpoint.name, endpoint.endpoint_id or "-", endpoint.status, executor

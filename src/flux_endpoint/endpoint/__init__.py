@@ -1,0 +1,1 @@
+"""The agent: tasks in, results out, the journal, its configuration and lifecycle."""

@@ -1,0 +1,481 @@
+"""The agent: tasks in, results out, and nothing lost in between.
+
+One thread owns the journal and all that is known of tasks in flight. Connection and engine put
+events into its inbox; each turn takes what is there, makes one transaction of it, and only then
+acknowledges, submits and publishes.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import TypeAlias
+
+from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
+from flux_endpoint.endpoint.config import MAX_PREFETCH, EndpointConfig
+from flux_endpoint.endpoint.intake import Refused, read_task, refuse
+from flux_endpoint.endpoint.journal import Journal
+from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
+from flux_endpoint.endpoint.registration import BrokerUrl
+from flux_endpoint.endpoint.report import status_report
+from flux_endpoint.engine.base import Engine, EngineResult, EngineTask
+from flux_endpoint.errors import InvalidMessageError, PublishError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol.queues import EndpointQueues
+from flux_endpoint.protocol.states import ErrorCode
+
+log = logging.getLogger(__name__)
+
+#: Events of one turn, and so of one transaction.
+MAX_TURN = 512
+#: Seconds of the AMQP heartbeat: how long a half-dead connection may block the task queue.
+AMQP_HEARTBEAT = 10
+#: Seconds that a stopping agent waits for the broker's last confirms.
+CONFIRM_GRACE = 3.0
+
+
+class _Signal(Enum):
+    STOP = auto()
+    ENGINE_STOPPED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _ConsumeRefused:
+    reason: str
+
+
+_Event: TypeAlias = Delivery | EngineResult | Settled | StateChange | _ConsumeRefused | _Signal
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """What others may know of the agent while it runs.
+
+    Attributes:
+        state: "disconnected" (from the broker, and trying), "connected" or "stopping".
+        reason: why it is disconnected.
+        executor: what runs the engine's jobs, "flux" or "local".
+    """
+
+    state: str
+    reason: str
+    executor: str | None
+
+
+@dataclass
+class _Turn:
+    """What one turn has to record, and to do once it is recorded."""
+
+    accepted: list[EngineTask] = field(default_factory=list)
+    finished: list[EngineResult] = field(default_factory=list)
+    confirmed: list[str] = field(default_factory=list)
+    answered: list[Delivery] = field(default_factory=list)
+
+
+class Agent:
+    """Connects one engine to one endpoint's queues.
+
+    Args:
+        queues: what registration answered.
+        engine: runs the tasks; started and stopped by the agent.
+        directory: the endpoint's directory, for the journal.
+        config: the endpoint's configuration.
+        url: gives the broker's URL before each attempt; default: the one in `queues`.
+        on_status: told each change of the agent's status, on the agent's thread.
+    """
+
+    def __init__(
+        self,
+        queues: EndpointQueues,
+        engine: Engine,
+        directory: Path,
+        config: EndpointConfig,
+        *,
+        url: BrokerUrl | None = None,
+        on_status: Callable[[AgentStatus], None] | None = None,
+    ) -> None:
+        self._queues = queues
+        self._endpoint_id = queues.endpoint_id
+        self._engine = engine
+        self._directory = directory
+        self._config = config
+        allowed = config.allowed_functions
+        self._allowed = None if allowed is None else frozenset(allowed)
+        self._url = url
+        self._on_status = on_status
+        self._heartbeat_target = Target(queues.heartbeat_queue_info)
+        self._inbox: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._running: set[str] = set()
+        self._paused = False
+        self._connected = False
+        self._last_report: Future[None] | None = None
+        self._report_due = 0.0
+        self._trouble = ""
+        self._refusal = ""
+        self._stopping = False
+        self._engine_stopped = False
+        self._leave_at = float("inf")
+        self._started = time.time()
+        self._journal: Journal
+        self._connection: AmqpConnection
+        self._outbox: Outbox
+        self._consumer: Consumer
+
+    def stop(self) -> None:
+        """End in good order; a second call, at once. From any thread or signal handler."""
+        self._inbox.put(_Signal.STOP)
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks that were accepted and whose results the broker has not confirmed."""
+        return len(self._running) + len(self._outbox)
+
+    def run(self) -> None:
+        """Work until `stop`, on the caller's thread.
+
+        Raises:
+            EngineError: the engine can't be started.
+            FluxEndpointError: the journal can't be written; what was not recorded was not
+                acknowledged either, so the broker still has it.
+        """
+        self._journal = Journal(self._directory / "journal.db")
+        try:
+            unpublished = self._journal.unpublished()
+            self._connection = AmqpConnection(
+                self._url or self._queues.task_queue_info.connection_url,
+                name=f"endpoint {self._endpoint_id}",
+                on_state=self._on_state,
+                heartbeat=AMQP_HEARTBEAT,
+                # Flow control is ours (max_in_flight): the agent's thread must not block here.
+                max_unconfirmed=len(unpublished) + self._config.max_in_flight + 2 * MAX_PREFETCH,
+            )
+            self._outbox = Outbox(self._connection, self._queues.result_queue_info, self._inbox.put)
+            self._engine.start(self._inbox.put)
+            try:
+                self._begin(unpublished)
+                while time.monotonic() < self._leave_at:
+                    self._turn(self._take())
+            finally:
+                self._close()
+        finally:
+            self._journal.close()
+
+    def _begin(self, unpublished: list[str]) -> None:
+        self._recover(unpublished)
+        event(
+            log,
+            logging.INFO,
+            "endpoint starts",
+            endpoint_id=self._endpoint_id,
+            executor=self._engine.status().get("executor"),
+            unfinished=len(self._running),
+            unpublished=len(unpublished),
+        )
+        self._tell_status()
+        self._connection.start()
+        task_queue = self._queues.task_queue_info.queue
+        self._consumer = self._connection.consume(
+            task_queue,
+            self._inbox.put,
+            prefetch=min(self._config.prefetch, self._config.max_in_flight),
+            exclusive=True,
+            on_refused=lambda reason: self._inbox.put(_ConsumeRefused(reason)),
+        )
+        self._regulate()
+
+    def _recover(self, unpublished: Iterable[str]) -> None:
+        """Go on where an earlier agent of this endpoint stopped."""
+        for task_id in unpublished:
+            self._outbox.publish(task_id, self._journal.result(task_id))
+        for task in self._journal.pending():
+            self._running.add(task.task_id)
+            self._submit(task)
+
+    # One turn
+
+    def _take(self) -> list[_Event]:
+        """Wait for events, or until something is due; return what is there."""
+        due = min(self._report_due, self._outbox.due, self._leave_at)
+        events: list[_Event] = []
+        try:
+            events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
+            while len(events) < MAX_TURN:
+                events.append(self._inbox.get_nowait())
+        except queue.Empty:
+            pass
+        return events
+
+    def _turn(self, events: list[_Event]) -> None:
+        turn = self._sort(events)
+        if turn.accepted or turn.finished:
+            with self._journal.batch():
+                self._journal.accept(turn.accepted)
+                self._journal.finish(turn.finished)
+                self._journal.confirmed(turn.confirmed)
+        elif turn.confirmed:
+            with self._journal.batch(durable=False):
+                self._journal.confirmed(turn.confirmed)
+        for task in turn.accepted:
+            self._submit(task)
+        for delivery in turn.answered:
+            delivery.ack()
+        for result in turn.finished:
+            self._publish(result.task_id, result.body)
+        now = time.monotonic()
+        if now >= self._outbox.due:
+            for task_id in self._outbox.take_refused():
+                self._publish(task_id, self._journal.result(task_id))
+        if now >= self._report_due:
+            self._report()
+        if self._stopping:
+            self._consider_leaving()
+        else:
+            self._regulate()
+
+    def _sort(self, events: list[_Event]) -> _Turn:
+        turn = _Turn()
+        deliveries = []
+        for each in events:
+            match each:
+                case Delivery():
+                    deliveries.append(each)
+                case EngineResult():
+                    self._finished(each, turn)
+                case Settled():
+                    if self._outbox.settled(each):
+                        turn.confirmed.append(each.task_id)
+                case StateChange():
+                    self._connection_changed(each)
+                case _ConsumeRefused():
+                    self._consume_refused(each.reason)
+                case _Signal():
+                    self._signalled(each)
+        if deliveries and not self._stopping:  # else the broker keeps them for the next agent
+            self._received(deliveries, turn)
+        return turn
+
+    def _received(self, deliveries: list[Delivery], turn: _Turn) -> None:
+        fresh: dict[str, tuple[Delivery, EngineTask | Refused]] = {}
+        # What this very turn ends is neither running any more nor in the journal's new place yet.
+        ending = {result.task_id for result in turn.finished}.union(turn.confirmed)
+        for delivery in deliveries:
+            try:
+                task = read_task(
+                    delivery.body,
+                    delivery.headers,
+                    endpoint_id=self._endpoint_id,
+                    allowed_functions=self._allowed,
+                )
+            except InvalidMessageError as error:
+                event(
+                    log,
+                    logging.ERROR,
+                    "task message set aside in the queue dead-letters",
+                    message_id=delivery.message_id,
+                    headers={key: str(value)[:100] for key, value in delivery.headers.items()},
+                    reason=str(error),
+                )
+                delivery.reject()
+                continue
+            if any(task.task_id in each for each in (fresh, self._running, self._outbox, ending)):
+                self._redelivered(task.task_id, turn, delivery)
+            else:
+                fresh[task.task_id] = (delivery, task)
+        if not fresh:
+            return
+        done = self._journal.done(list(fresh))
+        for task_id, (delivery, task) in fresh.items():
+            turn.answered.append(delivery)
+            if task_id in done:
+                event(log, logging.DEBUG, "finished task redelivered", task_id=task_id)
+            elif isinstance(task, Refused):
+                event(log, logging.WARNING, "task refused", task_id=task_id, reason=task.reason)
+                turn.finished.append(task.result)
+            else:
+                self._running.add(task_id)
+                turn.accepted.append(task)
+
+    def _redelivered(self, task_id: str, turn: _Turn, delivery: Delivery) -> None:
+        """Acknowledge a task that is here already; hurry its result if the broker refused it."""
+        event(log, logging.DEBUG, "task redelivered", task_id=task_id)
+        turn.answered.append(delivery)
+        self._outbox.hurry(task_id)
+
+    def _finished(self, result: EngineResult, turn: _Turn) -> None:
+        if result.task_id in self._running:
+            self._running.remove(result.task_id)
+            turn.finished.append(result)
+        else:
+            event(log, logging.WARNING, "second result of a task, dropped", task_id=result.task_id)
+
+    def _submit(self, task: EngineTask) -> None:
+        try:
+            self._engine.submit(task)
+        except Exception as error:
+            log.exception("the engine failed to take task %s", task.task_id)
+            text = f"the engine failed to take the task: {type(error).__name__}: {error}"
+            refused = refuse(task.task_id, ErrorCode.COULD_NOT_EXECUTE, text, text)
+            self._inbox.put(refused.result)
+
+    def _publish(self, task_id: str, body: bytes) -> None:
+        try:
+            self._outbox.publish(task_id, body)
+        except PublishError:  # closed under our hands: the journal has it
+            event(log, logging.DEBUG, "result left for the next start", task_id=task_id)
+
+    def _regulate(self) -> None:
+        """Leave tasks in the queue while enough of them are here."""
+        limit = self._config.max_in_flight
+        if not self._paused and self.in_flight >= limit:
+            self._paused = True
+            self._consumer.pause()
+        elif self._paused and self.in_flight <= limit * 3 // 4:
+            self._paused = False
+            self._consumer.resume()
+
+    def _report(self, *, active: bool = True) -> None:
+        period = self._config.heartbeat_period
+        self._report_due = time.monotonic() + period
+        if active and self._last_report is not None and not self._last_report.done():
+            return  # one is under way still: while the connection is down they must not pile up
+        body = status_report(
+            self._endpoint_id,
+            self._engine.status(),
+            period=period,
+            started=self._started,
+            active=active,
+        )
+        try:
+            self._last_report = self._heartbeat_target.publish(self._connection, body)
+        except PublishError:
+            event(log, logging.DEBUG, "status report not sent: the connection is closed")
+
+    # The connection
+
+    def _on_state(self, change: StateChange) -> None:
+        """Runs on the connection's thread."""
+        if self._url is not None and change.state is ConnectionState.CONNECTED:
+            self._url.connected()
+        self._inbox.put(change)
+
+    def _connection_changed(self, change: StateChange) -> None:
+        match change.state:
+            case ConnectionState.CONNECTED:
+                self._connected, self._trouble, self._refusal = True, "", ""
+                event(log, logging.INFO, "connected to the broker", address=change.address)
+                self._report_due = 0.0
+            case ConnectionState.LOST | ConnectionState.UNREACHABLE:
+                trouble = f"broker {change.address}: {change.reason}"
+                if trouble == self._trouble:
+                    return
+                self._connected, self._trouble = False, trouble
+                event(
+                    log,
+                    logging.WARNING,
+                    f"broker connection {change.state}, trying again until it is back",
+                    address=change.address,
+                    reason=change.reason,
+                )
+            case ConnectionState.CLOSED:
+                self._connected = False
+                return
+        self._tell_status()
+
+    def _consume_refused(self, reason: str) -> None:
+        if reason == self._refusal:
+            return
+        self._refusal = reason
+        what = (
+            "another agent has this endpoint's task queue; trying again until it lets go"
+            if "exclusive" in reason
+            else "the broker refuses the task queue; trying again"
+        )
+        event(
+            log,
+            logging.ERROR,
+            what,
+            queue=self._queues.task_queue_info.queue,
+            reason=reason,
+        )
+
+    def _tell_status(self) -> None:
+        if self._on_status is None:
+            return
+        state = "connected" if self._connected else "disconnected"
+        if self._stopping:
+            state = "stopping"
+        executor = self._engine.status().get("executor")
+        self._on_status(AgentStatus(state, self._trouble, executor))
+
+    # The end
+
+    def _signalled(self, signal: _Signal) -> None:
+        if signal is _Signal.ENGINE_STOPPED:
+            self._engine_stopped = True
+        elif self._stopping:
+            event(log, logging.WARNING, "endpoint stops at once")
+            self._leave_at = 0.0
+        else:
+            self._stopping = True
+            grace = self._config.shutdown_grace
+            event(
+                log,
+                logging.INFO,
+                "endpoint stops: running tasks may finish, the rest stays in the journal",
+                grace=grace,
+                unfinished=len(self._running),
+            )
+            self._consumer.cancel()
+            self._tell_status()
+            threading.Thread(
+                target=self._stop_engine, args=(grace,), name="engine stop", daemon=True
+            ).start()
+
+    def _stop_engine(self, grace: float) -> None:
+        """Runs on a thread of its own, while results still come in."""
+        try:
+            self._engine.stop(grace)
+        except Exception:
+            log.exception("the engine did not stop in good order")
+        finally:
+            self._inbox.put(_Signal.ENGINE_STOPPED)
+
+    def _consider_leaving(self) -> None:
+        if not self._engine_stopped:
+            return
+        if not self._connected or not self._outbox.awaiting:
+            self._leave_at = 0.0
+        else:
+            self._leave_at = min(self._leave_at, time.monotonic() + CONFIRM_GRACE)
+
+    def _close(self) -> None:
+        if not self._stopping:  # by an error: don't let the engine work for nobody
+            self._stopping = True
+            self._engine.stop(0)
+        self._report(active=False)
+        self._connection.close(CONFIRM_GRACE if self._connected else 0.0)
+        # What came in meanwhile, so that the next agent need not do it again.
+        last = _Turn()
+        while not self._inbox.empty():
+            each = self._inbox.get()
+            if isinstance(each, EngineResult):
+                self._finished(each, last)
+            elif isinstance(each, Settled) and each.error is None:
+                last.confirmed.append(each.task_id)
+        with self._journal.batch():
+            self._journal.finish(last.finished)
+            self._journal.confirmed(last.confirmed)
+        event(
+            log,
+            logging.INFO,
+            "endpoint stopped",
+            unfinished=len(self._running),
+            unpublished=len(self._journal.unpublished()),
+        )

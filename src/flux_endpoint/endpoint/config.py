@@ -1,0 +1,232 @@
+"""An endpoint's `config.yaml`: what may stand in it, and what is said when something else does."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.protocol.rest import UuidText
+
+#: Engines of the official endpoint, which people bring along in their configuration.
+OFFICIAL_ENGINES = frozenset(
+    {
+        "GlobusComputeEngine",
+        "GlobusMPIEngine",
+        "HighThroughputEngine",
+        "ProcessPoolEngine",
+        "ThreadPoolEngine",
+    }
+)
+
+#: The protocol's limit of `prefetch`.
+MAX_PREFETCH = 65_535
+
+
+class EndpointConfig(BaseModel):
+    """What a site may set in `config.yaml`; every key has a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: What people see in lists; default: the endpoint's name.
+    display_name: str | None = Field(default=None, min_length=1, max_length=256)
+    engine: FluxEngineConfig = Field(default_factory=FluxEngineConfig)
+    #: Seconds between two status reports.
+    heartbeat_period: float = Field(default=30, ge=1, le=86_400)
+    #: Tasks taken and not yet answered above which the others wait in the queue.
+    max_in_flight: PositiveInt = 1000
+    #: Tasks that the broker sends ahead of their acknowledgement.
+    prefetch: int = Field(default=512, ge=1, le=MAX_PREFETCH)
+    #: Ids of the functions that may run here; default: all.
+    allowed_functions: list[UuidText] | None = None
+    #: Whether other people than the owner see the endpoint.
+    public: bool = False
+    #: Seconds that running tasks have left when the endpoint is told to stop.
+    shutdown_grace: float = Field(default=5, ge=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+
+
+def load_config(path: Path) -> EndpointConfig:
+    """Return the configuration in the file at `path`.
+
+    Raises:
+        ConfigurationError: names everything that is wrong with it, not just the first.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"can't read {path}: {error}") from None
+    return parse_config(text, source=str(path))
+
+
+def parse_config(text: str, *, source: str) -> EndpointConfig:
+    """Return the configuration in `text`; errors name `source` (see `load_config`)."""
+    content = _parse_yaml(text, source)
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f"{source}: must be `key: value` lines, the whole is {_shown(content)}"
+        )
+    if content.get("engine", content) is None:  # `engine:` with all its lines commented out
+        content = {**content, "engine": {}}
+    try:
+        # Strict: YAML has types of its own, `public: "no"` is a mistake and not a boolean.
+        return EndpointConfig.model_validate(content, strict=True)
+    except ValidationError as error:
+        schema = EndpointConfig.model_json_schema()
+        problems = sorted({_problem(dict(detail), schema) for detail in error.errors()})
+    if len(problems) == 1:
+        raise ConfigurationError(f"{source}: {problems[0]}")
+    lines = "".join(f"\n  - {problem}" for problem in problems)
+    raise ConfigurationError(f"{source}: {len(problems)} problems:{lines}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, where plain YAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown position"
+        what = error.problem or error.context or "can't be parsed"
+        raise ConfigurationError(f"{source}, {where}: not valid YAML: {what}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{source}: not valid YAML: {error}") from None
+
+
+def _problem(detail: dict[str, Any], schema: dict[str, Any]) -> str:
+    location: tuple[str | int, ...] = detail["loc"]
+    key = ".".join(str(part) for part in location)
+    given = detail["input"]
+    if detail["type"] == "extra_forbidden":
+        known = list(_lookup(schema, location[:-1], schema).get("properties", {}))
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"{key}: unknown key; {hint}"
+    if location == ("engine", "type") and given in OFFICIAL_ENGINES:
+        return f"{key}: {given!r} given; this endpoint runs FluxEngine: set engine.type: FluxEngine"
+    allowed = _described(_lookup(schema, location, schema), schema)
+    if detail["type"] == "value_error":  # a check of our own, which says it best itself
+        allowed = str(detail["ctx"]["error"])
+        return f"{key}: {allowed}"
+    return f"{key}: must be {allowed or detail['msg']}, not {_shown(given)}"
+
+
+def _lookup(
+    part: dict[str, Any], location: tuple[str | int, ...], schema: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the schema of the value at `location`, `{}` where there is none."""
+    while "$ref" in part:
+        part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+    if not location:
+        return part
+    if "anyOf" in part:
+        options = (_lookup(option, location, schema) for option in part["anyOf"])
+        return next((found for found in options if found), {})
+    step = location[0]
+    inner = part.get("items") if isinstance(step, int) else part.get("properties", {}).get(step)
+    return _lookup(inner, location[1:], schema) if inner else {}
+
+
+_KINDS = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "a block of `key: value` lines",
+}
+
+
+def _described(part: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Say in words what `part` of the schema allows."""
+    if "anyOf" in part:
+        described = (_described(_lookup(option, (), schema), schema) for option in part["anyOf"])
+        return " or ".join(text for text in described if text)
+    if "const" in part:
+        return str(part["const"])
+    if "enum" in part:
+        return "one of " + ", ".join(str(value) for value in part["enum"])
+    kind = part.get("type", "")
+    if kind == "array":
+        return f"a list of {_described(_lookup(part, (0,), schema), schema)}"
+    bounds = [
+        f"{word} {part[name]:g}"
+        for name, word in (
+            ("minimum", "at least"),
+            ("exclusiveMinimum", "more than"),
+            ("maximum", "at most"),
+            ("exclusiveMaximum", "less than"),
+        )
+        if name in part
+    ]
+    if "maxLength" in part:
+        bounds.append(f"of 1 to {part['maxLength']} characters")
+    return " ".join([_KINDS.get(kind, kind), *([", ".join(bounds)] if bounds else [])])
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+#: What `configure` writes; the commented lines show the defaults.
+TEMPLATE = """\
+# Configuration of the endpoint {name}. Lines that are commented out show the defaults.
+
+# What people see in lists.
+display_name: {display_name}
+
+# Who may use it, and for what.
+# public: false
+# allowed_functions:        # ids of the functions that may run here; default: all
+#   - 00000000-0000-0000-0000-000000000000
+
+engine:
+  type: FluxEngine
+  # Where jobs run: "flux" (a Flux instance), "local" (processes of this machine),
+  # or "auto": Flux where FLUX_URI is set.
+  executor: auto
+  # Most nodes that resident workers may hold, and workers on each; default: all there are.
+  # max_nodes: 1
+  # workers_per_node: 4
+  # Directory in which tasks run, seen from the endpoint's own directory.
+  # working_dir: tasks_working_dir
+  # run_in_sandbox: false   # true: a directory of its own for each task
+
+# heartbeat_period: 30      # seconds
+# max_in_flight: 1000       # tasks taken and not yet answered; the others wait in the queue
+# prefetch: 512             # tasks that the broker sends ahead of their acknowledgement
+# shutdown_grace: 5         # seconds that running tasks have left at a stop
+# log_level: INFO           # DEBUG, INFO, WARNING or ERROR
+# log_format: text          # or json
+"""
+
+
+def initial_config(name: str, display_name: str | None = None) -> str:
+    """Return the text of a new endpoint's `config.yaml`."""
+    shown = json.dumps(display_name or name, ensure_ascii=False)  # JSON text is YAML text
+    return TEMPLATE.format(name=name, display_name=shown)

@@ -1,0 +1,165 @@
+"""An endpoint's directory: its files, the lock of its agent, and what others see of the agent."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+import struct
+import time
+from dataclasses import asdict, dataclass
+from types import TracebackType
+
+from flux_endpoint import paths
+from flux_endpoint.errors import ConfigurationError, FluxEndpointError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+#: `struct flock` of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK = "hhqqi4x"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that runs an endpoint's agent."""
+
+    pid: int
+    hostname: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this host, so that signals reach it."""
+        return self.hostname == socket.gethostname()
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the running agent says of itself in `status.json`."""
+
+    pid: int
+    state: str
+    reason: str
+    endpoint_id: str
+    executor: str | None
+    flux_uri: str | None
+    since: float
+
+
+class EndpointDirectory:
+    """The directory `$FLUX_ENDPOINT_HOME/endpoints/NAME`.
+
+    Raises:
+        ConfigurationError: `name` can't be that of an endpoint.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{name!r} can't be an endpoint's name: use 1 to 128 letters, digits, '.', '_' and "
+                "'-', with a letter or digit first"
+            )
+        self.name = name
+        self.path = paths.endpoint_dir(name)
+        self.config = self.path / "config.yaml"
+        self.identity = self.path / "endpoint.json"
+        self.log = self.path / "endpoint.log"
+        self.lock = self.path / "agent.lock"
+        self._status = self.path / "status.json"
+
+    def require(self) -> None:
+        """Raise `ConfigurationError`, which lists the endpoints there are, if this is none."""
+        if self.config.exists():
+            return
+        names = [each.name for each in all_endpoints()]
+        there_are = f"there are: {', '.join(names)}" if names else "there are none yet"
+        raise ConfigurationError(
+            f"no endpoint is called {self.name!r}; {there_are}. "
+            f"Make it with: flux-endpoint configure {self.name}"
+        )
+
+    def holder(self) -> Holder | None:
+        """Return who runs the agent now, `None` if nobody does."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(descriptor, "r+b") as file:
+            # Only looks: to try and take the lock could get in the way of a start.
+            question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+            kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
+            if kind == fcntl.F_UNLCK:
+                return None
+            text = file.read()
+        try:
+            content = json.loads(text)
+            return Holder(int(content["pid"]), str(content["hostname"]))
+        except (ValueError, KeyError, TypeError):  # it holds the lock and has not written yet
+            return Holder(pid, socket.gethostname())
+
+    def write_status(self, status: Status) -> None:
+        """Publish what the agent does; only the lock's holder may."""
+        paths.write_private(self._status, json.dumps(asdict(status)) + "\n")
+
+    def status(self) -> Status | None:
+        """Return what the last agent said of itself; it counts only while there is a holder."""
+        try:
+            return Status(**json.loads(self._status.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+class AgentLock:
+    """At most one agent for each endpoint.
+
+    A POSIX record lock, since that belongs to one process alone: it ends with the process, however
+    that ends, and is not inherited by the processes that an engine forks.
+    """
+
+    def __init__(self, directory: EndpointDirectory) -> None:
+        self._directory = directory
+        self._descriptor = -1
+
+    def __enter__(self) -> AgentLock:
+        lock = self._directory.lock
+        self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            if not isinstance(error, BlockingIOError | PermissionError):
+                raise FluxEndpointError(f"can't lock {lock}: {error}") from error
+            raise already_running(self._directory) from None
+        content = {"pid": os.getpid(), "hostname": socket.gethostname(), "since": time.time()}
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
+
+
+def already_running(directory: EndpointDirectory) -> FluxEndpointError:
+    """Return the error that says who runs the endpoint already."""
+    holder = directory.holder()
+    who = f"pid {holder.pid} on {holder.hostname}" if holder else "another process"
+    return FluxEndpointError(
+        f"endpoint {directory.name!r} is running already ({who}); "
+        f"end it with: flux-endpoint stop {directory.name}"
+    )
+
+
+def all_endpoints() -> list[EndpointDirectory]:
+    """Return all configured endpoints, by name."""
+    try:
+        found = sorted(each.name for each in (paths.home() / "endpoints").iterdir())
+    except FileNotFoundError:
+        return []
+    directories = (EndpointDirectory(name) for name in found if _NAME.fullmatch(name))
+    return [each for each in directories if each.config.exists()]

@@ -1,0 +1,130 @@
+"""A delivery becomes a task, a failure that its owner is told of, or a message to set aside."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.errors import InvalidMessageError
+from flux_endpoint.protocol.messages import VERSION_BYTE, Result, ResultErrorDetails, pack
+from flux_endpoint.protocol.queues import (
+    FUNCTION_ID_HEADER,
+    RESOURCES_HEADER,
+    RESULT_SERIALIZERS_HEADER,
+    TASK_ID_HEADER,
+)
+from flux_endpoint.protocol.states import ErrorCode
+
+_CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message whose task is known but can't run; `result` tells its owner why."""
+
+    task_id: str
+    reason: str
+    result: EngineResult
+
+
+def read_task(
+    body: bytes,
+    headers: Mapping[str, Any],
+    *,
+    endpoint_id: str,
+    allowed_functions: frozenset[str] | None,
+) -> EngineTask | Refused:
+    """Return the task in a message. Identity comes from the headers alone.
+
+    Raises:
+        InvalidMessageError: the headers don't say whose task it is, so nobody can be told.
+    """
+    task_id = _identity(headers, TASK_ID_HEADER)
+    function_id = _identity(headers, FUNCTION_ID_HEADER)
+    if allowed_functions is not None and function_id not in allowed_functions:
+        text = f"function {function_id} is not allowed on endpoint {endpoint_id}"
+        return refuse(task_id, ErrorCode.FUNCTION_NOT_ALLOWED, text, text)
+    try:
+        return EngineTask(
+            task_id,
+            function_id,
+            _buffer(body),
+            _resources(headers.get(RESOURCES_HEADER)),
+            _serializers(headers.get(RESULT_SERIALIZERS_HEADER)),
+        )
+    except InvalidMessageError as error:
+        return refuse(
+            task_id,
+            ErrorCode.COULD_NOT_EXECUTE,
+            f"the endpoint can't read the task: {error}",
+            "The task's message is malformed; it was not run.",
+        )
+
+
+def refuse(task_id: str, code: ErrorCode, text: str, user_message: str) -> Refused:
+    """Return the refusal of a task, with `text` as what the client's exception says."""
+    error = ResultErrorDetails(code=code.value, user_message=user_message)
+    result = Result(task_id=UUID(task_id), data=text, error_details=error, task_statuses=[])
+    return Refused(task_id, text, EngineResult(task_id, pack(result)))
+
+
+def _identity(headers: Mapping[str, Any], name: str) -> str:
+    value = headers.get(name)
+    if isinstance(value, str):
+        if _CANONICAL_UUID.fullmatch(value):
+            return value
+        try:
+            return str(UUID(value))
+        except ValueError:
+            pass
+    what = "is missing" if value is None else f"is {str(value)[:100]!r}, not a UUID"
+    raise InvalidMessageError(f"header {name} {what}")
+
+
+def _buffer(body: bytes) -> str:
+    if body[:1] != VERSION_BYTE:
+        got = f"{body[0]:#04x}" if body else "nothing"
+        raise InvalidMessageError(f"the body must begin with the version byte 0x01, not {got}")
+    try:
+        envelope = json.loads(body[1:])
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessageError(f"the body is not JSON: {error}") from None
+    if not isinstance(envelope, dict) or envelope.get("message_type") != "task":
+        kind = envelope.get("message_type") if isinstance(envelope, dict) else None
+        raise InvalidMessageError(f"message_type must be 'task', not {str(kind)[:100]!r}")
+    data = envelope.get("data")
+    buffer = data.get("task_buffer") if isinstance(data, dict) else None
+    if not isinstance(buffer, str):
+        raise InvalidMessageError("data.task_buffer must be text")
+    try:
+        buffer.encode()
+    except UnicodeEncodeError:  # a lone surrogate passes JSON but neither SQLite nor a socket
+        raise InvalidMessageError("data.task_buffer is not valid Unicode") from None
+    return buffer
+
+
+def _resources(value: Any) -> dict[str, Any] | None:
+    if value is None or value == "null":
+        return None
+    try:
+        specification = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessageError(f"header {RESOURCES_HEADER} is not JSON: {error}") from None
+    if specification is None:
+        return None
+    if not isinstance(value, str) or not isinstance(specification, dict):
+        raise InvalidMessageError(f"header {RESOURCES_HEADER} must be the JSON of an object")
+    return specification
+
+
+def _serializers(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise InvalidMessageError(f"header {RESULT_SERIALIZERS_HEADER} must be a list of text")
+    return value or None

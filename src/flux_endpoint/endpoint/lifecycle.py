@@ -1,0 +1,277 @@
+"""Endpoints seen from outside: made, started in the background, stopped, listed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from flux_endpoint.endpoint.directory import (
+    EndpointDirectory,
+    all_endpoints,
+    already_running,
+)
+from flux_endpoint.errors import ConfigurationError, FluxEndpointError
+
+#: Seconds that a start in the background is watched; the agent goes on trying after that.
+START_TIMEOUT = 60.0
+#: Seconds between SIGTERM and SIGKILL. More than the agent's own grace and its last confirms.
+STOP_TIMEOUT = 30.0
+#: Seconds that a killed process has to disappear.
+KILL_TIMEOUT = 10.0
+#: Lines and bytes of a log that are shown with a failure.
+TAIL_LINES, TAIL_BYTES = 20, 16_384
+
+
+@dataclass(frozen=True)
+class Started:
+    """An agent in the background that is ready for tasks."""
+
+    pid: int
+    endpoint_id: str
+    executor: str | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of `list`; `status` is "running", "disconnected" (but running) or "stopped"."""
+
+    name: str
+    endpoint_id: str | None
+    status: str
+    reason: str
+    executor: str | None
+    flux_uri: str | None
+    pid: int | None
+    hostname: str | None
+
+
+def configure_endpoint(name: str, display_name: str | None = None) -> Path:
+    """Make an endpoint's directory with a commented configuration; return the file's path.
+
+    Raises:
+        ConfigurationError: the name can't be used, or is in use.
+    """
+    from flux_endpoint.endpoint.config import initial_config, parse_config  # noqa: PLC0415 - slow
+
+    directory = EndpointDirectory(name)
+    text = initial_config(name, display_name)
+    parse_config(text, source="--display-name")
+    try:
+        directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.path.chmod(0o700)
+        descriptor = os.open(directory.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"endpoint {name!r} exists already: edit {directory.config}, or choose another name"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"can't make {directory.config}: {error}") from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    return directory.config
+
+
+def start_detached(
+    name: str, *, timeout: float = START_TIMEOUT, say: Callable[[str], None] = lambda _line: None
+) -> Started:
+    """Start an agent in a session of its own; return when tasks can come.
+
+    Args:
+        name: the endpoint's name.
+        timeout: seconds to wait.
+        say: told what is being waited for.
+
+    Raises:
+        FluxEndpointError: it ended, with the reason; or it is still trying after `timeout`.
+    """
+    directory = EndpointDirectory(name)
+    directory.require()
+    if directory.holder() is not None:
+        raise already_running(directory)
+    readable, writable = os.pipe()
+    with os.fdopen(readable, "rb", buffering=0) as reports:
+        try:
+            log = os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                command = [sys.executable, "-m", "flux_endpoint", "start", name]
+                process = subprocess.Popen(
+                    [*command, "--report-fd", str(writable)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(writable,),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(log)
+        finally:
+            os.close(writable)
+        try:
+            return _await_ready(directory, process, reports, time.monotonic() + timeout, say)
+        except KeyboardInterrupt:  # nobody waits any more: as if it had not been started
+            process.terminate()
+            process.wait()
+            raise
+
+
+def _await_ready(
+    directory: EndpointDirectory,
+    process: subprocess.Popen[bytes],
+    reports: IO[bytes],
+    deadline: float,
+    say: Callable[[str], None],
+) -> Started:
+    waiting_for, unread = "no word from it yet", b""
+    while select.select([reports], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        chunk = reports.read(65_536)
+        if not chunk:
+            code = process.wait()
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise FluxEndpointError(
+                f"endpoint {directory.name!r} ended before it was ready ({how}); the end of "
+                f"{directory.log}:\n{_tail(directory.log)}"
+            )
+        *lines, unread = (unread + chunk).split(b"\n")
+        for line in lines:
+            match json.loads(line):
+                case {"ready": {"endpoint_id": endpoint_id, "executor": executor}}:
+                    process.returncode = 0  # it lives on, and is not ours any more
+                    return Started(process.pid, endpoint_id, executor)
+                case {"failed": reason}:
+                    process.wait()
+                    raise FluxEndpointError(f"{reason}\n(the log is {directory.log})")
+                case {"say": text}:
+                    waiting_for = text
+                    say(text)
+    process.returncode = 0
+    raise FluxEndpointError(
+        f"endpoint {directory.name!r} runs (pid {process.pid}) but is not ready: {waiting_for}. "
+        f"It goes on trying; see {directory.log}, or end it with: flux-endpoint stop "
+        f"{directory.name}"
+    )
+
+
+class Reporter:
+    """The background's side of `start_detached`: messages, a JSON object a line.
+
+    Args:
+        descriptor: where they go; `None` if nobody waits.
+    """
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Pass on a message; after the last one the other side goes away."""
+        if self._descriptor is None:
+            return
+        with contextlib.suppress(OSError):  # nobody waits any more
+            os.write(self._descriptor, json.dumps(message).encode() + b"\n")
+        if "ready" in message or "failed" in message:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def stop_endpoint(name: str, *, timeout: float = STOP_TIMEOUT) -> str | None:
+    """End an endpoint's agent and wait until it is gone.
+
+    Returns:
+        What happened ("stopped" or "killed"), `None` if it was not running.
+
+    Raises:
+        FluxEndpointError: it runs on another host, or can't be ended.
+    """
+    directory = EndpointDirectory(name)
+    directory.require()
+    holder = directory.holder()
+    if holder is None:
+        return None
+    if not holder.is_here:
+        raise FluxEndpointError(
+            f"endpoint {name!r} runs on {holder.hostname} (pid {holder.pid}): "
+            f"use `flux-endpoint stop {name}` there"
+        )
+    try:
+        pidfd = os.pidfd_open(holder.pid)
+    except ProcessLookupError:
+        return None
+    try:
+        # Whoever still holds the lock now is the process behind the descriptor.
+        if directory.holder() != holder:
+            return None
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if _ended(pidfd, timeout):
+            return "stopped"
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if _ended(pidfd, KILL_TIMEOUT):
+            return "killed"
+    except PermissionError:
+        raise FluxEndpointError(
+            f"endpoint {name!r} is another user's process (pid {holder.pid})"
+        ) from None
+    except ProcessLookupError:
+        return "stopped"
+    finally:
+        os.close(pidfd)
+    raise FluxEndpointError(f"endpoint {name!r} (pid {holder.pid}) does not end, not even killed")
+
+
+def list_endpoints() -> list[Listed]:
+    """Return every configured endpoint and how it is."""
+    return [_listed(directory) for directory in all_endpoints()]
+
+
+def _listed(directory: EndpointDirectory) -> Listed:
+    holder = directory.holder()
+    status = directory.status() if holder else None
+    if holder is None:
+        state, reason = "stopped", ""
+    elif status is None or status.pid != holder.pid:
+        state, reason = "disconnected", "starting"
+    else:
+        state, reason = "running", status.reason
+        if status.state == "disconnected":
+            state, reason = "disconnected", status.reason or "starting"
+    return Listed(
+        directory.name,
+        _endpoint_id(directory.identity),
+        state,
+        reason,
+        status.executor if status else None,
+        status.flux_uri if status else None,
+        holder.pid if holder else None,
+        holder.hostname if holder else None,
+    )
+
+
+def _endpoint_id(file: Path) -> str | None:
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["endpoint_id"])
+    except (OSError, ValueError, KeyError, TypeError):  # a start says what is wrong with it
+        return None
+
+
+def _ended(pidfd: int, timeout: float) -> bool:
+    return bool(select.select([pidfd], [], [], timeout)[0])
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        return f"(can't be read: {error})"
+    return "\n".join(lines[-TAIL_LINES:]) or "(nothing)"

@@ -1,0 +1,209 @@
+"""Registering an endpoint with the service, and keeping the id and the broker's URL."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import platform
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from flux_endpoint import __version__, paths
+from flux_endpoint.endpoint.config import EndpointConfig
+from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol.queues import EndpointQueues
+from flux_endpoint.rest import RestClient
+
+log = logging.getLogger(__name__)
+
+
+class Registration:
+    """Registers one endpoint, the first time as a new one, later under the id in `endpoint.json`.
+
+    Args:
+        rest: the service.
+        directory: the endpoint's directory, where `endpoint.json` is kept.
+        name: the endpoint's name.
+        config: its configuration.
+        config_text: the text of `config.yaml`, which the service shows to the owner.
+    """
+
+    def __init__(
+        self,
+        rest: RestClient,
+        directory: Path,
+        *,
+        name: str,
+        config: EndpointConfig,
+        config_text: str = "",
+    ) -> None:
+        self._rest = rest
+        self._file = directory / "endpoint.json"
+        self._request = _request(name, config, config_text)
+
+    def register(self) -> EndpointQueues:
+        """Register and return how to reach the broker.
+
+        Raises:
+            ServiceError: the service refused; the text says what to do.
+            ServiceUnreachableError: the service can't be reached now; try again later.
+            ConfigurationError: `endpoint.json` is damaged.
+        """
+        endpoint_id = read_endpoint_id(self._file)
+        if endpoint_id is None:
+            answer = self._rest.request("POST", "/v3/endpoints", json=self._request)
+        else:
+            answer = self._register_again(endpoint_id)
+        queues = _parse_answer(answer, self._rest.credentials.service_url)
+        if endpoint_id is None:
+            content = {
+                "endpoint_id": queues.endpoint_id,
+                "service_url": self._rest.credentials.service_url,
+            }
+            paths.write_private(self._file, json.dumps(content, indent=2) + "\n")
+        elif queues.endpoint_id != endpoint_id:
+            raise FluxEndpointError(
+                f"{self._rest.credentials.service_url} answered the registration of endpoint "
+                f"{endpoint_id} with another id, {queues.endpoint_id}: this is an error of the "
+                "service; tell whoever runs it"
+            )
+        return queues
+
+    def _register_again(self, endpoint_id: str) -> dict[str, Any]:
+        try:
+            return self._rest.request("PUT", f"/v3/endpoints/{endpoint_id}", json=self._request)
+        except ServiceError as error:
+            if error.code == "ENDPOINT_NOT_FOUND" or error.http_status == 403:
+                knows = "does not know endpoint" if error.http_status == 404 else "refuses endpoint"
+                raise ServiceError(
+                    f"{self._rest.credentials.service_url} {knows} {endpoint_id} ({error}). If it "
+                    f"is the right service, delete {self._file} to register as a new endpoint; "
+                    "whoever submits needs the new id then",
+                    http_status=error.http_status,
+                    code=error.code,
+                    field=error.field,
+                ) from error
+            raise
+
+
+class BrokerUrl:
+    """The broker's URL as `AmqpConnection` asks for it before each attempt.
+
+    Credentials expire and brokers move: after a few failures it registers again for a new URL.
+    Belongs to the connection's thread.
+
+    Args:
+        queues: what the last registration gave.
+        register: registers again.
+        patience: failed attempts in a row that a URL is given.
+        interval: least seconds between two registrations.
+    """
+
+    def __init__(
+        self,
+        queues: EndpointQueues,
+        register: Callable[[], EndpointQueues],
+        *,
+        patience: int = 2,
+        interval: float = 15.0,
+    ) -> None:
+        self._url = queues.task_queue_info.connection_url
+        self._register = register
+        self._patience = patience
+        self._interval = interval
+        self._attempts = 0
+        self._asked = float("-inf")
+
+    def __call__(self) -> str:
+        """Return the URL for the next attempt."""
+        self._attempts += 1
+        now = time.monotonic()
+        if self._attempts > self._patience and now - self._asked >= self._interval:
+            self._asked = now
+            try:
+                self._url = self._register().task_queue_info.connection_url
+            except FluxEndpointError as error:
+                # The next attempt with the old URL may well succeed.
+                event(log, logging.WARNING, "not registered again", reason=str(error))
+        return self._url
+
+    def connected(self) -> None:
+        """Note that the URL was good."""
+        self._attempts = 0
+
+
+def read_endpoint_id(file: Path) -> str | None:
+    """Return the id in `endpoint.json`, `None` if the endpoint was never registered.
+
+    Raises:
+        ConfigurationError: the file is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return str(UUID(content["endpoint_id"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{file} must hold the endpoint's id, as in "
+            f'{{"endpoint_id": "<UUID>"}}, but is damaged ({type(error).__name__}: {error}). '
+            "Restore it, or delete it to register as a new endpoint"
+        ) from None
+
+
+def _request(name: str, config: EndpointConfig, config_text: str) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "endpoint_name": name,
+        "display_name": config.display_name or name,
+        "multi_user": False,
+        "public": config.public,
+        "metadata": {
+            "endpoint_version": __version__,
+            "python_version": platform.python_version(),
+            "hostname": socket.gethostname(),
+            "local_user": _user(),
+            "endpoint_config": config_text,
+            "user_config_template": "",
+            "user_config_schema": None,
+        },
+    }
+    if config.allowed_functions is not None:
+        request["allowed_functions"] = config.allowed_functions
+    return request
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as containers have
+        return ""
+
+
+def _parse_answer(answer: dict[str, Any], service_url: str) -> EndpointQueues:
+    try:
+        queues = EndpointQueues.model_validate(answer)
+        UUID(queues.endpoint_id)
+        for info in (queues.result_queue_info, queues.heartbeat_queue_info):
+            for key in ("exchange", "routing_key"):
+                if not isinstance(info.queue_publish_kwargs.get(key), str):
+                    reason = f"queue_publish_kwargs of {info.exchange} has no {key}"
+                    raise ValueError(reason)  # noqa: TRY004 - it is the value of an answer
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError as error:
+        reason = str(error)
+    else:
+        return queues
+    raise FluxEndpointError(
+        f"{service_url} answered the registration with something else than queues ({reason}): "
+        "is it a Flux Endpoint service of a fitting release?"
+    )

@@ -1,0 +1,173 @@
+"""One endpoint in this process: from its configuration to its agent's last word."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.credentials import load_credentials
+from flux_endpoint.endpoint.agent import Agent, AgentStatus
+from flux_endpoint.endpoint.config import parse_config
+from flux_endpoint.endpoint.directory import AgentLock, EndpointDirectory, Status
+from flux_endpoint.endpoint.registration import BrokerUrl, Registration
+from flux_endpoint.engine.base import Engine
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.errors import ConfigurationError, ServiceUnreachableError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol.queues import EndpointQueues
+from flux_endpoint.rest import RestClient
+
+log = logging.getLogger(__name__)
+
+#: Seconds that one REST request may take; registering is retried here, and by the agent.
+REST_TIMEOUT = 15.0
+#: Seconds between two attempts to register: at first, and at most.
+FIRST_BACKOFF = 0.5
+MAX_BACKOFF = 15.0
+
+#: Makes the engine of an endpoint with this configuration, id and directory.
+EngineFactory = Callable[[FluxEngineConfig, str, EndpointDirectory], Engine]
+
+
+class Runner:
+    """Runs one endpoint on the main thread, until a signal ends it.
+
+    Args:
+        directory: the endpoint's directory.
+        tell: given what the one who started us in the background waits for: `{"say": line}` while
+            something is awaited, `{"ready": {...}}` once tasks can come.
+        make_engine: makes the engine; by default the one that the configuration names.
+    """
+
+    def __init__(
+        self,
+        directory: EndpointDirectory,
+        *,
+        tell: Callable[[dict[str, Any]], None] | None = None,
+        make_engine: EngineFactory | None = None,
+    ) -> None:
+        self._directory = directory
+        self._tell = tell or (lambda _message: None)
+        self._make_engine = make_engine or _flux_engine
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._agent: Agent | None = None
+        self._endpoint_id = ""
+        self._said_ready = False
+
+    def run(self) -> int:
+        """Run; return the exit code.
+
+        Raises:
+            FluxEndpointError: the endpoint can't run; says why and what to do.
+        """
+        self._directory.require()
+        try:
+            text = self._directory.config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"can't read {self._directory.config}: {error}") from None
+        config = parse_config(text, source=str(self._directory.config))
+        logs.configure(config.log_level, log_format=config.log_format)
+        credentials = load_credentials()
+        with AgentLock(self._directory), RestClient(credentials, REST_TIMEOUT, attempts=1) as rest:
+            self._catch_signals()
+            self._write_status(AgentStatus("disconnected", "", None))
+            registration = Registration(
+                rest,
+                self._directory.path,
+                name=self._directory.name,
+                config=config,
+                config_text=text,
+            )
+            queues = self._register(registration)
+            if queues is None:
+                return self._exit_code()
+            self._endpoint_id = queues.endpoint_id
+            self._agent = Agent(
+                queues,
+                self._make_engine(config.engine, queues.endpoint_id, self._directory),
+                self._directory.path,
+                config,
+                url=BrokerUrl(queues, registration.register),
+                on_status=self._write_status,
+            )
+            if self._signals.empty():
+                self._agent.run()
+        return self._exit_code()
+
+    def _register(self, registration: Registration) -> EndpointQueues | None:
+        """Register, however long it takes; return `None` if a signal ended the wait."""
+        reason, backoff = "", FIRST_BACKOFF
+        while True:
+            try:
+                queues = registration.register()
+            except ServiceUnreachableError as error:
+                if str(error) != reason:
+                    reason = str(error)
+                    event(log, logging.WARNING, f"{reason}; trying again until it is back")
+                    self._write_status(AgentStatus("disconnected", reason, None))
+            else:
+                if reason:
+                    event(log, logging.WARNING, "the service is back")
+                return queues
+            try:
+                wait = random.uniform(backoff / 2, backoff)  # noqa: S311 - jitter
+                self._signals.put(self._signals.get(timeout=wait))
+            except queue.Empty:
+                backoff = min(2 * backoff, MAX_BACKOFF)
+            else:
+                return None
+
+    def _catch_signals(self) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGTERM:
+                signal.signal(signum, self._on_signal)
+
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        # Nothing but SimpleQueue.put, which is safe in the middle of anything.
+        self._signals.put(signum)
+        if self._agent is not None:
+            self._agent.stop()
+
+    def _write_status(self, status: AgentStatus) -> None:
+        self._directory.write_status(
+            Status(
+                pid=os.getpid(),
+                state=status.state,
+                reason=status.reason,
+                endpoint_id=self._endpoint_id,
+                executor=status.executor,
+                flux_uri=os.environ.get("FLUX_URI") if status.executor == "flux" else None,
+                since=time.time(),
+            )
+        )
+        if status.state == "connected" and not self._said_ready:
+            self._said_ready = True
+            about = {"endpoint_id": self._endpoint_id, "executor": status.executor}
+            self._tell({"ready": about})
+        elif status.reason:
+            self._tell({"say": status.reason})
+
+    def _exit_code(self) -> int:
+        received = []
+        while not self._signals.empty():
+            received.append(self._signals.get())
+        code = 130 if received and received[0] == signal.SIGINT else 0
+        if len(received) > 1:  # "at once": don't wait for what the engine has not ended
+            logging.shutdown()
+            os._exit(code)
+        return code
+
+
+def _flux_engine(
+    config: FluxEngineConfig, endpoint_id: str, directory: EndpointDirectory
+) -> Engine:
+    from flux_endpoint.engine import FluxEngine  # noqa: PLC0415 - brings Flux along
+
+    return FluxEngine(config, endpoint_id=endpoint_id, directory=directory.path)

@@ -1,0 +1,83 @@
+"""An endpoint's surroundings: the broker with a service on it, a home on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from endpoint_world import ObedientEngine, Service
+from service_process import ServiceProcess
+
+
+@contextlib.contextmanager
+def virtual_host(broker: Any) -> Iterator[str]:
+    vhost = f"endpoint-tests-{uuid.uuid4().hex}"
+    broker.ctl("add_vhost", vhost)
+    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
+    try:
+        yield broker.vhost_url(vhost)
+    finally:
+        broker.ctl("delete_vhost", vhost)
+
+
+@pytest.fixture(scope="session")
+def endpoints_vhost(broker: Any) -> Iterator[str]:
+    """URL of a virtual host for many tests: each has an endpoint, and so queues, of its own."""
+    with virtual_host(broker) as url:
+        yield url
+
+
+@pytest.fixture
+def service(endpoints_vhost: str) -> Iterator[Service]:
+    service = Service(endpoints_vhost)
+    yield service
+    service.connection.close()
+
+
+@pytest.fixture
+def engine() -> ObedientEngine:
+    return ObedientEngine()
+
+
+@pytest.fixture
+def held_engine() -> ObedientEngine:
+    """An engine whose tasks end when the test says so."""
+    return ObedientEngine(hold=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `$FLUX_ENDPOINT_HOME` of this test's own, and no credentials in the environment."""
+    path = tmp_path / "home"
+    path.mkdir(mode=0o700)
+    monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(path))
+    monkeypatch.delenv("FLUX_ENDPOINT_SERVICE_URL", raising=False)
+    monkeypatch.delenv("FLUX_ENDPOINT_TOKEN", raising=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def service_process(
+    tmp_path_factory: pytest.TempPathFactory, broker: Any
+) -> Iterator[ServiceProcess]:
+    """The real service, running."""
+    with virtual_host(broker) as url:
+        process = ServiceProcess(tmp_path_factory.mktemp("service"), url, unused_port())
+        process.start()
+        yield process
+        process.stop()
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

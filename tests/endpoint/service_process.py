@@ -1,0 +1,63 @@
+"""The real service as a process of its own, on a database of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from flux_endpoint.credentials import Credentials
+
+COMMAND = [sys.executable, "-m", "flux_endpoint"]
+
+
+class ServiceProcess:
+    """`flux-endpoint service run` on the broker at `amqp_url`.
+
+    Args:
+        directory: for its database.
+        amqp_url: the broker.
+        port: where to listen.
+    """
+
+    def __init__(self, directory: Path, amqp_url: str, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._port = port
+        self._env = os.environ | {
+            "FLUX_ENDPOINT_HOME": str(directory),
+            "FLUX_ENDPOINT_SERVICE_DATABASE_URL": f"sqlite:///{directory / 'service.db'}",
+            "FLUX_ENDPOINT_SERVICE_AMQP_URL": amqp_url,
+        }
+        self.credentials = self.new_user("owner")
+        self._process: subprocess.Popen[str] | None = None
+
+    def new_user(self, name: str) -> Credentials:
+        made = subprocess.run(
+            [*COMMAND, "service", "token", "create", name],
+            env=self._env,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return Credentials(self.url, made.stdout.split()[-1], source="a test")
+
+    def start(self) -> None:
+        """Start; return when it is ready."""
+        self._process = subprocess.Popen(
+            [*COMMAND, "service", "run", "--port", str(self._port)],
+            env=self._env,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            if "service ready" in line:
+                return
+        raise AssertionError("the service ended before it was ready")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.communicate()
+            self._process = None

@@ -1,0 +1,333 @@
+"""The agent between a real broker and an engine that obeys."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from endpoint_world import ObedientEngine, RunningAgent, Service, running, until
+
+from flux_endpoint.endpoint.agent import Agent, AgentStatus
+from flux_endpoint.endpoint.config import EndpointConfig
+from flux_endpoint.endpoint.journal import Journal
+from flux_endpoint.endpoint.outbox import Settled
+from flux_endpoint.endpoint.registration import BrokerUrl
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.states import ErrorCode
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def test_a_thousand_tasks_each_end_in_one_result(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, engine, tmp_path):
+        task_ids = service.send_many(1000)
+        service.await_results(task_ids)
+    assert service.counts == dict.fromkeys(task_ids, 1)
+
+
+def test_a_task_reaches_the_engine_with_all_it_came_with(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    function_id = str(uuid.uuid4())
+    with running(service, held_engine, tmp_path, shutdown_grace=0):
+        service.send(
+            function_uuid=function_id,
+            resource_specification='{"num_nodes": 2}',
+            result_serializers=["some.Strategy"],
+        )
+        task = held_engine.next_submitted()
+    assert task.function_id == function_id
+    assert task.buffer == "303\n01\ncode"
+    assert task.resource_specification == {"num_nodes": 2}
+    assert task.result_serializers == ["some.Strategy"]
+
+
+def test_the_same_task_twice_runs_once(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path):
+        first = service.send()
+        held_engine.next_submitted()
+        service.send(first)
+        second = service.send()
+        assert held_engine.next_submitted().task_id == second  # the duplicate came before it
+        held_engine.finish(first, second)
+        service.await_results([first, second])
+        service.send(first)  # once more, now that it is done
+        third = service.send()
+        assert held_engine.next_submitted().task_id == third
+        held_engine.finish(third)
+        service.await_results([third])
+    assert held_engine.all_submitted == [first, second, third]
+    assert service.counts[first] == 1
+
+
+@pytest.mark.parametrize("moment", ["its result", "its confirm"])
+def test_a_task_that_comes_again_at_the_moment_of_its_end_runs_once(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path, moment: str
+) -> None:
+    with running(service, held_engine, tmp_path, shutdown_grace=0) as run:
+        inbox = run.agent._inbox
+        task_id = service.send()
+        held_engine.next_submitted()
+        with held_engine.busy():  # the agent's thread waits in `submit`
+            service.send()
+            until(lambda: len(held_engine.all_submitted) == 2 and inbox.empty())
+            if moment == "its result":
+                held_engine.finish(task_id)
+            else:
+                run.agent._outbox._on_settled(Settled(task_id, None))
+                run.agent._running.discard(task_id)
+            service.send(task_id)
+            until(lambda: inbox.qsize() == 2)
+        last = service.send()
+        while held_engine.next_submitted().task_id != last:
+            pass
+    assert held_engine.all_submitted.count(task_id) == 1
+
+
+def test_a_finished_task_is_recognized_by_the_next_agent_too(
+    service: Service, tmp_path: Path
+) -> None:
+    with running(service, ObedientEngine(), tmp_path):
+        first = service.send()
+        service.await_results([first])
+    engine = ObedientEngine()
+    with running(service, engine, tmp_path):
+        service.send(first)
+        second = service.send()
+        service.await_results([second])
+    assert engine.all_submitted == [second]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"task_uuid": None}, {"task_uuid": "7"}, {"function_uuid": None}, {"function_uuid": 5}],
+    ids=str,
+)
+def test_a_message_without_identity_is_set_aside_and_the_others_go_on(
+    service: Service, engine: ObedientEngine, tmp_path: Path, headers: dict[str, object]
+) -> None:
+    with running(service, engine, tmp_path):
+        service.send(body=b"\x01whatever", **headers)
+        good = service.send()
+        service.await_results([good])
+        assert service.next_aside().body == b"\x01whatever"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "told"),
+    [
+        (b"", {}, "version byte"),
+        (b"\x02{}", {}, "version byte 0x01, not 0x02"),
+        (b"\x01\xff", {}, "not JSON"),
+        (b'\x01{"message_type":"result","data":{}}', {}, "must be 'task', not 'result'"),
+        (b'\x01{"message_type":"task","data":{"task_buffer":7}}', {}, "data.task_buffer"),
+        (None, {"resource_specification": "{"}, "resource_specification is not JSON"),
+        (None, {"resource_specification": "[]"}, "must be the JSON of an object"),
+        (None, {"result_serializers": "x"}, "must be a list of text"),
+    ],
+    ids=str,
+)
+def test_a_malformed_task_fails_and_says_what_was_wrong(
+    service: Service,
+    engine: ObedientEngine,
+    tmp_path: Path,
+    body: bytes | None,
+    headers: dict[str, object],
+    told: str,
+) -> None:
+    with running(service, engine, tmp_path):
+        task_id = service.send(body=body, **headers)
+        result = service.next_result()
+    assert str(result.task_id) == task_id
+    assert result.error_details is not None
+    assert result.error_details.code == ErrorCode.COULD_NOT_EXECUTE
+    assert told in result.data
+    assert engine.all_submitted == []
+
+
+def test_a_function_that_is_not_allowed_is_refused(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    allowed, other = str(uuid.uuid4()), str(uuid.uuid4())
+    with running(service, engine, tmp_path, allowed_functions=[allowed]):
+        refused = service.send(function_uuid=other)
+        result = service.next_result()
+        good = service.send(function_uuid=allowed)
+        service.await_results([good])
+    assert str(result.task_id) == refused
+    assert result.error_details is not None
+    assert result.error_details.code == ErrorCode.FUNCTION_NOT_ALLOWED
+    assert other in result.data
+    assert engine.all_submitted == [good]
+
+
+def test_an_engine_that_fails_to_take_a_task_fails_that_task_only(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    bad = str(uuid.uuid4())
+    engine.break_on = bad
+    with running(service, engine, tmp_path):
+        service.send(bad)
+        result = service.next_result()
+        service.await_results([service.send()])
+    assert result.error_details is not None
+    assert "RuntimeError: out of order" in result.data
+
+
+def test_tasks_above_max_in_flight_wait_in_the_queue(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path, max_in_flight=8, prefetch=2, shutdown_grace=0):
+        task_ids = service.send_many(40)
+        for _ in range(8):
+            held_engine.next_submitted()
+        until(lambda: service.task_queue()[1] == 0)  # it does not consume any more
+        until(lambda: service.task_queue()[0] + len(held_engine.all_submitted) == 40)
+        assert len(held_engine.all_submitted) <= 8 + 2
+        held_engine.hold = False
+        held_engine.finish(*held_engine.all_submitted)
+        service.await_results(task_ids)
+
+
+def test_status_reports_come_at_once_then_periodically_and_a_last_one_says_so(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, engine, tmp_path, heartbeat_period=1):
+        reports = [service.next_report(), service.next_report(), service.next_report()]
+    while (last := service.next_report())["active"]:
+        pass
+    assert all(report["active"] for report in reports)
+    assert last["heartbeat_period"] == 1
+    assert last["executor"] == "local"
+    assert {"hostname", "pid", "endpoint_version", "start_unix"} <= last.keys()
+
+
+def test_the_last_report_is_sent_though_an_earlier_one_is_still_under_way(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, engine, tmp_path) as run:
+        service.next_report()
+        run.agent._last_report = Future()
+    while service.next_report()["active"]:
+        pass
+
+
+def test_a_second_agent_says_that_another_has_the_queue_and_takes_over_when_it_leaves(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "flux_endpoint")
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    second_engine = ObedientEngine()
+    with running(service, ObedientEngine(), tmp_path / "first") as first:
+        service.await_results([service.send()])
+        with running(service, second_engine, tmp_path / "second"):
+            until(lambda: "another agent" in caplog.text)
+            first.stop()
+            service.await_results([service.send()])
+            assert len(second_engine.all_submitted) == 1
+    assert caplog.text.count("another agent") == 1
+
+
+def test_a_connection_cut_in_the_middle_loses_nothing(
+    service: Service, engine: ObedientEngine, tmp_path: Path, endpoints_vhost: str, broker: Any
+) -> None:
+    vhost = endpoints_vhost.rpartition("/")[2]
+    with running(service, engine, tmp_path, max_in_flight=50, prefetch=50) as run:
+        task_ids = service.send_many(300)
+        engine.hold = True
+        broker.ctl("close_all_connections", "--vhost", vhost, "cut by a test")
+        run.await_state("disconnected")
+        run.await_state("connected")
+        engine.hold = False
+        engine.finish(*engine.all_submitted)  # those held; the agent drops second answers
+        service.await_results(task_ids)
+    assert sorted(set(engine.all_submitted)) == sorted(task_ids)
+    assert len(engine.all_submitted) == len(task_ids)
+
+
+def test_results_that_no_queue_takes_are_kept_until_one_does(
+    endpoints_vhost: str, engine: ObedientEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service(endpoints_vhost, takes_results=False)
+    with running(service, engine, tmp_path):
+        task_id = service.send()
+        until(lambda: "no queue for results" in caplog.text)
+        service.take_results()
+        service.await_results([task_id])
+    service.connection.close()
+
+
+def test_a_stopped_agent_leaves_unfinished_tasks_to_the_next(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path, shutdown_grace=0):
+        task_ids = [service.send(), service.send()]
+        held_engine.next_submitted()
+        held_engine.next_submitted()
+    assert held_engine.stopped_with == 0
+    journal = Journal(tmp_path / "journal.db")
+    assert [task.task_id for task in journal.pending()] == task_ids
+    journal.close()
+    with running(service, ObedientEngine(), tmp_path):
+        service.await_results(task_ids)
+
+
+def test_what_ends_within_the_grace_is_published_before_the_agent_leaves(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path) as run:
+        task_id = service.send()
+        held_engine.next_submitted()
+        held_engine.finish(task_id)
+        run.stop()
+    service.await_results([task_id])
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.unpublished() == []
+    journal.close()
+
+
+def test_stopping_twice_does_not_wait_for_the_engine(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    leave = threading.Event()
+    held_engine.stop = lambda _grace: leave.wait()  # type: ignore[method-assign,assignment]
+    with running(service, held_engine, tmp_path) as run:
+        run.agent.stop()
+        run.await_state("stopping")
+        run.agent.stop()
+        run.join()
+        leave.set()
+    assert run.error is None
+
+
+def test_an_agent_without_a_broker_says_so_once_with_the_address_and_asks_for_a_new_url(
+    service: Service,
+    engine: ObedientEngine,
+    tmp_path: Path,
+    free_port: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "flux_endpoint")
+    dead = queues.endpoint_queues(service.endpoint_id, f"amqp://guest:guest@127.0.0.1:{free_port}")
+    statuses: SimpleQueue[AgentStatus] = SimpleQueue()
+    url = BrokerUrl(dead, lambda: service.queues, patience=3)
+    agent = Agent(dead, engine, tmp_path, EndpointConfig(), url=url, on_status=statuses.put)
+    run = RunningAgent(agent, statuses)
+    run.await_state("connected")
+    service.await_results([service.send()])
+    run.stop()
+    down = [each for each in caplog.records if "unreachable" in each.getMessage()]
+    assert len(down) == 1
+    assert f"127.0.0.1:{free_port}" in down[0].fields["address"]
+    assert "connected to the broker" in caplog.messages

@@ -1,0 +1,242 @@
+"""The commands: real processes, a real service, the real engine on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoint_world import PATIENCE
+from service_process import COMMAND, ServiceProcess
+
+from flux_endpoint.endpoint.directory import EndpointDirectory
+from flux_endpoint.endpoint.lifecycle import list_endpoints
+from flux_endpoint.errors import ConfigurationError
+
+
+def run(*arguments: str, fails: bool = False) -> str:
+    """Run a command; return what it says, on standard error if it is to fail."""
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode != 0) == fails, done
+    assert "Traceback" not in done.stderr
+    return done.stderr if fails else done.stdout
+
+
+@pytest.fixture
+def lab(home: Path) -> Iterator[EndpointDirectory]:
+    """A configured endpoint, stopped at the end whatever happened."""
+    run("configure", "lab")
+    yield EndpointDirectory("lab")
+    run("stop", "lab")
+
+
+@pytest.fixture
+def logged_in(home: Path, service_process: ServiceProcess) -> None:
+    log_in(home, service_process.url, service_process.credentials.token)
+
+
+def log_in(home: Path, url: str, token: str) -> None:
+    path = home / "credentials.json"
+    path.write_text(json.dumps({"service_url": url, "token": token}))
+    path.chmod(0o600)
+
+
+def listed() -> dict[str, Any]:
+    (entry,) = json.loads(run("list", "--json"))
+    return entry
+
+
+def test_configure_makes_a_private_directory_and_never_overwrites(home: Path) -> None:
+    assert "config.yaml" in run("configure", "lab", "--display-name", "The Lab")
+    directory = home / "endpoints" / "lab"
+    config = directory / "config.yaml"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert config.stat().st_mode & 0o777 == 0o600
+    config.write_text("display_name: edited\n")
+    assert f"exists already: edit {config}" in run("configure", "lab", fails=True)
+    assert config.read_text() == "display_name: edited\n"
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-x", "a b", "x" * 129])
+def test_names_that_can_not_be_directories_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="can't be an endpoint's name"):
+        EndpointDirectory(name)
+
+
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_an_unknown_endpoint_gets_the_list_of_those_there_are(home: Path, command: str) -> None:
+    assert "there are none yet" in run(command, "lab", fails=True)
+    run("configure", "one")
+    run("configure", "two")
+    said = run(command, "lab", fails=True)
+    assert "no endpoint is called 'lab'; there are: one, two." in said
+    assert "flux-endpoint configure lab" in said
+
+
+def test_list_without_endpoints_says_how_to_make_one(home: Path) -> None:
+    assert "flux-endpoint configure NAME" in run("list")
+    assert json.loads(run("list", "--json")) == []
+
+
+def test_without_credentials_a_start_says_what_to_do(lab: EndpointDirectory) -> None:
+    assert "no credentials: set FLUX_ENDPOINT_SERVICE_URL" in run("start", "lab", fails=True)
+    assert "no credentials" in run("start", "lab", "--detach", fails=True)
+
+
+def test_a_bad_configuration_is_told_at_the_terminal_also_in_the_background(
+    lab: EndpointDirectory,
+) -> None:
+    lab.config.write_text("max_in_fligth: 3\n")
+    for options in ([], ["--detach"]):
+        said = run("start", "lab", *options, fails=True)
+        assert f"{lab.config}: max_in_fligth: unknown key; did you mean 'max_in_flight'?" in said
+
+
+def test_a_stopped_endpoint_is_not_stopped_again(lab: EndpointDirectory) -> None:
+    assert run("stop", "lab") == "Endpoint lab was not running.\n"
+
+
+@pytest.mark.rabbitmq
+def test_an_endpoint_starts_in_the_background_is_listed_and_stops(
+    lab: EndpointDirectory, logged_in: None
+) -> None:
+    said = run("start", "lab", "--detach")
+    entry = listed()
+    assert entry["endpoint_id"] in said
+    assert (entry["status"], entry["executor"]) == ("running", "local")
+    assert f"lab   {entry['endpoint_id']}  running  local" in run("list")
+    again = run("start", "lab", fails=True)
+    assert f"running already (pid {entry['pid']} on" in again
+    assert "running already" in run("start", "lab", "--detach", fails=True)
+    assert run("stop", "lab") == "Endpoint lab stopped.\n"
+    assert listed() | {"status": "stopped", "pid": None} == listed()
+    assert listed()["endpoint_id"] == entry["endpoint_id"]
+
+
+@pytest.mark.rabbitmq
+def test_the_first_line_of_the_log_names_the_executor(
+    lab: EndpointDirectory, logged_in: None
+) -> None:
+    run("start", "lab", "--detach")
+    run("stop", "lab")
+    assert "embedded executor" in lab.log.read_text().splitlines()[0]
+
+
+@pytest.mark.rabbitmq
+def test_a_killed_agent_does_not_get_in_the_way_of_the_next(
+    lab: EndpointDirectory, logged_in: None
+) -> None:
+    run("start", "lab", "--detach")
+    holder = lab.holder()
+    assert holder is not None
+    pidfd = os.pidfd_open(holder.pid)
+    os.kill(holder.pid, signal.SIGKILL)
+    wait_for_end(pidfd)
+    assert listed()["status"] == "stopped"
+    run("start", "lab", "--detach")
+    assert listed()["status"] == "running"
+
+
+@pytest.mark.rabbitmq
+def test_a_bad_token_ends_the_start_with_the_reason(
+    lab: EndpointDirectory, home: Path, service_process: ServiceProcess
+) -> None:
+    log_in(home, service_process.url, "wrong")
+    said = run("start", "lab", "--detach", fails=True)
+    assert "does not accept the token from" in said
+    assert str(home / "credentials.json") in said
+    assert listed()["status"] == "stopped"
+
+
+def test_an_agent_that_waits_for_the_service_is_disconnected_and_can_be_stopped(
+    lab: EndpointDirectory, home: Path, free_port: int
+) -> None:
+    log_in(home, f"http://127.0.0.1:{free_port}", "token")
+    said = run("start", "lab", "--detach", "--timeout", "1.5", fails=True)
+    assert "is not ready: can't reach the service" in said
+    assert f"http://127.0.0.1:{free_port}" in said
+    entry = listed()
+    assert entry["status"] == "disconnected"
+    assert "can't reach the service" in entry["reason"]
+    assert lab.log.read_text().count("can't reach the service") == 1
+    assert run("stop", "lab") == "Endpoint lab stopped.\n"
+
+
+@pytest.mark.rabbitmq
+def test_a_service_that_comes_late_is_found(
+    lab: EndpointDirectory, home: Path, amqp_vhost: str, free_port: int, tmp_path: Path
+) -> None:
+    (tmp_path / "late").mkdir()
+    late = ServiceProcess(tmp_path / "late", amqp_vhost, free_port)
+    log_in(home, late.url, late.credentials.token)
+    start = subprocess.Popen(
+        [*COMMAND, "start", "lab", "--detach"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert start.stderr is not None
+    assert late.url in start.stderr.readline()  # it waits, and says for what
+    late.start()
+    try:
+        said, _ = start.communicate(timeout=PATIENCE)
+        assert start.returncode == 0
+        assert "Endpoint lab runs" in said
+        assert "the service is back" in lab.log.read_text()
+    finally:
+        run("stop", "lab")
+        late.stop()
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_in_the_foreground_a_signal_ends_it_in_good_order(
+    lab: EndpointDirectory, logged_in: None, signum: int, code: int
+) -> None:
+    process = subprocess.Popen([*COMMAND, "start", "lab"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    while "connected to the broker" not in next(lines):
+        pass
+    process.send_signal(signum)
+    rest = process.stderr.read()
+    assert process.wait(PATIENCE) == code
+    assert "endpoint stopped" in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.rabbitmq
+def test_what_ignores_sigterm_is_killed_after_the_timeout(
+    lab: EndpointDirectory, logged_in: None
+) -> None:
+    run("start", "lab", "--detach")
+    holder = lab.holder()
+    assert holder is not None
+    os.kill(holder.pid, signal.SIGSTOP)
+    assert "was killed" in run("stop", "lab", "--timeout", "0.2")
+    assert listed()["status"] == "stopped"
+
+
+def test_an_agent_on_another_host_is_not_touched(
+    lab: EndpointDirectory, logged_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("start", "lab", "--detach")
+    held = json.loads(lab.lock.read_text())
+    lab.lock.write_text(json.dumps({**held, "hostname": "elsewhere"}))
+    assert "runs on elsewhere" in run("stop", "lab", fails=True)
+    assert list_endpoints()[0].hostname == "elsewhere"
+    lab.lock.write_text(json.dumps(held))
+
+
+def wait_for_end(pidfd: int) -> None:
+
+    assert select.select([pidfd], [], [], PATIENCE)[0]
+    os.close(pidfd)
