@@ -1,10 +1,6 @@
 """A Flux instance of four brokers for the tests marked `flux`: one for the whole session.
 
-In a conftest, so that all share it:
-
-    from flux_instance import flux_module, flux_uri
-
-where the directory `tests` is on `sys.path`.
+Without Flux those tests are not run, and one line says so.
 """
 
 from __future__ import annotations
@@ -35,11 +31,34 @@ def _start() -> subprocess.Popen[str]:
     )
 
 
+_NOT_RUN = pytest.StashKey[int]()
+_REASON = "there is no 'flux' on PATH"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs Flux where there is none."""
+    if shutil.which("flux") is not None:
+        return
+    needing = [item for item in items if item.get_closest_marker("flux")]
+    if needing:
+        items[:] = [item for item in items if not item.get_closest_marker("flux")]
+        config.hook.pytest_deselected(items=needing)
+        config.stash[_NOT_RUN] = len(needing)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was left out."""
+    if count := config.stash.get(_NOT_RUN, 0):
+        terminalreporter.write_line(f"NOT RUN: {count} tests on Flux: {_REASON}", yellow=True)
+
+
 @pytest.fixture(scope="session")
 def flux_uri() -> Iterator[str]:
     """The URI of a running instance; tests that want it are skipped where there is no Flux."""
     if shutil.which("flux") is None:
-        pytest.skip("not run on Flux: there is no 'flux' on PATH")
+        pytest.skip(f"not run on Flux: {_REASON}")
     with _start() as instance:
         assert instance.stdin is not None
         assert instance.stdout is not None
@@ -55,7 +74,7 @@ def flux_uri() -> Iterator[str]:
 def flux_module() -> ModuleType:
     """Flux's own Python bindings, the module `flux`, from the Flux on `PATH`."""
     if shutil.which("flux") is None:
-        pytest.skip("not run on Flux: there is no 'flux' on PATH")
+        pytest.skip(f"not run on Flux: {_REASON}")
     command = ["flux", "config", "builtin", "python_path"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     for path in answer.split(":"):

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from flux_instance import flux_module, flux_uri  # noqa: E402, F401
-from worlds import FluxWorld, LocalWorld, World  # noqa: E402
+from worlds import FluxWorld, LocalWorld, World
 
 
 @pytest.fixture(scope="session", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
@@ -24,4 +22,4 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         uri = request.getfixturevalue("flux_uri")
         world = FluxWorld(request.getfixturevalue("flux_module"), uri)
     yield world
-    world.executor.shutdown()
+    world.close()

@@ -18,15 +18,9 @@ def recorded(world, spec: str, **options: object) -> Recorder:
 
 
 def test_the_names_are_those_of_rfc_21(world):
+    names = {*BEGINNING, *END, "exception", "urgency", "debug", "flux-restart"}
     future = world.executor.submit(text("true"))
-    assert (
-        future.EVENTS
-        == world.executor.EVENTS
-        == frozenset(
-            "submit depend priority flux-restart urgency alloc free start release finish clean debug "
-            "exception".split()
-        )
-    )
+    assert future.EVENTS == world.executor.EVENTS == names
     future.result(PATIENCE)
 
 
@@ -84,7 +78,8 @@ def test_a_canceled_running_job(world):
         "note": "why not",
         "userid": os.getuid(),
     }
-    assert recorder.wait("finish").context["status"] == (128 + 15) << 8
+    # The task is ended, or the shell if it had not started it yet.
+    assert recorder.wait("finish").context["status"] in ((128 + 15) << 8, 15)
 
 
 def test_a_job_that_ran_out_of_time(world):

@@ -227,9 +227,8 @@ def test_cancel_and_kill_of_an_unknown_or_ended_job(world):
 def test_kill_with_what_is_no_signal(world):
     future = world.executor.submit(text("sleep", "60"))
     Recorder(future).wait("start")
-    for signum in (0, 900):
-        with pytest.raises(OSError, match="Invalid signal number"):
-            world.kill(future.jobid(), signum)
+    with pytest.raises(OSError, match="Invalid signal number"):
+        world.kill(future.jobid(), 900)
     world.cancel(future.jobid())
     future.exception(PATIENCE)
 

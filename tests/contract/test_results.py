@@ -102,7 +102,7 @@ def test_an_output_file_that_cannot_be_opened_is_an_exec_exception(world):
         {"nodes": 99, "exclusive": True},
         {"gpus": 1},
     ],
-    ids=lambda request_: "-".join(request_),
+    ids="-".join,
 )
 def test_more_than_there_is_cannot_be_allocated(world, request_):
     exception = failure(world, text("true", **request_))

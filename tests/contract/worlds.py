@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import threading
+import types
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -28,6 +30,12 @@ class World(Protocol):
 
     def kill(self, jobid: int, signum: int) -> None: ...
 
+    def jobspec_object(self, document: dict[str, Any]) -> Any:
+        """An object of which executors take the encoding."""
+
+    def close(self) -> None:
+        """End what a failed test left running, and the executor."""
+
 
 class LocalWorld:
     nodes = 4
@@ -45,6 +53,15 @@ class LocalWorld:
 
     def kill(self, jobid: int, signum: int) -> None:
         self.executor.kill_job(jobid, signum)
+
+    def jobspec_object(self, document: dict[str, Any]) -> Any:
+        return types.SimpleNamespace(dumps=lambda: json.dumps(document))
+
+    def close(self) -> None:
+        for jobid in list(self.executor._shared.instance._jobs):
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                self.cancel(jobid)
+        self.executor.shutdown()
 
 
 class FluxWorld:
@@ -66,6 +83,15 @@ class FluxWorld:
 
     def kill(self, jobid: int, signum: int) -> None:
         self._flux.job.kill(self._handle, jobid, signum)
+
+    def jobspec_object(self, document: dict[str, Any]) -> Any:
+        return self._flux.job.JobspecV1(**document)
+
+    def close(self) -> None:
+        for job in self._flux.job.JobList(self._handle, filters=["active"]).jobs():
+            with contextlib.suppress(FileNotFoundError):
+                self.cancel(job.id)
+        self.executor.shutdown()
 
 
 def jobspec(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 
 import psutil
@@ -30,6 +31,13 @@ class Family:
     def alive(self, word=""):
         """Return the command lines of those that run and have `word` in theirs."""
         return [line for _, line in self._members() if word in line]
+
+    def become(self, lines):
+        """Wait until exactly these run: a process that was just forked still has other words."""
+        deadline = time.monotonic() + 30
+        while sorted(self.alive()) != lines:
+            if time.monotonic() > deadline:
+                pytest.fail(f"expected {lines}, there are {sorted(self.alive())}")
 
     def end(self):
         while members := self._members():

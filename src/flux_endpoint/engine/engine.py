@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.pool import WorkerPool
 from flux_endpoint.errors import EngineError
+from flux_endpoint.functions import command_of, is_command
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class FluxEngine:
         self._backend: Backend | None = None
         self._pool: WorkerPool | None = None
         self._jobs: JobRunner | None = None
+        self._on_result: Callable[[EngineResult], None] = lambda _: None
 
     def start(
         self,
@@ -57,6 +62,7 @@ class FluxEngine:
         Raises:
             EngineError: Flux was asked for and can't be used; says what to do.
         """
+        self._on_result = on_result
         self._backend = choose_backend(self._config)
         logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
         self._pool = WorkerPool(
@@ -86,10 +92,21 @@ class FluxEngine:
         """
         if self._pool is None or self._jobs is None:
             raise EngineError("the engine is not running")
-        if task.resource_specification or task.attach is not None:
-            self._jobs.submit(task)
-        else:
+        if not task.resource_specification and task.attach is None:
             self._pool.submit(task)
+        elif is_command(task.buffer) and command_of(task.buffer) is None:
+            # Its arguments are Python's: they are read where user code may run.
+            self._pool.format(task, partial(self._formatted, task))
+        else:
+            self._jobs.submit(task)
+
+    def _formatted(self, task: EngineTask, result: EngineResult) -> None:
+        """Runs on the pool's thread: a task's command has its arguments now, or can't have them."""
+        message = json.loads(result.body[1:])["data"]
+        if self._jobs is None or message["error_details"] is not None:
+            self._on_result(result)
+        else:
+            self._jobs.submit(replace(task, buffer=message["data"]))
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is, with its whole process tree; unknown ids are ignored."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.functions import formatted_task
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer
@@ -70,6 +71,13 @@ class TaskRunner:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
         except BaseException as error:  # noqa: BLE001 - whatever a function raises is its result
             return Failure(ErrorCode.REMOTE_EXECUTION, _text_of(error))
+
+    def format(self, buffer: str) -> Value | Failure:
+        """Return a command task with its arguments in its command, itself as a packed task."""
+        try:
+            return Value(formatted_task(*self._unpack(buffer)))
+        except BaseException as error:  # noqa: BLE001 - arguments run code of their own
+            return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
 
     def _enter(self, task_id: str) -> None:
         """Give the task its environment and directory."""

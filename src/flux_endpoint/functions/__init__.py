@@ -15,7 +15,10 @@ from flux_endpoint.functions.result import ShellResult
 from flux_endpoint.functions.shell import ShellFunction
 from flux_endpoint.functions.transport import (
     CommandFunctionCode,
+    command_arguments,
     command_of,
+    formatted_task,
+    is_command,
     serialize_arguments,
 )
 
@@ -28,7 +31,10 @@ __all__ = [
     "Outcome",
     "ShellFunction",
     "ShellResult",
+    "command_arguments",
     "command_of",
+    "formatted_task",
+    "is_command",
     "outcome_of",
     "serialize_arguments",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from flux_endpoint.serialize import (
     ComputeSerializer,
     JSONData,
     SerializationStrategy,
+    pack_buffers,
     prefer_for_type,
     unpack_buffers,
 )
@@ -114,29 +116,61 @@ def command_of(task_buffer: str) -> tuple[ShellFunction, dict[str, Any]] | None:
         return None
 
 
+def is_command(task_buffer: str) -> bool:
+    """Return whether a task's function is a command function, whatever its arguments are."""
+    return task_buffer.partition("\n")[2].startswith(CommandFunctionCode.identifier)
+
+
+def formatted_task(function: ShellFunction, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the packed task of a command function whose arguments are in its command already.
+
+    For arguments that only Python can read: what comes out is a task that `command_of` understands.
+
+    Raises:
+        TypeError: an argument is positional, or one is missing.
+        ValueError: the command can't be formatted.
+    """
+    if args:
+        raise TypeError(f"{function.__name__} takes keyword arguments only")
+    literal = copy.copy(function)
+    literal.cmd = function.format_command(kwargs).replace("{", "{{").replace("}", "}}")
+    buffers = [CommandFunctionCode.instance().serialize(literal)]
+    return pack_buffers([*buffers, _JSON.serialize([]), _JSON.serialize({})])
+
+
+def command_arguments(
+    serializer: ComputeSerializer, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[str] | None:
+    """Return the buffers of a command function's args and kwargs, as JSON.
+
+    An endpoint can then read the whole task without unpickling. `None` if there are positional
+    arguments, if JSON would not bring back exactly the same, or if another strategy was chosen.
+    """
+    if (
+        args
+        or serializer.data_serializer is not DEFAULT_STRATEGY_DATA
+        or not is_plain_json(dict(kwargs))
+    ):
+        return None
+    return [_JSON.serialize([]), _JSON.serialize(dict(kwargs))]
+
+
 def serialize_arguments(
     serializer: ComputeSerializer,
     function: object,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> list[str]:
-    """Return the buffers of a call's args and kwargs.
-
-    Those of a command function go as JSON if JSON brings back exactly the same, and if no other
-    strategy for data was chosen; so an endpoint can read the whole task without unpickling.
+    """Return the buffers of a call's args and kwargs, whatever kind `function` is.
 
     Raises:
         SerializationError: they can't be serialized.
     """
-    args, kwargs = tuple(args), dict(kwargs)
-    if (
-        type(function) in _KIND_OF
-        and serializer.data_serializer is DEFAULT_STRATEGY_DATA
-        and not args
-        and is_plain_json(kwargs)
-    ):
-        return [_JSON.serialize([]), _JSON.serialize(kwargs)]
-    return [serializer.serialize(args), serializer.serialize(kwargs)]
+    if type(function) in _KIND_OF:
+        buffers = command_arguments(serializer, args, kwargs)
+        if buffers is not None:
+            return buffers
+    return [serializer.serialize(tuple(args)), serializer.serialize(dict(kwargs))]
 
 
 def is_plain_json(value: Any, _depth: int = 0) -> bool:

@@ -82,11 +82,12 @@ class ProcessKeeper:
         self._on_group_exit = on_group_exit
         self._on_start_failed = on_start_failed
         self._name = name
-        self._lock = threading.Lock()  # of the three below
+        self._lock = threading.Lock()  # of what is below
         self._open: set[str] = set()
         self._helper: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._reader: threading.Thread | None = None
+        self._ended = False  # no group's end would be told any more
 
     def start(self) -> None:
         """Start the helper. Raises OSError when that is not possible."""
@@ -147,7 +148,9 @@ class ProcessKeeper:
 
     def signal(self, key: str, signum: int) -> None:
         """Send `signum` to each running command's process group; unknown key: no effect."""
-        self._request(key, signal.Signals(signum) if signum < signal.SIGRTMIN else signum)
+        if signum not in signal.valid_signals():
+            raise ValueError(f"{signum} is no signal")
+        self._request(key, int(signum))
 
     def kill(self, key: str) -> None:
         """Send SIGKILL to the whole tree of the group; unknown key: no effect."""
@@ -172,12 +175,14 @@ class ProcessKeeper:
             if key in self._open and self._control is not None:
                 try:
                     self._send(["signal", key, int(number)], [])
-                except OSError:  # the helper died: the reader thread says so
+                except (OSError, RuntimeError):  # the helper died: the reader thread says so
                     return
 
     def _send(self, request: list[Any], descriptors: list[int]) -> None:
         if self._control is None:
             raise RuntimeError("the process keeper is not running")
+        if self._ended:
+            raise RuntimeError("the process keeper's helper has ended")
         body = json.dumps(request).encode()
         data = memoryview(helper.HEADER.pack(len(body), len(descriptors)) + body)
         try:
@@ -198,6 +203,7 @@ class ProcessKeeper:
             while packet := _receive(events):
                 self._report(*json.loads(packet))
         with self._lock:
+            self._ended = True
             left = sorted(self._open)
             if self._control is not None:
                 event(

@@ -32,7 +32,7 @@ def format_jobid(jobid: int, form: Form = "f58") -> str:
         raise ValueError(f"{jobid} is no job id: it must be between 0 and 2**64 - 1")
     match form:
         case "dec":
-            return str(jobid)
+            return str(int(jobid))
         case "hex":
             return hex(jobid)
         case "dothex" | "kvs":
@@ -80,6 +80,19 @@ def _parse(text: str) -> int | None:
     return None
 
 
+class JobID(int):
+    """A job id that prints as Flux prints it, and is a number otherwise."""
+
+    def __str__(self) -> str:
+        return format_jobid(self)
+
+    def __format__(self, specification: str) -> str:
+        return format(int(self) if specification else str(self), specification)
+
+    def __repr__(self) -> str:
+        return f"JobID({int(self)})"
+
+
 class JobIdGenerator:
     """Makes job ids: 40 bits of milliseconds, 14 of generator, 10 of sequence; always growing."""
 
@@ -91,7 +104,7 @@ class JobIdGenerator:
         self._generator = int.from_bytes(os.urandom(2), "big") & 0x3FFF
         self._last = (0, 0)  # milliseconds, sequence
 
-    def next(self) -> int:
+    def next(self) -> JobID:
         """Return a new job id."""
         with self._lock:
             now, sequence = time.time_ns() // 1_000_000 - self._ZERO, 0
@@ -100,4 +113,5 @@ class JobIdGenerator:
                 if sequence == 1 << 10:  # more than fit in a millisecond, or a clock set back
                     now, sequence = now + 1, 0
             self._last = (now, sequence)
-            return (now & ((1 << 40) - 1)) << 24 | self._generator << 10 | sequence
+            number = (now & ((1 << 40) - 1)) << 24 | self._generator << 10 | sequence
+            return JobID(number)

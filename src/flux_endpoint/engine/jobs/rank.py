@@ -14,7 +14,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import flux_endpoint.functions  # noqa: F401 - registers how command functions travel
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
 from flux_endpoint.protocol.states import ErrorCode
 

@@ -11,7 +11,6 @@ import queue
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from flux_endpoint.engine.local.job import Job, State, Watcher
 from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import Launcher
 from flux_endpoint.engine.local.resources import ResourcePool, UnsatisfiableError, summary
+from flux_endpoint.engine.local.scratch import ScratchDirectory
 from flux_endpoint.engine.local.timers import Timers
 from flux_endpoint.logs import event as log_event
 from flux_endpoint.processes import ProcessKeeper
@@ -37,7 +37,7 @@ KILL_TIMEOUT = 5.0
 #: says otherwise.
 EXIT_TIMEOUT = 30.0
 #: Ended jobs that can still be attached to.
-MAX_INACTIVE = 10_000
+MAX_INACTIVE = 2_000
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Instance:
         self._group_jobs: dict[str, tuple[Job, int]] = {}  # group key -> job, index of the node
         self._timers = Timers()
         self._default_cwd = str(Path.cwd())
-        self._directory = Path(tempfile.mkdtemp(prefix="flux-endpoint-jobs-"))
+        self._scratch = ScratchDirectory()
         self._keeper: ProcessKeeper | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._gate = threading.Lock()  # of the one below: nothing enters a closed inbox
@@ -156,7 +156,7 @@ class Instance:
             self._drain_calls()
             if self._keeper is not None:
                 self._keeper.close()
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._scratch.remove()
 
     def _turn(self) -> None:
         """Wait for something to happen, handle all that has, then schedule once."""
@@ -252,7 +252,7 @@ class Instance:
             job.id,
             job.spec,
             job.allocation,
-            directory=self._directory,
+            directory=self._scratch.path,
             default_cwd=self._default_cwd,
         )
         try:
@@ -382,7 +382,7 @@ class Instance:
         self._raise(job, "cancel", note)
 
     def _signal_job(self, jobid: int, signum: int) -> None:
-        if not 0 < signum <= signal.SIGRTMAX:
+        if signum not in signal.valid_signals():
             raise OSError(errno.EINVAL, "Invalid signal number")
         job = self._jobs.get(jobid) or self._inactive.get(jobid)
         if job is None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from flux_endpoint.engine.local.idset import is_idset
+
 _OPERATORS = ("and", "or", "not", "properties", "hostlist", "ranks")
 #: `attributes.system.shell.options.per-resource.type`
 _PER_RESOURCE = ("node", "core")
@@ -222,6 +224,8 @@ def _check_constraints(constraint: Any) -> None:
         for value in values:
             if operator in ("and", "or", "not"):
                 _check_constraints(value)
+            elif operator == "ranks" and not is_idset(value):
+                raise _Rejected(f"invalid idset {value!r} in a constraint on ranks")
 
 
 def _duration(system: Mapping[str, Any]) -> float:

@@ -148,15 +148,14 @@ class Launcher:
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
 
     def _output(self, options: Mapping[str, Any], suffix: str, names: Mapping[str, Any]) -> str:
-        if options.get("type") != "file" or "path" not in options:
-            path = str(self._directory / f"job-{self._f58}.{suffix}")
-        else:
-            path = self._cwd_path(self._render(options["path"], names))
+        if options.get("type") == "kvs" or "path" not in options:
+            return str(self._directory / f"job-{self._f58}.{suffix}")
+        path = self._cwd_path(self._render(options["path"], names))
         if path not in self._opened:
             self._opened.add(path)
             # Tasks append: those that share a file must not overwrite one another.
-            mode = "ab" if options.get("mode") == "append" else "wb"
-            with open(path, mode):  # noqa: PTH123
+            appended = self._spec.shell_options["output"].get("mode") == "append"
+            with open(path, "ab" if appended else "wb"):  # noqa: PTH123
                 pass
         return path
 

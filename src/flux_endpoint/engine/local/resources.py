@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from flux_endpoint.engine.local import idset
 from flux_endpoint.engine.local.jobspec import Shape
 
 
@@ -142,34 +141,11 @@ def summary(allocation: Allocation) -> str:
     """Return an allocation as Flux's schedulers write it: `rank[0-1]/core0`."""
     by_ids: dict[str, list[int]] = {}
     for share in allocation:
-        kinds = [f"core{_encode(share.cores)}"]
+        kinds = [f"core{idset.encode(share.cores)}"]
         if share.gpus:
-            kinds.append(f"gpu{_encode(share.gpus)}")
+            kinds.append(f"gpu{idset.encode(share.gpus)}")
         by_ids.setdefault(",".join(kinds), []).append(share.rank)
-    return " ".join(f"rank{_encode(ranks)}/{ids}" for ids, ranks in by_ids.items())
-
-
-def _encode(ids: Iterable[int]) -> str:
-    """Return a set of ids as an idset (RFC 22): brackets only around more than one."""
-    runs: list[list[int]] = []
-    for number in sorted(ids):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return text if len(runs) == 1 and runs[0][0] == runs[0][1] else f"[{text}]"
-
-
-def decode_idset(text: str) -> set[int]:
-    """Return the ids of an idset such as `0,2-5` or `[0-3]`. Raises ValueError if it is none."""
-    ids: set[int] = set()
-    for part in text.strip().removeprefix("[").removesuffix("]").split(","):
-        if not re.fullmatch(r"\d+(-\d+)?", part.strip()):
-            raise ValueError(f"{text!r} is no idset, such as 0,2-5")
-        first, _, last = part.partition("-")
-        ids.update(range(int(first), int(last or first) + 1))
-    return ids
+    return " ".join(f"rank{idset.encode(ranks)}/{ids}" for ids, ranks in by_ids.items())
 
 
 def matches(rank: int, constraint: dict[str, Any] | None) -> bool:
@@ -186,7 +162,7 @@ def matches(rank: int, constraint: dict[str, Any] | None) -> bool:
             case "not":
                 met = not all(matches(rank, value) for value in values)
             case "ranks":
-                met = any(rank in decode_idset(value) for value in values)
+                met = any(idset.contains(value, rank) for value in values)
             case "hostlist":
                 met = socket.gethostname() in values
             case _:  # properties

@@ -42,6 +42,9 @@ _BATCH = 128
 @dataclass(eq=False)
 class _Entry:
     task: EngineTask
+    on_result: Callable[[EngineResult], None]
+    #: Whether it is not run: a worker only formats its command.
+    formats: bool = False
     #: Why each attempt so far was lost.
     attempts: list[str] = field(default_factory=list)
 
@@ -107,7 +110,16 @@ class WorkerPool:
 
     def submit(self, task: EngineTask) -> None:
         """Queue a task; it ends in one call of `on_result`."""
-        self._tell(lambda: self._waiting.append(_Entry(task)))
+        self._tell(lambda: self._waiting.append(_Entry(task, self._on_result)))
+
+    def format(self, task: EngineTask, on_result: Callable[[EngineResult], None]) -> None:
+        """Have a worker put a command task's arguments into its command.
+
+        Args:
+            task: a command task.
+            on_result: given the result, whose value is the formatted task, packed.
+        """
+        self._tell(lambda: self._waiting.append(_Entry(task, on_result, formats=True)))
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task that waits or runs; its result says `TaskCancelled`.
@@ -208,8 +220,9 @@ class WorkerPool:
         manager.ahead = json.loads(parts[0])["ahead"]
         for identity, body in zip(parts[1::2], parts[2::2], strict=True):
             task_id = identity.decode()
-            if self._release(manager, task_id) is not None:
-                self._on_result(EngineResult(task_id, body))
+            entry = self._release(manager, task_id)
+            if entry is not None:
+                entry.on_result(EngineResult(task_id, body))
 
     def _release(self, manager: _Manager, task_id: str) -> _Entry | None:
         entry = manager.tasks.pop(task_id, None)
@@ -254,6 +267,8 @@ class WorkerPool:
                 header: dict[str, Any] = {"id": task.task_id}
                 if task.result_serializers:
                     header["rs"] = task.result_serializers
+                if entry.formats:
+                    header["format"] = True
                 frames += (json.dumps(header).encode(), task.buffer.encode())
                 manager.tasks[task.task_id] = entry
                 count -= 1
@@ -280,7 +295,7 @@ class WorkerPool:
 
     def _fail(self, entry: _Entry, code: ErrorCode, text: str) -> None:
         task_id = entry.task.task_id
-        self._on_result(EngineResult(task_id, results.failure(task_id, code, text)))
+        entry.on_result(EngineResult(task_id, results.failure(task_id, code, text)))
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         for entry in self._waiting:

@@ -7,8 +7,6 @@ import socket
 import sys
 from contextlib import suppress
 
-# What travels as a command function is registered by this import.
-import flux_endpoint.functions  # noqa: F401
 from flux_endpoint.engine import results
 from flux_endpoint.engine.task import TaskRunner, TaskSettings
 from flux_endpoint.engine.workers.frames import read_frame, write_frame
@@ -23,7 +21,10 @@ def work(channel: socket.socket, settings: TaskSettings) -> None:
         header, buffer = frame
         task_id = header["id"]
         statuses = [results.transition(TaskState.EXEC_START)]
-        end = runner.run(task_id, buffer.decode(), header.get("rs"))
+        if header.get("format"):
+            end = runner.format(buffer.decode())
+        else:
+            end = runner.run(task_id, buffer.decode(), header.get("rs"))
         statuses.append(results.transition(TaskState.EXEC_END))
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # a task may have closed it

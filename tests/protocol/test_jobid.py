@@ -1,0 +1,92 @@
+"""Job ids print and parse as RFC 19 says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_endpoint.protocol.jobid import JobID, JobIdGenerator, format_jobid, parse_jobid
+
+FORMS = ("f58", "dec", "hex", "dothex", "kvs")
+numbers = st.integers(min_value=0, max_value=2**64 - 1)
+
+
+@pytest.mark.parametrize(
+    ("jobid", "form", "text"),
+    [
+        (0, "f58", "ƒ1"),
+        (57, "f58", "ƒz"),
+        (58, "f58", "ƒ21"),
+        (12345, "f58", "ƒ4fr"),
+        (2**64 - 1, "f58", "ƒjpXCZedGfVQ"),
+        (12345, "dec", "12345"),
+        (12345, "hex", "0x3039"),
+        (12345, "dothex", "0000.0000.0000.3039"),
+        (12345, "kvs", "job.0000.0000.0000.3039"),
+    ],
+)
+def test_known_ids(jobid, form, text):
+    assert format_jobid(jobid, form) == text
+    assert parse_jobid(text) == jobid
+
+
+@given(numbers, st.sampled_from(FORMS))
+def test_every_form_is_read_back(jobid, form):
+    assert parse_jobid(format_jobid(jobid, form)) == jobid
+
+
+@given(numbers)
+def test_f58_may_begin_with_a_plain_f(jobid):
+    assert parse_jobid(format_jobid(jobid).replace("ƒ", "f")) == jobid
+
+
+def test_a_number_is_taken_as_it_is():
+    assert parse_jobid(12345) == 12345
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "lunch",
+        "ƒ",
+        "ƒ0",
+        "ƒIl",
+        "0x",
+        "-1",
+        "1.5",
+        "1.2.3.4",
+        "18446744073709551616",
+        "ƒzzzzzzzzzzzz",
+    ],
+)
+def test_what_is_no_id_is_refused_with_the_forms_there_are(text):
+    with pytest.raises(ValueError, match="is no job id; write it as"):
+        parse_jobid(text)
+
+
+@pytest.mark.parametrize("number", [-1, 2**64])
+def test_a_number_out_of_range_is_refused(number):
+    with pytest.raises(ValueError, match="no job id"):
+        format_jobid(number)
+    with pytest.raises(ValueError, match="no job id"):
+        parse_jobid(number)
+
+
+def test_an_id_is_a_number_that_prints_as_flux_prints_it():
+    jobid = JobID(12345)
+    assert jobid == 12345
+    assert str(jobid) == f"{jobid}" == "ƒ4fr"
+    assert f"{jobid:d}" == "12345"
+    assert json.dumps(jobid) == "12345"
+    assert repr(jobid) == "JobID(12345)"
+
+
+def test_new_ids_always_grow():
+    generator = JobIdGenerator()
+    ids = [generator.next() for _ in range(5000)]  # more than there are in a millisecond
+    assert ids == sorted(set(ids))
+    assert all(0 < jobid < 2**64 for jobid in ids)
