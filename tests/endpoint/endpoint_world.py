@@ -16,9 +16,18 @@ import pika
 from flux_endpoint.amqp import AmqpConnection, Binding, Delivery, Exchange, Queue
 from flux_endpoint.endpoint.agent import Agent, AgentStatus
 from flux_endpoint.endpoint.config import EndpointConfig
-from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.protocol import queues
-from flux_endpoint.protocol.messages import EPStatusReport, Result, Task, pack, unpack
+from flux_endpoint.protocol.messages import (
+    EPStatusReport,
+    Result,
+    Task,
+    TaskEvent,
+    TaskEvents,
+    TaskKill,
+    pack,
+    unpack,
+)
 
 #: Seconds after which a test gives up waiting for something that should be prompt.
 PATIENCE = 30.0
@@ -31,6 +40,7 @@ class ObedientEngine:
         self.hold = hold
         self.submitted: queue.SimpleQueue[EngineTask] = queue.SimpleQueue()
         self.all_submitted: list[str] = []
+        self.cancelled: queue.SimpleQueue[tuple[str, int | None]] = queue.SimpleQueue()
         self.stopped_with: float | None = None
         self.break_on: str | None = None
         self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -38,9 +48,17 @@ class ObedientEngine:
         self._on_result: Callable[[EngineResult], None] = lambda _result: None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def start(self, on_result: Callable[[EngineResult], None]) -> None:
+    def start(
+        self,
+        on_result: Callable[[EngineResult], None],
+        on_event: Callable[[EngineEvent], None] | None = None,
+    ) -> None:
         self._on_result = on_result
+        self.on_event = on_event
         self._thread.start()
+
+    def cancel(self, task_id: str, signum: int | None = None) -> None:
+        self.cancelled.put((task_id, signum))
 
     def submit(self, task: EngineTask) -> None:
         if task.task_id == self.break_on:
@@ -57,6 +75,11 @@ class ObedientEngine:
         """Meanwhile `submit` does not return."""
         with self._free:
             yield
+
+    def tell(self, *events: EngineEvent) -> None:
+        assert self.on_event is not None
+        for each in events:
+            self.on_event(each)
 
     def finish(self, *task_ids: str) -> None:
         for task_id in task_ids:
@@ -82,7 +105,9 @@ class ObedientEngine:
 def topology(endpoint_id: str) -> list[Exchange | Queue | Binding]:
     """What the service declares, with queues of this endpoint's own behind the shared exchanges."""
     tasks = queues.tasks_queue(endpoint_id)
+    commands = queues.commands_queue(endpoint_id)
     aside, results, reports = aside_name(endpoint_id), f"{endpoint_id}.r", f"{endpoint_id}.h"
+    events = f"{endpoint_id}.e"
     return [
         Exchange(aside, "fanout"),
         Queue(aside),
@@ -90,6 +115,12 @@ def topology(endpoint_id: str) -> list[Exchange | Queue | Binding]:
         Exchange(queues.TASKS_EXCHANGE, "direct"),
         Queue(tasks, {"x-dead-letter-exchange": aside}),
         Binding(queues.TASKS_EXCHANGE, tasks, tasks),
+        Exchange(queues.COMMANDS_EXCHANGE, "direct"),
+        Queue(commands, {"x-dead-letter-exchange": aside}),
+        Binding(queues.COMMANDS_EXCHANGE, commands, commands),
+        Exchange(queues.EVENTS_EXCHANGE, "topic"),
+        Queue(events),
+        Binding(queues.EVENTS_EXCHANGE, events, queues.events_key(endpoint_id)),
         Exchange(queues.RESULTS_EXCHANGE, "topic"),
         Exchange(queues.HEARTBEATS_EXCHANGE, "topic"),
         Queue(results),
@@ -111,6 +142,7 @@ class Service:
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._reports: queue.SimpleQueue[EPStatusReport] = queue.SimpleQueue()
         self._aside: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[TaskEvents] = queue.SimpleQueue()
         #: How often each result came.
         self.counts: dict[str, int] = {}
         self.connection = AmqpConnection(url, name="test service")
@@ -121,6 +153,7 @@ class Service:
         for name, put in (
             (f"{self.endpoint_id}.r", self._results.put),
             (f"{self.endpoint_id}.h", self._reports.put),
+            (f"{self.endpoint_id}.e", self._events.put),
         ):
             self.connection.consume(name, _decoded(put), prefetch=1000)
         self.connection.consume(aside_name(self.endpoint_id), self._take_aside, prefetch=10)
@@ -191,6 +224,16 @@ class Service:
 
     def next_report(self) -> dict[str, Any]:
         return self._reports.get(timeout=PATIENCE).global_state
+
+    def next_events(self) -> list[TaskEvent]:
+        return self._events.get(timeout=PATIENCE).events
+
+    def kill(self, task_id: str, signum: int | None = None) -> None:
+        self.command(pack(TaskKill(task_id=uuid.UUID(task_id), signum=signum)))
+
+    def command(self, body: bytes) -> None:
+        key = queues.commands_queue(self.endpoint_id)
+        self.connection.publish(queues.COMMANDS_EXCHANGE, key, body).result(PATIENCE)
 
     def next_aside(self) -> Delivery:
         return self._aside.get(timeout=PATIENCE)

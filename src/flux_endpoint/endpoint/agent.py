@@ -13,19 +13,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
+from flux_endpoint.endpoint.commands import cancelled_before_it_came, read_command
 from flux_endpoint.endpoint.config import MAX_PREFETCH, EndpointConfig
+from flux_endpoint.endpoint.events import EventSender
 from flux_endpoint.endpoint.intake import Refused, read_task, refuse
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.report import status_report
-from flux_endpoint.engine.base import Engine, EngineResult, EngineTask
+from flux_endpoint.endpoint.turn import Command, ConsumeRefused, Event, Signal, Turn
+from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError, PublishError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.queues import EndpointQueues
@@ -35,23 +36,12 @@ log = logging.getLogger(__name__)
 
 #: Events of one turn, and so of one transaction.
 MAX_TURN = 512
+#: Requests to end a task that are taken at a time.
+COMMAND_PREFETCH = 64
 #: Seconds of the AMQP heartbeat: how long a half-dead connection may block the task queue.
 AMQP_HEARTBEAT = 10
 #: Seconds that a stopping agent waits for the broker's last confirms.
 CONFIRM_GRACE = 3.0
-
-
-class _Signal(Enum):
-    STOP = auto()
-    ENGINE_STOPPED = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _ConsumeRefused:
-    reason: str
-
-
-_Event: TypeAlias = Delivery | EngineResult | Settled | StateChange | _ConsumeRefused | _Signal
 
 
 @dataclass(frozen=True)
@@ -67,16 +57,6 @@ class AgentStatus:
     state: str
     reason: str
     executor: str | None
-
-
-@dataclass
-class _Turn:
-    """What one turn has to record, and to do once it is recorded."""
-
-    accepted: list[EngineTask] = field(default_factory=list)
-    finished: list[EngineResult] = field(default_factory=list)
-    confirmed: list[str] = field(default_factory=list)
-    answered: list[Delivery] = field(default_factory=list)
 
 
 class Agent:
@@ -111,7 +91,7 @@ class Agent:
         self._url = url
         self._on_status = on_status
         self._heartbeat_target = Target(queues.heartbeat_queue_info)
-        self._inbox: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._running: set[str] = set()
         self._paused = False
         self._connected = False
@@ -126,11 +106,12 @@ class Agent:
         self._journal: Journal
         self._connection: AmqpConnection
         self._outbox: Outbox
+        self._events: EventSender
         self._consumer: Consumer
 
     def stop(self) -> None:
         """End in good order; a second call, at once. From any thread or signal handler."""
-        self._inbox.put(_Signal.STOP)
+        self._inbox.put(Signal.STOP)
 
     @property
     def in_flight(self) -> int:
@@ -157,7 +138,8 @@ class Agent:
                 max_unconfirmed=len(unpublished) + self._config.max_in_flight + 2 * MAX_PREFETCH,
             )
             self._outbox = Outbox(self._connection, self._queues.result_queue_info, self._inbox.put)
-            self._engine.start(self._inbox.put)
+            self._events = EventSender(self._connection, self._queues.event_queue_info)
+            self._engine.start(self._inbox.put, self._inbox.put)
             try:
                 self._begin(unpublished)
                 while time.monotonic() < self._leave_at:
@@ -186,7 +168,12 @@ class Agent:
             self._inbox.put,
             prefetch=min(self._config.prefetch, self._config.max_in_flight),
             exclusive=True,
-            on_refused=lambda reason: self._inbox.put(_ConsumeRefused(reason)),
+            on_refused=lambda reason: self._inbox.put(ConsumeRefused(reason)),
+        )
+        self._connection.consume(
+            self._queues.command_queue_info.queue,
+            lambda delivery: self._inbox.put(Command(delivery)),
+            prefetch=COMMAND_PREFETCH,
         )
         self._regulate()
 
@@ -200,10 +187,10 @@ class Agent:
 
     # One turn
 
-    def _take(self) -> list[_Event]:
+    def _take(self) -> list[Event]:
         """Wait for events, or until something is due; return what is there."""
         due = min(self._report_due, self._outbox.due, self._leave_at)
-        events: list[_Event] = []
+        events: list[Event] = []
         try:
             events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
             while len(events) < MAX_TURN:
@@ -212,7 +199,7 @@ class Agent:
             pass
         return events
 
-    def _turn(self, events: list[_Event]) -> None:
+    def _turn(self, events: list[Event]) -> None:
         turn = self._sort(events)
         if turn.accepted or turn.finished:
             with self._journal.batch():
@@ -224,10 +211,13 @@ class Agent:
                 self._journal.confirmed(turn.confirmed)
         for task in turn.accepted:
             self._submit(task)
+        for kill in turn.kills:
+            self._engine.cancel(str(kill.task_id), kill.signum)
         for delivery in turn.answered:
             delivery.ack()
         for result in turn.finished:
             self._publish(result.task_id, result.body)
+        self._events.send(turn.job_events)
         now = time.monotonic()
         if now >= self._outbox.due:
             for task_id in self._outbox.take_refused():
@@ -239,29 +229,57 @@ class Agent:
         else:
             self._regulate()
 
-    def _sort(self, events: list[_Event]) -> _Turn:
-        turn = _Turn()
-        deliveries = []
+    def _sort(self, events: list[Event]) -> Turn:
+        turn = Turn()
+        deliveries: list[Delivery] = []
+        commands: list[Delivery] = []
         for each in events:
             match each:
                 case Delivery():
                     deliveries.append(each)
                 case EngineResult():
                     self._finished(each, turn)
+                case EngineEvent():
+                    turn.job_events.append(each)
+                case Command(delivery):
+                    commands.append(delivery)
                 case Settled():
                     if self._outbox.settled(each):
                         turn.confirmed.append(each.task_id)
-                case StateChange():
-                    self._connection_changed(each)
-                case _ConsumeRefused():
-                    self._consume_refused(each.reason)
-                case _Signal():
-                    self._signalled(each)
+                case _:
+                    self._note(each)
         if deliveries and not self._stopping:  # else the broker keeps them for the next agent
             self._received(deliveries, turn)
+        for delivery in commands:
+            self._commanded(delivery, turn)
         return turn
 
-    def _received(self, deliveries: list[Delivery], turn: _Turn) -> None:
+    def _note(self, change: StateChange | ConsumeRefused | Signal) -> None:
+        match change:
+            case StateChange():
+                self._connection_changed(change)
+            case ConsumeRefused(reason):
+                self._consume_refused(reason)
+            case Signal():
+                self._signalled(change)
+
+    def _commanded(self, delivery: Delivery, turn: Turn) -> None:
+        kill = read_command(delivery)
+        if kill is None:
+            return
+        turn.answered.append(delivery)
+        task_id = str(kill.task_id)
+        event(log, logging.INFO, "asked to end a task", task_id=task_id, signum=kill.signum)
+        if task_id in self._running:
+            turn.kills.append(kill)
+        elif kill.signum is None and not self._is_over(task_id, turn):
+            turn.finished.append(cancelled_before_it_came(task_id).result)
+
+    def _is_over(self, task_id: str, turn: Turn) -> bool:
+        ending = any(result.task_id == task_id for result in turn.finished)
+        return ending or task_id in self._outbox or bool(self._journal.done([task_id]))
+
+    def _received(self, deliveries: list[Delivery], turn: Turn) -> None:
         fresh: dict[str, tuple[Delivery, EngineTask | Refused]] = {}
         # What this very turn ends is neither running any more nor in the journal's new place yet.
         ending = {result.task_id for result in turn.finished}.union(turn.confirmed)
@@ -302,13 +320,13 @@ class Agent:
                 self._running.add(task_id)
                 turn.accepted.append(task)
 
-    def _redelivered(self, task_id: str, turn: _Turn, delivery: Delivery) -> None:
+    def _redelivered(self, task_id: str, turn: Turn, delivery: Delivery) -> None:
         """Acknowledge a task that is here already; hurry its result if the broker refused it."""
         event(log, logging.DEBUG, "task redelivered", task_id=task_id)
         turn.answered.append(delivery)
         self._outbox.hurry(task_id)
 
-    def _finished(self, result: EngineResult, turn: _Turn) -> None:
+    def _finished(self, result: EngineResult, turn: Turn) -> None:
         if result.task_id in self._running:
             self._running.remove(result.task_id)
             turn.finished.append(result)
@@ -416,8 +434,8 @@ class Agent:
 
     # The end
 
-    def _signalled(self, signal: _Signal) -> None:
-        if signal is _Signal.ENGINE_STOPPED:
+    def _signalled(self, signal: Signal) -> None:
+        if signal is Signal.ENGINE_STOPPED:
             self._engine_stopped = True
         elif self._stopping:
             event(log, logging.WARNING, "endpoint stops at once")
@@ -445,7 +463,7 @@ class Agent:
         except Exception:
             log.exception("the engine did not stop in good order")
         finally:
-            self._inbox.put(_Signal.ENGINE_STOPPED)
+            self._inbox.put(Signal.ENGINE_STOPPED)
 
     def _consider_leaving(self) -> None:
         if not self._engine_stopped:
@@ -462,7 +480,7 @@ class Agent:
         self._report(active=False)
         self._connection.close(CONFIRM_GRACE if self._connected else 0.0)
         # What came in meanwhile, so that the next agent need not do it again.
-        last = _Turn()
+        last = Turn()
         while not self._inbox.empty():
             each = self._inbox.get()
             if isinstance(each, EngineResult):

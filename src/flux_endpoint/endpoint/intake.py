@@ -13,6 +13,7 @@ from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, ResultErrorDetails, pack
 from flux_endpoint.protocol.queues import (
+    ATTACH_HEADER,
     FUNCTION_ID_HEADER,
     RESOURCES_HEADER,
     RESULT_SERIALIZERS_HEADER,
@@ -46,7 +47,8 @@ def read_task(
     """
     task_id = _identity(headers, TASK_ID_HEADER)
     function_id = _identity(headers, FUNCTION_ID_HEADER)
-    if allowed_functions is not None and function_id not in allowed_functions:
+    runs_function = ATTACH_HEADER not in headers
+    if runs_function and allowed_functions is not None and function_id not in allowed_functions:
         text = f"function {function_id} is not allowed on endpoint {endpoint_id}"
         return refuse(task_id, ErrorCode.FUNCTION_NOT_ALLOWED, text, text)
     try:
@@ -56,6 +58,7 @@ def read_task(
             _buffer(body),
             _resources(headers.get(RESOURCES_HEADER)),
             _serializers(headers.get(RESULT_SERIALIZERS_HEADER)),
+            _attached_job(headers.get(ATTACH_HEADER)),
         )
     except InvalidMessageError as error:
         return refuse(
@@ -128,3 +131,11 @@ def _serializers(value: Any) -> list[str] | None:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise InvalidMessageError(f"header {RESULT_SERIALIZERS_HEADER} must be a list of text")
     return value or None
+
+
+def _attached_job(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.isascii() or not value.isdecimal():
+        raise InvalidMessageError(f"header {ATTACH_HEADER} must be a job id in decimal")
+    return int(value)

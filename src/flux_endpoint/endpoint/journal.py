@@ -32,6 +32,7 @@ CREATE TABLE tasks (
     resource_specification TEXT,
     result_serializers TEXT,
     buffer TEXT NOT NULL,
+    attach TEXT,
     received REAL NOT NULL
 );
 CREATE TABLE results (
@@ -116,7 +117,7 @@ class Journal:
         """Record tasks; one that is recorded already stays as it is."""
         now = time.time()
         self._database.executemany(
-            "INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     task.task_id,
@@ -124,6 +125,7 @@ class Journal:
                     _to_json(task.resource_specification),
                     _to_json(task.result_serializers),
                     task.buffer,
+                    _to_json(task.attach),
                     now,
                 )
                 for task in tasks
@@ -171,16 +173,17 @@ class Journal:
     def pending(self) -> Iterator[EngineTask]:
         """Yield the tasks that have not ended, in the order in which they came."""
         rows = self._database.execute(
-            "SELECT task_id, function_id, buffer, resource_specification, result_serializers"
-            " FROM tasks ORDER BY rowid"
+            "SELECT task_id, function_id, buffer, resource_specification, result_serializers,"
+            " attach FROM tasks ORDER BY rowid"
         )
-        for task_id, function_id, buffer, resources, serializers in rows:
+        for task_id, function_id, buffer, resources, serializers, attach in rows:
             yield EngineTask(
                 task_id,
                 function_id,
                 buffer,
                 json.loads(resources) if resources else None,
                 json.loads(serializers) if serializers else None,
+                json.loads(attach) if attach else None,
             )
 
     def unpublished(self) -> list[str]:

@@ -167,6 +167,7 @@ def _request(name: str, config: EndpointConfig, config_text: str) -> dict[str, A
         "public": config.public,
         "metadata": {
             "endpoint_version": __version__,
+            "flux_endpoint_version": __version__,
             "python_version": platform.python_version(),
             "hostname": socket.gethostname(),
             "local_user": _user(),

@@ -1,0 +1,40 @@
+"""Requests that come over the command queue: end a task, or signal its processes."""
+
+from __future__ import annotations
+
+import logging
+
+from flux_endpoint.amqp import Delivery
+from flux_endpoint.endpoint.intake import Refused, refuse
+from flux_endpoint.errors import InvalidMessageError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol.messages import TaskKill, unpack
+from flux_endpoint.protocol.states import ErrorCode
+
+log = logging.getLogger(__name__)
+
+
+def read_command(delivery: Delivery) -> TaskKill | None:
+    """Return the request in a delivery; one that makes no sense is set aside, and `None`."""
+    try:
+        message = unpack(delivery.body)
+        if isinstance(message, TaskKill):
+            return message
+        reason = f"a {message.message_type} message is no command"
+    except InvalidMessageError as error:
+        reason = str(error)
+    event(
+        log,
+        logging.ERROR,
+        "command set aside in the queue dead-letters",
+        message_id=delivery.message_id,
+        reason=reason,
+    )
+    delivery.reject()
+    return None
+
+
+def cancelled_before_it_came(task_id: str) -> Refused:
+    """Return the end of a task that is not here; the record of it keeps the task from starting."""
+    text = "TaskCancelled: the task was ended on request before it was started"
+    return refuse(task_id, ErrorCode.CANCELLED, text, "The task was ended on request.")

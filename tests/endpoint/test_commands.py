@@ -1,0 +1,121 @@
+"""Ending tasks on request, the events of their jobs, and following somebody else's job."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+from endpoint_world import PATIENCE, ObedientEngine, Service, running
+
+from flux_endpoint.endpoint.journal import Journal
+from flux_endpoint.engine.base import EngineEvent
+from flux_endpoint.protocol.messages import Task, pack
+from flux_endpoint.protocol.states import ErrorCode
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def test_a_request_to_end_a_task_reaches_the_engine_once_it_runs(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path, shutdown_grace=0):
+        task_id = service.send()
+        held_engine.next_submitted()
+        service.kill(task_id)
+        assert held_engine.cancelled.get(timeout=PATIENCE) == (task_id, None)
+        service.kill(task_id, 10)
+        assert held_engine.cancelled.get(timeout=PATIENCE) == (task_id, 10)
+
+
+def test_a_task_that_is_ended_before_it_came_never_starts(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    task_id = str(uuid.uuid4())
+    with running(service, engine, tmp_path):
+        service.kill(task_id)
+        result = service.next_result()
+        assert str(result.task_id) == task_id
+        assert result.error_details is not None
+        assert result.error_details.code == ErrorCode.CANCELLED
+        assert result.data.startswith("TaskCancelled")
+        service.send(task_id)
+        other = service.send()
+        assert str(service.next_result().task_id) == other
+    assert engine.all_submitted == [other]
+
+
+def test_a_signal_for_a_task_that_is_not_here_does_nothing(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, engine, tmp_path):
+        service.kill(str(uuid.uuid4()), 10)
+        task_id = service.send()
+        assert str(service.next_result().task_id) == task_id
+    assert engine.cancelled.empty()
+
+
+def test_a_request_for_a_task_that_has_ended_changes_nothing(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, engine, tmp_path):
+        task_id = service.send()
+        service.await_results([task_id])
+        service.kill(task_id)
+        other = service.send()
+        service.await_results([other])
+    assert service.counts == {task_id: 1, other: 1}
+
+
+@pytest.mark.parametrize(
+    "body", [b"nonsense", pack(Task(task_id=uuid.uuid4(), task_buffer="x"))], ids=["junk", "task"]
+)
+def test_a_command_that_makes_no_sense_is_set_aside(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path, body: bytes
+) -> None:
+    with running(service, held_engine, tmp_path, shutdown_grace=0):
+        service.command(body)
+        assert service.next_aside().body == body
+        task_id = service.send()
+        held_engine.next_submitted()
+        service.kill(task_id)
+        assert held_engine.cancelled.get(timeout=PATIENCE) == (task_id, None)
+
+
+def test_events_of_jobs_are_told_in_their_order(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    task_id = str(uuid.uuid4())
+    names = ["submit", "alloc", "start", "finish", "clean"]
+    with running(service, held_engine, tmp_path):
+        held_engine.tell(
+            *(EngineEvent(task_id, 42, name, 1.0 + n, {"n": n}) for n, name in enumerate(names))
+        )
+        told = service.next_events()
+        while len(told) < len(names):
+            told += service.next_events()
+    assert [each.name for each in told] == names
+    assert {(str(each.task_id), each.jobid) for each in told} == {(task_id, 42)}
+    assert told[3].context == {"n": 3}
+
+
+def test_a_task_that_follows_a_job_needs_no_function(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path, shutdown_grace=0, allowed_functions=[]):
+        task_id = service.send(
+            attach_jobid="13841203200", body=pack(Task(task_id=uuid.uuid4(), task_buffer=""))
+        )
+        task = held_engine.next_submitted()
+    assert (task.task_id, task.attach, task.buffer) == (task_id, 13841203200, "")
+    journal = Journal(tmp_path / "journal.db")
+    assert [kept.attach for kept in journal.pending()] == [13841203200]
+    journal.close()
+
+
+def test_a_job_id_that_is_none_is_refused(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, engine, tmp_path):
+        service.send(attach_jobid="f1")
+        assert "attach_jobid must be a job id in decimal" in service.next_result().data
