@@ -22,6 +22,7 @@ COMMANDS = {
     "stop": "flux_endpoint.cli.endpoint:stop",
     "list": "flux_endpoint.cli.endpoint:list_endpoints",
     "service": "flux_endpoint.cli.service:service",
+    "jobspec": "flux_endpoint.cli.jobspec:jobspec",
 }
 
 
