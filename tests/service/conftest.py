@@ -30,6 +30,9 @@ from flux_endpoint.service.store.engine import Database
 #: Nobody listens there: port 1 is privileged and unused.
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/%2F"
 
+#: What an endpoint of our own make says of itself.
+OWN = {"flux_endpoint_version": "1.0"}
+
 #: A packed function and packed arguments; a service looks at nothing but their lengths.
 FUNCTION = "12\n01\ngASVabcd\n"
 PAYLOAD = "8\n00\ngAQp\n8\n00\ngAR9\n"
@@ -161,6 +164,11 @@ class Peer:
         sent = self.connection.publish(queues.RESULTS_EXCHANGE, f"{endpoint_id}.results", body)
         sent.result(timeout=10)
 
+    def send_events(self, endpoint_id: str, body: bytes) -> None:
+        """Publish job events as an endpoint does."""
+        exchange, key = queues.EVENTS_EXCHANGE, queues.events_key(endpoint_id)
+        self.connection.publish(exchange, key, body).result(timeout=10)
+
     def send_report(self, endpoint_id: str, body: bytes) -> None:
         """Publish a status report as an endpoint does."""
         exchange, key = queues.HEARTBEATS_EXCHANGE, f"{endpoint_id}.heartbeats"
@@ -266,8 +274,9 @@ class Rest:
     def __init__(self, client: TestClient) -> None:
         self.client = client
 
-    def register_endpoint(self) -> str:
-        answer = self.client.post("/v3/endpoints", json={"endpoint_name": "lab"})
+    def register_endpoint(self, **what: Any) -> str:
+        """Register an endpoint; with `metadata=OWN` one of our own make."""
+        answer = self.client.post("/v3/endpoints", json={"endpoint_name": "lab", **what})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["endpoint_id"])
 

@@ -35,7 +35,7 @@ def test_every_other_route_needs_a_token(api: TestClient) -> None:
         for method in methods
         if path != "/v2/version"
     ]
-    assert len(routes) == 16
+    assert len(routes) == 20
     for method, path in routes:
         filled = path
         for name in ("function_id", "endpoint_id", "task_id", "group_id"):

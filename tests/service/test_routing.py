@@ -26,6 +26,7 @@ def test_a_registration_tells_where_everything_is(live: Rest, amqp_vhost: str) -
     endpoint_id = answer["endpoint_id"]
     url = f"{amqp_vhost}?heartbeat=10"
     assert answer == queues.endpoint_queues(endpoint_id, url).model_dump()
+    assert answer["event_queue_info"]["queue_publish_kwargs"]["exchange"] == "events"
     again = live.client.put(f"/v3/endpoints/{endpoint_id}", json=body).json()
     assert again == answer
 
@@ -40,9 +41,10 @@ def test_what_registration_names_exists(live: Rest, amqp_vhost: str) -> None:
     endpoint_id = live.register_endpoint()
     connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost))
     channel = connection.channel()
-    for name in (f"{endpoint_id}.tasks", f"{endpoint_id}.commands", "results", "heartbeats"):
+    shared = ("results", "heartbeats", "events")
+    for name in (f"{endpoint_id}.tasks", f"{endpoint_id}.commands", *shared):
         channel.queue_declare(name, passive=True)
-    for name in ("tasks", "commands", "results", "heartbeats", "dead-letters"):
+    for name in ("tasks", "commands", *shared, "dead-letters"):
         channel.exchange_declare(name, passive=True)
     connection.close()
 

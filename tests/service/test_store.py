@@ -4,13 +4,15 @@ import stat
 import threading
 from pathlib import Path
 
+import alembic.command
+import alembic.config
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from flux_endpoint.errors import ConfigurationError
-from flux_endpoint.service.store import users
+from flux_endpoint.service.store import tasks, users
 from flux_endpoint.service.store.engine import Database, chunks
 from flux_endpoint.service.store.tables import metadata
 
@@ -18,6 +20,55 @@ from flux_endpoint.service.store.tables import metadata
 def test_migrations_lead_to_the_schema(database: Database) -> None:
     with database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_database_of_the_first_release_keeps_what_it_has(database: Database) -> None:
+    move_to(database, "0001")
+    with database.write() as connection:
+        for table, columns, values in FIRST_RELEASE:
+            connection.execute(sa.text(f"INSERT INTO {table} ({columns}) VALUES ({values})"))
+    database.migrate()
+    with database.read() as connection:
+        (task,) = tasks.task_states(connection, "u", ["t"])
+        assert (task.status, task.completed_at) == ("success", 2)
+        assert tasks.group_tasks(connection, "g") == ["t"]
+
+
+def test_a_migration_can_be_undone(database: Database) -> None:
+    move_to(database, "base")
+    with database.read() as connection:
+        assert sa.inspect(connection).get_table_names() == ["alembic_version"]
+
+
+def move_to(database: Database, revision: str) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", "flux_endpoint.service:migrations")
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, revision)
+
+
+#: Table, columns and values of what a first release may have stored.
+FIRST_RELEASE = (
+    ("users", "id, name, created_at", "'u', 'ada', 1"),
+    ("functions", "id, owner_id, name, code, public, created_at", "'f', 'u', 'f', 'x', false, 1"),
+    (
+        "endpoints",
+        "id, owner_id, name, public, multi_user, metadata, created_at",
+        "'e', 'u', 'lab', false, false, '{}', 1",
+    ),
+    ("task_groups", "id, owner_id, created_at", "'g', 'u', 1"),
+    (
+        "submissions",
+        "id, owner_id, endpoint_id, group_id, create_queue, created_at",
+        "'s', 'u', 'e', 'g', true, 1",
+    ),
+    (
+        "tasks",
+        "id, submission_id, position, function_id, completed_at, failed, result",
+        "'t', 's', 0, 'f', 2, false, '00'",
+    ),
+)
 
 
 def test_services_that_start_together_migrate_once(database_url: str) -> None:

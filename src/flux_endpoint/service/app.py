@@ -9,7 +9,17 @@ from fastapi import FastAPI
 from flux_endpoint.service import errors
 from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.context import ServiceContext
-from flux_endpoint.service.routes import amqp, endpoints, functions, submit, tasks, version
+from flux_endpoint.service.routes import (
+    amqp,
+    attach,
+    endpoints,
+    events,
+    functions,
+    kill,
+    submit,
+    tasks,
+    version,
+)
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 
@@ -36,6 +46,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan)
     errors.add_handlers(app)
-    for noun in (version, functions, endpoints, submit, tasks, amqp):
+    for noun in (version, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
     return app

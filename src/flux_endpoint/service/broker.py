@@ -1,7 +1,7 @@
 """The service's two connections to the broker, and what it says about them.
 
-Tasks go out on one connection, results and status reports come in on the other: a flood of tasks
-does not hold up results.
+Tasks and commands go out on one connection; results, job events and status reports come in on the
+other: a flood of tasks does not hold up results.
 """
 
 import logging
@@ -11,6 +11,7 @@ from flux_endpoint.amqp import AmqpConnection, ConnectionState
 from flux_endpoint.amqp.connection import StateChange
 from flux_endpoint.logs import event
 from flux_endpoint.service import topology
+from flux_endpoint.service.events import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
 from flux_endpoint.service.results import ResultConsumer
 from flux_endpoint.service.routing import TaskPublisher
@@ -31,6 +32,7 @@ class Broker:
         self.publisher = TaskPublisher(database, self._outward)
         self._consumers = (
             ResultConsumer(database, self._inward),
+            EventConsumer(database, self._inward),
             HeartbeatConsumer(database, self._inward),
         )
 

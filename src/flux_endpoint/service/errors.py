@@ -44,6 +44,15 @@ def invalid_field(field: str, problem: str) -> ServiceError:
     )
 
 
+def broker_unavailable() -> ServiceError:
+    """Return what to answer when the broker had to do its part and did not."""
+    return ServiceError(
+        "the service can't reach its message broker now; try again in a while",
+        http_status=503,
+        code="BROKER_UNAVAILABLE",
+    )
+
+
 def error_answer(
     error: ServiceError,
     *,

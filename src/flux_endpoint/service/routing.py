@@ -12,18 +12,20 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from flux_endpoint.amqp import AmqpConnection
-from flux_endpoint.errors import PublishError
+from flux_endpoint.errors import AmqpError, PublishError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.service import topology
+from flux_endpoint.service.countdown import Countdown
 from flux_endpoint.service.store import endpoints, functions, tasks
 from flux_endpoint.service.store.engine import Database, chunks
 
@@ -38,6 +40,8 @@ _DECLARE_TIMEOUT = 30.0
 # A group's queue is declared again after so many seconds, should it have vanished from the broker.
 _DECLARED_FOR = 600.0
 _MAX_DECLARED = 10_000
+# What a task without a function has in the header that an endpoint requires.
+_NO_FUNCTION = str(UUID(int=0))
 
 
 @dataclass
@@ -47,6 +51,17 @@ class _Outgoing:
     submission: tasks.Submission
     new: Sequence[tasks.NewTask]
     code: dict[str, str]
+    done: Future[None] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A message that is no task: sent once, and forgotten if it can't be."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    headers: Mapping[str, object] | None
     done: Future[None] = field(default_factory=Future)
 
 
@@ -76,7 +91,7 @@ class _Stop:
     """End the thread."""
 
 
-_Item = _Outgoing | _Declared | _Confirmed | _Wake | _Stop
+_Item = _Outgoing | _Message | _Declared | _Confirmed | _Wake | _Stop
 
 
 class TaskPublisher:
@@ -135,6 +150,32 @@ class TaskPublisher:
             return False
         return True
 
+    def send(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        timeout: float,
+        headers: Mapping[str, object] | None = None,
+    ) -> None:
+        """Publish one message and wait for its confirm.
+
+        Raises:
+            UnroutableError: no queue takes it.
+            AmqpError: the broker has not confirmed it within `timeout`; it may still arrive.
+        """
+        deadline = time.monotonic() + timeout
+        if not self._connected.wait(timeout):
+            raise AmqpError("there is no connection to the message broker")
+        if not self._room.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise AmqpError("too much is waiting for the message broker")
+        message = _Message(exchange, routing_key, body, headers)
+        self._inbox.put(message)
+        try:
+            message.done.result(timeout=max(deadline - time.monotonic(), 0))
+        except TimeoutError as error:
+            raise AmqpError(f"the message broker did not answer in {timeout} s") from error
+
     def declare_endpoint(self, endpoint_id: str, timeout: float) -> bool:
         """Declare the queues of an endpoint; return whether they exist within `timeout`."""
         return self._declare(topology.of_endpoint(endpoint_id), timeout)
@@ -142,6 +183,10 @@ class TaskPublisher:
     def declare_group(self, group_id: str, timeout: float) -> bool:
         """Declare the queue of a task group; return whether it exists within `timeout`."""
         return self._declare([topology.of_group(group_id)], timeout)
+
+    def declare_group_events(self, group_id: str, timeout: float) -> bool:
+        """Declare the queue of a group's job events; return whether it exists in `timeout`."""
+        return self._declare([topology.of_group_events(group_id)], timeout)
 
     def _declare(self, things: list[topology.Declaration], timeout: float) -> bool:
         deadline = time.monotonic() + timeout
@@ -186,7 +231,7 @@ class TaskPublisher:
         while not self._inbox.empty():
             items.append(self._inbox.get())
         for item in items:
-            if isinstance(item, _Outgoing):
+            if isinstance(item, _Outgoing | _Message):
                 self._room.release()
         return items
 
@@ -198,6 +243,8 @@ class TaskPublisher:
         for item in items:
             if isinstance(item, _Outgoing):
                 self._send(item)
+            elif isinstance(item, _Message):
+                self._send_message(item)
             elif isinstance(item, _Declared):
                 self._publish_all(item.outgoing, item.error)
         if restart:
@@ -255,6 +302,16 @@ class TaskPublisher:
                 lambda done: self._inbox.put(_Declared(outgoing, done.exception()))
             )
 
+    def _send_message(self, message: _Message) -> None:
+        try:
+            confirm = self._connection.publish(
+                message.exchange, message.routing_key, message.body, headers=message.headers
+            )
+        except PublishError as closed:
+            message.done.set_exception(closed)
+        else:
+            confirm.add_done_callback(partial(_copy, message.done))
+
     def _group_declared(self, submission: tasks.Submission) -> Future[None] | None:
         """Return what to wait for before publishing, `None` if that is nothing."""
         if not submission.create_queue:
@@ -272,7 +329,7 @@ class TaskPublisher:
         if error is not None or not outgoing.new:
             self._on_done(outgoing, error)
             return
-        countdown = _Countdown(len(outgoing.new), partial(self._on_done, outgoing))
+        countdown = Countdown(len(outgoing.new), partial(self._on_done, outgoing))
         try:
             for confirm in self._publish_each(outgoing):
                 confirm.add_done_callback(countdown.one_done)
@@ -283,7 +340,8 @@ class TaskPublisher:
         submission = outgoing.submission
         headers = _shared_headers(submission)
         queue_name = queues.tasks_queue(submission.endpoint_id)
-        code = {function_id: json.dumps(text)[:-1] for function_id, text in outgoing.code.items()}
+        code: dict[str | None, str] = {None: '"'}  # without a function the buffer is empty
+        code.update((each, json.dumps(text)[:-1]) for each, text in outgoing.code.items())
         for task in outgoing.new:
             # Two JSON strings make one: the function's is encoded once for all of its tasks.
             body = (
@@ -296,7 +354,7 @@ class TaskPublisher:
                 body,
                 headers={
                     queues.TASK_ID_HEADER: task.id,
-                    queues.FUNCTION_ID_HEADER: task.function_id,
+                    queues.FUNCTION_ID_HEADER: task.function_id or _NO_FUNCTION,
                     **headers,
                 },
             )
@@ -318,30 +376,13 @@ class TaskPublisher:
         for submission in fresh:
             with self._database.read() as connection:
                 new = tasks.open_tasks(connection, submission.id)
-                code = functions.function_code(connection, {task.function_id for task in new})
+                used = {task.function_id for task in new if task.function_id is not None}
+                code = functions.function_code(connection, used)
             self._send(_Outgoing(submission, new, code))
         if fresh:
             event(log, logging.INFO, "publishing stored tasks", submissions=len(fresh))
         if len(fresh) == _OUTBOX_PAGE:
             self._inbox.put(_Wake())
-
-
-class _Countdown:
-    """Calls `on_zero` with the first error, if any, once `count` futures are done."""
-
-    def __init__(self, count: int, on_zero: "partial[None]") -> None:
-        self._left = count
-        self._on_zero = on_zero
-        self._error: BaseException | None = None
-        self._lock = threading.Lock()
-
-    def one_done(self, future: Future[None]) -> None:
-        with self._lock:
-            self._left -= 1
-            self._error = self._error or future.exception()
-            if self._left:
-                return
-        self._on_zero(self._error)
 
 
 def _copy(to: Future[None], done: Future[None]) -> None:
@@ -358,4 +399,6 @@ def _shared_headers(submission: tasks.Submission) -> dict[str, object]:
         headers[queues.RESOURCES_HEADER] = json.dumps(submission.resource_specification)
     if submission.result_serializers:
         headers[queues.RESULT_SERIALIZERS_HEADER] = submission.result_serializers
+    if submission.attach_jobid is not None:
+        headers[queues.ATTACH_HEADER] = submission.attach_jobid
     return headers

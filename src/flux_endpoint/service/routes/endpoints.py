@@ -17,7 +17,7 @@ from flux_endpoint.protocol.rest import (
     UuidText,
 )
 from flux_endpoint.service.context import Service, ServiceContext
-from flux_endpoint.service.errors import invalid_field
+from flux_endpoint.service.errors import broker_unavailable, invalid_field
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.endpoints import Endpoint
@@ -177,11 +177,7 @@ def _register(
             raise invalid_field(field, "must not contain NUL")
     # The queues come first: a 503 is repeated by clients, and must have left nothing behind.
     if not service.publisher.declare_endpoint(endpoint_id, service.settings.publish_timeout):
-        raise ServiceError(
-            "the service can't reach its message broker now; try again in a while",
-            http_status=503,
-            code="BROKER_UNAVAILABLE",
-        )
+        raise broker_unavailable()
     with service.database.write() as connection:
         endpoints.put_endpoint(connection, endpoint_id, caller.id, request)
     return endpoint_queues(endpoint_id, service.settings.endpoint_amqp_url)

@@ -6,29 +6,24 @@ from typing import Annotated
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi import APIRouter, Path
 from fastapi.responses import Response
 from pydantic import Field, ValidationError
-from sqlalchemy.exc import IntegrityError
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
-from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER, SubmitAnswer, SubmitBatch, UuidText
-from flux_endpoint.service import buffers
-from flux_endpoint.service.context import Service, ServiceContext
+from flux_endpoint.protocol.rest import SubmitAnswer, SubmitBatch, UuidText
+from flux_endpoint.service import buffers, submissions
+from flux_endpoint.service.context import Service
 from flux_endpoint.service.errors import invalid_field, invalid_request
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.routes.endpoints import usable
+from flux_endpoint.service.routes.request import IdempotencyKey, RawBody
 from flux_endpoint.service.store import functions, tasks
 from flux_endpoint.service.store.ids import ordered_ids
 from flux_endpoint.service.store.users import User
 
 router = APIRouter()
-
-_MAX_KEY = 256
-
-# Two services on one database may try the same key, or the same new group, at the same moment.
-_STORE_ATTEMPTS = 3
 
 
 class _Batch(SubmitBatch):
@@ -45,20 +40,13 @@ class _Payloads:
     payloads: list[str]
 
 
-async def _body(request: Request) -> bytes:
-    # Raw: its hash makes a repetition known, and it is parsed on the route's thread.
-    return await request.body()
-
-
 @router.post("/v3/endpoints/{endpoint_id}/submit")
 def submit(
     endpoint_id: Annotated[UuidText, Path()],
-    body: Annotated[bytes, Depends(_body)],
+    body: RawBody,
     service: Service,
     caller: Caller,
-    idempotency_key: Annotated[
-        str | None, Header(alias=IDEMPOTENCY_HEADER, min_length=1, max_length=_MAX_KEY)
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Store the tasks of a batch and publish them; with an idempotency key only once."""
     try:
@@ -80,7 +68,7 @@ def submit(
         else None,
     )
     with service.database.read() as connection:
-        stored = _earlier(connection, submission)
+        stored = submissions.earlier(connection, submission)
         if stored is None:
             code = _permitted(connection, endpoint_id, by_function, caller)
     if stored is None:
@@ -93,7 +81,7 @@ def submit(
                 ordered_ids(len(payloads)), payloads, strict=True
             )
         ]
-        stored = _store(service, submission, new)
+        stored = submissions.store(service.database, submission, new)
         if stored is submission:
             service.publisher.publish(stored, new, code, service.settings.publish_timeout)
             return _answer(stored, by_function, _ids(new))
@@ -172,64 +160,15 @@ def _permitted(
     return {function_id: function.code for function_id, function in found.items()}
 
 
-def _earlier(connection: sa.Connection, submission: tasks.Submission) -> tasks.Submission | None:
-    """Return what was stored under the same key, if the request was the same."""
-    if submission.idempotency_key is None:
-        return None
-    earlier = tasks.submission_by_key(connection, submission.owner_id, submission.idempotency_key)
-    if earlier is not None and earlier.body_hash != submission.body_hash:
-        raise ServiceError(
-            f"this {IDEMPOTENCY_HEADER} was used for another request: take a new one for each",
-            http_status=422,
-            code="IDEMPOTENCY_KEY_REUSED",
-            field=IDEMPOTENCY_HEADER,
-        )
-    return earlier
-
-
-def _store(
-    service: ServiceContext, submission: tasks.Submission, new: list[tasks.NewTask]
-) -> tasks.Submission:
-    """Store `submission` and return it, or return what was stored under its key before."""
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            with service.database.write() as connection:
-                earlier = _earlier(connection, submission)
-                if earlier is not None:
-                    return earlier
-                _join_group(connection, submission)
-                tasks.add_submission(connection, submission, new)
-        except IntegrityError:
-            if attempt == _STORE_ATTEMPTS:
-                raise
-        else:
-            return submission
-
-
-def _join_group(connection: sa.Connection, submission: tasks.Submission) -> None:
-    owner_id = tasks.group_owner(connection, submission.group_id)
-    if owner_id is None:
-        tasks.add_group(connection, submission.group_id, submission.owner_id)
-    elif owner_id != submission.owner_id:
-        raise ServiceError(
-            f"task group {submission.group_id} belongs to somebody else",
-            http_status=403,
-            code="TASK_GROUP_NOT_PERMITTED",
-            field="task_group_id",
-        )
-
-
-def _ids(new: list[tasks.NewTask]) -> dict[str, list[str]]:
-    ids: dict[str, list[str]] = {}
+def _ids(new: list[tasks.NewTask]) -> dict[str | None, list[str]]:
+    ids: dict[str | None, list[str]] = {}
     for task in new:
         ids.setdefault(task.function_id, []).append(task.id)
     return ids
 
 
 def _answer(
-    submission: tasks.Submission, by_function: list[_Payloads], ids: dict[str, list[str]]
+    submission: tasks.Submission, by_function: list[_Payloads], ids: dict[str | None, list[str]]
 ) -> Response:
     answer = SubmitAnswer(
         request_id=submission.id,

@@ -5,6 +5,7 @@ import time
 from typing import Annotated, Any
 from uuid import UUID
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
@@ -14,23 +15,21 @@ from flux_endpoint.protocol.states import TaskState
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store.users import User
 
 router = APIRouter()
 
 
+TaskId = Annotated[UuidText, Path()]
+GroupId = Annotated[UuidText, Path()]
+
+
 @router.get("/v2/tasks/{task_id}")
-def read(task_id: Annotated[UuidText, Path()], service: Service, caller: Caller) -> Response:
+def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
     """Return the state of one task, and its result if it has ended."""
     with service.database.read() as connection:
-        found = list(tasks.task_states(connection, caller.id, [task_id]))
-    if not found:
-        raise ServiceError(
-            f"task {task_id} is unknown",
-            http_status=404,
-            code="TASK_NOT_FOUND",
-            field="task_id",
-        )
-    return _json_answer(_document(found[0]))
+        task = owned(connection, task_id, caller)
+    return json_answer(_document(task))
 
 
 @router.post("/v2/batch_status")
@@ -46,13 +45,11 @@ def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Respon
         asked: found.get(task_id) or _unknown_document(asked)
         for asked, task_id in canonical.items()
     }
-    return _json_answer({"response": "batch", "results": results})
+    return json_answer({"response": "batch", "results": results})
 
 
 @router.get("/v2/taskgroup/{group_id}")
-def read_group(
-    group_id: Annotated[UuidText, Path()], service: Service, caller: Caller
-) -> TaskGroupAnswer:
+def read_group(group_id: GroupId, service: Service, caller: Caller) -> TaskGroupAnswer:
     """Return the tasks of a group."""
     with service.database.read() as connection:
         if tasks.group_owner(connection, group_id) != caller.id:
@@ -68,6 +65,23 @@ def read_group(
     )
 
 
+def owned(connection: sa.Connection, task_id: str, caller: User) -> tasks.TaskState:
+    """Return a task of `caller`.
+
+    Raises:
+        ServiceError: 404, there is no such task, or it is somebody else's.
+    """
+    found = list(tasks.task_states(connection, caller.id, [task_id]))
+    if not found:
+        raise ServiceError(
+            f"task {task_id} is unknown",
+            http_status=404,
+            code="TASK_NOT_FOUND",
+            field="task_id",
+        )
+    return found[0]
+
+
 def _canonical(task_id: str) -> str:
     try:
         return str(UUID(task_id))
@@ -75,18 +89,17 @@ def _canonical(task_id: str) -> str:
         return ""  # no task's id
 
 
-def _json_answer(content: Any) -> Response:
+def json_answer(content: Any) -> Response:
     """Return `content` as JSON in ASCII: a result's text may hold what UTF-8 can't say."""
     return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
 
 
 def _document(task: tasks.TaskState) -> dict[str, Any]:
     if task.completed_at is None:
-        state = TaskState.RECEIVED if task.published_at is None else TaskState.WAITING_FOR_EP
-        return {"task_id": task.id, "status": state}
+        return {"task_id": task.id, "status": task.status}
     return {
         "task_id": task.id,
-        "status": TaskState.FAILED if task.failed else TaskState.SUCCESS,
+        "status": task.status,
         "exception" if task.failed else "result": (task.result or b"").decode(
             errors="surrogatepass"
         ),

@@ -14,6 +14,9 @@ from flux_endpoint.service.store.tables import endpoints, users
 #: Seconds between two reports of an endpoint that doesn't say.
 DEFAULT_HEARTBEAT_PERIOD = 30.0
 
+#: Key of an endpoint's metadata by which this project's endpoints are known.
+OWN_MAKE_KEY = "flux_endpoint_version"
+
 #: An endpoint is offline when it missed so many reports.
 MISSED_REPORTS = 3
 
@@ -35,6 +38,11 @@ class Endpoint:
     last_seen: float | None
     last_report: dict[str, Any] | None
 
+    @property
+    def is_own_make(self) -> bool:
+        """Whether it is one of this project's, which can end tasks and attach to jobs."""
+        return OWN_MAKE_KEY in self.metadata
+
     def is_online(self, now: float) -> bool:
         """Whether its last report is recent and doesn't say that it is going away."""
         report = self.last_report
@@ -54,9 +62,11 @@ _COLUMNS = (
 )
 
 
-def get_endpoint(connection: sa.Connection, endpoint_id: str) -> Endpoint | None:
-    """Return an endpoint that was not deleted."""
-    rows = _select(connection, endpoints.c.id == endpoint_id)
+def get_endpoint(
+    connection: sa.Connection, endpoint_id: str, *, deleted: bool = False
+) -> Endpoint | None:
+    """Return an endpoint; with `deleted` also one that was deleted."""
+    rows = _select(connection, endpoints.c.id == endpoint_id, deleted=deleted)
     return rows[0] if rows else None
 
 
@@ -137,11 +147,15 @@ def record_reports(
     )
 
 
-def _select(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[Endpoint]:
+def _select(
+    connection: sa.Connection, condition: sa.ColumnElement[bool], *, deleted: bool = False
+) -> list[Endpoint]:
     query = (
         sa.select(*_COLUMNS)
         .join_from(endpoints, users)
-        .where(condition, endpoints.c.deleted_at.is_(None))
+        .where(condition)
         .order_by(endpoints.c.created_at)
     )
+    if not deleted:
+        query = query.where(endpoints.c.deleted_at.is_(None))
     return [Endpoint(**row) for row in connection.execute(query).mappings()]

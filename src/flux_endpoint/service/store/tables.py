@@ -6,6 +6,7 @@ may hold characters that a database's text type refuses (NUL).
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 metadata = MetaData(
@@ -97,6 +99,7 @@ submissions = Table(
     Column("create_queue", Boolean, nullable=False),
     Column("resource_specification", JSON(none_as_null=True)),
     Column("result_serializers", JSON(none_as_null=True)),
+    Column("attach_jobid", String(20)),  # decimal: it has 64 bits, and no sign
     Column("created_at", Double, nullable=False),
     Column("published_at", Double),
 )
@@ -119,7 +122,7 @@ tasks = Table(
     Column("id", String(36), primary_key=True),
     Column("submission_id", ForeignKey("submissions.id"), nullable=False),
     Column("position", Integer, nullable=False),  # within the submission
-    Column("function_id", ForeignKey("functions.id"), nullable=False),
+    Column("function_id", ForeignKey("functions.id")),  # NULL: follows a job
     Column("payload", LargeBinary),  # packed arguments; dropped once there is a result
     Column("completed_at", Double),  # NULL: not ended
     Column("failed", Boolean),
@@ -127,3 +130,16 @@ tasks = Table(
     Column("details", JSON(none_as_null=True)),
 )
 Index("ix_tasks_submission_id_position", tasks.c.submission_id, tasks.c.position)
+
+#: Events of the jobs that tasks became, in their order of arrival.
+task_events = Table(
+    "task_events",
+    metadata,
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("task_id", ForeignKey("tasks.id"), nullable=False),
+    Column("jobid", String(20)),
+    Column("name", String(256), nullable=False),
+    Column("timestamp", Double, nullable=False),
+    Column("context", JSON, nullable=False),
+    UniqueConstraint("task_id", "name", "timestamp"),
+)

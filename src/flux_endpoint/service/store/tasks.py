@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from flux_endpoint.protocol import states
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import endpoints, submissions, task_groups, tasks
 
@@ -16,7 +17,8 @@ class NewTask:
     """A task to store."""
 
     id: str
-    function_id: str
+    #: `None`: there is none, the task follows the job that its submission names.
+    function_id: str | None
     payload: str
 
 
@@ -31,6 +33,8 @@ class Submission:
     create_queue: bool
     resource_specification: dict[str, Any] | None = None
     result_serializers: list[str] | None = None
+    #: Decimal id of the job that the only task of this submission follows.
+    attach_jobid: str | None = None
     idempotency_key: str | None = None
     body_hash: str | None = None
     created_at: float = field(default_factory=time.time)
@@ -42,11 +46,20 @@ class TaskState:
     """A task as its owner sees it."""
 
     id: str
+    endpoint_id: str
     published_at: float | None
     completed_at: float | None
     failed: bool | None
     result: bytes | None
     details: dict[str, Any] | None
+
+    @property
+    def status(self) -> states.TaskState:
+        """What the task's owner is told."""
+        if self.completed_at is not None:
+            return states.TaskState.FAILED if self.failed else states.TaskState.SUCCESS
+        received = self.published_at is None
+        return states.TaskState.RECEIVED if received else states.TaskState.WAITING_FOR_EP
 
 
 @dataclass(frozen=True)
@@ -123,14 +136,16 @@ def add_submission(
         connection.execute(sa.insert(tasks), rows)
 
 
-def task_ids_by_function(connection: sa.Connection, submission_id: str) -> dict[str, list[str]]:
+def task_ids_by_function(
+    connection: sa.Connection, submission_id: str
+) -> dict[str | None, list[str]]:
     """Return a submission's task ids in the order in which its answer named them."""
     query = (
         sa.select(tasks.c.function_id, tasks.c.id)
         .where(tasks.c.submission_id == submission_id)
         .order_by(tasks.c.position)
     )
-    found: dict[str, list[str]] = {}
+    found: dict[str | None, list[str]] = {}
     for function_id, task_id in connection.execute(query):
         found.setdefault(function_id, []).append(task_id)
     return found
@@ -181,6 +196,7 @@ def task_states(
         query = (
             sa.select(
                 tasks.c.id,
+                submissions.c.endpoint_id,
                 submissions.c.published_at,
                 tasks.c.completed_at,
                 tasks.c.failed,

@@ -1,0 +1,154 @@
+"""Job events on their way to whoever follows a task: stored, sent on, then acknowledged.
+
+Nobody needs to listen: who asks later gets the events from the store.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from flux_endpoint.amqp import AmqpConnection, Delivery
+from flux_endpoint.errors import InvalidMessageError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.jobid import parse_jobid
+from flux_endpoint.protocol.messages import VERSION_BYTE, TaskEvent, TaskEvents, unpack
+from flux_endpoint.service.consumer import BatchConsumer
+from flux_endpoint.service.countdown import Countdown
+from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.store.events import JobEvent, add_events, known_events
+
+log = logging.getLogger(__name__)
+
+#: Deliveries that the broker may have sent us and we have not acknowledged; each has many events.
+PREFETCH = 64
+
+# Most events of one message to a task group.
+_MESSAGE_EVENTS = 500
+_MAX_NAME = 256
+
+
+@dataclass(frozen=True)
+class _Received:
+    delivery: Delivery
+    events: list[JobEvent]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What is to be done with the deliveries of a committed transaction."""
+
+    accepted: list[Delivery] = field(default_factory=list)
+    strays: list[Delivery] = field(default_factory=list)
+    forward: dict[str, list[JobEvent]] = field(default_factory=dict)  # by task group
+
+
+class EventConsumer(BatchConsumer[_Received, _Stored]):
+    """Consumes the queue `events`."""
+
+    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+        super().__init__(connection, queues.EVENTS_QUEUE, noun="job events", prefetch=PREFETCH)
+        self._database = database
+
+    def read(self, delivery: Delivery) -> _Received:
+        """Return the events in a message."""
+        try:
+            message = unpack(delivery.body)
+        except RecursionError as error:
+            raise InvalidMessageError("message body is nested too deeply") from error
+        if not isinstance(message, TaskEvents):
+            raise InvalidMessageError(f"expected task_events, got a {message.message_type} message")
+        return _Received(delivery, [_checked(each) for each in message.events])
+
+    def store(self, received: Sequence[_Received]) -> _Stored:
+        """Store the events that are new."""
+        stored = _Stored()
+        new: list[JobEvent] = []
+        unknown: set[str] = set()
+        with self._database.write() as connection:
+            named = {each.task_id for message in received for each in message.events}
+            routes = tasks.routes(connection, named)
+            seen = known_events(connection, routes)
+            for message in received:
+                delivery = message.delivery
+                if not _owns_all(delivery.routing_key, message, routes):
+                    stored.strays.append(delivery)
+                    continue
+                stored.accepted.append(delivery)
+                for each in message.events:
+                    route = routes.get(each.task_id)
+                    if route is None:
+                        unknown.add(each.task_id)
+                        continue
+                    if each.key not in seen:
+                        seen.add(each.key)
+                        new.append(each)
+                    elif not delivery.redelivered:
+                        continue
+                    # Else we may have ended after it was stored and before it was sent on.
+                    stored.forward.setdefault(route.group_id, []).append(each)
+            add_events(connection, new)
+        for task_id in unknown:
+            event(log, logging.WARNING, "job events of an unknown task", task_id=task_id)
+        return stored
+
+    def settle(self, stored: _Stored) -> None:
+        """Send the new ones to their groups; acknowledge when the broker has them all."""
+        for delivery in stored.strays:
+            self.set_aside(delivery, "it names a task of another endpoint")
+
+        def acknowledge(error: BaseException | None) -> None:
+            if error is not None:  # whoever looks for them finds them in the store
+                event(log, logging.WARNING, "job events not sent on", reason=error)
+            for delivery in stored.accepted:
+                delivery.ack()
+
+        messages = [
+            (queues.task_group_events_queue(group_id), body)
+            for group_id, events in stored.forward.items()
+            for body in _bodies(events)
+        ]
+        if not messages:
+            acknowledge(None)
+            return
+        countdown = Countdown(len(messages), acknowledge)
+        for queue_name, body in messages:
+            # Not mandatory: there is a queue only while somebody follows the group.
+            sent = self.connection.publish("", queue_name, body, mandatory=False)
+            sent.add_done_callback(countdown.one_done)
+
+
+def _owns_all(routing_key: str, message: _Received, routes: dict[str, tasks.Route]) -> bool:
+    owners = {routes[each.task_id].endpoint_id for each in message.events if each.task_id in routes}
+    return all(routing_key == queues.events_key(owner) for owner in owners)
+
+
+def _checked(received: TaskEvent) -> JobEvent:
+    """Return an event whose values every database can store."""
+    name = received.name
+    if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+        raise InvalidMessageError(
+            f"an event's name must have 1 to {_MAX_NAME} printable characters, not {name[:99]!r}"
+        )
+    if not math.isfinite(received.timestamp):
+        raise InvalidMessageError(f"event '{name}': its timestamp is {received.timestamp}")
+    try:
+        jobid = None if received.jobid is None else parse_jobid(received.jobid)
+    except ValueError as error:
+        raise InvalidMessageError(f"event '{name}': {error}") from error
+    return JobEvent(str(received.task_id), jobid, name, received.timestamp, received.context)
+
+
+def _bodies(events: list[JobEvent]) -> Iterator[bytes]:
+    left = iter(events)
+    while part := list(islice(left, _MESSAGE_EVENTS)):
+        # ASCII: a context may hold what UTF-8 can't say.
+        envelope = {
+            "message_type": TaskEvents.message_type,
+            "data": {"events": [vars(each) for each in part]},
+        }
+        yield VERSION_BYTE + json.dumps(envelope, separators=(",", ":")).encode()

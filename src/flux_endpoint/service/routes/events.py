@@ -1,0 +1,36 @@
+"""Job events: what came so far, and where those to come can be followed."""
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.rest import EventStreamAnswer, TaskEventsAnswer
+from flux_endpoint.service import submissions
+from flux_endpoint.service.context import Service
+from flux_endpoint.service.errors import broker_unavailable
+from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.routes.tasks import GroupId, TaskId, json_answer, owned
+from flux_endpoint.service.store.events import events_of
+
+router = APIRouter()
+
+
+@router.get("/v2/tasks/{task_id}/events", response_model=TaskEventsAnswer)
+def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
+    """Return the events of the job that a task became, in the order in which they came."""
+    with service.database.read() as connection:
+        owned(connection, task_id, caller)
+        found = events_of(connection, task_id)
+    return json_answer({"task_id": task_id, "events": [vars(each) for each in found]})
+
+
+@router.post("/v2/taskgroup/{group_id}/events")
+def follow(group_id: GroupId, service: Service, caller: Caller) -> EventStreamAnswer:
+    """Have the events of a group's jobs sent to a queue, which exists when this answers."""
+    submissions.join_group(service.database, group_id, caller.id)
+    if not service.publisher.declare_group_events(group_id, service.settings.publish_timeout):
+        raise broker_unavailable()
+    return EventStreamAnswer(
+        queue=queues.task_group_events_queue(group_id),
+        connection_url=service.settings.client_amqp_url,
+    )

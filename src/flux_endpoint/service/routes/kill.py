@@ -1,0 +1,87 @@
+"""Ending tasks: the endpoint is told, and while it is away the service answers in its place."""
+
+import time
+from uuid import UUID
+
+from fastapi import APIRouter
+
+from flux_endpoint.errors import AmqpError, ServiceError, UnroutableError
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.messages import Result, ResultErrorDetails, TaskKill, pack
+from flux_endpoint.protocol.rest import KillAnswer, KillTask
+from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.service.context import Service, ServiceContext
+from flux_endpoint.service.errors import broker_unavailable
+from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.results import STORED_HEADER
+from flux_endpoint.service.routes.tasks import TaskId, owned
+from flux_endpoint.service.store import endpoints, tasks
+
+router = APIRouter()
+
+_TEXT = f"{ErrorCode.CANCELLED}: the task was ended on request while its endpoint was offline"
+
+
+@router.post("/v2/tasks/{task_id}/kill")
+def kill(
+    task_id: TaskId, service: Service, caller: Caller, request: KillTask | None = None
+) -> KillAnswer:
+    """End a task, or send a signal to its processes; one that has ended stays as it is."""
+    signum = request.signum if request else None
+    with service.database.read() as connection:
+        task = owned(connection, task_id, caller)
+        endpoint = endpoints.get_endpoint(connection, task.endpoint_id, deleted=True)
+    if task.completed_at is not None:
+        return KillAnswer(task_id=task_id, status=task.status, delivered=False)
+    if endpoint is None or not endpoint.is_own_make:
+        raise ServiceError(
+            f"task {task_id} can't be ended: that takes an endpoint of Flux Endpoint, and "
+            f"{task.endpoint_id} is another",
+            http_status=409,
+            code="KILL_NOT_SUPPORTED",
+            field="task_id",
+        )
+    # Even to an endpoint that is away: it must not start the task when it comes back.
+    _command(service, task.endpoint_id, pack(TaskKill(task_id=UUID(task_id), signum=signum)))
+    if signum is None and not endpoint.is_online(time.time()):
+        _end(service, task_id, task.endpoint_id)
+    with service.database.read() as connection:
+        task = owned(connection, task_id, caller)
+    return KillAnswer(task_id=task_id, status=task.status, delivered=True)
+
+
+def _command(service: ServiceContext, endpoint_id: str, body: bytes) -> None:
+    timeout = service.settings.publish_timeout
+    exchange, key = queues.COMMANDS_EXCHANGE, queues.commands_queue(endpoint_id)
+    try:
+        try:
+            service.publisher.send(exchange, key, body, timeout)
+        except UnroutableError:  # somebody deleted the queue
+            service.publisher.declare_endpoint(endpoint_id, timeout)
+            service.publisher.send(exchange, key, body, timeout)
+    except AmqpError as error:
+        raise broker_unavailable() from error
+
+
+def _end(service: ServiceContext, task_id: str, endpoint_id: str) -> None:
+    """Give a task its result in the name of its endpoint."""
+    details = ResultErrorDetails(
+        code=ErrorCode.CANCELLED, user_message="The task was ended on request."
+    )
+    body = pack(Result(task_id=UUID(task_id), data=_TEXT, error_details=details))
+    # It takes the way of every result, so that a crash here can't keep it from the client. The
+    # header has it forwarded although it is stored below, for the answer to be true.
+    try:
+        service.publisher.send(
+            queues.RESULTS_EXCHANGE,
+            queues.results_key(endpoint_id),
+            body,
+            service.settings.publish_timeout,
+            headers={STORED_HEADER: True},
+        )
+    except AmqpError as error:
+        raise broker_unavailable() from error
+    with service.database.write() as connection:
+        if not tasks.routes(connection, [task_id])[task_id].ended:
+            outcome = tasks.Outcome(task_id, True, _TEXT, None, time.time())
+            tasks.complete(connection, [outcome])

@@ -1,0 +1,89 @@
+"""Accepting a submission: once under each key, into a task group of the caller's."""
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
+from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store.engine import Database
+
+#: Most characters of an idempotency key.
+MAX_KEY = 256
+
+# Two services on one database may try the same key, or the same new group, at the same moment.
+_STORE_ATTEMPTS = 3
+
+
+def earlier(connection: sa.Connection, submission: tasks.Submission) -> tasks.Submission | None:
+    """Return what was stored under the same key, if the request was the same.
+
+    Raises:
+        ServiceError: 422, the key was used for another request.
+    """
+    if submission.idempotency_key is None:
+        return None
+    found = tasks.submission_by_key(connection, submission.owner_id, submission.idempotency_key)
+    if found is not None and found.body_hash != submission.body_hash:
+        raise ServiceError(
+            f"this {IDEMPOTENCY_HEADER} was used for another request: take a new one for each",
+            http_status=422,
+            code="IDEMPOTENCY_KEY_REUSED",
+            field=IDEMPOTENCY_HEADER,
+        )
+    return found
+
+
+def store(
+    database: Database, submission: tasks.Submission, new: list[tasks.NewTask]
+) -> tasks.Submission:
+    """Store `submission` and return it, or return what was stored under its key before.
+
+    Raises:
+        ServiceError: 403, the task group is somebody else's; 422, the key was used differently.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            with database.write() as connection:
+                found = earlier(connection, submission)
+                if found is not None:
+                    return found
+                _join(connection, submission.group_id, submission.owner_id)
+                tasks.add_submission(connection, submission, new)
+        except IntegrityError:
+            if attempt == _STORE_ATTEMPTS:
+                raise
+        else:
+            return submission
+
+
+def join_group(database: Database, group_id: str, user_id: str) -> None:
+    """Create a task group of a user's, unless it is there.
+
+    Raises:
+        ServiceError: 403, it is somebody else's.
+    """
+    for attempt in range(1, _STORE_ATTEMPTS + 1):
+        try:
+            with database.write() as connection:
+                _join(connection, group_id, user_id)
+        except IntegrityError:
+            if attempt == _STORE_ATTEMPTS:
+                raise
+        else:
+            return
+
+
+def _join(connection: sa.Connection, group_id: str, user_id: str) -> None:
+    owner_id = tasks.group_owner(connection, group_id)
+    if owner_id is None:
+        tasks.add_group(connection, group_id, user_id)
+    elif owner_id != user_id:
+        raise ServiceError(
+            f"task group {group_id} belongs to somebody else",
+            http_status=403,
+            code="TASK_GROUP_NOT_PERMITTED",
+            field="task_group_id",
+        )
