@@ -1,0 +1,40 @@
+# What a newcomer types. `make` alone explains itself.
+#
+#   PYTHON=/path/to/python3.12   the interpreter for .venv (default: the first of 3.11 or newer)
+#   ARGS="-k broker"             more arguments for pytest
+
+PYTHON ?=
+ARGS ?=
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv system demo test check clean
+
+help: ## Show this.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Create .venv with the package, its test and lint tools.
+
+$(STAMP): pyproject.toml tools/make-venv
+	@PYTHON="$(PYTHON)" tools/make-venv $(VENV)
+	@touch $(STAMP)
+
+system: venv ## Install RabbitMQ from the distribution if it's missing (needs root).
+	@tools/install-rabbitmq $(BIN)/python
+
+demo: venv system ## Bring up a stack, run the examples on it, take it down.
+	@$(BIN)/python examples/demo.py
+
+test: venv system ## Run the tests.
+	$(BIN)/python -m pytest $(ARGS)
+
+check: venv ## Lint, check the format and the types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove what make created, .venv included.
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,297 @@
+"""A private RabbitMQ node, run as the calling user and ended with its owner."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+import pika
+import pika.exceptions
+
+from flux_endpoint.errors import AmqpError
+from flux_endpoint.logs import event
+from flux_endpoint.processes import Command, ProcessKeeper
+from flux_endpoint.stack import broker_files
+from flux_endpoint.stack.installation import RabbitInstallation, find_rabbitmq
+from flux_endpoint.stack.notify import NotifySocket
+from flux_endpoint.stack.ports import LOOPBACK
+from flux_endpoint.stack.tails import tail
+
+log = logging.getLogger(__name__)
+
+#: Seconds without any progress after which a starting node is given up.
+START_TIMEOUT = 90.0
+#: Seconds for an orderly end, after which the node is killed (its data survive that, too).
+STOP_TIMEOUT = 15.0
+#: Seconds to wait for the processes of a killed owner to be gone from the directory.
+LOCK_TIMEOUT = 10
+#: How often a start is tried with other ports.
+ATTEMPTS = 3
+_GROUP = "node"
+_EPMD = 0  # its place among the commands of the group
+#: What Erlang and epmd say when a port is taken.
+_COLLISION = ("eaddrinuse", "already_used", "ddress already in use", "is in use")
+
+
+class RabbitNode:
+    """A RabbitMQ node of its own: name, ports, users, cookie, epmd, data and log.
+
+    It listens on the loopback interface only. Data, passwords and, as long as they are free, ports
+    stay the same when a node is started again on the same directory.
+
+    Example:
+        >>> with RabbitNode(tmp_path) as node:
+        ...     connect(node.service_url)
+
+    Args:
+        directory: where everything of the node lives; created with mode 0700.
+        on_exit: called, from a thread, with the reason when a node that was ready ended unasked.
+            The node may be started again, but not from inside the call.
+    """
+
+    def __init__(self, directory: Path, *, on_exit: Callable[[str], None] | None = None) -> None:
+        self.directory = Path(directory).absolute()
+        self._on_exit = on_exit
+        self._identity: broker_files.NodeIdentity | None = None
+        self._passwords: dict[str, str] = {}
+        self._lock_file = -1
+        self._keeper: ProcessKeeper | None = None
+        self._notify: NotifySocket | None = None
+        self._state = threading.Lock()  # of the two below; the keeper's thread has its say
+        self._ready = False
+        self._stopping = False
+        self._ended = threading.Event()
+        self._first_end = -1  # index of the command that ended first
+
+    # ---- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the node and return when it takes connections.
+
+        Raises:
+            ConfigurationError: if RabbitMQ is not installed.
+            AmqpError: if the node does not start; the text ends with the end of its log.
+        """
+        if self._keeper is not None:
+            raise RuntimeError("the RabbitMQ node was started before")
+        installation = find_rabbitmq()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock()
+        try:
+            self._start(installation)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the node, orderly if it is willing, and everything that belongs to it."""
+        self._end_processes()
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # ---- use --------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The Erlang node's name."""
+        return self._known().name
+
+    @property
+    def port(self) -> int:
+        """The AMQP port on 127.0.0.1."""
+        return self._known().amqp_port
+
+    @property
+    def pid(self) -> int | None:
+        """Pid of the process below which all others of the node run."""
+        return self._keeper.pid if self._keeper else None
+
+    @property
+    def service_url(self) -> str:
+        """URL of the user that may do everything."""
+        return self.url("service")
+
+    @property
+    def endpoint_url(self) -> str:
+        """URL of the user that takes tasks and commands, and publishes results and heartbeats."""
+        return self.url("endpoint")
+
+    @property
+    def client_url(self) -> str:
+        """URL of the user that takes results."""
+        return self.url("client")
+
+    def url(self, user: str, vhost: str = "/") -> str:
+        """Return the AMQP URL of one of the three users."""
+        where = f"{LOOPBACK}:{self.port}/{quote(vhost, safe='')}"
+        return f"amqp://{user}:{self._passwords[user]}@{where}"
+
+    def ctl(self, *args: str, timeout: float = 60) -> str:
+        """Run `rabbitmqctl` with `args` on this node; return what it prints.
+
+        Raises:
+            AmqpError: if it fails or takes longer than `timeout` seconds.
+        """
+        command = [str(find_rabbitmq().ctl), "--quiet", *args]
+        env = broker_files.node_environment(self.directory, self._known())
+        try:
+            done = subprocess.run(
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise AmqpError(f"rabbitmqctl {args[0]} took more than {timeout:g} s") from None
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()
+            raise AmqpError(f"rabbitmqctl {args[0]} failed ({done.returncode}): {said}")
+        return done.stdout
+
+    # ---- inside -----------------------------------------------------------------------------
+
+    def _known(self) -> broker_files.NodeIdentity:
+        if self._identity is None:
+            raise RuntimeError("the RabbitMQ node was not started yet")
+        return self._identity
+
+    def _lock(self) -> None:
+        """Take the directory; the node's processes inherit the lock and so hold it, too."""
+        self._lock_file = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        waited = subprocess.run(
+            ["flock", "--timeout", str(LOCK_TIMEOUT), str(self._lock_file)],
+            pass_fds=(self._lock_file,),
+            check=False,
+        )
+        if waited.returncode != 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
+            raise AmqpError(f"another RabbitMQ node is running in {self.directory}")
+
+    def _start(self, installation: RabbitInstallation) -> None:
+        reason = ""
+        for attempt in range(1, ATTEMPTS + 1):
+            self._write_files(fresh_ports=attempt > 1)
+            reason = self._attempt(installation)
+            if not reason:
+                return
+            self._end_processes()
+            if not any(sign in reason for sign in _COLLISION):
+                break
+            event(log, logging.INFO, "a port is taken, trying others", attempt=attempt)
+        raise AmqpError(f"the RabbitMQ node in {self.directory} did not start: {reason}")
+
+    def _write_files(self, *, fresh_ports: bool) -> None:
+        for name in ("data", "log"):
+            (self.directory / name).mkdir(mode=0o700, exist_ok=True)
+        self._identity = broker_files.load_identity(self.directory, fresh_ports=fresh_ports)
+        self._passwords = broker_files.load_passwords(self.directory)
+        broker_files.write_configuration(self.directory, self._identity, self._passwords)
+        self._output.unlink(missing_ok=True)
+
+    @property
+    def _output(self) -> Path:
+        return self.directory / "log" / "output.log"
+
+    def _attempt(self, installation: RabbitInstallation) -> str:
+        """Start the processes; return "" when they are ready, else the reason why they are not."""
+        self._ended.clear()
+        self._first_end = -1
+        self._notify = NotifySocket()
+        try:
+            self._spawn(installation, self._notify.address)
+            if not self._notify.wait_ready(START_TIMEOUT):
+                if self._first_end == _EPMD:  # it never says why
+                    return f"epmd ended at once: its port {self._known().epmd_port} is in use"
+                return f"it ended at once\n{self._tail()}"
+            with pika.BlockingConnection(pika.URLParameters(self.service_url)):
+                pass
+        except TimeoutError:
+            return f"no sign of progress for {START_TIMEOUT:g} s\n{self._tail()}"
+        except pika.exceptions.AMQPError as error:
+            return f"it is up but refuses its own user: {error!r}\n{self._tail()}"
+        with self._state:
+            if self._ended.is_set():
+                return f"it ended at once\n{self._tail()}"
+            self._ready = True
+        return ""
+
+    def _spawn(self, installation: RabbitInstallation, notify: str) -> None:
+        identity = self._known()
+        env = broker_files.node_environment(self.directory, identity)
+        programs: list[list[object]] = [
+            # In the foreground: a taken port is told, and no daemon has to be looked for.
+            [installation.epmd, "-address", LOOPBACK, "-port", identity.epmd_port],
+            [installation.server],
+        ]
+        commands = [
+            Command(
+                [str(word) for word in program],
+                {**env, "NOTIFY_SOCKET": notify},
+                str(self.directory),
+                stdin=self._lock_file,
+                stdout=str(self._output),
+                stderr=str(self._output),
+            )
+            for program in programs
+        ]
+        self._keeper = ProcessKeeper(
+            lambda _key, _pids: None,
+            self._on_process_exit,
+            self._on_group_exit,
+            lambda _key, _index, error: event(log, logging.ERROR, "exec failed", error=error),
+            name="rabbitmq",
+        )
+        self._keeper.start()
+        self._keeper.spawn(_GROUP, commands)
+
+    def _on_process_exit(self, key: str, index: int, status: int) -> None:
+        del status
+        if self._first_end < 0:
+            self._first_end = index
+        if self._keeper is not None and not self._stopping:  # one of the two is not enough
+            self._keeper.kill(key)
+
+    def _on_group_exit(self, key: str, status: int) -> None:
+        del key
+        with self._state:
+            unasked = self._ready and not self._stopping
+            self._ready = False
+            self._ended.set()
+            if self._notify is not None:
+                self._notify.tell_ended()
+        if unasked and self._on_exit is not None:
+            self._on_exit(f"the RabbitMQ node ended (status {status})\n{self._tail()}")
+
+    def _end_processes(self) -> None:
+        keeper, self._stopping = self._keeper, True
+        if keeper is not None:
+            if self._ready:
+                keeper.signal(_GROUP, signal.SIGTERM)
+                self._ended.wait(STOP_TIMEOUT)
+            keeper.close()
+        if self._notify is not None:  # open till now: a node that can't say goodbye logs a crash
+            self._notify.close()
+            self._notify = None
+        self._keeper, self._ready, self._stopping = None, False, False
+
+    def _tail(self) -> str:
+        return tail(self.directory / "log" / "rabbit.log", 6) + "\n" + tail(self._output, 12)

@@ -1,0 +1,163 @@
+"""The files from which a private RabbitMQ node starts: identity, passwords, configuration.
+
+node.json         node name and ports (kept over restarts as long as they are free)
+passwords.json    one password per user; the broker itself only gets salted hashes
+definitions.json  users and permissions, imported by the node at each start
+rabbitmq.conf, enabled_plugins, rabbitmq-env.conf, .erlang.cookie
+data/, log/
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.paths import write_private
+from flux_endpoint.stack.ports import LOOPBACK, free_ports, is_free
+
+#: Who may do what, as (configure, write, read): the service owns the topology, an endpoint takes
+#: its tasks and gives results and job events, a client only takes those. Passive declares need no
+#: permission.
+PERMISSIONS = {
+    "service": (".*", ".*", ".*"),
+    "endpoint": ("^$", r"^(results|heartbeats|events)$", r"\.(tasks|commands)$"),
+    "client": ("^$", "^$", r"^(tg|ev)\."),
+}
+#: Largest message in bytes: a submission's or a result's 10 MiB, and room for what wraps it.
+MAX_MESSAGE_SIZE = 64 * 2**20
+#: Milliseconds that a consumer may take to acknowledge: a day.
+CONSUMER_TIMEOUT = 24 * 3600 * 1000
+#: More schedulers than these only cost memory at the rates of one machine.
+MAX_SCHEDULERS = 4
+
+
+@dataclass(frozen=True)
+class NodeIdentity:
+    """What other programs need in order to find a node."""
+
+    name: str
+    amqp_port: int
+    dist_port: int
+    epmd_port: int
+
+
+def load_identity(directory: Path, *, fresh_ports: bool = False) -> NodeIdentity:
+    """Return the node's name and ports: the ones it had, unless others use these ports now."""
+    file = directory / "node.json"
+    known: dict[str, Any] = {}
+    if file.exists():
+        known = _read_object(file)
+    name = known.get("name") or f"flux-endpoint-{secrets.token_hex(4)}@localhost"
+    ports = [known.get(key) for key in ("amqp_port", "dist_port", "epmd_port")]
+    if fresh_ports or not all(isinstance(port, int) and is_free(port) for port in ports):
+        ports = list(free_ports(3))
+    identity = NodeIdentity(str(name), *ports)  # type: ignore[arg-type]  # checked just above
+    write_private(file, json.dumps(asdict(identity)))
+    return identity
+
+
+def load_passwords(directory: Path) -> dict[str, str]:
+    """Return each user's password, made on the first call."""
+    file = directory / "passwords.json"
+    known = _read_object(file) if file.exists() else {}
+    if all(isinstance(known.get(user), str) for user in PERMISSIONS):
+        return {user: known[user] for user in PERMISSIONS}
+    made = {user: secrets.token_urlsafe(24) for user in PERMISSIONS}
+    write_private(file, json.dumps(made))
+    return made
+
+
+def password_hash(password: str, salt: bytes) -> str:
+    """Return RabbitMQ's `rabbit_password_hashing_sha256` of `password`; `salt` is 4 bytes."""
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def definitions(passwords: dict[str, str]) -> dict[str, Any]:
+    """Return the users and their permissions as RabbitMQ imports them."""
+    return {
+        "vhosts": [{"name": "/"}],
+        "users": [
+            {
+                "name": user,
+                "password_hash": password_hash(password, secrets.token_bytes(4)),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": [],
+            }
+            for user, password in passwords.items()
+        ],
+        "permissions": [
+            {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
+            for user, (configure, write, read) in PERMISSIONS.items()
+        ],
+    }
+
+
+def write_configuration(directory: Path, identity: NodeIdentity, passwords: dict[str, str]) -> None:
+    """Write all that the node reads at its start."""
+    write_private(directory / "definitions.json", json.dumps(definitions(passwords), indent=1))
+    settings = {
+        "listeners.tcp.1": f"{LOOPBACK}:{identity.amqp_port}",
+        "load_definitions": directory / "definitions.json",
+        "log.dir": directory / "log",
+        "log.file": "rabbit.log",
+        "log.file.level": "warning",
+        "log.file.rotation.size": 10 * 2**20,
+        "log.file.rotation.count": 3,
+        "log.console": "false",
+        "max_message_size": MAX_MESSAGE_SIZE,
+        "consumer_timeout": CONSUMER_TIMEOUT,
+        "disk_free_limit.absolute": "50MB",
+        "num_acceptors.tcp": 2,
+    }
+    text = "".join(f"{key} = {value}\n" for key, value in settings.items())
+    write_private(directory / "rabbitmq.conf", text)
+    write_private(directory / "enabled_plugins", "[].\n")
+    write_private(directory / "rabbitmq-env.conf", "")
+    cookie = directory / ".erlang.cookie"
+    if not cookie.exists():
+        write_private(cookie, secrets.token_hex(20))
+
+
+def node_environment(directory: Path, identity: NodeIdentity) -> dict[str, str]:
+    """Return the whole environment of node and `rabbitmqctl`; only PATH is inherited."""
+    schedulers = min(os.cpu_count() or 1, MAX_SCHEDULERS)
+    loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
+    ctl_port = str(free_ports(1)[0])
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(directory),  # of the cookie
+        "LANG": "C.UTF-8",
+        "ERL_EPMD_ADDRESS": LOOPBACK,
+        "ERL_EPMD_PORT": str(identity.epmd_port),
+        "RABBITMQ_NODENAME": identity.name,
+        "RABBITMQ_DIST_PORT": str(identity.dist_port),
+        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+        "RABBITMQ_CONF_ENV_FILE": str(directory / "rabbitmq-env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_PID_FILE": str(directory / "rabbit.pid"),
+        # Bound schedulers of two nodes would share the same cores and leave the others idle.
+        "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback_only} +S {schedulers}:{schedulers}",
+        "RABBITMQ_CTL_ERL_ARGS": loopback_only,
+        "RABBITMQ_CTL_DIST_PORT_MIN": ctl_port,
+        "RABBITMQ_CTL_DIST_PORT_MAX": ctl_port,
+    }
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigurationError(f"{file} is not JSON ({error}); remove it to start anew") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{file} must hold a JSON object; remove it to start anew")
+    return content

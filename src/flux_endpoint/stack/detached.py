@@ -1,0 +1,134 @@
+"""A stack in the background: start it and hear from it, end it and wait until it is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.paths import HOME_VARIABLE
+from flux_endpoint.stack.state import (
+    StackDirectory,
+    StackLock,
+    StackState,
+    open_process,
+    wait_for_exit,
+)
+from flux_endpoint.stack.supervisor import Ready, StackOptions
+from flux_endpoint.stack.tails import tail
+
+#: Seconds for an orderly end of everything, after which it is killed.
+STOP_TIMEOUT = 60.0
+#: Seconds until the processes below a killed stack are gone.
+REMAINS_TIMEOUT = 15.0
+
+
+class Reporter:
+    """The background's side: progress goes, a JSON object a line, to the one who waits for it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._stream = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+
+    def say(self, line: str) -> None:
+        """Pass on a line of progress."""
+        self._send({"say": line})
+
+    def ready(self, ready: Ready) -> None:
+        """Tell that all is up; the other side goes away then."""
+        self._send({"ready": {**vars(ready), "state": vars(ready.state)}})
+        self.close()
+
+    def failed(self, reason: str) -> None:
+        """Tell why it will not be."""
+        self._send({"failed": reason})
+
+    def close(self) -> None:
+        """Nothing more to tell."""
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if not self._stream.closed:
+            with contextlib.suppress(OSError):  # nobody waits any more
+                self._stream.write(json.dumps(message) + "\n")
+
+
+def start_detached(options: StackOptions, say: Callable[[str], None]) -> Ready:
+    """Start a stack in a session of its own; return when it is up.
+
+    Raises:
+        FluxEndpointError: if it could not be started; nothing is left running then.
+    """
+    directory = StackDirectory()
+    readable, writable = os.pipe()
+    arguments = ["up", "--report-fd", str(writable)]
+    arguments += ["--port", str(options.port)] if options.port is not None else []
+    arguments += ["--endpoint", options.endpoint] if options.endpoint else ["--no-endpoint"]
+    with (
+        os.fdopen(readable, encoding="utf-8") as reports,
+        os.fdopen(os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as log,
+    ):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flux_endpoint", *arguments],
+            env={**os.environ, HOME_VARIABLE: str(directory.home)},
+            cwd=directory.path,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writable,),
+            start_new_session=True,
+        )
+        os.close(writable)
+        try:
+            for line in reports:
+                match json.loads(line):
+                    case {"say": text}:
+                        say(text)
+                    case {"ready": {"state": state, "executor": executor, "seconds": seconds}}:
+                        return Ready(StackState(**state), str(executor), float(seconds))
+                    case {"failed": reason}:
+                        process.wait()
+                        raise FluxEndpointError(reason)
+        except BaseException:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            raise
+        status = process.wait()
+    raise FluxEndpointError(
+        f"the stack ended with status {status} before it was ready; the end of "
+        f"{directory.log}:\n{tail(directory.log)}"
+    )
+
+
+def stop_stack() -> StackState | None:
+    """End this home's stack and wait until all of it is gone; return what ran, `None`: nothing.
+
+    Raises:
+        FluxEndpointError: if something does not want to go.
+    """
+    directory = StackDirectory()
+    with StackLock(directory) as lock:
+        if lock.try_acquire():
+            return None
+        state = directory.load()
+        pidfd = open_process(state.pid)
+        if pidfd is not None:
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                if not wait_for_exit(pidfd, STOP_TIMEOUT):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+        # Held by every process of the stack: free means gone.
+        if not lock.acquire(REMAINS_TIMEOUT):
+            raise FluxEndpointError(
+                f"processes of the stack (pid {state.pid}) still hold {directory.path}/lock"
+            )
+        return state

@@ -1,0 +1,172 @@
+"""The service and the endpoint of a stack: how each is started and known to be ready."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint.errors import ConfigurationError, FluxEndpointError
+from flux_endpoint.paths import HOME_VARIABLE
+from flux_endpoint.stack import credentials, ports
+from flux_endpoint.stack.broker import RabbitNode
+from flux_endpoint.stack.programs import Program, Programs, run_command
+from flux_endpoint.stack.state import StackDirectory
+
+#: The name of the one user of a stack.
+USER = "local"
+PREFERRED_PORT = 8080
+#: Seconds until ready, after which a start is given up.
+SERVICE_TIMEOUT = 60.0
+ENDPOINT_TIMEOUT = 90.0
+#: Seconds for an orderly end, after which a program is killed.
+GRACE = 10.0
+
+
+def _environment(directory: StackDirectory) -> dict[str, str]:
+    """Return this process's environment, less what would point to another service."""
+    foreign = ("FLUX_ENDPOINT_SERVICE_", "FLUX_ENDPOINT_TOKEN")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return {**env, HOME_VARIABLE: str(directory.home), "PYTHONUNBUFFERED": "1"}
+
+
+def check_port(wanted: int | None) -> None:
+    """Raise ConfigurationError if the port that a person asked for is taken."""
+    if wanted is not None and not ports.is_free(wanted):
+        raise ConfigurationError(
+            f"port {wanted} is in use on {ports.LOOPBACK}: choose another with --port"
+        )
+
+
+class ServicePart:
+    """The REST service."""
+
+    def __init__(self, directory: StackDirectory, programs: Programs, broker: RabbitNode) -> None:
+        self._directory = directory
+        self._programs = programs
+        self._broker = broker
+        self.port = 0
+        self.token = ""
+
+    @property
+    def url(self) -> str:
+        """Where the service is."""
+        return f"http://{ports.LOOPBACK}:{self.port}"
+
+    def start(self, wanted: int | None, last: int | None, token: str) -> None:
+        """Start the service, and write credentials.json.
+
+        Args:
+            wanted: the port it must have; `None`: that of the `last` time, or a free one.
+            last: the port it had.
+            token: the token clients have, kept if the service still knows it.
+        """
+        likely = [port for port in (last, PREFERRED_PORT) if port and ports.is_free(port)]
+        candidates = [wanted] if wanted is not None else likely[:1] + ports.free_ports(2)
+        reason = "found no free port"
+        for candidate in candidates:
+            self.port = candidate
+            self.launch()
+            ended = self._programs.wait_until(
+                lambda: credentials.is_up(self.url), "service", SERVICE_TIMEOUT
+            )
+            if ended is None and self._log_in(token):
+                return
+            if ended is None:  # somebody else's service answers there, ours is about to end
+                self.stop()
+                reason = f"is not the one that answers at {self.url}"
+            else:
+                reason = ended.reason
+                if "already in use" not in reason and ports.is_free(candidate):
+                    break  # it was not about the port
+        raise FluxEndpointError(f"the service {reason}")
+
+    def launch(self) -> None:
+        """Start the process."""
+        settings = {
+            "HOST": ports.LOOPBACK,
+            "PORT": str(self.port),
+            "DATABASE_URL": self._database_url,
+            "AMQP_URL": self._broker.service_url,
+            "ENDPOINT_AMQP_URL": self._broker.endpoint_url,
+            "CLIENT_AMQP_URL": self._broker.client_url,
+        }
+        env = {f"FLUX_ENDPOINT_SERVICE_{key}": value for key, value in settings.items()}
+        self._programs.start(
+            Program("service", ["service", "run"], {**_environment(self._directory), **env})
+        )
+
+    def _log_in(self, token: str) -> bool:
+        """Write credentials.json; return whether this stack's service answers at the URL."""
+        if not token or not credentials.is_valid(self.url, token):
+            variable = {"FLUX_ENDPOINT_SERVICE_DATABASE_URL": self._database_url}
+            env = {**_environment(self._directory), **variable}
+            made = run_command(["service", "token", "create", USER], env, self._directory.path)
+            token = made.split()[-1]
+            if not credentials.is_valid(self.url, token):
+                return False
+        self.token = token
+        credentials.save_credentials(self._directory.credentials, self.url, token)
+        return True
+
+    def stop(self) -> None:
+        """End the process."""
+        self._programs.stop("service", GRACE)
+
+    @property
+    def _database_url(self) -> str:
+        return f"sqlite:///{self._directory.database}"
+
+
+class EndpointPart:
+    """One endpoint."""
+
+    def __init__(self, directory: StackDirectory, programs: Programs, name: str) -> None:
+        self._directory = directory
+        self._programs = programs
+        self.name = name
+        self.id = ""
+        self.executor = ""
+
+    def start(self, service: ServicePart) -> None:
+        """Configure the endpoint if it's new, start it, wait until the service calls it online."""
+        home = self._directory.home / "endpoints" / self.name
+        if not (home / "config.yaml").exists():
+            env = _environment(self._directory)
+            run_command(["configure", self.name], env, self._directory.path)
+        program = self.launch()
+
+        def online() -> bool:
+            # The service may still remember an earlier process; status.json tells which one it is.
+            status = _read(home / "status.json")
+            if status.get("pid") != program.pid or status.get("state") != "connected":
+                return False
+            self.id = str(status.get("endpoint_id") or "")
+            self.executor = str(status.get("executor") or "")
+            report = credentials.endpoint_status(service.url, service.token, self.id)
+            return report.get("status") == "online"
+
+        ended = self._programs.wait_until(online, "endpoint", ENDPOINT_TIMEOUT)
+        if ended is not None:
+            raise FluxEndpointError(f"the endpoint {ended.reason}")
+
+    def launch(self) -> Program:
+        """Start the process."""
+        env = _environment(self._directory)
+        program = Program("endpoint", ["start", self.name], env)
+        self._programs.start(program)
+        return program
+
+    def stop(self) -> None:
+        """End the process."""
+        self._programs.stop("endpoint", GRACE)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return the JSON object in `file`, {} while there is none."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

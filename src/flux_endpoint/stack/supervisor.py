@@ -1,0 +1,296 @@
+"""Broker, service and endpoint on one machine, as one process tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.paths import HOME_VARIABLE
+from flux_endpoint.processes import watch_parent
+from flux_endpoint.stack.broker import RabbitNode
+from flux_endpoint.stack.credentials import load_credentials
+from flux_endpoint.stack.installation import find_rabbitmq
+from flux_endpoint.stack.parts import EndpointPart, ServicePart, check_port
+from flux_endpoint.stack.programs import Backoff, Ended, Programs
+from flux_endpoint.stack.state import (
+    AlreadyRunningError,
+    StackDirectory,
+    StackLock,
+    StackState,
+    open_process,
+)
+
+#: Seconds to wait for the remains of a killed stack.
+LOCK_TIMEOUT = 10.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What a person may choose.
+
+    Attributes:
+        port: the service's port; `None`: that of the last time, or a free one.
+        endpoint: name of the endpoint; `None`: none.
+        follow_parent: end when the parent process dies.
+    """
+
+    port: int | None = None
+    endpoint: str | None = "local"
+    follow_parent: bool = True
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a person needs to know of a stack that is up."""
+
+    state: StackState
+    executor: str
+    seconds: float
+
+
+class StopRequested(BaseException):
+    """A signal asked for the end; no Exception, so that nothing on the way takes it for one."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Stack:
+    """Starts the parts in order, keeps them running, ends them in the reverse order.
+
+    Args:
+        options: what to run.
+        say: takes lines for the person who started it.
+        on_ready: called once, when everything is up.
+    """
+
+    def __init__(
+        self,
+        options: StackOptions,
+        *,
+        say: Callable[[str], None],
+        on_ready: Callable[[Ready], None],
+    ) -> None:
+        self._options = options
+        self._say = say
+        self._on_ready = on_ready
+        self._directory = StackDirectory()
+        self._interruptible = True
+
+    def run(self) -> int:
+        """Run until a signal; return the exit status: 130 after Ctrl-C, 0 after SIGTERM or SIGHUP.
+
+        Raises:
+            AlreadyRunningError: if this home has a running stack.
+            ConfigurationError: if something is missing or wrong on this machine.
+            FluxEndpointError: if a part can't be started, or fails again and again.
+        """
+        with StackLock(self._directory) as lock, self._signals():
+            try:
+                self._take(lock)
+                if self._options.follow_parent and os.getppid() > 0:
+                    watch_parent(lambda: os.kill(os.getpid(), signal.SIGHUP))
+                self._run(lock)
+            except StopRequested as stop:
+                return 130 if stop.signum == signal.SIGINT else 0
+            else:
+                return 0
+            finally:
+                self._interruptible = False
+
+    def _run(self, lock: StackLock) -> None:
+        directory, endpoint = self._directory, self._options.endpoint
+        programs = Programs(directory, lock.descriptor)
+        broker = RabbitNode(
+            directory.broker, on_exit=lambda why: programs.events.put(Ended("broker", why))
+        )
+        service = ServicePart(directory, programs, broker)
+        part = EndpointPart(directory, programs, endpoint) if endpoint is not None else None
+        running = _Running(directory, programs, broker, service, endpoint=part, say=self._say)
+        try:
+            self._on_ready(running.start(self._options.port))
+            running.supervise()
+        finally:
+            self._interruptible = False  # a second Ctrl-C does not leave half of it behind
+            running.stop()
+
+    def _take(self, lock: StackLock) -> None:
+        """Get hold of the directory, or say who has it."""
+        if lock.try_acquire():
+            return
+        holder = self._directory.load()
+        pidfd = open_process(holder.pid)
+        if pidfd is not None:
+            os.close(pidfd)
+            raise AlreadyRunningError(
+                f"already running (pid {holder.pid}, {holder.service_url or 'starting'}) in "
+                f"{self._directory.home}: `flux-endpoint down` ends it; with another "
+                f"${HOME_VARIABLE} a second stack can run beside it"
+            )
+        if not lock.acquire(LOCK_TIMEOUT):  # what a killed stack left behind is being ended
+            raise AlreadyRunningError(
+                f"processes of an earlier stack still hold {self._directory.path}/lock"
+            )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn signals into `StopRequested` in the main thread, once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(signum: int, _: FrameType | None) -> None:
+            if self._interruptible:
+                self._interruptible = False
+                raise StopRequested(signum)
+
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN or number == signal.SIGTERM:  # nohup stays nohup
+                signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Running:
+    """The parts of a stack from their start to their end."""
+
+    def __init__(
+        self,
+        directory: StackDirectory,
+        programs: Programs,
+        broker: RabbitNode,
+        service: ServicePart,
+        *,
+        endpoint: EndpointPart | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._directory = directory
+        self._programs = programs
+        self._broker = broker
+        self._service = service
+        self._endpoint = endpoint
+        self._say = say
+        self._backoff = {name: Backoff() for name in ("broker", "service", "endpoint")}
+        self._state = StackState()
+        self._begun = False
+
+    def start(self, port: int | None) -> Ready:
+        """Start everything, in order."""
+        begun = time.monotonic()
+        last = self._directory.load()
+        check_port(port)
+        find_rabbitmq()  # the one thing that a newcomer lacks is said before anything starts
+        token = str(load_credentials(self._directory.credentials).get("token") or "")
+        self._save(pid=os.getpid(), started=time.time(), service_port=last.service_port)
+        self._programs.open()
+        self._begun = True
+        with self._step("broker") as done:
+            self._broker.start()
+            done(f"RabbitMQ on port {self._broker.port}")
+        with self._step("service") as done:
+            self._service.start(port, last.service_port, token)
+            done(self._service.url)
+        executor = ""
+        if self._endpoint is not None:
+            with self._step("endpoint") as done:
+                self._endpoint.start(self._service)
+                executor = self._endpoint.executor
+                done(f"{self._endpoint.name} is online, its executor: {executor or 'unknown'}")
+        self._save(
+            service_url=self._service.url,
+            service_port=self._service.port,
+            amqp_port=self._broker.port,
+            endpoint_name=self._endpoint.name if self._endpoint else "",
+            endpoint_id=self._endpoint.id if self._endpoint else "",
+        )
+        for backoff in self._backoff.values():
+            backoff.started()
+        return Ready(self._state, executor, time.monotonic() - begun)
+
+    def supervise(self) -> None:
+        """Start again what ends, until it makes no sense any more."""
+        due: dict[str, float] = {}
+        while True:
+            pause = max(0.0, min(due.values()) - time.monotonic()) if due else None
+            ended = self._programs.next_event(pause)
+            if ended is not None:
+                due[ended.name] = time.monotonic() + self._put_off(ended)
+            for name in [name for name, moment in due.items() if moment <= time.monotonic()]:
+                del due[name]
+                if self._programs.is_running(name):
+                    continue  # started by the broker's restart
+                self._backoff[name].started()
+                try:
+                    self._restart(name)
+                except FluxEndpointError as error:
+                    self._programs.events.put(Ended(name, str(error)))
+
+    def stop(self) -> None:
+        """End everything, in the reverse order; what was never started is left alone."""
+        if not self._begun:
+            return
+        self._say("ending …")
+        try:
+            if self._endpoint is not None:
+                self._endpoint.stop()
+            self._service.stop()
+        finally:
+            self._broker.stop()
+            self._programs.close()
+            self._save(pid=None)
+            self._say("ended")
+
+    def _put_off(self, ended: Ended) -> float:
+        delay = self._backoff[ended.name].failed()
+        if delay is None:
+            raise FluxEndpointError(f"giving up, the {ended.name} {ended.reason}")
+        self._say(f"{ended.name:<9} {ended.reason}")
+        self._say(f"{ended.name:<9} starting again in {delay:.1f} s")
+        return delay
+
+    def _restart(self, name: str) -> None:
+        match name:
+            case "service":
+                self._service.launch()
+            case "endpoint" if self._endpoint is not None:
+                self._endpoint.launch()
+            case _:
+                self._restart_broker()
+        self._say(f"{name:<9} started again")
+
+    def _restart_broker(self) -> None:
+        port = self._broker.port
+        self._broker.stop()
+        self._broker.start()
+        if self._broker.port == port:
+            return  # the others reconnect by themselves
+        if self._endpoint is not None:
+            self._endpoint.stop()
+        self._service.stop()
+        self._service.launch()
+        if self._endpoint is not None:
+            self._endpoint.launch()
+        self._save(amqp_port=self._broker.port)
+
+    def _save(self, **changes: object) -> None:
+        self._state = replace(self._state, **changes)  # type: ignore[arg-type]  # our own names
+        self._directory.save(self._state)
+
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[Callable[[str], None]]:
+        begun = time.monotonic()
+        self._say(f"{name:<9} starting …")
+        yield lambda what: self._say(f"{name:<9} {what}  ({time.monotonic() - begun:.1f} s)")

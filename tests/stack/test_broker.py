@@ -1,0 +1,219 @@
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+
+import pika
+import pika.exceptions
+import psutil
+import pytest
+
+from flux_endpoint.errors import AmqpError
+from flux_endpoint.stack.broker import RabbitNode
+from flux_endpoint.stack.broker_files import load_identity
+
+pytestmark = pytest.mark.rabbitmq
+
+ENDPOINT = "11111111-2222-3333-4444-555555555555"
+
+
+def connect(url):
+    return pika.BlockingConnection(pika.URLParameters(url))
+
+
+def lasting(commands):
+    """Of {pid: command line} keep the node and its epmd, not the programs that it runs at times."""
+    return [pid for pid, command in commands.items() if "beam" in command or "epmd" in command]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    with RabbitNode(tmp_path_factory.mktemp("node")) as node:
+        with connect(node.service_url) as connection:
+            channel = connection.channel()
+            own = ("results", "heartbeats", "events")
+            for queue in (*own, f"{ENDPOINT}.tasks", "tg.1", "ev.1", "other"):
+                channel.queue_declare(queue, durable=True)
+            for exchange in (*own, "tasks"):
+                channel.exchange_declare(exchange, "topic", durable=True)
+        yield node
+
+
+@pytest.fixture
+def channel_of(node):
+    connections = []
+
+    def channel_of(user):
+        connection = connect(node.url(user))
+        connections.append(connection)
+        channel = connection.channel()
+        channel.confirm_delivery()
+        return channel
+
+    yield channel_of
+    for connection in connections:
+        connection.close()
+
+
+def test_it_runs_as_the_calling_user(node, processes_of):
+    commands = processes_of(node.directory)
+    assert any("beam" in command for command in commands.values())
+    assert any("epmd" in command for command in commands.values())
+    owners = {psutil.Process(pid).uids().effective for pid in lasting(commands)}
+    assert owners == {os.geteuid()}
+
+
+def test_it_listens_on_the_loopback_interface_only(node, processes_of):
+    listening = {
+        connection.laddr.ip
+        for pid in lasting(processes_of(node.directory))
+        for connection in psutil.Process(pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert "127.0.0.1" in listening
+    assert listening <= {"127.0.0.1", "::1"}
+
+
+def test_ctl_talks_to_this_node(node):
+    assert node.name in node.ctl("eval", "node().")
+
+
+def test_a_failing_ctl_says_why(node):
+    with pytest.raises(AmqpError, match=r"rabbitmqctl set_permissions failed[\s\S]*nobody"):
+        node.ctl("set_permissions", "-p", "/", "nobody", ".*", ".*", ".*")
+
+
+def test_there_is_no_guest(node):
+    with pytest.raises(pika.exceptions.AMQPConnectionError):
+        connect(f"amqp://guest:guest@127.0.0.1:{node.port}/%2F")
+
+
+def test_an_endpoint_takes_tasks_and_gives_results_and_job_events(channel_of):
+    channel = channel_of("endpoint")
+    channel.queue_declare("results", passive=True)
+    channel.exchange_declare("results", passive=True)
+    channel.queue_declare(f"{ENDPOINT}.tasks", passive=True)
+    channel_of("service").basic_publish("", f"{ENDPOINT}.tasks", b"task")
+    method, _, body = next(channel.consume(f"{ENDPOINT}.tasks", exclusive=True))
+    assert body == b"task"
+    channel.basic_ack(method.delivery_tag)
+    channel.basic_publish("results", f"{ENDPOINT}.results", b"{}")
+    channel.basic_publish("heartbeats", f"{ENDPOINT}.heartbeats", b"{}")
+    channel.basic_publish("events", f"{ENDPOINT}.events", b"{}")
+
+
+@pytest.mark.parametrize(
+    ("user", "attempt"),
+    [
+        ("endpoint", lambda c: c.queue_declare("mine")),
+        ("endpoint", lambda c: c.queue_delete("results")),
+        ("endpoint", lambda c: c.basic_get("results")),
+        ("endpoint", lambda c: c.basic_get("events")),
+        ("endpoint", lambda c: c.basic_get("tg.1")),
+        ("endpoint", lambda c: c.basic_get("ev.1")),
+        ("endpoint", lambda c: c.basic_publish("tasks", f"{ENDPOINT}.tasks", b"")),
+        ("endpoint", lambda c: c.basic_publish("", "tg.1", b"")),
+        ("client", lambda c: c.queue_declare("tg.2")),
+        ("client", lambda c: c.queue_declare("ev.2")),
+        ("client", lambda c: c.basic_get("events")),
+        ("client", lambda c: c.basic_get(f"{ENDPOINT}.tasks")),
+        ("client", lambda c: c.basic_get("other")),
+        ("client", lambda c: c.basic_publish("results", "x.results", b"")),
+        ("client", lambda c: c.basic_publish("events", "x.events", b"")),
+        ("client", lambda c: c.basic_publish("", "tg.1", b"")),
+    ],
+)
+def test_what_a_user_may_not_is_refused(channel_of, user, attempt):
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refusal:
+        attempt(channel_of(user))
+    assert refusal.value.reply_code == 403
+
+
+@pytest.mark.parametrize("queue", ["tg.1", "ev.1"])
+def test_a_client_takes_results_and_job_events(channel_of, queue):
+    channel_of("service").basic_publish("", queue, b"result")
+    channel = channel_of("client")
+    method, _, body = channel.basic_get(queue)
+    assert body == b"result"
+    channel.basic_ack(method.delivery_tag)
+
+
+def test_a_second_node_beside_it_does_not_collide_and_a_restart_keeps_what_it_had(node, tmp_path):
+    second = RabbitNode(tmp_path)
+    with second:
+        assert {second.port, second.name}.isdisjoint({node.port, node.name})
+        url = second.service_url
+        with connect(url) as connection:
+            channel = connection.channel()
+            channel.queue_declare("kept", durable=True)
+            channel.basic_publish("", "kept", b"1", pika.BasicProperties(delivery_mode=2))
+    with second:
+        assert second.service_url == url
+        with connect(url) as connection:
+            assert connection.channel().basic_get("kept")[2] == b"1"
+    assert connect(node.service_url).is_open
+
+
+def test_one_directory_has_one_node(node, monkeypatch):
+    monkeypatch.setattr("flux_endpoint.stack.broker.LOCK_TIMEOUT", 0)
+    with pytest.raises(AmqpError, match="another RabbitMQ node is running"):
+        RabbitNode(node.directory).start()
+
+
+def test_a_node_that_can_not_start_says_why_and_leaves_nothing(tmp_path, processes_of):
+    cookie = tmp_path / ".erlang.cookie"
+    cookie.write_text("everybody reads this")
+    cookie.chmod(0o644)
+    with pytest.raises(AmqpError, match=r"did not start[\s\S]*[Cc]ookie"):
+        RabbitNode(tmp_path).start()
+    assert processes_of(tmp_path) == {}
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs an address that only epmd uses")
+def test_a_port_that_is_taken_after_all_is_replaced(tmp_path):
+    before = load_identity(tmp_path)
+    holder = socket.create_server(("::1", before.epmd_port), family=socket.AF_INET6)
+    with holder, RabbitNode(tmp_path) as node:
+        connect(node.service_url).close()
+        assert load_identity(tmp_path).epmd_port != before.epmd_port
+
+
+OWNER = """
+import sys, threading
+from pathlib import Path
+from flux_endpoint.stack.broker import RabbitNode
+with RabbitNode(Path(sys.argv[1])) as node:
+    print("ready", flush=True)
+    threading.Event().wait()
+"""
+
+
+def test_when_its_owner_is_killed_no_process_is_left(tmp_path, processes_of, await_end):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        assert owner.stdout.readline() == "ready\n"
+        helpers = [child.pid for child in psutil.Process(owner.pid).children(recursive=True)]
+        names = " ".join(processes_of(tmp_path).values())
+        assert "epmd" in names
+        assert "beam" in names
+        owner.send_signal(signal.SIGKILL)
+    assert await_end([*helpers, *processes_of(tmp_path)]) == []
+    assert processes_of(tmp_path) == {}
+
+
+def test_an_unasked_end_is_reported_once_and_the_node_can_be_started_again(tmp_path, processes_of):
+    reasons = queue.SimpleQueue()
+    node = RabbitNode(tmp_path, on_exit=reasons.put)
+    with node:
+        commands = processes_of(tmp_path)
+        (beam,) = (pid for pid, command in commands.items() if "beam.smp" in command)
+        os.kill(beam, signal.SIGKILL)
+        assert "RabbitMQ node ended" in reasons.get(timeout=20)
+        node.stop()
+        node.start()
+        connect(node.service_url).close()
+    assert reasons.empty()

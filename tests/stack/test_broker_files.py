@@ -1,0 +1,89 @@
+import base64
+import hashlib
+import json
+import socket
+
+import pytest
+
+from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.stack import broker_files, installation
+from flux_endpoint.stack.ports import free_ports, is_free
+
+
+def test_a_password_hash_is_the_salt_and_the_sha256_of_salt_and_password():
+    decoded = base64.b64decode(broker_files.password_hash("secret", b"\x01\x02\x03\x04"))
+    assert decoded[:4] == b"\x01\x02\x03\x04"
+    assert decoded[4:] == hashlib.sha256(b"\x01\x02\x03\x04secret").digest()
+
+
+def test_no_password_is_written_in_the_clear_where_the_broker_reads(tmp_path):
+    passwords = broker_files.load_passwords(tmp_path)
+    text = json.dumps(broker_files.definitions(passwords))
+    assert not any(password in text for password in passwords.values())
+
+
+def test_passwords_are_private_different_and_stay(tmp_path):
+    passwords = broker_files.load_passwords(tmp_path)
+    assert set(passwords) == {"service", "endpoint", "client"}
+    assert len(set(passwords.values())) == 3
+    assert broker_files.load_passwords(tmp_path) == passwords
+    assert (tmp_path / "passwords.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_name_and_ports_stay_while_the_ports_are_free(tmp_path):
+    first = broker_files.load_identity(tmp_path)
+    assert broker_files.load_identity(tmp_path) == first
+
+
+def test_a_taken_port_is_replaced_and_the_name_kept(tmp_path):
+    first = broker_files.load_identity(tmp_path)
+    with socket.create_server(("127.0.0.1", first.amqp_port)):
+        second = broker_files.load_identity(tmp_path)
+    assert second.name == first.name
+    assert second.amqp_port != first.amqp_port
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, content):
+    (tmp_path / "node.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=r"node\.json .*remove it"):
+        broker_files.load_identity(tmp_path)
+
+
+def test_free_ports_are_different_and_free():
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    assert all(map(is_free, ports))
+
+
+def test_a_port_with_a_listener_is_not_free():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not is_free(listener.getsockname()[1])
+
+
+def test_without_rabbitmq_the_error_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(installation, "_USUAL", ())
+    with pytest.raises(ConfigurationError, match="apt-get install rabbitmq-server"):
+        installation.find_rabbitmq({"PATH": str(tmp_path)})
+
+
+def test_rabbitmq_home_comes_first(tmp_path, monkeypatch):
+    sbin = tmp_path / "rabbitmq" / "sbin"
+    sbin.mkdir(parents=True)
+    for name in ("rabbitmq-server", "rabbitmqctl", "rabbitmq-env", "epmd"):
+        (sbin / name).write_text("#!/bin/sh\n")
+        (sbin / name).chmod(0o755)
+    found = installation.find_rabbitmq({"RABBITMQ_HOME": str(sbin.parent), "PATH": str(sbin)})
+    assert found.server == sbin / "rabbitmq-server"
+    assert found.ctl == sbin / "rabbitmqctl"
+
+
+def test_a_packagers_wrapper_is_not_taken_for_the_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(installation, "_USUAL", ())
+    wrapper = tmp_path / "rabbitmq-script-wrapper"
+    wrapper.write_text("#!/bin/sh\n")
+    wrapper.chmod(0o755)
+    (tmp_path / "rabbitmq-env").write_text("")
+    (tmp_path / "rabbitmq-server").symlink_to(wrapper)
+    with pytest.raises(ConfigurationError, match="isn't installed"):
+        installation.find_rabbitmq({"PATH": str(tmp_path)})

@@ -1,0 +1,263 @@
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.stack, pytest.mark.rabbitmq]
+
+
+class Home:
+    """A $FLUX_ENDPOINT_HOME, and the commands run on it."""
+
+    def __init__(self, path):
+        self.path = path
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("FLUX_ENDPOINT_")}
+        self.env = {**kept, "FLUX_ENDPOINT_HOME": str(path)}
+
+    def run(self, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "flux_endpoint", *arguments],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    def up(self, *arguments):
+        done = self.run("up", "--detach", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def read(self, name):
+        return json.loads((self.path / name).read_text())
+
+    @property
+    def state(self):
+        return self.read("stack/state.json")
+
+    def version(self):
+        url = self.read("credentials.json")["service_url"]
+        return httpx.get(f"{url}/v2/version", trust_env=False).status_code
+
+
+@pytest.fixture
+def home(tmp_path, processes_of, await_end):
+    home = Home(tmp_path / "home")
+    yield home
+    home.run("down")
+    left = processes_of(home.path)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == {}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A stack without an endpoint that tests may look at but not harm."""
+    home = Home(tmp_path_factory.mktemp("shared") / "home")
+    home.output = home.up("--no-endpoint")
+    yield home
+    home.run("down")
+    shutil.rmtree(home.path)
+
+
+@pytest.fixture
+def foreground(home):
+    """Start `up` in the foreground, as the child of `wrapper`; return it when it is ready."""
+    started = []
+
+    def foreground(*wrapper):
+        process = subprocess.Popen(
+            [*wrapper, sys.executable, "-m", "flux_endpoint", "up", "--no-endpoint"],
+            env=home.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        for line in process.stdout:
+            if line.startswith("Ready"):
+                return process
+        raise AssertionError(f"up ended with {process.wait()}")
+
+    yield foreground
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+        process.stdout.close()
+        process.wait()
+
+
+def test_credentials_are_private_and_valid(shared):
+    file = shared.path / "credentials.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    written = json.loads(file.read_text())
+    answer = httpx.get(
+        f"{written['service_url']}/v2/endpoints/11111111-2222-3333-4444-555555555555/status",
+        headers={"Authorization": f"Bearer {written['token']}"},
+        trust_env=False,
+    )
+    assert answer.status_code == 404
+    assert written["service_url"] in shared.output
+
+
+def test_the_state_tells_who_runs_and_where_and_no_secret(shared):
+    state = shared.state
+    assert psutil.Process(state["pid"]).is_running()
+    assert state["service_url"] == shared.read("credentials.json")["service_url"]
+    assert state["amqp_port"] in shared.read("stack/broker/node.json").values()
+    text = json.dumps(state)
+    secrets = [shared.read("credentials.json")["token"]]
+    secrets += shared.read("stack/broker/passwords.json").values()
+    assert not any(secret in text for secret in secrets)
+
+
+def test_no_password_is_on_a_command_line(shared, processes_of):
+    commands = " ".join(processes_of(shared.path).values())
+    secrets = [shared.read("credentials.json")["token"]]
+    secrets += shared.read("stack/broker/passwords.json").values()
+    assert not any(secret in commands for secret in secrets)
+
+
+def test_a_second_up_on_the_same_home_is_refused_with_pid_and_url(shared):
+    done = shared.run("up", "--no-endpoint")
+    assert done.returncode == 1
+    state = shared.state
+    assert f"already running (pid {state['pid']}, {state['service_url']})" in done.stderr
+    assert shared.version() == 200
+
+
+def test_two_homes_run_side_by_side_and_down_leaves_nothing(shared, home, processes_of):
+    home.up("--no-endpoint")
+    assert home.version() == 200
+    assert shared.version() == 200
+    assert home.state["service_port"] != shared.state["service_port"]
+    assert home.state["amqp_port"] != shared.state["amqp_port"]
+    done = home.run("down")
+    assert done.returncode == 0
+    assert processes_of(home.path) == {}
+    assert home.state["pid"] is None
+    assert shared.version() == 200
+
+
+def test_down_where_nothing_runs_says_so(home):
+    done = home.run("down")
+    assert (done.returncode, done.stdout) == (0, "Nothing runs here.\n")
+
+
+def test_port_is_used_and_url_and_token_are_the_same_after_a_restart(home):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    home.up("--no-endpoint", "--port", str(port))
+    first = home.read("credentials.json")
+    assert first["service_url"] == f"http://127.0.0.1:{port}"
+    home.run("down")
+    home.up("--no-endpoint")
+    assert home.read("credentials.json") == first
+    assert home.version() == 200
+
+
+def test_a_taken_port_is_refused_at_once_and_nothing_is_left(home, processes_of):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        for mode in ([], ["--detach"]):
+            done = home.run("up", *mode, "--port", port)
+            assert done.returncode == 1
+            assert f"port {port} is in use" in done.stderr
+    assert processes_of(home.path) == {}
+
+
+def test_credentials_of_a_service_elsewhere_are_not_overwritten(home):
+    home.path.mkdir()
+    file = home.path / "credentials.json"
+    text = json.dumps({"service_url": "https://compute.example.org", "token": "precious"})
+    file.write_text(text)
+    done = home.run("up", "--no-endpoint")
+    assert done.returncode == 1
+    assert "https://compute.example.org" in done.stderr
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_ends_all_in_order(home, foreground, processes_of, signum, status):
+    up = foreground()
+    up.send_signal(signum)
+    assert up.wait(timeout=30) == status
+    assert processes_of(home.path) == {}
+
+
+def test_when_the_parent_of_up_dies_the_stack_ends(home, foreground, processes_of, await_end):
+    shell = foreground("sh", "-c", '"$@"; :', "sh")
+    running = processes_of(home.path)
+    assert len(running) > 5
+    shell.kill()
+    assert await_end(running, timeout=40) == []
+
+
+def test_when_up_is_killed_nothing_is_left_and_the_next_one_starts(
+    home, foreground, processes_of, await_end
+):
+    up = foreground()
+    running = processes_of(home.path)
+    up.kill()
+    again = home.up("--no-endpoint")
+    assert await_end(running) == []
+    assert "Ready" in again
+    assert home.version() == 200
+
+
+def test_a_service_and_a_broker_that_die_are_started_again(home, foreground, processes_of):
+    up = foreground()
+    url = home.state["service_url"]
+    for text, name in (("service run", "service"), ("beam.smp", "broker")):
+        commands = processes_of(home.path)
+        (pid,) = (pid for pid, command in commands.items() if text in command)
+        os.kill(pid, signal.SIGKILL)
+        said = []
+        for line in up.stdout:
+            said.append(line)
+            if line.startswith(name) and "started again" in line:
+                break
+        assert any(line.startswith(name) and "ended" in line for line in said)
+        transport = httpx.HTTPTransport(retries=8)
+        with httpx.Client(transport=transport, trust_env=False) as client:
+            assert client.get(f"{url}/v2/version").status_code == 200
+
+
+def test_the_printed_snippet_works_in_another_terminal(home, processes_of, tmp_path):
+    output = home.up()
+    lines = output.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.endswith("<<'END'"))
+    end = lines.index("  END")
+    script = "\n".join(line.removeprefix("  ") for line in lines[begin : end + 1])
+    env = {key: value for key, value in home.env.items() if key != "FLUX_ENDPOINT_HOME"}
+    done = subprocess.run(
+        ["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("14\n", "")
+    assert home.state["endpoint_id"] in output
+    assert home.run("down").returncode == 0
+    assert processes_of(home.path) == {}
+
+
+def test_two_that_start_at_the_same_moment_both_run(tmp_path):
+    homes = [Home(tmp_path / name) for name in ("one", "two")]
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda home: home.up("--no-endpoint"), homes))
+        assert [home.version() for home in homes] == [200, 200]
+        assert len({home.state["service_port"] for home in homes}) == 2
+    finally:
+        for home in homes:
+            home.run("down")
