@@ -12,6 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+pytest_plugins = ["flux_instance"]
+
 
 class Broker:
     """The session's RabbitMQ: a node of our own, or the one that the environment names."""
