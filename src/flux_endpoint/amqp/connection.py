@@ -6,64 +6,40 @@ import logging
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from enum import StrEnum
-from types import TracebackType
 from typing import Any
 
 import pika
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 
 from flux_endpoint import logs
 from flux_endpoint.amqp.consumer import Consumer, Delivery
-from flux_endpoint.amqp.declarer import Thing, declare_all
+from flux_endpoint.amqp.declarer import Declaration, Declarer, Thing, check
+from flux_endpoint.amqp.mailbox import Mailbox
 from flux_endpoint.amqp.publisher import Message, Publisher
+from flux_endpoint.amqp.state import ConnectionState, StateChange
+from flux_endpoint.amqp.topology import Queue
 from flux_endpoint.amqp.url import address_of, connection_parameters, reason_of
+from flux_endpoint.amqp.window import Window
+from flux_endpoint.amqp.wire import WireConnection
 from flux_endpoint.errors import AmqpError, PublishError
 
 log = logging.getLogger(__name__)
 
-_FIRST_BACKOFF = 0.2  # seconds
+__all__ = ["AmqpConnection", "ConnectionState", "StateChange"]
+
+#: Seconds before the second attempt to connect.
+_FIRST_BACKOFF = 0.2
+#: Bytes of message bodies that may await their confirm.
+_MAX_UNCONFIRMED_BYTES = 64 << 20
+#: Seconds that the broker may take to answer our closing.
+_CLOSING_TIMEOUT = 2.0
 
 # Connections come and go, and what becomes of each is reported by this module.
 if logging.getLogger("pika").level == logging.NOTSET:
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-
-
-class ConnectionState(StrEnum):
-    """What an `on_state` callback is told."""
-
-    CONNECTED = "connected"
-    LOST = "lost"  # it was connected, and tries again
-    UNREACHABLE = "unreachable"  # an attempt failed, another follows
-    CLOSED = "closed"  # by us, for good
-
-
-@dataclass(frozen=True)
-class StateChange:
-    """A change of a connection's state.
-
-    Attributes:
-        state: the new state.
-        address: `host:port/vhost`, never with the password.
-        reason: one sentence; empty when connected.
-        retry_in: seconds until the next attempt; 0 when connected or closed.
-    """
-
-    state: ConnectionState
-    address: str
-    reason: str = ""
-    retry_in: float = 0.0
-
-
-@dataclass(eq=False)
-class _Declaration:
-    things: tuple[Thing, ...]
-    done: Future[None]
 
 
 class AmqpConnection:
@@ -76,7 +52,8 @@ class AmqpConnection:
         url: where to connect; a callable is asked before every attempt, and may raise.
         name: of the thread, and of the connection in the broker's lists.
         on_state: told every change of state.
-        heartbeat: seconds after which a silent peer is given up (at the latest after twice that).
+        heartbeat: seconds after which a silent peer is given up (after ten more than
+            twice that at the latest).
         max_backoff: most seconds between two attempts.
         max_unconfirmed: `publish` blocks its caller while so many messages await their confirm.
     """
@@ -96,52 +73,57 @@ class AmqpConnection:
         self._on_state = on_state
         self._heartbeat = heartbeat
         self._max_backoff = max_backoff
-        self._max_unconfirmed = max_unconfirmed
         self._address = address_of(url) if isinstance(url, str) else "the message broker"
         self._ioloop: Any = IOLoop()
-        self._connection: SelectConnection | None = None
+        self._connection: WireConnection | None = None
         self._publisher = Publisher(self._settled, self._open_publisher)
+        self._declarer = Declarer(self.open_channel)
         self._consumers: list[Consumer] = []
-        self._lasting: list[_Declaration] = []
-        self._passing: list[_Declaration] = []
-        self._under_way: list[_Declaration] = []
         self._failures = 0
         self._ready = False
         self._closing = False
         self._ended = False
         self._connected = threading.Event()
-        self._actions: deque[Callable[[], None]] = deque()
-        self._wake_pending = False
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
-        self._outstanding = 0
-        self._closed = False
+        self._mailbox = Mailbox(lambda: self._ioloop.add_callback_threadsafe(self._drain))
+        self._window = Window(max_unconfirmed, _MAX_UNCONFIRMED_BYTES)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # Any thread
 
     def start(self) -> None:
-        """Begin to connect; returns at once."""
+        """Begin to connect; returns at once.
+
+        Raises:
+            AmqpError: the connection was closed.
+        """
+        if self._mailbox.closed:
+            raise AmqpError(self._closed_text)
         self._thread.start()
 
     def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait until the connection is up, for at most `timeout` seconds; return whether it is."""
-        return self._connected.wait(timeout)
+        return self._connected.wait(timeout) and not self._ended
 
     def declare(self, *things: Thing) -> Future[None]:
         """Declare `things` now, and again first thing after every reconnect.
 
-        The future is done when the broker has confirmed them; it fails with `AmqpError` when the
-        broker refuses one.
+        Declarations are made in the order in which they are asked for. The future is done when the
+        broker has confirmed them; it fails with `AmqpError` when the broker refuses one.
         """
-        declaration = _Declaration(things, Future())
-        self.post(lambda: self._add_declaration(declaration, lasting=True))
-        return declaration.done
+        return self._declare(Declaration(things, lasting=True))
 
     def declare_once(self, *things: Thing) -> Future[None]:
         """Like `declare`, without the repetition after a reconnect."""
-        declaration = _Declaration(things, Future())
-        self.post(lambda: self._add_declaration(declaration, lasting=False))
+        return self._declare(Declaration(things, lasting=False))
+
+    def _declare(self, declaration: Declaration) -> Future[None]:
+        try:
+            check(declaration.things)
+        except AmqpError as error:
+            declaration.done.set_exception(error)
+            return declaration.done
+        if not self._mailbox.post_if_open(lambda: self._declarer.add(declaration)):
+            declaration.done.set_exception(AmqpError(self._closed_text))
         return declaration.done
 
     def consume(
@@ -156,20 +138,19 @@ class AmqpConnection:
         """Subscribe to `queue`.
 
         Args:
-            queue: its name; it need not exist yet.
+            queue: need not exist yet.
             on_message: takes each delivery, on the connection's thread: hand over, don't work.
             prefetch: most deliveries that are unanswered at a time.
             exclusive: let nobody else consume from the queue.
             on_refused: told the reason each time that the broker refuses or ends the
                 subscription, which is then tried again with backoff.
+
+        Raises:
+            AmqpError: `queue` is no name for a queue.
         """
+        check((Queue(queue),))
         consumer = Consumer(
-            self,
-            queue,
-            on_message,
-            prefetch=prefetch,
-            exclusive=exclusive,
-            on_refused=on_refused,
+            self, queue, on_message, prefetch=prefetch, exclusive=exclusive, on_refused=on_refused
         )
         self.post(lambda: self._add_consumer(consumer))
         return consumer
@@ -217,54 +198,41 @@ class AmqpConnection:
             message_id=message_id,
         )
         message = Message(exchange, routing_key, body, properties, mandatory)
-        with self._room:
-            if threading.current_thread() is not self._thread:
-                self._room.wait_for(
-                    lambda: self._outstanding < self._max_unconfirmed or self._closed
-                )
-            if self._closed:
-                raise PublishError(f"the connection to {self._address} is closed")
-            self._outstanding += 1
-        self.post(lambda: self._publisher.add(message))
+        self._window.enter(len(body), wait=threading.current_thread() is not self._thread)
+        if not self._mailbox.post_if_open(lambda: self._publisher.add(message)):
+            raise PublishError(self._closed_text)
         return message.done
 
     def close(self, timeout: float = 5.0) -> None:
         """Wait for open confirms, for at most `timeout` seconds, then close for good.
 
-        Messages that were not confirmed by then fail with `PublishError`.
+        Messages that were not confirmed by then fail with `PublishError`, at once if the broker was
+        out of reach.
         """
-        with self._room:
-            self._closed = True
-            self._room.notify_all()
-        if not self._thread.is_alive():
-            if self._thread.ident is None:
-                self._publisher.fail_all(f"the connection to {self._address} was never started")
-            return
         deadline = time.monotonic() + timeout
-        self.post(lambda: self._begin_close(deadline))
+        first = self._mailbox.close(lambda: self._begin_close(deadline))
+        self._window.close()
+        if self._thread.ident is None:
+            if first:
+                self._end()
+            return
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout + 5.0)
+            self._thread.join(timeout + 2 * _CLOSING_TIMEOUT)
 
     def __enter__(self) -> AmqpConnection:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def post(self, action: Callable[[], None]) -> None:
         """Run `action` soon on the connection's thread; many posts cost one wake-up."""
-        self._actions.append(action)
-        with self._lock:
-            if self._wake_pending:
-                return
-            self._wake_pending = True
-        self._ioloop.add_callback_threadsafe(self._drain)
+        self._mailbox.post(action)
+
+    @property
+    def _closed_text(self) -> str:
+        return f"the connection to {self._address} is closed"
 
     # The connection's thread
 
@@ -273,18 +241,24 @@ class AmqpConnection:
         try:
             self._ioloop.start()
         finally:
-            self._publisher.fail_all(f"the connection to {self._address} was closed")
-            for declaration in (*self._lasting, *self._passing):
-                if not declaration.done.done():
-                    declaration.done.set_exception(AmqpError("the connection was closed"))
-            self._ioloop.close()
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._connected.set()  # nobody has to wait for it any more
+        self._mailbox.end()
+        self._window.close()
+        self._publisher.fail_all(self._closed_text)
+        self._declarer.fail_all(self._closed_text)
+        self._ioloop.close()
 
     def _drain(self) -> None:
-        with self._lock:
-            self._wake_pending = False
-        while self._actions:
-            self._actions.popleft()()
-        self._publisher.flush()
+        if self._connection is None:
+            self._mailbox.run()
+        else:
+            with self._connection.gathering():
+                self._mailbox.run()
+                self._publisher.flush()
 
     def later(self, delay: float, action: Callable[[], None]) -> None:
         """Run `action` on this thread after `delay` seconds."""
@@ -295,6 +269,10 @@ class AmqpConnection:
         if self._connection is not None and self._connection.is_open:
             self._connection.channel(on_open_callback=on_open)
 
+    def forget(self, consumer: Consumer) -> None:
+        """Let go of a consumer that was cancelled."""
+        self._consumers.remove(consumer)
+
     def _attempt(self) -> None:
         if self._closing:
             return
@@ -302,16 +280,15 @@ class AmqpConnection:
             url = self._url if isinstance(self._url, str) else self._url()
             self._address = address_of(url)
             parameters = connection_parameters(url, name=self._name, heartbeat=self._heartbeat)
+            self._connection = WireConnection(
+                parameters,
+                on_open_callback=self._opened,
+                on_open_error_callback=self._refused,
+                on_close_callback=self._lost,
+                custom_ioloop=self._ioloop,
+            )
         except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
             self._retry(ConnectionState.UNREACHABLE, str(error) or type(error).__name__)
-            return
-        self._connection = SelectConnection(
-            parameters,
-            on_open_callback=self._opened,
-            on_open_error_callback=self._refused,
-            on_close_callback=self._lost,
-            custom_ioloop=self._ioloop,
-        )
 
     def _retry(self, state: ConnectionState, reason: str) -> None:
         longest = min(self._max_backoff, _FIRST_BACKOFF * 2 ** min(self._failures, 16))
@@ -347,7 +324,7 @@ class AmqpConnection:
         was_ready, self._ready = self._ready, False
         self._connected.clear()
         self._publisher.lost()
-        self._under_way.clear()
+        self._declarer.lost()
         for consumer in self._consumers:
             consumer.lost()
         if self._closing:
@@ -357,39 +334,24 @@ class AmqpConnection:
         self._retry(state, reason_of(error))
 
     def _opened(self, connection: Any) -> None:
-        if self._closing:
-            connection.close()
+        if self._closing and self._publisher.idle:
+            self._finish_close()
             return
         connection.add_on_connection_blocked_callback(
-            lambda *_: logs.event(
-                log, logging.WARNING, "the broker takes no messages now", address=self._address
-            )
+            lambda *_: self._warn("the broker takes no messages now")
         )
         connection.add_on_connection_unblocked_callback(
-            lambda *_: logs.event(
-                log, logging.WARNING, "the broker takes messages again", address=self._address
-            )
+            lambda *_: self._warn("the broker takes messages again")
         )
-        self._declare_next(deque(self._lasting))
+        self._declarer.connected(self._begin)
 
-    def _declare_next(self, left: deque[_Declaration]) -> None:
-        """Declare what lasts, one after the other; then everything else may begin."""
-        if not left:
-            self._begin()
-            return
-        declaration = left.popleft()
-
-        def done(error: AmqpError | None) -> None:
-            self._finish_declaration(declaration, error)
-            self._declare_next(left)
-
-        self.open_channel(lambda channel: declare_all(channel, declaration.things, done))
+    def _warn(self, what: str) -> None:
+        logs.event(log, logging.WARNING, what, address=self._address)
 
     def _begin(self) -> None:
         self._ready = True
         self._failures = 0
         self._open_publisher()
-        self._declare_passing()
         for consumer in self._consumers:
             consumer.open()
         self._connected.set()
@@ -398,65 +360,36 @@ class AmqpConnection:
     def _open_publisher(self) -> None:
         self.open_channel(self._publisher.opened)
 
-    def _add_declaration(self, declaration: _Declaration, *, lasting: bool) -> None:
-        if lasting:
-            self._lasting.append(declaration)
-        if not self._ready:
-            if not lasting:
-                self._passing.append(declaration)
-            return
-        self._passing.append(declaration)
-        self._declare_passing()
-
-    def _declare_passing(self) -> None:
-        """Declare what has been asked for; what a loss interrupts is asked for again."""
-        for declaration in self._passing:
-            if declaration not in self._under_way:
-                self._under_way.append(declaration)
-                self._declare(declaration)
-
-    def _declare(self, declaration: _Declaration) -> None:
-        def done(error: AmqpError | None) -> None:
-            self._passing.remove(declaration)
-            self._under_way.remove(declaration)
-            self._finish_declaration(declaration, error)
-
-        self.open_channel(lambda channel: declare_all(channel, declaration.things, done))
-
-    def _finish_declaration(self, declaration: _Declaration, error: AmqpError | None) -> None:
-        if declaration.done.done():
-            if error is not None:
-                logs.event(log, logging.ERROR, "declaration refused", reason=str(error))
-        elif error is None:
-            declaration.done.set_result(None)
-        else:
-            declaration.done.set_exception(error)
-
     def _add_consumer(self, consumer: Consumer) -> None:
         self._consumers.append(consumer)
         if self._ready:
             consumer.open()
 
-    def _settled(self) -> None:
-        with self._room:
-            self._outstanding -= 1
-            self._room.notify()
+    def _settled(self, message: Message) -> None:
+        self._window.leave(len(message.body))
         if self._closing and self._publisher.idle:
             self._finish_close()
 
     def _begin_close(self, deadline: float) -> None:
         self._closing = True
-        if not self._ready or self._publisher.idle:
+        if self._connection is None or self._publisher.idle:
             self._finish_close()
-            return
-        self._publisher.flush()
-        self._ioloop.call_later(max(0.0, deadline - time.monotonic()), self._finish_close)
+        else:
+            self._publisher.flush()
+            self._ioloop.call_later(max(0.0, deadline - time.monotonic()), self._finish_close)
 
     def _finish_close(self) -> None:
-        if self._connection is not None and self._connection.is_open:
-            self._connection.close()
-        elif not self._ended and (self._connection is None or self._connection.is_closed):
+        connection = self._connection
+        if self._ended:
+            return
+        if connection is None or connection.is_closed:
             self._ended = True
             self._report(StateChange(ConnectionState.CLOSED, self._address))
             self._ioloop.stop()
-        # Else an attempt or a closing handshake is under way; its end stops the loop.
+        elif not connection.is_closing:
+            for consumer in self._consumers:
+                consumer.flush()
+            # The connection's end, which comes through `_lost` or `_refused`, ends the loop.
+            if connection.is_open:
+                self._ioloop.call_later(_CLOSING_TIMEOUT, connection.abort)
+            connection.close()

@@ -31,6 +31,9 @@ class _Loop(Protocol):
     def open_channel(self, on_open: Callable[[Channel], None]) -> None:
         """Open a channel, if the connection is up."""
 
+    def forget(self, consumer: Consumer) -> None:
+        """Let go of a consumer that was cancelled."""
+
 
 @dataclass(slots=True, eq=False)
 class Delivery:
@@ -86,10 +89,12 @@ class Consumer:
         self._tag: str | None = None
         #: Counts channels, so that an answer to a message of an older one is recognized.
         self._generation = 0
-        self._lowest = 1
-        self._settled: set[int] = set()
+        #: Tags of this channel's deliveries that have no answer yet; they rise.
+        self._unanswered: dict[int, None] = {}
         self._answers: deque[tuple[int, int, bool]] = deque()
         self._refusals = 0
+        #: Counts losses, so that a retry is not made besides the next connection's subscription.
+        self._losses = 0
 
     def pause(self) -> None:
         """Stop deliveries; those that have come can still be answered."""
@@ -106,7 +111,7 @@ class Consumer:
     def settle(self, generation: int, tag: int, *, accepted: bool) -> None:
         """Take the answer to a delivery."""
         self._answers.append((generation, tag, accepted))
-        self._loop.post(self._answer)
+        self._loop.post(self.flush)
 
     # On the connection's thread
 
@@ -119,14 +124,14 @@ class Consumer:
         """The connection is gone, and with it the channel."""
         self._channel = None
         self._tag = None
+        self._unanswered.clear()
+        self._losses += 1
 
     def _opened(self, channel: Channel) -> None:
         if self._cancelled:
             channel.close()
             return
         self._generation += 1
-        self._lowest = 1
-        self._settled.clear()
         self._channel = channel
         self._tag = None
         channel.add_on_close_callback(self._closed)
@@ -163,6 +168,7 @@ class Consumer:
             generation,
             self,
         )
+        self._unanswered[method.delivery_tag] = None
         try:
             self._on_message(delivery)
         except Exception:
@@ -174,7 +180,7 @@ class Consumer:
             )
             delivery.reject()
 
-    def _answer(self) -> None:
+    def flush(self) -> None:
         """Send the answers that have come in, as few frames as possible."""
         channel = self._channel
         accepted: list[int] = []
@@ -182,18 +188,18 @@ class Consumer:
             generation, tag, good = self._answers.popleft()
             if generation != self._generation or channel is None or not channel.is_open:
                 continue
-            self._settled.add(tag)
+            if tag not in self._unanswered:
+                continue  # a second answer would cost the channel
+            del self._unanswered[tag]
             if good:
                 accepted.append(tag)
             else:
                 channel.basic_reject(tag, requeue=False)
         if channel is None or not accepted:
             return
-        # Below `upto` everything has been answered, so one acknowledgement covers it.
-        while self._lowest in self._settled:
-            self._settled.discard(self._lowest)
-            self._lowest += 1
-        upto = max((tag for tag in accepted if tag < self._lowest), default=0)
+        # Below the first that has no answer, one acknowledgement covers all.
+        first = next(iter(self._unanswered), None)
+        upto = max((tag for tag in accepted if first is None or tag < first), default=0)
         if upto:
             channel.basic_ack(upto, multiple=True)
         for tag in accepted:
@@ -214,21 +220,33 @@ class Consumer:
         self._cancelled = True
         if self._channel is not None and self._channel.is_open:
             self._channel.close()
-        self._channel = None
+        self.lost()
+        self._loop.forget(self)
 
     def _cancelled_by_broker(self, _frame: Any) -> None:
         if self._channel is not None and self._channel.is_open:
-            self._channel.close(reply_text="queue is gone")
+            self._channel.close()
+            self._refused(f"queue '{self._queue}' was deleted")
 
     def _closed(self, channel: Channel, reason: BaseException) -> None:
-        if channel is not self._channel:
-            return
+        if channel is self._channel and channel.connection.is_open:
+            self._refused(str(reason))
+
+    def _refused(self, reason: str) -> None:
+        """Try again later, unless the connection is lost before: then the next one subscribes."""
         self.lost()
-        if self._cancelled or not channel.connection.is_open:
-            return
+        losses = self._losses
         self._refusals += 1
-        logs.event(log, logging.INFO, "subscription refused", queue=self._queue, reason=str(reason))
+        logs.event(log, logging.INFO, "subscription refused", queue=self._queue, reason=reason)
         if self._on_refused is not None:
-            self._on_refused(str(reason))
+            try:
+                self._on_refused(reason)
+            except Exception:
+                log.exception("a callback for refusals of queue %s failed", self._queue)
+
+        def retry() -> None:
+            if losses == self._losses:
+                self.open()
+
         longest = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._refusals, 10))
-        self._loop.later(random.uniform(longest / 2, longest), self.open)  # noqa: S311 - jitter
+        self._loop.later(random.uniform(longest / 2, longest), retry)  # noqa: S311 - jitter

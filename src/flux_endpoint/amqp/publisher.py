@@ -22,10 +22,9 @@ from flux_endpoint.errors import PublishError, UnroutableError
 
 log = logging.getLogger(__name__)
 
-#: The broker names the exchange that closed a channel only in its text.
-_EXCHANGE = re.compile(r"exchange '([^']*)'")
-#: A message that was in flight at so many channel errors is taken for their cause.
-_MOST_CHANNEL_ERRORS = 3
+#: The broker names the exchange that closed a channel only in its text: "no exchange 'x' in ...",
+#: "access to exchange 'x' in ...". (What names a topic as well is not all of the exchange's fault.)
+_EXCHANGE = re.compile(r"(?:no|access to) exchange '([^']*)'")
 
 
 @dataclass(eq=False)
@@ -39,18 +38,20 @@ class Message:
     mandatory: bool
     done: Future[None] = field(default_factory=Future)
     returned: str | None = None
-    channel_errors: int = 0
+
+    def __str__(self) -> str:
+        return f"a message for exchange '{self.exchange}' with key '{self.routing_key}'"
 
 
 class Publisher:
     """One channel with publisher confirms, pipelined.
 
     Args:
-        on_settled: called for each message that was confirmed or has failed, after its future.
+        on_settled: called with each message that was confirmed or has failed, after its future.
         reopen: asks for another channel after this one was closed by the broker.
     """
 
-    def __init__(self, on_settled: Callable[[], None], reopen: Callable[[], None]) -> None:
+    def __init__(self, on_settled: Callable[[Message], None], reopen: Callable[[], None]) -> None:
         self._on_settled = on_settled
         self._reopen = reopen
         self._waiting: deque[Message] = deque()
@@ -59,6 +60,8 @@ class Publisher:
         self._lowest = 1
         self._next = 1
         self._channel: Channel | None = None
+        #: So many of the next messages go one at a time: one of them has closed the channel.
+        self._suspects = 0
 
     @property
     def idle(self) -> bool:
@@ -83,20 +86,31 @@ class Publisher:
         if self._channel is None:
             return
         while self._waiting and self._channel.is_open:
-            message = self._waiting.popleft()
-            self._unconfirmed[self._next] = message
-            self._next += 1
-            self._channel.basic_publish(
+            if self._suspects and self._unconfirmed:
+                return  # the confirm of the one under way calls again
+            self._send(self._channel, self._waiting.popleft())
+
+    def _send(self, channel: Channel, message: Message) -> None:
+        try:
+            channel.basic_publish(
                 message.exchange,
                 message.routing_key,
                 message.body,
                 message.properties,
                 mandatory=message.mandatory,
             )
+        except Exception as error:  # noqa: BLE001 - pika encodes all before it sends anything
+            text = f"can't be put on the wire: {error or type(error).__name__}"
+            self._settle(message, PublishError(f"{message} {text}"))
+            return
+        self._unconfirmed[self._next] = message
+        self._next += 1
 
     def lost(self) -> None:
         """The connection is gone: what was not confirmed will be sent again, first and in order."""
         self._channel = None
+        for message in self._unconfirmed.values():
+            message.returned = None  # the queue may be there next time
         self._waiting.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed.clear()
 
@@ -119,21 +133,21 @@ class Publisher:
             if message.returned is not None:
                 error = UnroutableError(message.returned)
             elif refused:
-                error = PublishError(
-                    f"the broker refused a message for exchange '{message.exchange}', "
-                    f"key '{message.routing_key}'"
-                )
+                error = PublishError(f"the broker refused {message}")
             self._settle(message, error)
         while self._lowest < self._next and self._lowest not in self._unconfirmed:
             self._lowest += 1
+        if self._suspects:
+            self.flush()
 
     def _settle(self, message: Message, error: Exception | None) -> None:
+        self._suspects = max(0, self._suspects - 1)
         if message.done.set_running_or_notify_cancel():
             if error is None:
                 message.done.set_result(None)
             else:
                 message.done.set_exception(error)
-        self._on_settled()
+        self._on_settled(message)
 
     def _returned(self, _channel: Channel, method: Any, _properties: Any, body: bytes) -> None:
         """Mark the message that came back; its confirm follows.
@@ -143,6 +157,7 @@ class Publisher:
         for message in self._unconfirmed.values():
             if (
                 message.returned is None
+                and message.mandatory
                 and message.routing_key == method.routing_key
                 and message.exchange == method.exchange
                 and message.body == body
@@ -164,17 +179,12 @@ class Publisher:
             return  # no message's fault
         logs.event(log, logging.WARNING, "broker closed the publishing channel", reason=str(reason))
         named = _EXCHANGE.search(str(reason))
-        for message in in_flight:
-            message.channel_errors += 1
-            guilty = (
-                message.exchange == named[1]
-                if named
-                else message.channel_errors >= _MOST_CHANNEL_ERRORS
-            )
-            if guilty:
-                self._waiting.remove(message)
-                self._settle(
-                    message,
-                    PublishError(f"exchange '{message.exchange}' took no message: {reason}"),
-                )
+        guilty = [each for each in in_flight if named is not None and each.exchange == named[1]]
+        if not guilty and len(in_flight) == 1:
+            guilty = in_flight
+        if not guilty:
+            self._suspects = len(in_flight)
+        for message in guilty:
+            self._waiting.remove(message)
+            self._settle(message, PublishError(f"the broker refused {message}: {reason}"))
         self._reopen()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from collections.abc import Iterator
@@ -28,17 +29,19 @@ def connection_parameters(url: str, *, name: str, heartbeat: float) -> pika.URLP
     Raises:
         AmqpError: `url` is not an AMQP URL.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+    host = _host_of(url)
+    if host is None:
         raise AmqpError(
-            f"not an AMQP URL: {address_of(url)!r}; write amqp://user:password@host/vhost"
+            "not an AMQP URL: write amqp://user:password@host:port/vhost, with special characters "
+            "of user, password and vhost percent-encoded"
         )
+    parts = urlsplit(url)
     try:
         parameters = pika.URLParameters(url)
     except (ValueError, TypeError) as error:
         raise AmqpError(f"AMQP URL for {address_of(url)} is wrong: {error}") from error
     if "heartbeat=" not in parts.query:
-        parameters.heartbeat = round(heartbeat)
+        parameters.heartbeat = math.ceil(heartbeat)  # 0 would mean none
     parameters.socket_timeout = _SOCKET_TIMEOUT
     parameters.stack_timeout = _STACK_TIMEOUT
     parameters.connection_attempts = 1
@@ -48,13 +51,25 @@ def connection_parameters(url: str, *, name: str, heartbeat: float) -> pika.URLP
 
 def address_of(url: str) -> str:
     """Return `host:port/vhost` of `url`, without user and password."""
-    parts = urlsplit(url)
+    host = _host_of(url)
+    if host is None:
+        return "an unreadable AMQP URL"
+    path = urlsplit(url).path
+    vhost = unquote(path[1:]) if len(path) > 1 else "/"
+    return f"{host}{'' if vhost.startswith('/') else '/'}{vhost}"
+
+
+def _host_of(url: str) -> str | None:
+    """Return `host:port` of `url`; `None` if what looks like it might be part of a password."""
     try:
-        port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 5672)
-    except ValueError:
-        port = 0
-    vhost = unquote(parts.path[1:]) if len(parts.path) > 1 else "/"
-    return f"{parts.hostname}:{port}{'' if vhost.startswith('/') else '/'}{vhost}"
+        parts = urlsplit(url)
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    except (ValueError, KeyError):  # ValueError's text may hold the password
+        return None
+    if not parts.hostname or "@" in url[url.index(parts.netloc) + len(parts.netloc) :]:
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{port}"
 
 
 def with_port(url: str, port: int) -> str:
@@ -102,6 +117,7 @@ _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
         "the peer does not speak AMQP 0-9-1, or closed the connection at once",
     ),
     (TimeoutError, "no answer in time"),
+    (pika.exceptions.ConnectionOpenAborted, "no answer in time"),  # so pika says it
     (pika.exceptions.AMQPHeartbeatTimeout, "the broker has gone silent"),
 )
 

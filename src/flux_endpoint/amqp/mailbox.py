@@ -1,0 +1,84 @@
+"""What other threads ask of the connection's thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+class Mailbox:
+    """Actions that any thread leaves, and one thread carries out in their order.
+
+    Args:
+        wake: has that thread call `run` soon; many posts cost one call.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._actions: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._woken = False
+        self._closed = False
+        self._ended = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Have `action` carried out; forget it after the end."""
+        with self._lock:
+            wake = self._append(action)
+        if wake:
+            self._wake()
+
+    def post_if_open(self, action: Callable[[], None]) -> bool:
+        """Have `action` carried out before the one of `close`; return `False` if it is too late."""
+        with self._lock:
+            if self._closed:
+                return False
+            wake = self._append(action)
+        if wake:
+            self._wake()
+        return True
+
+    def close(self, action: Callable[[], None]) -> bool:
+        """Have `action` carried out if this is the first call; return whether it is."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._closed = True
+            wake = self._append(action)
+        if wake:
+            self._wake()
+        return True
+
+    def _append(self, action: Callable[[], None]) -> bool:
+        if self._ended:
+            return False
+        self._actions.append(action)
+        wake, self._woken = not self._woken, True
+        return wake
+
+    # The thread that carries out
+
+    def run(self) -> None:
+        """Carry out what has come."""
+        with self._lock:
+            self._woken = False
+        while self._actions:
+            try:
+                self._actions.popleft()()
+            except Exception:
+                log.exception("the connection to the broker failed to do what it was asked for")
+
+    def end(self) -> None:
+        """Carry out what has come, and nothing after it."""
+        with self._lock:
+            self._closed = self._ended = True
+        self.run()

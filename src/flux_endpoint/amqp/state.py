@@ -1,0 +1,32 @@
+"""What a connection tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ConnectionState(StrEnum):
+    """What an `on_state` callback is told."""
+
+    CONNECTED = "connected"
+    LOST = "lost"  # it was connected, and tries again
+    UNREACHABLE = "unreachable"  # an attempt failed, another follows
+    CLOSED = "closed"  # by us, for good
+
+
+@dataclass(frozen=True)
+class StateChange:
+    """A change of a connection's state.
+
+    Attributes:
+        state: the new state.
+        address: `host:port/vhost`, never with the password.
+        reason: one sentence; empty when connected.
+        retry_in: seconds until the next attempt; 0 when connected or closed.
+    """
+
+    state: ConnectionState
+    address: str
+    reason: str = ""
+    retry_in: float = 0.0

@@ -1,0 +1,108 @@
+"""A TCP proxy whose connections can be cut, or go dead, while a test watches."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+
+
+class Proxy:
+    """Forwards a loopback port to `host:port`; `stop` and `start` keep the port.
+
+    Use as a context manager, or call `start` and `stop`.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._lock = threading.Lock()
+        self._server: socket.socket | None = None
+        self._sockets: set[socket.socket] = set()
+        self._silent = False
+        self._left: int | None = None
+        #: The port to connect to; known after the first `start`.
+        self.port = 0
+        #: Counts the connections that were made through the proxy.
+        self.accepted = threading.Semaphore(0)
+
+    def start(self) -> None:
+        """Listen, and forward."""
+        self._silent, self._left = False, None
+        self._server = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Cut all connections, and refuse new ones."""
+        server, self._server = self._server, None
+        if server is not None:
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+            server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Reset all connections; new ones are forwarded."""
+        with self._lock:
+            sockets, self._sockets = self._sockets, set()
+            self._left = None
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def cut_after(self, size: int) -> None:
+        """Cut as soon as `size` more bytes have gone towards the target."""
+        with self._lock:
+            self._left = size
+
+    def black_hole(self) -> None:
+        """Swallow everything from now on; connections stay, and are still accepted."""
+        self._silent = True
+
+    def __enter__(self) -> Proxy:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = server.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self._target)
+            with self._lock:
+                self._sockets |= {near, far}
+            self.accepted.release()
+            threading.Thread(target=self._pump, args=(near, far, True), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, False), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, outward: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if self._silent:
+                    continue
+                if outward and self._spent(len(data)):
+                    self.cut()
+                    return
+                sink.sendall(data)
+        if self._silent:
+            return
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+            with self._lock:
+                self._sockets.discard(each)
+
+    def _spent(self, size: int) -> bool:
+        with self._lock:
+            if self._left is None:
+                return False
+            self._left -= size
+            return self._left < 0

@@ -1,0 +1,161 @@
+"""The end of a connection."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+from amqp_world import PATIENCE, Hand, Sink, States, numbered
+from proxy import Proxy
+
+from flux_endpoint.amqp import AmqpConnection, Queue
+from flux_endpoint.errors import AmqpError, PublishError
+
+pytestmark = pytest.mark.rabbitmq
+Connect = Callable[..., AmqpConnection]
+
+
+def thread_of(connection: AmqpConnection, name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def test_closing_waits_for_confirms(connect: Connect, queue: str, hand: Hand) -> None:
+    connection = connect()
+    futures = [connection.publish("", queue, body) for body in numbered(900)]
+    connection.close()
+    assert all(future.done() and future.exception() is None for future in futures)
+    assert hand.depth(queue) == 900
+
+
+def test_closing_right_after_the_start_still_sends(url: str, queue: str, hand: Hand) -> None:
+    with AmqpConnection(url, name="test") as connection:
+        future = connection.publish("", queue, b"x")
+    future.result(0)
+    assert hand.depth(queue) == 1
+
+
+def test_closing_sends_the_answers_that_were_given(
+    connect: Connect, queue: str, hand: Hand
+) -> None:
+    receiver, sink = connect(), Sink(then=None)
+    receiver.consume(queue, sink, prefetch=100)
+    hand.put(queue, *numbered(100))
+    for delivery in sink.wait_for(100):
+        delivery.ack()
+    receiver.close()
+    assert hand.depth(queue) == 0
+
+
+def test_closing_ends_the_thread_and_says_so_once(url: str, name: str) -> None:
+    states = States()
+    connection = AmqpConnection(url, name=name, on_state=states)
+    connection.start()
+    states.wait_state("connected")
+    connection.close()
+    connection.close()
+    assert [change.state for change in states.items] == ["connected", "closed"]
+    assert thread_of(connection, name) == []
+    assert not connection.wait_connected()
+
+
+def test_a_closed_connection_refuses_everything(connect: Connect) -> None:
+    connection = connect()
+    connection.close()
+    with pytest.raises(PublishError, match="closed"):
+        connection.publish("", "q", b"x")
+    for future in (connection.declare(Queue("q")), connection.declare_once(Queue("q"))):
+        assert isinstance(future.exception(0), AmqpError)
+    connection.consume("q", Sink(), prefetch=1).cancel()
+    with pytest.raises(AmqpError, match="closed"):
+        connection.start()
+
+
+def test_what_was_never_sent_fails_when_the_broker_is_out_of_reach(
+    connect: Connect, free_port: int
+) -> None:
+    states = States()
+    connection = connect(f"amqp://127.0.0.1:{free_port}/", on_state=states)
+    states.wait_state("unreachable")
+    futures = [connection.publish("", "q", body) for body in numbered(50)]
+    declared = connection.declare(Queue("q")), connection.declare_once(Queue("q"))
+    connection.close(60)
+    assert all(isinstance(future.exception(0), PublishError) for future in futures)
+    assert all(isinstance(future.exception(0), AmqpError) for future in declared)
+    assert states.items[-1].state == "closed"
+
+
+def test_closing_ends_an_attempt_to_connect(proxy: Proxy, proxy_url: str, name: str) -> None:
+    proxy.black_hole()
+    connection = AmqpConnection(proxy_url, name=name)
+    connection.start()
+    assert proxy.accepted.acquire(timeout=PATIENCE)
+    pending = connection.publish("", "q", b"x")
+    connection.close(0.1)
+    assert isinstance(pending.exception(0), PublishError)
+    assert thread_of(connection, name) == []
+
+
+def test_what_was_never_started_can_be_closed(url: str) -> None:
+    connection = AmqpConnection(url, name="test")
+    published, declared = connection.publish("", "q", b"x"), connection.declare(Queue("q"))
+    connection.close()
+    connection.close()
+    assert isinstance(published.exception(0), PublishError)
+    assert isinstance(declared.exception(0), AmqpError)
+
+
+def test_a_callback_may_close(url: str, queue: str) -> None:
+    states = States()
+    connection = AmqpConnection(url, name="test", on_state=states)
+    connection.start()
+    connection.publish("", queue, b"x").add_done_callback(lambda _: connection.close())
+    states.wait_state("closed")
+    connection.close()
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_connection_that_is_forgotten_does_not_keep_the_program(
+    url: str, free_port: int, reachable: bool
+) -> None:
+    target = url if reachable else f"amqp://127.0.0.1:{free_port}/"
+    program = f"""
+from flux_endpoint.amqp import AmqpConnection
+connection = AmqpConnection({target!r}, name="forgotten")
+connection.start()
+connection.wait_connected({PATIENCE if reachable else 0.3})
+connection.consume("nothing", print, prefetch=1)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_publishers_and_a_close_at_once_leave_no_future_open(connect: Connect, queue: str) -> None:
+    connection = connect()
+    futures = []
+    begun = threading.Event()
+
+    def publish() -> None:
+        while True:
+            try:
+                futures.append(connection.publish("", queue, b"x"))
+            except PublishError:
+                return
+            begun.set()
+
+    threads = [threading.Thread(target=publish) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(PATIENCE)
+    connection.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert all(future.done() for future in futures)
