@@ -21,7 +21,13 @@ import pytest
 from flux_endpoint import Client, Executor
 from flux_endpoint.client import executor as executor_module
 from flux_endpoint.client.threads import ClientThread
-from flux_endpoint.protocol.messages import Result, ResultErrorDetails, pack
+from flux_endpoint.protocol.messages import (
+    Result,
+    ResultErrorDetails,
+    TaskEvent,
+    TaskEvents,
+    pack,
+)
 from flux_endpoint.serialize import ComputeSerializer
 
 TOKEN = "secret-token"
@@ -51,6 +57,8 @@ class Service:
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
+    #: Event documents by task.
+    events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     server: ThreadingHTTPServer | None = None
 
     @property
@@ -83,6 +91,18 @@ class Service:
                 return {"taskgroup_id": group, "tasks": tasks}
             case "GET", ["v2", "get_amqp_result_connection_url"]:
                 return {"queue_prefix": "tg.", "connection_url": self.amqp_url}
+            case "POST", ["v2", "taskgroup", group, "events"]:
+                return {"queue": f"ev.{group}", "connection_url": self.amqp_url}
+            case "GET", ["v2", "tasks", task, "events"]:
+                return {"task_id": task, "events": self.events.get(task, [])}
+            case "POST", ["v2", "tasks", task, "kill"]:
+                return {"task_id": task, "status": "waiting-for-ep", "delivered": True}
+            case "POST", ["v3", "endpoints", endpoint, "attach"]:
+                group = request.body["task_group_id"]
+                self.groups.setdefault(group, []).append(str(uuid.uuid4()))
+                task = self.groups[group][-1]
+                self.before_answer([task])
+                return {"task_id": task, "task_group_id": group, "endpoint_id": endpoint}
         raise LookupError(request.path)
 
     def submit(self, endpoint: str, body: Any) -> Any:
@@ -188,20 +208,28 @@ class ResultQueues:
     def channel(self) -> Any:
         return pika.BlockingConnection(pika.URLParameters(self.url)).channel()
 
-    def declare(self, group: object) -> None:
+    def declare(self, group: object, prefix: str = "tg.") -> None:
         channel = self.channel()
         arguments = {"x-dead-letter-exchange": "dead-letters"}
         channel.exchange_declare("dead-letters", "fanout", durable=True)
         channel.queue_declare("dead-letters", durable=True)
         channel.queue_bind("dead-letters", "dead-letters")
-        channel.queue_declare(f"tg.{group}", durable=True, arguments=arguments)
+        channel.queue_declare(f"{prefix}{group}", durable=True, arguments=arguments)
         channel.connection.close()
 
-    def publish(self, group: object, *bodies: bytes) -> None:
+    def publish(self, group: object, *bodies: bytes, prefix: str = "tg.") -> None:
         channel = self.channel()
         properties = pika.BasicProperties(delivery_mode=2, timestamp=1700000000)
         for body in bodies:
-            channel.basic_publish("", f"tg.{group}", body, properties)
+            channel.basic_publish("", f"{prefix}{group}", body, properties)
+        channel.connection.close()
+
+    def publish_events(self, group: object, *bodies: bytes) -> None:
+        self.publish(group, *bodies, prefix="ev.")
+
+    def delete(self, queue: str) -> None:
+        channel = self.channel()
+        channel.queue_delete(queue)
         channel.connection.close()
 
     def depth(self, queue: str) -> int:
@@ -216,39 +244,52 @@ def result(task: str | None, value: Any) -> bytes:
     return pack(Result(task_id=uuid.UUID(task), data=ComputeSerializer().serialize(value)))
 
 
-def failure(task: str | None, text: str) -> bytes:
+def failure(task: str | None, text: str, code: str = "RemoteExecutionError") -> bytes:
     assert task is not None
-    details = ResultErrorDetails(code="RemoteExecutionError", user_message="it raised")
+    details = ResultErrorDetails(code=code, user_message="it raised")
     return pack(Result(task_id=uuid.UUID(task), data=text, error_details=details))
+
+
+def events(task: str | None, *named: tuple[str, float], jobid: int | None = 7) -> bytes:
+    assert task is not None
+    told = [
+        TaskEvent(task_id=uuid.UUID(task), jobid=jobid, name=name, timestamp=at)
+        for name, at in named
+    ]
+    return pack(TaskEvents(events=told))
 
 
 @pytest.fixture
 def messages() -> Any:
-    """Builders of result messages."""
+    """Builders of messages."""
 
     class Messages:
         value = staticmethod(result)
         error = staticmethod(failure)
+        events = staticmethod(events)
 
     return Messages
 
 
 @pytest.fixture
-def queues(service: Service, amqp_vhost: str) -> ResultQueues:
+def queues(service: Service, amqp_vhost: str) -> Iterator[ResultQueues]:
     """A real broker, to which the service's answers point; queues are declared on submission."""
     queues = ResultQueues(amqp_vhost)
     service.amqp_url = amqp_vhost
     declared: set[str] = set()
 
     def declare(request: Request) -> None:
-        if request.path.endswith("/submit"):
+        if request.path.endswith(("/submit", "/attach")):
             group = request.body["task_group_id"]
             if group not in declared:
                 declared.add(group)
                 queues.declare(group)
+        elif request.path.startswith("/v2/taskgroup/") and request.path.endswith("/events"):
+            queues.declare(request.path.split("/")[3], "ev.")
 
     service.react = declare
-    return queues
+    yield queues
+    executor_module.end_all()  # before the broker's part is gone
 
 
 @pytest.fixture

@@ -62,16 +62,40 @@ class ServiceApi:
 
         A service that asks to wait (429) counts as unreachable.
         """
-        headers = {IDEMPOTENCY_HEADER: key}
-        path = f"/v3/endpoints/{endpoint_id}/submit"
-        try:
-            answer = self._rest.request("POST", path, json=body, headers=headers, idempotent=True)
-        except ServiceError as error:
-            if error.http_status == 429:
-                raise ServiceUnreachableError(str(error)) from error
-            raise
+        answer = self._post_patiently(f"/v3/endpoints/{endpoint_id}/submit", body, key)
         _expected(answer, "tasks", dict)
         return answer
+
+    def attach(self, endpoint_id: str, body: _Json, key: str) -> str:
+        """Make a task that follows a running job, and return its id; `key` as of `submit`."""
+        answer = self._post_patiently(f"/v3/endpoints/{endpoint_id}/attach", body, key)
+        return str(_expected(answer, "task_id", str))
+
+    def kill(self, task_id: str, signum: int | None = None) -> _Json:
+        """End a task, or send a signal to its processes."""
+        return self._rest.request(
+            "POST",
+            f"/v2/tasks/{task_id}/kill",
+            json={} if signum is None else {"signum": signum},
+            idempotent=signum is None,
+        )
+
+    def events(self, task_id: str) -> list[_Json]:
+        """Return the events so far of the job that a task became."""
+        answer = self._rest.request("GET", f"/v2/tasks/{task_id}/events")
+        events: list[_Json] = _expected(answer, "events", list)
+        return events
+
+    def event_queue(self, task_group_id: str, port: int | None) -> tuple[str, str]:
+        """Have a group's job events kept in a queue from now on.
+
+        Returns:
+            The URL of the broker, with another port if wanted, and the queue's name.
+        """
+        answer = self._post_patiently(f"/v2/taskgroup/{task_group_id}/events", {})
+        url: str = _expected(answer, "connection_url", str)
+        queue: str = _expected(answer, "queue", str)
+        return (url if port is None else with_port(url, port)), queue
 
     def task(self, task_id: str) -> _Json:
         """Return a task's document."""
@@ -95,6 +119,16 @@ class ServiceApi:
         url: str = _expected(answer, "connection_url", str)
         prefix: str = _expected(answer, "queue_prefix", str)
         return (url if port is None else with_port(url, port)), prefix
+
+    def _post_patiently(self, path: str, body: _Json, key: str | None = None) -> _Json:
+        """Send what may be sent again; a service that asks to wait counts as unreachable."""
+        headers = {IDEMPOTENCY_HEADER: key} if key else None
+        try:
+            return self._rest.request("POST", path, json=body, headers=headers, idempotent=True)
+        except ServiceError as error:
+            if error.http_status == 429:
+                raise ServiceUnreachableError(str(error)) from error
+            raise
 
     def endpoints(self, role: str | None) -> list[_Json]:
         """Return the endpoints that the user owns, or may see with the role `any`."""

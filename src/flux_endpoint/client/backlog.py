@@ -23,6 +23,8 @@ class Route(NamedTuple):
     resource_specification: str = ""
     user_endpoint_config: str = ""
     result_serializers: tuple[str, ...] = ()
+    #: The job that the task follows; `None` for one that runs a function.
+    attach_jobid: int | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from flux_endpoint.client.api import user_runtime
+from flux_endpoint.client.checks import checked_resources
 from flux_endpoint.client.ids import UuidLike, as_optional_uuid, as_uuid
 from flux_endpoint.client.registry import serialize_call
 from flux_endpoint.serialize import ComputeSerializer
@@ -40,7 +41,7 @@ class Batch:
         result_serializers: Iterable[str] | None = None,
     ) -> None:
         self.task_group_id = task_group_id
-        self.resource_specification = resource_specification
+        self.resource_specification = checked_resources(resource_specification)
         self.user_endpoint_config = user_endpoint_config
         self.request_queue = request_queue
         self.user_runtime = user_runtime
@@ -110,7 +111,9 @@ class Batch:
             raise ValueError(
                 f"this batch goes to endpoint {self.endpoint_id}, not {endpoint}: make one for each"
             )
-        payload = serialize_call(self._serializer, str(function), args or (), kwargs or {})
+        payload = serialize_call(
+            self._serializer, str(function), args or (), kwargs or {}, may_be_command=True
+        )
         self.endpoint_id = endpoint
         self.tasks.setdefault(function, []).append(payload)
 

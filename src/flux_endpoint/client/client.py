@@ -16,7 +16,7 @@ from flux_endpoint.credentials import Credentials, load_credentials
 from flux_endpoint.errors import (
     ConfigurationError,
     DeserializationError,
-    TaskExecutionFailed,
+    TaskError,
     TaskPending,
 )
 from flux_endpoint.serialize import ComputeSerializer, SerializationStrategy
@@ -208,6 +208,7 @@ class Client:
         Raises:
             TaskPending: it has not ended.
             TaskExecutionFailed: it raised, or could not be run.
+            TaskCancelled: it was ended on request.
         """
         state = self.get_task(task_id)
         if state["pending"]:
@@ -228,6 +229,17 @@ class Client:
             }
         return states
 
+    def cancel_task(self, task_id: UuidLike) -> dict[str, Any]:
+        """End a task, wherever it is, with all its processes; its error is `TaskCancelled`.
+
+        Returns:
+            `task_id`, its `status`, and as `delivered` whether its endpoint was told.
+
+        Raises:
+            ServiceError: the task is unknown, or its endpoint can't do that.
+        """
+        return self.api.kill(str(as_uuid(task_id, "task_id")))
+
     def _state(self, document: dict[str, Any]) -> dict[str, Any]:
         end = from_document(document)
         state: dict[str, Any] = {
@@ -240,7 +252,7 @@ class Client:
             state["completion_t"] = end.completion_t
             try:
                 state["result"] = load(end, self.fx_serializer.deserialize)
-            except (TaskExecutionFailed, DeserializationError) as error:
+            except (TaskError, DeserializationError) as error:
                 state["exception"] = error
         return state
 

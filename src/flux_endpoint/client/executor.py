@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
-import inspect
 import json
 import time
 import uuid
@@ -16,7 +14,16 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from flux_endpoint.client.backlog import PendingTask, Route
+from flux_endpoint.client.checks import (
+    checked_batch_size,
+    checked_dict,
+    checked_port,
+    checked_resources,
+    is_int,
+    refuse_unknown,
+)
 from flux_endpoint.client.client import Client
+from flux_endpoint.client.event_streams import end_event_streams
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.ids import UuidLike, as_optional_uuid, as_uuid
 from flux_endpoint.client.mapping import map_calls
@@ -32,15 +39,13 @@ from flux_endpoint.client.stream import STATUS_CHUNK
 from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import on_client_thread
+from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
 #: Seconds for which an unreachable service is tried again before tasks fail.
 GIVE_UP_AFTER = 600.0
 #: Seconds that tasks still waiting at the interpreter's exit get to be sent.
 EXIT_FLUSH = 5.0
-
-# Of the official Executor, which limits its own rate; accepted so that its scripts run.
-_IGNORED = frozenset({"api_burst_limit", "api_burst_window_s"})
 
 _submitters: weakref.WeakSet[Submitter] = weakref.WeakSet()
 
@@ -95,7 +100,7 @@ class Executor(FuturesExecutor):
         give_up_after: float = GIVE_UP_AFTER,
         **unknown: Any,
     ) -> None:
-        _refuse_unknown(type(self), unknown)
+        refuse_unknown(type(self), unknown)
         self.endpoint_id = endpoint_id
         self.task_group_id = task_group_id or Executor._default_task_group_id
         self.resource_specification = resource_specification
@@ -113,7 +118,7 @@ class Executor(FuturesExecutor):
             self.client.api,
             self._streams,
             label=label,
-            batch_size=_checked_batch_size(batch_size),
+            batch_size=checked_batch_size(batch_size),
             give_up_after=give_up_after,
         )
         _submitters.add(self._submitter)
@@ -155,7 +160,7 @@ class Executor(FuturesExecutor):
 
     @resource_specification.setter
     def resource_specification(self, value: Mapping[str, Any] | None) -> None:
-        self._resource_specification = _checked_dict(value, "resource_specification")
+        self._resource_specification = checked_resources(value)
 
     @property
     def user_endpoint_config(self) -> dict[str, Any] | None:
@@ -164,7 +169,7 @@ class Executor(FuturesExecutor):
 
     @user_endpoint_config.setter
     def user_endpoint_config(self, value: Mapping[str, Any] | None) -> None:
-        self._user_endpoint_config = _checked_dict(value, "user_endpoint_config")
+        self._user_endpoint_config = checked_dict(value, "user_endpoint_config")
 
     @property
     def batch_size(self) -> int:
@@ -173,7 +178,7 @@ class Executor(FuturesExecutor):
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        self._submitter.batch_size = _checked_batch_size(value)
+        self._submitter.batch_size = checked_batch_size(value)
 
     @property
     def amqp_port(self) -> int | None:
@@ -182,9 +187,7 @@ class Executor(FuturesExecutor):
 
     @amqp_port.setter
     def amqp_port(self, value: int | None) -> None:
-        if value is not None and not (_is_int(value) and 0 < value < 65536):
-            raise ValueError(f"amqp_port must be a port number from 1 to 65535, got {value!r}")
-        self._streams.amqp_port = value
+        self._streams.amqp_port = checked_port(value)
 
     @property
     def serializer(self) -> ComputeSerializer:
@@ -320,6 +323,35 @@ class Executor(FuturesExecutor):
         function = FunctionRegistration(known, function_id=known)
         return self._put(self._route(), function, self._serializer, args or (), kwargs or {})
 
+    def attach(self, jobid: int | str) -> ComputeFuture:
+        """Follow a job that runs already where the endpoint is, whoever submitted it.
+
+        Args:
+            jobid: its id, a number or any printed form (`ƒ2WXGLe`, `f2WXGLe`, `0x…`, dotted).
+
+        Returns:
+            A future whose result is a `ShellResult`: exit status and the last lines of output. It
+            fails if the endpoint knows no such job, or the job is another user's.
+
+        Raises:
+            ValueError: `jobid` is no job id, or no endpoint is set.
+            RuntimeError: the Executor is shut down.
+        """
+        self._refuse_if_shut_down()
+        number = parse_jobid(jobid)
+        route = Route(
+            str(self._task_group_id),
+            self._route().endpoint_id,
+            result_serializers=self._result_serializer_paths,
+            attach_jobid=number,
+        )
+        future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
+        future._load = self._serializer.deserialize
+        future._events = self._streams.events
+        future._job_record().set_jobid(number)
+        self._submitter.put(PendingTask(future, route, FunctionRegistration("attach"), ""))
+        return future
+
     def map(
         self,
         fn: Callable[..., Any],
@@ -341,7 +373,7 @@ class Executor(FuturesExecutor):
         Raises:
             ValueError: `chunksize` is below 1.
         """
-        if not _is_int(chunksize) or chunksize < 1:
+        if not is_int(chunksize) or chunksize < 1:
             raise ValueError(f"chunksize must be at least 1, got {chunksize!r}")
         return map_calls(self.submit, fn, iterables, timeout=timeout, chunksize=chunksize)
 
@@ -368,6 +400,7 @@ class Executor(FuturesExecutor):
         for future in futures.values():
             future.set_running_or_notify_cancel()
             future._load = self._serializer.deserialize
+            future._events = self._streams.events
         ended = self._resolve_ended(futures)
         pending = [future for task_id, future in futures.items() if task_id not in ended]
         if pending:
@@ -397,9 +430,12 @@ class Executor(FuturesExecutor):
         args: Any,
         kwargs: Mapping[str, Any],
     ) -> ComputeFuture:
-        payload = serialize_call(serializer, function.name, args, kwargs)
+        payload = serialize_call(
+            serializer, function.name, args, kwargs, may_be_command=function.may_be_command
+        )
         future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
         future._load = serializer.deserialize
+        future._events = self._streams.events
         self._submitter.put(PendingTask(future, route, function, payload))
         return future
 
@@ -450,41 +486,6 @@ class Executor(FuturesExecutor):
             raise RuntimeError(f"{self!r} is shut down: create another for more tasks")
 
 
-def _refuse_unknown(executor: type[Executor], unknown: dict[str, Any]) -> None:
-    known = [
-        name
-        for name, parameter in inspect.signature(executor.__init__).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name != "self"
-    ]
-    for name in unknown.keys() - _IGNORED:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
-        raise TypeError(f"Executor takes no argument '{name}': {hint}")
-
-
-def _checked_dict(value: Mapping[str, Any] | None, what: str) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise TypeError(f"{what} must be a dictionary, got {type(value).__name__}")
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{what} must be a dictionary that JSON can hold: {error}") from error
-    return value
-
-
-def _checked_batch_size(value: int) -> int:
-    if not _is_int(value) or value < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {value!r}")
-    return value
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def end_all() -> None:
     """Shut down all Executors: what was submitted gets a few seconds to be sent, results none."""
     submitters = list(_submitters)
@@ -493,6 +494,7 @@ def end_all() -> None:
     deadline = time.monotonic() + EXIT_FLUSH
     for submitter in submitters:
         submitter.flush(max(0.0, deadline - time.monotonic()))
+    end_event_streams(max(0.0, deadline - time.monotonic()))
 
 
 atexit.register(end_all)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from flux_endpoint.client.checks import checked_signal
+from flux_endpoint.client.job import EVENTS, JobEvent, JobRecord, why_no_job
+from flux_endpoint.client.threads import on_client_thread
+
+if TYPE_CHECKING:
+    from flux_endpoint.client.event_streams import EventStreams
 
 log = logging.getLogger(__name__)
 
 # One for all futures, told once a batch. A future's own condition won't do: `result` takes every
 # notification that is not the end for a timeout.
 _submitted = threading.Condition()
+# Also one for all: taken once for each future whose job somebody asks for.
+_recording = threading.Lock()
 
 
 def _tell_waiters(_: object = None) -> None:
@@ -20,17 +30,31 @@ def _tell_waiters(_: object = None) -> None:
         _submitted.notify_all()
 
 
+def _no_task_no_job(future: ComputeFuture) -> None:
+    if future.task_id is None and future._job is not None:
+        future._job.fail(why_no_job(future))
+
+
 class ComputeFuture(Future[Any]):
     """A `concurrent.futures.Future` that knows its task.
 
-    It can be cancelled until its task is sent to the service; from then on it is running.
+    It can be cancelled until its task is sent to the service; from then on it is running, and
+    `kill` ends it. What `flux.job.FluxExecutorFuture` tells of its job, this does too, with the
+    events coming from the endpoint for as long as there are some, also after the future is done.
+
+    Callbacks are called in the order in which they were added, by any thread. One that raises is
+    logged and ignored. Inside of one, waiting for a future raises `RuntimeError`: it would block
+    the thread that it waits for.
 
     Attributes:
+        EVENTS: names of the events that `add_event_callback` takes.
         task_id: the task's id, `None` until the service has accepted the task.
         task_group_id: the group whose queue the result comes from.
         endpoint_id: where the task was sent, `None` if it was reloaded.
         function_id: what the task runs, `None` until it is registered, or if it was reloaded.
     """
+
+    EVENTS: ClassVar[frozenset[str]] = EVENTS
 
     def __init__(
         self,
@@ -45,6 +69,137 @@ class ComputeFuture(Future[Any]):
         self.endpoint_id = endpoint_id
         self.function_id: str | None = None
         self._load: Callable[[str], Any] | None = None
+        self._events: EventStreams | None = None
+        self._job: JobRecord | None = None
+        self._wants_events = False
+        self._error_code: str | None = None
+
+    def add_done_callback(self, fn: Callable[[Self], object]) -> Self:  # type: ignore[override]  # returns self
+        """Call `fn` with this future when it is done, at once if it is; return this future."""
+        super().add_done_callback(fn)  # type: ignore[arg-type]  # Self is what it is called with
+        return self
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what the task returned.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            TaskError: the task ended without a value.
+            concurrent.futures.CancelledError: the future was cancelled.
+            concurrent.futures.TimeoutError: the time is over.
+            RuntimeError: it would wait inside a callback.
+        """
+        self._refuse_to_deadlock()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise of the task's, or `None`; waits as `result`."""
+        self._refuse_to_deadlock()
+        return super().exception(timeout)
+
+    def kill(self, signum: int = signal.SIGTERM) -> bool:
+        """End the task, be it queued, waiting or running, with all its processes.
+
+        The future then raises `TaskCancelled`; a task that was not sent yet is just cancelled.
+
+        Args:
+            signum: any signal but `SIGTERM` and `SIGKILL` is only sent to the processes of a
+                running task, which may go on.
+
+        Returns:
+            Whether the task was told; `False` if there was none: it has ended already, or has not
+            been sent yet and gets a signal that would not end it.
+
+        Raises:
+            ServiceError: the service refuses; `KILL_NOT_SUPPORTED` is for endpoints that can't do
+                that. The future is as before.
+            ServiceUnreachableError: the service can't be reached.
+            RuntimeError: no Executor made this future, or it would wait inside a callback.
+            ValueError: `signum` is no signal.
+        """
+        number = checked_signal(signum)
+        ends = number in (signal.SIGTERM, signal.SIGKILL)
+        if self.done():
+            return False
+        if ends and self.cancel():
+            return True
+        if self.task_id is None and not self.running():
+            return False
+        if self.task_id is None and on_client_thread():
+            raise RuntimeError("Cannot wait for a task's id from inside a callback")
+        task_id = self.wait_submitted()
+        if task_id is None:  # its submission failed
+            return False
+        answer = self._service().api.kill(task_id, None if ends else number)
+        return bool(answer.get("delivered"))
+
+    # The job.
+
+    def jobid(self, timeout: float | None = None) -> int:
+        """Return the id of the Flux job that the task became.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            concurrent.futures.TimeoutError: it was not known in time.
+            concurrent.futures.CancelledError: the future was cancelled.
+            RuntimeError: the task has ended without a job, says why; or it would wait inside a
+                callback.
+        """
+        job = self._job_record()
+        return (job if job.has_jobid else self._followed_job()).jobid(timeout)
+
+    def add_jobid_callback(self, callback: Callable[[Self], object]) -> Self:
+        """Call `callback` with this future once `jobid` does not wait; return this future."""
+        self._followed_job().add_jobid_callback(callback)
+        return self
+
+    def add_event_callback(self, event: str, callback: Callable[[Self, JobEvent], object]) -> Self:
+        """Call `callback` with this future and each event of that name, past ones too.
+
+        Args:
+            event: one of `EVENTS`.
+            callback: its second argument has `name`, `timestamp` and `context`.
+
+        Returns:
+            This future.
+
+        Raises:
+            ValueError: there are no events of that name.
+        """
+        if event not in self.EVENTS:
+            raise ValueError(f"no event is called {event!r}, they are {', '.join(sorted(EVENTS))}")
+        self._followed_job().add_event_callback(event, callback)
+        return self
+
+    def _job_record(self) -> JobRecord:
+        with _recording:
+            job, known = self._job or JobRecord(self), self._job is not None
+            self._job = job
+        if not known:
+            self.add_done_callback(_no_task_no_job)
+        return job
+
+    def _followed_job(self) -> JobRecord:
+        job = self._job_record()
+        if not job.is_complete:
+            service = self._service()
+            self._wants_events = True
+            if self.task_id is not None:  # else `_accepted` sees that they are wanted
+                service.follow(self, job)
+        return job
+
+    def _service(self) -> EventStreams:
+        if self._events is None:
+            raise RuntimeError("no Executor made this future: nobody knows of its task")
+        return self._events
+
+    def _refuse_to_deadlock(self) -> None:
+        if not self.done() and on_client_thread():
+            raise RuntimeError("Cannot wait for future from inside callback")
 
     def wait_submitted(self, timeout: float | None = None) -> str | None:
         """Wait until the service has accepted the task.
@@ -62,11 +217,15 @@ class ComputeFuture(Future[Any]):
         return self.task_id
 
     @staticmethod
-    def _accepted(futures: list[ComputeFuture], task_ids: list[str], function_id: str) -> None:
+    def _accepted(
+        futures: list[ComputeFuture], task_ids: list[str], function_id: str | None = None
+    ) -> None:
         """Give each of `futures` its task's id."""
         for future, task_id in zip(futures, task_ids, strict=True):
             future.task_id = task_id
             future.function_id = function_id
+            if future._wants_events:
+                future._followed_job()
         _tell_waiters()
 
     def _try_result(self, value: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import flux_endpoint
 from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.errors import PayloadTooLargeError, SerializationError
+from flux_endpoint.functions import CommandFunctionCode, command_arguments
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.serialize import ComputeSerializer
 
@@ -33,6 +34,14 @@ class FunctionRegistration:
         self.body = body
         self.function_id = function_id
 
+    @property
+    def may_be_command(self) -> bool:
+        """Whether the function is a command function, as far as is known here."""
+        if self.body is None:  # registered by somebody else
+            return True
+        identifier = self.body["meta"].get("serde_identifier")
+        return bool(identifier == CommandFunctionCode.identifier[:2])
+
 
 def name_of(fn: Callable[..., Any]) -> str:
     """Return what to call `fn`; objects that only are callable go by the name of their class."""
@@ -40,17 +49,32 @@ def name_of(fn: Callable[..., Any]) -> str:
 
 
 def serialize_call(
-    serializer: ComputeSerializer, name: str, args: Any, kwargs: Mapping[str, Any]
+    serializer: ComputeSerializer,
+    name: str,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    *,
+    may_be_command: bool,
 ) -> str:
     """Return the packed arguments of one call.
+
+    Args:
+        serializer: how to serialize them.
+        name: the function's, for errors.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        may_be_command: whether the function may be a command function, whose arguments an
+            endpoint reads without unpickling them.
 
     Raises:
         SerializationError: they can't be serialized.
         PayloadTooLargeError: they are over the limit.
     """
     try:
-        packed_kwargs = serializer.serialize(kwargs) if kwargs else _no_kwargs(serializer)
-        buffers = [serializer.serialize(args), packed_kwargs]
+        buffers = command_arguments(serializer, args, kwargs) if may_be_command else None
+        if buffers is None:
+            packed_kwargs = serializer.serialize(kwargs) if kwargs else _no_kwargs(serializer)
+            buffers = [serializer.serialize(args), packed_kwargs]
     except Exception as error:
         raise SerializationError(
             f"the arguments of '{name}' can't be serialized: {_reason(error)}"

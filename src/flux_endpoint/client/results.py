@@ -8,18 +8,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from flux_endpoint.client.future import ComputeFuture
-from flux_endpoint.errors import DeserializationError, InvalidMessageError, TaskExecutionFailed
+from flux_endpoint.errors import (
+    DeserializationError,
+    InvalidMessageError,
+    TaskCancelled,
+    TaskError,
+    TaskExecutionFailed,
+)
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
-from flux_endpoint.protocol.states import FINAL_STATES
+from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
+
+# What the service keeps of an error is its text, with the code before it for this one.
+_CANCELLED = f"{ErrorCode.CANCELLED}:"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEnd:
-    """How a task ended: `value` is serialized; `error` is a text, `None` if there is none."""
+    """How a task ended: `value` is serialized; `error` is a text, `None` if there is none.
+
+    `error_code` is one of `ErrorCode`, or `None` where it is not known.
+    """
 
     task_id: str
     value: str = ""
     error: str | None = None
+    error_code: str | None = None
     completion_t: str = "0"
     details: dict[str, Any] | None = None
 
@@ -35,7 +48,8 @@ def from_message(body: bytes, timestamp: int | None) -> TaskEnd:
         envelope = json.loads(body[1:]) if body[:1] == VERSION_BYTE else None
         data = envelope["data"]  # type: ignore[index]
         value, task_id, details = data["data"], data["task_id"], data.get("details")
-        failed = data.get("error_details") is not None
+        problem = data.get("error_details")
+        failed = problem is not None
         good = isinstance(value, str) and isinstance(task_id, str)
         good = good and envelope["message_type"] == Result.message_type  # type: ignore[index]
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -47,6 +61,7 @@ def from_message(body: bytes, timestamp: int | None) -> TaskEnd:
         task_id=task_id,
         value="" if failed else value,
         error=value if failed else None,
+        error_code=problem.get("code") if isinstance(problem, dict) else None,
         completion_t=str(timestamp or 0),
         details=details if isinstance(details, dict) else None,
     )
@@ -70,6 +85,7 @@ def from_document(document: dict[str, Any]) -> TaskEnd | None:
         task_id=str(document.get("task_id", "")),
         value=result or "",
         error=error,
+        error_code=ErrorCode.CANCELLED if (error or "").startswith(_CANCELLED) else None,
         completion_t=str(completion_t or 0),
         details=document.get("details"),
     )
@@ -80,9 +96,12 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
 
     Raises:
         TaskExecutionFailed: it did not.
+        TaskCancelled: it was ended on request.
         DeserializationError: its value can't be read here.
     """
     if end.error is not None:
+        if end.error_code == ErrorCode.CANCELLED:
+            raise TaskCancelled(end.error.removeprefix(_CANCELLED).strip())
         raise TaskExecutionFailed(end.error, end.completion_t, end.details)
     try:
         return deserialize(end.value)
@@ -95,9 +114,10 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
 
 def resolve(future: ComputeFuture, end: TaskEnd) -> None:
     """Give `future` the value or the error in `end`."""
+    future._error_code = end.error_code
     try:
         value = load(end, future._load)
-    except (TaskExecutionFailed, DeserializationError) as error:
+    except (TaskError, DeserializationError) as error:
         future._try_exception(error)
     except BaseException as error:  # noqa: BLE001 - a value whose loading calls sys.exit()
         future._try_exception(DeserializationError(f"task {end.task_id}: {error!r}"))

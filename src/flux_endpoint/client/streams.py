@@ -7,6 +7,7 @@ import threading
 import time
 
 from flux_endpoint.client.api import ServiceApi
+from flux_endpoint.client.event_streams import EventStreams
 from flux_endpoint.client.stream import ResultStream
 
 #: Seconds that the orderly end of a stream may take before its user goes on without.
@@ -31,14 +32,23 @@ class ResultStreams:
     There is one stream for each service, task group and AMQP port. It ends with its last user.
 
     Attributes:
-        amqp_port: port of the broker for streams begun from now on; `None` is the one in its URL.
+        events: streams of job events, which end with these.
     """
 
     def __init__(self, api: ServiceApi) -> None:
-        self.amqp_port: int | None = None
+        self.events = EventStreams(api)
         self._api = api
         self._mine: dict[_Key, ResultStream] = {}
         self._ended: list[ResultStream] = []
+
+    @property
+    def amqp_port(self) -> int | None:
+        """Port of the broker for streams begun from now on; `None` is the one in its URL."""
+        return self.events.amqp_port
+
+    @amqp_port.setter
+    def amqp_port(self, value: int | None) -> None:
+        self.events.amqp_port = value
 
     def get(self, task_group_id: str) -> ResultStream:
         """Return the stream of a task group, started if nobody uses it yet."""
@@ -66,9 +76,11 @@ class ResultStreams:
                     stream.close()
                     self._ended.append(stream)
             self._mine.clear()
+        self.events.release()
 
     def join(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Wait until the streams that `release` ended are closed, at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while self._ended:
             self._ended.pop().join(max(0.0, deadline - time.monotonic()))
+        self.events.join(max(0.0, deadline - time.monotonic()))

@@ -144,7 +144,10 @@ class Submitter:
                     by_route.setdefault(task.route, []).append(task)
             for route, tasks in by_route.items():
                 try:
-                    self._send(route, self._with_functions(tasks))
+                    if route.attach_jobid is not None:
+                        self._attach(route, tasks)
+                    else:
+                        self._send(route, self._with_functions(tasks))
                 except Exception as error:
                     log.exception("submitting %d tasks failed", len(tasks))
                     _fail(tasks, error)
@@ -188,6 +191,29 @@ class Submitter:
             _fail(tasks, error)
         finally:
             stream.submission_ends([task.future for task in accepted])
+
+    def _attach(self, route: Route, tasks: list[PendingTask]) -> None:
+        body: dict[str, Any] = {
+            "jobid": route.attach_jobid,
+            "task_group_id": route.task_group_id,
+            "create_queue": True,
+        }
+        if route.result_serializers:
+            body["result_serializers"] = list(route.result_serializers)
+        stream = self._streams.get(route.task_group_id)
+        for task in tasks:
+            key = uuid.uuid4().hex
+            stream.submission_begins()
+            accepted: list[ComputeFuture] = []
+            try:
+                attach = functools.partial(self._api.attach, route.endpoint_id, body, key)
+                ComputeFuture._accepted([task.future], [self._patiently(attach)])
+                accepted.append(task.future)
+                self.submitted += 1
+            except (ServiceError, ServiceUnreachableError) as error:
+                _fail([task], error)
+            finally:
+                stream.submission_ends(accepted)
 
     def _refused(
         self,

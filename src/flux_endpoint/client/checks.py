@@ -1,0 +1,79 @@
+"""Checks of what users pass to an Executor or set on it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flux_endpoint.protocol.resources import parse_resources
+
+# Of the official Executor, which limits its own rate; accepted so that its scripts run.
+_IGNORED = frozenset({"api_burst_limit", "api_burst_window_s"})
+
+
+def refuse_unknown(executor: type, unknown: dict[str, Any]) -> None:
+    """Raise `TypeError` for an argument that `executor` does not take, with the nearest one."""
+    known = [
+        name
+        for name, parameter in inspect.signature(executor).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    for name in unknown.keys() - _IGNORED:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+        raise TypeError(f"Executor takes no argument '{name}': {hint}")
+
+
+def checked_dict(value: Mapping[str, Any] | None, what: str) -> dict[str, Any] | None:
+    """Return `value` if it is a dictionary that JSON can hold; `TypeError` names `what`."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} must be a dictionary, got {type(value).__name__}")
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} must be a dictionary that JSON can hold: {error}") from error
+    return value
+
+
+def checked_resources(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return `value` if it is a resource specification.
+
+    Raises:
+        TypeError: it is no dictionary that JSON can hold.
+        ResourceSpecificationError: a key or a value is wrong.
+    """
+    checked = checked_dict(value, "resource_specification")
+    if checked:
+        parse_resources(checked)
+    return checked
+
+
+def checked_batch_size(value: int) -> int:
+    """Return `value` if it is a number of tasks."""
+    if not is_int(value) or value < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def checked_port(value: int | None) -> int | None:
+    """Return `value` if it is a TCP port or `None`."""
+    if value is not None and not (is_int(value) and 0 < value < 65536):
+        raise ValueError(f"amqp_port must be a port number from 1 to 65535, got {value!r}")
+    return value
+
+
+def checked_signal(value: int) -> int:
+    """Return `value` if it is a signal's number."""
+    if not is_int(value) or not 1 <= value <= 64:
+        raise ValueError(f"signum must be a signal's number from 1 to 64, got {value!r}")
+    return int(value)
+
+
+def is_int(value: object) -> bool:
+    """Return whether `value` is a whole number, and no `bool`."""
+    return isinstance(value, int) and not isinstance(value, bool)
