@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pika
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 
 __all__ = ["AmqpConnection", "ConnectionState", "StateChange"]
 
-#: Seconds before the second attempt to connect.
+#: Seconds before the second attempt to connect; doubled with each attempt until a connection has
+#: lasted for `max_backoff` seconds, so that one that ends at once is not made in a tight loop.
 _FIRST_BACKOFF = 0.2
 #: Bytes of message bodies that may await their confirm.
 _MAX_UNCONFIRMED_BYTES = 64 << 20
@@ -49,7 +51,8 @@ class AmqpConnection:
     callbacks come on the connection's own and must not block it.
 
     Args:
-        url: where to connect; a callable is asked before every attempt, and may raise.
+        url: where to connect; a callable is asked before every attempt, on a thread where it may
+            block, and may raise.
         name: of the thread, and of the connection in the broker's lists.
         on_state: told every change of state.
         heartbeat: seconds after which a silent peer is given up (after ten more than
@@ -80,6 +83,8 @@ class AmqpConnection:
         self._declarer = Declarer(self.open_channel)
         self._consumers: list[Consumer] = []
         self._failures = 0
+        self._attempting = False
+        self._since = 0.0
         self._ready = False
         self._closing = False
         self._ended = False
@@ -276,8 +281,25 @@ class AmqpConnection:
     def _attempt(self) -> None:
         if self._closing:
             return
+        self._attempting = True
+        if isinstance(self._url, str):
+            self._connect(self._url)
+        else:
+            asking = partial(self._ask, self._url)
+            threading.Thread(target=asking, name=f"{self._name} url", daemon=True).start()
+
+    def _ask(self, function: Callable[[], str]) -> None:
+        """Runs on a thread of its own: meanwhile the connection can be closed."""
         try:
-            url = self._url if isinstance(self._url, str) else self._url()
+            url = function()
+        except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
+            reason = str(error) or type(error).__name__
+            self.post(lambda: self._not_connected(reason))
+        else:
+            self.post(lambda: self._connect(url))
+
+    def _connect(self, url: str) -> None:
+        try:
             self._address = address_of(url)
             parameters = connection_parameters(url, name=self._name, heartbeat=self._heartbeat)
             self._connection = WireConnection(
@@ -287,8 +309,8 @@ class AmqpConnection:
                 on_close_callback=self._lost,
                 custom_ioloop=self._ioloop,
             )
-        except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
-            self._retry(ConnectionState.UNREACHABLE, str(error) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - whatever a wrong URL makes of it
+            self._not_connected(str(error) or type(error).__name__)
 
     def _retry(self, state: ConnectionState, reason: str) -> None:
         longest = min(self._max_backoff, _FIRST_BACKOFF * 2 ** min(self._failures, 16))
@@ -313,11 +335,15 @@ class AmqpConnection:
                 log.exception("a callback for the state of connection %s failed", self._name)
 
     def _refused(self, _connection: Any, error: BaseException) -> None:
+        self._not_connected(reason_of(error))
+
+    def _not_connected(self, reason: str) -> None:
         self._connection = None
+        self._attempting = False
         if self._closing:
             self._finish_close()
             return
-        self._retry(ConnectionState.UNREACHABLE, reason_of(error))
+        self._retry(ConnectionState.UNREACHABLE, reason)
 
     def _lost(self, _connection: Any, error: BaseException) -> None:
         self._connection = None
@@ -330,10 +356,13 @@ class AmqpConnection:
         if self._closing:
             self._finish_close()
             return
+        if was_ready and time.monotonic() - self._since > self._max_backoff:
+            self._failures = 0
         state = ConnectionState.LOST if was_ready else ConnectionState.UNREACHABLE
         self._retry(state, reason_of(error))
 
     def _opened(self, connection: Any) -> None:
+        self._attempting = False
         if self._closing and self._publisher.idle:
             self._finish_close()
             return
@@ -350,7 +379,7 @@ class AmqpConnection:
 
     def _begin(self) -> None:
         self._ready = True
-        self._failures = 0
+        self._since = time.monotonic()
         self._open_publisher()
         for consumer in self._consumers:
             consumer.open()
@@ -372,7 +401,8 @@ class AmqpConnection:
 
     def _begin_close(self, deadline: float) -> None:
         self._closing = True
-        if self._connection is None or self._publisher.idle:
+        under_way = self._attempting or self._connection is not None
+        if not under_way or self._publisher.idle:
             self._finish_close()
         else:
             self._publisher.flush()

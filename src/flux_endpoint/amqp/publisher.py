@@ -18,6 +18,7 @@ import pika.spec
 from pika.channel import Channel
 
 from flux_endpoint import logs
+from flux_endpoint.amqp.url import is_protocol_fault
 from flux_endpoint.errors import PublishError, UnroutableError
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Publisher:
             self._settle(message, error)
         while self._lowest < self._next and self._lowest not in self._unconfirmed:
             self._lowest += 1
-        if self._suspects:
+        if self._waiting:  # one by one, as long as there are suspects
             self.flush()
 
     def _settle(self, message: Message, error: Exception | None) -> None:
@@ -169,13 +170,17 @@ class Publisher:
                 return
 
     def _closed(self, channel: Channel, reason: BaseException) -> None:
-        """Find whose fault a channel error was, and send the others again."""
+        """Find whose fault an error was, and send the others again.
+
+        Most errors close the channel only; what breaks the protocol (a header larger than a frame,
+        which can't be split) ends the whole connection, each time that it is sent.
+        """
         if channel is not self._channel:
             return
         connection_open = channel.connection.is_open
         in_flight = list(self._unconfirmed.values())
         self.lost()
-        if not connection_open:
+        if not connection_open and not is_protocol_fault(reason):
             return  # no message's fault
         logs.event(log, logging.WARNING, "broker closed the publishing channel", reason=str(reason))
         named = _EXCHANGE.search(str(reason))
@@ -187,4 +192,5 @@ class Publisher:
         for message in guilty:
             self._waiting.remove(message)
             self._settle(message, PublishError(f"the broker refused {message}: {reason}"))
-        self._reopen()
+        if connection_open:
+            self._reopen()

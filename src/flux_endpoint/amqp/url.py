@@ -95,6 +95,8 @@ def reason_of(error: BaseException) -> str:
         if isinstance(cause, (pika.exceptions.ConnectionClosed, OSError)):
             return str(cause) or type(cause).__name__
     last = causes[-1]
+    if isinstance(last, pika.exceptions.StreamLostError):
+        return "the connection was cut"
     return f"{type(last).__name__}: {last}" if str(last) else type(last).__name__
 
 
@@ -119,7 +121,21 @@ _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "no answer in time"),
     (pika.exceptions.ConnectionOpenAborted, "no answer in time"),  # so pika says it
     (pika.exceptions.AMQPHeartbeatTimeout, "the broker has gone silent"),
+    (ConnectionError, "the connection was cut"),
 )
+
+
+#: Reply codes with which a broker ends a whole connection over what was sent on it: frame, syntax,
+#: command, channel, unexpected frame, resource, not allowed, not implemented, internal error.
+_PROTOCOL_FAULTS = frozenset({501, 502, 503, 504, 505, 506, 530, 540, 541})
+
+
+def is_protocol_fault(error: BaseException) -> bool:
+    """Return whether the broker ended a connection because of something that was sent on it."""
+    return (
+        isinstance(error, pika.exceptions.ConnectionClosedByBroker)
+        and error.reply_code in _PROTOCOL_FAULTS
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
