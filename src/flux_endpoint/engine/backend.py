@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shlex
+import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ log = logging.getLogger(__name__)
 #: Seconds between FluxExecutor's looks at its queue of new jobs; its default of 0.1 alone makes
 #: each lone job take 100 ms.
 _POLL_INTERVAL = 0.01
+#: Kills every process of ours with the variable $1 in its environment; twice, for what was forked
+#: meanwhile.
+_SWEEP = """for _ in 1 2; do
+  grep -lzsxF -- "$1" /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do kill -9 "$pid"; done
+done"""
+_SWEEP_TIMEOUT = 30.0  # seconds
 
 
 class JobEvent(Protocol):
@@ -113,6 +120,14 @@ class Backend(Protocol):
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """Return a finished job's `guest.exec.eventlog`, as far as there is one."""
 
+    def sweep(self, jobid: int, variable: str) -> None:
+        """Kill what a job that was ended has left on its nodes.
+
+        Args:
+            jobid: the job.
+            variable: `NAME=value`, which all of its processes have in their environment.
+        """
+
     def report(self, jobid: int) -> JobReport:
         """Return what a finished job was and what it wrote, whoever started it."""
 
@@ -160,7 +175,13 @@ class LocalBackend:
 
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """See `Backend`."""
-        return [_plain(event) for event in self._local.exec_events(jobid)]
+        try:
+            return [_plain(event) for event in self._local.exec_events(jobid)]
+        except OSError:  # there is no such job
+            return []
+
+    def sweep(self, jobid: int, variable: str) -> None:
+        """See `Backend`; the executor leaves nothing."""
 
     def report(self, jobid: int) -> JobReport:
         """See `Backend`."""
@@ -224,6 +245,22 @@ class FluxBackend:
                 return [_plain(event) for event in watch]
             except OSError:  # the job never got so far
                 return []
+
+    def sweep(self, jobid: int, variable: str) -> None:
+        """See `Backend`. Flux ends a job's tasks; what has left their sessions, it can't find."""
+        with self._lock:
+            looked_up = self._flux.job.job_kvs_lookup(self._handle, jobid, keys=["R"]) or {}
+        nodes = looked_up.get("R", {}).get("execution", {}).get("R_lite", [])
+        ranks = ",".join(str(node["rank"]) for node in nodes)
+        if not ranks:
+            return
+        command = ["flux", "exec", "-r", ranks, "sh", "-c", _SWEEP, "sh", variable]
+        try:
+            subprocess.run(command, capture_output=True, timeout=_SWEEP_TIMEOUT, check=False)
+        except (OSError, subprocess.SubprocessError) as error:
+            logs.event(
+                log, logging.WARNING, "could not look for a job's leftovers", reason=str(error)
+            )
 
     def report(self, jobid: int) -> JobReport:
         """See `Backend`."""

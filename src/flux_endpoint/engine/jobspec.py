@@ -86,7 +86,10 @@ def _resources(request: JobRequest) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def _shell_options(request: JobRequest) -> dict[str, Any]:
-    options = {**request.shell_options, **request.resources.shell_options}
+    # Nobody will write to it; left open, a program that reads it would wait for ever.
+    # (The timeout, in seconds, delays each job's end; Flux's default is 0.5.)
+    nothing = {"stdin": {"type": "file", "path": "/dev/null"}, "batch-timeout": 0.001}
+    options = {"input": nothing, **request.shell_options, **request.resources.shell_options}
     if request.launch == "node":
         options["per-resource"] = {"type": "node"}
     paths = {"stdout": request.stdout, "stderr": request.stderr}

@@ -92,7 +92,7 @@ def outcome_of(
         case "exec" if "start failed" in note and "No such file or directory" in note:
             outcome = Finished(127, CALLED_PROCESS_ERROR, note)
         case "exec" if (failed := _EXIT_ON_ERROR.search(note)) is not None:
-            outcome = Finished(int(failed[1] or 1), CALLED_PROCESS_ERROR)
+            outcome = _of_status(_first_failure(exec_events) or int(failed[1] or 1), exec_events)
         case "exec" if "start failed" in note and "Permission denied" in note:
             outcome = Finished(126, CALLED_PROCESS_ERROR, note)
         case None if isinstance(error, (OSError, TypeError, ValueError)):
@@ -110,6 +110,12 @@ def _of_status(status: int, exec_events: Sequence[dict[str, Any]]) -> Outcome:
         hint = "; out of memory?" if signum == signal.SIGKILL else ""
         return Finished(-signum, CALLED_PROCESS_ERROR, f"killed by {_name(signum)}{hint}")
     return Finished(status, CALLED_PROCESS_ERROR if status else None)
+
+
+def _first_failure(exec_events: Sequence[dict[str, Any]]) -> int:
+    """Return the exit status of the first task that failed, 0 if none is known."""
+    exits = (e["context"].get("exitcode", 0) for e in exec_events if e["name"] == "shell.task-exit")
+    return next((int(code) for code in exits if code), 0)
 
 
 def _was_signalled(status: int, exec_events: Sequence[dict[str, Any]]) -> bool:

@@ -15,6 +15,8 @@ from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 #: Release of the official client whose behaviour a result's `details` claim compatibility with.
 COMPATIBLE_SDK = "4.19.0"
 
+#: Characters that the text of a failure may have; its middle is cut out.
+_LONGEST_TEXT = 1 << 18
 
 #: What a user is told of each kind of failure; the result's text has the rest.
 _USER_MESSAGES = {
@@ -65,7 +67,14 @@ def failure(
 ) -> bytes:
     """Return the body of a failed result; `text` is what the client's exception will say."""
     error = {"code": code.value, "user_message": _USER_MESSAGES.get(code, "The task failed.")}
-    return _body(task_id, text, error, details, statuses or [])
+    return _body(task_id, _shortened(text), error, details, statuses or [])
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    half = _LONGEST_TEXT // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
 
 
 def _body(

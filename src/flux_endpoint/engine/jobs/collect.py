@@ -10,8 +10,8 @@ from typing import Any
 
 import dill
 
+from flux_endpoint.engine.jobs.exchange import read_rank
 from flux_endpoint.engine.jobs.plan import CommandPlan, RanksPlan
-from flux_endpoint.engine.jobs.rank import read_rank
 from flux_endpoint.engine.outcome import TIMEOUT_EXPIRED, Finished
 from flux_endpoint.engine.task import Failure, Value, checked_size
 from flux_endpoint.errors import SerializationError

@@ -7,6 +7,8 @@ import shlex
 
 #: Outside of quotes, each of these means that a shell has work to do.
 _SHELL = re.compile(r"[|&;<>()$`\\*?\[\]{}~#!\n=%]")
+#: What the job shell of Flux fills in, in a job's command.
+TEMPLATE = "{{"
 _QUOTED = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")
 
 

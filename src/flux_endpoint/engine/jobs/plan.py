@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.environment import job_environment
-from flux_endpoint.engine.jobs.command import simple_words
+from flux_endpoint.engine.jobs.command import TEMPLATE, simple_words
 from flux_endpoint.engine.jobspec import JobRequest
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
@@ -28,6 +28,8 @@ _LOCAL_MPI = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
+#: The shortest walltime, in seconds.
+_SHORTEST = 0.01
 _NO_MPIEXEC = (
     "a task with several ranks needs an MPI launcher on the embedded executor, and there is no "
     "'mpiexec' on PATH: pip install mpich (or apt-get install mpich), or run the endpoint inside a "
@@ -114,8 +116,9 @@ class Planner:
         arguments: Mapping[str, Any],
         resources: ResourceSpecification,
     ) -> CommandPlan:
-        if function.walltime is not None:
-            limit = min(function.walltime, resources.walltime or math.inf)
+        if function.walltime is not None and math.isfinite(function.walltime):
+            # A duration of 0 would be none at all.
+            limit = min(max(function.walltime, _SHORTEST), resources.walltime or math.inf)
             resources = replace(resources, walltime=limit)
         command = function.format_command(arguments)
         cwd = self.tasks.directory(task_id)
@@ -151,11 +154,11 @@ class Planner:
             return replace(request, command=words, launch="rank")  # the ranks are the job's tasks
         if not is_mpi and request.resources.num_ranks == 1:
             environment["PARSL_MPI_PREFIX"] = ""  # the one rank is the job's only task
+            request = replace(request, environment=environment, launch="rank")
+            if TEMPLATE not in command:
+                return replace(request, command=("/bin/bash", "-c", command))
             return replace(
-                request,
-                command=("/bin/bash", "-c", command),
-                environment=environment,
-                launch="rank",
+                request, command=("/bin/bash", "{{tmpdir}}/script"), files={"script": command}
             )
         script = f"$PARSL_MPI_PREFIX {command}" if is_mpi else command
         # An instance of the task's own holds the allocation from the script's first line to its

@@ -14,46 +14,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
-from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.engine.jobs.exchange import rank_file, read_task
+from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings
 
-TASK_FILE = "task.json"
 #: Who says which rank we are: Flux, then what MPI launchers set.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "FLUX_TASK_RANK")
-
-
-def write_task(
-    directory: Path,
-    task_id: str,
-    buffer: str,
-    result_serializers: list[str] | None,
-    settings: TaskSettings,
-) -> None:
-    """Leave a task in `directory` for its ranks."""
-    directory.mkdir(parents=True, exist_ok=True)
-    task = {
-        "task_id": task_id,
-        "buffer": buffer,
-        "result_serializers": result_serializers,
-        "settings": asdict(settings),
-    }
-    (directory / TASK_FILE).write_text(json.dumps(task), encoding="utf-8")
-
-
-def rank_file(directory: Path, rank: int) -> Path:
-    """Return where a rank leaves its end."""
-    return directory / f"rank-{rank}.json"
-
-
-def read_rank(directory: Path, rank: int) -> Value | Failure | None:
-    """Return a rank's end, `None` if it has left none."""
-    try:
-        end = json.loads(rank_file(directory, rank).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if "data" in end:
-        return Value(end["data"])
-    return Failure(ErrorCode(end["code"]), end["text"])
 
 
 def own_rank() -> int:
@@ -65,7 +30,7 @@ def own_rank() -> int:
 def main() -> None:
     """Run this rank's part of the task."""
     directory = Path(sys.argv[1])
-    task = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
+    task = read_task(directory)
     rank = own_rank()
     runner = TaskRunner(TaskSettings(**task["settings"]))
     end = runner.run(task["task_id"], task["buffer"], task["result_serializers"])

@@ -8,7 +8,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,18 @@ from flux_endpoint.engine import results
 from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.jobs.collect import collect, shell_result
+from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan, Planner, RanksPlan
-from flux_endpoint.engine.jobs.rank import write_task
 from flux_endpoint.engine.jobspec import build_jobspec
-from flux_endpoint.engine.outcome import Cancelled, Finished, Lost, Refused, outcome_of
+from flux_endpoint.engine.outcome import (
+    TIMEOUT_EXPIRED,
+    Cancelled,
+    Finished,
+    Lost,
+    Outcome,
+    Refused,
+    outcome_of,
+)
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import write_private
@@ -58,6 +66,8 @@ class _Job:
     jobid: int | None = None
     #: Whether it has its resources.
     allocated: bool = False
+    #: Whether nothing but resources is missing: it isn't held, and depends on nothing.
+    eligible: bool = False
     cancelled: bool = False
     #: Whether it had ended, with an exception, before its processes did.
     failed: bool = False
@@ -100,6 +110,7 @@ class JobRunner:
         self._on_waiting = on_waiting
         self._jobs: dict[str, _Job] = {}
         self._waiting = False
+        self._sweepers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sweeper")
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="job-runner", daemon=True)
 
@@ -130,13 +141,17 @@ class JobRunner:
             self._inbox.put(self._cancel_all)
         self._inbox.put(None)
         self._thread.join()
+        self._sweepers.shutdown(wait=False, cancel_futures=True)
 
     # The runner's thread
 
     def _run(self) -> None:
         while (action := self._inbox.get()) is not None:
-            action()
-            waiting = any(not job.allocated for job in self._jobs.values())
+            try:
+                action()
+            except Exception:
+                log.exception("a job's message could not be dealt with; the others go on")
+            waiting = any(j.eligible and not j.allocated for j in self._jobs.values())
             if waiting != self._waiting:
                 self._waiting = waiting
                 self._on_waiting(waiting)
@@ -145,7 +160,7 @@ class JobRunner:
         try:
             plan = self._planner.plan(task)
             job = self._attach(task, plan) or self._submit(task, plan)
-        except (FluxEndpointError, OSError, TypeError, ValueError) as error:
+        except (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError) as error:
             self._end(task, Failure(ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}"))
             return
         job.attempts = attempts
@@ -209,8 +224,11 @@ class JobRunner:
             "starts": job.starts,
         }
         path = self._record(job.task.task_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, json.dumps(record))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_private(path, json.dumps(record))
+        except OSError as error:
+            logs.event(log, logging.WARNING, "job not found again after a restart", reason=error)
         logs.event(
             log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
         )
@@ -223,6 +241,8 @@ class JobRunner:
                 job.statuses.append(
                     results.transition(TaskState.WAITING_FOR_NODES, ActorName.ENDPOINT)
                 )
+            case "priority":
+                job.eligible = int(event.context.get("priority", 0)) > 0
             case "alloc":
                 job.allocated = True
             case "start":
@@ -256,13 +276,31 @@ class JobRunner:
             self._record(task_id).unlink(missing_ok=True)
             self._begin(job.task, job.attempts)  # Flux knows nothing of that job any more
             return
-        events = self._backend.exec_events(job.jobid) if job.jobid is not None else []
-        outcome = outcome_of(status, error, events)
+        try:
+            events = self._backend.exec_events(job.jobid) if job.jobid is not None else []
+            outcome = outcome_of(status, error, events)
+        except Exception as unexpected:
+            log.exception("a job's end could not be read")
+            self._end(job.task, Failure(ErrorCode.UNKNOWN, f"EngineError: {unexpected!r}"))
+            return
         if job.cancelled:
             outcome = Cancelled("ended on request")
-        self._conclude(job, outcome)
+        if job.jobid is None or not _was_ended(outcome):
+            self._conclude(job, outcome)
+            return
+        # No result before the whole process tree is gone.
+        variable = f"GC_TASK_UUID={task_id}"
+        sweep = self._sweepers.submit(self._backend.sweep, job.jobid, variable)
+        sweep.add_done_callback(lambda _: self._inbox.put(lambda: self._conclude(job, outcome)))
 
-    def _conclude(self, job: _Job, outcome: Finished | Cancelled | Refused | Lost) -> None:
+    def _conclude(self, job: _Job, outcome: Outcome) -> None:
+        try:
+            self._carry_out(job, outcome)
+        except Exception as unexpected:
+            log.exception("a job's end could not be told")
+            self._end(job.task, Failure(ErrorCode.UNKNOWN, f"EngineError: {unexpected!r}"))
+
+    def _carry_out(self, job: _Job, outcome: Outcome) -> None:
         match outcome:
             case Finished():
                 end = self._collect(job, outcome)
@@ -314,6 +352,13 @@ class JobRunner:
         for job in self._jobs.values():
             if job.jobid is not None and not isinstance(job.plan, FollowPlan):
                 self._backend.cancel(job.jobid, "the endpoint stops")
+
+
+def _was_ended(outcome: Outcome) -> bool:
+    """Return whether a job's processes were ended from outside."""
+    return isinstance(outcome, Cancelled) or (
+        isinstance(outcome, Finished) and outcome.exception_name == TIMEOUT_EXPIRED
+    )
 
 
 def _is_job_exception(future: JobFuture) -> bool:

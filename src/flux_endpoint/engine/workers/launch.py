@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import shutil
 import socket
 import sys
 import tempfile
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 
 import zmq
@@ -19,14 +22,16 @@ from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
+from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.resources import ResourceSpecification
 
 log = logging.getLogger(__name__)
 
 #: Bytes that the path of a Unix socket may have (sun_path, less the final NUL and some room).
 _LONGEST_SOCKET_PATH = 100
-#: Seconds for which managers outlive a lost agent.
-_ORPHAN_TIMEOUT = 60.0
+#: Seconds for which managers outlive a lost agent: long enough for a network to come back, short
+#: enough that what they run is hardly run twice when another agent takes over.
+_ORPHAN_TIMEOUT = 10.0
 _TAIL = 2000  # bytes of a manager's log that an error shows
 
 
@@ -48,6 +53,7 @@ class ManagerLauncher:
         self._token = secrets.token_hex(16)
         self._trusted: set[bytes] = set()
         self._scratch: str | None = None
+        self._socket_path: Path | None = None
         self._context = zmq.Context()
         self._connect = ""
         self._server_key = self._client_public = self._client_secret = b""
@@ -57,6 +63,7 @@ class ManagerLauncher:
     def open(self) -> None:
         """Bind: a Unix socket where every job runs on this host, else TCP with CURVE."""
         self._directory.mkdir(parents=True, exist_ok=True)
+        self._end_leftovers()
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)  # the pool bounds what managers hold
         self.socket.setsockopt(zmq.LINGER, 500)
@@ -66,6 +73,7 @@ class ManagerLauncher:
                 self._scratch = tempfile.mkdtemp(prefix="flux-endpoint-")
                 path = Path(self._scratch) / "pool.sock"
             path.unlink(missing_ok=True)
+            self._socket_path = path
             self._connect = f"ipc://{path}"
             self.socket.bind(self._connect)
             return
@@ -103,7 +111,25 @@ class ManagerLauncher:
             stderr=output,
         )
         logs.event(log, logging.INFO, "starting workers", manager=manager_id, workers=self.workers)
-        return self._backend.submit(build_jobspec(request))
+        job = self._backend.submit(build_jobspec(request))
+        job.add_jobid_callback(lambda future: self._record(manager_id, future))
+        return job
+
+    def _record(self, manager_id: str, job: JobFuture) -> None:
+        """Note the job's id, so that an agent that finds it after a crash can end it."""
+        with suppress(OSError, RuntimeError, CancelledError):
+            record = {"jobid": job.jobid(timeout=0), "instance": self._backend.instance}
+            write_private(self._job_file(manager_id), json.dumps(record))
+
+    def _end_leftovers(self) -> None:
+        """Cancel the managers of an agent that was killed: they hold nodes that we want."""
+        for path in self._directory.glob("workers-*.job"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                record = json.loads(path.read_text(encoding="utf-8"))
+                if record["instance"] == self._backend.instance:
+                    self._backend.cancel(record["jobid"], "their endpoint was killed")
+        for path in self._directory.glob("workers-*"):
+            path.unlink(missing_ok=True)
 
     def cancel(self, job: JobFuture) -> None:
         """Cancel a manager's job, now or as soon as it has an id."""
@@ -124,7 +150,9 @@ class ManagerLauncher:
                 return None
             if kind == b"hello":
                 if not secrets.compare_digest(parts[0], self._token.encode()):
-                    logs.event(log, logging.WARNING, "a stranger greeted the pool, ignored")
+                    # In general a manager of an earlier agent that found our socket in its place.
+                    logs.event(log, logging.WARNING, "a stranger greeted the pool, sent away")
+                    self.socket.send_multipart([identity, b"stop"])
                     continue
                 self._trusted.add(identity)
             if identity in self._trusted:
@@ -142,16 +170,22 @@ class ManagerLauncher:
         """Remove what a manager that ended as it should has left on disk."""
         self._trusted.discard(manager_id.encode())
         self._log_file(manager_id).unlink(missing_ok=True)
+        self._job_file(manager_id).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the socket and remove its path."""
         self.socket.close()
         self._context.term()
+        if self._socket_path is not None:
+            self._socket_path.unlink(missing_ok=True)
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _log_file(self, manager_id: str) -> Path:
         return self._directory / f"workers-{manager_id}.log"
+
+    def _job_file(self, manager_id: str) -> Path:
+        return self._directory / f"workers-{manager_id}.job"
 
 
 def _own_address() -> str:

@@ -2,10 +2,11 @@
 
 Run as `python -m flux_endpoint.engine.workers.manager`; its settings come in the environment.
 
-From the pool: `tasks`, then header and buffer of each; `cancel`, a task's id; `signal`, a number
-and a task's id; `stop`.
+From the pool: `tasks`, then header and buffer of each; `return`, how many tasks are wanted back;
+`held?`; `cancel`, a task's id; `signal`, a number and a task's id; `stop`.
 To the pool: `hello`, its token and a JSON object; `results`, a JSON object, then id and body of
-each; `lost`, a task's id and the reason; `cancelled`, a task's id.
+each; `returned`, ids of tasks that were not started; `held`, ids of those that are here; `lost`, a
+task's id and the reason; `cancelled`, a task's id.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import psutil
 import zmq
 import zmq.utils.monitor
 
 from flux_endpoint import logs
+from flux_endpoint.engine.workers.claims import Claims
+from flux_endpoint.engine.workers.ends import end_of, kill_tree, signal_tree
 from flux_endpoint.engine.workers.frames import FrameSocket
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
-from flux_endpoint.engine.workers.template import request_worker, start_template
+from flux_endpoint.engine.workers.template import adopt_orphans, request_worker, start_template
+from flux_endpoint.functions import command_of
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,8 @@ KILL_GRACE = 3.0
 #: Tasks shorter than this many seconds are sent to a worker several at a time.
 _SHORT = 0.002
 _MOST_AHEAD = 16
+#: Seconds for which a task may run before those sent after it are taken back.
+_TAKE_BACK_AFTER = 0.05
 #: A task with a larger buffer (bytes) waits for an idle worker.
 _LARGE = 1 << 16
 #: So many workers in a row that end before their first task mean that none can start.
@@ -48,15 +55,24 @@ _MOST_STILLBORN = 4
 @dataclass(eq=False)
 class _Worker:
     channel: FrameSocket
+    claims: Claims
     pid: int | None = None
     #: Ids of the tasks that were sent, in order; the first is running.
     tasks: deque[str] = field(default_factory=deque)
     #: Those tasks, for the case that the worker is lost.
     sent: dict[str, tuple[dict[str, object], bytes]] = field(default_factory=dict)
     since: float = 0.0  # monotonic time at which the first of them was started
+    #: How many tasks were taken back that it has not yet come across.
+    skipping: int = 0
     served: int = 0
     cancelled: str | None = None
+    #: The signal that somebody had us send to its running task.
+    signalled: int | None = None
     eof: bool = False
+
+    @property
+    def takes_tasks(self) -> bool:
+        return not self.eof and self.cancelled is None and not self.skipping
 
 
 class Manager:
@@ -64,6 +80,7 @@ class Manager:
 
     def __init__(self, settings: ManagerSettings) -> None:
         self._settings = settings
+        adopt_orphans()  # should the template be lost, what was below it comes here
         # Before the first ZeroMQ thread exists.
         self._template_pid, control = start_template(settings)
         self._control_socket = control
@@ -74,21 +91,22 @@ class Manager:
         self._outbox: list[bytes] = []
         self._task_seconds = 1.0
         self._stillborn = 0
-        #: Tasks to be cancelled that were sent ahead and wait in a worker.
-        self._unwanted: set[str] = set()
+        #: Whether a worker has ended whose processes may live on.
+        self._orphans = False
         self._deadlines: list[tuple[float, Callable[[], None]]] = []
         self._orphaned_at: float | None = time.monotonic()
         self._running = True
         self._context = zmq.Context()
-        self._socket = self._connect()
+        self._socket = self._new_socket()
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
+        self._socket.connect(settings.connect)  # only now: the monitor must not miss it
         self._poller = zmq.Poller()
         for source in (self._socket, self._monitor, self._control):
             self._poller.register(source, zmq.POLLIN)
 
-    def _connect(self) -> zmq.Socket[bytes]:
+    def _new_socket(self) -> zmq.Socket[bytes]:
         connection = self._context.socket(zmq.DEALER)
         connection.setsockopt(zmq.IDENTITY, self._settings.manager_id.encode())
         connection.setsockopt(zmq.LINGER, 1000)
@@ -102,7 +120,6 @@ class Manager:
             connection.curve_serverkey = self._settings.server_key.encode()
             connection.curve_publickey = self._settings.public_key.encode()
             connection.curve_secretkey = self._settings.secret_key.encode()
-        connection.connect(self._settings.connect)
         return connection
 
     def run(self) -> int:
@@ -130,6 +147,7 @@ class Manager:
     def _patience(self) -> int | None:
         """Return milliseconds until something must be done even if nothing happens."""
         moments = [moment for moment, _ in self._deadlines]
+        moments.extend(w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
         if self._orphaned_at is not None:
             moments.append(self._orphaned_at + self._settings.orphan_timeout)
         if not moments:
@@ -161,6 +179,10 @@ class Manager:
             if kind == b"tasks":
                 for header, buffer in zip(parts[::2], parts[1::2], strict=True):
                     self._queue.append((json.loads(header), buffer))
+            elif kind == b"return":
+                self._return(int(parts[0]))
+            elif kind == b"held?":
+                self._socket.send_multipart([b"held", *(i.encode() for i in self._held())])
             elif kind == b"cancel":
                 self._cancel(parts[0].decode())
             elif kind == b"signal":
@@ -178,18 +200,29 @@ class Manager:
                 self._orphaned_at = time.monotonic()
 
     def _greet(self) -> None:
-        held = [str(header["id"]) for header, _ in self._queue]
-        for worker in self._workers:
-            held.extend(worker.tasks)
         greeting = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "workers": self._settings.workers,
-            "tasks": held,
         }
         self._socket.send_multipart(
             [b"hello", self._settings.token.encode(), json.dumps(greeting).encode()]
         )
+
+    def _held(self) -> list[str]:
+        self._send_results()  # what is done is told before
+        held = [str(header["id"]) for header, _ in self._queue]
+        for worker in self._workers:
+            held.extend(worker.tasks)
+        return held
+
+    def _return(self, count: int) -> None:
+        """Give tasks back that were not started: another node has nothing to do."""
+        returned: list[bytes] = []
+        while self._queue and len(returned) < count:
+            header, _ = self._queue.pop()
+            returned.append(str(header["id"]).encode())
+        self._socket.send_multipart([b"returned", *returned])
 
     def _send_results(self) -> None:
         if self._outbox:
@@ -200,7 +233,8 @@ class Manager:
     # Workers
 
     def _new_worker(self) -> None:
-        worker = _Worker(FrameSocket(request_worker(self._control_socket)))
+        claims = Claims()
+        worker = _Worker(FrameSocket(request_worker(self._control_socket, claims)), claims)
         self._workers.append(worker)
         self._unborn.append(worker)
         self._poller.register(worker.channel, zmq.POLLIN)
@@ -210,6 +244,7 @@ class Manager:
             for header, _ in self._control.receive():
                 if "forked" in header:
                     self._unborn.popleft().pid = header["forked"]
+                    self._end_orphans()
                 else:
                     self._worker_exited(header["exited"], header["status"])
         except EOFError:
@@ -219,7 +254,10 @@ class Manager:
     def _receive_from_worker(self, worker: _Worker) -> None:
         try:
             for header, body in worker.channel.receive():
-                self._finished(worker, header["id"], body)
+                if "skipped" in header:
+                    worker.skipping -= 1
+                else:
+                    self._finished(worker, header["id"], body)
         except EOFError:
             worker.eof = True
             self._poller.unregister(worker.channel)
@@ -230,15 +268,17 @@ class Manager:
     def _finished(self, worker: _Worker, task_id: str, body: bytes) -> None:
         worker.tasks.remove(task_id)
         del worker.sent[task_id]
-        if worker.tasks and worker.tasks[0] in self._unwanted:
-            self._end_running(worker)
         worker.served += 1
+        worker.signalled = None
         self._stillborn = 0
         now = time.monotonic()
         # Weighted towards the recent: one long task at once ends sending ahead.
         self._task_seconds += (now - worker.since - self._task_seconds) * 0.2
         worker.since = now
-        self._outbox += (task_id.encode(), body)
+        if worker.cancelled == task_id:  # it may have come to an end because of that
+            self._tell_cancelled(task_id)
+        else:
+            self._outbox += (task_id.encode(), body)
 
     def _ahead(self) -> int:
         """Return how many tasks a worker may hold: one, or more where tasks are short."""
@@ -249,12 +289,7 @@ class Manager:
             return
         for most in (1, self._ahead()):
             for worker in self._workers:
-                while (
-                    self._queue
-                    and len(worker.tasks) < most
-                    and not worker.eof
-                    and worker.cancelled is None
-                ):
+                while self._queue and len(worker.tasks) < most and worker.takes_tasks:
                     if worker.tasks and len(self._queue[0][1]) > _LARGE:
                         break
                     self._send(worker, *self._queue.popleft())
@@ -265,8 +300,16 @@ class Manager:
         task_id = str(header["id"])
         worker.tasks.append(task_id)
         worker.sent[task_id] = (header, buffer)
+        worker.claims.add()
         worker.channel.send(header, buffer)
         self._watch(worker)
+
+    def _take_back(self, worker: _Worker) -> None:
+        """Put the tasks that `worker` has not started at the head of the queue again."""
+        for _ in range(worker.claims.take_all()):
+            task_id = worker.tasks.pop()
+            self._queue.appendleft(worker.sent.pop(task_id))
+            worker.skipping += 1
 
     def _watch(self, worker: _Worker) -> None:
         flags = zmq.POLLIN | (zmq.POLLOUT if worker.channel.wants_write else 0)
@@ -281,7 +324,9 @@ class Manager:
         if not worker.eof:
             self._poller.unregister(worker.channel)
         worker.channel.close()
+        worker.claims.close()
         self._workers.remove(worker)
+        self._orphans = True
         self._end_orphans()
         self._account_for(worker, status)
         if self._stillborn < _MOST_STILLBORN:
@@ -299,55 +344,67 @@ class Manager:
         for task_id in reversed(waiting):
             self._queue.appendleft(worker.sent[task_id])
         self._send_results()  # in order: what it finished, then what it lost
-        if worker.cancelled == running:
-            self._socket.send_multipart([b"cancelled", running.encode()])
+        wanted = worker.signalled is not None and worker.signalled == os.WTERMSIG(status)
+        if worker.cancelled == running or wanted:
+            self._tell_cancelled(running)
         else:
-            reason = _end_of(status)
+            reason = end_of(status)
             logs.event(log, logging.WARNING, "worker lost", pid=worker.pid, reason=reason)
             self._socket.send_multipart([b"lost", running.encode(), reason.encode()])
 
     def _end_orphans(self) -> None:
-        """Kill what a dead worker left: its children, and theirs, now belong to the template."""
+        """Kill what a dead worker left: its children, and theirs, now belong to the template.
+
+        While a new worker's process id is not known it would look like one of them.
+        """
+        if not self._orphans or self._unborn:
+            return
+        self._orphans = False
         workers = {worker.pid for worker in self._workers}
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self._template_pid).children():
-                if child.pid not in workers and not self._unborn:
-                    _kill_tree(child)
+                if child.pid not in workers:
+                    kill_tree(child.pid)
 
     # Cancelling
 
     def _cancel(self, task_id: str) -> None:
+        for worker in self._workers:
+            if task_id in worker.tasks:
+                self._take_back(worker)  # the others that it holds have nothing to do with it
+                if task_id in worker.tasks:
+                    self._end_running(worker, task_id)
+                    return
         for entry in self._queue:
             if entry[0]["id"] == task_id:
                 self._queue.remove(entry)
-                self._socket.send_multipart([b"cancelled", task_id.encode()])
+                self._tell_cancelled(task_id)
                 return
-        for worker in self._workers:
-            if task_id in worker.tasks:
-                if worker.tasks[0] == task_id:
-                    self._end_running(worker)
-                else:
-                    self._unwanted.add(task_id)  # ended as soon as its turn has come
-                return
+
+    def _tell_cancelled(self, task_id: str) -> None:
+        self._socket.send_multipart([b"cancelled", task_id.encode()])
 
     def _signal(self, signum: int, task_id: str) -> None:
-        """Signal what a running task has started; a Python function's own process is its worker."""
+        """Signal a running task: what a command has started, or a Python function's worker too."""
         for worker in self._workers:
             if worker.tasks and worker.tasks[0] == task_id and worker.pid is not None:
-                _signal_tree(worker.pid, signum)
+                _, buffer = worker.sent[task_id]
+                if command_of(buffer.decode()) is not None:
+                    signal_tree(worker.pid, signum, itself=False)
+                else:
+                    worker.signalled = signum
+                    signal_tree(worker.pid, signum)
 
-    def _end_running(self, worker: _Worker) -> None:
+    def _end_running(self, worker: _Worker, task_id: str) -> None:
         """End the task that `worker` runs, and the worker with it: ask first, then kill."""
-        worker.cancelled = worker.tasks[0]
-        self._unwanted.discard(worker.cancelled)
+        worker.cancelled = task_id
         if worker.pid is not None:
-            _signal_tree(worker.pid, signal.SIGTERM)
+            signal_tree(worker.pid, signal.SIGTERM)
         self._deadlines.append((time.monotonic() + KILL_GRACE, partial(self._kill, worker)))
 
     def _kill(self, worker: _Worker) -> None:
         if worker in self._workers and worker.pid is not None:
-            with suppress(psutil.NoSuchProcess):
-                _kill_tree(psutil.Process(worker.pid))
+            kill_tree(worker.pid)
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -355,6 +412,10 @@ class Manager:
         self._deadlines = [entry for entry in self._deadlines if entry[0] > now]
         for action in due:
             action()
+        for worker in self._workers:
+            if len(worker.tasks) > 1 and now - worker.since >= _TAKE_BACK_AFTER:
+                self._take_back(worker)
+                worker.since = now  # so that an unread result does not bring us back at once
         if (
             self._orphaned_at is not None
             and now - self._orphaned_at >= self._settings.orphan_timeout
@@ -363,53 +424,14 @@ class Manager:
             self._running = False
 
     def _end(self) -> None:
-        with suppress(psutil.NoSuchProcess):
-            _kill_tree(psutil.Process(self._template_pid))
-        os.waitpid(self._template_pid, 0)
+        for child in psutil.Process().children():
+            kill_tree(child.pid)
+        with suppress(ChildProcessError):
+            os.waitpid(self._template_pid, 0)
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()
         self._context.term()
-
-
-def _signal_tree(pid: int, signum: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for victim in [*process.children(recursive=True), process]:
-            with suppress(psutil.NoSuchProcess):
-                victim.send_signal(signum)
-
-
-def _kill_tree(process: psutil.Process) -> None:
-    """Kill `process` and everything below it, what is forked meanwhile included."""
-    with suppress(psutil.NoSuchProcess):
-        process.suspend()
-        # What is killed takes a moment to be gone; a process that the kernel can't kill is left.
-        until = time.monotonic() + 1.0
-        while time.monotonic() < until:
-            children = [c for c in process.children(recursive=True) if _alive(c)]
-            if not children:
-                break
-            for child in children:
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
-        process.kill()
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _end_of(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        signum = os.WTERMSIG(status)
-        name = signal.Signals(signum).name if signum in list(signal.Signals) else str(signum)
-        hint = " (out of memory?)" if signum == signal.SIGKILL else ""
-        return f"the worker process was killed by signal {signum} ({name}){hint}"
-    return f"the worker process ended with exit code {os.WEXITSTATUS(status)} in mid-task"
 
 
 def main() -> None:
@@ -418,6 +440,9 @@ def main() -> None:
     if text is None:
         sys.exit(f"{VARIABLE} is not set: a manager is started by an endpoint's engine only")
     logs.configure(logging.INFO)
+    # Flux leaves a job's standard input open for whoever attaches; a task must not wait for that.
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     sys.exit(Manager(ManagerSettings.load(text)).run())
 
 

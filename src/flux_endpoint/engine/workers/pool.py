@@ -12,9 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import zmq
 
@@ -25,6 +24,7 @@ from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.launch import ManagerLauncher
+from flux_endpoint.engine.workers.records import Entry, ManagerRecord
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
@@ -37,33 +37,10 @@ _MOST_FAILURES = 4
 _YIELD_AFTER = 0.3
 #: Most tasks in one message to a manager.
 _BATCH = 128
-
-
-@dataclass(eq=False)
-class _Entry:
-    task: EngineTask
-    on_result: Callable[[EngineResult], None]
-    #: Whether it is not run: a worker only formats its command.
-    formats: bool = False
-    #: Why each attempt so far was lost.
-    attempts: list[str] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Manager:
-    manager_id: str
-    workers: int
-    job: JobFuture
-    state: Literal["starting", "ready", "stopping"] = "starting"
-    host: str = ""
-    #: How many tasks each of its workers may hold: more than one where tasks are short.
-    ahead: int = 1
-    tasks: dict[str, _Entry] = field(default_factory=dict)
-    idle_since: float = 0.0
-
-    @property
-    def room(self) -> int:
-        return self.workers * (self.ahead + 1) - len(self.tasks)
+#: Seconds without a result after which the tasks that wait on a node may go elsewhere.
+_STUCK_AFTER = 0.1
+#: Seconds that managers have to end before their jobs are cancelled, then before they are given up.
+_END_PATIENCE, _CANCEL_PATIENCE = 3.0, 15.0
 
 
 class WorkerPool:
@@ -85,13 +62,15 @@ class WorkerPool:
         self._most = min(config.max_nodes or backend.resources.nodes, backend.resources.nodes)
         self._least = min(config.min_nodes, self._most)
         self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
-        self._waiting: deque[_Entry] = deque()
-        self._managers: dict[str, _Manager] = {}
+        self._waiting: deque[Entry] = deque()
+        self._managers: dict[str, ManagerRecord] = {}
         #: Monotonic time from which on idle nodes are given back to jobs.
         self._yield_from = math.inf
         self._failures = 0
         self._not_before = 0.0
         self._stopping = False
+        #: When what has not ended is cancelled, and when it is given up.
+        self._cancel_at = self._give_up_at = math.inf
         self._drained = threading.Event()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -106,11 +85,12 @@ class WorkerPool:
         self._poller.register(self._launcher.socket, zmq.POLLIN)
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._status = self._counters()
+        self._tell(lambda: None)  # the first turn starts the managers that are always there
         self._thread.start()
 
     def submit(self, task: EngineTask) -> None:
         """Queue a task; it ends in one call of `on_result`."""
-        self._tell(lambda: self._waiting.append(_Entry(task, self._on_result)))
+        self._tell(lambda: self._waiting.append(Entry(task, self._on_result)))
 
     def format(self, task: EngineTask, on_result: Callable[[EngineResult], None]) -> None:
         """Have a worker put a command task's arguments into its command.
@@ -119,7 +99,7 @@ class WorkerPool:
             task: a command task.
             on_result: given the result, whose value is the formatted task, packed.
         """
-        self._tell(lambda: self._waiting.append(_Entry(task, on_result, formats=True)))
+        self._tell(lambda: self._waiting.append(Entry(task, on_result, formats=True)))
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task that waits or runs; its result says `TaskCancelled`.
@@ -157,7 +137,7 @@ class WorkerPool:
     # The pool's thread
 
     def _run(self) -> None:
-        while not (self._stopping and not self._managers and self._drained.is_set()):
+        while not self._is_over():
             for source, _ in self._poller.poll(self._patience()):
                 if source == self._wake_fd:
                     os.eventfd_read(self._wake_fd)
@@ -166,23 +146,35 @@ class WorkerPool:
             while self._inbox:
                 self._inbox.popleft()()
             self._assign()
+            self._balance()
             self._shrink()
             self._grow()
+            self._insist()
             if self._stopping and not any(m.tasks for m in self._managers.values()):
                 self._drained.set()
             self._status = self._counters()
 
+    def _is_over(self) -> bool:
+        if not (self._stopping and self._drained.is_set()):
+            return False
+        return not self._managers or time.monotonic() >= self._give_up_at
+
     def _patience(self) -> int | None:
-        """Return milliseconds until a node has been idle for too long or a start may be tried."""
-        moments = []
-        if self._waiting and self._not_before:
+        """Return milliseconds until something must be done even if nothing happens."""
+        now = time.monotonic()
+        moments = [m for m in (self._cancel_at, self._give_up_at) if m < math.inf]
+        if self._not_before > now and (self._waiting or len(self._managers) < self._least):
             moments.append(self._not_before)
         if not self._yielding and self._yield_from < math.inf:
             moments.append(self._yield_from)
         moments.extend(m.idle_since + self._idle_timeout for m in self._spare())
+        if len(self._managers) < self._most or any(m.free for m in self._managers.values()):
+            stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
+            # Afterwards `_grow` and `_balance` have done what could be done.
+            moments.extend(moment for moment in stuck if moment > now)
         if not moments:
             return None
-        return int(max(0.0, min(moments) - time.monotonic()) * 1000) + 1
+        return int(max(0.0, min(moments) - now) * 1000) + 1
 
     def _counters(self) -> dict[str, Any]:
         ready = [m for m in self._managers.values() if m.state == "ready"]
@@ -209,6 +201,10 @@ class WorkerPool:
                 self._take_results(manager, parts)
             elif kind == b"hello":
                 self._greeted(manager, json.loads(parts[1]))
+            elif kind == b"returned":
+                self._returned(manager, parts)
+            elif kind == b"held":
+                self._reconcile(manager, {part.decode() for part in parts})
             elif kind == b"lost":
                 self._lost(manager, parts[0].decode(), parts[1].decode())
             elif kind == b"cancelled":
@@ -216,21 +212,45 @@ class WorkerPool:
                 if entry is not None:
                     self._fail_cancelled(entry)
 
-    def _take_results(self, manager: _Manager, parts: list[bytes]) -> None:
+    def _take_results(self, manager: ManagerRecord, parts: list[bytes]) -> None:
         manager.ahead = json.loads(parts[0])["ahead"]
+        manager.quiet_since = time.monotonic()
         for identity, body in zip(parts[1::2], parts[2::2], strict=True):
             task_id = identity.decode()
             entry = self._release(manager, task_id)
             if entry is not None:
                 entry.on_result(EngineResult(task_id, body))
 
-    def _release(self, manager: _Manager, task_id: str) -> _Entry | None:
+    def _release(self, manager: ManagerRecord, task_id: str) -> Entry | None:
         entry = manager.tasks.pop(task_id, None)
         if not manager.tasks:
             manager.idle_since = time.monotonic()
         return entry
 
-    def _greeted(self, manager: _Manager, greeting: dict[str, Any]) -> None:
+    def _returned(self, manager: ManagerRecord, parts: list[bytes]) -> None:
+        for identity in parts:
+            entry = self._release(manager, identity.decode())
+            if entry is not None:
+                self._requeue(entry)
+
+    def _requeue(self, entry: Entry) -> None:
+        if entry.cancelled:
+            self._fail_cancelled(entry)
+        else:
+            self._waiting.appendleft(entry)
+
+    def _reconcile(self, manager: ManagerRecord, held: set[str]) -> None:
+        """Queue again what a broken connection has lost, be it the task or its result."""
+        for task_id in manager.asked:
+            if task_id in manager.tasks and task_id not in held:
+                logs.event(log, logging.WARNING, "task lost on its way, again", task=task_id)
+                self._requeue(manager.tasks.pop(task_id))
+        manager.asked = []
+
+    def _greeted(self, manager: ManagerRecord, greeting: dict[str, Any]) -> None:
+        if manager.state == "ready":  # it was connected before
+            manager.asked = list(manager.tasks)
+            self._launcher.send(manager.manager_id, [b"held?"])
         if manager.state == "starting":
             manager.state = "ready"
             manager.host = greeting["host"]
@@ -258,7 +278,7 @@ class WorkerPool:
         for manager in ready:
             self._send(manager, manager.room)
 
-    def _send(self, manager: _Manager, count: int) -> None:
+    def _send(self, manager: ManagerRecord, count: int) -> None:
         while count > 0 and self._waiting:
             frames = [b"tasks"]
             for _ in range(min(count, _BATCH, len(self._waiting))):
@@ -270,16 +290,37 @@ class WorkerPool:
                 if entry.formats:
                     header["format"] = True
                 frames += (json.dumps(header).encode(), task.buffer.encode())
+                if not manager.tasks:
+                    manager.quiet_since = time.monotonic()
                 manager.tasks[task.task_id] = entry
                 count -= 1
             self._launcher.send(manager.manager_id, frames)
 
-    def _lost(self, manager: _Manager, task_id: str, reason: str) -> None:
+    def _balance(self) -> None:
+        """Ask for tasks that wait on one node while workers of another have nothing to do."""
+        wanted = sum(m.free for m in self._managers.values())
+        if self._waiting or self._stopping or not wanted:
+            return
+        for manager in self._managers.values():
+            if wanted > 0 and self._is_stuck(manager):
+                count = min(wanted, manager.surplus)
+                self._launcher.send(manager.manager_id, [b"return", str(count).encode()])
+                manager.quiet_since = time.monotonic()
+                wanted -= count
+
+    def _is_stuck(self, manager: ManagerRecord) -> bool:
+        quiet = time.monotonic() - manager.quiet_since
+        return manager.surplus > 0 and quiet >= _STUCK_AFTER
+
+    def _lost(self, manager: ManagerRecord, task_id: str, reason: str) -> None:
         entry = self._release(manager, task_id)
         if entry is not None:
             self._retry_or_fail(entry, f"{reason} on {manager.host or 'its node'}")
 
-    def _retry_or_fail(self, entry: _Entry, reason: str) -> None:
+    def _retry_or_fail(self, entry: Entry, reason: str) -> None:
+        if entry.cancelled:
+            self._fail_cancelled(entry)
+            return
         entry.attempts.append(reason)
         if len(entry.attempts) <= self._retries:
             self._waiting.appendleft(entry)
@@ -290,21 +331,24 @@ class WorkerPool:
             text = "\n".join([f"WorkerLost: {len(entry.attempts)} attempts failed", *history])
         self._fail(entry, ErrorCode.WORKER_LOST, text)
 
-    def _fail_cancelled(self, entry: _Entry) -> None:
+    def _fail_cancelled(self, entry: Entry) -> None:
         self._fail(entry, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
 
-    def _fail(self, entry: _Entry, code: ErrorCode, text: str) -> None:
+    def _fail(self, entry: Entry, code: ErrorCode, text: str) -> None:
         task_id = entry.task.task_id
         entry.on_result(EngineResult(task_id, results.failure(task_id, code, text)))
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         for entry in self._waiting:
-            if entry.task.task_id == task_id and signum is None:
-                self._waiting.remove(entry)
-                self._fail_cancelled(entry)
+            if entry.task.task_id == task_id:
+                if signum is None:
+                    self._waiting.remove(entry)
+                    self._fail_cancelled(entry)
                 return
         for manager in self._managers.values():
-            if task_id in manager.tasks:
+            held = manager.tasks.get(task_id)
+            if held is not None:
+                held.cancelled = held.cancelled or signum is None
                 message = [b"cancel"] if signum is None else [b"signal", str(signum).encode()]
                 self._launcher.send(manager.manager_id, [*message, task_id.encode()])
                 return
@@ -322,22 +366,29 @@ class WorkerPool:
             self._yield_from = time.monotonic() + _YIELD_AFTER
 
     def _grow(self) -> None:
-        """Take another node if more tasks wait than the coming ones will have workers for."""
-        if self._stopping or len(self._managers) >= self._most:
-            return
-        coming = sum(m.workers for m in self._managers.values() if m.state == "starting")
-        permanent = len(self._managers) < self._least and not self._yielding
-        if (len(self._waiting) > coming or permanent) and time.monotonic() >= self._not_before:
-            self._start_manager()
-            self._grow()
+        """Take more nodes if more tasks wait than the coming ones will have workers for."""
+        while not self._stopping and len(self._managers) < self._most:
+            coming = sum(m.workers for m in self._managers.values() if m.state == "starting")
+            stuck = sum(m.surplus for m in self._managers.values() if self._is_stuck(m))
+            free = sum(m.free for m in self._managers.values())
+            permanent = len(self._managers) < self._least and not self._yielding
+            if not permanent and len(self._waiting) + stuck <= coming + free:
+                return
+            if time.monotonic() < self._not_before or not self._start_manager():
+                return
 
-    def _start_manager(self) -> None:
+    def _start_manager(self) -> bool:
         manager_id = secrets.token_hex(4)
-        job = self._launcher.launch(manager_id)
-        self._managers[manager_id] = _Manager(manager_id, self._launcher.workers, job)
+        try:
+            job = self._launcher.launch(manager_id)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            self._start_failed(manager_id, f"their job can't be submitted: {error}")
+            return False
+        self._managers[manager_id] = ManagerRecord(manager_id, self._launcher.workers, job)
         job.add_done_callback(lambda _: self._tell(lambda: self._ended(manager_id)))
+        return True
 
-    def _spare(self) -> list[_Manager]:
+    def _spare(self) -> list[ManagerRecord]:
         """Return the ready managers that have nothing to do and are not needed."""
         ready = [m for m in self._managers.values() if m.state == "ready"]
         idle = [m for m in ready if not m.tasks]
@@ -351,24 +402,36 @@ class WorkerPool:
             if self._yielding or now - manager.idle_since >= self._idle_timeout:
                 self._stop_manager(manager)
 
-    def _stop_manager(self, manager: _Manager) -> None:
+    def _stop_manager(self, manager: ManagerRecord) -> None:
         manager.state = "stopping"
         self._launcher.send(manager.manager_id, [b"stop"])
 
     def _stop_all(self) -> None:
         """End every manager, with what it runs; a job that has not greeted yet is cancelled."""
         self._drained.set()
+        self._cancel_at = time.monotonic() + _END_PATIENCE
         for manager in self._managers.values():
             if manager.state == "starting":
                 self._launcher.cancel(manager.job)
             elif manager.state == "ready":
                 self._stop_manager(manager)
 
+    def _insist(self) -> None:
+        """Cancel the jobs of managers that were told to end and have not."""
+        if time.monotonic() < self._cancel_at:
+            return
+        self._cancel_at = math.inf
+        self._give_up_at = time.monotonic() + _CANCEL_PATIENCE
+        for manager in self._managers.values():
+            logs.event(log, logging.WARNING, "workers do not end", host=manager.host)
+            self._launcher.cancel(manager.job)
+
     def _ended(self, manager_id: str) -> None:
+        self._receive()  # what it said before it ended
         manager = self._managers.pop(manager_id)
         why = _end_of_job(manager.job)
         if manager.state == "starting" and not self._stopping:
-            self._start_failed(manager, why)
+            self._start_failed(manager_id, why)
         elif manager.state == "ready" and not self._stopping:
             logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
             self._delay_next_start()
@@ -384,9 +447,9 @@ class WorkerPool:
         delay = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2 ** (self._failures - 1))
         self._not_before = time.monotonic() + delay
 
-    def _start_failed(self, manager: _Manager, why: str) -> None:
+    def _start_failed(self, manager_id: str, why: str) -> None:
         self._delay_next_start()
-        tail = self._launcher.log_tail(manager.manager_id)
+        tail = self._launcher.log_tail(manager_id)
         logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
         if self._failures < _MOST_FAILURES:
             return

@@ -13,6 +13,7 @@ import signal
 import socket
 from contextlib import suppress
 
+from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import write_frame
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.worker import work
@@ -24,8 +25,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
     """Fork the template; return its process id and our end of the control channel.
 
-    A request is a descriptor: the worker's channel. Answers are the frames `{"forked": pid}` in the
-    order of requests, and `{"exited": pid, "status": wait status}` whenever a worker ends.
+    A request is two descriptors: the worker's channel and its claims. Answers are the frames
+    `{"forked": pid}` in the order of requests, and `{"exited": pid, "status": wait status}`
+    whenever a worker ends.
     """
     ours, theirs = socket.socketpair()
     manager = os.getpid()
@@ -34,9 +36,10 @@ def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
         status = 1
         try:
             ours.close()
+            os.setsid()  # a signal to the job's process group is for the manager alone
             _die_with_parent(manager)
             # What outlives a worker comes to the template, where the manager finds and ends it.
-            prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            adopt_orphans()
             _serve(theirs, settings)
             status = 0
         finally:
@@ -45,28 +48,31 @@ def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
     return pid, ours
 
 
-def request_worker(control: socket.socket) -> socket.socket:
+def request_worker(control: socket.socket, claims: Claims) -> socket.socket:
     """Ask the template for a worker and return the channel to it."""
     ours, theirs = socket.socketpair()
-    socket.send_fds(control, [b"f"], [theirs.fileno()])
+    socket.send_fds(control, [b"f"], [theirs.fileno(), claims.fileno()])
     theirs.close()
     return ours
 
 
-def prctl(option: int, value: int) -> None:
-    """Set an option of this process; those used here can't fail on a Linux of this century."""
+def adopt_orphans() -> None:
+    """Become the parent of all descendants whose own parent dies."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    # Those used here can't fail on a Linux of this century.
     ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def _die_with_parent(parent: int) -> None:
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
 
 
 def _serve(control: socket.socket, settings: ManagerSettings) -> None:
-    # Ctrl-C in a terminal reaches the whole foreground group; ending is the manager's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
@@ -93,7 +99,7 @@ def _reap(control: socket.socket) -> None:
 
 
 def _fork_one(control: socket.socket, settings: ManagerSettings, wake: tuple[int, int]) -> bool:
-    data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+    data, descriptors, _, _ = socket.recv_fds(control, 1, 2)
     if not data:
         return False
     template = os.getpid()
@@ -103,18 +109,19 @@ def _fork_one(control: socket.socket, settings: ManagerSettings, wake: tuple[int
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
             for descriptor in wake:
                 os.close(descriptor)
             control.close()
             _die_with_parent(template)
             os.setsid()  # its process group is the unit that is ended
             # What a task leaves behind stays below its worker, where it can be found.
-            prctl(_PR_SET_CHILD_SUBREAPER, 1)
-            work(socket.socket(fileno=descriptors[0]), settings.tasks)
+            adopt_orphans()
+            channel, claims = descriptors
+            work(socket.socket(fileno=channel), Claims(claims), settings.tasks)
             status = 0
         finally:
             os._exit(status)
-    os.close(descriptors[0])
+    for descriptor in descriptors:
+        os.close(descriptor)
     write_frame(control, {"forked": pid})
     return True

@@ -9,22 +9,29 @@ from contextlib import suppress
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.task import TaskRunner, TaskSettings
+from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import read_frame, write_frame
 from flux_endpoint.protocol.states import TaskState
 
 
-def work(channel: socket.socket, settings: TaskSettings) -> None:
-    """Run tasks from `channel` until it is closed."""
+def work(channel: socket.socket, claims: Claims, settings: TaskSettings) -> None:
+    """Run the tasks from `channel` that `claims` allows, until it is closed."""
+    own_pid = os.getpid()
     runner = TaskRunner(settings)
     details = results.worker_details(settings.endpoint_id)
     while (frame := read_frame(channel)) is not None:
         header, buffer = frame
         task_id = header["id"]
+        if not claims.take():
+            write_frame(channel, {"skipped": task_id})
+            continue
         statuses = [results.transition(TaskState.EXEC_START)]
         if header.get("format"):
             end = runner.format(buffer.decode())
         else:
             end = runner.run(task_id, buffer.decode(), header.get("rs"))
+        if os.getpid() != own_pid:  # a process that the task forked, and that came back here
+            os._exit(0)
         statuses.append(results.transition(TaskState.EXEC_END))
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # a task may have closed it

@@ -1,0 +1,56 @@
+"""How processes end: signalling and killing trees, and saying what a wait status means."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+import psutil
+
+_PATIENCE = 1.0  # seconds for what was killed to be gone
+
+
+def signal_tree(pid: int, signum: int, *, itself: bool = True) -> None:
+    """Send a signal to everything below `pid`, then to itself."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        victims = process.children(recursive=True)
+        for victim in [*victims, process] if itself else victims:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(signum)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill `pid` and everything below it, what is forked meanwhile included."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.suspend()
+        # A process that the kernel can't kill is left.
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            children = [c for c in process.children(recursive=True) if _alive(c)]
+            if not children:
+                break
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        process.kill()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end_of(status: int) -> str:
+    """Say how a worker with this wait status ended."""
+    if os.WIFSIGNALED(status):
+        signum = os.WTERMSIG(status)
+        name = signal.Signals(signum).name if signum in list(signal.Signals) else str(signum)
+        hint = " (out of memory?)" if signum == signal.SIGKILL else ""
+        return f"the worker process was killed by signal {signum} ({name}){hint}"
+    return f"the worker process ended with exit code {os.WEXITSTATUS(status)} in mid-task"

@@ -1,0 +1,57 @@
+"""What the pool knows of its tasks and managers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flux_endpoint.engine.backend import JobFuture
+from flux_endpoint.engine.base import EngineResult, EngineTask
+
+
+@dataclass(eq=False)
+class Entry:
+    """A task that has not ended."""
+
+    task: EngineTask
+    on_result: Callable[[EngineResult], None]
+    #: Whether it is not run: a worker only formats its command.
+    formats: bool = False
+    #: Why each attempt so far was lost.
+    attempts: list[str] = field(default_factory=list)
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class ManagerRecord:
+    """A manager and the tasks that it holds."""
+
+    manager_id: str
+    workers: int
+    job: JobFuture
+    state: Literal["starting", "ready", "stopping"] = "starting"
+    host: str = ""
+    #: How many tasks each of its workers may hold: more than one where tasks are short.
+    ahead: int = 1
+    tasks: dict[str, Entry] = field(default_factory=dict)
+    idle_since: float = 0.0
+    #: Monotonic time of its latest result, or of what we asked it for since.
+    quiet_since: float = 0.0
+    #: What it held when it was asked what it holds.
+    asked: list[str] = field(default_factory=list)
+
+    @property
+    def room(self) -> int:
+        """How many more tasks it may hold."""
+        return self.workers * (self.ahead + 1) - len(self.tasks)
+
+    @property
+    def free(self) -> int:
+        """How many of its workers have nothing to do."""
+        return max(0, self.workers - len(self.tasks)) if self.state == "ready" else 0
+
+    @property
+    def surplus(self) -> int:
+        """How many of its tasks wait for a worker."""
+        return max(0, len(self.tasks) - self.workers) if self.state == "ready" else 0

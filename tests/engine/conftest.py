@@ -1,0 +1,69 @@
+"""One engine, two executors: tests that take `kind` run on the embedded one and on a real Flux."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from engine_world import World, marked
+
+#: Like the Flux instance of the tests: several nodes of two cores.
+_LOCAL = {"local_nodes": 4, "local_cores_per_node": 2}
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture(scope="session", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Which executor runs the jobs; Flux is the one that `FLUX_URI` names from now on."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "flux":
+            patch.setenv("FLUX_URI", request.getfixturevalue("flux_uri"))
+        else:
+            patch.delenv("FLUX_URI", raising=False)
+        yield request.param
+
+
+def _world(kind: str, directory: Path, config: dict[str, Any]) -> World:
+    defaults = dict(_LOCAL) if kind == "local" else {}
+    return World(kind, directory, **(defaults | config))
+
+
+@pytest.fixture(scope="module")
+def world(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """An engine that the tests of a module share."""
+    world = _world(kind, tmp_path_factory.mktemp("endpoint"), {"max_nodes": 1})
+    yield world
+    world.stop()
+
+
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A text by which the processes that this test's engines start are known."""
+    text = uuid.uuid4().hex
+    monkeypatch.setenv("ENGINE_TEST_MARK", text)
+    yield text
+    for process in marked(text):
+        process.kill()
+
+
+@pytest.fixture
+def make_world(kind: str, tmp_path: Path, mark: str) -> Iterator[MakeWorld]:
+    """Makes engines of this test's own."""
+    worlds = []
+
+    def make(directory: Path = tmp_path, **config: Any) -> World:
+        world = _world(kind, directory, {"max_nodes": 1, **config})
+        worlds.append(world)
+        return world
+
+    yield make
+    for world in worlds:
+        world.stop()

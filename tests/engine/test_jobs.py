@@ -1,0 +1,541 @@
+"""Tasks with a resource specification: jobs of their own, on either executor."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from engine_world import World, buffer_of, fresh_seconds, processes, until
+
+from flux_endpoint.functions import MPIFunction, ShellFunction, ShellResult
+from flux_endpoint.protocol.jobid import parse_jobid
+
+ONE = {"num_ranks": 1}
+FOUR = {"num_nodes": 2, "ranks_per_node": 2}
+FAILED = "subprocess.CalledProcessError"
+
+
+def ranks():
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    return world.rank, world.size, world.allreduce(world.rank)
+
+
+def fails_on(rank):
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    if world.rank == rank:
+        raise ValueError(f"rank {rank} can't")
+    world.barrier()
+
+
+def echo(value):
+    return value
+
+
+def directory():
+    import os
+    import pathlib
+
+    return (
+        str(pathlib.Path.cwd()),
+        os.environ["GC_TASK_UUID"],
+        os.environ.get("GC_TASK_SANDBOX_DIR"),
+    )
+
+
+def shell(world: World, command: str, spec=ONE, /, **options) -> ShellResult:
+    result = world.call(ShellFunction(command, **options), spec=spec).value
+    assert isinstance(result, ShellResult)
+    return result
+
+
+# Commands
+
+
+@pytest.mark.mpi
+def test_a_simple_mpi_command_runs_on_every_rank(world: World):
+    result = world.call(MPIFunction("printenv PARSL_NUM_RANKS"), spec=FOUR).value
+    assert (result.returncode, result.stdout) == (0, "4\n" * 4)
+    assert result.cmd == "$PARSL_MPI_PREFIX printenv PARSL_NUM_RANKS"
+
+
+@pytest.mark.mpi
+def test_ranks_know_their_number(world: World):
+    result = world.call(MPIFunction("printenv PMI_RANK"), spec=FOUR).value
+    assert sorted(result.stdout.split()) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.mpi
+def test_a_script_runs_once_and_its_prefix_on_every_rank(world: World):
+    script = "true;\necho before\n$PARSL_MPI_PREFIX echo rank {x}\nx=$((1 + 1)); echo after $x"
+    result = world.call(MPIFunction(script), spec=FOUR, x=7).value
+    assert result.stdout.split("\n") == ["before", *["rank 7"] * 4, "after 2", ""]
+
+
+@pytest.mark.mpi
+def test_a_scripts_exit_code_is_its_last_lines(world: World):
+    function = MPIFunction("false;\n$PARSL_MPI_PREFIX true\nexit 9")
+    assert world.call(function, spec={"num_ranks": 2}).value.returncode == 9
+
+
+@pytest.mark.mpi
+def test_a_shell_function_with_several_ranks_runs_once(world: World):
+    result = shell(world, "echo once; $PARSL_MPI_PREFIX echo rank", {"num_ranks": 2})
+    assert result.stdout == "once\nrank\nrank\n"
+
+
+def test_a_shell_function_with_one_rank_needs_no_launcher(world: World):
+    assert shell(world, "$PARSL_MPI_PREFIX echo here").stdout == "here\n"
+
+
+def test_streams_come_apart(world: World):
+    result = shell(world, "echo out; echo err >&2")
+    assert (result.stdout, result.stderr, result.returncode) == ("out\n", "err\n", 0)
+    assert result.exception_name is None
+
+
+def test_standard_input_is_empty(world: World):
+    assert shell(world, "cat; echo done").stdout == "done\n"
+    assert world.call(MPIFunction("cat"), spec=ONE).value.returncode == 0
+
+
+def test_braces_in_a_command_are_not_fluxs_templates(world: World):
+    assert shell(world, "echo '{{{{id}}}} {{{{jobid}}}}'").stdout == "{{id}} {{jobid}}\n"
+
+
+# Ends
+
+
+@pytest.mark.parametrize("code", [1, 3, 126, 127, 130, 137, 255])
+def test_an_exit_code_is_the_return_code(world: World, code):
+    result = shell(world, f"exit {code}")
+    assert (result.returncode, result.exception_name) == (code, FAILED)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_signal_is_negative_and_named(world: World, signum):
+    result = shell(world, f"kill -{int(signum)} $$; sleep 10")
+    assert (result.returncode, result.exception_name) == (-signum, FAILED)
+    assert signum.name in result.stderr
+
+
+@pytest.mark.mpi
+def test_the_highest_exit_code_of_the_ranks_counts(world: World):
+    command = "sh -c 'test $PMI_RANK != 1 || exit 2; test $PMI_RANK != 2 || exit 6'"
+    assert world.call(MPIFunction(command), spec={"num_ranks": 3}).value.returncode == 6
+
+
+@pytest.mark.parametrize("limit", ["function", "specification"])
+def test_a_walltime_gives_124_and_no_process_survives(world: World, limit):
+    seconds = fresh_seconds()
+    if limit == "function":
+        task = world.submit(
+            ShellFunction(f"sleep {seconds} & sleep {seconds}", walltime=1), spec=ONE
+        )
+    else:
+        task = world.submit(
+            ShellFunction(f"sleep {seconds} & sleep {seconds}"), spec={**ONE, "walltime": "1s"}
+        )
+    result = world.end(task).value
+    assert (result.returncode, result.exception_name) == (124, "subprocess.TimeoutExpired")
+    until(lambda: not processes(seconds))
+
+
+@pytest.mark.parametrize("walltime", [0, float("inf")])
+def test_the_ends_of_the_walltimes_range(world: World, walltime):
+    result = world.call(
+        ShellFunction("sleep 1; echo late", walltime=walltime), spec={"num_ranks": 1}
+    ).value
+    assert result.returncode == (0 if walltime else 124)
+
+
+def test_a_program_that_is_not_there_gives_127_and_its_name(world: World):
+    result = world.call(MPIFunction("no-such-program-here 1"), spec=ONE).value
+    assert result.exception_name == FAILED
+    assert "no-such-program-here" in result.stderr
+    # mpiexec, which starts the ranks of the embedded executor, has an exit code of its own.
+    assert result.returncode == 127 or world.kind == "local"
+
+
+@pytest.mark.parametrize("spec", [{"num_nodes": 99}, {"num_ranks": 1, "cores_per_rank": 999}])
+def test_more_than_there_is_is_refused_with_the_reason(world: World, spec):
+    end = world.call(MPIFunction("true"), spec=spec)
+    assert end.code == "EngineRefusedTask"
+    assert "unsatisfiable" in end.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"num_node": 1}, "'num_nodes'"),
+        ({"num_ranks": 0}, "num_ranks must be an integer, 1 or more"),
+        ({"num_nodes": 2, "ranks_per_node": 2, "num_ranks": 3}, "leave one of the three out"),
+        ({"walltime": "soon"}, "walltime"),
+    ],
+)
+def test_a_wrong_specification_is_refused_with_the_rule(world: World, spec, text):
+    end = world.call(MPIFunction("true"), spec=spec)
+    assert end.code == "EngineRefusedTask"
+    assert text in end.text
+
+
+def test_a_missing_format_key_is_named(world: World):
+    end = world.call(MPIFunction("echo {there} {missing}"), spec=ONE, there=1)
+    assert end.code is not None
+    assert "{missing}" in end.text
+
+
+def test_what_fluxs_validation_rejects_is_refused(world: World):
+    end = world.call(MPIFunction("true"), spec={**ONE, "constraints": {"no-such-operator": [1]}})
+    assert end.code == "EngineRefusedTask"
+    assert "no-such-operator" in end.text
+
+
+def _shell_of(jobid_file: Path, world: World) -> psutil.Process:
+    """Return the job shell above the process whose id is in the file."""
+    process = psutil.Process(int(jobid_file.read_text()))
+    above = process.parent()
+    assert above is not None
+    return above
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_killed_job_shell_is_a_lost_job(make_world, tmp_path, retries):
+    world = make_world(max_retries_on_system_failure=retries, min_nodes=0)
+    count = tmp_path / "count"
+    command = f"echo x >> {count}; echo $$ > {tmp_path}/pid-$(wc -l < {count}); exec sleep 100"
+    task = world.submit(ShellFunction(command), spec=ONE)
+    for attempt in range(1, retries + 2):
+        pid = tmp_path / f"pid-{attempt}"
+        until(lambda pid=pid: pid.exists() and pid.read_text().strip())
+        until(lambda: "start" in world.event_names(task))
+        _shell_of(pid, world).kill()
+    end = world.end(task)
+    assert end.code == "WorkerLost"
+    assert "JobLost" in end.text
+    assert "job shell was killed by signal 9" in end.text
+    if retries:
+        assert "3 attempts failed" in end.text
+
+
+# Output
+
+
+def test_output_files_are_appended_to_and_only_this_runs_lines_come_back(world: World, tmp_path):
+    out, err = tmp_path / "below" / "out", tmp_path / "err"
+    for n in range(2):
+        result = shell(world, f"echo run {n}; echo error {n} >&2", stdout=str(out), stderr=str(err))
+        assert (result.stdout, result.stderr) == (f"run {n}\n", f"error {n}\n")
+    assert out.read_text() == "run 0\nrun 1\n"
+    assert err.read_text() == "error 0\nerror 1\n"
+
+
+def test_relative_output_files_are_in_the_working_directory(world: World):
+    shell(world, "echo here", stdout="mine.txt")
+    assert (world.directory / "tasks_working_dir" / "mine.txt").read_text() == "here\n"
+
+
+def test_the_last_lines_of_200_mb_come_back_in_bounded_memory(world: World):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = "x" * 5000  # Flux takes time for each
+    result = shell(world, f"yes {line} | head -c 200000000; echo; echo end", snippet_lines=2)
+    assert result.stdout.endswith("\nend\n")
+    assert len(result.stdout.splitlines()) == 2
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
+    assert grown < 100 * 1024
+    for path in (world.directory / "tasks_working_dir").glob("*.stdout"):
+        path.unlink()
+
+
+def test_return_dict_is_plain_data(world: World):
+    json_data = ["globus_compute_sdk.serialize.JSONData"]
+    function = ShellFunction("echo hi", return_dict=True)
+    end = world.call(function, spec=ONE, serializers=json_data)
+    assert end.message.data.startswith("11\n")
+    assert end.value == {
+        "cmd": "echo hi",
+        "stdout": "hi\n",
+        "stderr": "",
+        "returncode": 0,
+        "exception_name": None,
+    }
+
+
+def test_a_working_directory_that_cannot_be_made_is_a_refusal(make_world, tmp_path):
+    (tmp_path / "file").touch()
+    world = make_world(working_dir="file/below", min_nodes=0)
+    for function in (ShellFunction("true"), directory):
+        end = world.call(function, spec=ONE)
+        assert end.code == "EngineRefusedTask"
+        assert "file/below" in end.text
+
+
+def test_a_damaged_engine_directory_stops_no_other_job(make_world, tmp_path):
+    world = make_world(min_nodes=0)
+    assert shell(world, "echo 1").stdout == "1\n"
+    until(lambda: not list((tmp_path / "engine" / "jobs").iterdir()))
+    (tmp_path / "engine" / "jobs").rmdir()
+    (tmp_path / "engine" / "jobs").touch()
+    assert shell(world, "echo 2").stdout == "2\n"
+    assert world.call(echo, 1, spec=ONE).code == "EngineRefusedTask"
+    (tmp_path / "engine" / "jobs").unlink()
+    assert world.call(echo, 1, spec=ONE).value == [1]
+
+
+def test_a_sandbox_is_the_jobs_directory(make_world):
+    world = make_world(run_in_sandbox=True, min_nodes=0)
+    task = world.submit(directory, spec=ONE)
+    own = str(world.directory / "tasks_working_dir" / task)
+    assert world.end(task).value == [(own, task, own)]
+    task = world.submit(
+        ShellFunction("pwd; echo $GC_TASK_UUID; echo $GC_TASK_SANDBOX_DIR"), spec=ONE
+    )
+    own = str(world.directory / "tasks_working_dir" / task)
+    assert world.end(task).value.stdout.split() == [own, task, own]
+
+
+# Python functions
+
+
+@pytest.mark.mpi
+def test_a_function_on_ranks_returns_the_list_of_their_values(world: World):
+    assert world.call(ranks, spec=FOUR).value == [(n, 4, 6) for n in range(4)]
+
+
+def test_a_function_with_one_rank_returns_a_list_of_one(world: World):
+    assert world.call(echo, {"a": 1}, spec=ONE).value == [{"a": 1}]
+
+
+@pytest.mark.mpi
+def test_values_that_the_engine_cannot_unpickle_pass_through(world: World):
+    def own_type():
+        class Secret:
+            value = 5
+
+            def __reduce__(self):
+                return eval, ("6 * 7",)
+
+        return Secret()
+
+    assert world.call(own_type, spec={"num_ranks": 2}).value == [42, 42]
+
+
+@pytest.mark.mpi
+def test_a_failing_rank_is_named_while_the_others_wait_for_it(world: World):
+    end = world.call(fails_on, 1, spec={"num_nodes": 2, "ranks_per_node": 1})
+    assert end.code == "RemoteExecutionError"
+    assert "rank 1 of 2" in end.text
+    assert "Traceback" in end.text
+    assert "ValueError: rank 1 can't" in end.text
+
+
+def test_a_rank_that_dies_shows_what_it_wrote(world: World):
+    def die():
+        import os
+        import sys
+
+        print("my last words", file=sys.stderr, flush=True)
+        os._exit(11)
+
+    end = world.call(die, spec=ONE)
+    assert end.code == "RemoteExecutionError"
+    assert "return code 11" in end.text
+    assert "\nmy last words\n" in end.text
+    assert "RuntimeWarning" not in end.text
+
+
+def test_a_functions_walltime_is_told(world: World):
+    def sleep():
+        import time
+
+        time.sleep(100)
+
+    end = world.call(sleep, spec={**ONE, "walltime": 1})
+    assert end.code == "RemoteExecutionError"
+    assert "walltime ran out" in end.text
+
+
+def test_values_that_are_too_large_together_are_refused(world: World):
+    def large():
+        return "x" * 11 * 2**20
+
+    assert world.call(large, spec=ONE).code == "MaxResultSizeExceeded"
+
+
+# Options
+
+
+def test_the_environment_is_added_to_and_taken_from(world: World, monkeypatch):
+    monkeypatch.setenv("OF_THE_SITE", "site")
+    monkeypatch.setenv("UNWANTED", "x")
+    monkeypatch.setenv("FLUX_ENDPOINT_TOKEN", "secret")
+    spec = {**ONE, "environment": {"MINE": "a b", "UNWANTED": None}}
+    seen = shell(world, "env", spec).stdout.splitlines()
+    assert "MINE=a b" in seen
+    assert "OF_THE_SITE=site" in seen
+    assert not [line for line in seen if line.startswith(("UNWANTED", "FLUX_ENDPOINT_TOKEN"))]
+
+
+@pytest.mark.flux
+def test_options_reach_flux(flux_uri, world: World, tmp_path):
+    if world.kind != "flux":
+        pytest.skip("asks Flux")
+    spec = {
+        "num_nodes": 1,
+        "exclusive": True,
+        "urgency": 20,
+        "job_name": "by-name",
+        "walltime": "2m",
+        "attributes": {"user.note": "hi", "mine": 3},
+        "shell_options": {"verbose": 1},
+        "cores_per_rank": 2,
+    }
+    task = world.submit(ShellFunction("true"), spec=spec)
+    jobid = world.event(task, "alloc").jobid
+    assert world.end(task).value.returncode == 0
+    answer = subprocess.run(
+        ["flux", "job", "info", str(jobid), "jobspec"], capture_output=True, text=True, check=True
+    )
+    jobspec = json.loads(answer.stdout)
+    [node] = jobspec["resources"]
+    assert (node["type"], node["count"], node["exclusive"]) == ("node", 1, True)
+    assert node["with"][0]["with"] == [{"type": "core", "count": 2}]
+    attributes = jobspec["attributes"]
+    assert attributes["user"] == {"note": "hi"}
+    assert attributes["system"]["mine"] == 3
+    assert attributes["system"]["duration"] == 120
+    assert attributes["system"]["job"]["name"] == "by-name"
+    assert attributes["system"]["shell"]["options"]["verbose"] == 1
+    assert world.event(task, "submit").context["urgency"] == 20
+
+
+@pytest.mark.flux
+def test_a_queue_that_does_not_exist_is_refused_by_flux(world: World):
+    if world.kind != "flux":
+        pytest.skip("the embedded executor has no queues")
+    end = world.call(ShellFunction("true"), spec={**ONE, "queue": "no-such-queue"})
+    assert end.code == "EngineRefusedTask"
+    assert "queue" in end.text
+
+
+# Events
+
+
+def test_events_come_in_fluxs_order(world: World):
+    task = world.submit(ShellFunction("true"), spec=ONE)
+    world.end(task)
+    event = world.event(task, "clean")
+    names = [name for name in world.event_names(task) if name != "release"]
+    assert names == ["submit", "depend", "priority", "alloc", "start", "finish", "free", "clean"]
+    assert isinstance(event.jobid, int)
+    assert world.event(task, "finish").context["status"] == 0
+    stamps = [event.timestamp for event in world.events if event.task_id == task]
+    assert stamps == sorted(stamps)
+
+
+def test_a_held_job_does_not_take_the_workers_nodes_away(world: World):
+    held = world.submit(ShellFunction("true"), spec={**ONE, "urgency": 0})
+    world.event(held, "priority")
+    task = world.submit(
+        ShellFunction("sleep 1"), spec=ONE
+    )  # longer than waiting jobs are waited for
+    world.end(task)
+    managers = world.engine.status()["managers"]
+    world.engine.cancel(held)
+    assert world.end(held).code == "TaskCancelled"
+    assert managers == 1
+
+
+def test_idle_workers_make_room_for_a_job_that_needs_their_node(make_world):
+    world = make_world(max_nodes=3, min_nodes=3)
+    until(lambda: world.engine.status()["managers"] == 3)
+    spec = {"num_nodes": 3, "cores_per_rank": 2}
+    assert shell(world, "echo there is room", spec).stdout == "there is room\n"
+    assert world.call(echo, 1).value == 1
+
+
+# Following jobs
+
+
+@pytest.mark.flux
+def test_a_job_of_somebody_else_is_followed_to_its_end(world: World):
+    if world.kind != "flux":
+        pytest.skip("only Flux has jobs that others start")
+    script = "echo out; echo err >&2; exit 3"
+    answer = subprocess.run(
+        ["flux", "submit", "sh", "-c", script], capture_output=True, text=True, check=True
+    )
+    jobid = parse_jobid(answer.stdout.strip())
+    for _ in range(2):  # also when it has ended already
+        task = world.attach(jobid)
+        result = world.end(task).value
+        assert (result.returncode, result.stdout, result.stderr) == (3, "out\n", "err\n")
+        assert shlex.split(result.cmd) == ["sh", "-c", script]
+        assert world.event(task, "finish").jobid == jobid
+        world.event(task, "clean")
+
+
+def test_following_an_unknown_job_says_so(world: World):
+    end = world.end(world.attach(123456789))
+    assert end.code == "EngineRefusedTask"
+    assert "job" in end.text
+
+
+@pytest.mark.flux
+def test_a_restarted_engine_finds_its_job_again(make_world, kind, tmp_path):
+    if kind != "flux":
+        pytest.skip("jobs of the embedded executor end with it")
+    count, gate = tmp_path / "count", tmp_path / "gate"
+    command = f"echo run >> {count}; while [ ! -e {gate} ]; do sleep 0.05; done; echo finished"
+    first = make_world(tmp_path, min_nodes=0)
+    task = first.submit(ShellFunction(command), spec=ONE)
+    jobid = first.event(task, "start").jobid
+    until(count.exists)
+    first.stop()
+    assert not first.has_ended(task)
+    second = make_world(tmp_path, min_nodes=0)
+    second.submit_buffer(buffer_of(ShellFunction(command)), ONE, task_id=task)
+    assert second.event(task, "start").jobid == jobid
+    gate.touch()
+    result = second.end(task).value
+    assert (result.returncode, result.stdout) == (0, "finished\n")
+    assert count.read_text() == "run\n"
+
+
+def test_jobs_of_the_embedded_executor_end_with_the_engine(make_world, kind):
+    if kind != "local":
+        pytest.skip("jobs on Flux go on")
+    world = make_world(min_nodes=0)
+    seconds = fresh_seconds()
+    task = world.submit(ShellFunction(f"sleep {seconds}"), spec=ONE)
+    until(lambda: processes(seconds))
+    world.stop()
+    assert not processes(seconds)
+    assert not world.has_ended(task)
+
+
+def test_without_an_mpi_launcher_the_error_says_how_to_get_one(
+    make_world, kind, monkeypatch, tmp_path
+):
+    if kind != "local":
+        pytest.skip("Flux is a launcher")
+    python = tmp_path / "python"  # no mpiexec beside it, none on PATH
+    python.symlink_to(sys.executable)
+    world = make_world(min_nodes=0)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    end = world.call(MPIFunction("true"), spec={"num_ranks": 2})
+    assert end.code == "EngineRefusedTask"
+    assert "pip install mpich" in end.text
+    assert os.environ["PATH"] == str(tmp_path)

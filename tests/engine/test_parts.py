@@ -1,0 +1,226 @@
+"""The small parts: frames, claims, result messages, environment, the tail of a text."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import threading
+import uuid
+
+import pytest
+
+from flux_endpoint.engine import results
+from flux_endpoint.engine.environment import job_environment
+from flux_endpoint.engine.tail import Tail
+from flux_endpoint.engine.task import Failure, Value, checked_size
+from flux_endpoint.engine.workers.claims import Claims
+from flux_endpoint.engine.workers.frames import FrameSocket, read_frame, write_frame
+from flux_endpoint.protocol.messages import Result, unpack
+from flux_endpoint.protocol.states import ErrorCode
+
+TASK = str(uuid.UUID(int=3))
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+# Frames
+
+
+def test_frames_arrive_in_order_from_either_kind_of_socket(pair):
+    ours, theirs = pair
+    frames = FrameSocket(ours)
+    write_frame(theirs, {"id": "1"}, b"body")
+    write_frame(theirs, {"id": "2"})
+    assert list(frames.receive()) == [({"id": "1"}, b"body"), ({"id": "2"}, b"")]
+    frames.send({"id": "ü"}, b"\x00" * 10)
+    assert read_frame(theirs) == ({"id": "ü"}, b"\x00" * 10)
+
+
+def test_a_frame_in_pieces_comes_out_when_it_is_whole(pair):
+    ours, theirs = pair
+    frames = FrameSocket(ours)
+    copy, end = socket.socketpair()
+    with copy, end:
+        write_frame(copy, {"n": 1}, b"0123456789")
+        copy.close()
+        data = b"".join(iter(lambda: end.recv(4096), b""))
+    for byte in data[:-1]:
+        theirs.send(bytes([byte]))
+        assert list(frames.receive()) == []
+    theirs.send(data[-1:])
+    assert list(frames.receive()) == [({"n": 1}, b"0123456789")]
+
+
+def test_a_body_larger_than_any_buffer_passes_both_ways(pair):
+    ours, theirs = pair
+    frames = FrameSocket(ours)
+    body = os.urandom(5_000_000)
+    writer = threading.Thread(target=write_frame, args=(theirs, {"n": 1}, body))
+    writer.start()
+    got = []
+    while not got:
+        got = list(frames.receive())
+    writer.join()
+    assert got == [({"n": 1}, body)]
+    frames.send({"n": 2}, body)
+    assert frames.wants_write
+    answers = []
+    reader = threading.Thread(target=lambda: answers.append(read_frame(theirs)))
+    reader.start()
+    while frames.wants_write:
+        frames.flush()
+    reader.join()
+    assert answers == [({"n": 2}, body)]
+
+
+def test_the_end_of_a_stream_comes_after_every_whole_frame(pair):
+    ours, theirs = pair
+    frames = FrameSocket(ours)
+    write_frame(theirs, {"n": 1})
+    theirs.send(b"\x00\x00")
+    theirs.close()
+    arriving = frames.receive()
+    assert next(arriving) == ({"n": 1}, b"")
+    with pytest.raises(EOFError):
+        list(arriving) or list(frames.receive())
+    assert frames.wants_write is False
+    frames.send({"n": 2})  # nobody is there: not an error here
+    assert frames.wants_write is False
+
+
+def test_a_blocking_reader_is_told_of_an_end_in_mid_frame(pair):
+    ours, theirs = pair
+    ours.send(b"\x00\x00\x00\x04\x00")
+    ours.close()
+    assert read_frame(theirs) is None
+
+
+# Claims
+
+
+def test_every_claim_is_had_once():
+    claims = Claims()
+    copy = Claims(os.dup(claims.fileno()))
+    assert not claims.take()
+    for _ in range(3):
+        claims.add()
+    assert copy.take()
+    assert claims.take_all() == 2
+    assert not copy.take()
+    claims.close()
+    copy.close()
+
+
+def test_claims_are_never_shared_by_two_takers():
+    claims, total = Claims(), 2000
+    for _ in range(total):
+        claims.add()
+    counts = []
+
+    def take():
+        counts.append(claims.take_all())
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    claims.close()
+    assert sum(counts) == total
+
+
+# Results
+
+
+def test_a_value_is_a_result_message():
+    statuses = [results.transition(results.TaskState.EXEC_START)]
+    message = unpack(results.body_of(TASK, Value("00\nabc"), {"os": "x"}, statuses))
+    assert isinstance(message, Result)
+    assert (str(message.task_id), message.data, message.is_error) == (TASK, "00\nabc", False)
+    assert message.details == {"os": "x"}
+    assert message.task_statuses is not None
+    assert message.task_statuses[0].state == "execution-start"
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_a_failure_has_a_code_a_sentence_and_its_text(code):
+    message = unpack(results.body_of(TASK, Failure(code, "why ü \ud800"), None, []))
+    assert isinstance(message, Result)
+    assert message.error_details is not None
+    assert message.error_details.code == code.value
+    assert message.error_details.user_message.endswith(".")
+    assert message.data.startswith("why ü")
+
+
+def test_details_are_what_clients_look_at():
+    details = results.worker_details("e")
+    assert details["endpoint_id"] == "e"
+    assert details.keys() >= {"python_version", "dill_version", "globus_compute_sdk_version", "os"}
+    json.dumps(details)
+
+
+def test_the_size_limit_counts_what_base64_carries():
+    assert isinstance(checked_size("00\n" + "A" * (13 * 2**20)), Value)
+    assert isinstance(checked_size("00\n" + "A" * (14 * 2**20)), Failure)
+    assert isinstance(checked_size("11\n" + "A" * (11 * 2**20)), Failure)
+
+
+# Environment
+
+
+def test_what_belongs_to_another_job_or_is_secret_is_left_out():
+    base = {
+        "PATH": "/bin",
+        "FLUX_URI": "local:///x",
+        "FLUX_JOB_ID": "1",
+        "FLUX_TASK_RANK": "0",
+        "FLUX_KVS_NAMESPACE": "n",
+        "PMI_FD": "3",
+        "PMIX_RANK": "0",
+        "HYDRA_X": "1",
+        "FLUX_ENDPOINT_TOKEN": "secret",
+        "FLUX_ENDPOINT_SERVICE_SECRET": "secret",
+        "FLUX_ENDPOINT_HOME": "/h",
+    }
+    kept = {"PATH": "/bin", "FLUX_URI": "local:///x", "FLUX_ENDPOINT_HOME": "/h"}
+    assert job_environment(base) == kept
+
+
+def test_the_environment_is_this_process_by_default(monkeypatch):
+    monkeypatch.setenv("SOME_THING", "x")
+    monkeypatch.setenv("FLUX_ENDPOINT_TOKEN", "x")
+    environment = job_environment()
+    assert environment["SOME_THING"] == "x"
+    assert "FLUX_ENDPOINT_TOKEN" not in environment
+
+
+# Tail
+
+
+def test_the_tail_keeps_the_last_thousand_lines():
+    tail = Tail()
+    for n in range(5000):
+        tail.add(f"line {n}\n")
+    lines = tail.text.splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (1000, "line 4000", "line 4999")
+
+
+def test_the_tail_is_bounded_however_long_its_lines_are():
+    tail, chance = Tail(), random.Random(1)
+    for _ in range(200):
+        tail.add("x" * chance.randrange(100_000))
+        assert len(tail._text) <= 3 * 2**20
+    tail.add("\nend")
+    assert len(tail.text) <= 2**20
+    assert tail.text.endswith("x\nend")
+
+
+def test_an_empty_tail_is_empty():
+    assert Tail().text == ""

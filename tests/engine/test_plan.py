@@ -1,0 +1,202 @@
+"""Which job a task becomes; nothing runs here."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from engine_world import buffer_of
+
+from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.engine.jobs.command import simple_words
+from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, Planner, RanksPlan
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.errors import DeserializationError, EngineError
+from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.protocol.resources import ResourceSpecificationError
+
+FOUR = {"num_nodes": 2, "ranks_per_node": 2}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("app", ["app"]),
+        ("  app -i 3 --in file.h5  ", ["app", "-i", "3", "--in", "file.h5"]),
+        ("app 'two words' \"and two\"", ["app", "two words", "and two"]),
+        ("app 'a|b; $x' \"it's\"", ["app", "a|b; $x", "it's"]),
+        ("/opt/app,v2/run-1.0@x:y +z", ["/opt/app,v2/run-1.0@x:y", "+z"]),
+        ("app ''", ["app", ""]),
+        ("", None),
+        ("   \n ", None),
+        ("true; app", None),
+        ("a && b", None),
+        ("a | b", None),
+        ("a > file", None),
+        ("a &", None),
+        ("echo $HOME", None),
+        ('echo "$HOME"', None),
+        ("echo `date`", None),
+        ("echo *.h5", None),
+        ("echo ~", None),
+        ("echo {a,b}", None),
+        ("echo \\;", None),
+        ("X=1 app", None),
+        ("a\nb", None),
+        ("app # comment", None),
+        ("! app", None),
+        ("echo 'open", None),
+        ("(app)", None),
+    ],
+)
+def test_simple_commands_are_told_from_scripts(command, words):
+    assert simple_words(command) == words
+
+
+def planner(kind="flux", tmp_path=Path("/e"), **options):
+    settings = {
+        "endpoint_id": "e",
+        "working_dir": str(tmp_path / "work"),
+        "run_in_sandbox": False,
+        "allowed_serializers": None,
+        **options,
+    }
+    return Planner(kind, tmp_path / "jobs", TaskSettings(**settings))
+
+
+def task(function, spec, **kwargs):
+    return EngineTask(str(uuid.UUID(int=5)), "f", buffer_of(function, **kwargs), spec)
+
+
+def double(x=1):
+    return 2 * x
+
+
+def command_plan(function, spec, kind="flux", **kwargs) -> CommandPlan:
+    plan = planner(kind).plan(task(function, spec, **kwargs))
+    assert isinstance(plan, CommandPlan)
+    return plan
+
+
+def test_a_simple_mpi_command_is_the_jobs_command():
+    plan = command_plan(MPIFunction("app --in {f}"), FOUR, f="x.h5")
+    assert plan.request.command == ["app", "--in", "x.h5"]
+    assert plan.request.launch == "rank"
+    assert plan.command == "$PARSL_MPI_PREFIX app --in x.h5"
+
+
+def test_a_script_gets_an_instance_of_its_own():
+    plan = command_plan(MPIFunction("true;\n$PARSL_MPI_PREFIX app"), FOUR)
+    assert list(plan.request.command) == ["flux", "broker", "{{tmpdir}}/script"]
+    assert plan.request.launch == "node"
+    script = "#!/bin/bash\n$PARSL_MPI_PREFIX true;\n$PARSL_MPI_PREFIX app\n"
+    assert plan.request.files == {"script": script}
+    assert plan.request.environment["PARSL_MPI_PREFIX"] == "flux run -n 4 -N 2 -c 1"
+
+
+def test_the_prefix_has_cores_gpus_and_the_users_options():
+    spec = {"num_ranks": 2, "cores_per_rank": 3, "gpus_per_rank": 1, "launcher_options": "-o x"}
+    prefix = command_plan(ShellFunction("a"), spec).request.environment["PARSL_MPI_PREFIX"]
+    assert prefix == "flux run -n 2 -c 3 -g 1 -o x"
+
+
+def test_a_shell_function_of_one_rank_is_a_plain_job():
+    plan = command_plan(ShellFunction("echo {x} | cat"), {"num_ranks": 1}, x=1)
+    assert plan.request.command == ("/bin/bash", "-c", "echo 1 | cat")
+    assert plan.request.environment["PARSL_MPI_PREFIX"] == ""
+    assert plan.command == "echo 1 | cat"
+
+
+def test_a_command_that_flux_would_fill_in_becomes_a_file():
+    plan = command_plan(ShellFunction("echo {{{{id}}}}"), {"num_ranks": 1})
+    assert plan.request.files == {"script": "echo {{id}}"}
+
+
+def test_on_the_embedded_executor_mpiexec_starts_the_ranks():
+    plan = command_plan(MPIFunction("app"), FOUR, kind="local")
+    assert plan.request.command == ("/bin/bash", "-c", "$PARSL_MPI_PREFIX app")
+    assert plan.request.launch == "once"
+    assert plan.request.environment["PARSL_MPI_PREFIX"].endswith("mpiexec -n 4")
+
+
+def test_without_mpiexec_only_what_needs_it_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for function in (MPIFunction("app"), double):
+        with pytest.raises(EngineError, match="pip install mpich"):
+            planner("local").plan(task(function, {"num_ranks": 2}))
+    assert command_plan(ShellFunction("a"), {"num_ranks": 1}, kind="local")
+    assert isinstance(planner("local").plan(task(double, {"num_ranks": 1})), RanksPlan)
+
+
+def test_a_function_runs_on_every_rank_from_a_directory_of_its_task():
+    plan = planner().plan(task(double, FOUR))
+    assert isinstance(plan, RanksPlan)
+    assert plan.ranks == 4
+    assert plan.directory == Path("/e/jobs") / str(uuid.UUID(int=5))
+    assert plan.request.command[-1] == str(plan.directory)
+    assert plan.request.shell_options == {"exit-on-error": 1}
+
+
+def test_an_attach_is_a_plan_to_follow():
+    task = EngineTask("t", "f", "", attach=77)
+    assert planner().plan(task) == FollowPlan(77)
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "walltime"),
+    [
+        (None, None, 0.0),
+        (5, None, 5.0),
+        (None, "10s", 10.0),
+        (5, 10, 5.0),
+        (20, 10, 10.0),
+        (float("inf"), 10, 10.0),
+        (float("inf"), None, 0.0),
+        (0, None, 0.01),
+    ],
+)
+def test_the_shorter_walltime_counts(function, given, walltime):
+    plan = command_plan(ShellFunction("a", walltime=function), {"num_ranks": 1, "walltime": given})
+    assert plan.request.resources.walltime == walltime
+
+
+def test_output_goes_to_the_files_named_or_one_of_the_task():
+    plan = command_plan(ShellFunction("a", stdout="out", stderr="/abs/err"), {"num_ranks": 1})
+    assert (plan.stdout, plan.stderr) == (Path("/e/work/out"), Path("/abs/err"))
+    assert (plan.request.stdout, plan.request.append) == ("/e/work/out", True)
+    plan = command_plan(ShellFunction("a"), {"num_ranks": 1})
+    assert plan.stdout == Path("/e/work") / f"{uuid.UUID(int=5)}.stdout"
+
+
+def test_a_job_is_named_after_the_function_unless_it_has_a_name():
+    assert command_plan(ShellFunction("a", name="mine"), {}).request.resources.job_name == "mine"
+    plan = command_plan(ShellFunction("a", name="mine"), {"job_name": "yours"})
+    assert plan.request.resources.job_name == "yours"
+
+
+def test_tasks_know_their_ranks_their_id_and_their_sandbox():
+    plan = planner(run_in_sandbox=True).plan(task(MPIFunction("a"), FOUR))
+    assert isinstance(plan, CommandPlan)
+    own = f"/e/work/{uuid.UUID(int=5)}"
+    expected = {
+        "GC_TASK_UUID": str(uuid.UUID(int=5)),
+        "GC_TASK_SANDBOX_DIR": own,
+        "PARSL_NUM_RANKS": "4",
+        "PARSL_NUM_NODES": "2",
+        "PARSL_RANKS_PER_NODE": "2",
+    }
+    assert expected.items() <= plan.request.environment.items()
+    assert plan.request.cwd == own
+
+
+def test_what_can_not_be_planned_says_why():
+    with pytest.raises(ResourceSpecificationError, match="'num_nodes'"):
+        planner().plan(task(MPIFunction("a"), {"num_node": 1}))
+    with pytest.raises(TypeError, match="missing"):
+        planner().plan(task(MPIFunction("a {missing}"), FOUR))
+    allowed = ["globus_compute_sdk.serialize.DillCode", "globus_compute_sdk.serialize.JSONData"]
+    with pytest.raises(DeserializationError, match="CommandFunctionCode"):
+        planner(allowed_serializers=allowed).plan(task(MPIFunction("a"), FOUR))
