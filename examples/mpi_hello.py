@@ -20,7 +20,16 @@ $PARSL_MPI_PREFIX hostname
 echo between the two
 $PARSL_MPI_PREFIX echo done"""
 )
+
+
+def show_where(_future, event):
+    scheduled = event.context.get("annotations", {}).get("sched", {})
+    print("runs on", scheduled.get("resource_summary", "this machine"))
+
+
 with Executor(endpoint_id=endpoint_id) as ex:
     ex.resource_specification = {"num_nodes": 2, "ranks_per_node": 2}
-    print(ex.submit(hello, python=sys.executable, program=say).result())
+    future = ex.submit(hello, python=sys.executable, program=say)
+    future.add_event_callback("alloc", show_where)
+    print(future.result())
     print(ex.submit(script).result())
