@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -219,11 +220,15 @@ def test_nobody_else_can_read_the_job_files_and_the_socket_is_in_a_private_place
 
 def test_a_long_path_has_its_socket_elsewhere_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.delenv("FLUX_URI", raising=False)
-    before = set(Path("/tmp").glob("flux-endpoint-*"))
-    directory = tmp_path / ("long-" * 30)
+    with tempfile.TemporaryDirectory(prefix="t-") as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        _run_below(tmp_path / ("long-" * 30), Path(short))
+
+
+def _run_below(directory: Path, temporary: Path) -> None:
     directory.mkdir()
     world = World("local", directory, workers_per_node=1)
     assert world.call(double, 1).value == 2
-    assert set(Path("/tmp").glob("flux-endpoint-*")) != before
+    assert list(temporary.glob("flux-endpoint-*/pool.sock"))
     world.stop()
-    assert set(Path("/tmp").glob("flux-endpoint-*")) == before
+    assert list(temporary.iterdir()) == []

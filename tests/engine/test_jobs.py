@@ -20,6 +20,10 @@ from flux_endpoint.protocol.jobid import parse_jobid
 
 ONE = {"num_ranks": 1}
 FOUR = {"num_nodes": 2, "ranks_per_node": 2}
+ON_FLUX = pytest.mark.parametrize(
+    "kind", [pytest.param("flux", marks=pytest.mark.flux)], indirect=True
+)
+ON_LOCAL = pytest.mark.parametrize("kind", ["local"], indirect=True)
 FAILED = "subprocess.CalledProcessError"
 
 
@@ -387,10 +391,8 @@ def test_the_environment_is_added_to_and_taken_from(world: World, monkeypatch):
     assert not [line for line in seen if line.startswith(("UNWANTED", "FLUX_ENDPOINT_TOKEN"))]
 
 
-@pytest.mark.flux
-def test_options_reach_flux(flux_uri, world: World, tmp_path):
-    if world.kind != "flux":
-        pytest.skip("asks Flux")
+@ON_FLUX
+def test_options_reach_flux(world: World):
     spec = {
         "num_nodes": 1,
         "exclusive": True,
@@ -420,10 +422,8 @@ def test_options_reach_flux(flux_uri, world: World, tmp_path):
     assert world.event(task, "submit").context["urgency"] == 20
 
 
-@pytest.mark.flux
+@ON_FLUX
 def test_a_queue_that_does_not_exist_is_refused_by_flux(world: World):
-    if world.kind != "flux":
-        pytest.skip("the embedded executor has no queues")
     end = world.call(ShellFunction("true"), spec={**ONE, "queue": "no-such-queue"})
     assert end.code == "EngineRefusedTask"
     assert "queue" in end.text
@@ -468,10 +468,8 @@ def test_idle_workers_make_room_for_a_job_that_needs_their_node(make_world):
 # Following jobs
 
 
-@pytest.mark.flux
+@ON_FLUX
 def test_a_job_of_somebody_else_is_followed_to_its_end(world: World):
-    if world.kind != "flux":
-        pytest.skip("only Flux has jobs that others start")
     script = "echo out; echo err >&2; exit 3"
     answer = subprocess.run(
         ["flux", "submit", "sh", "-c", script], capture_output=True, text=True, check=True
@@ -492,10 +490,8 @@ def test_following_an_unknown_job_says_so(world: World):
     assert "job" in end.text
 
 
-@pytest.mark.flux
-def test_a_restarted_engine_finds_its_job_again(make_world, kind, tmp_path):
-    if kind != "flux":
-        pytest.skip("jobs of the embedded executor end with it")
+@ON_FLUX
+def test_a_restarted_engine_finds_its_job_again(make_world, tmp_path):
     count, gate = tmp_path / "count", tmp_path / "gate"
     command = f"echo run >> {count}; while [ ! -e {gate} ]; do sleep 0.05; done; echo finished"
     first = make_world(tmp_path, min_nodes=0)
@@ -513,9 +509,8 @@ def test_a_restarted_engine_finds_its_job_again(make_world, kind, tmp_path):
     assert count.read_text() == "run\n"
 
 
-def test_jobs_of_the_embedded_executor_end_with_the_engine(make_world, kind):
-    if kind != "local":
-        pytest.skip("jobs on Flux go on")
+@ON_LOCAL
+def test_jobs_of_the_embedded_executor_end_with_the_engine(make_world):
     world = make_world(min_nodes=0)
     seconds = fresh_seconds()
     task = world.submit(ShellFunction(f"sleep {seconds}"), spec=ONE)
@@ -525,11 +520,8 @@ def test_jobs_of_the_embedded_executor_end_with_the_engine(make_world, kind):
     assert not world.has_ended(task)
 
 
-def test_without_an_mpi_launcher_the_error_says_how_to_get_one(
-    make_world, kind, monkeypatch, tmp_path
-):
-    if kind != "local":
-        pytest.skip("Flux is a launcher")
+@ON_LOCAL
+def test_without_an_mpi_launcher_the_error_says_how_to_get_one(make_world, monkeypatch, tmp_path):
     python = tmp_path / "python"  # no mpiexec beside it, none on PATH
     python.symlink_to(sys.executable)
     world = make_world(min_nodes=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from engine_world import fresh_seconds, manager_processes, marked, processes, until
 
+from flux_endpoint.engine.workers import pool
 from flux_endpoint.functions import ShellFunction
 
 
@@ -109,6 +110,7 @@ def test_a_terminated_manager_takes_its_workers_along_and_another_comes(make_wor
 
 
 def test_workers_that_cannot_start_fail_the_tasks_with_the_reason(make_world, monkeypatch):
+    monkeypatch.setattr(pool, "_FIRST_BACKOFF", 0.05)
     world = make_world(min_nodes=0)
     monkeypatch.setenv("PYTHONHOME", "/where/no/python/is")
     ids = [world.submit(double, n) for n in range(3)]
@@ -231,7 +233,8 @@ def test_stop_just_after_start_ends_a_manager_on_its_way(make_world, mark):
     until(lambda: not marked(mark))
 
 
-def test_stop_ends_a_manager_that_does_not_answer(make_world, mark):
+def test_stop_ends_a_manager_that_does_not_answer(make_world, mark, monkeypatch):
+    monkeypatch.setattr(pool, "_END_PATIENCE", 0.2)
     world = make_world()
     world.call(double, 1)
     [manager] = manager_processes(mark)
@@ -274,7 +277,10 @@ def _killed_agent(kind: str, directory: Path) -> str:
         str(Path(__file__).parent),
         seconds,
     ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
+    # What a killed program leaves in its temporary directory goes with the test's own.
+    environment = {**os.environ, "TMPDIR": str(directory)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **pipes) as agent:
         assert agent.stdout is not None
         assert agent.stdout.readline() == b"ready\n"
         until(lambda: processes(seconds))
