@@ -58,7 +58,7 @@ class ResultStream:
         self._submissions = 0
         self._connection: AmqpConnection | None = None
         self._consumer: Consumer | None = None
-        # Written by the connection's thread before it connects, read here after.
+        # Written before the connection is up, read here after.
         self._queue_prefix: str | None = None
         self._queue_exists = False
         self._was_connected = False
@@ -194,7 +194,7 @@ class ResultStream:
                 self._connection = connection
 
     def _url(self) -> str:
-        """Ask for a fresh URL. Runs on the connection's thread, before each attempt."""
+        """Ask for a fresh URL. Runs on a thread of its own, before each attempt to connect."""
         url, self._queue_prefix = self._api.result_connection(self._amqp_port)
         return url
 
