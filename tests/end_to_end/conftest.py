@@ -60,7 +60,8 @@ def _environment(home: Path, flux_uri: str | None) -> dict[str, str]:
     return {**kept, "FLUX_ENDPOINT_HOME": str(home)}
 
 
-@pytest.fixture(scope="session", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
+# Not for the session: its workers would hold a node of the Flux instance that other tests share.
+@pytest.fixture(scope="module", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
