@@ -101,7 +101,7 @@ def demo(home):
     if not all(good) or status != 0:
         print(f"\nThe demo FAILED (examples: {good.count(False)}, up: exit status {status}).")
         return 1
-    print("\nThe demo went well: all examples gave their results, and nothing is left running.")
+    print("\nThe demo went well: all of them gave their results, and nothing is left running.")
     return 0
 
 

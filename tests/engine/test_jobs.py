@@ -15,6 +15,7 @@ import psutil
 import pytest
 from engine_world import World, buffer_of, fresh_seconds, processes, until
 
+from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, ShellResult
 from flux_endpoint.protocol.jobid import parse_jobid
 
@@ -277,12 +278,20 @@ def test_return_dict_is_plain_data(world: World):
 
 
 def test_a_working_directory_that_cannot_be_made_is_a_refusal(make_world, tmp_path):
-    (tmp_path / "file").touch()
     world = make_world(working_dir="file/below", min_nodes=0)
+    (tmp_path / "file" / "below").rmdir()
+    (tmp_path / "file").rmdir()
+    (tmp_path / "file").touch()
     for function in (ShellFunction("true"), directory):
         end = world.call(function, spec=ONE)
         assert end.code == "EngineRefusedTask"
         assert "file/below" in end.text
+
+
+def test_a_working_directory_that_cannot_be_made_is_told_at_the_start(make_world, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match=r"engine\.working_dir: .*file/below can't be made"):
+        make_world(working_dir="file/below")
 
 
 def test_a_damaged_engine_directory_stops_no_other_job(make_world, tmp_path):

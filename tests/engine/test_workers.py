@@ -333,8 +333,10 @@ def test_every_task_has_a_sandbox_where_the_site_wants_that(make_world):
 
 
 def test_a_working_directory_that_cannot_be_made_fails_tasks_with_its_name(make_world, tmp_path):
-    (tmp_path / "file").touch()
     world = make_world(working_dir="file/below", workers_per_node=1)
+    (tmp_path / "file" / "below").rmdir()
+    (tmp_path / "file").rmdir()
+    (tmp_path / "file").touch()
     end = world.call(double, 1)
     assert end.code is not None
     assert "file/below" in end.text

@@ -25,16 +25,19 @@ from flux_endpoint.protocol.resources import parse_resources
 @click.option("--environment/--no-environment", default=True, help="Include this environment.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def jobspec(resources: str, form: str, environment: bool, command: tuple[str, ...]) -> None:
-    r"""Print the jobspec that COMMAND with these resources becomes.
+    """Print the jobspec that COMMAND with these resources becomes.
 
     \b
     flux-endpoint jobspec --resources '{"num_nodes": 2, "ranks_per_node": 4}' -- app --in x
     flux-endpoint jobspec --format json -- hostname | flux job submit
-    """
+    """  # noqa: D301 - click wants the character itself
     try:
         given = yaml.safe_load(resources)
     except yaml.YAMLError as error:
-        raise click.BadParameter(f"not JSON: {error}", param_hint="--resources") from error
+        where = getattr(error, "problem", None) or "it can't be read"
+        raise click.BadParameter(
+            f"{resources!r} is neither JSON nor YAML: {where}", param_hint="--resources"
+        ) from error
     request = JobRequest(
         command=command,
         cwd=str(Path.cwd()),

@@ -216,6 +216,8 @@ engine:
   # Directory in which tasks run, seen from the endpoint's own directory.
   # working_dir: tasks_working_dir
   # run_in_sandbox: false   # true: a directory of its own for each task
+  # How often a task is tried again whose worker, job or node was lost.
+  # max_retries_on_system_failure: 0
 
 # heartbeat_period: 30      # seconds
 # max_in_flight: 1000       # tasks taken and not yet answered; the others wait in the queue

@@ -60,9 +60,16 @@ class FluxEngine:
             on_event: given every event of every job that a task became.
 
         Raises:
-            EngineError: Flux was asked for and can't be used; says what to do.
+            EngineError: Flux was asked for and can't be used, or the working directory can't be
+                made; says what to do.
         """
         self._on_result = on_result
+        try:
+            Path(self._tasks.working_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EngineError(
+                f"engine.working_dir: {self._tasks.working_dir} can't be made: {error.strerror}"
+            ) from error
         self._backend = choose_backend(self._config)
         logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
         self._pool = WorkerPool(

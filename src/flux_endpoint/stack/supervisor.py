@@ -127,6 +127,14 @@ class Stack:
         """Get hold of the directory, or say who has it."""
         if lock.try_acquire():
             return
+        self._refuse_if_running()
+        if not lock.acquire(LOCK_TIMEOUT):  # what a killed stack left behind is being ended
+            self._refuse_if_running()  # or another one was just starting
+            raise AlreadyRunningError(
+                f"processes of an earlier stack still hold {self._directory.path}/lock"
+            )
+
+    def _refuse_if_running(self) -> None:
         holder = self._directory.load()
         pidfd = open_process(holder.pid)
         if pidfd is not None:
@@ -135,10 +143,6 @@ class Stack:
                 f"already running (pid {holder.pid}, {holder.service_url or 'starting'}) in "
                 f"{self._directory.home}: `flux-endpoint down` ends it; with another "
                 f"${HOME_VARIABLE} a second stack can run beside it"
-            )
-        if not lock.acquire(LOCK_TIMEOUT):  # what a killed stack left behind is being ended
-            raise AlreadyRunningError(
-                f"processes of an earlier stack still hold {self._directory.path}/lock"
             )
 
     @contextlib.contextmanager

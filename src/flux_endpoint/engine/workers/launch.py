@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import shutil
 import socket
@@ -161,10 +162,11 @@ class ManagerLauncher:
     def log_tail(self, manager_id: str) -> str:
         """Return the end of a manager's log."""
         try:
-            data = self._log_file(manager_id).read_bytes()
+            with self._log_file(manager_id).open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
+                return stream.read().decode(errors="replace").strip()
         except OSError:
             return ""
-        return data[-_TAIL:].decode(errors="replace").strip()
 
     def forget(self, manager_id: str) -> None:
         """Remove what a manager that ended as it should has left on disk."""

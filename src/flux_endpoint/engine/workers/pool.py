@@ -437,10 +437,20 @@ class WorkerPool:
             self._delay_next_start()
         if manager.state == "stopping" or self._stopping:
             self._launcher.forget(manager_id)
-        for entry in reversed(manager.tasks.values()):
-            if not self._stopping:
-                where = manager.host or "a node"
-                self._retry_or_fail(entry, f"the workers of {where} ended: {why}")
+        if not self._stopping:
+            self._give_back(manager, f"the workers of {manager.host or 'a node'} ended: {why}")
+
+    def _give_back(self, manager: ManagerRecord, reason: str) -> None:
+        """Deal with what a lost manager held: the rest of its tasks had not been started.
+
+        They are started in the order in which they came, so no more than the first of them, one for
+        each worker, can have been running.
+        """
+        held = list(manager.tasks.values())
+        for entry in reversed(held[manager.workers :]):
+            self._requeue(entry)
+        for entry in reversed(held[: manager.workers]):
+            self._retry_or_fail(entry, reason)
 
     def _delay_next_start(self) -> None:
         self._failures += 1
