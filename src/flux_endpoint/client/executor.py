@@ -38,7 +38,7 @@ from flux_endpoint.client.results import from_document, resolve
 from flux_endpoint.client.stream import STATUS_CHUNK
 from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.submitter import Submitter
-from flux_endpoint.client.threads import on_client_thread
+from flux_endpoint.client.threads import janitor, on_client_thread
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
@@ -122,8 +122,8 @@ class Executor(FuturesExecutor):
             give_up_after=give_up_after,
         )
         _submitters.add(self._submitter)
-        # An Executor that nobody holds any more is shut down without waiting.
-        weakref.finalize(self, self._submitter.close).atexit = False
+        janitor.start()  # an Executor that nobody holds any more is shut down without waiting
+        weakref.finalize(self, janitor.leave, self._submitter.close).atexit = False
 
     def __repr__(self) -> str:
         label = f"{self.label!r}, " if self.label else ""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import queue
 import threading
 from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 
 class ClientThread(threading.Thread):
@@ -29,3 +34,37 @@ def start(thread: ClientThread) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+class _Janitor:
+    """Carries out what finalizers want done.
+
+    The garbage collector runs finalizers between any two steps of any thread, also of one that
+    holds the very lock that they would wait for; so they must do no more than leave a message.
+    """
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """See to it that this process has the janitor's thread; not from a finalizer."""
+        if self._pid != os.getpid():  # a forked child has none of its parent's threads
+            self._pid = os.getpid()
+            self._inbox = queue.SimpleQueue()
+            start(ClientThread("janitor", self._work))
+
+    def leave(self, action: Callable[[], None]) -> None:
+        """Have `action` carried out soon; for finalizers."""
+        self._inbox.put(action)  # reentrant, unlike everything with a lock
+
+    def _work(self) -> None:
+        inbox = self._inbox
+        while True:
+            try:
+                inbox.get()()
+            except Exception:
+                log.exception("what an unused Executor held could not be given back")
+
+
+janitor = _Janitor()
