@@ -8,12 +8,14 @@ ARGS ?=
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+OFFICIAL := .venv-official
+OFFICIAL_STAMP := $(OFFICIAL)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system demo test check clean
+.PHONY: help venv official system demo test check clean
 
 help: ## Show this.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Create .venv with the package, its test and lint tools.
 
@@ -21,13 +23,19 @@ $(STAMP): pyproject.toml tools/make-venv
 	@PYTHON="$(PYTHON)" tools/make-venv $(VENV)
 	@touch $(STAMP)
 
+official: $(OFFICIAL_STAMP) ## Create .venv-official: the official Globus Compute packages, for the tests.
+
+$(OFFICIAL_STAMP): tools/make-official-venv | $(STAMP)
+	@tools/make-official-venv $(OFFICIAL) $(BIN)/python
+	@touch $(OFFICIAL_STAMP)
+
 system: venv ## Install RabbitMQ from the distribution if it's missing (needs root).
 	@tools/install-rabbitmq $(BIN)/python
 
 demo: venv system ## Bring up a stack, run the examples on it, take it down.
 	@$(BIN)/python examples/demo.py
 
-test: venv system ## Run the tests.
+test: venv official system ## Run the tests.
 	$(BIN)/python -m pytest $(ARGS)
 
 check: venv ## Lint, check the format and the types.
@@ -36,5 +44,5 @@ check: venv ## Lint, check the format and the types.
 	$(BIN)/mypy
 
 clean: ## Remove what make created, .venv included.
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

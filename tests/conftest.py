@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-pytest_plugins = ["flux_instance"]
+pytest_plugins = ["flux_instance", "official_packages"]
 
 
 class Broker:

@@ -16,8 +16,6 @@ from flux_endpoint.serialize import ComputeSerializer, pack_buffers
 
 pytestmark = pytest.mark.interop
 
-VARIABLE = "FLUX_ENDPOINT_TEST_OFFICIAL_PYTHON"
-
 CODE = ("DillCode", "DillCodeTextInspect", "DillCodeSource", "PureSourceTextInspect",
         "PureSourceDill", "CombinedCode", "AllCodeStrategies")  # fmt: skip
 DATA = ("DillDataBase64", "JSONData", "AllDataStrategies")
@@ -67,11 +65,8 @@ def texts():
 
 
 @pytest.fixture(scope="module")
-def official(tmp_path_factory, texts):
+def official(tmp_path_factory, texts, official_python):
     """What the official package writes of the same objects, and reads of our texts."""
-    python = os.environ.get(VARIABLE)
-    if not python:
-        pytest.skip(f"{VARIABLE} names no Python that has globus-compute-sdk")
     # The same dill on both sides, whichever version the official environment has.
     path = tmp_path_factory.mktemp("path")
     (path / "dill").symlink_to(Path(dill.__file__).parent)
@@ -84,7 +79,7 @@ def official(tmp_path_factory, texts):
         "packed": pack_buffers(texts),
     }
     run = subprocess.run(
-        [python, "-c", OFFICIAL_PROGRAM],
+        [official_python, "-c", OFFICIAL_PROGRAM],
         input=json.dumps(order),
         capture_output=True,
         text=True,
