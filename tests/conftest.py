@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import uuid
@@ -13,6 +14,14 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 pytest_plugins = ["flux_instance", "official_packages"]
+
+
+def pytest_configure() -> None:
+    # Whoever runs the tests may ignore signals (nohup, a background job); programs under test
+    # would inherit that.
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Broker:

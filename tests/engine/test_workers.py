@@ -57,6 +57,22 @@ def wait_for(path, started):
         time.sleep(0.01)
 
 
+def ignored():
+    import signal
+
+    return [int(n) for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN]
+
+
+def test_tasks_ignore_no_signal_that_the_agent_was_started_to_ignore(make_world):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        world = make_world()
+        end = world.call(ignored)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert set(end.value) == {signal.SIGPIPE, signal.SIGXFSZ}
+
+
 def test_a_task_returns_its_value(world: World):
     assert world.call(double, 21).value == 42
 

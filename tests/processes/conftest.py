@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -51,10 +51,21 @@ class Group:
 
 
 @pytest.fixture
-def group() -> Iterator[Group]:
-    group = Group()
-    yield group
-    group.keeper.close()
+def make_group() -> Iterator[Callable[[], Group]]:
+    groups: list[Group] = []
+
+    def make() -> Group:
+        groups.append(Group())
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        group.keeper.close()
+
+
+@pytest.fixture
+def group(make_group: Callable[[], Group]) -> Group:
+    return make_group()
 
 
 class Lives:

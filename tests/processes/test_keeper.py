@@ -135,6 +135,17 @@ def test_commands_find_signals_as_by_default(group, tmp_path):
     assert int(fields["SigBlk"], 16) & ours == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+def test_a_command_does_not_ignore_what_we_were_started_to_ignore(make_group, number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        group = make_group()
+    finally:
+        signal.signal(number, before)
+    calls = group.run(group.shell(f"kill -{number} $$"))
+    assert [os.waitstatus_to_exitcode(call[3]) for call in calls if call[0] == "exit"] == [-number]
+
+
 def test_a_signal_reaches_the_process_group_of_each_command(group, lives):
     script = "sleep 1000 & echo up; wait"
     group.spawn(*[group.shell(script, stdout=lives.writable)] * 2)

@@ -35,15 +35,9 @@ MAX_DESCRIPTORS = 250
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 
-#: Signals that this process handles or Python ignores, and a command finds as by default.
-_DEFAULTED = (
-    signal.SIGTERM,
-    signal.SIGCHLD,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-)
+#: What a command finds as by default, whatever this process handles, Python ignores, or whoever
+#: started us had ignored (nohup, a shell's background job).
+_DEFAULTED = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36

@@ -72,10 +72,22 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _heed_signals() -> None:
+    """Undo what nohup, or a shell that started us in the background, left ignored.
+
+    A task and its commands would inherit it: no Ctrl-C, no SIGHUP would end them. What Python
+    itself ignores stays.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _serve(control: socket.socket, settings: ManagerSettings) -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
+    _heed_signals()
     signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
