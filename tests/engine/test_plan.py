@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,14 @@ from flux_endpoint.engine.jobs.command import simple_words
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, Planner, RanksPlan
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import DeserializationError, EngineError
-from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.functions import (
+    MPIFunction,
+    OfficialShellResult,
+    ShellFunction,
+    official_code,
+)
 from flux_endpoint.protocol.resources import ResourceSpecificationError
+from flux_endpoint.serialize import pack_buffers, unpack_buffers
 
 FOUR = {"num_nodes": 2, "ranks_per_node": 2}
 
@@ -200,3 +207,25 @@ def test_what_can_not_be_planned_says_why():
     allowed = ["globus_compute_sdk.serialize.DillCode", "globus_compute_sdk.serialize.JSONData"]
     with pytest.raises(DeserializationError, match="CommandFunctionCode"):
         planner(allowed_serializers=allowed).plan(task(MPIFunction("a"), FOUR))
+
+
+@pytest.mark.parametrize("kind", ["flux", "local"])
+def test_an_official_command_function_becomes_the_same_job_as_ours(kind):
+    ours = task(MPIFunction("a {x}", name="say", walltime=5, stdout="o"), FOUR, x=1)
+    _, args, kwargs = unpack_buffers(ours.buffer)
+    code = official_code(MPIFunction("a {x}", name="say", walltime=5, stdout="o"))
+    theirs = replace(ours, buffer=pack_buffers([code, args, kwargs]))
+    planned, expected = planner(kind).plan(theirs), planner(kind).plan(ours)
+    assert isinstance(planned, CommandPlan)
+    assert replace(planned, function=expected.function) == expected
+    assert planned.function.result_type is OfficialShellResult
+
+
+def test_reading_it_is_up_to_the_allow_list():
+    code = official_code(MPIFunction("a"))
+    ours = task(MPIFunction("a"), FOUR)
+    theirs = replace(ours, buffer=pack_buffers([code, *unpack_buffers(ours.buffer)[1:]]))
+    names = ("CombinedCode", "JSONData", "DillDataBase64")
+    allowed = [f"globus_compute_sdk.serialize.{name}" for name in names]
+    with pytest.raises(DeserializationError, match="DillCode is not allowed"):
+        planner(allowed_serializers=allowed).plan(theirs)

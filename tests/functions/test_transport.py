@@ -161,16 +161,24 @@ class TestCommandOf:
         assert vars(function) == vars(MPIFunction(**FULL))
         assert arguments == kwargs
 
+    @pytest.mark.parametrize("data", [DillDataBase64, BOTH])
+    def test_so_it_is_with_arguments_that_a_pickle_describes(self, data):
+        kwargs = {"x": {"a": 1.5}, "y": [b"b", 2**70]} if data is DillDataBase64 else {"x": [1]}
+        serializer = ComputeSerializer(strategy_data=data)
+        _, arguments = command_of(task(ShellFunction("echo {x}"), kwargs, serializer))
+        assert arguments == kwargs
+        _, arguments = command_of(task(ShellFunction("echo {x}"), {"x": (1, {2})}))
+        assert arguments == {"x": (1, {2})}
+
     def test_anything_else_is_none_and_nothing_is_unpickled(self, tmp_path):
         shell = ShellFunction("echo {x}")
         trap = Trap(tmp_path / "trace")
         for buffer in (
             task(len, {}),
-            task(shell, {"x": (1, 2)}),
             task(shell, {"x": trap}),
             task(shell, {"x": 1}, args=(1,)),
             task(shell, {"x": 1}, ComputeSerializer(strategy_code=DillCode)),
-            task(shell, {"x": 1}, ComputeSerializer(strategy_data=BOTH)),
+            task(shell, {"x": trap}, ComputeSerializer(strategy_data=BOTH)),
         ):  # fmt: skip
             assert command_of(buffer) is None
         assert not trap.trace.exists()
@@ -192,9 +200,12 @@ class TestCommandOf:
             (1, ""),
             (1, "11\n{}"),
             (1, "11\n[1]"),
-            (1, "00\ngAQpLg==\n"),
+            (1, "00\ngAQpL"),
+            (1, "13\n"),
             (2, ""),
             (2, "11\n[]"),
+            (2, "00\ngAQpLg==\n"),
+            (2, "00\n" + DillDataBase64().serialize({1: 2})[3:]),
             (2, "11\n{a}"),
             (2, "11\n" + "[" * 100_000),
         ],

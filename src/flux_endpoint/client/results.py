@@ -15,8 +15,10 @@ from flux_endpoint.errors import (
     TaskError,
     TaskExecutionFailed,
 )
+from flux_endpoint.functions import OUR_RESULT
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
+from flux_endpoint.serialize import reading_as
 
 # What the service keeps of an error is its text, with the code before it for this one.
 _CANCELLED = f"{ErrorCode.CANCELLED}:"
@@ -104,7 +106,8 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
             raise TaskCancelled(end.error.removeprefix(_CANCELLED).strip())
         raise TaskExecutionFailed(end.error, end.completion_t, end.details)
     try:
-        return deserialize(end.value)
+        with reading_as(OUR_RESULT):  # an official endpoint's ShellResult is one of ours here
+            return deserialize(end.value)
     except Exception as error:
         raise DeserializationError(
             f"task {end.task_id} succeeded, but its result can't be read here: "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint.errors import DeserializationError, SerializationError
-from flux_endpoint.functions import formatted_task
+from flux_endpoint.functions import formatted_task, read_function
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer
@@ -50,14 +50,23 @@ class Failure:
     text: str
 
 
+class _TaskSerializer(ComputeSerializer):
+    """Reads the official command functions as ours: they end with all that they started."""
+
+    def deserialize(self, payload: str) -> Any:
+        function = read_function(payload)
+        if function is None:
+            return super().deserialize(payload)
+        self.allowed_strategy(payload)
+        return function
+
+
 class TaskRunner:
     """Runs tasks in this process, one at a time."""
 
     def __init__(self, settings: TaskSettings) -> None:
         self._settings = settings
-        self._serializer = ComputeSerializer(
-            allowed_deserializer_types=settings.allowed_serializers
-        )
+        self._serializer = _TaskSerializer(allowed_deserializer_types=settings.allowed_serializers)
 
     def run(
         self, task_id: str, buffer: str, result_serializers: list[str] | None

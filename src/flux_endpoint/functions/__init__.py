@@ -11,6 +11,12 @@ from flux_endpoint.functions.execution import (
     outcome_of,
 )
 from flux_endpoint.functions.mpi import MPIFunction
+from flux_endpoint.functions.official import (
+    OUR_RESULT,
+    OfficialShellResult,
+    official_code,
+    read_function,
+)
 from flux_endpoint.functions.result import ShellResult
 from flux_endpoint.functions.shell import ShellFunction
 from flux_endpoint.functions.transport import (
@@ -19,15 +25,18 @@ from flux_endpoint.functions.transport import (
     command_of,
     formatted_task,
     is_command,
+    read_command,
     serialize_arguments,
 )
 
 __all__ = [
     "GRACE",
+    "OUR_RESULT",
     "OUT_OF_TIME",
     "WALLTIME_RETURNCODE",
     "CommandFunctionCode",
     "MPIFunction",
+    "OfficialShellResult",
     "Outcome",
     "ShellFunction",
     "ShellResult",
@@ -35,6 +44,9 @@ __all__ = [
     "command_of",
     "formatted_task",
     "is_command",
+    "official_code",
     "outcome_of",
+    "read_command",
+    "read_function",
     "serialize_arguments",
 ]

@@ -35,6 +35,8 @@ class ShellFunction:
 
     #: What is put before the formatted command.
     command_prefix: ClassVar[str] = ""
+    #: What a call returns.
+    result_type: ClassVar[type[ShellResult]] = ShellResult
 
     __name__: str
 
@@ -114,7 +116,7 @@ class ShellFunction:
             walltime=self.walltime,
             snippet_lines=self.snippet_lines,
         )
-        result = ShellResult(
+        result = self.result_type(
             command,
             execution.stdout,
             execution.stderr,

@@ -9,11 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.functions import official
 from flux_endpoint.functions.mpi import MPIFunction
 from flux_endpoint.functions.shell import ShellFunction
 from flux_endpoint.serialize import (
     DEFAULT_STRATEGY_DATA,
+    IDENTIFIER_LENGTH,
+    AllDataStrategies,
     ComputeSerializer,
+    DillDataBase64,
     JSONData,
     SerializationStrategy,
     pack_buffers,
@@ -103,39 +107,72 @@ def command_of(task_buffer: str) -> tuple[ShellFunction, dict[str, Any]] | None:
         Function and keyword arguments; `None` if the task is anything else, or malformed.
     """
     try:
-        function, args, kwargs = unpack_buffers(task_buffer)
-        if not function.startswith(CommandFunctionCode.identifier):
+        function_buffer, args, kwargs = unpack_buffers(task_buffer)
+        function = read_command(function_buffer)
+        if function is None or _read_arguments(args) not in ([], ()):
             return None
-        if _JSON.deserialize(args) != []:
-            return None
-        arguments = _JSON.deserialize(kwargs)
-        if not isinstance(arguments, dict):
-            return None
-        return CommandFunctionCode.instance().deserialize(function), arguments
+        arguments = _read_arguments(kwargs)
+    except (DeserializationError, ValueError, TypeError, RecursionError):
+        return None
+    if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
+        return None
+    return function, arguments
+
+
+def read_command(function_buffer: str) -> ShellFunction | None:
+    """Return the command function, ours or the official one, in a function's buffer.
+
+    Nothing is unpickled and no code of the user's runs.
+
+    Returns:
+        The function; `None` if it is anything else, or malformed.
+    """
+    if not function_buffer.startswith(CommandFunctionCode.identifier):
+        return official.read_function(function_buffer)
+    try:
+        return CommandFunctionCode.instance().deserialize(function_buffer)
     except (DeserializationError, ValueError, TypeError, RecursionError):
         return None
 
 
+def _read_arguments(buffer: str) -> Any:
+    """Return args or kwargs that are plain data; raise ValueError for others."""
+    if buffer.startswith(AllDataStrategies.identifier):
+        parts = unpack_buffers(buffer[IDENTIFIER_LENGTH:])
+        buffer = parts[0] if parts else ""  # its reader takes the first, too
+    if buffer.startswith(DillDataBase64.identifier):
+        return official.read_data(buffer)
+    return _JSON.deserialize(buffer)
+
+
 def is_command(task_buffer: str) -> bool:
     """Return whether a task's function is a command function, whatever its arguments are."""
-    return task_buffer.partition("\n")[2].startswith(CommandFunctionCode.identifier)
+    try:
+        function = unpack_buffers(task_buffer)[0]
+    except (DeserializationError, IndexError):
+        return False
+    return function.startswith(CommandFunctionCode.identifier) or official.names_official_function(
+        function
+    )
 
 
-def formatted_task(function: ShellFunction, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def formatted_task(function: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return the packed task of a command function whose arguments are in its command already.
 
-    For arguments that only Python can read: what comes out is a task that `command_of` understands.
+    For what only Python can read: what comes out is a task that `command_of` understands.
 
     Raises:
         TypeError: an argument is positional, or one is missing.
         ValueError: the command can't be formatted.
+        DeserializationError: the function is no command function that can be used here.
     """
+    literal = copy.copy(official.function_of(function))
     if args:
-        raise TypeError(f"{function.__name__} takes keyword arguments only")
-    literal = copy.copy(function)
-    literal.cmd = function.format_command(kwargs).replace("{", "{{").replace("}", "}}")
-    buffers = [CommandFunctionCode.instance().serialize(literal)]
-    return pack_buffers([*buffers, _JSON.serialize([]), _JSON.serialize({})])
+        raise TypeError(f"{literal.__name__} takes keyword arguments only")
+    literal.cmd = literal.format_command(kwargs).replace("{", "{{").replace("}", "}}")
+    ours = type(literal) in _KIND_OF
+    code = CommandFunctionCode.instance().serialize if ours else official.official_code
+    return pack_buffers([code(literal), _JSON.serialize([]), _JSON.serialize({})])
 
 
 def command_arguments(

@@ -14,7 +14,7 @@ from flux_endpoint.serialize.combined import (
     CombinedCode,
     ComboSerializationStrategy,
 )
-from flux_endpoint.serialize.data import DillDataBase64, JSONData
+from flux_endpoint.serialize.data import DillDataBase64, JSONData, reading_as
 from flux_endpoint.serialize.packing import pack_buffers, unpack_buffers
 from flux_endpoint.serialize.selection import (
     AllowlistWildcard,
@@ -29,6 +29,7 @@ from flux_endpoint.serialize.serializer import (
     ComputeSerializer,
 )
 from flux_endpoint.serialize.strategies import (
+    IDENTIFIER_LENGTH,
     SerializationStrategy,
     StrategyError,
     prefer_for_type,
@@ -37,6 +38,7 @@ from flux_endpoint.serialize.strategies import (
 __all__ = [
     "DEFAULT_STRATEGY_CODE",
     "DEFAULT_STRATEGY_DATA",
+    "IDENTIFIER_LENGTH",
     "AllCodeStrategies",
     "AllDataStrategies",
     "AllowlistWildcard",
@@ -58,6 +60,7 @@ __all__ = [
     "ValidatedStrategylike",
     "pack_buffers",
     "prefer_for_type",
+    "reading_as",
     "unpack_buffers",
     "validate_strategylike",
 ]

@@ -99,6 +99,22 @@ class ComputeSerializer:
         Raises:
             DeserializationError: no strategy, or none that is allowed, reads it; or it fails to.
         """
+        strategy = self.allowed_strategy(payload)
+        try:
+            return strategy.deserialize(payload)
+        except Exception as error:
+            raise DeserializationError(
+                f"{type(strategy).__name__} can't deserialize {_sort(strategy)} here "
+                f"(Python {platform.python_version()}, dill {dill.__version__}): "
+                f"{_text(error)}{_advice(strategy, error)}"
+            ) from error
+
+    def allowed_strategy(self, payload: str) -> SerializationStrategy:
+        """Return the strategy that wrote `payload`.
+
+        Raises:
+            DeserializationError: it is unknown, or not allowed.
+        """
         identifier = payload[:IDENTIFIER_LENGTH]
         strategy = SerializationStrategy.get_cached_by_id(identifier)
         if strategy is None:
@@ -108,14 +124,7 @@ class ComputeSerializer:
                 f"{known}"
             )
         self.assert_deserializer_allowed(strategy)
-        try:
-            return strategy.deserialize(payload)
-        except Exception as error:
-            raise DeserializationError(
-                f"{type(strategy).__name__} can't deserialize {_sort(strategy)} here "
-                f"(Python {platform.python_version()}, dill {dill.__version__}): "
-                f"{_text(error)}{_advice(strategy, error)}"
-            ) from error
+        return strategy
 
     def assert_deserializer_allowed(self, strategy: SerializationStrategy) -> None:
         """Raise a DeserializationError if `strategy` may not be used for reading."""

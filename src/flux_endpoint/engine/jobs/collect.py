@@ -57,6 +57,7 @@ def _command(
         outcome,
         result_serializers,
         return_dict=plan.function.return_dict,
+        result_type=plan.function.result_type,
     )
 
 
@@ -68,11 +69,12 @@ def shell_result(
     result_serializers: list[str] | None,
     *,
     return_dict: bool = False,
+    result_type: type[ShellResult] = ShellResult,
 ) -> Value | Failure:
     """Return a serialized `ShellResult`; what only Flux has to say is added to standard error."""
     if outcome.note and outcome.note not in stderr:
         stderr += ("" if not stderr or stderr.endswith("\n") else "\n") + f"{outcome.note}\n"
-    result = ShellResult(command, stdout, stderr, outcome.returncode, outcome.exception_name)
+    result = result_type(command, stdout, stderr, outcome.returncode, outcome.exception_name)
     value = vars(result) if return_dict else result
     try:
         return checked_size(ComputeSerializer.serialize_from_list(value, result_serializers or []))

@@ -19,7 +19,7 @@ from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, command_of
 from flux_endpoint.protocol.resources import ResourceSpecification, parse_resources
-from flux_endpoint.serialize import ComputeSerializer
+from flux_endpoint.serialize import ComputeSerializer, unpack_buffers
 
 #: OpenMPI's launcher wants to be told that a laptop's root and few cores are all right.
 _LOCAL_MPI = {
@@ -102,7 +102,8 @@ class Planner:
         if self.tasks.allowed_serializers is not None:
             # Nothing of a command task is code, but a site's list of strategies holds for it too.
             allowed = ComputeSerializer(allowed_deserializer_types=self.tasks.allowed_serializers)
-            allowed.unpack_and_deserialize(task.buffer)
+            for buffer in unpack_buffers(task.buffer):
+                allowed.allowed_strategy(buffer)
         return self._command(task.task_id, *command, resources)
 
     def task_directory(self, task_id: str) -> Path:
