@@ -28,6 +28,8 @@ class JobRequest:
     shell_options: Mapping[str, Any] = field(default_factory=dict)
     #: Files by name, which the job finds in its `{{tmpdir}}`.
     files: Mapping[str, str] = field(default_factory=dict)
+    #: What tells a site that the job is an endpoint's: the attribute `user.flux_endpoint`.
+    mark: Mapping[str, str] | None = None
 
 
 def build_jobspec(request: JobRequest) -> dict[str, Any]:
@@ -53,6 +55,8 @@ def build_jobspec(request: JobRequest) -> dict[str, Any]:
     attributes: dict[str, Any] = {"system": system}
     for name, value in wanted.attributes.items():
         _set_attribute(attributes, name, value)
+    if request.mark is not None:  # last: not for a submission to choose
+        _set_attribute(attributes, "user.flux_endpoint", dict(request.mark))
     return {
         "version": 1,
         "resources": [resources],

@@ -96,7 +96,9 @@ def outcome_of(
         case "exec" if "start failed" in note and "Permission denied" in note:
             outcome = Finished(126, CALLED_PROCESS_ERROR, note)
         case None if isinstance(error, (OSError, TypeError, ValueError)):
-            outcome = Refused(f"Flux refused the job: {note}")
+            # Without the error's number: a site's validator says it in a sentence.
+            reason = getattr(error, "strerror", None) or note
+            outcome = Refused(f"Flux refused the job: {reason}")
         case _:
             outcome = Lost(f"{kind or type(error).__name__}: {note}")
     return outcome

@@ -6,7 +6,7 @@ import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import formatted_task, read_function
@@ -28,6 +28,11 @@ class TaskSettings:
     def directory(self, task_id: str) -> Path:
         """Return the directory in which a task runs."""
         return Path(self.working_dir, task_id) if self.run_in_sandbox else Path(self.working_dir)
+
+    def mark(self, kind: Literal["task", "workers"], task_id: str | None = None) -> dict[str, str]:
+        """Return what tells a site's Flux what a job of this endpoint is for."""
+        mark = {"endpoint": self.endpoint_id, "kind": kind}
+        return mark if task_id is None else {**mark, "task": task_id}
 
     def variables(self, task_id: str) -> dict[str, str | None]:
         """Return the variables that a task sees; `None`: one that it must not see."""

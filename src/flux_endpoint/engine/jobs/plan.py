@@ -133,6 +133,7 @@ class Planner:
             stdout=str(stdout),
             stderr=str(stderr),
             append=True,
+            mark=self.tasks.mark("task", task_id),
         )
         is_mpi = isinstance(function, MPIFunction)
         request = self._launched(request, command, is_mpi=is_mpi)
@@ -203,6 +204,7 @@ class Planner:
             stderr=str(directory / "stderr"),
             # A rank that fails would leave the others waiting for it in their next collective call.
             shell_options={"exit-on-error": 1},
+            mark=self.tasks.mark("task", task.task_id),
         )
         if self.kind == "local" and resources.num_ranks > 1:
             prefix = self._prefix(resources, needed=True).split()

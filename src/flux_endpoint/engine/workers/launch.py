@@ -110,6 +110,7 @@ class ManagerLauncher:
             ),
             stdout=output,
             stderr=output,
+            mark=self._tasks.mark("workers"),
         )
         logs.event(log, logging.INFO, "starting workers", manager=manager_id, workers=self.workers)
         job = self._backend.submit(build_jobspec(request))
