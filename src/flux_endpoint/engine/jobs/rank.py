@@ -16,6 +16,7 @@ from pathlib import Path
 
 from flux_endpoint.engine.jobs.exchange import rank_file, read_task
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings
+from flux_endpoint.functions.standins import install_stand_ins
 
 #: Who says which rank we are: Flux, then what MPI launchers set.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "FLUX_TASK_RANK")
@@ -32,6 +33,7 @@ def main() -> None:
     directory = Path(sys.argv[1])
     task = read_task(directory)
     rank = own_rank()
+    install_stand_ins()
     runner = TaskRunner(TaskSettings(**task["settings"]))
     end = runner.run(task["task_id"], task["buffer"], task["result_serializers"])
     target = rank_file(directory, rank)

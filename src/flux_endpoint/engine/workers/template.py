@@ -17,6 +17,7 @@ from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import write_frame
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.worker import work
+from flux_endpoint.functions.standins import install_stand_ins
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,6 +41,7 @@ def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
             _die_with_parent(manager)
             # What outlives a worker comes to the template, where the manager finds and ends it.
             adopt_orphans()
+            install_stand_ins()
             _serve(theirs, settings)
             status = 0
         finally:
