@@ -9,9 +9,11 @@ from fastapi import FastAPI
 from flux_endpoint.service import errors
 from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.context import ServiceContext
+from flux_endpoint.service.request_target import AbsoluteTargets
 from flux_endpoint.service.routes import (
     amqp,
     attach,
+    auth,
     endpoints,
     events,
     functions,
@@ -46,6 +48,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan)
     errors.add_handlers(app)
-    for noun in (version, functions, endpoints, submit, tasks, attach, kill, events, amqp):
+    app.add_middleware(AbsoluteTargets)
+    for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
     return app

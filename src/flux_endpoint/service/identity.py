@@ -20,17 +20,18 @@ def current_user(
         ServiceError: 401, there is no token or nobody has it.
     """
     if authorization is None:
-        raise _unauthorized("the Authorization header is missing, expected 'Bearer TOKEN'")
+        raise unauthorized("the Authorization header is missing, expected 'Bearer TOKEN'")
     if authorization[: len(_SCHEME)].lower() != _SCHEME:
-        raise _unauthorized("the Authorization header is not of the form 'Bearer TOKEN'")
+        raise unauthorized("the Authorization header is not of the form 'Bearer TOKEN'")
     with service.database.read() as connection:
         user = users.user_by_token(connection, authorization[len(_SCHEME) :].strip())
     if user is None:
-        raise _unauthorized("the token in the Authorization header is unknown or was revoked")
+        raise unauthorized("the token in the Authorization header is unknown or was revoked")
     return user
 
 
-def _unauthorized(message: str) -> ServiceError:
+def unauthorized(message: str) -> ServiceError:
+    """Return what to answer to a request without valid credentials."""
     return ServiceError(message, http_status=401, code="UNAUTHORIZED", field="Authorization")
 
 

@@ -1,0 +1,136 @@
+"""As much of an identity provider as the official packages ask for, on this service's own tokens.
+
+A client id is any UUID, its secret one of our bearer tokens, and the access token that is answered
+(RFC 6749, 4.4) that same token: nothing new is issued, and what may be done with it is decided
+where every token is looked up.
+"""
+
+import binascii
+from base64 import b64decode
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+from uuid import UUID
+
+from fastapi import APIRouter, Header
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.service.context import Service
+from flux_endpoint.service.errors import invalid_field
+from flux_endpoint.service.identity import Caller, unauthorized
+from flux_endpoint.service.routes.request import RawBody
+from flux_endpoint.service.store import users
+from flux_endpoint.service.store.users import User
+
+router = APIRouter(prefix="/auth/v2")
+
+#: Seconds for which a client may keep an answered token before it asks again.
+TOKEN_SECONDS = 48 * 3600
+
+_GRANT = "client_credentials"
+_AUTH_SERVER = "auth.globus.org"
+# What the compute service is called among resource servers, and in the names of its scopes.
+_COMPUTE_SERVER = "funcx_service"
+_COMPUTE_ID = "facd7ccc-c5f4-42aa-916b-a0e270e2c2a9"
+_SCOPE_PREFIX = "https://auth.globus.org/scopes/"
+_BASIC = "basic "
+
+
+@router.post("/oauth2/token")
+def token(
+    body: RawBody, service: Service, authorization: Annotated[str | None, Header()] = None
+) -> dict[str, Any]:
+    """Answer the caller's own token, once for each resource server that its scopes belong to."""
+    secret = _client_secret(authorization)
+    with service.database.read() as connection:
+        if users.user_by_token(connection, secret) is None:
+            raise unauthorized(
+                "the client secret is no token of this service, or was revoked: "
+                "GLOBUS_COMPUTE_CLIENT_SECRET must be a token of this service"
+            )
+    form = parse_qs(body.decode("ascii", "replace"))
+    grant = form.get("grant_type", [""])[0]
+    if grant != _GRANT:
+        raise ServiceError(
+            f"grant_type is {grant[:99]!r}, this service knows {_GRANT!r} alone: set "
+            "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET",
+            http_status=400,
+            code="UNSUPPORTED_GRANT_TYPE",
+            field="grant_type",
+        )
+    scopes = " ".join(form.get("scope", [])).split()
+    if not scopes:
+        raise invalid_field("scope", "is missing")
+    by_server: dict[str, list[str]] = {}
+    for scope in scopes:
+        by_server.setdefault(_resource_server(scope), []).append(scope)
+    first, *others = [
+        {
+            "access_token": secret,
+            "token_type": "Bearer",
+            "expires_in": TOKEN_SECONDS,
+            "resource_server": server,
+            "scope": " ".join(asked),
+        }
+        for server, asked in by_server.items()
+    ]
+    return {**first, "other_tokens": others}
+
+
+@router.post("/oauth2/token/revoke")
+def revoke(_service: Service) -> dict[str, bool]:
+    """Let a client forget its token; the token itself stays: it is the user's, not the client's."""
+    return {"active": False}
+
+
+@router.get("/oauth2/userinfo")
+def userinfo(caller: Caller) -> dict[str, Any]:
+    """Return who the caller is (OpenID Connect Core, 5.3)."""
+    return {
+        "sub": caller.id,
+        "preferred_username": caller.name,
+        "name": caller.name,
+        "email": _email(caller),
+        "identity_set": [identity_of(caller)],
+    }
+
+
+@router.get("/api/identities")
+def identities(caller: Caller, ids: str = "") -> dict[str, Any]:
+    """Return the caller's identity, if it is among `ids`; there are no others to be seen."""
+    wanted = {each.strip().lower() for each in ids.split(",")}
+    known = {**identity_of(caller), "id": caller.id, "status": "used"}
+    return {"identities": [known] if caller.id in wanted else []}
+
+
+def identity_of(user: User) -> dict[str, Any]:
+    """Return a user as an element of an identity set; maps to local accounts read `username`."""
+    return {"sub": user.id, "username": user.name, "name": user.name, "email": _email(user)}
+
+
+def _email(user: User) -> str | None:
+    return user.name if "@" in user.name else None
+
+
+def _client_secret(authorization: str | None) -> str:
+    """Return the password of Basic authentication (RFC 7617)."""
+    header = authorization or ""
+    try:
+        if header[: len(_BASIC)].lower() != _BASIC:
+            raise ValueError
+        text = b64decode(header[len(_BASIC) :], validate=True).decode()
+        client_id, _, secret = text.partition(":")
+        UUID(client_id)
+    except (ValueError, binascii.Error):
+        raise unauthorized(
+            "expected the header Authorization: Basic, with a UUID as client id "
+            "(GLOBUS_COMPUTE_CLIENT_ID) and a token of this service as client secret "
+            "(GLOBUS_COMPUTE_CLIENT_SECRET)"
+        ) from None
+    return secret
+
+
+def _resource_server(scope: str) -> str:
+    if not scope.startswith(_SCOPE_PREFIX):
+        return _AUTH_SERVER
+    server = scope.removeprefix(_SCOPE_PREFIX).partition("/")[0]
+    return _COMPUTE_SERVER if server == _COMPUTE_ID else server
