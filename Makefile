@@ -12,7 +12,7 @@ OFFICIAL := .venv-official
 OFFICIAL_STAMP := $(OFFICIAL)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv official system demo test check clean
+.PHONY: help venv official system demo test check man clean
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ check: venv ## Lint, check the format and the types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+man: venv ## Write the man page again from the commands' help.
+	$(BIN)/python tools/make-man
 
 clean: ## Remove what make created, .venv included.
 	rm -rf $(VENV) $(OFFICIAL) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -112,7 +112,7 @@ def test_an_endpoint_starts_in_the_background_is_listed_and_stops(
     entry = listed()
     assert entry["endpoint_id"] in said
     assert (entry["status"], entry["executor"]) == ("running", "local")
-    assert f"lab   {entry['endpoint_id']}  running  local" in run("list")
+    assert f"lab  {entry['endpoint_id']} running local" in run("list")
     again = run("start", "lab", fails=True)
     assert f"running already (pid {entry['pid']} on" in again
     assert "running already" in run("start", "lab", "--detach", fails=True)

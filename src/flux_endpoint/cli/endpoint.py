@@ -7,10 +7,12 @@ from dataclasses import asdict
 
 import click
 
+from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
 from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.errors import FluxEndpointError
 
-_COLUMNS = ("NAME", "ID", "STATUS", "EXECUTOR")
+_COLUMNS = [Column(title) for title in ("NAME", "ID", "STATUS", "EXECUTOR")]
+_TONES: dict[str, Tone] = {"running": "good", "disconnected": "bad", "stopped": "quiet"}
 
 
 @click.command()
@@ -75,11 +77,13 @@ def _run(name: str, reporter: lifecycle.Reporter) -> int:
     show_default=True,
     help="Seconds to wait for a good end before it is killed.",
 )
-def stop(name: str, *, timeout: float) -> None:
+@click.option("--pid", type=int, help="Only if this process runs it.")
+def stop(name: str, *, timeout: float, pid: int | None) -> None:
     """Stop the endpoint NAME, and wait until it is gone."""
-    outcome = lifecycle.stop_endpoint(name, timeout=timeout)
+    outcome = lifecycle.stop_endpoint(name, timeout=timeout, pid=pid)
     if outcome is None:
-        click.echo(f"Endpoint {name} was not running.")
+        by = "" if pid is None else f" as process {pid}"
+        click.echo(f"Endpoint {name} was not running{by}.")
     elif outcome == "killed":
         click.echo(
             f"Endpoint {name} did not end within {timeout:g} s and was killed. "
@@ -91,7 +95,8 @@ def stop(name: str, *, timeout: float) -> None:
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def list_endpoints(*, as_json: bool) -> None:
+@color_option
+def list_endpoints(*, as_json: bool, color: bool) -> None:
     """List the endpoints, how they are, and what runs their jobs."""
     listed = lifecycle.list_endpoints()
     if as_json:
@@ -100,18 +105,15 @@ def list_endpoints(*, as_json: bool) -> None:
     if not listed:
         click.echo("No endpoints yet. Make one with: flux-endpoint configure NAME")
         return
-    rows = [_COLUMNS, *(_row(each) for each in listed)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    click.echo(render(_COLUMNS, [_row(each) for each in listed], color=color), color=color)
     for each in listed:
         if each.reason:
             click.echo(f"{each.name}: {each.reason}")
 
 
-def _row(endpoint: lifecycle.Listed) -> tuple[str, str, str, str]:
+def _row(endpoint: lifecycle.Listed) -> Row:
     executor = endpoint.executor or "-"
     if endpoint.flux_uri:
         executor += f" ({endpoint.flux_uri})"
-    return endpoint.name, endpoint.endpoint_id or "-", endpoint.status, executor
+    cells = (endpoint.name, endpoint.endpoint_id or "-", endpoint.status, executor)
+    return Row(cells, _TONES.get(endpoint.status))

@@ -6,6 +6,7 @@ Each command is imported only when it is used, so that none pays for what anothe
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -48,8 +49,10 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one sentence and exit code 1, never a traceback."""
+    # As `flux endpoint …` it is called so in its help; the processes that it starts are not.
+    prog_name = os.environ.pop("FLUX_ENDPOINT_PROG", "flux-endpoint")
     try:
-        status: Any = cli.main(args=args, prog_name="flux-endpoint", standalone_mode=False)
+        status: Any = cli.main(args=args, prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -184,8 +184,15 @@ class Reporter:
             self._descriptor = None
 
 
-def stop_endpoint(name: str, *, timeout: float = STOP_TIMEOUT) -> str | None:
+def stop_endpoint(
+    name: str, *, timeout: float = STOP_TIMEOUT, pid: int | None = None
+) -> str | None:
     """End an endpoint's agent and wait until it is gone.
+
+    Args:
+        name: the endpoint's name.
+        timeout: seconds until it is killed.
+        pid: leave it alone unless it is this process.
 
     Returns:
         What happened ("stopped" or "killed"), `None` if it was not running.
@@ -196,7 +203,7 @@ def stop_endpoint(name: str, *, timeout: float = STOP_TIMEOUT) -> str | None:
     directory = EndpointDirectory(name)
     directory.require()
     holder = directory.holder()
-    if holder is None:
+    if holder is None or pid not in {None, holder.pid}:
         return None
     if not holder.is_here:
         raise FluxEndpointError(

@@ -1,0 +1,104 @@
+"""Tables, colours, job ids and durations on a terminal, as Flux's own commands print them."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import click
+
+from flux_endpoint.protocol.jobid import format_jobid
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+#: What a row says of its subject; each has the colour that `flux jobs` gives it.
+Tone = Literal["good", "bad", "active", "quiet"]
+
+_COLORS: dict[Tone, str] = {
+    "good": "\033[01;32m",  # a job that completed
+    "bad": "\033[01;31m",  # one that failed or ran out of time
+    "active": "\033[01;34m",  # one that is an instance itself
+    "quiet": "\033[37m",  # one that was cancelled
+}
+_RESET = "\033[0;0m"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, and whether its cells stand at the right, as numbers and ids do."""
+
+    title: str
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: a text for each column, and its colour."""
+
+    cells: Sequence[str]
+    tone: Tone | None = None
+
+
+def color_option(command: Command) -> Command:
+    """Add `--color[=WHEN]` to a command; it gets the argument `color`, whether to use colours."""
+    option = click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        is_flag=False,
+        flag_value="always",
+        default="auto",
+        metavar="[WHEN]",
+        callback=lambda _context, _option, when: _wants_color(when),
+        help="Use colours: auto, always or never; $NO_COLOR means never.  [default: auto]",
+    )
+    return option(command)
+
+
+def _wants_color(when: str) -> bool:
+    if when == "auto":
+        return not os.environ.get("NO_COLOR") and sys.stdout.isatty()
+    return when == "always"
+
+
+def render(columns: Sequence[Column], rows: Sequence[Row], *, color: bool) -> str:
+    """Return a table as text: a line of titles, a line for each row."""
+    titles = Row([column.title for column in columns])
+    table = [titles, *rows]
+    widths = [max(len(row.cells[i]) for row in table) for i in range(len(columns))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(row.cells, widths, columns, strict=True)
+        ]
+        line = " ".join(cells).rstrip()
+        lines.append(f"{_COLORS[row.tone]}{line}{_RESET}" if color and row.tone else line)
+    return "\n".join(lines)
+
+
+def shown_jobid(jobid: int | None) -> str:
+    """Return a job id as Flux prints it, `ƒ2WXGLe`; with a plain `f` where `ƒ` can't be shown."""
+    if jobid is None:
+        return "-"
+    text = format_jobid(jobid)
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
+    if os.environ.get("FLUX_F58_FORCE_ASCII") or "utf" not in encoding:
+        return f"f{text[1:]}"
+    return text
+
+
+def shown_duration(seconds: float | None) -> str:
+    """Return a duration as Flux prints it, in Flux Standard Duration: `0.162s`, `1.503h`, `inf`."""
+    if seconds is None:
+        return "-"
+    if math.isinf(seconds):
+        return "inf"
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.4g}{unit}"
+    if seconds < 1e-3:
+        return "0s"
+    return f"{seconds:.4g}s" if seconds >= 10 else f"{seconds:.3f}s"

@@ -1,0 +1,94 @@
+"""Endpoints that start and end with a Flux instance."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+
+import pytest
+from site_world import PATIENCE, PLUGINS
+
+from flux_endpoint import Executor, ShellFunction
+
+pytestmark = [pytest.mark.flux, pytest.mark.rabbitmq]
+SEARCH = {"FLUX_MODPROBE_PATH_APPEND": str(PLUGINS / "modprobe")}
+START_LAB = '[flux-endpoint]\nstart = ["lab"]\n'
+
+
+@pytest.fixture(scope="module")
+def lab(site):
+    return site.configure("lab")
+
+
+def listed(site, name="lab"):
+    entries = json.loads(site.endpoint("list", "--json"))
+    return next(entry for entry in entries if entry["name"] == name)
+
+
+def release_when_it_stops(log, fifo):
+    """Write to a FIFO when the endpoint's log says that it is being drained."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if log.read_text().count("endpoint stops") > 0:
+            fifo.write_text("\n")
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_an_instance_starts_its_endpoint_and_lets_tasks_finish_at_its_end(site, lab, tmp_path):
+    started, go = tmp_path / "started", tmp_path / "go"
+    os.mkfifo(started)
+    os.mkfifo(go)
+    with site.instance(START_LAB, **SEARCH) as uri:
+        entry = listed(site)
+        assert (entry["status"], entry["executor"]) == ("running", "flux")
+        assert entry["flux_uri"] == uri
+        executor = Executor(endpoint_id=site.endpoint_id("lab"))
+        command = ShellFunction("echo > {started}; read line < {go}; echo finished")
+        future = executor.submit(command, started=str(started), go=str(go))
+        started.read_text()
+        thread = threading.Thread(target=release_when_it_stops, args=(lab / "endpoint.log", go))
+        thread.start()
+    thread.join()
+    assert future.result(PATIENCE).stdout == "finished\n"
+    executor.shutdown()
+    assert listed(site)["status"] == "stopped"
+
+
+def test_rc3_drains_what_the_cleanup_stage_did_not(site, lab):
+    with site.instance(START_LAB, **SEARCH) as uri:
+        assert listed(site)["status"] == "running"
+        rc3 = PLUGINS / "modprobe" / "rc3.d" / "flux-endpoint.py"
+        site.run("flux", "modprobe", "run", str(rc3), uri=uri)
+        assert listed(site)["status"] == "stopped"
+
+
+def test_an_endpoint_that_runs_elsewhere_is_left_alone(site, lab):
+    site.endpoint("start", "lab", "--detach")
+    before = listed(site)
+    with site.instance(START_LAB, **SEARCH) as uri:
+        assert before["flux_uri"] != uri
+        assert listed(site) == before
+    assert listed(site) == before
+    site.endpoint("stop", "lab")
+
+
+def test_what_can_not_be_started_does_not_keep_the_instance_from_starting(site):
+    with site.instance('[flux-endpoint]\nstart = "nowhere"\n', **SEARCH) as uri:
+        assert site.run("flux", "run", "echo", "ran", uri=uri) == "ran\n"
+
+
+def test_without_the_configuration_nothing_happens(site, lab):
+    with site.instance(**SEARCH):
+        assert listed(site)["status"] == "stopped"
+
+
+def test_where_it_is_installed_twice_it_starts_once(site, lab, tmp_path):
+    (tmp_path / "etc").symlink_to(PLUGINS / "modprobe")
+    twice = f"{PLUGINS / 'modprobe'}:{tmp_path / 'etc'}"
+    with site.instance(START_LAB, FLUX_MODPROBE_PATH_APPEND=twice) as uri:
+        assert listed(site)["flux_uri"] == uri
+    assert listed(site)["status"] == "stopped"
