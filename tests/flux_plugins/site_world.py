@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE
@@ -82,9 +82,11 @@ class Site:
         return next(str(entry["status"]) for entry in listed if entry["name"] == name)
 
     @contextmanager
-    def instance(self, config: str = "", *, size: int = 1, **environment: str) -> Iterator[str]:
+    def instance(
+        self, config: str = "", *, size: int = 1, options: Sequence[str] = (), **environment: str
+    ) -> Iterator[str]:
         """Run a Flux instance with a configuration in TOML; give its URI."""
-        command = ["flux", "start", f"--test-size={size}"]
+        command = ["flux", "start", f"--test-size={size}", *options]
         if config:
             path = self.directory / f"flux-{next(_numbers)}.toml"
             path.write_text(config)

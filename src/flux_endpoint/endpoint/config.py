@@ -216,6 +216,9 @@ engine:
   # Directory in which tasks run, seen from the endpoint's own directory.
   # working_dir: tasks_working_dir
   # run_in_sandbox: false   # true: a directory of its own for each task
+  # Have Flux's job shell prepare command tasks (see docs/flux-plugins.md): always, never,
+  # or auto: where the site installed the plugin.
+  # shell_plugin: auto
   # How often a task is tried again whose worker, job or node was lost.
   # max_retries_on_system_failure: 0
 

@@ -27,6 +27,9 @@ class FluxEngineConfig(BaseModel):
     working_dir: str = "tasks_working_dir"
     #: Give every task a directory of its own below `working_dir`.
     run_in_sandbox: bool = False
+    #: Have Flux's job shell prepare command tasks, by the plugin `flux-endpoint.lua`: "auto" where
+    #: it is installed for the shell, "always" (else from this package, as nodes see it), "never".
+    shell_plugin: Literal["auto", "always", "never"] = "auto"
     #: How often a task is tried again that lost its worker or node through no fault of its own.
     max_retries_on_system_failure: int = Field(default=0, ge=0)
     #: Strategies that tasks may be serialized with; default: all.

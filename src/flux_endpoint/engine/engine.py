@@ -16,6 +16,7 @@ from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
+from flux_endpoint.engine.jobs.shell_plugin import find_shell_plugin
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.pool import WorkerPool
 from flux_endpoint.errors import EngineError
@@ -81,7 +82,14 @@ class FluxEngine:
         )
         self._jobs = JobRunner(
             self._backend,
-            Planner(self._backend.kind, self._directory / "jobs", self._tasks),
+            Planner(
+                self._backend.kind,
+                self._directory / "jobs",
+                self._tasks,
+                find_shell_plugin(self._config.shell_plugin)
+                if self._backend.kind == "flux"
+                else None,
+            ),
             endpoint_id=self._endpoint_id,
             retries=self._config.max_retries_on_system_failure,
             on_result=on_result,

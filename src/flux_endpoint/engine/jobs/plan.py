@@ -14,6 +14,7 @@ from typing import Any, Literal
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.jobs.command import TEMPLATE, simple_words
+from flux_endpoint.engine.jobs.shell_plugin import ShellPlugin
 from flux_endpoint.engine.jobspec import JobRequest
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
@@ -78,11 +79,13 @@ class Planner:
         kind: the backend's kind.
         directory: where jobs of this endpoint keep their files.
         tasks: how tasks run here.
+        shell_plugin: prepares command tasks on their nodes, where it is in use.
     """
 
     kind: Literal["flux", "local"]
     directory: Path
     tasks: TaskSettings
+    shell_plugin: ShellPlugin | None = None
 
     def plan(self, task: EngineTask) -> JobPlan:
         """Return the job that `task` becomes.
@@ -137,6 +140,8 @@ class Planner:
         )
         is_mpi = isinstance(function, MPIFunction)
         request = self._launched(request, command, is_mpi=is_mpi)
+        if self.shell_plugin is not None:
+            request = self.shell_plugin.prepare(request)
         whole = function.command_prefix + command
         return CommandPlan(request, function, whole, stdout, stderr)
 

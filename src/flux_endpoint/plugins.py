@@ -1,0 +1,25 @@
+"""Where the Flux plugins are that come with this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flux_endpoint.errors import FluxEndpointError
+
+_NAME = "flux_plugins"
+
+
+def plugin_directory() -> Path:
+    """Return the directory of the Flux plugins: in the installed package, or in the checkout.
+
+    Raises:
+        FluxEndpointError: they were not installed.
+    """
+    package = Path(__file__).parent
+    for candidate in (package / _NAME, package.parents[1] / _NAME):
+        if (candidate / "README.md").is_file():
+            return candidate
+    raise FluxEndpointError(
+        f"the Flux plugins are neither in {package / _NAME} nor in a checkout around it; install "
+        "flux-endpoint from a wheel, or from its source as a whole"
+    )
