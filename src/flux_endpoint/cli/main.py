@@ -24,6 +24,7 @@ COMMANDS = {
     "list": "flux_endpoint.cli.endpoint:list_endpoints",
     "service": "flux_endpoint.cli.service:service",
     "jobspec": "flux_endpoint.cli.jobspec:jobspec",
+    "plugins": "flux_endpoint.cli.plugins:plugins",
 }
 
 
