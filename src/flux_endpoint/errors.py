@@ -16,6 +16,22 @@ class ConfigurationError(FluxEndpointError):
     """A setting, a configuration file or a credentials file is missing or wrong."""
 
 
+class NotFoundError(ConfigurationError):
+    """What was named does not exist, such as an endpoint of this machine."""
+
+
+class BackgroundError(FluxEndpointError):
+    """What was started in the background ended before it was ready.
+
+    Attributes:
+        exit_status: of its process, negative if a signal ended it.
+    """
+
+    def __init__(self, message: str, *, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class SerializationError(FluxEndpointError):
     """An object could not be turned into text by the strategy that was asked to."""
 

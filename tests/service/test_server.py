@@ -126,7 +126,7 @@ def test_a_port_in_use_is_one_sentence(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = command("run", "--port", port)
-    assert done.returncode == 1
+    assert done.returncode == 78
     (line,) = done.stderr.splitlines()
     assert f"127.0.0.1:{port}" in line
 
@@ -146,7 +146,7 @@ def test_a_mistake_is_one_sentence(
     command: Callable[..., subprocess.CompletedProcess[str]], arguments: list[str], named: str
 ) -> None:
     done = command(*arguments)
-    assert done.returncode == 1
+    assert done.returncode == 78
     (line,) = done.stderr.splitlines()
     assert named in line
 

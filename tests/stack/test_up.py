@@ -173,7 +173,7 @@ def test_a_taken_port_is_refused_at_once_and_nothing_is_left(home, processes_of)
         port = str(listener.getsockname()[1])
         for mode in ([], ["--detach"]):
             done = home.run("up", *mode, "--port", port)
-            assert done.returncode == 1
+            assert done.returncode == 78
             assert f"port {port} is in use" in done.stderr
     assert processes_of(home.path) == {}
 
@@ -184,7 +184,7 @@ def test_credentials_of_a_service_elsewhere_are_not_overwritten(home):
     text = json.dumps({"service_url": "https://compute.example.org", "token": "precious"})
     file.write_text(text)
     done = home.run("up", "--no-endpoint")
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "https://compute.example.org" in done.stderr
     assert file.read_text() == text
 

@@ -19,7 +19,7 @@ _TONES: dict[str, Tone] = {"running": "good", "disconnected": "bad", "stopped": 
 @click.argument("name")
 @click.option("--display-name", help="What people see in lists.  [default: NAME]")
 def configure(name: str, display_name: str | None) -> None:
-    """Make an endpoint called NAME, with a configuration to edit."""
+    """Make an endpoint, with a configuration to edit."""
     path = lifecycle.configure_endpoint(name, display_name)
     click.echo(f"Made endpoint {name}. Its configuration: {path}")
     click.echo(f"Start it with: flux-endpoint start {name}")
@@ -42,7 +42,7 @@ def configure(name: str, display_name: str | None) -> None:
 )
 @click.option("--report-fd", type=int, hidden=True)
 def start(name: str, *, detach: bool, timeout: float, report_fd: int | None) -> int:
-    """Start the endpoint NAME.
+    """Start an endpoint.
 
     SIGTERM or Ctrl-C ends it in good order: running tasks may finish for a few seconds
     (shutdown_grace), the others are run after the next start. A second signal ends it at once.
@@ -79,7 +79,7 @@ def _run(name: str, reporter: lifecycle.Reporter) -> int:
 )
 @click.option("--pid", type=int, help="Only if this process runs it.")
 def stop(name: str, *, timeout: float, pid: int | None) -> None:
-    """Stop the endpoint NAME, and wait until it is gone."""
+    """Stop an endpoint, and wait until it is gone."""
     outcome = lifecycle.stop_endpoint(name, timeout=timeout, pid=pid)
     if outcome is None:
         by = "" if pid is None else f" as process {pid}"

@@ -25,7 +25,7 @@ from flux_endpoint.protocol.resources import parse_resources
 @click.option("--environment/--no-environment", default=True, help="Include this environment.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def jobspec(resources: str, form: str, environment: bool, command: tuple[str, ...]) -> None:
-    """Print the jobspec that COMMAND with these resources becomes.
+    """Print the jobspec that a command becomes.
 
     \b
     flux-endpoint jobspec --resources '{"num_nodes": 2, "ranks_per_node": 4}' -- app --in x

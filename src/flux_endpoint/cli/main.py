@@ -5,30 +5,57 @@ Each command is imported only when it is used, so that none pays for what anothe
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.cli.failures import tell
 
-#: Command name -> "module:attribute" of the click command that carries it out.
-COMMANDS = {
-    "up": "flux_endpoint.cli.stack:up",
-    "down": "flux_endpoint.cli.stack:down",
-    "configure": "flux_endpoint.cli.endpoint:configure",
-    "start": "flux_endpoint.cli.endpoint:start",
-    "stop": "flux_endpoint.cli.endpoint:stop",
-    "list": "flux_endpoint.cli.endpoint:list_endpoints",
-    "service": "flux_endpoint.cli.service:service",
-    "jobspec": "flux_endpoint.cli.jobspec:jobspec",
-    "plugins": "flux_endpoint.cli.plugins:plugins",
+#: In the environment, when the shell asks for completions.
+COMPLETE_VARIABLE = "_FLUX_ENDPOINT_COMPLETE"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command: "module:attribute" of what carries it out, and its help in the list."""
+
+    source: str
+    help: str
+
+
+#: The commands, by what they are for.
+SECTIONS = {
+    "Run": {
+        "up": Entry("stack:up", "Run broker, service and one endpoint on this machine."),
+        "down": Entry("stack:down", "End what `up` runs, and wait until it is gone."),
+        "configure": Entry("endpoint:configure", "Make an endpoint, with a configuration to edit."),
+        "start": Entry("endpoint:start", "Start an endpoint."),
+        "stop": Entry("endpoint:stop", "Stop an endpoint, and wait until it is gone."),
+        "service": Entry("service:service", "Run the REST service and hand out its tokens."),
+    },
+    "Look": {
+        "list": Entry(
+            "endpoint:list_endpoints", "List the endpoints, how they are, and what runs their jobs."
+        ),
+        "jobspec": Entry("jobspec:jobspec", "Print the jobspec that a command becomes."),
+        "plugins": Entry(
+            "plugins:plugins",
+            "List the plugins for Flux: where they are, and the lines that enable each.",
+        ),
+    },
 }
+COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
-class _LazyGroup(click.Group):
+class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
         return list(COMMANDS)
@@ -37,30 +64,95 @@ class _LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        module, _, attribute = COMMANDS[cmd_name].source.partition(":")
+        found = importlib.import_module(f"flux_endpoint.cli.{module}")
+        command: click.Command = getattr(found, attribute)
+        return _with_debug(command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command is called {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        for section, entries in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, entry.help) for name, entry in entries.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [
+            *(
+                CompletionItem(name, help=entry.help)
+                for name, entry in COMMANDS.items()
+                if name.startswith(incomplete)
+            ),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def _note_debug(ctx: click.Context, _parameter: click.Parameter, debug: bool) -> None:
+    if debug:
+        ctx.meta["debug"] = True
+
+
+def _with_debug(command: click.Command) -> click.Command:
+    """Let `--debug` stand after the command's name too."""
+    if not any(parameter.name == "debug" for parameter in command.params):
+        option = click.Option(
+            ["--debug"], is_flag=True, hidden=True, expose_value=False, callback=_note_debug
+        )
+        command.params.append(option)
+    return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="flux-endpoint")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_note_debug,
+    help="Show tracebacks.",
+)
 def cli() -> None:
     """Functions as a service for clusters that run Flux."""
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 1, never a traceback."""
+def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> None:
+    """Run the command line and exit; the codes are those of `exits.ExitCode`.
+
+    A user's mistake is one sentence, never a traceback.
+
+    Args:
+        args: what follows the command's name; default: what this process was given.
+        prog_name: what the command is called in its help.
+    """
     # As `flux endpoint …` it is called so in its help; the processes that it starts are not.
-    prog_name = os.environ.pop("FLUX_ENDPOINT_PROG", "flux-endpoint")
+    called = os.environ.pop("FLUX_ENDPOINT_PROG", "flux-endpoint")
+    name = prog_name or called
+    for stream in (sys.stdout, sys.stderr):  # a locale may lack the ƒ of job ids
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every stream has it
+    if COMPLETE_VARIABLE in os.environ:
+        cli.main(args=[], prog_name=name, complete_var=COMPLETE_VARIABLE)
+    sys.exit(_run(list(sys.argv[1:] if args is None else args), name))
+
+
+def _run(args: list[str], name: str) -> int:
+    meta: dict[str, Any] = {}
     try:
-        status: Any = cli.main(args=args, prog_name=prog_name, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
-        click.echo("Interrupted.", err=True)
-        sys.exit(130)
-    except FluxEndpointError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
+        with cli.make_context(name, args) as context:
+            meta = context.meta
+            status = cli.invoke(context)
+            sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it is told
+        known = next((each for each in args if each in COMMANDS), "")
+        return tell(error, command=f"{name} {known}".strip(), debug="debug" in meta)
+    return status if isinstance(status, int) else 0

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 
 from flux_endpoint import paths
-from flux_endpoint.errors import ConfigurationError, FluxEndpointError
+from flux_endpoint.errors import ConfigurationError, FluxEndpointError, NotFoundError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: `struct flock` of 64-bit Linux: type, whence, start, length, pid.
@@ -68,12 +68,12 @@ class EndpointDirectory:
         self._status = self.path / "status.json"
 
     def require(self) -> None:
-        """Raise `ConfigurationError`, which lists the endpoints there are, if this is none."""
+        """Raise `NotFoundError`, which lists the endpoints there are, if this is none."""
         if self.config.exists():
             return
         names = [each.name for each in all_endpoints()]
         there_are = f"there are: {', '.join(names)}" if names else "there are none yet"
-        raise ConfigurationError(
+        raise NotFoundError(
             f"no endpoint is called {self.name!r}; {there_are}. "
             f"Make it with: flux-endpoint configure {self.name}"
         )

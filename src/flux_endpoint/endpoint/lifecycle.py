@@ -20,7 +20,7 @@ from flux_endpoint.endpoint.directory import (
     all_endpoints,
     already_running,
 )
-from flux_endpoint.errors import ConfigurationError, FluxEndpointError
+from flux_endpoint.errors import BackgroundError, ConfigurationError, FluxEndpointError
 
 #: Seconds that a start in the background is watched; the agent goes on trying after that.
 START_TIMEOUT = 60.0
@@ -137,9 +137,10 @@ def _await_ready(
         if not chunk:
             code = process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise FluxEndpointError(
+            raise BackgroundError(
                 f"endpoint {directory.name!r} ended before it was ready ({how}); the end of "
-                f"{directory.log}:\n{_tail(directory.log)}"
+                f"{directory.log}:\n{_tail(directory.log)}",
+                exit_status=code,
             )
         *lines, unread = (unread + chunk).split(b"\n")
         for line in lines:
@@ -148,8 +149,9 @@ def _await_ready(
                     process.returncode = 0  # it lives on, and is not ours any more
                     return Started(process.pid, endpoint_id, executor)
                 case {"failed": reason}:
-                    process.wait()
-                    raise FluxEndpointError(f"{reason}\n(the log is {directory.log})")
+                    status = process.wait()
+                    text = f"{reason}\n(the log is {directory.log})"
+                    raise BackgroundError(text, exit_status=status)
                 case {"say": text}:
                     waiting_for = text
                     say(text)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.errors import BackgroundError, FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.stack.state import (
     StackDirectory,
@@ -93,17 +93,17 @@ def start_detached(options: StackOptions, say: Callable[[str], None]) -> Ready:
                     case {"ready": {"state": state, "executor": executor, "seconds": seconds}}:
                         return Ready(StackState(**state), str(executor), float(seconds))
                     case {"failed": reason}:
-                        process.wait()
-                        raise FluxEndpointError(reason)
+                        raise BackgroundError(reason, exit_status=process.wait())
         except BaseException:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
             raise
         status = process.wait()
-    raise FluxEndpointError(
+    raise BackgroundError(
         f"the stack ended with status {status} before it was ready; the end of "
-        f"{directory.log}:\n{tail(directory.log)}"
+        f"{directory.log}:\n{tail(directory.log)}",
+        exit_status=status,
     )
 
 

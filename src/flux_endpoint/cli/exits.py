@@ -1,0 +1,89 @@
+"""Exit codes, in the manner of `sysexits.h`, and which of them an error has."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import click
+
+from flux_endpoint.errors import (
+    AmqpError,
+    BackgroundError,
+    ConfigurationError,
+    EngineError,
+    FluxEndpointError,
+    NotFoundError,
+    ServiceError,
+    ServiceUnreachableError,
+)
+
+
+class ExitCode(IntEnum):
+    """What every command ends with; `attach` can end with the exit code of its job besides."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 64
+    REFUSED = 65
+    NOT_FOUND = 66
+    UNAVAILABLE = 69
+    BUG = 70
+    FILES = 74
+    PERMISSION = 77
+    CONFIGURATION = 78
+    INTERRUPTED = 130
+    CLOSED_PIPE = 141
+
+
+#: What each means, for the manual.
+MEANINGS = {
+    ExitCode.OK: "Done.",
+    ExitCode.FAILED: "Not done, or what was asked about is not well: an endpoint is offline, "
+    "a check failed.",
+    ExitCode.USAGE: "The command line is wrong.",
+    ExitCode.REFUSED: "The service refused the request.",
+    ExitCode.NOT_FOUND: "There is no such endpoint, task, job or log.",
+    ExitCode.UNAVAILABLE: "The service, its message broker or Flux can't be reached.",
+    ExitCode.BUG: "An error of Flux Endpoint itself; the message says where its details are.",
+    ExitCode.FILES: "A file can't be read or written.",
+    ExitCode.PERMISSION: "Not permitted: the token is not valid, or it is another user's.",
+    ExitCode.CONFIGURATION: "A configuration, a setting or a credentials file is missing or wrong.",
+    ExitCode.INTERRUPTED: "Ctrl-C.",
+    ExitCode.CLOSED_PIPE: "Nobody reads the output any more.",
+}
+
+
+#: The first that an error is an instance of counts.
+_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
+    (click.UsageError, ExitCode.USAGE),
+    (click.Abort, ExitCode.INTERRUPTED),
+    (KeyboardInterrupt, ExitCode.INTERRUPTED),
+    (ServiceUnreachableError, ExitCode.UNAVAILABLE),
+    (AmqpError, ExitCode.UNAVAILABLE),
+    (EngineError, ExitCode.UNAVAILABLE),
+    (NotFoundError, ExitCode.NOT_FOUND),
+    (ConfigurationError, ExitCode.CONFIGURATION),
+    (FluxEndpointError, ExitCode.FAILED),
+    (click.ClickException, ExitCode.FAILED),
+    (BrokenPipeError, ExitCode.CLOSED_PIPE),
+    (PermissionError, ExitCode.PERMISSION),
+    (OSError, ExitCode.FILES),
+)
+#: What the service's refusals mean; others are `ExitCode.REFUSED`.
+_HTTP_CODES = {
+    401: ExitCode.PERMISSION,
+    403: ExitCode.PERMISSION,
+    404: ExitCode.NOT_FOUND,
+    429: ExitCode.UNAVAILABLE,
+}
+
+
+def exit_code_of(error: BaseException) -> ExitCode:
+    """Return the exit code of a command that ended with `error`."""
+    if isinstance(error, ServiceError):
+        if error.code == "NOT_A_FLUX_ENDPOINT_SERVICE":
+            return ExitCode.CONFIGURATION
+        return _HTTP_CODES.get(error.http_status, ExitCode.REFUSED)
+    if isinstance(error, BackgroundError) and error.exit_status in MEANINGS:
+        return ExitCode(error.exit_status)
+    return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.BUG)
