@@ -223,10 +223,22 @@ class TestACommandTask:
         state = {**STATE, "stdout": Path("x")}
         buffer = buffer_of(SHELL_MODULE, "ShellFunction", state)
         assert is_command(pack_buffers([buffer, *NO_ARGUMENTS]))
-        theirs = type("ShellFunction", (), {"__module__": SHELL_MODULE})()
-        vars(theirs).update(state)
-        function, _ = command_of(formatted_task(theirs, (), {"x": 1}))
-        assert (function.stdout, function.cmd) == ("x", "echo 1")
+        theirs = type("ShellFunction", (), {"__module__": SHELL_MODULE})
+        for kind in (theirs, OfficialShellFunction):  # as the worker has it, real or a stand-in
+            vars(function := kind.__new__(kind)).update(state)
+            function, _ = command_of(formatted_task(function, (), {"x": 1}))
+            assert (function.stdout, function.cmd) == ("x", "echo 1")
+
+    def test_a_script_may_be_as_long_as_the_wire_carries(self):
+        script = "true {x}\n" * 1_000_000
+        function, _ = command_of(self.task(ShellFunction(script), {"x": "y"}))
+        assert function.cmd == script
+        assert command_of(formatted_task(function, (), {"x": "y"})) is not None
+
+    def test_one_that_grows_beyond_all_bounds_is_refused(self):
+        function = ShellFunction("{x}" * 2000)
+        with pytest.raises(ValueError, match="a command of 20000000 characters"):
+            formatted_task(read_function(official_code(function)), (), {"x": "y" * 10_000})
 
     def test_what_is_no_command_function_is_said_by_name(self):
         vars(thing := Trap("x")).update(STATE)

@@ -126,8 +126,8 @@ def checked_size(data: str) -> Value | Failure:
         return Value(data)
     return Failure(
         ErrorCode.MAX_RESULT_SIZE,
-        f"MaxResultSizeExceeded({size}, {MAX_PAYLOAD_BYTES}): the result is {size} bytes when "
-        f"serialized, the limit is {MAX_PAYLOAD_BYTES}; write it to a file and return its path",
+        f"MaxResultSizeExceeded({size}, {MAX_PAYLOAD_BYTES}): the result takes {size} bytes "
+        f"on the wire, the limit is {MAX_PAYLOAD_BYTES}; write it to a file and return its path",
     )
 
 

@@ -12,13 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: The longest pickle that is read, in bytes: it is read by the thread that takes all tasks.
-LONGEST = 1 << 18
+#: The most opcodes that are read: it is done by the thread that takes all tasks.
+MOST_OPCODES = 1 << 17
 #: How deep data may be nested.
 DEEPEST = 100
-#: How large data may be when it is written out, in characters and elements: a pickle may name the
-#: same part again and again, and so be far larger than it looks.
-LARGEST = 1 << 20
+#: How large data may be when it is written out, in characters: a pickle may name the same part
+#: again and again, and so be far larger than it looks.
+LARGEST = 1 << 24
+
+#: What an element counts for, besides the characters of its text.
+_ELEMENT = 16
 
 _NUMBERS_AND_TEXTS = frozenset(
     {
@@ -71,8 +74,6 @@ def read_inert(pickled: bytes) -> Any:
     Raises:
         NotInertError: it is no pickle, or more than data; nothing of it was run.
     """
-    if len(pickled) > LONGEST:
-        raise NotInertError(f"a pickle of {len(pickled)} bytes, the most is {LONGEST}")
     try:
         return _Reader().read(pickled)
     except NotInertError:
@@ -95,13 +96,13 @@ def require_plain(value: Any) -> None:
         for item in level:
             left -= _size(item)
             if left < 0:
-                raise NotInertError(f"more than {LARGEST} characters and elements")
+                raise NotInertError(f"more than {LARGEST} characters")
             if isinstance(item, dict):
                 following += itertools.chain(item.keys(), item.values())
             elif isinstance(item, (tuple, list, set, frozenset)):
                 following += item
-            if len(following) > left:
-                raise NotInertError(f"more than {LARGEST} characters and elements")
+            if len(following) * _ELEMENT > left:
+                raise NotInertError(f"more than {LARGEST} characters")
         if not following:
             return
         level = following
@@ -110,11 +111,11 @@ def require_plain(value: Any) -> None:
 
 def _size(item: Any) -> int:
     if isinstance(item, (str, bytes)):
-        return len(item) + 1
+        return len(item) + _ELEMENT
     if isinstance(item, int):
-        return item.bit_length() // 3 + 1
+        return item.bit_length() // 3 + _ELEMENT
     if isinstance(item, (type(None), float, tuple, list, set, frozenset, dict)):
-        return 1
+        return _ELEMENT
     raise NotInertError(f"{type(item).__name__} is not plain data")
 
 
@@ -127,12 +128,12 @@ class _Reader:
         self._memo: list[Any] = []
 
     def read(self, pickled: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(pickled):
+        for opcode, argument, _ in itertools.islice(pickletools.genops(pickled), MOST_OPCODES):
             if opcode.name == "STOP":
                 (value,) = self._stack
                 return value
             self._step(opcode.name, argument)
-        raise NotInertError("a pickle without an end")
+        raise NotInertError(f"a pickle of more than {MOST_OPCODES} opcodes")
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _NUMBERS_AND_TEXTS:

@@ -18,7 +18,6 @@ import dill
 
 from flux_endpoint.errors import DeserializationError
 from flux_endpoint.functions.inert import (
-    LONGEST,
     Instance,
     NotInertError,
     Reference,
@@ -131,9 +130,9 @@ def function_of(value: Any) -> ShellFunction:
     Raises:
         DeserializationError: it is something else, or its options are wrong.
     """
-    if isinstance(value, ShellFunction):
-        return value
     kind = type(value)
+    if isinstance(value, ShellFunction) and kind not in _STANDING_FOR_OFFICIAL:
+        return value
     try:
         return _function(Reference(kind.__module__, kind.__name__), dict(vars(value)))
     except (ValueError, TypeError) as error:
@@ -163,7 +162,7 @@ def _function(type_: Reference, state: Any) -> ShellFunction:
 def _pickle_in(buffer: str) -> bytes | None:
     """Return the byte code in a function's buffer, if it names an official command function."""
     text = _text_in(buffer)
-    if text is None or len(text) > 2 * LONGEST:
+    if text is None:
         return None
     try:
         if b"globus_compute_sdk" not in _decoded(text[:_BEGINNING]):

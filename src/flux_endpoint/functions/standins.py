@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
+from flux_endpoint.functions.hardware import hardware_report
 from flux_endpoint.functions.official import (
     MPI_MODULE,
     SHELL_MODULE,
@@ -23,17 +24,19 @@ from flux_endpoint.functions.official import (
 )
 
 PACKAGE: Final = "globus_compute_sdk"
-_SHELL: dict[str, type] = {
+_SHELL: dict[str, Any] = {
     "ShellFunction": OfficialShellFunction,
     "ShellResult": OfficialShellResult,
 }
-_ALL: dict[str, type] = {**_SHELL, "MPIFunction": OfficialMPIFunction}
+_ALL: dict[str, Any] = {**_SHELL, "MPIFunction": OfficialMPIFunction}
 #: Module by module, what is in it.
-_MODULES: dict[str, dict[str, type]] = {
+_MODULES: dict[str, dict[str, Any]] = {
     PACKAGE: _ALL,
     f"{PACKAGE}.sdk": {},
     SHELL_MODULE: _SHELL,
     MPI_MODULE: _ALL,
+    # What `get_worker_hardware_details` of the official client runs.
+    f"{PACKAGE}.sdk.hardware_report": {"run_hardware_report": hardware_report},
 }
 
 

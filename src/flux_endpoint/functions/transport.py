@@ -163,7 +163,7 @@ def formatted_task(function: object, args: Sequence[Any], kwargs: Mapping[str, A
 
     Raises:
         TypeError: an argument is positional, or one is missing.
-        ValueError: the command can't be formatted.
+        ValueError: the command can't be formatted, or is far too long.
         DeserializationError: the function is no command function that can be used here.
     """
     literal = copy.copy(official.function_of(function))
@@ -172,7 +172,10 @@ def formatted_task(function: object, args: Sequence[Any], kwargs: Mapping[str, A
     literal.cmd = literal.format_command(kwargs).replace("{", "{{").replace("}", "}}")
     ours = type(literal) in _KIND_OF
     code = CommandFunctionCode.instance().serialize if ours else official.official_code
-    return pack_buffers([code(literal), _JSON.serialize([]), _JSON.serialize({})])
+    packed = pack_buffers([code(literal), _JSON.serialize([]), _JSON.serialize({})])
+    if command_of(packed) is None:
+        raise ValueError(f"{literal.__name__}: a command of {len(literal.cmd)} characters")
+    return packed
 
 
 def command_arguments(
