@@ -89,6 +89,15 @@ def test_a_script_runs_once_and_its_prefix_on_every_rank(world: World):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("command", ["printenv PMI_RANK", "printenv PMI_RANK;"])
+def test_ranks_may_share_slots(world: World, command):
+    # Directly, and from a script: more ranks than the two nodes' cores would take one by one.
+    spec = {"num_nodes": 2, "ranks_per_node": 8, "tasks_per_slot": 8}
+    result = world.call(MPIFunction(command), spec=spec).value
+    assert sorted(map(int, result.stdout.split())) == list(range(16))
+
+
+@pytest.mark.mpi
 def test_a_scripts_exit_code_is_its_last_lines(world: World):
     function = MPIFunction("false;\n$PARSL_MPI_PREFIX true\nexit 9")
     assert world.call(function, spec={"num_ranks": 2}).value.returncode == 9

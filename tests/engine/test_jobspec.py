@@ -63,6 +63,11 @@ def test_the_least_request():
             {"type": "node", "count": 1, "with": [slot(1, 4)], "exclusive": True},
             {"per_slot": 1},
         ),
+        (
+            {"num_nodes": 2, "ranks_per_node": 4, "cores_per_rank": 3, "tasks_per_slot": 2},
+            {"type": "node", "count": 2, "with": [slot(2, 3)]},
+            {"total": 8},
+        ),
     ],
 )
 def test_counts_become_nodes_slots_and_tasks(given, resources, count):
@@ -79,6 +84,13 @@ def test_gpus_are_in_the_slot_only_if_wanted():
 def test_a_command_that_runs_once_is_one_task_of_the_whole_allocation():
     jobspec = built({"num_nodes": 2, "num_ranks": 3}, launch="once")
     assert jobspec["tasks"][0]["count"] == {"total": 1}
+
+
+@pytest.mark.parametrize(("launch", "count"), [("once", {"total": 1}), ("node", {"per_slot": 1})])
+def test_what_does_not_run_on_every_rank_has_no_tasks_to_share_slots(launch, count):
+    jobspec = built({"ranks_per_node": 4, "tasks_per_slot": 4}, launch=launch)
+    assert jobspec["resources"] == [{"type": "node", "count": 1, "with": [slot(1)]}]
+    assert jobspec["tasks"][0]["count"] == count
 
 
 def test_a_command_for_each_node():
@@ -159,6 +171,7 @@ REQUESTS = [
     ({"num_ranks": 3, "cores_per_rank": 2}, {}),
     ({"num_nodes": 2, "ranks_per_node": 2}, {}),
     ({"num_nodes": 2, "num_ranks": 3}, {}),
+    ({"num_nodes": 2, "ranks_per_node": 4, "tasks_per_slot": 2}, {}),
     ({"num_nodes": 2, "exclusive": True}, {}),
     ({"num_nodes": 2, "num_ranks": 3}, {"launch": "once"}),
     ({"num_nodes": 2}, {"launch": "node", "files": {"script": "true"}}),

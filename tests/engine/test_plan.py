@@ -109,6 +109,12 @@ def test_the_prefix_has_cores_gpus_and_the_users_options():
     assert prefix == "flux run -n 2 -c 3 -g 1 -o x"
 
 
+def test_ranks_that_share_slots_are_launched_by_their_number_on_each_node():
+    spec = {"num_nodes": 2, "ranks_per_node": 4, "tasks_per_slot": 2, "gpus_per_rank": 1}
+    prefix = command_plan(ShellFunction("a"), spec).request.environment["PARSL_MPI_PREFIX"]
+    assert prefix == "flux run -N 2 --tasks-per-node=4 --gpus-per-node=2"
+
+
 def test_a_shell_function_of_one_rank_is_a_plain_job():
     plan = command_plan(ShellFunction("echo {x} | cat"), {"num_ranks": 1}, x=1)
     assert plan.request.command == ("/bin/bash", "-c", "echo 1 | cat")

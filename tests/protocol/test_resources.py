@@ -69,6 +69,12 @@ def test_any_consistent_counts_give_every_node_a_rank_and_none_too_many(nodes, p
         ({"num_nodes": 3, "num_ranks": 2}, "every node needs a rank"),
         ({"exclusive": True}, "exclusive needs num_nodes"),
         ({"exclusive": True, "num_ranks": 2}, "exclusive needs num_nodes"),
+        ({"num_ranks": 4, "tasks_per_slot": 2}, "tasks_per_slot needs num_nodes"),
+        (
+            {"num_nodes": 2, "ranks_per_node": 3, "tasks_per_slot": 2},
+            "tasks_per_slot=2 does not divide .* make num_ranks a multiple of 4",
+        ),
+        ({"num_nodes": 2, "num_ranks": 6, "tasks_per_slot": 2}, "num_ranks a multiple of 4"),
     ],
 )
 def test_counts_that_contradict_each_other_are_refused_with_the_contradiction(given_counts, why):
@@ -77,6 +83,7 @@ def test_counts_that_contradict_each_other_are_refused_with_the_contradiction(gi
 
 
 ACCEPTED = [
+    ("tasks_per_slot", 1, 1),
     ("num_nodes", 1, 1),
     ("num_ranks", 7, 7),
     ("cores_per_rank", 4, 4),
@@ -115,7 +122,7 @@ def test_exclusive_nodes_are_taken_with_their_number():
     assert not parse_resources({"exclusive": False}).exclusive
 
 
-COUNTS = ("num_nodes", "ranks_per_node", "num_ranks", "cores_per_rank")
+COUNTS = ("num_nodes", "ranks_per_node", "num_ranks", "cores_per_rank", "tasks_per_slot")
 TEXTS = ("queue", "bank", "job_name", "launcher_options")
 OBJECTS = ("constraints", "shell_options", "attributes")
 REFUSED = [

@@ -81,11 +81,12 @@ def _resources(request: JobRequest) -> tuple[dict[str, Any], dict[str, int]]:
     if wanted.num_nodes is None:
         return slot, once or {"per_slot": 1}
     per_node = math.ceil(wanted.num_ranks / wanted.num_nodes)
-    slot["count"] = per_node
+    slot["count"] = per_node // wanted.tasks_per_slot
     node: dict[str, Any] = {"type": "node", "count": wanted.num_nodes, "with": [slot]}
     if wanted.exclusive:
         node["exclusive"] = True
-    uneven = per_node * wanted.num_nodes != wanted.num_ranks and request.launch == "rank"
+    # Flux's job shell takes no other number of tasks per slot than 1.
+    uneven = slot["count"] * wanted.num_nodes != wanted.num_ranks and request.launch == "rank"
     return node, once or ({"total": wanted.num_ranks} if uneven else {"per_slot": 1})
 
 

@@ -25,8 +25,9 @@ class ResourceSpecification:
     Attributes:
         num_ranks: ranks in total.
         num_nodes: nodes over which they are spread; `None`: wherever there is room.
-        cores_per_rank: cores of each rank.
-        gpus_per_rank: gpus of each rank.
+        cores_per_rank: cores of each rank, or of each slot if ranks share slots.
+        gpus_per_rank: gpus of each rank, or of each slot if ranks share slots.
+        tasks_per_slot: ranks that share one slot, its cores and its gpus.
         exclusive: whether the nodes are the task's alone.
         walltime: seconds until the task is ended, 0 means no limit.
         queue: Flux queue.
@@ -46,6 +47,7 @@ class ResourceSpecification:
     num_nodes: int | None = None
     cores_per_rank: int = 1
     gpus_per_rank: int = 0
+    tasks_per_slot: int = 1
     exclusive: bool = False
     walltime: float = 0.0
     queue: str | None = None
@@ -90,6 +92,7 @@ def parse_resources(given: Mapping[str, Any]) -> ResourceSpecification:
     values["num_ranks"] = num_ranks
     if values.get("exclusive") and num_nodes is None:
         raise ResourceSpecificationError("exclusive needs num_nodes (or ranks_per_node)")
+    _check_sharing(num_ranks, num_nodes, values.get("tasks_per_slot", 1))
     return ResourceSpecification(num_nodes=num_nodes, **values)
 
 
@@ -112,6 +115,20 @@ def _counts(nodes: int | None, per_node: int | None, ranks: int | None) -> tuple
             f"but num_ranks={ranks}; leave one of the three out"
         )
     return ranks, nodes
+
+
+def _check_sharing(ranks: int, nodes: int | None, tasks_per_slot: int) -> None:
+    """Slots must be full on every node: what else the ranks should share is not said."""
+    if tasks_per_slot == 1:
+        return
+    if nodes is None:
+        raise ResourceSpecificationError("tasks_per_slot needs num_nodes (or ranks_per_node)")
+    if ranks % (nodes * tasks_per_slot):
+        raise ResourceSpecificationError(
+            f"tasks_per_slot={tasks_per_slot} does not divide the ranks of each node: "
+            f"num_ranks={ranks} on num_nodes={nodes}; make num_ranks a multiple of "
+            f"{nodes * tasks_per_slot}"
+        )
 
 
 def _unknown_key(key: object) -> str:
@@ -196,6 +213,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "num_ranks": _integer(1),
     "cores_per_rank": _integer(1),
     "gpus_per_rank": _integer(0),
+    "tasks_per_slot": _integer(1),
     "exclusive": _boolean,
     "walltime": _walltime,
     "queue": _text,

@@ -188,6 +188,12 @@ class Planner:
                     raise EngineError(_NO_MPIEXEC)
                 return ""
             words = [mpiexec, "-n", str(resources.num_ranks)]
+        elif resources.tasks_per_slot > 1:  # the nodes are known then, and evenly filled
+            per_node = resources.num_ranks // (resources.num_nodes or 1)
+            words = ["flux", "run", "-N", str(resources.num_nodes), f"--tasks-per-node={per_node}"]
+            if resources.gpus_per_rank:
+                gpus = resources.gpus_per_rank * per_node // resources.tasks_per_slot
+                words += [f"--gpus-per-node={gpus}"]
         else:
             words = ["flux", "run", "-n", str(resources.num_ranks)]
             if resources.num_nodes is not None:
