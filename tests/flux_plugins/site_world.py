@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,13 @@ class Site:
         """Return an endpoint's status as `list` has it."""
         listed = json.loads(self.endpoint("list", "--json"))
         return next(str(entry["status"]) for entry in listed if entry["name"] == name)
+
+    def wait_for(self, name: str, status: str) -> None:
+        """Wait until an endpoint has a status; nobody tells when that is."""
+        deadline = time.monotonic() + PATIENCE
+        while self.status(name) != status:
+            assert time.monotonic() < deadline, f"{name} is {self.status(name)}, not {status}"
+            time.sleep(0.1)
 
     @contextmanager
     def instance(

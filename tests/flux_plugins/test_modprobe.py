@@ -58,6 +58,20 @@ def test_an_instance_starts_its_endpoint_and_lets_tasks_finish_at_its_end(site, 
     assert listed(site)["status"] == "stopped"
 
 
+def test_where_the_resources_are_found_out_later_the_endpoint_starts_later(site, lab):
+    with site.instance(START_LAB, size=3, **SEARCH) as uri:
+        site.wait_for("lab", "running")
+        assert listed(site)["flux_uri"] == uri
+    assert listed(site)["status"] == "stopped"
+
+
+def test_an_instance_that_ends_before_its_endpoint_has_started_leaves_none(site, lab):
+    config = site.directory / "start.toml"
+    config.write_text(START_LAB)
+    site.run("flux", "start", "--test-size=2", f"--config-path={config}", "true", **SEARCH)
+    assert listed(site)["status"] == "stopped"
+
+
 def test_rc3_drains_what_the_cleanup_stage_did_not(site, lab):
     with site.instance(START_LAB, **SEARCH) as uri:
         assert listed(site)["status"] == "running"

@@ -1,23 +1,15 @@
 """Drains the endpoints that rc1 started, should the instance end without its cleanup stage."""
 
-import json
 import os
-import subprocess
-import sys
 
+from flux.importer import import_path
 from flux.modprobe import task
+
+HERE = os.path.dirname(os.path.realpath(__file__))
 
 
 @task("flux-endpoint-stop", ranks="0", before=["*"], needs_config=["flux-endpoint.start"])
 def stop(context):
-    """Stop what still runs; what does not is no error."""
-    try:
-        with open(os.path.join(context.attr_get("rundir"), "flux-endpoint")) as file:
-            commands = [json.loads(line) for line in file]
-    except (OSError, ValueError):
-        return  # rc1 started none
-    for command in commands:
-        try:
-            subprocess.call(command, stdout=subprocess.DEVNULL)
-        except OSError as error:
-            print("flux-endpoint: can't stop %s: %s" % (command[2], error), file=sys.stderr)
+    """Stop what still runs."""
+    agents = import_path(os.path.join(os.path.dirname(HERE), "flux_endpoint_agents.py"))
+    agents.drain(context.attr_get("rundir"))

@@ -1,0 +1,76 @@
+"""`examples/site/`: one command each, on a real Flux of four nodes."""
+
+from __future__ import annotations
+
+import pytest
+from site_world import PATIENCE, PLUGINS, ROOT, Site
+
+from flux_endpoint import Executor, ShellFunction
+
+pytestmark = [pytest.mark.flux, pytest.mark.rabbitmq]
+EXAMPLES = ROOT / "examples" / "site"
+WORK = str(EXAMPLES / "work.py")
+
+
+def lines(name):
+    return [
+        f"{name}: 100 functions, the sum of their squares is 328350",
+        f"{name}: an MPI job, ranks 0, 1, 2, 3",
+    ]
+
+
+@pytest.fixture(scope="module")
+def uri(site, start_instance):
+    for name in ("lab", "left", "right"):
+        site.configure(name)
+    return start_instance(site, size=4)
+
+
+@pytest.fixture
+def flux(site, uri):
+    def run(*arguments):
+        return site.run("flux", *arguments, uri=uri, FLUX_CLI_PLUGINPATH=str(PLUGINS / "cli"))
+
+    return run
+
+
+def test_a_batch_job_with_its_endpoint(flux, site):
+    jobid = flux("batch", "-N4", "--endpoint=lab", "--output=out", WORK, "lab").strip()
+    flux("job", "attach", jobid)
+    said = (site.directory / "out").read_text()
+    assert [line for line in said.splitlines() if line.startswith("lab: ")] == lines("lab")
+    assert site.status("lab") == "stopped"
+
+
+def test_an_allocation_with_its_endpoint(flux, site):
+    assert flux("alloc", "-N4", "--endpoint=lab", WORK, "lab").splitlines() == lines("lab")
+    assert site.status("lab") == "stopped"
+
+
+def test_two_endpoints_in_nested_instances_of_one_allocation(flux, site):
+    said = flux("alloc", "-N4", str(EXAMPLES / "nested.sh")).splitlines()
+    assert sorted(said) == sorted(lines("left") + lines("right"))
+    assert (site.status("left"), site.status("right")) == ("stopped", "stopped")
+
+
+@pytest.mark.usefixtures("as_user")
+def test_an_allocation_that_serves_until_it_is_cancelled(flux, site):
+    """What is submitted from elsewhere: `flux batch … --endpoint=lab --wrap sleep inf`."""
+    jobid = flux(
+        "batch", "-N2", "-t1h", "--endpoint=lab", "--output=served", "--wrap", "sleep", "inf"
+    ).strip()
+    site.wait_for("lab", "running")
+    with Executor(endpoint_id=site.endpoint_id("lab")) as executor:
+        said = executor.submit(ShellFunction("echo from the allocation")).result(PATIENCE)
+    assert said.stdout == "from the allocation\n"
+    flux("cancel", jobid)
+    flux("job", "wait-event", jobid, "clean")
+    assert site.status("lab") == "stopped"
+
+
+@pytest.mark.stack
+def test_a_laptop_with_everything_on_it(tmp_path):
+    laptop = Site(tmp_path)
+    said = laptop.run("flux", "start", "--test-size=4", str(EXAMPLES / "laptop.sh"))
+    assert [line for line in said.splitlines() if line.startswith("laptop: ")] == lines("laptop")
+    assert laptop.status("laptop") == "stopped"
