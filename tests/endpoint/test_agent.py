@@ -210,6 +210,29 @@ def test_status_reports_come_at_once_then_periodically_and_a_last_one_says_so(
     assert last["heartbeat_period"] == 1
     assert last["executor"] == "local"
     assert {"hostname", "pid", "endpoint_version", "start_unix"} <= last.keys()
+    assert last["start_unix"] <= reports[0]["report_unix"] < last["report_unix"]
+
+
+def test_a_status_report_counts_tasks_and_tells_their_rates(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path, heartbeat_period=1, max_in_flight=4):
+        service.send_many(6)
+        for _ in range(4):
+            held_engine.next_submitted()
+        while (report := service.next_report())["agent"]["running"] < 4:
+            pass
+        assert report["agent"]["paused"]
+        assert report["agent"]["accepted"] == 4
+        assert report["agent"]["finished"] == 0
+        held_engine.hold = False
+        held_engine.finish(*held_engine.all_submitted)
+        while (agent := service.next_report()["agent"])["finished"] < 6:
+            pass
+    assert (agent["running"], agent["paused"]) == (0, False)
+    assert agent["accepted"] == 6
+    assert set(agent["finished_rates"]) == {"1m", "5m", "15m"}
+    assert all(0 < rate <= 6 for rate in agent["finished_rates"].values())
 
 
 def test_the_last_report_is_sent_though_an_earlier_one_is_still_under_way(
@@ -217,7 +240,7 @@ def test_the_last_report_is_sent_though_an_earlier_one_is_still_under_way(
 ) -> None:
     with running(service, engine, tmp_path) as run:
         service.next_report()
-        run.agent._last_report = Future()
+        run.agent._reports._last = Future()
     while service.next_report()["active"]:
         pass
 

@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from flux_endpoint.endpoint.intake import Refused, read_task, refuse
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
 from flux_endpoint.endpoint.registration import BrokerUrl
-from flux_endpoint.endpoint.report import status_report
+from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
 from flux_endpoint.endpoint.turn import Command, ConsumeRefused, Event, Signal, Turn
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError, PublishError
@@ -90,19 +89,17 @@ class Agent:
         self._allowed = None if allowed is None else frozenset(allowed)
         self._url = url
         self._on_status = on_status
-        self._heartbeat_target = Target(queues.heartbeat_queue_info)
+        heartbeats = Target(queues.heartbeat_queue_info)
+        self._reports = StatusReporter(self._endpoint_id, heartbeats, config.heartbeat_period)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._running: set[str] = set()
         self._paused = False
         self._connected = False
-        self._last_report: Future[None] | None = None
-        self._report_due = 0.0
         self._trouble = ""
         self._refusal = ""
         self._stopping = False
         self._engine_stopped = False
         self._leave_at = float("inf")
-        self._started = time.time()
         self._journal: Journal
         self._connection: AmqpConnection
         self._outbox: Outbox
@@ -189,7 +186,7 @@ class Agent:
 
     def _take(self) -> list[Event]:
         """Wait for events, or until something is due; return what is there."""
-        due = min(self._report_due, self._outbox.due, self._leave_at)
+        due = min(self._reports.due, self._outbox.due, self._leave_at)
         events: list[Event] = []
         try:
             events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
@@ -209,6 +206,8 @@ class Agent:
         elif turn.confirmed:
             with self._journal.batch(durable=False):
                 self._journal.confirmed(turn.confirmed)
+        self._reports.accepted.add(len(turn.accepted))
+        self._reports.finished.add(len(turn.finished))
         for task in turn.accepted:
             self._submit(task)
         for kill in turn.kills:
@@ -222,7 +221,7 @@ class Agent:
         if now >= self._outbox.due:
             for task_id in self._outbox.take_refused():
                 self._publish(task_id, self._journal.result(task_id))
-        if now >= self._report_due:
+        if now >= self._reports.due:
             self._report()
         if self._stopping:
             self._consider_leaving()
@@ -359,21 +358,8 @@ class Agent:
             self._consumer.resume()
 
     def _report(self, *, active: bool = True) -> None:
-        period = self._config.heartbeat_period
-        self._report_due = time.monotonic() + period
-        if active and self._last_report is not None and not self._last_report.done():
-            return  # one is under way still: while the connection is down they must not pile up
-        body = status_report(
-            self._endpoint_id,
-            self._engine.status(),
-            period=period,
-            started=self._started,
-            active=active,
-        )
-        try:
-            self._last_report = self._heartbeat_target.publish(self._connection, body)
-        except PublishError:
-            event(log, logging.DEBUG, "status report not sent: the connection is closed")
+        counts = AgentCounts(len(self._running), len(self._outbox), self._paused)
+        self._reports.send(self._connection, self._engine.status(), counts, active=active)
 
     # The connection
 
@@ -388,7 +374,7 @@ class Agent:
             case ConnectionState.CONNECTED:
                 self._connected, self._trouble, self._refusal = True, "", ""
                 event(log, logging.INFO, "connected to the broker", address=change.address)
-                self._report_due = 0.0
+                self._reports.due = 0.0
             case ConnectionState.LOST | ConnectionState.UNREACHABLE:
                 trouble = f"broker {change.address}: {change.reason}"
                 if trouble == self._trouble:

@@ -1,41 +1,120 @@
-"""What an endpoint says of itself: the status report that is its heartbeat."""
+"""What an endpoint says of itself: the status report that is its heartbeat.
+
+The report is a JSON object, which the service keeps and shows: `flux-endpoint status` prints it.
+
+| key | value |
+|---|---|
+| `active` | false in the last report |
+| `heartbeat_period` | seconds until the next |
+| `start_unix`, `report_unix` | when the agent started, and made this report (seconds since the epoch) |
+| `endpoint_version`, `hostname`, `pid` | of the agent |
+| `agent` | its tasks: `AgentCounts`; `accepted` and `finished` since the start; their rates |
+| `executor`, `executor_description` | "flux" or "local", and a line on it |
+| `instance`, `resources` | URI of the Flux instance; its nodes, cores and gpus in all |
+| `managers`, `total_workers`, `idle_workers` | nodes with workers, and their workers |
+| `outstanding_tasks`, `pending_tasks` | tasks for workers that have not ended; those that no node has |
+| `jobs`, `waiting_jobs` | tasks that are jobs of their own; those that wait for resources |
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import time
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
 from flux_endpoint import __version__
+from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.endpoint.meter import Meter
+from flux_endpoint.endpoint.outbox import Target
+from flux_endpoint.errors import PublishError
+from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import EPStatusReport, pack
 
+log = logging.getLogger(__name__)
 
-def status_report(
-    endpoint_id: str,
-    engine_status: dict[str, Any],
-    *,
-    period: float,
-    started: float,
-    active: bool,
-) -> bytes:
-    """Return the body of a status report.
+
+@dataclass(frozen=True)
+class AgentCounts:
+    """What the agent counts.
+
+    Attributes:
+        running: tasks that it has accepted and that have not ended.
+        unconfirmed: results that the broker has not confirmed.
+        paused: whether it takes no tasks now, since it has `max_in_flight` of them.
+    """
+
+    running: int
+    unconfirmed: int
+    paused: bool
+
+
+class StatusReporter:
+    """Sends the status reports; belongs to the agent's thread.
 
     Args:
-        endpoint_id: whose it is.
-        engine_status: the engine's counters.
-        period: seconds until the next.
-        started: seconds since the epoch at which the agent started.
-        active: false in the last one.
+        endpoint_id: whose reports they are.
+        target: where they go.
+        period: seconds between two.
     """
-    state = {
-        **engine_status,
-        "endpoint_version": __version__,
-        "hostname": socket.gethostname(),
-        "pid": os.getpid(),
-        "start_unix": started,
-        "heartbeat_period": period,
-        "active": active,
-    }
-    report = EPStatusReport(endpoint_id=UUID(endpoint_id), global_state=state, task_statuses={})
-    return pack(report)
+
+    def __init__(self, endpoint_id: str, target: Target, period: float) -> None:
+        self._endpoint_id = endpoint_id
+        self._target = target
+        self._period = period
+        self._started = time.time()
+        self._last: Future[None] | None = None
+        #: Monotonic time at which the next is to be sent.
+        self.due = 0.0
+        #: Tasks that were accepted, and results.
+        self.accepted = Meter()
+        self.finished = Meter()
+
+    def send(
+        self,
+        connection: AmqpConnection,
+        engine_status: dict[str, Any],
+        counts: AgentCounts,
+        *,
+        active: bool = True,
+    ) -> None:
+        """Send one, and note when the next is due.
+
+        Args:
+            connection: to the broker.
+            engine_status: the engine's counters.
+            counts: the agent's.
+            active: false in the last one.
+        """
+        self.due = time.monotonic() + self._period
+        if active and self._last is not None and not self._last.done():
+            return  # one is under way still: while the connection is down they must not pile up
+        try:
+            self._last = self._target.publish(connection, self._body(engine_status, counts, active))
+        except PublishError:
+            event(log, logging.DEBUG, "status report not sent: the connection is closed")
+
+    def _body(self, engine_status: dict[str, Any], counts: AgentCounts, active: bool) -> bytes:
+        state = {
+            **engine_status,
+            "agent": {
+                **asdict(counts),
+                "accepted": self.accepted.total,
+                "finished": self.finished.total,
+                "accepted_rates": self.accepted.rates(),
+                "finished_rates": self.finished.rates(),
+            },
+            "endpoint_version": __version__,
+            "hostname": socket.gethostname(),
+            "pid": os.getpid(),
+            "start_unix": self._started,
+            "report_unix": time.time(),
+            "heartbeat_period": self._period,
+            "active": active,
+        }
+        endpoint_id = UUID(self._endpoint_id)
+        return pack(EPStatusReport(endpoint_id=endpoint_id, global_state=state, task_statuses={}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,8 @@ class FluxEngine:
             "engine_type": "FluxEngine",
             "executor": self._backend.kind,
             "executor_description": self._backend.description,
+            "instance": self._backend.instance,
+            "resources": asdict(self._backend.resources),
             **self._pool.status(),
             **self._jobs.status(),
         }
