@@ -1,0 +1,176 @@
+"""Looking into a queue, emptying and deleting it: each on a channel of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+from pika.channel import Channel
+from pika.exceptions import ChannelClosedByBroker
+
+from flux_endpoint.amqp.url import reason_of
+from flux_endpoint.errors import AmqpError
+
+T = TypeVar("T")
+
+_ACCESS_REFUSED, _NOT_FOUND = 403, 404
+
+
+@dataclass(frozen=True)
+class QueueCount:
+    """How many messages of a queue are with nobody, and how many consumers it has."""
+
+    messages: int
+    consumers: int
+
+
+class _Connection(Protocol):
+    """What a custodian needs of its connection."""
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run `action` soon on the connection's thread."""
+
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        """Run `action` on the connection's thread after `delay` seconds."""
+
+    def open_channel(self, on_open: Callable[[Channel], None]) -> None:
+        """Open a channel, if the connection is up; else nothing happens."""
+
+
+class Custodian:
+    """Asks the broker about single queues; its methods are for any thread.
+
+    Nothing is repeated after a reconnect: a future fails with `AmqpError` when the connection is
+    away or gets lost.
+
+    Args:
+        connection: the way to the broker.
+        patience: seconds that the broker has for one operation.
+    """
+
+    def __init__(self, connection: _Connection, patience: float = 15.0) -> None:
+        self._connection = connection
+        self._patience = patience
+
+    def count(self, queue: str) -> Future[QueueCount | None]:
+        """Count a queue's messages and consumers; `None`: there is no such queue."""
+
+        def begin(call: _Call[QueueCount | None], channel: Channel) -> None:
+            channel.queue_declare(queue, passive=True, callback=partial(counted, call))
+
+        def counted(call: _Call[QueueCount | None], frame: Any) -> None:
+            method = frame.method
+            call.finish(QueueCount(method.message_count, method.consumer_count))
+
+        return self._start(begin, {_NOT_FOUND: None})
+
+    def look(self, queue: str) -> Future[list[Mapping[str, Any]] | None]:
+        """Return the headers of all messages in a queue, which stay there in their order.
+
+        `None`: somebody consumes from it, so that nobody can tell what is in it. Meanwhile nobody
+        else can. What is not there is as good as empty.
+        """
+        found: list[Mapping[str, Any]] = []
+        Answer = list[Mapping[str, Any]] | None  # noqa: N806 - a type
+
+        def begin(call: _Call[Answer], channel: Channel) -> None:
+            channel.queue_declare(queue, passive=True, callback=partial(counted, call, channel))
+
+        def counted(call: _Call[Answer], channel: Channel, frame: Any) -> None:
+            expected = frame.method.message_count
+            if frame.method.consumer_count:
+                call.finish(None)
+            elif not expected:
+                call.finish(found)
+            else:
+                take = partial(taken, call, expected)
+                channel.basic_consume(queue, take, exclusive=True)
+
+        def taken(
+            call: _Call[Answer], expected: int, _channel: Any, _method: Any, properties: Any, _: Any
+        ) -> None:
+            found.append(properties.headers or {})
+            if len(found) == expected:
+                call.finish(found)  # closes the channel, which puts everything back
+
+        return self._start(begin, {_NOT_FOUND: found, _ACCESS_REFUSED: None})
+
+    def purge(self, queue: str) -> Future[None]:
+        """Drop the messages that are in a queue and with nobody."""
+
+        def begin(call: _Call[None], channel: Channel) -> None:
+            channel.queue_purge(queue, callback=lambda _: call.finish(None))
+
+        return self._start(begin, {_NOT_FOUND: None})
+
+    def delete(self, queue: str) -> Future[None]:
+        """Delete a queue with its messages, whoever consumes from it."""
+
+        def begin(call: _Call[None], channel: Channel) -> None:
+            channel.queue_delete(queue, callback=lambda _: call.finish(None))
+
+        return self._start(begin, {_NOT_FOUND: None})
+
+    def _start(
+        self, begin: Callable[[_Call[T], Channel], None], refusals: Mapping[int, T]
+    ) -> Future[T]:
+        call = _Call(begin, refusals)
+        self._connection.post(partial(call.open, self._connection, self._patience))
+        return call.done
+
+
+class _Call(Generic[T]):
+    """One operation; all but its future lives on the connection's thread.
+
+    Args:
+        begin: sends the first request on the new channel.
+        refusals: what the broker's refusals mean, by reply code; others are errors.
+    """
+
+    def __init__(
+        self, begin: Callable[[_Call[T], Channel], None], refusals: Mapping[int, T]
+    ) -> None:
+        self.done: Future[T] = Future()
+        self._begin = begin
+        self._refusals = refusals
+        self._channel: Channel | None = None
+        self._result: list[T] = []
+
+    def open(self, connection: _Connection, patience: float) -> None:
+        """Open the channel; give up after a while, also if there is no connection."""
+        connection.later(patience, partial(self._fail, f"no answer in {patience:g} s"))
+        connection.open_channel(self._opened)
+
+    def finish(self, result: T) -> None:
+        """Close the channel; the future is done when that has happened."""
+        if not self._result and self._channel is not None and self._channel.is_open:
+            self._result.append(result)
+            self._channel.close()
+
+    def _opened(self, channel: Channel) -> None:
+        if self.done.done():
+            channel.close()
+            return
+        self._channel = channel
+        channel.add_on_close_callback(self._closed)
+        self._begin(self, channel)
+
+    def _closed(self, _channel: Channel, reason: BaseException) -> None:
+        if self.done.done():
+            return
+        if self._result:
+            self.done.set_result(self._result[0])
+        elif isinstance(reason, ChannelClosedByBroker) and reason.reply_code in self._refusals:
+            self.done.set_result(self._refusals[reason.reply_code])
+        else:
+            self._fail(reason_of(reason))
+
+    def _fail(self, reason: str) -> None:
+        if self.done.done():
+            return
+        self.done.set_exception(AmqpError(f"the broker did not do what it was asked: {reason}"))
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close()

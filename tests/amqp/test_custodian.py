@@ -1,0 +1,127 @@
+"""Looking into a queue, emptying and deleting it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from amqp_world import PATIENCE, Hand, Sink, numbered
+from proxy import Proxy
+
+from flux_endpoint.amqp import AmqpConnection, Custodian, QueueCount
+from flux_endpoint.errors import AmqpError
+
+pytestmark = pytest.mark.rabbitmq
+Connect = Callable[..., AmqpConnection]
+
+
+@pytest.fixture
+def connection(connect: Connect) -> AmqpConnection:
+    connection = connect()
+    assert connection.wait_connected(PATIENCE)
+    return connection
+
+
+@pytest.fixture
+def custodian(connection: AmqpConnection) -> Custodian:
+    return Custodian(connection)
+
+
+def test_messages_and_consumers_are_counted(
+    connection: AmqpConnection, custodian: Custodian, queue: str, hand: Hand
+) -> None:
+    hand.put(queue, *numbered(3))
+    hand.until_depth(queue, 3)
+    assert custodian.count(queue).result(PATIENCE) == QueueCount(3, 0)
+    sink = Sink()
+    connection.consume(queue, sink, prefetch=10)
+    sink.wait_for(3)
+    assert custodian.count(queue).result(PATIENCE) == QueueCount(0, 1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 1500])
+def test_a_look_shows_the_headers_and_leaves_everything_in_its_order(
+    connection: AmqpConnection, custodian: Custodian, queue: str, hand: Hand, count: int
+) -> None:
+    for number in range(count):
+        sent = connection.publish("", queue, b"%d" % number, headers={"number": number})
+    if count:
+        sent.result(PATIENCE)
+    hand.until_depth(queue, count)
+    for _ in range(2):
+        seen = custodian.look(queue).result(PATIENCE)
+        assert seen is not None
+        assert [headers["number"] for headers in seen] == list(range(count))
+    hand.until_depth(queue, count)
+    assert [body for body, _ in hand.take(queue)] == numbered(count)
+
+
+def test_a_look_sees_what_a_vanished_consumer_had_not_acknowledged(
+    connect: Connect, custodian: Custodian, queue: str, hand: Hand
+) -> None:
+    def acknowledge_odd_ones(delivery):  # type: ignore[no-untyped-def]
+        if delivery.headers["number"] % 2:
+            delivery.ack()
+
+    other, sink = connect(), Sink(acknowledge_odd_ones)
+    other.consume(queue, sink, prefetch=10)
+    for number in range(4):
+        other.publish("", queue, b"x", headers={"number": number})
+    sink.wait_for(4)
+    assert custodian.look(queue).result(PATIENCE) is None
+    other.close()
+    seen = custodian.look(queue).result(PATIENCE)
+    assert seen is not None
+    assert [headers["number"] for headers in seen] == [0, 2]
+
+
+def test_a_message_without_headers_shows_none(custodian: Custodian, queue: str, hand: Hand) -> None:
+    hand.put(queue, b"x")
+    hand.until_depth(queue, 1)
+    assert custodian.look(queue).result(PATIENCE) == [{}]
+
+
+def test_a_purge_empties_a_queue(custodian: Custodian, queue: str, hand: Hand) -> None:
+    hand.put(queue, *numbered(3))
+    hand.until_depth(queue, 3)
+    custodian.purge(queue).result(PATIENCE)
+    assert hand.depth(queue) == 0
+
+
+def test_a_deleted_queue_is_gone_although_it_was_in_use(
+    connection: AmqpConnection, custodian: Custodian, queue: str, hand: Hand
+) -> None:
+    sink = Sink()
+    connection.consume(queue, sink, prefetch=1)
+    hand.put(queue, b"x")
+    sink.wait_for(1)
+    custodian.delete(queue).result(PATIENCE)
+    assert custodian.count(queue).result(PATIENCE) is None
+
+
+def test_a_queue_that_is_not_there_is_no_error(custodian: Custodian, name: str) -> None:
+    assert custodian.count(name).result(PATIENCE) is None
+    assert custodian.look(name).result(PATIENCE) == []
+    custodian.purge(name).result(PATIENCE)
+    custodian.delete(name).result(PATIENCE)
+
+
+def test_what_the_broker_refuses_is_an_error_with_its_words(
+    custodian: Custodian, name: str, hand: Hand
+) -> None:
+    hand.channel.queue_declare(name, exclusive=True)  # for that connection alone
+    for refused in (custodian.count(name), custodian.look(name), custodian.delete(name)):
+        with pytest.raises(AmqpError, match=name):
+            refused.result(PATIENCE)
+
+
+def test_a_lost_connection_fails_what_is_under_way(
+    connect: Connect, proxy: Proxy, proxy_url: str, queue: str
+) -> None:
+    connection = connect(proxy_url)
+    assert connection.wait_connected(PATIENCE)
+    proxy.black_hole()
+    waiting = Custodian(connection, patience=0.5).count(queue)
+    proxy.cut()
+    with pytest.raises(AmqpError, match="did not do"):
+        waiting.result(PATIENCE)
