@@ -384,7 +384,8 @@ class AmqpConnection:
         for consumer in self._consumers:
             consumer.open()
         self._connected.set()
-        self._report(StateChange(ConnectionState.CONNECTED, self._address))
+        server = self._connection.server if self._connection is not None else ""
+        self._report(StateChange(ConnectionState.CONNECTED, self._address, server=server))
 
     def _open_publisher(self) -> None:
         self.open_channel(self._publisher.opened)

@@ -24,9 +24,11 @@ class StateChange:
         address: `host:port/vhost`, never with the password.
         reason: one sentence; empty when connected.
         retry_in: seconds until the next attempt; 0 when connected or closed.
+        server: the broker's product and version, e.g. `RabbitMQ 3.10.8`, when connected.
     """
 
     state: ConnectionState
     address: str
     reason: str = ""
     retry_in: float = 0.0
+    server: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,11 @@ class WireConnection(SelectConnection):
 
     _gathered: list[bytes] | None = None
     _gathered_size = 0
+
+    @property
+    def server(self) -> str:
+        """Product and version of the peer, as far as it said them."""
+        return server_of(self.server_properties)
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
@@ -58,3 +63,9 @@ class WireConnection(SelectConnection):
             super()._adapter_emit_data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             pieces.clear()
         self._gathered_size = 0
+
+
+def server_of(properties: Mapping[str, Any] | None) -> str:
+    """Return product and version from what a broker says of itself at the connection's start."""
+    said = properties or {}
+    return " ".join(str(said[key]) for key in ("product", "version") if said.get(key))

@@ -18,6 +18,7 @@ from flux_endpoint.service.routes import (
     events,
     functions,
     kill,
+    operations,
     submit,
     tasks,
     version,
@@ -39,6 +40,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         broker = Broker(settings.amqp_url, database)
         await to_thread.run_sync(database.migrate)
         broker.start()
+        app.state.observer = broker.observer
         app.state.context = ServiceContext(settings, database, broker.publisher)
         try:
             yield
@@ -51,4 +53,5 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(AbsoluteTargets)
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
+    app.include_router(operations.router)
     return app

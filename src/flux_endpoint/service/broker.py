@@ -13,6 +13,7 @@ from flux_endpoint.logs import event
 from flux_endpoint.service import topology
 from flux_endpoint.service.events import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
+from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.results import ResultConsumer
 from flux_endpoint.service.routing import TaskPublisher
 from flux_endpoint.service.store.engine import Database
@@ -35,6 +36,8 @@ class Broker:
             EventConsumer(database, self._inward),
             HeartbeatConsumer(database, self._inward),
         )
+
+        self.observer = BrokerObserver(self._inward, self._outward)
 
     def start(self) -> None:
         """Begin to connect, to publish what is stored and to consume; returns at once."""
@@ -62,6 +65,7 @@ class Broker:
             self.publisher.disconnected()
 
     def _on_inward(self, change: StateChange) -> None:
+        self.observer.changed(change)
         self._announcer.tell("results", change)
 
 

@@ -21,7 +21,7 @@ from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
 from flux_endpoint.protocol.states import ActorName, TaskState
 from flux_endpoint.service.consumer import BatchConsumer
-from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store import listing, tasks
 from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -158,6 +158,15 @@ def _outcome(task_id: str, data: dict[str, Any]) -> tasks.Outcome:
         task_id=task_id,
         failed=data.get("error_details") is not None,
         data=data["data"],
-        details=data.get("details"),
+        details=_details(data),
         completed_at=time.time(),
     )
+
+
+def _details(data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a result's details, with the times of its states in milliseconds."""
+    transitions = data.get("task_statuses")
+    if not transitions:
+        return data.get("details")
+    told = {each["state"]: each["timestamp"] // 1_000_000 for each in transitions}
+    return {**(data.get("details") or {}), listing.TRANSITIONS: told}

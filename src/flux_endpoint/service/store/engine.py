@@ -24,7 +24,7 @@ SQLITE_BUSY_TIMEOUT = 30
 # Any number, the same in every version: PostgreSQL's name for the migration lock.
 _MIGRATION_LOCK = 0x666C7578
 
-_MIGRATIONS = Path(__file__).parent.parent / "migrations"
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 class Database:
@@ -76,7 +76,7 @@ class Database:
                     lock = sa.text("SELECT pg_advisory_xact_lock(:key)")
                     connection.execute(lock, {"key": _MIGRATION_LOCK})
                 config = alembic.config.Config()
-                config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+                config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
                 config.attributes["connection"] = connection
                 alembic.command.upgrade(config, "head")
         except (DatabaseError, CommandError) as error:

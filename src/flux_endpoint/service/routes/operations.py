@@ -1,0 +1,140 @@
+"""For operators: how the service is, how an endpoint is, and what tasks there are."""
+
+import time
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from flux_endpoint import __version__
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.operations import (
+    ENDED_STATES,
+    OPEN_STATES,
+    Absence,
+    EndpointStateAnswer,
+    ListedState,
+    ListedTask,
+    ListTasks,
+    ServiceStatusAnswer,
+    TasksAnswer,
+)
+from flux_endpoint.protocol.rest import UuidText
+from flux_endpoint.service.context import Service
+from flux_endpoint.service.errors import invalid_field
+from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.observer import BrokerObserver
+from flux_endpoint.service.routes.endpoints import usable
+from flux_endpoint.service.store.endpoints import Endpoint
+from flux_endpoint.service.store.health import database_health
+from flux_endpoint.service.store.listing import Place, Wanted, newest_tasks
+
+router = APIRouter()
+
+#: Seconds that the broker has to tell how long queues are.
+QUEUE_PATIENCE = 2.0
+
+_QUEUES = (
+    queues.RESULTS_QUEUE,
+    queues.EVENTS_QUEUE,
+    queues.HEARTBEATS_QUEUE,
+    queues.DEAD_LETTERS,
+)
+# A process is one service, which this is imported for.
+_STARTED = time.time()
+
+
+async def _observer(request: Request) -> BrokerObserver:
+    observer = request.app.state.observer
+    assert isinstance(observer, BrokerObserver)
+    return observer
+
+
+Observer = Annotated[BrokerObserver, Depends(_observer)]
+
+
+@router.get("/v3/status")
+def service_status(service: Service, caller: Caller, observer: Observer) -> ServiceStatusAnswer:
+    """Return how the service, its database and its broker are."""
+    return ServiceStatusAnswer(
+        version=__version__,
+        user=caller.name,
+        started=_STARTED,
+        time=time.time(),
+        database=database_health(service.database),
+        broker=observer.broker(),
+        queues=observer.queues(_QUEUES, QUEUE_PATIENCE),
+    )
+
+
+@router.get("/v3/endpoints/{endpoint_id}/status")
+def endpoint_state(
+    endpoint_id: Annotated[UuidText, Path()], service: Service, caller: Caller, observer: Observer
+) -> EndpointStateAnswer:
+    """Return how an endpoint is, since when, and how many tasks wait for it."""
+    with service.database.read() as connection:
+        endpoint = usable(connection, endpoint_id, caller)
+    name = queues.tasks_queue(endpoint_id)
+    absence = _absence(endpoint)
+    return EndpointStateAnswer(
+        endpoint_id=endpoint.id,
+        name=endpoint.name,
+        display_name=endpoint.display_name,
+        owner=endpoint.owner,
+        status="offline" if absence else "online",
+        absence=absence,
+        since=endpoint.last_seen if absence else _started(endpoint),
+        last_seen=endpoint.last_seen,
+        report=endpoint.last_report or {},
+        queue=observer.queues([name], QUEUE_PATIENCE).get(name),
+    )
+
+
+@router.get("/v3/tasks")
+def list_tasks(
+    query: Annotated[ListTasks, Query()], service: Service, caller: Caller
+) -> TasksAnswer:
+    """List the caller's tasks, the newest first."""
+    states = frozenset(query.state or ListedState)
+    try:
+        after = Place.parse(query.before) if query.before is not None else None
+    except ValueError as error:
+        raise invalid_field("before", str(error)) from error
+    # What the database can tell apart; the rest is told apart below.
+    ended = True if states <= ENDED_STATES else False if states <= OPEN_STATES else None
+    succeeded = ListedState.SUCCESS in states
+    failed = None if not ended or (succeeded and len(states) > 1) else not succeeded
+    wanted = Wanted(caller.id, query.endpoint_id, query.task_group_id, ended, failed)
+    with service.database.read() as connection:
+        found = _matching(newest_tasks(connection, wanted, after), states)
+        return _answer(found, query.limit)
+
+
+def _matching(
+    tasks: Iterator[tuple[Place, ListedTask]], states: frozenset[ListedState]
+) -> Iterator[tuple[Place, ListedTask]]:
+    return (each for each in tasks if each[1].state in states)
+
+
+def _answer(found: Iterator[tuple[Place, ListedTask]], limit: int) -> TasksAnswer:
+    listed: list[ListedTask] = []
+    last: Place | None = None
+    for place, task in found:
+        if len(listed) == limit:
+            return TasksAnswer(tasks=listed, next=str(last))
+        listed.append(task)
+        last = place
+    return TasksAnswer(tasks=listed)
+
+
+def _absence(endpoint: Endpoint) -> Absence | None:
+    if endpoint.is_online(time.time()):
+        return None
+    if endpoint.last_report is None:
+        return Absence.NEVER
+    return Absence.STOPPED if endpoint.last_report.get("active") is False else Absence.SILENT
+
+
+def _started(endpoint: Endpoint) -> float | None:
+    started = (endpoint.last_report or {}).get("start_unix")
+    return float(started) if isinstance(started, int | float) else None

@@ -1,0 +1,244 @@
+"""Lists of tasks, the newest first."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from flux_endpoint.protocol.operations import ListedState, ListedTask
+from flux_endpoint.protocol.states import ErrorCode, TaskState
+from flux_endpoint.service.store.engine import chunks
+from flux_endpoint.service.store.tables import (
+    endpoints,
+    functions,
+    submissions,
+    task_events,
+    tasks,
+)
+
+#: Key of a result's details that has the times of its states, in milliseconds since the epoch.
+TRANSITIONS = "task_transitions"
+#: Key of a status report that has the tasks which workers run, and when each was started.
+RUNNING = "running_tasks"
+
+# Submissions that are looked through at a time, and bytes of an error that are read.
+_PAGE = 100
+_ERROR_BYTES = 300
+_CANCELLED = f"{ErrorCode.CANCELLED}:".encode()
+_JOB_EVENTS = ("submit", "start", "finish")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a list goes on: after the task at this place."""
+
+    submission_id: str
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.submission_id}:{self.position}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the place that `str` made `text` of.
+
+        Raises:
+            ValueError: it did not.
+        """
+        submission_id, colon, position = text.partition(":")
+        if not colon or not position.isascii() or not position.isdecimal():
+            raise ValueError("is no place in a list: take it from `next` of an answer")
+        return cls(submission_id, int(position))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which tasks a list has.
+
+    Attributes:
+        owner_id: whose.
+        endpoint_id: only of this endpoint.
+        group_id: only of this task group.
+        ended: only those that have ended, or those that have not.
+        failed: only those that failed, or those that did not.
+    """
+
+    owner_id: str
+    endpoint_id: str | None = None
+    group_id: str | None = None
+    ended: bool | None = None
+    failed: bool | None = None
+
+
+def newest_tasks(
+    connection: sa.Connection, wanted: Wanted, after: Place | None = None
+) -> Iterator[tuple[Place, ListedTask]]:
+    """Yield tasks with their places, the newest first."""
+    query = (
+        sa.select(
+            submissions.c.id,
+            submissions.c.group_id,
+            submissions.c.endpoint_id,
+            submissions.c.attach_jobid,
+            submissions.c.created_at,
+            submissions.c.published_at,
+        )
+        .where(submissions.c.owner_id == wanted.owner_id)
+        .order_by(submissions.c.id.desc())
+    )
+    if wanted.endpoint_id is not None:
+        query = query.where(submissions.c.endpoint_id == wanted.endpoint_id)
+    if wanted.group_id is not None:
+        query = query.where(submissions.c.group_id == wanted.group_id)
+    if after is not None:
+        query = query.where(submissions.c.id <= after.submission_id)
+    running: dict[str, dict[str, Any]] = {}
+    # The first look is short, as most lists are; who looks for what is rare asks less often.
+    size = _PAGE
+    while rows := connection.execute(query.limit(size)).all():
+        for first in range(0, len(rows), _PAGE):
+            page = rows[first : first + _PAGE]
+            yield from _of_page(connection, wanted, page, after, running)
+        query = query.where(submissions.c.id < rows[-1].id)
+        size *= 10
+
+
+def _of_page(
+    connection: sa.Connection,
+    wanted: Wanted,
+    page: Sequence[Any],
+    after: Place | None,
+    running: dict[str, dict[str, Any]],
+) -> Iterator[tuple[Place, ListedTask]]:
+    by_id = {row.id: row for row in page}
+    length = sa.func.length(tasks.c.result)
+    start = sa.case((length > _ERROR_BYTES, length - _ERROR_BYTES + 1), else_=1)
+    query = (
+        sa.select(
+            tasks.c.id,
+            tasks.c.submission_id,
+            tasks.c.position,
+            tasks.c.function_id,
+            functions.c.name,
+            tasks.c.completed_at,
+            tasks.c.failed,
+            tasks.c.details,
+            sa.case((tasks.c.failed, sa.func.substr(tasks.c.result, start))).label("error"),
+            sa.case((tasks.c.failed, sa.func.substr(tasks.c.result, 1, len(_CANCELLED)))).label(
+                "code"
+            ),
+        )
+        .outerjoin_from(tasks, functions)
+        .where(tasks.c.submission_id.in_(by_id))
+        .order_by(tasks.c.submission_id.desc(), tasks.c.position.desc())
+    )
+    if wanted.ended is not None:
+        completed = tasks.c.completed_at
+        query = query.where(completed.is_not(None) if wanted.ended else completed.is_(None))
+    if wanted.failed is not None:
+        query = query.where(tasks.c.failed.is_(wanted.failed))
+    if after is not None:
+        query = query.where(
+            (tasks.c.submission_id != after.submission_id) | (tasks.c.position < after.position)
+        )
+    rows = iter(connection.execute(query).all())
+    while part := list(islice(rows, _PAGE)):
+        jobs = _jobs(connection, [row.id for row in part])
+        for row in part:
+            submission = by_id[row.submission_id]
+            known = running.get(submission.endpoint_id)
+            if row.completed_at is None and known is None:
+                known = _running(connection, submission.endpoint_id)
+                running[submission.endpoint_id] = known
+            place = Place(row.submission_id, row.position)
+            yield place, _listed(row, submission, jobs.get(row.id, _Job()), known or {})
+
+
+@dataclass
+class _Job:
+    """What the events of a task's job tell."""
+
+    jobid: int | None = None
+    submitted: float | None = None
+    started: float | None = None
+    stopped: float | None = None
+
+
+def _jobs(connection: sa.Connection, task_ids: list[str]) -> dict[str, _Job]:
+    found: dict[str, _Job] = {}
+    for part in chunks(task_ids):
+        query = sa.select(
+            task_events.c.task_id,
+            task_events.c.jobid,
+            task_events.c.name,
+            task_events.c.timestamp,
+        ).where(task_events.c.task_id.in_(part), task_events.c.name.in_(_JOB_EVENTS))
+        for row in connection.execute(query.order_by(task_events.c.sequence)):
+            job = found.setdefault(row.task_id, _Job())
+            if row.jobid is not None:
+                job.jobid = int(row.jobid)
+            match row.name:
+                case "submit":  # again, if an attempt was lost
+                    job.submitted, job.started, job.stopped = row.timestamp, None, None
+                case "start":
+                    job.started = row.timestamp
+                case "finish":
+                    job.stopped = row.timestamp
+    return found
+
+
+def _running(connection: sa.Connection, endpoint_id: str) -> dict[str, Any]:
+    query = sa.select(endpoints.c.last_report).where(endpoints.c.id == endpoint_id)
+    report = connection.scalar(query) or {}
+    running = report.get(RUNNING) if report.get("active") is not False else None
+    return running if isinstance(running, dict) else {}
+
+
+def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> ListedTask:
+    started, stopped = job.started, job.stopped
+    if row.completed_at is not None:
+        told = (row.details or {}).get(TRANSITIONS) or {}
+        started = started or _seconds(told.get(TaskState.EXEC_START))
+        stopped = stopped or _seconds(told.get(TaskState.EXEC_END))
+    elif started is None and isinstance(running.get(row.id), int | float):
+        started = float(running[row.id])
+    jobid = job.jobid
+    if submission.attach_jobid is not None:
+        jobid = int(submission.attach_jobid)
+    return ListedTask(
+        task_id=row.id,
+        task_group_id=submission.group_id,
+        endpoint_id=submission.endpoint_id,
+        function_id=row.function_id,
+        function_name=row.name,
+        state=_state(row, submission, job, started),
+        submitted=submission.created_at,
+        started=started,
+        stopped=stopped,
+        ended=row.completed_at,
+        error=_last_line(row.error) if row.failed else None,
+        jobid=jobid,
+    )
+
+
+def _state(row: Any, submission: Any, job: _Job, started: float | None) -> ListedState:
+    if row.completed_at is not None:
+        if not row.failed:
+            return ListedState.SUCCESS
+        return ListedState.CANCELLED if row.code == _CANCELLED else ListedState.FAILED
+    if started is not None:
+        return ListedState.RUNNING
+    if job.submitted is not None:
+        return ListedState.QUEUED
+    return ListedState.RECEIVED if submission.published_at is None else ListedState.PENDING
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
+
+
+def _last_line(error: bytes | None) -> str:
+    lines = [line.strip() for line in (error or b"").decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")

@@ -1,0 +1,361 @@
+"""What operators ask: how the service and an endpoint are, and what tasks there are."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from tests.service.conftest import PAYLOAD, Peer, Relay, Rest, eventually, refusal
+
+from flux_endpoint import __version__
+from flux_endpoint.protocol.messages import EPStatusReport, Result, TaskTransition, pack
+from flux_endpoint.protocol.states import ActorName, TaskState
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.settings import ServiceSettings
+
+AddEndpoint = Callable[..., str]
+
+
+def report(endpoint_id: str, **state: Any) -> bytes:
+    state = {"heartbeat_period": 30, "start_unix": 1000.5, "active": True, **state}
+    message = EPStatusReport(
+        endpoint_id=uuid.UUID(endpoint_id), global_state=state, task_statuses={}
+    )
+    return pack(message)
+
+
+def result(task_id: str, error: str | None = None, ran: tuple[float, float] | None = None) -> bytes:
+    transitions = [
+        TaskTransition(timestamp=int(moment * 1e9), state=state, actor=ActorName.WORKER)
+        for moment, state in zip(
+            ran or (), (TaskState.EXEC_START, TaskState.EXEC_END), strict=False
+        )
+    ]
+    details = {"code": "RemoteExecutionError", "user_message": "no"} if error else None
+    return pack(
+        Result(
+            task_id=uuid.UUID(task_id),
+            data=error or "00\ngARLDi4=\n",
+            error_details=details,
+            task_statuses=transitions,
+        )
+    )
+
+
+def events(task_id: str, *named: tuple[str, float], jobid: int = 2**63) -> bytes:
+    data = [
+        {"task_id": task_id, "jobid": jobid, "name": name, "timestamp": at, "context": {}}
+        for name, at in named
+    ]
+    return b"\x01" + json.dumps({"message_type": "task_events", "data": {"events": data}}).encode()
+
+
+def listed(rest: Rest | TestClient, **query: Any) -> list[dict[str, Any]]:
+    client = rest.client if isinstance(rest, Rest) else rest
+    answer = client.get("/v3/tasks", params=query)
+    assert answer.status_code == 200, answer.text
+    tasks: list[dict[str, Any]] = answer.json()["tasks"]
+    return tasks
+
+
+def state_of(rest: Rest, task_id: str) -> str:
+    return next(str(each["state"]) for each in listed(rest) if each["task_id"] == task_id)
+
+
+def submit(api: TestClient, endpoint_id: str, function_id: str, count: int = 1) -> list[str]:
+    body = {"tasks": {function_id: [PAYLOAD] * count}}
+    answer = api.post(f"/v3/endpoints/{endpoint_id}/submit", json=body)
+    ids: list[str] = answer.json()["tasks"][function_id]
+    return ids
+
+
+class TestService:
+    def test_it_says_what_it_is_and_that_its_broker_is_away(self, api: TestClient) -> None:
+        answer = api.get("/v3/status").json()
+        assert (answer["version"], answer["user"]) == (__version__, "ada")
+        assert abs(answer["time"] - time.time()) < 30
+        assert answer["started"] < answer["time"]
+        assert answer["database"]["revision"] == answer["database"]["expected_revision"]
+        assert answer["broker"]["connected"] is False
+        assert answer["queues"] == {}
+        eventually(lambda: "127.0.0.1:1" in api.get("/v3/status").json()["broker"]["address"])
+        assert "refused" in api.get("/v3/status").json()["broker"]["reason"]
+
+    def test_an_sqlite_database_tells_how_much_room_its_disk_has(
+        self, api: TestClient, database_url: str
+    ) -> None:
+        database = api.get("/v3/status").json()["database"]
+        assert database["kind"] == database_url.partition(":")[0].partition("+")[0]
+        assert (database["free_bytes"] or 0) > 0 or database["kind"] == "postgresql"
+
+    @pytest.mark.rabbitmq
+    def test_it_names_its_broker_and_counts_its_queues(self, live: Rest, peer: Peer) -> None:
+        live.register_endpoint()  # answers when the broker is there
+
+        def status() -> dict[str, Any]:
+            answer: dict[str, Any] = live.client.get("/v3/status").json()
+            return answer
+
+        eventually(lambda: status()["broker"]["connected"] and status()["queues"] != {})
+        broker = status()["broker"]
+        assert broker["server"].startswith("RabbitMQ ")
+        assert (broker["reason"], "@" in broker["address"]) == ("", False)
+        assert abs(broker["since"] - time.time()) < 60
+        queues = status()["queues"]
+        assert set(queues) == {"results", "events", "heartbeats", "dead-letters"}
+        eventually(lambda: status()["queues"]["results"]["consumers"] == 1)
+        peer.connection.publish("", "dead-letters", b"for a person").result(10)
+        eventually(lambda: status()["queues"]["dead-letters"]["messages"] == 1)
+
+    @pytest.mark.rabbitmq
+    def test_a_broker_that_goes_away_is_told_with_the_reason_and_the_moment(
+        self, live_settings: ServiceSettings, relay: Relay, token_of: Any
+    ) -> None:
+        settings = live_settings.model_copy(update={"amqp_url": relay.url})
+        with TestClient(create_app(settings), headers=token_of("ada")) as client:
+
+            def broker() -> dict[str, Any]:
+                answer: dict[str, Any] = client.get("/v3/status").json()["broker"]
+                return answer
+
+            eventually(lambda: bool(broker()["connected"]))
+            relay.cut()
+            eventually(lambda: not broker()["connected"] and broker()["reason"] != "")
+            gone = broker()
+            assert gone["server"].startswith("RabbitMQ ")
+            assert abs(gone["since"] - time.time()) < 60
+            relay.mend()
+            eventually(lambda: bool(broker()["connected"]))
+
+
+class TestEndpoint:
+    def test_one_that_never_reported_is_offline_since_ever(
+        self, api: TestClient, add_endpoint: AddEndpoint
+    ) -> None:
+        endpoint_id = add_endpoint(display_name="Lab")
+        answer = api.get(f"/v3/endpoints/{endpoint_id}/status").json()
+        assert (answer["name"], answer["display_name"], answer["owner"]) == ("lab", "Lab", "ada")
+        assert (answer["status"], answer["absence"]) == ("offline", "never started")
+        assert (answer["since"], answer["queue"]) == (None, None)
+
+    def test_somebody_elses_is_unknown(
+        self, api: TestClient, add_endpoint: AddEndpoint, bob: dict[str, str]
+    ) -> None:
+        path = f"/v3/endpoints/{add_endpoint()}/status"
+        refusal(api.get(path, headers=bob), 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
+
+    @pytest.mark.rabbitmq
+    def test_it_is_online_since_its_start_and_offline_since_it_was_last_heard_of(
+        self, live: Rest, peer: Peer
+    ) -> None:
+        endpoint_id = live.register_endpoint()
+
+        def state() -> dict[str, Any]:
+            answer: dict[str, Any] = live.client.get(f"/v3/endpoints/{endpoint_id}/status").json()
+            return answer
+
+        peer.send_report(endpoint_id, report(endpoint_id, total_workers=3))
+        eventually(lambda: state()["status"] == "online")
+        assert (state()["since"], state()["absence"]) == (1000.5, None)
+        assert state()["report"]["total_workers"] == 3
+        peer.send_report(endpoint_id, report(endpoint_id, active=False))
+        eventually(lambda: state()["status"] == "offline")
+        assert state()["absence"] == "stopped"
+        assert state()["since"] == state()["last_seen"]
+        assert abs(state()["since"] - time.time()) < 60
+        peer.send_report(endpoint_id, report(endpoint_id, heartbeat_period=1e-9))
+        eventually(lambda: state()["absence"] == "silent")
+
+    @pytest.mark.rabbitmq
+    def test_it_says_how_many_tasks_wait_in_its_queue(self, live: Rest, peer: Peer) -> None:
+        endpoint_id = live.register_endpoint()
+        live.submit(endpoint_id, count=3)
+        path = f"/v3/endpoints/{endpoint_id}/status"
+        waiting = {"messages": 3, "consumers": 0}
+        eventually(lambda: live.client.get(path).json()["queue"] == waiting)
+        peer.take(f"{endpoint_id}.tasks")
+        taken = {"messages": 0, "consumers": 1}
+        eventually(lambda: live.client.get(path).json()["queue"] == taken)
+
+
+class TestTasks:
+    def test_the_newest_come_first_with_their_functions(
+        self, api: TestClient, add_endpoint: AddEndpoint, add_function: Callable[..., str]
+    ) -> None:
+        endpoint_id = add_endpoint()
+        first = submit(api, endpoint_id, add_function(function_name="first"), 2)
+        second = submit(api, endpoint_id, add_function(function_name="second"))
+        tasks = listed(api)
+        assert [each["task_id"] for each in tasks] == [*second, *reversed(first)]
+        assert [each["function_name"] for each in tasks] == ["second", "first", "first"]
+        assert all(each["state"] == "received" for each in tasks)  # its broker is away
+        assert all(abs(each["submitted"] - time.time()) < 60 for each in tasks)
+
+    def test_pages_meet_without_gap_or_repetition(
+        self, api: TestClient, add_endpoint: AddEndpoint, add_function: Callable[..., str]
+    ) -> None:
+        endpoint_id, function_id = add_endpoint(), add_function()
+        ids = [task for count in (3, 1, 4) for task in submit(api, endpoint_id, function_id, count)]
+        seen: list[str] = []
+        query: dict[str, Any] = {"limit": 3}
+        while True:
+            answer = api.get("/v3/tasks", params=query).json()
+            seen += [each["task_id"] for each in answer["tasks"]]
+            if not answer.get("next"):
+                break
+            assert len(answer["tasks"]) == 3
+            query["before"] = answer["next"]
+        assert len(seen) == len(ids) == 8
+        assert set(seen) == set(ids)
+
+    def test_a_page_that_is_just_full_says_that_nothing_follows(
+        self, api: TestClient, add_endpoint: AddEndpoint, add_function: Callable[..., str]
+    ) -> None:
+        submit(api, add_endpoint(), add_function(), 2)
+        assert api.get("/v3/tasks", params={"limit": 2}).json()["next"] is None
+
+    def test_they_can_be_of_one_endpoint_or_group(
+        self, api: TestClient, add_endpoint: AddEndpoint, add_function: Callable[..., str]
+    ) -> None:
+        one, other, function_id = add_endpoint(), add_endpoint(), add_function()
+        (task,), _ = submit(api, one, function_id), submit(api, other, function_id)
+        assert [each["task_id"] for each in listed(api, endpoint_id=one)] == [task]
+        group = listed(api, endpoint_id=one)[0]["task_group_id"]
+        assert [each["task_id"] for each in listed(api, task_group_id=group)] == [task]
+
+    def test_nobody_sees_those_of_others(
+        self,
+        api: TestClient,
+        add_endpoint: AddEndpoint,
+        add_function: Callable[..., str],
+        bob: dict[str, str],
+    ) -> None:
+        endpoint_id = add_endpoint(public=True)
+        submit(api, endpoint_id, add_function())
+        answer = api.get("/v3/tasks", params={"endpoint_id": endpoint_id}, headers=bob)
+        assert answer.json() == {"tasks": [], "next": None}
+
+    @pytest.mark.parametrize(
+        ("query", "field"),
+        [
+            ({"endpoint_id": "lab"}, "endpoint_id"),
+            ({"task_group_id": "x"}, "task_group_id"),
+            ({"state": "busy"}, "state[0]"),
+            ({"limit": 0}, "limit"),
+            ({"limit": 1001}, "limit"),
+            ({"before": "somewhere"}, "before"),
+            ({"before": "a:-1"}, "before"),
+        ],
+    )
+    def test_a_wrong_question_is_refused(
+        self, api: TestClient, query: dict[str, Any], field: str
+    ) -> None:
+        refusal(api.get("/v3/tasks", params=query), 422, "SEMANTICALLY_INVALID", field)
+
+    @pytest.mark.rabbitmq
+    def test_a_task_passes_through_its_states(self, live: Rest, peer: Peer) -> None:
+        endpoint_id = live.register_endpoint()
+        _, (task,) = live.submit(endpoint_id)
+        eventually(lambda: state_of(live, task) == "pending")
+        peer.send_events(endpoint_id, events(task, ("submit", 10.0)))
+        eventually(lambda: state_of(live, task) == "queued")
+        peer.send_events(endpoint_id, events(task, ("start", 12.5)))
+        eventually(lambda: state_of(live, task) == "running")
+        (running,) = listed(live)
+        assert (running["jobid"], running["started"], running["stopped"]) == (2**63, 12.5, None)
+        peer.send_events(endpoint_id, events(task, ("finish", 20.0)))
+        peer.send_result(endpoint_id, result(task))
+        eventually(lambda: state_of(live, task) == "success")
+        eventually(lambda: listed(live)[0]["stopped"] == 20.0)
+        assert abs(listed(live)[0]["ended"] - time.time()) < 60
+
+    @pytest.mark.rabbitmq
+    def test_a_job_that_is_tried_again_waits_again(self, live: Rest, peer: Peer) -> None:
+        endpoint_id = live.register_endpoint()
+        _, (task,) = live.submit(endpoint_id)
+        told = events(task, ("submit", 1.0), ("start", 2.0), ("finish", 3.0), ("submit", 4.0))
+        peer.send_events(endpoint_id, told)
+        eventually(lambda: state_of(live, task) == "queued")
+
+    @pytest.mark.rabbitmq
+    def test_what_a_worker_runs_is_known_from_the_status_report(
+        self, live: Rest, peer: Peer
+    ) -> None:
+        endpoint_id = live.register_endpoint()
+        _, (task, other) = live.submit(endpoint_id, count=2)
+        peer.send_report(endpoint_id, report(endpoint_id, running_tasks={task: 1234.5}))
+        eventually(lambda: state_of(live, task) == "running")
+        assert state_of(live, other) == "pending"
+        assert next(t["started"] for t in listed(live) if t["task_id"] == task) == 1234.5
+        peer.send_report(
+            endpoint_id, report(endpoint_id, running_tasks={task: 1234.5}, active=False)
+        )
+        eventually(lambda: state_of(live, task) == "pending")
+
+    @pytest.mark.rabbitmq
+    def test_an_ended_task_tells_how_long_it_ran_and_why_it_failed(
+        self, live: Rest, peer: Peer
+    ) -> None:
+        endpoint_id = live.register_endpoint()
+        _, (good, bad, ended) = live.submit(endpoint_id, count=3)
+        peer.send_result(endpoint_id, result(good, ran=(100.25, 103.5)))
+        text = "Traceback\n" + 1000 * "  a line\n" + "ValueError: no \ud800\n\n"
+        peer.send_result(endpoint_id, result(bad, "x").replace(b'"x"', json.dumps(text).encode()))
+        peer.send_result(endpoint_id, result(ended, "TaskCancelled: ended on request"))
+        eventually(lambda: len(listed(live, state=["success", "failed", "cancelled"])) == 3)
+        by_id = {each["task_id"]: each for each in listed(live)}
+        assert (by_id[good]["started"], by_id[good]["stopped"]) == (100.25, 103.5)
+        assert by_id[good]["error"] is None
+        assert by_id[bad]["error"].startswith("ValueError: no ")
+        assert by_id[ended]["error"] == "TaskCancelled: ended on request"
+        assert [by_id[each]["state"] for each in (good, bad, ended)] == [
+            "success",
+            "failed",
+            "cancelled",
+        ]
+
+    @pytest.mark.rabbitmq
+    @pytest.mark.parametrize(
+        ("states", "expected"),
+        [
+            (["success"], {0}),
+            (["failed"], {1}),
+            (["cancelled"], {2}),
+            (["failed", "cancelled"], {1, 2}),
+            (["success", "failed"], {0, 1}),
+            (["pending"], {3}),
+            (["received", "pending", "queued", "running"], {3, 4}),
+            (["queued", "success"], {0, 4}),
+            ([], {0, 1, 2, 3, 4}),
+        ],
+    )
+    def test_they_can_be_in_some_states_only(
+        self, live: Rest, peer: Peer, states: list[str], expected: set[int]
+    ) -> None:
+        endpoint_id = live.register_endpoint()
+        _, ids = live.submit(endpoint_id, count=5)
+        peer.send_result(endpoint_id, result(ids[0]))
+        peer.send_result(endpoint_id, result(ids[1], "ValueError"))
+        peer.send_result(endpoint_id, result(ids[2], "TaskCancelled: so"))
+        peer.send_events(endpoint_id, events(ids[4], ("submit", 1.0)))
+        eventually(lambda: state_of(live, ids[4]) == "queued")
+        eventually(
+            lambda: all(
+                each in {t["task_id"] for t in listed(live) if t["ended"]} for each in ids[:3]
+            )
+        )
+        found = {ids.index(each["task_id"]) for each in listed(live, state=states)}
+        assert found == expected
+
+    @pytest.mark.rabbitmq
+    def test_a_task_that_follows_a_job_has_the_jobs_id_and_no_function(
+        self, live: Rest, peer: Peer
+    ) -> None:
+        endpoint_id = live.register_endpoint(metadata={"flux_endpoint_version": "1"})
+        live.client.post(f"/v3/endpoints/{endpoint_id}/attach", json={"jobid": "ƒ2WXGLe"})
+        (task,) = listed(live)
+        assert (task["function_id"], task["function_name"]) == (None, None)
+        assert task["jobid"] is not None
