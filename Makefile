@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 OFFICIAL := .venv-official
 OFFICIAL_STAMP := $(OFFICIAL)/.installed
+PLUGIN := .venv-plugin
+PLUGIN_STAMP := $(PLUGIN)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help venv official system demo test check man clean
@@ -23,11 +25,16 @@ $(STAMP): pyproject.toml tools/make-venv
 	@PYTHON="$(PYTHON)" tools/make-venv $(VENV)
 	@touch $(STAMP)
 
-official: $(OFFICIAL_STAMP) ## Create .venv-official: the official Globus Compute packages, for the tests.
+official: $(OFFICIAL_STAMP) $(PLUGIN_STAMP) ## Create .venv-official and .venv-plugin: the official Globus Compute packages, for the tests.
 
 $(OFFICIAL_STAMP): tools/make-official-venv | $(STAMP)
 	@tools/make-official-venv $(OFFICIAL) $(BIN)/python
 	@touch $(OFFICIAL_STAMP)
+
+# The same, with this project beside them.
+$(PLUGIN_STAMP): tools/make-official-venv pyproject.toml | $(STAMP)
+	@tools/make-official-venv $(PLUGIN) $(BIN)/python --editable '.[flux]'
+	@touch $(PLUGIN_STAMP)
 
 system: venv ## Install RabbitMQ from the distribution if it's missing (needs root).
 	@tools/install-rabbitmq $(BIN)/python
@@ -47,5 +54,5 @@ man: venv ## Write the man page again from the commands' help.
 	$(BIN)/python tools/make-man
 
 clean: ## Remove what make created, .venv included.
-	rm -rf $(VENV) $(OFFICIAL) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) $(PLUGIN) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,9 +43,16 @@ class _Formatter(logging.Formatter):
             if trace:
                 entry["traceback"] = trace
             return json.dumps(entry, default=str)
-        pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
-        line = f"{stamp} {record.levelname:<7} {record.getMessage()}{pairs}"
+        line = f"{stamp} {record.levelname:<7} {said(record)}"
         return f"{line}\n{trace}" if trace else line
+
+
+def said(record: logging.LogRecord) -> str:
+    """Return what `record` says, with its fields as `key=value`."""
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return record.getMessage() + "".join(
+        f" {key}={_quoted(value)}" for key, value in fields.items()
+    )
 
 
 def _quoted(value: Any) -> str:

@@ -1,0 +1,1 @@
+"""This project's engine inside of other projects' programs."""

@@ -1,0 +1,268 @@
+"""`FluxEngine` with the interface of the official endpoint's engines (release 4.19)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+from uuid import UUID
+
+from globus_compute_common.messagepack.message_types import EPStatusReport
+from globus_compute_endpoint.endpoint.result_store import ResultStore
+from globus_compute_endpoint.engines.base import GCFuture, GlobusComputeEngineBase
+
+from flux_endpoint import logs
+from flux_endpoint.engine import FluxEngine as Engine
+from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.errors import EngineError, InvalidMessageError
+from flux_endpoint.integrations.globus_compute.options import read_options
+from flux_endpoint.integrations.globus_compute.record import KEPT_AT_STOP, TaskRecord
+from flux_endpoint.protocol.messages import Task, unpack
+
+log = logging.getLogger(__name__)
+
+#: The logger whose handlers the official endpoint has set up.
+_THEIR_LOGGER = "globus_compute_endpoint"
+
+
+class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package is not here to check
+    """Runs an official endpoint's tasks on Flux, as this project's own endpoints do.
+
+    Args:
+        endpoint_id: the endpoint's UUID, if it is known before `start`.
+        options: see `PluginOptions`.
+
+    Raises:
+        ValueError: an option is wrong; the text names it, and says what is right.
+    """
+
+    def __init__(self, *, endpoint_id: UUID | None = None, **options: Any) -> None:
+        self.options = read_options(_plain(options))
+        super().__init__(
+            endpoint_id=endpoint_id,
+            max_retries_on_system_failure=self.options.max_retries_on_system_failure,
+            working_dir=self.options.working_dir,
+            allowed_serializers=self.options.allowed_serializers,
+        )
+        self.label = self.options.label
+        self.run_in_sandbox = self.options.run_in_sandbox
+        self._engine: Engine | None = None
+        self._record: TaskRecord | None = None
+        self._store: ResultStore | None = None
+        self._total_tasks = 0
+        self._lock = threading.Lock()
+        #: Tasks that have not ended; `None`: nobody here waits, they are of an earlier process.
+        self._futures: dict[str, GCFuture | None] = {}
+        #: Results of an earlier process, for tasks that the broker sends once more.
+        self._earlier: dict[str, bytes] = {}
+
+    def __repr__(self) -> str:
+        given = self.options.model_dump(exclude_defaults=True)
+        return f"FluxEngine({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+    def assert_ha_compliant(self) -> NoReturn:
+        """Refuse: nobody has assessed it.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "FluxEngine has not been assessed for High Assurance: the traffic between endpoint and "
+            "workers is encrypted, but what jobs write into the endpoint's directory is not"
+        )
+
+    def start(
+        self, *_: object, endpoint_id: UUID | str, run_dir: str | Path, **_options: object
+    ) -> None:
+        """Start, and go on with what an earlier process has left.
+
+        Raises:
+            EngineError: it can't; says what to do.
+        """
+        _show_logs(self.label)
+        self.endpoint_id = UUID(str(endpoint_id))
+        directory = Path(run_dir).absolute()
+        self.run_dir = str(directory)
+        self.set_working_dir(self.run_dir)
+        own = directory / "engine"
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._store = ResultStore(endpoint_dir=directory)
+        self._record = TaskRecord(own / "tasks.db")
+        config = self.options.model_dump(include=set(FluxEngineConfig.model_fields))
+        engine = Engine(
+            FluxEngineConfig(**config), endpoint_id=str(self.endpoint_id), directory=directory
+        )
+        try:
+            engine.start(self._finished)
+        except BaseException:
+            self._record.close()
+            raise
+        self._engine = engine
+        self._engine_ready = True
+        self._go_on(self._record)
+
+    def _go_on(self, record: TaskRecord) -> None:
+        results, tasks = record.fresh_results(), record.unfinished()
+        for result in results:
+            self._earlier[result.task_id] = result.body
+            self._keep(result)
+        for task in tasks:
+            self._futures[task.task_id] = None
+        for task in tasks:
+            self._running_engine().submit(task)
+        if results or tasks:
+            logs.event(
+                log,
+                logging.WARNING,
+                "an earlier process of this endpoint ended with work in its hands, going on",
+                tasks=len(tasks),
+                results=len(results),
+            )
+
+    def submit(
+        self,
+        task_f: GCFuture,
+        packed_task: bytes,
+        resource_specification: dict[str, Any] | None = None,
+        result_serializers: list[str] | None = None,
+    ) -> None:
+        """Take a task; its packed result goes to `task_f`.
+
+        Raises:
+            EngineError: the engine does not run, or can't record the task.
+            InvalidMessageError: the message is not a task.
+        """
+        self._ensure_ready()
+        task_id = str(task_f.gc_task_id)
+        message = unpack(packed_task)
+        if not isinstance(message, Task):
+            raise InvalidMessageError(f"expected a task, got a {message.message_type} message")
+        task = EngineTask(
+            task_id,
+            str(task_f.function_id),
+            message.task_buffer,
+            resource_specification or None,
+            list(result_serializers or ()) or None,
+        )
+        with self._lock:
+            known = task_id in self._futures
+            self._futures[task_id] = task_f
+            answered = self._earlier.pop(task_id, None)
+        if answered is not None:
+            self._finished(EngineResult(task_id, answered))
+        elif not known:
+            self._accept(task)
+        self._total_tasks += 1
+
+    def _accept(self, task: EngineTask) -> None:
+        engine, record = self._running_engine(), self._record
+        try:
+            if record is not None:
+                record.accept(task)
+            engine.submit(task)
+        except BaseException:
+            with self._lock:
+                self._futures.pop(task.task_id, None)
+            raise
+
+    def _running_engine(self) -> Engine:
+        if self._engine is None:
+            raise EngineError("the engine is not running")
+        return self._engine
+
+    def _submit(self, *_: object, **__: object) -> NoReturn:
+        raise NotImplementedError("this engine takes whole tasks, in `submit`")
+
+    # What the engine's threads call
+
+    def _finished(self, result: EngineResult) -> None:
+        if self._record is not None:
+            try:
+                self._record.finish(result)
+            except EngineError as error:  # the result goes its way, and at worst once more
+                logs.event(log, logging.ERROR, str(error), task=result.task_id)
+        with self._lock:
+            future = self._futures.pop(result.task_id, None)
+        if future is None:
+            self._keep(result)
+        elif not future.done():
+            future.set_result(result.body)
+
+    def _keep(self, result: EngineResult) -> None:
+        """Leave a result where the official endpoint looks for those it has to publish."""
+        if self._store is None:
+            return
+        # It reads what has no dot in front at any moment: the file must appear as a whole.
+        partial = self._store.data_path / f".{result.task_id}"
+        partial.write_bytes(result.body)
+        partial.replace(self._store.data_path / result.task_id)
+
+    # What else the official endpoint asks
+
+    def get_status_report(self) -> EPStatusReport:
+        """Return the engine's counters, with the official names where they exist."""
+        status = self._engine.status() if self._engine is not None else {}
+        return EPStatusReport(
+            endpoint_id=self.endpoint_id,
+            global_state={
+                **status,
+                "engine_type": "FluxEngine",
+                "provider_type": status.get("executor"),
+                "total_tasks": self._total_tasks,
+                "outstanding_tasks": len(self._futures),
+                "scaling_enabled": True,
+                "max_blocks": self.options.max_nodes,
+                "min_blocks": self.options.min_nodes,
+                "nodes_per_block": 1,
+                "max_workers_per_node": self.options.workers_per_node,
+            },
+            task_statuses={},
+        )
+
+    def shutdown(self, /, **_: object) -> None:
+        """Let running tasks finish for a while; the next start goes on with the others."""
+        engine, self._engine = self._engine, None
+        self._engine_ready = False
+        if engine is None:
+            return
+        if self._record is not None:
+            self._record.forget(KEPT_AT_STOP)
+        engine.stop(self.options.shutdown_grace)
+        if self._record is not None:
+            self._record.close()
+            self._record = None
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with strategies by their names: a `config.py` may have the classes."""
+    allowed = options.get("allowed_serializers")
+    if allowed is None:
+        return options
+    names = [
+        item if isinstance(item, str) else f"{item.__module__}.{getattr(item, '__name__', item)}"
+        for item in allowed
+    ]
+    return {**options, "allowed_serializers": names}
+
+
+class _Forward(logging.Handler):
+    """Hands our log records, with their fields, to the official endpoint's log."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self._target = logging.getLogger(f"{_THEIR_LOGGER}.{label}")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        target = self._target
+        if target.isEnabledFor(record.levelno):
+            target.log(record.levelno, "%s", logs.said(record), exc_info=record.exc_info)
+
+
+def _show_logs(label: str) -> None:
+    ours = logging.getLogger("flux_endpoint")
+    if not any(isinstance(handler, _Forward) for handler in ours.handlers):
+        ours.addHandler(_Forward(label))
+        ours.propagate = False
+        ours.setLevel(logging.getLogger(_THEIR_LOGGER).getEffectiveLevel())

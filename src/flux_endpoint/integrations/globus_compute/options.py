@@ -1,0 +1,58 @@
+"""What may stand beside `type: FluxEngine` in a user endpoint's configuration."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from flux_endpoint.engine.config import FluxEngineConfig
+
+#: Options of the official engines that have no meaning here, and what takes their place.
+_ELSEWHERE = {
+    "provider": "there are no blocks to provide: the engine uses the Flux instance that the "
+    "endpoint runs in (FLUX_URI)",
+    "strategy": "workers come and go by max_nodes, min_nodes and idle_timeout",
+    "job_status_kwargs": "workers come and go by max_nodes, min_nodes and idle_timeout",
+    "max_workers_per_node": "set workers_per_node",
+    "max_workers": "set workers_per_node",
+    "encrypted": "traffic between hosts is always encrypted",
+    "mpi_launcher": "ranks are started by Flux",
+    "container_type": "containers are not supported",
+    "container_uri": "containers are not supported",
+}
+
+
+class PluginOptions(FluxEngineConfig):
+    """The options of our own endpoint's engine, and what belongs to the agent there."""
+
+    #: What logs call it.
+    label: str = "FluxEngine"
+    #: Seconds that running tasks have left when the endpoint stops.
+    shutdown_grace: float = Field(default=5.0, ge=0)
+
+
+def read_options(given: dict[str, Any]) -> PluginOptions:
+    """Return `given` as options.
+
+    Raises:
+        ValueError: one of them is wrong; the text names it, and says what is right.
+    """
+    try:
+        return PluginOptions(**given)
+    except ValidationError as error:
+        problems = [_problem(dict(detail)) for detail in error.errors(include_url=False)]
+    raise ValueError("FluxEngine: " + "; ".join(problems)) from None
+
+
+def _problem(detail: dict[str, Any]) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        return f"{name}: {detail['msg']}, not {detail['input']!r}"
+    if name in _ELSEWHERE:
+        return f"{name} is no option of it: {_ELSEWHERE[name]}"
+    known = sorted(PluginOptions.model_fields.keys() - {"type"})
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"{name} is no option of it; {hint}"

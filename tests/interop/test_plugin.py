@@ -1,0 +1,293 @@
+"""Our engine inside the official user endpoint: on the embedded executor, and on Flux."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from tests.engine.engine_world import buffer_of
+from tests.interop.plugin_world import PluginEnvironment, UserEndpoint
+
+from flux_endpoint.functions import MPIFunction, OfficialShellResult, ShellFunction, official_code
+from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.serialize import ComputeSerializer, reading_as
+
+pytestmark = [pytest.mark.interop, pytest.mark.rabbitmq]
+
+OFFICIAL_RESULT = ("globus_compute_sdk.sdk.shell_function", "ShellResult")
+TWO_RANKS = {"num_nodes": 1, "ranks_per_node": 2}
+
+
+@pytest.fixture(scope="session")
+def environment(plugin_python, tmp_path_factory):
+    made = PluginEnvironment(tmp_path_factory.mktemp("plugin") / "venv", plugin_python)
+    made.switch("enable")
+    return made
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
+def flux(request):
+    """The URI of a Flux instance, `None` for the embedded executor."""
+    return request.getfixturevalue("flux_uri") if request.param == "flux" else None
+
+
+@pytest.fixture(scope="module")
+def make(environment, broker, flux, tmp_path_factory):
+    """Makes user endpoints; the last one made is gone when the next test is."""
+    made = []
+
+    def new():
+        vhost = f"test-{uuid.uuid4().hex}"
+        broker.ctl("add_vhost", vhost)
+        broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
+        home = tmp_path_factory.mktemp("home")
+        endpoint = UserEndpoint(environment, home, broker.vhost_url(vhost), flux)
+        made.append((vhost, endpoint))
+        return endpoint
+
+    yield new
+    for vhost, endpoint in made:
+        endpoint.close()
+        broker.ctl("delete_vhost", vhost)
+
+
+@pytest.fixture(scope="module")
+def shared(make):
+    """One that most tests use."""
+    endpoint = make()
+    endpoint.start(
+        max_nodes=1, workers_per_node=2, local_nodes=2, local_cores_per_node=2, run_in_sandbox=True
+    )
+    return endpoint
+
+
+@pytest.fixture
+def own(make):
+    """One of a test's own, not started yet."""
+    endpoint = make()
+    yield endpoint
+    endpoint.stop()
+
+
+def area(width, height=2):
+    return width * height
+
+
+def fail():
+    raise ZeroDivisionError("by zero")
+
+
+def surroundings():
+    import os
+    from pathlib import Path
+
+    names = ("GC_TASK_UUID", "GC_TASK_SANDBOX_DIR")
+    return str(Path.cwd()), {name: os.environ.get(name) for name in names}
+
+
+def large():
+    return "x" * (11 << 20)
+
+
+def end_of_own_worker(path):
+    """Take the worker along at the first attempt."""
+    import os
+    import signal
+    from pathlib import Path
+
+    if not Path(path).exists():
+        Path(path).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "again"
+
+
+def noted(path, gate):
+    """Note each run, and wait to be let go."""
+    import time
+    from pathlib import Path
+
+    with Path(path).open("a") as file:
+        file.write("run\n")
+    deadline = time.monotonic() + 60
+    while not Path(gate).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
+    return "done"
+
+
+def official_task(function, **kwargs):
+    """A packed task as the official client sends it."""
+    serializer = ComputeSerializer()
+    buffers = [official_code(function), serializer.serialize(()), serializer.serialize(kwargs)]
+    return serializer.pack_buffers(buffers)
+
+
+def official_value(end):
+    """A result's value, as the official client sees it: its ShellResult is one by name."""
+    assert end.code is None, end.text
+    with reading_as({OFFICIAL_RESULT: OfficialShellResult}):
+        return ComputeSerializer().deserialize(end.message.data)
+
+
+class TestTasks:
+    def test_a_function_returns_its_value(self, shared):
+        tasks = {shared.submit(area, width): width * 2 for width in range(30)}
+        assert {shared.end(task).value for task in tasks} == set(tasks.values())
+
+    def test_an_exception_is_told_with_its_traceback(self, shared):
+        end = shared.end(shared.submit(fail))
+        assert end.code == "RemoteExecutionError"
+        assert "ZeroDivisionError: by zero" in end.text
+
+    def test_the_result_says_where_it_comes_from(self, shared):
+        details = shared.end(shared.submit(area, 1)).message.details
+        assert details["endpoint_id"] == shared.endpoint_id
+        assert details["dill_version"] == "0.3.9"
+
+    def test_an_official_shell_function_returns_an_official_result(self, shared):
+        task = official_task(ShellFunction("echo {x}; exit 3"), x="$((1 + 1))")
+        result = official_value(shared.end(shared.submit(None, buffer=task)))
+        assert (result.stdout, result.returncode) == ("2\n", 3)
+        assert isinstance(result, OfficialShellResult)
+
+    def test_an_official_mpi_function_is_started_on_every_rank(self, shared):
+        task = official_task(MPIFunction("bash -c 'echo rank of $PARSL_NUM_RANKS {x}'"), x=7)
+        end = shared.end(shared.submit(None, buffer=task, spec=TWO_RANKS))
+        result = official_value(end)
+        assert result.stdout == "rank of 2 7\n" * 2
+        assert result.cmd.startswith("$PARSL_MPI_PREFIX bash")
+
+    def test_a_shell_function_with_resources_has_the_prefix_to_start_ranks_with(self, shared):
+        task = official_task(ShellFunction("$PARSL_MPI_PREFIX echo rank; echo once"))
+        end = shared.end(shared.submit(None, buffer=task, spec=TWO_RANKS))
+        assert official_value(end).stdout == "rank\nrank\nonce\n"
+
+    def test_a_python_function_with_resources_runs_on_every_rank(self, shared):
+        assert shared.end(shared.submit(area, 4, spec=TWO_RANKS)).value == [8, 8]
+
+    def test_every_task_has_its_sandbox(self, shared):
+        task = shared.submit(surroundings)
+        directory, variables = shared.end(task).value
+        assert directory == str(shared.directory / "tasks_working_dir" / task)
+        assert variables == {"GC_TASK_UUID": task, "GC_TASK_SANDBOX_DIR": directory}
+
+    def test_the_result_is_written_as_asked_for(self, shared):
+        json_data = ["globus_compute_sdk.serialize.concretes.JSONData"]
+        end = shared.end(shared.submit(area, 3, serializers=json_data))
+        assert end.message.data == "11\n6"
+
+    def test_a_result_that_is_too_large_is_refused(self, shared):
+        end = shared.end(shared.submit(large))
+        assert end.code == ErrorCode.MAX_RESULT_SIZE
+
+    def test_a_wrong_specification_is_told_by_name(self, shared):
+        end = shared.end(shared.submit(area, 1, spec={"num_nodez": 1}))
+        assert "did you mean 'num_nodes'?" in end.text
+
+    def test_its_reports_have_the_official_names(self, shared, flux):
+        state = shared.report(lambda state: state["total_workers"] == 2)
+        assert state["engine_type"] == "FluxEngine"
+        assert state["provider_type"] == ("local" if flux is None else "flux")
+        counters = ("managers", "idle_workers", "pending_tasks", "outstanding_tasks", "total_tasks")
+        assert all(isinstance(state[name], int) for name in counters)
+        assert state["active"] is True
+
+    def test_its_log_is_the_endpoint_s(self, shared):
+        assert "FluxEngine" in shared.log()
+        assert "engine runs on" in shared.log()
+
+
+class TestWhatASiteAllows:
+    def test_functions_and_serializers(self, own):
+        allowed = ["globus_compute_sdk.serialize.PureSourceTextInspect",
+                   "globus_compute_sdk.serialize.DillDataBase64"]  # fmt: skip
+        own.start(
+            allowed_functions=[str(uuid.UUID(int=1))],
+            allowed_serializers=allowed,
+            local_cores_per_node=1,
+            max_nodes=1,
+            workers_per_node=1,
+        )
+        end = own.end(own.submit(area, 1))
+        assert "DillCodeSource is not allowed here" in end.text
+
+    def test_a_function_that_is_not_listed_never_reaches_the_engine(self, own):
+        own.start(allowed_functions=[], local_cores_per_node=1, max_nodes=1, workers_per_node=1)
+        assert own.end(own.submit(area, 1)).code == "FUNCTION_NOT_ALLOWED"
+
+
+class TestLostWorkers:
+    SMALL = {"local_cores_per_node": 1, "max_nodes": 1, "workers_per_node": 1}  # noqa: RUF012
+
+    def test_the_task_of_a_lost_worker_is_tried_again_as_often_as_asked(self, own, tmp_path):
+        own.start(max_retries_on_system_failure=1, **self.SMALL)
+        assert own.end(own.submit(end_of_own_worker, str(tmp_path / "runs"))).value == "again"
+
+    def test_else_it_fails_with_the_reason(self, own, tmp_path):
+        own.start(**self.SMALL)
+        end = own.end(own.submit(end_of_own_worker, str(tmp_path / "runs")))
+        assert end.code == ErrorCode.WORKER_LOST
+        assert "signal 9" in end.text
+
+
+class TestTheEndOfTheProcess:
+    """What the official endpoint had acknowledged would be lost with it."""
+
+    SMALL = {  # noqa: RUF012
+        "local_cores_per_node": 2, "max_nodes": 1, "workers_per_node": 2, "shutdown_grace": 0.1
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("how", ["kill", "stop"])
+    def test_every_task_it_had_is_answered_by_the_next_one(self, own, tmp_path, how):
+        gate, runs = tmp_path / "gate", tmp_path / "runs"
+        own.start(**self.SMALL)
+        done = own.submit(area, 1)
+        own.end(done)
+        tasks = [own.submit(noted, str(runs), str(gate)) for _ in range(6)]
+        own.until(lambda: runs.exists() and len(runs.read_text().split()) == 2)
+        getattr(own, how)()
+        own.lose_queue()  # as if all had been acknowledged: nobody else has them any more
+        gate.touch()
+        own.start(**self.SMALL)
+        assert [own.end(task).value for task in tasks] == ["done"] * 6
+
+    def test_a_job_that_goes_on_is_found_again(self, own, tmp_path, flux):
+        gate, runs = tmp_path / "gate", tmp_path / "runs"
+        own.start(**self.SMALL)
+        task = own.submit(noted, str(runs), str(gate), spec={"num_ranks": 1})
+        own.until(runs.exists)
+        own.kill()
+        own.lose_queue()
+        own.start(**self.SMALL)
+        gate.touch()
+        assert own.end(task).value == ["done"]
+        # Those of the embedded executor end with the process, and start again.
+        assert runs.read_text() == ("run\nrun\n" if flux is None else "run\n")
+
+    def test_a_result_that_may_not_have_been_sent_is_sent_again(self, own):
+        own.start(**self.SMALL)
+        task = own.submit(area, 3)
+        first = own.end(task)
+        own.kill()
+        own.start(**self.SMALL)
+        own.until(lambda: len(own.ends(task)) == 2)
+        assert own.ends(task)[1] == own.ends(task)[0]
+        assert first.value == 6
+
+    def test_a_task_that_the_broker_sends_twice_runs_once(self, own, tmp_path):
+        gate, runs = tmp_path / "gate", tmp_path / "runs"
+        own.start(**self.SMALL)
+        task = str(uuid.uuid4())
+        buffer = buffer_of(noted, str(runs), str(gate))
+        own.send(task, buffer)
+        own.until(runs.exists)
+        own.send(task, buffer)
+        gate.touch()
+        assert own.end(task).value == "done"
+        assert own.end(own.submit(area, 1)).value == 2  # behind the second one in the queue
+        assert runs.read_text() == "run\n"
+
+
+def test_files_are_the_owner_s_alone(shared):
+    assert (shared.directory / "engine").stat().st_mode & 0o777 == 0o700
