@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 from engine_world import World, buffer_of, fresh_seconds, processes, until
@@ -40,6 +41,16 @@ def killed_by(signum):
     import os
 
     os.kill(os.getpid(), signum)
+
+
+def killed_later(path):
+    import os
+    import pathlib
+    import time
+
+    while not pathlib.Path(path).exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), 9)
 
 
 def gone(code):
@@ -399,3 +410,30 @@ def test_status_counts_what_there_is(make_world, tmp_path):
     until(lambda: world.engine.status()["outstanding_tasks"] == 0)
     assert world.engine.status()["idle_workers"] == 1
     assert os.environ.get("GC_TASK_UUID") is None
+
+
+def test_status_names_what_runs_for_a_while_and_since_when(make_world, tmp_path):
+    world = make_world(workers_per_node=1)
+    gate, started = tmp_path / "gate", tmp_path / "started"
+    before = time.time()
+    running, waiting = (world.submit(wait_for, str(gate), str(started)) for _ in range(2))
+    until(lambda: world.engine.status()["running_tasks"])
+    told = world.engine.status()["running_tasks"]
+    assert list(told) == [running]
+    assert before - 0.01 <= told[running] <= started.stat().st_mtime + 1
+    gate.touch()
+    world.ends([running, waiting])
+    assert world.engine.status()["running_tasks"] == {}
+
+
+def test_what_was_ended_or_lost_is_not_said_to_run(make_world, tmp_path):
+    world = make_world(workers_per_node=2)
+    gate, started = str(tmp_path / "gate"), str(tmp_path / "started")
+    ended = world.submit(wait_for, gate, started)
+    killed = world.submit(killed_later, gate)
+    until(lambda: len(world.engine.status()["running_tasks"]) == 2)
+    world.engine.cancel(ended)
+    until(lambda: len(world.engine.status()["running_tasks"]) == 1)
+    (tmp_path / "gate").touch()
+    world.ends([ended, killed])
+    assert world.engine.status()["running_tasks"] == {}

@@ -13,6 +13,7 @@ The report is a JSON object, which the service keeps and shows: `flux-endpoint s
 | `instance`, `resources` | URI of the Flux instance; its nodes, cores and gpus in all |
 | `managers`, `total_workers`, `idle_workers` | nodes with workers, and their workers |
 | `outstanding_tasks`, `pending_tasks` | tasks for workers that have not ended; those that no node has |
+| `running_tasks` | tasks on workers that run for a second or more, and when each was started |
 | `jobs`, `waiting_jobs` | tasks that are jobs of their own; those that wait for resources |
 """  # noqa: E501 - a table
 

@@ -5,8 +5,8 @@ Run as `python -m flux_endpoint.engine.workers.manager`; its settings come in th
 From the pool: `tasks`, then header and buffer of each; `return`, how many tasks are wanted back;
 `held?`; `cancel`, a task's id; `signal`, a number and a task's id; `stop`.
 To the pool: `hello`, its token and a JSON object; `results`, a JSON object, then id and body of
-each; `returned`, ids of tasks that were not started; `held`, ids of those that are here; `lost`, a
-task's id and the reason; `cancelled`, a task's id.
+each; `running`, id and start of a task that takes long; `returned`, ids of tasks that were not
+started; `held`, ids of those that are here; `lost`, a task's id and why; `cancelled`, its id.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _SHORT = 0.002
 _MOST_AHEAD = 16
 #: Seconds for which a task may run before those sent after it are taken back.
 _TAKE_BACK_AFTER = 0.05
+#: Seconds after which the pool is told that a task runs.
+_TELL_AFTER = 1.0
 #: A task with a larger buffer (bytes) waits for an idle worker.
 _LARGE = 1 << 16
 #: So many workers in a row that end before their first task mean that none can start.
@@ -62,6 +64,8 @@ class _Worker:
     #: Those tasks, for the case that the worker is lost.
     sent: dict[str, tuple[dict[str, object], bytes]] = field(default_factory=dict)
     since: float = 0.0  # monotonic time at which the first of them was started
+    #: Whether the pool was told that it runs.
+    told: bool = False
     #: How many tasks were taken back that it has not yet come across.
     skipping: int = 0
     served: int = 0
@@ -148,6 +152,7 @@ class Manager:
         """Return milliseconds until something must be done even if nothing happens."""
         moments = [moment for moment, _ in self._deadlines]
         moments.extend(w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
+        moments.extend(w.since + _TELL_AFTER for w in self._workers if w.tasks and not w.told)
         if self._orphaned_at is not None:
             moments.append(self._orphaned_at + self._settings.orphan_timeout)
         if not moments:
@@ -275,6 +280,7 @@ class Manager:
         # Weighted towards the recent: one long task at once ends sending ahead.
         self._task_seconds += (now - worker.since - self._task_seconds) * 0.2
         worker.since = now
+        worker.told = False
         if worker.cancelled == task_id:  # it may have come to an end because of that
             self._tell_cancelled(task_id)
         else:
@@ -297,6 +303,7 @@ class Manager:
     def _send(self, worker: _Worker, header: dict[str, object], buffer: bytes) -> None:
         if not worker.tasks:
             worker.since = time.monotonic()
+            worker.told = False
         task_id = str(header["id"])
         worker.tasks.append(task_id)
         worker.sent[task_id] = (header, buffer)
@@ -416,12 +423,19 @@ class Manager:
             if len(worker.tasks) > 1 and now - worker.since >= _TAKE_BACK_AFTER:
                 self._take_back(worker)
                 worker.since = now  # so that an unread result does not bring us back at once
+            elif worker.tasks and not worker.told and now - worker.since >= _TELL_AFTER:
+                self._tell_running(worker, now)
         if (
             self._orphaned_at is not None
             and now - self._orphaned_at >= self._settings.orphan_timeout
         ):
             logs.event(log, logging.WARNING, "agent gone, ending", address=self._settings.connect)
             self._running = False
+
+    def _tell_running(self, worker: _Worker, now: float) -> None:
+        worker.told = True
+        started = time.time() - (now - worker.since)
+        self._socket.send_multipart([b"running", worker.tasks[0].encode(), b"%.3f" % started])
 
     def _end(self) -> None:
         for child in psutil.Process().children():

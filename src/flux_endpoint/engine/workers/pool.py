@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ _FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 30.0
 _MOST_FAILURES = 4
 #: Seconds that a job waits for resources before idle nodes are given back for it.
 _YIELD_AFTER = 0.3
+#: Most running tasks that the status names.
+_MOST_NAMED = 1000
 #: Most tasks in one message to a manager.
 _BATCH = 128
 #: Seconds without a result after which the tasks that wait on a node may go elsewhere.
@@ -64,6 +67,8 @@ class WorkerPool:
         self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
         self._waiting: deque[Entry] = deque()
         self._managers: dict[str, ManagerRecord] = {}
+        #: Tasks that run for a while already, and when each was started (seconds since the epoch).
+        self._running: dict[str, float] = {}
         #: Monotonic time from which on idle nodes are given back to jobs.
         self._yield_from = math.inf
         self._failures = 0
@@ -113,8 +118,9 @@ class WorkerPool:
         self._tell(lambda: self._yield_nodes(wanted))
 
     def status(self) -> dict[str, Any]:
-        """Return counters, as of the last thing that happened."""
-        return self._status
+        """Return counters, as of the last thing that happened, and what runs for a while."""
+        running = dict(islice(self._running.copy().items(), _MOST_NAMED))
+        return {**self._status, "running_tasks": running}
 
     def stop(self, grace: float) -> None:
         """Let what runs finish for at most `grace` seconds, then end every manager."""
@@ -201,6 +207,8 @@ class WorkerPool:
                 self._take_results(manager, parts)
             elif kind == b"hello":
                 self._greeted(manager, json.loads(parts[1]))
+            elif kind == b"running":
+                self._started(manager, parts[0].decode(), float(parts[1]))
             elif kind == b"returned":
                 self._returned(manager, parts)
             elif kind == b"held":
@@ -221,8 +229,13 @@ class WorkerPool:
             if entry is not None:
                 entry.on_result(EngineResult(task_id, body))
 
+    def _started(self, manager: ManagerRecord, task_id: str, moment: float) -> None:
+        if task_id in manager.tasks:
+            self._running[task_id] = moment
+
     def _release(self, manager: ManagerRecord, task_id: str) -> Entry | None:
         entry = manager.tasks.pop(task_id, None)
+        self._running.pop(task_id, None)
         if not manager.tasks:
             manager.idle_since = time.monotonic()
         return entry
@@ -234,6 +247,7 @@ class WorkerPool:
                 self._requeue(entry)
 
     def _requeue(self, entry: Entry) -> None:
+        self._running.pop(entry.task.task_id, None)
         if entry.cancelled:
             self._fail_cancelled(entry)
         else:
@@ -318,6 +332,7 @@ class WorkerPool:
             self._retry_or_fail(entry, f"{reason} on {manager.host or 'its node'}")
 
     def _retry_or_fail(self, entry: Entry, reason: str) -> None:
+        self._running.pop(entry.task.task_id, None)
         if entry.cancelled:
             self._fail_cancelled(entry)
             return
