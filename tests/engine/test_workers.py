@@ -405,6 +405,12 @@ def test_status_counts_what_there_is(make_world, tmp_path):
     assert status["executor"] == world.kind
     assert (status["managers"], status["total_workers"], status["idle_workers"]) == (1, 1, 0)
     assert status["outstanding_tasks"] == 5
+    assert set(status["resources"]) == {"nodes", "cores", "gpus"}
+    if world.kind == "flux":
+        usage = status["usage"]
+        assert (usage["nodes_down"], usage["gpus_free"], usage["expires"]) == (0, 0, None)
+        assert usage["cores_allocated"] > 0
+        assert usage["cores_allocated"] + usage["cores_free"] == status["resources"]["cores"]
     gate.touch()
     world.ends(ids)
     until(lambda: world.engine.status()["outstanding_tasks"] == 0)

@@ -11,6 +11,7 @@ The report is a JSON object, which the service keeps and shows: `flux-endpoint s
 | `agent` | its tasks: `AgentCounts`; `accepted` and `finished` since the start; their rates |
 | `executor`, `executor_description` | "flux" or "local", and a line on it |
 | `instance`, `resources` | URI of the Flux instance; its nodes, cores and gpus in all |
+| `usage` | how these are used now, and when the instance ends; see `Backend.usage` |
 | `managers`, `total_workers`, `idle_workers` | nodes with workers, and their workers |
 | `outstanding_tasks`, `pending_tasks` | tasks for workers that have not ended; those that no node has |
 | `running_tasks` | tasks on workers that run for a second or more, and when each was started |

@@ -36,6 +36,8 @@ _SWEEP = """for _ in 1 2; do
   grep -lzsxF -- "$1" /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do kill -9 "$pid"; done
 done"""
 _SWEEP_TIMEOUT = 30.0  # seconds
+#: Seconds that Flux has to tell how its resources are used.
+_USAGE_TIMEOUT = 1.0
 
 
 class JobEvent(Protocol):
@@ -131,6 +133,14 @@ class Backend(Protocol):
     def report(self, jobid: int) -> JobReport:
         """Return what a finished job was and what it wrote, whoever started it."""
 
+    def usage(self) -> dict[str, Any]:
+        """Return how the resources are used now, whoever uses them; empty if that isn't known.
+
+        Returns:
+            `nodes_down`, `cores_allocated`, `cores_free`, `gpus_allocated`, `gpus_free`, and
+            `expires`, the end of the instance in seconds since the epoch, or `None`.
+        """
+
     def close(self) -> None:
         """Let go of the executor; jobs should have ended."""
 
@@ -187,6 +197,10 @@ class LocalBackend:
         """See `Backend`."""
         return JobReport(f"job {format_jobid(jobid)}")
 
+    def usage(self) -> dict[str, Any]:
+        """See `Backend`; the executor's own thread knows it alone."""
+        return {}
+
     def close(self) -> None:
         """See `Backend`."""
         self.executor.shutdown(wait=True, cancel_futures=True)
@@ -202,7 +216,7 @@ class FluxBackend:
         self._lock = threading.Lock()  # a handle serves one thread at a time
         try:
             self._handle = self._flux.Flux()
-            listing = _all_resources(self._handle)
+            listing = _resource_list(self._handle).get().all
         except OSError as error:
             where = os.environ.get("FLUX_URI", "the default instance (FLUX_URI is not set)")
             raise EngineError(
@@ -273,6 +287,26 @@ class FluxBackend:
             except (OSError, LookupError, TypeError):
                 return JobReport(f"job {format_jobid(jobid)}")
 
+    def usage(self) -> dict[str, Any]:
+        """See `Backend`."""
+        if not self._lock.acquire(timeout=_USAGE_TIMEOUT):
+            return {}
+        try:
+            listing = _resource_list(self._handle).wait_for(_USAGE_TIMEOUT).get()
+        except OSError as error:
+            logs.event(log, logging.WARNING, "Flux tells nothing of its resources", reason=error)
+            return {}
+        finally:
+            self._lock.release()
+        return {
+            "nodes_down": listing.down.nnodes,
+            "cores_allocated": listing.allocated.ncores,
+            "cores_free": listing.free.ncores,
+            "gpus_allocated": listing.allocated.ngpus,
+            "gpus_free": listing.free.ngpus,
+            "expires": listing.all.expiration or None,
+        }
+
     def close(self) -> None:
         """See `Backend`."""
         # Jobs that go on would be waited for; nothing that we started to follow them outlives us.
@@ -306,9 +340,9 @@ def _plain(event: JobEvent) -> dict[str, Any]:
     return {"name": event.name, "timestamp": event.timestamp, "context": dict(event.context)}
 
 
-def _all_resources(handle: Any) -> Any:
+def _resource_list(handle: Any) -> Any:
     resource = __import__("flux.resource", fromlist=["resource_list"])
-    return resource.resource_list(handle).get().all
+    return resource.resource_list(handle)
 
 
 def choose_backend(config: FluxEngineConfig) -> Backend:

@@ -139,6 +139,7 @@ class FluxEngine:
             "executor_description": self._backend.description,
             "instance": self._backend.instance,
             "resources": asdict(self._backend.resources),
+            "usage": self._backend.usage(),
             **self._pool.status(),
             **self._jobs.status(),
         }
