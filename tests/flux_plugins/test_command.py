@@ -14,7 +14,6 @@ from site_world import PLUGINS
 
 from flux_endpoint.cli.main import cli
 
-pytestmark = pytest.mark.flux
 PAGE = PLUGINS / "man" / "man1" / "flux-endpoint.1"
 SEARCH = {"FLUX_EXEC_PATH": str(PLUGINS / "command"), "MANPATH": f"{PLUGINS / 'man'}:"}
 BESIDE = Path(sys.executable).with_name("flux-endpoint")
@@ -41,6 +40,7 @@ def commands(group=cli, name="", above=None):
             yield from commands(command, f"{name} {each}".strip(), context)
 
 
+@pytest.mark.flux
 def test_flux_finds_it_and_it_calls_itself_so(flux):
     assert flux("endpoint", "--help", FLUX_ENDPOINT_COMMAND=str(BESIDE)).startswith(
         "Usage: flux endpoint [OPTIONS] COMMAND"
@@ -49,17 +49,20 @@ def test_flux_finds_it_and_it_calls_itself_so(flux):
     assert said.startswith("Usage: flux endpoint stop ")
 
 
+@pytest.mark.flux
 def test_every_command_is_there_by_itself(flux):
     said = flux("endpoint", "--help", FLUX_ENDPOINT_COMMAND=str(BESIDE))
     for name in cli.list_commands(click.Context(cli)):
         assert f"\n  {name} " in said
 
 
+@pytest.mark.flux
 def test_arguments_output_and_exit_status_pass_through(flux):
     said = flux("endpoint", "stop", "no where", fails=True, FLUX_ENDPOINT_COMMAND=str(BESIDE))
     assert "Error: 'no where' can't be an endpoint's name" in said
 
 
+@pytest.mark.flux
 def test_it_runs_the_command_in_a_bin_directory_above_it(flux, tmp_path):
     prefix = tmp_path / "env"
     plugins = prefix / "lib" / "python3" / "site-packages" / "plugins" / "command"
@@ -75,6 +78,7 @@ def test_it_runs_the_command_in_a_bin_directory_above_it(flux, tmp_path):
         assert "flux endpoint" in flux("endpoint", "--help", FLUX_EXEC_PATH=str(directory))
 
 
+@pytest.mark.flux
 def test_without_the_command_it_says_where_it_looked(flux, tmp_path):
     said = flux("endpoint", "list", fails=True, FLUX_ENDPOINT_COMMAND="/nowhere/flux-endpoint")
     assert "neither where FLUX_ENDPOINT_COMMAND (/nowhere/flux-endpoint) says" in said
@@ -85,6 +89,7 @@ def test_without_the_command_it_says_where_it_looked(flux, tmp_path):
     assert f"nor beside {alone}, nor on PATH" in said
 
 
+@pytest.mark.flux
 @pytest.mark.skipif(shutil.which("man") is None, reason="there is no 'man' on PATH")
 def test_flux_help_shows_its_man_page(flux):
     as_text = {"MANPAGER": "cat", "MANWIDTH": "100", "LC_ALL": "C.UTF-8"}

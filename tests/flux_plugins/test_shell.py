@@ -102,6 +102,7 @@ class TestPlan:
         assert request.shell_options["userrc"] == str(LUA)
         assert request.shell_options["flux-endpoint"] == {
             "task": task_id,
+            "launcher": "",
             "ranks": 2,
             "sandbox": f"{planner.tasks.working_dir}/{task_id}",
         }

@@ -44,7 +44,7 @@ class ShellPlugin:
         sandbox = given["GC_TASK_SANDBOX_DIR"]
         options = {
             "task": given["GC_TASK_UUID"],
-            "launcher": given["PARSL_MPI_PREFIX"],
+            "launcher": given["PARSL_MPI_PREFIX"] or "",  # none: the job's tasks are the ranks
             "ranks": request.resources.num_ranks,
             "sandbox": sandbox,
         }
