@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_world import World, marked
+from memory_cgroup import MemoryCgroup
 
 #: Like the Flux instance of the tests: several nodes of two cores.
 _LOCAL = {"local_nodes": 4, "local_cores_per_node": 2}
@@ -67,3 +68,14 @@ def make_world(kind: str, tmp_path: Path, mark: str) -> Iterator[MakeWorld]:
     yield make
     for world in worlds:
         world.stop()
+
+
+@pytest.fixture
+def small_memory() -> Iterator[MemoryCgroup]:
+    """A control group of the kernel's whose processes soon run out of memory."""
+    try:
+        group = MemoryCgroup()
+    except OSError as error:
+        pytest.skip(f"not run: no memory control group can be made here ({error})")
+    yield group
+    group.close()

@@ -144,6 +144,14 @@ def test_a_signal_is_negative_and_named(world: World, signum):
     assert signum.name in result.stderr
 
 
+def test_an_out_of_memory_kill_is_a_signal_with_a_hint(world: World, small_memory):
+    hungry = f"exec {sys.executable} -c 'b = bytearray(2**29)'"
+    result = shell(world, f"echo $$ > {small_memory}/cgroup.procs && echo in && {hungry}")
+    assert (result.returncode, result.stdout) == (-signal.SIGKILL, "in\n")
+    assert "out of memory?" in result.stderr
+    assert small_memory.oom_kills() == 1  # it was the kernel, and for this reason
+
+
 @pytest.mark.mpi
 def test_the_highest_exit_code_of_the_ranks_counts(world: World):
     command = "sh -c 'test $PMI_RANK != 1 || exit 2; test $PMI_RANK != 2 || exit 6'"
@@ -432,7 +440,8 @@ def test_options_reach_flux(world: World):
     assert (node["type"], node["count"], node["exclusive"]) == ("node", 1, True)
     assert node["with"][0]["with"] == [{"type": "core", "count": 2}]
     attributes = jobspec["attributes"]
-    assert attributes["user"] == {"note": "hi"}
+    assert attributes["user"]["note"] == "hi"
+    assert attributes["user"]["flux_endpoint"]["task"] == task
     assert attributes["system"]["mine"] == 3
     assert attributes["system"]["duration"] == 120
     assert attributes["system"]["job"]["name"] == "by-name"
@@ -505,7 +514,8 @@ def test_a_job_of_somebody_else_is_followed_to_its_end(world: World):
 def test_following_an_unknown_job_says_so(world: World):
     end = world.end(world.attach(123456789))
     assert end.code == "EngineRefusedTask"
-    assert "job" in end.text
+    assert "can't follow job ƒBukQL: job ID does not match any job" in end.text
+    assert "flux jobs -a" in end.text
 
 
 @ON_FLUX

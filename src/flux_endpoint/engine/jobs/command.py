@@ -6,7 +6,9 @@ import re
 import shlex
 
 #: Outside of quotes, each of these means that a shell has work to do.
-_SHELL = re.compile(r"[|&;<>()$`\\*?\[\]{}~#!\n=%]")
+_SHELL = re.compile(r"[|&;<>()$`\\*?\[\]{}~#!\n%]")
+#: The same before the first word; `--x=1` after it is a word like any other.
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 #: What the job shell of Flux fills in, in a job's command.
 TEMPLATE = "{{"
 _QUOTED = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")
@@ -19,7 +21,7 @@ def simple_words(command: str) -> list[str] | None:
     inside of double quotes would be expanded. Everything else is a script.
     """
     text = command.strip()
-    if not text or _SHELL.search(_QUOTED.sub("", text)):
+    if not text or _ASSIGNMENT.match(text) or _SHELL.search(_QUOTED.sub("", text)):
         return None
     try:
         return shlex.split(text)

@@ -276,6 +276,9 @@ class JobRunner:
             self._record(task_id).unlink(missing_ok=True)
             self._begin(job.task, job.attempts)  # Flux knows nothing of that job any more
             return
+        if isinstance(job.plan, FollowPlan) and isinstance(error, (OSError, ValueError)):
+            self._conclude(job, Refused(_not_followed(job.plan.jobid, error)))
+            return
         try:
             events = self._backend.exec_events(job.jobid) if job.jobid is not None else []
             outcome = outcome_of(status, error, events)
@@ -366,6 +369,19 @@ def _is_job_exception(future: JobFuture) -> bool:
         return hasattr(future.exception(timeout=0), "severity")
     except CancelledError:
         return False
+
+
+def _not_followed(jobid: int, error: Exception) -> str:
+    name = format_jobid(jobid)
+    if isinstance(error, PermissionError):
+        return (
+            f"can't follow job {name}: it is another user's, and only its owner, or the owner of "
+            "the Flux instance, may"
+        )
+    return (
+        f"can't follow job {name}: {error}. An endpoint follows the jobs of the Flux instance that "
+        "it runs in: `flux jobs -a` there lists them"
+    )
 
 
 def _prepare_output(plan: JobPlan) -> tuple[int, int]:
