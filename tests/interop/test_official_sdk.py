@@ -81,6 +81,15 @@ class TestFunctions:
     def test_source_code_is_registered_and_run(self, seen):
         assert seen["source"] == 27
 
+    def test_many_tasks_go_in_batches_and_executors_share_their_group(self, seen):
+        assert seen["many"] == [3 * n for n in range(200)]
+        assert seen["groups"] == 1
+
+    def test_arguments_that_are_too_large_are_an_error_that_says_so(self, seen):
+        assert seen["too_large"]["type"] == "ComputeAPIError"
+        assert "TASK_PAYLOAD_TOO_LARGE" in seen["too_large"]["text"]
+        assert "is shutdown" in seen["after_an_error"]  # which is up to that package
+
     def test_it_is_told_about_the_workers_hardware(self, seen):
         assert f"host: {platform.node()}\n" in seen["hardware"]
 

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from globus_compute_sdk import Client, Executor, MPIFunction, ShellFunction, ShellResult, serialize
 from globus_compute_sdk.errors import TaskExecutionFailed
@@ -123,6 +124,19 @@ with executor() as ex:
         ex.map(area, [1, 2])
     except NotImplementedError:
         seen["map"] = "NotImplementedError"
+
+port = urlsplit(client.get_result_amqp_url()["connection_url"]).port
+with executor(amqp_port=port, batch_size=64, user_endpoint_config={"any": "thing"}) as ex:
+    many = [ex.submit(area, n, height=3) for n in range(200)]
+    seen["many"] = [future.result(60) for future in many]
+    seen["groups"] = len({str(ex.task_group_id), str(executor().task_group_id)})
+
+ex = executor()
+seen["too_large"] = error_of(ex.submit(len, "x" * (11 << 20)))
+try:
+    ex.submit(area, 1)
+except RuntimeError as error:
+    seen["after_an_error"] = str(error)
 
 sent = []
 for code, data in [(name, DATA[0]) for name in CODE] + [(CODE[0], name) for name in DATA]:
