@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 
 import pytest
@@ -287,6 +288,30 @@ class TestTheEndOfTheProcess:
         assert own.end(task).value == "done"
         assert own.end(own.submit(area, 1)).value == 2  # behind the second one in the queue
         assert runs.read_text() == "run\n"
+
+
+@pytest.mark.flux
+def test_it_ends_when_its_flux_instance_does(environment, amqp_vhost, tmp_path):
+    program = 'echo "$FLUX_URI"; cat > /dev/null'
+    instance = subprocess.Popen(
+        ["flux", "start", "--test-size=1", "sh", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment.variables(tmp_path),
+    )
+    with instance:
+        endpoint = UserEndpoint(
+            environment, tmp_path, amqp_vhost, instance.stdout.readline().strip()
+        )
+        try:
+            endpoint.start(workers_per_node=1)
+            assert endpoint.end(endpoint.submit(area, 1)).value == 2
+            instance.stdin.close()
+            endpoint.process.wait(60)
+            assert "the Flux instance has ended" in endpoint.log()
+        finally:
+            endpoint.close()
 
 
 def test_files_are_the_owner_s_alone(shared):

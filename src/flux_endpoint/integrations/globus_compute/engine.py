@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,6 +52,8 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         self._engine: Engine | None = None
         self._record: TaskRecord | None = None
         self._store: ResultStore | None = None
+        #: Where the Flux instance listens, as long as it is there.
+        self._socket: Path | None = None
         self._total_tasks = 0
         self._lock = threading.Lock()
         #: Tasks that have not ended; `None`: nobody here waits, they are of an earlier process.
@@ -99,6 +102,8 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         except BaseException:
             self._record.close()
             raise
+        if engine.status()["executor"] == "flux":
+            self._socket = _socket_of(os.environ.get("FLUX_URI", ""))
         self._engine = engine
         self._engine_ready = True
         self._go_on(self._record)
@@ -221,6 +226,16 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
             task_statuses={},
         )
 
+    @property
+    def executor_exception(self) -> EngineError | None:
+        """Why nothing can be run any more: the endpoint looks here twice a second, and ends."""
+        if self._socket is None or self._socket.exists():
+            return None
+        return EngineError(
+            f"the Flux instance has ended: {self._socket} is gone. Start the endpoint again where "
+            "there is one"
+        )
+
     def shutdown(self, /, **_: object) -> None:
         """Let running tasks finish for a while; the next start goes on with the others."""
         engine, self._engine = self._engine, None
@@ -233,6 +248,12 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         if self._record is not None:
             self._record.close()
             self._record = None
+
+
+def _socket_of(uri: str) -> Path | None:
+    """Return the path in a `local://` URI of Flux, `None` for others."""
+    scheme, _, path = uri.partition("://")
+    return Path(path) if scheme == "local" and path else None
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
