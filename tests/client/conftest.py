@@ -19,7 +19,7 @@ import pika
 import pytest
 
 from flux_endpoint import Client, Executor
-from flux_endpoint.client import executor as executor_module
+from flux_endpoint.client import exits
 from flux_endpoint.client.threads import ClientThread
 from flux_endpoint.protocol.messages import (
     Result,
@@ -180,9 +180,9 @@ def service() -> Iterator[Service]:
 def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test has a task group of its own, and leaves no thread behind but the janitor's."""
     monkeypatch.setattr(Executor, "_default_task_group_id", None)
-    monkeypatch.setattr(executor_module, "EXIT_FLUSH", 1.0)
+    monkeypatch.setattr(exits, "EXIT_FLUSH", 1.0)
     yield
-    executor_module.end_all()
+    exits.end_all()
     left = [
         thread.name
         for thread in threading.enumerate()
@@ -293,7 +293,7 @@ def queues(service: Service, amqp_vhost: str) -> Iterator[ResultQueues]:
 
     service.react = declare
     yield queues
-    executor_module.end_all()  # before the broker's part is gone
+    exits.end_all()  # before the broker's part is gone
 
 
 @pytest.fixture

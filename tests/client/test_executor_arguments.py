@@ -11,6 +11,9 @@ import pytest
 
 from flux_endpoint import Client, ComputeSerializer, Executor
 from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.protocol.resources import parse_resources
+
+ENDPOINT = "00000000-0000-4000-8000-00000000000e"
 
 
 def test_an_endpoint_is_given_as_uuid_or_text(client: Client) -> None:
@@ -133,3 +136,19 @@ def test_the_package_offers_each_name_it_lists() -> None:
         assert getattr(flux_endpoint, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Exekutor'"):
         _ = flux_endpoint.Exekutor  # type: ignore[attr-defined]
+
+
+def test_a_specification_that_was_changed_in_place_is_checked_again(client: Client) -> None:
+    with Executor(ENDPOINT, client) as executor:
+        executor.resource_specification = {"num_ranks": 2}
+        executor.resource_specification["num_rank"] = 3
+        with pytest.raises(ValueError, match="did you mean 'num_ranks'"):
+            executor.submit(pow, 2, 3)
+
+
+def test_what_only_official_endpoints_know_is_left_to_them(client: Client) -> None:
+    executor = Executor(ENDPOINT, client, resource_specification={"priority": 2})
+    assert executor.resource_specification == {"priority": 2}
+    executor.shutdown()
+    with pytest.raises(ValueError, match="Flux orders jobs by 'urgency'"):
+        parse_resources({"priority": 2})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, ComputeFuture, Executor
-from flux_endpoint.client import executor as executor_module
+from flux_endpoint.client import exits
 from flux_endpoint.client.backlog import Backlog, PendingTask, Route
 from flux_endpoint.client.registry import FunctionRegistration
 from flux_endpoint.errors import (
@@ -484,10 +484,10 @@ def test_the_interpreter_exits_without_shutdown(service: Any, run_script: Any) -
 
 
 def test_the_interpreter_exits_while_the_service_is_down(run_script: Any) -> None:
-    assert executor_module.EXIT_FLUSH < TIMEOUT
+    assert exits.EXIT_FLUSH < TIMEOUT
     done = run_script(
         """
-        from flux_endpoint.client import executor as module
+        from flux_endpoint.client import exits as module
         module.EXIT_FLUSH = 0.2
         executor = Executor(ENDPOINT, Client("http://127.0.0.1:1", "token"))
         executor.submit(pow, 2, 1)

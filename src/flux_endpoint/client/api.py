@@ -144,6 +144,18 @@ class ServiceApi:
         """Return whether an endpoint is online, and its last report."""
         return self._rest.request("GET", f"/v2/endpoints/{endpoint_id}/status")
 
+    def allowed_functions(self, endpoint_id: str) -> _Json:
+        """Return which functions an endpoint runs, if not all."""
+        return self._rest.request("GET", f"/v3/endpoints/{endpoint_id}/allowed_functions")
+
+    def lock_endpoint(self, endpoint_id: str) -> _Json:
+        """Refuse registrations of an endpoint for a while."""
+        return self._rest.request("POST", f"/v3/endpoints/{endpoint_id}/lock", idempotent=True)
+
+    def delete_endpoint(self, endpoint_id: str) -> _Json:
+        """Delete an endpoint."""
+        return self._rest.request("DELETE", f"/v2/endpoints/{endpoint_id}")
+
 
 def _expected(answer: _Json, key: str, kind: type) -> Any:
     value = answer.get(key)

@@ -13,6 +13,9 @@ from flux_endpoint.protocol.resources import parse_resources
 # Of the official Executor, which limits its own rate; accepted so that its scripts run.
 _IGNORED = frozenset({"api_burst_limit", "api_burst_window_s"})
 
+# Only an official endpoint's engine knows these; ours refuses them, in words of its own.
+_OF_OFFICIAL_ENDPOINTS = frozenset({"priority"})
+
 
 def refuse_unknown(executor: type, unknown: dict[str, Any]) -> None:
     """Raise `TypeError` for an argument that `executor` does not take, with the nearest one."""
@@ -49,7 +52,7 @@ def checked_resources(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """
     checked = checked_dict(value, "resource_specification")
     if checked:
-        parse_resources(checked)
+        parse_resources({k: v for k, v in checked.items() if k not in _OF_OFFICIAL_ENDPOINTS})
     return checked
 
 

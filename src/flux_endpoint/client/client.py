@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from flux_endpoint.client import hardware
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.batch import Batch
 from flux_endpoint.client.ids import UuidLike, as_uuid
@@ -269,6 +270,36 @@ class Client:
     def get_endpoint_metadata(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
         """Return what an endpoint told about itself when it registered."""
         return self.api.endpoint(str(as_uuid(endpoint_uuid, "endpoint_uuid")))
+
+    def get_allowed_functions(self, endpoint_id: UuidLike) -> dict[str, Any]:
+        """Return whether an endpoint is `restricted` to the `functions` that are listed."""
+        return self.api.allowed_functions(str(as_uuid(endpoint_id, "endpoint_id")))
+
+    def get_worker_hardware_details(self, endpoint_id: UuidLike) -> str:
+        """Have an endpoint's worker tell what machine it runs on.
+
+        Returns:
+            The id of a task whose result is a text for people to read.
+        """
+        function_id = self.register_source_code(hardware.SOURCE, hardware.NAME)
+        return self.run(endpoint_id=endpoint_id, function_id=function_id)
+
+    def stop_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
+        """Refuse an endpoint's registration for a while, so that it stays stopped.
+
+        Returns:
+            `endpoint_id`, and until when as `lock_expiration_timestamp` (UTC, ISO 8601).
+        """
+        return self.api.lock_endpoint(str(as_uuid(endpoint_id, "endpoint_id")))
+
+    def delete_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
+        """Delete an endpoint for good: nothing can be submitted to it any more."""
+        return self.api.delete_endpoint(str(as_uuid(endpoint_id, "endpoint_id")))
+
+    def get_result_amqp_url(self) -> dict[str, str]:
+        """Return where results are streamed from: `connection_url` and `queue_prefix`."""
+        url, prefix = self.api.result_connection(None)
+        return {"connection_url": url, "queue_prefix": prefix}
 
 
 def _credentials(service_url: str | None, token: str | None) -> Credentials:

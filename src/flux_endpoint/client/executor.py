@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as FuturesExecutor
 from types import TracebackType
 from typing import Any, ClassVar
 from uuid import UUID
 
+from flux_endpoint.client import hardware
 from flux_endpoint.client.backlog import PendingTask, Route
 from flux_endpoint.client.checks import (
     checked_batch_size,
@@ -23,7 +21,8 @@ from flux_endpoint.client.checks import (
     refuse_unknown,
 )
 from flux_endpoint.client.client import Client
-from flux_endpoint.client.event_streams import end_event_streams
+from flux_endpoint.client.exits import see_to_the_end
+from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.ids import UuidLike, as_optional_uuid, as_uuid
 from flux_endpoint.client.mapping import map_calls
@@ -38,16 +37,12 @@ from flux_endpoint.client.results import from_document, resolve
 from flux_endpoint.client.stream import STATUS_CHUNK
 from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.submitter import Submitter
-from flux_endpoint.client.threads import janitor, on_client_thread
+from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
 #: Seconds for which an unreachable service is tried again before tasks fail.
 GIVE_UP_AFTER = 600.0
-#: Seconds that tasks still waiting at the interpreter's exit get to be sent.
-EXIT_FLUSH = 5.0
-
-_submitters: weakref.WeakSet[Submitter] = weakref.WeakSet()
 
 
 class Executor(FuturesExecutor):
@@ -55,6 +50,9 @@ class Executor(FuturesExecutor):
 
     Use it in a `with` statement, or call `shutdown` at the end. All arguments are attributes too
     and may be assigned at any time; what was submitted before is not affected.
+
+    Threads may share one; processes may not: in a forked child its methods raise `RuntimeError`,
+    make another there.
 
     Example:
         with Executor(endpoint_id="4b116d3c-1703-4f8f-9f6f-39921e5864df") as executor:
@@ -121,9 +119,8 @@ class Executor(FuturesExecutor):
             batch_size=checked_batch_size(batch_size),
             give_up_after=give_up_after,
         )
-        _submitters.add(self._submitter)
-        janitor.start()  # an Executor that nobody holds any more is shut down without waiting
-        weakref.finalize(self, janitor.leave, self._submitter.close).atexit = False
+        self._birthplace = Birthplace()
+        see_to_the_end(self, self._submitter)
 
     def __repr__(self) -> str:
         label = f"{self.label!r}, " if self.label else ""
@@ -161,6 +158,7 @@ class Executor(FuturesExecutor):
     @resource_specification.setter
     def resource_specification(self, value: Mapping[str, Any] | None) -> None:
         self._resource_specification = checked_resources(value)
+        self._checked = ""
 
     @property
     def user_endpoint_config(self) -> dict[str, Any] | None:
@@ -323,6 +321,12 @@ class Executor(FuturesExecutor):
         function = FunctionRegistration(known, function_id=known)
         return self._put(self._route(), function, self._serializer, args or (), kwargs or {})
 
+    def get_worker_hardware_details(self) -> str:
+        """Have a worker tell what machine it runs on; waits for the answer, a text for people."""
+        key = (hardware.SOURCE, hardware.NAME)
+        known = self._sources.get(key) or self.register_source_code(*key)
+        return str(self.submit_to_registered_function(known).result())
+
     def attach(self, jobid: int | str) -> ComputeFuture:
         """Follow a job that runs already where the endpoint is, whoever submitted it.
 
@@ -447,10 +451,14 @@ class Executor(FuturesExecutor):
             )
         # Dumped each time: the dictionaries may have been changed in place.
         resources, config = self._resource_specification, self._user_endpoint_config
+        wanted = json.dumps(resources, sort_keys=True) if resources else ""
+        if wanted != self._checked:
+            checked_resources(resources)
+            self._checked = wanted
         return Route(
             str(self._task_group_id),
             str(self._endpoint_id),
-            json.dumps(resources, sort_keys=True) if resources else "",
+            wanted,
             json.dumps(config, sort_keys=True) if config else "",
             self._result_serializer_paths,
         )
@@ -466,6 +474,8 @@ class Executor(FuturesExecutor):
             cancel_futures: cancel the tasks that have not been sent yet.
         """
         self._shut_down = True
+        if not self._birthplace.is_here():  # a forked child leaves its parent's alone
+            return
         self._submitter.close(cancel=cancel_futures)
         if wait and not on_client_thread():
             self._submitter.wait()
@@ -482,19 +492,6 @@ class Executor(FuturesExecutor):
         return None
 
     def _refuse_if_shut_down(self) -> None:
+        self._birthplace.require("this Executor")
         if self._shut_down:
             raise RuntimeError(f"{self!r} is shut down: create another for more tasks")
-
-
-def end_all() -> None:
-    """Shut down all Executors: what was submitted gets a few seconds to be sent, results none."""
-    submitters = list(_submitters)
-    for submitter in submitters:
-        submitter.close()
-    deadline = time.monotonic() + EXIT_FLUSH
-    for submitter in submitters:
-        submitter.flush(max(0.0, deadline - time.monotonic()))
-    end_event_streams(max(0.0, deadline - time.monotonic()))
-
-
-atexit.register(end_all)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -73,6 +74,7 @@ class ComputeFuture(Future[Any]):
         self._job: JobRecord | None = None
         self._wants_events = False
         self._error_code: str | None = None
+        self._pid = os.getpid()
 
     def add_done_callback(self, fn: Callable[[Self], object]) -> Self:  # type: ignore[override]  # returns self
         """Call `fn` with this future when it is done, at once if it is; return this future."""
@@ -198,8 +200,15 @@ class ComputeFuture(Future[Any]):
         return self._events
 
     def _refuse_to_deadlock(self) -> None:
-        if not self.done() and on_client_thread():
+        if self.done():
+            return
+        if on_client_thread():
             raise RuntimeError("Cannot wait for future from inside callback")
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"this future is of process {self._pid}, of which this process is a fork: its "
+                "result arrives there. Wait there, or call reload_tasks() of an Executor made here"
+            )
 
     def wait_submitted(self, timeout: float | None = None) -> str | None:
         """Wait until the service has accepted the task.

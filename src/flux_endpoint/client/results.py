@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.skew import warn_of_skew
 from flux_endpoint.errors import (
     DeserializationError,
     InvalidMessageError,
@@ -118,6 +119,7 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
 def resolve(future: ComputeFuture, end: TaskEnd) -> None:
     """Give `future` the value or the error in `end`."""
     future._error_code = end.error_code
+    warn_of_skew(end.details)
     try:
         value = load(end, future._load)
     except (TaskError, DeserializationError) as error:

@@ -65,6 +65,7 @@ class ResultStream:
         self._troubled = False
         self._refused = False
         self._asking = False
+        self._asker: ClientThread | None = None
         self._ask_again = False
         self._stopped = False
         self._resolver = ClientThread(f"results {task_group_id[:8]}", self._run)
@@ -113,6 +114,8 @@ class ResultStream:
                 handle()
             except Exception:
                 log.exception("error in the result stream of task group %s", self._group)
+        if self._asking and self._asker is not None:
+            self._asker.join()
 
     def _on_begin(self) -> None:
         self._submissions += 1
@@ -211,7 +214,11 @@ class ResultStream:
             if self._was_connected:
                 self._ask_service()
             self._was_connected = True
-        elif change.state is not ConnectionState.CLOSED and not self._troubled:
+        elif change.state is not ConnectionState.CLOSED:
+            # Until the broker lets us in again, each attempt to connect is a time to look.
+            self._ask_service()
+            if self._troubled:
+                return
             self._troubled = True
             lost = change.state is ConnectionState.LOST
             what = "lost the connection" if lost else "no connection"
@@ -242,8 +249,8 @@ class ResultStream:
             return
         ids = list(self._open)
         if ids and not self._closing.is_set():
-            asking = ClientThread(f"status {self._group[:8]}", lambda: self._ask(ids))
-            self._asking = start(asking)
+            self._asker = ClientThread(f"status {self._group[:8]}", lambda: self._ask(ids))
+            self._asking = start(self._asker)
 
     def _ask(self, ids: list[str]) -> None:
         """Runs on a thread of its own, one at a time."""

@@ -132,6 +132,11 @@ def _check_sharing(ranks: int, nodes: int | None, tasks_per_slot: int) -> None:
 
 
 def _unknown_key(key: object) -> str:
+    if key == "priority":  # GlobusComputeEngine's
+        return (
+            "resource_specification: 'priority' is for endpoints of Globus Compute; Flux orders "
+            f"jobs by 'urgency', 0 to {URGENCY_MOST}"
+        )
     near = difflib.get_close_matches(str(key), _CHECKS, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(_CHECKS)}"
     return f"resource_specification has the unknown key '{key}'{hint}"
