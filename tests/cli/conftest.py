@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from flux_endpoint import Client, Executor, ShellFunction
 
 COMMAND = [sys.executable, "-m", "flux_endpoint"]
 #: Seconds after which something that should happen counts as not happening.
@@ -24,9 +31,9 @@ class Terminal:
         self.environment = {**kept, "FLUX_ENDPOINT_HOME": str(home), **environment}
 
     def run(
-        self, *arguments: str, status: int = 0, stdin: str = "", **environment: str
+        self, *arguments: str, status: int | None = 0, stdin: str = "", **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command, which must end with `status` and without a traceback."""
+        """Run a command, which must end with `status` (`None`: any) and without a traceback."""
         done = subprocess.run(
             [*COMMAND, *arguments],
             env={**self.environment, **environment},
@@ -36,7 +43,12 @@ class Terminal:
             timeout=PATIENCE,
             check=False,
         )
-        assert done.returncode == status, (done.args, done.returncode, done.stdout, done.stderr)
+        assert status in {None, done.returncode}, (
+            done.args,
+            done.returncode,
+            done.stdout,
+            done.stderr,
+        )
         assert "Traceback" not in done.stdout + done.stderr, done
         return done
 
@@ -53,3 +65,92 @@ class Terminal:
 def bare(tmp_path: Path) -> Terminal:
     """A terminal of somebody who has nothing yet."""
     return Terminal(tmp_path / "home")
+
+
+class StackTerminal(Terminal):
+    """A terminal on the machine of a running stack."""
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        return json.loads((self.home / "credentials.json").read_text())
+
+    def endpoint_id(self, name: str = "local") -> str:
+        text = (self.home / "endpoints" / name / "endpoint.json").read_text()
+        return json.loads(text)["endpoint_id"]
+
+    def json(self, *arguments: str, **options: Any) -> Any:
+        """Run a command with `--json`; return what it says."""
+        return json.loads(self.out(*arguments, "--json", **options))
+
+    @contextmanager
+    def executor(self, name: str = "local", **arguments: Any) -> Iterator[Executor]:
+        """An executor of this process; what is still open at the end is cancelled."""
+        url, token = self.credentials["service_url"], self.credentials["token"]
+        client = Client(url, token)
+        executor = Executor(self.endpoint_id(name), client=client, **arguments)
+        try:
+            yield executor
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackTerminal]:
+    """Broker, service and an endpoint on the embedded executor: one for all tests."""
+    terminal = StackTerminal(tmp_path_factory.mktemp("cli") / "home")
+    configure(terminal, "local")
+    # In the foreground: it ends with this process, in whatever way that ends.
+    with subprocess.Popen(
+        [*COMMAND, "up"], env=terminal.environment, stdout=subprocess.PIPE, text=True
+    ) as up:
+        assert up.stdout is not None
+        said = []
+        for line in up.stdout:
+            said.append(line)
+            if line.rstrip().endswith("ends it."):
+                break
+        else:
+            pytest.fail(f"the stack did not come up:\n{''.join(said)}")
+        yield terminal
+        up.terminate()
+        up.stdout.read()
+        assert up.wait(timeout=PATIENCE) == 0
+
+
+@pytest.fixture(scope="session")
+def in_flux(stack: StackTerminal, flux_uri: str) -> Iterator[StackTerminal]:
+    """The same, with a second endpoint, `fluxed`, whose jobs are those of a Flux instance."""
+    # It shares the instance with other tests: it must hold no node for longer than it needs it.
+    configure(stack, "fluxed", engine={"executor": "flux", "min_nodes": 0, "idle_timeout": 1})
+    stack.run("start", "fluxed", "--detach", FLUX_URI=flux_uri)
+    yield stack
+    stack.run("stop", "fluxed")
+
+
+def configure(terminal: Terminal, name: str, **settings: Any) -> None:
+    """Make an endpoint that tells how it is every second."""
+    terminal.run("configure", name)
+    path = terminal.home / "endpoints" / name / "config.yaml"
+    path.write_text(json.dumps({"heartbeat_period": 1, **settings}))
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """A file that does not exist; tasks may wait for it, and it exists after the test."""
+    path = tmp_path / "gate"
+    yield path
+    path.touch()
+
+
+#: A task that runs until the file `gate` exists.
+WAIT = ShellFunction("until [ -e {gate} ]; do sleep 0.02; done")
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait for what another program does soon and can't announce; return what it came to."""
+    deadline = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        pause.wait(0.1)
+    return value

@@ -206,3 +206,9 @@ def test_each_error_has_its_exit_code(error, code):
 
 def test_every_exit_code_has_a_meaning():
     assert list(MEANINGS) == list(ExitCode)
+
+
+def test_the_manual_has_the_same_table_of_exit_codes():
+    manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", manual, re.MULTILINE)
+    assert rows == [(str(int(code)), meaning) for code, meaning in MEANINGS.items()]

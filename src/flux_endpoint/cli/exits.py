@@ -81,7 +81,7 @@ _HTTP_CODES = {
 def exit_code_of(error: BaseException) -> ExitCode:
     """Return the exit code of a command that ended with `error`."""
     if isinstance(error, ServiceError):
-        if error.code == "NOT_A_FLUX_ENDPOINT_SERVICE":
+        if error.code in {"NOT_A_FLUX_ENDPOINT_SERVICE", "SERVICE_TOO_OLD"}:
             return ExitCode.CONFIGURATION
         return _HTTP_CODES.get(error.http_status, ExitCode.REFUSED)
     if isinstance(error, BackgroundError) and error.exit_status in MEANINGS:

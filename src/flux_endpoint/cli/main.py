@@ -42,6 +42,13 @@ SECTIONS = {
         "service": Entry("service:service", "Run the REST service and hand out its tokens."),
     },
     "Look": {
+        "status": Entry(
+            "status:status",
+            "Show the service, its broker and the endpoints: what runs, what waits, how fast.",
+        ),
+        "tasks": Entry(
+            "tasks:tasks", "List tasks, the newest first: function, state, age, runtime, job."
+        ),
         "list": Entry(
             "endpoint:list_endpoints", "List the endpoints, how they are, and what runs their jobs."
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -75,8 +76,13 @@ def render(columns: Sequence[Column], rows: Sequence[Row], *, color: bool) -> st
             for cell, width, column in zip(row.cells, widths, columns, strict=True)
         ]
         line = " ".join(cells).rstrip()
-        lines.append(f"{_COLORS[row.tone]}{line}{_RESET}" if color and row.tone else line)
+        lines.append(toned(line, row.tone if color else None))
     return "\n".join(lines)
+
+
+def toned(text: str, tone: Tone | None) -> str:
+    """Return text in the colour of `tone`."""
+    return f"{_COLORS[tone]}{text}{_RESET}" if tone else text
 
 
 def shown_jobid(jobid: int | None) -> str:
@@ -102,3 +108,28 @@ def shown_duration(seconds: float | None) -> str:
     if seconds < 1e-3:
         return "0s"
     return f"{seconds:.4g}s" if seconds >= 10 else f"{seconds:.3f}s"
+
+
+def shown_age(seconds: float) -> str:
+    """Return how long ago something was, in the largest unit that it has: `12s`, `5m`, `3h`, `2d`.
+
+    A moment in the future, by another machine's clock, is now.
+    """
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{int(max(seconds, 0))}s"
+
+
+def shown_moment(moment: float) -> str:
+    """Return a moment (seconds since the epoch) as the local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def shown_bytes(count: float) -> str:
+    """Return a number of bytes with a binary unit: `512 B`, `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    return f"{count:.3g} TiB"

@@ -1,0 +1,27 @@
+"""Options and arguments that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json` to a command; it gets the argument `as_json`."""
+    option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+    return option(command)
+
+
+def complete_endpoint(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the endpoints of this machine whose names begin so."""
+    from flux_endpoint.endpoint.directory import all_endpoints  # noqa: PLC0415 - a shell waits
+
+    names = (each.name for each in all_endpoints())
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

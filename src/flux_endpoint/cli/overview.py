@@ -1,0 +1,159 @@
+"""What `flux-endpoint status` shows, collected from the service and from this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.targets import Target, find_endpoint, local_endpoint
+from flux_endpoint.endpoint.lifecycle import Listed, list_endpoints
+from flux_endpoint.errors import FluxEndpointError, NotFoundError, ServiceError
+from flux_endpoint.protocol.operations import EndpointStateAnswer, ServiceStatusAnswer
+
+#: Endpoints that the service is asked about at a time.
+_AT_A_TIME = 8
+
+
+@dataclass(frozen=True)
+class ServiceView:
+    """The service as it is seen from here.
+
+    Attributes:
+        url: where it is, `None` if nothing says that.
+        error: why there is no answer.
+        seconds: that the answer took.
+        clock_skew: seconds that its clock is ahead of ours.
+    """
+
+    url: str | None
+    error: FluxEndpointError | None = None
+    answer: ServiceStatusAnswer | None = None
+    seconds: float = 0.0
+    clock_skew: float = 0.0
+
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "url": self.url,
+            "error": None if self.error is None else str(self.error),
+            **({} if self.answer is None else self.answer.model_dump(mode="json")),
+            "seconds": round(self.seconds, 4),
+            "clock_skew": round(self.clock_skew, 3),
+        }
+
+
+@dataclass(frozen=True)
+class EndpointView:
+    """An endpoint as the service and as this machine see it; either may know nothing of it."""
+
+    target: Target
+    state: EndpointStateAnswer | None = None
+    error: FluxEndpointError | None = None
+
+    @property
+    def status(self) -> str:
+        """Whether it is "online" or "offline"; "unknown" if the service does not say."""
+        return self.state.status if self.state is not None else "unknown"
+
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        told = {} if self.state is None else self.state.model_dump(mode="json")
+        return {
+            "absence": None,
+            "since": None,
+            "last_seen": None,
+            "report": {},
+            "queue": None,
+            **told,
+            "name": self.target.name,
+            "endpoint_id": self.target.endpoint_id,
+            "status": self.status,
+            "error": None if self.error is None else str(self.error),
+            "local": None if self.target.local is None else asdict(self.target.local),
+        }
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All of it."""
+
+    service: ServiceView
+    endpoints: Sequence[EndpointView] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "service": self.service.document(),
+            "endpoints": [each.document() for each in self.endpoints],
+        }
+
+
+def collect(name: str | None) -> Overview:
+    """Look at the service, and at one endpoint or at all of this machine and this user.
+
+    Raises:
+        NotFoundError: there is no such endpoint.
+        ConfigurationError: it is not one of this machine, and nothing says where the service is.
+        ServiceUnreachableError: it is not one of this machine, and the service can't be reached.
+    """
+    here = list_endpoints()
+    try:
+        api = ServiceApi()
+    except FluxEndpointError as error:
+        return _without_service(ServiceView(None, error), name, here)
+    service = _look_at_service(api)
+    if service.answer is None:
+        return _without_service(service, name, here)
+    targets = _all_targets(api, here) if name is None else [find_endpoint(name, api)]
+    with ThreadPoolExecutor(_AT_A_TIME) as threads:
+        views = list(threads.map(lambda target: _look_at_endpoint(api, target), targets))
+    lost = views[0].error if name is not None else None
+    if lost is not None and views[0].target.local is None:
+        raise lost
+    return Overview(service, views)
+
+
+def _look_at_service(api: ServiceApi) -> ServiceView:
+    before = time.time()
+    try:
+        answer = api.status()
+    except FluxEndpointError as error:
+        return ServiceView(api.url, error)
+    after = time.time()
+    return ServiceView(api.url, None, answer, after - before, answer.time - (before + after) / 2)
+
+
+def _without_service(service: ServiceView, name: str | None, here: list[Listed]) -> Overview:
+    targets = [Target(each.name, each.endpoint_id, each) for each in here]
+    if name is not None:
+        found = local_endpoint(name, here)
+        if found is None:
+            assert service.error is not None
+            raise service.error
+        targets = [found]
+    return Overview(service, [EndpointView(target) for target in targets])
+
+
+def _all_targets(api: ServiceApi, here: list[Listed]) -> list[Target]:
+    targets = [Target(each.name, each.endpoint_id, each) for each in here]
+    ids = {each.endpoint_id for each in here}
+    others = (each for each in api.endpoints() if each.uuid not in ids)
+    return targets + [Target(each.name, each.uuid) for each in others]
+
+
+def _look_at_endpoint(api: ServiceApi, target: Target) -> EndpointView:
+    if target.endpoint_id is None:
+        return EndpointView(target)
+    try:
+        return EndpointView(target, api.endpoint_state(target.endpoint_id))
+    except ServiceError as error:
+        if error.http_status == 404 and error.code == "ENDPOINT_NOT_FOUND":
+            text = f"{api.url} does not know endpoint {target.endpoint_id}"
+            return EndpointView(target, error=NotFoundError(text))
+        return EndpointView(target, error=error)
+    except FluxEndpointError as error:
+        return EndpointView(target, error=error)

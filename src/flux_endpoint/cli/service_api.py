@@ -1,0 +1,124 @@
+"""The service's routes for operators, as the commands use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from flux_endpoint.credentials import load_credentials
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.operations import (
+    EndpointStateAnswer,
+    ListedState,
+    ServiceStatusAnswer,
+    TasksAnswer,
+)
+from flux_endpoint.protocol.rest import EndpointSummary, KillAnswer
+from flux_endpoint.rest import RestClient
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+#: Seconds that a person waits for one attempt, and how many there are.
+TIMEOUT = 15.0
+ATTEMPTS = 2
+
+
+class ServiceApi:
+    """One method a route; may be used by several threads at once.
+
+    Every method raises `ServiceError` if the service refuses or its answer makes no sense, and
+    `ServiceUnreachableError` if it can't be reached.
+
+    Raises:
+        ConfigurationError: nothing says where the service is.
+    """
+
+    def __init__(self) -> None:
+        self.credentials = load_credentials()
+        self._rest = RestClient(self.credentials, TIMEOUT, attempts=ATTEMPTS)
+
+    @property
+    def url(self) -> str:
+        """The service's base URL."""
+        return self.credentials.service_url
+
+    def status(self) -> ServiceStatusAnswer:
+        """Return how the service is."""
+        return self._get("/v3/status", ServiceStatusAnswer)
+
+    def endpoint_state(self, endpoint_id: str) -> EndpointStateAnswer:
+        """Return how an endpoint is."""
+        return self._get(f"/v3/endpoints/{endpoint_id}/status", EndpointStateAnswer)
+
+    def endpoints(self, role: str = "owner") -> list[EndpointSummary]:
+        """Return the user's endpoints, with the role "any" also those that everybody may use."""
+        answer = self._rest.request_json("GET", "/v2/endpoints", params={"role": role})
+        if not isinstance(answer, list):
+            raise self._unexpected("/v2/endpoints", "it is no list")
+        return [self._parsed("/v2/endpoints", each, EndpointSummary) for each in answer]
+
+    def tasks(
+        self,
+        *,
+        endpoint_id: str | None = None,
+        task_group_id: str | None = None,
+        states: frozenset[ListedState] = frozenset(),
+        limit: int,
+        before: str | None = None,
+    ) -> TasksAnswer:
+        """Return tasks, the newest first."""
+        given = {
+            "endpoint_id": endpoint_id,
+            "task_group_id": task_group_id,
+            "limit": str(limit),
+            "before": before,
+        }
+        params: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if states:
+            params["state"] = sorted(states)
+        return self._get("/v3/tasks", TasksAnswer, params)
+
+    def kill(self, task_id: str) -> KillAnswer:
+        """End a task."""
+        path = f"/v2/tasks/{task_id}/kill"
+        answer = self._rest.request("POST", path, json={}, idempotent=True)
+        return self._parsed(path, answer, KillAnswer)
+
+    def result_url(self) -> str:
+        """Return the broker's URL that clients are told."""
+        answer = self._rest.request("GET", "/v2/get_amqp_result_connection_url")
+        return str(answer.get("connection_url") or "")
+
+    def _get(
+        self, path: str, kind: type[Answer], params: Mapping[str, Any] | None = None
+    ) -> Answer:
+        try:
+            answer = self._rest.request("GET", path, params=params)
+        except ServiceError as error:
+            if error.code == "NOT_FOUND":  # not the thing that was asked about: the route
+                raise ServiceError(
+                    f"the service at {self.url} does not know GET {path}: is that URL (from "
+                    f"{self.credentials.source}) right, and the service as new as this command?",
+                    http_status=error.http_status,
+                    code="SERVICE_TOO_OLD",
+                ) from error
+            raise
+        return self._parsed(path, answer, kind)
+
+    def _parsed(self, path: str, answer: Any, kind: type[Answer]) -> Answer:
+        try:
+            return kind.model_validate(answer)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise self._unexpected(path, f"{where}: {first['msg']}") from error
+
+    def _unexpected(self, path: str, reason: str) -> ServiceError:
+        return ServiceError(
+            f"the answer of {self.url}{path} makes no sense ({reason}): is the service of another "
+            "release?",
+            http_status=200,
+            code="UNEXPECTED_ANSWER",
+        )

@@ -1,0 +1,286 @@
+"""`flux-endpoint status`: how everything is, on one screen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from flux_endpoint.cli.exits import ExitCode, exit_code_of
+from flux_endpoint.cli.options import complete_endpoint, json_option
+from flux_endpoint.cli.overview import EndpointView, Overview, ServiceView, collect
+from flux_endpoint.cli.table import (
+    Column,
+    Row,
+    Tone,
+    color_option,
+    render,
+    shown_age,
+    shown_bytes,
+    shown_duration,
+    shown_jobid,
+    shown_moment,
+    toned,
+)
+from flux_endpoint.protocol.operations import Absence, ServiceStatusAnswer
+
+#: A line of the screen: what it is about, what is said, and its colour.
+Line = tuple[str, str, Tone | None]
+
+_COLUMNS = [
+    Column("NAME"),
+    Column("ID"),
+    Column("STATUS"),
+    Column("SINCE", right=True),
+    Column("EXECUTOR"),
+    Column("WORKERS", right=True),
+    Column("BUSY", right=True),
+    Column("JOBS", right=True),
+    Column("QUEUE", right=True),
+    Column("TAKEN", right=True),
+    Column("TASKS/S", right=True),
+]
+_TONES: dict[str, Tone] = {"online": "good", "offline": "bad"}
+_TITLE_WIDTH = 10
+
+
+@click.command()
+@click.argument("endpoint", required=False, shell_complete=complete_endpoint)
+@json_option
+@color_option
+def status(*, endpoint: str | None, as_json: bool, color: bool) -> int:
+    """Show the service, its broker and the endpoints: what runs, what waits, how fast.
+
+    ENDPOINT is a name or an id; without it all are shown. The numbers of an endpoint are those of
+    its last status report.
+    """
+    overview = collect(endpoint)
+    if as_json:
+        click.echo(json.dumps(overview.document(), indent=2))
+    else:
+        for line in screen(overview, color=color):
+            click.echo(line, color=color)
+    return _exit_code(overview, named=endpoint is not None)
+
+
+def _exit_code(overview: Overview, *, named: bool) -> int:
+    service = overview.service
+    if service.error is not None:
+        return exit_code_of(service.error)
+    if service.answer is not None and not service.answer.broker.connected:
+        return ExitCode.UNAVAILABLE
+    if named and any(each.status != "online" for each in overview.endpoints):
+        return ExitCode.FAILED
+    return ExitCode.OK
+
+
+def screen(overview: Overview, *, color: bool) -> Iterator[str]:
+    """Yield the lines of the screen."""
+    yield from _shown(_service_lines(overview.service), color=color)
+    yield ""
+    views = overview.endpoints
+    if not views:
+        yield "No endpoints yet. Make one with: flux-endpoint configure NAME"
+    elif len(views) == 1:
+        yield from _shown(_endpoint_lines(views[0]), color=color)
+    else:
+        yield render(_COLUMNS, [_row(view) for view in views], color=color)
+
+
+def _shown(lines: Iterator[Line], *, color: bool) -> Iterator[str]:
+    for title, text, tone in lines:
+        yield f"{title:<{_TITLE_WIDTH}} {toned(text, tone if color else None)}"
+
+
+def _service_lines(view: ServiceView) -> Iterator[Line]:
+    if view.answer is None:
+        yield "Service", str(view.error), "bad"
+        return
+    answer = view.answer
+    up = shown_age(answer.time - answer.started)
+    seconds = shown_duration(view.seconds)
+    text = f"{view.url}, release {answer.version}, up for {up}, user {answer.user}"
+    yield "Service", f"{text}, answers in {seconds}", None
+    database = answer.database
+    free = "" if database.free_bytes is None else f", {shown_bytes(database.free_bytes)} free"
+    yield "Database", f"{database.kind}, schema {database.revision}{free}", None
+    yield _broker_line(answer)
+    counts = {name: queue.messages for name, queue in answer.queues.items()}
+    aside = counts.pop("dead-letters", 0)
+    if counts:
+        waiting = ", ".join(f"{name} {count}" for name, count in counts.items())
+        yield "Queues", f"{waiting}; set aside {aside}", "bad" if aside else None
+
+
+def _broker_line(answer: ServiceStatusAnswer) -> Line:
+    broker = answer.broker
+    called = broker.server or "unknown"
+    age = "" if broker.since is None else f" for {shown_age(answer.time - broker.since)}"
+    if broker.connected:
+        return "Broker", f"{called} at {broker.address}, connected{age}", None
+    return "Broker", f"{called} at {broker.address}, away{age}: {broker.reason}", "bad"
+
+
+def _endpoint_lines(view: EndpointView) -> Iterator[Line]:
+    yield "Endpoint", _endpoint_text(view), _TONES.get(view.status)
+    yield from _process_line(view)
+    if view.state is None:
+        return
+    report = view.state.report
+    if view.state.status == "online":
+        yield from _flux_lines(report)
+        yield "Workers", _workers(report), None
+        yield "Jobs", _jobs(report), None
+    yield "Tasks", _tasks(view, online=view.state.status == "online"), None
+    agent = report.get("agent")
+    if view.state.status == "online" and isinstance(agent, Mapping):
+        yield "Rates", _rates(agent), None
+
+
+def _endpoint_text(view: EndpointView) -> str:
+    target, state = view.target, view.state
+    called = target.name
+    if target.endpoint_id is not None and target.endpoint_id != target.name:
+        called += f" ({target.endpoint_id})"
+    if state is None:
+        return f"{called}, {view.error or _never(view)}"
+    now = time.time()
+    reported = (
+        f"reported {shown_age(now - state.last_seen)} ago" if state.last_seen is not None else ""
+    )
+    if state.status == "online":
+        since = ""
+        if state.since is not None:
+            since = f" for {shown_age(now - state.since)} (since {shown_moment(state.since)})"
+        return f"{called}, online{since}, {reported}"
+    return f"{called}, {_offline(view, now)}"
+
+
+def _never(view: EndpointView) -> str:
+    if view.target.endpoint_id is None:
+        return f"never started: flux-endpoint start {view.target.name}"
+    return "the service does not say how it is"
+
+
+def _offline(view: EndpointView, now: float) -> str:
+    state = view.state
+    assert state is not None
+    if state.since is None:
+        return f"offline, {Absence.NEVER}"
+    age = f"{shown_age(now - state.since)} (since {shown_moment(state.since)})"
+    if state.absence is Absence.STOPPED:
+        return f"offline for {age}, it was stopped"
+    return f"offline for {age}, when its last report came: it was killed, or can't reach the broker"
+
+
+def _process_line(view: EndpointView) -> Iterator[Line]:
+    report = view.state.report if view.state is not None else {}
+    local = view.target.local
+    if local is not None and local.pid is not None:
+        reason = f": {local.reason}" if local.reason else ""
+        text = f"pid {local.pid} on {local.hostname}, {local.status}{reason}"
+        yield "Process", text, "bad" if local.status == "disconnected" else None
+    elif local is not None:
+        yield "Process", f"none here: flux-endpoint start {view.target.name}", None
+    elif view.status == "online" and "pid" in report:
+        yield "Process", f"pid {report['pid']} on {report.get('hostname', 'unknown')}", None
+
+
+def _flux_lines(report: Mapping[str, Any]) -> Iterator[Line]:
+    described = report.get("executor_description") or report.get("engine_type") or "unknown"
+    usage = report.get("usage") or {}
+    parts = [str(described)]
+    if "cores_allocated" in usage:
+        cores = usage["cores_allocated"] + usage.get("cores_free", 0)
+        parts.append(f"{usage['cores_allocated']} of {cores} cores allocated")
+    if usage.get("nodes_down"):
+        parts.append(f"{usage['nodes_down']} nodes down")
+    if usage.get("expires"):
+        left = usage["expires"] - time.time()
+        parts.append(f"ends in {shown_duration(left)}" if left > 0 else "has ended")
+    title = "Flux" if report.get("executor") == "flux" else "Executor"
+    yield title, ", ".join(parts), None
+    blocks = report.get("blocks")
+    if isinstance(blocks, list):
+        yield "Blocks", "; ".join(_block(each) for each in blocks) or "none now", None
+    elif report.get("executor") == "flux":
+        yield "Blocks", "none of its own: it uses the instance that it runs in", None
+
+
+def _block(block: Mapping[str, Any]) -> str:
+    jobid = block.get("jobid")
+    text = f"{shown_jobid(jobid)} {block.get('state', 'unknown')}"
+    if block.get("nodes"):
+        text += f" on {block['nodes']} nodes"
+    if block.get("expires"):
+        text += f", ends in {shown_duration(max(0.0, block['expires'] - time.time()))}"
+    return text
+
+
+def _workers(report: Mapping[str, Any]) -> str:
+    workers, idle = report.get("total_workers"), report.get("idle_workers")
+    if not isinstance(workers, int) or not isinstance(idle, int):
+        return "unknown"
+    if not workers:
+        return "none ready; they start as tasks come"
+    nodes = report.get("managers", 1)
+    on = "1 node" if nodes == 1 else f"{nodes} nodes"
+    return f"{workers} on {on}: {workers - idle} busy, {idle} idle"
+
+
+def _jobs(report: Mapping[str, Any]) -> str:
+    jobs, waiting = report.get("jobs"), report.get("waiting_jobs")
+    if not isinstance(jobs, int) or not isinstance(waiting, int):
+        return "unknown"
+    return f"{jobs - waiting} running, {waiting} waiting for resources"
+
+
+def _tasks(view: EndpointView, *, online: bool) -> str:
+    assert view.state is not None
+    queue = view.state.queue
+    parts = ["queue unknown" if queue is None else f"{queue.messages} in the queue"]
+    agent = view.state.report.get("agent")
+    if online and isinstance(agent, Mapping):
+        paused = " (as many as it takes)" if agent.get("paused") else ""
+        parts.append(f"{agent.get('running')} taken{paused}")
+        parts.append(f"{agent.get('unconfirmed')} results on their way")
+        parts.append(f"{agent.get('finished')} finished since its start")
+    return ", ".join(parts)
+
+
+def _rates(agent: Mapping[str, Any]) -> str:
+    parts = []
+    for key, verb in (("accepted_rates", "taken"), ("finished_rates", "finished")):
+        rates = agent.get(key) or {}
+        told = ", ".join(f"{rate:.3g} ({window})" for window, rate in rates.items())
+        parts.append(f"{verb} {told}")
+    return "tasks/s " + "; ".join(parts)
+
+
+def _row(view: EndpointView) -> Row:
+    state = view.state
+    report = state.report if state is not None and state.status == "online" else {}
+    agent = report.get("agent") or {}
+    workers, idle = report.get("total_workers"), report.get("idle_workers")
+    busy = workers - idle if isinstance(workers, int) and isinstance(idle, int) else None
+    since = state.since if state is not None else None
+    rate = (agent.get("finished_rates") or {}).get("1m")
+    queue = state.queue if state is not None else None
+    local = view.target.local
+    cells = (
+        view.target.name,
+        view.target.endpoint_id,
+        local.status if state is None and local is not None else view.status,
+        None if since is None else shown_age(time.time() - since),
+        report.get("executor"),
+        workers,
+        busy,
+        report.get("jobs"),
+        None if queue is None else queue.messages,
+        agent.get("running"),
+        None if rate is None else f"{rate:.3g}",
+    )
+    return Row(["-" if cell is None else str(cell) for cell in cells], _TONES.get(view.status))

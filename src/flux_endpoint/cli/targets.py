@@ -1,0 +1,84 @@
+"""Which endpoint a person means: by its name here, its name at the service, or its id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import click
+
+from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.endpoint.lifecycle import Listed, list_endpoints
+from flux_endpoint.errors import NotFoundError
+
+
+@dataclass(frozen=True)
+class Target:
+    """An endpoint.
+
+    Attributes:
+        name: what it is called, here or at the service; its id if neither is known.
+        endpoint_id: `None` if it is one of this machine that was never started.
+        local: how it is on this machine, if it is one of it.
+    """
+
+    name: str
+    endpoint_id: str | None
+    local: Listed | None = None
+
+    def require_id(self) -> str:
+        """Return its id.
+
+        Raises:
+            NotFoundError: it has none yet.
+        """
+        if self.endpoint_id is None:
+            raise NotFoundError(
+                f"endpoint {self.name!r} was never started, so the service does not know it: "
+                f"flux-endpoint start {self.name}"
+            )
+        return self.endpoint_id
+
+
+def find_endpoint(text: str, api: ServiceApi) -> Target:
+    """Return the endpoint that `text` names.
+
+    Raises:
+        NotFoundError: there is none; says which there are.
+        click.UsageError: there are several.
+    """
+    here = list_endpoints()
+    found = local_endpoint(text, here)
+    if found is not None:
+        return found
+    endpoint_id = _canonical(text)
+    if endpoint_id is not None:
+        return Target(endpoint_id, endpoint_id)
+    known = api.endpoints("any")
+    named = [each for each in known if text in {each.name, each.display_name}]
+    if len(named) == 1:
+        return Target(named[0].name, named[0].uuid)
+    if named:
+        ids = ", ".join(f"{each.uuid} (of {each.owner})" for each in named)
+        raise click.UsageError(f"{len(named)} endpoints are called {text!r}; name one by id: {ids}")
+    names = sorted({each.name for each in here} | {each.name for each in known})
+    there_are = f"there are: {', '.join(names)}" if names else "there are none yet"
+    raise NotFoundError(
+        f"no endpoint is called {text!r}, neither here nor at {api.url}; {there_are}"
+    )
+
+
+def local_endpoint(text: str, here: list[Listed]) -> Target | None:
+    """Return the endpoint of this machine that has `text` as its name or id."""
+    endpoint_id = _canonical(text)
+    for each in here:
+        if text == each.name or (endpoint_id is not None and endpoint_id == each.endpoint_id):
+            return Target(each.name, each.endpoint_id, each)
+    return None
+
+
+def _canonical(text: str) -> str | None:
+    try:
+        return str(UUID(text))
+    except ValueError:
+        return None

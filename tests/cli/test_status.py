@@ -1,0 +1,204 @@
+"""`flux-endpoint status`, as a person and as a program sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import uuid
+
+import pytest
+from tests.cli.conftest import WAIT, configure, until
+
+from flux_endpoint import __version__
+
+live = pytest.mark.usefixtures("stack")
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
+
+
+def lines_of(text):
+    """The screen as a dictionary: each line by the word before it."""
+    return {line[:10].rstrip(): line[11:] for line in text.splitlines() if line}
+
+
+class TestScreen:
+    def test_it_shows_service_database_and_broker(self, stack):
+        shown = lines_of(stack.out("status", "local"))
+        url = stack.credentials["service_url"]
+        assert shown["Service"].startswith(f"{url}, release {__version__}, up for ")
+        assert "user local" in shown["Service"]
+        assert re.fullmatch(r"sqlite, schema \d+, [\d.]+ \w?i?B free", shown["Database"])
+        assert re.fullmatch(
+            r"RabbitMQ [\d.]+ at 127.0.0.1:\d+/, connected for \d+[smh]", shown["Broker"]
+        )
+        assert re.fullmatch(
+            r"results \d+, events \d+, heartbeats \d+; set aside 0", shown["Queues"]
+        )
+
+    @pytest.mark.parametrize("how", ["name", "id"])
+    def test_an_endpoint_is_named_by_its_name_or_its_id(self, stack, how):
+        named = "local" if how == "name" else stack.endpoint_id()
+        shown = lines_of(stack.out("status", named))
+        assert shown["Endpoint"].startswith(f"local ({stack.endpoint_id()}), online for ")
+        assert re.search(r"reported \d+s ago$", shown["Endpoint"])
+        assert re.fullmatch(r"pid \d+ on \S+, running", shown["Process"])
+        assert "embedded executor" in shown["Executor"]
+
+    def test_it_counts_workers_jobs_and_tasks_and_tells_rates(self, stack, gate):
+        with stack.executor() as executor:
+            executor.submit(abs, -1).result()
+            running = executor.submit(WAIT, gate=str(gate))
+            until(lambda: "1 busy" in lines_of(stack.out("status", "local"))["Workers"])
+            shown = lines_of(stack.out("status", "local"))
+            assert re.fullmatch(r"\d+ on 1 node: 1 busy, \d+ idle", shown["Workers"])
+            assert shown["Jobs"] == "0 running, 0 waiting for resources"
+            assert re.match(r"0 in the queue, 1 taken, 0 results on their way", shown["Tasks"])
+            number = r"[\d.e-]+"
+            rates = f"{number} \\(1m\\), {number} \\(5m\\), {number} \\(15m\\)"
+            assert re.fullmatch(f"tasks/s taken {rates}; finished {rates}", shown["Rates"])
+            assert not shown["Rates"].startswith("tasks/s taken 0 ")
+            gate.touch()
+            running.result()
+
+    @pytest.mark.flux
+    def test_it_shows_the_flux_instance_its_jobs_and_how_it_is_used(self, in_flux, gate, flux_uri):
+        with in_flux.executor("fluxed", resource_specification={"num_ranks": 2}) as executor:
+            running = executor.submit(WAIT, gate=str(gate))
+            jobs = "1 running, 0 waiting for resources"
+
+            def seen():
+                shown = lines_of(in_flux.out("status", "fluxed"))
+                return shown["Jobs"] == jobs and "0 of " not in shown["Flux"] and shown
+
+            shown = until(seen)
+            assert re.match(r"Flux \d+\.\d+\.\d+\S* instance at ", shown["Flux"])
+            assert flux_uri in shown["Flux"]
+            assert re.search(r"[1-9]\d* of \d+ cores allocated", shown["Flux"])
+            assert "none of its own" in shown["Blocks"]
+            gate.touch()
+            running.result()
+
+    def test_several_endpoints_are_a_table(self, stack):
+        configure(stack, "spare")
+        titles, *rows = stack.out("status").splitlines()[5:]
+        assert titles.split() == [
+            "NAME", "ID", "STATUS", "SINCE", "EXECUTOR",
+            "WORKERS", "BUSY", "JOBS", "QUEUE", "TAKEN", "TASKS/S",
+        ]  # fmt: skip
+        cells = {row.split()[0]: row.split() for row in rows}
+        assert cells["local"][1:3] == [stack.endpoint_id(), "online"]
+        assert cells["spare"][1:3] == ["-", "stopped"]
+
+    def test_colours_are_for_terminals(self, stack):
+        assert "\033[" not in stack.out("status", "local")
+        assert "\033[01;32mlocal (" in stack.out("status", "local", "--color")
+        assert "\033[" not in stack.out("status", "local", "--color=never")
+
+
+class TestJson:
+    def test_it_has_everything_that_the_screen_has(self, stack):
+        told = stack.json("status", "local")
+        service = told["service"]
+        assert service["url"] == stack.credentials["service_url"]
+        assert (service["error"], service["user"]) == (None, "local")
+        assert abs(service["clock_skew"]) < 5
+        assert service["broker"]["connected"]
+        assert service["queues"]["results"]["consumers"] == 1
+        (endpoint,) = told["endpoints"]
+        assert endpoint["endpoint_id"] == stack.endpoint_id()
+        assert (endpoint["status"], endpoint["absence"]) == ("online", None)
+        assert endpoint["local"]["status"] == "running"
+        assert endpoint["report"]["executor"] == "local"
+        assert endpoint["queue"]["consumers"] == 1
+
+    def test_its_keys_stay(self, stack):
+        told = stack.json("status", "local")
+        assert set(told) == {"service", "endpoints"}
+        assert set(told["service"]) == {
+            "url", "error", "version", "user", "started", "time", "database", "broker", "queues",
+            "seconds", "clock_skew",
+        }  # fmt: skip
+        assert set(told["endpoints"][0]) == {
+            "name", "display_name", "owner", "endpoint_id", "status", "absence", "since",
+            "last_seen", "report", "queue", "error", "local",
+        }  # fmt: skip
+
+
+class TestTrouble:
+    def test_one_that_was_never_started_is_1_and_says_how_to_start_it(self, stack):
+        configure(stack, "fresh")
+        done = stack.run("status", "fresh", status=1)
+        shown = lines_of(done.stdout)
+        assert shown["Endpoint"] == "fresh, never started: flux-endpoint start fresh"
+
+    def test_an_endpoint_that_was_stopped_says_since_when(self, stack):
+        configure(stack, "brief")
+        stack.run("start", "brief", "--detach")
+        stack.run("stop", "brief")
+        until(lambda: stack.run("status", "brief", status=None).returncode == 1)
+        shown = lines_of(stack.run("status", "brief", status=1).stdout)
+        stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+        pattern = rf"brief \(\S+\), offline for \d+s \(since {stamp}\), it was stopped"
+        assert re.fullmatch(pattern, shown["Endpoint"])
+        assert shown["Process"] == "none here: flux-endpoint start brief"
+        assert shown["Tasks"] == "0 in the queue"
+        assert "Workers" not in shown
+
+    def test_an_endpoint_that_was_killed_fell_silent(self, stack):
+        configure(stack, "victim")
+        stack.run("start", "victim", "--detach")
+        (entry,) = stack.json("status", "victim")["endpoints"]
+        os.kill(entry["local"]["pid"], signal.SIGKILL)
+        shown = until(
+            lambda: (
+                "offline" in (said := stack.run("status", "victim", status=None).stdout) and said
+            )
+        )
+        assert "when its last report came: it was killed, or can't reach the broker" in shown
+        (entry,) = json.loads(stack.run("status", "victim", "--json", status=1).stdout)["endpoints"]
+        assert (entry["status"], entry["absence"]) == ("offline", "silent")
+        assert entry["since"] == entry["last_seen"]
+
+    def test_a_name_that_nobody_has_is_66_and_lists_those_there_are(self, stack):
+        said = stack.err("status", "nowhere", status=66)
+        assert "no endpoint is called 'nowhere', neither here nor at http://" in said
+        assert "local" in said
+
+    def test_an_id_that_nobody_has_is_66(self, stack):
+        assert "does not know endpoint" in stack.err("status", str(uuid.uuid4()), status=66)
+
+    def test_a_wrong_token_is_77(self, stack):
+        wrong = {
+            "FLUX_ENDPOINT_SERVICE_URL": stack.credentials["service_url"],
+            "FLUX_ENDPOINT_TOKEN": "wrong",
+        }
+        done = stack.run("status", status=77, **wrong)
+        assert "does not accept the token from FLUX_ENDPOINT_SERVICE_URL" in done.stdout
+        assert "local" in done.stdout
+
+    def test_without_a_service_it_shows_what_this_machine_knows(self, stack, free_port):
+        away = {
+            "FLUX_ENDPOINT_SERVICE_URL": f"http://127.0.0.1:{free_port}",
+            "FLUX_ENDPOINT_TOKEN": "token",
+        }
+        shown = lines_of(stack.run("status", "local", status=69, **away).stdout)
+        assert f"can't reach the service for GET http://127.0.0.1:{free_port}" in shown["Service"]
+        assert shown["Endpoint"].startswith(f"local ({stack.endpoint_id()})")
+        assert shown["Process"].endswith(", running")
+        told = json.loads(stack.run("status", "local", "--json", status=69, **away).stdout)
+        assert told["endpoints"][0]["status"] == "unknown"
+
+    def test_what_is_not_a_service_is_78(self, stack):
+        done = stack.run(
+            "status",
+            status=78,
+            FLUX_ENDPOINT_SERVICE_URL=stack.credentials["service_url"] + "/elsewhere",
+            FLUX_ENDPOINT_TOKEN="token",
+        )
+        assert "/elsewhere does not know GET /v3/status: is that URL (from FLUX" in done.stdout
+
+    def test_without_credentials_it_says_how_to_get_some(self, bare):
+        done = bare.run("status", status=78)
+        assert "no credentials: set FLUX_ENDPOINT_SERVICE_URL" in done.stdout
+        assert "No endpoints yet" in done.stdout
