@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-EXAMPLES = ("basic.py", "collatz.py", "shell_function.py")
+EXAMPLES = ("executor_basic_example.py", "executor_collatz.py", "shell_function.py")
 HERE = Path(__file__).resolve().parent
 SHOWN_LINES = 8
 START_TIMEOUT = 180
@@ -53,12 +53,12 @@ def start_stack(environment):
 
 def run_example(script, endpoint_id, environment):
     """Run one example; print what it printed, a long middle left out. Return whether it went well."""
-    title(f"python examples/{script} {endpoint_id}")
+    title(f"FLUX_ENDPOINT_ID={endpoint_id} python examples/{script}")
     begun = time.monotonic()
     try:
         done = subprocess.run(
-            [sys.executable, HERE / script, endpoint_id],
-            env=environment,
+            [sys.executable, HERE / script],
+            env={**environment, "FLUX_ENDPOINT_ID": endpoint_id},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -169,19 +169,6 @@ class TestBadInput:
 
 
 class TestCommands:
-    @pytest.mark.parametrize(
-        ("script", "expected"),
-        [
-            ("basic.py", "14\n"),
-            ("collatz.py", "All sequences generated (from 1 to 100)"),
-            ("shell_function.py", "hello\n\nhola\n\nbonjour\n"),
-        ],
-    )
-    def test_the_guides_examples(self, stack, script, expected):
-        done = stack.python(str(EXAMPLES / script), stack.endpoint_id)
-        assert done.returncode == 0, done.stderr
-        assert expected in done.stdout
-
     def test_the_list_says_which_executor_runs_the_jobs(self, stack):
         listed = json.loads(stack.command("list", "--json").stdout)
         assert [entry["executor"] for entry in listed] == [stack.executor]

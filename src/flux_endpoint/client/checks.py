@@ -19,11 +19,13 @@ _OF_OFFICIAL_ENDPOINTS = frozenset({"priority"})
 
 def refuse_unknown(executor: type, unknown: dict[str, Any]) -> None:
     """Raise `TypeError` for an argument that `executor` does not take, with the nearest one."""
-    known = [
+    known = dict.fromkeys(
         name
-        for name, parameter in inspect.signature(executor).parameters.items()
+        for cls in executor.__mro__
+        if "__init__" in vars(cls)
+        for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
+    )
     for name in unknown.keys() - _IGNORED:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"

@@ -1,0 +1,13 @@
+"""Results over another port of the broker's host than the service tells.
+
+FLUX_ENDPOINT_ID=… python examples/amqp_port.py PORT
+"""
+
+import os
+import sys
+
+from flux_endpoint import Executor
+
+port = int(sys.argv[1])
+with Executor(os.environ["FLUX_ENDPOINT_ID"], amqp_port=port) as gce:
+    print(f"port {gce.amqp_port}:", gce.submit(pow, 2, 10).result())

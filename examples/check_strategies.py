@@ -1,0 +1,27 @@
+"""Does a strategy work for a function and its arguments? Ask before submitting.
+
+FLUX_ENDPOINT_ID=… python examples/check_strategies.py
+"""
+
+import os
+
+from flux_endpoint import Executor
+from flux_endpoint.serialize import ComputeSerializer, DillCodeSource, JSONData
+
+
+def greet(name, greeting="greetings"):
+    """Greet someone."""
+
+    return f"{greeting} {name}"
+
+
+serializer = ComputeSerializer(strategy_code=DillCodeSource(), strategy_data=JSONData())
+
+serializer.check_strategies(greet, "world", greeting="hello")
+with Executor(os.environ["FLUX_ENDPOINT_ID"], serializer=serializer) as gcx:
+    # serializes like the following:
+    print(gcx.submit(greet, "world", greeting="hello").result())
+
+# use the return value of check_strategies:
+fn, args, kwargs = serializer.check_strategies(greet, "world", greeting="hello")
+assert fn(*args, **kwargs) == greet("world", greeting="hello")

@@ -1,0 +1,17 @@
+"""Get the results of a batch that another script submitted: client_submit_batch.py.
+
+FLUX_ENDPOINT_ID=… python examples/executor_reload_batch.py TASK_GROUP_ID
+"""
+
+import concurrent.futures
+import os
+import sys
+
+from flux_endpoint import Executor
+
+ep_id = os.environ["FLUX_ENDPOINT_ID"]
+tg_id = sys.argv[1]  # saved 'yesterday'
+with Executor(endpoint_id=ep_id, task_group_id=tg_id) as gce:
+    futures = gce.reload_tasks()
+    for f in concurrent.futures.as_completed(futures):
+        print("Received:", f.result())

@@ -1,0 +1,26 @@
+"""Submit a batch, and let another script wait for it: funcx/funcxexecutor_reload_batch.py.
+
+FLUX_ENDPOINT_ID=… python examples/funcx/funcxclient_submit_batch.py
+"""
+
+import os
+
+from flux_endpoint.funcx import FuncXClient
+
+
+def expensive_task(task_arg):
+    import time
+
+    time.sleep(0.1)  # imagine 24 hours
+    return f"All done with {task_arg}!"
+
+
+ep_id = os.environ["FLUX_ENDPOINT_ID"]
+fxc = FuncXClient()
+
+print(f"Task Group ID for later reloading: {fxc.session_task_group_id}")
+fn_id = fxc.register_function(expensive_task)
+batch = fxc.create_batch()
+for task_i in range(10):
+    batch.add(fn_id, ep_id, args=(task_i,))
+fxc.batch_run(batch)

@@ -1,0 +1,30 @@
+"""Is it done? Without waiting.
+
+FLUX_ENDPOINT_ID=… python examples/funcx/funcxexecutor_status.py
+"""
+
+import os
+
+from flux_endpoint.funcx import FuncXExecutor
+
+
+def generate_collatz_sequence(N: int, sequence_limit=10_000):
+    seq = [N]
+    while N != 1 and len(seq) < sequence_limit:
+        if N % 2:
+            N = 3 * N + 1
+        else:
+            N //= 2
+        seq.append(N)
+    return seq
+
+
+ep_id = os.environ["FLUX_ENDPOINT_ID"]
+with FuncXExecutor(endpoint_id=ep_id) as fxe:
+    future = fxe.submit(generate_collatz_sequence, 1234567890)
+
+    # Use the .done() method to check the status of the function without
+    # blocking; this will return a Bool indicating whether the result is ready
+    print("Status: ", future.done())
+
+print("Status at the end: ", future.done())

@@ -1,0 +1,1 @@
+"""Modules where funcX has them."""

@@ -1,0 +1,7 @@
+"""`FuncXClient`."""
+
+from flux_endpoint.client import Client
+
+
+class FuncXClient(Client):
+    """`Client`, by its name in funcX."""

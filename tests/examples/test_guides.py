@@ -1,0 +1,193 @@
+"""Every script of the guides, run as a user would, against a live stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import PIPE
+from urllib.parse import urlsplit
+
+import pytest
+
+from flux_endpoint import Client
+
+pytestmark = pytest.mark.rabbitmq
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LAST_COLLATZ = "[100, 50, 25, 76, 38, 19, 58, 29, 88, 44, 22, 11, 34, 17, 52, 26, 13, 40, 20, 10"
+
+
+@dataclass(frozen=True)
+class Stack:
+    environment: dict[str, str]
+    service_url: str
+    token: str
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(EXAMPLES / script), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    def printed(self, script: str, *arguments: str) -> str:
+        done = self.run(script, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    home = tmp_path_factory.mktemp("home")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
+    environment = {**kept, "FLUX_ENDPOINT_HOME": str(home)}
+    command = [sys.executable, "-m", "flux_endpoint", "up"]
+    with subprocess.Popen(command, env=environment, stdout=PIPE, text=True) as up:
+        assert up.stdout is not None
+        said = []
+        for line in up.stdout:
+            said.append(line)
+            if line.rstrip().endswith("ends it."):  # its last word when all is up
+                break
+        else:
+            pytest.fail("".join(said))
+        endpoint = json.loads((home / "endpoints" / "local" / "endpoint.json").read_text())
+        credentials = json.loads((home / "credentials.json").read_text())
+        yield Stack(
+            {**environment, "FLUX_ENDPOINT_ID": endpoint["endpoint_id"]},
+            credentials["service_url"],
+            credentials["token"],
+        )
+        up.terminate()
+        up.stdout.read()
+
+
+BOTH = pytest.mark.parametrize("prefix", ["", "funcx/funcx"])
+
+
+@BOTH
+def test_one_function(stack, prefix):
+    assert stack.printed(f"{prefix}executor_basic_example.py") == "14\n"
+
+
+@BOTH
+def test_many_tasks(stack, prefix):
+    printed = stack.printed(f"{prefix}executor_collatz.py")
+    assert "Tasks all submitted; waiting for results\n" in printed
+    assert "All sequences generated (from 1 to 100)\n[1]\n[2, 1]\n" in printed
+    assert LAST_COLLATZ in printed.splitlines()[-1]
+    assert "disproving" not in printed
+
+
+@BOTH
+def test_the_status_without_waiting(stack, prefix):
+    printed = stack.printed(f"{prefix}executor_status.py")
+    assert re.fullmatch(r"Status:  (True|False)\nStatus at the end:  True\n", printed)
+
+
+@BOTH
+def test_an_exception(stack, prefix):
+    printed = stack.printed(f"{prefix}executor_handle_result_exceptions.py")
+    assert printed.startswith("Oh no!  The task raised an exception: ")
+    assert "ValueError: Sequence not terminated in 100 steps" in printed
+
+
+@BOTH
+def test_results_as_they_arrive(stack, prefix):
+    lines = stack.printed(f"{prefix}executor_results_as_arrived.py").splitlines()
+    assert lines[0] == "Results: " + str([f"{n} -> {2 * n}" for n in range(10)])
+    assert sorted(lines[1:]) == [f"Received: {n} -> {2 * n}" for n in range(10, 20)]
+
+
+@BOTH
+def test_tasks_are_reloaded_after_a_sigkill(stack, prefix):
+    script = f"{prefix}executor_reload_tasks.py"
+    killed = stack.run(script)
+    assert killed.returncode == -signal.SIGKILL
+    assert "Simulating unexpected process death!" in killed.stdout
+    group = killed.stdout.split()[-1]
+    printed = stack.printed(script, group)
+    assert f"Reloading tasks from Task Group ID: {group}" in printed
+    for n in range(1, 6):
+        assert f"logic result, from task: {n}\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("submits", "reloads"),
+    [
+        ("client_submit_batch.py", "executor_reload_batch.py"),
+        ("funcx/funcxclient_submit_batch.py", "funcx/funcxexecutor_reload_batch.py"),
+    ],
+)
+def test_a_batch_is_reloaded_by_another_script(stack, submits, reloads):
+    group = stack.printed(submits).split()[-1]
+    lines = stack.printed(reloads, group).splitlines()
+    assert sorted(lines) == [f"Received: All done with {n}!" for n in range(10)]
+
+
+def test_shell_functions(stack):
+    assert stack.printed("shell_function.py") == "hello\n\nhola\n\nbonjour\n\n"
+
+
+def test_shell_functions_that_return_a_dictionary(stack):
+    results = [
+        json.loads(line)
+        for line in stack.printed("shell_function_return_dict.py").split("\n")
+        if line
+    ]
+    assert [result["stdout"] for result in results] == ["hello\n", "hola\n", "bonjour\n"]
+    assert {"cmd", "returncode", "stderr", "exception_name"} < results[0].keys()
+
+
+def test_a_walltime(stack):
+    assert stack.printed("shell_walltime.py") == "124\n"
+
+
+@pytest.mark.mpi
+def test_an_mpi_command(stack):
+    printed = stack.printed("mpi_function.py")
+    assert printed.count("hello from a rank") == 2
+
+
+@pytest.mark.mpi
+def test_an_mpi_script(stack):
+    lines = stack.printed("mpi_multi_line.py").split("\n")
+    assert [line for line in lines if line] == ["first"] * 2 + ["between the two"] + ["second"] * 2
+
+
+def test_strategies(stack):
+    printed = stack.printed("serialization_strategies.py")
+    assert printed == "CombinedCode: 42\nPureSourceTextInspect: 42\n"
+
+
+def test_checking_strategies(stack):
+    assert stack.printed("check_strategies.py") == "hello world\n"
+
+
+def test_result_serializers(stack):
+    printed = stack.printed("result_serializers.py")
+    assert printed == "JSON: {'0': 0, '1': 1, '2': 4}\ndill: {0: 0, 1: 1, 2: 4}\n"
+
+
+def test_another_port_of_the_broker(stack):
+    url = Client(stack.service_url, stack.token).get_result_amqp_url()["connection_url"]
+    port = urlsplit(url).port
+    assert stack.printed("amqp_port.py", str(port)) == f"port {port}: 1024\n"
+
+
+def test_every_script_is_run_by_a_test():
+    here = Path(__file__).read_text()
+    elsewhere = (EXAMPLES.parent / "tests" / "end_to_end" / "test_jobs.py").read_text()
+    for script in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("funcx/*.py")]:
+        name = script.name.removeprefix("funcx")
+        assert name in here or name in elsewhere or name == "demo.py", script
