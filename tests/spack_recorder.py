@@ -64,13 +64,23 @@ class Executable:
     """A program; the part of Spack's class that the recipes use."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
+        self._environment: dict[str, str] = {}
+
+    def add_default_env(self, name: str, value: str) -> None:
+        """Set a variable in every run."""
+        self._environment[name] = value
 
     def __call__(self, *arguments: str, output: Any = None, error: Any = None) -> str:
         wanted = subprocess.PIPE if output is str.split else None
         together = subprocess.STDOUT if error is str.split else None
         ended = subprocess.run(
-            [self._path, *arguments], stdout=wanted, stderr=together, text=True, check=True
+            [self.path, *arguments],
+            env={**os.environ, **self._environment},
+            stdout=wanted,
+            stderr=together,
+            text=True,
+            check=True,
         )
         return ended.stdout or ""
 

@@ -304,7 +304,8 @@ class FluxBackend:
             "cores_free": listing.free.ncores,
             "gpus_allocated": listing.allocated.ngpus,
             "gpus_free": listing.free.ngpus,
-            "expires": listing.all.expiration or None,
+            # As RFC 20 has it: ResourceSet has an attribute for it only from Flux 0.83 on.
+            "expires": json.loads(listing.all.encode())["execution"].get("expiration") or None,
         }
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Flux Endpoint, built from the clone that holds this recipe."""
 
+import os
 from pathlib import Path
 
 from spack.package import (
@@ -91,6 +92,7 @@ class PyFluxEndpoint(PythonPackage):
         depends_on("py-psycopg@3.1: +c", when="+postgresql")
 
         depends_on("py-mpi4py@4.0:", when="+mpi")
+        depends_on("mpi", when="+mpi")
 
     # Older ones can't be built for every Python that is allowed here.
     depends_on("flux-core@0.68:", type="run", when="+flux")
@@ -110,8 +112,12 @@ class PyFluxEndpoint(PythonPackage):
         if self.spec.satisfies("+service"):
             modules.append("flux_endpoint.service.server")
         if self.spec.satisfies("+postgresql"):
-            modules.append("psycopg_c")
+            modules += ["psycopg", "psycopg_c"]  # the second needs the first
         return modules
+
+    def test_imports(self):
+        """each part can be imported"""
+        self._python()("-c", "\n".join(f"import {name}" for name in self.import_modules))
 
     def test_command(self):
         """the command answers with its version"""
@@ -147,7 +153,14 @@ class PyFluxEndpoint(PythonPackage):
             raise SkipTest(f"only with {condition}")
 
     def _command(self):
-        return Executable(join_path(self.prefix.bin, "flux-endpoint"))
+        return self._seeing_itself(Executable(join_path(self.prefix.bin, "flux-endpoint")))
 
     def _python(self):
-        return self.module.python
+        return self._seeing_itself(Executable(self.module.python.path))
+
+    def _seeing_itself(self, program):
+        # Just after an install, PYTHONPATH has what the package depends on, but not itself:
+        # spack/spack issue 45801.
+        paths = [self.module.python_purelib, os.environ.get("PYTHONPATH")]
+        program.add_default_env("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        return program

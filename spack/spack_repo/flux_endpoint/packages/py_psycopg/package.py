@@ -29,4 +29,4 @@ class PyPsycopg(PythonPackage):
     @property
     def import_modules(self):
         """Modules that must be importable; without the extension they need libpq on a path."""
-        return ["psycopg"] if self.spec.satisfies("+c") else []
+        return ["psycopg", "psycopg_c"] if self.spec.satisfies("+c") else []
