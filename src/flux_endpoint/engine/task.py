@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flux_endpoint.engine.task_timeout import task_timeout
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import formatted_task, read_function
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
@@ -80,7 +81,9 @@ class TaskRunner:
         try:
             self._enter(task_id)
             function, args, kwargs = self._unpack(buffer)
-            return self._pack(function(*args, **kwargs), result_serializers)
+            with task_timeout():
+                value = function(*args, **kwargs)
+            return self._pack(value, result_serializers)
         except (DeserializationError, SerializationError) as error:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
         except BaseException as error:  # noqa: BLE001 - whatever a function raises is its result

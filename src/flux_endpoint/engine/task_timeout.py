@@ -1,0 +1,49 @@
+"""The walltime of Python functions: `GC_TASK_TIMEOUT`, seconds, in the environment of a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+from collections.abc import Iterator
+from typing import Final
+
+VARIABLE: Final = "GC_TASK_TIMEOUT"
+
+
+@contextlib.contextmanager
+def task_timeout() -> Iterator[None]:
+    """Raise `TimeoutError` into what runs inside, in the main thread, when its time is over.
+
+    Without the variable, or with 0, there is no limit. A function that is blocked outside of
+    Python, in a library, is interrupted when it comes back.
+
+    Raises:
+        ValueError: the variable is no number of seconds.
+    """
+    seconds = _limit(os.environ.get(VARIABLE, ""))
+    if not seconds:
+        yield
+        return
+
+    def end(_signum: int, _frame: object) -> None:
+        raise TimeoutError(f"longer than {seconds:g} s, which is the {VARIABLE} of this site")
+
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _limit(text: str) -> float:
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"{VARIABLE} must be a number of seconds, not {text!r}")
+    return max(0.0, seconds)

@@ -1,0 +1,88 @@
+"""The walltime that a site gives to Python functions."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from engine_world import PATIENCE
+
+from flux_endpoint.engine.task_timeout import VARIABLE, task_timeout
+from flux_endpoint.functions import ShellFunction
+
+# The suite's own time limit would use the same signal.
+pytestmark = pytest.mark.timeout(method="thread")
+
+
+def sleep(seconds):
+    import time
+
+    time.sleep(seconds)
+    return "slept"
+
+
+def own_pid():
+    import os
+
+    return os.getpid()
+
+
+def alive(pid):
+    import os
+
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_function_that_runs_longer_raises_and_its_worker_goes_on(make_world, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.2")
+    world = make_world(workers_per_node=1)
+    before = world.call(own_pid).value
+    end = world.call(sleep, 600)
+    assert end.code == "RemoteExecutionError"
+    assert "TimeoutError: longer than 0.2 s, which is the GC_TASK_TIMEOUT of this" in end.text
+    assert world.call(sleep, 0).value == "slept"
+    assert world.call(own_pid).value == before
+
+
+def test_a_command_is_ended_with_all_that_it_started(make_world, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.2")
+    world = make_world(workers_per_node=1)
+    end = world.call(ShellFunction("echo $$ > pid; sleep 600"))
+    assert "GC_TASK_TIMEOUT" in end.text
+    pid = int((world.directory / "tasks_working_dir" / "pid").read_text())
+    deadline = time.monotonic() + PATIENCE
+    while world.call(alive, pid).value:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("value", [None, "", "0", "-1", "600"])
+def test_without_a_limit_nothing_happens(monkeypatch, value):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(VARIABLE, value)
+    before = signal.getsignal(signal.SIGALRM)
+    with task_timeout():
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_afterwards_the_signal_is_what_it_was(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.01")
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError), task_timeout():
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+@pytest.mark.parametrize("value", ["soon", "nan", "inf"])
+def test_what_is_no_number_of_seconds_is_said(monkeypatch, value):
+    monkeypatch.setenv(VARIABLE, value)
+    said = f"GC_TASK_TIMEOUT must be a number of seconds, not '{value}'"
+    with pytest.raises(ValueError, match=said), task_timeout():
+        pass
