@@ -11,8 +11,9 @@ from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from flux_endpoint.client.checks import checked_signal
-from flux_endpoint.client.job import EVENTS, JobEvent, JobRecord, why_no_job
+from flux_endpoint.client.job import JobEvent, JobRecord, why_no_job
 from flux_endpoint.client.threads import on_client_thread
+from flux_endpoint.protocol.job_events import EVENTS
 
 if TYPE_CHECKING:
     from flux_endpoint.client.event_streams import EventStreams

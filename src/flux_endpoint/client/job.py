@@ -13,33 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.errors import TaskCancelled
+from flux_endpoint.protocol.job_events import EVENTS, LAST_EVENT
 from flux_endpoint.protocol.states import ErrorCode
 
 if TYPE_CHECKING:
     from flux_endpoint.client.future import ComputeFuture
 
 log = logging.getLogger(__name__)
-
-#: Names of the events that callbacks are for: those of `flux.job.FluxExecutorFuture`.
-EVENTS = frozenset(
-    {
-        "alloc",
-        "clean",
-        "debug",
-        "depend",
-        "exception",
-        "finish",
-        "flux-restart",
-        "free",
-        "priority",
-        "release",
-        "start",
-        "submit",
-        "urgency",
-    }
-)
-#: Comes after all others.
-LAST_EVENT = "clean"
 
 
 @dataclass(frozen=True, slots=True)

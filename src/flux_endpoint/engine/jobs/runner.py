@@ -34,25 +34,12 @@ from flux_endpoint.engine.outcome import (
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import write_private
+from flux_endpoint.protocol.job_events import EVENTS
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
 log = logging.getLogger(__name__)
 
-#: Events of a job that its future reports (RFC 21).
-EVENTS = (
-    "submit",
-    "depend",
-    "priority",
-    "urgency",
-    "alloc",
-    "start",
-    "exception",
-    "finish",
-    "release",
-    "free",
-    "clean",
-)
 _RECORD = "job.json"
 
 

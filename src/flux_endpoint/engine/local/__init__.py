@@ -1,11 +1,10 @@
 """The embedded executor: `FluxExecutor`'s interface over processes of this machine."""
 
-from flux_endpoint.engine.local.events import MAIN_EVENTS, EventLogEvent, JobException
+from flux_endpoint.engine.local.events import EventLogEvent, JobException
 from flux_endpoint.engine.local.executor import LocalExecutor
 from flux_endpoint.engine.local.future import LocalExecutorFuture
 
 __all__ = [
-    "MAIN_EVENTS",
     "EventLogEvent",
     "JobException",
     "LocalExecutor",

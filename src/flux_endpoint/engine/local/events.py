@@ -5,25 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-#: Events of a job's main eventlog, which futures accept callbacks for.
-MAIN_EVENTS = frozenset(
-    [
-        "alloc",
-        "clean",
-        "debug",
-        "depend",
-        "exception",
-        "finish",
-        "flux-restart",
-        "free",
-        "priority",
-        "release",
-        "start",
-        "submit",
-        "urgency",
-    ]
-)
-
 
 class EventLogEvent(dict[str, Any]):
     """One entry of an eventlog: a dictionary with `name`, `timestamp` and `context`."""

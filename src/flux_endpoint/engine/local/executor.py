@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
-from flux_endpoint.engine.local.events import MAIN_EVENTS, EventLogEvent, JobException
+from flux_endpoint.engine.local.events import EventLogEvent, JobException
 from flux_endpoint.engine.local.future import LocalExecutorFuture
 from flux_endpoint.engine.local.instance import Instance
 from flux_endpoint.engine.local.jobspec import read_jobspec
 from flux_endpoint.engine.local.resources import ResourcePool
+from flux_endpoint.protocol import job_events
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class LocalExecutor:
 
     _counter = itertools.count()
     #: Names of the events that futures take callbacks for.
-    EVENTS = MAIN_EVENTS
+    EVENTS = job_events.EVENTS
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
-from flux_endpoint.engine.local.events import MAIN_EVENTS
+from flux_endpoint.protocol import job_events
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
     """
 
     #: Names of the events that `add_event_callback` takes.
-    EVENTS = MAIN_EVENTS
+    EVENTS = job_events.EVENTS
 
     def __init__(self, owning_thread_id: int | None) -> None:
         super().__init__()
