@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import subprocess
 import sys
 import uuid
@@ -14,6 +15,11 @@ from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.protocol.resources import parse_resources
 
 ENDPOINT = "00000000-0000-4000-8000-00000000000e"
+
+
+def test_it_is_one_of_concurrent_futures(client: Client) -> None:
+    with Executor(ENDPOINT, client) as executor:
+        assert isinstance(executor, concurrent.futures.Executor)
 
 
 def test_an_endpoint_is_given_as_uuid_or_text(client: Client) -> None:

@@ -87,6 +87,24 @@ def test_wait_submitted_ends_with_the_future(service: Any, executor: Executor) -
     assert executor.submit(double, 1).wait_submitted(TIMEOUT) is None
 
 
+def test_submit_returns_while_the_service_has_yet_to_answer(
+    service: Any, executor: Executor
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def react(_: Any) -> None:
+        asked.set()
+        assert answer.wait(TIMEOUT)
+
+    service.react = react
+    future = executor.submit(pow, 2, 1)  # returns although nothing is answered
+    assert asked.wait(TIMEOUT)
+    assert future.task_id is None
+    assert not future.done()
+    answer.set()
+    assert future.wait_submitted(TIMEOUT)
+
+
 def test_tasks_that_wait_go_out_together_up_to_batch_size(service: Any, executor: Executor) -> None:
     gate = Gate(service)
     executor.batch_size = 4
