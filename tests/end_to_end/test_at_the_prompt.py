@@ -117,7 +117,7 @@ class TestTheInterpreter:
 
 def test_the_workers_machine_describes_itself(executor):
     text = executor.get_worker_hardware_details()
-    assert f"Python {sys.version.split()[0]}" in text
+    assert f"python: {sys.version.split()[0]}" in text
     task = executor.client.get_worker_hardware_details(executor.endpoint_id)
     assert task
 

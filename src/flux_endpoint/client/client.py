@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flux_endpoint.client import hardware
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.batch import Batch
 from flux_endpoint.client.ids import UuidLike, as_uuid
@@ -20,6 +20,7 @@ from flux_endpoint.errors import (
     TaskError,
     TaskPending,
 )
+from flux_endpoint.functions import hardware
 from flux_endpoint.serialize import ComputeSerializer, SerializationStrategy
 
 
@@ -281,7 +282,7 @@ class Client:
         Returns:
             The id of a task whose result is a text for people to read.
         """
-        function_id = self.register_source_code(hardware.SOURCE, hardware.NAME)
+        function_id = self.register_source_code(*hardware_source())
         return self.run(endpoint_id=endpoint_id, function_id=function_id)
 
     def stop_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
@@ -300,6 +301,14 @@ class Client:
         """Return where results are streamed from: `connection_url` and `queue_prefix`."""
         url, prefix = self.api.result_connection(None)
         return {"connection_url": url, "queue_prefix": prefix}
+
+
+def hardware_source() -> tuple[str, str]:
+    """Return the source of a function that describes its machine, and the function's name.
+
+    As text, an endpoint of any make runs it without this package.
+    """
+    return inspect.getsource(hardware), hardware.hardware_report.__name__
 
 
 def _credentials(service_url: str | None, token: str | None) -> Credentials:

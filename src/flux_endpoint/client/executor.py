@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, ClassVar
 from uuid import UUID
 
-from flux_endpoint.client import hardware
 from flux_endpoint.client.backlog import PendingTask, Route
 from flux_endpoint.client.checks import (
     checked_batch_size,
@@ -20,7 +19,7 @@ from flux_endpoint.client.checks import (
     is_int,
     refuse_unknown,
 )
-from flux_endpoint.client.client import Client
+from flux_endpoint.client.client import Client, hardware_source
 from flux_endpoint.client.exits import see_to_the_end
 from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.future import ComputeFuture
@@ -323,7 +322,7 @@ class Executor(FuturesExecutor):
 
     def get_worker_hardware_details(self) -> str:
         """Have a worker tell what machine it runs on; waits for the answer, a text for people."""
-        key = (hardware.SOURCE, hardware.NAME)
+        key = hardware_source()
         known = self._sources.get(key) or self.register_source_code(*key)
         return str(self.submit_to_registered_function(known).result())
 
