@@ -451,6 +451,17 @@ def test_a_task_that_was_never_submitted_has_no_jobid(service: Any, executor: Ex
         executor.submit(abs, -1).jobid(TIMEOUT)
 
 
+def test_an_endpoint_without_jobs_is_told_of_before_the_task_ends(
+    service: Any, future: ComputeFuture
+) -> None:
+    refusal = {"code": "EVENTS_NOT_SUPPORTED", "message": "it is of another make"}
+    path = f"/v2/tasks/{future.task_id}/events"
+    service.react = lambda request: (409, refusal) if request.path == path else None
+    with pytest.raises(RuntimeError, match="it is of another make"):
+        future.jobid(TIMEOUT)
+    assert not future.done()
+
+
 def test_a_service_without_events_is_told_of(
     service: Any, executor: Executor, future: ComputeFuture
 ) -> None:

@@ -219,7 +219,8 @@ class EventStream:
             events, followed.waiting = events + (followed.waiting or []), None
         followed.looked = followed.looked or last
         self._take(task_id, followed, events)
-        if followed.looked and not followed.job.has_jobid:
+        no_jobs = error is not None and error.code == "EVENTS_NOT_SUPPORTED"  # nor will there be
+        if (followed.looked or no_jobs) and not followed.job.has_jobid:
             reason = why_no_job(followed.future) if error is None else _no_events(error)
             followed.job.fail(reason)
             self._followed.pop(task_id, None)
