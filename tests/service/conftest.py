@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pika
 import pytest
@@ -26,6 +26,9 @@ from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints, users
 from flux_endpoint.service.store.engine import Database
+
+if TYPE_CHECKING:
+    from tests.service.official_world import CoreEndpoint, Run
 
 #: Nobody listens there: port 1 is privileged and unused.
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/%2F"
@@ -275,8 +278,9 @@ class Rest:
         self.client = client
 
     def register_endpoint(self, **what: Any) -> str:
-        """Register an endpoint; with `metadata=OWN` one of our own make."""
-        answer = self.client.post("/v3/endpoints", json={"endpoint_name": "lab", **what})
+        """Register an endpoint, of our own make unless told otherwise."""
+        body = {"endpoint_name": "lab", "metadata": OWN, **what}
+        answer = self.client.post("/v3/endpoints", json=body)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["endpoint_id"])
 
@@ -303,3 +307,32 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
+
+
+@pytest.fixture
+def core(live: Rest, peer: Peer) -> CoreEndpoint:
+    """A core endpoint that has just reported."""
+    from tests.service.official_world import CoreEndpoint
+
+    core = CoreEndpoint(live, peer)
+    core.report()
+    core.until("online")
+    return core
+
+
+@pytest.fixture
+def begin(amqp_vhost: str) -> Iterator[Callable[..., Run]]:
+    """Begins runs of user endpoints."""
+    from tests.service.official_world import Run
+
+    runs: list[Run] = []
+
+    def begin(arguments: dict[str, Any], **how: Any) -> Run:
+        runs.append(Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"], **how))
+        runs[-1].consume()
+        runs[-1].report()
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.vanish()

@@ -8,7 +8,7 @@ from typing import Any
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import OWN, PAYLOAD, Peer, Rest, eventually, refusal
 
 from flux_endpoint.amqp import Queue
 from flux_endpoint.protocol.messages import EPStatusReport, TaskEvents, pack, unpack
@@ -257,13 +257,25 @@ def test_events_of_others_are_unknown(
 ) -> None:
     function_id = add_function()
     body = {"tasks": {function_id: [PAYLOAD]}}
-    answer = api.post(f"/v3/endpoints/{add_endpoint()}/submit", json=body).json()
+    answer = api.post(f"/v3/endpoints/{add_endpoint(metadata=OWN)}/submit", json=body).json()
     (task_id,) = answer["tasks"][function_id]
     path = f"/v2/tasks/{task_id}/events"
     assert api.get(path).json() == {"task_id": task_id, "events": []}
     refusal(api.get(path, headers=bob), 404, "TASK_NOT_FOUND", "task_id")
     unknown = api.get(f"/v2/tasks/{uuid.uuid4()}/events")
     refusal(unknown, 404, "TASK_NOT_FOUND", "task_id")
+
+
+def test_the_tasks_of_other_makes_have_no_jobs_to_follow(
+    api: TestClient, add_endpoint: Callable[..., str], add_function: Callable[..., str]
+) -> None:
+    endpoint_id, function_id = add_endpoint(multi_user=True), add_function()
+    body = {"tasks": {function_id: [PAYLOAD]}}
+    answer = api.post(f"/v3/endpoints/{endpoint_id}/submit", json=body).json()
+    (task_id,) = answer["tasks"][function_id]
+    answer = api.get(f"/v2/tasks/{task_id}/events")
+    message = refusal(answer, 409, "EVENTS_NOT_SUPPORTED", "task_id").message
+    assert endpoint_id in message
 
 
 def test_without_a_broker_nothing_can_be_followed(api: TestClient) -> None:

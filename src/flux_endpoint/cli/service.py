@@ -51,6 +51,12 @@ def service() -> None:
 )
 @_setting("endpoint-amqp-url", "What endpoints are told to use.  [default: --amqp-url]")
 @_setting("client-amqp-url", "What clients are told to use.  [default: --amqp-url]")
+@_setting(
+    "official-window",
+    "Tasks that an official endpoint is given before they end; as many are lost with it.",
+    default=2000,
+    type=int,
+)
 @_setting("log-format", "How to log.", type=click.Choice(["text", "json"]), default="text")
 def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""

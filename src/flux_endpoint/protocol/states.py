@@ -53,3 +53,6 @@ class ErrorCode(StrEnum):
     CANCELLED = "TaskCancelled"
     WORKER_LOST = "WorkerLost"
     ENGINE_REFUSED = "EngineRefusedTask"
+    ENDPOINT_LOST = "EndpointLost"
+    ENDPOINT_NOT_STARTED = "EndpointNotStarted"
+    ENDPOINT_DELETED = "EndpointDeleted"

@@ -37,11 +37,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.database_url)
-        broker = Broker(settings.amqp_url, database)
+        broker = Broker(settings, database)
         await to_thread.run_sync(database.migrate)
         broker.start()
         app.state.observer = broker.observer
-        app.state.context = ServiceContext(settings, database, broker.publisher)
+        app.state.context = ServiceContext(settings, database, broker.publisher, broker.dispatcher)
         try:
             yield
         finally:

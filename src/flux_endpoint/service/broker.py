@@ -14,8 +14,10 @@ from flux_endpoint.service import topology
 from flux_endpoint.service.events import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
 from flux_endpoint.service.observer import BrokerObserver
+from flux_endpoint.service.official.dispatcher import Dispatcher
 from flux_endpoint.service.results import ResultConsumer
 from flux_endpoint.service.routing import TaskPublisher
+from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -26,15 +28,19 @@ _CLOSE_TIMEOUT = 3.0
 class Broker:
     """Everything of the service that talks AMQP."""
 
-    def __init__(self, url: str, database: Database) -> None:
+    def __init__(self, settings: ServiceSettings, database: Database) -> None:
+        url = settings.amqp_url
         self._announcer = _Announcer("tasks", "results")
         self._outward = AmqpConnection(url, name="service-tasks", on_state=self._on_outward)
         self._inward = AmqpConnection(url, name="service-results", on_state=self._on_inward)
-        self.publisher = TaskPublisher(database, self._outward)
+        self.dispatcher = Dispatcher(
+            database, self._outward, settings.endpoint_amqp_url, settings.official_window
+        )
+        self.publisher = TaskPublisher(database, self._outward, self.dispatcher.ready)
         self._consumers = (
-            ResultConsumer(database, self._inward),
+            ResultConsumer(database, self._inward, self.dispatcher.ended),
             EventConsumer(database, self._inward),
-            HeartbeatConsumer(database, self._inward),
+            HeartbeatConsumer(database, self._inward, self.dispatcher.reported),
         )
 
         self.observer = BrokerObserver(self._inward, self._outward)
@@ -44,6 +50,7 @@ class Broker:
         for connection in (self._outward, self._inward):
             connection.declare(*topology.shared())
         self.publisher.start()
+        self.dispatcher.start()
         for consumer in self._consumers:
             consumer.start()
         self._outward.start()
@@ -56,13 +63,16 @@ class Broker:
         self._inward.close(_CLOSE_TIMEOUT)
         self._outward.close(_CLOSE_TIMEOUT)
         self.publisher.close(_CLOSE_TIMEOUT)
+        self.dispatcher.close(_CLOSE_TIMEOUT)
 
     def _on_outward(self, change: StateChange) -> None:
         self._announcer.tell("tasks", change)
         if change.state is ConnectionState.CONNECTED:
             self.publisher.connected()
+            self.dispatcher.connected()
         else:
             self.publisher.disconnected()
+            self.dispatcher.disconnected()
 
     def _on_inward(self, change: StateChange) -> None:
         self.observer.changed(change)

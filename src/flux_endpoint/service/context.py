@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from flux_endpoint.service.official.dispatcher import Dispatcher
 from flux_endpoint.service.routing import TaskPublisher
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
@@ -17,6 +18,7 @@ class ServiceContext:
     settings: ServiceSettings
     database: Database
     publisher: TaskPublisher
+    dispatcher: Dispatcher
 
 
 # async: without it each request would go to a thread and back for one attribute.

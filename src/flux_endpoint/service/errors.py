@@ -53,6 +53,16 @@ def broker_unavailable() -> ServiceError:
     )
 
 
+def endpoint_unknown(endpoint_id: str) -> ServiceError:
+    """Return what to answer to who names an endpoint that he can't use."""
+    return ServiceError(
+        f"endpoint {endpoint_id} is unknown",
+        http_status=404,
+        code="ENDPOINT_NOT_FOUND",
+        field="endpoint_id",
+    )
+
+
 def error_answer(
     error: ServiceError,
     *,

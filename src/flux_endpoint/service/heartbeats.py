@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,13 +21,27 @@ log = logging.getLogger(__name__)
 
 _PREFETCH = 256
 
+_Reports = Sequence[tuple[str, Mapping[str, Any]]]
+
 
 class HeartbeatConsumer:
-    """Consumes the queue `heartbeats` in a thread of its own."""
+    """Consumes the queue `heartbeats` in a thread of its own.
 
-    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+    Args:
+        database: where reports are kept.
+        connection: the way to the broker.
+        on_reports: told those of endpoints of other makes, by endpoint, in their order.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        connection: AmqpConnection,
+        on_reports: Callable[[_Reports], None],
+    ) -> None:
         self._database = database
         self._connection = connection
+        self._on_reports = on_reports
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
 
@@ -50,7 +65,7 @@ class HeartbeatConsumer:
             self._record([delivery for delivery in batch if delivery is not None])
 
     def _record(self, deliveries: list[Delivery]) -> None:
-        last: dict[str, dict[str, Any]] = {}
+        all_reports: list[tuple[str, dict[str, Any]]] = []
         readable: list[Delivery] = []
         for delivery in deliveries:
             try:
@@ -66,10 +81,11 @@ class HeartbeatConsumer:
                 )
                 delivery.reject()
             else:
-                last[endpoint_id] = report
+                all_reports.append((endpoint_id, report))
                 readable.append(delivery)
-        if not last:
+        if not all_reports:
             return
+        last = dict(all_reports)
         try:
             with self._database.write() as connection:
                 known = endpoints.known_endpoints(connection, last)
@@ -80,8 +96,11 @@ class HeartbeatConsumer:
             # The next report is on its way: this one may be lost.
             event(log, logging.ERROR, "status reports not stored", reason=error)
         else:
-            for unknown in last.keys() - known:
+            for unknown in last.keys() - known.keys():
                 event(log, logging.WARNING, "status report of an unknown endpoint", id=unknown)
+            theirs = [each for each in all_reports if known.get(each[0]) is False]
+            if theirs:
+                self._on_reports(theirs)
         for delivery in readable:
             delivery.ack()
 

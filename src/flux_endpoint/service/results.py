@@ -1,15 +1,16 @@
 """Results on their way back: stored, forwarded to their task group, then acknowledged.
 
-The first result of a task wins. A result is acknowledged when the store has committed and the
-broker has confirmed the forward.
+The first result of a task wins, except that one of its endpoint replaces a failure that the service
+had presumed. A result is acknowledged when the store has committed and the broker has confirmed the
+forward.
 """
 
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -21,7 +22,8 @@ from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
 from flux_endpoint.protocol.states import ActorName, TaskState
 from flux_endpoint.service.consumer import BatchConsumer
-from flux_endpoint.service.store import listing, tasks
+from flux_endpoint.service.failures import PRESUMED_HEADER
+from flux_endpoint.service.store import deliveries, listing, tasks
 from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -53,16 +55,31 @@ class _Stored:
 
 
 class ResultConsumer(BatchConsumer[_Received, _Stored]):
-    """Consumes the queue `results`."""
+    """Consumes the queue `results`.
 
-    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+    Args:
+        database: where results are stored.
+        connection: the way to the broker.
+        on_ended: told the endpoints of batches with tasks that waited for delivery.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        connection: AmqpConnection,
+        on_ended: Callable[[frozenset[str]], None],
+    ) -> None:
         super().__init__(connection, queues.RESULTS_QUEUE, noun="result", prefetch=PREFETCH)
         self._database = database
+        self._on_ended = on_ended
 
     def read(self, delivery: Delivery) -> _Received:
         """Return the outcome in a result message."""
         try:
-            return _Received(delivery, _parse(delivery.body))
+            outcome = _parse(delivery.body)
+            if delivery.headers.get(PRESUMED_HEADER):
+                outcome = replace(outcome, presumed=True)
+            return _Received(delivery, outcome)
         except RecursionError as error:
             raise InvalidMessageError("message body is nested too deeply") from error
 
@@ -80,9 +97,9 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                     stored.dropped.append(delivery)
                 elif delivery.routing_key != queues.results_key(route.endpoint_id):
                     stored.strays.append(delivery)
-                elif task_id in accepted:
+                elif task_id in accepted and not _replaces(each, accepted[task_id].outcome):
                     stored.dropped.append(delivery)
-                elif not route.ended:
+                elif not route.ended or _replaces(each, route):
                     accepted[task_id] = each
                     stored.forward.append((each, route.group_id))
                 elif (delivery.redelivered or delivery.headers.get(STORED_HEADER)) and (
@@ -93,6 +110,9 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                 else:
                     stored.dropped.append(delivery)
             tasks.complete(connection, [each.outcome for each in accepted.values()])
+            waited = deliveries.remove(connection, accepted)
+        if waited:
+            self._on_ended(frozenset(known[task_id].endpoint_id for task_id in accepted))
         return stored
 
     def settle(self, stored: _Stored) -> None:
@@ -109,6 +129,10 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                 timestamp=int(received.outcome.completed_at),
             )
             forwarded.add_done_callback(partial(_acknowledge, received.delivery))
+
+
+def _replaces(received: _Received, earlier: tasks.Route | tasks.Outcome) -> bool:
+    return earlier.presumed and not received.outcome.presumed
 
 
 def _acknowledge(delivery: Delivery, forwarded: Future[None]) -> None:

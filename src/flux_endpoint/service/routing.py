@@ -6,28 +6,26 @@ was accepted depends on this process or on the broker being alive. An endpoint d
 twice.
 """
 
-import json
 import logging
 import queue
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from flux_endpoint.amqp import AmqpConnection
 from flux_endpoint.errors import AmqpError, PublishError
 from flux_endpoint.logs import event
-from flux_endpoint.protocol import queues
 from flux_endpoint.service import topology
 from flux_endpoint.service.countdown import Countdown
 from flux_endpoint.service.store import endpoints, functions, tasks
 from flux_endpoint.service.store.engine import Database, chunks
+from flux_endpoint.service.task_message import publish_tasks
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +38,6 @@ _DECLARE_TIMEOUT = 30.0
 # A group's queue is declared again after so many seconds, should it have vanished from the broker.
 _DECLARED_FOR = 600.0
 _MAX_DECLARED = 10_000
-# What a task without a function has in the header that an endpoint requires.
-_NO_FUNCTION = str(UUID(int=0))
 
 
 @dataclass
@@ -95,11 +91,21 @@ _Item = _Outgoing | _Message | _Declared | _Confirmed | _Wake | _Stop
 
 
 class TaskPublisher:
-    """Owns what is being published, in a thread of its own; its methods are for any thread."""
+    """Owns what is being published, in a thread of its own; its methods are for any thread.
 
-    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+    Args:
+        database: what is stored.
+        connection: the way to the broker.
+        on_ready: told the endpoint of each submission whose task group has its queue, and of which
+            nothing was to be published here.
+    """
+
+    def __init__(
+        self, database: Database, connection: AmqpConnection, on_ready: Callable[[str], None]
+    ) -> None:
         self._database = database
         self._connection = connection
+        self._on_ready = on_ready
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._room = threading.BoundedSemaphore(_MAX_WAITING)
         self._connected = threading.Event()
@@ -256,8 +262,11 @@ class TaskPublisher:
         confirmed = [item for item in items if isinstance(item, _Confirmed)]
         if not confirmed:
             return
-        for item in confirmed:
-            self._in_flight.pop(item.submission_id, None)
+        settled = [
+            (item, self._in_flight.pop(item.submission_id))
+            for item in confirmed
+            if item.submission_id in self._in_flight
+        ]
         published = [item.submission_id for item in confirmed if item.error is None]
         try:
             if published:
@@ -265,6 +274,9 @@ class TaskPublisher:
                     tasks.mark_published(connection, published)
         except SQLAlchemyError as error:  # they are published twice then, which is harmless
             self._retry_later(error)
+        for item, outgoing in settled:
+            if item.error is None and not outgoing.new:
+                self._on_ready(outgoing.submission.endpoint_id)
         for item in confirmed:
             if item.error is not None:
                 self._declared.clear()
@@ -331,33 +343,12 @@ class TaskPublisher:
             return
         countdown = Countdown(len(outgoing.new), partial(self._on_done, outgoing))
         try:
-            for confirm in self._publish_each(outgoing):
+            for confirm in publish_tasks(
+                self._connection, outgoing.submission, outgoing.new, outgoing.code
+            ):
                 confirm.add_done_callback(countdown.one_done)
         except PublishError as closed:  # we are ending: the next service publishes them
             self._on_done(outgoing, closed)
-
-    def _publish_each(self, outgoing: _Outgoing) -> Iterator[Future[None]]:
-        submission = outgoing.submission
-        headers = _shared_headers(submission)
-        queue_name = queues.tasks_queue(submission.endpoint_id)
-        code: dict[str | None, str] = {None: '"'}  # without a function the buffer is empty
-        code.update((each, json.dumps(text)[:-1]) for each, text in outgoing.code.items())
-        for task in outgoing.new:
-            # Two JSON strings make one: the function's is encoded once for all of its tasks.
-            body = (
-                f'\x01{{"message_type":"task","data":{{"task_id":"{task.id}","task_buffer":'
-                f"{code[task.function_id]}{json.dumps(task.payload)[1:]}}}}}"
-            ).encode()
-            yield self._connection.publish(
-                queues.TASKS_EXCHANGE,
-                queue_name,
-                body,
-                headers={
-                    queues.TASK_ID_HEADER: task.id,
-                    queues.FUNCTION_ID_HEADER: task.function_id or _NO_FUNCTION,
-                    **headers,
-                },
-            )
 
     def _on_done(self, outgoing: _Outgoing, error: BaseException | None) -> None:
         # On the connection's thread, in general.
@@ -375,7 +366,7 @@ class TaskPublisher:
             fresh = [each for each in waiting if each.id not in self._in_flight][:_OUTBOX_PAGE]
         for submission in fresh:
             with self._database.read() as connection:
-                new = tasks.open_tasks(connection, submission.id)
+                new = tasks.unpublished_tasks(connection, submission.id)
                 used = {task.function_id for task in new if task.function_id is not None}
                 code = functions.function_code(connection, used)
             self._send(_Outgoing(submission, new, code))
@@ -391,14 +382,3 @@ def _copy(to: Future[None], done: Future[None]) -> None:
         to.set_result(None)
     else:
         to.set_exception(error)
-
-
-def _shared_headers(submission: tasks.Submission) -> dict[str, object]:
-    headers: dict[str, object] = {}
-    if submission.resource_specification:
-        headers[queues.RESOURCES_HEADER] = json.dumps(submission.resource_specification)
-    if submission.result_serializers:
-        headers[queues.RESULT_SERIALIZERS_HEADER] = submission.result_serializers
-    if submission.attach_jobid is not None:
-        headers[queues.ATTACH_HEADER] = submission.attach_jobid
-    return headers

@@ -17,6 +17,8 @@ class ServiceSettings(BaseModel):
         client_amqp_url: what clients are told to use for results, by default `amqp_url`.
         publish_timeout: seconds that a submission waits for the broker before it answers. The tasks
             are stored by then, and published when the broker is back.
+        official_window: most tasks that an endpoint of another make is given before they end,
+            unless it can run more at a time; so many are lost with it at most.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +30,7 @@ class ServiceSettings(BaseModel):
     endpoint_amqp_url: str = Field(default="", repr=False)
     client_amqp_url: str = Field(default="", repr=False)
     publish_timeout: float = Field(default=5.0, gt=0)
+    official_window: int = Field(default=2000, ge=1)
 
     @field_validator("amqp_url", "endpoint_amqp_url", "client_amqp_url")
     @classmethod

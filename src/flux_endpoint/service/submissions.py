@@ -1,11 +1,14 @@
 """Accepting a submission: once under each key, into a task group of the caller's."""
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
-from flux_endpoint.service.store import tasks
+from flux_endpoint.service.errors import endpoint_unknown
+from flux_endpoint.service.store import deliveries, endpoints, tasks
 from flux_endpoint.service.store.engine import Database
 
 #: Most characters of an idempotency key.
@@ -35,12 +38,22 @@ def earlier(connection: sa.Connection, submission: tasks.Submission) -> tasks.Su
 
 
 def store(
-    database: Database, submission: tasks.Submission, new: list[tasks.NewTask]
+    database: Database,
+    submission: tasks.Submission,
+    new: Sequence[tasks.NewTask],
+    sizes: Sequence[tuple[str, int]] | None = None,
 ) -> tasks.Submission:
-    """Store `submission` and return it, or return what was stored under its key before.
+    """Store a submission and return it, or return what was stored under its key before.
+
+    Args:
+        database: where to.
+        submission: what its tasks share.
+        new: the tasks.
+        sizes: of each task, if they are to wait for their delivery.
 
     Raises:
-        ServiceError: 403, the task group is somebody else's; 422, the key was used differently.
+        ServiceError: 403, the task group is somebody else's; 404, the endpoint was deleted at this
+            moment; 422, the key was used differently.
     """
     attempt = 0
     while True:
@@ -50,8 +63,12 @@ def store(
                 found = earlier(connection, submission)
                 if found is not None:
                     return found
+                if not endpoints.lock_existing(connection, submission.endpoint_id):
+                    raise endpoint_unknown(submission.endpoint_id)
                 _join(connection, submission.group_id, submission.owner_id)
                 tasks.add_submission(connection, submission, new)
+                if sizes is not None:
+                    deliveries.add(connection, submission.endpoint_id, sizes)
         except IntegrityError:
             if attempt == _STORE_ATTEMPTS:
                 raise

@@ -19,7 +19,6 @@ from flux_endpoint.service.errors import invalid_field
 from flux_endpoint.service.identity import Caller, unauthorized
 from flux_endpoint.service.routes.request import RawBody
 from flux_endpoint.service.store import users
-from flux_endpoint.service.store.users import User
 
 router = APIRouter(prefix="/auth/v2")
 
@@ -89,8 +88,8 @@ def userinfo(caller: Caller) -> dict[str, Any]:
         "sub": caller.id,
         "preferred_username": caller.name,
         "name": caller.name,
-        "email": _email(caller),
-        "identity_set": [identity_of(caller)],
+        "email": caller.email,
+        "identity_set": [caller.identity],
     }
 
 
@@ -98,17 +97,8 @@ def userinfo(caller: Caller) -> dict[str, Any]:
 def identities(caller: Caller, ids: str = "") -> dict[str, Any]:
     """Return the caller's identity, if it is among `ids`; there are no others to be seen."""
     wanted = {each.strip().lower() for each in ids.split(",")}
-    known = {**identity_of(caller), "id": caller.id, "status": "used"}
+    known = {**caller.identity, "id": caller.id, "status": "used"}
     return {"identities": [known] if caller.id in wanted else []}
-
-
-def identity_of(user: User) -> dict[str, Any]:
-    """Return a user as an element of an identity set; maps to local accounts read `username`."""
-    return {"sub": user.id, "username": user.name, "name": user.name, "email": _email(user)}
-
-
-def _email(user: User) -> str | None:
-    return user.name if "@" in user.name else None
 
 
 def _client_secret(authorization: str | None) -> str:

@@ -17,7 +17,7 @@ from flux_endpoint.protocol.rest import (
     UuidText,
 )
 from flux_endpoint.service.context import Service, ServiceContext
-from flux_endpoint.service.errors import broker_unavailable, invalid_field
+from flux_endpoint.service.errors import broker_unavailable, endpoint_unknown, invalid_field
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.endpoints import Endpoint
@@ -43,9 +43,15 @@ def register_again(
 ) -> EndpointQueues:
     """Register an endpoint that has an id already, here or in a database that is gone."""
     with service.database.read() as connection:
-        owner_id = endpoints.owner_of(connection, endpoint_id)
-        known = endpoints.get_endpoint(connection, endpoint_id)
-    if owner_id is not None and owner_id != caller.id:
+        known = endpoints.get_endpoint(connection, endpoint_id, deleted=True)
+    if known is not None and known.parent_id is not None:
+        raise ServiceError(
+            f"endpoint {endpoint_id} is started by endpoint {known.parent_id}, and not registered",
+            http_status=409,
+            code="ENDPOINT_NOT_PERMITTED",
+            field="endpoint_id",
+        )
+    if known is not None and known.owner_id != caller.id:
         raise _not_permitted(endpoint_id)
     now = time.time()
     if known is not None and known.locked_until is not None and known.locked_until > now:
@@ -55,7 +61,10 @@ def register_again(
             code="ENDPOINT_LOCKED",
             field="endpoint_id",
         )
-    return _register(service, endpoint_id, caller, request)
+    answer = _register(service, endpoint_id, caller, request)
+    if known is not None and not known.is_own_make:
+        service.dispatcher.registered(endpoint_id, service.settings.publish_timeout)
+    return answer
 
 
 @router.get("/v2/endpoints")
@@ -101,10 +110,11 @@ def status(endpoint_id: EndpointId, service: Service, caller: Caller) -> Endpoin
 
 @router.delete("/v2/endpoints/{endpoint_id}")
 def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, str]:
-    """Delete an endpoint: nothing can be submitted to it any more."""
+    """Delete an endpoint: nothing can be submitted to it any more, and its open tasks fail."""
     _owned(service, endpoint_id, caller)
     with service.database.write() as connection:
-        endpoints.delete_endpoint(connection, endpoint_id)
+        endpoints.delete_endpoint(connection, endpoint_id, time.time())
+    service.dispatcher.deleted()
     return {"endpoint_id": endpoint_id}
 
 
@@ -140,13 +150,12 @@ def usable(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoin
         ServiceError: 404, there is no such endpoint, or it is somebody else's private one.
     """
     endpoint = endpoints.get_endpoint(connection, endpoint_id)
-    if endpoint is None or not (endpoint.public or endpoint.owner_id == caller.id):
-        raise ServiceError(
-            f"endpoint {endpoint_id} is unknown",
-            http_status=404,
-            code="ENDPOINT_NOT_FOUND",
-            field="endpoint_id",
-        )
+    if (
+        endpoint is None
+        or endpoint.parent_id is not None  # a user endpoint, which has no users but its parent's
+        or not (endpoint.public or endpoint.owner_id == caller.id)
+    ):
+        raise endpoint_unknown(endpoint_id)
     return endpoint
 
 

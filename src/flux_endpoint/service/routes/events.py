@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.rest import EventStreamAnswer, TaskEventsAnswer
 from flux_endpoint.service import submissions
@@ -10,6 +11,7 @@ from flux_endpoint.service.context import Service
 from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.routes.tasks import GroupId, TaskId, json_answer, owned
+from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.events import events_of
 
 router = APIRouter()
@@ -19,8 +21,17 @@ router = APIRouter()
 def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
     """Return the events of the job that a task became, in the order in which they came."""
     with service.database.read() as connection:
-        owned(connection, task_id, caller)
+        task = owned(connection, task_id, caller)
         found = events_of(connection, task_id)
+        endpoint = endpoints.get_endpoint(connection, task.endpoint_id, deleted=True)
+    if endpoint is not None and not endpoint.is_own_make:
+        raise ServiceError(
+            f"task {task_id} has no job that could be followed: that takes an endpoint of Flux "
+            f"Endpoint, and {endpoint.public_id} is another",
+            http_status=409,
+            code="EVENTS_NOT_SUPPORTED",
+            field="task_id",
+        )
     return json_answer({"task_id": task_id, "events": [vars(each) for each in found]})
 
 

@@ -34,9 +34,10 @@ def kill(
     if task.completed_at is not None:
         return KillAnswer(task_id=task_id, status=task.status, delivered=False)
     if endpoint is None or not endpoint.is_own_make:
+        name = endpoint.public_id if endpoint else task.endpoint_id
         raise ServiceError(
             f"task {task_id} can't be ended: that takes an endpoint of Flux Endpoint, and "
-            f"{task.endpoint_id} is another",
+            f"{name} is another",
             http_status=409,
             code="KILL_NOT_SUPPORTED",
             field="task_id",

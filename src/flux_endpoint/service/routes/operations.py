@@ -16,6 +16,7 @@ from flux_endpoint.protocol.operations import (
     ListedState,
     ListedTask,
     ListTasks,
+    QueueDocument,
     ServiceStatusAnswer,
     TasksAnswer,
 )
@@ -25,9 +26,10 @@ from flux_endpoint.service.errors import invalid_field
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.routes.endpoints import usable
-from flux_endpoint.service.store.endpoints import Endpoint
+from flux_endpoint.service.store.endpoints import Endpoint, heartbeat_period
 from flux_endpoint.service.store.health import database_health
 from flux_endpoint.service.store.listing import Place, Wanted, newest_tasks
+from flux_endpoint.service.store.user_endpoints import waiting_and_running
 
 router = APIRouter()
 
@@ -74,7 +76,12 @@ def endpoint_state(
     """Return how an endpoint is, since when, and how many tasks wait for it."""
     with service.database.read() as connection:
         endpoint = usable(connection, endpoint_id, caller)
-    name = queues.tasks_queue(endpoint_id)
+        waiting, running = waiting_and_running(connection, endpoint_id)
+    if endpoint.is_core:
+        queue: QueueDocument | None = QueueDocument(messages=waiting, consumers=running)
+    else:
+        name = queues.tasks_queue(endpoint_id)
+        queue = observer.queues([name], QUEUE_PATIENCE).get(name)
     absence = _absence(endpoint)
     return EndpointStateAnswer(
         endpoint_id=endpoint.id,
@@ -86,7 +93,7 @@ def endpoint_state(
         since=endpoint.last_seen if absence else _started(endpoint),
         last_seen=endpoint.last_seen,
         report=endpoint.last_report or {},
-        queue=observer.queues([name], QUEUE_PATIENCE).get(name),
+        queue=queue,
     )
 
 
@@ -132,7 +139,9 @@ def _absence(endpoint: Endpoint) -> Absence | None:
         return None
     if endpoint.last_report is None:
         return Absence.NEVER
-    return Absence.STOPPED if endpoint.last_report.get("active") is False else Absence.SILENT
+    ends = heartbeat_period(endpoint.last_report) <= 0  # a core endpoint's last word
+    stopped = ends or endpoint.last_report.get("active") is False
+    return Absence.STOPPED if stopped else Absence.SILENT
 
 
 def _started(endpoint: Endpoint) -> float | None:

@@ -1,7 +1,7 @@
 """Submitting tasks: everything is checked, then stored in one transaction, then published."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 from uuid import UUID, uuid4
 
@@ -17,9 +17,11 @@ from flux_endpoint.service import buffers, submissions
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.errors import invalid_field, invalid_request
 from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.official.children import running_endpoint
 from flux_endpoint.service.routes.endpoints import usable
 from flux_endpoint.service.routes.request import IdempotencyKey, RawBody
 from flux_endpoint.service.store import functions, tasks
+from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.ids import ordered_ids
 from flux_endpoint.service.store.users import User
 
@@ -57,7 +59,7 @@ def submit(
     submission = tasks.Submission(
         id=ordered_ids(1)[0],
         owner_id=caller.id,
-        endpoint_id=endpoint_id,
+        endpoint_id=endpoint_id,  # of a core endpoint's tasks: see below
         group_id=batch.task_group_id or str(uuid4()),
         create_queue=batch.create_queue,
         resource_specification=batch.resource_specification or None,
@@ -70,8 +72,16 @@ def submit(
     with service.database.read() as connection:
         stored = submissions.earlier(connection, submission)
         if stored is None:
-            code = _permitted(connection, endpoint_id, by_function, caller)
+            endpoint, code = _permitted(connection, endpoint_id, by_function, caller)
     if stored is None:
+        runs_at = running_endpoint(
+            service.database,
+            endpoint,
+            caller,
+            batch.user_endpoint_config,
+            batch.user_runtime,
+        )
+        submission = replace(submission, endpoint_id=runs_at)
         payloads = [
             (each.function_id, payload) for each in by_function for payload in each.payloads
         ]
@@ -81,15 +91,18 @@ def submit(
                 ordered_ids(len(payloads)), payloads, strict=True
             )
         ]
-        stored = submissions.store(service.database, submission, new)
+        sizes = None if endpoint.is_own_make else _sizes(new, code)
+        stored = submissions.store(service.database, submission, new, sizes)
         if stored is submission:
-            service.publisher.publish(stored, new, code, service.settings.publish_timeout)
-            return _answer(stored, by_function, _ids(new))
+            # What waits for its delivery is given to its endpoint as it can take it.
+            now = new if sizes is None else []
+            service.publisher.publish(stored, now, code, service.settings.publish_timeout)
+            return _answer(stored, endpoint_id, by_function, _ids(new))
     if stored.create_queue:
         service.publisher.declare_group(stored.group_id, service.settings.publish_timeout)
     with service.database.read() as connection:
         ids = tasks.task_ids_by_function(connection, stored.id)
-    return _answer(stored, by_function, ids)
+    return _answer(stored, endpoint_id, by_function, ids)
 
 
 def _by_function(batch: SubmitBatch) -> list[_Payloads]:
@@ -128,8 +141,8 @@ def _check_payload(field: str, payload: str) -> None:
 
 def _permitted(
     connection: sa.Connection, endpoint_id: str, by_function: list[_Payloads], caller: User
-) -> dict[str, str]:
-    """Return the code of all functions of a batch, if the caller may run it on the endpoint."""
+) -> tuple[Endpoint, dict[str, str]]:
+    """Return the endpoint and the code of all functions, if the caller may run them there."""
     endpoint = usable(connection, endpoint_id, caller)
     found = functions.find_functions(connection, [each.function_id for each in by_function])
     for each in by_function:
@@ -157,7 +170,11 @@ def _permitted(
                 code="FUNCTION_NOT_PERMITTED",
                 field=field,
             )
-    return {function_id: function.code for function_id, function in found.items()}
+    return endpoint, {function_id: function.code for function_id, function in found.items()}
+
+
+def _sizes(new: list[tasks.NewTask], code: dict[str, str]) -> list[tuple[str, int]]:
+    return [(task.id, len(code[task.function_id or ""]) + len(task.payload)) for task in new]
 
 
 def _ids(new: list[tasks.NewTask]) -> dict[str | None, list[str]]:
@@ -168,12 +185,15 @@ def _ids(new: list[tasks.NewTask]) -> dict[str | None, list[str]]:
 
 
 def _answer(
-    submission: tasks.Submission, by_function: list[_Payloads], ids: dict[str | None, list[str]]
+    submission: tasks.Submission,
+    endpoint_id: str,
+    by_function: list[_Payloads],
+    ids: dict[str | None, list[str]],
 ) -> Response:
     answer = SubmitAnswer(
         request_id=submission.id,
         task_group_id=submission.group_id,
-        endpoint_id=submission.endpoint_id,
+        endpoint_id=endpoint_id,  # as the caller knows it
         tasks={each.asked_as: ids[each.function_id] for each in by_function},
     )
     return Response(answer.model_dump_json(), media_type="application/json")

@@ -1,7 +1,7 @@
 """Registered endpoints and what they last reported."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,24 @@ class Endpoint:
     locked_until: float | None
     last_seen: float | None
     last_report: dict[str, Any] | None
+    #: Of a user endpoint: the core endpoint that starts it, and with what.
+    parent_id: str | None
+    user_config: dict[str, Any] | None
+    user_runtime: dict[str, Any] | None
+    #: Of an endpoint of another make: see `Run`.
+    run: float | None
+    run_seen: float | None
+    run_ends: float | None
+
+    @property
+    def is_core(self) -> bool:
+        """Whether it runs nothing itself, but starts user endpoints that do."""
+        return self.multi_user and not self.is_own_make
+
+    @property
+    def public_id(self) -> str:
+        """The id that its users know."""
+        return self.parent_id or self.id
 
     @property
     def is_own_make(self) -> bool:
@@ -50,14 +68,34 @@ class Endpoint:
             return False
         if report.get("active") is False or report.get("error"):
             return False
-        period = report.get("heartbeat_period", DEFAULT_HEARTBEAT_PERIOD)
-        if isinstance(period, bool) or not isinstance(period, int | float):
-            period = DEFAULT_HEARTBEAT_PERIOD
-        return now - self.last_seen < MISSED_REPORTS * float(period)
+        return now - self.last_seen < MISSED_REPORTS * heartbeat_period(report)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of an endpoint that may hold tasks.
+
+    Attributes:
+        start: when it began, by its own clock; 0 if it doesn't say.
+        seen: when its last report came.
+        ends: when it counts as gone, unless it reports again.
+    """
+
+    start: float
+    seen: float
+    ends: float
+
+
+def heartbeat_period(report: Mapping[str, Any]) -> float:
+    """Return the seconds until the next report."""
+    period = report.get("heartbeat_period", DEFAULT_HEARTBEAT_PERIOD)
+    if isinstance(period, bool) or not isinstance(period, int | float):
+        period = DEFAULT_HEARTBEAT_PERIOD
+    return float(period)
 
 
 _COLUMNS = (
-    *(column for column in endpoints.c if column.name not in {"created_at", "deleted_at"}),
+    *(endpoints.c[name] for name in Endpoint.__dataclass_fields__ if name != "owner"),
     users.c.name.label("owner"),
 )
 
@@ -71,9 +109,13 @@ def get_endpoint(
 
 
 def list_endpoints(connection: sa.Connection, user_id: str, *, public: bool) -> list[Endpoint]:
-    """Return the endpoints of a user and, if `public`, everybody's public ones."""
+    """Return the endpoints of a user and, if `public`, everybody's public ones.
+
+    User endpoints are not listed: nobody names them.
+    """
     mine = endpoints.c.owner_id == user_id
-    return _select(connection, mine | endpoints.c.public if public else mine)
+    wanted = mine | endpoints.c.public if public else mine
+    return _select(connection, wanted & endpoints.c.parent_id.is_(None))
 
 
 def put_endpoint(
@@ -95,9 +137,14 @@ def put_endpoint(
         connection.execute(sa.insert(endpoints).values(**values, **created))
 
 
-def owner_of(connection: sa.Connection, endpoint_id: str) -> str | None:
-    """Return the id of an endpoint's owner, even of a deleted one."""
-    return connection.scalar(sa.select(endpoints.c.owner_id).where(endpoints.c.id == endpoint_id))
+def lock_existing(connection: sa.Connection, endpoint_id: str) -> bool:
+    """Return whether an endpoint exists, which stays so to the end of the transaction."""
+    query = (
+        sa.select(endpoints.c.id)
+        .where(endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))
+        .with_for_update(read=True)
+    )
+    return connection.scalar(query) is not None
 
 
 def lock_endpoint(connection: sa.Connection, endpoint_id: str, until: float) -> None:
@@ -107,11 +154,47 @@ def lock_endpoint(connection: sa.Connection, endpoint_id: str, until: float) -> 
     )
 
 
-def delete_endpoint(connection: sa.Connection, endpoint_id: str) -> None:
-    """Hide an endpoint; its tasks and their results stay."""
-    connection.execute(
-        sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(deleted_at=time.time())
+def delete_endpoint(connection: sa.Connection, endpoint_id: str, now: float) -> list[str]:
+    """Hide an endpoint and its user endpoints, and have them emptied; return their ids.
+
+    Their tasks and the results of these stay.
+    """
+    them = (endpoints.c.id == endpoint_id) | (endpoints.c.parent_id == endpoint_id)
+    query = sa.select(endpoints.c.id).where(them, endpoints.c.deleted_at.is_(None))
+    ids = list(connection.scalars(query))
+    deletion = sa.update(endpoints).where(endpoints.c.id.in_(ids))
+    connection.execute(deletion.values(deleted_at=now, empty_before=now, run=None))
+    return ids
+
+
+def to_be_emptied(connection: sa.Connection) -> dict[str, float]:
+    """Return the endpoints whose older tasks are to be failed: those submitted until then."""
+    query = sa.select(endpoints.c.id, endpoints.c.empty_before).where(
+        endpoints.c.empty_before.is_not(None)
     )
+    return {row.id: row.empty_before for row in connection.execute(query)}
+
+
+def emptied(connection: sa.Connection, endpoint_id: str, before: float) -> None:
+    """Note that the tasks of an endpoint that were submitted before have failed."""
+    connection.execute(
+        sa.update(endpoints)
+        .where(endpoints.c.id == endpoint_id, endpoints.c.empty_before == before)
+        .values(empty_before=None)
+    )
+
+
+def set_run(connection: sa.Connection, endpoint_id: str, run: Run | None) -> None:
+    """Note the run of an endpoint that may hold tasks, or that there is none."""
+    values: dict[str, float | None] = {"run": None}  # when it was seen stays
+    if run is not None:
+        values = {"run": run.start, "run_seen": run.seen, "run_ends": run.ends}
+    connection.execute(sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(**values))
+
+
+def running_endpoints(connection: sa.Connection) -> list[str]:
+    """Return the endpoints of other makes that have a run."""
+    return list(connection.scalars(sa.select(endpoints.c.id).where(endpoints.c.run.is_not(None))))
 
 
 def endpoint_ids(connection: sa.Connection) -> list[str]:
@@ -120,17 +203,15 @@ def endpoint_ids(connection: sa.Connection) -> list[str]:
     return list(connection.scalars(query))
 
 
-def known_endpoints(connection: sa.Connection, ids: Iterable[str]) -> set[str]:
-    """Return which of `ids` are registered."""
-
-    def found() -> Iterator[str]:
-        for part in chunks(ids):
-            query = sa.select(endpoints.c.id).where(
-                endpoints.c.id.in_(part), endpoints.c.deleted_at.is_(None)
-            )
-            yield from connection.scalars(query)
-
-    return set(found())
+def known_endpoints(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bool]:
+    """Return which of `ids` are registered, and whether they are of this project's make."""
+    found: dict[str, bool] = {}
+    for part in chunks(ids):
+        query = sa.select(endpoints.c.id, endpoints.c.metadata).where(
+            endpoints.c.id.in_(part), endpoints.c.deleted_at.is_(None)
+        )
+        found.update((row.id, OWN_MAKE_KEY in row[1]) for row in connection.execute(query))
+    return found
 
 
 def record_reports(

@@ -81,15 +81,22 @@ def newest_tasks(
             submissions.c.id,
             submissions.c.group_id,
             submissions.c.endpoint_id,
+            # A user endpoint's tasks are known by what its users submitted them to.
+            sa.func.coalesce(endpoints.c.parent_id, endpoints.c.id).label("shown_endpoint_id"),
             submissions.c.attach_jobid,
             submissions.c.created_at,
             submissions.c.published_at,
         )
+        .join_from(submissions, endpoints)
         .where(submissions.c.owner_id == wanted.owner_id)
         .order_by(submissions.c.id.desc())
     )
     if wanted.endpoint_id is not None:
-        query = query.where(submissions.c.endpoint_id == wanted.endpoint_id)
+        theirs = (endpoints.c.id == wanted.endpoint_id) | (
+            endpoints.c.parent_id == wanted.endpoint_id
+        )
+        ids = connection.scalars(sa.select(endpoints.c.id).where(theirs)).all()
+        query = query.where(submissions.c.endpoint_id.in_(ids))
     if wanted.group_id is not None:
         query = query.where(submissions.c.group_id == wanted.group_id)
     if after is not None:
@@ -210,7 +217,7 @@ def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> Li
     return ListedTask(
         task_id=row.id,
         task_group_id=submission.group_id,
-        endpoint_id=submission.endpoint_id,
+        endpoint_id=submission.shown_endpoint_id,
         function_id=row.function_id,
         function_name=row.name,
         state=_state(row, submission, job, started),

@@ -76,6 +76,24 @@ endpoints = Table(
     Column("deleted_at", Double),
     Column("last_seen", Double),
     Column("last_report", JSON(none_as_null=True)),
+    # Of a user endpoint: which core endpoint starts it, and with what. It belongs to who submits.
+    Column("parent_id", String(36)),
+    Column("config_hash", String(64)),
+    Column("user_config", JSON(none_as_null=True)),
+    Column("user_runtime", JSON(none_as_null=True)),
+    # Of an endpoint of another make: the run that may hold tasks.
+    Column("run", Double),  # when it started; NULL: there is none
+    Column("run_seen", Double),  # the last report of that run
+    Column("run_ends", Double),  # when it counts as gone, unless it reports again
+    # Tasks that were submitted before are to be failed, and then its queues deleted.
+    Column("empty_before", Double),
+)
+Index(
+    "uq_endpoints_parent_id_owner_id_config_hash",
+    endpoints.c.parent_id,
+    endpoints.c.owner_id,
+    endpoints.c.config_hash,
+    unique=True,  # NULL parents never collide
 )
 
 task_groups = Table(
@@ -126,10 +144,28 @@ tasks = Table(
     Column("payload", LargeBinary),  # packed arguments; dropped once there is a result
     Column("completed_at", Double),  # NULL: not ended
     Column("failed", Boolean),
+    Column("presumed", Boolean),  # failed by the service for a lost endpoint: a result replaces it
     Column("result", LargeBinary),  # serialized value, or the error text if failed
     Column("details", JSON(none_as_null=True)),
 )
 Index("ix_tasks_submission_id_position", tasks.c.submission_id, tasks.c.position)
+
+#: Tasks of endpoints of other makes that have not ended: what each of them has been given so far.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("task_id", ForeignKey("tasks.id"), primary_key=True),
+    Column("endpoint_id", ForeignKey("endpoints.id"), nullable=False),
+    Column("size", Integer, nullable=False),  # characters of function and arguments
+    Column("claimed_at", Double),  # by a service that publishes it
+    Column("released_at", Double),  # the endpoint's queue has had it since
+)
+Index(
+    "ix_deliveries_endpoint_id_claimed_at_task_id",
+    deliveries.c.endpoint_id,
+    deliveries.c.claimed_at,
+    deliveries.c.task_id,
+)
 
 #: Events of the jobs that tasks became, in their order of arrival.
 task_events = Table(

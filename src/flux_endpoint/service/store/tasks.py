@@ -9,7 +9,13 @@ import sqlalchemy as sa
 
 from flux_endpoint.protocol import states
 from flux_endpoint.service.store.engine import chunks
-from flux_endpoint.service.store.tables import endpoints, submissions, task_groups, tasks
+from flux_endpoint.service.store.tables import (
+    deliveries,
+    endpoints,
+    submissions,
+    task_groups,
+    tasks,
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Route:
     endpoint_id: str
     group_id: str
     ended: bool
+    #: Its end was presumed for a lost endpoint: a result still replaces it.
+    presumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class Outcome:
     data: str
     details: dict[str, Any] | None
     completed_at: float
+    presumed: bool = False
 
 
 _SUBMISSION_COLUMNS = tuple(submissions.c[name] for name in Submission.__dataclass_fields__)
@@ -163,20 +172,58 @@ def unpublished(connection: sa.Connection, limit: int) -> list[Submission]:
     return [Submission(**row) for row in connection.execute(query).mappings()]
 
 
-def open_tasks(connection: sa.Connection, submission_id: str) -> list[NewTask]:
-    """Return the tasks of a submission that have not ended."""
+def unpublished_tasks(connection: sa.Connection, submission_id: str) -> list[NewTask]:
+    """Return the tasks of a submission that have not ended and don't wait for their delivery."""
+    waits = sa.exists().where(deliveries.c.task_id == tasks.c.id)
     query = (
         sa.select(tasks.c.id, tasks.c.function_id, tasks.c.payload)
         .where(
             tasks.c.submission_id == submission_id,
             tasks.c.completed_at.is_(None),
             tasks.c.payload.is_not(None),
+            ~waits,
         )
         .order_by(tasks.c.position)
     )
     return [
         NewTask(row.id, row.function_id, row.payload.decode()) for row in connection.execute(query)
     ]
+
+
+def submissions_by_id(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Submission]:
+    """Return submissions by their ids."""
+    found: dict[str, Submission] = {}
+    for part in chunks(ids):
+        query = sa.select(*_SUBMISSION_COLUMNS).where(submissions.c.id.in_(part))
+        found.update((row["id"], Submission(**row)) for row in connection.execute(query).mappings())
+    return found
+
+
+def open_tasks_of(
+    connection: sa.Connection, endpoint_id: str, before: float, after_id: str, limit: int
+) -> list[str]:
+    """Return tasks of an endpoint that have not ended, in the order of their ids.
+
+    Args:
+        connection: of a transaction.
+        endpoint_id: whose tasks.
+        before: only those that were submitted until then.
+        after_id: only those with greater ids.
+        limit: how many at most.
+    """
+    query = (
+        sa.select(tasks.c.id)
+        .join_from(submissions, tasks)
+        .where(
+            submissions.c.endpoint_id == endpoint_id,
+            submissions.c.created_at <= before,
+            tasks.c.completed_at.is_(None),
+            tasks.c.id > after_id,
+        )
+        .order_by(tasks.c.id)
+        .limit(limit)
+    )
+    return list(connection.scalars(query))
 
 
 def mark_published(connection: sa.Connection, ids: Iterable[str]) -> None:
@@ -220,14 +267,16 @@ def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Route]:
                 submissions.c.endpoint_id,
                 submissions.c.group_id,
                 tasks.c.completed_at,
+                tasks.c.presumed,
             )
             .join_from(tasks, submissions)
             .where(tasks.c.id.in_(part))
             .order_by(tasks.c.id)  # always the same order of locks
             .with_for_update(of=tasks)
         )
-        for task_id, endpoint_id, group_id, completed_at in connection.execute(query):
-            found[task_id] = Route(endpoint_id, group_id, completed_at is not None)
+        for task_id, endpoint_id, group_id, completed_at, presumed in connection.execute(query):
+            ended = completed_at is not None
+            found[task_id] = Route(endpoint_id, group_id, ended, bool(presumed))
     return found
 
 
@@ -245,6 +294,7 @@ def complete(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
         .values(
             completed_at=sa.bindparam("at"),
             failed=sa.bindparam("has_failed"),
+            presumed=sa.bindparam("is_presumed"),
             result=sa.bindparam("data"),
             details=sa.bindparam("about"),
             payload=None,
@@ -255,6 +305,7 @@ def complete(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
             "of_task": outcome.task_id,
             "at": outcome.completed_at,
             "has_failed": outcome.failed,
+            "is_presumed": outcome.presumed or None,
             "data": outcome.data.encode(errors="surrogatepass"),
             "about": outcome.details,
         }

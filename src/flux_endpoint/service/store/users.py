@@ -21,6 +21,16 @@ class User:
     id: str
     name: str
 
+    @property
+    def email(self) -> str | None:
+        """The name, if that is an address."""
+        return self.name if "@" in self.name else None
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """The user as an element of an identity set; maps to local accounts read `username`."""
+        return {"sub": self.id, "username": self.name, "name": self.name, "email": self.email}
+
 
 @dataclass(frozen=True)
 class Token:

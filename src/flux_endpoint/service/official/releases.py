@@ -1,0 +1,198 @@
+"""Giving an endpoint its tasks: a window of them at a time, the rest stays in the store.
+
+An official endpoint takes all that is in its queue, whatever it can run. What it has taken is lost
+with it, so it is given no more than keeps it busy.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.errors import DeserializationError, PublishError
+from flux_endpoint.functions.official import official_code
+from flux_endpoint.functions.transport import CommandFunctionCode
+from flux_endpoint.logs import event
+from flux_endpoint.service import buffers, topology
+from flux_endpoint.service.countdown import Countdown
+from flux_endpoint.service.official.timers import Due, Timers
+from flux_endpoint.service.store import deliveries, functions, tasks
+from flux_endpoint.service.store.endpoints import Endpoint
+from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.task_message import publish_tasks
+
+log = logging.getLogger(__name__)
+
+#: Characters of functions and arguments that an endpoint may have been given and not ended.
+WINDOW_SIZE = 64 * 2**20
+
+#: Claims this old (seconds), which this service didn't make, are those of a service that ended.
+STALE_CLAIM = 60.0
+
+_DECLARE_TIMEOUT = 15.0
+_RETRY = 5.0
+_CODE = CommandFunctionCode.instance()
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of a page of tasks."""
+
+    endpoint_id: str
+    task_ids: Sequence[str]
+    error: BaseException | None
+
+
+class Releases:
+    """For the dispatcher's thread.
+
+    Args:
+        database: what waits.
+        connection: the way to the broker.
+        timers: when to try again.
+        window: most tasks that an endpoint may have been given and not ended, unless it says that
+            it can run more at a time.
+        post: hands a `Published` to the dispatcher, from any thread.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        connection: AmqpConnection,
+        timers: Timers,
+        window: int,
+        post: Callable[[Published], None],
+    ) -> None:
+        self._database = database
+        self._connection = connection
+        self._timers = timers
+        self._window = window
+        self._post = post
+        self._declared: set[str] = set()
+        self._in_flight: set[str] = set()
+        self._unsettled: list[Published] = []
+
+    def connected(self) -> None:
+        """The connection to the broker was made: its queues may be others."""
+        self._declared.clear()
+
+    def declare(self, endpoint_id: str) -> None:
+        """Have an endpoint's queues exist.
+
+        Raises:
+            AmqpError: the broker refuses.
+            TimeoutError: it does not answer.
+        """
+        declared = self._connection.declare_once(*topology.of_endpoint(endpoint_id))
+        declared.result(_DECLARE_TIMEOUT)
+        self._declared.add(endpoint_id)
+
+    def release(self, endpoint: Endpoint) -> None:
+        """Publish what there is room for."""
+        room = self._window
+        if endpoint.last_report:
+            room = max(room, 2 * capacity(endpoint.last_report))
+        window = deliveries.Window(room, WINDOW_SIZE)
+        self.settle([])
+        while True:
+            with self._database.read() as connection:
+                if not deliveries.any_waits(connection, endpoint.id):
+                    return
+            with self._database.write() as connection:
+                claimed = deliveries.claim(connection, endpoint.id, window, time.time())
+            if not claimed:
+                return
+            self._in_flight.update(each.task.id for each in claimed)
+            try:
+                self._publish(endpoint.id, claimed)
+            except Exception as error:  # nothing was published
+                self._post(Published(endpoint.id, [each.task.id for each in claimed], error))
+                raise
+
+    def settle(self, published: Sequence[Published]) -> None:
+        """Note what the broker has confirmed; the rest waits for another try."""
+        self._unsettled += published
+        if not self._unsettled:
+            return
+        good = [each for page in self._unsettled if page.error is None for each in page.task_ids]
+        bad = [page for page in self._unsettled if page.error is not None]
+        with self._database.write() as connection:
+            deliveries.release(connection, good, time.time())
+            deliveries.unclaim(connection, [each for page in bad for each in page.task_ids])
+        for page in self._unsettled:
+            self._in_flight.difference_update(page.task_ids)
+        self._unsettled.clear()
+        for page in bad:
+            self._declared.discard(page.endpoint_id)  # perhaps somebody deleted its queue
+            self._timers.within(Due.RELEASE, page.endpoint_id, _RETRY)
+            event(
+                log,
+                logging.WARNING,
+                "tasks not given to their endpoint",
+                endpoint_id=page.endpoint_id,
+                reason=page.error,
+                retry_in=_RETRY,
+            )
+
+    def sweep(self) -> int:
+        """Take up what a service that has ended had claimed; return how many tasks that are."""
+        with self._database.write() as connection:
+            return deliveries.unclaim_older(connection, time.time() - STALE_CLAIM, self._in_flight)
+
+    def _publish(self, endpoint_id: str, claimed: Sequence[deliveries.Claimed]) -> None:
+        if endpoint_id not in self._declared:
+            self.declare(endpoint_id)
+        by_submission: dict[str, list[tasks.NewTask]] = {}
+        for each in claimed:
+            by_submission.setdefault(each.submission_id, []).append(each.task)
+        used = {each.task.function_id for each in claimed if each.task.function_id}
+        with self._database.read() as connection:
+            submissions = tasks.submissions_by_id(connection, by_submission)
+            code = functions.function_code(connection, used)
+        code = {function_id: readable_code(text) for function_id, text in code.items()}
+        for submission_id, new in by_submission.items():
+            confirms: list[Future[None]] = []
+            try:
+                confirms.extend(
+                    publish_tasks(self._connection, submissions[submission_id], new, code)
+                )
+            except PublishError as closed:  # we are ending: the next service publishes them
+                confirms.append(Future())
+                confirms[-1].set_exception(closed)
+            ids = [task.id for task in new]
+            countdown = Countdown(len(confirms), partial(self._on_published, endpoint_id, ids))
+            for confirm in confirms:
+                confirm.add_done_callback(countdown.one_done)
+
+    def _on_published(
+        self, endpoint_id: str, ids: Sequence[str], error: BaseException | None
+    ) -> None:
+        # On the connection's thread, in general.
+        self._post(Published(endpoint_id, ids, error))
+
+
+def capacity(report: Mapping[str, Any]) -> int:
+    """Return how many tasks an endpoint could run at a time, as far as its report says."""
+
+    def number(name: str) -> int:
+        value = report.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+    blocks = number("max_blocks") * number("nodes_per_block") * number("max_workers_per_node")
+    return max(blocks, number("total_workers"), 0)
+
+
+def readable_code(packed: str) -> str:
+    """Return a packed function as official endpoints read it: commands of ours as theirs."""
+    parts = buffers.split(packed)
+    if parts is None or not parts[0].startswith(_CODE.identifier):
+        return packed
+    try:
+        code = official_code(_CODE.deserialize(parts[0]))
+    except DeserializationError:  # the endpoint's refusal says what it is
+        return packed
+    return f"{len(code)}\n{code}"

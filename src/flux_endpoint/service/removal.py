@@ -1,0 +1,75 @@
+"""What a deleted endpoint leaves behind: open tasks, which fail, and queues, which go."""
+
+import logging
+from collections.abc import Iterator
+
+from flux_endpoint.amqp import AmqpConnection, Custodian
+from flux_endpoint.logs import event
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.service.failures import publish_failures
+from flux_endpoint.service.store import deliveries, endpoints, tasks
+from flux_endpoint.service.store.engine import Database
+
+log = logging.getLogger(__name__)
+
+_PAGE = 1000
+_TIMEOUT = 20.0
+
+
+class Removal:
+    """For one thread.
+
+    Args:
+        database: which endpoints were deleted.
+        connection: the way to the broker.
+        custodian: deletes the queues.
+    """
+
+    def __init__(
+        self, database: Database, connection: AmqpConnection, custodian: Custodian
+    ) -> None:
+        self._database = database
+        self._connection = connection
+        self._custodian = custodian
+
+    def empty_all(self) -> None:
+        """Fail what was submitted to deleted endpoints before their deletion; repeatable.
+
+        Raises:
+            AmqpError: the broker does not do its part now.
+        """
+        with self._database.read() as connection:
+            deleted = endpoints.to_be_emptied(connection)
+        for endpoint_id, before in deleted.items():
+            self._empty(endpoint_id, before)
+
+    def _empty(self, endpoint_id: str, before: float) -> None:
+        with self._database.read() as connection:
+            endpoint = endpoints.get_endpoint(connection, endpoint_id, deleted=True)
+        assert endpoint is not None
+        text = f"endpoint {endpoint.public_id} was deleted before the task had ended"
+        failed = 0
+        for page in self._pages(endpoint_id, before):
+            publish_failures(self._connection, endpoint_id, page, ErrorCode.ENDPOINT_DELETED, text)
+            with self._database.write() as connection:
+                deliveries.remove(connection, page)
+            failed += len(page)
+        with self._database.read() as connection:
+            registered_again = endpoints.get_endpoint(connection, endpoint_id) is not None
+        for name in (queues.tasks_queue(endpoint_id), queues.commands_queue(endpoint_id)):
+            act = self._custodian.purge if registered_again else self._custodian.delete
+            act(name).result(_TIMEOUT)
+        with self._database.write() as connection:
+            endpoints.emptied(connection, endpoint_id, before)
+        event(log, logging.INFO, "deleted endpoint emptied", id=endpoint_id, tasks_failed=failed)
+
+    def _pages(self, endpoint_id: str, before: float) -> Iterator[list[str]]:
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                page = tasks.open_tasks_of(connection, endpoint_id, before, last, _PAGE)
+            if not page:
+                return
+            yield page
+            last = page[-1]

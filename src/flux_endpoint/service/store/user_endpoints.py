@@ -1,0 +1,96 @@
+"""The user endpoints that core endpoints start: one for each user and each configuration."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from flux_endpoint.service.store.tables import deliveries, endpoints
+
+
+def find_user_endpoint(
+    connection: sa.Connection,
+    parent_id: str,
+    owner_id: str,
+    config: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+) -> str | None:
+    """Return the id of a user endpoint that is as `put_user_endpoint` would make it."""
+    query = sa.select(endpoints.c.id, endpoints.c.user_runtime).where(
+        _is(parent_id, owner_id, config), endpoints.c.deleted_at.is_(None)
+    )
+    row = connection.execute(query).one_or_none()
+    return row.id if row is not None and (row.user_runtime or {}) == runtime else None
+
+
+def put_user_endpoint(
+    connection: sa.Connection,
+    parent_id: str,
+    owner_id: str,
+    config: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+) -> str:
+    """Create a user endpoint, or bring it up to date; return its id.
+
+    Raises:
+        IntegrityError: somebody else created it at this moment.
+    """
+    query = sa.select(endpoints.c.id).where(_is(parent_id, owner_id, config))
+    user_endpoint_id: str | None = connection.scalar(query)
+    if user_endpoint_id is not None:
+        connection.execute(
+            sa.update(endpoints)
+            .where(endpoints.c.id == user_endpoint_id)
+            .values(user_runtime=runtime, deleted_at=None)
+        )
+        return user_endpoint_id
+    new_id = str(uuid4())
+    connection.execute(
+        sa.insert(endpoints).values(
+            id=new_id,
+            owner_id=owner_id,
+            # What it is called where it runs, and its directory there.
+            name=f"uep.{parent_id}.{new_id}",
+            public=False,
+            multi_user=False,
+            metadata={},
+            created_at=time.time(),
+            parent_id=parent_id,
+            config_hash=_hash(config),
+            user_config=config,
+            user_runtime=runtime,
+        )
+    )
+    return new_id
+
+
+def user_endpoints_of(connection: sa.Connection, parent_id: str) -> list[str]:
+    """Return the ids of a core endpoint's user endpoints."""
+    query = sa.select(endpoints.c.id).where(
+        endpoints.c.parent_id == parent_id, endpoints.c.deleted_at.is_(None)
+    )
+    return list(connection.scalars(query))
+
+
+def waiting_and_running(connection: sa.Connection, parent_id: str) -> tuple[int, int]:
+    """Return how many open tasks the user endpoints of a core endpoint have, and how many run."""
+    theirs = endpoints.c.parent_id == parent_id
+    waiting = sa.select(sa.func.count()).select_from(deliveries).join(endpoints).where(theirs)
+    running = sa.select(sa.func.count()).where(theirs, endpoints.c.run.is_not(None))
+    return connection.scalar(waiting) or 0, connection.scalar(running) or 0
+
+
+def _is(parent_id: str, owner_id: str, config: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        endpoints.c.parent_id == parent_id,
+        endpoints.c.owner_id == owner_id,
+        endpoints.c.config_hash == _hash(config),
+    )
+
+
+def _hash(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

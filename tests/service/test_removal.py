@@ -1,0 +1,124 @@
+"""Deleting an endpoint: its open tasks fail with a clear text, its queues go."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+
+import pika
+import pytest
+from fastapi.testclient import TestClient
+from tests.service.conftest import NO_BROKER, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.official_world import CoreEndpoint, Run
+
+from flux_endpoint.protocol.messages import Result, pack
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import endpoints
+from flux_endpoint.service.store.engine import Database
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def delete(client: TestClient, endpoint_id: str) -> None:
+    assert client.delete(f"/v2/endpoints/{endpoint_id}").status_code == 200
+
+
+def exists(url: str, queue: str) -> bool:
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        connection.channel().queue_declare(queue, passive=True)
+    except pika.exceptions.ChannelClosedByBroker:
+        return False
+    else:
+        return True
+    finally:
+        connection.close()
+
+
+def test_open_tasks_fail_and_ended_ones_stay(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    group_id, ids = live.submit(endpoint_id, count=3)
+    peer.send_result(endpoint_id, pack(Result(task_id=uuid.UUID(ids[0]), data="x")))
+    assert json.loads(peer.take(f"tg.{group_id}").body[1:])["data"]["data"] == "x"
+    delete(live.client, endpoint_id)
+    for task_id in ids[1:]:
+        data = json.loads(peer.take(f"tg.{group_id}").body[1:])["data"]
+        assert data["task_id"] == task_id
+        assert data["error_details"]["code"] == "EndpointDeleted"
+        assert f"endpoint {endpoint_id} was deleted" in data["data"]
+        assert live.status(task_id)["exception"] == data["data"]
+    assert live.status(ids[0])["status"] == "success"
+
+
+def test_its_queues_go(live: Rest, amqp_vhost: str) -> None:
+    endpoint_id = live.register_endpoint()
+    live.submit(endpoint_id)
+    delete(live.client, endpoint_id)
+    for kind in ("tasks", "commands"):
+        eventually(lambda kind=kind: not exists(amqp_vhost, f"{endpoint_id}.{kind}"))  # type: ignore[misc]
+
+
+def test_a_result_that_it_still_sends_replaces_the_failure(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    group_id, (task_id,) = live.submit(endpoint_id)
+    delete(live.client, endpoint_id)
+    peer.take(f"tg.{group_id}")
+    peer.send_result(endpoint_id, pack(Result(task_id=uuid.UUID(task_id), data="x")))
+    assert json.loads(peer.take(f"tg.{group_id}").body[1:])["data"]["data"] == "x"
+    assert live.status(task_id)["status"] == "success"
+
+
+def test_user_endpoints_go_with_their_core_endpoint(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Callable[..., Run], amqp_vhost: str
+) -> None:
+    group_id, ids = live.submit(core.id, count=2)
+    arguments = core.next_start()
+    run = begin(arguments)
+    run.take(1)
+    delete(live.client, core.id)
+    for task_id in ids:
+        data = json.loads(peer.take(f"tg.{group_id}").body[1:])["data"]
+        assert (data["task_id"], data["error_details"]["code"]) == (task_id, "EndpointDeleted")
+        assert f"endpoint {core.id} was deleted" in data["data"]
+    eventually(lambda: not exists(amqp_vhost, f"{run.endpoint_id}.tasks"))
+    run.vanish()
+    # What is registered again under the same id begins anew.
+    core.register_again()
+    core.report()
+    _, more = live.submit(core.id)
+    assert core.next_start() == arguments
+    assert begin(arguments, start=2.0).take(1) == more
+
+
+def test_a_deletion_without_a_broker_ends_when_it_is_back(
+    live_settings: ServiceSettings,
+    peer: Peer,
+    token_of: Callable[[str], dict[str, str]],
+    database: Database,
+) -> None:
+    headers = token_of("ada")
+    with TestClient(create_app(live_settings), headers=headers) as client:
+        endpoint_id = Rest(client).register_endpoint()
+        group_id, (task_id,) = Rest(client).submit(endpoint_id)
+    away = live_settings.model_copy(update={"amqp_url": NO_BROKER, "publish_timeout": 0.01})
+    with TestClient(create_app(away), headers=headers) as client:
+        delete(client, endpoint_id)
+    with TestClient(create_app(live_settings), headers=headers):
+        data = json.loads(peer.take(f"tg.{group_id}").body[1:])["data"]
+        assert (data["task_id"], data["error_details"]["code"]) == (task_id, "EndpointDeleted")
+
+        def done() -> bool:
+            with database.read() as connection:
+                return not endpoints.to_be_emptied(connection)
+
+        eventually(done)
+
+
+def test_nothing_can_be_submitted_to_it_any_more(live: Rest) -> None:
+    endpoint_id = live.register_endpoint()
+    delete(live.client, endpoint_id)
+    body = {"tasks": {live.register_function(): [PAYLOAD]}}
+    answer = live.client.post(f"/v3/endpoints/{endpoint_id}/submit", json=body)
+    refusal(answer, 404, "ENDPOINT_NOT_FOUND", "endpoint_id")

@@ -1,0 +1,364 @@
+"""What a user endpoint held when it vanished ends; what was in its queue waits for the next run."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from tests.service.conftest import Peer, Rest, eventually
+from tests.service.official_world import CoreEndpoint, Run
+
+from flux_endpoint.protocol.messages import Result, pack
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.official import dispatcher, runs
+from flux_endpoint.service.settings import ServiceSettings
+
+pytestmark = pytest.mark.rabbitmq
+Begin = Callable[..., Run]
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(runs, "PARENT_STOPS", 0.2)
+    monkeypatch.setattr(dispatcher, "DEAF_AFTER", 0.2)
+
+
+class Group:
+    """The results that reach a task group."""
+
+    def __init__(self, peer: Peer, group_id: str) -> None:
+        self._peer = peer
+        self._queue = f"tg.{group_id}"
+
+    def next(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(self._peer.take(self._queue).body[1:])["data"]
+        return data
+
+    def next_lost(self, core: CoreEndpoint) -> str:
+        """Return the id of the next task that has failed with its endpoint."""
+        data = self.next()
+        assert data["error_details"]["code"] == "EndpointLost", data
+        assert data["data"].startswith(f"EndpointLost: endpoint {core.id} vanished"), data
+        assert data["details"] is None
+        return str(data["task_id"])
+
+
+@pytest.mark.parametrize("how", ["silence", "goodbye"])
+def test_what_it_held_ends_and_what_it_had_not_taken_goes_to_the_next_run(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, how: str
+) -> None:
+    group_id, ids = live.submit(core.id, count=3)
+    group = Group(peer, group_id)
+    arguments = core.next_start()
+    first = begin(arguments)
+    assert first.take(3) == ids
+    first.finish(ids[0], "done")
+    assert group.next()["data"] == "done"
+    if how == "silence":
+        first.report(period=0.3)
+    else:
+        first.report(active=False, period=0.3)
+    first.vanish()
+    _, more = live.submit(core.id, count=2, task_group_id=group_id)
+    assert {group.next_lost(core) for _ in range(2)} == set(ids[1:])
+    assert live.status(ids[1])["status"] == "failed"
+    assert core.next_start()["name"] == arguments["name"]
+    second = begin(arguments, start=2.0)
+    assert second.take(2) == more
+    second.finish(more[0], "later")
+    assert group.next()["data"] == "later"
+
+
+def test_what_it_took_and_had_not_acknowledged_is_not_lost(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+) -> None:
+    group_id, ids = live.submit(core.id, count=4)
+    arguments = core.next_start()
+    first = begin(arguments)
+    first.take(2)
+    assert first.take(2, ack=False) == ids[2:]
+    first.report(period=0.3)
+    first.vanish()
+    group = Group(peer, group_id)
+    assert {group.next_lost(core) for _ in range(2)} == set(ids[:2])
+    assert begin(arguments, start=2.0).take(2) == ids[2:]
+
+
+def test_one_that_comes_back_holds_what_it_held(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+) -> None:
+    group_id, ids = live.submit(core.id, count=2)
+    run = begin(core.next_start())
+    run.take(2)
+    run.report(active=False, period=2)  # as before each reconnect
+    run.report(period=600)
+    run.finish(ids[0])
+    group = Group(peer, group_id)
+    assert group.next()["data"] == "x"
+    run.stop_consuming()
+    run.report(period=0.2)
+    assert group.next_lost(core) == ids[1]
+
+
+def test_one_that_vanished_before_its_first_report_leaves_the_rest_for_the_next_run(
+    live: Rest, peer: Peer, core: CoreEndpoint, amqp_vhost: str, begin: Begin
+) -> None:
+    core.report(period=0.2)  # nobody knows that of the run
+    group_id, ids = live.submit(core.id, count=3)
+    arguments = core.next_start()
+    first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
+    first.consume()
+    first.take(1)
+    first.take(2, ack=False)
+    first.vanish()
+    # The next one finds the mark of the first.
+    second = Run(amqp_vhost, first.endpoint_id)
+    second.report(error="another instance is running", period=3)
+    second.vanish()
+    assert Group(peer, group_id).next_lost(core) == ids[0]
+    core.report()
+    assert begin(arguments, start=2.0).take(2) == ids[1:]
+
+
+def test_one_that_is_silent_and_keeps_its_queue_is_not_waited_for_for_ever(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_GONE_AGAIN", 0.1)
+    monkeypatch.setattr(runs, "_STUCK_CONSUMER", 0.3)
+    group_id, (task_id,) = live.submit(core.id)
+    run = begin(core.next_start())
+    run.take(1)
+    run.report(period=0.1)
+    assert Group(peer, group_id).next_lost(core) == task_id
+
+
+def test_a_late_result_replaces_the_failure(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+) -> None:
+    group_id, (task_id,) = live.submit(core.id)
+    run = begin(core.next_start())
+    run.take(1)
+    run.stop_consuming()
+    run.report(period=0.1)
+    group = Group(peer, group_id)
+    assert group.next_lost(core) == task_id
+    for data in ("from disk", "again"):
+        run.finish(task_id, data)
+    assert group.next()["data"] == "from disk"
+    document = live.status(task_id)
+    assert (document["status"], document["result"]) == ("success", "from disk")
+    assert "exception" not in document
+    # The first of its results stays.
+    _, (other,) = live.submit(core.id, task_group_id=group_id)
+    run.finish(other)
+    assert group.next()["task_id"] == other
+    assert live.status(task_id)["result"] == "from disk"
+
+
+def test_a_run_that_followed_another_unseen_ends_what_that_had_taken(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+) -> None:
+    group_id, ids = live.submit(core.id, count=2)
+    arguments = core.next_start()
+    first = begin(arguments)
+    first.take(2)
+    first.report(active=False)
+    first.vanish()
+    # It is started at once, because the first may have left results on its disk.
+    core.next_start()
+    second = begin(arguments, start=2.0)
+    second.finish(ids[0], "from disk")
+    group = Group(peer, group_id)
+    assert group.next()["data"] == "from disk"
+    assert group.next_lost(core) == ids[1]
+
+
+def test_when_the_core_endpoint_ends_so_do_its_user_endpoints(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+) -> None:
+    group_id, ids = live.submit(core.id, count=2)
+    arguments = core.next_start()
+    run = begin(arguments)
+    run.take(2)
+    core.report(period=0)
+    run.vanish()
+    group = Group(peer, group_id)
+    assert {group.next_lost(core) for _ in ids} == set(ids)
+    _, more = live.submit(core.id, task_group_id=group_id)
+    core.register_again()
+    core.report()
+    assert core.next_start() == arguments
+    assert begin(arguments, start=2.0).take(1) == more
+
+
+def test_nothing_is_told_to_start_while_the_broker_holds_on_to_a_dead_consumer(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_GONE_AGAIN", 0.1)
+    group_id, ids = live.submit(core.id, count=1)
+    arguments = core.next_start()
+    dead = begin(arguments)
+    dead.take(1)
+    dead.report(period=0.1)
+    _, more = live.submit(core.id, task_group_id=group_id)
+    dead.take(1, ack=False)
+    # Another configuration's start is told after it would have been.
+    live.submit(core.id, user_endpoint_config={"other": 1})
+    assert core.next_start()["user_opts"] == {"other": 1}
+    assert live.status(ids[0])["status"] == "waiting-for-ep"
+    dead.vanish()
+    assert Group(peer, group_id).next_lost(core) == ids[0]
+    assert core.next_start() == arguments
+    assert begin(arguments, start=2.0).take(1) == more
+
+
+def test_one_that_reports_and_takes_nothing_is_told_to_start(
+    live: Rest, core: CoreEndpoint, begin: Begin, amqp_vhost: str
+) -> None:
+    live.submit(core.id)
+    arguments = core.next_start()
+    deaf = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
+    deaf.report()
+    assert core.next_start() == arguments
+    deaf.vanish()
+
+
+def test_a_window_of_tasks_is_given_and_the_rest_as_they_end(
+    live_settings: ServiceSettings,
+    token_of: Callable[[str], dict[str, str]],
+    peer: Peer,
+    begin: Begin,
+) -> None:
+    settings = live_settings.model_copy(update={"official_window": 3})
+    with TestClient(create_app(settings), headers=token_of("ada")) as client:
+        live = Rest(client)
+        core = CoreEndpoint(live, peer)
+        core.report()
+        group_id, ids = live.submit(core.id, count=7)
+        arguments = core.next_start()
+        run = begin(arguments)
+        held = run.take(3)
+        group = Group(peer, group_id)
+        for number in range(3):
+            run.finish(held.pop(0))
+            group.next()
+            held += run.take(1)
+            assert len(held) == 3
+            assert run.took_nothing_more(), number
+        assert held == ids[3:6]
+        # So many are lost with it, and no more.
+        run.report(period=0.1)
+        run.vanish()
+        assert {group.next_lost(core) for _ in held} == set(held)
+        assert begin(arguments, start=2.0).take(1) == ids[6:]
+
+
+def test_one_that_can_run_more_at_a_time_is_given_more(
+    live_settings: ServiceSettings,
+    token_of: Callable[[str], dict[str, str]],
+    peer: Peer,
+    begin: Begin,
+) -> None:
+    settings = live_settings.model_copy(update={"official_window": 1})
+    with TestClient(create_app(settings), headers=token_of("ada")) as client:
+        live = Rest(client)
+        core = CoreEndpoint(live, peer)
+        core.report()
+        _, ids = live.submit(core.id, count=10)
+        run = begin(core.next_start())
+        run.take(1)
+        run.report(total_workers=4)
+        assert run.take(7) == ids[1:8]
+        run.report(max_blocks=2, nodes_per_block=1, max_workers_per_node=3)
+        assert run.take(2) == ids[8:]
+
+
+def test_the_window_has_a_size_too(
+    live: Rest, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flux_endpoint.service.official import releases
+
+    monkeypatch.setattr(releases, "WINDOW_SIZE", 1)
+    _, ids = live.submit(core.id, count=2)
+    run = begin(core.next_start())
+    assert run.take(1) == ids[:1]  # one always may
+    run.finish(ids[0])
+    assert run.take(1) == ids[1:]
+
+
+def test_a_service_that_was_away_meanwhile_ends_them_all_the_same(
+    live_settings: ServiceSettings,
+    token_of: Callable[[str], dict[str, str]],
+    peer: Peer,
+    begin: Begin,
+) -> None:
+    headers = token_of("ada")
+    with TestClient(create_app(live_settings), headers=headers) as client:
+        core = CoreEndpoint(Rest(client), peer)
+        core.report()
+        group_id, ids = Rest(client).submit(core.id, count=2)
+        arguments = core.next_start()
+        run = begin(arguments)
+        run.take(1)
+        assert run.take(1, ack=False) == ids[1:]
+        run.report(period=0.1)
+        child = run.endpoint_id
+        eventually(lambda: _period(client, child) == 0.1)
+        run.vanish()
+    with TestClient(create_app(live_settings), headers=headers) as client:
+        assert Group(peer, group_id).next_lost(core) == ids[0]
+        assert begin(arguments, start=2.0).take(1) == ids[1:]
+
+
+def test_an_endpoint_without_a_core_endpoint_is_looked_after_too(
+    live: Rest, peer: Peer, amqp_vhost: str
+) -> None:
+    endpoint_id = live.register_endpoint(metadata={})
+    run = Run(amqp_vhost, endpoint_id)
+    run.consume()
+    run.report()
+    group_id, ids = live.submit(endpoint_id, count=3)
+    run.take(2)
+    assert run.take(1, ack=False) == ids[2:]
+    run.finish(ids[0])
+    group = Group(peer, group_id)
+    assert group.next()["data"] == "x"
+    run.vanish()
+    # Whoever registers it again is about to start it: what it had taken is lost.
+    body = {"endpoint_name": "lab", "metadata": {}}
+    assert live.client.put(f"/v3/endpoints/{endpoint_id}", json=body).status_code == 200
+    data = group.next()
+    assert (data["task_id"], data["error_details"]["code"]) == (ids[1], "EndpointLost")
+    again = Run(amqp_vhost, endpoint_id, start=2.0)
+    again.consume()
+    assert again.take(1) == ids[2:]
+    again.vanish()
+
+
+def test_a_failure_is_behind_the_results_that_came_before_it(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+) -> None:
+    group_id, ids = live.submit(core.id, count=50)
+    run = begin(core.next_start())
+    run.take(50)
+    for task_id in ids:
+        body = pack(Result(task_id=uuid.UUID(task_id), data="x"))
+        peer.connection.publish("results", f"{run.endpoint_id}.results", body)
+    run.report(active=False, period=0.01)
+    run.vanish()
+    group = Group(peer, group_id)
+    assert {group.next()["data"] for _ in ids} == {"x"}
+
+
+def _period(client: TestClient, endpoint_id: str) -> float | None:
+    from flux_endpoint.service.store import endpoints
+
+    with client.app.state.context.database.read() as connection:  # type: ignore[attr-defined]
+        endpoint = endpoints.get_endpoint(connection, endpoint_id)
+    assert endpoint is not None
+    return None if endpoint.run is None else (endpoint.last_report or {}).get("heartbeat_period")
