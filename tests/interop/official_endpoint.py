@@ -1,0 +1,154 @@
+"""The official endpoint as a process of its own in a private home, and what it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import yaml
+
+#: Bound of a wait for a foreign program, in seconds.
+PATIENCE = 100.0
+
+#: Seconds between two reports; the official least.
+PERIOD = 5
+
+_TEMPLATE = """
+heartbeat_period: {period}
+debug: true
+engine:
+  type: {{{{ engine | default("ThreadPoolEngine") }}}}
+  max_workers: {{{{ workers | default(2) }}}}
+"""
+
+
+class OfficialEndpoint:
+    """A core endpoint, `globus-compute-endpoint start`, with a template for user endpoints.
+
+    Args:
+        home: where it keeps everything.
+        python: an interpreter that has the official packages.
+        environment: how they reach the service, and as whom.
+    """
+
+    def __init__(self, home: Path, python: str, environment: dict[str, str]) -> None:
+        self._home = home
+        self._commands = Path(python).parent
+        self._environment = {**environment, "HOME": str(home)}
+        self._process: subprocess.Popen[bytes] | None = None
+        directory = home / ".globus_compute" / "lab"
+        self._directory = directory
+        self._command("configure", "--contact-email", "admin@example.org", "lab")
+        config = {"heartbeat_period": PERIOD, "email": "admin@example.org", "debug": True}
+        (directory / "config.yaml").write_text(yaml.safe_dump(config))
+        template = _TEMPLATE.format(period=PERIOD)
+        (directory / "user_config_template.yaml.j2").write_text(template)
+        (directory / "user_config_schema.json").unlink()
+        # Started by root it gives its user endpoints an empty environment, and root's own home.
+        variables = {"HOME": str(home), "CWD": str(home)}
+        (directory / "user_environment.yaml").write_text(yaml.safe_dump(variables))
+
+    @property
+    def id(self) -> str:
+        return str(json.loads((self._directory / "endpoint.json").read_text())["endpoint_id"])
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it in the foreground; it registers by itself.
+
+        After a crash it refuses to start for a while, as long as somebody might run it elsewhere.
+        """
+        begun = self._times_begun
+        until(lambda: self._begins(begun))
+
+    def _begins(self, begun: int) -> bool:
+        self._process = subprocess.Popen(
+            [self._commands / "globus-compute-endpoint", "start", "lab"],
+            env=self._environment,
+            cwd=self._home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # at its end it ends its whole process group
+        )
+        until(lambda: self._times_begun > begun or self._has_ended())
+        return not self._has_ended()
+
+    @property
+    def _times_begun(self) -> int:
+        log = self._directory / "endpoint.log"
+        return log.read_text().count("Core Endpoint begins") if log.exists() else 0
+
+    def stop(self) -> None:
+        """Stop it as its operator would."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(PATIENCE)
+
+    def user_endpoints(self) -> list[psutil.Process]:
+        """The user endpoints that it has started and that run, without what these started."""
+        return [
+            each
+            for each in psutil.Process(self.pid).children()
+            if each.status() != psutil.STATUS_ZOMBIE
+        ]
+
+    def clean_up(self) -> None:
+        """End whatever is left of it: all that works in its home."""
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if Path(each.cwd()).is_relative_to(self._home):
+                    each.kill()
+        if self._process is not None:
+            self._process.wait(PATIENCE)
+
+    @property
+    def said(self) -> str:
+        """Its log and those of its user endpoints."""
+        return "".join(f"== {path.parent.name}\n{path.read_text()}" for path in self._logs())
+
+    def acknowledged(self) -> int:
+        """How many tasks the user endpoint that began last has told the broker that it has."""
+        last = max(self._logs(), key=lambda path: path.stat().st_mtime).read_text()
+        return max(map(int, re.findall(r"Acknowledged through message: (\d+)", last)), default=0)
+
+    def _logs(self) -> list[Path]:
+        return sorted((self._home / ".globus_compute").glob("*/endpoint.log"))
+
+    def _has_ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def _command(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [self._commands / "globus-compute-endpoint", *arguments],
+            env=self._environment,
+            cwd=self._home,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what a foreign program will do and can't announce."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

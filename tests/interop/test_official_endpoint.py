@@ -1,0 +1,251 @@
+"""The official endpoint runs what our Executor submits; what a lost one held ends in an error."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint, until
+from tests.interop.official_world import official_environment
+from tests.service.http_server import listening
+
+from flux_endpoint import Client, Executor, MPIFunction, ShellFunction
+from flux_endpoint.errors import TaskExecutionFailed
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import users
+from flux_endpoint.service.store.engine import Database
+
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.rabbitmq,
+    pytest.mark.timeout(300),
+]
+
+#: What an endpoint is given at a time.
+WINDOW = 8
+
+
+#: What a user has typed: functions of `__main__` travel by value, those of modules by name.
+SESSION: dict[str, Any] = {"__name__": "__main__"}
+exec(
+    """
+def area(width: int, height: int = 1) -> int:
+    return width * height
+
+def fail(text: str) -> None:
+    raise LookupError(text)
+
+def touch_and_wait(path: str, wait_for: str) -> str:
+    import pathlib
+    import time
+
+    with pathlib.Path(path).open("a") as file:
+        file.write(f"{time.time()}\\n")
+    while not pathlib.Path(wait_for).exists():
+        time.sleep(0.05)
+    return path
+
+def process():
+    import multiprocessing
+    import os
+
+    return os.getpid(), multiprocessing.parent_process() is not None
+""",
+    SESSION,
+)
+area, fail = SESSION["area"], SESSION["fail"]
+touch_and_wait, process = SESSION["touch_and_wait"], SESSION["process"]
+
+
+class World:
+    """A service, ada's client of it, and an official endpoint of hers."""
+
+    def __init__(self, client: Client, endpoint: OfficialEndpoint) -> None:
+        self.client = client
+        self.endpoint = endpoint
+
+    def executor(self, **how: Any) -> Executor:
+        return Executor(self.endpoint.id, client=self.client, **how)
+
+    def status(self) -> str:
+        return str(self.client.get_endpoint_status(self.endpoint.id)["status"])
+
+
+@pytest.fixture(scope="module")
+def world(
+    tmp_path_factory: pytest.TempPathFactory, broker: Any, official_python: str
+) -> Iterator[World]:
+    directory = tmp_path_factory.mktemp("official-endpoint")
+    vhost = f"test-{uuid.uuid4().hex}"
+    broker.ctl("add_vhost", vhost)
+    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
+    settings = ServiceSettings(
+        database_url=f"sqlite:///{directory / 'service.db'}",
+        amqp_url=broker.vhost_url(vhost),
+        publish_timeout=30,
+        official_window=WINDOW,
+    )
+    with listening(create_app(settings)) as port:
+        database = Database(settings.database_url)
+        with database.write() as connection:
+            token = users.create_token(connection, "ada")
+        database.close()
+        url = f"http://127.0.0.1:{port}"
+        home = directory / "home"
+        home.mkdir()
+        environment = official_environment(url, token, home)
+        endpoint = OfficialEndpoint(home, official_python, environment)
+        try:
+            endpoint.start()
+            world = World(Client(url, token), endpoint)
+            until(lambda: world.status() == "online")
+            yield world
+        finally:
+            endpoint.clean_up()
+            print(endpoint.said)
+    broker.ctl("delete_vhost", vhost)
+
+
+@pytest.fixture
+def executor(world: World) -> Iterator[Executor]:
+    with world.executor() as executor:
+        yield executor
+
+
+def test_a_function_and_its_exception(executor: Executor) -> None:
+    assert executor.submit(area, 3, height=5).result(PATIENCE) == 15
+    with pytest.raises(TaskExecutionFailed, match="LookupError: no such thing"):
+        executor.submit(fail, "no such thing").result(PATIENCE)
+
+
+def test_a_command(executor: Executor) -> None:
+    result = executor.submit(ShellFunction("echo '{text}'; exit 3"), text="hello").result(PATIENCE)
+    assert (result.stdout, result.returncode) == ("hello\n", 3)
+    late = executor.submit(ShellFunction("sleep 1", walltime=0.2)).result(PATIENCE)
+    assert (late.returncode, late.exception_name) == (124, "subprocess.TimeoutExpired")
+    done = executor.submit(ShellFunction("true", return_dict=True)).result(PATIENCE)
+    assert done["returncode"] == 0
+
+
+def test_an_mpi_command_is_what_the_official_engine_makes_of_it(executor: Executor) -> None:
+    # This engine sets no prefix: the command runs as it is.
+    result = executor.submit(MPIFunction("echo {x}"), x=1).result(PATIENCE)
+    assert (result.cmd, result.stdout) == ("$PARSL_MPI_PREFIX echo 1", "1\n")
+
+
+def test_what_its_engine_refuses_is_said(world: World) -> None:
+    with world.executor(resource_specification={"num_nodes": 1}) as executor:
+        end = executor.submit(area, 1).exception(PATIENCE)
+    assert isinstance(end, TaskExecutionFailed)
+    assert "resource_specification is not supported" in end.remote_data
+
+
+def test_many_more_tasks_than_it_is_given_at_a_time(executor: Executor) -> None:
+    futures = [executor.submit(area, number) for number in range(6 * WINDOW)]
+    assert [future.result(PATIENCE) for future in futures] == list(range(6 * WINDOW))
+
+
+def test_values_for_its_template_make_another_user_endpoint(
+    world: World, executor: Executor
+) -> None:
+    mine, of_a_pool = executor.submit(process).result(PATIENCE)
+    assert not of_a_pool
+    config = {"engine": "ProcessPoolEngine", "workers": 1}
+    with world.executor(user_endpoint_config=config) as other:
+        others, of_a_pool = other.submit(process).result(PATIENCE)
+        assert others != mine
+        assert of_a_pool
+        assert other.submit(process).result(PATIENCE) == (others, True)
+
+
+def test_a_template_that_fails_ends_the_tasks_with_the_reason(world: World) -> None:
+    with world.executor(user_endpoint_config={"engine": "WarpEngine"}) as executor:
+        end = executor.submit(area, 1).exception(PATIENCE)
+    assert isinstance(end, TaskExecutionFailed)
+    assert end.remote_data.startswith("EndpointNotStarted: ")
+    assert f"endpoint {world.endpoint.id} could not start" in end.remote_data
+
+
+def test_kill_and_events_are_refused_and_disturb_nothing(world: World, tmp_path: Path) -> None:
+    with world.executor() as executor:
+        future = executor.submit(touch_and_wait, str(tmp_path / "a"), str(tmp_path / "go"))
+        until((tmp_path / "a").exists)
+        with pytest.raises(Exception, match="takes an endpoint of Flux Endpoint"):
+            future.kill()
+        with pytest.raises(RuntimeError, match="takes an endpoint of Flux Endpoint"):
+            future.jobid(PATIENCE)
+        (tmp_path / "go").touch()
+        assert future.result(PATIENCE) == str(tmp_path / "a")
+
+
+def test_every_future_of_a_killed_user_endpoint_ends(world: World, tmp_path: Path) -> None:
+    before = {each.pid for each in world.endpoint.user_endpoints()}
+    with world.executor(user_endpoint_config={"purpose": "to be killed"}) as executor:
+        go, count = tmp_path / "go", 3 * WINDOW
+        paths = [str(tmp_path / f"task{number}") for number in range(count)]
+        futures = [executor.submit(touch_and_wait, path, str(go)) for path in paths]
+        until(lambda: len(list(tmp_path.glob("task*"))) == 2)
+        until(lambda: world.endpoint.acknowledged() == WINDOW)
+        (victim,) = [each for each in world.endpoint.user_endpoints() if each.pid not in before]
+        victim.send_signal(signal.SIGKILL)
+        go.touch()
+        ends = [future.exception(PATIENCE) for future in futures]
+    lost = [number for number, end in enumerate(ends) if end is not None]
+    # What it was given at a time, and no more; the others ran in the next, once each.
+    assert len(lost) == WINDOW
+    for number in lost:
+        assert f"EndpointLost: endpoint {world.endpoint.id} vanished" in str(ends[number])
+    for number in set(range(count)).difference(lost):
+        assert futures[number].result(0) == paths[number]
+        assert len(Path(paths[number]).read_text().splitlines()) == 1
+
+
+def test_one_that_was_killed_before_it_acknowledged_anything_loses_nothing(
+    world: World, tmp_path: Path
+) -> None:
+    before = {each.pid for each in world.endpoint.user_endpoints()}
+    with world.executor(user_endpoint_config={"purpose": "to be killed early"}) as executor:
+        futures = [executor.submit(area, number) for number in range(WINDOW)]
+
+        def started() -> list[psutil.Process]:
+            return [each for each in world.endpoint.user_endpoints() if each.pid not in before]
+
+        until(started)
+        started()[0].send_signal(signal.SIGKILL)
+        assert [future.result(PATIENCE) for future in futures] == list(range(WINDOW))
+
+
+def test_what_waits_for_a_stopped_endpoint_runs_when_it_is_back(world: World) -> None:
+    with world.executor() as executor:
+        assert executor.submit(area, 1).result(PATIENCE) == 1
+        world.endpoint.stop()
+        until(lambda: world.status() == "offline")
+        futures = [executor.submit(area, number) for number in range(2 * WINDOW)]
+        world.endpoint.start()
+        assert [future.result(PATIENCE) for future in futures] == list(range(2 * WINDOW))
+
+
+def test_a_killed_endpoint_takes_its_user_endpoints_along_and_every_future_ends(
+    world: World, tmp_path: Path
+) -> None:
+    with world.executor(user_endpoint_config={"purpose": "killed core"}) as executor:
+        go, count = tmp_path / "go", 2 * WINDOW
+        paths = [str(tmp_path / f"task{number}") for number in range(count)]
+        futures = [executor.submit(touch_and_wait, path, str(go)) for path in paths]
+        until(lambda: len(list(tmp_path.glob("task*"))) == 2)
+        world.endpoint.kill()
+        until(lambda: "has gone away" in world.endpoint.said)
+        go.touch()
+        world.endpoint.start()
+        ends = [future.exception(PATIENCE) for future in futures]
+    for number, end in enumerate(ends):
+        if end is None:
+            assert futures[number].result(0) == paths[number]
+        else:
+            assert "EndpointLost" in str(end)
