@@ -25,6 +25,7 @@ from flux_endpoint.service.routes import (
 )
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.watched import WatchedSubmissions
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -50,6 +51,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan)
     errors.add_handlers(app)
+    app.add_middleware(WatchedSubmissions)
     app.add_middleware(AbsoluteTargets)
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)

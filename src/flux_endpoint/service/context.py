@@ -1,11 +1,12 @@
 """What every route needs, and how it gets it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from flux_endpoint.service.official.dispatcher import Dispatcher
+from flux_endpoint.service.repeats import Repeats
 from flux_endpoint.service.routing import TaskPublisher
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
@@ -19,6 +20,7 @@ class ServiceContext:
     database: Database
     publisher: TaskPublisher
     dispatcher: Dispatcher
+    repeats: Repeats = field(default_factory=Repeats)
 
 
 # async: without it each request would go to a thread and back for one attribute.

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 from uuid import UUID, uuid4
 
@@ -14,7 +15,7 @@ from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import SubmitAnswer, SubmitBatch, UuidText
 from flux_endpoint.service import buffers, submissions
-from flux_endpoint.service.context import Service
+from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.errors import invalid_field, invalid_request
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.official.children import running_endpoint
@@ -24,6 +25,7 @@ from flux_endpoint.service.store import functions, tasks
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.ids import ordered_ids
 from flux_endpoint.service.store.users import User
+from flux_endpoint.service.watched import Watched
 
 router = APIRouter()
 
@@ -48,9 +50,25 @@ def submit(
     body: RawBody,
     service: Service,
     caller: Caller,
+    connection: Watched,
+    *,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Store the tasks of a batch and publish them; with an idempotency key only once."""
+    act = partial(_submit, endpoint_id, body, service, caller, idempotency_key)
+    if idempotency_key is not None:
+        return act()
+    same = (caller.id, endpoint_id, hashlib.sha256(body).digest())
+    return service.repeats.answer(same, connection, act)
+
+
+def _submit(
+    endpoint_id: str,
+    body: bytes,
+    service: ServiceContext,
+    caller: User,
+    idempotency_key: str | None,
+) -> Response:
     try:
         batch = _Batch.model_validate_json(body)
     except ValidationError as error:

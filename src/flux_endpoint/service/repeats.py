@@ -1,0 +1,126 @@
+"""Submissions that a client repeats because it never got the answer.
+
+The official client sends no idempotency key, and repeats a submission whose connection broke, or
+whose answer was lost on the way: without us each task would run twice. Two equal submissions may
+as well be meant as two, one after the other or at the same time. So one counts as a repetition only
+if the connection of the other was lost before its answer was written, and only once: whoever gets
+the answer ends it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+
+from fastapi.responses import Response
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.service.watched import Connection
+
+#: Seconds within which a client repeats a request; the official one does so within ten.
+REPEATED_WITHIN = 60.0
+
+#: Answers that nobody got, of which the oldest go first.
+MOST_KEPT = 1000
+
+# Seconds that a repetition waits for the first to be done.
+_PATIENCE = 50.0
+
+
+@dataclass(eq=False)
+class _Answer:
+    """An answer, and the connection on which it goes out."""
+
+    key: Hashable
+    connection: Connection
+    response: Future[Response | None] = field(default_factory=Future)
+
+
+class Repeats:
+    """Keeps answers until they are written; its methods are for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[Hashable, list[_Answer]] = {}
+        #: When each was lost; in that order.
+        self._lost: dict[_Answer, float] = {}
+
+    def answer(
+        self, key: Hashable, connection: Connection, act: Callable[[], Response]
+    ) -> Response:
+        """Return the answer to a request that lost its connection before, else `act`'s.
+
+        Args:
+            key: what two requests have in common if one may repeat the other.
+            connection: what this one came on.
+            act: does what it asks for; what it raises is not kept.
+
+        Raises:
+            ServiceError: 503, the other request is still being worked on.
+        """
+        earlier = self._adopt(key, connection)
+        if earlier is not None:
+            try:
+                response = earlier.response.result(_PATIENCE)
+            except TimeoutError:
+                raise ServiceError(
+                    "this submission is a repetition of one that is still being worked on",
+                    http_status=503,
+                    code="SUBMISSION_IN_PROGRESS",
+                ) from None
+            if response is not None:
+                return response
+        mine = _Answer(key, connection)
+        with self._lock:
+            self._kept.setdefault(key, []).append(mine)
+        connection.on_end(partial(self._ended, mine, connection))
+        try:
+            response = act()
+        except BaseException:
+            self._drop(mine)
+            mine.response.set_result(None)
+            raise
+        mine.response.set_result(response)
+        return response
+
+    def _adopt(self, key: Hashable, connection: Connection) -> _Answer | None:
+        with self._lock:
+            self._expire()
+            kept = self._kept.get(key, ())
+            answer = next((each for each in kept if each.connection.is_lost), None)
+            if answer is None:
+                return None
+            answer.connection = connection
+            self._lost.pop(answer, None)
+        connection.on_end(partial(self._ended, answer, connection))
+        return answer
+
+    def _ended(self, answer: _Answer, connection: Connection, written: bool) -> None:
+        if written:
+            self._drop(answer)
+            return
+        with self._lock:
+            kept = answer in self._kept.get(answer.key, ())
+            if kept and answer.connection is connection:  # else a repetition has taken it over
+                self._lost[answer] = time.monotonic()
+
+    def _drop(self, answer: _Answer) -> None:
+        with self._lock:
+            self._forget(answer)
+
+    def _forget(self, answer: _Answer) -> None:
+        self._lost.pop(answer, None)
+        kept = self._kept.get(answer.key, [])
+        if answer in kept:
+            kept.remove(answer)
+        if not kept:
+            self._kept.pop(answer.key, None)
+
+    def _expire(self) -> None:
+        before = time.monotonic() - REPEATED_WITHIN
+        for answer, lost_at in list(self._lost.items()):
+            if lost_at >= before and len(self._lost) <= MOST_KEPT:
+                return
+            self._forget(answer)
