@@ -41,6 +41,9 @@ SECTIONS = {
         "stop": Entry("endpoint:stop", "Stop an endpoint, and wait until it is gone."),
         "service": Entry("service:service", "Run the REST service and hand out its tokens."),
     },
+    "Act": {
+        "cancel": Entry("cancel:cancel", "End tasks, wherever they are, with all their processes."),
+    },
     "Look": {
         "status": Entry(
             "status:status",
@@ -48,6 +51,13 @@ SECTIONS = {
         ),
         "tasks": Entry(
             "tasks:tasks", "List tasks, the newest first: function, state, age, runtime, job."
+        ),
+        "logs": Entry(
+            "logs:logs", "Show the logs of endpoints and of the programs that `up` runs."
+        ),
+        "attach": Entry(
+            "attach:attach",
+            "Follow a job where an endpoint is: its events and, at its end, its output.",
         ),
         "list": Entry(
             "endpoint:list_endpoints", "List the endpoints, how they are, and what runs their jobs."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,6 +16,12 @@ def json_option(command: Command) -> Command:
     """Add `--json` to a command; it gets the argument `as_json`."""
     option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
     return option(command)
+
+
+def put_json(document: Any, *, indent: int | None = 2) -> None:
+    """Print a document; `indent=None`: on one line, of which a program reads many."""
+    # In ASCII, which every locale can print.
+    click.echo(json.dumps(document, indent=indent))
 
 
 def complete_endpoint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
-from flux_endpoint.cli.options import complete_endpoint, json_option
+from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
 from flux_endpoint.cli.overview import EndpointView, Overview, ServiceView, collect
 from flux_endpoint.cli.table import (
     Column,
@@ -59,7 +58,7 @@ def status(*, endpoint: str | None, as_json: bool, color: bool) -> int:
     """
     overview = collect(endpoint)
     if as_json:
-        click.echo(json.dumps(overview.document(), indent=2))
+        put_json(overview.document())
     else:
         for line in screen(overview, color=color):
             click.echo(line, color=color)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from flux_endpoint.cli.options import complete_endpoint, json_option
+from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
 from flux_endpoint.cli.progress import counted
 from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.cli.table import (
@@ -99,7 +98,7 @@ def tasks(
     )
     if as_json:
         document = {"tasks": [_document(task) for task in found], "more": more}
-        click.echo(json.dumps(document, indent=2))
+        put_json(document)
         return
     names = None
     if target is None and found:

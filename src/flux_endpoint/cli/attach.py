@@ -1,0 +1,189 @@
+"""`flux-endpoint attach`: follow a job where an endpoint is."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import click
+
+from flux_endpoint import logs
+from flux_endpoint.cli.exits import ExitCode
+from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
+from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.table import shown_age, shown_jobid, shown_moment
+from flux_endpoint.cli.targets import Target, find_endpoint
+from flux_endpoint.client import Client, ComputeFuture, Executor
+from flux_endpoint.client.job import LAST_EVENT, JobEvent
+from flux_endpoint.errors import FluxEndpointError, NotFoundError
+from flux_endpoint.functions import ShellResult
+from flux_endpoint.protocol.jobid import JobID, format_jobid, parse_jobid
+from flux_endpoint.protocol.operations import EndpointStateAnswer
+
+#: Seconds for the job's last events, which may come after its result.
+_GRACE = 3.0
+#: What Flux says of an id that it never gave.
+_UNKNOWN = "does not match any job"
+
+
+def _jobid(_context: click.Context, _parameter: click.Parameter, value: str) -> JobID:
+    try:
+        return JobID(parse_jobid(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command()
+@click.argument("endpoint", shell_complete=complete_endpoint)
+@click.argument("jobid", callback=_jobid)
+@json_option
+def attach(*, endpoint: str, jobid: JobID, as_json: bool) -> int:
+    """Follow a job where an endpoint is: its events and, at its end, its output.
+
+    ENDPOINT is a name or an id; JOBID is in any form that Flux takes. The job may be anybody's
+    whom the endpoint may read. The events go to standard error, the last lines of the job's output
+    to the streams that they were written to. The exit code is that of the job, or 128 and the
+    signal that ended it. Ctrl-C leaves the job alone.
+    """
+    logs.configure("WARNING")
+    try:
+        return _attach(endpoint, jobid, as_json=as_json)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+
+
+def _attach(endpoint: str, jobid: JobID, *, as_json: bool) -> int:
+    api = ServiceApi()
+    target = find_endpoint(endpoint, api)
+    _say_if_offline(target, api.endpoint_state(target.require_id()))
+    client = Client(api.credentials.service_url, api.credentials.token)
+    executor = Executor(target.endpoint_id, client=client)
+    try:
+        return _follow(executor.attach(int(jobid)), jobid, target, as_json=as_json)
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _say_if_offline(target: Target, state: EndpointStateAnswer) -> None:
+    if state.status == "online":
+        return
+    since = f" for {shown_age(time.time() - state.since)}" if state.since is not None else ""
+    click.echo(
+        f"Endpoint {target.name} is offline{since} ({state.absence}); this waits until it is back.",
+        err=True,
+    )
+
+
+def _follow(future: ComputeFuture, jobid: JobID, target: Target, *, as_json: bool) -> int:
+    inbox: queue.SimpleQueue[JobEvent | None] = queue.SimpleQueue()
+    for name in ComputeFuture.EVENTS:
+        future.add_event_callback(name, lambda _, event: inbox.put(event))
+    future.add_done_callback(lambda _: inbox.put(None))
+    put = _put_json if as_json else _EventPrinter().put
+    last = ""
+    while (event := inbox.get()) is not None:
+        put(event, jobid)
+        last = event.name
+    error = future.exception()
+    if error is not None:
+        _fail(error, jobid, target)
+    deadline = time.monotonic() + _GRACE
+    while last != LAST_EVENT:
+        try:
+            event = inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        if event is not None:
+            put(event, jobid)
+            last = event.name
+    return _end(future.result(), jobid, as_json=as_json)
+
+
+def _fail(error: BaseException, jobid: JobID, target: Target) -> NoReturn:
+    if _UNKNOWN in str(error):
+        raise NotFoundError(
+            f"endpoint {target.name} knows no job {shown_jobid(jobid)}: `flux jobs -a` lists those "
+            "of its instance"
+        ) from error
+    if isinstance(error, FluxEndpointError):
+        reason = str(error).strip()
+        raise FluxEndpointError(
+            f"job {shown_jobid(jobid)} can't be followed at endpoint {target.name}: {reason}"
+        ) from error
+    raise error
+
+
+class _EventPrinter:
+    """Prints events with the seconds since the first one."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def put(self, event: JobEvent, jobid: JobID) -> None:
+        if self._first is None:
+            self._first = event.timestamp
+            click.echo(f"{shown_moment(event.timestamp)} job {shown_jobid(jobid)}", err=True)
+        after = event.timestamp - self._first
+        context = "".join(f" {key}={value}" for key, value in _flat(event.context))
+        click.echo(f"{f'+{after:.3f}s':>12} {event.name}{context}", err=True)
+
+
+def _flat(context: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return an event's context as pairs of texts, its nested parts without their parents."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in context.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value)
+        elif isinstance(value, str):
+            pairs.append((key, json.dumps(value, ensure_ascii=False) if " " in value else value))
+        else:
+            pairs.append((key, json.dumps(value)))
+    return pairs
+
+
+def _put_json(event: JobEvent, jobid: JobID) -> None:
+    document = {
+        "event": event.name,
+        "timestamp": event.timestamp,
+        "context": event.context,
+        "jobid": int(jobid),
+        "jobid_f58": format_jobid(jobid),
+    }
+    put_json(document, indent=None)
+
+
+def _end(result: ShellResult, jobid: JobID, *, as_json: bool) -> int:
+    code = result.returncode if result.returncode >= 0 else 128 - result.returncode
+    if as_json:
+        document = {
+            "end": {
+                "exit_code": code,
+                "returncode": result.returncode,
+                "exception": result.exception_name,
+                "stdout": result.stdout,
+                "stderr": result.stderr,
+            },
+            "jobid": int(jobid),
+            "jobid_f58": format_jobid(jobid),
+        }
+        put_json(document, indent=None)
+        return code
+    click.echo(f"job {shown_jobid(jobid)} {_how(result)}", err=True)
+    click.echo(result.stdout, nl=False)
+    click.echo(result.stderr, nl=False, err=True)
+    return code
+
+
+def _how(result: ShellResult) -> str:
+    if result.returncode >= 0:
+        out_of_time = " (its time ran out)" if "Timeout" in (result.exception_name or "") else ""
+        return f"ended with exit code {result.returncode}{out_of_time}"
+    number = -result.returncode
+    try:
+        return f"was ended by signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"was ended by signal {number}"

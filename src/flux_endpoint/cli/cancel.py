@@ -1,0 +1,115 @@
+"""`flux-endpoint cancel`: end tasks."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from uuid import UUID
+
+import click
+
+from flux_endpoint.cli.exits import ExitCode, exit_code_of
+from flux_endpoint.cli.options import json_option, put_json
+from flux_endpoint.cli.progress import counted
+from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
+from flux_endpoint.cli.tasks import fetch
+from flux_endpoint.errors import FluxEndpointError, ServiceUnreachableError
+from flux_endpoint.protocol.operations import OPEN_STATES
+from flux_endpoint.protocol.states import FINAL_STATES
+
+#: Requests at a time.
+_AT_A_TIME = 8
+#: Open tasks of a group that are looked for.
+_MOST_OF_A_GROUP = 1_000_000
+_TONES: dict[str, Tone] = {"ending": "active", "cancelled": "quiet", "failed": "bad"}
+_COLUMNS = [Column("TASK"), Column("OUTCOME"), Column("")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request to end a task.
+
+    Attributes:
+        task_id: the task.
+        outcome: "ending" (its endpoint was told), "cancelled" (it has ended), "ended before" or
+            "failed".
+        status: the task's state, as the service has it now.
+        error: why it failed.
+    """
+
+    task_id: str
+    outcome: str
+    status: str | None = None
+    error: str | None = None
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, type=click.UUID, metavar="TASK...")
+@click.option("--group", type=click.UUID, help="All open tasks of this task group, too.")
+@json_option
+@color_option
+def cancel(*, tasks: tuple[UUID, ...], group: UUID | None, as_json: bool, color: bool) -> int:
+    """End tasks, wherever they are, with all their processes.
+
+    TASK is an id, as `flux-endpoint tasks` lists them. A task that has ended stays as it is. One
+    that can't be ended keeps none of the others from it.
+    """
+    if not tasks and group is None:
+        raise click.UsageError("name a task, or a task group with --group")
+    api = ServiceApi()
+    ids = [str(task) for task in tasks]
+    if group is not None:
+        found, _ = fetch(api, task_group_id=str(group), states=OPEN_STATES, limit=_MOST_OF_A_GROUP)
+        ids += [each.task_id for each in found]
+    ids = list(dict.fromkeys(ids))
+    code, outcomes = _end(api, ids)
+    if as_json:
+        put_json({"tasks": [asdict(each) for each in outcomes]})
+    elif not outcomes:
+        click.echo("No open tasks.")
+    else:
+        rows = [
+            Row([each.task_id, each.outcome, each.error or ""], _TONES.get(each.outcome))
+            for each in outcomes
+        ]
+        click.echo(render(_COLUMNS, rows, color=color), color=color)
+    return code
+
+
+def _end(api: ServiceApi, ids: list[str]) -> tuple[ExitCode, list[Outcome]]:
+    code = ExitCode.OK
+    outcomes: list[Outcome] = []
+    ender = _Ender(api)
+    threads = ThreadPoolExecutor(_AT_A_TIME)
+    try:
+        with counted(threads.map(ender.end, ids), len(ids), "Cancelling") as bar:
+            for outcome, failure in bar:
+                outcomes.append(outcome)
+                code = code or failure
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
+    return code, outcomes
+
+
+class _Ender:
+    """Ends tasks; asks no more when the service can't be reached: the others fare no better."""
+
+    def __init__(self, api: ServiceApi) -> None:
+        self._api = api
+        self._unreachable: ServiceUnreachableError | None = None
+
+    def end(self, task_id: str) -> tuple[Outcome, ExitCode]:
+        try:
+            if self._unreachable is not None:
+                raise self._unreachable
+            answer = self._api.kill(task_id)
+        except FluxEndpointError as error:
+            if isinstance(error, ServiceUnreachableError):
+                self._unreachable = error
+            return Outcome(task_id, "failed", error=str(error)), exit_code_of(error)
+        if not answer.delivered:
+            outcome = "ended before"
+        else:
+            outcome = "cancelled" if answer.status in FINAL_STATES else "ending"
+        return Outcome(task_id, outcome, answer.status), ExitCode.OK

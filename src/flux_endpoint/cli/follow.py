@@ -1,0 +1,176 @@
+"""The end of log files, and what is written to them from now on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+#: Seconds after which files are looked at though nobody told of a change: a file system of the
+#: network does not tell of what other machines write.
+RECHECK = 2.0
+
+_BLOCK = 1 << 16
+# From <sys/inotify.h>.
+_IN_CLOEXEC, _IN_NONBLOCK = 0o2000000, 0o4000
+_IN_MODIFY, _IN_ATTRIB, _IN_MOVED_TO, _IN_CREATE = 0x2, 0x4, 0x80, 0x100
+_IN_DELETE_SELF, _IN_MOVE_SELF = 0x400, 0x800
+_OF_FILE = _IN_MODIFY | _IN_ATTRIB | _IN_DELETE_SELF | _IN_MOVE_SELF
+_OF_DIRECTORY = _IN_CREATE | _IN_MOVED_TO
+
+
+class Watcher:
+    """Wakes when a file is written to, put in another's place or removed: inotify(7)."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        #: -1 if there is none, or the user has too many: then only `RECHECK` is left.
+        self._descriptor = self._libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
+        self._poll = select.poll()
+        if self._descriptor >= 0:
+            self._poll.register(self._descriptor, select.POLLIN)
+
+    def add(self, path: Path) -> None:
+        """Watch a file; nothing happens if it does not exist."""
+        self._add(path, _OF_FILE)
+
+    def add_directory(self, path: Path) -> None:
+        """Watch a directory for files that are made or moved there."""
+        self._add(path, _OF_DIRECTORY)
+
+    def watch_reader(self, descriptor: int) -> None:
+        """Wake, too, when nobody reads any more what is written to a pipe."""
+        self._poll.register(descriptor, 0)
+
+    def wait(self) -> None:
+        """Wait until something may have changed.
+
+        Raises:
+            BrokenPipeError: nobody reads the output any more.
+        """
+        for descriptor, _ in self._poll.poll(RECHECK * 1000):
+            if descriptor != self._descriptor:
+                raise BrokenPipeError
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._descriptor, _BLOCK)
+
+    def close(self) -> None:
+        """Give the kernel its descriptor back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def _add(self, path: Path, mask: int) -> None:
+        if self._descriptor >= 0:
+            self._libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask)
+
+
+class FollowedFile:
+    """A log file: its last lines, then those that come, also when another takes its place.
+
+    Args:
+        path: need not exist yet.
+        watcher: told what to watch.
+    """
+
+    def __init__(self, path: Path, watcher: Watcher) -> None:
+        self._path = path
+        self._watcher = watcher
+        self._descriptor = -1
+        self._rest = b""
+        watcher.add_directory(path.parent)
+
+    def last_lines(self, count: int) -> list[str]:
+        """Return the last `count` lines; `new_lines` goes on from there."""
+        self._open()
+        if self._descriptor < 0:
+            return []
+        end = os.fstat(self._descriptor).st_size
+        start, newlines = end, 0
+        while start > 0 and newlines <= count:
+            size = min(_BLOCK, start)
+            start -= size
+            newlines += os.pread(self._descriptor, size, start).count(b"\n")
+        os.lseek(self._descriptor, start, os.SEEK_SET)
+        lines = self._read(end - start)
+        wanted = count - bool(self._rest)  # the line that is not ended is one of them
+        return lines[-wanted:] if wanted > 0 else []
+
+    def rest(self) -> list[str]:
+        """Return a last line that was not ended."""
+        rest, self._rest = self._rest, b""
+        return [_text(rest)] if rest else []
+
+    def new_lines(self) -> list[str]:
+        """Return what was written since; a line that is not ended yet comes when it is."""
+        lines = self._drain()
+        while self._was_replaced():
+            lines += self.rest()
+            self.close()
+            self._open()
+            lines += self._drain()
+        return lines
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open(self) -> None:
+        if self._path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self._path))
+        with contextlib.suppress(FileNotFoundError):
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._watcher.add(self._path)
+
+    def _was_replaced(self) -> bool:
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False
+        if self._descriptor < 0:
+            return True
+        ours = os.fstat(self._descriptor)
+        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
+    def _drain(self) -> list[str]:
+        if self._descriptor < 0:
+            return []
+        size = os.fstat(self._descriptor).st_size
+        if size < os.lseek(self._descriptor, 0, os.SEEK_CUR):  # it was begun anew
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            self._rest = b""
+        return self._read()
+
+    def _read(self, limit: int | None = None) -> list[str]:
+        pieces = [self._rest]
+        left = limit
+        while left is None or left > 0:
+            piece = os.read(self._descriptor, _BLOCK if left is None else min(_BLOCK, left))
+            if not piece:
+                break
+            pieces.append(piece)
+            left = None if left is None else left - len(piece)
+        *lines, self._rest = b"".join(pieces).split(b"\n")
+        return [_text(line) for line in lines]
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip("\r")
+
+
+def follow(files: Sequence[FollowedFile], watcher: Watcher) -> Iterator[tuple[int, str]]:
+    """Yield each new line with its file's place in `files`, for ever.
+
+    Raises:
+        BrokenPipeError: nobody reads the output any more.
+    """
+    while True:
+        for number, file in enumerate(files):
+            for line in file.new_lines():
+                yield number, line
+        watcher.wait()

@@ -1,0 +1,120 @@
+"""`flux-endpoint logs`: what an endpoint, or a program of the stack, has written down."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import click
+from click.shell_completion import CompletionItem
+
+from flux_endpoint.cli.exits import ExitCode
+from flux_endpoint.cli.follow import FollowedFile, Watcher, follow
+from flux_endpoint.cli.log_sources import LogSource, find_sources, known_names
+from flux_endpoint.cli.options import json_option, put_json
+from flux_endpoint.cli.table import Tone, color_option, toned
+from flux_endpoint.errors import NotFoundError
+
+# A line of our own programs (see `logs`), and one of RabbitMQ.
+_LINES = (
+    re.compile(r"(?P<time>\d{4}-\S+Z) (?P<level>[A-Z]+) +(?P<message>.*)"),
+    re.compile(r"(?P<time>\d{4}-\S+ \S+) \[(?P<level>\w+)\] (?P<message>.*)"),
+)
+_TONES: dict[str, Tone] = {"error": "bad", "critical": "bad"}
+
+
+def _complete(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in known_names() if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("sources", nargs=-1, shell_complete=_complete)
+@click.option("-f", "--follow", "follows", is_flag=True, help="Go on until Ctrl-C.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="How many of the last lines to begin with.",
+)
+@json_option
+@color_option
+def logs(*, sources: tuple[str, ...], follows: bool, lines: int, as_json: bool, color: bool) -> int:
+    """Show the logs of endpoints and of the programs that `up` runs.
+
+    SOURCES are names of endpoints of this machine, and of programs: broker, service, up (or
+    stack/service, should an endpoint be called service). Without any all logs are shown.
+    """
+    found = find_sources(sources)
+    missing = [each for each in found if not each.path.exists()]
+    if missing and not follows:
+        raise NotFoundError(
+            f"{missing[0].name} has no log yet, {missing[0].path} does not exist: what runs in "
+            "the foreground logs to its terminal"
+        )
+    put = _printer(found, as_json=as_json, color=color)
+    watcher = Watcher()
+    files = [FollowedFile(each.path, watcher) for each in found]
+    try:
+        for number, file in enumerate(files):
+            for line in file.last_lines(lines):
+                put(number, line)
+        if not follows:
+            for number, file in enumerate(files):
+                for line in file.rest() if lines else []:
+                    put(number, line)
+            return ExitCode.OK
+        sys.stdout.flush()
+        watcher.watch_reader(sys.stdout.fileno())
+        for number, line in follow(files, watcher):
+            put(number, line)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    finally:
+        for file in files:
+            file.close()
+        watcher.close()
+    return ExitCode.OK
+
+
+def _printer(
+    sources: Sequence[LogSource], *, as_json: bool, color: bool
+) -> Callable[[int, str], None]:
+    """Return what prints a line of the source of that number."""
+    width = max(len(each.name) for each in sources)
+
+    def put(number: int, line: str) -> None:
+        name = sources[number].name
+        parsed = _parsed(line)
+        if as_json:
+            put_json({"source": name, **parsed, "line": line}, indent=None)
+            return
+        tone = _TONES.get(parsed["level"] or "") if color else None
+        prefix = f"{name:<{width}} | " if len(sources) > 1 else ""
+        click.echo(prefix + toned(line, tone), color=color)
+
+    return put
+
+
+def _parsed(line: str) -> dict[str, str | None]:
+    """Return time, level and message of a line, each `None` if it has none."""
+    if line.startswith("{"):  # log_format: json
+        try:
+            entry = json.loads(line)
+            return {
+                "time": str(entry["time"]),
+                "level": str(entry["level"]).lower(),
+                "message": str(entry["event"]),
+            }
+        except (ValueError, KeyError, TypeError):
+            pass
+    for pattern in _LINES:
+        if match := pattern.fullmatch(line):
+            return {**match.groupdict(), "level": match["level"].lower()}
+    return {"time": None, "level": None, "message": None}

@@ -1,0 +1,163 @@
+"""`flux-endpoint attach`, as a person and as a program sees it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import pytest
+from tests.cli.conftest import COMMAND, PATIENCE, WAIT, configure, until
+
+from flux_endpoint.protocol.jobid import parse_jobid
+
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
+
+
+@pytest.fixture
+def flux(in_flux, flux_uri):
+    """Runs a command of Flux in the instance of the endpoint `fluxed`."""
+
+    def run(*arguments):
+        environment = {**in_flux.environment, "FLUX_URI": flux_uri}
+        done = subprocess.run(
+            ["flux", *arguments], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    return run
+
+
+@pytest.mark.flux
+class TestFollowing:
+    def test_a_job_is_followed_to_its_exit_code_and_output(self, in_flux, flux):
+        jobid = flux("submit", "sh", "-c", "echo out; echo err >&2; exit 3")
+        done = in_flux.run("attach", "fluxed", jobid, status=3)
+        assert done.stdout == "out\n"
+        first, *lines, end, error = done.stderr.splitlines()
+        assert first.endswith(f" job {jobid}")
+        names = [line.split()[1] for line in lines]
+        assert names[0] == "submit"
+        assert names.index("alloc") < names.index("start") < names.index("finish")
+        assert names[-1] == "clean"
+        assert any("status=768" in line for line in lines)
+        assert (end, error) == (f"job {jobid} ended with exit code 3", "err")
+
+    @pytest.mark.parametrize("form", ["f58", "f58plain", "dec", "hex", "dothex"])
+    def test_the_id_is_taken_in_every_form_that_flux_has(self, in_flux, flux, form):
+        jobid = flux("submit", "true")
+        in_flux.run("attach", "fluxed", flux("job", "id", f"--to={form}", jobid))
+
+    def test_a_job_that_a_signal_ends_has_128_and_the_signal(self, in_flux, flux):
+        jobid = flux("submit", "sh", "-c", "kill -TERM $$")
+        done = in_flux.run("attach", "fluxed", jobid, status=143)
+        assert f"job {jobid} was ended by signal 15 (SIGTERM)" in done.stderr
+
+    def test_a_job_that_is_cancelled_is_an_error(self, in_flux, flux):
+        jobid = flux("submit", "--urgency=hold", "true")
+        flux("cancel", jobid)
+        said = in_flux.err("attach", "fluxed", jobid, status=1)
+        assert f"job {jobid} can't be followed at endpoint fluxed" in said
+        assert "TaskCancelled" in said or "cancel" in said
+
+    def test_json_is_an_object_an_event_and_one_for_the_end(self, in_flux, flux):
+        jobid = flux("submit", "sh", "-c", "echo out; echo err >&2; exit 4")
+        done = in_flux.run("attach", "fluxed", jobid, "--json", status=4)
+        *events, end = map(json.loads, done.stdout.splitlines())
+        assert {"submit", "alloc", "start", "finish"} <= {each["event"] for each in events}
+        assert all(set(each) == {"event", "timestamp", "context", "jobid", "jobid_f58"}
+                   for each in events)  # fmt: skip
+        assert end == {
+            "end": {
+                "exit_code": 4,
+                "returncode": 4,
+                "exception": "subprocess.CalledProcessError",
+                "stdout": "out\n",
+                "stderr": "err\n",
+            },
+            "jobid": parse_jobid(jobid),
+            "jobid_f58": jobid,
+        }
+        assert done.stderr == ""
+
+    def test_ctrl_c_ends_it_quietly_and_leaves_the_job_alone(self, in_flux, flux):
+        jobid = flux("submit", "sleep", "inf")
+        process = subprocess.Popen(
+            [*COMMAND, "attach", "fluxed", jobid],
+            env=in_flux.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in process.stderr:
+            if " start" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert process.returncode == 130
+        assert flux("jobs", "-no", "{status}", jobid) == "RUN"
+        flux("cancel", jobid)
+
+    def test_a_reader_that_leaves_is_no_error(self, in_flux, flux):
+        jobid = flux("submit", "sh", "-c", "seq 100000")
+        command = f"{' '.join(COMMAND)} attach fluxed {jobid} 2> {in_flux.home}/said | head -1"
+        done = subprocess.run(
+            ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+            env=in_flux.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert len(done.stdout.splitlines()) == 2
+        assert done.stdout.splitlines()[-1] in {"0", "141"}
+        assert "Traceback" not in (in_flux.home / "said").read_text()
+
+    def test_an_unknown_job_is_66(self, in_flux):
+        said = in_flux.err("attach", "fluxed", "ƒ2WXGLe", status=66)
+        assert "endpoint fluxed knows no job ƒ2WXGLe" in said
+
+
+def test_a_job_of_the_embedded_executor_can_be_followed(stack, gate):
+    with stack.executor(resource_specification={"num_ranks": 1}) as executor:
+        future = executor.submit(WAIT, gate=str(gate))
+        jobid = future.jobid(PATIENCE)
+        process = subprocess.Popen(
+            [*COMMAND, "attach", "local", str(jobid)],
+            env=stack.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in process.stderr:
+            if " start" in line:
+                break
+        gate.touch()
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+        assert "ended with exit code 0" in said
+
+
+def test_an_endpoint_that_is_away_is_waited_for_and_that_is_said(stack):
+    configure(stack, "absent")
+    stack.run("start", "absent", "--detach")
+    stack.run("stop", "absent")
+    until(lambda: stack.run("status", "absent", status=None).returncode == 1)
+    process = subprocess.Popen(
+        [*COMMAND, "attach", "absent", "ƒ2WXGLe"],
+        env=stack.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "is offline for" in (line := process.stderr.readline())
+    assert "(stopped); this waits until it is back." in line
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=PATIENCE)[1] == ""
+    assert process.returncode == 130
+
+
+def test_wrong_arguments_are_refused_by_name(bare, stack):
+    said = bare.err("attach", "lab", "no-job", status=64)
+    assert "'no-job' is no job id; write it as Flux does" in said
+    assert "Missing argument 'JOBID'" in bare.err("attach", "lab", status=64)
+    assert "no endpoint is called 'nowhere'" in stack.err("attach", "nowhere", "1", status=66)
+    assert "no credentials" in bare.err("attach", "lab", "1", status=78)
