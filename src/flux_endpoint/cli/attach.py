@@ -18,9 +18,10 @@ from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.cli.table import shown_age, shown_jobid, shown_moment
 from flux_endpoint.cli.targets import Target, find_endpoint
 from flux_endpoint.client import Client, ComputeFuture, Executor
-from flux_endpoint.client.job import LAST_EVENT, JobEvent
+from flux_endpoint.client.job import JobEvent
 from flux_endpoint.errors import FluxEndpointError, NotFoundError
 from flux_endpoint.functions import ShellResult
+from flux_endpoint.protocol.job_events import LAST_EVENT
 from flux_endpoint.protocol.jobid import JobID, format_jobid, parse_jobid
 from flux_endpoint.protocol.operations import EndpointStateAnswer
 
