@@ -42,10 +42,19 @@ def tell(error: BaseException, *, command: str, debug: bool) -> ExitCode:
         case FluxEndpointError():
             click.echo(f"Error: {error}", err=True)
         case OSError():
+            _drop_unwritable_output()
             click.echo(f"Error: {_of_system(error)}", err=True)
         case _:
             click.echo(_of_bug(error, command, debug=debug), err=True)
     return code
+
+
+def _drop_unwritable_output() -> None:
+    """Drop what a full disk does not take: the interpreter would fail on it again, at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
 
 
 def _drop_output() -> None:
