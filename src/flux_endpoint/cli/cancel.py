@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from uuid import UUID
 
 import click
+from click.shell_completion import CompletionItem
 
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
 from flux_endpoint.cli.options import json_option, put_json
@@ -15,7 +16,7 @@ from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
 from flux_endpoint.cli.tasks import fetch
 from flux_endpoint.errors import FluxEndpointError, ServiceUnreachableError
-from flux_endpoint.protocol.operations import OPEN_STATES
+from flux_endpoint.protocol.operations import MAX_LISTED, OPEN_STATES
 from flux_endpoint.protocol.states import FINAL_STATES
 
 #: Requests at a time.
@@ -44,8 +45,22 @@ class Outcome:
     error: str | None = None
 
 
+def _complete_task(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the newest open tasks whose ids begin so."""
+    found, _ = fetch(ServiceApi(), states=OPEN_STATES, limit=MAX_LISTED)
+    return [
+        CompletionItem(each.task_id, help=each.function_name)
+        for each in found
+        if each.task_id.startswith(incomplete)
+    ]
+
+
 @click.command()
-@click.argument("tasks", nargs=-1, type=click.UUID, metavar="TASK...")
+@click.argument(
+    "tasks", nargs=-1, type=click.UUID, metavar="TASK...", shell_complete=_complete_task
+)
 @click.option("--group", type=click.UUID, help="All open tasks of this task group, too.")
 @json_option
 @color_option

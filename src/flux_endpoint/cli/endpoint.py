@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import click
 
+from flux_endpoint.cli.options import complete_endpoint
+from flux_endpoint.cli.progress import Waiting
 from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
 from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.errors import FluxEndpointError
@@ -26,7 +28,7 @@ def configure(name: str, display_name: str | None) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_endpoint)
 @click.option(
     "--detach/--foreground",
     default=False,
@@ -49,9 +51,10 @@ def start(name: str, *, detach: bool, timeout: float, report_fd: int | None) -> 
     """
     if not detach:
         return _run(name, lifecycle.Reporter(report_fd))
-    started = lifecycle.start_detached(
-        name, timeout=timeout, say=lambda line: click.echo(f"Waiting: {line}", err=True)
-    )
+    with Waiting(f"Starting {name}", timeout) as waiting:
+        started = lifecycle.start_detached(
+            name, timeout=timeout, say=lambda line: waiting.say(f"Waiting: {line}")
+        )
     click.echo(f"Endpoint {name} runs (pid {started.pid}, executor: {started.executor}).")
     click.echo(f"Its id: {started.endpoint_id}")
     return 0
@@ -69,7 +72,7 @@ def _run(name: str, reporter: lifecycle.Reporter) -> int:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_endpoint)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),
@@ -80,7 +83,8 @@ def _run(name: str, reporter: lifecycle.Reporter) -> int:
 @click.option("--pid", type=int, help="Only if this process runs it.")
 def stop(name: str, *, timeout: float, pid: int | None) -> None:
     """Stop an endpoint, and wait until it is gone."""
-    outcome = lifecycle.stop_endpoint(name, timeout=timeout, pid=pid)
+    with Waiting(f"Stopping {name}", timeout):
+        outcome = lifecycle.stop_endpoint(name, timeout=timeout, pid=pid)
     if outcome is None:
         by = "" if pid is None else f" as process {pid}"
         click.echo(f"Endpoint {name} was not running{by}.")

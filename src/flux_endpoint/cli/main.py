@@ -17,6 +17,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from flux_endpoint.cli.exits import ExitCode
 from flux_endpoint.cli.failures import tell
 
 #: In the environment, when the shell asks for completions.
@@ -41,32 +42,35 @@ SECTIONS = {
         "stop": Entry("endpoint:stop", "Stop an endpoint, and wait until it is gone."),
         "service": Entry("service:service", "Run the REST service and hand out its tokens."),
     },
-    "Act": {
-        "cancel": Entry("cancel:cancel", "End tasks, wherever they are, with all their processes."),
-    },
-    "Look": {
+    "Look and act": {
         "status": Entry(
             "status:status",
             "Show the service, its broker and the endpoints: what runs, what waits, how fast.",
         ),
+        "list": Entry(
+            "endpoint:list_endpoints", "List the endpoints, how they are, and what runs their jobs."
+        ),
         "tasks": Entry(
             "tasks:tasks", "List tasks, the newest first: function, state, age, runtime, job."
         ),
-        "logs": Entry(
-            "logs:logs", "Show the logs of endpoints and of the programs that `up` runs."
-        ),
+        "cancel": Entry("cancel:cancel", "End tasks, wherever they are, with all their processes."),
         "attach": Entry(
             "attach:attach",
             "Follow a job where an endpoint is: its events and, at its end, its output.",
         ),
-        "list": Entry(
-            "endpoint:list_endpoints", "List the endpoints, how they are, and what runs their jobs."
+        "logs": Entry(
+            "logs:logs", "Show the logs of endpoints and of the programs that `up` runs."
         ),
-        "jobspec": Entry("jobspec:jobspec", "Print the jobspec that a command becomes."),
+    },
+    "Set up": {
         "plugins": Entry(
             "plugins:plugins",
             "List the plugins for Flux: where they are, and the lines that enable each.",
         ),
+        "completion": Entry(
+            "completion:completion", "Print what makes a shell complete this command line."
+        ),
+        "jobspec": Entry("jobspec:jobspec", "Print the jobspec that a command becomes."),
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
@@ -156,7 +160,9 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> Non
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every stream has it
     if COMPLETE_VARIABLE in os.environ:
-        cli.main(args=[], prog_name=name, complete_var=COMPLETE_VARIABLE)
+        with contextlib.suppress(Exception):  # whoever typed a tab wants no error message
+            cli.main(args=[], prog_name=name, complete_var=COMPLETE_VARIABLE)
+        sys.exit(ExitCode.FAILED)
     sys.exit(_run(list(sys.argv[1:] if args is None else args), name))
 
 

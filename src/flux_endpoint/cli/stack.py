@@ -10,9 +10,16 @@ from pathlib import Path
 import click
 
 from flux_endpoint import logs
+from flux_endpoint.cli.progress import Waiting
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
-from flux_endpoint.stack.detached import Reporter, start_detached, stop_stack
+from flux_endpoint.stack.detached import (
+    REMAINS_TIMEOUT,
+    STOP_TIMEOUT,
+    Reporter,
+    start_detached,
+    stop_stack,
+)
 from flux_endpoint.stack.supervisor import Ready, Stack, StackOptions
 
 _EXECUTORS = {
@@ -55,7 +62,8 @@ def up(
 @click.command()
 def down() -> None:
     """End what `up` runs, and wait until it is gone."""
-    state = stop_stack()
+    with Waiting("Ending", STOP_TIMEOUT + REMAINS_TIMEOUT):
+        state = stop_stack()
     if state is None:
         click.echo("Nothing runs here.")
     else:
