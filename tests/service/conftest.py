@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pika
 import pytest
-import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from httpx import Response
 
@@ -40,9 +37,6 @@ OWN = {"flux_endpoint_version": "1.0"}
 FUNCTION = "12\n01\ngASVabcd\n"
 PAYLOAD = "8\n00\ngAQp\n8\n00\ngAR9\n"
 
-#: Names a PostgreSQL server on which tests may create databases; then they run on it as well.
-POSTGRESQL_VARIABLE = "FLUX_ENDPOINT_TEST_POSTGRESQL_URL"
-
 
 def refusal(answer: Response, status: int, code: str, field: str | None = None) -> ErrorBody:
     body = ErrorBody.model_validate(answer.json())
@@ -52,26 +46,6 @@ def refusal(answer: Response, status: int, code: str, field: str | None = None) 
     assert body.message
     uuid.UUID(body.request_id)
     return body
-
-
-@pytest.fixture(params=["sqlite", *(["postgresql"] if POSTGRESQL_VARIABLE in os.environ else [])])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'service.db'}"
-        return
-    server = os.environ[POSTGRESQL_VARIABLE]
-    name = f"test_{uuid.uuid4().hex}"
-    url = sa.make_url(server).set(drivername="postgresql+psycopg")
-    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-    try:
-        yield url.set(database=name).render_as_string(hide_password=False)
-    finally:
-        with admin.connect() as connection:
-            connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-        admin.dispose()
 
 
 @pytest.fixture

@@ -1,0 +1,210 @@
+"""The compose files: they fit each other, the images, and the settings of what they run."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import urlsplit
+
+import pytest
+
+from deploy_files import DEPLOY, Containerfile, fill_in, read_variables, variables_in
+from flux_endpoint import credentials
+from flux_endpoint.paths import HOME_VARIABLE
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.stack import broker_files
+
+_PREFIX = "FLUX_ENDPOINT_SERVICE_"
+
+
+@pytest.fixture(scope="module")
+def services(compose, answers):
+    """The services, with everything filled in."""
+    return fill_in(compose["services"], answers)
+
+
+@pytest.fixture(scope="module")
+def settings(services):
+    environment = services["service"]["environment"]
+    return ServiceSettings(
+        **{name.removeprefix(_PREFIX).lower(): value for name, value in environment.items()}
+    )
+
+
+class TestVariables:
+    def test_each_is_in_the_example(self, compose, tls):
+        example = read_variables(DEPLOY / "example.env")
+        assert set(variables_in(compose)) | set(variables_in(tls)) == set(example)
+
+    def test_each_password_must_be_given_and_is_not_in_the_example(self, compose):
+        passwords = {
+            name: must for name, must in variables_in(compose).items() if "PASSWORD" in name
+        }
+        example = read_variables(DEPLOY / "example.env")
+        assert len(passwords) == 4
+        assert all(passwords.values())
+        assert not any(example[name] for name in passwords)
+
+    def test_without_a_password_nothing_is_made(self, compose, answers):
+        for name in answers:
+            if "PASSWORD" in name:
+                with pytest.raises(KeyError, match=name):
+                    fill_in(compose, {**answers, name: ""})
+
+    def test_what_the_example_says_is_what_holds_without_it(self, compose, answers):
+        must = {name for name, must in variables_in(compose).items() if must}
+        only = {name: value for name, value in answers.items() if name in must}
+        assert (
+            fill_in(compose, only)["services"]["service"]
+            == (fill_in(compose, answers)["services"]["service"])
+        )
+
+
+class TestService:
+    def test_every_setting_is_an_option_of_the_service(self, services, service_variables):
+        assert set(services["service"]["environment"]) <= service_variables
+
+    def test_the_settings_are_valid(self, settings):
+        assert settings.database_url.startswith("postgresql://")
+
+    def test_it_finds_the_database_as_the_user_that_is_made_there(self, services, settings):
+        url = urlsplit(settings.database_url)
+        made = services["postgresql"]["environment"]
+        assert url.hostname in services
+        assert (url.username, url.password) == (made["POSTGRES_USER"], made["POSTGRES_PASSWORD"])
+        assert url.path == f"/{made['POSTGRES_DB']}"
+
+    @pytest.mark.parametrize("account", ["service", "endpoint", "client"])
+    def test_each_account_is_used_with_the_password_that_it_is_made_with(
+        self, services, settings, account
+    ):
+        urls = {
+            "service": settings.amqp_url,
+            "endpoint": settings.endpoint_amqp_url,
+            "client": settings.client_amqp_url,
+        }
+        url = urlsplit(urls[account])
+        made = services["accounts"]["environment"]
+        assert (url.username, url.password) == (account, made[f"AMQP_{account.upper()}_PASSWORD"])
+        assert url.path == "/flux_endpoint"
+
+    def test_it_reaches_the_broker_inside_and_the_others_do_from_outside(self, services, settings):
+        assert urlsplit(settings.amqp_url).hostname in services
+        (published,) = services["rabbitmq"]["ports"]
+        outside, _, inside = published.rpartition(":")
+        assert urlsplit(settings.amqp_url).port == int(inside)
+        assert urlsplit(settings.client_amqp_url).netloc.endswith(f"@{outside}")
+
+    def test_the_port_that_is_published_is_the_one_it_listens_on(self, services):
+        image = Containerfile(DEPLOY / "Containerfile").environment("service")
+        (published,) = services["service"]["ports"]
+        assert published.endswith(f":{image['FLUX_ENDPOINT_SERVICE_PORT']}")
+        assert (
+            f":{image['FLUX_ENDPOINT_SERVICE_PORT']}/v2/version"
+            in (services["service"]["healthcheck"]["test"][-1])
+        )
+
+    def test_it_starts_after_what_it_needs(self, services):
+        assert services["service"]["depends_on"] == {
+            "postgresql": {"condition": "service_healthy"},
+            "accounts": {"condition": "service_completed_successfully"},
+        }
+
+
+class TestEndpoint:
+    def test_it_is_only_there_when_asked_for(self, services):
+        assert [name for name, each in services.items() if "profiles" in each] == ["endpoint"]
+
+    def test_it_finds_the_service_by_the_usual_variables(self, services):
+        environment = services["endpoint"]["environment"]
+        assert environment[credentials.URL_VARIABLE] == "http://127.0.0.1:8080"
+        assert environment[credentials.TOKEN_VARIABLE]
+        assert set(environment) == {
+            credentials.URL_VARIABLE,
+            credentials.TOKEN_VARIABLE,
+            "FLUX_ENDPOINT_NAME",
+        }
+
+    def test_its_state_survives_it(self, services):
+        home = Containerfile(DEPLOY / "Containerfile").environment("endpoint")[HOME_VARIABLE]
+        assert services["endpoint"]["volumes"] == [f"endpoint:{home}"]
+
+
+class TestFiles:
+    def test_each_volume_is_declared_or_a_file_that_exists(self, compose, services):
+        for each in services.values():
+            for volume in each.get("volumes", []):
+                source = volume.partition(":")[0]
+                if source.startswith("."):
+                    assert (DEPLOY / source).is_file(), source
+                else:
+                    assert source in compose["volumes"]
+
+    def test_each_image_that_is_built_is_a_stage(self, services):
+        stages = Containerfile(DEPLOY / "Containerfile").stages
+        for each in services.values():
+            if "build" in each:
+                assert each["build"]["target"] in stages
+                context = (DEPLOY / each["build"]["context"]).resolve()
+                assert (context / each["build"]["dockerfile"]) == DEPLOY / "Containerfile"
+
+    def test_who_is_waited_for_says_when_it_is_ready(self, services):
+        for each in services.values():
+            for name, how in each.get("depends_on", {}).items():
+                if how["condition"] == "service_healthy":
+                    assert services[name]["healthcheck"]["test"][0] == "CMD"
+                else:
+                    assert services[name]["restart"] == "no"
+
+    def test_accounts_are_made_with_the_brokers_own_tools_and_cookie(self, services):
+        assert services["accounts"]["image"] == services["rabbitmq"]["image"]
+        assert services["accounts"]["volumes"][0] == services["rabbitmq"]["volumes"][0]
+        assert services["accounts"]["environment"]["RABBITMQ_NODENAME"] == (
+            f"rabbit@{services['rabbitmq']['hostname']}"
+        )
+        assert os.access(DEPLOY / "rabbitmq" / "accounts", os.X_OK)
+
+    def test_the_brokers_limits_are_those_of_a_stack(self):
+        text = (DEPLOY / "rabbitmq" / "flux-endpoint.conf").read_text()
+        limits = dict(re.findall(r"^(\w+) = (\d+)$", text, re.MULTILINE))
+        assert limits == {
+            "max_message_size": str(broker_files.MAX_MESSAGE_SIZE),
+            "consumer_timeout": str(broker_files.CONSUMER_TIMEOUT),
+        }
+
+
+class TestNetwork:
+    def test_nothing_is_open_to_the_network_without_tls(self, services):
+        for each in services.values():
+            for port in each.get("ports", []):
+                assert port.startswith("127.0.0.1:")
+
+    def test_with_tls_only_https_and_amqps_are(self, tls, answers):
+        services = fill_in(tls["services"], answers)
+        assert sorted(port for each in services.values() for port in each.get("ports", [])) == [
+            "443:443",
+            "5671:5671",
+        ]
+
+    def test_its_files_exist_and_its_services_do(self, tls, answers, services):
+        for each in fill_in(tls["services"], answers).values():
+            for volume in each["volumes"]:
+                source = volume.partition(":")[0]
+                assert not source.startswith(".") or (DEPLOY / source).is_file(), source
+            assert set(each.get("depends_on", {})) <= set(services)
+
+    def test_nginx_is_told_all_that_its_template_asks_for(self, tls, answers, services):
+        template = (DEPLOY / "nginx" / "flux-endpoint.conf.template").read_text()
+        told = fill_in(tls["services"]["nginx"]["environment"], answers)
+        assert set(re.findall(r"\$\{(\w+)\}", template)) == set(told)
+        host, _, port = told["SERVICE_ADDRESS"].partition(":")
+        assert host in services
+        assert services["service"]["ports"][0].endswith(f":{port}")
+
+    def test_rabbitmq_and_nginx_read_the_certificates_where_they_are_mounted(self, tls):
+        for path in ("rabbitmq/tls.conf", "nginx/flux-endpoint.conf.template"):
+            text = (DEPLOY / path).read_text()
+            for name in ("fullchain.pem", "key.pem"):
+                assert f"/etc/flux-endpoint/tls/{name}" in text
+        for each in tls["services"].values():
+            assert each["volumes"][-1].endswith(":/etc/flux-endpoint/tls:ro")
