@@ -216,14 +216,14 @@ def test_status_reports_come_at_once_then_periodically_and_a_last_one_says_so(
 def test_a_status_report_counts_tasks_and_tells_their_rates(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
-    with running(service, held_engine, tmp_path, heartbeat_period=1, max_in_flight=4):
+    with running(service, held_engine, tmp_path, heartbeat_period=1, max_in_flight=4, prefetch=1):
         service.send_many(6)
         for _ in range(4):
             held_engine.next_submitted()
         while (report := service.next_report())["agent"]["running"] < 4:
             pass
         assert report["agent"]["paused"]
-        assert report["agent"]["accepted"] == 4
+        assert report["agent"]["accepted"] in {4, 5}  # what was on its way is taken, too
         assert report["agent"]["finished"] == 0
         held_engine.hold = False
         held_engine.finish(*held_engine.all_submitted)
