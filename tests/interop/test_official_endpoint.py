@@ -184,9 +184,14 @@ def test_kill_and_events_are_refused_and_disturb_nothing(world: World, tmp_path:
         assert future.result(PATIENCE) == str(tmp_path / "a")
 
 
-def test_every_future_of_a_killed_user_endpoint_ends(world: World, tmp_path: Path) -> None:
+# The workers of a pool of processes outlive their endpoint, and keep its connection open.
+@pytest.mark.parametrize("engine", ["ThreadPoolEngine", "ProcessPoolEngine"])
+def test_every_future_of_a_killed_user_endpoint_ends(
+    world: World, tmp_path: Path, engine: str
+) -> None:
     before = {each.pid for each in world.endpoint.user_endpoints()}
-    with world.executor(user_endpoint_config={"purpose": "to be killed"}) as executor:
+    config = {"engine": engine, "purpose": "to be killed"}
+    with world.executor(user_endpoint_config=config) as executor:
         go, count = tmp_path / "go", 3 * WINDOW
         paths = [str(tmp_path / f"task{number}") for number in range(count)]
         futures = [executor.submit(touch_and_wait, path, str(go)) for path in paths]
