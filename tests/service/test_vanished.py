@@ -258,6 +258,35 @@ def test_a_window_of_tasks_is_given_and_the_rest_as_they_end(
         assert begin(arguments, start=2.0).take(1) == ids[6:]
 
 
+def test_two_services_on_one_database_give_each_task_once(
+    live_settings: ServiceSettings,
+    token_of: Callable[[str], dict[str, str]],
+    peer: Peer,
+    begin: Begin,
+) -> None:
+    settings = live_settings.model_copy(update={"official_window": 3})
+    headers = token_of("ada")
+    with (
+        TestClient(create_app(settings), headers=headers) as one,
+        TestClient(create_app(settings), headers=headers) as other,
+    ):
+        core = CoreEndpoint(Rest(one), peer)
+        core.report()
+        core.until("online")
+        group_id, ids = Rest(one).submit(core.id, count=20)
+        _, more = Rest(other).submit(core.id, count=20, task_group_id=group_id)
+        run = begin(core.next_start())
+        given = []
+        for _ in (*ids, *more):
+            given += run.take(1)
+            run.finish(given[-1])
+        assert sorted(given) == sorted([*ids, *more])
+        run.report(period=0.1)
+        run.vanish()
+        group = Group(peer, group_id)
+        assert {group.next()["data"] for _ in given} == {"x"}
+
+
 def test_one_that_can_run_more_at_a_time_is_given_more(
     live_settings: ServiceSettings,
     token_of: Callable[[str], dict[str, str]],
