@@ -158,3 +158,10 @@ def test_what_only_official_endpoints_know_is_left_to_them(client: Client) -> No
     executor.shutdown()
     with pytest.raises(ValueError, match="Flux orders jobs by 'urgency'"):
         parse_resources({"priority": 2})
+
+
+def test_a_misspelt_attribute_names_the_right_one(client: Client) -> None:
+    with Executor(ENDPOINT, client) as executor:
+        with pytest.raises(AttributeError, match="did you mean 'resource_specification'"):
+            executor.resource_specificaton = {"num_nodes": 2}
+        executor.note = "whatever else one wants to keep there"

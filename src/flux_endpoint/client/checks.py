@@ -17,19 +17,31 @@ _IGNORED = frozenset({"api_burst_limit", "api_burst_window_s"})
 _OF_OFFICIAL_ENDPOINTS = frozenset({"priority"})
 
 
+def refuse_misspelt(executor: type, attribute: str) -> None:
+    """Raise `AttributeError` for a name that is nearly that of an argument, but not quite."""
+    known = _arguments(executor)
+    near = difflib.get_close_matches(attribute, known, n=1, cutoff=0.8)
+    if near and attribute not in known:
+        raise AttributeError(f"Executor has no attribute '{attribute}': did you mean '{near[0]}'?")
+
+
 def refuse_unknown(executor: type, unknown: dict[str, Any]) -> None:
     """Raise `TypeError` for an argument that `executor` does not take, with the nearest one."""
-    known = dict.fromkeys(
+    known = _arguments(executor)
+    for name in unknown.keys() - _IGNORED:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+        raise TypeError(f"Executor takes no argument '{name}': {hint}")
+
+
+def _arguments(executor: type) -> dict[str, None]:
+    return dict.fromkeys(
         name
         for cls in executor.__mro__
         if "__init__" in vars(cls)
         for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     )
-    for name in unknown.keys() - _IGNORED:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
-        raise TypeError(f"Executor takes no argument '{name}': {hint}")
 
 
 def checked_dict(value: Mapping[str, Any] | None, what: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from flux_endpoint.client.checks import (
     checked_port,
     checked_resources,
     is_int,
+    refuse_misspelt,
     refuse_unknown,
 )
 from flux_endpoint.client.client import Client, hardware_source
@@ -124,6 +125,12 @@ class Executor(FuturesExecutor):
     def __repr__(self) -> str:
         label = f"{self.label!r}, " if self.label else ""
         return f"<Executor {label}endpoint {self.endpoint_id}, task group {self.task_group_id}>"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; one that is nearly called like an argument is taken for a slip."""
+        if not name.startswith("_") and not hasattr(type(self), name):
+            refuse_misspelt(type(self), name)
+        super().__setattr__(name, value)
 
     # What is set at construction or later.
 
