@@ -93,8 +93,8 @@ class TestTheInterpreter:
                 ex = Executor(os.environ["ENDPOINT"])
                 future = ex.submit(wait, {str(gate)!r})
                 future.wait_submitted()
-                print("waiting", flush=True)
                 try:
+                    print("waiting", flush=True)
                     future.result()
                 except KeyboardInterrupt:
                     print("interrupted", flush=True)
