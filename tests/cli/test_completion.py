@@ -118,7 +118,7 @@ def complete(terminal, line):
 
 def test_the_first_word_is_a_command(bare):
     assert complete(bare, "flux-endpoint sta") == {"status", "start"}
-    assert {"up", "logs", "cancel"} <= complete(bare, "flux-endpoint ")
+    assert {"up", "doctor", "cancel"} <= complete(bare, "flux-endpoint ")
     assert complete(bare, "flux-endpoint --de") == {"--debug"}
 
 

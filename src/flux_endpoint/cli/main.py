@@ -63,6 +63,9 @@ SECTIONS = {
         ),
     },
     "Set up": {
+        "doctor": Entry(
+            "doctor:doctor", "Check each thing that can be wrong, and say how to mend it."
+        ),
         "plugins": Entry(
             "plugins:plugins",
             "List the plugins for Flux: where they are, and the lines that enable each.",

@@ -182,7 +182,7 @@ class Planner:
     def _prefix(self, resources: ResourceSpecification, *, needed: bool) -> str:
         """Return the launcher for exactly the specified ranks."""
         if self.kind == "local":
-            mpiexec = _find_mpiexec()
+            mpiexec = find_mpiexec()
             if mpiexec is None:
                 if needed:
                     raise EngineError(_NO_MPIEXEC)
@@ -240,7 +240,7 @@ def _named(resources: ResourceSpecification, name: str) -> ResourceSpecification
     return resources if resources.job_name is not None else replace(resources, job_name=name)
 
 
-def _find_mpiexec() -> str | None:
+def find_mpiexec() -> str | None:
     """Return the path of an MPI launcher: beside this Python (as wheels have it), or on `PATH`."""
     beside = Path(sys.executable).parent
     return shutil.which("mpiexec", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")

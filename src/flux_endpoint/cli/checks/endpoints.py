@@ -1,0 +1,199 @@
+"""The endpoints of this machine: configuration, directory, agent, journal, the service's word."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
+from flux_endpoint.cli.checks.machine import check_disk, check_private
+from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.table import shown_age
+from flux_endpoint.endpoint.config import EndpointConfig, load_config
+from flux_endpoint.endpoint.directory import EndpointDirectory
+from flux_endpoint.endpoint.registration import read_endpoint_id
+from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceError
+
+#: Bytes of a journal that is looked through.
+MOST_JOURNAL = 256 << 20
+
+
+class EndpointChecks:
+    """Looks at one endpoint.
+
+    Args:
+        directory: the endpoint's directory.
+        api: the service, if it answers.
+        flux_reachable: whether an endpoint that is started here would find a Flux instance.
+    """
+
+    def __init__(
+        self, directory: EndpointDirectory, api: ServiceApi | None, *, flux_reachable: bool
+    ) -> None:
+        self._directory = directory
+        self._api = api
+        self._flux_reachable = flux_reachable
+        self._name = directory.name
+
+    def run(self) -> Iterator[Finding]:
+        """Yield how it is."""
+        yield check_private("endpoint.directory", self._directory.path, self._name)
+        try:
+            config = load_config(self._directory.config)
+        except FluxEndpointError as error:
+            yield failed("endpoint.config", str(error), "edit that file", self._name)
+            config = None
+        else:
+            yield ok("endpoint.config", f"{self._directory.config} is valid", self._name)
+        running = self._directory.holder() is not None
+        if config is not None:
+            yield from self._executor(config, running=running)
+            yield from self._working_directory(config)
+        yield from self._agent()
+        yield from self._journal()
+        yield from self._identity(running=running)
+
+    def _executor(self, config: EndpointConfig, *, running: bool) -> Iterator[Finding]:
+        if config.engine.executor == "flux" and not running and not self._flux_reachable:
+            yield failed(
+                "endpoint.executor",
+                "its configuration asks for Flux, and there is no instance here",
+                "start it inside of one (flux alloc, flux batch), or set engine.executor: auto",
+                self._name,
+            )
+
+    def _working_directory(self, config: EndpointConfig) -> Iterator[Finding]:
+        path = self._directory.path / config.engine.working_dir
+        above = path
+        while not above.exists():
+            above = above.parent
+        if not os.access(above, os.W_OK | os.X_OK):
+            yield failed(
+                "endpoint.working_dir",
+                f"{path} can't be written: tasks could not run there",
+                "set engine.working_dir to a directory of yours",
+                self._name,
+            )
+            return
+        yield check_disk("endpoint.working_dir", path, "the tasks' files", self._name)
+
+    def _agent(self) -> Iterator[Finding]:
+        holder = self._directory.holder()
+        if holder is None:
+            yield skipped(
+                "endpoint.agent", "not running", f"flux-endpoint start {self._name}", self._name
+            )
+            return
+        who = f"pid {holder.pid} on {holder.hostname}"
+        status = self._directory.status()
+        if not holder.is_here:
+            yield ok("endpoint.agent", f"runs as {who}, another host", self._name)
+        elif status is None or status.pid != holder.pid:
+            yield warning(
+                "endpoint.agent",
+                f"{who} is starting",
+                f"if that takes long: flux-endpoint logs {self._name}",
+                self._name,
+            )
+        elif status.state == "connected":
+            age = shown_age(time.time() - status.since)
+            yield ok("endpoint.agent", f"runs as {who}, connected for {age}", self._name)
+        else:
+            age = shown_age(time.time() - status.since)
+            yield failed(
+                "endpoint.agent",
+                f"{who} is {status.state} for {age}: {status.reason or 'no reason told'}",
+                f"it tries again by itself; see flux-endpoint logs {self._name}",
+                self._name,
+            )
+
+    def _journal(self) -> Iterator[Finding]:
+        path = self._directory.path / "journal.db"
+        if not path.exists():
+            return
+        if path.stat().st_size > MOST_JOURNAL:
+            yield skipped(
+                "endpoint.journal", f"{path} is too large to look through", "", self._name
+            )
+            return
+        mend = f"stop the endpoint and move {path} away; the tasks in it are lost then"
+        try:
+            # Only reads, also beside a running agent.
+            uri = f"file:{quote(str(path))}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
+                (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
+                (tasks,) = database.execute("SELECT count(*) FROM tasks").fetchone()
+                (results,) = database.execute("SELECT count(*) FROM results").fetchone()
+        except sqlite3.Error as error:
+            yield failed("endpoint.journal", f"{path} can't be read: {error}", mend, self._name)
+            return
+        if said != "ok":
+            yield failed("endpoint.journal", f"{path} is damaged: {said}", mend, self._name)
+            return
+        what = f"its journal is sound: {tasks} tasks, {results} results that are not confirmed"
+        yield ok("endpoint.journal", what, self._name)
+
+    def _identity(self, *, running: bool) -> Iterator[Finding]:
+        try:
+            endpoint_id = read_endpoint_id(self._directory.identity)
+        except ConfigurationError as error:
+            yield failed("endpoint.identity", str(error), "restore or delete it", self._name)
+            return
+        if endpoint_id is None:
+            yield skipped("endpoint.identity", "it was never registered", "", self._name)
+            return
+        if self._api is None:
+            yield skipped("endpoint.service", "the service does not answer", "", self._name)
+            return
+        registered_at = self._service_url()
+        if registered_at not in {None, self._api.url}:
+            yield warning(
+                "endpoint.identity",
+                f"it was registered at {registered_at}, the credentials are for {self._api.url}",
+                f"use the credentials of {registered_at}, or delete {self._directory.identity} to "
+                "register it anew",
+                self._name,
+            )
+        yield from self._at_service(endpoint_id, self._api, running=running)
+
+    def _service_url(self) -> str | None:
+        try:
+            content = json.loads(self._directory.identity.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        url = content.get("service_url")
+        return url if isinstance(url, str) else None
+
+    def _at_service(self, endpoint_id: str, api: ServiceApi, *, running: bool) -> Iterator[Finding]:
+        try:
+            state = api.endpoint_state(endpoint_id)
+        except FluxEndpointError as error:
+            if not isinstance(error, ServiceError) or error.http_status != 404:
+                yield failed("endpoint.service", str(error), "mend the service first", self._name)
+                return
+            yield failed(
+                "endpoint.service",
+                f"{api.url} does not know {endpoint_id}",
+                f"is it the right service? Else delete {self._directory.identity}: the endpoint "
+                "gets a new id at its next start",
+                self._name,
+            )
+            return
+        if state.status == "online":
+            yield ok("endpoint.service", f"the service calls it online ({endpoint_id})", self._name)
+        elif not running:
+            yield ok("endpoint.service", f"the service knows it ({endpoint_id})", self._name)
+        else:
+            since = "" if state.since is None else f" for {shown_age(time.time() - state.since)}"
+            yield failed(
+                "endpoint.service",
+                f"it runs here, but the service calls it offline{since} ({state.absence})",
+                "its status reports don't arrive: look at its log and at the service's broker "
+                f"(flux-endpoint logs {self._name})",
+                self._name,
+            )

@@ -1,0 +1,69 @@
+"""What a check found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """How something is."""
+
+    OK = "ok"
+    #: It works, but not as well as it might, or not for long.
+    WARNING = "warning"
+    FAILED = "failed"
+    #: It was not looked at, since it is not needed here or something else must be mended first.
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How one thing is.
+
+    Attributes:
+        check: what was looked at, `area.thing`; these names stay.
+        state: how it is.
+        said: what was found, in a few words.
+        mend: what to do about it; empty if there is nothing to do.
+        subject: of which thing, e.g. an endpoint's name, where there are several.
+    """
+
+    check: str
+    state: State
+    said: str
+    mend: str = ""
+    subject: str | None = None
+
+
+def ok(check: str, said: str, subject: str | None = None) -> Finding:
+    """Return that something is well."""
+    return Finding(check, State.OK, said, subject=subject)
+
+
+def warning(check: str, said: str, mend: str, subject: str | None = None) -> Finding:
+    """Return that something could be better."""
+    return Finding(check, State.WARNING, said, mend, subject)
+
+
+def failed(check: str, said: str, mend: str, subject: str | None = None) -> Finding:
+    """Return that something is wrong."""
+    return Finding(check, State.FAILED, said, mend, subject)
+
+
+def skipped(check: str, said: str, mend: str = "", subject: str | None = None) -> Finding:
+    """Return that something was not looked at."""
+    return Finding(check, State.SKIPPED, said, mend, subject)
+
+
+def guarded(area: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield what `look` finds; that it fails itself is a finding, and keeps no other from it."""
+    try:
+        yield from look()
+    except Exception as error:  # noqa: BLE001 - whatever a broken machine makes of it
+        yield failed(
+            f"{area}.check",
+            f"the check itself failed: {type(error).__name__}: {error}",
+            "please report this: it is a bug of Flux Endpoint",
+        )

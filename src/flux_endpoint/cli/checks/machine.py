@@ -1,0 +1,130 @@
+"""This machine: its limits, its disks, the state directory, the programs that others need."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from flux_endpoint import __version__, paths
+from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
+from flux_endpoint.cli.table import shown_bytes
+from flux_endpoint.engine.jobs.plan import find_mpiexec
+
+#: Files that a process may have open: below the first little works, below the second not much.
+FEWEST_FILES, ENOUGH_FILES = 256, 1024
+#: Bytes that a disk should have free: below the first it is as good as full.
+LEAST_DISK, ENOUGH_DISK = 100 << 20, 1 << 30
+#: Files that a file system should have room for.
+LEAST_INODES = 1000
+
+_SERVICE_PACKAGES = ("alembic", "fastapi", "sqlalchemy", "uvicorn")
+
+
+def check_machine() -> Iterator[Finding]:
+    """Yield how this machine is."""
+    yield ok(
+        "machine.release",
+        f"flux-endpoint {__version__}, Python {platform.python_version()}, {platform.platform()}",
+    )
+    yield from _home()
+    yield _open_files()
+    directories = {"state": paths.home(), "temporary files": Path(tempfile.gettempdir())}
+    for name, directory in directories.items():
+        yield check_disk("machine.disk", directory, name)
+    yield _mpiexec()
+    yield _service_extra()
+
+
+def _home() -> Iterator[Finding]:
+    home = paths.home()
+    yield check_private("machine.home", home)
+    if not os.access(home, os.W_OK | os.X_OK):
+        yield failed(
+            "machine.home",
+            f"{home} can't be written",
+            f"make it yours (chown), or set {paths.HOME_VARIABLE} to another directory",
+        )
+
+
+def check_private(check: str, path: Path, subject: str | None = None) -> Finding:
+    """Return whether a directory or file is this user's alone."""
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != os.geteuid():
+        return failed(
+            check,
+            f"{path} belongs to the user with id {status.st_uid}, you are {os.geteuid()}",
+            f"use your own: chown, or set {paths.HOME_VARIABLE} to a directory of yours",
+            subject,
+        )
+    if mode & 0o077:
+        kind = "700" if path.is_dir() else "600"
+        return warning(
+            check,
+            f"{path} is open to other users (mode {mode:04o})",
+            f"chmod {kind} {path}",
+            subject,
+        )
+    return ok(check, f"{path} is yours alone", subject)
+
+
+def _open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    said = f"a process may have {soft} files open"
+    mend = (
+        f"ulimit -n {min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536} in the shell "
+        "that starts things, LimitNOFILE= in a unit of systemd, or /etc/security/limits.conf"
+    )
+    if soft == resource.RLIM_INFINITY or soft >= ENOUGH_FILES:
+        return ok("machine.open_files", said)
+    if soft < FEWEST_FILES:
+        return failed("machine.open_files", said, mend)
+    return warning("machine.open_files", f"{said}: few for many workers or clients", mend)
+
+
+def check_disk(check: str, directory: Path, what: str, subject: str | None = None) -> Finding:
+    """Return whether there is room on the disk of a directory, which may not exist yet."""
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free
+    inodes = os.statvfs(directory)
+    said = f"{shown_bytes(free)} free for {what} ({directory})"
+    mend = "make room there: journals, results and logs are written to it"
+    if free < LEAST_DISK:
+        return failed(check, said, mend, subject)
+    if inodes.f_files and inodes.f_favail < LEAST_INODES:
+        return failed(
+            check, f"room for {inodes.f_favail} more files only in {directory}", mend, subject
+        )
+    if free < ENOUGH_DISK:
+        return warning(check, said, mend, subject)
+    return ok(check, said, subject)
+
+
+def _mpiexec() -> Finding:
+    found = find_mpiexec()
+    if found is not None:
+        return ok("machine.mpiexec", f"mpiexec is {found}")
+    return warning(
+        "machine.mpiexec",
+        "there is no mpiexec: outside of Flux, tasks can't have more ranks than one",
+        "pip install 'flux-endpoint[mpi]' (or apt-get install mpich); a Flux instance needs none",
+    )
+
+
+def _service_extra() -> Finding:
+    missing = [name for name in _SERVICE_PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ok("machine.service_extra", "the packages of the service are installed")
+    return skipped(
+        "machine.service_extra",
+        f"no service runs from here: {', '.join(missing)} not installed",
+        "if one shall: pip install 'flux-endpoint[service]'",
+    )

@@ -1,0 +1,119 @@
+"""`flux-endpoint doctor`: what is wrong here, and how it is mended."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import click
+
+from flux_endpoint import logs
+from flux_endpoint.cli.checks.broker import check_broker
+from flux_endpoint.cli.checks.endpoints import EndpointChecks
+from flux_endpoint.cli.checks.finding import Finding, State, guarded
+from flux_endpoint.cli.checks.flux import FluxChecks
+from flux_endpoint.cli.checks.machine import check_machine
+from flux_endpoint.cli.checks.service import ServiceChecks
+from flux_endpoint.cli.exits import ExitCode
+from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
+from flux_endpoint.cli.table import Tone, color_option, toned
+from flux_endpoint.endpoint.directory import EndpointDirectory, all_endpoints
+
+_TITLES = {
+    "machine": "This machine",
+    "service": "The service",
+    "broker": "RabbitMQ",
+    "flux": "Flux",
+    "endpoint": "Endpoint",
+}
+_TONES: dict[State, Tone] = {
+    State.OK: "good",
+    State.WARNING: "active",
+    State.FAILED: "bad",
+    State.SKIPPED: "quiet",
+}
+_WIDTH = 100
+
+
+@click.command()
+@click.argument("endpoint", required=False, shell_complete=complete_endpoint)
+@json_option
+@color_option
+def doctor(*, endpoint: str | None, as_json: bool, color: bool) -> int:
+    """Check each thing that can be wrong, and say how to mend it.
+
+    This machine, the service, RabbitMQ, Flux, and the endpoints of this machine, or ENDPOINT only.
+    Nothing is changed.
+    """
+    logs.configure("CRITICAL")  # what is logged on the way is found, too
+    if endpoint is not None:
+        EndpointDirectory(endpoint).require()
+    counts: Counter[State] = Counter()
+    findings: list[Finding] = []
+    title = ""
+    for finding in find(endpoint):
+        counts[finding.state] += 1
+        findings.append(finding)
+        if as_json:
+            continue
+        above = _title(finding)
+        if above != title:
+            click.echo(f"{chr(10) if title else ''}{above}")
+            title = above
+        click.echo(_shown(finding, color=color), color=color)
+    if as_json:
+        document = {
+            "findings": [asdict(each) for each in findings],
+            "counts": {state.value: counts[state] for state in State},
+        }
+        put_json(document)
+    else:
+        click.echo(f"\n{_sum(counts)}")
+    return ExitCode.FAILED if counts[State.FAILED] else ExitCode.OK
+
+
+def find(endpoint: str | None) -> Iterator[Finding]:
+    """Yield everything that is found, of all endpoints of this machine or of one."""
+    yield from guarded("machine", check_machine)
+    service = ServiceChecks()
+    yield from guarded("service", service.run)
+    yield from guarded("broker", lambda: check_broker(service.api))
+    flux = FluxChecks()
+    yield from guarded("flux", flux.run)
+    directories = all_endpoints() if endpoint is None else [EndpointDirectory(endpoint)]
+    for directory in directories:
+        checks = EndpointChecks(directory, service.api, flux_reachable=flux.reachable)
+        yield from guarded("endpoint", checks.run)
+
+
+def _title(finding: Finding) -> str:
+    title = _TITLES[finding.check.partition(".")[0]]
+    return title if finding.subject is None else f"{title} {finding.subject}"
+
+
+def _shown(finding: Finding, *, color: bool) -> str:
+    mark = toned(f"{finding.state.value:<7}", _TONES[finding.state] if color else None)
+    lines = [f"  {mark}  {finding.said}"]
+    if finding.mend:
+        lines += textwrap.wrap(
+            finding.mend,
+            _WIDTH,
+            initial_indent=" " * 11 + "-> ",
+            subsequent_indent=" " * 14,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def _sum(counts: Counter[State]) -> str:
+    if not counts[State.FAILED] and not counts[State.WARNING]:
+        return "Nothing is wrong."
+    parts = [
+        f"{counts[state]} {what}"
+        for state, what in ((State.FAILED, "failed"), (State.WARNING, "to be looked at"))
+        if counts[state]
+    ]
+    return f"Of {counts.total()} things looked at, {' and '.join(parts)}."
