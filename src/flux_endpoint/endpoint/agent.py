@@ -275,7 +275,9 @@ class Agent:
             turn.finished.append(cancelled_before_it_came(task_id).result)
 
     def _is_over(self, task_id: str, turn: Turn) -> bool:
+        # What this very turn ends or confirms is not in the journal's new place yet.
         ending = any(result.task_id == task_id for result in turn.finished)
+        ending = ending or task_id in turn.confirmed
         return ending or task_id in self._outbox or bool(self._journal.done([task_id]))
 
     def _received(self, deliveries: list[Delivery], turn: Turn) -> None:
