@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from service_process import COMMAND, ServiceProcess
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.lifecycle import list_endpoints
 from flux_endpoint.errors import ConfigurationError
+from other_threads import signal_another_thread
 
 
 def run(*arguments: str, fails: bool = False) -> str:
@@ -197,16 +198,27 @@ def test_a_service_that_comes_late_is_found(
 
 
 @pytest.mark.rabbitmq
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("signum", "code", "send"),
+    [
+        (signal.SIGINT, 130, os.kill),
+        (signal.SIGTERM, 0, os.kill),
+        (signal.SIGTERM, 0, signal_another_thread),
+    ],
+)
 def test_in_the_foreground_a_signal_ends_it_in_good_order(
-    lab: EndpointDirectory, logged_in: None, signum: int, code: int
+    lab: EndpointDirectory,
+    logged_in: None,
+    signum: int,
+    code: int,
+    send: Callable[[int, int], None],
 ) -> None:
     process = subprocess.Popen([*COMMAND, "start", "lab"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
     while "connected to the broker" not in next(lines):
         pass
-    process.send_signal(signum)
+    send(process.pid, signum)
     rest = process.stderr.read()
     assert process.wait(PATIENCE) == code
     assert "endpoint stopped" in rest

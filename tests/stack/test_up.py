@@ -12,6 +12,8 @@ import httpx
 import psutil
 import pytest
 
+from other_threads import signal_another_thread
+
 pytestmark = [pytest.mark.stack, pytest.mark.rabbitmq]
 
 
@@ -195,6 +197,12 @@ def test_a_signal_ends_all_in_order(home, foreground, processes_of, signum, stat
     up.send_signal(signum)
     assert up.wait(timeout=30) == status
     assert processes_of(home.path) == {}
+
+
+def test_a_signal_that_the_kernel_gives_to_another_thread_ends_it_as_well(home, foreground):
+    up = foreground()
+    signal_another_thread(up.pid, signal.SIGTERM)
+    assert up.wait(timeout=30) == 0
 
 
 def test_when_the_parent_of_up_dies_the_stack_ends(home, foreground, processes_of, await_end):

@@ -21,6 +21,7 @@ from flux_endpoint.engine.base import Engine
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import ConfigurationError, ServiceUnreachableError
 from flux_endpoint.logs import event
+from flux_endpoint.processes import told_of_signals
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.rest import RestClient
 
@@ -75,7 +76,11 @@ class Runner:
         config = parse_config(text, source=str(self._directory.config))
         logs.configure(config.log_level, log_format=config.log_format)
         credentials = load_credentials()
-        with AgentLock(self._directory), RestClient(credentials, REST_TIMEOUT, attempts=1) as rest:
+        with (
+            AgentLock(self._directory),
+            RestClient(credentials, REST_TIMEOUT, attempts=1) as rest,
+            told_of_signals(self._signalled),
+        ):
             self._catch_signals()
             self._write_status(AgentStatus("disconnected", "", None))
             registration = Registration(
@@ -127,10 +132,10 @@ class Runner:
     def _catch_signals(self) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGTERM:
-                signal.signal(signum, self._on_signal)
+                signal.signal(signum, lambda *_: None)
 
-    def _on_signal(self, signum: int, _frame: object) -> None:
-        # Nothing but SimpleQueue.put, which is safe in the middle of anything.
+    def _signalled(self, signum: int) -> None:
+        """Runs on a thread of its own."""
         self._signals.put(signum)
         if self._agent is not None:
             self._agent.stop()

@@ -2,5 +2,6 @@
 
 from flux_endpoint.processes.keeper import Command, ProcessKeeper
 from flux_endpoint.processes.lifeline import watch_parent
+from flux_endpoint.processes.signals import told_of_signals
 
-__all__ = ["Command", "ProcessKeeper", "watch_parent"]
+__all__ = ["Command", "ProcessKeeper", "told_of_signals", "watch_parent"]

@@ -85,6 +85,10 @@ class Ended:
     program: Program | None = None
 
 
+#: Ends a wait for events; says nothing itself.
+_WAKE = Ended("", "")
+
+
 class Programs:
     """All programs of a stack, below one process keeper.
 
@@ -151,10 +155,16 @@ class Programs:
             program.stopping = True
         self._keeper.close()
 
+    def wake(self) -> None:
+        """End a wait in `next_event`. Any thread."""
+        self.events.put(_WAKE)
+
     def next_event(self, timeout: float | None) -> Ended | None:
-        """Return the next unasked end; `None` after `timeout` seconds, or of a program replaced."""
+        """Return the next unasked end; `None` after `timeout` seconds, or if there is none yet."""
         with contextlib.suppress(queue.Empty):
             ended = self.events.get(timeout=timeout)
+            if ended is _WAKE:
+                return None
             if ended.program is None or ended.program is self._programs.get(ended.name):
                 return ended
         return None

@@ -13,7 +13,7 @@ from types import FrameType
 
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
-from flux_endpoint.processes import watch_parent
+from flux_endpoint.processes import told_of_signals, watch_parent
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.credentials import load_credentials
 from flux_endpoint.stack.installation import find_rabbitmq
@@ -85,6 +85,7 @@ class Stack:
         self._on_ready = on_ready
         self._directory = StackDirectory()
         self._interruptible = True
+        self._wake: Callable[[], None] = lambda: None
 
     def run(self) -> int:
         """Run until a signal; return the exit status: 130 after Ctrl-C, 0 after SIGTERM or SIGHUP.
@@ -110,6 +111,7 @@ class Stack:
     def _run(self, lock: StackLock) -> None:
         directory, endpoint = self._directory, self._options.endpoint
         programs = Programs(directory, lock.descriptor)
+        self._wake = programs.wake
         broker = RabbitNode(
             directory.broker, on_exit=lambda why: programs.events.put(Ended("broker", why))
         )
@@ -162,7 +164,8 @@ class Stack:
             if handler != signal.SIG_IGN or number == signal.SIGTERM:  # nohup stays nohup
                 signal.signal(number, handle)
         try:
-            yield
+            with told_of_signals(lambda _: self._wake()):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -1,0 +1,20 @@
+"""Signals that another thread than the main one gets, as the kernel may decide at any time."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+
+def signal_another_thread(pid: int, signum: int) -> None:
+    """Send a signal to a thread of `pid` that is not its main one and does not block it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+        blocked = int(status["SigBlk"], 16) & 1 << (signum - 1)
+        if int(task.name) != pid and not blocked:
+            if libc.tgkill(pid, int(task.name), signum):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            return
+    raise AssertionError(f"process {pid} has no thread but its main one that takes the signal")
