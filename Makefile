@@ -2,9 +2,12 @@
 #
 #   PYTHON=/path/to/python3.12   the interpreter for .venv (default: the first of 3.11 or newer)
 #   ARGS="-k broker"             more arguments for pytest
+#   JOBS=0                       processes that run the tests (default: one more than cores, at most 8)
 
 PYTHON ?=
 ARGS ?=
+# Most of a test's time is waiting for programs: one process more than cores keeps these busy.
+JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
@@ -43,7 +46,7 @@ demo: venv system ## Bring up a stack, run the examples on it, take it down.
 	@$(BIN)/python examples/demo.py
 
 test: venv official system ## Run the tests.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: venv ## Lint, check the format and the types.
 	$(BIN)/ruff check .

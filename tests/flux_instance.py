@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,7 @@ def _start() -> subprocess.Popen[str]:
 
 
 _NOT_RUN = pytest.StashKey[int]()
+_OUTPUT = "tests left out for want of Flux"
 _REASON = "there is no 'flux' on PATH"
 
 
@@ -44,6 +46,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("flux")]
         config.hook.pytest_deselected(items=needing)
         config.stash[_NOT_RUN] = len(needing)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that speaks to the person, where several run the tests."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output[_OUTPUT] = session.config.stash.get(_NOT_RUN, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear of it; every process has left out the same tests."""
+    if count := getattr(node, "workeroutput", {}).get(_OUTPUT, 0):
+        node.config.stash[_NOT_RUN] = count
 
 
 def pytest_terminal_summary(

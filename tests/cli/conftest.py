@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, Executor, ShellFunction
+from foreground import Process
 
 COMMAND = [sys.executable, "-m", "flux_endpoint"]
 #: Seconds after which something that should happen counts as not happening.
@@ -100,7 +101,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackTerminal]:
     terminal = StackTerminal(tmp_path_factory.mktemp("cli") / "home")
     configure(terminal, "local")
     # In the foreground: it ends with this process, in whatever way that ends.
-    with subprocess.Popen(
+    with Process(
         [*COMMAND, "up"], env=terminal.environment, stdout=subprocess.PIPE, text=True
     ) as up:
         assert up.stdout is not None

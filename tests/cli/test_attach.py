@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 
 import pytest
 from tests.cli.conftest import COMMAND, PATIENCE, WAIT, configure, until
 
 from flux_endpoint.protocol.jobid import parse_jobid
+from foreground import interrupt
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
 
@@ -92,7 +92,7 @@ class TestFollowing:
         for line in process.stderr:
             if " start" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         assert process.communicate(timeout=PATIENCE) == ("", "")
         assert process.returncode == 130
         assert flux("jobs", "-no", "{status}", jobid) == "RUN"
@@ -150,7 +150,7 @@ def test_an_endpoint_that_is_away_is_waited_for_and_that_is_said(stack):
     )
     assert "is offline for" in (line := process.stderr.readline())
     assert "(stopped); this waits until it is back." in line
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     assert process.communicate(timeout=PATIENCE)[1] == ""
     assert process.returncode == 130
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 
 import pytest
 from tests.cli.conftest import COMMAND, PATIENCE, WAIT
+
+from foreground import interrupt
 
 LINES = """\
 2026-01-02T03:04:05.678Z INFO    endpoint starts endpoint_id=1 executor=local
@@ -104,7 +105,7 @@ def test_following_shows_what_comes_until_ctrl_c_and_ends_quietly(lab, follow):
     with lab.log.open("a") as log:
         log.write("one more\n")
     assert process.stdout.readline() == "one more\n"
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     assert process.communicate(timeout=PATIENCE) == ("", "")
     assert process.returncode == 130
 

@@ -13,6 +13,8 @@ from subprocess import PIPE
 
 import pytest
 
+from foreground import Process
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -70,7 +72,7 @@ def stack(
     stack = Stack(home, _environment(home, flux_uri), request.param)
     # In the foreground: it ends with this process, in whatever way that ends.
     command = [sys.executable, "-m", "flux_endpoint", "up"]
-    with subprocess.Popen(command, env=stack.environment, stdout=PIPE, text=True) as up:
+    with Process(command, env=stack.environment, stdout=PIPE, text=True) as up:
         assert up.stdout is not None
         said = []
         for line in up.stdout:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,6 +13,7 @@ import pytest
 from flux_endpoint import Client, Executor, TaskExecutionFailed
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.serialize import JSONData
+from foreground import Process, interrupt
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.parametrize("stack", ["local"], indirect=True)]
 
@@ -105,12 +104,12 @@ class TestTheInterpreter:
             )
         )
         environment = {**home.environment, "ENDPOINT": home.endpoint_id}
-        with subprocess.Popen(
+        with Process(
             [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "waiting\n"
-            os.kill(process.pid, signal.SIGINT)
+            interrupt(process)
             assert process.stdout.read() == "interrupted\n32\nwent on\n"
             assert process.wait(60) == 0
 

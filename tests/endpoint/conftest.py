@@ -56,12 +56,13 @@ def held_engine() -> ObedientEngine:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `$FLUX_ENDPOINT_HOME` of this test's own, and no credentials in the environment."""
+    """A `$FLUX_ENDPOINT_HOME` of its own; neither credentials nor Flux in the environment."""
     path = tmp_path / "home"
     path.mkdir(mode=0o700)
     monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(path))
     monkeypatch.delenv("FLUX_ENDPOINT_SERVICE_URL", raising=False)
     monkeypatch.delenv("FLUX_ENDPOINT_TOKEN", raising=False)
+    monkeypatch.delenv("FLUX_URI", raising=False)
     return path
 
 

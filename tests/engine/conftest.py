@@ -21,7 +21,7 @@ _LOCAL = {"local_nodes": 4, "local_cores_per_node": 2}
 MakeWorld = Callable[..., World]
 
 
-@pytest.fixture(scope="session", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
+@pytest.fixture(scope="module", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
 def kind(request: pytest.FixtureRequest) -> Iterator[str]:
     """Which executor runs the jobs; Flux is the one that `FLUX_URI` names from now on."""
     with pytest.MonkeyPatch.context() as patch:

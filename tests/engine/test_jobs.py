@@ -78,6 +78,7 @@ def test_a_simple_mpi_command_runs_on_every_rank(world: World):
 @pytest.mark.mpi
 def test_ranks_know_their_number(world: World):
     result = world.call(MPIFunction("printenv PMI_RANK"), spec=FOUR).value
+    assert (result.returncode, result.stderr) == (0, "")
     assert sorted(result.stdout.split()) == ["0", "1", "2", "3"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from engine_world import World, until
 
 from flux_endpoint.functions import MPIFunction
+from foreground import Process
 
 pytestmark = pytest.mark.flux
 
@@ -23,7 +24,7 @@ def instance(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if shutil.which("flux") is None:
         pytest.skip("not run on Flux: there is no 'flux' on PATH")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
-    with subprocess.Popen(
+    with Process(
         ["flux", "start", "--test-size=2", "sh", "-c", 'echo "$FLUX_URI"; cat > /dev/null'],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -14,6 +14,7 @@ from engine_world import fresh_seconds, manager_processes, marked, processes, un
 
 from flux_endpoint.engine.workers import pool
 from flux_endpoint.functions import ShellFunction
+from foreground import Process
 
 
 def double(x):
@@ -280,7 +281,7 @@ def _killed_agent(kind: str, directory: Path) -> str:
     # What a killed program leaves in its temporary directory goes with the test's own.
     environment = {**os.environ, "TMPDIR": str(directory)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, **pipes) as agent:
+    with Process(command, env=environment, **pipes) as agent:
         assert agent.stdout is not None
         assert agent.stdout.readline() == b"ready\n"
         until(lambda: processes(seconds))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flux_endpoint.protocol.jobid import format_jobid, parse_jobid
+from foreground import Process
 
 NOBODY = 65534
 #: Another user, who may read what we may: this interpreter may be in a directory of ours.
@@ -49,7 +50,7 @@ def instance(tmp_path: Path) -> Iterator[tuple[str, int]]:
     config.write_text("[access]\nallow-guest-user = true\n")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
     command = ["flux", "start", f"--config-path={config}", "sh", "-c", _INITIAL_PROGRAM]
-    with subprocess.Popen(
+    with Process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     ) as process:
         assert process.stdin is not None

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from flux_endpoint import Client
+from foreground import Process
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -52,7 +53,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
     environment = {**kept, "FLUX_ENDPOINT_HOME": str(home)}
     command = [sys.executable, "-m", "flux_endpoint", "up"]
-    with subprocess.Popen(command, env=environment, stdout=PIPE, text=True) as up:
+    with Process(command, env=environment, stdout=PIPE, text=True) as up:
         assert up.stdout is not None
         said = []
         for line in up.stdout:

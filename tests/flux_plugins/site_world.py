@@ -16,6 +16,8 @@ from subprocess import PIPE
 
 import pytest
 
+from foreground import Process
+
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "flux_plugins"
 COMMAND = [sys.executable, "-m", "flux_endpoint"]
@@ -101,7 +103,7 @@ class Site:
             command.append(f"--config-path={path}")
         command += ["sh", "-c", 'echo "$FLUX_URI"; cat > /dev/null']
         env = {**self.environment, **environment}
-        with subprocess.Popen(
+        with Process(
             command, stdin=PIPE, stdout=PIPE, text=True, env=env, cwd=self.directory
         ) as process:
             assert process.stdin is not None

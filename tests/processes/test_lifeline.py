@@ -8,6 +8,7 @@ import sys
 import threading
 
 from flux_endpoint.processes import watch_parent
+from foreground import Process
 
 PARENT = """
 import subprocess, sys
@@ -23,7 +24,7 @@ sys.stdin.read()
 
 def test_a_child_hears_of_its_parents_death(lives):
     command = [sys.executable, "-c", PARENT]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=lives.writable) as parent:
+    with Process(command, stdin=subprocess.PIPE, stdout=lives.writable) as parent:
         lives.close_ours()
         assert lives.read_line() == "up"
         parent.kill()

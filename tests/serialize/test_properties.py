@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from flux_endpoint import serialize
 from flux_endpoint.serialize import ComputeSerializer
+from foreground import Process
 
 pytestmark = pytest.mark.interop
 
@@ -72,7 +73,7 @@ def official(official_python: str, tmp_path_factory: pytest.TempPathFactory) -> 
     command = [official_python, "-c", PROGRAM]
     environment = {**os.environ, "PYTHONPATH": str(path), "HOME": str(path)}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+    with Process(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         yield Official(process)
         assert process.stdin is not None
         process.stdin.close()
