@@ -79,6 +79,17 @@ class StackTerminal(Terminal):
         text = (self.home / "endpoints" / name / "endpoint.json").read_text()
         return json.loads(text)["endpoint_id"]
 
+    def user(self, name: str) -> dict[str, str]:
+        """Return the environment of another user of the service."""
+        database = f"sqlite:///{self.home / 'stack' / 'service.db'}"
+        made = self.out(
+            "service", "token", "create", name, FLUX_ENDPOINT_SERVICE_DATABASE_URL=database
+        )
+        return {
+            "FLUX_ENDPOINT_SERVICE_URL": self.credentials["service_url"],
+            "FLUX_ENDPOINT_TOKEN": made.split()[-1],
+        }
+
     def json(self, *arguments: str, **options: Any) -> Any:
         """Run a command with `--json`; return what it says."""
         return json.loads(self.out(*arguments, "--json", **options))

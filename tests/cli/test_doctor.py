@@ -170,10 +170,13 @@ def test_a_full_disk_is_found(tmp_path, monkeypatch, free, inodes, state):
     assert str(tmp_path) in finding.said
 
 
-def test_a_missing_mpiexec_is_a_warning(monkeypatch):
+@pytest.mark.parametrize(("count", "state"), [(0, State.SKIPPED), (1, State.WARNING)])
+def test_a_missing_mpiexec_is_a_warning_where_there_are_endpoints(monkeypatch, count, state):
     monkeypatch.setattr(machine, "find_mpiexec", lambda: None)
+    monkeypatch.setattr(machine, "all_endpoints", lambda: [object()] * count)
     finding = machine._mpiexec()
-    assert (finding.state, "flux-endpoint[mpi]" in finding.mend) == (State.WARNING, True)
+    assert finding.state is state
+    assert not count or "flux-endpoint[mpi]" in finding.mend
 
 
 def test_missing_packages_of_the_service_are_only_said(monkeypatch):

@@ -90,6 +90,16 @@ class TestScreen:
         assert cells["local"][1:3] == [stack.endpoint_id(), "online"]
         assert cells["spare"][1:3] == ["-", "stopped"]
 
+    def test_somebody_else_sees_the_public_ones_by_name_too(self, stack, bare):
+        configure(stack, "commons", public=True)
+        stack.run("start", "commons", "--detach")
+        ada = stack.user("ada")
+        said = bare.out("status", **ada)
+        assert f"commons ({stack.endpoint_id('commons')}), online for" in said
+        assert stack.endpoint_id() not in said
+        assert lines_of(bare.out("status", "commons", **ada))["Process"].startswith("pid ")
+        stack.run("stop", "commons")
+
     def test_colours_are_for_terminals(self, stack):
         assert "\033[" not in stack.out("status", "local")
         assert "\033[01;32mlocal (" in stack.out("status", "local", "--color")

@@ -93,7 +93,7 @@ class Overview:
 
 
 def collect(name: str | None) -> Overview:
-    """Look at the service, and at one endpoint or at all of this machine and this user.
+    """Look at the service, and at one endpoint or at all of this machine and that the user may use.
 
     Raises:
         NotFoundError: there is no such endpoint.
@@ -141,7 +141,7 @@ def _without_service(service: ServiceView, name: str | None, here: list[Listed])
 def _all_targets(api: ServiceApi, here: list[Listed]) -> list[Target]:
     targets = [Target(each.name, each.endpoint_id, each) for each in here]
     ids = {each.endpoint_id for each in here}
-    others = (each for each in api.endpoints() if each.uuid not in ids)
+    others = (each for each in api.endpoints("any") if each.uuid not in ids)
     return targets + [Target(each.name, each.uuid) for each in others]
 
 

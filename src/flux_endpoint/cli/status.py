@@ -53,8 +53,8 @@ _TITLE_WIDTH = 10
 def status(*, endpoint: str | None, as_json: bool, color: bool) -> int:
     """Show the service, its broker and the endpoints: what runs, what waits, how fast.
 
-    ENDPOINT is a name or an id; without it all are shown. The numbers of an endpoint are those of
-    its last status report.
+    ENDPOINT is a name or an id; without it all that you may use are shown. The numbers of an
+    endpoint are those of its last status report.
     """
     overview = collect(endpoint)
     if as_json:

@@ -15,6 +15,7 @@ from pathlib import Path
 from flux_endpoint import __version__, paths
 from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
 from flux_endpoint.cli.table import shown_bytes
+from flux_endpoint.endpoint.directory import all_endpoints
 from flux_endpoint.engine.jobs.plan import find_mpiexec
 
 #: Files that a process may have open: below the first little works, below the second not much.
@@ -112,6 +113,10 @@ def _mpiexec() -> Finding:
     found = find_mpiexec()
     if found is not None:
         return ok("machine.mpiexec", f"mpiexec is {found}")
+    if not all_endpoints():
+        return skipped(
+            "machine.mpiexec", "there is no mpiexec; only an endpoint here would need it"
+        )
     return warning(
         "machine.mpiexec",
         "there is no mpiexec: outside of Flux, tasks can't have more ranks than one",
