@@ -172,6 +172,7 @@ def test_a_full_disk_is_found(tmp_path, monkeypatch, free, inodes, state):
 
 @pytest.mark.parametrize(("count", "state"), [(0, State.SKIPPED), (1, State.WARNING)])
 def test_a_missing_mpiexec_is_a_warning_where_there_are_endpoints(monkeypatch, count, state):
+    monkeypatch.delenv("FLUX_URI", raising=False)
     monkeypatch.setattr(machine, "find_mpiexec", lambda: None)
     monkeypatch.setattr(machine, "all_endpoints", lambda: [object()] * count)
     finding = machine._mpiexec()
