@@ -32,6 +32,10 @@ class BackgroundError(FluxEndpointError):
         self.exit_status = exit_status
 
 
+class StillTryingError(FluxEndpointError):
+    """What was started in the background is not ready, since something that it needs is away."""
+
+
 class SerializationError(FluxEndpointError):
     """An object could not be turned into text by the strategy that was asked to."""
 

@@ -22,6 +22,7 @@ from flux_endpoint.errors import (
     NotFoundError,
     ServiceError,
     ServiceUnreachableError,
+    StillTryingError,
 )
 
 #: Runs the command line with one more command, which raises whatever its argument says.
@@ -183,6 +184,7 @@ def refusal(status, code="SOMETHING"):
         (NotFoundError("no"), ExitCode.NOT_FOUND),
         (ConfigurationError("no"), ExitCode.CONFIGURATION),
         (ServiceUnreachableError("no"), ExitCode.UNAVAILABLE),
+        (StillTryingError("no"), ExitCode.UNAVAILABLE),
         (AmqpError("no"), ExitCode.UNAVAILABLE),
         (EngineError("no"), ExitCode.UNAVAILABLE),
         (refusal(401), ExitCode.PERMISSION),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import uuid
 
 import pytest
-from tests.cli.conftest import WAIT, configure, until
+from tests.cli.conftest import PATIENCE, WAIT, configure, until
 
 from flux_endpoint import __version__
 
@@ -135,6 +136,15 @@ class TestJson:
         }  # fmt: skip
 
 
+def kill(terminal, name):
+    """Kill an endpoint's agent, and wait until it is gone."""
+    (entry,) = terminal.json("status", name)["endpoints"]
+    pidfd = os.pidfd_open(entry["local"]["pid"])
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    assert select.select([pidfd], [], [], PATIENCE)[0]
+    os.close(pidfd)
+
+
 class TestTrouble:
     def test_one_that_was_never_started_is_1_and_says_how_to_start_it(self, stack):
         configure(stack, "fresh")
@@ -155,16 +165,34 @@ class TestTrouble:
         assert shown["Tasks"] == "0 in the queue"
         assert "Workers" not in shown
 
+    def test_an_endpoint_that_was_killed_here_shows_at_once(self, stack):
+        configure(stack, "brittle", heartbeat_period=3600)
+        stack.run("start", "brittle", "--detach")
+        until(lambda: stack.run("status", "brittle", status=None).returncode == 0)
+        kill(stack, "brittle")
+        shown = lines_of(stack.run("status", "brittle", status=1).stdout)
+        assert "offline: its process here has ended, after its last report" in shown["Endpoint"]
+        assert shown["Process"] == "none here: flux-endpoint start brittle"
+        assert "Workers" not in shown
+        (row,) = [row.split() for row in stack.out("status").splitlines() if "brittle" in row]
+        assert row[2] == "offline"
+        told = json.loads(stack.run("status", "brittle", "--json", status=1).stdout)
+        (entry,) = told["endpoints"]
+        assert (entry["status"], entry["absence"]) == ("offline", "ended")
+        stack.run("start", "brittle", "--detach")
+        assert stack.json("status", "brittle")["endpoints"][0]["status"] == "online"
+        stack.run("stop", "brittle")
+
     def test_an_endpoint_that_was_killed_fell_silent(self, stack):
         configure(stack, "victim")
         stack.run("start", "victim", "--detach")
-        (entry,) = stack.json("status", "victim")["endpoints"]
-        os.kill(entry["local"]["pid"], signal.SIGKILL)
-        shown = until(
-            lambda: (
-                "offline" in (said := stack.run("status", "victim", status=None).stdout) and said
-            )
-        )
+        kill(stack, "victim")
+
+        def silent():
+            said = stack.run("status", "victim", status=None).stdout
+            return "its last report came" in said and said
+
+        shown = until(silent)
         assert "when its last report came: it was killed, or can't reach the broker" in shown
         (entry,) = json.loads(stack.run("status", "victim", "--json", status=1).stdout)["endpoints"]
         assert (entry["status"], entry["absence"]) == ("offline", "silent")

@@ -15,17 +15,23 @@ import pytest
 from endpoint_world import PATIENCE
 from service_process import COMMAND, ServiceProcess
 
+from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.lifecycle import list_endpoints
-from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.errors import ConfigurationError, StillTryingError
 from other_threads import signal_another_thread
+
+
+def attempt(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, however it ends."""
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def run(*arguments: str, fails: bool = False) -> str:
     """Run a command; return what it says, on standard error if it is to fail."""
-    done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = attempt(*arguments)
     assert (done.returncode != 0) == fails, done
     assert "Traceback" not in done.stderr
     return done.stderr if fails else done.stdout
@@ -161,14 +167,31 @@ def test_an_agent_that_waits_for_the_service_is_disconnected_and_can_be_stopped(
     lab: EndpointDirectory, home: Path, free_port: int
 ) -> None:
     log_in(home, f"http://127.0.0.1:{free_port}", "token")
-    said = run("start", "lab", "--detach", "--timeout", "1.5", fails=True)
-    assert "is not ready: can't reach the service" in said
+    done = attempt("start", "lab", "--detach", "--timeout", "1.5")
+    said = done.stderr
+    assert done.returncode == 69
+    assert "but is not ready: can't reach the service" in said
+    assert "It goes on trying, and takes tasks as soon as it can" in said
+    assert "flux-endpoint stop lab ends it" in said
     assert f"http://127.0.0.1:{free_port}" in said
     entry = listed()
     assert entry["status"] == "disconnected"
     assert "can't reach the service" in entry["reason"]
     assert lab.log.read_text().count("can't reach the service") == 1
     assert run("stop", "lab") == "Endpoint lab stopped.\n"
+
+
+def test_without_a_timeout_a_start_waits_only_briefly_for_what_is_away(
+    lab: EndpointDirectory, home: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in(home, f"http://127.0.0.1:{free_port}", "token")
+    monkeypatch.setattr(lifecycle, "START_TIMEOUT", 3600.0)
+    monkeypatch.setattr(lifecycle, "AWAY_TIMEOUT", 0.1)
+    said: list[str] = []
+    with pytest.raises(StillTryingError, match=r"can't reach the service .* goes on trying"):
+        lifecycle.start_detached("lab", say=said.append)
+    assert f"http://127.0.0.1:{free_port}" in said[0]
+    assert lab.holder() is not None
 
 
 @pytest.mark.rabbitmq
@@ -179,7 +202,7 @@ def test_a_service_that_comes_late_is_found(
     late = ServiceProcess(tmp_path / "late", amqp_vhost, free_port)
     log_in(home, late.url, late.credentials.token)
     start = subprocess.Popen(
-        [*COMMAND, "start", "lab", "--detach"],
+        [*COMMAND, "start", "lab", "--detach", "--timeout", str(PATIENCE)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

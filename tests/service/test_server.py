@@ -138,8 +138,6 @@ def test_a_port_in_use_is_one_sentence(
         (["run", "--port", "70000"], "--port"),
         (["run", "--port", "0", "--database-url", "mysql://h"], "mysql"),
         (["run", "--port", "0", "--database-url", "sqlite:////no/where/x.db"], "/no/where/x.db"),
-        (["token", "revoke", "nonsense"], "token list"),
-        (["token", "create", ""], "USER"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -149,6 +147,24 @@ def test_a_mistake_is_one_sentence(
     assert done.returncode == 78
     (line,) = done.stderr.splitlines()
     assert named in line
+
+
+def test_a_token_that_nobody_has_is_not_found(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = command("token", "revoke", "nonsense")
+    assert done.returncode == 66
+    assert done.stderr.splitlines() == [
+        "Error: no token has that id: `flux-endpoint service token list` shows them"
+    ]
+
+
+def test_a_user_without_a_name_is_a_wrong_command_line(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = command("token", "create", "")
+    assert done.returncode == 64
+    assert "USER must have 1 to 256 printable characters" in done.stderr
 
 
 def test_a_token_opens_the_service_until_it_is_revoked(

@@ -38,20 +38,24 @@ def configure(name: str, display_name: str | None) -> None:
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),
-    default=lifecycle.START_TIMEOUT,
-    show_default=True,
-    help="With --detach: seconds to wait until it is ready.",
+    help="With --detach: seconds to wait until it is ready.  "
+    f"[default: {lifecycle.START_TIMEOUT:g}, "
+    f"but {lifecycle.AWAY_TIMEOUT:g} if the service or its broker is away]",
 )
 @click.option("--report-fd", type=int, hidden=True)
-def start(name: str, *, detach: bool, timeout: float, report_fd: int | None) -> int:
+def start(name: str, *, detach: bool, timeout: float | None, report_fd: int | None) -> int:
     """Start an endpoint.
 
     SIGTERM or Ctrl-C ends it in good order: running tasks may finish for a few seconds
     (shutdown_grace), the others are run after the next start. A second signal ends it at once.
+
+    If the service or its broker is away, the endpoint goes on trying until it is back. With
+    --detach the command then says so and ends with exit code 69; the endpoint runs all the same.
     """
     if not detach:
         return _run(name, lifecycle.Reporter(report_fd))
-    with Waiting(f"Starting {name}", timeout) as waiting:
+    limit = lifecycle.START_TIMEOUT if timeout is None else timeout
+    with Waiting(f"Starting {name}", limit) as waiting:
         started = lifecycle.start_detached(
             name, timeout=timeout, say=lambda line: waiting.say(f"Waiting: {line}")
         )

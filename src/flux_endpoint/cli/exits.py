@@ -15,6 +15,7 @@ from flux_endpoint.errors import (
     NotFoundError,
     ServiceError,
     ServiceUnreachableError,
+    StillTryingError,
 )
 
 
@@ -42,7 +43,7 @@ MEANINGS = {
     "a check failed.",
     ExitCode.USAGE: "The command line is wrong.",
     ExitCode.REFUSED: "The service refused the request.",
-    ExitCode.NOT_FOUND: "There is no such endpoint, task, job or log.",
+    ExitCode.NOT_FOUND: "There is no such endpoint, task, job, token or log.",
     ExitCode.UNAVAILABLE: "The service, its message broker or Flux can't be reached.",
     ExitCode.BUG: "An error of Flux Endpoint itself; the message says where its details are.",
     ExitCode.FILES: "A file can't be read or written.",
@@ -59,6 +60,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (click.Abort, ExitCode.INTERRUPTED),
     (KeyboardInterrupt, ExitCode.INTERRUPTED),
     (ServiceUnreachableError, ExitCode.UNAVAILABLE),
+    (StillTryingError, ExitCode.UNAVAILABLE),
     (AmqpError, ExitCode.UNAVAILABLE),
     (EngineError, ExitCode.UNAVAILABLE),
     (NotFoundError, ExitCode.NOT_FOUND),

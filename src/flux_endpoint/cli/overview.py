@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,10 @@ from typing import Any
 
 from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.cli.targets import Target, find_endpoint, local_endpoint
+from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.lifecycle import Listed, list_endpoints
 from flux_endpoint.errors import FluxEndpointError, NotFoundError, ServiceError
-from flux_endpoint.protocol.operations import EndpointStateAnswer, ServiceStatusAnswer
+from flux_endpoint.protocol.operations import Absence, EndpointStateAnswer, ServiceStatusAnswer
 
 #: Endpoints that the service is asked about at a time.
 _AT_A_TIME = 8
@@ -149,7 +151,8 @@ def _look_at_endpoint(api: ServiceApi, target: Target) -> EndpointView:
     if target.endpoint_id is None:
         return EndpointView(target)
     try:
-        return EndpointView(target, api.endpoint_state(target.endpoint_id))
+        state = api.endpoint_state(target.endpoint_id)
+        return EndpointView(target, _as_known_here(state, target))
     except ServiceError as error:
         if error.http_status == 404 and error.code == "ENDPOINT_NOT_FOUND":
             text = f"{api.url} does not know endpoint {target.endpoint_id}"
@@ -157,3 +160,17 @@ def _look_at_endpoint(api: ServiceApi, target: Target) -> EndpointView:
         return EndpointView(target, error=error)
     except FluxEndpointError as error:
         return EndpointView(target, error=error)
+
+
+def _as_known_here(state: EndpointStateAnswer, target: Target) -> EndpointStateAnswer:
+    """Return how an endpoint is, by what this machine knows if the service can't know it yet."""
+    local = target.local
+    if state.status == "offline" or local is None or local.pid is not None:
+        return state
+    # On a shared file system its process may be on another host, whose locks may not show here.
+    if state.report.get("hostname") != socket.gethostname():
+        return state
+    if EndpointDirectory(local.name).holder() is not None:  # it has started meanwhile
+        return state
+    gone = {"status": "offline", "absence": Absence.ENDED, "since": state.last_seen}
+    return state.model_copy(update=gone)

@@ -9,7 +9,7 @@ import click
 from pydantic import ValidationError
 
 from flux_endpoint import logs, paths
-from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ def token() -> None:
 def create(user: str, database_url: str | None) -> None:
     """Print a new token of USER, who is created if missing. It can't be shown again."""
     if not 0 < len(user) <= 256 or not user.isprintable():
-        raise ConfigurationError("USER must have 1 to 256 printable characters")
+        raise click.BadParameter("USER must have 1 to 256 printable characters")
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -129,9 +129,7 @@ def revoke(id: str, database_url: str | None) -> None:  # noqa: A002 - the argum
         revoked = users.revoke_token(connection, id)
     database.close()
     if not revoked:
-        raise ConfigurationError(
-            "no token has that id: `flux-endpoint service token list` shows them"
-        )
+        raise NotFoundError("no token has that id: `flux-endpoint service token list` shows them")
 
 
 def _open(database_url: str | None) -> Database:

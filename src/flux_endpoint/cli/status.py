@@ -169,6 +169,12 @@ def _offline(view: EndpointView, now: float) -> str:
     assert state is not None
     if state.since is None:
         return f"offline, {Absence.NEVER}"
+    if state.absence is Absence.ENDED:
+        age = shown_age(now - state.since)
+        return (
+            f"offline: its process here has ended, after its last report {age} ago; the service "
+            "has not missed one yet"
+        )
     age = f"{shown_age(now - state.since)} (since {shown_moment(state.since)})"
     if state.absence is Absence.STOPPED:
         return f"offline for {age}, it was stopped"

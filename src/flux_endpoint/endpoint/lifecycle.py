@@ -20,10 +20,17 @@ from flux_endpoint.endpoint.directory import (
     all_endpoints,
     already_running,
 )
-from flux_endpoint.errors import BackgroundError, ConfigurationError, FluxEndpointError
+from flux_endpoint.errors import (
+    BackgroundError,
+    ConfigurationError,
+    FluxEndpointError,
+    StillTryingError,
+)
 
 #: Seconds that a start in the background is watched; the agent goes on trying after that.
 START_TIMEOUT = 60.0
+#: Seconds of these for which it may say that service or broker are away.
+AWAY_TIMEOUT = 10.0
 #: Seconds between SIGTERM and SIGKILL. More than the agent's own grace and its last confirms.
 STOP_TIMEOUT = 30.0
 #: Seconds that a killed process has to disappear.
@@ -82,17 +89,22 @@ def configure_endpoint(name: str, display_name: str | None = None) -> Path:
 
 
 def start_detached(
-    name: str, *, timeout: float = START_TIMEOUT, say: Callable[[str], None] = lambda _line: None
+    name: str,
+    *,
+    timeout: float | None = None,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Started:
     """Start an agent in a session of its own; return when tasks can come.
 
     Args:
         name: the endpoint's name.
-        timeout: seconds to wait.
+        timeout: seconds to wait; by default `START_TIMEOUT`, but only `AWAY_TIMEOUT` once the
+            agent says that service or broker are away: that may be mended in a second or in days.
         say: told what is being waited for.
 
     Raises:
-        FluxEndpointError: it ended, with the reason; or it is still trying after `timeout`.
+        StillTryingError: service or broker are still away; the agent goes on trying.
+        FluxEndpointError: it ended, with the reason; or it is not ready for another reason.
     """
     directory = EndpointDirectory(name)
     directory.require()
@@ -117,7 +129,7 @@ def start_detached(
         finally:
             os.close(writable)
         try:
-            return _await_ready(directory, process, reports, time.monotonic() + timeout, say)
+            return _await_ready(directory, process, reports, timeout, say)
         except KeyboardInterrupt:  # nobody waits any more: as if it had not been started
             process.terminate()
             process.wait()
@@ -128,10 +140,11 @@ def _await_ready(
     directory: EndpointDirectory,
     process: subprocess.Popen[bytes],
     reports: IO[bytes],
-    deadline: float,
+    timeout: float | None,
     say: Callable[[str], None],
 ) -> Started:
-    waiting_for, unread = "no word from it yet", b""
+    deadline = time.monotonic() + (START_TIMEOUT if timeout is None else timeout)
+    away, unread = "", b""
     while select.select([reports], [], [], max(0.0, deadline - time.monotonic()))[0]:
         chunk = reports.read(65_536)
         if not chunk:
@@ -153,13 +166,21 @@ def _await_ready(
                     text = f"{reason}\n(the log is {directory.log})"
                     raise BackgroundError(text, exit_status=status)
                 case {"say": text}:
-                    waiting_for = text
+                    if timeout is None and not away:
+                        deadline = min(deadline, time.monotonic() + AWAY_TIMEOUT)
+                    away = text
                     say(text)
-    process.returncode = 0
-    raise FluxEndpointError(
-        f"endpoint {directory.name!r} runs (pid {process.pid}) but is not ready: {waiting_for}. "
-        f"It goes on trying; see {directory.log}, or end it with: flux-endpoint stop "
-        f"{directory.name}"
+    process.returncode = 0  # it lives on
+    name = directory.name
+    runs = f"endpoint {name!r} runs in the background (pid {process.pid}) but is not ready"
+    if not away:
+        raise FluxEndpointError(
+            f"{runs}, and does not say why; see {directory.log}, or end it with: "
+            f"flux-endpoint stop {name}"
+        )
+    raise StillTryingError(
+        f"{runs}: {away}. It goes on trying, and takes tasks as soon as it can: flux-endpoint "
+        f"status {name} tells; flux-endpoint stop {name} ends it"
     )
 
 

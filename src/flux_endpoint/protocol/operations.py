@@ -71,6 +71,8 @@ class Absence(StrEnum):
     NEVER = "never started"
     STOPPED = "stopped"
     SILENT = "silent"
+    #: Its process has ended, as its own machine knows; the service has not missed a report yet.
+    ENDED = "ended"
 
 
 class EndpointStateAnswer(BaseModel):
