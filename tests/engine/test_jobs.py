@@ -78,8 +78,16 @@ def test_a_simple_mpi_command_runs_on_every_rank(world: World):
 @pytest.mark.mpi
 def test_ranks_know_their_number(world: World):
     result = world.call(MPIFunction("printenv PMI_RANK"), spec=FOUR).value
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
     assert sorted(result.stdout.split()) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.mpi
+def test_a_broken_pipe_ends_a_rank_as_it_ends_any_program(world: World):
+    result = world.call(MPIFunction("grep SigIgn: /proc/self/status"), spec=FOUR).value
+    ignored = [int(mask, 16) for mask in result.stdout.split()[1::2]]
+    assert len(ignored) == 4
+    assert not any(mask & 1 << (signal.SIGPIPE - 1) for mask in ignored)
 
 
 @pytest.mark.mpi

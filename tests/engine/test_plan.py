@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import uuid
 from dataclasses import replace
@@ -135,6 +137,23 @@ def test_on_the_embedded_executor_mpiexec_starts_the_ranks():
     assert plan.request.command == ("/bin/bash", "-c", "$PARSL_MPI_PREFIX app")
     assert plan.request.launch == "once"
     assert plan.request.environment["PARSL_MPI_PREFIX"].endswith("mpiexec -n 4")
+
+
+def test_mpiexec_survives_ranks_that_do_not_wait_for_its_last_word(monkeypatch, tmp_path):
+    # It would lose what they have written; no test can bring that moment about.
+    mpiexec = tmp_path / "mpiexec"
+    mpiexec.write_text("#!/bin/sh\necho ranks: $@\nkill -PIPE $$\necho alive\n")
+    mpiexec.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    plan = command_plan(MPIFunction("app 1"), FOUR, kind="local")
+    done = subprocess.run(
+        plan.request.command,
+        env={"PATH": os.environ["PATH"], **plan.request.environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "ranks: -n 4 app 1\nalive\n"
 
 
 def test_without_mpiexec_only_what_needs_it_is_refused(monkeypatch, tmp_path):

@@ -29,6 +29,7 @@ _LOCAL_MPI = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
+_LAUNCH = str(Path(__file__).with_name("mpiexec.sh"))
 #: The shortest walltime, in seconds.
 _SHORTEST = 0.01
 _NO_MPIEXEC = (
@@ -187,7 +188,7 @@ class Planner:
                 if needed:
                     raise EngineError(_NO_MPIEXEC)
                 return ""
-            words = [mpiexec, "-n", str(resources.num_ranks)]
+            words = ["/bin/sh", _LAUNCH, mpiexec, "-n", str(resources.num_ranks)]
         elif resources.tasks_per_slot > 1:  # the nodes are known then, and evenly filled
             per_node = resources.num_ranks // (resources.num_nodes or 1)
             words = ["flux", "run", "-N", str(resources.num_nodes), f"--tasks-per-node={per_node}"]
