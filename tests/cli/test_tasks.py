@@ -12,7 +12,7 @@ from flux_endpoint import ShellFunction
 from flux_endpoint.protocol.jobid import parse_jobid
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
-TITLES = ["TASK", "FUNCTION", "STATE", "AGE", "RUNTIME", "JOBID"]
+TITLES = ["TASK", "FUNCTION", "STATE", "AGE", "RUNTIME", "RC", "JOBID"]
 
 
 @pytest.fixture
@@ -57,6 +57,24 @@ def test_the_newest_comes_first(stack, executor):
     second.result()
     rows = table(stack.out("tasks", "local", group(executor)))
     assert [row["TASK"] for row in rows] == [second.task_id, first.task_id]
+
+
+@pytest.mark.parametrize("resources", [None, {"num_ranks": 1}])
+@pytest.mark.parametrize("return_dict", [False, True])
+def test_a_command_shows_its_return_code(stack, executor, resources, return_dict):
+    executor.resource_specification = resources
+    ended = executor.submit(ShellFunction("exit 3", return_dict=return_dict))
+    ended.result(60)
+    (row,) = table(stack.out("tasks", group(executor)))
+    assert (row["STATE"], row["RC"]) == ("success", "3")
+    (task,) = stack.json("tasks", group(executor))["tasks"]
+    assert task["returncode"] == 3
+
+
+def test_a_function_has_no_return_code(stack, executor):
+    executor.submit(abs, -1).result()
+    assert table(stack.out("tasks", group(executor)))[0]["RC"] == "-"
+    assert stack.json("tasks", group(executor))["tasks"][0]["returncode"] is None
 
 
 def test_a_task_that_a_worker_runs_says_so_and_for_how_long(stack, executor, gate):
@@ -157,6 +175,7 @@ def test_the_keys_of_the_json_stay(stack, executor):
     assert set(told["tasks"][0]) == {
         "task_id", "task_group_id", "endpoint_id", "function_id", "function_name", "state",
         "submitted", "started", "stopped", "ended", "error", "jobid", "jobid_f58", "runtime",
+        "returncode",
     }  # fmt: skip
 
 

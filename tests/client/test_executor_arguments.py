@@ -6,11 +6,12 @@ import concurrent.futures
 import subprocess
 import sys
 import uuid
+import warnings
 from typing import Any
 
 import pytest
 
-from flux_endpoint import Client, ComputeSerializer, Executor
+from flux_endpoint import Client, ComputeSerializer, Executor, MPIFunction, ShellFunction
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.protocol.resources import parse_resources
 
@@ -44,6 +45,29 @@ def test_a_misspelt_argument_names_the_right_one(client: Client) -> None:
         Executor(client=client, resource_spec={})
     with pytest.raises(TypeError, match="'xyzzy': it takes endpoint_id, client, task_group_id"):
         Executor(client=client, xyzzy=1)
+
+
+def test_an_mpi_function_without_resources_is_warned_of_once(client: Client) -> None:
+    executor = Executor(ENDPOINT, client)
+    with pytest.warns(UserWarning, match="MPIFunction .* without a resource_specification") as told:
+        executor.submit(MPIFunction("true"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        executor.submit(MPIFunction("true"))
+    assert [warning.filename for warning in told] == [__file__]
+    executor.shutdown(wait=False, cancel_futures=True)
+
+
+def test_an_mpi_function_with_resources_and_other_functions_are_not_warned_of(
+    client: Client,
+) -> None:
+    executor = Executor(ENDPOINT, client)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        executor.submit(ShellFunction("true"))
+        executor.resource_specification = {"num_ranks": 1}
+        executor.submit(MPIFunction("true"))
+    executor.shutdown(wait=False, cancel_futures=True)
 
 
 def test_the_official_rate_limits_are_accepted(client: Client) -> None:

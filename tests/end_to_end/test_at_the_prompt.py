@@ -167,6 +167,15 @@ class TestMessages:
         assert "DillDataBase64" in text
         assert "generator" in text
 
+    def test_a_result_that_can_not_be_sent_says_so_in_its_first_line(self, executor):
+        with pytest.raises(TaskExecutionFailed) as error:
+            executor.submit(eval, "(n for n in range(3))").result(60)
+        first, *rest = str(error.value).strip().splitlines()
+        assert first.startswith("SerializationError: the function ran, but its result can't be")
+        assert "'generator'" in first
+        (reason,) = rest
+        assert "cannot pickle 'generator' object" in reason
+
     def test_a_result_that_is_too_large(self, executor):
         with pytest.raises(TaskExecutionFailed, match=r"MaxResultSizeExceeded\(\d+, 10485760\)"):
             executor.submit(bytes, 11 * 2**20).result(60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shlex
 import signal
@@ -204,6 +205,7 @@ def test_more_than_there_is_is_refused_with_the_reason(world: World, spec):
     end = world.call(MPIFunction("true"), spec=spec)
     assert end.code == "EngineRefusedTask"
     assert "unsatisfiable" in end.text
+    assert re.search(r"\(in all, there are \d+ nodes? with \d+ cores? and 0 gpus\)$", end.text)
 
 
 @pytest.mark.parametrize(

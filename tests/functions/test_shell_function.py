@@ -34,6 +34,21 @@ class TestConstruction:
         assert (function.stdout, function.stderr, function.walltime) == ("o", "e", 1.5)
         assert (function.snippet_lines, function.__name__, function.return_dict) == (3, "now", True)
 
+    @KINDS
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("wall_time", "did you mean 'walltime'"),
+            ("env", "it takes cmd, stdout, stderr, walltime, snippet_lines, name, return_dict$"),
+            ("resource_specification", "to the Executor, or set executor.resource_specification"),
+            ("resource_spec", "pass it to the Executor, or set executor.resource_specification"),
+        ],
+    )
+    def test_an_unknown_option_is_refused_with_the_right_one(self, kind, name, hint):
+        said = f"^{kind.__name__} takes no argument '{name}': .*{hint}"
+        with pytest.raises(TypeError, match=said):
+            kind("date", **{name: 1})
+
     def test_a_subclass_is_called_by_its_own_name(self):
         class Lammps(ShellFunction):
             pass

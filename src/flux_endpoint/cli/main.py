@@ -51,7 +51,8 @@ SECTIONS = {
             "endpoint:list_endpoints", "List the endpoints, how they are, and what runs their jobs."
         ),
         "tasks": Entry(
-            "tasks:tasks", "List tasks, the newest first: function, state, age, runtime, job."
+            "tasks:tasks",
+            "List tasks, the newest first: function, state, age, runtime, return code, job.",
         ),
         "cancel": Entry("cancel:cancel", "End tasks, wherever they are, with all their processes."),
         "attach": Entry(

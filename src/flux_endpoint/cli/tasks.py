@@ -47,6 +47,7 @@ _COLUMNS = {
     "state": Column("STATE"),
     "age": Column("AGE", right=True),
     "runtime": Column("RUNTIME", right=True),
+    "returncode": Column("RC", right=True),
     "jobid": Column("JOBID", right=True),
     "endpoint": Column("ENDPOINT"),
     "error": Column("ERROR"),
@@ -83,7 +84,7 @@ def tasks(
     as_json: bool,
     color: bool,
 ) -> None:
-    """List tasks, the newest first: function, state, age, runtime, job.
+    """List tasks, the newest first: function, state, age, runtime, return code, job.
 
     ENDPOINT is a name or an id; without it your tasks of all endpoints are shown.
     """
@@ -177,6 +178,7 @@ def _cells(task: ListedTask, names: Mapping[str, str], now: float) -> dict[str, 
         "state": task.state.value,
         "age": shown_age(now - task.submitted),
         "runtime": shown_duration(runtime(task)),
+        "returncode": "-" if task.returncode is None else str(task.returncode),
         "jobid": shown_jobid(task.jobid),
         "endpoint": names.get(task.endpoint_id, task.endpoint_id),
         "error": task.error or "",

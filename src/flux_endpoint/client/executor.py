@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as FuturesExecutor
 from types import TracebackType
@@ -38,11 +39,18 @@ from flux_endpoint.client.stream import STATUS_CHUNK
 from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import on_client_thread
+from flux_endpoint.functions import MPIFunction
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
 #: Seconds for which an unreachable service is tried again before tasks fail.
 GIVE_UP_AFTER = 600.0
+
+_MPI_WITHOUT_RESOURCES = (
+    "an MPIFunction is submitted without a resource_specification: its command runs once, on one "
+    "worker, and no MPI launcher starts it. Set e.g. executor.resource_specification = "
+    '{"num_nodes": 2, "ranks_per_node": 4}'
+)
 
 
 class Executor(FuturesExecutor):
@@ -112,6 +120,7 @@ class Executor(FuturesExecutor):
         self._functions = FunctionRegistry()
         self._sources: dict[tuple[str, str], str] = {}
         self._shut_down = False
+        self._warned_of_mpi = False
         self._submitter = Submitter(
             self.client.api,
             self._streams,
@@ -296,6 +305,13 @@ class Executor(FuturesExecutor):
         """
         self._refuse_if_shut_down()
         route = self._route()
+        if (
+            not self._resource_specification
+            and isinstance(fn, MPIFunction)
+            and not self._warned_of_mpi
+        ):
+            self._warned_of_mpi = True
+            warnings.warn(_MPI_WITHOUT_RESOURCES, stacklevel=2)
         serializer = self._serializer
         return self._put(route, self._functions.prepare(fn, serializer), serializer, args, kwargs)
 

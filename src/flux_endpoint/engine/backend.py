@@ -81,6 +81,11 @@ class Resources:
     cores: int
     gpus: int
 
+    def __str__(self) -> str:
+        counts = ((self.nodes, "node"), (self.cores, "core"), (self.gpus, "gpu"))
+        nodes, cores, gpus = (f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in counts)
+        return f"{nodes} with {cores} and {gpus}"
+
     @property
     def cores_per_node(self) -> int:
         """Cores of a node; the least that every node has where they differ is unknown here."""

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from flux_endpoint.engine.task import Failure, Value
-from flux_endpoint.protocol.messages import VERSION_BYTE
+from flux_endpoint.protocol.messages import RETURNCODE, VERSION_BYTE
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
 #: Release of the official client whose behaviour a result's `details` claim compatibility with.
@@ -53,6 +53,8 @@ def body_of(
 ) -> bytes:
     """Return the message body that tells a task's end."""
     if isinstance(end, Value):
+        if end.returncode is not None:
+            details = {**(details or {}), RETURNCODE: end.returncode}
         return _body(task_id, end.data, None, details, statuses)
     return failure(task_id, end.code, end.text, details=details, statuses=statuses)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flux_endpoint.engine.task_timeout import task_timeout
 from flux_endpoint.errors import DeserializationError, SerializationError
-from flux_endpoint.functions import formatted_task, read_function
+from flux_endpoint.functions import ShellFunction, formatted_task, read_function
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer
@@ -43,9 +43,15 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class Value:
-    """A task's serialized value."""
+    """A task's serialized value.
+
+    Attributes:
+        data: its text.
+        returncode: of the command, if the task was one.
+    """
 
     data: str
+    returncode: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class TaskRunner:
             function, args, kwargs = self._unpack(buffer)
             with task_timeout():
                 value = function(*args, **kwargs)
-            return self._pack(value, result_serializers)
+            return self._pack(value, result_serializers, _returncode(function, value))
         except (DeserializationError, SerializationError) as error:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
         except BaseException as error:  # noqa: BLE001 - whatever a function raises is its result
@@ -117,21 +123,39 @@ class TaskRunner:
                 "version as the submitting one."
             ) from error
 
-    def _pack(self, value: Any, strategies: list[str] | None) -> Value | Failure:
-        data: str = self._serializer.serialize_from_list(value, strategies or [])
-        return checked_size(data)
+    def _pack(
+        self, value: Any, strategies: list[str] | None, returncode: int | None
+    ) -> Value | Failure:
+        try:
+            data: str = self._serializer.serialize_from_list(value, strategies or [])
+        except SerializationError as error:
+            # Without a traceback: it would be of this package and the serializers alone.
+            return Failure(
+                ErrorCode.COULD_NOT_EXECUTE,
+                "SerializationError: the function ran, but its result can't be sent; have it "
+                f"return plain data, or the path of a file. {error}",
+            )
+        return checked_size(data, returncode)
 
 
-def checked_size(data: str) -> Value | Failure:
+def checked_size(data: str, returncode: int | None = None) -> Value | Failure:
     """Return a serialized value, or the failure that it is if it is too large."""
     size = carried_bytes(data)
     if size <= MAX_PAYLOAD_BYTES:
-        return Value(data)
+        return Value(data, returncode)
     return Failure(
         ErrorCode.MAX_RESULT_SIZE,
         f"MaxResultSizeExceeded({size}, {MAX_PAYLOAD_BYTES}): the result takes {size} bytes "
         f"on the wire, the limit is {MAX_PAYLOAD_BYTES}; write it to a file and return its path",
     )
+
+
+def _returncode(function: Any, value: Any) -> int | None:
+    if not isinstance(function, ShellFunction):
+        return None
+    fields = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    told = fields.get("returncode")
+    return told if isinstance(told, int) else None
 
 
 def _text_of(error: BaseException) -> str:

@@ -11,6 +11,8 @@ class MPIFunction(ShellFunction):
     """A `ShellFunction` whose command an MPI launcher starts.
 
     How many ranks there are, and where, is up to the `resource_specification` of the submission.
+    Without one, the command runs once, on one worker, and no launcher starts it; an Executor warns
+    of that.
     """
 
     command_prefix: ClassVar[str] = "$PARSL_MPI_PREFIX "

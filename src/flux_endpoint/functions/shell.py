@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import keyword
 import math
 import os
@@ -26,6 +28,7 @@ class ShellFunction:
         return_dict: whether a call returns a `dict` that JSON can carry, not a `ShellResult`.
 
     Raises:
+        TypeError: an argument is unknown.
         ValueError: one of them is wrong.
 
     Example:
@@ -49,7 +52,9 @@ class ShellFunction:
         snippet_lines: int = 1000,
         name: str | None = None,
         return_dict: bool = False,
+        **unknown: Any,
     ) -> None:
+        _refuse_unknown(type(self), unknown)
         if not isinstance(cmd, str):
             raise ValueError(f"cmd must be a string, got {_shown(cmd)}")  # noqa: TRY004
         if "\0" in cmd:
@@ -142,6 +147,28 @@ class ShellFunction:
             if value != default
         )
         return f"{type(self).__name__}({self.cmd!r}{options})"
+
+
+#: Of the Executor: what a submission needs is no part of the function.
+_OF_THE_EXECUTOR = ("resource_specification", "user_endpoint_config", "endpoint_id")
+
+
+def _refuse_unknown(function: type, unknown: Mapping[str, Any]) -> None:
+    known = [
+        name
+        for name, parameter in inspect.signature(ShellFunction).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    for name in unknown:
+        its = [one for one in _OF_THE_EXECUTOR if one.startswith(name)] or (
+            difflib.get_close_matches(name, _OF_THE_EXECUTOR, n=1, cutoff=0.8)
+        )
+        if its:
+            hint = f"pass it to the Executor, or set executor.{its[0]}"
+        else:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+        raise TypeError(f"{function.__name__} takes no argument '{name}': {hint}")
 
 
 def _path(option: str, value: object) -> str | None:

@@ -19,6 +19,8 @@ from flux_endpoint.protocol.states import ActorName, TaskState
 log = logging.getLogger(__name__)
 
 VERSION_BYTE = b"\x01"
+#: Key of a result's `details` that has the return code of a command; negative: a signal.
+RETURNCODE = "returncode"
 
 
 class Message(BaseModel):

@@ -134,6 +134,8 @@ class ListedTask(BaseModel):
     #: The last line of its error.
     error: str | None = None
     jobid: int | None = None
+    #: Of a command that has ended; negative: the signal that ended it.
+    returncode: int | None = None
 
 
 class ListTasks(BaseModel):

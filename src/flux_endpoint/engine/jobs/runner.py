@@ -298,6 +298,8 @@ class JobRunner:
                 text = f"TaskCancelled: {note or 'the job was cancelled'}"
                 end = Failure(ErrorCode.CANCELLED, text)
             case Refused(reason):
+                if "unsatisfiable" in reason:
+                    reason = f"{reason} (in all, there are {self._backend.resources})"
                 end = Failure(ErrorCode.ENGINE_REFUSED, reason)
             case Lost(reason):
                 attempts = [*job.attempts, reason]

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from flux_endpoint.protocol.messages import RETURNCODE
 from flux_endpoint.protocol.operations import ListedState, ListedTask
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 from flux_endpoint.service.store.engine import chunks
@@ -205,6 +206,7 @@ def _running(connection: sa.Connection, endpoint_id: str) -> dict[str, Any]:
 
 def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> ListedTask:
     started, stopped = job.started, job.stopped
+    returncode = (row.details or {}).get(RETURNCODE)
     if row.completed_at is not None:
         told = (row.details or {}).get(TRANSITIONS) or {}
         started = started or _seconds(told.get(TaskState.EXEC_START))
@@ -227,6 +229,7 @@ def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> Li
         ended=row.completed_at,
         error=_last_line(row.error) if row.failed else None,
         jobid=jobid,
+        returncode=returncode if isinstance(returncode, int) else None,
     )
 
 
