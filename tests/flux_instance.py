@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,16 +21,55 @@ BROKERS = 4
 _INITIAL_PROGRAM = 'echo "$FLUX_URI"; cat > /dev/null'
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(size: int = BROKERS, *options: str) -> subprocess.Popen[str]:
     # Not as a part of an instance, or of a job, that the tests may run in.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
     return subprocess.Popen(
-        ["flux", "start", f"--test-size={BROKERS}", "sh", "-c", _INITIAL_PROGRAM],
+        ["flux", "start", f"--test-size={size}", *options, "sh", "-c", _INITIAL_PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=env,
     )
+
+
+class FluxInstance:
+    """An instance of a test's own, which may be killed.
+
+    Args:
+        size: how many brokers.
+        options: more options of `flux start`.
+    """
+
+    def __init__(self, size: int, *options: str) -> None:
+        self._process = _start(size, "--test-exit-timeout=1s", *options)
+        assert self._process.stdout is not None
+        self.uri = self._process.stdout.readline().strip()
+        assert self.uri, f"`flux start` ended with status {self._process.wait()}"
+
+    def __enter__(self) -> FluxInstance:
+        return self
+
+    def kill(self) -> None:
+        """Kill the broker of rank 0, as nothing but SIGKILL or a power cut can end it."""
+        command = ["flux", "proxy", self.uri, "flux", "getattr", "broker.pid"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        os.kill(int(answer.stdout), signal.SIGKILL)
+
+    def end(self) -> None:
+        """Let it end as an allocation does: its cleanup, then its end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        try:
+            self._process.wait(timeout=60)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
 
 
 _NOT_RUN = pytest.StashKey[int]()

@@ -94,6 +94,10 @@ class EngineError(FluxEndpointError):
     """The engine could not be started, or can't take tasks any more."""
 
 
+class InstanceLostError(EngineError):
+    """The Flux instance that an endpoint ran in is gone."""
+
+
 class TaskError(FluxEndpointError):
     """A task ended without a value. Base of what a future raises."""
 

@@ -52,9 +52,11 @@ class ObedientEngine:
         self,
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
         self._on_result = on_result
         self.on_event = on_event
+        self.on_lost = on_lost
         self._thread.start()
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:

@@ -18,6 +18,7 @@ from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.registration import BrokerUrl
+from flux_endpoint.errors import InstanceLostError
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -354,3 +355,23 @@ def test_an_agent_without_a_broker_says_so_once_with_the_address_and_asks_for_a_
     assert len(down) == 1
     assert f"127.0.0.1:{free_port}" in down[0].fields["address"]
     assert "connected to the broker" in caplog.messages
+
+
+def test_where_the_engine_has_nothing_left_to_run_on_the_agent_ends_and_keeps_what_has_no_end(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path, shutdown_grace=1000) as run:
+        ended, kept = service.send(), service.send()
+        for _ in (ended, kept):
+            held_engine.next_submitted()
+        assert held_engine.on_lost is not None
+        held_engine.on_lost("the Flux instance is gone")
+        held_engine.finish(ended)
+        service.await_results([ended])
+        run.join()
+    assert isinstance(run.error, InstanceLostError)
+    assert "the Flux instance is gone. 1 tasks stay in its journal" in str(run.error)
+    engine = ObedientEngine()
+    with running(service, engine, tmp_path):
+        service.await_results([kept])
+    assert engine.all_submitted == [kept]

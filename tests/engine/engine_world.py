@@ -59,7 +59,9 @@ class End:
 class World:
     """A running engine and everything that it said."""
 
-    def __init__(self, kind: str, directory: Path, **config: Any) -> None:
+    def __init__(
+        self, kind: str, directory: Path, *, uri: str | None = None, **config: Any
+    ) -> None:
         self.kind = kind
         self.directory = directory
         self.config = FluxEngineConfig(executor=kind, **config)
@@ -67,9 +69,11 @@ class World:
         self._results: dict[str, list[bytes]] = {}
         self._changed = threading.Condition()
         self.engine = FluxEngine(
-            self.config, endpoint_id=str(uuid.UUID(int=7)), directory=directory
+            self.config, endpoint_id=str(uuid.UUID(int=7)), directory=directory, uri=uri
         )
-        self.engine.start(self._on_result, self._on_event)
+        #: Why the instance is gone, for each time that it was told.
+        self.lost: list[str] = []
+        self.engine.start(self._on_result, self._on_event, self._on_lost)
 
     def _on_result(self, result: EngineResult) -> None:
         with self._changed:
@@ -80,6 +84,17 @@ class World:
         with self._changed:
             self.events.append(event)
             self._changed.notify_all()
+
+    def _on_lost(self, reason: str) -> None:
+        with self._changed:
+            self.lost.append(reason)
+            self._changed.notify_all()
+
+    def wait_lost(self) -> str:
+        """Wait until the engine says that its instance is gone; return why."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.lost, PATIENCE)
+        return self.lost[0]
 
     def submit(
         self,

@@ -12,6 +12,7 @@ from flux_endpoint.errors import (
     ConfigurationError,
     EngineError,
     FluxEndpointError,
+    InstanceLostError,
     NotFoundError,
     ServiceError,
     ServiceUnreachableError,
@@ -30,6 +31,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 69
     BUG = 70
     FILES = 74
+    INSTANCE_LOST = 75
     PERMISSION = 77
     CONFIGURATION = 78
     INTERRUPTED = 130
@@ -47,6 +49,8 @@ MEANINGS = {
     ExitCode.UNAVAILABLE: "The service, its message broker or Flux can't be reached.",
     ExitCode.BUG: "An error of Flux Endpoint itself; the message says where its details are.",
     ExitCode.FILES: "A file can't be read or written.",
+    ExitCode.INSTANCE_LOST: "The Flux instance that an endpoint ran in is gone; start it in "
+    "another one, and what it had not run is run there.",
     ExitCode.PERMISSION: "Not permitted: the token is not valid, or it is another user's.",
     ExitCode.CONFIGURATION: "A configuration, a setting or a credentials file is missing or wrong.",
     ExitCode.INTERRUPTED: "Ctrl-C.",
@@ -62,6 +66,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (ServiceUnreachableError, ExitCode.UNAVAILABLE),
     (StillTryingError, ExitCode.UNAVAILABLE),
     (AmqpError, ExitCode.UNAVAILABLE),
+    (InstanceLostError, ExitCode.INSTANCE_LOST),
     (EngineError, ExitCode.UNAVAILABLE),
     (NotFoundError, ExitCode.NOT_FOUND),
     (ConfigurationError, ExitCode.CONFIGURATION),

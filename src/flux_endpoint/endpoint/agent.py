@@ -18,15 +18,23 @@ from pathlib import Path
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
 from flux_endpoint.endpoint.commands import cancelled_before_it_came, read_command
 from flux_endpoint.endpoint.config import MAX_PREFETCH, EndpointConfig
+from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.events import EventSender
 from flux_endpoint.endpoint.intake import Refused, read_task, refuse
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
-from flux_endpoint.endpoint.turn import Command, ConsumeRefused, Event, Signal, Turn
+from flux_endpoint.endpoint.turn import (
+    Command,
+    ConsumeRefused,
+    EngineLost,
+    Event,
+    Signal,
+    Turn,
+)
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
-from flux_endpoint.errors import InvalidMessageError, PublishError
+from flux_endpoint.errors import InstanceLostError, InvalidMessageError, PublishError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.protocol.states import ErrorCode
@@ -94,11 +102,10 @@ class Agent:
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._running: set[str] = set()
         self._paused = False
-        self._connected = False
-        self._trouble = ""
-        self._refusal = ""
+        self._link = Connectivity(queues.task_queue_info.queue)
         self._stopping = False
         self._engine_stopped = False
+        self._lost = ""
         self._leave_at = float("inf")
         self._journal: Journal
         self._connection: AmqpConnection
@@ -120,6 +127,7 @@ class Agent:
 
         Raises:
             EngineError: the engine can't be started.
+            InstanceLostError: the Flux instance is gone; what may be run again is in the journal.
             FluxEndpointError: the journal can't be written; what was not recorded was not
                 acknowledged either, so the broker still has it.
         """
@@ -136,7 +144,11 @@ class Agent:
             )
             self._outbox = Outbox(self._connection, self._queues.result_queue_info, self._inbox.put)
             self._events = EventSender(self._connection, self._queues.event_queue_info)
-            self._engine.start(self._inbox.put, self._inbox.put)
+            self._engine.start(
+                self._inbox.put,
+                self._inbox.put,
+                lambda reason: self._inbox.put(EngineLost(reason)),
+            )
             try:
                 self._begin(unpublished)
                 while time.monotonic() < self._leave_at:
@@ -145,6 +157,11 @@ class Agent:
                 self._close()
         finally:
             self._journal.close()
+        if self._lost:
+            raise InstanceLostError(
+                f"the endpoint has stopped: {self._lost}. {len(self._running)} tasks stay in its "
+                "journal; start it in another allocation to have them run"
+            )
 
     def _begin(self, unpublished: list[str]) -> None:
         self._recover(unpublished)
@@ -253,12 +270,17 @@ class Agent:
             self._commanded(delivery, turn)
         return turn
 
-    def _note(self, change: StateChange | ConsumeRefused | Signal) -> None:
+    def _note(self, change: StateChange | ConsumeRefused | EngineLost | Signal) -> None:
         match change:
             case StateChange():
-                self._connection_changed(change)
+                if self._link.changed(change):
+                    self._tell_status()
+                if change.state is ConnectionState.CONNECTED:
+                    self._reports.due = 0.0
             case ConsumeRefused(reason):
-                self._consume_refused(reason)
+                self._link.refused(reason)
+            case EngineLost(reason):
+                self._engine_lost(reason)
             case Signal():
                 self._signalled(change)
 
@@ -371,54 +393,14 @@ class Agent:
             self._url.connected()
         self._inbox.put(change)
 
-    def _connection_changed(self, change: StateChange) -> None:
-        match change.state:
-            case ConnectionState.CONNECTED:
-                self._connected, self._trouble, self._refusal = True, "", ""
-                event(log, logging.INFO, "connected to the broker", address=change.address)
-                self._reports.due = 0.0
-            case ConnectionState.LOST | ConnectionState.UNREACHABLE:
-                trouble = f"broker {change.address}: {change.reason}"
-                if trouble == self._trouble:
-                    return
-                self._connected, self._trouble = False, trouble
-                event(
-                    log,
-                    logging.WARNING,
-                    f"broker connection {change.state}, trying again until it is back",
-                    address=change.address,
-                    reason=change.reason,
-                )
-            case ConnectionState.CLOSED:
-                self._connected = False
-                return
-        self._tell_status()
-
-    def _consume_refused(self, reason: str) -> None:
-        if reason == self._refusal:
-            return
-        self._refusal = reason
-        what = (
-            "another agent has this endpoint's task queue; trying again until it lets go"
-            if "exclusive" in reason
-            else "the broker refuses the task queue; trying again"
-        )
-        event(
-            log,
-            logging.ERROR,
-            what,
-            queue=self._queues.task_queue_info.queue,
-            reason=reason,
-        )
-
     def _tell_status(self) -> None:
         if self._on_status is None:
             return
-        state = "connected" if self._connected else "disconnected"
+        state = "connected" if self._link.connected else "disconnected"
         if self._stopping:
             state = "stopping"
         executor = self._engine.status().get("executor")
-        self._on_status(AgentStatus(state, self._trouble, executor))
+        self._on_status(AgentStatus(state, self._link.trouble, executor))
 
     # The end
 
@@ -429,7 +411,6 @@ class Agent:
             event(log, logging.WARNING, "endpoint stops at once")
             self._leave_at = 0.0
         else:
-            self._stopping = True
             grace = self._config.shutdown_grace
             event(
                 log,
@@ -438,11 +419,21 @@ class Agent:
                 grace=grace,
                 unfinished=len(self._running),
             )
-            self._consumer.cancel()
-            self._tell_status()
-            threading.Thread(
-                target=self._stop_engine, args=(grace,), name="engine stop", daemon=True
-            ).start()
+            self._begin_to_stop(grace)
+
+    def _engine_lost(self, reason: str) -> None:
+        if not self._stopping:  # else it ends anyway
+            self._lost = reason
+            event(log, logging.ERROR, f"endpoint stops: {reason}", unfinished=len(self._running))
+            self._begin_to_stop(0.0)
+
+    def _begin_to_stop(self, grace: float) -> None:
+        self._stopping = True
+        self._consumer.cancel()
+        self._tell_status()
+        threading.Thread(
+            target=self._stop_engine, args=(grace,), name="engine stop", daemon=True
+        ).start()
 
     def _stop_engine(self, grace: float) -> None:
         """Runs on a thread of its own, while results still come in."""
@@ -456,7 +447,7 @@ class Agent:
     def _consider_leaving(self) -> None:
         if not self._engine_stopped:
             return
-        if not self._connected or not self._outbox.awaiting:
+        if not self._link.connected or not self._outbox.awaiting:
             self._leave_at = 0.0
         else:
             self._leave_at = min(self._leave_at, time.monotonic() + CONFIRM_GRACE)
@@ -466,7 +457,7 @@ class Agent:
             self._stopping = True
             self._engine.stop(0)
         self._report(active=False)
-        self._connection.close(CONFIRM_GRACE if self._connected else 0.0)
+        self._connection.close(CONFIRM_GRACE if self._link.connected else 0.0)
         # What came in meanwhile, so that the next agent need not do it again.
         last = Turn()
         while not self._inbox.empty():

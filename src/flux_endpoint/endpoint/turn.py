@@ -27,6 +27,13 @@ class ConsumeRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLost:
+    """What the engine's tasks ran on is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """A delivery of the command queue."""
 
@@ -41,6 +48,7 @@ Event: TypeAlias = (
     | StateChange
     | Command
     | ConsumeRefused
+    | EngineLost
     | Signal
 )
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 from flux_endpoint import logs
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.flux_bindings import import_flux
+from flux_endpoint.engine.lifeline import Lifeline
 from flux_endpoint.engine.local import LocalExecutor
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.errors import EngineError
@@ -115,6 +116,16 @@ class Backend(Protocol):
     #: Whether jobs may run on another host than this process.
     spans_hosts: bool
 
+    def watch(self, on_lost: Callable[[str], None]) -> None:
+        """Have `on_lost` called, once and with the reason, if the instance goes.
+
+        Raises:
+            EngineError: it is gone already.
+        """
+
+    def is_lost(self, error: BaseException | None) -> bool:
+        """Return whether `error` comes of the instance's end; `on_lost` has been called then."""
+
     def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
         """Submit a jobspec given as plain data."""
 
@@ -176,6 +187,13 @@ class LocalBackend:
             f"({config.local_nodes} node(s), {cores} cores each)"
         )
 
+    def watch(self, on_lost: Callable[[str], None]) -> None:
+        """See `Backend`; the executor is a part of this process."""
+
+    def is_lost(self, error: BaseException | None) -> bool:  # noqa: ARG002 - the interface's
+        """See `Backend`."""
+        return False
+
     def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
         """See `Backend`."""
         return self.executor.submit(json.dumps(jobspec), urgency=urgency)
@@ -212,33 +230,53 @@ class LocalBackend:
 
 
 class FluxBackend:
-    """Jobs run in the Flux instance that `FLUX_URI` names."""
+    """Jobs run in a Flux instance.
+
+    Args:
+        uri: of the instance; default: what `FLUX_URI` says, else the default instance.
+    """
 
     kind: Literal["flux", "local"] = "flux"
 
-    def __init__(self) -> None:
+    def __init__(self, uri: str | None = None) -> None:
         self._flux = import_flux()
+        self._uri = uri or os.environ.get("FLUX_URI") or None
+        where = self._uri or "the default URI"
         self._lock = threading.Lock()  # a handle serves one thread at a time
         try:
-            self._handle = self._flux.Flux()
+            self._handle = self._flux.Flux(self._uri)
             listing = _resource_list(self._handle).get().all
         except OSError as error:
-            where = os.environ.get("FLUX_URI", "the default instance (FLUX_URI is not set)")
+            where = self._uri or "the default instance (FLUX_URI is not set)"
             raise EngineError(
                 f"can't reach Flux at {where}: {error}. Start the endpoint inside an allocation, "
                 "e.g. `flux alloc -N1` or `flux start`, or set engine.executor: local"
             ) from error
         self.resources = Resources(listing.nnodes, listing.ncores, listing.ngpus)
-        self.instance = os.environ.get("FLUX_URI", "")
+        self.instance = self._uri or ""
         self.spans_hosts = listing.nnodes > 1
         self.executor: JobExecutor = self._flux.job.FluxExecutor(
-            poll_interval=_POLL_INTERVAL, thread_name_prefix="jobs"
+            poll_interval=_POLL_INTERVAL,
+            thread_name_prefix="jobs",
+            handle_args=(self._uri,),
         )
         version = self._handle.attr_get("version")
         self.description = (
-            f"Flux {version} instance at {os.environ.get('FLUX_URI', 'the default URI')} "
-            f"({listing.nnodes} node(s), {listing.ncores} cores)"
+            f"Flux {version} instance at {where} ({listing.nnodes} node(s), {listing.ncores} cores)"
         )
+        self._lifeline: Lifeline | None = None
+
+    def watch(self, on_lost: Callable[[str], None]) -> None:
+        """See `Backend`."""
+        try:
+            self._lifeline = Lifeline(self._flux, self._uri, on_lost)
+        except OSError as error:
+            where = self._uri or "the default URI"
+            raise EngineError(f"the Flux instance at {where} is gone: {error}") from error
+
+    def is_lost(self, error: BaseException | None) -> bool:
+        """See `Backend`."""
+        return self._lifeline is not None and self._lifeline.explains(error)
 
     def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
         """See `Backend`."""
@@ -274,8 +312,15 @@ class FluxBackend:
         if not ranks:
             return
         command = ["flux", "exec", "-r", ranks, "sh", "-c", _SWEEP, "sh", variable]
+        environment = {**os.environ, "FLUX_URI": self._uri} if self._uri else None
         try:
-            subprocess.run(command, capture_output=True, timeout=_SWEEP_TIMEOUT, check=False)
+            subprocess.run(
+                command,
+                capture_output=True,
+                timeout=_SWEEP_TIMEOUT,
+                check=False,
+                env=environment,
+            )
         except (OSError, subprocess.SubprocessError) as error:
             logs.event(
                 log, logging.WARNING, "could not look for a job's leftovers", reason=str(error)
@@ -294,7 +339,7 @@ class FluxBackend:
 
     def usage(self) -> dict[str, Any]:
         """See `Backend`."""
-        if not self._lock.acquire(timeout=_USAGE_TIMEOUT):
+        if self.is_lost(None) or not self._lock.acquire(timeout=_USAGE_TIMEOUT):
             return {}
         try:
             listing = _resource_list(self._handle).wait_for(_USAGE_TIMEOUT).get()
@@ -315,6 +360,8 @@ class FluxBackend:
 
     def close(self) -> None:
         """See `Backend`."""
+        if self._lifeline is not None:
+            self._lifeline.close()
         # Jobs that go on would be waited for; nothing that we started to follow them outlives us.
         self.executor.shutdown(wait=False, cancel_futures=True)
 
@@ -351,12 +398,17 @@ def _resource_list(handle: Any) -> Any:
     return resource.resource_list(handle)
 
 
-def choose_backend(config: FluxEngineConfig) -> Backend:
+def choose_backend(config: FluxEngineConfig, uri: str | None = None) -> Backend:
     """Return the backend that `config.executor` asks for; "auto" is Flux where `FLUX_URI` is set.
+
+    Args:
+        config: options.
+        uri: a Flux instance, to run jobs in this one whatever `config.executor` and `FLUX_URI` say.
 
     Raises:
         EngineError: Flux was asked for and can't be used.
     """
-    if config.executor == "flux" or (config.executor == "auto" and os.environ.get("FLUX_URI")):
-        return FluxBackend()
+    auto = config.executor == "auto" and os.environ.get("FLUX_URI")
+    if uri is not None or config.executor == "flux" or auto:
+        return FluxBackend(uri)
     return LocalBackend(config)

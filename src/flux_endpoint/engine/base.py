@@ -51,8 +51,13 @@ class Engine(Protocol):
         self,
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
         """Start; give every task's end to `on_result`, every event of its job to `on_event`.
+
+        `on_lost` is told the reason, once, if what the tasks run on is gone. A task gets no result
+        then if it had not been started, or may be tried again: it stays with whoever submitted it,
+        for an engine to come. All others have had theirs when `stop` returns.
 
         Raises:
             EngineError: it can't start; says what to do.

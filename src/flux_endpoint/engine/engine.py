@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint import logs
+from flux_endpoint.engine.attempts import KeptAttempts
 from flux_endpoint.engine.backend import Backend, choose_backend
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
@@ -32,10 +34,19 @@ class FluxEngine:
         config: options, as in the endpoint's `config.yaml`.
         endpoint_id: the endpoint's UUID; results name it.
         directory: the endpoint's directory; the engine keeps its own state in `engine/` below it.
+        uri: the Flux instance; default: as `config.executor` says.
     """
 
-    def __init__(self, config: FluxEngineConfig, *, endpoint_id: str, directory: Path) -> None:
+    def __init__(
+        self,
+        config: FluxEngineConfig,
+        *,
+        endpoint_id: str,
+        directory: Path,
+        uri: str | None = None,
+    ) -> None:
         self._config = config
+        self._uri = uri
         self._endpoint_id = endpoint_id
         self._directory = directory / "engine"
         self._tasks = TaskSettings(
@@ -44,41 +55,53 @@ class FluxEngine:
             run_in_sandbox=config.run_in_sandbox,
             allowed_serializers=config.allowed_serializers,
         )
+        self._kept = KeptAttempts(self._directory / "attempts")
+        #: What earlier engines have tried.
+        self._attempts: dict[str, list[str]] = {}
+        self._losing = threading.Lock()
+        self._lost = False
         self._backend: Backend | None = None
         self._pool: WorkerPool | None = None
         self._jobs: JobRunner | None = None
         self._on_result: Callable[[EngineResult], None] = lambda _: None
+        self._on_lost: Callable[[str], None] = lambda _: None
 
     def start(
         self,
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        """Start; both callbacks are called on the engine's threads.
+        """Start; the callbacks are called on the engine's threads.
 
         Args:
             on_result: given every task's end.
             on_event: given every event of every job that a task became.
+            on_lost: given the reason, once, if the Flux instance is gone; see `lose`.
 
         Raises:
             EngineError: Flux was asked for and can't be used, or the working directory can't be
                 made; says what to do.
         """
         self._on_result = on_result
+        if on_lost is not None:
+            self._on_lost = on_lost
         try:
             Path(self._tasks.working_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EngineError(
                 f"engine.working_dir: {self._tasks.working_dir} can't be made: {error.strerror}"
             ) from error
-        self._backend = choose_backend(self._config)
+        self._attempts = self._kept.load()
+        self._backend = choose_backend(self._config, self._uri)
         logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
         self._pool = WorkerPool(
             self._backend,
             self._config,
             tasks=self._tasks,
             directory=self._directory,
-            on_result=on_result,
+            kept=self._kept,
+            on_result=self._ended,
         )
         self._jobs = JobRunner(
             self._backend,
@@ -92,10 +115,12 @@ class FluxEngine:
             ),
             endpoint_id=self._endpoint_id,
             retries=self._config.max_retries_on_system_failure,
-            on_result=on_result,
+            kept=self._kept,
+            on_result=self._ended,
             on_event=on_event or (lambda _: None),
             on_waiting=self._pool.yield_nodes,
         )
+        self._backend.watch(self.lose)
         self._pool.start()
         self._jobs.start()
 
@@ -108,20 +133,52 @@ class FluxEngine:
         if self._pool is None or self._jobs is None:
             raise EngineError("the engine is not running")
         if not task.resource_specification and task.attach is None:
-            self._pool.submit(task)
+            self._pool.submit(task, self._attempts_at(task))
         elif is_command(task.buffer) and command_of(task.buffer) is None:
             # Its arguments are Python's: they are read where user code may run.
             self._pool.format(task, partial(self._formatted, task))
         else:
-            self._jobs.submit(task)
+            self._jobs.submit(task, self._attempts_at(task))
+
+    def _attempts_at(self, task: EngineTask) -> list[str]:
+        return list(self._attempts.get(task.task_id, ()))
 
     def _formatted(self, task: EngineTask, result: EngineResult) -> None:
         """Runs on the pool's thread: a task's command has its arguments now, or can't have them."""
         message = json.loads(result.body[1:])["data"]
         if self._jobs is None or message["error_details"] is not None:
-            self._on_result(result)
+            self._ended(result)
         else:
-            self._jobs.submit(replace(task, buffer=message["data"]))
+            self._jobs.submit(replace(task, buffer=message["data"]), self._attempts_at(task))
+
+    def _ended(self, result: EngineResult) -> None:
+        """Runs on the pool's or the runner's thread."""
+        if self._attempts.pop(result.task_id, None) is not None:
+            self._kept.forget(result.task_id)
+        self._on_result(result)
+
+    def lose(self, reason: str) -> None:
+        """Give the Flux instance up: it is gone, or its time is over. From any thread.
+
+        The engine finds out by itself that an instance is gone; whoever lends it for a time may say
+        so earlier. What ran fails with the reason, unless `max_retries_on_system_failure` lets it
+        be tried again. That, what had not been started and what is submitted from now on gets no
+        result: it is for an engine to come, which counts the attempts if it has the same
+        directory. `on_lost` is called, once; `stop` returns when all others have their results.
+
+        Args:
+            reason: why, as a sentence's beginning: "the Flux instance … is gone: …".
+        """
+        with self._losing:
+            if self._lost:
+                return
+            self._lost = True
+        logs.event(log, logging.ERROR, reason)
+        pool, jobs = self._pool, self._jobs
+        if pool is not None and jobs is not None:
+            pool.lose(reason)
+            jobs.lose(reason)
+        self._on_lost(reason)
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is, with its whole process tree; unknown ids are ignored."""

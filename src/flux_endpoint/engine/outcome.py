@@ -18,7 +18,7 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 CALLED_PROCESS_ERROR = "subprocess.CalledProcessError"
 TIMEOUT_EXPIRED = "subprocess.TimeoutExpired"
@@ -28,6 +28,13 @@ _EXIT_ON_ERROR = re.compile(r"failed(?: \(Exit (\d+)\))?.* exit-on-error is set"
 
 #: What a shell, and Flux, add to a signal's number to make an exit code of it.
 _SIGNAL_BASE = 128
+
+
+class Ended(Protocol):
+    """The future of a job that has ended."""
+
+    def exception(self, timeout: float | None = None) -> BaseException | None: ...  # noqa: D102
+    def result(self, timeout: float | None = None) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,24 @@ class Lost:
 
 
 Outcome = Finished | Cancelled | Refused | Lost
+
+
+def error_of(job: Ended) -> BaseException | None:
+    """Return the exception of a future that is done, a cancellation included."""
+    try:
+        return job.exception(timeout=0)
+    except CancelledError as cancelled:
+        return cancelled
+
+
+def end_of_job(job: Ended) -> str:
+    """Say how a job ended whose future is done."""
+    error = error_of(job)
+    if isinstance(error, CancelledError):
+        return "its job was cancelled"
+    if error is not None:
+        return f"its job failed: {error}"
+    return f"its job ended with status {job.result(timeout=0)}"
 
 
 def outcome_of(

@@ -7,7 +7,7 @@ import logging
 import queue
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,12 +16,14 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine import results
+from flux_endpoint.engine.attempts import KeptAttempts, failure_text
 from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.jobs.collect import collect, shell_result
 from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan, Planner, RanksPlan
 from flux_endpoint.engine.jobspec import build_jobspec
+from flux_endpoint.engine.leftovers import kill_tasks
 from flux_endpoint.engine.outcome import (
     TIMEOUT_EXPIRED,
     Cancelled,
@@ -29,6 +31,7 @@ from flux_endpoint.engine.outcome import (
     Lost,
     Outcome,
     Refused,
+    error_of,
     outcome_of,
 )
 from flux_endpoint.engine.task import Failure, Value
@@ -72,6 +75,7 @@ class JobRunner:
         backend: where jobs run.
         planner: decides what job a task becomes.
         retries: how often a task is tried again that the system, not its user, failed.
+        kept: remembers the attempts of what is left for an engine to come.
         on_result: given every task's end.
         on_event: given every event of every job.
         on_waiting: told whether any job waits for resources.
@@ -84,6 +88,7 @@ class JobRunner:
         *,
         endpoint_id: str,
         retries: int,
+        kept: KeptAttempts,
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None],
         on_waiting: Callable[[bool], None],
@@ -92,6 +97,9 @@ class JobRunner:
         self._planner = planner
         self._details = results.worker_details(endpoint_id)
         self._retries = retries
+        self._kept = kept
+        #: Whether there is nothing left to run jobs on.
+        self._lost = False
         self._on_result = on_result
         self._on_event = on_event
         self._on_waiting = on_waiting
@@ -106,13 +114,22 @@ class JobRunner:
         self._planner.directory.mkdir(parents=True, exist_ok=True)
         self._thread.start()
 
-    def submit(self, task: EngineTask) -> None:
-        """Take a task; one whose job still runs, from before a restart, is attached to it."""
-        self._inbox.put(lambda: self._begin(task, []))
+    def submit(self, task: EngineTask, attempts: list[str]) -> None:
+        """Take a task; one whose job still runs, from before a restart, is attached to it.
+
+        Args:
+            task: the task.
+            attempts: why earlier attempts at it have failed.
+        """
+        self._inbox.put(lambda: self._begin(task, attempts))
 
     def cancel(self, task_id: str, signum: int | None) -> None:
         """End a task's job; with `signum` send that signal to its processes instead."""
         self._inbox.put(lambda: self._cancel(task_id, signum))
+
+    def lose(self, reason: str) -> None:
+        """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
+        self._inbox.put(lambda: self._lose(reason))
 
     def status(self) -> dict[str, Any]:
         """Return counters."""
@@ -125,7 +142,7 @@ class JobRunner:
     def stop(self, *, keep: bool) -> None:
         """Stop following jobs; `keep` leaves them running, to be found after a restart."""
         if not keep:
-            self._inbox.put(self._cancel_all)
+            self._inbox.put(lambda: self._cancel_all(self._jobs.values(), "the endpoint stops"))
         self._inbox.put(None)
         self._thread.join()
         self._sweepers.shutdown(wait=False, cancel_futures=True)
@@ -144,10 +161,16 @@ class JobRunner:
                 self._on_waiting(waiting)
 
     def _begin(self, task: EngineTask, attempts: list[str]) -> None:
+        if self._lost:
+            self._keep(task, attempts)
+            return
         try:
             plan = self._planner.plan(task)
             job = self._attach(task, plan) or self._submit(task, plan)
         except (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if self._backend.is_lost(error):
+                self._keep(task, attempts)
+                return
             self._end(task, Failure(ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}"))
             return
         job.attempts = attempts
@@ -246,19 +269,14 @@ class JobRunner:
 
     def _ended(self, job: _Job) -> None:
         task_id = job.task.task_id
-        if self._jobs.get(task_id) is not job:
-            return
-        if job.jobid is not None and _is_job_exception(job.future) and not job.clean:
+        error = error_of(job.future)
+        if self._jobs.get(task_id) is not job or self._is_lost(error):
+            return  # with the instance, all jobs end together
+        if job.jobid is not None and _is_job_exception(error) and not job.clean:
             job.failed = True  # its processes are being ended: no result before they are
             return
         del self._jobs[task_id]
-        error: BaseException | None
-        status = None
-        try:
-            error = job.future.exception(timeout=0)
-            status = None if error is not None else job.future.result(timeout=0)
-        except CancelledError as cancelled:
-            error = cancelled
+        status = None if error is not None else job.future.result(timeout=0)
         if job.attached and isinstance(error, ValueError):
             self._record(task_id).unlink(missing_ok=True)
             self._begin(job.task, job.attempts)  # Flux knows nothing of that job any more
@@ -310,7 +328,7 @@ class JobRunner:
                     self._record(job.task.task_id).unlink(missing_ok=True)
                     self._begin(job.task, attempts)
                     return
-                end = _lost(attempts)
+                end = Failure(ErrorCode.WORKER_LOST, failure_text("JobLost", attempts))
         self._end(job.task, end, job.statuses)
 
     def _collect(self, job: _Job, outcome: Finished) -> Value | Failure:
@@ -340,10 +358,43 @@ class JobRunner:
         else:
             job.future.cancel()  # else `_identified` cancels the job
 
-    def _cancel_all(self) -> None:
-        for job in self._jobs.values():
+    def _lose(self, reason: str) -> None:
+        self._lost = True
+        jobs, self._jobs = self._jobs, {}
+        # Flux ends them no more; those of other hosts are for whoever lent the hosts.
+        kill_tasks({task_id for task_id, job in jobs.items() if job.allocated})
+        for job in jobs.values():
+            attempts = [*job.attempts, f"{reason}, while the task's job ran"]
+            if job.cancelled:
+                self._carry_out(job, Cancelled("ended on request"))
+            elif isinstance(job.plan, FollowPlan):
+                text = f"job {format_jobid(job.plan.jobid)} can't be followed any more: {reason}"
+                self._end(job.task, Failure(ErrorCode.WORKER_LOST, f"JobLost: {text}"))
+            elif not job.allocated:
+                self._keep(job.task, job.attempts)
+            elif len(attempts) <= self._retries:
+                self._keep(job.task, attempts)
+            else:
+                text = failure_text("JobLost", attempts)
+                self._end(job.task, Failure(ErrorCode.WORKER_LOST, text), job.statuses)
+        if not self._backend.is_lost(None):
+            self._cancel_all(jobs.values(), reason)
+
+    def _is_lost(self, error: BaseException | None) -> bool:
+        if error is None or _is_job_exception(error):  # this is the job's own end
+            return False
+        return self._backend.is_lost(error)
+
+    def _keep(self, task: EngineTask, attempts: list[str]) -> None:
+        """Leave a task without an end: it is run again when there is something to run it on."""
+        self._record(task.task_id).unlink(missing_ok=True)
+        if attempts:
+            self._kept.keep(task.task_id, attempts)
+
+    def _cancel_all(self, jobs: Iterable[_Job], note: str) -> None:
+        for job in jobs:
             if job.jobid is not None and not isinstance(job.plan, FollowPlan):
-                self._backend.cancel(job.jobid, "the endpoint stops")
+                self._backend.cancel(job.jobid, note)
 
 
 def _was_ended(outcome: Outcome) -> bool:
@@ -353,11 +404,8 @@ def _was_ended(outcome: Outcome) -> bool:
     )
 
 
-def _is_job_exception(future: JobFuture) -> bool:
-    try:
-        return hasattr(future.exception(timeout=0), "severity")
-    except CancelledError:
-        return False
+def _is_job_exception(error: BaseException | None) -> bool:
+    return hasattr(error, "severity")
 
 
 def _not_followed(jobid: int, error: Exception) -> str:
@@ -382,10 +430,3 @@ def _prepare_output(plan: JobPlan) -> tuple[int, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         sizes.append(path.stat().st_size if path.is_file() else 0)
     return sizes[0], sizes[1]
-
-
-def _lost(attempts: list[str]) -> Failure:
-    if len(attempts) == 1:
-        return Failure(ErrorCode.WORKER_LOST, f"JobLost: {attempts[0]}")
-    history = "\n".join(f"  attempt {n}: {why}" for n, why in enumerate(attempts, start=1))
-    return Failure(ErrorCode.WORKER_LOST, f"JobLost: {len(attempts)} attempts failed\n{history}")

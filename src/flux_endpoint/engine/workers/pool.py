@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from typing import Any
 import zmq
 
 from flux_endpoint import logs
-from flux_endpoint.engine import results
-from flux_endpoint.engine.backend import Backend, JobFuture
+from flux_endpoint.engine.attempts import KeptAttempts
+from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.outcome import end_of_job, error_of
 from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.engine.workers.backlog import Backlog
 from flux_endpoint.engine.workers.launch import ManagerLauncher
 from flux_endpoint.engine.workers.records import Entry, ManagerRecord
-from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
 
@@ -56,16 +56,16 @@ class WorkerPool:
         *,
         tasks: TaskSettings,
         directory: Path,
+        kept: KeptAttempts,
         on_result: Callable[[EngineResult], None],
     ) -> None:
         self._backend = backend
         self._on_result = on_result
-        self._retries = config.max_retries_on_system_failure
         self._idle_timeout = config.idle_timeout
         self._most = min(config.max_nodes or backend.resources.nodes, backend.resources.nodes)
         self._least = min(config.min_nodes, self._most)
         self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
-        self._waiting: deque[Entry] = deque()
+        self._waiting = Backlog(config.max_retries_on_system_failure, kept)
         self._managers: dict[str, ManagerRecord] = {}
         #: Tasks that run for a while already, and when each was started (seconds since the epoch).
         self._running: dict[str, float] = {}
@@ -93,9 +93,10 @@ class WorkerPool:
         self._tell(lambda: None)  # the first turn starts the managers that are always there
         self._thread.start()
 
-    def submit(self, task: EngineTask) -> None:
-        """Queue a task; it ends in one call of `on_result`."""
-        self._tell(lambda: self._waiting.append(Entry(task, self._on_result)))
+    def submit(self, task: EngineTask, attempts: list[str]) -> None:
+        """Queue a task, after `attempts` that failed; it ends in one call of `on_result`."""
+        entry = Entry(task, self._on_result, attempts=attempts)
+        self._tell(lambda: self._waiting.append(entry))
 
     def format(self, task: EngineTask, on_result: Callable[[EngineResult], None]) -> None:
         """Have a worker put a command task's arguments into its command.
@@ -116,6 +117,10 @@ class WorkerPool:
     def yield_nodes(self, wanted: bool) -> None:
         """While `wanted` for longer than a moment, give idle nodes back: a job waits for them."""
         self._tell(lambda: self._yield_nodes(wanted))
+
+    def lose(self, reason: str) -> None:
+        """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
+        self._tell(lambda: self._lose(reason))
 
     def status(self) -> dict[str, Any]:
         """Return counters, as of the last thing that happened, and what runs for a while."""
@@ -218,7 +223,7 @@ class WorkerPool:
             elif kind == b"cancelled":
                 entry = self._release(manager, parts[0].decode())
                 if entry is not None:
-                    self._fail_cancelled(entry)
+                    self._waiting.end_cancelled(entry)
 
     def _take_results(self, manager: ManagerRecord, parts: list[bytes]) -> None:
         manager.ahead = json.loads(parts[0])["ahead"]
@@ -244,21 +249,17 @@ class WorkerPool:
         for identity in parts:
             entry = self._release(manager, identity.decode())
             if entry is not None:
-                self._requeue(entry)
-
-    def _requeue(self, entry: Entry) -> None:
-        self._running.pop(entry.task.task_id, None)
-        if entry.cancelled:
-            self._fail_cancelled(entry)
-        else:
-            self._waiting.appendleft(entry)
+                self._waiting.requeue(entry)
 
     def _reconcile(self, manager: ManagerRecord, held: set[str]) -> None:
         """Queue again what a broken connection has lost, be it the task or its result."""
         for task_id in manager.asked:
-            if task_id in manager.tasks and task_id not in held:
+            if task_id in held:
+                continue
+            entry = self._release(manager, task_id)
+            if entry is not None:
                 logs.event(log, logging.WARNING, "task lost on its way, again", task=task_id)
-                self._requeue(manager.tasks.pop(task_id))
+                self._waiting.requeue(entry)
         manager.asked = []
 
     def _greeted(self, manager: ManagerRecord, greeting: dict[str, Any]) -> None:
@@ -296,7 +297,7 @@ class WorkerPool:
         while count > 0 and self._waiting:
             frames = [b"tasks"]
             for _ in range(min(count, _BATCH, len(self._waiting))):
-                entry = self._waiting.popleft()
+                entry = self._waiting.take()
                 task = entry.task
                 header: dict[str, Any] = {"id": task.task_id}
                 if task.result_serializers:
@@ -329,37 +330,12 @@ class WorkerPool:
     def _lost(self, manager: ManagerRecord, task_id: str, reason: str) -> None:
         entry = self._release(manager, task_id)
         if entry is not None:
-            self._retry_or_fail(entry, f"{reason} on {manager.host or 'its node'}")
-
-    def _retry_or_fail(self, entry: Entry, reason: str) -> None:
-        self._running.pop(entry.task.task_id, None)
-        if entry.cancelled:
-            self._fail_cancelled(entry)
-            return
-        entry.attempts.append(reason)
-        if len(entry.attempts) <= self._retries:
-            self._waiting.appendleft(entry)
-            return
-        text = "WorkerLost: " + entry.attempts[-1]
-        if len(entry.attempts) > 1:
-            history = (f"  attempt {n}: {why}" for n, why in enumerate(entry.attempts, start=1))
-            text = "\n".join([f"WorkerLost: {len(entry.attempts)} attempts failed", *history])
-        self._fail(entry, ErrorCode.WORKER_LOST, text)
-
-    def _fail_cancelled(self, entry: Entry) -> None:
-        self._fail(entry, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
-
-    def _fail(self, entry: Entry, code: ErrorCode, text: str) -> None:
-        task_id = entry.task.task_id
-        entry.on_result(EngineResult(task_id, results.failure(task_id, code, text)))
+            self._waiting.retry_or_fail(entry, f"{reason} on {manager.host or 'its node'}")
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
-        for entry in self._waiting:
-            if entry.task.task_id == task_id:
-                if signum is None:
-                    self._waiting.remove(entry)
-                    self._fail_cancelled(entry)
-                return
+        waiting = self._waiting.find(task_id)
+        if waiting is not None and signum is None:
+            self._waiting.cancel(waiting)
         for manager in self._managers.values():
             held = manager.tasks.get(task_id)
             if held is not None:
@@ -397,6 +373,8 @@ class WorkerPool:
         try:
             job = self._launcher.launch(manager_id)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
+            if self._backend.is_lost(error):
+                return False
             self._start_failed(manager_id, f"their job can't be submitted: {error}")
             return False
         self._managers[manager_id] = ManagerRecord(manager_id, self._launcher.workers, job)
@@ -443,8 +421,11 @@ class WorkerPool:
 
     def _ended(self, manager_id: str) -> None:
         self._receive()  # what it said before it ended
-        manager = self._managers.pop(manager_id)
-        why = _end_of_job(manager.job)
+        manager = self._managers.get(manager_id)
+        if manager is None or self._backend.is_lost(error_of(manager.job)):
+            return  # all of them are given up together
+        del self._managers[manager_id]
+        why = end_of_job(manager.job)
         if manager.state == "starting" and not self._stopping:
             self._start_failed(manager_id, why)
         elif manager.state == "ready" and not self._stopping:
@@ -462,10 +443,26 @@ class WorkerPool:
         each worker, can have been running.
         """
         held = list(manager.tasks.values())
+        for task_id in manager.tasks:
+            self._running.pop(task_id, None)
         for entry in reversed(held[manager.workers :]):
-            self._requeue(entry)
+            self._waiting.requeue(entry)
         for entry in reversed(held[: manager.workers]):
-            self._retry_or_fail(entry, reason)
+            self._waiting.retry_or_fail(entry, reason)
+
+    def _lose(self, reason: str) -> None:
+        """Give every manager up; what has not been started, or may be again, is kept."""
+        self._receive()
+        self._stopping = True
+        for manager in self._managers.values():
+            self._launcher.send(manager.manager_id, [b"stop"])
+            self._give_back(manager, f"{reason}, while the task ran")
+            self._launcher.forget(manager.manager_id)
+            if not self._backend.is_lost(None):
+                self._launcher.cancel(manager.job)
+        self._managers.clear()
+        self._waiting.keep_attempts()
+        self._drained.set()
 
     def _delay_next_start(self) -> None:
         self._failures += 1
@@ -478,19 +475,6 @@ class WorkerPool:
         logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
         if self._failures < _MOST_FAILURES:
             return
-        while self._waiting:
-            text = (
-                f"EngineError: no workers could be started in {self._failures} attempts: "
-                f"{why}\n{tail}"
-            )
-            self._fail(self._waiting.popleft(), ErrorCode.WORKER_LOST, text)
-
-
-def _end_of_job(job: JobFuture) -> str:
-    try:
-        error = job.exception(timeout=0)
-    except CancelledError:
-        return "its job was cancelled"
-    if error is not None:
-        return f"its job failed: {error}"
-    return f"its job ended with status {job.result(timeout=0)}"
+        self._waiting.fail_all(
+            f"EngineError: no workers could be started in {self._failures} attempts: {why}\n{tail}"
+        )

@@ -1,0 +1,59 @@
+"""Attempts at a task that failed through no fault of its own, and how its user is told of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from flux_endpoint import logs
+from flux_endpoint.paths import write_private
+
+log = logging.getLogger(__name__)
+
+
+class KeptAttempts:
+    """What was tried for tasks that are left for an engine to come: a file for each.
+
+    Without it, a task that ends every instance it runs in would be tried for ever.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def keep(self, task_id: str, attempts: list[str]) -> None:
+        """Note why each attempt so far has failed."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_private(self._directory / task_id, json.dumps(attempts))
+        except OSError as error:
+            logs.event(
+                log, logging.WARNING, "a task's attempts are forgotten", task=task_id, reason=error
+            )
+
+    def load(self) -> dict[str, list[str]]:
+        """Return what was noted, by task."""
+        found: dict[str, list[str]] = {}
+        for path in self._directory.glob("*"):
+            with suppress(OSError, ValueError, TypeError):
+                found[path.name] = [str(each) for each in json.loads(path.read_text("utf-8"))]
+        return found
+
+    def forget(self, task_id: str) -> None:
+        """A task has ended."""
+        with suppress(OSError):
+            (self._directory / task_id).unlink(missing_ok=True)
+
+
+def failure_text(kind: str, attempts: list[str]) -> str:
+    """Return why a task is given up.
+
+    Args:
+        kind: the failure's name, such as "WorkerLost".
+        attempts: why each attempt was lost, at least one.
+    """
+    if len(attempts) == 1:
+        return f"{kind}: {attempts[0]}"
+    history = "\n".join(f"  attempt {n}: {why}" for n, why in enumerate(attempts, start=1))
+    return f"{kind}: {len(attempts)} attempts failed\n{history}"

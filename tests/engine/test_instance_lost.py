@@ -1,0 +1,180 @@
+"""The end of the allocation: a Flux instance of the test's own, whose broker is killed."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes, until
+
+from flux_endpoint.functions import MPIFunction
+from flux_instance import FluxInstance
+
+pytestmark = [
+    pytest.mark.flux,
+    # FluxExecutor's own thread ends with an exception when its broker is gone.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+TWO_NODES = {"num_nodes": 2, "ranks_per_node": 1}
+#: More than an instance of two nodes has left beside a worker.
+ALL_NODES = {"num_nodes": 2, "ranks_per_node": 1, "exclusive": True}
+
+
+@pytest.fixture(autouse=True)
+def no_late_finalizers() -> Iterator[None]:
+    """Flux's futures fail when they are collected after their broker: here, and not at any time.
+
+    Python 3.11 compiles the failing lines to show them, which breaks a compilation under way.
+    """
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("jobs-"):
+            thread.join(PATIENCE)
+    gc.collect()
+
+
+@pytest.fixture
+def new_instance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], FluxInstance]]:
+    """Makes instances of two brokers; `FLUX_URI` names the latest."""
+    with ExitStack() as stack:
+
+        def make() -> FluxInstance:
+            instance = stack.enter_context(FluxInstance(size=2))
+            monkeypatch.setenv("FLUX_URI", instance.uri)
+            return instance
+
+        yield make
+
+
+@pytest.fixture
+def instance(new_instance: Callable[[], FluxInstance]) -> FluxInstance:
+    return new_instance()
+
+
+def say_and_sleep(path: str) -> None:
+    import time
+    from pathlib import Path
+
+    Path(path).touch()
+    time.sleep(300)
+
+
+def negative(number: int) -> int:
+    return -number
+
+
+def started(path: Path) -> Callable[[], bool]:
+    return path.exists
+
+
+def stop_soon(world: World) -> None:
+    """Stop an engine that has lost its instance: nothing must keep it."""
+    stopping = threading.Thread(target=world.stop, args=(60.0,), daemon=True)
+    stopping.start()
+    stopping.join(10)
+    assert not stopping.is_alive(), "the engine hangs"
+
+
+def test_what_runs_when_the_instance_goes_fails_with_the_reason(
+    instance: FluxInstance, tmp_path: Path, mark: str
+) -> None:
+    world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
+    function = world.submit(say_and_sleep, str(tmp_path / "function"))
+    seconds = fresh_seconds()
+    job = world.submit(MPIFunction(f"sleep {seconds}"), spec=TWO_NODES | {"num_nodes": 1})
+    until(started(tmp_path / "function"))
+    until(lambda: processes(seconds))
+    instance.kill()
+    assert f"the Flux instance at {instance.uri} is gone" in world.wait_lost()
+    for task, kind in ((function, "WorkerLost"), (job, "JobLost")):
+        end = world.end(task)
+        assert end.code == "WorkerLost"
+        assert end.text.startswith(f"{kind}: the Flux instance at {instance.uri} is gone")
+    stop_soon(world)
+    assert len(world.lost) == 1
+    until(lambda: not processes(seconds))
+    until(lambda: not marked(mark))
+
+
+def test_what_had_not_been_started_is_left_for_the_next_start(
+    instance: FluxInstance, tmp_path: Path
+) -> None:
+    world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
+    running = world.submit(say_and_sleep, str(tmp_path / "running"))
+    until(started(tmp_path / "running"))
+    waiting = [world.submit(negative, each) for each in range(200)]
+    job = world.submit(MPIFunction("true"), spec=ALL_NODES)
+    world.event(job, "submit")
+    instance.kill()
+    world.wait_lost()
+    late = world.submit(negative, 1)
+    late_job = world.submit(MPIFunction("true"), spec=TWO_NODES)
+    stop_soon(world)
+    assert world.has_ended(running)
+    assert not any(world.has_ended(task) for task in (*waiting, job, late, late_job))
+
+
+def test_what_may_be_tried_again_is_tried_in_the_next_instance_and_no_oftener(
+    new_instance: Callable[[], FluxInstance], tmp_path: Path
+) -> None:
+    function, job = None, None
+    seconds = fresh_seconds()
+    of_function = buffer_of(say_and_sleep, str(tmp_path / "function"))
+    of_job = buffer_of(MPIFunction(f"sleep {seconds}"))
+    for attempt in (1, 2):
+        instance = new_instance()
+        world = World(
+            "flux", tmp_path, max_nodes=1, workers_per_node=1, max_retries_on_system_failure=1
+        )
+        function = world.submit_buffer(of_function, task_id=function)
+        job = world.submit_buffer(of_job, TWO_NODES | {"num_nodes": 1}, task_id=job)
+        until(started(tmp_path / "function"))
+        (tmp_path / "function").unlink()
+        until(lambda: processes(seconds))
+        instance.kill()
+        world.wait_lost()
+        stop_soon(world)
+        assert world.has_ended(function) == world.has_ended(job) == (attempt == 2)
+    for task in (function, job):
+        text = world.end(task).text
+        assert "2 attempts failed" in text
+        assert text.count("is gone") == 2
+
+
+def test_an_instance_whose_time_is_over_can_be_given_up_before_it_is_gone(
+    flux_uri: str, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLUX_URI", raising=False)
+    world = World("auto", tmp_path, uri=flux_uri, max_nodes=1, workers_per_node=1)
+    function = world.submit(say_and_sleep, str(tmp_path / "function"))
+    seconds = fresh_seconds()
+    job = world.submit(MPIFunction(f"sleep {seconds}"), spec=TWO_NODES)
+    until(started(tmp_path / "function"))
+    until(lambda: processes(seconds))
+    waiting = world.submit(negative, 1)
+    world.engine.lose("the allocation's time is over")
+    world.engine.lose("and over")
+    for task, kind in ((function, "WorkerLost"), (job, "JobLost")):
+        assert world.end(task).text.startswith(f"{kind}: the allocation's time is over")
+    stop_soon(world)
+    assert world.lost == ["the allocation's time is over"]
+    assert not world.has_ended(waiting)
+    until(lambda: not processes(seconds))
+    until(lambda: not marked(mark))
+
+
+def test_an_engine_runs_on_another_instance_than_that_of_its_environment(
+    flux_uri: str, instance: FluxInstance, tmp_path: Path
+) -> None:
+    world = World("auto", tmp_path, uri=flux_uri, max_nodes=1, workers_per_node=1)
+    assert world.engine.status()["instance"] == flux_uri != instance.uri
+    command = MPIFunction("flux getattr local-uri")
+    ran_in = world.end(world.submit(command, spec=TWO_NODES)).value.stdout.split()[0]
+    assert ran_in.rpartition("/")[0] == flux_uri.rpartition("/")[0]
+    world.stop()
