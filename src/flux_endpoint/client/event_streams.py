@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.events import EventStream
-
-if TYPE_CHECKING:
-    from flux_endpoint.client.future import ComputeFuture
-    from flux_endpoint.client.job import JobRecord
+from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.job import JobRecord
 
 _Key = tuple[int, tuple[str, str], str, int | None]
 

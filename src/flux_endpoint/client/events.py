@@ -17,8 +17,8 @@ from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delive
 from flux_endpoint.amqp.connection import StateChange
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.backoff import delays
-from flux_endpoint.client.future import ComputeFuture
-from flux_endpoint.client.job import JobEvent, JobRecord, why_no_job
+from flux_endpoint.client.future import ComputeFuture, why_no_job
+from flux_endpoint.client.job import JobEvent, JobRecord
 from flux_endpoint.client.threads import ClientThread, start
 from flux_endpoint.errors import InvalidMessageError, ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event

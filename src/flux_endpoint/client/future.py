@@ -7,16 +7,16 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from typing import Any, ClassVar, Protocol, Self
 
+from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.checks import checked_signal
-from flux_endpoint.client.job import JobEvent, JobRecord, why_no_job
+from flux_endpoint.client.job import JobEvent, JobRecord
 from flux_endpoint.client.threads import on_client_thread
+from flux_endpoint.errors import TaskCancelled
 from flux_endpoint.protocol.job_events import EVENTS
-
-if TYPE_CHECKING:
-    from flux_endpoint.client.event_streams import EventStreams
+from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,40 @@ def _tell_waiters(_: object = None) -> None:
 def _no_task_no_job(future: ComputeFuture) -> None:
     if future.task_id is None and future._job is not None:
         future._job.fail(why_no_job(future))
+
+
+def why_no_job(future: ComputeFuture) -> BaseException:
+    """Return why a future that is done has no job."""
+    if future.cancelled():
+        return CancelledError()
+    error = future.exception()
+    task = f"task {future.task_id}"
+    if future.task_id is None:
+        text = f"the task has no job, it was never submitted: {error}"
+    elif error is None:
+        text = (
+            f"{task} ran without a job of its own: on a resident worker of its endpoint, or on an "
+            "endpoint that tells nothing of its jobs"
+        )
+    elif isinstance(error, TaskCancelled):
+        text = f"{task} was ended before it had a job: {error}"
+    elif future._error_code == ErrorCode.ENGINE_REFUSED:
+        text = f"{task} has no job, its endpoint refused it: {str(error).strip()}"
+    else:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        text = f"{task} failed without a job of its own: {lines[-1].strip()}"
+    reason = RuntimeError(text)
+    reason.__cause__ = error
+    return reason
+
+
+class JobFollower(Protocol):
+    """What a future asks for its task's job."""
+
+    api: ServiceApi
+
+    def follow(self, future: ComputeFuture, job: JobRecord) -> None:
+        """Have `job` filled with the events of `future`'s task, whose id is known."""
 
 
 class ComputeFuture(Future[Any]):
@@ -71,7 +105,7 @@ class ComputeFuture(Future[Any]):
         self.endpoint_id = endpoint_id
         self.function_id: str | None = None
         self._load: Callable[[str], Any] | None = None
-        self._events: EventStreams | None = None
+        self._events: JobFollower | None = None
         self._job: JobRecord | None = None
         self._wants_events = False
         self._error_code: str | None = None
@@ -195,7 +229,7 @@ class ComputeFuture(Future[Any]):
                 service.follow(self, job)
         return job
 
-    def _service(self) -> EventStreams:
+    def _service(self) -> JobFollower:
         if self._events is None:
             raise RuntimeError("no Executor made this future: nobody knows of its task")
         return self._events

@@ -9,15 +9,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from flux_endpoint.client.threads import on_client_thread
-from flux_endpoint.errors import TaskCancelled
 from flux_endpoint.protocol.job_events import EVENTS, LAST_EVENT
-from flux_endpoint.protocol.states import ErrorCode
-
-if TYPE_CHECKING:
-    from flux_endpoint.client.future import ComputeFuture
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +32,12 @@ class JobEvent:
     context: dict[str, Any] = field(default_factory=dict)
 
 
+class Owner(Protocol):
+    """Whose job it is: what callbacks are called with."""
+
+    task_id: str | None
+
+
 class JobRecord:
     """A job's id and events, and the callbacks that wait for them.
 
@@ -45,8 +46,8 @@ class JobRecord:
     meanwhile.
     """
 
-    def __init__(self, future: ComputeFuture) -> None:
-        self._future = future
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self._settled = threading.Condition()
         self._jobid: int | None = None
         self._error: BaseException | None = None
@@ -173,37 +174,12 @@ class JobRecord:
 
     def _call(self, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         try:
-            callback(self._future, *arguments)
+            callback(self._owner, *arguments)
         except BaseException as error:
             # Our own threads have other callbacks to call; a user's may be interrupted.
             if not isinstance(error, Exception) and not on_client_thread():
                 raise
-            log.exception("a callback for the job of task %s raised", self._future.task_id)
+            log.exception("a callback for the job of task %s raised", self._owner.task_id)
 
 
 _Call = tuple[Callable[..., object], tuple[Any, ...]]
-
-
-def why_no_job(future: ComputeFuture) -> BaseException:
-    """Return why a future that is done has no job."""
-    if future.cancelled():
-        return CancelledError()
-    error = future.exception()
-    task = f"task {future.task_id}"
-    if future.task_id is None:
-        text = f"the task has no job, it was never submitted: {error}"
-    elif error is None:
-        text = (
-            f"{task} ran without a job of its own: on a resident worker of its endpoint, or on an "
-            "endpoint that tells nothing of its jobs"
-        )
-    elif isinstance(error, TaskCancelled):
-        text = f"{task} was ended before it had a job: {error}"
-    elif future._error_code == ErrorCode.ENGINE_REFUSED:
-        text = f"{task} has no job, its endpoint refused it: {str(error).strip()}"
-    else:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        text = f"{task} failed without a job of its own: {lines[-1].strip()}"
-    reason = RuntimeError(text)
-    reason.__cause__ = error
-    return reason
