@@ -12,9 +12,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import pytest
+
+from not_run import leave_out
 
 BROKERS = 4
 #: Ends with its standard input: also when the test run is killed.
@@ -72,41 +73,14 @@ class FluxInstance:
             self._process.stdout.close()
 
 
-_NOT_RUN = pytest.StashKey[int]()
-_OUTPUT = "tests left out for want of Flux"
 _REASON = "there is no 'flux' on PATH"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs Flux where there is none."""
-    if shutil.which("flux") is not None:
-        return
-    needing = [item for item in items if item.get_closest_marker("flux")]
-    if needing:
-        items[:] = [item for item in items if not item.get_closest_marker("flux")]
-        config.hook.pytest_deselected(items=needing)
-        config.stash[_NOT_RUN] = len(needing)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the process that speaks to the person, where several run the tests."""
-    if (output := getattr(session.config, "workeroutput", None)) is not None:
-        output[_OUTPUT] = session.config.stash.get(_NOT_RUN, 0)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Hear of it; every process has left out the same tests."""
-    if count := getattr(node, "workeroutput", {}).get(_OUTPUT, 0):
-        node.config.stash[_NOT_RUN] = count
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Say what was left out."""
-    if count := config.stash.get(_NOT_RUN, 0):
-        terminalreporter.write_line(f"NOT RUN: {count} tests on Flux: {_REASON}", yellow=True)
+    if shutil.which("flux") is None:
+        reason = f"tests on Flux: {_REASON}"
+        leave_out(config, items, lambda item: reason if item.get_closest_marker("flux") else None)
 
 
 @pytest.fixture(scope="session")

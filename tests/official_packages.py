@@ -8,17 +8,17 @@ FLUX_ENDPOINT_TEST_PLUGIN_PYTHON names. Without one those tests are not run, and
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from not_run import leave_out
 
 OFFICIAL, PLUGIN = ".venv-official", ".venv-plugin"
 _VARIABLES = {
     OFFICIAL: "FLUX_ENDPOINT_TEST_OFFICIAL_PYTHON",
     PLUGIN: "FLUX_ENDPOINT_TEST_PLUGIN_PYTHON",
 }
-_NOT_RUN = pytest.StashKey[dict[str, int]]()
 
 
 def find_python(environment: str) -> str | None:
@@ -35,30 +35,18 @@ def _reason(environment: str) -> str:
 
 
 def _missing(item: pytest.Item) -> str | None:
-    """Return which environment `item` needs that there is not."""
+    """Return why `item` can't run: the environment that it needs is not there."""
     if not item.get_closest_marker("interop"):
         return None
     needed = PLUGIN if "plugin_python" in getattr(item, "fixturenames", ()) else OFFICIAL
-    return None if find_python(needed) else needed
+    if find_python(needed):
+        return None
+    return f"tests with the official packages: {_reason(needed)}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs the official packages where there are none."""
-    missing = {id(item): environment for item in items if (environment := _missing(item))}
-    left_out = [item for item in items if id(item) in missing]
-    if left_out:
-        items[:] = [item for item in items if id(item) not in missing]
-        config.hook.pytest_deselected(items=left_out)
-        config.stash[_NOT_RUN] = Counter(missing.values())
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Say what was left out."""
-    for environment, count in config.stash.get(_NOT_RUN, {}).items():
-        text = f"NOT RUN: {count} tests with the official packages: {_reason(environment)}"
-        terminalreporter.write_line(text, yellow=True)
+    leave_out(config, items, _missing)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,48 @@
+"""Tests that can't run on this machine: left out, and a line at the end says how many, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+_LEFT_OUT = pytest.StashKey[Counter[str]]()
+_OUTPUT = "tests left out, by reason"
+
+
+def leave_out(
+    config: pytest.Config,
+    items: list[pytest.Item],
+    why: Callable[[pytest.Item], str | None],
+) -> None:
+    """Take out of `items` what `why` has a reason for: "tests of what: what is missing"."""
+    reasons = {id(item): reason for item in items if (reason := why(item))}
+    if reasons:
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in reasons])
+        items[:] = [item for item in items if id(item) not in reasons]
+        config.stash.setdefault(_LEFT_OUT, Counter()).update(reasons.values())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that speaks to the person, where several run the tests."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output[_OUTPUT] = dict(session.config.stash.get(_LEFT_OUT, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear of it; every process has left out the same tests."""
+    told: dict[str, int] = getattr(node, "workeroutput", {}).get(_OUTPUT, {})
+    left_out = node.config.stash.setdefault(_LEFT_OUT, Counter())
+    for reason, count in told.items():
+        left_out[reason] = count
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was left out."""
+    for reason, count in config.stash.get(_LEFT_OUT, Counter()).items():
+        terminalreporter.write_line(f"NOT RUN: {count} {reason}", yellow=True)
