@@ -39,7 +39,7 @@ def test_the_commented_lines_of_a_new_file_name_real_keys_and_real_defaults() ->
     same = {"heartbeat_period", "max_in_flight", "prefetch", "shutdown_grace", "log_level"}
     assert all(getattr(config, key) == getattr(defaults, key) for key in same)
     assert config.engine.working_dir == defaults.engine.working_dir
-    assert config.engine.workers_per_node == 4
+    assert (config.engine.workers_per_node, config.engine.max_workers) == (16, 64)
 
 
 def test_every_problem_is_named_with_its_key_what_was_given_and_what_is_allowed() -> None:
@@ -69,6 +69,11 @@ def test_every_problem_is_named_with_its_key_what_was_given_and_what_is_allowed(
         "engine.max_nodes: must be a whole number more than 0 or null, not 0",
     ):
         assert f"\n  - {line}" in said
+
+
+def test_bounds_that_contradict_are_named_with_their_block() -> None:
+    said = complaint("engine: {type: FluxEngine, min_workers: 3, max_workers: 2}")
+    assert "engine: min_workers (3) is more than max_workers (2)" in said
 
 
 def test_a_key_without_a_likeness_gets_the_list_of_known_ones() -> None:

@@ -61,7 +61,8 @@ def make_world(kind: str, tmp_path: Path, mark: str) -> Iterator[MakeWorld]:
     worlds = []
 
     def make(directory: Path = tmp_path, **config: Any) -> World:
-        world = _world(kind, directory, {"max_nodes": 1, **config})
+        bound = {} if "max_workers" in config else {"max_nodes": 1}
+        world = _world(kind, directory, bound | config)
         worlds.append(world)
         return world
 

@@ -63,6 +63,8 @@ def test_every_option_of_our_own_endpoint_is_one_here_and_is_shown(loaded):
     for name, value in block.items():
         assert f"{name}={value!r}" in text
     assert text.startswith("UserEndpointConfig(engine=FluxEngine(")
+    (text,) = loaded({"max_workers": 3, "min_workers": 0})
+    assert text == "UserEndpointConfig(engine=FluxEngine(max_workers=3, min_workers=0))"
 
 
 def test_the_defaults_are_enough(loaded):
@@ -77,12 +79,14 @@ def test_what_is_wrong_is_said_by_name(loaded):
         "max_nodes": -1,
         "nonsense": 1,
     }
-    texts = loaded(*({name: value} for name, value in wrong.items()))
+    blocks = [{name: value} for name, value in wrong.items()]
+    texts = loaded(*blocks, {"max_workers": 1, "max_nodes": 1})
     assert "max_node is no option of it; did you mean max_nodes?" in texts[0]
     assert "provider is no option of it: there are no blocks to provide" in texts[1]
     assert "max_workers_per_node is no option of it: set workers_per_node" in texts[2]
     assert "max_nodes: Input should be greater than 0, not -1" in texts[3]
     assert "nonsense is no option of it; there are address, " in texts[4]
+    assert "FluxEngine: max_workers and max_nodes say the same in two units" in texts[5]
     assert all(text.startswith("ClickException: FluxEngine: ") for text in texts)
 
 

@@ -229,11 +229,17 @@ def _workers(report: Mapping[str, Any]) -> str:
     workers, idle = report.get("total_workers"), report.get("idle_workers")
     if not isinstance(workers, int) or not isinstance(idle, int):
         return "unknown"
+    starting, draining = report.get("starting_workers", 0), report.get("draining_managers", 0)
     if not workers:
-        return "none ready; they start as tasks come"
-    nodes = report.get("managers", 1)
+        return f"{starting} starting" if starting else "none ready; they start as tasks come"
+    nodes = report.get("worker_nodes", 1)
     on = "1 node" if nodes == 1 else f"{nodes} nodes"
-    return f"{workers} on {on}: {workers - idle} busy, {idle} idle"
+    text = f"{workers} on {on}: {workers - idle} busy, {idle} idle"
+    if starting:
+        text += f"; {starting} starting"
+    if draining:
+        text += "; some make room for a job"
+    return text
 
 
 def _jobs(report: Mapping[str, Any]) -> str:

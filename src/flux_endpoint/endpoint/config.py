@@ -210,9 +210,11 @@ engine:
   # Where jobs run: "flux" (a Flux instance), "local" (processes of this machine),
   # or "auto": Flux where FLUX_URI is set.
   executor: auto
-  # Most nodes that resident workers may hold, and workers on each; default: all there are.
-  # max_nodes: 1
-  # workers_per_node: 4
+  # Resident workers come as tasks wait and go when they are idle (see docs/allocations.md).
+  # max_workers: 64         # most at once; default: one for each core of the instance
+  # min_workers: 16         # those that stay; default: one for each core of a node
+  # workers_per_node: 16    # most that are started together on a node; default: its cores
+  # idle_timeout: 60        # seconds after which idle ones end
   # Directory in which tasks run, seen from the endpoint's own directory.
   # working_dir: tasks_working_dir
   # run_in_sandbox: false   # true: a directory of its own for each task

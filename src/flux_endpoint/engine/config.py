@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class FluxEngineConfig(BaseModel):
@@ -15,13 +15,16 @@ class FluxEngineConfig(BaseModel):
     type: Literal["FluxEngine"] = "FluxEngine"
     #: Where jobs run: a Flux instance, local processes, or Flux if `FLUX_URI` is set.
     executor: Literal["auto", "flux", "local"] = "auto"
-    #: Most nodes that resident workers may hold at once; default: all that the instance has.
+    #: Most resident workers at once; default: `workers_per_node` for each node of the instance.
+    max_workers: PositiveInt | None = None
+    #: Workers that stay when there is nothing to do; default: `workers_per_node`.
+    min_workers: int | None = Field(default=None, ge=0)
+    #: The same two in whole nodes, each of `workers_per_node` workers.
     max_nodes: PositiveInt | None = None
-    #: Nodes that keep their workers when there is nothing to do.
-    min_nodes: int = Field(default=1, ge=0)
-    #: Workers (and cores) of one manager; default: the cores of a node.
+    min_nodes: int | None = Field(default=None, ge=0)
+    #: Most workers that are started together on a node; default: its cores.
     workers_per_node: PositiveInt | None = None
-    #: Seconds after which the workers of an idle node end and give their cores back.
+    #: Seconds after which idle workers end and give their cores back.
     idle_timeout: float = Field(default=60.0, gt=0)
     #: Directory in which tasks run; relative paths start at the endpoint's directory.
     working_dir: str = "tasks_working_dir"
@@ -40,3 +43,18 @@ class FluxEngineConfig(BaseModel):
     local_nodes: PositiveInt = 1
     local_cores_per_node: PositiveInt | None = None
     local_gpus_per_node: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> FluxEngineConfig:
+        for bound in ("max", "min"):
+            given = {unit: getattr(self, f"{bound}_{unit}") for unit in ("workers", "nodes")}
+            if None not in given.values():
+                raise ValueError(
+                    f"{bound}_workers and {bound}_nodes say the same in two units "
+                    f"({given['workers']} workers, {given['nodes']} nodes): leave one of them out"
+                )
+        for unit in ("workers", "nodes"):
+            least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"min_{unit} ({least}) is more than max_{unit} ({most})")
+        return self

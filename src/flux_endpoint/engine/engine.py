@@ -118,7 +118,7 @@ class FluxEngine:
             kept=self._kept,
             on_result=self._ended,
             on_event=on_event or (lambda _: None),
-            on_waiting=self._pool.yield_nodes,
+            on_demand=self._pool.make_room,
         )
         self._backend.watch(self.lose)
         self._pool.start()

@@ -7,6 +7,7 @@ import logging
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import KeptAttempts, failure_text
 from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
+from flux_endpoint.engine.demand import Amount, Demand, JobDemand, placement_of
 from flux_endpoint.engine.jobs.collect import collect, shell_result
 from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan, Planner, RanksPlan
@@ -56,8 +58,11 @@ class _Job:
     jobid: int | None = None
     #: Whether it has its resources.
     allocated: bool = False
-    #: Whether nothing but resources is missing: it isn't held, and depends on nothing.
-    eligible: bool = False
+    #: Which of which node, as long as it has them.
+    held: dict[str, Amount] = field(default_factory=dict)
+    #: What it waits for while nothing but resources is missing: it isn't held, and depends on
+    #: nothing.
+    demand: Demand | None = None
     cancelled: bool = False
     #: Whether it had ended, with an exception, before its processes did.
     failed: bool = False
@@ -78,7 +83,7 @@ class JobRunner:
         kept: remembers the attempts of what is left for an engine to come.
         on_result: given every task's end.
         on_event: given every event of every job.
-        on_waiting: told whether any job waits for resources.
+        on_demand: told what the jobs have and want whenever that has changed.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class JobRunner:
         kept: KeptAttempts,
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None],
-        on_waiting: Callable[[bool], None],
+        on_demand: Callable[[JobDemand], None],
     ) -> None:
         self._backend = backend
         self._planner = planner
@@ -102,9 +107,11 @@ class JobRunner:
         self._lost = False
         self._on_result = on_result
         self._on_event = on_event
-        self._on_waiting = on_waiting
+        self._on_demand = on_demand
         self._jobs: dict[str, _Job] = {}
-        self._waiting = False
+        self._demand = JobDemand()
+        #: Whether that has to be looked at again.
+        self._demand_changed = False
         self._sweepers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sweeper")
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="job-runner", daemon=True)
@@ -155,10 +162,21 @@ class JobRunner:
                 action()
             except Exception:
                 log.exception("a job's message could not be dealt with; the others go on")
-            waiting = any(j.eligible and not j.allocated for j in self._jobs.values())
-            if waiting != self._waiting:
-                self._waiting = waiting
-                self._on_waiting(waiting)
+            if self._demand_changed:
+                self._demand_changed = False
+                self._tell_demand()
+
+    def _tell_demand(self) -> None:
+        waiting = [job.demand for job in self._jobs.values() if job.demand is not None]
+        waiting.sort(key=lambda demand: (-demand.urgency, demand.since))
+        held: dict[str, Amount] = {}
+        for job in self._jobs.values():
+            for node, amount in job.held.items():
+                held[node] = held.get(node, Amount()) + amount
+        demand = JobDemand(tuple(waiting), held)
+        if demand != self._demand:
+            self._demand = demand
+            self._on_demand(demand)
 
     def _begin(self, task: EngineTask, attempts: list[str]) -> None:
         if self._lost:
@@ -252,9 +270,17 @@ class JobRunner:
                     results.transition(TaskState.WAITING_FOR_NODES, ActorName.ENDPOINT)
                 )
             case "priority":
-                job.eligible = int(event.context.get("priority", 0)) > 0
+                eligible = int(event.context.get("priority", 0)) > 0 and not job.allocated
+                job.demand = (job.demand or _demand_of(job)) if eligible else None
+                self._demand_changed = True
             case "alloc":
                 job.allocated = True
+                job.demand = None
+                job.held = placement_of(event.context)
+                self._demand_changed = True
+            case "free":
+                job.held = {}
+                self._demand_changed = True
             case "start":
                 job.statuses.append(results.transition(TaskState.EXEC_START, ActorName.ENDPOINT))
             case "finish":
@@ -276,6 +302,7 @@ class JobRunner:
             job.failed = True  # its processes are being ended: no result before they are
             return
         del self._jobs[task_id]
+        self._demand_changed = True
         status = None if error is not None else job.future.result(timeout=0)
         if job.attached and isinstance(error, ValueError):
             self._record(task_id).unlink(missing_ok=True)
@@ -395,6 +422,13 @@ class JobRunner:
         for job in jobs:
             if job.jobid is not None and not isinstance(job.plan, FollowPlan):
                 self._backend.cancel(job.jobid, note)
+
+
+def _demand_of(job: _Job) -> Demand:
+    name, now = job.task.task_id, time.monotonic()
+    if isinstance(job.plan, FollowPlan):
+        return Demand(name, since=now)  # of somebody else's job we don't know what it asks for
+    return Demand.of(name, job.plan.request.resources, now)
 
 
 def _was_ended(outcome: Outcome) -> bool:

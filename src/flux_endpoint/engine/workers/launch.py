@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ import zmq
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import Backend, JobFuture
 from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
 from flux_endpoint.engine.task import TaskSettings
@@ -59,6 +61,7 @@ class ManagerLauncher:
         self._connect = ""
         self._server_key = self._client_public = self._client_secret = b""
         self.socket = self._context.socket(zmq.ROUTER)
+        #: Most workers of one manager.
         self.workers = config.workers_per_node or backend.resources.cores_per_node
 
     def open(self) -> None:
@@ -85,8 +88,16 @@ class ManagerLauncher:
         port = self.socket.bind_to_random_port("tcp://*")
         self._connect = f"tcp://{self._config.address or _own_address()}:{port}"
 
-    def launch(self, manager_id: str) -> JobFuture:
-        """Submit the job of a new manager: one node, one task, a core for each worker."""
+    def amount(self, workers: int) -> Amount:
+        """Return what a manager of so many workers has of its node: a core for each worker.
+
+        Where a node shall have more workers than cores, they share them.
+        """
+        cores = self._backend.resources.cores_per_node
+        return Amount(math.ceil(workers * min(1.0, cores / self.workers)))
+
+    def launch(self, manager_id: str, workers: int, urgency: int) -> JobFuture:
+        """Submit the job of a new manager: one node, one task."""
         settings = ManagerSettings(
             manager_id=manager_id,
             connect=self._connect,
@@ -94,7 +105,7 @@ class ManagerLauncher:
             server_key=self._server_key.decode(),
             public_key=self._client_public.decode(),
             secret_key=self._client_secret.decode(),
-            workers=self.workers,
+            workers=workers,
             tasks=self._tasks,
             orphan_timeout=_ORPHAN_TIMEOUT,
         )
@@ -105,15 +116,15 @@ class ManagerLauncher:
             environment={**job_environment(), VARIABLE: settings.dump()},
             resources=ResourceSpecification(
                 num_nodes=1,
-                cores_per_rank=min(self.workers, self._backend.resources.cores_per_node),
+                cores_per_rank=self.amount(workers).cores,
                 job_name="flux-endpoint-workers",
             ),
             stdout=output,
             stderr=output,
             mark=self._tasks.mark("workers"),
         )
-        logs.event(log, logging.INFO, "starting workers", manager=manager_id, workers=self.workers)
-        job = self._backend.submit(build_jobspec(request))
+        logs.event(log, logging.INFO, "starting workers", manager=manager_id, workers=workers)
+        job = self._backend.submit(build_jobspec(request), urgency=urgency)
         job.add_jobid_callback(lambda future: self._record(manager_id, future))
         return job
 
@@ -133,11 +144,9 @@ class ManagerLauncher:
         for path in self._directory.glob("workers-*"):
             path.unlink(missing_ok=True)
 
-    def cancel(self, job: JobFuture) -> None:
+    def cancel(self, job: JobFuture, note: str = "the endpoint stops") -> None:
         """Cancel a manager's job, now or as soon as it has an id."""
-        job.add_jobid_callback(
-            lambda future: self._backend.cancel(future.jobid(timeout=0), "the endpoint stops")
-        )
+        job.add_jobid_callback(lambda future: self._backend.cancel(future.jobid(timeout=0), note))
 
     def send(self, manager_id: str, frames: list[bytes]) -> None:
         """Send a message to a manager; one that is gone loses it (its job's end says so)."""

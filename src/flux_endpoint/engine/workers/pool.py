@@ -1,4 +1,4 @@
-"""The worker pool: which task waits, which manager holds which, when nodes come and go."""
+"""The worker pool: which task waits, which manager holds which; managers come and go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ import zmq
 
 from flux_endpoint import logs
 from flux_endpoint.engine.attempts import KeptAttempts
-from flux_endpoint.engine.backend import Backend
+from flux_endpoint.engine.backend import Backend, JobEvent
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.demand import JobDemand, placement_of
 from flux_endpoint.engine.outcome import end_of_job, error_of
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import Backlog
+from flux_endpoint.engine.workers.crew import Crew
 from flux_endpoint.engine.workers.launch import ManagerLauncher
 from flux_endpoint.engine.workers.records import Entry, ManagerRecord
+from flux_endpoint.engine.workers.sizing import Limits, Piece
+from flux_endpoint.engine.workers.yielding import Site
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +39,6 @@ log = logging.getLogger(__name__)
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 30.0
 #: So many failures to start in a row end the tasks that wait.
 _MOST_FAILURES = 4
-#: Seconds that a job waits for resources before idle nodes are given back for it.
-_YIELD_AFTER = 0.3
 #: Most running tasks that the status names.
 _MOST_NAMED = 1000
 #: Most tasks in one message to a manager.
@@ -61,16 +64,16 @@ class WorkerPool:
     ) -> None:
         self._backend = backend
         self._on_result = on_result
-        self._idle_timeout = config.idle_timeout
-        self._most = min(config.max_nodes or backend.resources.nodes, backend.resources.nodes)
-        self._least = min(config.min_nodes, self._most)
         self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
         self._waiting = Backlog(config.max_retries_on_system_failure, kept)
-        self._managers: dict[str, ManagerRecord] = {}
+        self._crew = Crew(
+            Limits.of(config, backend.resources, self._launcher.workers),
+            Site.of(backend.resources),
+            config.idle_timeout,
+        )
+        self._managers = self._crew.managers
         #: Tasks that run for a while already, and when each was started (seconds since the epoch).
         self._running: dict[str, float] = {}
-        #: Monotonic time from which on idle nodes are given back to jobs.
-        self._yield_from = math.inf
         self._failures = 0
         self._not_before = 0.0
         self._stopping = False
@@ -114,9 +117,9 @@ class WorkerPool:
         """
         self._tell(lambda: self._cancel(task_id, signum))
 
-    def yield_nodes(self, wanted: bool) -> None:
-        """While `wanted` for longer than a moment, give idle nodes back: a job waits for them."""
-        self._tell(lambda: self._yield_nodes(wanted))
+    def make_room(self, demand: JobDemand) -> None:
+        """Take note of what the endpoint's jobs have and want; workers make room for those."""
+        self._tell(lambda: self._crew.demand(demand))
 
     def lose(self, reason: str) -> None:
         """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
@@ -158,8 +161,10 @@ class WorkerPool:
                 self._inbox.popleft()()
             self._assign()
             self._balance()
-            self._shrink()
-            self._grow()
+            if not self._stopping:
+                self._make_room()
+                self._shrink()
+                self._grow()
             self._insist()
             if self._stopping and not any(m.tasks for m in self._managers.values()):
                 self._drained.set()
@@ -174,28 +179,21 @@ class WorkerPool:
         """Return milliseconds until something must be done even if nothing happens."""
         now = time.monotonic()
         moments = [m for m in (self._cancel_at, self._give_up_at) if m < math.inf]
-        if self._not_before > now and (self._waiting or len(self._managers) < self._least):
+        if self._not_before > now:
             moments.append(self._not_before)
-        if not self._yielding and self._yield_from < math.inf:
-            moments.append(self._yield_from)
-        moments.extend(m.idle_since + self._idle_timeout for m in self._spare())
-        if len(self._managers) < self._most or any(m.free for m in self._managers.values()):
-            stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
-            # Afterwards `_grow` and `_balance` have done what could be done.
-            moments.extend(moment for moment in stuck if moment > now)
+        if not self._stopping:
+            moments.extend(m for m in self._crew.moments() if m < math.inf)
+        stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
+        # Afterwards `_grow` and `_balance` have done what could be done.
+        moments.extend(moment for moment in stuck if moment > now)
         if not moments:
             return None
         return int(max(0.0, min(moments) - now) * 1000) + 1
 
     def _counters(self) -> dict[str, Any]:
-        ready = [m for m in self._managers.values() if m.state == "ready"]
-        workers = sum(m.workers for m in ready)
         held = sum(len(m.tasks) for m in self._managers.values())
         return {
-            "managers": len(ready),
-            "active_managers": sum(1 for m in ready if m.tasks),
-            "total_workers": workers,
-            "idle_workers": max(0, workers - held),
+            **self._crew.counters(),
             "pending_tasks": len(self._waiting),
             "outstanding_tasks": held + len(self._waiting),
         }
@@ -263,13 +261,13 @@ class WorkerPool:
         manager.asked = []
 
     def _greeted(self, manager: ManagerRecord, greeting: dict[str, Any]) -> None:
-        if manager.state == "ready":  # it was connected before
+        if manager.state in {"ready", "draining"}:  # it was connected before
             manager.asked = list(manager.tasks)
             self._launcher.send(manager.manager_id, [b"held?"])
         if manager.state == "starting":
             manager.state = "ready"
             manager.host = greeting["host"]
-            manager.idle_since = time.monotonic()
+            manager.idle_since = manager.greeted_at = time.monotonic()
             self._failures = 0
             logs.event(
                 log,
@@ -285,12 +283,13 @@ class WorkerPool:
     def _assign(self) -> None:
         if not self._waiting or self._stopping:
             return
-        ready = [m for m in self._managers.values() if m.state == "ready"]
-        ready.sort(key=lambda m: len(m.tasks) / m.workers)
-        # First every worker gets something to do, then what may wait close to it.
-        for manager in ready:
-            self._send(manager, manager.workers - len(manager.tasks))
-        for manager in ready:
+        ready = self._crew.ready
+        # First every worker gets something to do, those first that stay anyhow or have company:
+        # the others may then be given back.
+        for manager in sorted(ready, key=lambda m: (not m.permanent, m.free)):
+            self._send(manager, manager.free)
+        # Then what may wait close to it.
+        for manager in sorted(ready, key=lambda m: len(m.tasks) / m.workers):
             self._send(manager, manager.room)
 
     def _send(self, manager: ManagerRecord, count: int) -> None:
@@ -312,16 +311,27 @@ class WorkerPool:
             self._launcher.send(manager.manager_id, frames)
 
     def _balance(self) -> None:
-        """Ask for tasks that wait on one node while workers of another have nothing to do."""
+        """Ask for tasks that wait on one node while workers of another have nothing to do.
+
+        And for all that wait on one whose workers are to end.
+        """
+        for manager in self._managers.values():
+            if manager.state == "draining" and self._is_stuck(manager):
+                self._take_back(manager)
         wanted = sum(m.free for m in self._managers.values())
         if self._waiting or self._stopping or not wanted:
             return
         for manager in self._managers.values():
-            if wanted > 0 and self._is_stuck(manager):
+            if wanted > 0 and manager.state == "ready" and self._is_stuck(manager):
                 count = min(wanted, manager.surplus)
                 self._launcher.send(manager.manager_id, [b"return", str(count).encode()])
                 manager.quiet_since = time.monotonic()
                 wanted -= count
+
+    def _take_back(self, manager: ManagerRecord) -> None:
+        """Ask for everything that a manager has not started."""
+        self._launcher.send(manager.manager_id, [b"return", b"%d" % len(manager.tasks)])
+        manager.quiet_since = time.monotonic()
 
     def _is_stuck(self, manager: ManagerRecord) -> bool:
         quiet = time.monotonic() - manager.quiet_since
@@ -344,56 +354,78 @@ class WorkerPool:
                 self._launcher.send(manager.manager_id, [*message, task_id.encode()])
                 return
 
-    # Nodes
+    # Managers
 
     @property
-    def _yielding(self) -> bool:
-        return time.monotonic() >= self._yield_from
+    def _unserved(self) -> int:
+        """How many tasks find no worker."""
+        stuck = (m.surplus for m in self._managers.values() if self._is_stuck(m))
+        return len(self._waiting) + sum(stuck)
 
-    def _yield_nodes(self, wanted: bool) -> None:
-        if not wanted:
-            self._yield_from = math.inf
-        elif self._yield_from == math.inf:
-            self._yield_from = time.monotonic() + _YIELD_AFTER
+    def _make_room(self) -> None:
+        """Have managers leave for jobs that wait."""
+        draining, unborn = self._crew.review(self._unserved)
+        for manager in draining:
+            logs.event(
+                log,
+                logging.INFO,
+                "workers make room for a job",
+                host=manager.host,
+                workers=manager.workers,
+                running=len(manager.tasks),
+            )
+            if manager.tasks:
+                self._take_back(manager)
+        for manager in unborn:
+            self._withdraw(manager, "makes room for a job")
 
     def _grow(self) -> None:
-        """Take more nodes if more tasks wait than the coming ones will have workers for."""
-        while not self._stopping and len(self._managers) < self._most:
-            coming = sum(m.workers for m in self._managers.values() if m.state == "starting")
-            stuck = sum(m.surplus for m in self._managers.values() if self._is_stuck(m))
-            free = sum(m.free for m in self._managers.values())
-            permanent = len(self._managers) < self._least and not self._yielding
-            if not permanent and len(self._waiting) + stuck <= coming + free:
-                return
-            if time.monotonic() < self._not_before or not self._start_manager():
+        """Start workers where more tasks wait than the coming ones can take."""
+        backlog = self._unserved
+        for manager in self._crew.withdraw(backlog):
+            self._withdraw(manager, "found no room")
+        if time.monotonic() < self._not_before:
+            return
+        for piece in self._crew.missing(backlog):
+            if not self._start_manager(piece):
                 return
 
-    def _start_manager(self) -> bool:
+    def _start_manager(self, piece: Piece) -> bool:
         manager_id = secrets.token_hex(4)
         try:
-            job = self._launcher.launch(manager_id)
+            job = self._launcher.launch(manager_id, piece.workers, self._crew.urgency)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             if self._backend.is_lost(error):
                 return False
             self._start_failed(manager_id, f"their job can't be submitted: {error}")
             return False
-        self._managers[manager_id] = ManagerRecord(manager_id, self._launcher.workers, job)
+        manager = ManagerRecord(
+            manager_id,
+            piece.workers,
+            job,
+            permanent=piece.permanent,
+            amount=self._launcher.amount(piece.workers),
+            submitted_at=time.monotonic(),
+        )
+        self._managers[manager_id] = manager
+        job.add_event_callback("priority", lambda _, __: self._tell(lambda: _eligible(manager)))
+        job.add_event_callback(
+            "alloc", lambda _, event: self._tell(partial(self._allocated, manager, event))
+        )
         job.add_done_callback(lambda _: self._tell(lambda: self._ended(manager_id)))
         return True
 
-    def _spare(self) -> list[ManagerRecord]:
-        """Return the ready managers that have nothing to do and are not needed."""
-        ready = [m for m in self._managers.values() if m.state == "ready"]
-        idle = [m for m in ready if not m.tasks]
-        if self._yielding:
-            return idle
-        return idle[: max(0, len(ready) - self._least)]
+    def _allocated(self, manager: ManagerRecord, event: JobEvent) -> None:
+        self._crew.allocated(manager, next(iter(placement_of(event.context)), ""))
 
     def _shrink(self) -> None:
-        now = time.monotonic()
-        for manager in self._spare():
-            if self._yielding or now - manager.idle_since >= self._idle_timeout:
-                self._stop_manager(manager)
+        for manager in self._crew.idle():
+            self._stop_manager(manager)
+
+    def _withdraw(self, manager: ManagerRecord, note: str) -> None:
+        """End a manager that has not come up yet."""
+        manager.state = "stopping"
+        self._launcher.cancel(manager.job, note)
 
     def _stop_manager(self, manager: ManagerRecord) -> None:
         manager.state = "stopping"
@@ -406,7 +438,7 @@ class WorkerPool:
         for manager in self._managers.values():
             if manager.state == "starting":
                 self._launcher.cancel(manager.job)
-            elif manager.state == "ready":
+            elif manager.state in {"ready", "draining"}:
                 self._stop_manager(manager)
 
     def _insist(self) -> None:
@@ -428,7 +460,7 @@ class WorkerPool:
         why = end_of_job(manager.job)
         if manager.state == "starting" and not self._stopping:
             self._start_failed(manager_id, why)
-        elif manager.state == "ready" and not self._stopping:
+        elif manager.state in {"ready", "draining"} and not self._stopping:
             logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
             self._delay_next_start()
         if manager.state == "stopping" or self._stopping:
@@ -478,3 +510,7 @@ class WorkerPool:
         self._waiting.fail_all(
             f"EngineError: no workers could be started in {self._failures} attempts: {why}\n{tail}"
         )
+
+
+def _eligible(manager: ManagerRecord) -> None:
+    manager.eligible_at = time.monotonic()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.demand import Amount
 
 
 @dataclass(eq=False)
@@ -30,7 +32,20 @@ class ManagerRecord:
     manager_id: str
     workers: int
     job: JobFuture
-    state: Literal["starting", "ready", "stopping"] = "starting"
+    #: Whether it stays when it has nothing to do.
+    permanent: bool = False
+    #: What it has of its node.
+    amount: Amount = field(default_factory=Amount)
+    #: A draining one gets no more tasks, and ends when those that it runs have ended.
+    state: Literal["starting", "ready", "draining", "stopping"] = "starting"
+    #: Monotonic times at which its job was submitted, lacked nothing but resources, and had them,
+    #: and at which it came up.
+    submitted_at: float = 0.0
+    eligible_at: float = math.inf
+    allocated_at: float | None = None
+    greeted_at: float | None = None
+    #: Its node's name, if the scheduler told.
+    node: str = ""
     host: str = ""
     #: How many tasks each of its workers may hold: more than one where tasks are short.
     ahead: int = 1
@@ -40,6 +55,11 @@ class ManagerRecord:
     quiet_since: float = 0.0
     #: What it held when it was asked what it holds.
     asked: list[str] = field(default_factory=list)
+
+    @property
+    def place(self) -> str:
+        """Which node it is on, as far as that is known."""
+        return self.node or self.host or self.manager_id
 
     @property
     def room(self) -> int:
@@ -54,4 +74,6 @@ class ManagerRecord:
     @property
     def surplus(self) -> int:
         """How many of its tasks wait for a worker."""
-        return max(0, len(self.tasks) - self.workers) if self.state == "ready" else 0
+        if self.state not in {"ready", "draining"}:
+            return 0
+        return max(0, len(self.tasks) - self.workers)

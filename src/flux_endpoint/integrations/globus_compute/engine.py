@@ -218,10 +218,11 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
                 "total_tasks": self._total_tasks,
                 "outstanding_tasks": len(self._futures),
                 "scaling_enabled": True,
-                "max_blocks": self.options.max_nodes,
-                "min_blocks": self.options.min_nodes,
+                # As if all workers were on one node: they come and go one by one.
+                "max_blocks": 1,
+                "min_blocks": 0,
                 "nodes_per_block": 1,
-                "max_workers_per_node": self.options.workers_per_node,
+                "max_workers_per_node": status.get("max_workers"),
             },
             task_statuses={},
         )

@@ -13,10 +13,9 @@ from flux_endpoint.engine.config import FluxEngineConfig
 _ELSEWHERE = {
     "provider": "there are no blocks to provide: the engine uses the Flux instance that the "
     "endpoint runs in (FLUX_URI)",
-    "strategy": "workers come and go by max_nodes, min_nodes and idle_timeout",
-    "job_status_kwargs": "workers come and go by max_nodes, min_nodes and idle_timeout",
+    "strategy": "workers come and go by max_workers, min_workers and idle_timeout",
+    "job_status_kwargs": "workers come and go by max_workers, min_workers and idle_timeout",
     "max_workers_per_node": "set workers_per_node",
-    "max_workers": "set workers_per_node",
     "encrypted": "traffic between hosts is always encrypted",
     "mpi_launcher": "ranks are started by Flux",
     "container_type": "containers are not supported",
@@ -48,6 +47,8 @@ def read_options(given: dict[str, Any]) -> PluginOptions:
 
 def _problem(detail: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
+    if not name:  # of several together, which its text names
+        return str(detail["ctx"]["error"])
     if detail["type"] != "extra_forbidden":
         return f"{name}: {detail['msg']}, not {detail['input']!r}"
     if name in _ELSEWHERE:

@@ -1,0 +1,285 @@
+"""The managers: who there is, who comes, and who goes so that jobs can run.
+
+The numbers are decided by `sizing` and `yielding`; this is the state that they are decided on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+from flux_endpoint.engine.demand import Demand, JobDemand
+from flux_endpoint.engine.workers.records import ManagerRecord
+from flux_endpoint.engine.workers.sizing import (
+    STALLED_AFTER,
+    Force,
+    Limits,
+    Pending,
+    Piece,
+    Step,
+    to_start,
+    to_withdraw,
+)
+from flux_endpoint.engine.workers.yielding import Holder, Site, to_drain
+
+#: Seconds that tasks wait before workers are started for them, so that those that come together
+#: are counted together.
+_GROW_AFTER = 0.03
+#: Seconds that a job waits for resources before managers make room for it.
+_YIELD_AFTER = 0.3
+#: Seconds that managers with something to do are left at it, once they are up. Those that Flux
+#: preferred to a job that waits all the time have twice as long each time, up to the last.
+_TURN, _LONGEST_TURN = 3.0, 3600.0
+#: Seconds that managers have to come up, before that.
+_START_PATIENCE = 60.0
+#: Seconds that a job waits although there seems to be room before more nodes are cleared for it.
+_BLIND_AFTER = 2.0
+#: Least seconds between two looks at who has to leave.
+_REVIEW_AFTER = 0.05
+#: The urgency of managers' jobs, which is Flux's default.
+_URGENCY = 16
+
+
+class Crew:
+    """All managers whose jobs have not ended. Used by the pool's thread only.
+
+    Args:
+        limits: how many workers there may be.
+        site: the instance.
+        idle_timeout: seconds after which an idle manager that isn't permanent ends.
+    """
+
+    def __init__(self, limits: Limits, site: Site, idle_timeout: float) -> None:
+        self.limits = limits
+        self.managers: dict[str, ManagerRecord] = {}
+        self._site = site
+        self._idle_timeout = idle_timeout
+        self._step = Step(limits.per_manager)
+        self._backlog_since = math.inf
+        self._demand = JobDemand()
+        #: The job that waits first, and how often Flux has preferred managers to it, since when.
+        self._head: Demand | None = None
+        self._turns = 0
+        self._turn_began = -math.inf
+        #: How many nodes more than it asks for are cleared for it, and since when that is done.
+        self._blind = 0
+        self._cleared_since = math.inf
+        self._review_at = 0.0
+        self._reviewed = True
+
+    @property
+    def ready(self) -> list[ManagerRecord]:
+        """The managers that may get tasks."""
+        return [m for m in self.managers.values() if m.state == "ready"]
+
+    @property
+    def urgency(self) -> int:
+        """Urgency with which a manager comes after the jobs that wait already."""
+        return min([_URGENCY, *(demand.urgency for demand in self._demand.waiting)])
+
+    # Growing
+
+    def missing(self, backlog: int) -> list[Piece]:
+        """Return the managers to start while `backlog` tasks find no room."""
+        now = time.monotonic()
+        if backlog <= 0:
+            self._backlog_since = math.inf
+        else:
+            self._backlog_since = min(self._backlog_since, now)
+        settled = now - self._backlog_since >= _GROW_AFTER
+        return to_start(self.limits, self._force(), backlog if settled else 0, self._step)
+
+    def _force(self) -> Force:
+        everyone = self.managers.values()
+        coming = [m for m in everyone if m.state == "starting"]
+        return Force(
+            permanent=sum(
+                m.workers for m in everyone if m.permanent and m.state in {"starting", "ready"}
+            ),
+            total=sum(m.workers for m in everyone),
+            coming=sum(m.workers for m in coming),
+            free=sum(m.free for m in everyone),
+            pending=sum(1 for m in coming if m.allocated_at is None),
+        )
+
+    def allocated(self, manager: ManagerRecord, node: str) -> None:
+        """Take note that a manager's job has its resources, on `node` if that is known."""
+        now = time.monotonic()
+        manager.allocated_at = now
+        manager.node = node
+        self._step.placed(manager.workers)
+        if self._head is not None and now >= self._turn_began + self._turn:
+            self._turns += 1
+            self._turn_began = now
+
+    def withdraw(self, backlog: int) -> list[ManagerRecord]:
+        """Return the managers whose jobs should no longer wait for resources."""
+        now = time.monotonic()
+        waiting = self._demand.waiting
+        latest = max((d.since for d in waiting if now - d.since >= _YIELD_AFTER), default=-math.inf)
+        earliest = min((d.since for d in waiting), default=math.inf)
+        pending = [
+            Pending(
+                name=m.manager_id,
+                workers=m.workers,
+                permanent=m.permanent,
+                waited=now - m.eligible_at,
+                behind=earliest < m.submitted_at,
+                ahead=latest > m.submitted_at,
+            )
+            for m in self._pending()
+        ]
+        return [self.managers[name] for name in to_withdraw(pending, backlog, self._step)]
+
+    def _pending(self) -> list[ManagerRecord]:
+        starting = (m for m in self.managers.values() if m.state == "starting")
+        return [m for m in starting if m.allocated_at is None]
+
+    # Shrinking
+
+    def idle(self) -> list[ManagerRecord]:
+        """Return the managers that have had nothing to do for long enough, and those drained."""
+        now = time.monotonic()
+        return [
+            m
+            for m in self.managers.values()
+            if (m.state == "draining" and not m.tasks)
+            or (self._is_spare(m) and now - m.idle_since >= self._idle_timeout)
+        ]
+
+    @staticmethod
+    def _is_spare(manager: ManagerRecord) -> bool:
+        return manager.state == "ready" and not manager.tasks and not manager.permanent
+
+    # Making room for jobs
+
+    def demand(self, demand: JobDemand) -> None:
+        """Take note of what the endpoint's jobs have and want."""
+        self._demand = demand
+        self._review_at = 0.0
+        self._reviewed = False
+        head = demand.waiting[0] if demand.waiting else None
+        if head != self._head:
+            self._head = head
+            self._turns = self._blind = 0
+            self._turn_began = -math.inf
+            self._cleared_since = math.inf
+
+    @property
+    def _turn(self) -> float:
+        return min(_LONGEST_TURN, _TURN * 2.0 ** max(0, self._turns - 1))
+
+    def review(self, backlog: int) -> tuple[list[ManagerRecord], list[ManagerRecord]]:
+        """Decide anew which managers make room for jobs.
+
+        Args:
+            backlog: tasks that find no room.
+
+        Returns:
+            Managers that are draining from now on, and managers that had not come up yet, whose
+            jobs should be cancelled.
+        """
+        now = time.monotonic()
+        if now < self._review_at:
+            self._reviewed = False
+            return [], []
+        self._reviewed = True
+        if self._head is None:
+            self._drain(frozenset())
+            return [], []
+        self._review_at = now + _REVIEW_AFTER
+        due = [d for d in self._demand.waiting if now - d.since >= _YIELD_AFTER]
+        holders = [self._holder(m, backlog, now) for m in self._holding()]
+        leaving = to_drain(due, holders, self._demand.held, self._site, self._blind)
+        self._look_for_strangers(seems_clear=leaving.served > 0 and not leaving.managers)
+        return self._drain(leaving.managers)
+
+    def _holding(self) -> list[ManagerRecord]:
+        return [m for m in self.managers.values() if m.allocated_at is not None]
+
+    def _holder(self, manager: ManagerRecord, backlog: int, now: float) -> Holder:
+        return Holder(
+            name=manager.manager_id,
+            node=manager.place,
+            amount=manager.amount,
+            running=min(len(manager.tasks), manager.workers),
+            leaving=manager.state in {"draining", "stopping"},
+            stays=manager.state in {"starting", "ready"}
+            and now < self._end_of_turn(manager)
+            and self._has_a_turn(manager, backlog),
+        )
+
+    def _end_of_turn(self, manager: ManagerRecord) -> float:
+        if manager.greeted_at is None:
+            return (manager.allocated_at or 0.0) + _START_PATIENCE
+        return manager.greeted_at + self._turn
+
+    def _has_a_turn(self, manager: ManagerRecord, backlog: int) -> bool:
+        """Return whether it should be left at it: there is something to do, or Flux wants it so.
+
+        That is, Flux has preferred managers to the first job again and again.
+        """
+        if manager.tasks or backlog > 0:
+            return True
+        began = manager.allocated_at or 0.0
+        return self._head is not None and began >= self._head.since and self._turns > 1
+
+    def _look_for_strangers(self, *, seems_clear: bool) -> None:
+        now = time.monotonic()
+        if not seems_clear or self._blind >= self._site.nodes:
+            self._cleared_since = math.inf
+        elif self._cleared_since == math.inf:
+            self._cleared_since = now
+        elif now - self._cleared_since >= _BLIND_AFTER:
+            self._blind = max(1, 2 * self._blind)
+            self._cleared_since = math.inf
+            self._review_at = 0.0
+            self._reviewed = False
+
+    def _drain(self, leaving: frozenset[str]) -> tuple[list[ManagerRecord], list[ManagerRecord]]:
+        draining, unborn = [], []
+        for name, manager in self.managers.items():
+            if name not in leaving:
+                if manager.state == "draining":
+                    manager.state = "ready"
+            elif manager.state == "ready":
+                manager.state = "draining"
+                draining.append(manager)
+            elif manager.state == "starting":
+                unborn.append(manager)
+        return draining, unborn
+
+    # Time and numbers
+
+    def moments(self) -> Iterator[float]:
+        """Yield the monotonic times at which there may be something to do."""
+        now = time.monotonic()
+        yield from (m.idle_since + self._idle_timeout for m in self.ready if self._is_spare(m))
+        stalls = (m.eligible_at + STALLED_AFTER for m in self._pending())
+        yield from (moment for moment in stalls if moment > now)
+        if self._backlog_since + _GROW_AFTER > now:
+            yield self._backlog_since + _GROW_AFTER
+        if not self._reviewed:
+            yield self._review_at
+        if self._head is None:
+            return
+        yield self._cleared_since + _BLIND_AFTER
+        due = (d.since + _YIELD_AFTER for d in self._demand.waiting)
+        ends_of_turns = (self._end_of_turn(m) for m in self._holding())
+        yield from (moment for moment in (*due, *ends_of_turns) if moment > now)
+
+    def counters(self) -> dict[str, int]:
+        """Return what the status report says of the managers."""
+        serving = [m for m in self.managers.values() if m.state in {"ready", "draining"}]
+        return {
+            "managers": len(serving),
+            "active_managers": sum(1 for m in serving if m.tasks),
+            "draining_managers": sum(1 for m in serving if m.state == "draining"),
+            "worker_nodes": len({m.place for m in serving}),
+            "total_workers": sum(m.workers for m in serving),
+            "idle_workers": sum(m.free for m in serving),
+            "starting_workers": self._force().coming,
+            "min_workers": self.limits.least,
+            "max_workers": self.limits.most,
+        }

@@ -1,0 +1,177 @@
+"""How many workers there should be. Pure: the pool says what there is, and does what comes out.
+
+Workers come in pieces: a manager's job is one piece, and gives its cores back as a whole. The first
+`least` workers are *permanent*: managers of exactly so many that stay when there is nothing to do.
+The others come as tasks wait, in pieces that fit the backlog, and go when they are idle for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flux_endpoint.engine.backend import Resources
+from flux_endpoint.engine.config import FluxEngineConfig
+
+#: Growth is by at least this part of what there is: a slowly growing backlog on large nodes must
+#: not end in a manager for each worker.
+_LEAST_GROWTH = 8
+#: Seconds after which a manager's job that nothing but resources keeps from running does not fit.
+STALLED_AFTER = 1.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many workers there may be.
+
+    Attributes:
+        least: these stay when there is nothing to do.
+        most: at once, in all.
+        per_manager: of one manager, which is on one node.
+    """
+
+    least: int
+    most: int
+    per_manager: int
+
+    @classmethod
+    def of(cls, config: FluxEngineConfig, resources: Resources, per_manager: int) -> Limits:
+        """Return what `config` says for an instance; what it leaves open is in whole nodes."""
+        most = resources.nodes * per_manager
+        if config.max_workers is not None:
+            # More than there are cores for would wait for ever.
+            all_cores = resources.nodes * max(per_manager, resources.cores_per_node)
+            most = min(config.max_workers, all_cores)
+        elif config.max_nodes is not None:
+            most = min(config.max_nodes, resources.nodes) * per_manager
+        least = config.min_workers
+        if least is None:
+            least = (1 if config.min_nodes is None else config.min_nodes) * per_manager
+        return cls(min(least, most), most, per_manager)
+
+
+@dataclass(frozen=True)
+class Force:
+    """The workers that there are.
+
+    Attributes:
+        permanent: workers of permanent managers that stay, those on their way included.
+        total: workers of all managers whose jobs have not ended.
+        coming: workers of managers that have not greeted yet.
+        free: workers that have nothing to do, and may get tasks.
+        pending: managers whose jobs have no resources yet.
+    """
+
+    permanent: int = 0
+    total: int = 0
+    coming: int = 0
+    free: int = 0
+    pending: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A manager to start."""
+
+    workers: int
+    permanent: bool
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A manager whose job has no resources yet.
+
+    Attributes:
+        name: its id.
+        workers: how many it would have.
+        permanent: whether it would stay.
+        waited: seconds for which only resources were missing.
+        behind: whether a job of the endpoint that came before it waits too.
+        ahead: whether one that came after it does.
+    """
+
+    name: str
+    workers: int
+    permanent: bool
+    waited: float
+    behind: bool
+    ahead: bool = False
+
+
+class Step:
+    """The largest piece that fits now: less than a node where others have a part of each node."""
+
+    def __init__(self, most: int) -> None:
+        self.size = most
+        self._most = most
+        self._placed = 0
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether a larger piece did not find room."""
+        return self.size < self._most
+
+    def stalled(self, workers: int) -> None:
+        """Take note that a piece found no room: try half of it."""
+        self.size = max(1, min(self.size, workers // 2))
+        self._placed = 0
+
+    def placed(self, workers: int) -> None:
+        """Take note that a piece found room.
+
+        After a stall at twice its size one more does not fit: if a second one did, there is more
+        room than there was.
+        """
+        if workers < self.size:
+            return
+        self._placed += 1
+        if self._placed > 1:
+            self.size = min(self._most, 2 * self.size)
+            self._placed = 0
+
+
+def to_start(limits: Limits, force: Force, backlog: int, step: Step) -> list[Piece]:
+    """Return the managers to start.
+
+    Args:
+        limits: the site's bounds.
+        force: what there is.
+        backlog: tasks for which no worker has room, for longer than a moment.
+        step: the largest piece that fits now.
+    """
+    room = max(0, limits.most - force.total)
+    stay = max(0, min(limits.least - force.permanent, room))
+    need = backlog - force.coming - force.free - stay
+    if need > 0:
+        need = max(need, force.total // _LEAST_GROWTH)
+    come = max(0, min(need, room - stay))
+    size = min(step.size, limits.per_manager)
+    pieces = [Piece(workers, permanent=True) for workers in _cut(stay, size)]
+    pieces += [Piece(workers, permanent=False) for workers in _cut(come, size)]
+    # Where it is not known what fits, one at a time finds out.
+    return pieces[: max(0, 1 - force.pending)] if step.is_reduced else pieces
+
+
+def _cut(workers: int, size: int) -> Iterable[int]:
+    while workers > 0:
+        yield min(workers, size)
+        workers -= size
+
+
+def to_withdraw(pending: Iterable[Pending], backlog: int, step: Step) -> list[str]:
+    """Return the managers whose jobs should no longer wait for resources.
+
+    Those that nobody needs any more, or not before a job that would come after them; and those that
+    are too large for what is free: smaller ones take their place. What waits behind a job of the
+    endpoint keeps its place in Flux's queue.
+    """
+    needless, stalled = [], []
+    for piece in pending:
+        is_long = piece.waited >= STALLED_AFTER
+        if backlog <= 0 and (piece.ahead or (is_long and not piece.permanent)):
+            needless.append(piece)
+        elif is_long and not piece.behind and piece.workers > 1:
+            stalled.append(piece)
+    if stalled:
+        step.stalled(max(piece.workers for piece in stalled))
+    return [piece.name for piece in (*needless, *stalled)]
