@@ -55,6 +55,7 @@ def test_every_option_of_our_own_endpoint_is_one_here_and_is_shown(loaded):
         "local_nodes": 2,
         "local_cores_per_node": 2,
         "local_gpus_per_node": 1,
+        "gpus_per_worker": 1,
         "shell_plugin": "never",
         "label": "mine",
         "shutdown_grace": 1.5,

@@ -214,6 +214,7 @@ engine:
   # max_workers: 64         # most at once; default: one for each core of the instance
   # min_workers: 16         # those that stay; default: one for each core of a node
   # workers_per_node: 16    # most that are started together on a node; default: its cores
+  # gpus_per_worker: 1      # each has gpus of its own, and a node as many workers as that allows
   # idle_timeout: 60        # seconds after which idle ones end
   # Directory in which tasks run, seen from the endpoint's own directory.
   # working_dir: tasks_working_dir

@@ -146,6 +146,9 @@ class Backend(Protocol):
             variable: `NAME=value`, which all of its processes have in their environment.
         """
 
+    def gpus_of_nodes(self) -> list[int]:
+        """Return how many gpus each node has."""
+
     def report(self, jobid: int) -> JobReport:
         """Return what a finished job was and what it wrote, whoever started it."""
 
@@ -216,6 +219,10 @@ class LocalBackend:
     def sweep(self, jobid: int, variable: str) -> None:
         """See `Backend`; the executor leaves nothing."""
 
+    def gpus_of_nodes(self) -> list[int]:
+        """See `Backend`."""
+        return [self.resources.gpus // self.resources.nodes] * self.resources.nodes
+
     def report(self, jobid: int) -> JobReport:
         """See `Backend`."""
         return JobReport(f"job {format_jobid(jobid)}")
@@ -253,6 +260,7 @@ class FluxBackend:
                 "e.g. `flux alloc -N1` or `flux start`, or set engine.executor: local"
             ) from error
         self.resources = Resources(listing.nnodes, listing.ncores, listing.ngpus)
+        self._everything = listing
         self.instance = self._uri or ""
         self.spans_hosts = listing.nnodes > 1
         self.executor: JobExecutor = self._flux.job.FluxExecutor(
@@ -325,6 +333,11 @@ class FluxBackend:
             logs.event(
                 log, logging.WARNING, "could not look for a job's leftovers", reason=str(error)
             )
+
+    def gpus_of_nodes(self) -> list[int]:
+        """See `Backend`."""
+        everything = self._everything
+        return [everything.copy_ranks(rank).ngpus for rank in everything.ranks]
 
     def report(self, jobid: int) -> JobReport:
         """See `Backend`."""

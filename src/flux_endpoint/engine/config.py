@@ -22,8 +22,11 @@ class FluxEngineConfig(BaseModel):
     #: The same two in whole nodes, each of `workers_per_node` workers.
     max_nodes: PositiveInt | None = None
     min_nodes: int | None = Field(default=None, ge=0)
-    #: Most workers that are started together on a node; default: its cores.
+    #: Most workers that are started together on a node; default: as many as have a core each, or
+    #: their gpus.
     workers_per_node: PositiveInt | None = None
+    #: Gpus that each worker has for itself; the workers of a node are as many as its gpus allow.
+    gpus_per_worker: int = Field(default=0, ge=0)
     #: Seconds after which idle workers end and give their cores back.
     idle_timeout: float = Field(default=60.0, gt=0)
     #: Directory in which tasks run; relative paths start at the endpoint's directory.

@@ -24,6 +24,7 @@ from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
 from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.engine.workers.gpus import workers_of_node
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
 from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.resources import ResourceSpecification
@@ -62,7 +63,7 @@ class ManagerLauncher:
         self._server_key = self._client_public = self._client_secret = b""
         self.socket = self._context.socket(zmq.ROUTER)
         #: Most workers of one manager.
-        self.workers = config.workers_per_node or backend.resources.cores_per_node
+        self.workers = workers_of_node(backend, config)
 
     def open(self) -> None:
         """Bind: a Unix socket where every job runs on this host, else TCP with CURVE."""
@@ -89,12 +90,15 @@ class ManagerLauncher:
         self._connect = f"tcp://{self._config.address or _own_address()}:{port}"
 
     def amount(self, workers: int) -> Amount:
-        """Return what a manager of so many workers has of its node: a core for each worker.
+        """Return what a manager of so many workers has of its node: a core, and gpus, for each.
 
         Where a node shall have more workers than cores, they share them.
         """
         cores = self._backend.resources.cores_per_node
-        return Amount(math.ceil(workers * min(1.0, cores / self.workers)))
+        return Amount(
+            math.ceil(workers * min(1.0, cores / self.workers)),
+            workers * self._config.gpus_per_worker,
+        )
 
     def launch(self, manager_id: str, workers: int, urgency: int) -> JobFuture:
         """Submit the job of a new manager: one node, one task."""
@@ -106,17 +110,20 @@ class ManagerLauncher:
             public_key=self._client_public.decode(),
             secret_key=self._client_secret.decode(),
             workers=workers,
+            gpus_per_worker=self._config.gpus_per_worker,
             tasks=self._tasks,
             orphan_timeout=_ORPHAN_TIMEOUT,
         )
         output = str(self._log_file(manager_id))
+        amount = self.amount(workers)
         request = JobRequest(
             command=[sys.executable, "-m", "flux_endpoint.engine.workers.manager"],
             cwd=str(self._directory),
             environment={**job_environment(), VARIABLE: settings.dump()},
             resources=ResourceSpecification(
                 num_nodes=1,
-                cores_per_rank=self.amount(workers).cores,
+                cores_per_rank=amount.cores,
+                gpus_per_rank=amount.gpus,
                 job_name="flux-endpoint-workers",
             ),
             stdout=output,

@@ -35,6 +35,7 @@ from flux_endpoint.engine.workers.ends import end_of, kill_tree, signal_tree
 from flux_endpoint.engine.workers.frames import FrameSocket
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
 from flux_endpoint.engine.workers.template import adopt_orphans, request_worker, start_template
+from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import command_of
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ _MOST_STILLBORN = 4
 class _Worker:
     channel: FrameSocket
     claims: Claims
+    #: Which of the node's workers it is: one that takes a lost one's place gets the same gpus.
+    place: int
     pid: int | None = None
     #: Ids of the tasks that were sent, in order; the first is running.
     tasks: deque[str] = field(default_factory=deque)
@@ -92,6 +95,7 @@ class Manager:
         self._queue: deque[tuple[dict[str, object], bytes]] = deque()
         self._workers: list[_Worker] = []
         self._unborn: deque[_Worker] = deque()
+        self._free_places = list(range(settings.workers))
         self._outbox: list[bytes] = []
         self._task_seconds = 1.0
         self._stillborn = 0
@@ -239,7 +243,9 @@ class Manager:
 
     def _new_worker(self) -> None:
         claims = Claims()
-        worker = _Worker(FrameSocket(request_worker(self._control_socket, claims)), claims)
+        place = self._free_places.pop(0)
+        channel = FrameSocket(request_worker(self._control_socket, claims, place))
+        worker = _Worker(channel, claims, place)
         self._workers.append(worker)
         self._unborn.append(worker)
         self._poller.register(worker.channel, zmq.POLLIN)
@@ -333,6 +339,7 @@ class Manager:
         worker.channel.close()
         worker.claims.close()
         self._workers.remove(worker)
+        self._free_places.append(worker.place)
         self._orphans = True
         self._end_orphans()
         self._account_for(worker, status)
@@ -457,7 +464,11 @@ def main() -> None:
     # Flux leaves a job's standard input open for whoever attaches; a task must not wait for that.
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
-    sys.exit(Manager(ManagerSettings.load(text)).run())
+    try:
+        manager = Manager(ManagerSettings.load(text))
+    except EngineError as error:
+        sys.exit(str(error))
+    sys.exit(manager.run())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class ManagerSettings:
     public_key: str
     secret_key: str
     workers: int
+    gpus_per_worker: int
     tasks: TaskSettings
     #: Seconds for which a manager outlives the loss of its agent.
     orphan_timeout: float

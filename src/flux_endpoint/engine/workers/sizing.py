@@ -39,9 +39,12 @@ class Limits:
         """Return what `config` says for an instance; what it leaves open is in whole nodes."""
         most = resources.nodes * per_manager
         if config.max_workers is not None:
-            # More than there are cores for would wait for ever.
-            all_cores = resources.nodes * max(per_manager, resources.cores_per_node)
-            most = min(config.max_workers, all_cores)
+            # More than there are cores, or gpus, for would wait for ever.
+            fitting = max(per_manager, resources.cores_per_node)
+            if config.gpus_per_worker:
+                gpus_per_node = resources.gpus // resources.nodes
+                fitting = min(fitting, gpus_per_node // config.gpus_per_worker)
+            most = min(config.max_workers, resources.nodes * fitting)
         elif config.max_nodes is not None:
             most = min(config.max_nodes, resources.nodes) * per_manager
         least = config.min_workers

@@ -11,25 +11,34 @@ import os
 import selectors
 import signal
 import socket
+import struct
 from contextlib import suppress
 
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import write_frame
+from flux_endpoint.engine.workers.gpus import shares
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.worker import work
 from flux_endpoint.functions.standins import install_stand_ins
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+#: A request: the number of a place among the node's workers.
+_PLACE = struct.Struct("!I")
 
 
 def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
     """Fork the template; return its process id and our end of the control channel.
 
-    A request is two descriptors: the worker's channel and its claims. Answers are the frames
+    A request is two descriptors, the worker's channel and its claims, with the number of its place
+    among the node's workers, of which it gets the gpus. Answers are the frames
     `{"forked": pid}` in the order of requests, and `{"exited": pid, "status": wait status}`
     whenever a worker ends.
+
+    Raises:
+        EngineError: the workers' gpus are not here.
     """
+    places = shares(os.environ, settings.workers, settings.gpus_per_worker)
     ours, theirs = socket.socketpair()
     manager = os.getpid()
     pid = os.fork()
@@ -42,7 +51,7 @@ def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
             # What outlives a worker comes to the template, where the manager finds and ends it.
             adopt_orphans()
             install_stand_ins()
-            _serve(theirs, settings)
+            _serve(theirs, settings, places)
             status = 0
         finally:
             os._exit(status)
@@ -50,10 +59,10 @@ def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
     return pid, ours
 
 
-def request_worker(control: socket.socket, claims: Claims) -> socket.socket:
-    """Ask the template for a worker and return the channel to it."""
+def request_worker(control: socket.socket, claims: Claims, place: int) -> socket.socket:
+    """Ask the template for a worker in a place that is free, and return the channel to it."""
     ours, theirs = socket.socketpair()
-    socket.send_fds(control, [b"f"], [theirs.fileno(), claims.fileno()])
+    socket.send_fds(control, [_PLACE.pack(place)], [theirs.fileno(), claims.fileno()])
     theirs.close()
     return ours
 
@@ -85,7 +94,7 @@ def _heed_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _serve(control: socket.socket, settings: ManagerSettings) -> None:
+def _serve(control: socket.socket, settings: ManagerSettings, places: list[dict[str, str]]) -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
@@ -99,7 +108,7 @@ def _serve(control: socket.socket, settings: ManagerSettings) -> None:
                 if key.fd == wake_read:
                     os.read(wake_read, 4096)
                     _reap(control)
-                elif not _fork_one(control, settings, (wake_read, wake_write)):
+                elif not _fork_one(control, settings, places, (wake_read, wake_write)):
                     return
 
 
@@ -112,8 +121,13 @@ def _reap(control: socket.socket) -> None:
             write_frame(control, {"exited": pid, "status": status})
 
 
-def _fork_one(control: socket.socket, settings: ManagerSettings, wake: tuple[int, int]) -> bool:
-    data, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+def _fork_one(
+    control: socket.socket,
+    settings: ManagerSettings,
+    places: list[dict[str, str]],
+    wake: tuple[int, int],
+) -> bool:
+    data, descriptors, _, _ = socket.recv_fds(control, _PLACE.size, 2)
     if not data:
         return False
     template = os.getpid()
@@ -130,6 +144,8 @@ def _fork_one(control: socket.socket, settings: ManagerSettings, wake: tuple[int
             os.setsid()  # its process group is the unit that is ended
             # What a task leaves behind stays below its worker, where it can be found.
             adopt_orphans()
+            (place,) = _PLACE.unpack(data)
+            os.environ.update(places[place])
             channel, claims = descriptors
             work(socket.socket(fileno=channel), Claims(claims), settings.tasks)
             status = 0

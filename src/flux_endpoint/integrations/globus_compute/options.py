@@ -16,6 +16,7 @@ _ELSEWHERE = {
     "strategy": "workers come and go by max_workers, min_workers and idle_timeout",
     "job_status_kwargs": "workers come and go by max_workers, min_workers and idle_timeout",
     "max_workers_per_node": "set workers_per_node",
+    "available_accelerators": "set gpus_per_worker: 1",
     "encrypted": "traffic between hosts is always encrypted",
     "mpi_launcher": "ranks are started by Flux",
     "container_type": "containers are not supported",

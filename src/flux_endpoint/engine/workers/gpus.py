@@ -1,0 +1,71 @@
+"""Gpus of workers: how many workers a node has then, and which of its gpus each of them sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flux_endpoint.engine.backend import Backend
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.errors import EngineError
+
+#: What Flux's job shell, and the embedded executor, set for a job's tasks. It is CUDA's, and AMD's
+#: HIP heeds it too.
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+def workers_of_node(backend: Backend, config: FluxEngineConfig) -> int:
+    """Return how many workers fit on a node: by its gpus if each worker has some, else its cores.
+
+    Raises:
+        EngineError: the nodes do not have the gpus that the configuration asks for.
+    """
+    each, asked = config.gpus_per_worker, config.workers_per_node
+    if not each:
+        return asked or backend.resources.cores_per_node
+    counts = backend.gpus_of_nodes()
+    least, most = min(counts, default=0), max(counts, default=0)
+    if least != most:
+        kinds = ", ".join(f"{counts.count(n)} with {n}" for n in sorted(set(counts), reverse=True))
+        raise EngineError(
+            "engine.gpus_per_worker: the nodes differ in the number of their gpus "
+            f"(nodes: {kinds}), and workers with gpus need nodes that are alike; run the endpoint "
+            "in an allocation of such nodes, or leave the option out"
+        )
+    if most < each:
+        raise EngineError(
+            f"engine.gpus_per_worker: {each}, but the nodes have {_gpus(most)} each"
+            + ("" if most else "; leave the option out")
+        )
+    if asked is not None and asked * each > most:
+        raise EngineError(
+            f"engine.workers_per_node: {asked} workers with {_gpus(each)} each "
+            f"(engine.gpus_per_worker) need {asked * each}, but the nodes have {_gpus(most)} each"
+        )
+    return asked or most // each
+
+
+def shares(environment: Mapping[str, str], workers: int, each: int) -> list[dict[str, str]]:
+    """Return what is set in the environment of each of a manager's workers.
+
+    Args:
+        environment: the manager's.
+        workers: how many there are.
+        each: gpus of a worker.
+
+    Raises:
+        EngineError: the manager does not see as many gpus as its workers need.
+    """
+    if not each:
+        return [{} for _ in range(workers)]
+    text = environment.get(VARIABLE, "")
+    ids = [part for part in text.split(",") if part and part != "-1"]
+    if len(ids) != workers * each:
+        raise EngineError(
+            f"{VARIABLE} is {text!r} here, and {workers} workers with {_gpus(each)} each need "
+            f"{workers * each}: Flux's job shell sets it, unless its option gpu-affinity is off"
+        )
+    return [{VARIABLE: ",".join(ids[first : first + each])} for first in range(0, len(ids), each)]
+
+
+def _gpus(count: int) -> str:
+    return f"{count or 'no'} gpu{'' if count == 1 else 's'}"
