@@ -5,15 +5,32 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from flux_endpoint.errors import ConfigurationError
+
 HOME_VARIABLE = "FLUX_ENDPOINT_HOME"
 
 
 def home() -> Path:
-    """Return the state directory, created with mode 0700 if it was missing."""
+    """Return the state directory, created with mode 0700 if it was missing.
+
+    Raises:
+        ConfigurationError: it is none, and can't be made; names the variable that says where it is.
+    """
     configured = os.environ.get(HOME_VARIABLE)
-    path = Path(configured).expanduser() if configured else Path.home() / ".flux_endpoint"
-    path = path.absolute()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shown, source = configured or "~/.flux_endpoint", HOME_VARIABLE
+    if not configured:
+        source = f"the default, since {HOME_VARIABLE} is not set"
+    try:
+        path = Path(shown).expanduser().absolute()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        if isinstance(error, FileExistsError):
+            reason = "it is no directory"
+        raise ConfigurationError(
+            f"can't use {shown} ({source}) as the state directory: {reason}. Set {HOME_VARIABLE} "
+            "to a directory of yours"
+        ) from error
     return path
 
 

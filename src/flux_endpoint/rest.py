@@ -15,7 +15,7 @@ import httpx
 
 from flux_endpoint import __version__
 from flux_endpoint.credentials import Credentials
-from flux_endpoint.errors import ServiceError, ServiceUnreachableError
+from flux_endpoint.errors import ConfigurationError, ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
@@ -37,23 +37,36 @@ class RestClient:
         credentials: whom to talk to and as whom.
         timeout: seconds that one attempt may take.
         attempts: how often a request is tried in all, at least once.
+
+    Raises:
+        ConfigurationError: the environment names a proxy or certificates that can't be used.
     """
 
     def __init__(self, credentials: Credentials, timeout: float = 60, *, attempts: int = 5) -> None:
         self.credentials = credentials
         self._attempts = max(1, attempts)
         self._closed = Event()
-        self._http = httpx.Client(
-            base_url=credentials.service_url,
-            timeout=timeout,
-            headers={
-                "Authorization": f"Bearer {credentials.token}",
-                "Accept": "application/json",
-                "User-Agent": f"flux-endpoint/{__version__}",
-            },
-            # A site's proxy can't reach our own loopback interface.
-            trust_env=urlsplit(credentials.service_url).hostname not in _LOOPBACK,
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=credentials.service_url,
+                timeout=timeout,
+                headers={
+                    "Authorization": f"Bearer {credentials.token}",
+                    "Accept": "application/json",
+                    "User-Agent": f"flux-endpoint/{__version__}",
+                },
+                # A site's proxy can't reach our own loopback interface.
+                trust_env=urlsplit(credentials.service_url).hostname not in _LOOPBACK,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"can't read the certificates of authorities: {error.strerror}; SSL_CERT_FILE and "
+                "SSL_CERT_DIR, where they are set, say which"
+            ) from error
+        except ValueError as error:
+            raise ConfigurationError(
+                f"can't use the proxy of the environment (http_proxy, https_proxy): {error}"
+            ) from error
 
     def request(
         self,

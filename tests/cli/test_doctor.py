@@ -127,7 +127,52 @@ def test_a_check_that_fails_itself_is_a_finding_and_keeps_no_other_from_it():
     assert "ZeroDivisionError: oh" in second.said
 
 
+def test_a_broken_file_is_told_without_being_called_a_bug():
+    def look():
+        raise PermissionError(13, "Permission denied", "/somewhere")
+        yield
+
+    (finding,) = guarded("endpoint", look, "lab")
+    assert (finding.check, finding.subject) == ("endpoint.check", "lab")
+    assert "/somewhere" in finding.said
+    assert "bug" not in finding.mend
+
+
 # This machine
+
+
+@pytest.mark.parametrize(
+    ("home", "said"),
+    [
+        ("/etc/hostname", "can't use /etc/hostname (FLUX_ENDPOINT_HOME) as the state directory"),
+        ("/proc/nope", "can't use /proc/nope (FLUX_ENDPOINT_HOME) as the state directory"),
+        ("~nobody-is-called-so/x", "Could not determine home directory"),
+    ],
+)
+def test_a_home_that_can_not_be_is_found_and_all_else_looked_at(bare, home, said):
+    found = findings(bare, status=1, FLUX_ENDPOINT_HOME=home)
+    assert_found(found, "machine.home", "failed", said, "another FLUX_ENDPOINT_HOME")
+    assert_found(found, "service.credentials", "failed", said, "mend the state directory")
+    assert found["machine.disk"]["state"] != "skipped"
+    assert "machine.check" not in found
+
+
+def test_a_home_that_can_not_be_read_is_found(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(tmp_path))
+    monkeypatch.setattr(machine.Path, "iterdir", refuse)  # root may read everything
+    (finding,) = machine._home()
+    assert finding.state is State.FAILED
+    assert f"{tmp_path} can't be read: Permission denied" in finding.said
+
+
+def test_endpoints_that_are_no_directory_are_found(bare):
+    bare.home.mkdir(mode=0o700)
+    (bare.home / "endpoints").touch()
+    found = findings(bare, status=1)
+    assert_found(found, "machine.home", "failed", "endpoints is no directory", "move it away")
 
 
 def test_a_home_that_others_can_read_is_a_warning(bare):
@@ -170,14 +215,18 @@ def test_a_full_disk_is_found(tmp_path, monkeypatch, free, inodes, state):
     assert str(tmp_path) in finding.said
 
 
-@pytest.mark.parametrize(("count", "state"), [(0, State.SKIPPED), (1, State.WARNING)])
-def test_a_missing_mpiexec_is_a_warning_where_there_are_endpoints(monkeypatch, count, state):
+@pytest.mark.parametrize("needed", [False, True])
+@pytest.mark.parametrize("flux_uri", [None, "local:///run/flux/local"])
+def test_a_missing_mpiexec_is_a_warning_where_endpoints_use_it(monkeypatch, needed, flux_uri):
     monkeypatch.delenv("FLUX_URI", raising=False)
+    if flux_uri is not None:
+        monkeypatch.setenv("FLUX_URI", flux_uri)
     monkeypatch.setattr(machine, "find_mpiexec", lambda: None)
-    monkeypatch.setattr(machine, "all_endpoints", lambda: [object()] * count)
-    finding = machine._mpiexec()
-    assert finding.state is state
-    assert not count or "flux-endpoint[mpi]" in finding.mend
+    finding = machine._mpiexec(needed=needed)
+    if needed and flux_uri is None:
+        assert (finding.state, "flux-endpoint[mpi]" in finding.mend) == (State.WARNING, True)
+    else:
+        assert finding.state is State.SKIPPED
 
 
 def test_missing_packages_of_the_service_are_only_said(monkeypatch):
@@ -364,6 +413,39 @@ def test_tls_where_there_is_none_is_found(bare, fake):
     assert_found(found, "service.url", "failed", "TLS handshake failed", "http://")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("SSL_CERT_FILE", "/nowhere", "can't read the certificates of authorities"),
+        ("http_proxy", "gopher9://x", "Unknown scheme for proxy URL"),
+    ],
+)
+def test_an_environment_that_is_in_the_way_is_named(bare, variable, value, said):
+    away = {URL: "http://service.invalid", TOKEN: "t", variable: value}
+    found = findings(bare, status=1, **away)
+    assert_found(found, "service.url", "failed", said, f"correct or unset {variable}")
+    assert "certificates" in (told := bare.err("tasks", status=78, **away)) or "proxy" in told
+
+
+def test_a_credentials_file_that_is_not_used_is_looked_at_too(bare):
+    bare.home.mkdir(mode=0o700)
+    file = bare.home / "credentials.json"
+    file.write_text("{}")
+    file.chmod(0o644)
+    found = findings(bare, status=1, **{URL: "http://127.0.0.1:1", TOKEN: "t"})
+    assert_found(found, "service.credentials", "warning", "mode 0644", f"chmod 600 {file}")
+
+
+def test_wrong_credentials_are_to_be_corrected(bare):
+    bare.home.mkdir(mode=0o700)
+    file = bare.home / "credentials.json"
+    file.mkdir()
+    found = findings(bare, status=1)
+    assert_found(found, "service.credentials", "failed", "can't read", f"correct {file}")
+    found = findings(bare, status=1, **{URL: "host:80", TOKEN: "t"})
+    assert_found(found, "service.credentials", "failed", "must look like", f"correct {URL}")
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no 'openssl' on PATH")
 def test_a_certificate_that_nobody_vouches_for_is_found(bare, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
@@ -467,16 +549,38 @@ def test_a_flux_that_does_not_work_is_found(fake_flux):
     assert_found(found, "flux.command", "failed", "does not tell its version", "flux version")
 
 
-def test_bindings_that_are_not_there_are_found(fake_flux):
-    terminal = fake_flux('[ "$1" = version ] && echo "commands: 0.88.0" || echo /nowhere')
+NO_BINDINGS = '[ "$1" = version ] && echo "commands: 0.88.0" || echo /nowhere'
+
+
+def test_bindings_that_are_not_there_are_found_where_there_are_endpoints(fake_flux):
+    terminal = fake_flux(NO_BINDINGS)
+    configure(terminal, "lab")
     found = findings(terminal, status=1)
-    assert_found(found, "flux.bindings", "failed", "can't be imported", "flux-endpoint[flux]")
+    said = "not where `flux config builtin python_path` says"
+    assert_found(found, "flux.bindings", "failed", said, "flux-endpoint[flux]")
+
+
+def test_a_client_needs_no_bindings(fake_flux):
+    found = findings(fake_flux(NO_BINDINGS))
+    said = "only an endpoint here would need them"
+    assert_found(found, "flux.bindings", "skipped", said, "flux-endpoint[flux]")
+
+
+def test_another_package_of_that_name_is_told_by_its_path(fake_flux, tmp_path):
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "__init__.py").touch()
+    terminal = fake_flux(NO_BINDINGS)
+    configure(terminal, "lab")
+    found = findings(terminal, status=1, PYTHONPATH=str(tmp_path))
+    said = f"Python takes {tmp_path / 'flux' / '__init__.py'} for them"
+    assert_found(found, "flux.bindings", "failed", said, "PYTHONPATH")
 
 
 def test_bindings_that_crash_are_found(fake_flux, tmp_path):
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "__init__.py").write_text("import os; os.abort()")
     terminal = fake_flux(f'[ "$1" = version ] && echo "commands: 0.88.0" || echo {tmp_path}')
+    configure(terminal, "lab")
     found = findings(terminal, status=1)
     assert_found(found, "flux.bindings", "failed", "ended with status -6", "flux-endpoint[flux]")
 
@@ -515,6 +619,21 @@ def lab(bare):
     return bare
 
 
+def test_what_of_an_endpoint_can_not_be_looked_at_is_said_and_the_next_is_looked_at(lab):
+    (lab.lab / "agent.lock").mkdir()
+    configure(lab, "next")
+    told = json.loads(lab.run("doctor", "--json", status=1).stdout)["findings"]
+    (broken,) = [each for each in told if each["check"] == "endpoint.check"]
+    assert (broken["subject"], "agent.lock" in broken["said"]) == ("lab", True)
+    assert ("endpoint.config", "next") in [(each["check"], each["subject"]) for each in told]
+
+
+def test_a_journal_that_can_not_be_read_is_not_to_be_thrown_away(lab):
+    (lab.lab / "journal.db").mkdir()
+    found = findings(lab, "lab", status=1)
+    assert_found(found, "endpoint.journal", "failed", "can't be read", "whether its disk is full")
+
+
 def test_an_endpoint_that_was_never_started_is_no_fault(lab):
     found = findings(lab, "lab")
     assert_found(found, "endpoint.agent", "skipped", "not running", "flux-endpoint start lab")
@@ -543,7 +662,7 @@ def test_a_damaged_identity_is_found(lab, fake):
 def test_a_damaged_journal_is_found(lab):
     (lab.lab / "journal.db").write_bytes(b"garbage" * 1000)
     found = findings(lab, "lab", status=1)
-    assert_found(found, "endpoint.journal", "failed", "can't be read", "move")
+    assert_found(found, "endpoint.journal", "failed", "is damaged", "move")
 
 
 def test_a_working_directory_that_can_not_be_written_is_found(lab, monkeypatch):

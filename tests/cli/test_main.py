@@ -102,8 +102,11 @@ def test_a_start_in_the_background_fails_with_the_code_of_what_it_started(bare):
 def test_a_home_that_can_not_be_is_one_sentence(bare, tmp_path):
     (tmp_path / "file").write_text("")
     home = str(tmp_path / "file" / "home")
-    said = bare.err("configure", "lab", status=74, FLUX_ENDPOINT_HOME=home)
-    assert said == f"Error: {home}: Not a directory\n"
+    said = bare.err("configure", "lab", status=78, FLUX_ENDPOINT_HOME=home)
+    assert said == (
+        f"Error: can't use {home} (FLUX_ENDPOINT_HOME) as the state directory: Not a directory. "
+        "Set FLUX_ENDPOINT_HOME to a directory of yours\n"
+    )
 
 
 def test_a_bug_is_70_and_says_where_its_details_are(bare):

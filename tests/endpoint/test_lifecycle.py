@@ -107,6 +107,31 @@ def test_a_bad_configuration_is_told_at_the_terminal_also_in_the_background(
         assert f"{lab.config}: max_in_fligth: unknown key; did you mean 'max_in_flight'?" in said
 
 
+def without_room(kilobytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that can write pipes, but hardly anything to any disk."""
+    limited = f'ulimit -f {kilobytes} && exec "$@"'
+    command = ["bash", "-c", limited, "-", *COMMAND, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_without_room_on_the_disk_no_half_of_an_endpoint_is_made(home: Path) -> None:
+    done = without_room(1, "configure", "lab")
+    assert done.returncode != 0
+    assert f"can't write {home / 'endpoints' / 'lab' / 'config.yaml'}: " in done.stderr
+    run("configure", "lab")
+
+
+def test_without_room_on_the_disk_a_start_in_the_background_says_so(
+    lab: EndpointDirectory, home: Path
+) -> None:
+    log_in(home, "http://127.0.0.1:9", "token")
+    done = without_room(0, "start", "lab", "--detach")
+    assert done.returncode != 0
+    assert f"Error: {lab.path}: " in done.stderr
+    assert f"the log is {lab.log}" in done.stderr
+    assert lab.holder() is None
+
+
 def test_a_stopped_endpoint_is_not_stopped_again(lab: EndpointDirectory) -> None:
     assert run("stop", "lab") == "Endpoint lab was not running.\n"
 

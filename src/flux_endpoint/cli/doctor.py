@@ -20,6 +20,7 @@ from flux_endpoint.cli.exits import ExitCode
 from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
 from flux_endpoint.cli.table import Tone, color_option, toned
 from flux_endpoint.endpoint.directory import EndpointDirectory, all_endpoints
+from flux_endpoint.errors import FluxEndpointError
 
 _TITLES = {
     "machine": "This machine",
@@ -76,16 +77,25 @@ def doctor(*, endpoint: str | None, as_json: bool, color: bool) -> int:
 
 def find(endpoint: str | None) -> Iterator[Finding]:
     """Yield everything that is found, of all endpoints of this machine or of one."""
-    yield from guarded("machine", check_machine)
+    directories = _directories(endpoint)
+    yield from guarded("machine", lambda: check_machine(directories))
     service = ServiceChecks()
     yield from guarded("service", service.run)
     yield from guarded("broker", lambda: check_broker(service.api))
-    flux = FluxChecks()
+    flux = FluxChecks(needed=bool(directories))
     yield from guarded("flux", flux.run)
-    directories = all_endpoints() if endpoint is None else [EndpointDirectory(endpoint)]
     for directory in directories:
         checks = EndpointChecks(directory, service.api, flux_reachable=flux.reachable)
-        yield from guarded("endpoint", checks.run)
+        yield from guarded("endpoint", checks.run, directory.name)
+
+
+def _directories(endpoint: str | None) -> list[EndpointDirectory]:
+    if endpoint is not None:
+        return [EndpointDirectory(endpoint)]
+    try:
+        return all_endpoints()
+    except (OSError, FluxEndpointError):  # what is wrong with the state directory is found, too
+        return []
 
 
 def _title(finding: Finding) -> str:

@@ -11,6 +11,7 @@ from flux_endpoint.cli.options import complete_endpoint
 from flux_endpoint.cli.progress import Waiting
 from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
 from flux_endpoint.endpoint import lifecycle
+from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.errors import FluxEndpointError
 
 _COLUMNS = [Column(title) for title in ("NAME", "ID", "STATUS", "EXECUTOR")]
@@ -65,13 +66,16 @@ def start(name: str, *, detach: bool, timeout: float | None, report_fd: int | No
 
 
 def _run(name: str, reporter: lifecycle.Reporter) -> int:
-    from flux_endpoint.endpoint.directory import EndpointDirectory  # noqa: PLC0415
-    from flux_endpoint.endpoint.runner import Runner  # noqa: PLC0415 - only a start needs an engine
-
     try:
+        from flux_endpoint.endpoint.runner import Runner  # noqa: PLC0415 - only a start needs it
+
         return Runner(EndpointDirectory(name), tell=reporter.tell).run()
     except FluxEndpointError as error:
         reporter.tell({"failed": str(error)})
+        raise
+    except OSError as error:  # a full disk, say: its log would not have it either
+        where = error.filename or EndpointDirectory(name).path
+        reporter.tell({"failed": f"{where}: {error.strerror or error}"})
         raise
 
 

@@ -89,7 +89,7 @@ def _record(error: BaseException, command: str) -> Path | None:
     )
     text = header + "".join(traceback.format_exception(error)) + "\n"
     for directory in (paths.home, lambda: Path(tempfile.gettempdir())):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, FluxEndpointError):
             path = directory() / f"flux-endpoint-bugs-{os.getuid()}.log"
             return _append(path, text)
     return None

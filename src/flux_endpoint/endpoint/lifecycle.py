@@ -83,8 +83,12 @@ def configure_endpoint(name: str, display_name: str | None = None) -> Path:
         ) from None
     except OSError as error:
         raise ConfigurationError(f"can't make {directory.config}: {error}") from None
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        directory.config.unlink(missing_ok=True)
+        raise FluxEndpointError(f"can't write {directory.config}: {error.strerror}") from error
     return directory.config
 
 

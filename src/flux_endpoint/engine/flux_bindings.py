@@ -7,6 +7,7 @@ python_path` says they are; they match the running Flux, which a wheel might not
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from types import ModuleType
 
 from flux_endpoint.errors import EngineError
 
+#: Modules that Flux's bindings import and don't bring along.
+_NEEDED = frozenset({"_cffi_backend", "cffi", "ply", "yaml"})
 _TIMEOUT = 20.0  # seconds for a command that prints one line
 
 
@@ -25,7 +28,7 @@ def import_flux() -> ModuleType:
     """
     try:
         return _import()
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if error.name != "flux":
             raise _incomplete(error) from error
     for path in _bindings_path():
@@ -63,7 +66,12 @@ def _bindings_path() -> list[str]:
 
 
 def _incomplete(error: ImportError) -> EngineError:
-    return EngineError(
-        f"Flux's Python bindings can't be imported: {error}. They need cffi, ply and pyyaml: "
-        "pip install 'flux-endpoint[flux]'"
-    )
+    if error.name in _NEEDED:
+        mend = "They need cffi, ply and pyyaml: pip install 'flux-endpoint[flux]'"
+    elif error.name == "flux":
+        mend = "They are not where `flux config builtin python_path` says: is Flux whole?"
+    else:
+        found = importlib.util.find_spec("flux")
+        where = found.origin if found is not None else "unknown"
+        mend = f"Python takes {where} for them: are they those of the Flux on PATH? See PYTHONPATH"
+    return EngineError(f"Flux's Python bindings can't be imported: {error}. {mend}")

@@ -40,8 +40,8 @@ def check_broker(api: ServiceApi | None) -> Iterator[Finding]:
         yield failed(
             "broker.reach",
             f"can't reach RabbitMQ at {address}: {error}",
-            "open that port to this machine, or correct what the service tells clients: its "
-            "--client-amqp-url (endpoints are told its --endpoint-amqp-url)",
+            "start it, open that port to this machine, or correct what the service tells clients: "
+            "its --client-amqp-url (endpoints are told its --endpoint-amqp-url)",
         )
         return
     yield ok("broker.reach", f"{server or 'a broker'} at {address} takes connections from here")

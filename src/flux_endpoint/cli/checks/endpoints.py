@@ -129,8 +129,12 @@ class EndpointChecks:
                 (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
                 (tasks,) = database.execute("SELECT count(*) FROM tasks").fetchone()
                 (results,) = database.execute("SELECT count(*) FROM results").fetchone()
+        except sqlite3.OperationalError as error:  # says nothing of what is in it
+            how = "look at its mode and owner, and whether its disk is full or broken"
+            yield failed("endpoint.journal", f"{path} can't be read: {error}", how, self._name)
+            return
         except sqlite3.Error as error:
-            yield failed("endpoint.journal", f"{path} can't be read: {error}", mend, self._name)
+            yield failed("endpoint.journal", f"{path} is damaged: {error}", mend, self._name)
             return
         if said != "ok":
             yield failed("endpoint.journal", f"{path} is damaged: {said}", mend, self._name)

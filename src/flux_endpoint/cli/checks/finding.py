@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from flux_endpoint.errors import FluxEndpointError
+
 
 class State(StrEnum):
     """How something is."""
@@ -57,13 +59,18 @@ def skipped(check: str, said: str, mend: str = "", subject: str | None = None) -
     return Finding(check, State.SKIPPED, said, mend, subject)
 
 
-def guarded(area: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+def guarded(
+    area: str, look: Callable[[], Iterable[Finding]], subject: str | None = None
+) -> Iterator[Finding]:
     """Yield what `look` finds; that it fails itself is a finding, and keeps no other from it."""
     try:
         yield from look()
+    except (OSError, FluxEndpointError) as error:
+        yield failed(f"{area}.check", str(error), "mend that, and look again", subject)
     except Exception as error:  # noqa: BLE001 - whatever a broken machine makes of it
         yield failed(
             f"{area}.check",
             f"the check itself failed: {type(error).__name__}: {error}",
             "please report this: it is a bug of Flux Endpoint",
+            subject,
         )

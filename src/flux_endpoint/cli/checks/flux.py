@@ -45,11 +45,15 @@ _GET_FLUX = "https://flux-framework.readthedocs.io"
 class FluxChecks:
     """Looks at Flux.
 
+    Args:
+        needed: whether there are endpoints here, which may want it.
+
     Attributes:
         reachable: whether an endpoint that is started here would find a Flux instance.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, needed: bool) -> None:
+        self._needed = needed or bool(os.environ.get("FLUX_URI"))
         self.reachable = False
 
     def run(self) -> Iterator[Finding]:
@@ -72,7 +76,7 @@ class FluxChecks:
             return
         yield ok("flux.command", f"{command} is Flux {version}")
         found = _probe()
-        yield _bindings(found)
+        yield _bindings(found, needed=self._needed)
         if "path" in found:
             yield from self._instance(found, version)
 
@@ -130,15 +134,18 @@ def _probe() -> dict[str, Any]:
     return found
 
 
-def _bindings(found: dict[str, Any]) -> Finding:
+def _bindings(found: dict[str, Any], *, needed: bool) -> Finding:
     if "path" in found:
         library = f", of Flux {found['library']}" if "library" in found else ""
         return ok("flux.bindings", f"its Python bindings are in {found['path']}{library}")
-    return failed(
-        "flux.bindings",
-        str(found.get("bindings_error") or found.get("error")),
-        "pip install 'flux-endpoint[flux]'; they come with Flux: flux config builtin python_path",
+    said = str(found.get("bindings_error") or found.get("error"))
+    mend = (
+        "the flux on PATH, `flux config builtin python_path` and PYTHONPATH should be of one Flux; "
+        "what else it needs: pip install 'flux-endpoint[flux]'"
     )
+    if not needed:
+        return skipped("flux.bindings", f"{said}; only an endpoint here would need them", mend)
+    return failed("flux.bindings", said, mend)
 
 
 def _no_instance(uri: str | None, found: dict[str, Any]) -> Finding:

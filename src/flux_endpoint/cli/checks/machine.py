@@ -9,14 +9,15 @@ import resource
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flux_endpoint import __version__, paths
-from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
+from flux_endpoint.cli.checks.finding import Finding, failed, guarded, ok, skipped, warning
 from flux_endpoint.cli.table import shown_bytes
-from flux_endpoint.endpoint.directory import all_endpoints
+from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.engine.jobs.plan import find_mpiexec
+from flux_endpoint.errors import ConfigurationError
 
 #: Files that a process may have open: below the first little works, below the second not much.
 FEWEST_FILES, ENOUGH_FILES = 256, 1024
@@ -28,30 +29,56 @@ LEAST_INODES = 1000
 _SERVICE_PACKAGES = ("alembic", "fastapi", "sqlalchemy", "uvicorn")
 
 
-def check_machine() -> Iterator[Finding]:
-    """Yield how this machine is."""
+def check_machine(endpoints: Sequence[EndpointDirectory]) -> Iterator[Finding]:
+    """Yield how this machine is, which has these endpoints."""
     yield ok(
         "machine.release",
         f"flux-endpoint {__version__}, Python {platform.python_version()}, {platform.platform()}",
     )
-    yield from _home()
+    yield from guarded("machine", _home)
     yield _open_files()
-    directories = {"state": paths.home(), "temporary files": Path(tempfile.gettempdir())}
-    for name, directory in directories.items():
-        yield check_disk("machine.disk", directory, name)
-    yield _mpiexec()
+    yield _temporary()
+    yield _mpiexec(needed=bool(endpoints))
     yield _service_extra()
 
 
 def _home() -> Iterator[Finding]:
-    home = paths.home()
+    try:
+        home = paths.home()
+        listed = [each.name for each in home.iterdir()]
+    except ConfigurationError as error:
+        yield failed("machine.home", str(error), f"mkdir, chown, or another {paths.HOME_VARIABLE}")
+        return
+    except OSError as error:
+        yield failed(
+            "machine.home",
+            f"{error.filename} can't be read: {error.strerror}",
+            f"make it yours (chown, chmod), or set {paths.HOME_VARIABLE} to another directory",
+        )
+        return
     yield check_private("machine.home", home)
+    if "endpoints" in listed and not (home / "endpoints").is_dir():
+        yield failed(
+            "machine.home",
+            f"{home / 'endpoints'} is no directory: no endpoint is found",
+            "move it away",
+        )
+    yield check_disk("machine.disk", home, "state")
     if not os.access(home, os.W_OK | os.X_OK):
         yield failed(
             "machine.home",
             f"{home} can't be written",
             f"make it yours (chown), or set {paths.HOME_VARIABLE} to another directory",
         )
+
+
+def _temporary() -> Finding:
+    try:
+        directory = Path(tempfile.gettempdir())
+    except OSError as error:
+        mend = "make room in /tmp, or set TMPDIR to a directory of yours"
+        return failed("machine.disk", error.strerror or str(error), mend)
+    return check_disk("machine.disk", directory, "temporary files")
 
 
 def check_private(check: str, path: Path, subject: str | None = None) -> Finding:
@@ -109,13 +136,13 @@ def check_disk(check: str, directory: Path, what: str, subject: str | None = Non
     return ok(check, said, subject)
 
 
-def _mpiexec() -> Finding:
+def _mpiexec(*, needed: bool) -> Finding:
     found = find_mpiexec()
     if found is not None:
         return ok("machine.mpiexec", f"mpiexec is {found}")
-    if not all_endpoints():
+    if not needed or os.environ.get("FLUX_URI"):
         return skipped(
-            "machine.mpiexec", "there is no mpiexec; only an endpoint here would need it"
+            "machine.mpiexec", "there is no mpiexec; only an endpoint outside of Flux would need it"
         )
     return warning(
         "machine.mpiexec",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,7 +17,7 @@ from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warni
 from flux_endpoint.cli.checks.machine import ENOUGH_DISK, LEAST_DISK, check_private
 from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.cli.table import shown_bytes, shown_duration
-from flux_endpoint.credentials import Credentials, load_credentials
+from flux_endpoint.credentials import TOKEN_VARIABLE, URL_VARIABLE, Credentials, load_credentials
 from flux_endpoint.errors import FluxEndpointError, ServiceError
 from flux_endpoint.paths import credentials_file
 from flux_endpoint.protocol.operations import DatabaseDocument, ServiceStatusAnswer
@@ -32,6 +32,7 @@ BACKLOG = 10_000
 
 _TIMEOUT = 10.0
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class ServiceChecks:
@@ -51,12 +52,7 @@ class ServiceChecks:
         try:
             credentials = load_credentials()
         except FluxEndpointError as error:
-            yield failed(
-                "service.credentials",
-                str(error),
-                "ask whoever runs the service for a token (`flux-endpoint service token create`), "
-                "or run one of your own: flux-endpoint up",
-            )
+            yield failed("service.credentials", str(error), _mend_credentials())
             return
         yield from _credentials(credentials)
         reached = list(_reach(credentials))
@@ -82,10 +78,32 @@ class ServiceChecks:
         yield from _broker(answer)
 
 
+def _mend_credentials() -> str:
+    """Return what to do if there are no credentials that can be used."""
+    if any(os.environ.get(name) for name in (URL_VARIABLE, TOKEN_VARIABLE)):
+        return (
+            f"correct {URL_VARIABLE} and {TOKEN_VARIABLE} (whoever runs the service knows its URL, "
+            "and makes tokens), or unset both"
+        )
+    try:
+        file = credentials_file()
+        missing = not file.exists()
+    except (OSError, FluxEndpointError):
+        return "mend the state directory"
+    if not missing:
+        return f"correct {file}, or set {URL_VARIABLE} and {TOKEN_VARIABLE} instead"
+    return (
+        "ask whoever runs the service for a token (`flux-endpoint service token create`), or run "
+        "one of your own: flux-endpoint up"
+    )
+
+
 def _credentials(credentials: Credentials) -> Iterator[Finding]:
     yield ok("service.credentials", f"from {credentials.source}")
-    if credentials.source == str(credentials_file()):
-        yield check_private("service.credentials", Path(credentials.source))
+    with contextlib.suppress(OSError, FluxEndpointError):  # they are of the environment then
+        file = credentials_file()
+        if file.exists():
+            yield check_private("service.credentials", file)
     parts = urlsplit(credentials.service_url)
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
         yield warning(
@@ -105,7 +123,16 @@ def _reach(credentials: Credentials) -> Iterator[Finding]:
         yield failed("service.url", f"can't reach {url}: {said}", mend + _proxy_hint(here))
         return
     except ValueError as error:  # a proxy's URL that makes no sense
-        yield failed("service.url", f"can't reach {url}: {error}", _proxy_hint(here).strip())
+        named = ", ".join(_proxies()) or "the proxy's variable"
+        yield failed("service.url", f"can't reach {url}: {error}", f"correct or unset {named}")
+        return
+    except OSError as error:
+        named = " and ".join(name for name in _AUTHORITIES if os.environ.get(name))
+        yield failed(
+            "service.url",
+            f"can't read the certificates of authorities: {error.strerror}",
+            f"correct or unset {named or 'SSL_CERT_FILE'}",
+        )
         return
     if response.status_code >= 500:
         yield failed(
@@ -148,12 +175,17 @@ def _why_unreachable(error: httpx.HTTPError) -> tuple[str, str]:
         if isinstance(cause, ConnectionRefusedError):
             return "nothing listens there", "start the service: flux-endpoint service run, or up"
     if isinstance(error, httpx.TimeoutException):
-        return f"no answer in {_TIMEOUT:g} s", "is a firewall in between?"
+        mend = "is a firewall in between? Else look into its log, on its host"
+        return f"no answer in {_TIMEOUT:g} s", mend
     return str(error) or type(error).__name__, "check the URL and the network"
 
 
+def _proxies() -> list[str]:
+    return [name for name in _PROXIES if os.environ.get(name)]
+
+
 def _proxy_hint(here: bool) -> str:
-    named = [name for name in _PROXIES if os.environ.get(name)]
+    named = _proxies()
     if here or not named:
         return ""
     return f". ({', '.join(named)} is set: no_proxy may have to name the service's host)"
