@@ -28,14 +28,14 @@ def pytest_configure() -> None:
 class Broker:
     """The session's RabbitMQ: a node of our own, or the one that the environment names."""
 
-    def __init__(self, url: str, ctl: Callable[..., object]) -> None:
+    def __init__(self, url: str, ctl: Callable[..., str]) -> None:
         self.url = url
         self._ctl = ctl
         self.user = urlsplit(url).username or "guest"
 
-    def ctl(self, *args: str) -> None:
-        """Run rabbitmqctl against the node."""
-        self._ctl(*args)
+    def ctl(self, *args: str) -> str:
+        """Run rabbitmqctl against the node; return what it prints."""
+        return self._ctl(*args)
 
     def vhost_url(self, vhost: str) -> str:
         return urlunsplit(urlsplit(self.url)._replace(path=f"/{vhost}"))
@@ -47,8 +47,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     if url:
         command = shlex.split(os.environ.get("FLUX_ENDPOINT_TEST_RABBITMQCTL", "rabbitmqctl"))
 
-        def ctl(*args: str) -> None:
-            subprocess.run([*command, *args], check=True, capture_output=True, timeout=60)
+        def ctl(*args: str) -> str:
+            whole = [*command, "--quiet", *args]
+            done = subprocess.run(whole, check=True, capture_output=True, text=True, timeout=60)
+            return done.stdout
 
         yield Broker(url, ctl)
         return

@@ -66,15 +66,25 @@ touch_and_wait, process = SESSION["touch_and_wait"], SESSION["process"]
 class World:
     """A service, ada's client of it, and an official endpoint of hers."""
 
-    def __init__(self, client: Client, endpoint: OfficialEndpoint) -> None:
+    def __init__(self, client: Client, endpoint: OfficialEndpoint, broker: Any, vhost: str) -> None:
         self.client = client
         self.endpoint = endpoint
+        self._broker = broker
+        self._vhost = vhost
 
     def executor(self, **how: Any) -> Executor:
         return Executor(self.endpoint.id, client=self.client, **how)
 
     def status(self) -> str:
         return str(self.client.get_endpoint_status(self.endpoint.id)["status"])
+
+    def all_is_acknowledged(self) -> bool:
+        """Whether the broker has no task any more; who has acknowledged says so a bit early."""
+        listed = self._broker.ctl(
+            "list_queues", "-p", self._vhost, "--no-table-headers", "name", "messages"
+        )
+        counts = dict(line.split() for line in listed.splitlines())
+        return not any(int(count) for name, count in counts.items() if name.endswith(".tasks"))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +113,7 @@ def world(
         endpoint = OfficialEndpoint(home, official_python, environment)
         try:
             endpoint.start()
-            world = World(Client(url, token), endpoint)
+            world = World(Client(url, token), endpoint, broker, vhost)
             until(lambda: world.status() == "online")
             yield world
         finally:
@@ -197,6 +207,7 @@ def test_every_future_of_a_killed_user_endpoint_ends(
         futures = [executor.submit(touch_and_wait, path, str(go)) for path in paths]
         until(lambda: len(list(tmp_path.glob("task*"))) == 2)
         until(lambda: world.endpoint.acknowledged() == WINDOW)
+        until(world.all_is_acknowledged)
         (victim,) = [each for each in world.endpoint.user_endpoints() if each.pid not in before]
         victim.send_signal(signal.SIGKILL)
         go.touch()

@@ -125,6 +125,106 @@ def test_one_that_vanished_before_its_first_report_leaves_the_rest_for_the_next_
     assert begin(arguments, start=2.0).take(2) == ids[1:]
 
 
+@pytest.mark.parametrize("reported", [False, True])
+def test_what_a_run_took_unheard_ends_when_the_next_one_begins(
+    live: Rest, peer: Peer, core: CoreEndpoint, amqp_vhost: str, begin: Begin, reported: bool
+) -> None:
+    group_id, ids = live.submit(core.id, count=3)
+    arguments = core.next_start()
+    first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
+    if reported:  # before it was given anything
+        first.report()
+        eventually(lambda: _period(live.client, first.endpoint_id) == 600)
+    first.consume()
+    assert first.take(2) == ids[:2]
+    assert first.take(1, ack=False) == ids[2:]
+    first.vanish()
+    # The next one is started before anybody could miss the first.
+    live.submit(core.id, task_group_id=group_id)
+    assert core.next_start() == arguments
+    second = begin(arguments, start=2.0)
+    assert second.take(1) == ids[2:]
+    group = Group(peer, group_id)
+    assert {group.next_lost(core) for _ in range(2)} == set(ids[:2])
+    second.finish(ids[2])
+    assert group.next()["task_id"] == ids[2]
+
+
+def test_what_a_run_took_unheard_ends_when_nobody_begins_another(
+    live: Rest,
+    peer: Peer,
+    core: CoreEndpoint,
+    amqp_vhost: str,
+    begin: Begin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher, "SWEEP_PERIOD", 0.2)
+    group_id, ids = live.submit(core.id, count=2)
+    arguments = core.next_start()
+    first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
+    first.consume()
+    first.take(1)
+    first.take(1, ack=False)
+    core.report(period=0.1)
+    core.until("offline")  # its host is gone, which the broker has not noticed
+    first.vanish()
+    assert Group(peer, group_id).next_lost(core) == ids[0]
+    core.report()
+    assert core.next_start() == arguments
+    assert begin(arguments, start=2.0).take(1) == ids[1:]
+
+
+def test_an_endpoint_without_a_core_endpoint_that_took_tasks_unheard_is_missed_too(
+    live: Rest, peer: Peer, amqp_vhost: str
+) -> None:
+    endpoint_id = live.register_endpoint(metadata={})
+    group_id, ids = live.submit(endpoint_id)
+    run = Run(amqp_vhost, endpoint_id)
+    run.consume()
+    assert run.take(1) == ids
+    run.vanish()
+    # Whoever registers it again is about to start it.
+    body = {"endpoint_name": "lab", "metadata": {}}
+    assert live.client.put(f"/v3/endpoints/{endpoint_id}", json=body).status_code == 200
+    data = Group(peer, group_id).next()
+    assert (data["task_id"], data["error_details"]["code"]) == (ids[0], "EndpointLost")
+
+
+def test_what_a_run_left_ends_though_the_service_was_restarted_meanwhile(
+    live_settings: ServiceSettings,
+    token_of: Callable[[str], dict[str, str]],
+    peer: Peer,
+    amqp_vhost: str,
+    begin: Begin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    headers = token_of("ada")
+    with (
+        monkeypatch.context() as patch,
+        TestClient(create_app(live_settings), headers=headers) as client,
+    ):
+        patch.setattr(runs.Runs, "settle", lambda *_: None)
+        core = CoreEndpoint(Rest(client), peer)
+        core.report()
+        group_id, ids = Rest(client).submit(core.id, count=2)
+        arguments = core.next_start()
+        first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
+        first.consume()
+        first.take(1)
+        first.take(1, ack=False)
+        first.vanish()
+        Rest(client).submit(core.id, task_group_id=group_id)
+        assert core.next_start() == arguments
+        second = begin(arguments, start=2.0)
+        assert second.take(1) == ids[1:]
+        eventually(lambda: _period(client, first.endpoint_id) == 600)
+    with TestClient(create_app(live_settings), headers=headers):
+        group = Group(peer, group_id)
+        assert group.next_lost(core) == ids[0]
+        second.finish(ids[1])
+        assert group.next()["task_id"] == ids[1]
+
+
 def test_one_that_is_silent_and_keeps_its_queue_is_not_waited_for_for_ever(
     live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

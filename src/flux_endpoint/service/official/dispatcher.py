@@ -24,6 +24,9 @@ from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two looks at all endpoints with open tasks, whatever was told of them.
+SWEEP_PERIOD = STALE_CLAIM
+
 _RETRY = 5.0
 _TIMEOUT = 20.0
 _ALL = ""  # stands for no endpoint in particular
@@ -94,10 +97,15 @@ class Dispatcher:
         self._custodian = Custodian(connection)
         self._timers = Timers()
         self._releases = Releases(database, connection, self._timers, window, self._inbox.put)
-        self._starts = Starts(
-            database, connection, self._custodian, self._timers, endpoint_amqp_url
-        )
         self._runs = Runs(database, connection, self._custodian, self._timers)
+        self._starts = Starts(
+            database,
+            connection,
+            self._custodian,
+            self._runs,
+            self._timers,
+            endpoint_amqp_url=endpoint_amqp_url,
+        )
         self._removal = Removal(database, connection, self._custodian)
 
     def start(self) -> None:
@@ -234,10 +242,10 @@ class Dispatcher:
         if endpoint is None:
             return
         if due is Due.SETTLE:
-            self._runs.settle(endpoint)
+            self._runs.settle(endpoint, time.time())
             told = True
         elif due is Due.LOOK:
-            told = self._runs.look(endpoint)
+            told = self._runs.look(endpoint, time.time())
         else:
             told = self._runs.expire(endpoint, time.time())
         if told:  # what is still in its queue waits for the next run
@@ -295,18 +303,27 @@ class Dispatcher:
             endpoint = self._endpoint(endpoint_id)
             if endpoint is not None:
                 self._runs.resume(endpoint, time.time())
-        for endpoint_id in busy:
-            self._timers.within(Due.RELEASE, endpoint_id, 0)
-            self._timers.within(Due.START, endpoint_id, 0)
-        self._timers.within(Due.SWEEP, _ALL, STALE_CLAIM)
+        self._look_after(busy)
+        self._timers.within(Due.SWEEP, _ALL, SWEEP_PERIOD)
         self._removal.empty_all()
 
     def _sweep(self) -> None:
-        if self._releases.sweep():
-            with self._database.read() as connection:
-                busy = deliveries.busy_endpoints(connection)
-            for endpoint_id in busy:
-                self._timers.within(Due.RELEASE, endpoint_id, 0)
+        """Take up what is nobody's: of a service that has ended, or of a run never heard of."""
+        self._releases.sweep()
+        with self._database.read() as connection:
+            running = endpoints.running_endpoints(connection)
+            busy = deliveries.busy_endpoints(connection)
+        for endpoint_id in running:
+            endpoint = self._endpoint(endpoint_id)
+            if endpoint is not None:
+                self._runs.watch(endpoint, time.time())
+        self._look_after(busy)
+        self._timers.within(Due.SWEEP, _ALL, SWEEP_PERIOD)
+
+    def _look_after(self, busy: Sequence[str]) -> None:
+        for endpoint_id in busy:
+            self._timers.within(Due.RELEASE, endpoint_id, 0)
+            self._timers.within(Due.START, endpoint_id, 0)
 
     def _endpoint(self, endpoint_id: str) -> Endpoint | None:
         with self._database.read() as connection:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import sqlalchemy as sa
+
 from flux_endpoint.amqp import AmqpConnection, Custodian
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
@@ -60,17 +62,18 @@ class Runs:
         self._connection = connection
         self._custodian = custodian
         self._timers = timers
-        #: What a run that is leaving has taken.
-        self._taken: dict[str, set[str]] = {}
-        #: What an earlier run had taken, and why it is not expected any more.
-        self._left: dict[str, tuple[set[str], str]] = {}
 
     def resume(self, endpoint: Endpoint, now: float) -> None:
         """Follow a run that was known before we, or the broker, went away; nobody could report."""
         patience = heartbeat_period(endpoint.last_report or {}) + _GONE_AGAIN
-        self._timers.set(
-            Due.GONE, endpoint.id, max((endpoint.run_ends or 0) - now, min(patience, 60))
-        )
+        self._timers.set(Due.GONE, endpoint.id, max((endpoint.run_ends or 0) - now, patience))
+        self._settle_later(endpoint.id, now)
+
+    def watch(self, endpoint: Endpoint, now: float) -> None:
+        """Have a run followed that another service may have been told of, which has ended."""
+        delay = max((endpoint.run_ends or 0) - now, heartbeat_period(endpoint.last_report or {}))
+        self._timers.within(Due.GONE, endpoint.id, delay)
+        self._settle_later(endpoint.id, now)
 
     def report(
         self, endpoint: Endpoint, report: Mapping[str, Any], now: float, *, silent_starts: bool
@@ -90,17 +93,23 @@ class Runs:
         start = float(start) if isinstance(start, int | float) else 0.0
         if endpoint.run is not None and start < endpoint.run:
             return  # the last words of an earlier run
-        if endpoint.run is not None and start > endpoint.run:
-            self._replaced(endpoint)
+        another = endpoint.run is None or start > endpoint.run
         run = Run(start, now, now + MISSED_REPORTS * heartbeat_period(report))
         with self._database.write() as connection:
+            if another:
+                self._replaced(connection, endpoint, now)
             endpoints.set_run(connection, endpoint.id, run)
         self._timers.set(Due.GONE, endpoint.id, run.ends - now)
+        self._settle_later(endpoint.id, now)
         if report.get("active") is False:
             self._timers.within(Due.LOOK, endpoint.id, 0)
-        else:  # it was away for a moment, at most: it holds what it held
-            self._taken.pop(endpoint.id, None)
-            self._timers.clear(Due.LOOK, endpoint.id)
+            return
+        self._timers.clear(Due.LOOK, endpoint.id)
+        if endpoint.run_left is not None and not another and self._consumes(endpoint.id):
+            # It was away for a moment, at most: it holds what it held.
+            with self._database.write() as connection:
+                deliveries.keep(connection, endpoint.id)
+                endpoints.set_run_left(connection, endpoint.id, None)
 
     def parent_stops(self, endpoint: Endpoint, now: float) -> None:
         """Its core endpoint has said that it ends."""
@@ -112,15 +121,33 @@ class Runs:
             endpoints.set_run(connection, endpoint.id, run)
         self._timers.set(Due.GONE, endpoint.id, ends - now)
 
-    def look(self, endpoint: Endpoint) -> bool:
+    def look(self, endpoint: Endpoint, now: float) -> bool:
         """See what a run that is leaving has taken; return whether it can be told."""
-        if endpoint.run is None or endpoint.id in self._taken:
+        if endpoint.run is None or endpoint.run_left is not None:
             return True
-        taken = self._look(endpoint.id)
-        if taken is None:
+        if not self._look(endpoint, now):
             self._timers.set(Due.LOOK, endpoint.id, _LOOK_AGAIN)
             return False
-        self._taken[endpoint.id] = taken
+        return True
+
+    def unattended(self, endpoint: Endpoint, ready: int, now: float) -> bool:
+        """See what has been taken, now that nobody consumes; return whether that is still so.
+
+        The next run would take the rest, and then nobody could tell what an earlier one had: one
+        that has not missed a report yet, or that nobody has heard of.
+
+        Args:
+            endpoint: whose queue.
+            ready: messages that are in it, and with nobody.
+            now: seconds since the epoch.
+        """
+        with self._database.read() as connection:
+            all_there = ready >= deliveries.count_claimed(connection, endpoint.id)
+        if not all_there:
+            return self._look(endpoint, now)
+        if endpoint.run is not None and endpoint.run_left is None:
+            with self._database.write() as connection:
+                endpoints.set_run_left(connection, endpoint.id, now)
         return True
 
     def expire(self, endpoint: Endpoint, now: float, *, at_once: bool = False) -> bool:
@@ -129,56 +156,79 @@ class Runs:
         Args:
             endpoint: whose run.
             now: seconds since the epoch.
-            at_once: it is about to be started again, whatever it reported.
+            at_once: it is about to be started again, whatever it reported, and if it did.
         """
-        if endpoint.run is None or endpoint.run_ends is None:
-            return True
-        if endpoint.run_ends > now and not at_once:
-            self._timers.set(Due.GONE, endpoint.id, endpoint.run_ends - now)
-            return False
-        taken = self._taken.get(endpoint.id)
-        if taken is None:
-            taken = self._look(endpoint.id)
-        if taken is None:
+        if not at_once:
+            if endpoint.run is None or endpoint.run_ends is None:
+                return True
+            if endpoint.run_ends > now:
+                self._timers.set(Due.GONE, endpoint.id, endpoint.run_ends - now)
+                return False
+        if not self._look(endpoint, now):
             if at_once:
                 return False
-            if now < endpoint.run_ends + _STUCK_CONSUMER:
-                # The broker has not noticed that the connection is dead.
-                self._timers.set(Due.GONE, endpoint.id, _GONE_AGAIN)
-                return False
-            with self._database.read() as connection:
-                taken = set(deliveries.released(connection, endpoint.id))
-        self._lost(endpoint, taken, _why_lost(endpoint))
-        self._taken.pop(endpoint.id, None)
+            if endpoint.run_left is None:  # else the next run may have subscribed already
+                if now < (endpoint.run_ends or 0) + _STUCK_CONSUMER:
+                    # The broker has not noticed that the connection is dead.
+                    self._timers.set(Due.GONE, endpoint.id, _GONE_AGAIN)
+                    return False
+                with self._database.write() as connection:
+                    everything = deliveries.released(connection, endpoint.id)
+                    deliveries.take(connection, everything, now)
+        with self._database.read() as connection:
+            lost = deliveries.taken(connection, endpoint.id)
+        self._fail(endpoint, lost, ErrorCode.ENDPOINT_LOST, _why_lost(endpoint))
         self._timers.clear(Due.GONE, endpoint.id)
         self._timers.clear(Due.LOOK, endpoint.id)
         with self._database.write() as connection:
             endpoints.set_run(connection, endpoint.id, None)
         return True
 
-    def settle(self, endpoint: Endpoint) -> None:
-        """End what an earlier run had taken, and what came neither from it nor from its disk."""
-        left = self._left.get(endpoint.id)
-        if left is not None:
-            self._lost(endpoint, *left)
-            del self._left[endpoint.id]
+    def settle(self, endpoint: Endpoint, now: float) -> None:
+        """End what earlier runs had taken, and what came neither from them nor from their disk."""
+        with self._database.read() as connection:
+            taken = deliveries.taken(connection, endpoint.id)
+        lost = [task_id for task_id, at in taken.items() if at is not None and at <= now]
+        self._fail(endpoint, lost, ErrorCode.ENDPOINT_LOST, _why_left(endpoint))
+        self._settle_later(endpoint.id, now)
 
-    def _replaced(self, endpoint: Endpoint) -> None:
-        taken = self._taken.pop(endpoint.id, None)
-        if taken is None:
+    def _replaced(self, connection: sa.Connection, endpoint: Endpoint, now: float) -> None:
+        if endpoint.run and endpoint.run_left is None:
             # Nobody looked in between: what it was given long enough before its last report.
             before = (endpoint.run_seen or 0) - _MOMENT
-            with self._database.read() as connection:
-                released = deliveries.released(connection, endpoint.id)
-            taken = {task_id for task_id, since in released.items() if since < before}
-        earlier, _ = self._left.get(endpoint.id, (set(), ""))
-        self._left[endpoint.id] = earlier | taken, _why_lost(endpoint)
-        self._timers.within(Due.SETTLE, endpoint.id, SETTLE_SECONDS)
+            released = deliveries.released(connection, endpoint.id)
+            mine = [task_id for task_id, since in released.items() if since < before]
+            deliveries.take(connection, mine, now)
+        deliveries.leave(connection, endpoint.id, now + SETTLE_SECONDS)
+        endpoints.set_run_left(connection, endpoint.id, None)
 
-    def _look(self, endpoint_id: str) -> set[str] | None:
-        """Return what has been taken from an endpoint's queue; `None` while somebody consumes."""
+    def _settle_later(self, endpoint_id: str, now: float) -> None:
+        # Another service may have seen that they were left.
+        with self._database.read() as connection:
+            taken = deliveries.taken(connection, endpoint_id)
+        left = [at for at in taken.values() if at is not None]
+        if left:
+            self._timers.within(Due.SETTLE, endpoint_id, max(min(left) - now, 0))
+
+    def _look(self, endpoint: Endpoint, now: float) -> bool:
+        """Note what has been taken from an endpoint's queue; not while somebody consumes."""
+        taken = self._taken(endpoint.id)
+        if taken is None:
+            return False
+        with self._database.write() as connection:
+            deliveries.take(connection, taken, now)
+            if endpoint.run is not None:
+                endpoints.set_run_left(connection, endpoint.id, now)
+        if taken and endpoint.run is None:
+            self._presume(endpoint, now)
+        return True
+
+    def _taken(self, endpoint_id: str) -> set[str] | None:
+        """Return what runs have taken that none has followed; `None` while somebody consumes."""
         with self._database.read() as connection:
             released = set(deliveries.released(connection, endpoint_id))
+            taken = deliveries.taken(connection, endpoint_id)
+        released.difference_update(task_id for task_id, at in taken.items() if at is not None)
         if not released:
             return released
         queue = queues.tasks_queue(endpoint_id)
@@ -186,6 +236,20 @@ class Runs:
         if there is None:
             return None
         return released.difference(headers.get(queues.TASK_ID_HEADER) for headers in there)
+
+    def _consumes(self, endpoint_id: str) -> bool:
+        count = self._custodian.count(queues.tasks_queue(endpoint_id)).result(_TIMEOUT)
+        return count is not None and count.consumers > 0
+
+    def _presume(self, endpoint: Endpoint, now: float) -> None:
+        """Take it that a run has begun, and vanished before its first report."""
+        with self._database.write() as connection:
+            parent = endpoint.parent_id and endpoints.get_endpoint(connection, endpoint.parent_id)
+            report = (parent.last_report if parent else endpoint.last_report) or {}
+            ends = now + MISSED_REPORTS * heartbeat_period(report)
+            endpoints.set_run(connection, endpoint.id, Run(0, now, ends))
+            endpoints.set_run_left(connection, endpoint.id, now)
+        self._timers.set(Due.GONE, endpoint.id, ends - now)
 
     def _not_started(
         self, endpoint: Endpoint, reason: str, now: float, silent_starts: bool
@@ -207,29 +271,20 @@ class Runs:
                 reason=reason[:_LONGEST_REASON],
             )
             return
-        taken = self._look(endpoint.id)
+        taken = self._taken(endpoint.id)
         if taken is None:
             return  # somebody consumes: it runs, and will report
-        if taken or (silent_starts and (seen is None or now - seen > _PRESUMED_ONCE_IN)):
-            # A run began, and vanished before its first report; it left such a mark, too.
-            with self._database.write() as connection:
-                parent = endpoints.get_endpoint(connection, endpoint.parent_id)
-                period = heartbeat_period((parent and parent.last_report) or {})
-                endpoints.set_run(
-                    connection, endpoint.id, Run(0, now, now + MISSED_REPORTS * period)
-                )
-            self._timers.set(Due.GONE, endpoint.id, MISSED_REPORTS * period)
+        if taken:
+            self._look(endpoint, now)  # it left such a mark, too
+            return
+        if silent_starts and (seen is None or now - seen > _PRESUMED_ONCE_IN):
+            self._presume(endpoint, now)
             return
         with self._database.read() as connection:
             waiting = deliveries.open_tasks(connection, endpoint.id)
         text = f"endpoint {endpoint.public_id} could not start what runs the task: {reason}"
         self._fail(endpoint, waiting, ErrorCode.ENDPOINT_NOT_STARTED, text[:_LONGEST_REASON])
         self._custodian.purge(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
-
-    def _lost(self, endpoint: Endpoint, taken: set[str], why: str) -> None:
-        with self._database.read() as connection:
-            lost = taken.intersection(deliveries.released(connection, endpoint.id))
-        self._fail(endpoint, lost, ErrorCode.ENDPOINT_LOST, why)
 
     def _fail(
         self, endpoint: Endpoint, task_ids: Iterable[str], code: ErrorCode, text: str
@@ -251,10 +306,20 @@ class Runs:
 
 
 def _why_lost(endpoint: Endpoint) -> str:
-    when = datetime.fromtimestamp(endpoint.run_seen or 0, UTC).isoformat(timespec="seconds")
+    if not endpoint.run or endpoint.run_seen is None:  # it was only presumed
+        return _why(endpoint, "")
+    when = datetime.fromtimestamp(endpoint.run_seen, UTC).isoformat(timespec="seconds")
+    return _why(endpoint, f"; its last sign of life came at {when.removesuffix('+00:00')}Z")
+
+
+def _why_left(endpoint: Endpoint) -> str:
+    return _why(endpoint, "; it was started again since")
+
+
+def _why(endpoint: Endpoint, more: str) -> str:
     return (
-        f"endpoint {endpoint.public_id} vanished while it held the task; its last sign of life came"
-        f" at {when.removesuffix('+00:00')}Z. It keeps accepted tasks in memory only, so the task "
-        "may have run, wholly or in part, or not at all: submit it again if that does no harm. "
-        "Should its result still come, the service gives it to whoever asks for the task."
+        f"endpoint {endpoint.public_id} vanished while it held the task{more}. It keeps accepted "
+        "tasks in memory only, so the task may have run, wholly or in part, or not at all: submit "
+        "it again if that does no harm. Should its result still come, the service gives it to "
+        "whoever asks for the task."
     )

@@ -1,9 +1,9 @@
 """When user endpoints are told to start.
 
 That is told whenever one has tasks and nobody takes them from its queue: it never ran, it has
-stopped, it vanished, or it has gone deaf. While somebody consumes from the queue it is not told:
-either it runs, or the broker has not noticed yet that it does not, and then the new one would find
-the queue in use and never take a task.
+stopped, it vanished, or it has gone deaf. What its runs have taken until then is noted before.
+While somebody consumes from the queue it is not told: either it runs, or the broker has not noticed
+yet that it does not, and then the new one would find the queue in use and never take a task.
 """
 
 import logging
@@ -15,6 +15,7 @@ from flux_endpoint.amqp import AmqpConnection, Custodian
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.service.official.commands import send_start
+from flux_endpoint.service.official.runs import Runs
 from flux_endpoint.service.official.timers import Due, Timers
 from flux_endpoint.service.store import deliveries, endpoints
 from flux_endpoint.service.store.endpoints import Endpoint
@@ -46,6 +47,7 @@ class Starts:
         database: which endpoints there are, and what waits for them.
         connection: the way to the broker.
         custodian: tells who consumes.
+        runs: what takes from the queues.
         timers: when to look again.
         endpoint_amqp_url: what an endpoint is told to connect to.
     """
@@ -55,12 +57,15 @@ class Starts:
         database: Database,
         connection: AmqpConnection,
         custodian: Custodian,
+        runs: Runs,
         timers: Timers,
+        *,
         endpoint_amqp_url: str,
     ) -> None:
         self._database = database
         self._connection = connection
         self._custodian = custodian
+        self._runs = runs
         self._timers = timers
         self._url = endpoint_amqp_url
         self._attempts: dict[str, _Attempts] = {}
@@ -76,8 +81,6 @@ class Starts:
 
     def consider(self, endpoint: Endpoint, *, at_once: bool = False) -> None:
         """Have an endpoint started if that is due; `at_once` if there are new tasks for it."""
-        if endpoint.parent_id is None:
-            return
         attempts = self._attempts.get(endpoint.id)
         if attempts is not None:
             ago = time.monotonic() - attempts.last
@@ -89,12 +92,16 @@ class Starts:
             if not deliveries.has_open_tasks(connection, endpoint.id):
                 self._attempts.pop(endpoint.id, None)
                 return
+        count = self._custodian.count(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
+        ready, consumers = (0, 0) if count is None else (count.messages, count.consumers)
+        if consumers or not self._runs.unattended(endpoint, ready, time.time()):
+            return
+        if endpoint.parent_id is None:
+            return  # who starts it is not told, but tells
+        with self._database.read() as connection:
             parent = endpoints.get_endpoint(connection, endpoint.parent_id)
         if parent is None or not parent.is_online(time.time()):
             return  # its next report brings us back
-        count = self._custodian.count(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
-        if count is not None and count.consumers:
-            return
         made = 0 if attempts is None else attempts.count
         # More tasks for one that is starting are no further failure to start.
         self._start(endpoint, made if at_once and made else made + 1)

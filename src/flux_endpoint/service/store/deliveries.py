@@ -1,7 +1,9 @@
 """What endpoints of other makes were given of their tasks that have not ended.
 
 Such an endpoint holds what it takes in memory only. A task waits here until there is room for it;
-it is claimed by the service that publishes it, and released once the endpoint's queue has it.
+it is claimed by the service that publishes it, and released once the endpoint's queue has it. It
+has been taken when that queue has it no more though nobody consumes, and is left when another run
+of the endpoint has begun since.
 """
 
 from collections.abc import Iterable, Sequence
@@ -126,6 +128,37 @@ def released(connection: sa.Connection, endpoint_id: str) -> dict[str, float]:
     return {row.task_id: row.released_at for row in connection.execute(query)}
 
 
+def count_claimed(connection: sa.Connection, endpoint_id: str) -> int:
+    """Return how many open tasks are, or may be, in an endpoint's queue or with it."""
+    query = sa.select(sa.func.count()).where(
+        deliveries.c.endpoint_id == endpoint_id, deliveries.c.claimed_at.is_not(None)
+    )
+    return connection.execute(query).scalar_one()
+
+
+def take(connection: sa.Connection, task_ids: Iterable[str], now: float) -> None:
+    """Note that tasks have been taken."""
+    _mark(connection, task_ids, taken_at=now)
+
+
+def taken(connection: sa.Connection, endpoint_id: str) -> dict[str, float | None]:
+    """Return the open tasks that have been taken; when they count as lost, of those left."""
+    query = sa.select(deliveries.c.task_id, deliveries.c.lost_at).where(
+        deliveries.c.endpoint_id == endpoint_id, deliveries.c.taken_at.is_not(None)
+    )
+    return {row.task_id: row.lost_at for row in connection.execute(query)}
+
+
+def keep(connection: sa.Connection, endpoint_id: str) -> None:
+    """Note that the run that has taken tasks goes on."""
+    _mark_taken(connection, endpoint_id, taken_at=None)
+
+
+def leave(connection: sa.Connection, endpoint_id: str, lost_at: float) -> None:
+    """Note that another run has begun than the one that has taken tasks."""
+    _mark_taken(connection, endpoint_id, lost_at=lost_at)
+
+
 def open_tasks(connection: sa.Connection, endpoint_id: str) -> list[str]:
     """Return all tasks of an endpoint that have not ended."""
     query = sa.select(deliveries.c.task_id).where(deliveries.c.endpoint_id == endpoint_id)
@@ -156,3 +189,12 @@ def _mark(connection: sa.Connection, task_ids: Iterable[str], **values: float | 
     for part in chunks(task_ids):
         statement = sa.update(deliveries).where(deliveries.c.task_id.in_(part)).values(**values)
         connection.execute(statement)
+
+
+def _mark_taken(connection: sa.Connection, endpoint_id: str, **values: float | None) -> None:
+    statement = sa.update(deliveries).where(
+        deliveries.c.endpoint_id == endpoint_id,
+        deliveries.c.taken_at.is_not(None),
+        deliveries.c.lost_at.is_(None),
+    )
+    connection.execute(statement.values(**values))

@@ -45,6 +45,7 @@ class Endpoint:
     run: float | None
     run_seen: float | None
     run_ends: float | None
+    run_left: float | None
 
     @property
     def is_core(self) -> bool:
@@ -186,10 +187,17 @@ def emptied(connection: sa.Connection, endpoint_id: str, before: float) -> None:
 
 def set_run(connection: sa.Connection, endpoint_id: str, run: Run | None) -> None:
     """Note the run of an endpoint that may hold tasks, or that there is none."""
-    values: dict[str, float | None] = {"run": None}  # when it was seen stays
+    values: dict[str, float | None] = {"run": None, "run_left": None}  # when it was seen stays
     if run is not None:
         values = {"run": run.start, "run_seen": run.seen, "run_ends": run.ends}
     connection.execute(sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(**values))
+
+
+def set_run_left(connection: sa.Connection, endpoint_id: str, at: float | None) -> None:
+    """Note when it was known what a run had taken that consumes no more; `None`: it is not."""
+    connection.execute(
+        sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(run_left=at)
+    )
 
 
 def running_endpoints(connection: sa.Connection) -> list[str]:

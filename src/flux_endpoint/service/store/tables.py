@@ -85,6 +85,7 @@ endpoints = Table(
     Column("run", Double),  # when it started; NULL: there is none
     Column("run_seen", Double),  # the last report of that run
     Column("run_ends", Double),  # when it counts as gone, unless it reports again
+    Column("run_left", Double),  # when its queue was looked into because nobody consumed from it
     # Tasks that were submitted before are to be failed, and then its queues deleted.
     Column("empty_before", Double),
 )
@@ -159,6 +160,8 @@ deliveries = Table(
     Column("size", Integer, nullable=False),  # characters of function and arguments
     Column("claimed_at", Double),  # by a service that publishes it
     Column("released_at", Double),  # the endpoint's queue has had it since
+    Column("taken_at", Double),  # when it was not there any more, and nobody consumed
+    Column("lost_at", Double),  # by a run that another has followed: when it counts as lost
 )
 Index(
     "ix_deliveries_endpoint_id_claimed_at_task_id",
