@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,9 +18,11 @@ PATIENCE = 100.0
 #: Seconds between two reports; the official least.
 PERIOD = 5
 
+# A worker of a process pool that is forked while another thread writes the log never wakes up: the
+# log of these is short.
 _TEMPLATE = """
 heartbeat_period: {period}
-debug: true
+debug: {{{{ "false" if "ProcessPoolEngine" in engine | default("") else "true" }}}}
 engine:
   type: {{{{ engine | default("ThreadPoolEngine") }}}}
   max_workers: {{{{ workers | default(2) }}}}
@@ -121,11 +122,6 @@ class OfficialEndpoint:
     def said(self) -> str:
         """Its log and those of its user endpoints."""
         return "".join(f"== {path.parent.name}\n{path.read_text()}" for path in self._logs())
-
-    def acknowledged(self) -> int:
-        """How many tasks the user endpoint that began last has told the broker that it has."""
-        last = max(self._logs(), key=lambda path: path.stat().st_mtime).read_text()
-        return max(map(int, re.findall(r"Acknowledged through message: (\d+)", last)), default=0)
 
     def _logs(self) -> list[Path]:
         return sorted((self._home / ".globus_compute").glob("*/endpoint.log"))

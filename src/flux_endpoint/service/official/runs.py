@@ -94,14 +94,17 @@ class Runs:
         if endpoint.run is not None and start < endpoint.run:
             return  # the last words of an earlier run
         another = endpoint.run is None or start > endpoint.run
+        leaves = report.get("active") is False
         run = Run(start, now, now + MISSED_REPORTS * heartbeat_period(report))
         with self._database.write() as connection:
             if another:
                 self._replaced(connection, endpoint, now)
+            elif leaves:  # since somebody looked it may have taken more
+                endpoints.set_run_left(connection, endpoint.id, None)
             endpoints.set_run(connection, endpoint.id, run)
         self._timers.set(Due.GONE, endpoint.id, run.ends - now)
         self._settle_later(endpoint.id, now)
-        if report.get("active") is False:
+        if leaves:
             self._timers.within(Due.LOOK, endpoint.id, 0)
             return
         self._timers.clear(Due.LOOK, endpoint.id)
