@@ -275,5 +275,6 @@ class UserEndpoint:
         try:
             self.stop()
         finally:
-            self._connection.close()
+            with contextlib.suppress(pika.exceptions.AMQPError):  # nobody answered heartbeats
+                self._connection.close()
             shutil.rmtree(self.directory, ignore_errors=True)

@@ -17,6 +17,8 @@ from flux_endpoint.errors import AmqpError
 T = TypeVar("T")
 
 _ACCESS_REFUSED, _NOT_FOUND = 403, 404
+#: Seconds between two looks at whether a queue has its messages again.
+_PAUSE = 0.02
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,33 @@ class Custodian:
                 channel.basic_consume(queue, take, exclusive=True)
 
         def taken(
-            call: _Call[Answer], expected: int, _channel: Any, _method: Any, properties: Any, _: Any
+            call: _Call[Answer],
+            expected: int,
+            channel: Channel,
+            method: Any,
+            properties: Any,
+            _: bytes,
         ) -> None:
             found.append(properties.headers or {})
             if len(found) == expected:
-                call.finish(found)  # closes the channel, which puts everything back
+                cancelled = partial(put_back, call, expected, channel)
+                channel.basic_cancel(method.consumer_tag, callback=cancelled)
+
+        def put_back(call: _Call[Answer], expected: int, channel: Channel, _: Any) -> None:
+            channel.basic_nack(multiple=True, requeue=True)
+            check(call, expected, channel)
+
+        def check(call: _Call[Answer], expected: int, channel: Channel) -> None:
+            # Before the queue has them again, whoever asked for their number would not see them.
+            if channel.is_open:
+                seen = partial(counted_again, call, expected, channel)
+                channel.queue_declare(queue, passive=True, callback=seen)
+
+        def counted_again(call: _Call[Answer], expected: int, channel: Channel, frame: Any) -> None:
+            if frame.method.message_count >= expected or frame.method.consumer_count:
+                call.finish(found)
+            else:
+                self._connection.later(_PAUSE, partial(check, call, expected, channel))
 
         return self._start(begin, {_NOT_FOUND: found, _ACCESS_REFUSED: None})
 
