@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from flux_endpoint.engine import FluxEngineConfig
 from flux_endpoint.engine.backend import Resources
+from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.workers.sizing import (
     STALLED_AFTER,
     Force,
@@ -146,21 +147,47 @@ def test_growth_keeps_every_bound(least, extra, per_manager, total, data):
 
 
 def pending(name: str, workers: int, **more: object) -> Pending:
-    values = {"permanent": False, "waited": STALLED_AFTER, "behind": False, **more}
+    waited = {"waited": STALLED_AFTER, "stalled": STALLED_AFTER}
+    values = {"permanent": False, "behind": False, **waited, **more}
     return Pending(name, workers, **values)
 
 
 def test_a_piece_that_finds_no_room_is_tried_again_in_half():
     step = Step(16)
-    assert to_withdraw([pending("a", 16), pending("b", 6)], 30, step) == ["a", "b"]
+    assert to_withdraw([pending("a", 16), pending("b", 6)], 30, step, [16]) == ["a", "b"]
     assert step.size == 8
     assert step.is_reduced
+
+
+def test_where_it_is_known_what_is_free_pieces_fit_it_at_once():
+    pieces = to_start(limits_of(min_workers=0), Force(), 20, Step(16), room=[0, 3, 9, 1])
+    assert [piece.workers for piece in pieces] == [9, 3, 1, 7]
+    step = Step(16)
+    assert to_withdraw([pending("a", 16)], 20, step, [0, 3, 9]) == ["a"]
+    assert not step.is_reduced
+
+
+def test_workers_that_share_cores_need_fewer():
+    assert limits_of(32).fit(Amount(4)) == 8
+    assert limits_of(8).fit(Amount(4)) == 4
+
+
+def test_workers_with_gpus_need_both():
+    limits = Limits(0, 8, 4, gpus_per_worker=2)
+    free = (Amount(4, 5), Amount(1, 8), Amount(4), Amount(-1, -1))
+    assert [limits.fit(each) for each in free] == [
+        2,
+        1,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(
     "piece",
     [
-        pending("new", 16, waited=STALLED_AFTER / 2),
+        pending("new", 16, waited=STALLED_AFTER / 2, stalled=STALLED_AFTER / 2),
+        pending("where nothing is free", 16, stalled=STALLED_AFTER / 2),
         pending("behind a job that came before it", 16, behind=True),
         pending("as small as can be", 1),
         pending("permanent", 1, permanent=True),
@@ -169,26 +196,30 @@ def test_a_piece_that_finds_no_room_is_tried_again_in_half():
 )
 def test_it_keeps_its_place_in_the_queue_otherwise(piece):
     step = Step(16)
-    assert to_withdraw([piece], 30, step) == []
+    assert to_withdraw([piece], 30, step, [16]) == []
     assert not step.is_reduced
 
 
 def test_a_piece_that_nobody_needs_any_more_is_withdrawn_and_says_nothing_of_the_room():
     step = Step(16)
-    assert to_withdraw([pending("a", 16, behind=True), pending("b", 1)], 0, step) == ["a", "b"]
+    waiting = [pending("a", 16, behind=True, stalled=0.0), pending("b", 1)]
+    assert to_withdraw(waiting, 0, step, [16]) == ["a", "b"]
     assert not step.is_reduced
 
 
 def test_nobody_waits_in_front_of_a_job_without_need():
-    waiting = [pending("a", 4, permanent=True, ahead=True, waited=0.0)]
-    assert to_withdraw(waiting, 0, Step(16)) == ["a"]
-    assert to_withdraw(waiting, 1, Step(16)) == []
+    waiting = [pending("a", 4, permanent=True, ahead=True, waited=0.0, stalled=0.0)]
+    assert to_withdraw(waiting, 0, Step(16), []) == ["a"]
+    assert to_withdraw(waiting, 1, Step(16), []) == []
 
 
 @settings(deadline=None)
 @given(free=st.integers(0, 100), most=st.integers(1, 64))
 def test_pieces_come_to_fill_what_is_free_whatever_it_is(free, most):
-    """One after the other, each at once if there is room for it, and withdrawn if not."""
+    """One after the other, each at once if there is room for it, and withdrawn if not.
+
+    Somebody else has the rest of what seems to be free.
+    """
     step, turns, placed = Step(most), 0, []
     while free and turns < 200:
         turns += 1
@@ -198,7 +229,7 @@ def test_pieces_come_to_fill_what_is_free_whatever_it_is(free, most):
             placed.append(piece.workers)
             step.placed(piece.workers)
         else:
-            to_withdraw([pending("a", piece.workers)], 200, step)
+            to_withdraw([pending("a", piece.workers)], 200, step, [most])
     assert free == 0
     assert len(placed) <= 2 * most.bit_length() + 100 // most + 2
 

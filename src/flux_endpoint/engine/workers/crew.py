@@ -21,7 +21,7 @@ from flux_endpoint.engine.workers.sizing import (
     to_start,
     to_withdraw,
 )
-from flux_endpoint.engine.workers.yielding import Holder, Site, to_drain
+from flux_endpoint.engine.workers.yielding import Holder, Site, room, to_drain
 
 #: Seconds that tasks wait before workers are started for them, so that those that come together
 #: are counted together.
@@ -35,7 +35,7 @@ _TURN, _LONGEST_TURN = 3.0, 3600.0
 _START_PATIENCE = 60.0
 #: Seconds that a job waits although there seems to be room before more nodes are cleared for it.
 _BLIND_AFTER = 2.0
-#: Least seconds between two looks at who has to leave.
+#: Least seconds between two looks at who has to leave, or waits in vain.
 _REVIEW_AFTER = 0.05
 #: The urgency of managers' jobs, which is Flux's default.
 _URGENCY = 16
@@ -56,6 +56,10 @@ class Crew:
         self._site = site
         self._idle_timeout = idle_timeout
         self._step = Step(limits.per_manager)
+        #: Since when managers wait for resources although there is room somewhere.
+        self._stalled_since = math.inf
+        self._look_at = 0.0
+        self._looked = True
         self._backlog_since = math.inf
         self._demand = JobDemand()
         #: The job that waits first, and how often Flux has preferred managers to it, since when.
@@ -87,8 +91,23 @@ class Crew:
             self._backlog_since = math.inf
         else:
             self._backlog_since = min(self._backlog_since, now)
-        settled = now - self._backlog_since >= _GROW_AFTER
-        return to_start(self.limits, self._force(), backlog if settled else 0, self._step)
+        if now - self._backlog_since < _GROW_AFTER:
+            backlog = 0
+        force = self._force()
+        pieces = to_start(self.limits, force, backlog, self._step)
+        if not pieces or self._demand.waiting:  # what is free is theirs
+            return pieces
+        left = self._room()
+        for manager in self._pending():
+            largest = left.index(max(left))
+            left[largest] = max(0, left[largest] - manager.workers)
+        return to_start(self.limits, force, backlog, self._step, left)
+
+    def _room(self) -> list[int]:
+        """Return for how many workers there is room on each node, as far as is known."""
+        holders = [self._holder(m, 0, 0.0) for m in self._holding()]
+        free = room(holders, self._demand.held, self._site)
+        return [self.limits.fit(amount) for amount in free]
 
     def _force(self) -> Force:
         everyone = self.managers.values()
@@ -116,21 +135,29 @@ class Crew:
     def withdraw(self, backlog: int) -> list[ManagerRecord]:
         """Return the managers whose jobs should no longer wait for resources."""
         now = time.monotonic()
+        pending = self._pending()
+        self._looked = now >= self._look_at or not pending
+        if not (self._looked and pending):
+            return []
+        self._look_at = now + _REVIEW_AFTER
+        left = self._room()
+        self._stalled_since = min(self._stalled_since, now) if any(left) else math.inf
         waiting = self._demand.waiting
         latest = max((d.since for d in waiting if now - d.since >= _YIELD_AFTER), default=-math.inf)
         earliest = min((d.since for d in waiting), default=math.inf)
-        pending = [
+        pieces = [
             Pending(
                 name=m.manager_id,
                 workers=m.workers,
                 permanent=m.permanent,
                 waited=now - m.eligible_at,
+                stalled=now - max(m.eligible_at, self._stalled_since),
                 behind=earliest < m.submitted_at,
                 ahead=latest > m.submitted_at,
             )
-            for m in self._pending()
+            for m in pending
         ]
-        return [self.managers[name] for name in to_withdraw(pending, backlog, self._step)]
+        return [self.managers[name] for name in to_withdraw(pieces, backlog, self._step, left)]
 
     def _pending(self) -> list[ManagerRecord]:
         starting = (m for m in self.managers.values() if m.state == "starting")
@@ -256,12 +283,15 @@ class Crew:
         """Yield the monotonic times at which there may be something to do."""
         now = time.monotonic()
         yield from (m.idle_since + self._idle_timeout for m in self.ready if self._is_spare(m))
-        stalls = (m.eligible_at + STALLED_AFTER for m in self._pending())
-        yield from (moment for moment in stalls if moment > now)
+        for manager in self._pending():
+            since = (manager.eligible_at, max(manager.eligible_at, self._stalled_since))
+            yield from (each + STALLED_AFTER for each in since if each + STALLED_AFTER > now)
         if self._backlog_since + _GROW_AFTER > now:
             yield self._backlog_since + _GROW_AFTER
         if not self._reviewed:
             yield self._review_at
+        if not self._looked:
+            yield self._look_at
         if self._head is None:
             return
         yield self._cleared_since + _BLIND_AFTER

@@ -7,17 +7,18 @@ The others come as tasks wait, in pieces that fit the backlog, and go when they 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flux_endpoint.engine.backend import Resources
 from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.demand import Amount
 
 #: Growth is by at least this part of what there is: a slowly growing backlog on large nodes must
 #: not end in a manager for each worker.
 _LEAST_GROWTH = 8
-#: Seconds after which a manager's job that nothing but resources keeps from running does not fit.
-STALLED_AFTER = 1.5
+#: Seconds after which a manager's job that waits although there is some room does not fit.
+STALLED_AFTER = 1.0
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,15 @@ class Limits:
         least: these stay when there is nothing to do.
         most: at once, in all.
         per_manager: of one manager, which is on one node.
+        cores_per_worker: 1, or less where workers share cores.
+        gpus_per_worker: of each worker's own.
     """
 
     least: int
     most: int
     per_manager: int
+    cores_per_worker: float = 1.0
+    gpus_per_worker: int = 0
 
     @classmethod
     def of(cls, config: FluxEngineConfig, resources: Resources, per_manager: int) -> Limits:
@@ -50,7 +55,15 @@ class Limits:
         least = config.min_workers
         if least is None:
             least = (1 if config.min_nodes is None else config.min_nodes) * per_manager
-        return cls(min(least, most), most, per_manager)
+        share = min(1.0, resources.cores_per_node / per_manager)
+        return cls(min(least, most), most, per_manager, share, config.gpus_per_worker)
+
+    def fit(self, free: Amount) -> int:
+        """Return for how many workers there is room in `free`."""
+        workers = max(0, int(free.cores / self.cores_per_worker))
+        if self.gpus_per_worker:
+            workers = min(workers, max(0, free.gpus // self.gpus_per_worker))
+        return workers
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,7 @@ class Pending:
         workers: how many it would have.
         permanent: whether it would stay.
         waited: seconds for which only resources were missing.
+        stalled: seconds of them in which there was room somewhere.
         behind: whether a job of the endpoint that came before it waits too.
         ahead: whether one that came after it does.
     """
@@ -97,6 +111,7 @@ class Pending:
     workers: int
     permanent: bool
     waited: float
+    stalled: float
     behind: bool
     ahead: bool = False
 
@@ -133,7 +148,9 @@ class Step:
             self._placed = 0
 
 
-def to_start(limits: Limits, force: Force, backlog: int, step: Step) -> list[Piece]:
+def to_start(
+    limits: Limits, force: Force, backlog: int, step: Step, room: Sequence[int] = ()
+) -> list[Piece]:
     """Return the managers to start.
 
     Args:
@@ -141,40 +158,61 @@ def to_start(limits: Limits, force: Force, backlog: int, step: Step) -> list[Pie
         force: what there is.
         backlog: tasks for which no worker has room, for longer than a moment.
         step: the largest piece that fits now.
+        room: for how many workers there is room on each node, as far as is known.
     """
-    room = max(0, limits.most - force.total)
-    stay = max(0, min(limits.least - force.permanent, room))
+    more = max(0, limits.most - force.total)
+    stay = max(0, min(limits.least - force.permanent, more))
     need = backlog - force.coming - force.free - stay
     if need > 0:
         need = max(need, force.total // _LEAST_GROWTH)
-    come = max(0, min(need, room - stay))
+    come = max(0, min(need, more - stay))
     size = min(step.size, limits.per_manager)
-    pieces = [Piece(workers, permanent=True) for workers in _cut(stay, size)]
-    pieces += [Piece(workers, permanent=False) for workers in _cut(come, size)]
+    left = list(room)
+    pieces = [Piece(workers, permanent=True) for workers in _cut(stay, size, left)]
+    pieces += [Piece(workers, permanent=False) for workers in _cut(come, size, left)]
     # Where it is not known what fits, one at a time finds out.
     return pieces[: max(0, 1 - force.pending)] if step.is_reduced else pieces
 
 
-def _cut(workers: int, size: int) -> Iterable[int]:
+def _cut(workers: int, size: int, room: list[int]) -> Iterator[int]:
+    """Cut workers into pieces that fit the room there is; where there is none, as large as may be.
+
+    The latter wait in Flux's queue until others end.
+    """
     while workers > 0:
-        yield min(workers, size)
-        workers -= size
+        piece = min(workers, size)
+        largest = max(room, default=0)
+        if largest > 0:
+            piece = min(piece, largest)
+            room[room.index(largest)] -= piece
+        yield piece
+        workers -= piece
 
 
-def to_withdraw(pending: Iterable[Pending], backlog: int, step: Step) -> list[str]:
+def to_withdraw(
+    pending: Iterable[Pending], backlog: int, step: Step, room: Sequence[int]
+) -> list[str]:
     """Return the managers whose jobs should no longer wait for resources.
 
     Those that nobody needs any more, or not before a job that would come after them; and those that
     are too large for what is free: smaller ones take their place. What waits behind a job of the
-    endpoint keeps its place in Flux's queue.
+    endpoint, or where nothing is free, keeps its place in Flux's queue.
+
+    Args:
+        pending: the managers that wait.
+        backlog: tasks for which no worker has room.
+        step: is told of what should have found room, and did not.
+        room: for how many workers there is room on each node, as far as is known.
     """
+    largest = max(room, default=0)
     needless, stalled = [], []
     for piece in pending:
-        is_long = piece.waited >= STALLED_AFTER
-        if backlog <= 0 and (piece.ahead or (is_long and not piece.permanent)):
+        is_unused = piece.waited >= STALLED_AFTER and not piece.permanent
+        if backlog <= 0 and (piece.ahead or is_unused):
             needless.append(piece)
-        elif is_long and not piece.behind and piece.workers > 1:
+        elif piece.stalled >= STALLED_AFTER and not piece.behind and piece.workers > 1:
             stalled.append(piece)
-    if stalled:
-        step.stalled(max(piece.workers for piece in stalled))
+    surprising = [piece.workers for piece in stalled if piece.workers <= largest]
+    if surprising:  # somebody else has what seems to be free
+        step.stalled(max(surprising))
     return [piece.name for piece in (*needless, *stalled)]

@@ -146,6 +146,11 @@ def to_drain(
     return Departures(frozenset(leaving), min(len(demands), _MOST_DEMANDS))
 
 
+def room(holders: Iterable[Holder], held: Mapping[str, Amount], site: Site) -> list[Amount]:
+    """Return what is free on each node, as far as is known."""
+    return [node.free(set()) for node in _nodes(holders, held, site)]
+
+
 def _possible(demand: Demand, site: Site) -> Demand:
     """Return what `demand` may come to on nodes that are all alike.
 
