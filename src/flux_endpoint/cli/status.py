@@ -198,9 +198,11 @@ def _flux_lines(report: Mapping[str, Any]) -> Iterator[Line]:
     described = report.get("executor_description") or report.get("engine_type") or "unknown"
     usage = report.get("usage") or {}
     parts = [str(described)]
-    if "cores_allocated" in usage:
-        cores = usage["cores_allocated"] + usage.get("cores_free", 0)
-        parts.append(f"{usage['cores_allocated']} of {cores} cores allocated")
+    for kind in ("cores", "gpus"):
+        allocated = usage.get(f"{kind}_allocated")
+        there = (allocated or 0) + usage.get(f"{kind}_free", 0)
+        if allocated is not None and there:
+            parts.append(f"{allocated} of {there} {kind} allocated")
     if usage.get("nodes_down"):
         parts.append(f"{usage['nodes_down']} nodes down")
     if usage.get("expires"):
