@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from site_world import PATIENCE, PLUGINS, ROOT, Site
 
@@ -47,13 +45,6 @@ def test_a_batch_job_with_its_endpoint(flux, site):
 def test_an_allocation_with_its_endpoint(flux, site):
     assert flux("alloc", "-N4", "--endpoint=lab", WORK, "lab").splitlines() == lines("lab")
     assert site.status("lab") == "stopped"
-
-
-def test_functions_and_jobs_share_an_allocation(flux):
-    said = flux("alloc", "-N4", "--endpoint=lab", str(EXAMPLES / "sharing.py"), "lab", "2")
-    *seconds, last = said.splitlines()
-    assert re.fullmatch(r"lab: \d+ functions, [1-9]\d* jobs, \d+% of the cores held", last)
-    assert all(re.fullmatch(r" +\d+s \|[=# ]+\| [\d.]+ of \d+ cores", line) for line in seconds)
 
 
 def test_two_endpoints_in_nested_instances_of_one_allocation(flux, site):
