@@ -205,12 +205,14 @@ def test_every_future_of_a_killed_user_endpoint_ends(
         go, count = tmp_path / "go", 3 * WINDOW
         paths = [str(tmp_path / f"task{number}") for number in range(count)]
         futures = [executor.submit(touch_and_wait, path, str(go)) for path in paths]
-        until(lambda: all(future.task_id for future in futures))
-        until(lambda: list(tmp_path.glob("task*")))
-        until(world.all_is_acknowledged)
-        (victim,) = [each for each in world.endpoint.user_endpoints() if each.pid not in before]
-        victim.send_signal(signal.SIGKILL)
-        go.touch()
+        try:
+            until(lambda: all(future.task_id for future in futures))
+            until(lambda: list(tmp_path.glob("task*")))
+            until(world.all_is_acknowledged)
+            (victim,) = [each for each in world.endpoint.user_endpoints() if each.pid not in before]
+            victim.send_signal(signal.SIGKILL)
+        finally:  # whatever failed, the executor waits for its tasks
+            go.touch()
         ends = [future.exception(PATIENCE) for future in futures]
     lost = [number for number, end in enumerate(ends) if end is not None]
     # What it was given at a time, and no more; the others ran in the next, once each.
