@@ -13,6 +13,7 @@ from flux_endpoint.endpoint.config import (
     load_config,
     parse_config,
 )
+from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.errors import ConfigurationError
 
 
@@ -40,6 +41,27 @@ def test_the_commented_lines_of_a_new_file_name_real_keys_and_real_defaults() ->
     assert all(getattr(config, key) == getattr(defaults, key) for key in same)
     assert config.engine.working_dir == defaults.engine.working_dir
     assert (config.engine.workers_per_node, config.engine.max_workers) == (16, 64)
+
+
+def test_the_commented_blocks_of_a_new_file_are_the_defaults() -> None:
+    text = re.sub(r"(?m)^  # (blocks:|  [a-z_]+: )", r"  \1", initial_config("lab"))
+    blocks = parse_config(text, source="config.yaml").engine.blocks
+    assert blocks == BlocksConfig(queue="batch", bank="science")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ("{walltme: 1h}", "engine.blocks.walltme: unknown key; did you mean 'walltime'?"),
+        ("{walltime: 1x}", "engine.blocks.walltime: '1x' is not a duration"),
+        ("{walltime: inf}", "engine.blocks.walltime: must be more than 0 and less than infinity"),
+        ("{walltime: 1m, grace: 1m}", "engine.blocks: grace (1m) must be less than walltime (1m)"),
+        ("{min_blocks: 2}", "engine.blocks: min_blocks (2) must not be more than max_blocks (1)"),
+        ("{}, executor: local", "engine: blocks are allocations of Flux"),
+    ],
+)
+def test_blocks_that_make_no_sense_are_refused(blocks: str, said: str) -> None:
+    assert said in complaint(f"engine: {{blocks: {blocks}}}")
 
 
 def test_every_problem_is_named_with_its_key_what_was_given_and_what_is_allowed() -> None:

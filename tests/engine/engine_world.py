@@ -16,6 +16,7 @@ import psutil
 
 from flux_endpoint.engine import FluxEngine, FluxEngineConfig
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
+from flux_endpoint.engine.blocks import BlockEngine
 from flux_endpoint.functions import ShellFunction, serialize_arguments
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.serialize import ComputeSerializer, DillCodeSource
@@ -68,9 +69,12 @@ class World:
         self.events: list[EngineEvent] = []
         self._results: dict[str, list[bytes]] = {}
         self._changed = threading.Condition()
-        self.engine = FluxEngine(
-            self.config, endpoint_id=str(uuid.UUID(int=7)), directory=directory, uri=uri
-        )
+        name = str(uuid.UUID(int=7))
+        self.engine: FluxEngine | BlockEngine
+        if self.config.blocks is not None:
+            self.engine = BlockEngine(self.config, endpoint_id=name, directory=directory)
+        else:
+            self.engine = FluxEngine(self.config, endpoint_id=name, directory=directory, uri=uri)
         #: Why the instance is gone, for each time that it was told.
         self.lost: list[str] = []
         self.engine.start(self._on_result, self._on_event, self._on_lost)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from site_world import PATIENCE, PLUGINS, ROOT, Site
 
@@ -51,6 +53,14 @@ def test_two_endpoints_in_nested_instances_of_one_allocation(flux, site):
     said = flux("alloc", "-N4", str(EXAMPLES / "nested.sh")).splitlines()
     assert sorted(said) == sorted(lines("left") + lines("right"))
     assert (site.status("left"), site.status("right")) == ("stopped", "stopped")
+
+
+def test_an_endpoint_on_a_login_node_with_blocks_of_its_own(site, uri):
+    said = site.run(str(EXAMPLES / "blocks.sh"), uri=uri)
+    assert [line for line in said.splitlines() if line.startswith("login: ")] == lines("login")
+    assert re.search("(?m)^ƒ.* flux-endpoint-block, 2 nodes, RUN$", said)
+    assert site.status("login") == "stopped"
+    assert "flux-endpoint-block" not in site.run("flux", "jobs", "--format={name}", uri=uri)
 
 
 @pytest.mark.usefixtures("as_user")

@@ -224,6 +224,8 @@ def _block(block: Mapping[str, Any]) -> str:
         text += f" on {block['nodes']} nodes"
     if block.get("expires"):
         text += f", ends in {shown_duration(max(0.0, block['expires'] - time.time()))}"
+    if block.get("tasks"):
+        text += f", {block['tasks']} tasks"
     return text
 
 

@@ -122,7 +122,7 @@ def _problem(detail: dict[str, Any], schema: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in location)
     given = detail["input"]
     if detail["type"] == "extra_forbidden":
-        known = list(_lookup(schema, location[:-1], schema).get("properties", {}))
+        known = _keys(_lookup(schema, location[:-1], schema), schema)
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
         return f"{key}: unknown key; {hint}"
@@ -149,6 +149,12 @@ def _lookup(
     step = location[0]
     inner = part.get("items") if isinstance(step, int) else part.get("properties", {}).get(step)
     return _lookup(inner, location[1:], schema) if inner else {}
+
+
+def _keys(part: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """Return the keys that a block of lines may have."""
+    options = [_lookup(option, (), schema) for option in part.get("anyOf", [part])]
+    return [key for option in options for key in option.get("properties", {})]
 
 
 _KINDS = {
@@ -224,6 +230,17 @@ engine:
   # shell_plugin: auto
   # How often a task is tried again whose worker, job or node was lost.
   # max_retries_on_system_failure: 0
+  # Run tasks in allocations of the endpoint's own, which it asks Flux for as tasks come; default:
+  # in the Flux instance that it runs in (see docs/allocations.md).
+  # blocks:
+  #   nodes_per_block: 1
+  #   min_blocks: 0
+  #   max_blocks: 1
+  #   walltime: 1h
+  #   grace: 1m             # how long before a block's end its tasks are told to end
+  #   idle_timeout: 2m
+  #   queue: batch          # default: the instance's
+  #   bank: science
 
 # heartbeat_period: 30      # seconds
 # max_in_flight: 1000       # tasks taken and not yet answered; the others wait in the queue

@@ -174,5 +174,8 @@ def _flux_engine(
     config: FluxEngineConfig, endpoint_id: str, directory: EndpointDirectory
 ) -> Engine:
     from flux_endpoint.engine import FluxEngine  # noqa: PLC0415 - brings Flux along
+    from flux_endpoint.engine.blocks import BlockEngine  # noqa: PLC0415 - brings Flux along
 
+    if config.blocks is not None:
+        return BlockEngine(config, endpoint_id=endpoint_id, directory=directory.path)
     return FluxEngine(config, endpoint_id=endpoint_id, directory=directory.path)

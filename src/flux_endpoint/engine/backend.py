@@ -10,17 +10,19 @@ import base64
 import json
 import logging
 import os
+import platform
 import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from flux_endpoint import logs
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.flux_bindings import import_flux
-from flux_endpoint.engine.lifeline import Lifeline
+from flux_endpoint.engine.lifeline import Lifeline, quiet_executors
 from flux_endpoint.engine.local import LocalExecutor
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.errors import EngineError
@@ -247,6 +249,7 @@ class FluxBackend:
 
     def __init__(self, uri: str | None = None) -> None:
         self._flux = import_flux()
+        quiet_executors()
         self._uri = uri or os.environ.get("FLUX_URI") or None
         where = self._uri or "the default URI"
         self._lock = threading.Lock()  # a handle serves one thread at a time
@@ -285,6 +288,24 @@ class FluxBackend:
     def is_lost(self, error: BaseException | None) -> bool:
         """See `Backend`."""
         return self._lifeline is not None and self._lifeline.explains(error)
+
+    def instance_of(self, jobid: int) -> str:
+        """Wait until the Flux instance that a job is runs; return its URI as seen from here.
+
+        Raises:
+            EngineError: the job has ended, or is no instance.
+            OSError: the instance can't be reached.
+        """
+        watcher = self._flux.Flux(self._uri)  # for as long as that takes
+        for event in self._flux.job.event_watch(watcher, jobid):
+            if event.name == "memo" and "uri" in event.context:
+                uri = local_uri(event.context["uri"])
+                # Its broker answers all else only then.
+                self._flux.Flux(uri).rpc("state-machine.wait", {}).get()
+                return uri
+            if event.name == "finish":
+                break
+        raise EngineError(f"no Flux instance came up in job {format_jobid(jobid)}")
 
     def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
         """See `Backend`."""
@@ -377,6 +398,16 @@ class FluxBackend:
             self._lifeline.close()
         # Jobs that go on would be waited for; nothing that we started to follow them outlives us.
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def local_uri(uri: str) -> str:
+    """Return the URI of an instance without the way over SSH if its first broker is on this host.
+
+    `FLUX_URI_RESOLVE_LOCAL` in the environment says that it is, as for Flux's own commands.
+    """
+    parts = urlsplit(uri)
+    here = parts.hostname == platform.node().lower() or os.environ.get("FLUX_URI_RESOLVE_LOCAL")
+    return f"local://{parts.path}" if parts.scheme == "ssh" and here else uri
 
 
 def _tail_of_output(events: Iterable[Any]) -> tuple[str, str]:

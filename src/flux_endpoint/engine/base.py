@@ -20,6 +20,8 @@ class EngineTask:
     result_serializers: list[str] | None = None
     #: A job that runs already and is only to be followed; there is no function then.
     attach: int | None = None
+    #: The moment from which on it must not be started any more, in seconds since the epoch.
+    start_before: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

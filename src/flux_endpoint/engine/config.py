@@ -2,9 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+
+from flux_endpoint.protocol.duration import format_duration, parse_duration
+
+
+def _finite_duration(value: object) -> float:
+    seconds = parse_duration(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"must be more than 0 and less than infinity, not {value!r}")
+    return seconds
+
+
+#: Seconds, given as such or in Flux Standard Duration.
+Duration = Annotated[float, BeforeValidator(_finite_duration)]
+
+
+class BlocksConfig(BaseModel):
+    """Allocations that an endpoint asks the Flux instance for, and runs its tasks in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Whole nodes of each block.
+    nodes_per_block: PositiveInt = 1
+    #: Blocks that are kept when there is nothing to do.
+    min_blocks: int = Field(default=0, ge=0)
+    #: Most blocks at once, those that wait for their nodes included.
+    max_blocks: PositiveInt = 1
+    #: How long a block lasts.
+    walltime: Duration = 3600.0
+    #: How long before its end a block's running tasks are told to end (SIGTERM).
+    grace: Duration = 60.0
+    #: How long a block has nothing to do before it is ended.
+    idle_timeout: Duration = 120.0
+    #: Queue that blocks are submitted to, and bank that is charged; default: the instance's.
+    queue: str | None = Field(default=None, min_length=1)
+    bank: str | None = Field(default=None, min_length=1)
+
+    @property
+    def longest_task(self) -> float:
+        """Seconds of the longest walltime that a task may have."""
+        return self.walltime - self.grace
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BlocksConfig:
+        if self.grace >= self.walltime:
+            raise ValueError(
+                f"grace ({format_duration(self.grace)}) must be less than walltime "
+                f"({format_duration(self.walltime)})"
+            )
+        if self.min_blocks > self.max_blocks:
+            raise ValueError(
+                f"min_blocks ({self.min_blocks}) must not be more than max_blocks "
+                f"({self.max_blocks})"
+            )
+        return self
 
 
 class FluxEngineConfig(BaseModel):
@@ -38,6 +93,8 @@ class FluxEngineConfig(BaseModel):
     shell_plugin: Literal["auto", "always", "never"] = "auto"
     #: How often a task is tried again that lost its worker or node through no fault of its own.
     max_retries_on_system_failure: int = Field(default=0, ge=0)
+    #: Allocations of its own to run tasks in; default: none, they run in the instance itself.
+    blocks: BlocksConfig | None = None
     #: Strategies that tasks may be serialized with; default: all.
     allowed_serializers: list[str] | None = None
     #: Address at which this host is reached from the nodes; default: found out.
@@ -60,4 +117,10 @@ class FluxEngineConfig(BaseModel):
             least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
             if least is not None and most is not None and least > most:
                 raise ValueError(f"min_{unit} ({least}) is more than max_{unit} ({most})")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_are_of_flux(self) -> FluxEngineConfig:
+        if self.blocks is not None and self.executor == "local":
+            raise ValueError("blocks are allocations of Flux: leave `executor: local` out")
         return self

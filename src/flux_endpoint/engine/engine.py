@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -71,6 +71,7 @@ class FluxEngine:
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
+        on_left: Callable[[str, list[str]], None] | None = None,
     ) -> None:
         """Start; the callbacks are called on the engine's threads.
 
@@ -78,6 +79,9 @@ class FluxEngine:
             on_result: given every task's end.
             on_event: given every event of every job that a task became.
             on_lost: given the reason, once, if the Flux instance is gone; see `lose`.
+            on_left: given the id of each task that is left without a result, and why attempts at it
+                failed: after `lose`, or since its `start_before` has come; default: the attempts
+                are kept for an engine to come.
 
         Raises:
             EngineError: Flux was asked for and can't be used, or the working directory can't be
@@ -92,6 +96,11 @@ class FluxEngine:
             raise EngineError(
                 f"engine.working_dir: {self._tasks.working_dir} can't be made: {error.strerror}"
             ) from error
+        left = on_left or self._keep
+
+        def leave(task_id: str, attempts: list[str]) -> None:
+            left(task_id, attempts or self._attempts.pop(task_id, []))
+
         self._attempts = self._kept.load()
         self._backend = choose_backend(self._config, self._uri)
         logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
@@ -100,8 +109,8 @@ class FluxEngine:
             self._config,
             tasks=self._tasks,
             directory=self._directory,
-            kept=self._kept,
             on_result=self._ended,
+            on_left=leave,
         )
         self._jobs = JobRunner(
             self._backend,
@@ -115,8 +124,8 @@ class FluxEngine:
             ),
             endpoint_id=self._endpoint_id,
             retries=self._config.max_retries_on_system_failure,
-            kept=self._kept,
             on_result=self._ended,
+            on_left=leave,
             on_event=on_event or (lambda _: None),
             on_demand=self._pool.make_room,
         )
@@ -124,14 +133,20 @@ class FluxEngine:
         self._pool.start()
         self._jobs.start()
 
-    def submit(self, task: EngineTask) -> None:
+    def submit(self, task: EngineTask, attempts: Sequence[str] = ()) -> None:
         """Take a task; it ends in exactly one `on_result`, a refusal included.
+
+        Args:
+            task: the task.
+            attempts: why earlier attempts at it elsewhere have failed.
 
         Raises:
             EngineError: the engine is not running.
         """
         if self._pool is None or self._jobs is None:
             raise EngineError("the engine is not running")
+        if attempts:
+            self._attempts[task.task_id] = list(attempts)
         if not task.resource_specification and task.attach is None:
             self._pool.submit(task, self._attempts_at(task))
         elif is_command(task.buffer) and command_of(task.buffer) is None:
@@ -180,6 +195,20 @@ class FluxEngine:
             jobs.lose(reason)
         self._on_lost(reason)
 
+    def _keep(self, task_id: str, attempts: list[str]) -> None:
+        if attempts:
+            self._kept.keep(task_id, attempts)
+
+    def terminate(self, reason: str) -> None:
+        """Tell all that runs to end (SIGTERM), since its time will soon be over.
+
+        What ends of that is lost for `reason`, or tried again as `max_retries_on_system_failure`
+        has it; what ends in a way of its own has its own result.
+        """
+        if self._pool is not None and self._jobs is not None:
+            self._pool.terminate(reason)
+            self._jobs.terminate(reason)
+
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is, with its whole process tree; unknown ids are ignored."""
         if self._pool is not None and self._jobs is not None:
@@ -197,9 +226,15 @@ class FluxEngine:
             "instance": self._backend.instance,
             "resources": asdict(self._backend.resources),
             "usage": self._backend.usage(),
-            **self._pool.status(),
-            **self._jobs.status(),
+            **self.counters(),
         }
+
+    def counters(self) -> dict[str, Any]:
+        """Return what `status` counts of tasks, workers and jobs."""
+        pool, jobs = self._pool, self._jobs
+        if pool is None or jobs is None:
+            return {}
+        return {**pool.status(), **jobs.status()}
 
     def stop(self, grace: float) -> None:
         """Let running tasks finish for at most `grace` seconds, then let go of them.

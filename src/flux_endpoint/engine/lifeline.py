@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import threading
 from collections.abc import Callable
+from concurrent.futures import InvalidStateError
 from types import ModuleType
+
+from flux_endpoint import logs
+
+log = logging.getLogger(__name__)
 
 #: What a call fails with when there is no broker to answer it, or no way to rank 0 any more.
 _GONE = {
@@ -20,6 +26,28 @@ _GONE = {
 #: How what FluxExecutor says begins when its own connection is gone.
 _BROKEN = ("Executor is broken", "reactor start failed")
 _CLOSED = "its broker has closed the connection"
+
+
+def quiet_executors() -> None:
+    """Have what ends FluxExecutor's threads when their instance goes be logged, not printed.
+
+    Their futures tell it, or nobody waits for them any more.
+    """
+    before = threading.excepthook
+    if getattr(before, "is_quiet", False):
+        return
+
+    def hook(what: threading.ExceptHookArgs) -> None:
+        error = what.exc_value
+        broken = isinstance(error, RuntimeError) and str(error).startswith(_BROKEN)
+        # It tells a job again that its events come no more, whose future has its end already.
+        if broken or (isinstance(error, InvalidStateError) and "FluxExecutorFuture" in str(error)):
+            logs.event(log, logging.DEBUG, "a thread of FluxExecutor has ended", reason=error)
+        else:
+            before(what)
+
+    hook.is_quiet = True  # type: ignore[attr-defined]  # so that it is there once
+    threading.excepthook = hook
 
 
 class Lifeline:

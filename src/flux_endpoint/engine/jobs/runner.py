@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import queue
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +19,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine import results
-from flux_endpoint.engine.attempts import KeptAttempts, failure_text
+from flux_endpoint.engine.attempts import failure_text
 from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount, Demand, JobDemand, placement_of
@@ -46,6 +48,10 @@ from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 log = logging.getLogger(__name__)
 
 _RECORD = "job.json"
+#: Return codes of what SIGTERM has ended: as Python has them, and as a shell does.
+_ENDED_BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
+#: Seconds in which the events of a job that was found again come in.
+_CATCH_UP = 5.0
 
 
 @dataclass(eq=False)
@@ -64,6 +70,13 @@ class _Job:
     #: nothing.
     demand: Demand | None = None
     cancelled: bool = False
+    #: Whether its processes were started.
+    started: bool = False
+    #: Seconds since the epoch from which on it must not be started, and whether they have come.
+    start_before: float = math.inf
+    late: bool = False
+    #: Why it is lost if it ends of the signal that all jobs were sent.
+    ending: str = ""
     #: Whether it had ended, with an exception, before its processes did.
     failed: bool = False
     clean: bool = False
@@ -80,7 +93,7 @@ class JobRunner:
         backend: where jobs run.
         planner: decides what job a task becomes.
         retries: how often a task is tried again that the system, not its user, failed.
-        kept: remembers the attempts of what is left for an engine to come.
+        on_left: told the id of each task that is left to others, and why attempts at it failed.
         on_result: given every task's end.
         on_event: given every event of every job.
         on_demand: told what the jobs have and want whenever that has changed.
@@ -93,7 +106,7 @@ class JobRunner:
         *,
         endpoint_id: str,
         retries: int,
-        kept: KeptAttempts,
+        on_left: Callable[[str, list[str]], None],
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None],
         on_demand: Callable[[JobDemand], None],
@@ -102,7 +115,9 @@ class JobRunner:
         self._planner = planner
         self._details = results.worker_details(endpoint_id)
         self._retries = retries
-        self._kept = kept
+        self._on_left = on_left
+        #: Whether nothing is started any more.
+        self._closed = False
         #: Whether there is nothing left to run jobs on.
         self._lost = False
         self._on_result = on_result
@@ -138,6 +153,13 @@ class JobRunner:
         """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
         self._inbox.put(lambda: self._lose(reason))
 
+    def terminate(self, reason: str) -> None:
+        """Signal all that runs (SIGTERM), and start nothing more.
+
+        What ends of the signal is lost for this reason.
+        """
+        self._inbox.put(lambda: self._terminate(reason))
+
     def status(self) -> dict[str, Any]:
         """Return counters."""
         jobs = list(self._jobs.values())
@@ -157,7 +179,7 @@ class JobRunner:
     # The runner's thread
 
     def _run(self) -> None:
-        while (action := self._inbox.get()) is not None:
+        while (action := self._next()) is not None:
             try:
                 action()
             except Exception:
@@ -178,20 +200,48 @@ class JobRunner:
             self._demand = demand
             self._on_demand(demand)
 
+    def _next(self) -> Callable[[], None] | None:
+        """Return what is to be done next: a message, or what its time has come for."""
+        pending = [j for j in self._jobs.values() if not (j.allocated or j.late or j.cancelled)]
+        due = min((job.start_before for job in pending), default=math.inf)
+        if math.isinf(due):
+            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=max(0.0, due - time.time()))
+        except queue.Empty:
+            return self._end_late
+
+    def _end_late(self) -> None:
+        """End the jobs that wait for resources and must not be started any more."""
+        now = time.time()
+        for job in list(self._jobs.values()):
+            if not (job.allocated or job.late or job.cancelled) and job.start_before <= now:
+                job.late = True
+                self._withdraw(job, "it could not start in time")
+
     def _begin(self, task: EngineTask, attempts: list[str]) -> None:
         if self._lost:
-            self._keep(task, attempts)
+            self._leave(task, attempts)
             return
         try:
             plan = self._planner.plan(task)
-            job = self._attach(task, plan) or self._submit(task, plan)
+            job = self._attach(task, plan)
+            if job is None:
+                if self._closed or (task.start_before or math.inf) <= time.time():
+                    self._on_left(task.task_id, attempts)
+                    return
+                job = self._submit(task, plan)
         except (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError) as error:
             if self._backend.is_lost(error):
-                self._keep(task, attempts)
+                self._leave(task, attempts)
                 return
             self._end(task, Failure(ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}"))
             return
         job.attempts = attempts
+        if task.start_before is not None:
+            # Whether one that was found again runs already is not known yet.
+            known = time.time() + _CATCH_UP if job.attached else 0.0
+            job.start_before = max(task.start_before, known)
         self._jobs[task.task_id] = job
         self._follow(job)
 
@@ -260,8 +310,8 @@ class JobRunner:
         logs.event(
             log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
         )
-        if job.cancelled:
-            self._backend.cancel(job.jobid, "ended on request")
+        if job.cancelled or job.late:
+            self._withdraw(job, "ended on request")
 
     def _event(self, job: _Job, event: JobEvent) -> None:
         match event.name:
@@ -282,6 +332,7 @@ class JobRunner:
                 job.held = {}
                 self._demand_changed = True
             case "start":
+                job.started = True
                 job.statuses.append(results.transition(TaskState.EXEC_START, ActorName.ENDPOINT))
             case "finish":
                 job.statuses.append(results.transition(TaskState.EXEC_END, ActorName.ENDPOINT))
@@ -320,6 +371,10 @@ class JobRunner:
             return
         if job.cancelled:
             outcome = Cancelled("ended on request")
+        elif job.late and job.started and isinstance(outcome, Cancelled):
+            outcome = Lost("it was started when it was just being withdrawn")
+        elif job.ending and _was_terminated(outcome):
+            outcome = Lost(job.ending)
         if job.jobid is None or not _was_ended(outcome):
             self._conclude(job, outcome)
             return
@@ -339,6 +394,9 @@ class JobRunner:
         match outcome:
             case Finished():
                 end = self._collect(job, outcome)
+            case Cancelled() if job.late and not job.cancelled:
+                self._leave(job.task, job.attempts)
+                return
             case Cancelled(note):
                 text = f"TaskCancelled: {note or 'the job was cancelled'}"
                 end = Failure(ErrorCode.CANCELLED, text)
@@ -380,10 +438,24 @@ class JobRunner:
             self._backend.kill(job.jobid, signum)
             return
         job.cancelled = True
+        self._withdraw(job, "ended on request")
+
+    def _withdraw(self, job: _Job, note: str) -> None:
         if job.jobid is not None:
-            self._backend.cancel(job.jobid, "ended on request")
+            self._backend.cancel(job.jobid, note)
         else:
             job.future.cancel()  # else `_identified` cancels the job
+
+    def _terminate(self, reason: str) -> None:
+        self._closed = True
+        for job in self._jobs.values():
+            if not job.attached:  # else it isn't known yet whether it runs
+                job.start_before = 0.0
+        self._end_late()
+        for job in self._jobs.values():
+            if job.allocated and job.jobid is not None and not isinstance(job.plan, FollowPlan):
+                job.ending = reason
+                self._backend.kill(job.jobid, signal.SIGTERM)
 
     def _lose(self, reason: str) -> None:
         self._lost = True
@@ -398,9 +470,9 @@ class JobRunner:
                 text = f"job {format_jobid(job.plan.jobid)} can't be followed any more: {reason}"
                 self._end(job.task, Failure(ErrorCode.WORKER_LOST, f"JobLost: {text}"))
             elif not job.allocated:
-                self._keep(job.task, job.attempts)
+                self._leave(job.task, job.attempts)
             elif len(attempts) <= self._retries:
-                self._keep(job.task, attempts)
+                self._leave(job.task, attempts)
             else:
                 text = failure_text("JobLost", attempts)
                 self._end(job.task, Failure(ErrorCode.WORKER_LOST, text), job.statuses)
@@ -412,11 +484,10 @@ class JobRunner:
             return False
         return self._backend.is_lost(error)
 
-    def _keep(self, task: EngineTask, attempts: list[str]) -> None:
+    def _leave(self, task: EngineTask, attempts: list[str]) -> None:
         """Leave a task without an end: it is run again when there is something to run it on."""
         self._record(task.task_id).unlink(missing_ok=True)
-        if attempts:
-            self._kept.keep(task.task_id, attempts)
+        self._on_left(task.task_id, attempts)
 
     def _cancel_all(self, jobs: Iterable[_Job], note: str) -> None:
         for job in jobs:
@@ -436,6 +507,10 @@ def _was_ended(outcome: Outcome) -> bool:
     return isinstance(outcome, Cancelled) or (
         isinstance(outcome, Finished) and outcome.exception_name == TIMEOUT_EXPIRED
     )
+
+
+def _was_terminated(outcome: Outcome) -> bool:
+    return isinstance(outcome, Finished) and outcome.returncode in _ENDED_BY_SIGTERM
 
 
 def _is_job_exception(error: BaseException | None) -> bool:

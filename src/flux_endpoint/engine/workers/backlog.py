@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Callable
 
 from flux_endpoint.engine import results
-from flux_endpoint.engine.attempts import KeptAttempts, failure_text
+from flux_endpoint.engine.attempts import failure_text
 from flux_endpoint.engine.base import EngineResult
 from flux_endpoint.engine.workers.records import Entry
 from flux_endpoint.protocol.states import ErrorCode
@@ -16,20 +18,28 @@ class Backlog:
 
     Args:
         retries: how often a task is tried again that lost its worker through no fault of its own.
-        kept: remembers the attempts of what is left for an engine to come.
+        on_left: told the id of each task that is left to others, and why attempts at it failed.
     """
 
-    def __init__(self, retries: int, kept: KeptAttempts) -> None:
+    def __init__(self, retries: int, on_left: Callable[[str, list[str]], None]) -> None:
         self._entries: deque[Entry] = deque()
         self._retries = retries
-        self._kept = kept
+        self._on_left = on_left
+        #: When the first of them must not be started any more, in seconds since the epoch.
+        self.late_at = math.inf
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def append(self, entry: Entry) -> None:
         """Queue a task behind all others."""
+        self._note_deadline(entry)
         self._entries.append(entry)
+
+    def _note_deadline(self, entry: Entry) -> None:
+        if entry.task.start_before is not None:
+            self.late_at = min(self.late_at, entry.task.start_before)
 
     def take(self) -> Entry:
         """Return the task that is to be run next, which waits no more."""
@@ -40,6 +50,7 @@ class Backlog:
         if entry.cancelled:
             self.end_cancelled(entry)
         else:
+            self._note_deadline(entry)
             self._entries.appendleft(entry)
 
     def retry_or_fail(self, entry: Entry, reason: str) -> None:
@@ -49,6 +60,7 @@ class Backlog:
             return
         entry.attempts.append(reason)
         if len(entry.attempts) <= self._retries:
+            self._note_deadline(entry)
             self._entries.appendleft(entry)
             return
         _fail(entry, ErrorCode.WORKER_LOST, failure_text("WorkerLost", entry.attempts))
@@ -71,11 +83,34 @@ class Backlog:
         while self._entries:
             _fail(self._entries.popleft(), ErrorCode.WORKER_LOST, text)
 
-    def keep_attempts(self) -> None:
-        """Note the attempts at what waits, for an engine to come."""
-        for entry in self._entries:
-            if entry.attempts and not entry.formats:
-                self._kept.keep(entry.task.task_id, entry.attempts)
+    def leave(self, entry: Entry) -> None:
+        """Leave a task to others that nobody has any more."""
+        if entry.cancelled:
+            self.end_cancelled(entry)
+        else:
+            self._on_left(entry.task.task_id, [] if entry.formats else entry.attempts)
+
+    def leave_late(self, now: float) -> None:
+        """Leave to others what must not be started any more."""
+        if self._closed:
+            self.leave_all()
+        if now < self.late_at:
+            return
+        late = [e for e in self._entries if (e.task.start_before or math.inf) <= now]
+        for entry in late:
+            self._entries.remove(entry)
+            self.leave(entry)
+        moments = (e.task.start_before or math.inf for e in self._entries)
+        self.late_at = min(moments, default=math.inf)
+
+    def close(self) -> None:
+        """From now on, have all that comes here left to others by `leave_late`."""
+        self._closed = True
+
+    def leave_all(self) -> None:
+        """Leave all that waits to others."""
+        while self._entries:
+            self.leave(self._entries.popleft())
 
 
 def _fail(entry: Entry, code: ErrorCode, text: str) -> None:

@@ -3,16 +3,18 @@
 Run as `python -m flux_endpoint.engine.workers.manager`; its settings come in the environment.
 
 From the pool: `tasks`, then header and buffer of each; `return`, how many tasks are wanted back;
-`held?`; `cancel`, a task's id; `signal`, a number and a task's id; `stop`.
+`held?`; `cancel`, a task's id; `signal`, a number and a task's id; `terminate`, why; `stop`.
 To the pool: `hello`, its token and a JSON object; `results`, a JSON object, then id and body of
 each; `running`, id and start of a task that takes long; `returned`, ids of tasks that were not
-started; `held`, ids of those that are here; `lost`, a task's id and why; `cancelled`, its id.
+started; `late`, ids of those that must not be any more; `held`, ids of those that are here; `lost`,
+a task's id and why; `cancelled`, its id.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -24,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import zmq
@@ -53,6 +56,8 @@ _TELL_AFTER = 1.0
 _LARGE = 1 << 16
 #: So many workers in a row that end before their first task mean that none can start.
 _MOST_STILLBORN = 4
+#: Return codes of what SIGTERM has ended: as Python has them, and as a shell does.
+_ENDED_BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @dataclass(eq=False)
@@ -65,7 +70,7 @@ class _Worker:
     #: Ids of the tasks that were sent, in order; the first is running.
     tasks: deque[str] = field(default_factory=deque)
     #: Those tasks, for the case that the worker is lost.
-    sent: dict[str, tuple[dict[str, object], bytes]] = field(default_factory=dict)
+    sent: dict[str, tuple[dict[str, Any], bytes]] = field(default_factory=dict)
     since: float = 0.0  # monotonic time at which the first of them was started
     #: Whether the pool was told that it runs.
     told: bool = False
@@ -92,7 +97,11 @@ class Manager:
         self._template_pid, control = start_template(settings)
         self._control_socket = control
         self._control = FrameSocket(control)
-        self._queue: deque[tuple[dict[str, object], bytes]] = deque()
+        self._queue: deque[tuple[dict[str, Any], bytes]] = deque()
+        #: When the first of them must not be started any more, in seconds since the epoch.
+        self._late_at = math.inf
+        #: Why what ends of SIGTERM is lost, once all was sent it.
+        self._terminated = ""
         self._workers: list[_Worker] = []
         self._unborn: deque[_Worker] = deque()
         self._free_places = list(range(settings.workers))
@@ -157,6 +166,8 @@ class Manager:
         moments = [moment for moment, _ in self._deadlines]
         moments.extend(w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
         moments.extend(w.since + _TELL_AFTER for w in self._workers if w.tasks and not w.told)
+        if self._late_at < math.inf:
+            moments.append(time.monotonic() + self._late_at - time.time())
         if self._orphaned_at is not None:
             moments.append(self._orphaned_at + self._settings.orphan_timeout)
         if not moments:
@@ -186,8 +197,10 @@ class Manager:
             except zmq.Again:
                 return
             if kind == b"tasks":
-                for header, buffer in zip(parts[::2], parts[1::2], strict=True):
-                    self._queue.append((json.loads(header), buffer))
+                for text, buffer in zip(parts[::2], parts[1::2], strict=True):
+                    header = json.loads(text)
+                    self._queue.append((header, buffer))
+                    self._late_at = min(self._late_at, header.get("before", math.inf))
             elif kind == b"return":
                 self._return(int(parts[0]))
             elif kind == b"held?":
@@ -196,6 +209,8 @@ class Manager:
                 self._cancel(parts[0].decode())
             elif kind == b"signal":
                 self._signal(int(parts[0]), parts[1].decode())
+            elif kind == b"terminate":
+                self._terminate(parts[0].decode())
             elif kind == b"stop":
                 self._running = False
 
@@ -233,6 +248,18 @@ class Manager:
             returned.append(str(header["id"]).encode())
         self._socket.send_multipart([b"returned", *returned])
 
+    def _return_late(self) -> None:
+        """Give back what waits and must not be started any more."""
+        now = time.time()
+        late = [entry for entry in self._queue if entry[0].get("before", math.inf) <= now]
+        for entry in late:
+            self._queue.remove(entry)
+        if late:
+            ids = (str(header["id"]).encode() for header, _ in late)
+            self._socket.send_multipart([b"late", *ids])
+        moments = (header.get("before", math.inf) for header, _ in self._queue)
+        self._late_at = min(moments, default=math.inf)
+
     def _send_results(self) -> None:
         if self._outbox:
             report = json.dumps({"ahead": self._ahead()}).encode()
@@ -267,8 +294,10 @@ class Manager:
             for header, body in worker.channel.receive():
                 if "skipped" in header:
                     worker.skipping -= 1
+                elif "late" in header:
+                    self._not_started(worker, header["late"])
                 else:
-                    self._finished(worker, header["id"], body)
+                    self._finished(worker, header["id"], body, header["returncode"])
         except EOFError:
             worker.eof = True
             self._poller.unregister(worker.channel)
@@ -276,7 +305,17 @@ class Manager:
         worker.channel.flush()
         self._watch(worker)
 
-    def _finished(self, worker: _Worker, task_id: str, body: bytes) -> None:
+    def _not_started(self, worker: _Worker, task_id: str) -> None:
+        """A worker came to a task when its time had passed."""
+        worker.tasks.remove(task_id)
+        del worker.sent[task_id]
+        worker.since = time.monotonic()
+        if worker.cancelled == task_id:
+            self._tell_cancelled(task_id)
+        else:
+            self._socket.send_multipart([b"late", task_id.encode()])
+
+    def _finished(self, worker: _Worker, task_id: str, body: bytes, returncode: int | None) -> None:
         worker.tasks.remove(task_id)
         del worker.sent[task_id]
         worker.served += 1
@@ -289,6 +328,8 @@ class Manager:
         worker.told = False
         if worker.cancelled == task_id:  # it may have come to an end because of that
             self._tell_cancelled(task_id)
+        elif self._terminated and returncode in _ENDED_BY_SIGTERM:
+            self._tell_lost(task_id, self._terminated)
         else:
             self._outbox += (task_id.encode(), body)
 
@@ -306,7 +347,7 @@ class Manager:
                         break
                     self._send(worker, *self._queue.popleft())
 
-    def _send(self, worker: _Worker, header: dict[str, object], buffer: bytes) -> None:
+    def _send(self, worker: _Worker, header: dict[str, Any], buffer: bytes) -> None:
         if not worker.tasks:
             worker.since = time.monotonic()
             worker.told = False
@@ -321,8 +362,12 @@ class Manager:
         """Put the tasks that `worker` has not started at the head of the queue again."""
         for _ in range(worker.claims.take_all()):
             task_id = worker.tasks.pop()
-            self._queue.appendleft(worker.sent.pop(task_id))
+            self._put_back(worker.sent.pop(task_id))
             worker.skipping += 1
+
+    def _put_back(self, entry: tuple[dict[str, Any], bytes]) -> None:
+        self._queue.appendleft(entry)
+        self._late_at = min(self._late_at, entry[0].get("before", math.inf))
 
     def _watch(self, worker: _Worker) -> None:
         flags = zmq.POLLIN | (zmq.POLLOUT if worker.channel.wants_write else 0)
@@ -356,15 +401,17 @@ class Manager:
         running, *waiting = worker.tasks
         # What was sent ahead has not been started; it keeps its place.
         for task_id in reversed(waiting):
-            self._queue.appendleft(worker.sent[task_id])
+            self._put_back(worker.sent[task_id])
         self._send_results()  # in order: what it finished, then what it lost
         wanted = worker.signalled is not None and worker.signalled == os.WTERMSIG(status)
-        if worker.cancelled == running or wanted:
+        if self._terminated and wanted and worker.cancelled != running:
+            self._tell_lost(running, self._terminated)
+        elif worker.cancelled == running or wanted:
             self._tell_cancelled(running)
         else:
             reason = end_of(status)
             logs.event(log, logging.WARNING, "worker lost", pid=worker.pid, reason=reason)
-            self._socket.send_multipart([b"lost", running.encode(), reason.encode()])
+            self._tell_lost(running, reason)
 
     def _end_orphans(self) -> None:
         """Kill what a dead worker left: its children, and theirs, now belong to the template.
@@ -398,6 +445,20 @@ class Manager:
     def _tell_cancelled(self, task_id: str) -> None:
         self._socket.send_multipart([b"cancelled", task_id.encode()])
 
+    def _tell_lost(self, task_id: str, reason: str) -> None:
+        self._send_results()  # in order
+        self._socket.send_multipart([b"lost", task_id.encode(), reason.encode()])
+
+    def _terminate(self, reason: str) -> None:
+        """Tell all that runs to end: its node will soon be gone."""
+        self._terminated = reason
+        for worker in self._workers:
+            self._take_back(worker)
+        self._return(len(self._queue))
+        for worker in self._workers:
+            for task_id in list(worker.tasks):
+                self._signal(signal.SIGTERM, task_id)
+
     def _signal(self, signum: int, task_id: str) -> None:
         """Signal a running task: what a command has started, or a Python function's worker too."""
         for worker in self._workers:
@@ -426,6 +487,8 @@ class Manager:
         self._deadlines = [entry for entry in self._deadlines if entry[0] > now]
         for action in due:
             action()
+        if time.time() >= self._late_at:
+            self._return_late()
         for worker in self._workers:
             if len(worker.tasks) > 1 and now - worker.since >= _TAKE_BACK_AFTER:
                 self._take_back(worker)

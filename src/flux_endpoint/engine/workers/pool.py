@@ -19,7 +19,6 @@ from typing import Any
 import zmq
 
 from flux_endpoint import logs
-from flux_endpoint.engine.attempts import KeptAttempts
 from flux_endpoint.engine.backend import Backend, JobEvent
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
@@ -59,13 +58,13 @@ class WorkerPool:
         *,
         tasks: TaskSettings,
         directory: Path,
-        kept: KeptAttempts,
         on_result: Callable[[EngineResult], None],
+        on_left: Callable[[str, list[str]], None],
     ) -> None:
         self._backend = backend
         self._on_result = on_result
         self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
-        self._waiting = Backlog(config.max_retries_on_system_failure, kept)
+        self._waiting = Backlog(config.max_retries_on_system_failure, on_left)
         self._crew = Crew(
             Limits.of(config, backend.resources, self._launcher.workers),
             Site.of(backend.resources),
@@ -125,6 +124,13 @@ class WorkerPool:
         """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
         self._tell(lambda: self._lose(reason))
 
+    def terminate(self, reason: str) -> None:
+        """Signal all that runs (SIGTERM), and start nothing more.
+
+        What ends of the signal is lost for this reason.
+        """
+        self._tell(lambda: self._terminate(reason))
+
     def status(self) -> dict[str, Any]:
         """Return counters, as of the last thing that happened, and what runs for a while."""
         running = dict(islice(self._running.copy().items(), _MOST_NAMED))
@@ -159,6 +165,7 @@ class WorkerPool:
                     self._receive()
             while self._inbox:
                 self._inbox.popleft()()
+            self._waiting.leave_late(time.time())
             self._assign()
             self._balance()
             if not self._stopping:
@@ -186,6 +193,8 @@ class WorkerPool:
         stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
         # Afterwards `_grow` and `_balance` have done what could be done.
         moments.extend(moment for moment in stuck if moment > now)
+        if self._waiting.late_at < math.inf:
+            moments.append(now + self._waiting.late_at - time.time())
         if not moments:
             return None
         return int(max(0.0, min(moments) - now) * 1000) + 1
@@ -214,6 +223,8 @@ class WorkerPool:
                 self._started(manager, parts[0].decode(), float(parts[1]))
             elif kind == b"returned":
                 self._returned(manager, parts)
+            elif kind == b"late":
+                self._late(manager, parts)
             elif kind == b"held":
                 self._reconcile(manager, {part.decode() for part in parts})
             elif kind == b"lost":
@@ -248,6 +259,12 @@ class WorkerPool:
             entry = self._release(manager, identity.decode())
             if entry is not None:
                 self._waiting.requeue(entry)
+
+    def _late(self, manager: ManagerRecord, parts: list[bytes]) -> None:
+        for identity in parts:
+            entry = self._release(manager, identity.decode())
+            if entry is not None:
+                self._waiting.leave(entry)
 
     def _reconcile(self, manager: ManagerRecord, held: set[str]) -> None:
         """Queue again what a broken connection has lost, be it the task or its result."""
@@ -303,6 +320,8 @@ class WorkerPool:
                     header["rs"] = task.result_serializers
                 if entry.formats:
                     header["format"] = True
+                if task.start_before is not None:
+                    header["before"] = task.start_before
                 frames += (json.dumps(header).encode(), task.buffer.encode())
                 if not manager.tasks:
                     manager.quiet_since = time.monotonic()
@@ -353,6 +372,11 @@ class WorkerPool:
                 message = [b"cancel"] if signum is None else [b"signal", str(signum).encode()]
                 self._launcher.send(manager.manager_id, [*message, task_id.encode()])
                 return
+
+    def _terminate(self, reason: str) -> None:
+        self._waiting.close()
+        for manager in self._managers.values():
+            self._launcher.send(manager.manager_id, [b"terminate", reason.encode()])
 
     # Managers
 
@@ -493,7 +517,7 @@ class WorkerPool:
             if not self._backend.is_lost(None):
                 self._launcher.cancel(manager.job)
         self._managers.clear()
-        self._waiting.keep_attempts()
+        self._waiting.leave_all()
         self._drained.set()
 
     def _delay_next_start(self) -> None:

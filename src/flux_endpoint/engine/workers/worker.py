@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
+import time
 from contextlib import suppress
 
 from flux_endpoint.engine import results
-from flux_endpoint.engine.task import TaskRunner, TaskSettings
+from flux_endpoint.engine.task import TaskRunner, TaskSettings, Value
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import read_frame, write_frame
 from flux_endpoint.protocol.states import TaskState
@@ -25,6 +27,9 @@ def work(channel: socket.socket, claims: Claims, settings: TaskSettings) -> None
         if not claims.take():
             write_frame(channel, {"skipped": task_id})
             continue
+        if header.get("before", math.inf) <= time.time():
+            write_frame(channel, {"late": task_id})
+            continue
         statuses = [results.transition(TaskState.EXEC_START)]
         if header.get("format"):
             end = runner.format(buffer.decode())
@@ -36,7 +41,8 @@ def work(channel: socket.socket, claims: Claims, settings: TaskSettings) -> None
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # a task may have closed it
                 stream.flush()
-        write_frame(channel, {"id": task_id}, results.body_of(task_id, end, details, statuses))
+        told = {"id": task_id, "returncode": end.returncode if isinstance(end, Value) else None}
+        write_frame(channel, told, results.body_of(task_id, end, details, statuses))
         _reap()
 
 

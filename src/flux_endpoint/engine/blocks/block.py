@@ -1,0 +1,198 @@
+"""A block and its tasks, and how it is asked for, found again and forgotten."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flux_endpoint import logs
+from flux_endpoint.engine.backend import FluxBackend, JobFuture
+from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.engine.blocks.meter import Meter
+from flux_endpoint.engine.config import BlocksConfig
+from flux_endpoint.engine.engine import FluxEngine
+from flux_endpoint.engine.environment import job_environment
+from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
+from flux_endpoint.paths import write_private
+from flux_endpoint.protocol.jobid import format_jobid
+from flux_endpoint.protocol.resources import ResourceSpecification
+
+log = logging.getLogger(__name__)
+
+_RECORD = "block.json"
+#: Waits, and keeps none of the broker's streams open, which the job's end would wait for.
+_WAIT = "exec sleep inf < /dev/null > /dev/null 2>&1"
+
+
+@dataclass(eq=False)
+class Held:
+    """A task that has not ended.
+
+    Attributes:
+        walltime: seconds that it may run at most, if anything says that.
+        job: whether it becomes a job of its own.
+        cores: that it takes.
+        attempts: why each attempt so far was lost.
+    """
+
+    task: EngineTask
+    walltime: float | None = None
+    job: bool = False
+    cores: int = 1
+    attempts: list[str] = field(default_factory=list)
+    cancelled: bool = False
+    #: The block that did not start it in time.
+    avoid: str = ""
+
+
+@dataclass(eq=False)
+class Block:
+    """An allocation of the endpoint's own.
+
+    Attributes:
+        name: what this process calls it; people call it by its job id.
+        state: "pending": it waits for its nodes; "starting": its Flux instance comes up;
+            "ready"; "draining": its tasks were told to end; "ending".
+        expires: its end, in seconds since the epoch.
+        capacity: cores, as far as its workers use them; 0 while that is unknown.
+        idle_since: monotonic time since when it has had nothing to do.
+    """
+
+    name: str
+    future: JobFuture
+    state: Literal["pending", "starting", "ready", "draining", "ending"] = "pending"
+    jobid: int | None = None
+    #: When its job was started, in seconds since the epoch.
+    started: float = 0.0
+    expires: float = 0.0
+    nodes: int = 0
+    capacity: int = 0
+    engine: FluxEngine | None = None
+    tasks: dict[str, Held] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
+    idle_since: float | None = None
+    #: Whether its engine is being started by a thread.
+    opening: bool = False
+    #: Whether its job has left nothing behind, and has ended.
+    clean: bool = False
+    over: bool = False
+    #: Whether it is of before a restart, and the monotonic time until which its tasks are expected.
+    found: bool = False
+    expects_until: float = math.inf
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return "a block" if self.jobid is None else f"the block {format_jobid(self.jobid)}"
+
+    def load(self, *, jobs: bool) -> int:
+        """Return how many cores its jobs, or its other tasks, take."""
+        return sum(held.cores for held in self.tasks.values() if held.job == jobs)
+
+    def view(self) -> dict[str, Any]:
+        """Return it for the status report."""
+        return {
+            "jobid": self.jobid,
+            "id": None if self.jobid is None else format_jobid(self.jobid),
+            "state": self.state,
+            "nodes": self.nodes,
+            "expires": self.expires or None,
+            "tasks": len(self.tasks),
+        }
+
+
+class BlockLauncher:
+    """Submits the jobs that blocks are, and keeps a directory for each.
+
+    Args:
+        backend: the enclosing instance.
+        config: of the blocks.
+        endpoint_id: whose blocks they are.
+        directory: theirs, `engine/blocks` in the endpoint's.
+    """
+
+    def __init__(
+        self, backend: FluxBackend, config: BlocksConfig, *, endpoint_id: str, directory: Path
+    ) -> None:
+        self._backend = backend
+        self._config = config
+        self._endpoint_id = endpoint_id
+        self._directory = directory
+
+    def submit(self) -> JobFuture:
+        """Ask for a block: a Flux instance on whole nodes, which waits until it is ended."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        output = str(self._directory / "{{id}}.log")
+        request = JobRequest(
+            command=["flux", "broker", "sh", "-c", _WAIT],
+            cwd=str(self._directory),
+            environment=job_environment(),
+            resources=ResourceSpecification(
+                num_ranks=self._config.nodes_per_block,
+                num_nodes=self._config.nodes_per_block,
+                exclusive=True,
+                walltime=self._config.walltime,
+                queue=self._config.queue,
+                bank=self._config.bank,
+                job_name="flux-endpoint-block",
+            ),
+            launch="node",
+            stdout=output,
+            stderr=output,
+            # As Flux has it for nested instances.
+            shell_options={"mpi": "none", "exit-timeout": "none"},
+            mark={"endpoint": self._endpoint_id, "kind": "block"},
+        )
+        return self._backend.submit(build_jobspec(request))
+
+    def directory_of(self, jobid: int) -> Path:
+        """Return where a block's engine keeps its state."""
+        return self._directory / format_jobid(jobid)
+
+    def record(self, jobid: int) -> None:
+        """Note a block, so that it is found again after a restart."""
+        directory = self.directory_of(jobid)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            record = {"jobid": jobid, "instance": self._backend.instance}
+            write_private(directory / _RECORD, json.dumps(record))
+        except OSError as error:
+            logs.event(log, logging.WARNING, "block not found again after a restart", reason=error)
+
+    def recorded(self) -> Iterator[int]:
+        """Yield the jobs of earlier blocks in this instance; forget those of other instances."""
+        for path in sorted(self._directory.glob("*/")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+                if record["instance"] == self._backend.instance:
+                    yield int(record["jobid"])
+                    continue
+            shutil.rmtree(path, ignore_errors=True)
+
+    def jobs_in(self, jobid: int) -> Iterator[str]:
+        """Yield the ids of the tasks whose jobs were submitted in an earlier block."""
+        for path in (self.directory_of(jobid) / "engine" / "jobs").glob("*/job.json"):
+            yield path.parent.name
+
+    def log_tail(self, jobid: int) -> str:
+        """Return the end of what a block's Flux instance had to say."""
+        try:
+            text = self._log(jobid).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return text[-2000:].strip()
+
+    def forget(self, jobid: int) -> None:
+        """Remove all that a block which has ended has left on disk."""
+        shutil.rmtree(self.directory_of(jobid), ignore_errors=True)
+        self._log(jobid).unlink(missing_ok=True)
+
+    def _log(self, jobid: int) -> Path:
+        return self._directory / f"{format_jobid(jobid)}.log"

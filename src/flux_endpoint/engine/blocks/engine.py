@@ -1,0 +1,579 @@
+"""`BlockEngine`: runs tasks in allocations of its own, which it asks the Flux instance for."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine import results
+from flux_endpoint.engine.attempts import KeptAttempts
+from flux_endpoint.engine.backend import FluxBackend, JobEvent
+from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
+from flux_endpoint.engine.blocks import deadline
+from flux_endpoint.engine.blocks.block import Block, BlockLauncher, Held
+from flux_endpoint.engine.blocks.scaling import Backoff, BlockView, Demand, decide
+from flux_endpoint.engine.blocks.summary import summary
+from flux_endpoint.engine.blocks.waiting import Waiting
+from flux_endpoint.engine.config import BlocksConfig, FluxEngineConfig
+from flux_endpoint.engine.engine import FluxEngine
+from flux_endpoint.engine.jobs.plan import Planner
+from flux_endpoint.engine.jobs.runner import JobRunner
+from flux_endpoint.engine.outcome import end_of_job, error_of
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.errors import EngineError, FluxEndpointError
+from flux_endpoint.protocol.duration import format_duration
+from flux_endpoint.protocol.states import ErrorCode
+
+log = logging.getLogger(__name__)
+
+#: Seconds that blocks have to end when the engine stops.
+_END_PATIENCE = 30.0
+#: Seconds in which the tasks of before a restart are submitted again.
+_RECOVERY = 10.0
+
+
+class BlockEngine:
+    """Runs tasks in blocks. One thread owns all state; other threads leave messages.
+
+    In each block a `FluxEngine` runs tasks on the block's own Flux instance. What no block has
+    waits here.
+
+    Args:
+        config: options, as in the endpoint's `config.yaml`; with `blocks`.
+        endpoint_id: the endpoint's UUID; results name it.
+        directory: the endpoint's directory; blocks keep their state in `engine/blocks/` below it.
+    """
+
+    def __init__(self, config: FluxEngineConfig, *, endpoint_id: str, directory: Path) -> None:
+        self._config = config
+        self._blocks_config = config.blocks or BlocksConfig()
+        self._endpoint_id = endpoint_id
+        self._directory = directory / "engine"
+        working_dir = str(directory / config.working_dir)
+        self._inner_config = config.model_copy(
+            update={"executor": "flux", "blocks": None, "working_dir": working_dir}
+        )
+        self._settings = TaskSettings(
+            endpoint_id, working_dir, config.run_in_sandbox, config.allowed_serializers
+        )
+        self._kept = KeptAttempts(self._directory / "attempts")
+        self._attempts: dict[str, list[str]] = {}
+        self._blocks: dict[str, Block] = {}
+        self._names = (f"block-{number}" for number in itertools.count())
+        #: Blocks of before a restart by the tasks whose jobs run in them.
+        self._homes: dict[str, Block] = {}
+        self._backoff = Backoff(random.random)
+        self._stopping = False
+        #: Monotonic time until which running tasks may finish when the engine stops.
+        self._stop_at = math.inf
+        self._done = threading.Event()
+        self._status: dict[str, Any] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
+        self._on_result: Callable[[EngineResult], None] = lambda _: None
+        self._on_event: Callable[[EngineEvent], None] = lambda _: None
+        self._on_lost: Callable[[str], None] = lambda _: None
+        self._backend: FluxBackend
+        self._launcher: BlockLauncher
+        self._waiting: Waiting
+        self._follower: JobRunner
+        self._running = False
+
+    def start(
+        self,
+        on_result: Callable[[EngineResult], None],
+        on_event: Callable[[EngineEvent], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
+    ) -> None:
+        """Start, and find the blocks of before a restart; see `Engine`.
+
+        Raises:
+            EngineError: there is no Flux instance to ask for blocks; says what to do.
+        """
+        self._on_result = on_result
+        self._on_event = on_event or self._on_event
+        self._on_lost = on_lost or self._on_lost
+        self._attempts = self._kept.load()
+        self._backend = FluxBackend()
+        self._launcher = BlockLauncher(
+            self._backend,
+            self._blocks_config,
+            endpoint_id=self._endpoint_id,
+            directory=self._directory / "blocks",
+        )
+        self._waiting = Waiting(
+            self._blocks_config, self._config.workers_per_node, self._backend.resources
+        )
+        # Jobs that are only followed run in the enclosing instance.
+        self._follower = JobRunner(
+            self._backend,
+            Planner("flux", self._directory / "jobs", self._settings),
+            endpoint_id=self._endpoint_id,
+            retries=0,
+            on_result=on_result,
+            on_event=self._on_event,
+            on_demand=lambda _: None,
+            on_left=lambda _task_id, _attempts: None,
+        )
+        logs.event(log, logging.INFO, f"engine asks for blocks in {self._backend.description}")
+        for jobid in self._launcher.recorded():
+            self._find(jobid)
+        self._backend.watch(lambda reason: self._tell(partial(self._lose, reason)))
+        self._follower.start()
+        self._running = True
+        self._thread.start()
+
+    def submit(self, task: EngineTask) -> None:
+        """Take a task; it ends in one `on_result`, a refusal included.
+
+        Raises:
+            EngineError: the engine is not running.
+        """
+        if not self._running:
+            raise EngineError("the engine is not running")
+        if task.attach is not None:
+            self._follower.submit(task, [])
+        else:
+            self._tell(lambda: self._take(task))
+
+    def cancel(self, task_id: str, signum: int | None = None) -> None:
+        """End a task, wherever it is; with `signum` signal what it runs instead."""
+        if self._running:
+            self._follower.cancel(task_id, signum)
+            self._tell(lambda: self._cancel(task_id, signum))
+
+    def status(self) -> dict[str, Any]:
+        """Return the counters of all blocks together, and `blocks`, a list of them."""
+        if not self._running:
+            return {"engine_type": "FluxEngine", "executor": None}
+        return {
+            "engine_type": "FluxEngine",
+            "executor": "flux",
+            "executor_description": f"blocks in {self._backend.description}",
+            "instance": self._backend.instance,
+            "resources": asdict(self._backend.resources),
+            "usage": self._backend.usage(),
+            **summary(self._blocks.copy().values(), self._follower.status(), len(self._waiting)),
+        }
+
+    def stop(self, grace: float) -> None:
+        """Let running tasks finish for at most `grace` seconds, then end every block."""
+        if not self._running:
+            return
+        self._running = False
+        self._tell(lambda: self._stop(grace))
+        self._done.wait(grace + _END_PATIENCE)
+        self._tell(self._done.set)  # what has not ended by now is given up
+        self._thread.join()
+        self._follower.stop(keep=True)
+        self._backend.close()
+
+    def _tell(self, message: Callable[[], None]) -> None:
+        self._inbox.put(message)
+
+    # The thread of the blocks
+
+    def _run(self) -> None:
+        again = 0.0
+        while not self._done.is_set():
+            with suppress(queue.Empty):
+                self._safely(self._inbox.get(timeout=again if again < math.inf else None))
+            for _ in range(self._inbox.qsize()):
+                self._safely(self._inbox.get())
+            self._safely(self._keep_time)
+            self._safely(self._assign)
+            again = self._scale()
+        for held in self._waiting:
+            if held.attempts:
+                self._kept.keep(held.task.task_id, held.attempts)
+
+    def _safely(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            log.exception("something about a block could not be dealt with; the others go on")
+
+    # Tasks
+
+    def _take(self, task: EngineTask) -> None:
+        """Queue a task, or refuse what no block can run."""
+        attempts = list(self._attempts.pop(task.task_id, ()))
+        try:
+            self._waiting.add(task, attempts, runs=task.task_id in self._homes)
+        except FluxEndpointError as error:
+            self._fail(task.task_id, ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}")
+
+    def _cancel(self, task_id: str, signum: int | None) -> None:
+        held = self._waiting.find(task_id)
+        if held is not None:
+            if signum is None:
+                self._waiting.remove(held)
+                self._fail_cancelled(task_id)
+            return
+        for block in self._blocks.values():
+            if (running := block.tasks.get(task_id)) is not None:
+                running.cancelled = running.cancelled or signum is None
+                if block.engine is not None:
+                    block.engine.cancel(task_id, signum)
+
+    def _fail_cancelled(self, task_id: str) -> None:
+        self._fail(task_id, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
+
+    def _fail(self, task_id: str, code: ErrorCode, text: str) -> None:
+        self._end(EngineResult(task_id, results.failure(task_id, code, text)))
+
+    def _end(self, result: EngineResult) -> None:
+        self._kept.forget(result.task_id)
+        self._homes.pop(result.task_id, None)
+        self._on_result(result)
+
+    def _finished(self, block: Block, result: EngineResult) -> None:
+        if block.tasks.pop(result.task_id, None) is not None:
+            block.meter.finished(time.monotonic())
+            self._end(result)
+
+    def _left(self, block: Block, task_id: str, attempts: list[str]) -> None:
+        """A block gives a task back that it has not started, or that may be tried again."""
+        held = block.tasks.get(task_id)
+        if held is None:
+            return
+        ran = len(attempts) > len(held.attempts)
+        held.attempts = attempts
+        held.avoid = block.name
+        if not (ran and block.state == "ending"):  # else what it ran is ended before it runs again
+            self._requeue(block, held)
+
+    def _requeue(self, block: Block, held: Held) -> None:
+        task_id = held.task.task_id
+        del block.tasks[task_id]
+        if held.cancelled:
+            self._fail_cancelled(task_id)
+        else:
+            self._waiting.put_back(held)
+
+    def _assign(self) -> None:
+        for held in list(self._waiting) if self._homes else ():
+            home = self._homes.get(held.task.task_id)
+            if home is not None and home.engine is not None:
+                self._waiting.remove(held)
+                self._send(home, held)  # its job runs there
+        ready = [block for block in self._blocks.values() if block.state == "ready"]
+        if not self._stopping and self._waiting and ready:
+            for block, held in self._waiting.assign(ready, self._homes, time.time()):
+                self._send(block, held)
+
+    def _send(self, block: Block, held: Held) -> None:
+        assert block.engine is not None
+        before = deadline.start_before(block.expires, held.walltime, self._blocks_config)
+        if not block.tasks:
+            block.meter.begins(time.monotonic())
+        block.tasks[held.task.task_id] = held
+        self._homes.pop(held.task.task_id, None)
+        block.engine.submit(replace(held.task, start_before=before), held.attempts)
+
+    # Blocks
+
+    def _scale(self) -> float:
+        """Ask for blocks and end them; return the seconds until something is due."""
+        now = time.monotonic()
+        for block in self._blocks.values():
+            needed = bool(block.tasks) or (block.state != "ready" and bool(self._waiting))
+            if needed or block in self._homes.values():
+                block.idle_since = None
+            elif block.idle_since is None:
+                block.idle_since = now
+        moments = [self._next_time(block) for block in self._blocks.values()]
+        if not self._stopping:
+            views = [_seen(block) for block in self._blocks.values()]
+            decision = decide(
+                self._blocks_config,
+                views,
+                Demand(self._waiting.cores(but=self._homes), self._waiting.capacity),
+                now=now,
+                not_before=self._backoff.not_before,
+            )
+            for name in decision.end:
+                self._safely(partial(self._close, self._blocks[name]))
+            for _ in range(decision.start):
+                self._safely(self._request)
+            moments.append(decision.again - now)
+        elif not self._blocks:
+            self._done.set()
+        return max(0.0, min(moments, default=math.inf))
+
+    def _request(self) -> None:
+        try:
+            future = self._launcher.submit()
+        except (OSError, RuntimeError, ValueError) as error:
+            if not self._backend.is_lost(error):
+                self._start_failed(f"its job can't be submitted: {error}")
+            return
+        self._follow(Block(next(self._names), future))
+
+    def _find(self, jobid: int) -> None:
+        """Take a block of before a restart over."""
+        future = self._backend.executor.attach(jobid)
+        block = Block(next(self._names), future, jobid=jobid, found=True)
+        logs.event(log, logging.INFO, f"{block.label} is looked for")
+        for task_id in self._launcher.jobs_in(jobid):
+            self._homes[task_id] = block
+        self._follow(block)
+
+    def _follow(self, block: Block) -> None:
+        self._blocks[block.name] = block
+        future = block.future
+        future.add_jobid_callback(lambda _: self._tell(lambda: self._identified(block)))
+        for name in ("start", "exception", "clean"):
+            future.add_event_callback(
+                name, lambda _, event: self._tell(partial(self._event, block, event))
+            )
+        future.add_done_callback(lambda _: self._tell(lambda: self._over(block)))
+
+    def _identified(self, block: Block) -> None:
+        try:
+            block.jobid = int(block.future.jobid(timeout=0))
+        except (RuntimeError, CancelledError, OSError, ValueError):
+            return  # never submitted; its end says why
+        self._launcher.record(block.jobid)
+        logs.event(log, logging.INFO, f"{block.label} was asked for", nodes=self._nodes)
+        if block.state == "ending":
+            self._backend.cancel(block.jobid, "not needed any more")
+
+    @property
+    def _nodes(self) -> int:
+        return self._blocks_config.nodes_per_block
+
+    def _event(self, block: Block, event: JobEvent) -> None:
+        if event.name == "start" and block.state == "pending":
+            block.state, block.started, block.opening = "starting", event.timestamp, True
+            threading.Thread(
+                target=self._open, args=(block,), name=f"{block.name} opens", daemon=True
+            ).start()
+        elif event.name == "exception" and event.context.get("severity") == 0:
+            note = event.context.get("note") or event.context.get("type")
+            self._ended_by_others(block, f"was ended: {note}")
+        elif event.name == "clean":
+            block.clean = True
+            self._over(block)
+
+    def _open(self, block: Block) -> None:
+        """Start the engine of a block; runs on a thread of its own."""
+        assert block.jobid is not None
+        try:
+            engine = FluxEngine(
+                self._inner_config,
+                endpoint_id=self._endpoint_id,
+                directory=self._launcher.directory_of(block.jobid),
+                uri=self._backend.instance_of(block.jobid),
+            )
+            engine.start(
+                lambda result: self._tell(lambda: self._finished(block, result)),
+                self._on_event,
+                lambda reason: self._tell(lambda: self._close(block, f"{block.label}: {reason}")),
+                lambda task, attempts: self._tell(lambda: self._left(block, task, attempts)),
+            )
+        except (FluxEndpointError, OSError, RuntimeError) as error:
+            reason = str(error)
+            self._tell(lambda: self._not_opened(block, reason))
+        else:
+            status = engine.status()
+            self._tell(lambda: self._opened(block, engine, status))
+
+    def _not_opened(self, block: Block, reason: str) -> None:
+        block.opening = False
+        self._ended_by_others(block, f"can't be used: {reason}")
+        self._forget_if_over(block)
+
+    def _opened(self, block: Block, engine: FluxEngine, status: dict[str, Any]) -> None:
+        block.opening = False
+        block.engine = engine
+        block.nodes = int(status["resources"]["nodes"])
+        workers = self._waiting.workers * block.nodes
+        block.capacity = min(workers, self._config.max_workers or workers)
+        expires = (status.get("usage") or {}).get("expires")
+        block.expires = float(expires or block.started + self._blocks_config.walltime)
+        if block.state == "ending":
+            self._stop_engine(block, 0.0)
+            return
+        block.state = "ready"
+        block.expects_until = time.monotonic() + _RECOVERY
+        block.meter.workers = block.capacity
+        self._backoff.succeeded()
+        logs.event(log, logging.INFO, f"{block.label} is ready", nodes=block.nodes)
+
+    def _keep_time(self) -> None:
+        """Tell the tasks of blocks that are about to end, and give up what goes on regardless."""
+        now = time.time()
+        for block in list(self._blocks.values()):
+            if time.monotonic() >= block.expects_until:
+                self._forget_homes(block)
+            if self._stopping and block.state in ("ready", "draining"):
+                self._finish(block)
+            if block.state == "ready" and now >= self._moment(block):
+                block.state = "draining"
+                logs.event(log, logging.INFO, f"{block.label} ends soon", tasks=len(block.tasks))
+                assert block.engine is not None
+                block.engine.terminate(self._out_of_time(block))
+            if block.state == "draining":
+                unsent = block in self._homes.values()
+                if now >= self._moment(block):
+                    self._close(block, self._out_of_time(block))
+                elif not block.tasks and not unsent:
+                    self._close(block)
+
+    def _finish(self, block: Block) -> None:
+        """End a block as the engine stops: its workers finish what they run, and jobs may end."""
+        left = max(0.0, self._stop_at - time.monotonic())
+        if not left or not block.load(jobs=True):
+            block.state = "ending"
+            self._stop_engine(block, left)
+
+    def _forget_homes(self, block: Block) -> None:
+        for task_id in [each for each, home in self._homes.items() if home is block]:
+            del self._homes[task_id]
+        block.expects_until = math.inf
+
+    def _out_of_time(self, block: Block) -> str:
+        walltime = format_duration(self._blocks_config.walltime)
+        return f"{block.label} reached its walltime of {walltime}"
+
+    def _moment(self, block: Block) -> float:
+        """Return when something about a block is due, in seconds since the epoch."""
+        if block.state == "ready":
+            return deadline.signal_time(block.expires, self._blocks_config)
+        if block.state == "draining":
+            return deadline.end_time(block.expires, self._blocks_config)
+        return math.inf
+
+    def _next_time(self, block: Block) -> float:
+        """Return the seconds until something about a block is due."""
+        expected = block.expects_until if block in self._homes.values() else math.inf
+        monotonic = min(expected, self._stop_at if block.state != "ending" else math.inf)
+        return min(self._moment(block) - time.time(), monotonic - time.monotonic())
+
+    def _ended_by_others(self, block: Block, why: str) -> None:
+        """A block comes to an end that we had not planned."""
+        if block.state == "ending":
+            return
+        if block.found and block.state in ("pending", "starting"):
+            logs.event(log, logging.WARNING, f"{block.label} {why}")
+            self._close(block)
+        elif block.state in ("pending", "starting"):
+            tail = "" if block.jobid is None else self._launcher.log_tail(block.jobid)
+            self._start_failed(f"{block.label} {why}" + (f"\n{tail}" if tail else ""))
+            self._close(block)
+        else:
+            self._close(block, f"{block.label} {why}")
+
+    def _start_failed(self, why: str) -> None:
+        self._backoff.failed(time.monotonic())
+        failures = self._backoff.failures
+        logs.event(log, logging.ERROR, "a block did not start", reason=why, failures=failures)
+        if not self._backoff.hopeless or any(b.state == "ready" for b in self._blocks.values()):
+            return
+        for held in self._waiting.take_all():
+            text = f"EngineError: no block could be started in {failures} attempts: {why}"
+            self._fail(held.task.task_id, ErrorCode.WORKER_LOST, text)
+
+    def _close(self, block: Block, reason: str = "") -> None:
+        """End a block; `reason` is why what runs in it is lost."""
+        if block.state == "ending":
+            return
+        if reason:
+            logs.event(log, logging.WARNING, reason, tasks=len(block.tasks))
+        else:
+            logs.event(log, logging.INFO, f"{block.label} is ended")
+        block.state = "ending"
+        if block.engine is not None:
+            if reason:
+                block.engine.lose(reason)
+            self._stop_engine(block, 0.0)
+        else:
+            self._end_job(block)  # which ends the opening, too
+
+    def _stop_engine(self, block: Block, grace: float) -> None:
+        engine = block.engine
+        assert engine is not None
+
+        def stop() -> None:
+            try:
+                engine.stop(grace)
+            except Exception:
+                log.exception("the engine of a block did not stop in good order")
+            self._tell(lambda: self._stopped(block))
+
+        threading.Thread(target=stop, name=f"{block.name} ends", daemon=True).start()
+
+    def _stopped(self, block: Block) -> None:
+        """All results of a block are here."""
+        block.engine = None
+        self._end_job(block)
+        self._forget_if_over(block)
+
+    def _end_job(self, block: Block) -> None:
+        if block.over:
+            return
+        if block.jobid is not None:
+            self._backend.cancel(block.jobid, "not needed any more")
+        else:
+            block.future.cancel()  # else `_identified` cancels the job
+
+    def _over(self, block: Block) -> None:
+        """The job of a block has come to its end, or never to be."""
+        error = error_of(block.future) if block.future.done() else None
+        of_the_job = hasattr(error, "severity")
+        if block.over or (of_the_job and not block.clean):
+            return  # its processes are being ended
+        if not block.future.done() or (not of_the_job and self._backend.is_lost(error)):
+            return  # its result comes yet, or all blocks are lost together
+        block.over = True
+        self._ended_by_others(block, f"is gone: {end_of_job(block.future)}")
+        self._forget_if_over(block)
+
+    def _forget_if_over(self, block: Block) -> None:
+        if not block.over or block.engine is not None or block.opening:
+            return
+        if self._blocks.pop(block.name, None) is None:
+            return
+        for held in reversed(list(block.tasks.values())):
+            self._requeue(block, held)
+        self._forget_homes(block)
+        if block.jobid is not None:
+            self._launcher.forget(block.jobid)
+
+    # The end
+
+    def _lose(self, reason: str) -> None:
+        """The enclosing instance is gone, and with it all blocks."""
+        self._stopping = True
+        self._follower.lose(reason)
+        for block in list(self._blocks.values()):
+            self._close(block, reason)
+            block.over = True
+            self._forget_if_over(block)
+        self._on_lost(reason)
+
+    def _stop(self, grace: float) -> None:
+        self._stopping = True
+        self._stop_at = time.monotonic() + grace
+        for block in self._blocks.values():
+            if block.engine is None:
+                self._close(block)
+
+
+def _seen(block: Block) -> BlockView:
+    coming = block.state in ("pending", "starting")
+    return BlockView(block.name, coming, block.state == "ready", block.idle_since)

@@ -1,0 +1,43 @@
+"""The counters of all blocks together, as the status report has them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flux_endpoint.engine.blocks.block import Block
+
+_COUNTERS = (
+    "managers",
+    "active_managers",
+    "total_workers",
+    "idle_workers",
+    "pending_tasks",
+    "outstanding_tasks",
+    "jobs",
+    "waiting_jobs",
+)
+
+
+def summary(blocks: Iterable[Block], followed: Mapping[str, Any], waiting: int) -> dict[str, Any]:
+    """Return the sums over `blocks`, and the blocks themselves.
+
+    Args:
+        blocks: all there are.
+        followed: counters of the jobs that are only followed.
+        waiting: tasks that no block has.
+    """
+    views = []
+    sums: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
+    running: dict[str, float] = {}
+    sums.update({key: followed[key] for key in ("jobs", "waiting_jobs")})
+    for block in blocks:
+        views.append(block.view())
+        engine = block.engine
+        if engine is not None:
+            counters = engine.counters()
+            sums.update({key: counters.get(key, 0) for key in _COUNTERS})
+            running.update(counters.get("running_tasks", {}))
+    sums.update({"pending_tasks": waiting, "outstanding_tasks": waiting})
+    return {**sums, "running_tasks": running, "blocks": views}

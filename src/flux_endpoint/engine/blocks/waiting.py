@@ -1,0 +1,138 @@
+"""Tasks that no block has, and which block each of them goes to."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+
+from flux_endpoint.engine.backend import Resources
+from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.engine.blocks import deadline
+from flux_endpoint.engine.blocks.block import Block, Held
+from flux_endpoint.engine.config import BlocksConfig
+from flux_endpoint.errors import EngineError
+from flux_endpoint.protocol.resources import ResourceSpecification, parse_resources
+
+#: How many tasks that take no time a worker may have waiting in its block.
+_AHEAD = 4
+
+
+class Waiting:
+    """The tasks that no block has, in the order in which they came.
+
+    Args:
+        config: of the blocks.
+        workers_per_node: workers of each node, if that is set.
+        resources: of the enclosing instance.
+    """
+
+    def __init__(
+        self, config: BlocksConfig, workers_per_node: int | None, resources: Resources
+    ) -> None:
+        self._config = config
+        self._cores_per_node = resources.cores_per_node
+        #: Workers of each node.
+        self.workers = workers_per_node or resources.cores_per_node
+        self._tasks: deque[Held] = deque()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(self._tasks)
+
+    @property
+    def capacity(self) -> int:
+        """Cores of a block, as far as its workers use them."""
+        return self.workers * self._config.nodes_per_block
+
+    def add(self, task: EngineTask, attempts: list[str], *, runs: bool) -> None:
+        """Queue a task behind all others.
+
+        Args:
+            task: the task.
+            attempts: why earlier attempts at it have failed.
+            runs: whether a block runs it already, from before a restart.
+
+        Raises:
+            EngineError: no block can ever run it; says why, with the numbers.
+            ResourceSpecificationError: its resource specification is wrong.
+        """
+        resources = parse_resources(task.resource_specification or {})
+        walltime = deadline.walltime_of(task, resources)
+        why = deadline.refusal(walltime, resources, self._config)
+        if why is not None and not runs:
+            raise EngineError(why)
+        job = bool(task.resource_specification)
+        cores = self._cores(resources) if job else 1
+        self._tasks.append(Held(task, walltime, job, cores, attempts))
+
+    def _cores(self, resources: ResourceSpecification) -> int:
+        """Return how much of a block a job takes."""
+        if resources.exclusive:
+            cores = (resources.num_nodes or 1) * self._cores_per_node
+        else:
+            slots = math.ceil(resources.num_ranks / resources.tasks_per_slot)
+            cores = slots * resources.cores_per_rank
+        return min(cores, self.capacity)
+
+    def put_back(self, held: Held) -> None:
+        """Queue a task before all others that a block had."""
+        self._tasks.appendleft(held)
+
+    def find(self, task_id: str) -> Held | None:
+        """Return a task that waits here."""
+        return next((held for held in self._tasks if held.task.task_id == task_id), None)
+
+    def remove(self, held: Held) -> None:
+        """Take a task out that waits here."""
+        self._tasks.remove(held)
+
+    def take_all(self) -> list[Held]:
+        """Take all tasks out."""
+        held, self._tasks = list(self._tasks), deque()
+        return held
+
+    def cores(self, but: Collection[str]) -> int:
+        """Return how many cores all that waits takes, without the tasks with the ids in `but`."""
+        return sum(held.cores for held in self._tasks if held.task.task_id not in but)
+
+    def assign(
+        self, ready: Sequence[Block], but: Collection[str], now: float
+    ) -> list[tuple[Block, Held]]:
+        """Take out what may start in blocks: each with the one that has most room for it.
+
+        Jobs and other tasks are counted apart, so that neither keeps the other from a block.
+
+        Args:
+            ready: blocks that take tasks.
+            but: ids of tasks that wait for a block of their own.
+            now: seconds since the epoch.
+        """
+        room = {jobs: {b: self._room(b, jobs=jobs) for b in ready} for jobs in (False, True)}
+        is_open = {jobs: any(each > 0 for each in room[jobs].values()) for jobs in room}
+        chosen: list[tuple[Block, Held]] = []
+        left: deque[Held] = deque()
+        while self._tasks and any(is_open.values()):
+            held = self._tasks.popleft()
+            rooms = room[held.job]
+            fitting = [block for block in ready if self._fits(held, block, rooms[block], now)]
+            if not fitting or held.task.task_id in but:
+                left.append(held)
+                continue
+            block = max(fitting, key=rooms.__getitem__)
+            rooms[block] -= held.cores
+            is_open[held.job] = any(each > 0 for each in rooms.values())
+            chosen.append((block, held))
+        self._tasks.extendleft(reversed(left))
+        return chosen
+
+    def _fits(self, held: Held, block: Block, room: int, now: float) -> bool:
+        before = deadline.start_before(block.expires, held.walltime, self._config)
+        return room >= held.cores and now < before and held.avoid != block.name
+
+    def _room(self, block: Block, *, jobs: bool) -> int:
+        """Return how many cores' worth of jobs, or of other tasks, a block may be given now."""
+        most = block.capacity * (1 if jobs else block.meter.ahead(_AHEAD))
+        return most - block.load(jobs=jobs)
