@@ -48,6 +48,7 @@ def settings(directory: Path, address: str) -> ManagerSettings:
         public_key="",
         secret_key="",
         workers=1,
+        gpus_per_worker=0,
         tasks=tasks,
         orphan_timeout=60.0,
     )
