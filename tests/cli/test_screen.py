@@ -7,21 +7,27 @@ import pytest
 from flux_endpoint.cli.overview import EndpointView, Overview, ServiceView
 from flux_endpoint.cli.status import screen
 from flux_endpoint.cli.targets import Target
+from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.operations import EndpointStateAnswer
 
 
-def line_of_flux(usage):
+def line(title, report):
     state = EndpointStateAnswer(
         endpoint_id="1",
         name="lab",
         display_name=None,
         owner="ada",
         status="online",
-        report={"executor": "flux", "executor_description": "an instance", "usage": usage},
+        report=report,
     )
     overview = Overview(ServiceView(None), [EndpointView(Target("lab", "1"), state)])
-    (line,) = [line for line in screen(overview, color=False) if line.startswith("Flux ")]
-    return line.removeprefix("Flux").strip()
+    (found,) = [each for each in screen(overview, color=False) if each.startswith(f"{title} ")]
+    return found.removeprefix(title).strip()
+
+
+def line_of_flux(usage):
+    report = {"executor": "flux", "executor_description": "an instance", "usage": usage}
+    return line("Flux", report)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +47,12 @@ def line_of_flux(usage):
 )
 def test_it_tells_what_is_allocated_of_what_there_is(usage, shown):
     assert line_of_flux(usage) == "an instance" + shown
+
+
+def test_it_lists_the_blocks_of_an_endpoint():
+    jobid = parse_jobid("ƒDKTctoJ")
+    ready = {"jobid": jobid, "state": "ready", "nodes": 2, "expires": 1.0, "tasks": 3}
+    asked = {"jobid": None, "state": "pending", "nodes": 0, "expires": None, "tasks": 0}
+    shown = line("Blocks", {"executor": "flux", "blocks": [ready, asked]})
+    assert shown == "ƒDKTctoJ ready on 2 nodes, ends in 0s, 3 tasks; - pending"
+    assert line("Blocks", {"executor": "flux", "blocks": []}) == "none now"

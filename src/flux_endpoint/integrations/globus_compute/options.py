@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from flux_endpoint.engine.config import FluxEngineConfig
 
@@ -32,6 +32,15 @@ class PluginOptions(FluxEngineConfig):
     #: Seconds that running tasks have left when the endpoint stops.
     shutdown_grace: float = Field(default=5.0, ge=0)
 
+    @model_validator(mode="after")
+    def _no_blocks(self) -> PluginOptions:
+        if self.blocks is not None:
+            raise ValueError(
+                "blocks is an option of Flux Endpoint's own endpoints only: this engine uses the "
+                "Flux instance that the endpoint runs in (FLUX_URI)"
+            )
+        return self
+
 
 def read_options(given: dict[str, Any]) -> PluginOptions:
     """Return `given` as options.
@@ -54,7 +63,7 @@ def _problem(detail: dict[str, Any]) -> str:
         return f"{name}: {detail['msg']}, not {detail['input']!r}"
     if name in _ELSEWHERE:
         return f"{name} is no option of it: {_ELSEWHERE[name]}"
-    known = sorted(PluginOptions.model_fields.keys() - {"type"})
+    known = sorted(PluginOptions.model_fields.keys() - {"type", "blocks"})
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return f"{name} is no option of it; {hint}"
