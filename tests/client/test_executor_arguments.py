@@ -47,27 +47,30 @@ def test_a_misspelt_argument_names_the_right_one(client: Client) -> None:
         Executor(client=client, xyzzy=1)
 
 
-def test_an_mpi_function_without_resources_is_warned_of_once(client: Client) -> None:
-    executor = Executor(ENDPOINT, client)
+@pytest.fixture
+def unsent(client: Client, monkeypatch: pytest.MonkeyPatch) -> Executor:
+    """An executor that takes submissions and sends none."""
+    monkeypatch.setattr(Executor, "_put", lambda *_: None)
+    return Executor(ENDPOINT, client)
+
+
+def test_an_mpi_function_without_resources_is_warned_of_once(unsent: Executor) -> None:
     with pytest.warns(UserWarning, match="MPIFunction .* without a resource_specification") as told:
-        executor.submit(MPIFunction("true"))
+        unsent.submit(MPIFunction("true"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        executor.submit(MPIFunction("true"))
+        unsent.submit(MPIFunction("true"))
     assert [warning.filename for warning in told] == [__file__]
-    executor.shutdown(wait=False, cancel_futures=True)
 
 
 def test_an_mpi_function_with_resources_and_other_functions_are_not_warned_of(
-    client: Client,
+    unsent: Executor,
 ) -> None:
-    executor = Executor(ENDPOINT, client)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        executor.submit(ShellFunction("true"))
-        executor.resource_specification = {"num_ranks": 1}
-        executor.submit(MPIFunction("true"))
-    executor.shutdown(wait=False, cancel_futures=True)
+        unsent.submit(ShellFunction("true"))
+        unsent.resource_specification = {"num_ranks": 1}
+        unsent.submit(MPIFunction("true"))
 
 
 def test_the_official_rate_limits_are_accepted(client: Client) -> None:
