@@ -6,6 +6,8 @@ import json
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import uuid
 
@@ -224,3 +226,14 @@ def test_the_tail_is_bounded_however_long_its_lines_are():
 
 def test_an_empty_tail_is_empty():
     assert Tail().text == ""
+
+
+def test_a_manager_starts_without_what_only_the_engine_needs():
+    program = "import sys, flux_endpoint.engine.workers.manager; print(*sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(answer.stdout.split())
+    assert "flux_endpoint.engine.workers.manager" in loaded
+    assert not {f"flux_endpoint.engine.{part}" for part in ("engine", "backend", "local")} & loaded
+    assert "yaml" not in loaded

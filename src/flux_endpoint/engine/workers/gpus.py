@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from flux_endpoint.engine.backend import Backend
-from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import EngineError
+
+if TYPE_CHECKING:  # a manager does without
+    from flux_endpoint.engine.backend import Backend
+    from flux_endpoint.engine.config import FluxEngineConfig
 
 #: What Flux's job shell, and the embedded executor, set for a job's tasks. It is CUDA's, and AMD's
 #: HIP heeds it too.
