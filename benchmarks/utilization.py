@@ -109,7 +109,7 @@ class Run:
         self._changed = threading.Condition()
         self._failures: list[str] = []
         self.samples: list[Sample] = []
-        self.epoch = math.nan
+        self.epoch = self.load = math.nan
 
     def run(self) -> None:
         """Run everything; returns when the last task has ended."""
@@ -124,6 +124,7 @@ class Run:
             with self._changed:
                 self._changed.wait_for(lambda: self._open == 0)
             watcher.join()
+            self.load = os.getloadavg()[0]
         finally:
             self._engine.stop(0)
         if self._failures:
@@ -201,6 +202,8 @@ class Summary:
     """What came out; all in seconds or core-seconds."""
 
     flux: str
+    #: Processes that ran or wanted to, on average in the minute before the end, on this machine.
+    load: float
     nodes: int
     cores: int
     gpus: int
@@ -209,7 +212,8 @@ class Summary:
     shortest: float
     work: dict[str, float]
     #: What the cores did that were not at work.
-    held_by_workers: float
+    workers_coming_or_going: float
+    workers_without_function: float
     held_by_jobs: float
     free_while_some_wait: float
     free: float
@@ -241,6 +245,7 @@ def summarize(run: Run, tasks: list[Task], options: argparse.Namespace) -> Summa
     }
     in_jobs = sum(value for kind, value in at_work.items() if kind != "function")
     all_allocated = integral(allocated, begin, end)
+    in_service = integral([(s.at, float(s.workers)) for s in run.samples], begin, end)
     waiting = [
         (s.at, (cores - s.allocated) * float(s.waiting_functions + s.waiting_jobs > 0))
         for s in run.samples
@@ -249,6 +254,7 @@ def summarize(run: Run, tasks: list[Task], options: argparse.Namespace) -> Summa
         flux=subprocess.run(["flux", "-V"], capture_output=True, text=True, check=True)
         .stdout.split("\n")[0]
         .split()[-1],
+        load=run.load,
         nodes=options.nodes,
         cores=cores,
         gpus=options.nodes * options.gpus,
@@ -256,7 +262,8 @@ def summarize(run: Run, tasks: list[Task], options: argparse.Namespace) -> Summa
         end=end,
         shortest=shortest(tasks, cores),
         work=at_work,
-        held_by_workers=max(0.0, all_allocated - held - at_work["function"]),
+        workers_coming_or_going=all_allocated - held - in_service,
+        workers_without_function=in_service - at_work["function"],
         held_by_jobs=held - in_jobs,
         free_while_some_wait=integral(waiting, begin, end),
         free=cores * (end - begin) - all_allocated,
@@ -286,6 +293,7 @@ def report(summary: Summary, tasks: list[Task]) -> str:
             f"Flux {summary.flux}, {summary.nodes} nodes with {summary.cores} cores and "
             f"{summary.gpus} gpus in all (virtual; tasks sleep)"
         ),
+        f"on one machine with {os.cpu_count()} cores, load average {summary.load:.0f}",
         "",
         f"{'':<10}{'tasks':>7}{'cores each':>12}{'core-seconds':>14}{'mean wait (s)':>15}",
     ]
@@ -299,7 +307,8 @@ def report(summary: Summary, tasks: list[Task]) -> str:
         lines.append(f"{name:<10}{len(own):>7}{size:>12}{summary.work[kind]:>14.1f}{wait:>15.1f}")
     parts = {
         "at work": summary.busy,
-        "with workers that had no function": summary.held_by_workers,
+        "with workers that started or ended": summary.workers_coming_or_going,
+        "with workers that had no function": summary.workers_without_function,
         "with jobs that started or ended": summary.held_by_jobs,
         "free": summary.free,
         "  while something waited": summary.free_while_some_wait,
