@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import time
 
 import pytest
 from site_world import PATIENCE, PLUGINS, ROOT, Site
@@ -61,6 +65,34 @@ def test_an_endpoint_on_a_login_node_with_blocks_of_its_own(site, uri):
     assert re.search("(?m)^ƒ.* flux-endpoint-block, 2 nodes, RUN$", said)
     assert site.status("login") == "stopped"
     assert "flux-endpoint-block" not in site.run("flux", "jobs", "--format={name}", uri=uri)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_a_killed_endpoint_finds_its_block_and_the_job_in_it_again(site, uri, tmp_path):
+    site.configure("again", engine={"executor": "flux", "blocks": {"walltime": "5m"}})
+    site.endpoint("start", "again", "--detach", uri=uri)
+    count, gate = tmp_path / "count", tmp_path / "gate"
+    command = f"echo run >> {count}; while [ ! -e {gate} ]; do sleep 0.05; done; echo finished"
+    with Executor(endpoint_id=site.endpoint_id("again")) as executor:
+        executor.resource_specification = {"num_nodes": 1}
+        future = executor.submit(ShellFunction(command))
+        wait_for(count)
+        (listed,) = [e for e in json.loads(site.endpoint("list", "--json")) if e["name"] == "again"]
+        os.kill(listed["pid"], signal.SIGKILL)
+        site.wait_for("again", "stopped")
+        site.endpoint("start", "again", "--detach", uri=uri)
+        gate.touch()
+        assert future.result(PATIENCE).stdout == "finished\n"
+    assert count.read_text() == "run\n"
+    site.endpoint("stop", "again")
+    assert "flux-endpoint-block" not in site.run("flux", "jobs", "--format={name}", uri=uri)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, f"there is no {path}"
+        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("as_user")
