@@ -69,6 +69,7 @@ def test_the_status_lists_the_blocks_and_adds_their_counters_up(blocks):
     assert block["nodes"] == 1
     assert block["expires"] > 0
     assert status["total_workers"] >= 2
+    assert 1 <= status["worker_nodes"] <= status["managers"]
     assert status["executor"] == "flux"
     assert status["pending_tasks"] == 0
 

@@ -11,8 +11,11 @@ from flux_endpoint.engine.blocks.block import Block
 _COUNTERS = (
     "managers",
     "active_managers",
+    "draining_managers",
+    "worker_nodes",
     "total_workers",
     "idle_workers",
+    "starting_workers",
     "pending_tasks",
     "outstanding_tasks",
     "jobs",

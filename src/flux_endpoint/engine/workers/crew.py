@@ -308,7 +308,7 @@ class Crew:
             "draining_managers": sum(1 for m in serving if m.state == "draining"),
             "worker_nodes": len({m.place for m in serving}),
             "total_workers": sum(m.workers for m in serving),
-            "idle_workers": sum(m.free for m in serving),
+            "idle_workers": sum(max(0, m.workers - len(m.tasks)) for m in serving),
             "starting_workers": self._force().coming,
             "min_workers": self.limits.least,
             "max_workers": self.limits.most,
