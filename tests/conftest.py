@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-pytest_plugins = ["databases", "flux_instance", "not_run", "official_packages"]
+pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages"]
 
 
 def pytest_configure() -> None:
