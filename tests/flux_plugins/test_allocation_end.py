@@ -1,0 +1,114 @@
+"""The end of the allocation that an endpoint is in: each task gets its answer, none hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from site_world import COMMAND, PATIENCE
+
+from flux_endpoint import Executor, MPIFunction, ShellFunction, TaskExecutionFailed
+from flux_instance import FluxInstance
+
+pytestmark = [pytest.mark.flux, pytest.mark.rabbitmq, pytest.mark.usefixtures("as_user")]
+ONE_RANK = {"num_nodes": 1, "ranks_per_node": 1}
+#: More than an instance of two nodes has left beside a worker.
+ALL_NODES = {"num_nodes": 2, "ranks_per_node": 1, "exclusive": True}
+
+
+@pytest.fixture(scope="module")
+def lab(site):
+    engine = {"max_nodes": 1, "workers_per_node": 1}
+    return site.configure("lab", engine=engine, shutdown_grace=20)
+
+
+@contextmanager
+def endpoint_in(site, instance):
+    """An endpoint as a process of its own, in an instance."""
+    with subprocess.Popen(
+        [*COMMAND, "start", "lab"],
+        env={**site.environment, "FLUX_URI": instance.uri},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+class Blocked:
+    """A command that says when it runs, and goes on when it is let go."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._started, go = directory / f"{name}-started", directory / f"{name}-go"
+        os.mkfifo(go)
+        self._go = os.open(go, os.O_RDWR)  # whether anybody reads or not
+        self.text = f"touch {self._started}; read line < {go}; echo finished"
+
+    def await_start(self) -> None:
+        until(self._started.exists)
+
+    def let_go(self) -> None:
+        os.write(self._go, b"\n")
+
+    def close(self) -> None:
+        os.close(self._go)
+
+
+@pytest.fixture
+def blocked(tmp_path):
+    """A command for a worker, and one for a job."""
+    both = Blocked(tmp_path, "worker"), Blocked(tmp_path, "job")
+    yield both
+    for each in both:
+        each.close()
+
+
+def until(condition):
+    """Wait for what nothing announces."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(site, blocked):
+    """An executor, and futures of what runs on a worker and as a job."""
+    on_worker, as_job = blocked
+    with Executor(endpoint_id=site.endpoint_id("lab")) as executor:
+        futures = [executor.submit(ShellFunction(on_worker.text))]
+        on_worker.await_start()
+        executor.resource_specification = ONE_RANK
+        futures.append(executor.submit(MPIFunction(as_job.text)))
+        as_job.await_start()
+        yield executor, futures
+
+
+def test_when_the_broker_is_killed_every_future_ends_or_is_answered_in_the_next_instance(
+    site, lab, blocked
+):
+    with FluxInstance(2) as first, endpoint_in(site, first) as endpoint:
+        site.wait_for("lab", "running")
+        with running(site, blocked) as (executor, futures):
+            executor.resource_specification = ALL_NODES
+            waiting = [executor.submit(MPIFunction("echo ran"))]
+            waiting[0].jobid(PATIENCE)
+            executor.resource_specification = None
+            waiting += [executor.submit(ShellFunction("echo ran")) for _ in range(50)]
+            first.kill()
+            reason = f"the Flux instance at {first.uri} is gone"
+            for future in futures:
+                with pytest.raises(TaskExecutionFailed, match=reason):
+                    future.result(PATIENCE)
+            assert endpoint.stderr is not None
+            assert reason in endpoint.stderr.read()
+            assert endpoint.wait(PATIENCE) == 75
+            with FluxInstance(2) as second, endpoint_in(site, second):
+                assert waiting.pop(0).result(PATIENCE).stdout == "ran\n" * 2
+                assert [each.result(PATIENCE).stdout for each in waiting] == ["ran\n"] * 50
