@@ -16,8 +16,9 @@ MARK = "FUNCTIONS_TEST_MARK"
 @pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
     """Where commands run: empty, and no sandbox."""
-    monkeypatch.delenv("GC_TASK_SANDBOX_DIR", raising=False)
-    monkeypatch.delenv("GC_TASK_UUID", raising=False)
+    for name in ("GC_TASK_SANDBOX_DIR", "GC_TASK_UUID"):
+        monkeypatch.setenv(name, "")  # so that what a task sets in this process goes with the test
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -218,6 +219,13 @@ class UserEndpoint:
             assert isinstance(message, Result)
             self._results.setdefault(str(message.task_id), []).append(body)
         return self._results.get(task_id, [])
+
+    def accepted(self) -> int:
+        """How many tasks the engine has on record."""
+        (path,) = self.directory.rglob("tasks.db")
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            (count,) = database.execute("SELECT count(*) FROM tasks").fetchone()
+        return int(count)
 
     def lose_queue(self) -> None:
         """Let the broker forget the tasks that an ended endpoint had not acknowledged yet."""

@@ -247,6 +247,7 @@ class TestTheEndOfTheProcess:
         own.end(done)
         tasks = [own.submit(noted, str(runs), str(gate)) for _ in range(6)]
         own.until(lambda: runs.exists() and len(runs.read_text().split()) == 2)
+        own.until(lambda: own.accepted() == len(tasks))
         getattr(own, how)()
         own.lose_queue()  # as if all had been acknowledged: nobody else has them any more
         gate.touch()
