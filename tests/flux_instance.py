@@ -5,12 +5,16 @@ Without Flux those tests are not run, and one line says so.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -56,6 +60,23 @@ class FluxInstance:
         command = ["flux", "proxy", self.uri, "flux", "getattr", "broker.pid"]
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
         os.kill(int(answer.stdout), signal.SIGKILL)
+
+    @contextmanager
+    def held_cleanup(self) -> Iterator[None]:
+        """Meanwhile its cleanup, once it has begun, does not go on."""
+        with tempfile.TemporaryDirectory() as directory:
+            fifo = Path(directory) / "go"
+            os.mkfifo(fifo)
+            body = json.dumps({"name": "cleanup", "commands": [f"read line < {fifo}"]})
+            push = (
+                "import flux, json, sys; "
+                "flux.Flux(sys.argv[1]).rpc('runat.push', json.loads(sys.argv[2])).get()"
+            )
+            subprocess.run(["flux", "python", "-c", push, self.uri, body], check=True)
+            try:
+                yield
+            finally:
+                fifo.write_text("\n")
 
     def end(self) -> None:
         """Let it end as an allocation does: its cleanup, then its end."""

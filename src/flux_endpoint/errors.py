@@ -95,7 +95,7 @@ class EngineError(FluxEndpointError):
 
 
 class InstanceLostError(EngineError):
-    """The Flux instance that an endpoint ran in is gone."""
+    """The Flux instance that an endpoint ran in is gone, or ends."""
 
 
 class TaskError(FluxEndpointError):

@@ -45,6 +45,7 @@ class ObedientEngine:
         self.break_on: str | None = None
         self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._free = threading.Lock()
+        self._may_stop = threading.Lock()
         self._on_result: Callable[[EngineResult], None] = lambda _result: None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -78,6 +79,12 @@ class ObedientEngine:
         with self._free:
             yield
 
+    @contextlib.contextmanager
+    def stops_later(self) -> Iterator[None]:
+        """Meanwhile `stop` does not return."""
+        with self._may_stop:
+            yield
+
     def tell(self, *events: EngineEvent) -> None:
         assert self.on_event is not None
         for each in events:
@@ -95,6 +102,8 @@ class ObedientEngine:
 
     def stop(self, grace: float) -> None:
         self.stopped_with = grace
+        with self._may_stop:
+            pass
         self._jobs.put(None)
         self._thread.join(PATIENCE)
 

@@ -375,3 +375,21 @@ def test_where_the_engine_has_nothing_left_to_run_on_the_agent_ends_and_keeps_wh
     with running(service, engine, tmp_path):
         service.await_results([kept])
     assert engine.all_submitted == [kept]
+
+
+def test_who_asks_an_agent_to_stop_that_stops_already_gets_no_sudden_end(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path, shutdown_grace=1000) as run:
+        task_id = service.send()
+        held_engine.next_submitted()
+        assert held_engine.on_lost is not None
+        with held_engine.stops_later():
+            held_engine.on_lost("the Flux instance is ending")
+            assert run.await_state("stopping").reason == "the Flux instance is ending"
+            run.agent.stop()
+            held_engine.finish(task_id)
+            service.await_results([task_id])
+        run.join()
+    assert held_engine.stopped_with == 1000
+    assert run.error is None

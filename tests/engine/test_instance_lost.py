@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
+ONE_RANK = {"num_nodes": 1, "ranks_per_node": 1}
 TWO_NODES = {"num_nodes": 2, "ranks_per_node": 1}
 #: More than an instance of two nodes has left beside a worker.
 ALL_NODES = {"num_nodes": 2, "ranks_per_node": 1, "exclusive": True}
@@ -73,12 +75,50 @@ def started(path: Path) -> Callable[[], bool]:
     return path.exists
 
 
+def wait_for(started: str, go: str) -> str:
+    from pathlib import Path
+
+    Path(started).touch()
+    Path(go).read_text()
+    return "ran"
+
+
+class Waiting:
+    """A function and a job that say when they are running, and wait to be let go."""
+
+    def __init__(self, directory: Path) -> None:
+        self._started = [directory / f"{name}-started" for name in ("function", "job")]
+        self._go = [directory / f"{name}-go" for name in ("function", "job")]
+        for path in self._go:
+            os.mkfifo(path)
+        self.function = buffer_of(wait_for, str(self._started[0]), str(self._go[0]))
+        command = f"touch {self._started[1]}; read line < {self._go[1]}; echo ran"
+        self.job = buffer_of(MPIFunction(command))
+
+    def await_start(self) -> None:
+        for path in self._started:
+            until(started(path))
+            path.unlink()
+
+    def let_go(self) -> None:
+        for path in self._go:
+            path.write_text("\n")
+
+
+@contextmanager
+def stopping(world: World) -> Iterator[None]:
+    """Meanwhile the engine stops, with a long grace; at the end, it has to have stopped."""
+    thread = threading.Thread(target=world.stop, args=(600.0,), daemon=True)
+    thread.start()
+    yield
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "the engine hangs"
+
+
 def stop_soon(world: World) -> None:
     """Stop an engine that has lost its instance: nothing must keep it."""
-    stopping = threading.Thread(target=world.stop, args=(60.0,), daemon=True)
-    stopping.start()
-    stopping.join(10)
-    assert not stopping.is_alive(), "the engine hangs"
+    with stopping(world):
+        pass
 
 
 def test_what_runs_when_the_instance_goes_fails_with_the_reason(
@@ -87,7 +127,7 @@ def test_what_runs_when_the_instance_goes_fails_with_the_reason(
     world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
     function = world.submit(say_and_sleep, str(tmp_path / "function"))
     seconds = fresh_seconds()
-    job = world.submit(MPIFunction(f"sleep {seconds}"), spec=TWO_NODES | {"num_nodes": 1})
+    job = world.submit(MPIFunction(f"sleep {seconds}"), spec=ONE_RANK)
     until(started(tmp_path / "function"))
     until(lambda: processes(seconds))
     instance.kill()
@@ -133,7 +173,7 @@ def test_what_may_be_tried_again_is_tried_in_the_next_instance_and_no_oftener(
             "flux", tmp_path, max_nodes=1, workers_per_node=1, max_retries_on_system_failure=1
         )
         function = world.submit_buffer(of_function, task_id=function)
-        job = world.submit_buffer(of_job, TWO_NODES | {"num_nodes": 1}, task_id=job)
+        job = world.submit_buffer(of_job, ONE_RANK, task_id=job)
         until(started(tmp_path / "function"))
         (tmp_path / "function").unlink()
         until(lambda: processes(seconds))
@@ -145,6 +185,49 @@ def test_what_may_be_tried_again_is_tried_in_the_next_instance_and_no_oftener(
         text = world.end(task).text
         assert "2 attempts failed" in text
         assert text.count("is gone") == 2
+
+
+def test_while_an_instance_ends_what_runs_may_finish_and_nothing_more_is_started(
+    instance: FluxInstance, tmp_path: Path
+) -> None:
+    world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
+    tasks = Waiting(tmp_path)
+    function = world.submit_buffer(tasks.function)
+    job = world.submit_buffer(tasks.job, ONE_RANK)
+    tasks.await_start()
+    waiting = [world.submit(MPIFunction("true"), spec=ALL_NODES)]
+    with instance.held_cleanup():
+        instance.end()
+        assert world.wait_lost() == f"the Flux instance at {instance.uri} is ending"
+        assert world.engine.status()["ending"]
+        waiting += [world.submit(negative, 1), world.submit(MPIFunction("true"), spec=ONE_RANK)]
+        with stopping(world):
+            tasks.let_go()
+            assert world.end(function).value == "ran"
+            assert world.end(job).value.stdout == "ran\n"
+    assert [task for task in waiting if world.has_ended(task)] == []
+    assert len(world.lost) == 1
+
+
+def test_what_flux_ends_with_its_instance_is_run_again_in_the_next(
+    new_instance: Callable[[], FluxInstance], tmp_path: Path
+) -> None:
+    function, job = None, None
+    tasks = Waiting(tmp_path)
+    for last in (False, True):
+        instance = new_instance()
+        world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
+        function = world.submit_buffer(tasks.function, task_id=function)
+        job = world.submit_buffer(tasks.job, ONE_RANK, task_id=job)
+        tasks.await_start()
+        if last:
+            tasks.let_go()
+            assert world.end(function).value == "ran"
+            assert world.end(job).value.stdout == "ran\n"
+        else:
+            instance.end()
+            world.wait_lost()
+        stop_soon(world)
 
 
 def test_an_instance_whose_time_is_over_can_be_given_up_before_it_is_gone(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from site_world import COMMAND, PATIENCE
+from site_world import COMMAND, PATIENCE, PLUGINS
 
 from flux_endpoint import Executor, MPIFunction, ShellFunction, TaskExecutionFailed
 from flux_instance import FluxInstance
@@ -112,3 +113,52 @@ def test_when_the_broker_is_killed_every_future_ends_or_is_answered_in_the_next_
             with FluxInstance(2) as second, endpoint_in(site, second):
                 assert waiting.pop(0).result(PATIENCE).stdout == "ran\n" * 2
                 assert [each.result(PATIENCE).stdout for each in waiting] == ["ran\n"] * 50
+
+
+def batch(site, uri):
+    """Submit an allocation with the endpoint; return its job id when the endpoint runs."""
+    search = {"FLUX_CLI_PLUGINPATH": str(PLUGINS / "cli")}
+    command = ["flux", "batch", "-N1", "-t2h", "--endpoint=lab", "--wrap", "sleep", "inf"]
+    jobid = site.run(*command, uri=uri, **search).strip()
+    site.wait_for("lab", "running")
+    return jobid
+
+
+def cancel(site, uri, jobid, log):
+    """Cancel an allocation; return when its endpoint knows."""
+    before = log.read_text().count("endpoint stops")
+    site.run("flux", "cancel", jobid, uri=uri)
+    until(lambda: log.read_text().count("endpoint stops") > before)
+
+
+def test_a_cancelled_allocation_lets_what_runs_finish(site, lab, blocked, start_instance):
+    uri = start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=2)
+    allocation = batch(site, uri)
+    with running(site, blocked) as (_, futures):
+        status = site.endpoint("status", "lab")
+        assert re.search(r"^Flux .*, ends in (2|1\.9\d*)h$", status, re.MULTILINE), status
+        cancel(site, uri, allocation, lab / "endpoint.log")
+        for each in blocked:
+            each.let_go()
+        assert [future.result(PATIENCE).stdout for future in futures] == ["finished\n"] * 2
+    site.run("flux", "job", "wait-event", allocation, "clean", uri=uri)
+    assert site.status("lab") == "stopped"
+
+
+def test_what_a_killed_allocation_did_not_let_finish_fails_or_is_run_again(
+    site, lab, blocked, start_instance
+):
+    uri = start_instance(site, '[exec]\nkill-timeout = "0.5s"\n', size=2)
+    allocation = batch(site, uri)
+    with running(site, blocked) as (_, futures):
+        cancel(site, uri, allocation, lab / "endpoint.log")
+        site.wait_for("lab", "stopped")
+        for each in blocked:
+            each.let_go()
+        batch(site, uri)
+        for future in futures:
+            error = future.exception(2 * PATIENCE)
+            if error is None:
+                assert future.result().stdout == "finished\n"
+            else:
+                assert re.search("the Flux instance at .* is gone", str(error))

@@ -10,7 +10,7 @@ import time
 import pytest
 from site_world import PATIENCE, PLUGINS
 
-from flux_endpoint import Executor, ShellFunction
+from flux_endpoint import Executor, MPIFunction, ShellFunction
 
 pytestmark = [pytest.mark.flux, pytest.mark.rabbitmq]
 SEARCH = {"FLUX_MODPROBE_PATH_APPEND": str(PLUGINS / "modprobe")}
@@ -19,7 +19,8 @@ START_LAB = '[flux-endpoint]\nstart = ["lab"]\n'
 
 @pytest.fixture(scope="module")
 def lab(site):
-    return site.configure("lab")
+    # A core is left for jobs.
+    return site.configure("lab", engine={"workers_per_node": 1}, shutdown_grace=20)
 
 
 def listed(site, name="lab"):
@@ -27,33 +28,39 @@ def listed(site, name="lab"):
     return next(entry for entry in entries if entry["name"] == name)
 
 
-def release_when_it_stops(log, fifo):
-    """Write to a FIFO when the endpoint's log says that it is being drained."""
+def release_when_it_stops(log, fifos):
+    """Write to FIFOs when the endpoint's log says that it is being drained."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if log.read_text().count("endpoint stops") > 0:
-            fifo.write_text("\n")
+            for fifo in fifos:
+                fifo.write_text("\n")
             return
         time.sleep(0.02)
 
 
 @pytest.mark.usefixtures("as_user")
 def test_an_instance_starts_its_endpoint_and_lets_tasks_finish_at_its_end(site, lab, tmp_path):
-    started, go = tmp_path / "started", tmp_path / "go"
-    os.mkfifo(started)
-    os.mkfifo(go)
+    blocked = [(tmp_path / f"{name}-started", tmp_path / f"{name}-go") for name in ("a", "b")]
+    for started, go in blocked:
+        os.mkfifo(started)
+        os.mkfifo(go)
+    text = "echo > {started}; read line < {go}; echo finished"
     with site.instance(START_LAB, **SEARCH) as uri:
         entry = listed(site)
         assert (entry["status"], entry["executor"]) == ("running", "flux")
         assert entry["flux_uri"] == uri
         executor = Executor(endpoint_id=site.endpoint_id("lab"))
-        command = ShellFunction("echo > {started}; read line < {go}; echo finished")
-        future = executor.submit(command, started=str(started), go=str(go))
-        started.read_text()
-        thread = threading.Thread(target=release_when_it_stops, args=(lab / "endpoint.log", go))
+        futures = []
+        for command, (started, go) in zip((ShellFunction, MPIFunction), blocked, strict=True):
+            futures.append(executor.submit(command(text), started=str(started), go=str(go)))
+            executor.resource_specification = {"num_nodes": 1, "ranks_per_node": 1}
+            started.read_text()
+        fifos = [go for _, go in blocked]
+        thread = threading.Thread(target=release_when_it_stops, args=(lab / "endpoint.log", fifos))
         thread.start()
     thread.join()
-    assert future.result(PATIENCE).stdout == "finished\n"
+    assert [future.result(PATIENCE).stdout for future in futures] == ["finished\n"] * 2
     executor.shutdown()
     assert listed(site)["status"] == "stopped"
 

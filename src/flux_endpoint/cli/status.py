@@ -208,6 +208,8 @@ def _flux_lines(report: Mapping[str, Any]) -> Iterator[Line]:
     if usage.get("expires"):
         left = usage["expires"] - time.time()
         parts.append(f"ends in {shown_duration(left)}" if left > 0 else "has ended")
+    if report.get("ending"):
+        parts.append("it is ending or gone: nothing more is started")
     title = "Flux" if report.get("executor") == "flux" else "Executor"
     yield title, ", ".join(parts), None
     blocks = report.get("blocks")

@@ -105,6 +105,7 @@ class Agent:
         self._link = Connectivity(queues.task_queue_info.queue)
         self._stopping = False
         self._engine_stopped = False
+        self._asked_to_stop = False
         self._lost = ""
         self._leave_at = float("inf")
         self._journal: Journal
@@ -157,7 +158,7 @@ class Agent:
                 self._close()
         finally:
             self._journal.close()
-        if self._lost:
+        if self._lost and not self._asked_to_stop:
             raise InstanceLostError(
                 f"the endpoint has stopped: {self._lost}. {len(self._running)} tasks stay in its "
                 "journal; start it in another allocation to have them run"
@@ -400,17 +401,17 @@ class Agent:
         if self._stopping:
             state = "stopping"
         executor = self._engine.status().get("executor")
-        self._on_status(AgentStatus(state, self._link.trouble, executor))
+        self._on_status(AgentStatus(state, self._lost or self._link.trouble, executor))
 
     # The end
 
     def _signalled(self, signal: Signal) -> None:
         if signal is Signal.ENGINE_STOPPED:
             self._engine_stopped = True
-        elif self._stopping:
+        elif self._asked_to_stop:
             event(log, logging.WARNING, "endpoint stops at once")
             self._leave_at = 0.0
-        else:
+        elif not self._stopping:
             grace = self._config.shutdown_grace
             event(
                 log,
@@ -420,12 +421,13 @@ class Agent:
                 unfinished=len(self._running),
             )
             self._begin_to_stop(grace)
+        self._asked_to_stop = self._asked_to_stop or signal is Signal.STOP
 
     def _engine_lost(self, reason: str) -> None:
         if not self._stopping:  # else it ends anyway
             self._lost = reason
             event(log, logging.ERROR, f"endpoint stops: {reason}", unfinished=len(self._running))
-            self._begin_to_stop(0.0)
+            self._begin_to_stop(self._config.shutdown_grace)
 
     def _begin_to_stop(self, grace: float) -> None:
         self._stopping = True

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from flux_endpoint import logs
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.flux_bindings import import_flux
-from flux_endpoint.engine.lifeline import Lifeline, quiet_executors
+from flux_endpoint.engine.lifeline import ENDING, Lifeline, quiet_executors
 from flux_endpoint.engine.local import LocalExecutor
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.errors import EngineError
@@ -39,8 +39,8 @@ _SWEEP = """for _ in 1 2; do
   grep -lzsxF -- "$1" /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do kill -9 "$pid"; done
 done"""
 _SWEEP_TIMEOUT = 30.0  # seconds
-#: Seconds that Flux has to tell how its resources are used.
-_USAGE_TIMEOUT = 1.0
+#: Seconds that Flux has to tell how it is.
+_ANSWER_TIMEOUT = 1.0
 
 
 class JobEvent(Protocol):
@@ -118,12 +118,17 @@ class Backend(Protocol):
     #: Whether jobs may run on another host than this process.
     spans_hosts: bool
 
-    def watch(self, on_lost: Callable[[str], None]) -> None:
-        """Have `on_lost` called, once and with the reason, if the instance goes.
+    def watch(self, on_ending: Callable[[str], None], on_lost: Callable[[str], None]) -> None:
+        """Have `on_ending` called if the instance begins to end, `on_lost` if it is gone.
+
+        Each is called once at most, with the reason.
 
         Raises:
             EngineError: it is gone already.
         """
+
+    def is_ending(self) -> bool:
+        """Ask the instance whether it is about to end; it starts nothing more then."""
 
     def is_lost(self, error: BaseException | None) -> bool:
         """Return whether `error` comes of the instance's end; `on_lost` has been called then."""
@@ -192,8 +197,12 @@ class LocalBackend:
             f"({config.local_nodes} node(s), {cores} cores each)"
         )
 
-    def watch(self, on_lost: Callable[[str], None]) -> None:
+    def watch(self, on_ending: Callable[[str], None], on_lost: Callable[[str], None]) -> None:
         """See `Backend`; the executor is a part of this process."""
+
+    def is_ending(self) -> bool:
+        """See `Backend`."""
+        return False
 
     def is_lost(self, error: BaseException | None) -> bool:  # noqa: ARG002 - the interface's
         """See `Backend`."""
@@ -277,13 +286,25 @@ class FluxBackend:
         )
         self._lifeline: Lifeline | None = None
 
-    def watch(self, on_lost: Callable[[str], None]) -> None:
+    def watch(self, on_ending: Callable[[str], None], on_lost: Callable[[str], None]) -> None:
         """See `Backend`."""
         try:
-            self._lifeline = Lifeline(self._flux, self._uri, on_lost)
+            self._lifeline = Lifeline(self._flux, self._uri, on_ending, on_lost)
         except OSError as error:
             where = self._uri or "the default URI"
             raise EngineError(f"the Flux instance at {where} is gone: {error}") from error
+
+    def is_ending(self) -> bool:
+        """See `Backend`."""
+        if self.is_lost(None) or not self._lock.acquire(timeout=_ANSWER_TIMEOUT):
+            return False
+        try:
+            answer = self._handle.rpc("state-machine.get").wait_for(_ANSWER_TIMEOUT).get()
+        except OSError:
+            return False
+        finally:
+            self._lock.release()
+        return answer["state"] in ENDING
 
     def is_lost(self, error: BaseException | None) -> bool:
         """See `Backend`."""
@@ -373,10 +394,10 @@ class FluxBackend:
 
     def usage(self) -> dict[str, Any]:
         """See `Backend`."""
-        if self.is_lost(None) or not self._lock.acquire(timeout=_USAGE_TIMEOUT):
+        if self.is_lost(None) or not self._lock.acquire(timeout=_ANSWER_TIMEOUT):
             return {}
         try:
-            listing = _resource_list(self._handle).wait_for(_USAGE_TIMEOUT).get()
+            listing = _resource_list(self._handle).wait_for(_ANSWER_TIMEOUT).get()
         except OSError as error:
             logs.event(log, logging.WARNING, "Flux tells nothing of its resources", reason=error)
             return {}

@@ -57,9 +57,9 @@ class Engine(Protocol):
     ) -> None:
         """Start; give every task's end to `on_result`, every event of its job to `on_event`.
 
-        `on_lost` is told the reason, once, if what the tasks run on is gone. A task gets no result
-        then if it had not been started, or may be tried again: it stays with whoever submitted it,
-        for an engine to come. All others have had theirs when `stop` returns.
+        `on_lost` is told the reason, once, if what the tasks run on is gone or begins to end. A
+        task gets no result then if it had not been started, or may be tried again: it stays with
+        whoever submitted it, for an engine to come. Others have had theirs when `stop` returns.
 
         Raises:
             EngineError: it can't start; says what to do.

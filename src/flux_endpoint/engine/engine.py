@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -35,6 +36,7 @@ class FluxEngine:
         endpoint_id: the endpoint's UUID; results name it.
         directory: the endpoint's directory; the engine keeps its own state in `engine/` below it.
         uri: the Flux instance; default: as `config.executor` says.
+        heeds_end: whether it follows the instance's orderly end; else whoever started it does.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class FluxEngine:
         endpoint_id: str,
         directory: Path,
         uri: str | None = None,
+        heeds_end: bool = True,
     ) -> None:
+        self._heeds_end = heeds_end
         self._config = config
         self._uri = uri
         self._endpoint_id = endpoint_id
@@ -60,6 +64,7 @@ class FluxEngine:
         self._attempts: dict[str, list[str]] = {}
         self._losing = threading.Lock()
         self._lost = False
+        self._lost_because = ""
         self._backend: Backend | None = None
         self._pool: WorkerPool | None = None
         self._jobs: JobRunner | None = None
@@ -78,7 +83,9 @@ class FluxEngine:
         Args:
             on_result: given every task's end.
             on_event: given every event of every job that a task became.
-            on_lost: given the reason, once, if the Flux instance is gone; see `lose`.
+            on_lost: given the reason, once, if the Flux instance is gone (see `lose`) or begins to
+                end: then nothing more is started, and what runs has until `stop` and its grace,
+                or until Flux ends it; without a result, it is for an engine to come.
             on_left: given the id of each task that is left without a result, and why attempts at it
                 failed: after `lose`, or since its `start_before` has come; default: the attempts
                 are kept for an engine to come.
@@ -129,7 +136,7 @@ class FluxEngine:
             on_event=on_event or (lambda _: None),
             on_demand=self._pool.make_room,
         )
-        self._backend.watch(self.lose)
+        self._backend.watch(self._end_soon if self._heeds_end else _ignore, self.lose)
         self._pool.start()
         self._jobs.start()
 
@@ -193,6 +200,22 @@ class FluxEngine:
         if pool is not None and jobs is not None:
             pool.lose(reason)
             jobs.lose(reason)
+        self._tell_lost(reason)
+
+    def _end_soon(self, reason: str) -> None:
+        """Runs on the lifeline's thread: the Flux instance is ending."""
+        logs.event(log, logging.WARNING, reason)
+        pool, jobs = self._pool, self._jobs
+        if pool is not None and jobs is not None:
+            pool.hold()
+            jobs.hold()
+        self._tell_lost(reason)
+
+    def _tell_lost(self, reason: str) -> None:
+        with self._losing:
+            if self._lost_because:
+                return
+            self._lost_because = reason
         self._on_lost(reason)
 
     def _keep(self, task_id: str, attempts: list[str]) -> None:
@@ -226,6 +249,7 @@ class FluxEngine:
             "instance": self._backend.instance,
             "resources": asdict(self._backend.resources),
             "usage": self._backend.usage(),
+            "ending": bool(self._lost_because),
             **self.counters(),
         }
 
@@ -239,15 +263,25 @@ class FluxEngine:
     def stop(self, grace: float) -> None:
         """Let running tasks finish for at most `grace` seconds, then let go of them.
 
-        Workers are ended. Jobs in a Flux instance go on, and are found again after a restart;
-        those of the embedded executor end with it.
+        Workers are ended. Jobs in a Flux instance go on, and are found again after a restart; if
+        the instance ends too, they have the same grace. Those of the embedded executor end.
         """
+        deadline = time.monotonic() + grace
+        ending = self._heeds_end and self._backend is not None and self._backend.is_ending()
+        if self._jobs is not None and ending:
+            self._jobs.hold()
         if self._pool is not None:
             self._pool.stop(grace)
             self._pool = None
         if self._jobs is not None and self._backend is not None:
+            if ending:
+                self._jobs.wait(max(0.0, deadline - time.monotonic()))
             self._jobs.stop(keep=self._backend.kind == "flux")
             self._jobs = None
         if self._backend is not None:
             self._backend.close()
             self._backend = None
+
+
+def _ignore(_reason: str) -> None:
+    """Stand for a callback that has nothing to do."""

@@ -1,15 +1,16 @@
-"""Seeing that the Flux instance is gone, at the moment when it goes."""
+"""Seeing that the Flux instance ends, or is gone, at the moment when it happens."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-import select
 import threading
 from collections.abc import Callable
 from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from types import ModuleType
+from typing import Any
 
 from flux_endpoint import logs
 
@@ -26,6 +27,8 @@ _GONE = {
 #: How what FluxExecutor says begins when its own connection is gone.
 _BROKEN = ("Executor is broken", "reactor start failed")
 _CLOSED = "its broker has closed the connection"
+#: States of a broker (by name: their numbers differ between releases) that lead to its end.
+ENDING = frozenset({"cleanup", "shutdown", "finalize", "goodbye", "unload-builtins", "exit"})
 
 
 def quiet_executors() -> None:
@@ -51,32 +54,39 @@ def quiet_executors() -> None:
 
 
 class Lifeline:
-    """A connection of its own to the broker, on which nothing is said: its end is the broker's.
+    """A connection of its own to the broker, whose end is the broker's.
 
-    A thread waits for that end. Whoever gets an error from Flux asks `explains`, since it may know
-    first. `on_lost` is called once, on the thread that was first.
+    A thread waits for that end, and for the broker's word that the instance is ending, which only
+    the instance's owner is told. Whoever gets an error from Flux asks `explains`, since it may know
+    first. The callbacks are called once each at most, on the thread that was first.
 
     Args:
         flux: Flux's bindings.
         uri: the instance's; `None`: the default instance's.
+        on_ending: given the reason, a sentence's beginning: from now on Flux starts nothing, and
+            ends what runs.
         on_lost: given the reason, a sentence's beginning.
     """
 
-    def __init__(self, flux: ModuleType, uri: str | None, on_lost: Callable[[str], None]) -> None:
-        self._error_bit: int = flux.constants.FLUX_POLLERR
+    def __init__(
+        self,
+        flux: ModuleType,
+        uri: str | None,
+        on_ending: Callable[[str], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self._flux = flux
         self._handle = flux.Flux(uri)
         self._uri = uri or "the default URI"
+        self._on_ending = on_ending
         self._on_lost = on_lost
         self._once = threading.Lock()
         self._lost = False
+        self._ending = False
+        self._closing = False
         self._closed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
         self._thread.start()
-
-    @property
-    def lost(self) -> bool:
-        """Whether the instance is gone."""
-        return self._lost
 
     def explains(self, error: BaseException | None) -> bool:
         """Return whether `error` comes of the instance's end; `on_lost` has been called then."""
@@ -87,19 +97,39 @@ class Lifeline:
         return self._lost
 
     def close(self) -> None:
-        """Stop watching; not from `on_lost`."""
+        """Stop watching; not from a callback."""
+        self._closing = True
         os.eventfd_write(self._closed, 1)
         self._thread.join()
         os.close(self._closed)
 
     def _watch(self) -> None:
-        poll = select.poll()
-        poll.register(self._closed, select.POLLIN)
-        poll.register(self._handle.pollfd(), select.POLLIN)  # wakes at changes, not at states
-        while not self._handle.pollevents() & self._error_bit:
-            if any(source == self._closed for source, _ in poll.poll()):
-                return
-        self._tell(_CLOSED)
+        handle, constants = self._handle, self._flux.constants
+        stop = handle.fd_watcher_create(
+            self._closed, lambda *_: handle.reactor_stop(), constants.FLUX_POLLIN
+        )
+        # Has the reactor look at the connection even where the request below is refused.
+        nothing = handle.msg_watcher_create(
+            lambda *_: None, constants.FLUX_MSGTYPE_EVENT, "flux-endpoint.nothing"
+        )
+        with suppress(OSError), stop, nothing:
+            monitor = handle.rpc("state-machine.monitor", flags=constants.FLUX_RPC_STREAMING)
+            monitor.then(self._state_changed)
+            handle.reactor_run()
+        if not self._closing:
+            self._tell(_CLOSED)
+
+    def _state_changed(self, monitor: Any) -> None:
+        with suppress(OSError):  # not the owner; or this was the last state
+            monitor.get()
+            monitor.reset()
+            self._handle.rpc("state-machine.get").then(self._state_named)
+
+    def _state_named(self, answer: Any) -> None:
+        with suppress(OSError):
+            if answer.get()["state"] in ENDING and not self._ending:
+                self._ending = True
+                self._on_ending(f"the Flux instance at {self._uri} is ending")
 
     def _tell(self, detail: str) -> None:
         with self._once:

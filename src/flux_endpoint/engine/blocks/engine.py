@@ -131,7 +131,10 @@ class BlockEngine:
         logs.event(log, logging.INFO, f"engine asks for blocks in {self._backend.description}")
         for jobid in self._launcher.recorded():
             self._find(jobid)
-        self._backend.watch(lambda reason: self._tell(partial(self._lose, reason)))
+        self._backend.watch(
+            lambda _: None,  # what is in a block goes on till Flux ends that
+            lambda reason: self._tell(partial(self._lose, reason)),
+        )
         self._follower.start()
         self._running = True
         self._thread.start()
@@ -378,6 +381,7 @@ class BlockEngine:
                 endpoint_id=self._endpoint_id,
                 directory=self._launcher.directory_of(block.jobid),
                 uri=self._backend.instance_of(block.jobid),
+                heeds_end=False,  # a block's end is followed here, by its job
             )
             engine.start(
                 lambda result: self._tell(lambda: self._finished(block, result)),

@@ -120,6 +120,10 @@ class JobRunner:
         self._closed = False
         #: Whether there is nothing left to run jobs on.
         self._lost = False
+        #: Whether Flux ends: what it cancels with it is left.
+        self._ending = False
+        #: Set when nothing more is started and nothing runs.
+        self._drained = threading.Event()
         self._on_result = on_result
         self._on_event = on_event
         self._on_demand = on_demand
@@ -148,6 +152,14 @@ class JobRunner:
     def cancel(self, task_id: str, signum: int | None) -> None:
         """End a task's job; with `signum` send that signal to its processes instead."""
         self._inbox.put(lambda: self._cancel(task_id, signum))
+
+    def hold(self) -> None:
+        """Start nothing more, and keep what waits: Flux is about to end."""
+        self._inbox.put(self._hold)
+
+    def wait(self, timeout: float) -> None:
+        """After `hold`, wait at most `timeout` seconds until nothing runs."""
+        self._drained.wait(timeout)
 
     def lose(self, reason: str) -> None:
         """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
@@ -187,6 +199,8 @@ class JobRunner:
             if self._demand_changed:
                 self._demand_changed = False
                 self._tell_demand()
+            if self._closed and all(isinstance(j.plan, FollowPlan) for j in self._jobs.values()):
+                self._drained.set()
 
     def _tell_demand(self) -> None:
         waiting = [job.demand for job in self._jobs.values() if job.demand is not None]
@@ -294,7 +308,9 @@ class JobRunner:
             job.jobid = int(job.future.jobid(timeout=0))
         except (RuntimeError, CancelledError):
             return  # never submitted; its end says why
-        if isinstance(job.plan, FollowPlan):
+        if job.cancelled or job.late:
+            self._withdraw(job, "ended on request")
+        if isinstance(job.plan, FollowPlan) or self._jobs.get(job.task.task_id) is not job:
             return
         record = {
             "jobid": job.jobid,
@@ -310,8 +326,6 @@ class JobRunner:
         logs.event(
             log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
         )
-        if job.cancelled or job.late:
-            self._withdraw(job, "ended on request")
 
     def _event(self, job: _Job, event: JobEvent) -> None:
         match event.name:
@@ -392,6 +406,9 @@ class JobRunner:
 
     def _carry_out(self, job: _Job, outcome: Outcome) -> None:
         match outcome:
+            case Cancelled() if self._ending and not job.cancelled:
+                self._leave(job.task, job.attempts)  # as Flux does with all jobs at its end
+                return
             case Finished():
                 end = self._collect(job, outcome)
             case Cancelled() if job.late and not job.cancelled:
@@ -457,8 +474,18 @@ class JobRunner:
                 job.ending = reason
                 self._backend.kill(job.jobid, signal.SIGTERM)
 
+    def _hold(self) -> None:
+        self._closed = self._ending = True
+        for job in [job for job in self._jobs.values() if not job.allocated]:
+            if isinstance(job.plan, FollowPlan) or job.cancelled:
+                continue
+            del self._jobs[job.task.task_id]
+            job.cancelled = True  # by `_identified`, where it has no id yet
+            self._withdraw(job, "the Flux instance is ending")
+            self._leave(job.task, job.attempts)
+
     def _lose(self, reason: str) -> None:
-        self._lost = True
+        self._closed = self._lost = True
         jobs, self._jobs = self._jobs, {}
         # Flux ends them no more; those of other hosts are for whoever lent the hosts.
         kill_tasks({task_id for task_id, job in jobs.items() if job.allocated})

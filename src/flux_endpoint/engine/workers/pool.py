@@ -120,6 +120,10 @@ class WorkerPool:
         """Take note of what the endpoint's jobs have and want; workers make room for those."""
         self._tell(lambda: self._crew.demand(demand))
 
+    def hold(self) -> None:
+        """Start nothing more; what runs goes on."""
+        self._tell(lambda: setattr(self, "_stopping", True))
+
     def lose(self, reason: str) -> None:
         """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
         self._tell(lambda: self._lose(reason))
@@ -138,7 +142,7 @@ class WorkerPool:
 
     def stop(self, grace: float) -> None:
         """Let what runs finish for at most `grace` seconds, then end every manager."""
-        self._tell(lambda: setattr(self, "_stopping", True))
+        self.hold()
         if grace > 0:
             self._drained.wait(grace)
         self._tell(self._stop_all)
