@@ -43,6 +43,10 @@ from flux_endpoint.protocol.messages import EPStatusReport, pack
 
 log = logging.getLogger(__name__)
 
+#: Seconds after the first report for the second: an instance that has just begun, in an allocation
+#: of its own, knows its nodes and workers by then.
+_SECOND_AFTER = 3.0
+
 
 @dataclass(frozen=True)
 class AgentCounts:
@@ -74,6 +78,7 @@ class StatusReporter:
         self._period = period
         self._started = time.time()
         self._last: Future[None] | None = None
+        self._wait = min(_SECOND_AFTER, period)
         #: Monotonic time at which the next is to be sent.
         self.due = 0.0
         #: Tasks that were accepted, and results.
@@ -96,7 +101,8 @@ class StatusReporter:
             counts: the agent's.
             active: false in the last one.
         """
-        self.due = time.monotonic() + self._period
+        self.due = time.monotonic() + self._wait
+        self._wait = self._period
         if active and self._last is not None and not self._last.done():
             return  # one is under way still: while the connection is down they must not pile up
         try:
