@@ -15,7 +15,7 @@ MakeWorld = Callable[..., World]
 _ROOMY = {"walltime": "5m", "grace": "1m", "idle_timeout": "5m"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def uri(flux_uri: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLUX_URI", flux_uri)

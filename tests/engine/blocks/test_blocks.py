@@ -89,6 +89,22 @@ def test_a_task_that_no_block_has_time_for_is_refused_with_the_numbers(blocks):
         assert "walltime is 1h, and this endpoint's blocks run tasks of at most 4m" in end.text
 
 
+def test_a_walltime_that_fresh_blocks_have_no_time_left_for_is_refused_too(make_blocks):
+    # A block's time runs from the start of its job, before it can run anything.
+    world = make_blocks(walltime="20s", grace="2s", max_blocks=2)
+    end = world.call(ShellFunction("true", walltime=18))
+    assert end.code == "EngineRefusedTask"
+    assert "walltime is 18s, and 3 blocks had less" in end.text
+    assert world.call(ShellFunction("echo here", walltime=5)).value.stdout == "here\n"
+
+
+def test_a_bound_on_workers_keeps_no_job_out(make_blocks):
+    world = make_blocks(engine={"max_workers": 1})
+    whole = {"num_nodes": 1, "ranks_per_node": 2, "exclusive": True}
+    assert world.call(MPIFunction("true"), spec=whole).value.returncode == 0
+    assert world.call(double, 1).value == 2
+
+
 def test_a_wrong_resource_specification_is_refused(blocks):
     end = blocks.call(double, 1, spec={"num_node": 2})
     assert end.code == "EngineRefusedTask"

@@ -50,6 +50,8 @@ class Held:
     cancelled: bool = False
     #: The block that did not start it in time.
     avoid: str = ""
+    #: How many blocks had too little time left for it as soon as they could run anything.
+    too_late: int = 0
 
 
 @dataclass(eq=False)
@@ -61,7 +63,8 @@ class Block:
         state: "pending": it waits for its nodes; "starting": its Flux instance comes up;
             "ready"; "draining": its tasks were told to end; "ending".
         expires: its end, in seconds since the epoch.
-        capacity: cores, as far as its workers use them; 0 while that is unknown.
+        capacity: workers that it may have; 0 while that is unknown.
+        cores: that it has for jobs.
         idle_since: monotonic time since when it has had nothing to do.
     """
 
@@ -74,6 +77,7 @@ class Block:
     expires: float = 0.0
     nodes: int = 0
     capacity: int = 0
+    cores: int = 0
     engine: FluxEngine | None = None
     tasks: dict[str, Held] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)

@@ -56,6 +56,16 @@ def refusal(
     return None
 
 
+def too_late(walltime: float, blocks: int, config: BlocksConfig) -> str:
+    """Return why a task is given up for which `blocks` fresh blocks had too little time left."""
+    return (
+        f"the task's walltime is {format_duration(walltime)}, and {blocks} blocks had less than "
+        f"that left, with a grace of {format_duration(config.grace)}, when they came up: their "
+        f"walltime of {format_duration(config.walltime)} runs from the start of their jobs "
+        "(engine.blocks in the endpoint's config.yaml)"
+    )
+
+
 def signal_time(expires: float, config: BlocksConfig) -> float:
     """Return when the tasks of a block are told to end; all times in seconds since the epoch."""
     return expires - config.grace

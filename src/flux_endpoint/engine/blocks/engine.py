@@ -41,8 +41,12 @@ log = logging.getLogger(__name__)
 
 #: Seconds that blocks have to end when the engine stops.
 _END_PATIENCE = 30.0
+#: Blocks that had too little time left for a task when they came up, before it is given up.
+_MOST_TOO_LATE = 3
 #: Seconds in which the tasks of before a restart are submitted again.
 _RECOVERY = 10.0
+#: Seconds after which a decision that failed is tried again.
+_SCALE_AGAIN = 1.0
 
 
 class BlockEngine:
@@ -198,7 +202,11 @@ class BlockEngine:
                 self._safely(self._inbox.get())
             self._safely(self._keep_time)
             self._safely(self._assign)
-            again = self._scale()
+            try:
+                again = self._scale()
+            except Exception:
+                log.exception("the number of blocks could not be decided on; trying again")
+                again = _SCALE_AGAIN
         for held in self._waiting:
             if held.attempts:
                 self._kept.keep(held.task.task_id, held.attempts)
@@ -407,6 +415,7 @@ class BlockEngine:
         block.nodes = int(status["resources"]["nodes"])
         workers = self._waiting.workers * block.nodes
         block.capacity = min(workers, self._config.max_workers or workers)
+        block.cores = max(1, int(status["resources"]["cores"]))
         expires = (status.get("usage") or {}).get("expires")
         block.expires = float(expires or block.started + self._blocks_config.walltime)
         if block.state == "ending":
@@ -417,6 +426,23 @@ class BlockEngine:
         block.meter.workers = block.capacity
         self._backoff.succeeded()
         logs.event(log, logging.INFO, f"{block.label} is ready", nodes=block.nodes)
+        if not block.found:
+            self._give_up_what_is_too_long(block)
+
+    def _give_up_what_is_too_long(self, fresh: Block) -> None:
+        """End the tasks that a block which has just come up, as others before, can't run in time.
+
+        One that was slow to come up may not be like the next.
+        """
+        for held in list(self._waiting):
+            if held.walltime is None or held.task.task_id in self._homes:
+                continue
+            before = deadline.start_before(fresh.expires, held.walltime, self._blocks_config)
+            held.too_late += time.time() >= before
+            if held.too_late >= _MOST_TOO_LATE:
+                self._waiting.remove(held)
+                text = deadline.too_late(held.walltime, held.too_late, self._blocks_config)
+                self._fail(held.task.task_id, ErrorCode.ENGINE_REFUSED, f"EngineError: {text}")
 
     def _keep_time(self) -> None:
         """Tell the tasks of blocks that are about to end, and give up what goes on regardless."""

@@ -75,7 +75,7 @@ class Waiting:
         else:
             slots = math.ceil(resources.num_ranks / resources.tasks_per_slot)
             cores = slots * resources.cores_per_rank
-        return min(cores, self.capacity)
+        return min(cores, self._cores_per_node * self._config.nodes_per_block)
 
     def put_back(self, held: Held) -> None:
         """Queue a task before all others that a block had."""
@@ -130,9 +130,11 @@ class Waiting:
 
     def _fits(self, held: Held, block: Block, room: int, now: float) -> bool:
         before = deadline.start_before(block.expires, held.walltime, self._config)
-        return room >= held.cores and now < before and held.avoid != block.name
+        # A block with no job takes any: whether it has what the job asks for, Flux says.
+        needed = min(held.cores, block.cores) if held.job else held.cores
+        return room >= needed and now < before and held.avoid != block.name
 
     def _room(self, block: Block, *, jobs: bool) -> int:
         """Return how many cores' worth of jobs, or of other tasks, a block may be given now."""
-        most = block.capacity * (1 if jobs else block.meter.ahead(_AHEAD))
+        most = block.cores if jobs else block.capacity * block.meter.ahead(_AHEAD)
         return most - block.load(jobs=jobs)
