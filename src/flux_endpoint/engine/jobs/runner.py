@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,24 @@ from typing import Any
 from flux_endpoint import logs
 from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
-from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
+from flux_endpoint.engine.backend import Backend, JobEvent
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
-from flux_endpoint.engine.demand import Amount, Demand, JobDemand, placement_of
+from flux_endpoint.engine.demand import Amount, JobDemand, placement_of
 from flux_endpoint.engine.jobs.collect import collect, shell_result
 from flux_endpoint.engine.jobs.exchange import write_task
-from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan, Planner, RanksPlan
+from flux_endpoint.engine.jobs.job import (
+    Job,
+    demand_of,
+    is_job_exception,
+    not_followed,
+    prepare_output,
+    was_ended,
+    was_terminated,
+)
+from flux_endpoint.engine.jobs.plan import FollowPlan, JobPlan, Planner, RanksPlan
 from flux_endpoint.engine.jobspec import build_jobspec
 from flux_endpoint.engine.leftovers import kill_tasks
 from flux_endpoint.engine.outcome import (
-    TIMEOUT_EXPIRED,
     Cancelled,
     Finished,
     Lost,
@@ -48,42 +55,8 @@ from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 log = logging.getLogger(__name__)
 
 _RECORD = "job.json"
-#: Return codes of what SIGTERM has ended: as Python has them, and as a shell does.
-_ENDED_BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
 #: Seconds in which the events of a job that was found again come in.
 _CATCH_UP = 5.0
-
-
-@dataclass(eq=False)
-class _Job:
-    task: EngineTask
-    plan: JobPlan
-    future: JobFuture
-    #: Sizes of the output files when the job began.
-    starts: tuple[int, int]
-    jobid: int | None = None
-    #: Whether it has its resources.
-    allocated: bool = False
-    #: Which of which node, as long as it has them.
-    held: dict[str, Amount] = field(default_factory=dict)
-    #: What it waits for while nothing but resources is missing: it isn't held, and depends on
-    #: nothing.
-    demand: Demand | None = None
-    cancelled: bool = False
-    #: Whether its processes were started.
-    started: bool = False
-    #: Seconds since the epoch from which on it must not be started, and whether they have come.
-    start_before: float = math.inf
-    late: bool = False
-    #: Why it is lost if it ends of the signal that all jobs were sent.
-    ending: str = ""
-    #: Whether it had ended, with an exception, before its processes did.
-    failed: bool = False
-    clean: bool = False
-    #: Whether it was found running, after a restart.
-    attached: bool = False
-    attempts: list[str] = field(default_factory=list)
-    statuses: list[dict[str, Any]] = field(default_factory=list)
 
 
 class JobRunner:
@@ -127,7 +100,7 @@ class JobRunner:
         self._on_result = on_result
         self._on_event = on_event
         self._on_demand = on_demand
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._demand = JobDemand()
         #: Whether that has to be looked at again.
         self._demand_changed = False
@@ -259,9 +232,9 @@ class JobRunner:
         self._jobs[task.task_id] = job
         self._follow(job)
 
-    def _submit(self, task: EngineTask, plan: JobPlan) -> _Job:
+    def _submit(self, task: EngineTask, plan: JobPlan) -> Job:
         if isinstance(plan, FollowPlan):
-            return _Job(task, plan, self._backend.executor.attach(plan.jobid), (0, 0))
+            return Job(task, plan, self._backend.executor.attach(plan.jobid), (0, 0))
         Path(plan.request.cwd).mkdir(parents=True, exist_ok=True)
         if isinstance(plan, RanksPlan):
             shutil.rmtree(plan.directory, ignore_errors=True)  # of an earlier attempt
@@ -272,12 +245,12 @@ class JobRunner:
                 task.result_serializers,
                 self._planner.tasks,
             )
-        starts = _prepare_output(plan)
+        starts = prepare_output(plan)
         jobspec = build_jobspec(plan.request)
         future = self._backend.submit(jobspec, urgency=plan.request.resources.urgency)
-        return _Job(task, plan, future, starts)
+        return Job(task, plan, future, starts)
 
-    def _attach(self, task: EngineTask, plan: JobPlan) -> _Job | None:
+    def _attach(self, task: EngineTask, plan: JobPlan) -> Job | None:
         """Return the job that was submitted for this task before a restart, if there is one."""
         try:
             record = json.loads(self._record(task.task_id).read_text(encoding="utf-8"))
@@ -290,12 +263,12 @@ class JobRunner:
             log, logging.INFO, "attaching to job", task=task.task_id, job=format_jobid(jobid)
         )
         future = self._backend.executor.attach(jobid)
-        return _Job(task, plan, future, starts, jobid=jobid, attached=True)
+        return Job(task, plan, future, starts, jobid=jobid, attached=True)
 
     def _record(self, task_id: str) -> Path:
         return self._planner.task_directory(task_id) / _RECORD
 
-    def _follow(self, job: _Job) -> None:
+    def _follow(self, job: Job) -> None:
         job.future.add_jobid_callback(lambda _: self._inbox.put(lambda: self._identified(job)))
         for name in EVENTS:
             job.future.add_event_callback(
@@ -303,7 +276,7 @@ class JobRunner:
             )
         job.future.add_done_callback(lambda _: self._inbox.put(lambda: self._ended(job)))
 
-    def _identified(self, job: _Job) -> None:
+    def _identified(self, job: Job) -> None:
         try:
             job.jobid = int(job.future.jobid(timeout=0))
         except (RuntimeError, CancelledError):
@@ -327,7 +300,7 @@ class JobRunner:
             log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
         )
 
-    def _event(self, job: _Job, event: JobEvent) -> None:
+    def _event(self, job: Job, event: JobEvent) -> None:
         match event.name:
             case "submit":
                 job.statuses.append(
@@ -335,7 +308,7 @@ class JobRunner:
                 )
             case "priority":
                 eligible = int(event.context.get("priority", 0)) > 0 and not job.allocated
-                job.demand = (job.demand or _demand_of(job)) if eligible else None
+                job.demand = (job.demand or demand_of(job)) if eligible else None
                 self._demand_changed = True
             case "alloc":
                 job.allocated = True
@@ -358,12 +331,12 @@ class JobRunner:
         if job.clean and job.failed:
             self._ended(job)
 
-    def _ended(self, job: _Job) -> None:
+    def _ended(self, job: Job) -> None:
         task_id = job.task.task_id
         error = error_of(job.future)
         if self._jobs.get(task_id) is not job or self._is_lost(error):
             return  # with the instance, all jobs end together
-        if job.jobid is not None and _is_job_exception(error) and not job.clean:
+        if job.jobid is not None and is_job_exception(error) and not job.clean:
             job.failed = True  # its processes are being ended: no result before they are
             return
         del self._jobs[task_id]
@@ -374,7 +347,7 @@ class JobRunner:
             self._begin(job.task, job.attempts)  # Flux knows nothing of that job any more
             return
         if isinstance(job.plan, FollowPlan) and isinstance(error, (OSError, ValueError)):
-            self._conclude(job, Refused(_not_followed(job.plan.jobid, error)))
+            self._conclude(job, Refused(not_followed(job.plan.jobid, error)))
             return
         try:
             events = self._backend.exec_events(job.jobid) if job.jobid is not None else []
@@ -387,9 +360,9 @@ class JobRunner:
             outcome = Cancelled("ended on request")
         elif job.late and job.started and isinstance(outcome, Cancelled):
             outcome = Lost("it was started when it was just being withdrawn")
-        elif job.ending and _was_terminated(outcome):
+        elif job.ending and was_terminated(outcome):
             outcome = Lost(job.ending)
-        if job.jobid is None or not _was_ended(outcome):
+        if job.jobid is None or not was_ended(outcome):
             self._conclude(job, outcome)
             return
         # No result before the whole process tree is gone.
@@ -397,14 +370,14 @@ class JobRunner:
         sweep = self._sweepers.submit(self._backend.sweep, job.jobid, variable)
         sweep.add_done_callback(lambda _: self._inbox.put(lambda: self._conclude(job, outcome)))
 
-    def _conclude(self, job: _Job, outcome: Outcome) -> None:
+    def _conclude(self, job: Job, outcome: Outcome) -> None:
         try:
             self._carry_out(job, outcome)
         except Exception as unexpected:
             log.exception("a job's end could not be told")
             self._end(job.task, Failure(ErrorCode.UNKNOWN, f"EngineError: {unexpected!r}"))
 
-    def _carry_out(self, job: _Job, outcome: Outcome) -> None:
+    def _carry_out(self, job: Job, outcome: Outcome) -> None:
         match outcome:
             case Cancelled() if self._ending and not job.cancelled:
                 self._leave(job.task, job.attempts)  # as Flux does with all jobs at its end
@@ -433,7 +406,7 @@ class JobRunner:
                 end = Failure(ErrorCode.WORKER_LOST, failure_text("JobLost", attempts))
         self._end(job.task, end, job.statuses)
 
-    def _collect(self, job: _Job, outcome: Finished) -> Value | Failure:
+    def _collect(self, job: Job, outcome: Finished) -> Value | Failure:
         serializers = job.task.result_serializers
         if isinstance(job.plan, FollowPlan):
             report = self._backend.report(job.plan.jobid)
@@ -457,7 +430,7 @@ class JobRunner:
         job.cancelled = True
         self._withdraw(job, "ended on request")
 
-    def _withdraw(self, job: _Job, note: str) -> None:
+    def _withdraw(self, job: Job, note: str) -> None:
         if job.jobid is not None:
             self._backend.cancel(job.jobid, note)
         else:
@@ -507,7 +480,7 @@ class JobRunner:
             self._cancel_all(jobs.values(), reason)
 
     def _is_lost(self, error: BaseException | None) -> bool:
-        if error is None or _is_job_exception(error):  # this is the job's own end
+        if error is None or is_job_exception(error):  # this is the job's own end
             return False
         return self._backend.is_lost(error)
 
@@ -516,53 +489,7 @@ class JobRunner:
         self._record(task.task_id).unlink(missing_ok=True)
         self._on_left(task.task_id, attempts)
 
-    def _cancel_all(self, jobs: Iterable[_Job], note: str) -> None:
+    def _cancel_all(self, jobs: Iterable[Job], note: str) -> None:
         for job in jobs:
             if job.jobid is not None and not isinstance(job.plan, FollowPlan):
                 self._backend.cancel(job.jobid, note)
-
-
-def _demand_of(job: _Job) -> Demand:
-    name, now = job.task.task_id, time.monotonic()
-    if isinstance(job.plan, FollowPlan):
-        return Demand(name, since=now)  # of somebody else's job we don't know what it asks for
-    return Demand.of(name, job.plan.request.resources, now)
-
-
-def _was_ended(outcome: Outcome) -> bool:
-    """Return whether a job's processes were ended from outside."""
-    return isinstance(outcome, Cancelled) or (
-        isinstance(outcome, Finished) and outcome.exception_name == TIMEOUT_EXPIRED
-    )
-
-
-def _was_terminated(outcome: Outcome) -> bool:
-    return isinstance(outcome, Finished) and outcome.returncode in _ENDED_BY_SIGTERM
-
-
-def _is_job_exception(error: BaseException | None) -> bool:
-    return hasattr(error, "severity")
-
-
-def _not_followed(jobid: int, error: Exception) -> str:
-    name = format_jobid(jobid)
-    if isinstance(error, PermissionError):
-        return (
-            f"can't follow job {name}: it is another user's, and only its owner, or the owner of "
-            "the Flux instance, may"
-        )
-    return (
-        f"can't follow job {name}: {error}. An endpoint follows the jobs of the Flux instance that "
-        "it runs in: `flux jobs -a` there lists them"
-    )
-
-
-def _prepare_output(plan: JobPlan) -> tuple[int, int]:
-    """Make room for the output files, and return how large they are already."""
-    if not isinstance(plan, CommandPlan):
-        return 0, 0
-    sizes = []
-    for path in (plan.stdout, plan.stderr):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sizes.append(path.stat().st_size if path.is_file() else 0)
-    return sizes[0], sizes[1]

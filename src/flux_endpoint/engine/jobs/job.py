@@ -1,0 +1,103 @@
+"""A job that a task became: what is known of it, and how its ends are told apart."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from flux_endpoint.engine.backend import JobFuture
+from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.engine.demand import Amount, Demand
+from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan
+from flux_endpoint.engine.outcome import TIMEOUT_EXPIRED, Cancelled, Finished, Outcome
+from flux_endpoint.protocol.jobid import format_jobid
+
+#: Return codes of what SIGTERM has ended: as Python has them, and as a shell does.
+_ENDED_BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+@dataclass(eq=False)
+class Job:
+    """A job, or one to be, and what its runner knows of it."""
+
+    task: EngineTask
+    plan: JobPlan
+    future: JobFuture
+    #: Sizes of the output files when the job began.
+    starts: tuple[int, int]
+    jobid: int | None = None
+    #: Whether it has its resources.
+    allocated: bool = False
+    #: Which of which node, as long as it has them.
+    held: dict[str, Amount] = field(default_factory=dict)
+    #: What it waits for while nothing but resources is missing: it isn't held, and depends on
+    #: nothing.
+    demand: Demand | None = None
+    cancelled: bool = False
+    #: Whether its processes were started.
+    started: bool = False
+    #: Seconds since the epoch from which on it must not be started, and whether they have come.
+    start_before: float = math.inf
+    late: bool = False
+    #: Why it is lost if it ends of the signal that all jobs were sent.
+    ending: str = ""
+    #: Whether it had ended, with an exception, before its processes did.
+    failed: bool = False
+    clean: bool = False
+    #: Whether it was found running, after a restart.
+    attached: bool = False
+    attempts: list[str] = field(default_factory=list)
+    statuses: list[dict[str, Any]] = field(default_factory=list)
+
+
+def demand_of(job: Job) -> Demand:
+    """Return what a job asks for, as of now."""
+    name, now = job.task.task_id, time.monotonic()
+    if isinstance(job.plan, FollowPlan):
+        return Demand(name, since=now)  # of somebody else's job we don't know what it asks for
+    return Demand.of(name, job.plan.request.resources, now)
+
+
+def was_ended(outcome: Outcome) -> bool:
+    """Return whether a job's processes were ended from outside."""
+    return isinstance(outcome, Cancelled) or (
+        isinstance(outcome, Finished) and outcome.exception_name == TIMEOUT_EXPIRED
+    )
+
+
+def was_terminated(outcome: Outcome) -> bool:
+    """Return whether a job may have ended of a SIGTERM."""
+    return isinstance(outcome, Finished) and outcome.returncode in _ENDED_BY_SIGTERM
+
+
+def is_job_exception(error: BaseException | None) -> bool:
+    """Return whether `error` is a job's own end, and none of the way to it."""
+    return hasattr(error, "severity")
+
+
+def not_followed(jobid: int, error: Exception) -> str:
+    """Return why a job that somebody else started can't be followed."""
+    name = format_jobid(jobid)
+    if isinstance(error, PermissionError):
+        return (
+            f"can't follow job {name}: it is another user's, and only its owner, or the owner of "
+            "the Flux instance, may"
+        )
+    return (
+        f"can't follow job {name}: {error}. An endpoint follows the jobs of the Flux instance that "
+        "it runs in: `flux jobs -a` there lists them"
+    )
+
+
+def prepare_output(plan: JobPlan) -> tuple[int, int]:
+    """Make room for the output files, and return how many bytes they have already."""
+    if not isinstance(plan, CommandPlan):
+        return 0, 0
+    sizes = []
+    for path in (plan.stdout, plan.stderr):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sizes.append(path.stat().st_size if path.is_file() else 0)
+    return sizes[0], sizes[1]
