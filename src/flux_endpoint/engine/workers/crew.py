@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from flux_endpoint.engine.demand import Demand, JobDemand
 from flux_endpoint.engine.workers.records import ManagerRecord
@@ -41,8 +42,26 @@ _REVIEW_AFTER = 0.05
 _URGENCY = 16
 
 
+@dataclass(frozen=True)
+class Review:
+    """What a look at who has to leave has changed.
+
+    Attributes:
+        draining: managers that leave, from now on.
+        unborn: managers that have to leave and had not come up yet: their jobs should be cancelled.
+        kept: managers that were to leave and need not any more.
+    """
+
+    draining: tuple[ManagerRecord, ...] = ()
+    unborn: tuple[ManagerRecord, ...] = ()
+    kept: tuple[ManagerRecord, ...] = ()
+
+
 class Crew:
     """All managers whose jobs have not ended. Used by the pool's thread only.
+
+    What is decided and when it is to be looked at again goes by one reading of the monotonic clock,
+    `now`: a moment that came between two readings would be neither dealt with nor waited for.
 
     Args:
         limits: how many workers there may be.
@@ -84,28 +103,27 @@ class Crew:
 
     # Growing
 
-    def missing(self, backlog: int) -> list[Piece]:
+    def missing(self, backlog: int, now: float) -> list[Piece]:
         """Return the managers to start while `backlog` tasks find no room."""
-        now = time.monotonic()
         if backlog <= 0:
             self._backlog_since = math.inf
         else:
             self._backlog_since = min(self._backlog_since, now)
-        if now - self._backlog_since < _GROW_AFTER:
+        if now < self._backlog_since + _GROW_AFTER:
             backlog = 0
         force = self._force()
         pieces = to_start(self.limits, force, backlog, self._step)
         if not pieces or self._demand.waiting:  # what is free is theirs
             return pieces
-        left = self._room()
+        left = self._room(now)
         for manager in self._pending():
             largest = left.index(max(left))
             left[largest] = max(0, left[largest] - manager.workers)
         return to_start(self.limits, force, backlog, self._step, left)
 
-    def _room(self) -> list[int]:
+    def _room(self, now: float) -> list[int]:
         """Return for how many workers there is room on each node, as far as is known."""
-        holders = [self._holder(m, 0, 0.0) for m in self._holding()]
+        holders = [self._holder(m, 0, now) for m in self._holding()]
         free = room(holders, self._demand.held, self._site)
         return [self.limits.fit(amount) for amount in free]
 
@@ -132,18 +150,17 @@ class Crew:
             self._turns += 1
             self._turn_began = now
 
-    def withdraw(self, backlog: int) -> list[ManagerRecord]:
+    def withdraw(self, backlog: int, now: float) -> list[ManagerRecord]:
         """Return the managers whose jobs should no longer wait for resources."""
-        now = time.monotonic()
         pending = self._pending()
         self._looked = now >= self._look_at or not pending
         if not (self._looked and pending):
             return []
         self._look_at = now + _REVIEW_AFTER
-        left = self._room()
+        left = self._room(now)
         self._stalled_since = min(self._stalled_since, now) if any(left) else math.inf
         waiting = self._demand.waiting
-        latest = max((d.since for d in waiting if now - d.since >= _YIELD_AFTER), default=-math.inf)
+        latest = max((d.since for d in waiting if now >= d.since + _YIELD_AFTER), default=-math.inf)
         earliest = min((d.since for d in waiting), default=math.inf)
         pieces = [
             Pending(
@@ -165,14 +182,13 @@ class Crew:
 
     # Shrinking
 
-    def idle(self) -> list[ManagerRecord]:
+    def idle(self, now: float) -> list[ManagerRecord]:
         """Return the managers that have had nothing to do for long enough, and those drained."""
-        now = time.monotonic()
         return [
             m
             for m in self.managers.values()
             if (m.state == "draining" and not m.tasks)
-            or (self._is_spare(m) and now - m.idle_since >= self._idle_timeout)
+            or (self._is_spare(m) and now >= m.idle_since + self._idle_timeout)
         ]
 
     @staticmethod
@@ -197,29 +213,24 @@ class Crew:
     def _turn(self) -> float:
         return min(_LONGEST_TURN, _TURN * 2.0 ** max(0, self._turns - 1))
 
-    def review(self, backlog: int) -> tuple[list[ManagerRecord], list[ManagerRecord]]:
+    def review(self, backlog: int, now: float) -> Review:
         """Decide anew which managers make room for jobs.
 
         Args:
             backlog: tasks that find no room.
-
-        Returns:
-            Managers that are draining from now on, and managers that had not come up yet, whose
-            jobs should be cancelled.
+            now: monotonic time.
         """
-        now = time.monotonic()
         if now < self._review_at:
             self._reviewed = False
-            return [], []
+            return Review()
         self._reviewed = True
         if self._head is None:
-            self._drain(frozenset())
-            return [], []
+            return self._drain(frozenset())
         self._review_at = now + _REVIEW_AFTER
-        due = [d for d in self._demand.waiting if now - d.since >= _YIELD_AFTER]
+        due = [d for d in self._demand.waiting if now >= d.since + _YIELD_AFTER]
         holders = [self._holder(m, backlog, now) for m in self._holding()]
         leaving = to_drain(due, holders, self._demand.held, self._site, self._blind)
-        self._look_for_strangers(seems_clear=leaving.served > 0 and not leaving.managers)
+        self._look_for_strangers(now, seems_clear=leaving.served > 0 and not leaving.managers)
         return self._drain(leaving.managers)
 
     def _holding(self) -> list[ManagerRecord]:
@@ -252,40 +263,43 @@ class Crew:
         began = manager.allocated_at or 0.0
         return self._head is not None and began >= self._head.since and self._turns > 1
 
-    def _look_for_strangers(self, *, seems_clear: bool) -> None:
-        now = time.monotonic()
+    def _look_for_strangers(self, now: float, *, seems_clear: bool) -> None:
         if not seems_clear or self._blind >= self._site.nodes:
             self._cleared_since = math.inf
         elif self._cleared_since == math.inf:
             self._cleared_since = now
-        elif now - self._cleared_since >= _BLIND_AFTER:
+        elif now >= self._cleared_since + _BLIND_AFTER:
             self._blind = max(1, 2 * self._blind)
             self._cleared_since = math.inf
             self._review_at = 0.0
             self._reviewed = False
 
-    def _drain(self, leaving: frozenset[str]) -> tuple[list[ManagerRecord], list[ManagerRecord]]:
-        draining, unborn = [], []
+    def _drain(self, leaving: frozenset[str]) -> Review:
+        draining, unborn, kept = [], [], []
         for name, manager in self.managers.items():
             if name not in leaving:
                 if manager.state == "draining":
                     manager.state = "ready"
+                    kept.append(manager)
             elif manager.state == "ready":
                 manager.state = "draining"
                 draining.append(manager)
             elif manager.state == "starting":
                 unborn.append(manager)
-        return draining, unborn
+        return Review(tuple(draining), tuple(unborn), tuple(kept))
 
     # Time and numbers
 
-    def moments(self) -> Iterator[float]:
-        """Yield the monotonic times at which there may be something to do."""
-        now = time.monotonic()
+    def moments(self, now: float) -> Iterator[float]:
+        """Yield the monotonic times at which there may be something to do.
+
+        Args:
+            now: what the decisions were made at.
+        """
         yield from (m.idle_since + self._idle_timeout for m in self.ready if self._is_spare(m))
         for manager in self._pending():
             since = (manager.eligible_at, max(manager.eligible_at, self._stalled_since))
-            yield from (each + STALLED_AFTER for each in since if each + STALLED_AFTER > now)
+            yield from (each + STALLED_AFTER for each in since if now - each < STALLED_AFTER)
         if self._backlog_since + _GROW_AFTER > now:
             yield self._backlog_since + _GROW_AFTER
         if not self._reviewed:

@@ -75,6 +75,9 @@ class WorkerPool:
         self._running: dict[str, float] = {}
         self._failures = 0
         self._not_before = 0.0
+        #: Monotonic time of this turn. What is to be done now and what is to be waited for are told
+        #: apart by this one reading: what came between two would be neither.
+        self._now = 0.0
         self._stopping = False
         #: When what has not ended is cancelled, and when it is given up.
         self._cancel_at = self._give_up_at = math.inf
@@ -169,6 +172,7 @@ class WorkerPool:
                     self._receive()
             while self._inbox:
                 self._inbox.popleft()()
+            self._now = time.monotonic()
             self._waiting.leave_late(time.time())
             self._assign()
             self._balance()
@@ -184,19 +188,19 @@ class WorkerPool:
     def _is_over(self) -> bool:
         if not (self._stopping and self._drained.is_set()):
             return False
-        return not self._managers or time.monotonic() >= self._give_up_at
+        return not self._managers or self._now >= self._give_up_at
 
     def _patience(self) -> int | None:
         """Return milliseconds until something must be done even if nothing happens."""
-        now = time.monotonic()
         moments = [m for m in (self._cancel_at, self._give_up_at) if m < math.inf]
-        if self._not_before > now:
+        if self._not_before > self._now:
             moments.append(self._not_before)
         if not self._stopping:
-            moments.extend(m for m in self._crew.moments() if m < math.inf)
+            moments.extend(m for m in self._crew.moments(self._now) if m < math.inf)
         stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
         # Afterwards `_grow` and `_balance` have done what could be done.
-        moments.extend(moment for moment in stuck if moment > now)
+        moments.extend(moment for moment in stuck if moment > self._now)
+        now = time.monotonic()
         if self._waiting.late_at < math.inf:
             moments.append(now + self._waiting.late_at - time.time())
         if not moments:
@@ -357,8 +361,7 @@ class WorkerPool:
         manager.quiet_since = time.monotonic()
 
     def _is_stuck(self, manager: ManagerRecord) -> bool:
-        quiet = time.monotonic() - manager.quiet_since
-        return manager.surplus > 0 and quiet >= _STUCK_AFTER
+        return manager.surplus > 0 and self._now >= manager.quiet_since + _STUCK_AFTER
 
     def _lost(self, manager: ManagerRecord, task_id: str, reason: str) -> None:
         entry = self._release(manager, task_id)
@@ -392,8 +395,8 @@ class WorkerPool:
 
     def _make_room(self) -> None:
         """Have managers leave for jobs that wait."""
-        draining, unborn = self._crew.review(self._unserved)
-        for manager in draining:
+        review = self._crew.review(self._unserved, self._now)
+        for manager in review.draining:
             logs.event(
                 log,
                 logging.INFO,
@@ -404,17 +407,19 @@ class WorkerPool:
             )
             if manager.tasks:
                 self._take_back(manager)
-        for manager in unborn:
+        for manager in review.unborn:
             self._withdraw(manager, "makes room for a job")
+        if review.kept:
+            self._assign()
 
     def _grow(self) -> None:
         """Start workers where more tasks wait than the coming ones can take."""
         backlog = self._unserved
-        for manager in self._crew.withdraw(backlog):
+        for manager in self._crew.withdraw(backlog, self._now):
             self._withdraw(manager, "found no room")
-        if time.monotonic() < self._not_before:
+        if self._now < self._not_before:
             return
-        for piece in self._crew.missing(backlog):
+        for piece in self._crew.missing(backlog, self._now):
             if not self._start_manager(piece):
                 return
 
@@ -447,7 +452,7 @@ class WorkerPool:
         self._crew.allocated(manager, next(iter(placement_of(event.context)), ""))
 
     def _shrink(self) -> None:
-        for manager in self._crew.idle():
+        for manager in self._crew.idle(self._now):
             self._stop_manager(manager)
 
     def _withdraw(self, manager: ManagerRecord, note: str) -> None:
@@ -471,10 +476,10 @@ class WorkerPool:
 
     def _insist(self) -> None:
         """Cancel the jobs of managers that were told to end and have not."""
-        if time.monotonic() < self._cancel_at:
+        if self._now < self._cancel_at:
             return
         self._cancel_at = math.inf
-        self._give_up_at = time.monotonic() + _CANCEL_PATIENCE
+        self._give_up_at = self._now + _CANCEL_PATIENCE
         for manager in self._managers.values():
             logs.event(log, logging.WARNING, "workers do not end", host=manager.host)
             self._launcher.cancel(manager.job)

@@ -1,0 +1,83 @@
+"""The pool sleeps when there is nothing to do, and nothing that comes in between is missed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_world import World, until
+
+from flux_endpoint.engine.workers import crew, pool
+from flux_endpoint.functions import ShellFunction
+
+#: Seconds that the pool's thread is kept from running: more than a job waits for its room.
+PREEMPTED = 0.5
+
+
+def hold(directory: str, name: str) -> str:
+    """Say that this has begun, and wait until it may end."""
+    import pathlib
+    import time
+
+    place = pathlib.Path(directory)
+    (place / f"{name}-started").touch()
+    while not (place / f"{name}-may-end").exists():
+        time.sleep(0.02)
+    return name
+
+
+def let_end(directory: Path, name: str) -> None:
+    (directory / f"{name}-may-end").touch()
+
+
+def status(world: World, name: str) -> Any:
+    return world.engine.status()[name]
+
+
+@pytest.fixture
+def preempted(monkeypatch):
+    """The pool's thread is kept from running between its decisions and its sleep."""
+    decide_how_long = pool.WorkerPool._patience
+
+    def patience(self: pool.WorkerPool) -> int | None:
+        time.sleep(PREEMPTED)
+        return decide_how_long(self)
+
+    monkeypatch.setattr(crew, "_TURN", 0.3)
+    return lambda: monkeypatch.setattr(pool.WorkerPool, "_patience", patience)
+
+
+def test_a_job_gets_room_though_its_time_came_before_the_pool_slept(make_world, preempted):
+    world = make_world(min_nodes=1, max_nodes=1)
+    until(lambda: status(world, "managers") == 1)
+    time.sleep(2 * crew._TURN)  # nothing of the workers' own wakes the pool
+    preempted()
+    nodes = status(world, "resources")["nodes"]
+    spec = {"num_nodes": nodes, "exclusive": True}
+    job = world.submit(ShellFunction("echo ran"), spec=spec)
+    assert world.end(job).value.stdout == "ran\n"
+
+
+def test_workers_that_need_not_leave_after_all_take_what_waits(make_world, tmp_path):
+    world = make_world(min_nodes=1, max_nodes=1)
+    workers = status(world, "max_workers")
+    until(lambda: status(world, "idle_workers") == workers)
+    names = [f"task{number}" for number in range(workers)]
+    ids = [world.submit(hold, str(tmp_path), name) for name in names]
+    until(lambda: len(list(tmp_path.glob("*-started"))) == workers)
+    spec = {"num_nodes": status(world, "resources")["nodes"], "exclusive": True}
+    job = world.submit(ShellFunction("true"), spec=spec)
+    until(lambda: status(world, "draining_managers") == 1)
+    let_end(tmp_path, names[0])
+    assert world.end(ids[0]).value == names[0]
+    waits = world.submit(hold, str(tmp_path), "waits")
+    until(lambda: status(world, "pending_tasks") == 1)
+    time.sleep(0.2)  # no workers are about to be started for it
+    let_end(tmp_path, "waits")
+    world.engine.cancel(job)
+    assert world.end(waits).value == "waits"
+    for name in names:
+        let_end(tmp_path, name)
+    world.ends(ids)
