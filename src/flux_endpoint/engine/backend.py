@@ -260,13 +260,12 @@ class FluxBackend:
         self._flux = import_flux()
         quiet_executors()
         self._uri = uri or os.environ.get("FLUX_URI") or None
-        where = self._uri or "the default URI"
+        where = self._uri or "the default instance (FLUX_URI is not set)"
         self._lock = threading.Lock()  # a handle serves one thread at a time
         try:
             self._handle = self._flux.Flux(self._uri)
             listing = _resource_list(self._handle).get().all
         except OSError as error:
-            where = self._uri or "the default instance (FLUX_URI is not set)"
             raise EngineError(
                 f"can't reach Flux at {where}: {error}. Start the endpoint inside an allocation, "
                 "e.g. `flux alloc -N1` or `flux start`, or set engine.executor: local"

@@ -29,6 +29,9 @@ _EXIT_ON_ERROR = re.compile(r"failed(?: \(Exit (\d+)\))?.* exit-on-error is set"
 #: What a shell, and Flux, add to a signal's number to make an exit code of it.
 _SIGNAL_BASE = 128
 
+#: Return codes of what SIGTERM has ended: as Python has them, and as a shell does.
+ENDED_BY_SIGTERM = (-signal.SIGTERM, _SIGNAL_BASE + signal.SIGTERM)
+
 
 class Ended(Protocol):
     """The future of a job that has ended."""

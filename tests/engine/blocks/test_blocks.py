@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from engine_world import until
 
+from flux_endpoint.engine.blocks.block import BlockLauncher
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.protocol.jobid import format_jobid
 
@@ -162,6 +163,20 @@ def test_blocks_that_never_start_fail_the_tasks_with_the_reason(make_blocks, mon
     assert end.code == "WorkerLost"
     assert "no block could be started in 4 attempts" in end.text
     assert "unsatisfiable" in end.text
+
+
+def test_a_block_that_could_not_be_asked_for_is_asked_for_again(make_blocks, monkeypatch):
+    submit, failures = BlockLauncher.submit, iter([OSError(11, "try again")])
+
+    def fails_once(self):
+        for failure in failures:
+            raise failure
+        return submit(self)
+
+    monkeypatch.setattr("flux_endpoint.engine.blocks.scaling.FIRST_BACKOFF", 0.05)
+    world = make_blocks()
+    monkeypatch.setattr(BlockLauncher, "submit", fails_once)
+    assert world.call(double, 4).value == 8
 
 
 def test_an_engine_that_stops_in_order_ends_its_blocks(make_blocks, tmp_path, uri):

@@ -45,8 +45,8 @@ _END_PATIENCE = 30.0
 _MOST_TOO_LATE = 3
 #: Seconds in which the tasks of before a restart are submitted again.
 _RECOVERY = 10.0
-#: Seconds after which a decision that failed is tried again.
-_SCALE_AGAIN = 1.0
+#: Seconds after which a decision that failed is made again.
+_AFTER_FAILURE = 1.0
 
 
 class BlockEngine:
@@ -84,7 +84,8 @@ class BlockEngine:
         #: Monotonic time until which running tasks may finish when the engine stops.
         self._stop_at = math.inf
         self._done = threading.Event()
-        self._status: dict[str, Any] = {}
+        #: Seconds until the number of blocks is looked at again; infinity: when something happens.
+        self._again = 0.0
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
         self._on_result: Callable[[EngineResult], None] = lambda _: None
@@ -194,19 +195,16 @@ class BlockEngine:
     # The thread of the blocks
 
     def _run(self) -> None:
-        again = 0.0
         while not self._done.is_set():
+            patience = self._again if self._again < math.inf else None
+            self._again = _AFTER_FAILURE  # should anything below fail
             with suppress(queue.Empty):
-                self._safely(self._inbox.get(timeout=again if again < math.inf else None))
+                self._safely(self._inbox.get(timeout=patience))
             for _ in range(self._inbox.qsize()):
                 self._safely(self._inbox.get())
             self._safely(self._keep_time)
             self._safely(self._assign)
-            try:
-                again = self._scale()
-            except Exception:
-                log.exception("the number of blocks could not be decided on; trying again")
-                again = _SCALE_AGAIN
+            self._safely(self._scale)
         for held in self._waiting:
             if held.attempts:
                 self._kept.keep(held.task.task_id, held.attempts)
@@ -297,8 +295,8 @@ class BlockEngine:
 
     # Blocks
 
-    def _scale(self) -> float:
-        """Ask for blocks and end them; return the seconds until something is due."""
+    def _scale(self) -> None:
+        """Ask for blocks and end them, and note when there may be more to do."""
         now = time.monotonic()
         for block in self._blocks.values():
             needed = bool(block.tasks) or (block.state != "ready" and bool(self._waiting))
@@ -321,9 +319,11 @@ class BlockEngine:
             for _ in range(decision.start):
                 self._safely(self._request)
             moments.append(decision.again - now)
+            if self._backoff.not_before > now:  # by a failure just now, too
+                moments.append(self._backoff.not_before - now)
         elif not self._blocks:
             self._done.set()
-        return max(0.0, min(moments, default=math.inf))
+        self._again = max(0.0, min(moments, default=math.inf))
 
     def _request(self) -> None:
         try:

@@ -67,7 +67,7 @@ def decide(
     """
     active = [block for block in blocks if block.coming or block.ready]
     idle = [block for block in active if block.idle_since is not None]
-    over = [b for b in idle if now - (b.idle_since or 0.0) >= config.idle_timeout]
+    over = [b for b in idle if now >= (b.idle_since or 0.0) + config.idle_timeout]
     end = [block.name for block in over[: max(0, len(active) - config.min_blocks)]]
     wanted = _wanted(config, active, demand)
     if wanted and len(blocks) >= config.max_blocks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +11,14 @@ from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.demand import Amount, Demand
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan
-from flux_endpoint.engine.outcome import TIMEOUT_EXPIRED, Cancelled, Finished, Outcome
+from flux_endpoint.engine.outcome import (
+    ENDED_BY_SIGTERM,
+    TIMEOUT_EXPIRED,
+    Cancelled,
+    Finished,
+    Outcome,
+)
 from flux_endpoint.protocol.jobid import format_jobid
-
-#: Return codes of what SIGTERM has ended: as Python has them, and as a shell does.
-_ENDED_BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @dataclass(eq=False)
@@ -70,7 +72,7 @@ def was_ended(outcome: Outcome) -> bool:
 
 def was_terminated(outcome: Outcome) -> bool:
     """Return whether a job may have ended of a SIGTERM."""
-    return isinstance(outcome, Finished) and outcome.returncode in _ENDED_BY_SIGTERM
+    return isinstance(outcome, Finished) and outcome.returncode in ENDED_BY_SIGTERM
 
 
 def is_job_exception(error: BaseException | None) -> bool:

@@ -33,6 +33,7 @@ import zmq
 import zmq.utils.monitor
 
 from flux_endpoint import logs
+from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.ends import end_of, kill_tree, signal_tree
 from flux_endpoint.engine.workers.frames import FrameSocket
@@ -56,8 +57,6 @@ _TELL_AFTER = 1.0
 _LARGE = 1 << 16
 #: So many workers in a row that end before their first task mean that none can start.
 _MOST_STILLBORN = 4
-#: Return codes of what SIGTERM has ended: as Python has them, and as a shell does.
-_ENDED_BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @dataclass(eq=False)
@@ -328,7 +327,7 @@ class Manager:
         worker.told = False
         if worker.cancelled == task_id:  # it may have come to an end because of that
             self._tell_cancelled(task_id)
-        elif self._terminated and returncode in _ENDED_BY_SIGTERM:
+        elif self._terminated and returncode in ENDED_BY_SIGTERM:
             self._tell_lost(task_id, self._terminated)
         else:
             self._outbox += (task_id.encode(), body)
