@@ -77,8 +77,14 @@ def amqp_vhost(broker: Broker) -> Iterator[str]:
 
 
 @pytest.fixture
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def free_port() -> Iterator[int]:
+    """A TCP port that nothing listens on but what a test starts there.
+
+    It is bound as long as the test runs, so that nobody else is given it meanwhile; a server, which
+    reuses addresses, can listen there all the same.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        yield port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import threading
 import time
 import uuid
@@ -27,7 +28,8 @@ PATIENCE = 30.0
 _serializer = ComputeSerializer()
 #: Functions of test modules travel as source: workers can't import those modules.
 _by_source = ComputeSerializer(strategy_code=DillCodeSource())
-_seconds = itertools.count(int(time.time()) % 100_000 * 100 + 10**8)
+#: Other processes run other tests at the same time, and some kill what they find by such a number.
+_seconds = itertools.count((10**6 + os.getpid()) * 1000)
 
 
 def buffer_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:

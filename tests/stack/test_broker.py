@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from flux_endpoint.errors import AmqpError
+from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.broker_files import load_identity
 
@@ -78,6 +79,13 @@ def test_it_listens_on_the_loopback_interface_only(node, processes_of):
 
 def test_ctl_talks_to_this_node(node):
     assert node.name in node.ctl("eval", "node().")
+
+
+def test_ctl_takes_another_port_where_its_own_is_taken_meanwhile(node, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(broker_files, "free_ports", lambda count: [port] * count)
+        assert node.name in node.ctl("eval", "node().")
 
 
 def test_a_failing_ctl_says_why(node):
@@ -183,6 +191,7 @@ def test_a_port_that_is_taken_after_all_is_replaced(tmp_path):
 OWNER = """
 import sys, threading
 from pathlib import Path
+from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.broker import RabbitNode
 with RabbitNode(Path(sys.argv[1])) as node:
     print("ready", flush=True)

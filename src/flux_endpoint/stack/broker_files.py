@@ -34,6 +34,8 @@ PERMISSIONS = {
 MAX_MESSAGE_SIZE = 64 * 2**20
 #: Milliseconds that a consumer may take to acknowledge: a day.
 CONSUMER_TIMEOUT = 24 * 3600 * 1000
+#: Further ports that a command may listen on where the first turns out to be taken.
+CTL_PORTS = 100
 #: More schedulers than these only cost memory at the rates of one machine.
 MAX_SCHEDULERS = 4
 
@@ -129,7 +131,7 @@ def node_environment(directory: Path, identity: NodeIdentity) -> dict[str, str]:
     """Return the whole environment of node and `rabbitmqctl`; only PATH is inherited."""
     schedulers = min(os.cpu_count() or 1, MAX_SCHEDULERS)
     loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
-    ctl_port = str(free_ports(1)[0])
+    ctl_port = free_ports(1)[0]
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(directory),  # of the cookie
@@ -148,8 +150,9 @@ def node_environment(directory: Path, identity: NodeIdentity) -> dict[str, str]:
         "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback_only} +S {schedulers}:{schedulers}",
         "RABBITMQ_CTL_ERL_ARGS": loopback_only,
-        "RABBITMQ_CTL_DIST_PORT_MIN": ctl_port,
-        "RABBITMQ_CTL_DIST_PORT_MAX": ctl_port,
+        # The first of them may be taken by the time that the command has come up.
+        "RABBITMQ_CTL_DIST_PORT_MIN": str(ctl_port),
+        "RABBITMQ_CTL_DIST_PORT_MAX": str(min(ctl_port + CTL_PORTS, 65535)),
     }
 
 
