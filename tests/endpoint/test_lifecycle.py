@@ -263,6 +263,7 @@ def test_a_service_that_comes_late_is_found(
         (signal.SIGINT, 130, os.kill),
         (signal.SIGTERM, 0, os.kill),
         (signal.SIGTERM, 0, signal_another_thread),
+        (signal.SIGALRM, 0, os.kill),
     ],
 )
 def test_in_the_foreground_a_signal_ends_it_in_good_order(

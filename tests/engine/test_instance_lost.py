@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes, until
 
-from flux_endpoint.functions import MPIFunction
+from flux_endpoint.engine.backend import local_uri
+from flux_endpoint.engine.lifeline import Lifeline
+from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_instance import FluxInstance
 
 pytestmark = [
@@ -228,6 +233,68 @@ def test_what_flux_ends_with_its_instance_is_run_again_in_the_next(
             instance.end()
             world.wait_lost()
         stop_soon(world)
+
+
+@contextmanager
+def allocation(
+    flux_module: ModuleType, uri: str, hold: Path
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """An instance in another, as a batch job is; gives its URI, and what has its time limit come.
+
+    That is a moment later, since Flux takes none that is over already. Its cleanup, once it has
+    begun, does not go on while there is a file `hold`.
+    """
+    environment = {**os.environ, "FLUX_URI": uri}
+    submit = ["flux", "batch", "-N1", "-t1h", "--output=none", "--wrap", "sleep", "inf"]
+    done = subprocess.run(submit, env=environment, check=True, capture_output=True, text=True)
+    handle = flux_module.Flux(uri)
+    jobid = flux_module.job.JobID(done.stdout.strip())
+    started, inner = 0.0, ""
+    for event in flux_module.job.event_watch(handle, jobid):
+        if event.name == "start":
+            started = event.timestamp
+        elif event.name == "memo" and "uri" in event.context:
+            inner = local_uri(event.context["uri"])
+            break
+    broker = flux_module.Flux(inner)
+    broker.rpc("state-machine.wait", {}).get()
+    wait = f"while test -e {hold} && kill -0 $PPID; do sleep 0.1; done"
+    broker.rpc("runat.push", {"name": "cleanup", "commands": [wait]}).get()
+
+    def expire() -> None:
+        duration = {"attributes.system.duration": time.time() + 2.0 - started}
+        handle.rpc("job-manager.update", {"id": jobid, "updates": duration}).get()
+
+    yield inner, expire
+    flux_module.job.event_wait(handle, jobid, "clean", raiseJobException=False)
+
+
+def test_what_an_allocations_time_limit_cuts_off_is_left_for_the_next_start(
+    flux_module: ModuleType,
+    instance: FluxInstance,
+    tmp_path: Path,
+    mark: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Flux ends jobs before it says that it ends; here it says nothing at all.
+    monkeypatch.setattr(Lifeline, "_state_named", lambda *_: None)
+    hold = tmp_path / "hold"
+    hold.touch()  # what is ended in the cleanup is cancelled, whatever the time limit
+    with allocation(flux_module, instance.uri, hold) as (uri, expire):
+        world = World("flux", tmp_path, uri=uri, max_nodes=1, workers_per_node=1)
+        seconds = fresh_seconds()
+        tasks = [
+            world.submit(ShellFunction(f"sleep {seconds}")),
+            world.submit(MPIFunction(f"sleep {seconds}"), spec=ONE_RANK),
+        ]
+        until(lambda: len(processes(seconds)) == len(tasks))
+        expire()
+        assert world.wait_lost() == f"the Flux instance at {uri} reached its time limit"
+        stop_soon(world)
+        assert [world.end(task) for task in tasks if world.has_ended(task)] == []
+        hold.unlink()
+    until(lambda: not processes(seconds))
+    until(lambda: not marked(mark))
 
 
 def test_an_instance_whose_time_is_over_can_be_given_up_before_it_is_gone(

@@ -130,7 +130,8 @@ class Runner:
                 return None
 
     def _catch_signals(self) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # SIGALRM is what a batch script gets when its allocation's time limit has come.
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGTERM:
                 signal.signal(signum, lambda *_: None)
 

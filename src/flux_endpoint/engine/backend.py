@@ -14,6 +14,7 @@ import platform
 import shlex
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -41,6 +42,8 @@ done"""
 _SWEEP_TIMEOUT = 30.0  # seconds
 #: Seconds that Flux has to tell how it is.
 _ANSWER_TIMEOUT = 1.0
+#: Seconds by which the time limits of an instance and of the jobs in it may be apart.
+_SLACK = 1.0
 
 
 class JobEvent(Protocol):
@@ -130,6 +133,9 @@ class Backend(Protocol):
     def is_ending(self) -> bool:
         """Ask the instance whether it is about to end; it starts nothing more then."""
 
+    def is_expired(self) -> bool:
+        """Return whether the instance's time limit has come; Flux gives its jobs none beyond it."""
+
     def is_lost(self, error: BaseException | None) -> bool:
         """Return whether `error` comes of the instance's end; `on_lost` has been called then."""
 
@@ -204,6 +210,10 @@ class LocalBackend:
         """See `Backend`."""
         return False
 
+    def is_expired(self) -> bool:
+        """See `Backend`; it has no time limit."""
+        return False
+
     def is_lost(self, error: BaseException | None) -> bool:  # noqa: ARG002 - the interface's
         """See `Backend`."""
         return False
@@ -272,6 +282,8 @@ class FluxBackend:
             ) from error
         self.resources = Resources(listing.nnodes, listing.ncores, listing.ngpus)
         self._everything = listing
+        #: The instance's end in seconds since the epoch, as it was last heard of.
+        self._expires = _expiration(listing)
         self.instance = self._uri or ""
         self.spans_hosts = listing.nnodes > 1
         self.executor: JobExecutor = self._flux.job.FluxExecutor(
@@ -304,6 +316,11 @@ class FluxBackend:
         finally:
             self._lock.release()
         return answer["state"] in ENDING
+
+    def is_expired(self) -> bool:
+        """See `Backend`."""
+        self._expires = self.usage().get("expires", self._expires)  # it may have been changed
+        return self._expires is not None and time.time() >= self._expires - _SLACK
 
     def is_lost(self, error: BaseException | None) -> bool:
         """See `Backend`."""
@@ -408,8 +425,7 @@ class FluxBackend:
             "cores_free": listing.free.ncores,
             "gpus_allocated": listing.allocated.ngpus,
             "gpus_free": listing.free.ngpus,
-            # As RFC 20 has it: ResourceSet has an attribute for it only from Flux 0.83 on.
-            "expires": json.loads(listing.all.encode())["execution"].get("expiration") or None,
+            "expires": _expiration(listing.all),
         }
 
     def close(self) -> None:
@@ -460,6 +476,12 @@ def _plain(event: JobEvent) -> dict[str, Any]:
 def _resource_list(handle: Any) -> Any:
     resource = __import__("flux.resource", fromlist=["resource_list"])
     return resource.resource_list(handle)
+
+
+def _expiration(resources: Any) -> float | None:
+    """Return when resources are taken back, in seconds since the epoch, as RFC 20 has it."""
+    # ResourceSet has an attribute for it only from Flux 0.83 on.
+    return json.loads(resources.encode())["execution"].get("expiration") or None
 
 
 def choose_backend(config: FluxEngineConfig, uri: str | None = None) -> Backend:

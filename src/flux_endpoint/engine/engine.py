@@ -118,6 +118,7 @@ class FluxEngine:
             directory=self._directory,
             on_result=self._ended,
             on_left=leave,
+            is_over=self._is_over,
         )
         self._jobs = JobRunner(
             self._backend,
@@ -133,6 +134,7 @@ class FluxEngine:
             retries=self._config.max_retries_on_system_failure,
             on_result=self._ended,
             on_left=leave,
+            is_over=self._is_over,
             on_event=on_event or (lambda _: None),
             on_demand=self._pool.make_room,
         )
@@ -210,6 +212,17 @@ class FluxEngine:
             pool.hold()
             jobs.hold()
         self._tell_lost(reason)
+
+    def _is_over(self) -> bool:
+        """Return whether the Flux instance's time limit has come: its end is on its way then.
+
+        Runs on the pool's or the runner's thread: Flux ends jobs before it says that it ends.
+        """
+        if self._backend is None or not (self._heeds_end and self._backend.is_expired()):
+            return False
+        if not self._lost_because:
+            self._end_soon(f"the Flux instance at {self._backend.instance} reached its time limit")
+        return True
 
     def _tell_lost(self, reason: str) -> None:
         with self._losing:

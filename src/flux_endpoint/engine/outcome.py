@@ -82,6 +82,11 @@ def error_of(job: Ended) -> BaseException | None:
         return cancelled
 
 
+def has_timed_out(error: BaseException | None) -> bool:
+    """Return whether a job was ended since its time was over."""
+    return getattr(error, "type", None) == "timeout"
+
+
 def end_of_job(job: Ended) -> str:
     """Say how a job ended whose future is done."""
     error = error_of(job)

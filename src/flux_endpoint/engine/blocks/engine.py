@@ -132,6 +132,7 @@ class BlockEngine:
             on_event=self._on_event,
             on_demand=lambda _: None,
             on_left=lambda _task_id, _attempts: None,
+            is_over=lambda: False,
         )
         logs.event(log, logging.INFO, f"engine asks for blocks in {self._backend.description}")
         for jobid in self._launcher.recorded():

@@ -70,6 +70,13 @@ def was_ended(outcome: Outcome) -> bool:
     )
 
 
+def has_no_limit(job: Job, outcome: Outcome) -> bool:
+    """Return whether a job's time was over although its task has no walltime."""
+    if isinstance(job.plan, FollowPlan) or job.plan.request.resources.walltime:
+        return False
+    return isinstance(outcome, Finished) and outcome.exception_name == TIMEOUT_EXPIRED
+
+
 def was_terminated(outcome: Outcome) -> bool:
     """Return whether a job may have ended of a SIGTERM."""
     return isinstance(outcome, Finished) and outcome.returncode in ENDED_BY_SIGTERM

@@ -27,6 +27,7 @@ from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.job import (
     Job,
     demand_of,
+    has_no_limit,
     is_job_exception,
     not_followed,
     prepare_output,
@@ -67,6 +68,7 @@ class JobRunner:
         planner: decides what job a task becomes.
         retries: how often a task is tried again that the system, not its user, failed.
         on_left: told the id of each task that is left to others, and why attempts at it failed.
+        is_over: whether the instance's time limit has come; its end is on its way then.
         on_result: given every task's end.
         on_event: given every event of every job.
         on_demand: told what the jobs have and want whenever that has changed.
@@ -80,6 +82,7 @@ class JobRunner:
         endpoint_id: str,
         retries: int,
         on_left: Callable[[str, list[str]], None],
+        is_over: Callable[[], bool],
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None],
         on_demand: Callable[[JobDemand], None],
@@ -89,6 +92,7 @@ class JobRunner:
         self._details = results.worker_details(endpoint_id)
         self._retries = retries
         self._on_left = on_left
+        self._is_over = is_over
         #: Whether nothing is started any more.
         self._closed = False
         #: Whether there is nothing left to run jobs on.
@@ -381,6 +385,9 @@ class JobRunner:
         match outcome:
             case Cancelled() if self._ending and not job.cancelled:
                 self._leave(job.task, job.attempts)  # as Flux does with all jobs at its end
+                return
+            case Finished() if has_no_limit(job, outcome) and self._is_over():
+                self._leave(job.task, job.attempts)  # the time that is over is the instance's
                 return
             case Finished():
                 end = self._collect(job, outcome)

@@ -156,7 +156,8 @@ class Manager:
         self._signal_read, signal_write = os.pipe()
         os.set_blocking(signal_write, False)
         signal.set_wakeup_fd(signal_write)
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Flux sends SIGALRM when the instance's time limit has come.
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(signum, lambda _signum, _frame: setattr(self, "_running", False))
         self._poller.register(self._signal_read, zmq.POLLIN)
 

@@ -23,7 +23,7 @@ from flux_endpoint.engine.backend import Backend, JobEvent
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import JobDemand, placement_of
-from flux_endpoint.engine.outcome import end_of_job, error_of
+from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import Backlog
 from flux_endpoint.engine.workers.crew import Crew
@@ -60,8 +60,11 @@ class WorkerPool:
         directory: Path,
         on_result: Callable[[EngineResult], None],
         on_left: Callable[[str, list[str]], None],
+        is_over: Callable[[], bool],
     ) -> None:
         self._backend = backend
+        #: Whether the instance's time limit has come; its end is on its way then.
+        self._is_expired = is_over
         self._on_result = on_result
         self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
         self._waiting = Backlog(config.max_retries_on_system_failure, on_left)
@@ -487,8 +490,11 @@ class WorkerPool:
     def _ended(self, manager_id: str) -> None:
         self._receive()  # what it said before it ended
         manager = self._managers.get(manager_id)
-        if manager is None or self._backend.is_lost(error_of(manager.job)):
+        error = error_of(manager.job) if manager is not None else None
+        if manager is None or self._backend.is_lost(error):
             return  # all of them are given up together
+        if has_timed_out(error) and self._is_expired():
+            self._stopping = True  # what it ran is for the next start
         del self._managers[manager_id]
         why = end_of_job(manager.job)
         if manager.state == "starting" and not self._stopping:
