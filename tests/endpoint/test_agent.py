@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from endpoint_world import ObedientEngine, RunningAgent, Service, running, until
 
+from flux_endpoint.amqp import connection
 from flux_endpoint.endpoint.agent import Agent, AgentStatus
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.registration import BrokerUrl
+from flux_endpoint.engine.base import EngineResult
 from flux_endpoint.errors import InstanceLostError
 from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.messages import Result, pack
 from flux_endpoint.protocol.states import ErrorCode
 
 pytestmark = pytest.mark.rabbitmq
@@ -236,6 +239,20 @@ def test_a_status_report_counts_tasks_and_tells_their_rates(
     assert all(0 < rate <= 6 for rate in agent["finished_rates"].values())
 
 
+def test_the_report_of_the_turn_that_fills_an_agent_says_that_it_takes_no_more(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path, max_in_flight=1, shutdown_grace=0) as run:
+        service.next_report()
+        with held_engine.busy():  # the agent's thread waits in `submit`
+            service.send()
+            until(lambda: bool(held_engine.all_submitted))
+            run.agent._reports.due = 0.0
+        while (report := service.next_report()["agent"])["running"] < 1:
+            pass
+    assert report["paused"]
+
+
 def test_the_last_report_is_sent_though_an_earlier_one_is_still_under_way(
     service: Service, engine: ObedientEngine, tmp_path: Path
 ) -> None:
@@ -290,6 +307,21 @@ def test_results_that_no_queue_takes_are_kept_until_one_does(
         service.take_results()
         service.await_results([task_id])
     service.connection.close()
+
+
+def test_many_bytes_of_results_that_were_not_sent_do_not_keep_the_next_agent_from_its_start(
+    service: Service, engine: ObedientEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_MAX_UNCONFIRMED_BYTES", 1)
+    task_ids = [str(uuid.uuid4()) for _ in range(3)]
+    journal = Journal(tmp_path / "journal.db")
+    with journal.batch():
+        journal.finish(
+            [EngineResult(id_, pack(Result(task_id=uuid.UUID(id_), data=""))) for id_ in task_ids]
+        )
+    journal.close()
+    with running(service, engine, tmp_path):
+        service.await_results(task_ids)
 
 
 def test_a_stopped_agent_leaves_unfinished_tasks_to_the_next(

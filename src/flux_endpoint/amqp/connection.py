@@ -58,7 +58,8 @@ class AmqpConnection:
         heartbeat: seconds after which a silent peer is given up (after ten more than
             twice that at the latest).
         max_backoff: most seconds between two attempts.
-        max_unconfirmed: `publish` blocks its caller while so many messages await their confirm.
+        max_unconfirmed: `publish` blocks its caller while so many messages, or very many bytes,
+            await their confirm; `None`: it never does, since the caller bounds them itself.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class AmqpConnection:
         on_state: Callable[[StateChange], None] | None = None,
         heartbeat: float = 20,
         max_backoff: float = 10,
-        max_unconfirmed: int = 1000,
+        max_unconfirmed: int | None = 1000,
     ) -> None:
         self._url = url
         self._name = name
@@ -90,7 +91,8 @@ class AmqpConnection:
         self._ended = False
         self._connected = threading.Event()
         self._mailbox = Mailbox(lambda: self._ioloop.add_callback_threadsafe(self._drain))
-        self._window = Window(max_unconfirmed, _MAX_UNCONFIRMED_BYTES)
+        self._may_block = max_unconfirmed is not None
+        self._window = Window(max_unconfirmed or 0, _MAX_UNCONFIRMED_BYTES)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # Any thread
@@ -177,7 +179,7 @@ class AmqpConnection:
         """Publish a message; the future is done when the broker has confirmed it.
 
         What the broker has not confirmed is published again after a reconnect, so a message arrives
-        at least once. Blocks while too many messages await their confirm.
+        at least once. Blocks while too much awaits its confirm, unless it was told not to.
 
         Args:
             exchange: its name; empty for the default exchange.
@@ -203,7 +205,8 @@ class AmqpConnection:
             message_id=message_id,
         )
         message = Message(exchange, routing_key, body, properties, mandatory)
-        self._window.enter(len(body), wait=threading.current_thread() is not self._thread)
+        wait = self._may_block and threading.current_thread() is not self._thread
+        self._window.enter(len(body), wait=wait)
         if not self._mailbox.post_if_open(lambda: self._publisher.add(message)):
             raise PublishError(self._closed_text)
         return message.done

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
 from flux_endpoint.endpoint.commands import cancelled_before_it_came, read_command
-from flux_endpoint.endpoint.config import MAX_PREFETCH, EndpointConfig
+from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.events import EventSender
 from flux_endpoint.endpoint.intake import Refused, read_task, refuse
@@ -140,8 +140,9 @@ class Agent:
                 name=f"endpoint {self._endpoint_id}",
                 on_state=self._on_state,
                 heartbeat=AMQP_HEARTBEAT,
-                # Flow control is ours (max_in_flight): the agent's thread must not block here.
-                max_unconfirmed=len(unpublished) + self._config.max_in_flight + 2 * MAX_PREFETCH,
+                # Flow control is ours (max_in_flight): the agent's thread must not block here,
+                # least of all before the connection is begun.
+                max_unconfirmed=None,
             )
             self._outbox = Outbox(self._connection, self._queues.result_queue_info, self._inbox.put)
             self._events = EventSender(self._connection, self._queues.event_queue_info)
@@ -239,12 +240,12 @@ class Agent:
         if now >= self._outbox.due:
             for task_id in self._outbox.take_refused():
                 self._publish(task_id, self._journal.result(task_id))
-        if now >= self._reports.due:
-            self._report()
         if self._stopping:
             self._consider_leaving()
         else:
             self._regulate()
+        if now >= self._reports.due:  # last: it tells what all of this has come to
+            self._report()
 
     def _sort(self, events: list[Event]) -> Turn:
         turn = Turn()
