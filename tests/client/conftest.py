@@ -34,6 +34,8 @@ TOKEN = "secret-token"
 ENDPOINT = "00000000-0000-4000-8000-00000000000e"
 #: A reaction that answers nothing and cuts the connection, after the request took effect.
 LOSE_ANSWER = "lose"
+#: Seconds after which what should end does not.
+PATIENCE = 30.0
 
 
 @dataclass
@@ -184,11 +186,13 @@ def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     exits.end_all()
     left = [
-        thread.name
+        thread
         for thread in threading.enumerate()
         if isinstance(thread, ClientThread) and not thread.name.endswith("janitor")
     ]
-    assert left == []
+    for thread in left:  # those that are about to end may do so
+        thread.join(PATIENCE)
+    assert [thread.name for thread in left if thread.is_alive()] == []
 
 
 @pytest.fixture

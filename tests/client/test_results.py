@@ -355,6 +355,28 @@ def test_reloading_open_tasks_returns_their_own_futures(
     assert future.result(TIMEOUT) == 3
 
 
+@pytest.mark.rabbitmq
+def test_a_shutdown_amid_a_reload_does_not_stop_it(
+    service: Any, executor: Executor, queues: Any, messages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, task = str(executor.task_group_id), str(uuid.uuid4())
+    service.groups[group] = [task]
+    queues.declare(group)
+    follow = stream_module.ResultStream.follow
+
+    def shut_down_first(stream: Any, futures: list[ComputeFuture]) -> list[ComputeFuture]:
+        executor.shutdown(wait=False)
+        stream.join(0.2)
+        return follow(stream, futures)
+
+    monkeypatch.setattr(stream_module.ResultStream, "follow", shut_down_first)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        reloaded = pool.submit(executor.reload_tasks)
+        (future,) = reloaded.result(TIMEOUT)
+    queues.publish(group, messages.value(task, 3))
+    assert future.result(TIMEOUT) == 3
+
+
 def test_reloading_an_empty_group_returns_nothing(service: Any, executor: Executor) -> None:
     service.groups[str(executor.task_group_id)] = []
     assert executor.reload_tasks() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import uuid
 from concurrent.futures import CancelledError
@@ -120,6 +121,22 @@ def test_tasks_that_wait_go_out_together_up_to_batch_size(service: Any, executor
     ]
     assert counts == [1, 4, 4, 2]
     assert executor.task_count_submitted == 11
+
+
+def test_who_knows_a_tasks_id_finds_it_counted(
+    service: Any, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: queue.SimpleQueue[int] = queue.SimpleQueue()
+    tell = ComputeFuture._accepted
+
+    def look(*arguments: Any) -> None:
+        tell(*arguments)
+        counts.put(executor.task_count_submitted)
+
+    monkeypatch.setattr(ComputeFuture, "_accepted", staticmethod(look))
+    executor.submit(double, 1)
+    executor.attach(5)
+    assert [counts.get(timeout=TIMEOUT) for _ in range(2)] == [1, 2]
 
 
 def test_a_function_is_registered_once(service: Any, executor: Executor) -> None:
@@ -492,6 +509,8 @@ def test_the_interpreter_exits_without_shutdown(service: Any, run_script: Any) -
     """What was submitted is still sent; results are not waited for."""
     done = run_script(
         """
+        from flux_endpoint.client import exits as module
+        module.EXIT_FLUSH = 50  # on a machine that is busy, too
         executor = Executor(ENDPOINT)
         futures = [executor.submit(pow, 2, i) for i in range(300)]
         """

@@ -7,6 +7,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as FuturesExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ClassVar
 from uuid import UUID
@@ -421,6 +422,14 @@ class Executor(FuturesExecutor):
         if task_group_id is not None:
             self.task_group_id = task_group_id
         group = str(self.task_group_id)
+        under_way: Future[None] = Future()  # a shutdown waits until the tasks are followed
+        self._submitter.track(under_way)
+        try:
+            return self._reload(group)
+        finally:
+            under_way.set_result(None)
+
+    def _reload(self, group: str) -> list[ComputeFuture]:
         api = self.client.api
         futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
         for future in futures.values():

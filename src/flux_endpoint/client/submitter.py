@@ -183,14 +183,32 @@ class Submitter:
         accepted: list[PendingTask] = []
         try:
             answer = self._patiently(lambda: self._api.submit(route.endpoint_id, body, key))
-            accepted = _match(answer, by_function)
-            self.submitted += len(accepted)
+            accepted = self._accept(answer, by_function)
         except ServiceError as error:
             self._refused(error, route, tasks, by_function)
         except ServiceUnreachableError as error:
             _fail(tasks, error)
         finally:
             stream.submission_ends([task.future for task in accepted])
+
+    def _accept(
+        self, answer: dict[str, Any], by_function: dict[str, list[PendingTask]]
+    ) -> list[PendingTask]:
+        """Give each task its id; fail those of a function for which the ids don't fit."""
+        accepted: list[PendingTask] = []
+        for function_id, tasks in by_function.items():
+            ids = answer.get("tasks", {}).get(function_id, [])
+            if len(ids) != len(tasks):
+                message = (
+                    f"the service answered {len(ids)} ids for {len(tasks)} tasks of function "
+                    f"{function_id}: none of them can be followed"
+                )
+                _fail(tasks, ServiceError(message, http_status=200, code="UNEXPECTED_ANSWER"))
+                continue
+            self.submitted += len(tasks)  # before anybody who waits for an id can look
+            ComputeFuture._accepted([task.future for task in tasks], ids, function_id)
+            accepted.extend(tasks)
+        return accepted
 
     def _attach(self, route: Route, tasks: list[PendingTask]) -> None:
         body: dict[str, Any] = {
@@ -207,9 +225,10 @@ class Submitter:
             accepted: list[ComputeFuture] = []
             try:
                 attach = functools.partial(self._api.attach, route.endpoint_id, body, key)
-                ComputeFuture._accepted([task.future], [self._patiently(attach)])
-                accepted.append(task.future)
+                task_id = self._patiently(attach)
                 self.submitted += 1
+                accepted.append(task.future)
+                ComputeFuture._accepted([task.future], [task_id])
             except (ServiceError, ServiceUnreachableError) as error:
                 _fail([task], error)
             finally:
@@ -275,23 +294,6 @@ def _submission(route: Route, by_function: dict[str, list[PendingTask]]) -> dict
     if route.result_serializers:
         body["result_serializers"] = list(route.result_serializers)
     return body
-
-
-def _match(answer: dict[str, Any], by_function: dict[str, list[PendingTask]]) -> list[PendingTask]:
-    """Give each task its id; fail those of a function for which the ids don't fit."""
-    accepted: list[PendingTask] = []
-    for function_id, tasks in by_function.items():
-        ids = answer.get("tasks", {}).get(function_id, [])
-        if len(ids) != len(tasks):
-            message = (
-                f"the service answered {len(ids)} ids for {len(tasks)} tasks of function "
-                f"{function_id}: none of them can be followed"
-            )
-            _fail(tasks, ServiceError(message, http_status=200, code="UNEXPECTED_ANSWER"))
-            continue
-        ComputeFuture._accepted([task.future for task in tasks], ids, function_id)
-        accepted.extend(tasks)
-    return accepted
 
 
 def _names_a_payload(error: ServiceError) -> bool:
