@@ -92,11 +92,14 @@ class EndpointDirectory:
             if kind == fcntl.F_UNLCK:
                 return None
             text = file.read()
+        locking = Holder(pid, socket.gethostname())
         try:
             content = json.loads(text)
-            return Holder(int(content["pid"]), str(content["hostname"]))
+            named = Holder(int(content["pid"]), str(content["hostname"]))
         except (ValueError, KeyError, TypeError):  # it holds the lock and has not written yet
-            return Holder(pid, socket.gethostname())
+            return locking
+        # What an earlier one wrote stands there until then.
+        return locking if named.is_here and pid > 0 else named
 
     def write_status(self, status: Status) -> None:
         """Publish what the agent does; only the lock's holder may."""

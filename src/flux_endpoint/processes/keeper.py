@@ -97,6 +97,7 @@ class ProcessKeeper:
             control, theirs = socket.socketpair()
             events, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs, reports:
+                self._control = control  # first: what `close` ends the helper with
                 ends = (theirs.fileno(), reports.fileno())
                 arguments = [str(number) for number in (*ends, os.getpid())]
                 self._helper = subprocess.Popen(
@@ -107,7 +108,6 @@ class ProcessKeeper:
                     cwd="/",
                     start_new_session=True,  # a terminal's Ctrl-C is for the owner
                 )
-            self._control = control
             self._reader = threading.Thread(
                 target=self._read, args=(events,), name=self._name, daemon=True
             )

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flux_endpoint.errors import ConfigurationError, FluxEndpointError
+from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceUnreachableError
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.stack import credentials, ports
 from flux_endpoint.stack.broker import RabbitNode
@@ -99,13 +99,16 @@ class ServicePart:
 
     def _log_in(self, token: str) -> bool:
         """Write credentials.json; return whether this stack's service answers at the URL."""
-        if not token or not credentials.is_valid(self.url, token):
-            variable = {"FLUX_ENDPOINT_SERVICE_DATABASE_URL": self._database_url}
-            env = {**_environment(self._directory), **variable}
-            made = run_command(["service", "token", "create", USER], env, self._directory.path)
-            token = made.split()[-1]
-            if not credentials.is_valid(self.url, token):
-                return False
+        try:
+            if not token or not credentials.is_valid(self.url, token):
+                variable = {"FLUX_ENDPOINT_SERVICE_DATABASE_URL": self._database_url}
+                env = {**_environment(self._directory), **variable}
+                made = run_command(["service", "token", "create", USER], env, self._directory.path)
+                token = made.split()[-1]
+                if not credentials.is_valid(self.url, token):
+                    return False
+        except ServiceUnreachableError:  # whoever answered there has ended meanwhile
+            return False
         self.token = token
         credentials.save_credentials(self._directory.credentials, self.url, token)
         return True

@@ -114,7 +114,12 @@ def wait_for_exit(pidfd: int, timeout: float) -> bool:
 
 
 def open_process(pid: int | None) -> int | None:
-    """Return a pidfd of `pid`, or `None` if there is no such process."""
+    """Return a pidfd of `pid`, or `None` if there is no such process, or it has ended."""
+    if not pid:
+        return None
     with contextlib.suppress(ProcessLookupError):
-        return os.pidfd_open(pid) if pid else None
+        pidfd = os.pidfd_open(pid)
+        if not wait_for_exit(pidfd, 0):
+            return pidfd
+        os.close(pidfd)  # dead, and its parent has not taken notice yet
     return None

@@ -1,0 +1,57 @@
+"""Which service is a stack's own, and which process still runs."""
+
+import os
+import subprocess
+from types import SimpleNamespace
+
+from flux_endpoint.errors import ServiceUnreachableError
+from flux_endpoint.stack import credentials
+from flux_endpoint.stack.parts import ServicePart
+from flux_endpoint.stack.state import StackDirectory, open_process
+
+
+class Programs:
+    """Starts nothing; everything is ready at once."""
+
+    def __init__(self):
+        self.ports = []
+
+    def start(self, program):
+        self.ports.append(int(program.env["FLUX_ENDPOINT_SERVICE_PORT"]))
+
+    def wait_until(self, *_):
+        return None
+
+    def stop(self, *_):
+        return None
+
+
+def test_a_port_where_another_stacks_service_answered_and_ended_is_left_for_the_next(
+    tmp_path, monkeypatch
+):
+    programs = Programs()
+
+    def is_valid(url, _token):
+        if url.endswith(f":{programs.ports[0]}"):
+            raise ServiceUnreachableError("it has ended")
+        return True
+
+    monkeypatch.setattr(credentials, "is_valid", is_valid)
+    broker = SimpleNamespace(service_url="", endpoint_url="", client_url="")
+    service = ServicePart(StackDirectory(tmp_path), programs, broker)
+    service.start(None, None, "token")
+    assert len(set(programs.ports)) == 2
+    assert service.port == programs.ports[1]
+    assert credentials.load_credentials(tmp_path / "credentials.json") == {
+        "service_url": service.url,
+        "token": "token",
+    }
+
+
+def test_a_process_that_has_ended_runs_no_more_though_its_parent_has_not_noticed():
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert open_process(process.pid) is None
+    pidfd = open_process(os.getpid())
+    assert pidfd is not None
+    os.close(pidfd)
