@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+
+from ports import reserved_port
 
 pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages"]
 
@@ -78,13 +79,6 @@ def amqp_vhost(broker: Broker) -> Iterator[str]:
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A TCP port that nothing listens on but what a test starts there.
-
-    It is bound as long as the test runs, so that nobody else is given it meanwhile; a server, which
-    reuses addresses, can listen there all the same.
-    """
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        port: int = holder.getsockname()[1]
+    """A TCP port that nothing listens on, and that nobody else is given during the test."""
+    with reserved_port() as port:
         yield port

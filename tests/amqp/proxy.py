@@ -21,8 +21,12 @@ class Proxy:
         self._sockets: set[socket.socket] = set()
         self._silent = False
         self._left: int | None = None
-        #: The port to connect to; known after the first `start`.
-        self.port = 0
+        #: Keeps the port from others while nothing listens there.
+        self._reservation = socket.socket()
+        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reservation.bind(("127.0.0.1", 0))
+        #: The port to connect to.
+        self.port: int = self._reservation.getsockname()[1]
         #: Counts the connections that were made through the proxy.
         self.accepted = threading.Semaphore(0)
 
@@ -30,7 +34,6 @@ class Proxy:
         """Listen, and forward."""
         self._silent, self._left = False, None
         self._server = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._server.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
 
     def stop(self) -> None:
@@ -68,6 +71,7 @@ class Proxy:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._reservation.close()
 
     def _accept(self, server: socket.socket) -> None:
         while True:

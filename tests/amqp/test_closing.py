@@ -25,14 +25,16 @@ def thread_of(connection: AmqpConnection, name: str) -> list[threading.Thread]:
 def test_closing_waits_for_confirms(connect: Connect, queue: str, hand: Hand) -> None:
     connection = connect()
     futures = [connection.publish("", queue, body) for body in numbered(900)]
-    connection.close()
+    connection.close(PATIENCE)
     assert all(future.done() and future.exception() is None for future in futures)
     assert hand.depth(queue) == 900
 
 
 def test_closing_right_after_the_start_still_sends(url: str, queue: str, hand: Hand) -> None:
-    with AmqpConnection(url, name="test") as connection:
-        future = connection.publish("", queue, b"x")
+    connection = AmqpConnection(url, name="test")
+    connection.start()
+    future = connection.publish("", queue, b"x")
+    connection.close(PATIENCE)
     future.result(0)
     assert hand.depth(queue) == 1
 

@@ -165,6 +165,7 @@ def test_what_was_delivered_can_be_answered_while_paused(
     first.reject()
     third.ack()
     connection.close()
+    hand.until_depth(dead_letters, 1)
     assert hand.take(queue) == [(b"3", True)]
     assert hand.take(dead_letters) == [(b"0", False)]
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from amqp_world import PATIENCE, Hand, Sink, numbered
+from amqp_world import PATIENCE, Hand, Journal, Sink, numbered
 
 from flux_endpoint.amqp import AmqpConnection, Exchange, Queue
 from flux_endpoint.amqp import connection as connection_module
@@ -155,17 +155,19 @@ def test_a_dropped_future_harms_nothing(connect: Connect, queue: str) -> None:
     connection.publish("", queue, b"x").result(PATIENCE)
 
 
-def blocked_publisher(connection: AmqpConnection, queue: str) -> tuple[threading.Thread, list[str]]:
-    """A thread that publishes ten messages, and the list of what became of each call."""
-    ends: list[str] = []
+def blocked_publisher(
+    connection: AmqpConnection, queue: str
+) -> tuple[threading.Thread, Journal[str]]:
+    """A thread that publishes ten messages, and what became of each call."""
+    ends = Journal[str]()
 
     def publish() -> None:
         try:
             for _ in range(10):
                 connection.publish("", queue, b"x" * 100)
-                ends.append("published")
+                ends("published")
         except PublishError:
-            ends.append("refused")
+            ends("refused")
 
     thread = threading.Thread(target=publish, daemon=True)
     thread.start()
@@ -186,12 +188,13 @@ def test_publishing_blocks_while_too_much_is_unconfirmed(
 
     connection = connect(url_in_time, max_unconfirmed=4 if by == "count" else 1000)
     thread, ends = blocked_publisher(connection, queue)
+    ends.wait_for(4)
     thread.join(0.2)
     assert thread.is_alive()
-    assert ends == ["published"] * 4
+    assert ends.items == ["published"] * 4
     gate.set()
     thread.join(PATIENCE)
-    assert ends == ["published"] * 10
+    assert ends.items == ["published"] * 10
 
 
 def test_closing_unblocks_a_publisher(connect: Connect, free_port: int) -> None:
@@ -199,8 +202,8 @@ def test_closing_unblocks_a_publisher(connect: Connect, free_port: int) -> None:
     thread, ends = blocked_publisher(connection, "q")
     connection.close()
     thread.join(PATIENCE)
-    assert ends[-1] == "refused"
-    assert ends.count("published") <= 4
+    assert ends.items[-1] == "refused"
+    assert ends.items.count("published") <= 4
 
 
 def test_what_a_callback_publishes_never_blocks(connect: Connect, queue: str, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from endpoint_world import ObedientEngine, Service
 from service_process import ServiceProcess
+
+from ports import reserved_port
 
 
 @contextlib.contextmanager
@@ -71,14 +72,8 @@ def service_process(
     tmp_path_factory: pytest.TempPathFactory, broker: Any
 ) -> Iterator[ServiceProcess]:
     """The real service, running."""
-    with virtual_host(broker) as url:
-        process = ServiceProcess(tmp_path_factory.mktemp("service"), url, unused_port())
+    with virtual_host(broker) as url, reserved_port() as port:
+        process = ServiceProcess(tmp_path_factory.mktemp("service"), url, port)
         process.start()
         yield process
         process.stop()
-
-
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

@@ -158,12 +158,10 @@ def test_down_where_nothing_runs_says_so(home):
     assert (done.returncode, done.stdout) == (0, "Nothing runs here.\n")
 
 
-def test_port_is_used_and_url_and_token_are_the_same_after_a_restart(home):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    home.up("--no-endpoint", "--port", str(port))
+def test_port_is_used_and_url_and_token_are_the_same_after_a_restart(home, free_port):
+    home.up("--no-endpoint", "--port", str(free_port))
     first = home.read("credentials.json")
-    assert first["service_url"] == f"http://127.0.0.1:{port}"
+    assert first["service_url"] == f"http://127.0.0.1:{free_port}"
     home.run("down")
     home.up("--no-endpoint")
     assert home.read("credentials.json") == first
@@ -195,14 +193,14 @@ def test_credentials_of_a_service_elsewhere_are_not_overwritten(home):
 def test_a_signal_ends_all_in_order(home, foreground, processes_of, signum, status):
     up = foreground()
     up.send_signal(signum)
-    assert up.wait(timeout=30) == status
+    assert up.wait(timeout=60) == status
     assert processes_of(home.path) == {}
 
 
 def test_a_signal_that_the_kernel_gives_to_another_thread_ends_it_as_well(home, foreground):
     up = foreground()
     signal_another_thread(up.pid, signal.SIGTERM)
-    assert up.wait(timeout=30) == 0
+    assert up.wait(timeout=60) == 0
 
 
 def test_when_the_parent_of_up_dies_the_stack_ends(home, foreground, processes_of, await_end):
