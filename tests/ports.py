@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def reserved_port() -> Iterator[int]:
     """Yield a TCP port of the loopback interface that nothing listens on.
 
-    Meanwhile the kernel gives it to nobody who asks for any port, as the tests in other processes do
-    all the time; who asks for this one (with SO_REUSEADDR, as servers do) gets it.
+    Meanwhile the kernel gives it to nobody who asks for any port, as the tests in other processes
+    do all the time; who asks for this one (with SO_REUSEADDR, as servers do) gets it.
     """
     with socket.socket() as reservation:
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -94,6 +94,16 @@ class StackTerminal(Terminal):
         """Run a command with `--json`; return what it says."""
         return json.loads(self.out(*arguments, "--json", **options))
 
+    def start(self, name: str, **environment: str) -> None:
+        """Start an endpoint; return when the service has heard of it, too."""
+        self.run("start", name, "--detach", **environment)
+        until(lambda: self.run("status", name, status=None).returncode == 0)
+
+    def stop(self, name: str) -> None:
+        """Stop an endpoint; return when the service has heard of that, too."""
+        self.run("stop", name)
+        until(lambda: self.run("status", name, status=None).returncode == 1)
+
     @contextmanager
     def executor(self, name: str = "local", **arguments: Any) -> Iterator[Executor]:
         """An executor of this process; what is still open at the end is cancelled."""
@@ -134,16 +144,16 @@ def in_flux(stack: StackTerminal, flux_uri: str) -> Iterator[StackTerminal]:
     """The same, with a second endpoint, `fluxed`, whose jobs are those of a Flux instance."""
     # It shares the instance with other tests: it must hold no node for longer than it needs it.
     configure(stack, "fluxed", engine={"executor": "flux", "min_nodes": 0, "idle_timeout": 1})
-    stack.run("start", "fluxed", "--detach", FLUX_URI=flux_uri)
+    stack.start("fluxed", FLUX_URI=flux_uri)
     yield stack
     stack.run("stop", "fluxed")
 
 
 def configure(terminal: Terminal, name: str, **settings: Any) -> None:
-    """Make an endpoint that tells how it is every second."""
+    """Make an endpoint that tells how it is often, but can be late on a busy machine."""
     terminal.run("configure", name)
     path = terminal.home / "endpoints" / name / "config.yaml"
-    path.write_text(json.dumps({"heartbeat_period": 1, **settings}))
+    path.write_text(json.dumps({"heartbeat_period": 2, **settings}))
 
 
 @pytest.fixture

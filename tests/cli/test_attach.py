@@ -6,7 +6,7 @@ import json
 import subprocess
 
 import pytest
-from tests.cli.conftest import COMMAND, PATIENCE, WAIT, configure, until
+from tests.cli.conftest import COMMAND, PATIENCE, WAIT, configure
 
 from flux_endpoint.protocol.jobid import parse_jobid
 from foreground import interrupt
@@ -139,9 +139,8 @@ def test_a_job_of_the_embedded_executor_can_be_followed(stack, gate):
 
 def test_an_endpoint_that_is_away_is_waited_for_and_that_is_said(stack):
     configure(stack, "absent")
-    stack.run("start", "absent", "--detach")
-    stack.run("stop", "absent")
-    until(lambda: stack.run("status", "absent", status=None).returncode == 1)
+    stack.start("absent")
+    stack.stop("absent")
     process = subprocess.Popen(
         [*COMMAND, "attach", "absent", "ƒ2WXGLe"],
         env=stack.environment,

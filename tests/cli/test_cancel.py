@@ -79,8 +79,8 @@ def test_one_that_nobody_knows_keeps_none_of_the_others_from_it(stack, executor,
 
 def test_a_task_of_an_endpoint_that_is_away_is_cancelled_at_once(stack):
     configure(stack, "leaver")
-    stack.run("start", "leaver", "--detach")
-    stack.run("stop", "leaver")
+    stack.start("leaver")
+    stack.stop("leaver")
     with stack.executor("leaver") as executor:
         task_id = executor.submit(abs, 1).wait_submitted(PATIENCE)
         assert outcomes(stack, task_id) == {task_id: "cancelled"}

@@ -706,7 +706,7 @@ class TestAtTheService:
 
     def test_an_agent_that_hangs_is_found(self, stack):
         configure(stack, "hung")
-        stack.run("start", "hung", "--detach")
+        stack.start("hung")
         (entry,) = stack.json("status", "hung")["endpoints"]
         pid = entry["local"]["pid"]
         os.kill(pid, signal.SIGSTOP)

@@ -50,8 +50,13 @@ class TestScreen:
         with stack.executor() as executor:
             executor.submit(abs, -1).result()
             running = executor.submit(WAIT, gate=str(gate))
-            until(lambda: "1 busy" in lines_of(stack.out("status", "local"))["Workers"])
-            shown = lines_of(stack.out("status", "local"))
+
+            def seen():  # a report may come between a result and its confirm
+                shown = lines_of(stack.out("status", "local"))
+                settled = "1 taken, 0 results" in shown["Tasks"]
+                return settled and "1 busy" in shown["Workers"] and shown
+
+            shown = until(seen)
             assert re.fullmatch(r"\d+ on 1 node: 1 busy, \d+ idle", shown["Workers"])
             assert shown["Jobs"] == "0 running, 0 waiting for resources"
             assert re.match(r"0 in the queue, 1 taken, 0 results on their way", shown["Tasks"])
@@ -93,7 +98,7 @@ class TestScreen:
 
     def test_somebody_else_sees_the_public_ones_by_name_too(self, stack, bare):
         configure(stack, "commons", public=True)
-        stack.run("start", "commons", "--detach")
+        stack.start("commons")
         ada = stack.user("ada")
         said = bare.out("status", **ada)
         assert f"commons ({stack.endpoint_id('commons')}), online for" in said
@@ -154,9 +159,8 @@ class TestTrouble:
 
     def test_an_endpoint_that_was_stopped_says_since_when(self, stack):
         configure(stack, "brief")
-        stack.run("start", "brief", "--detach")
-        stack.run("stop", "brief")
-        until(lambda: stack.run("status", "brief", status=None).returncode == 1)
+        stack.start("brief")
+        stack.stop("brief")
         shown = lines_of(stack.run("status", "brief", status=1).stdout)
         stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
         pattern = rf"brief \(\S+\), offline for \d+s \(since {stamp}\), it was stopped"
@@ -167,8 +171,7 @@ class TestTrouble:
 
     def test_an_endpoint_that_was_killed_here_shows_at_once(self, stack):
         configure(stack, "brittle", heartbeat_period=3600)
-        stack.run("start", "brittle", "--detach")
-        until(lambda: stack.run("status", "brittle", status=None).returncode == 0)
+        stack.start("brittle")
         kill(stack, "brittle")
         shown = lines_of(stack.run("status", "brittle", status=1).stdout)
         assert "offline: its process here has ended, after its last report" in shown["Endpoint"]
@@ -179,13 +182,13 @@ class TestTrouble:
         told = json.loads(stack.run("status", "brittle", "--json", status=1).stdout)
         (entry,) = told["endpoints"]
         assert (entry["status"], entry["absence"]) == ("offline", "ended")
-        stack.run("start", "brittle", "--detach")
+        stack.start("brittle")
         assert stack.json("status", "brittle")["endpoints"][0]["status"] == "online"
         stack.run("stop", "brittle")
 
     def test_an_endpoint_that_was_killed_fell_silent(self, stack):
         configure(stack, "victim")
-        stack.run("start", "victim", "--detach")
+        stack.start("victim")
         kill(stack, "victim")
 
         def silent():
