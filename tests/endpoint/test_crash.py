@@ -79,14 +79,16 @@ def test_a_result_that_was_not_published_is_published_by_the_next_agent(
     service = Service(endpoints_vhost, takes_results=False)
     process = subprocess.Popen(
         [sys.executable, str(PROGRAM), endpoints_vhost, service.endpoint_id, str(tmp_path)],
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         task_id = service.send()
+        await_line(process, "submitted 1")  # from here on there is a journal to look into
         until(lambda: unpublished(tmp_path) == [task_id])
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     service.take_results()
     engine = ObedientEngine()
     with running(service, engine, tmp_path):
