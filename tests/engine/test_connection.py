@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +57,34 @@ def settings(directory: Path, address: str) -> ManagerSettings:
     )
 
 
-def start(settings: ManagerSettings) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "flux_endpoint.engine.workers.manager"]
+#: A manager that sends a worker several tasks at a time, and that hears of its template, or of its
+#: workers, nothing before it has obeyed the pool: as if all that came in the same moment.
+_HEARS_LATE = """
+import sys
+from flux_endpoint.engine.workers import manager
+from flux_endpoint.engine.workers.manager import Manager
+manager._SHORT, manager._TAKE_BACK_AFTER = 1e9, 60.0
+obeyed = []
+def obeying(method):
+    def obey(self, *order):
+        method(self, *order)
+        obeyed.append(order)
+    return obey
+for name in ("_cancel", "_signal", "_terminate"):
+    setattr(Manager, name, obeying(getattr(Manager, name)))
+serve = Manager._serve
+def serve_late(self, source):
+    template = [self._control.fileno()]
+    workers = [worker.channel.fileno() for worker in self._workers]
+    if obeyed or source not in {"template": template, "workers": workers}[sys.argv[1]]:
+        serve(self, source)
+Manager._serve = serve_late
+manager.main()
+"""
+
+
+def start(settings: ManagerSettings, *program: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, *(program or ("-m", "flux_endpoint.engine.workers.manager"))]
     environment = {**job_environment(), VARIABLE: settings.dump()}
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
@@ -74,7 +103,10 @@ class Pool:
         self.socket.send_multipart([b"m1", *frames])
 
     def receive(self, kind: bytes) -> list[bytes]:
-        identity, got, *parts = self.socket.recv_multipart()
+        """Return what comes next, which is of this kind; that a task runs for long is left out."""
+        got = b"running"
+        while got == b"running":
+            identity, got, *parts = self.socket.recv_multipart()
         assert (identity, got) == (b"m1", kind)
         return parts
 
@@ -107,6 +139,20 @@ def manager(tmp_path, address) -> Iterator[subprocess.Popen[bytes]]:
     yield process
     process.kill()
     process.wait()
+
+
+@pytest.fixture
+def start_late(tmp_path, address) -> Iterator[Callable[[str], None]]:
+    """Starts a manager that hears late of its template, or of its workers."""
+    processes = []
+
+    def start_one(of_whom: str) -> None:
+        processes.append(start(settings(tmp_path, address), "-c", _HEARS_LATE, of_whom))
+
+    yield start_one
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 def task(name: str, function, *args) -> list[bytes]:
@@ -161,9 +207,100 @@ def test_a_manager_gives_tasks_back_that_have_not_begun(new_pool, manager, tmp_p
     assert pool.receive(b"returned") == []
 
 
+@pytest.mark.parametrize("order", [(b"cancel",), (b"signal", b"10"), (b"terminate", b"time")])
+def test_a_task_is_ended_whose_worker_has_just_been_forked(new_pool, start_late, tmp_path, order):
+    pool = new_pool()
+    start_late("template")
+    pool.receive(b"hello")
+    pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
+    until((tmp_path / "begun").exists)
+    pool.send(*order, *([b"a"] if order[0] != b"terminate" else []))
+    if order[0] == b"terminate":
+        assert pool.receive(b"returned") == []
+        assert pool.receive(b"lost") == [b"a", b"time"]
+    else:
+        assert pool.receive(b"cancelled") == [b"a"]
+
+
+@pytest.mark.parametrize("order", [(b"cancel", b"a"), (b"signal", b"10", b"a")])
+def test_what_ends_a_task_that_was_done_does_not_hit_the_one_after_it(
+    new_pool, start_late, tmp_path, order
+):
+    pool = new_pool()
+    start_late("workers")
+    pool.receive(b"hello")
+    pool.send(b"tasks", *task("a", double, 1), *task("b", hold, str(tmp_path / "gate")))
+    until((tmp_path / "begun").exists)
+    pool.send(*order)
+    assert pool.receive(b"results")[1::2] == [b"a"]
+    (tmp_path / "gate").touch()
+    assert pool.receive(b"results")[1::2] == [b"b"]
+
+
+def test_of_two_tasks_the_one_that_runs_is_lost_for_the_reason_that_the_pool_had(
+    new_pool, start_late, tmp_path
+):
+    pool = new_pool()
+    start_late("workers")
+    pool.receive(b"hello")
+    pool.send(b"tasks", *task("a", double, 1), *task("b", hold, str(tmp_path / "gate")))
+    until((tmp_path / "begun").exists)
+    pool.send(b"terminate", b"time")
+    assert pool.receive(b"returned") == []
+    assert pool.receive(b"results")[1::2] == [b"a"]
+    assert pool.receive(b"lost") == [b"b", b"time"]
+
+
+def test_a_manager_of_many_workers_waits_for_a_template_that_is_busy(new_pool, tmp_path, address):
+    pool = new_pool()
+    busy = (
+        "import time; from flux_endpoint.engine.workers import manager, template\n"
+        "template._serve = lambda *_: time.sleep(600)\n"
+        "manager.main()\n"
+    )
+    # More than the kernel takes requests for.
+    process = start(replace(settings(tmp_path, address), workers=1000), "-c", busy)
+    try:
+        pool.receive(b"hello")
+        pool.send(b"stop")
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_manager_without_an_agent_ends_after_a_while(tmp_path, address):
     process = start(replace(settings(tmp_path, address), orphan_timeout=0.2))
     assert process.wait(PATIENCE) == 0
+
+
+def test_a_manager_whose_connections_come_to_nothing_ends_after_a_while(tmp_path):
+    often = (
+        "import zmq; from flux_endpoint.engine.workers import manager\n"
+        "new_socket = manager.Manager._new_socket\n"
+        "def impatient(self):\n"
+        "    connection = new_socket(self)\n"
+        "    connection.setsockopt(zmq.RECONNECT_IVL_MAX, 100)\n"
+        "    return connection\n"
+        "manager.Manager._new_socket = impatient\n"
+        "manager.main()\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        there = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        process = start(replace(settings(tmp_path, there), orphan_timeout=0.5), "-c", often)
+        try:
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            process.wait()
+            server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_manager_without_settings_says_who_starts_it():
@@ -189,25 +326,92 @@ def test_the_manager_of_an_earlier_agent_is_sent_away(local_world, tmp_path):
     assert local_world.call(double, 2).value == 4
 
 
-def test_a_task_lost_on_a_broken_connection_is_sent_again(local_world, monkeypatch):
+@pytest.fixture
+def loses(monkeypatch):
+    """Has the connection break when the pool sends a message of a kind, once."""
+
+    def lose(world: World, kind: bytes) -> Callable[[], None]:
+        """Return what waits for that, and has the manager greet the pool again."""
+        pool = world.engine._pool
+        assert pool is not None
+        real_send, dropped = pool._launcher.send, []
+
+        def send(manager_id, frames):
+            if frames[0] == kind and not dropped:
+                dropped.append(frames)
+            else:
+                real_send(manager_id, frames)
+
+        def connect_again():
+            until(lambda: dropped)
+            [manager] = pool._managers.values()
+            pool._tell(lambda: pool._greeted(manager, {"host": "again"}))
+
+        monkeypatch.setattr(pool._launcher, "send", send)
+        return connect_again
+
+    return lose
+
+
+def test_a_task_lost_on_a_broken_connection_is_sent_again(local_world, loses):
     assert local_world.call(double, 1).value == 2
-    pool = local_world.engine._pool
-    assert pool is not None
-    real_send, dropped = pool._launcher.send, []
-
-    def send(manager_id, frames):
-        if frames[0] == b"tasks" and not dropped:
-            dropped.append(frames)
-        else:
-            real_send(manager_id, frames)
-
-    monkeypatch.setattr(pool._launcher, "send", send)
+    connect_again = loses(local_world, b"tasks")
     lost = local_world.submit(double, 21)
-    until(lambda: dropped)
-    assert not local_world.has_ended(lost)
-    [manager] = pool._managers.values()
-    pool._tell(lambda: pool._greeted(manager, {"host": "again"}))
+    connect_again()
     assert local_world.end(lost).value == 42
+
+
+def test_a_task_is_ended_though_the_connection_broke_meanwhile(local_world, loses, tmp_path):
+    task = local_world.submit(hold, str(tmp_path / "gate"))
+    until((tmp_path / "begun").exists)
+    connect_again = loses(local_world, b"cancel")
+    local_world.engine.cancel(task)
+    connect_again()
+    assert local_world.end(task).code == "TaskCancelled"
+
+
+def test_workers_end_though_the_connection_broke_when_they_were_told(tmp_path, monkeypatch, loses):
+    monkeypatch.delenv("FLUX_URI", raising=False)
+    world = World("local", tmp_path, workers_per_node=1, min_nodes=0, idle_timeout=0.1)
+    try:
+        connect_again = loses(world, b"stop")
+        assert world.call(double, 1).value == 2
+        connect_again()
+        until(lambda: not world.engine._pool._managers)
+    finally:
+        world.stop()
+
+
+def connection(address: str, token: str) -> zmq.Socket[bytes]:
+    """Connect as a manager, and greet the pool; return when the pool's socket has accepted it."""
+    connection = zmq.Context.instance().socket(zmq.DEALER)
+    connection.setsockopt(zmq.IDENTITY, b"m1")
+    connection.setsockopt(zmq.LINGER, 0)
+    monitor = connection.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    connection.connect(address)
+    connection.send_multipart([b"hello", token.encode(), b"{}"])
+    assert monitor.poll(PATIENCE * 1000)
+    connection.disable_monitor()
+    return connection
+
+
+def test_a_manager_is_heard_that_came_back_before_its_absence_was_noticed(local_world, tmp_path):
+    pool = local_world.engine._pool
+    address, token = f"ipc://{tmp_path}/engine/pool.sock", pool._launcher._token
+    first = connection(address, token)
+    until(lambda: b"m1" in pool._launcher._trusted)
+    goes_on = threading.Event()
+    pool._tell(lambda: goes_on.wait(PATIENCE))
+    first.close()
+    second = connection(address, token)
+    goes_on.set()
+
+    def answer():
+        pool._tell(lambda: pool._launcher.send("m1", [b"held?"]))
+        return second.poll(20) and second.recv_multipart()
+
+    assert until(answer) == [b"held?"]
+    second.close()
 
 
 def test_nobody_else_can_read_the_job_files_and_the_socket_is_in_a_private_place(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint import logs
+from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import KeptAttempts
 from flux_endpoint.engine.backend import Backend, choose_backend
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
@@ -24,6 +25,7 @@ from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.pool import WorkerPool
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import command_of, is_command
+from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,9 @@ class FluxEngine:
         self._kept = KeptAttempts(self._directory / "attempts")
         #: What earlier engines have tried.
         self._attempts: dict[str, list[str]] = {}
+        #: Tasks that are formatted now, and whether each was cancelled meanwhile.
+        self._formatting: dict[str, bool] = {}
+        self._formats = threading.Lock()
         self._losing = threading.Lock()
         self._lost = False
         self._lost_because = ""
@@ -106,6 +111,7 @@ class FluxEngine:
         left = on_left or self._keep
 
         def leave(task_id: str, attempts: list[str]) -> None:
+            self._formatting.pop(task_id, None)
             left(task_id, attempts or self._attempts.pop(task_id, []))
 
         self._attempts = self._kept.load()
@@ -160,6 +166,7 @@ class FluxEngine:
             self._pool.submit(task, self._attempts_at(task))
         elif is_command(task.buffer) and command_of(task.buffer) is None:
             # Its arguments are Python's: they are read where user code may run.
+            self._formatting[task.task_id] = False
             self._pool.format(task, partial(self._formatted, task))
         else:
             self._jobs.submit(task, self._attempts_at(task))
@@ -170,10 +177,16 @@ class FluxEngine:
     def _formatted(self, task: EngineTask, result: EngineResult) -> None:
         """Runs on the pool's thread: a task's command has its arguments now, or can't have them."""
         message = json.loads(result.body[1:])["data"]
-        if self._jobs is None or message["error_details"] is not None:
-            self._ended(result)
-        else:
-            self._jobs.submit(replace(task, buffer=message["data"]), self._attempts_at(task))
+        with self._formats:  # from now on, the runner is asked to cancel it
+            if self._formatting.pop(task.task_id, False):
+                text = "TaskCancelled: the task was ended on request"
+                failure = results.failure(task.task_id, ErrorCode.CANCELLED, text)
+                result = EngineResult(task.task_id, failure)
+            elif self._jobs is not None and message["error_details"] is None:
+                formatted = replace(task, buffer=message["data"])
+                self._jobs.submit(formatted, self._attempts_at(task))
+                return
+        self._ended(result)
 
     def _ended(self, result: EngineResult) -> None:
         """Runs on the pool's or the runner's thread."""
@@ -248,6 +261,9 @@ class FluxEngine:
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is, with its whole process tree; unknown ids are ignored."""
         if self._pool is not None and self._jobs is not None:
+            with self._formats:
+                if signum is None and task_id in self._formatting:
+                    self._formatting[task_id] = True
             self._jobs.cancel(task_id, signum)
             self._pool.cancel(task_id, signum)
 

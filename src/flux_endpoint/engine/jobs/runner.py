@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from flux_endpoint import logs
 from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
-from flux_endpoint.engine.backend import Backend, JobEvent
+from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount, JobDemand, placement_of
 from flux_endpoint.engine.jobs.collect import collect, shell_result
@@ -109,7 +110,10 @@ class JobRunner:
         #: Whether that has to be looked at again.
         self._demand_changed = False
         self._sweepers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sweeper")
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        #: How many jobs that have ended are swept up after, before their results are told.
+        self._sweeping = 0
+        self._stopped = False
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="job-runner", daemon=True)
 
     def start(self) -> None:
@@ -159,25 +163,32 @@ class JobRunner:
 
     def stop(self, *, keep: bool) -> None:
         """Stop following jobs; `keep` leaves them running, to be found after a restart."""
-        if not keep:
-            self._inbox.put(lambda: self._cancel_all(self._jobs.values(), "the endpoint stops"))
-        self._inbox.put(None)
+        self._inbox.put(lambda: self._stop(keep=keep))
         self._thread.join()
         self._sweepers.shutdown(wait=False, cancel_futures=True)
 
     # The runner's thread
 
     def _run(self) -> None:
-        while (action := self._next()) is not None:
+        while not self._stopped:
             try:
-                action()
+                self._next()()
             except Exception:
                 log.exception("a job's message could not be dealt with; the others go on")
             if self._demand_changed:
                 self._demand_changed = False
                 self._tell_demand()
-            if self._closed and all(isinstance(j.plan, FollowPlan) for j in self._jobs.values()):
+            if self._closed and not self._sweeping and self._only_follows():
                 self._drained.set()
+
+    def _only_follows(self) -> bool:
+        return all(isinstance(job.plan, FollowPlan) for job in self._jobs.values())
+
+    def _stop(self, *, keep: bool) -> None:
+        """Tell no result any more, not even that what is cancelled here was cancelled."""
+        self._stopped = True
+        if not keep:
+            self._cancel_all(self._jobs.values(), "the endpoint stops")
 
     def _tell_demand(self) -> None:
         waiting = [job.demand for job in self._jobs.values() if job.demand is not None]
@@ -191,7 +202,7 @@ class JobRunner:
             self._demand = demand
             self._on_demand(demand)
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self) -> Callable[[], None]:
         """Return what is to be done next: a message, or what its time has come for."""
         pending = [j for j in self._jobs.values() if not (j.allocated or j.late or j.cancelled)]
         due = min((job.start_before for job in pending), default=math.inf)
@@ -371,8 +382,13 @@ class JobRunner:
             return
         # No result before the whole process tree is gone.
         variable = f"GC_TASK_UUID={task_id}"
+        self._sweeping += 1
         sweep = self._sweepers.submit(self._backend.sweep, job.jobid, variable)
-        sweep.add_done_callback(lambda _: self._inbox.put(lambda: self._conclude(job, outcome)))
+        sweep.add_done_callback(lambda _: self._inbox.put(lambda: self._swept(job, outcome)))
+
+    def _swept(self, job: Job, outcome: Outcome) -> None:
+        self._sweeping -= 1
+        self._conclude(job, outcome)
 
     def _conclude(self, job: Job, outcome: Outcome) -> None:
         try:
@@ -498,5 +514,14 @@ class JobRunner:
 
     def _cancel_all(self, jobs: Iterable[Job], note: str) -> None:
         for job in jobs:
-            if job.jobid is not None and not isinstance(job.plan, FollowPlan):
+            if isinstance(job.plan, FollowPlan):
+                continue
+            if job.jobid is not None:
                 self._backend.cancel(job.jobid, note)
+            elif not job.future.cancel():  # it is being submitted, and nobody hears of its id here
+                job.future.add_jobid_callback(partial(self._cancel_late, note))
+
+    def _cancel_late(self, note: str, future: JobFuture) -> None:
+        """Runs on the executor's thread."""
+        with suppress(RuntimeError, CancelledError):  # it was never submitted
+            self._backend.cancel(future.jobid(timeout=0), note)

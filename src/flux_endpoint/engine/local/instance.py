@@ -174,13 +174,11 @@ class Instance:
 
     def _drain_calls(self) -> None:
         """Nobody may wait for an answer that will not come."""
-        try:
-            while True:
-                self._inbox.get_nowait()()
-        except queue.Empty:
-            pass
-        except Exception as exc:  # noqa: BLE001 - closing anyhow
-            log_event(log, logging.DEBUG, "message after the end", error=repr(exc))
+        while not self._inbox.empty():  # nobody else takes any
+            try:
+                self._inbox.get()()
+            except (Exception, _Stop) as exc:  # noqa: BLE001 - closing anyhow
+                log_event(log, logging.DEBUG, "message after the end", error=repr(exc))
 
     def _find(self, jobid: int) -> Job:
         job = self._jobs.get(jobid) or self._inactive.get(jobid)

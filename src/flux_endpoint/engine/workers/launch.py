@@ -72,6 +72,9 @@ class ManagerLauncher:
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)  # the pool bounds what managers hold
         self.socket.setsockopt(zmq.LINGER, 500)
+        # A manager may connect again before we have noticed that its connection broke: without
+        # this it would not be heard any more.
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if not self._backend.spans_hosts:
             path = self._directory / "pool.sock"
             if len(bytes(path)) > _LONGEST_SOCKET_PATH:

@@ -57,6 +57,8 @@ _TELL_AFTER = 1.0
 _LARGE = 1 << 16
 #: So many workers in a row that end before their first task mean that none can start.
 _MOST_STILLBORN = 4
+#: Most workers that the template is asked for at a time: the kernel takes few more requests.
+_MOST_UNBORN = 64
 
 
 @dataclass(eq=False)
@@ -66,6 +68,8 @@ class _Worker:
     #: Which of the node's workers it is: one that takes a lost one's place gets the same gpus.
     place: int
     pid: int | None = None
+    #: What is to be done as soon as that is known.
+    once_born: list[Callable[[], None]] = field(default_factory=list)
     #: Ids of the tasks that were sent, in order; the first is running.
     tasks: deque[str] = field(default_factory=deque)
     #: Those tasks, for the case that the worker is lost.
@@ -141,8 +145,7 @@ class Manager:
     def run(self) -> int:
         """Serve until told to stop, or until the agent is gone too long; return the exit code."""
         self._wake_on_signals()
-        for _ in range(self._settings.workers):
-            self._new_worker()
+        self._fill_places()
         while self._running:
             for source, _ in self._poller.poll(self._patience()):
                 self._serve(source)
@@ -185,7 +188,7 @@ class Manager:
             os.read(self._signal_read, 4096)
         else:
             worker = next((w for w in self._workers if w.channel.fileno() == source), None)
-            if worker is not None:
+            if worker is not None and not worker.eof:
                 self._receive_from_worker(worker)
 
     # The pool
@@ -220,7 +223,7 @@ class Manager:
             if change["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._orphaned_at = None
                 self._greet()
-            else:
+            elif self._orphaned_at is None:  # else a connection that came to nothing
                 self._orphaned_at = time.monotonic()
 
     def _greet(self) -> None:
@@ -268,6 +271,10 @@ class Manager:
 
     # Workers
 
+    def _fill_places(self) -> None:
+        while self._free_places and len(self._unborn) < _MOST_UNBORN:
+            self._new_worker()
+
     def _new_worker(self) -> None:
         claims = Claims()
         place = self._free_places.pop(0)
@@ -281,13 +288,20 @@ class Manager:
         try:
             for header, _ in self._control.receive():
                 if "forked" in header:
-                    self._unborn.popleft().pid = header["forked"]
-                    self._end_orphans()
+                    self._born(self._unborn.popleft(), header["forked"])
                 else:
                     self._worker_exited(header["exited"], header["status"])
         except EOFError:
             logs.event(log, logging.ERROR, "template process lost")
             self._running = False
+
+    def _born(self, worker: _Worker, pid: int) -> None:
+        worker.pid = pid
+        for action in worker.once_born:
+            action()
+        worker.once_born.clear()
+        self._end_orphans()
+        self._fill_places()
 
     def _receive_from_worker(self, worker: _Worker) -> None:
         try:
@@ -365,6 +379,16 @@ class Manager:
             self._put_back(worker.sent.pop(task_id))
             worker.skipping += 1
 
+    def _settle(self, worker: _Worker) -> None:
+        """Have `worker` be left with no task but the one that it runs, if it runs one.
+
+        What it has finished may not have been read yet. It goes on to the next task only if it has
+        the claim, and only when its result is written: so first nobody must have one any more.
+        """
+        self._take_back(worker)
+        if not worker.eof:
+            self._receive_from_worker(worker)
+
     def _put_back(self, entry: tuple[dict[str, Any], bytes]) -> None:
         self._queue.appendleft(entry)
         self._late_at = min(self._late_at, entry[0].get("before", math.inf))
@@ -389,7 +413,7 @@ class Manager:
         self._end_orphans()
         self._account_for(worker, status)
         if self._stillborn < _MOST_STILLBORN:
-            self._new_worker()
+            self._fill_places()
         else:
             logs.event(log, logging.ERROR, "workers end before their first task", status=status)
             self._running = False
@@ -432,10 +456,11 @@ class Manager:
     def _cancel(self, task_id: str) -> None:
         for worker in self._workers:
             if task_id in worker.tasks:
-                self._take_back(worker)  # the others that it holds have nothing to do with it
+                self._settle(worker)  # the others that it held have nothing to do with it
                 if task_id in worker.tasks:
                     self._end_running(worker, task_id)
                     return
+                break
         for entry in self._queue:
             if entry[0]["id"] == task_id:
                 self._queue.remove(entry)
@@ -453,28 +478,39 @@ class Manager:
         """Tell all that runs to end: its node will soon be gone."""
         self._terminated = reason
         for worker in self._workers:
-            self._take_back(worker)
+            self._settle(worker)
         self._return(len(self._queue))
         for worker in self._workers:
             for task_id in list(worker.tasks):
-                self._signal(signal.SIGTERM, task_id)
+                self._signal_running(worker, signal.SIGTERM, task_id)
 
     def _signal(self, signum: int, task_id: str) -> None:
-        """Signal a running task: what a command has started, or a Python function's worker too."""
         for worker in self._workers:
-            if worker.tasks and worker.tasks[0] == task_id and worker.pid is not None:
-                _, buffer = worker.sent[task_id]
-                if command_of(buffer.decode()) is not None:
-                    signal_tree(worker.pid, signum, itself=False)
-                else:
-                    worker.signalled = signum
-                    signal_tree(worker.pid, signum)
+            if task_id in worker.tasks:
+                self._settle(worker)  # another task may have followed it
+                self._signal_running(worker, signum, task_id)
+
+    def _signal_running(self, worker: _Worker, signum: int, task_id: str) -> None:
+        """Signal a running task: what a command has started, or a Python function's worker too."""
+        if task_id not in worker.tasks:
+            return
+        if worker.pid is None:
+            worker.once_born.append(partial(self._signal_running, worker, signum, task_id))
+            return
+        _, buffer = worker.sent[task_id]
+        if command_of(buffer.decode()) is not None:
+            signal_tree(worker.pid, signum, itself=False)
+        else:
+            worker.signalled = signum
+            signal_tree(worker.pid, signum)
 
     def _end_running(self, worker: _Worker, task_id: str) -> None:
         """End the task that `worker` runs, and the worker with it: ask first, then kill."""
         worker.cancelled = task_id
-        if worker.pid is not None:
-            signal_tree(worker.pid, signal.SIGTERM)
+        if worker.pid is None:
+            worker.once_born.append(partial(self._end_running, worker, task_id))
+            return
+        signal_tree(worker.pid, signal.SIGTERM)
         self._deadlines.append((time.monotonic() + KILL_GRACE, partial(self._kill, worker)))
 
     def _kill(self, worker: _Worker) -> None:

@@ -281,6 +281,9 @@ class WorkerPool:
         """Queue again what a broken connection has lost, be it the task or its result."""
         for task_id in manager.asked:
             if task_id in held:
+                entry = manager.tasks.get(task_id)
+                if entry is not None and entry.cancelled:  # that may not have arrived
+                    self._launcher.send(manager.manager_id, [b"cancel", task_id.encode()])
                 continue
             entry = self._release(manager, task_id)
             if entry is not None:
@@ -292,6 +295,8 @@ class WorkerPool:
         if manager.state in {"ready", "draining"}:  # it was connected before
             manager.asked = list(manager.tasks)
             self._launcher.send(manager.manager_id, [b"held?"])
+        elif manager.state == "stopping":
+            self._launcher.send(manager.manager_id, [b"stop"])  # it may not have had the first
         if manager.state == "starting":
             manager.state = "ready"
             manager.host = greeting["host"]
@@ -414,6 +419,7 @@ class WorkerPool:
             self._withdraw(manager, "makes room for a job")
         if review.kept:
             self._assign()
+            self._balance()
 
     def _grow(self) -> None:
         """Start workers where more tasks wait than the coming ones can take."""
