@@ -81,3 +81,29 @@ def test_workers_that_need_not_leave_after_all_take_what_waits(make_world, tmp_p
     for name in names:
         let_end(tmp_path, name)
     world.ends(ids)
+
+
+def test_workers_that_need_not_leave_after_all_take_what_waits_on_other_nodes(
+    make_world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(crew, "_TURN", 0.1)
+    world = make_world(min_nodes=2, max_nodes=2, workers_per_node=2)
+    until(lambda: status(world, "managers") == 2)
+    names = [f"task{number}" for number in range(4)]
+    ids = [world.submit(hold, str(tmp_path), name) for name in names]
+    until(lambda: len(list(tmp_path.glob("*-started"))) == 4)
+    let_end(tmp_path, names[0])  # so it costs less to clear its node than the other
+    world.end(ids[0])
+    spec = {"num_nodes": status(world, "resources")["nodes"] - 1, "exclusive": True}
+    job = world.submit(ShellFunction("true"), spec=spec)
+    until(lambda: status(world, "draining_managers") == 1)
+    waits = world.submit(hold, str(tmp_path), "waits")
+    until(lambda: status(world, "outstanding_tasks") == 4)
+    # Nothing of what runs wakes the pool any more.
+    until(lambda: len(status(world, "running_tasks")) == 3)
+    world.engine.cancel(job)
+    let_end(tmp_path, "waits")
+    assert world.end(waits).value == "waits"
+    for name in names:
+        let_end(tmp_path, name)
+    world.ends(ids)
