@@ -83,14 +83,15 @@ def test_a_canceled_running_job(world):
 
 
 def test_a_job_that_ran_out_of_time(world):
-    recorder = recorded(world, text("sleep", "60", duration=0.3))
+    # Long enough for the task to have been started.
+    recorder = recorded(world, text("sleep", "60", duration=2))
     assert recorder.names == [*BEGINNING, "exception", *END]
     assert recorder.wait("finish").context["status"] == (128 + 14) << 8
 
 
 def test_a_job_that_ran_out_of_time_and_ignores_signals_is_killed(world):
     script = "trap '' ALRM TERM; echo up; while :; do sleep 1; done"
-    recorder = recorded(world, shell(script, duration=0.3))
+    recorder = recorded(world, shell(script, duration=2))
     assert recorder.wait("finish").context["status"] == (128 + 9) << 8
     waited = recorder.wait("finish").timestamp - recorder.wait("exception").timestamp
     assert waited > 4  # Flux's kill-timeout is 5 s

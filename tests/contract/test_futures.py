@@ -43,7 +43,7 @@ def test_jobid_callbacks_come_before_events(world):
     future.add_jobid_callback(lambda _: order.append("jobid"))
     future.add_event_callback("submit", lambda *_: order.append("submit"))
     future.add_done_callback(lambda _: order.append("done"))
-    future.result(PATIENCE)
+    Recorder(future).wait("clean")  # the callbacks of its end come after who waits for its result
     assert order == ["jobid", "submit", "done"]
 
 
@@ -102,8 +102,8 @@ def test_callbacks_may_be_added_from_callbacks(world):
     assert inner.is_unused()
 
 
-def test_waiting_inside_a_callback_raises_instead_of_blocking(world):
-    outcome = Gate()
+def test_waiting_inside_a_callback_raises_instead_of_blocking(world, tmp_path):
+    outcome, go = Gate(), tmp_path / "go"
 
     def wait(future, *_: object) -> None:
         for method in (future.result, future.exception):
@@ -112,8 +112,9 @@ def test_waiting_inside_a_callback_raises_instead_of_blocking(world):
             except RuntimeError as exc:
                 outcome(str(exc))
 
-    future = world.executor.submit(text("true"))
-    future.add_event_callback("submit", wait)
+    future = world.executor.submit(shell(f"while [ ! -e {go} ]; do sleep 0.05; done"))
+    future.add_event_callback("finish", wait)  # before that it is not there: `wait` is not for us
+    go.touch()
     assert outcome.wait() == outcome.wait() == ("Cannot wait for future from inside callback",)
     assert future.result(PATIENCE) == 0
 

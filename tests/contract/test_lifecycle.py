@@ -47,16 +47,17 @@ def test_a_broken_executor_says_so(world):
                 call()
 
 
-def test_threads_are_named_and_end(world):
+def test_threads_are_named_and_end(world, tmp_path):
     def mine() -> list[str]:
         return [t.name for t in threading.enumerate() if t.name.startswith("contract")]
 
     with world.new_executor(threads=2, thread_name_prefix="contract") as executor:
-        names = Gate()
+        names, go = Gate(), tmp_path / "go"
         for _ in range(2):
-            executor.submit(text("true")).add_done_callback(
-                lambda _: names(threading.current_thread().name)
-            )
+            # Whoever adds a callback after the end calls it.
+            future = executor.submit(shell(f"while [ ! -e {go} ]; do sleep 0.05; done"))
+            future.add_done_callback(lambda _: names(threading.current_thread().name))
+        go.touch()
         assert {names.wait(), names.wait()} == {("contract-0",), ("contract-1",)}
     assert mine() == []
 

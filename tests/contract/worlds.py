@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from flux_endpoint.engine.local import JobException, LocalExecutor
 
 #: Seconds after which something that should happen counts as not happening.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class World(Protocol):

@@ -23,7 +23,7 @@ from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.serialize import ComputeSerializer, DillCodeSource
 
 #: Seconds after which something that should happen counts as not happening.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 _serializer = ComputeSerializer()
 #: Functions of test modules travel as source: workers can't import those modules.

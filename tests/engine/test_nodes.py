@@ -183,8 +183,8 @@ def test_a_node_that_has_nothing_to_do_takes_what_waits_on_another(make_world, t
     # Each node now holds one that runs and some that wait.
     (tmp_path / "more").mkdir()
     ids += [world.submit(hold, str(tmp_path / "more"), n) for n in range(2)]
-    pid = int(next(iter(started(tmp_path))).read_text())
-    os.kill(pid, signal.SIGKILL)
+    pid = until(started(tmp_path)[0].read_text)  # it may have only just begun to write it
+    os.kill(int(pid), signal.SIGKILL)
     until(lambda: started(tmp_path / "more"))
     (tmp_path / "more" / "gate").touch()
     assert [end.code for end in world.ends(ids[2:])] == [None, None]

@@ -400,11 +400,11 @@ def test_status_counts_what_there_is(make_world, tmp_path):
     gate, started = tmp_path / "gate", tmp_path / "started"
     ids = [world.submit(wait_for, str(gate), str(started)) for _ in range(5)]
     until(started.exists)
+    until(lambda: world.engine.status()["outstanding_tasks"] == 5)
     status = world.engine.status()
     assert status["engine_type"] == "FluxEngine"
     assert status["executor"] == world.kind
     assert (status["managers"], status["total_workers"], status["idle_workers"]) == (1, 1, 0)
-    assert status["outstanding_tasks"] == 5
     assert set(status["resources"]) == {"nodes", "cores", "gpus"}
     if world.kind == "flux":
         usage = status["usage"]

@@ -79,7 +79,8 @@ def ends_in(world, seconds):
 
 def test_a_block_s_walltime_as_flux_has_it(make_blocks):
     """Nothing is made up here: the block ends in 14 seconds."""
-    world = make_blocks(walltime="14s", grace="6s")
+    world = make_blocks(walltime="14s", grace="3s")
+    # One that needs too long to come up is followed by another.
     end = world.call(ShellFunction("sleep 1000"))
     assert end.code == "WorkerLost"
     assert "reached its walltime of 14s" in end.text

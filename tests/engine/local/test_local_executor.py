@@ -19,7 +19,7 @@ import yaml
 
 from flux_endpoint.engine.local import LocalExecutor
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def file_options(path: Path | str, **options: object) -> dict[str, object]:
@@ -127,11 +127,12 @@ def test_files_of_the_executor_are_gone_after_shutdown(spec, monkeypatch, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shutdown_cancels_futures_whose_jobs_were_not_submitted(spec):
+def test_shutdown_cancels_futures_whose_jobs_were_not_submitted(spec, tmp_path):
     executor = LocalExecutor()
-    held, entered = threading.Event(), threading.Event()
-    first = executor.submit(spec("exit 0"))
-    first.add_event_callback("submit", lambda *_: (entered.set(), held.wait(PATIENCE)))
+    held, entered, go = threading.Event(), threading.Event(), tmp_path / "go"
+    first = executor.submit(spec(f"while [ ! -e {go} ]; do sleep 0.05; done"))
+    first.add_event_callback("finish", lambda *_: (entered.set(), held.wait(PATIENCE)))
+    go.touch()
     assert entered.wait(PATIENCE)  # the thread that would submit the others is busy
     others = [executor.submit(spec("exit 0")) for _ in range(3)]
     executor.shutdown(wait=False, cancel_futures=True)
