@@ -20,6 +20,7 @@ from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.rest import ErrorBody, RegisterEndpoint
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.official import starts
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints, users
 from flux_endpoint.service.store.engine import Database
@@ -32,6 +33,9 @@ NO_BROKER = "amqp://guest:guest@127.0.0.1:1/%2F"
 
 #: What an endpoint of our own make says of itself.
 OWN = {"flux_endpoint_version": "1.0"}
+
+#: Seconds for what takes a moment, on a machine that is busy with other things.
+PATIENCE = 60
 
 #: A packed function and packed arguments; a service looks at nothing but their lengths.
 FUNCTION = "12\n01\ngASVabcd\n"
@@ -123,13 +127,13 @@ class Peer:
         self.connection.start()
         self._inboxes: dict[str, queue.Queue[Delivery]] = {}
 
-    def take(self, name: str, timeout: float = 10) -> Delivery:
+    def take(self, name: str, timeout: float = PATIENCE) -> Delivery:
         """Return the next message of the queue `name`, acknowledged."""
         delivery = self.take_unanswered(name, timeout)
         delivery.ack()
         return delivery
 
-    def take_unanswered(self, name: str, timeout: float = 10) -> Delivery:
+    def take_unanswered(self, name: str, timeout: float = PATIENCE) -> Delivery:
         """Return the next message of the queue `name`, which the broker still holds."""
         if name not in self._inboxes:
             self._inboxes[name] = queue.Queue()
@@ -139,17 +143,17 @@ class Peer:
     def send_result(self, endpoint_id: str, body: bytes) -> None:
         """Publish a result as an endpoint does."""
         sent = self.connection.publish(queues.RESULTS_EXCHANGE, f"{endpoint_id}.results", body)
-        sent.result(timeout=10)
+        sent.result(PATIENCE)
 
     def send_events(self, endpoint_id: str, body: bytes) -> None:
         """Publish job events as an endpoint does."""
         exchange, key = queues.EVENTS_EXCHANGE, queues.events_key(endpoint_id)
-        self.connection.publish(exchange, key, body).result(timeout=10)
+        self.connection.publish(exchange, key, body).result(PATIENCE)
 
     def send_report(self, endpoint_id: str, body: bytes) -> None:
         """Publish a status report as an endpoint does."""
         exchange, key = queues.HEARTBEATS_EXCHANGE, f"{endpoint_id}.heartbeats"
-        self.connection.publish(exchange, key, body).result(timeout=10)
+        self.connection.publish(exchange, key, body).result(PATIENCE)
 
 
 @pytest.fixture
@@ -277,10 +281,17 @@ class Rest:
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Wait for what another process or thread will do soon and can't announce."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def one_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told to start again because a test is slow."""
+    monkeypatch.setattr(starts, "_FIRST_BACKOFF", 3600.0)
+    monkeypatch.setattr(starts, "_LAST_BACKOFF", 3600.0)
 
 
 @pytest.fixture

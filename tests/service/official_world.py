@@ -7,9 +7,9 @@ import queue
 import uuid
 from typing import Any
 
-from tests.service.conftest import Peer, Rest, eventually
+from tests.service.conftest import PATIENCE, Peer, Rest, eventually
 
-from flux_endpoint.amqp import AmqpConnection, Delivery
+from flux_endpoint.amqp import AmqpConnection, Custodian, Delivery
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import EPStatusReport, Result, pack
 
@@ -64,27 +64,30 @@ class Run:
         self._inbox: queue.Queue[Delivery] = queue.Queue()
         self._connection = AmqpConnection(url, name="run")
         self._connection.start()
-        assert self._connection.wait_connected(10)
+        assert self._connection.wait_connected(PATIENCE)
 
     def consume(self) -> None:
+        """Subscribe; who reports and does not is taken to be deaf."""
         name = queues.tasks_queue(self.endpoint_id)
         self._consumer = self._connection.consume(
             name, self._inbox.put, prefetch=60000, exclusive=True
         )
+        eventually(lambda: self._consumers(name) == 1)
 
     def stop_consuming(self) -> None:
         self._consumer.cancel()
+        eventually(lambda: self._consumers(queues.tasks_queue(self.endpoint_id)) == 0)
 
     def take(self, count: int, *, ack: bool = True) -> list[str]:
         """Return the ids of the next tasks."""
-        taken = [self._inbox.get(timeout=10) for _ in range(count)]
+        taken = [self._inbox.get(timeout=PATIENCE) for _ in range(count)]
         if ack:
             for each in taken:
                 each.ack()
         return [each.headers["task_uuid"] for each in taken]
 
     def next_body(self) -> bytes:
-        delivery = self._inbox.get(timeout=10)
+        delivery = self._inbox.get(timeout=PATIENCE)
         delivery.ack()
         return delivery.body
 
@@ -110,4 +113,8 @@ class Run:
 
     def _publish(self, exchange: str, kind: str, body: bytes) -> None:
         sent = self._connection.publish(exchange, f"{self.endpoint_id}.{kind}", body)
-        sent.result(10)
+        sent.result(PATIENCE)
+
+    def _consumers(self, name: str) -> int:
+        count = Custodian(self._connection).count(name).result(PATIENCE)
+        return count.consumers if count is not None else 0

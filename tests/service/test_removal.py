@@ -89,6 +89,7 @@ def test_user_endpoints_go_with_their_core_endpoint(
     core.report()
     _, more = live.submit(core.id)
     assert core.next_start() == arguments
+    assert exists(amqp_vhost, f"{run.endpoint_id}.tasks")
     assert begin(arguments, start=2.0).take(1) == more
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import uuid
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import Peer, Rest, eventually
+from tests.service.conftest import PATIENCE, Peer, Rest, eventually
 from tests.service.official_world import CoreEndpoint, Run
 
-from flux_endpoint.protocol.messages import Result, pack
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.official import dispatcher, runs
+from flux_endpoint.service.official import dispatcher, releases, runs, starts
 from flux_endpoint.service.settings import ServiceSettings
 
 pytestmark = pytest.mark.rabbitmq
@@ -25,7 +25,6 @@ Begin = Callable[..., Run]
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "SETTLE_SECONDS", 0.2)
     monkeypatch.setattr(runs, "PARENT_STOPS", 0.2)
-    monkeypatch.setattr(dispatcher, "DEAF_AFTER", 0.2)
 
 
 class Group:
@@ -150,15 +149,17 @@ def test_what_a_run_took_unheard_ends_when_the_next_one_begins(
     assert group.next()["task_id"] == ids[2]
 
 
-def test_what_a_run_took_unheard_ends_when_nobody_begins_another(
-    live: Rest,
-    peer: Peer,
-    core: CoreEndpoint,
-    amqp_vhost: str,
-    begin: Begin,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the services that start afterwards."""
     monkeypatch.setattr(dispatcher, "SWEEP_PERIOD", 0.2)
+    monkeypatch.setattr(starts, "_FIRST_BACKOFF", 0.2)
+
+
+@pytest.mark.usefixtures("frequent_looks")
+def test_what_a_run_took_unheard_ends_when_nobody_begins_another(
+    live: Rest, peer: Peer, core: CoreEndpoint, amqp_vhost: str, begin: Begin
+) -> None:
     group_id, ids = live.submit(core.id, count=2)
     arguments = core.next_start()
     first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
@@ -261,8 +262,15 @@ def test_a_late_result_replaces_the_failure(
 
 
 def test_a_run_that_followed_another_unseen_ends_what_that_had_taken(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settle, in_time = runs.Runs.settle, threading.Event()
+
+    def settle_later(*of: Any) -> None:
+        assert in_time.wait(PATIENCE)  # else what the second finds on its disk may come too late
+        settle(*of)
+
+    monkeypatch.setattr(runs.Runs, "settle", settle_later)
     group_id, ids = live.submit(core.id, count=2)
     arguments = core.next_start()
     first = begin(arguments)
@@ -275,7 +283,36 @@ def test_a_run_that_followed_another_unseen_ends_what_that_had_taken(
     second.finish(ids[0], "from disk")
     group = Group(peer, group_id)
     assert group.next()["data"] == "from disk"
+    in_time.set()
     assert group.next_lost(core) == ids[1]
+
+
+def test_what_the_broker_confirms_late_is_not_overlooked(
+    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_published, late = releases.Releases._on_published, []
+
+    def hold(*confirm: Any) -> None:
+        late.append(partial(on_published, *confirm))
+
+    monkeypatch.setattr(releases.Releases, "_on_published", hold)
+    group_id, ids = live.submit(core.id, count=2)
+    arguments = core.next_start()
+    first = begin(arguments)
+    assert first.take(2) == ids
+    # Another configuration's start is told after the look at what the first has left.
+    looked = seen(monkeypatch, runs.Runs, "look")
+    first.report(active=False)
+    first.vanish()
+    assert looked.wait(PATIENCE)
+    live.submit(core.id, user_endpoint_config={"other": 1})
+    assert core.next_start()["user_opts"] == {"other": 1}
+    for each in late:
+        each()
+    assert core.next_start() == arguments
+    begin(arguments, start=2.0)
+    group = Group(peer, group_id)
+    assert {group.next_lost(core) for _ in ids} == set(ids)
 
 
 def test_when_the_core_endpoint_ends_so_do_its_user_endpoints(
@@ -318,8 +355,9 @@ def test_nothing_is_told_to_start_while_the_broker_holds_on_to_a_dead_consumer(
 
 
 def test_one_that_reports_and_takes_nothing_is_told_to_start(
-    live: Rest, core: CoreEndpoint, begin: Begin, amqp_vhost: str
+    live: Rest, core: CoreEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatcher, "DEAF_AFTER", 0.2)
     live.submit(core.id)
     arguments = core.next_start()
     deaf = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
@@ -381,8 +419,6 @@ def test_two_services_on_one_database_give_each_task_once(
             given += run.take(1)
             run.finish(given[-1])
         assert sorted(given) == sorted([*ids, *more])
-        run.report(period=0.1)
-        run.vanish()
         group = Group(peer, group_id)
         assert {group.next()["data"] for _ in given} == {"x"}
 
@@ -410,8 +446,6 @@ def test_one_that_can_run_more_at_a_time_is_given_more(
 def test_the_window_has_a_size_too(
     live: Rest, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flux_endpoint.service.official import releases
-
     monkeypatch.setattr(releases, "WINDOW_SIZE", 1)
     _, ids = live.submit(core.id, count=2)
     run = begin(core.next_start())
@@ -476,12 +510,24 @@ def test_a_failure_is_behind_the_results_that_came_before_it(
     run = begin(core.next_start())
     run.take(50)
     for task_id in ids:
-        body = pack(Result(task_id=uuid.UUID(task_id), data="x"))
-        peer.connection.publish("results", f"{run.endpoint_id}.results", body)
+        run.finish(task_id)
     run.report(active=False, period=0.01)
     run.vanish()
     group = Group(peer, group_id)
     assert {group.next()["data"] for _ in ids} == {"x"}
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, of: type, name: str) -> threading.Event:
+    """Return what is set when a method has returned from now on."""
+    method, happened = getattr(of, name), threading.Event()
+
+    def announce(*arguments: Any) -> Any:
+        result = method(*arguments)
+        happened.set()
+        return result
+
+    monkeypatch.setattr(of, name, announce)
+    return happened
 
 
 def _period(client: TestClient, endpoint_id: str) -> float | None:

@@ -5,7 +5,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -221,13 +221,13 @@ class Dispatcher:
                 self._prepare(item.endpoint_id)
                 item.done.set_result(None)
             case _Deleted():
-                self._removal.empty_all()
+                self._empty()
             case _Connected():
                 self._resume()
 
     def _come_back(self, due: Due, endpoint_id: str) -> None:
         if due is Due.EMPTY:
-            self._removal.empty_all()
+            self._empty()
         elif due is Due.SWEEP:
             self._sweep()
         elif due is Due.RELEASE:
@@ -295,35 +295,31 @@ class Dispatcher:
             self._runs.expire(endpoint, time.time(), at_once=True)
 
     def _resume(self) -> None:
-        self._releases.connected()
-        with self._database.read() as connection:
-            running = endpoints.running_endpoints(connection)
-            busy = deliveries.busy_endpoints(connection)
-        for endpoint_id in running:
-            endpoint = self._endpoint(endpoint_id)
-            if endpoint is not None:
-                self._runs.resume(endpoint, time.time())
-        self._look_after(busy)
-        self._timers.within(Due.SWEEP, _ALL, SWEEP_PERIOD)
-        self._removal.empty_all()
+        self._releases.forget_queues()
+        self._look_after_all(self._runs.resume)
+        self._empty()
 
     def _sweep(self) -> None:
         """Take up what is nobody's: of a service that has ended, or of a run never heard of."""
         self._releases.sweep()
+        self._look_after_all(self._runs.watch)
+
+    def _look_after_all(self, follow: Callable[[Endpoint, float], None]) -> None:
         with self._database.read() as connection:
             running = endpoints.running_endpoints(connection)
             busy = deliveries.busy_endpoints(connection)
         for endpoint_id in running:
             endpoint = self._endpoint(endpoint_id)
             if endpoint is not None:
-                self._runs.watch(endpoint, time.time())
-        self._look_after(busy)
-        self._timers.within(Due.SWEEP, _ALL, SWEEP_PERIOD)
-
-    def _look_after(self, busy: Sequence[str]) -> None:
+                follow(endpoint, time.time())
         for endpoint_id in busy:
             self._timers.within(Due.RELEASE, endpoint_id, 0)
             self._timers.within(Due.START, endpoint_id, 0)
+        self._timers.within(Due.SWEEP, _ALL, SWEEP_PERIOD)
+
+    def _empty(self) -> None:
+        self._removal.empty_all()
+        self._releases.forget_queues()
 
     def _endpoint(self, endpoint_id: str) -> Endpoint | None:
         with self._database.read() as connection:

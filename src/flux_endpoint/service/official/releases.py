@@ -76,8 +76,8 @@ class Releases:
         self._in_flight: set[str] = set()
         self._unsettled: list[Published] = []
 
-    def connected(self) -> None:
-        """The connection to the broker was made: its queues may be others."""
+    def forget_queues(self) -> None:
+        """Queues may be gone: the broker may be another, or endpoints were deleted."""
         self._declared.clear()
 
     def declare(self, endpoint_id: str) -> None:

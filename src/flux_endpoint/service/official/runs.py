@@ -134,7 +134,7 @@ class Runs:
         return True
 
     def unattended(self, endpoint: Endpoint, ready: int, now: float) -> bool:
-        """See what has been taken, now that nobody consumes; return whether that is still so.
+        """See what has been taken, now that nobody consumes; return whether that can be told.
 
         The next run would take the rest, and then nobody could tell what an earlier one had: one
         that has not missed a report yet, or that nobody has heard of.
@@ -214,7 +214,7 @@ class Runs:
             self._timers.within(Due.SETTLE, endpoint_id, max(min(left) - now, 0))
 
     def _look(self, endpoint: Endpoint, now: float) -> bool:
-        """Note what has been taken from an endpoint's queue; not while somebody consumes."""
+        """Note what has been taken from an endpoint's queue; return whether that can be told."""
         taken = self._taken(endpoint.id)
         if taken is None:
             return False
@@ -227,18 +227,24 @@ class Runs:
         return True
 
     def _taken(self, endpoint_id: str) -> set[str] | None:
-        """Return what runs have taken that none has followed; `None` while somebody consumes."""
+        """Return what runs have taken that none has followed.
+
+        `None`: it can't be told, because somebody consumes, or because of a task of which it is not
+        known yet whether the queue has had it.
+        """
         with self._database.read() as connection:
+            on_their_way = deliveries.claimed(connection, endpoint_id)
             released = set(deliveries.released(connection, endpoint_id))
             taken = deliveries.taken(connection, endpoint_id)
         released.difference_update(task_id for task_id, at in taken.items() if at is not None)
-        if not released:
+        if not released and not on_their_way:
             return released
         queue = queues.tasks_queue(endpoint_id)
         there = self._custodian.look(queue).result(_TIMEOUT)
         if there is None:
             return None
-        return released.difference(headers.get(queues.TASK_ID_HEADER) for headers in there)
+        found = {headers.get(queues.TASK_ID_HEADER) for headers in there}
+        return None if on_their_way - found else released - found
 
     def _consumes(self, endpoint_id: str) -> bool:
         count = self._custodian.count(queues.tasks_queue(endpoint_id)).result(_TIMEOUT)
@@ -276,7 +282,7 @@ class Runs:
             return
         taken = self._taken(endpoint.id)
         if taken is None:
-            return  # somebody consumes: it runs, and will report
+            return  # either somebody consumes: it runs, and will report; or the next start tells
         if taken:
             self._look(endpoint, now)  # it left such a mark, too
             return

@@ -30,14 +30,18 @@ SHORTEST, _FIRST_BACKOFF, _LAST_BACKOFF = 1.0, 10.0, 300.0
 #: Seconds that a new run has to subscribe to its queue before it counts as deaf.
 DEAF_AFTER = 15.0
 
+# Seconds until another look at a queue that tasks are on their way to.
+_LOOK_AGAIN = 0.2
 _TIMEOUT = 20.0
 
 
 @dataclass
 class _Attempts:
     last: float
-    count: int = 0
-    wait: float = 0.0
+    count: int
+    wait: float
+    #: More tasks came too soon for another start.
+    more: bool = False
 
 
 class Starts:
@@ -83,8 +87,10 @@ class Starts:
         """Have an endpoint started if that is due; `at_once` if there are new tasks for it."""
         attempts = self._attempts.get(endpoint.id)
         if attempts is not None:
+            at_once = at_once or attempts.more
             ago = time.monotonic() - attempts.last
             missing = (SHORTEST if at_once else attempts.wait) - ago
+            attempts.more = at_once and missing > 0
             if missing > 0:
                 self._timers.within(Due.START, endpoint.id, missing)
                 return
@@ -94,7 +100,12 @@ class Starts:
                 return
         count = self._custodian.count(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
         ready, consumers = (0, 0) if count is None else (count.messages, count.consumers)
-        if consumers or not self._runs.unattended(endpoint, ready, time.time()):
+        if consumers:
+            return
+        if not self._runs.unattended(endpoint, ready, time.time()):
+            if attempts is not None:
+                attempts.more = at_once
+            self._timers.within(Due.START, endpoint.id, _LOOK_AGAIN)
             return
         if endpoint.parent_id is None:
             return  # who starts it is not told, but tells

@@ -128,6 +128,16 @@ def released(connection: sa.Connection, endpoint_id: str) -> dict[str, float]:
     return {row.task_id: row.released_at for row in connection.execute(query)}
 
 
+def claimed(connection: sa.Connection, endpoint_id: str) -> set[str]:
+    """Return which tasks an endpoint's queue has had, or has not, or will have in a moment."""
+    query = sa.select(deliveries.c.task_id).where(
+        deliveries.c.endpoint_id == endpoint_id,
+        deliveries.c.claimed_at.is_not(None),
+        deliveries.c.released_at.is_(None),
+    )
+    return set(connection.scalars(query))
+
+
 def count_claimed(connection: sa.Connection, endpoint_id: str) -> int:
     """Return how many open tasks are, or may be, in an endpoint's queue or with it."""
     query = sa.select(sa.func.count()).where(
