@@ -103,11 +103,12 @@ class OfficialEndpoint:
 
     def user_endpoints(self) -> list[psutil.Process]:
         """The user endpoints that it has started and that run, without what these started."""
-        return [
-            each
-            for each in psutil.Process(self.pid).children()
-            if each.status() != psutil.STATUS_ZOMBIE
-        ]
+        found = []
+        for each in psutil.Process(self.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                if each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+        return found
 
     def clean_up(self) -> None:
         """End whatever is left of it: all that works in its home."""

@@ -137,7 +137,7 @@ def test_a_function_and_its_exception(executor: Executor) -> None:
 def test_a_command(executor: Executor) -> None:
     result = executor.submit(ShellFunction("echo '{text}'; exit 3"), text="hello").result(PATIENCE)
     assert (result.stdout, result.returncode) == ("hello\n", 3)
-    late = executor.submit(ShellFunction("sleep 1", walltime=0.2)).result(PATIENCE)
+    late = executor.submit(ShellFunction("sleep 20", walltime=0.2)).result(PATIENCE)
     assert (late.returncode, late.exception_name) == (124, "subprocess.TimeoutExpired")
     done = executor.submit(ShellFunction("true", return_dict=True)).result(PATIENCE)
     assert done["returncode"] == 0

@@ -26,7 +26,7 @@ def listening(app: FastAPI, parser: str = "h11") -> Iterator[int]:
         server = Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        assert ready.wait(30)
+        assert ready.wait(60)
         try:
             yield listener.getsockname()[1]
         finally:

@@ -206,7 +206,7 @@ def test_a_full_queue_holds_nobody_up(
         endpoint_id = rest.register_endpoint()
         group_id, (task_id,) = rest.submit(endpoint_id)
         full = {"x-max-length": 1, "x-overflow": "reject-publish"}
-        peer.connection.declare(Queue(f"ev.{group_id}", full)).result(10)
+        peer.connection.declare(Queue(f"ev.{group_id}", full)).result(60)
         sent = [job_event(task_id, name) for name in ("a", "b", "c")]
         for each in sent:
             peer.send_events(endpoint_id, message(each))

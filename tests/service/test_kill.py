@@ -133,7 +133,7 @@ def test_a_service_that_dies_while_it_ends_a_task_still_tells_the_client(
     body = pack(Result(task_id=uuid.UUID(task_id), data=text, error_details=error))
     key = f"{endpoint_id}.results"
     sent = peer.connection.publish("results", key, body, headers={STORED_HEADER: True})
-    sent.result(10)
+    sent.result(60)
     if stored:
         with database.write() as connection:
             tasks.complete(connection, [tasks.Outcome(task_id, True, text, None, 1.0)])

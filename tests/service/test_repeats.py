@@ -41,11 +41,11 @@ class Gate:
         self._open.set()
 
     def wait_entered(self) -> None:
-        assert self._entered.acquire(timeout=20)
+        assert self._entered.acquire(timeout=60)
 
     def pass_through(self, *_: Any) -> bool:
         self._entered.release()
-        assert self._open.wait(20)
+        assert self._open.wait(60)
         return False
 
 
@@ -60,7 +60,7 @@ class Sender:
             f"Content-Length: {len(body)}",
             *(f"{name}: {value}" for name, value in token.items()),
         ]
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         self._socket.sendall("\r\n".join([*head, "", ""]).encode() + body)
 
     def answer(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def lost_while_under_way(world: World, gate: Gate) -> None:
     first = world.send()
     gate.wait_entered()
     first.hang_up()
-    assert gate.lost.wait(20)
+    assert gate.lost.wait(60)
     gate.adopted.clear()
 
 
@@ -157,14 +157,14 @@ def test_a_repetition_while_the_first_is_under_way_is_the_first(
 ) -> None:
     lost_while_under_way(world, gate)
     again = world.send()
-    assert gate.adopted.wait(20)
+    assert gate.adopted.wait(60)
     gate.open()
     answer = again.answer()
     assert stored(database) == 1
     ((task_id,),) = answer["tasks"].values()
     headers = world.token
     url = f"http://127.0.0.1:{world.port}/v2/tasks/{task_id}"
-    assert httpx.get(url, headers=headers).status_code == 200
+    assert httpx.get(url, headers=headers, timeout=60).status_code == 200
 
 
 def test_a_repetition_after_the_first_has_ended_is_the_first(
@@ -172,7 +172,7 @@ def test_a_repetition_after_the_first_has_ended_is_the_first(
 ) -> None:
     lost_while_under_way(world, gate)
     gate.open()
-    assert gate.ended.wait(20)
+    assert gate.ended.wait(60)
     assert len(world.send().answer()["tasks"]) == 1
     assert stored(database) == 1
 
@@ -218,7 +218,7 @@ def test_after_a_while_it_is_no_repetition_any_more(
     monkeypatch.setattr(repeats, "REPEATED_WITHIN", -1)
     lost_while_under_way(world, gate)
     gate.open()
-    assert gate.ended.wait(20)
+    assert gate.ended.wait(60)
     world.send().answer()
     assert stored(database) == 2
 
@@ -229,7 +229,7 @@ def test_only_so_many_lost_answers_are_kept(
     monkeypatch.setattr(repeats, "MOST_KEPT", 0)
     lost_while_under_way(world, gate)
     gate.open()
-    assert gate.ended.wait(20)
+    assert gate.ended.wait(60)
     world.send().answer()
     assert stored(database) == 2
 
@@ -240,6 +240,6 @@ def test_what_was_refused_is_judged_anew(world: World, gate: Gate, database: Dat
     unknown = json.dumps({**content, "tasks": {function_id: [PAYLOAD]}}).encode()
     url = f"http://127.0.0.1:{world.port}/v3/endpoints/{world.endpoint_id}/submit"
     for _ in range(2):
-        answer = httpx.post(url, content=unknown, headers=world.token)
+        answer = httpx.post(url, content=unknown, headers=world.token, timeout=60)
         refusal(answer, 404, "FUNCTION_NOT_FOUND", f"tasks.{function_id}")
     assert stored(database) == 0

@@ -25,7 +25,7 @@ def port(request: pytest.FixtureRequest, database_url: str) -> Iterator[int]:
 def ask(port: int, target: str, *headers: str) -> tuple[int, Any]:
     """Send a request with that very target; return the status and the JSON of the answer."""
     lines = [f"GET {target} HTTP/1.1", "Host: localhost:5000", *headers, "Connection: close"]
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         with connection.makefile("rb") as stream:
             head, _, body = stream.read().partition(b"\r\n\r\n")

@@ -144,14 +144,16 @@ def test_a_lost_connection_delays_tasks_and_results_and_loses_none(
     token_of: Callable[[str], dict[str, str]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    headers = token_of("ada")
+    with TestClient(create_app(live_settings), headers=headers) as client:
+        endpoint_id = Rest(client).register_endpoint()
     caplog.set_level(logging.INFO, "flux_endpoint.service.broker")
     settings = ServiceSettings(
         database_url=live_settings.database_url, amqp_url=relay.url, publish_timeout=0.5
     )
-    with TestClient(create_app(settings), headers=token_of("ada")) as client:
+    with TestClient(create_app(settings), headers=headers) as client:
         rest = Rest(client)
         eventually(lambda: "broker connected" in caplog.messages)
-        endpoint_id = rest.register_endpoint()
         submitted = [rest.submit(endpoint_id)]
         relay.cut()
         eventually(lambda: any(text.startswith("broker unreach") for text in caplog.messages))

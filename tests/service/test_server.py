@@ -44,7 +44,7 @@ class ServiceProcess:
             return [line for line in self.lines if line["event"].startswith(event)]
 
         with self._changed:
-            assert self._changed.wait_for(found, timeout=20), self.lines
+            assert self._changed.wait_for(found, timeout=60), self.lines
         return found()[0]
 
     @property
@@ -53,7 +53,7 @@ class ServiceProcess:
 
     def end(self, signum: int) -> int:
         self.process.send_signal(signum)
-        code = self.process.wait(15)
+        code = self.process.wait(60)
         self._reader.join()
         return code
 
@@ -103,7 +103,7 @@ def test_it_serves_without_a_broker_says_so_and_ends_cleanly(
     start: Callable[..., ServiceProcess], signum: int
 ) -> None:
     service = start()
-    assert httpx.get(f"{service.url}/v2/version").json() == "1.0.0"
+    assert httpx.get(f"{service.url}/v2/version", timeout=60).json() == "1.0.0"
     service.wait_for("broker unreachable")
     assert service.end(signum) == 0
     (away,) = [line for line in service.lines if line["event"].startswith("broker unreachable")]
@@ -176,7 +176,7 @@ def test_a_token_opens_the_service_until_it_is_revoked(
 
     def status() -> int:
         headers = {"Authorization": f"Bearer {token}"}
-        return httpx.get(f"{service.url}/v2/endpoints", headers=headers).status_code
+        return httpx.get(f"{service.url}/v2/endpoints", headers=headers, timeout=60).status_code
 
     assert status() == 200
     listed = command("token", "list").stdout
