@@ -24,6 +24,12 @@ def test_the_names_are_those_of_rfc_21(world):
     future.result(PATIENCE)
 
 
+def test_events_that_came_before_are_told_in_order(world):
+    future = world.executor.submit(text("true"))
+    Recorder(future).wait("clean")
+    assert Recorder(future).names == BEGINNING + END
+
+
 @pytest.mark.parametrize("script", ["exit 0", "exit 3", "kill -9 $$", "kill -9 $PPID; sleep 60"])
 def test_the_events_of_a_job_that_ran(world, script):
     assert recorded(world, shell(script)).names == BEGINNING + END

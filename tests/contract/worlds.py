@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from flux_endpoint.engine.local import JobException, LocalExecutor
+from flux_endpoint.protocol.job_events import IN_ORDER
 
 #: Seconds after which something that should happen counts as not happening.
 PATIENCE = 60.0
@@ -148,7 +149,7 @@ class Recorder:
         self.future = future
         self.events: list[Any] = []
         self._changed = threading.Condition()
-        for name in future.EVENTS:
+        for name in IN_ORDER:
             future.add_event_callback(name, self._record)
 
     def _record(self, _: Any, event: Any) -> None:

@@ -86,6 +86,22 @@ def test_what_is_cancelled_because_the_engine_stops_has_no_result(world):
     assert not world.has_ended(task)
 
 
+def test_a_jobs_events_come_in_order_however_late_they_are_asked_for(world, monkeypatch):
+    follow, over = JobRunner._follow, threading.Event()
+
+    def follow_late(self, job):
+        job.future.add_event_callback("clean", lambda *_: over.set())
+        assert over.wait(PATIENCE)
+        follow(self, job)
+
+    monkeypatch.setattr(JobRunner, "_follow", follow_late)
+    task = world.submit(ShellFunction("true"), spec=ONE)
+    world.event(task, "clean")
+    stamps = [event.timestamp for event in world.events]
+    assert stamps == sorted(stamps)
+    assert world.end(task).value.returncode == 0
+
+
 def test_a_job_that_is_ended_while_its_arguments_are_put_in_stays_ended(world, monkeypatch):
     cancel_job, seconds = world.engine._jobs.cancel, fresh_seconds()
 

@@ -21,7 +21,7 @@ from flux_endpoint.client import Client, ComputeFuture, Executor
 from flux_endpoint.client.job import JobEvent
 from flux_endpoint.errors import FluxEndpointError, NotFoundError
 from flux_endpoint.functions import ShellResult
-from flux_endpoint.protocol.job_events import LAST_EVENT
+from flux_endpoint.protocol.job_events import IN_ORDER, LAST_EVENT
 from flux_endpoint.protocol.jobid import JobID, format_jobid, parse_jobid
 from flux_endpoint.protocol.operations import EndpointStateAnswer
 
@@ -81,7 +81,7 @@ def _say_if_offline(target: Target, state: EndpointStateAnswer) -> None:
 
 def _follow(future: ComputeFuture, jobid: JobID, target: Target, *, as_json: bool) -> int:
     inbox: queue.SimpleQueue[JobEvent | None] = queue.SimpleQueue()
-    for name in ComputeFuture.EVENTS:
+    for name in IN_ORDER:
         future.add_event_callback(name, lambda _, event: inbox.put(event))
     future.add_done_callback(lambda _: inbox.put(None))
     put = _put_json if as_json else _EventPrinter().put

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Those that `flux.job.FluxExecutorFuture` takes callbacks for.
-EVENTS: Final = frozenset(
-    {
-        "alloc",
-        "clean",
-        "debug",
-        "depend",
-        "exception",
-        "finish",
-        "flux-restart",
-        "free",
-        "priority",
-        "release",
-        "start",
-        "submit",
-        "urgency",
-    }
+#: In the order in which they come. Whoever adds a callback for each of them in this order is told
+#: of them in it, those included that came while he did so.
+IN_ORDER: Final = (
+    "submit",
+    "depend",
+    "urgency",
+    "priority",
+    "debug",
+    "alloc",
+    "flux-restart",
+    "start",
+    "exception",
+    "finish",
+    "release",
+    "free",
+    "clean",
 )
+#: Those that `flux.job.FluxExecutorFuture` takes callbacks for.
+EVENTS: Final = frozenset(IN_ORDER)
 #: Comes after all others.
 LAST_EVENT: Final = "clean"

@@ -50,7 +50,7 @@ from flux_endpoint.engine.outcome import (
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import write_private
-from flux_endpoint.protocol.job_events import EVENTS
+from flux_endpoint.protocol.job_events import IN_ORDER
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
@@ -285,7 +285,7 @@ class JobRunner:
 
     def _follow(self, job: Job) -> None:
         job.future.add_jobid_callback(lambda _: self._inbox.put(lambda: self._identified(job)))
-        for name in EVENTS:
+        for name in IN_ORDER:
             job.future.add_event_callback(
                 name, lambda _, event: self._inbox.put(partial(self._event, job, event))
             )
