@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 import zmq
-from engine_world import PATIENCE, World, buffer_of, until
+from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes, until
 
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
+from flux_endpoint.functions import ShellFunction
 
 
 def double(x):
@@ -267,6 +268,16 @@ def test_a_manager_of_many_workers_waits_for_a_template_that_is_busy(new_pool, t
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_a_killed_manager_ran_ends_with_it(new_pool, manager):
+    pool = new_pool()
+    pool.receive(b"hello")
+    seconds = fresh_seconds()
+    pool.send(b"tasks", *task("a", ShellFunction(f"sleep {seconds} & wait")))
+    until(lambda: processes(seconds))
+    manager.kill()
+    until(lambda: not processes(seconds))
 
 
 def test_a_manager_without_an_agent_ends_after_a_while(tmp_path, address):

@@ -14,7 +14,10 @@ import socket
 import struct
 from contextlib import suppress
 
+import psutil
+
 from flux_endpoint.engine.workers.claims import Claims
+from flux_endpoint.engine.workers.ends import kill_tree
 from flux_endpoint.engine.workers.frames import write_frame
 from flux_endpoint.engine.workers.gpus import shares
 from flux_endpoint.engine.workers.settings import ManagerSettings
@@ -40,23 +43,27 @@ def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
     """
     places = shares(os.environ, settings.workers, settings.gpus_per_worker)
     ours, theirs = socket.socketpair()
-    manager = os.getpid()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             ours.close()
             os.setsid()  # a signal to the job's process group is for the manager alone
-            _die_with_parent(manager)
             # What outlives a worker comes to the template, where the manager finds and ends it.
             adopt_orphans()
             install_stand_ins()
             _serve(theirs, settings, places)
             status = 0
         finally:
+            _end_children()  # the manager is gone, and nobody else would
             os._exit(status)
     theirs.close()
     return pid, ours
+
+
+def _end_children() -> None:
+    for child in psutil.Process().children():
+        kill_tree(child.pid)
 
 
 def request_worker(control: socket.socket, claims: Claims, place: int) -> socket.socket:
