@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import asdict
 from decimal import Decimal
 
 import pytest
 from engine_world import PATIENCE, World, fresh_seconds, processes, until
 
+from flux_endpoint.engine import engine
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.local.future import LocalExecutorFuture
 from flux_endpoint.functions import ShellFunction
@@ -84,6 +86,16 @@ def test_what_is_cancelled_because_the_engine_stops_has_no_result(world):
     stops.start()
     finish(stops, seconds)
     assert not world.has_ended(task)
+
+
+def test_the_status_can_be_asked_for_while_the_engine_stops(world, monkeypatch):
+    def after_the_stop(resources):
+        world.stop()
+        return asdict(resources)
+
+    monkeypatch.setattr(engine, "asdict", after_the_stop)
+    assert world.engine.status()["executor"] == "local"
+    assert world.engine.status()["executor"] is None
 
 
 def test_a_jobs_events_come_in_order_however_late_they_are_asked_for(world, monkeypatch):

@@ -158,18 +158,19 @@ class FluxEngine:
         Raises:
             EngineError: the engine is not running.
         """
-        if self._pool is None or self._jobs is None:
+        pool, jobs = self._pool, self._jobs
+        if pool is None or jobs is None:
             raise EngineError("the engine is not running")
         if attempts:
             self._attempts[task.task_id] = list(attempts)
         if not task.resource_specification and task.attach is None:
-            self._pool.submit(task, self._attempts_at(task))
+            pool.submit(task, self._attempts_at(task))
         elif is_command(task.buffer) and command_of(task.buffer) is None:
             # Its arguments are Python's: they are read where user code may run.
             self._formatting[task.task_id] = False
-            self._pool.format(task, partial(self._formatted, task))
+            pool.format(task, partial(self._formatted, task))
         else:
-            self._jobs.submit(task, self._attempts_at(task))
+            jobs.submit(task, self._attempts_at(task))
 
     def _attempts_at(self, task: EngineTask) -> list[str]:
         return list(self._attempts.get(task.task_id, ()))
@@ -182,9 +183,9 @@ class FluxEngine:
                 text = "TaskCancelled: the task was ended on request"
                 failure = results.failure(task.task_id, ErrorCode.CANCELLED, text)
                 result = EngineResult(task.task_id, failure)
-            elif self._jobs is not None and message["error_details"] is None:
+            elif (jobs := self._jobs) is not None and message["error_details"] is None:
                 formatted = replace(task, buffer=message["data"])
-                self._jobs.submit(formatted, self._attempts_at(task))
+                jobs.submit(formatted, self._attempts_at(task))
                 return
         self._ended(result)
 
@@ -254,30 +255,33 @@ class FluxEngine:
         What ends of that is lost for `reason`, or tried again as `max_retries_on_system_failure`
         has it; what ends in a way of its own has its own result.
         """
-        if self._pool is not None and self._jobs is not None:
-            self._pool.terminate(reason)
-            self._jobs.terminate(reason)
+        pool, jobs = self._pool, self._jobs
+        if pool is not None and jobs is not None:
+            pool.terminate(reason)
+            jobs.terminate(reason)
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is, with its whole process tree; unknown ids are ignored."""
-        if self._pool is not None and self._jobs is not None:
+        pool, jobs = self._pool, self._jobs
+        if pool is not None and jobs is not None:
             with self._formats:
                 if signum is None and task_id in self._formatting:
                     self._formatting[task_id] = True
-            self._jobs.cancel(task_id, signum)
-            self._pool.cancel(task_id, signum)
+            jobs.cancel(task_id, signum)
+            pool.cancel(task_id, signum)
 
     def status(self) -> dict[str, Any]:
         """Return counters for the status report, and which executor runs the jobs."""
-        if self._backend is None or self._pool is None or self._jobs is None:
+        backend = self._backend  # another thread may stop the engine meanwhile
+        if backend is None or self._pool is None or self._jobs is None:
             return {"engine_type": "FluxEngine", "executor": None}
         return {
             "engine_type": "FluxEngine",
-            "executor": self._backend.kind,
-            "executor_description": self._backend.description,
-            "instance": self._backend.instance,
-            "resources": asdict(self._backend.resources),
-            "usage": self._backend.usage(),
+            "executor": backend.kind,
+            "executor_description": backend.description,
+            "instance": backend.instance,
+            "resources": asdict(backend.resources),
+            "usage": backend.usage(),
             "ending": bool(self._lost_because),
             **self.counters(),
         }
