@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
+import uuid
 
 import pytest
 from tests.cli.conftest import COMMAND, PATIENCE, WAIT, configure
 
-from flux_endpoint.protocol.jobid import parse_jobid
+from flux_endpoint import ComputeFuture
+from flux_endpoint.cli import attach as module
+from flux_endpoint.cli.targets import Target
+from flux_endpoint.client.job import JobEvent
+from flux_endpoint.functions import ShellResult
+from flux_endpoint.protocol.jobid import JobID, parse_jobid
 from foreground import interrupt
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
@@ -135,6 +141,18 @@ def test_a_job_of_the_embedded_executor_can_be_followed(stack, gate):
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
         assert "ended with exit code 0" in said
+
+
+def test_events_that_came_before_they_are_asked_for_are_shown_in_their_order(capsys):
+    names = ["submit", "depend", "priority", "alloc", "start", "finish", "release", "free", "clean"]
+    future = ComputeFuture(str(uuid.uuid4()))
+    told = [(7, JobEvent(name, float(at))) for at, name in enumerate(names)]
+    future._job_record().add_events(told)
+    future.set_result(ShellResult("", "", "", returncode=0))
+    target = Target("lab", None)
+    assert module._follow(future, JobID(7), target, as_json=True) == 0
+    *events, _end = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [each["event"] for each in events] == names
 
 
 def test_an_endpoint_that_is_away_is_waited_for_and_that_is_said(stack):
