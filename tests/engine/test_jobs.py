@@ -10,11 +10,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
-from engine_world import World, buffer_of, fresh_seconds, processes, until
+from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes, until
 
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, ShellResult
@@ -546,6 +548,31 @@ def test_a_restarted_engine_finds_its_job_again(make_world, tmp_path):
     result = second.end(task).value
     assert (result.returncode, result.stdout) == (0, "finished\n")
     assert count.read_text() == "run\n"
+
+
+@ON_FLUX
+def test_a_job_that_was_just_being_submitted_is_found_again(
+    make_world, tmp_path, flux_module, monkeypatch
+):
+    future, begun = flux_module.job.executor.FluxExecutorFuture, threading.Event()
+    set_jobid = future._set_jobid
+
+    def set_late(self, *args):
+        begun.set()
+        time.sleep(0.5)
+        set_jobid(self, *args)
+
+    command = f"echo run >> {tmp_path}/count; echo finished"
+    first = make_world(tmp_path, min_nodes=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(future, "_set_jobid", set_late)
+        task = first.submit(ShellFunction(command), spec=ONE)
+        assert begun.wait(PATIENCE)
+        first.stop()
+    second = make_world(tmp_path, min_nodes=0)
+    second.submit_buffer(buffer_of(ShellFunction(command)), ONE, task_id=task)
+    assert second.end(task).value.stdout == "finished\n"
+    assert (tmp_path / "count").read_text() == "run\n"
 
 
 @ON_LOCAL

@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 _RECORD = "job.json"
 #: Seconds in which the events of a job that was found again come in.
 _CATCH_UP = 5.0
+#: Seconds that Flux has to take a job when the engine stops.
+_SUBMISSION = 5.0
 
 
 class JobRunner:
@@ -171,24 +173,38 @@ class JobRunner:
 
     def _run(self) -> None:
         while not self._stopped:
-            try:
-                self._next()()
-            except Exception:
-                log.exception("a job's message could not be dealt with; the others go on")
+            self._safely(self._next())
             if self._demand_changed:
                 self._demand_changed = False
                 self._tell_demand()
             if self._closed and not self._sweeping and self._only_follows():
                 self._drained.set()
 
+    def _safely(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            log.exception("a job's message could not be dealt with; the others go on")
+
     def _only_follows(self) -> bool:
         return all(isinstance(job.plan, FollowPlan) for job in self._jobs.values())
 
     def _stop(self, *, keep: bool) -> None:
         """Tell no result any more, not even that what is cancelled here was cancelled."""
-        self._stopped = True
-        if not keep:
+        if keep:
+            self._await_ids()
+        else:
             self._cancel_all(self._jobs.values(), "the endpoint stops")
+        self._stopped = True
+
+    def _await_ids(self) -> None:
+        """Wait for the ids of jobs that are just being submitted: else they would not be found."""
+        until = time.monotonic() + _SUBMISSION
+        while any(job.jobid is None and not job.future.done() for job in self._jobs.values()):
+            try:
+                self._safely(self._inbox.get(timeout=max(0.0, until - time.monotonic())))
+            except queue.Empty:
+                return
 
     def _tell_demand(self) -> None:
         waiting = [job.demand for job in self._jobs.values() if job.demand is not None]
