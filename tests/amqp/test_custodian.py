@@ -121,7 +121,13 @@ def test_a_lost_connection_fails_what_is_under_way(
     connection = connect(proxy_url)
     assert connection.wait_connected(PATIENCE)
     proxy.black_hole()
-    waiting = Custodian(connection, patience=0.5).count(queue)
+    custodian = Custodian(connection, patience=3600)
+    waiting = custodian.count(queue)
     proxy.cut()
     with pytest.raises(AmqpError, match="did not do"):
         waiting.result(PATIENCE)
+    with pytest.raises(AmqpError, match="no connection"):
+        custodian.count(queue).result(PATIENCE)
+    connection.close()
+    with pytest.raises(AmqpError, match="was closed"):
+        custodian.count(queue).result(PATIENCE)

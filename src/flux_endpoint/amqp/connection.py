@@ -238,6 +238,10 @@ class AmqpConnection:
         """Run `action` soon on the connection's thread; many posts cost one wake-up."""
         self._mailbox.post(action)
 
+    def post_if_open(self, action: Callable[[], None]) -> bool:
+        """Like `post`; return `False` if the connection was closed."""
+        return self._mailbox.post_if_open(action)
+
     @property
     def _closed_text(self) -> str:
         return f"the connection to {self._address} is closed"
@@ -272,10 +276,12 @@ class AmqpConnection:
         """Run `action` on this thread after `delay` seconds."""
         self._ioloop.call_later(delay, action)
 
-    def open_channel(self, on_open: Callable[[Channel], None]) -> None:
-        """Open a channel, if the connection is up; else nothing happens."""
-        if self._connection is not None and self._connection.is_open:
-            self._connection.channel(on_open_callback=on_open)
+    def open_channel(self, on_open: Callable[[Channel], None]) -> Channel | None:
+        """Open a channel, which is returned, if the connection is up; else nothing happens."""
+        if self._connection is None or not self._connection.is_open:
+            return None
+        channel: Channel = self._connection.channel(on_open_callback=on_open)
+        return channel
 
     def forget(self, consumer: Consumer) -> None:
         """Let go of a consumer that was cancelled."""

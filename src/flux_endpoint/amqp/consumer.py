@@ -28,7 +28,7 @@ class _Loop(Protocol):
     def later(self, delay: float, action: Callable[[], None]) -> None:
         """Run `action` on the connection's thread after `delay` seconds."""
 
-    def open_channel(self, on_open: Callable[[Channel], None]) -> None:
+    def open_channel(self, on_open: Callable[[Channel], None]) -> object:
         """Open a channel, if the connection is up."""
 
     def forget(self, consumer: Consumer) -> None:

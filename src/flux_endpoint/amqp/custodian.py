@@ -32,14 +32,14 @@ class QueueCount:
 class _Connection(Protocol):
     """What a custodian needs of its connection."""
 
-    def post(self, action: Callable[[], None]) -> None:
-        """Run `action` soon on the connection's thread."""
+    def post_if_open(self, action: Callable[[], None]) -> bool:
+        """Run `action` soon on the connection's thread; `False`: it was closed."""
 
     def later(self, delay: float, action: Callable[[], None]) -> None:
         """Run `action` on the connection's thread after `delay` seconds."""
 
-    def open_channel(self, on_open: Callable[[Channel], None]) -> None:
-        """Open a channel, if the connection is up; else nothing happens."""
+    def open_channel(self, on_open: Callable[[Channel], None]) -> Channel | None:
+        """Open a channel, which is returned, if the connection is up."""
 
 
 class Custodian:
@@ -142,7 +142,8 @@ class Custodian:
         self, begin: Callable[[_Call[T], Channel], None], refusals: Mapping[int, T]
     ) -> Future[T]:
         call = _Call(begin, refusals)
-        self._connection.post(partial(call.open, self._connection, self._patience))
+        if not self._connection.post_if_open(partial(call.open, self._connection, self._patience)):
+            call.fail("the connection was closed")
         return call.done
 
 
@@ -164,9 +165,13 @@ class _Call(Generic[T]):
         self._result: list[T] = []
 
     def open(self, connection: _Connection, patience: float) -> None:
-        """Open the channel; give up after a while, also if there is no connection."""
-        connection.later(patience, partial(self._fail, f"no answer in {patience:g} s"))
-        connection.open_channel(self._opened)
+        """Open the channel; give up after a while, and at once if there is no connection."""
+        channel = connection.open_channel(self._opened)
+        if channel is None:
+            self.fail("there is no connection")
+            return
+        channel.add_on_close_callback(self._closed)  # which it can also be before it is open
+        connection.later(patience, partial(self.fail, f"no answer in {patience:g} s"))
 
     def finish(self, result: T) -> None:
         """Close the channel; the future is done when that has happened."""
@@ -179,7 +184,6 @@ class _Call(Generic[T]):
             channel.close()
             return
         self._channel = channel
-        channel.add_on_close_callback(self._closed)
         self._begin(self, channel)
 
     def _closed(self, _channel: Channel, reason: BaseException) -> None:
@@ -190,9 +194,10 @@ class _Call(Generic[T]):
         elif isinstance(reason, ChannelClosedByBroker) and reason.reply_code in self._refusals:
             self.done.set_result(self._refusals[reason.reply_code])
         else:
-            self._fail(reason_of(reason))
+            self.fail(reason_of(reason))
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Give up."""
         if self.done.done():
             return
         self.done.set_exception(AmqpError(f"the broker did not do what it was asked: {reason}"))

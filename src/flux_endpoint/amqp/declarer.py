@@ -47,7 +47,7 @@ class Declarer:
         open_channel: opens a channel if the connection is up, else does nothing.
     """
 
-    def __init__(self, open_channel: Callable[[Callable[[Channel], None]], None]) -> None:
+    def __init__(self, open_channel: Callable[[Callable[[Channel], None]], object]) -> None:
         self._open_channel = open_channel
         self._lasting: list[Declaration] = []
         #: The first one is under way whenever `_up`.
