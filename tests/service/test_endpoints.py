@@ -143,6 +143,12 @@ def test_an_endpoint_is_online_while_its_reports_are_young(
     }
 
 
+@pytest.mark.parametrize("period", [float("nan"), float("inf"), -float("inf")])
+def test_an_endpoint_whose_period_is_no_number_has_the_usual_one(period: float) -> None:
+    usual = endpoints.DEFAULT_HEARTBEAT_PERIOD
+    assert endpoints.heartbeat_period({"heartbeat_period": period}) == usual
+
+
 def test_an_endpoint_that_never_reported_is_offline(
     api: TestClient, add_endpoint: AddEndpoint
 ) -> None:

@@ -1,5 +1,6 @@
 """Registered endpoints and what they last reported."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -91,8 +92,8 @@ def heartbeat_period(report: Mapping[str, Any]) -> float:
     """Return the seconds until the next report."""
     period = report.get("heartbeat_period", DEFAULT_HEARTBEAT_PERIOD)
     if isinstance(period, bool) or not isinstance(period, int | float):
-        period = DEFAULT_HEARTBEAT_PERIOD
-    return float(period)
+        return DEFAULT_HEARTBEAT_PERIOD
+    return float(period) if math.isfinite(period) else DEFAULT_HEARTBEAT_PERIOD
 
 
 _COLUMNS = (
