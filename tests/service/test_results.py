@@ -1,6 +1,7 @@
 """Results: stored, forwarded, then acknowledged; what can't be read is set aside."""
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import Peer, Rest, eventually
+from tests.service.conftest import PATIENCE, Peer, Rest, eventually
 
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.messages import EPStatusReport, Result, pack
+from flux_endpoint.service import broker
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.results import ResultConsumer
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.tables import tasks
@@ -172,6 +175,36 @@ def test_a_result_that_was_stored_but_not_forwarded_is_forwarded_at_redelivery(
                 completed_at=1.0, failed=False, result=b"00\ngARLDi4=\n", payload=None
             )
         )
+    with TestClient(create_app(live_settings)):
+        assert peer.take(f"tg.{group_id}").body == body
+
+
+def test_a_service_that_ends_amid_a_result_leaves_it_to_the_next(
+    live_settings: ServiceSettings,
+    peer: Peer,
+    token_of: Callable[[str], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settle, stored, closed = ResultConsumer.settle, threading.Event(), threading.Event()
+    settling: list[threading.Thread] = []
+
+    def settle_later(*of: Any) -> None:
+        settling.append(threading.current_thread())
+        stored.set()
+        assert closed.wait(PATIENCE)
+        settle(*of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultConsumer, "settle", settle_later)
+        patch.setattr(broker, "_CLOSE_TIMEOUT", 0.01)
+        with TestClient(create_app(live_settings), headers=token_of("ada")) as client:
+            endpoint_id = Rest(client).register_endpoint()
+            group_id, (task_id,) = Rest(client).submit(endpoint_id)
+            body = result(task_id)
+            peer.send_result(endpoint_id, body)
+            assert stored.wait(PATIENCE)
+        closed.set()
+        settling[0].join(PATIENCE)
     with TestClient(create_app(live_settings)):
         assert peer.take(f"tg.{group_id}").body == body
 

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from flux_endpoint.amqp import AmqpConnection, Delivery
-from flux_endpoint.errors import InvalidMessageError
+from flux_endpoint.errors import InvalidMessageError, PublishError
 from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,11 @@ class BatchConsumer(ABC, Generic[R, S]):
 
     @abstractmethod
     def settle(self, stored: S) -> None:
-        """Forward what was stored, and see to it that every delivery is answered."""
+        """Forward what was stored, and see to it that every delivery is answered.
+
+        Raises:
+            PublishError: the connection was closed meanwhile.
+        """
 
     def start(self) -> None:
         """Begin to consume."""
@@ -100,8 +104,11 @@ class BatchConsumer(ABC, Generic[R, S]):
     def _run(self) -> None:
         while batch := self._take():
             received = [each for delivery in batch if (each := self._read(delivery))]
-            for stored in self._store_with_retries(received):
-                self.settle(stored)
+            try:
+                for stored in self._store_with_retries(received):
+                    self.settle(stored)
+            except PublishError:  # the connection was closed: the next service gets them again
+                return
 
     def _take(self) -> list[Delivery]:
         """Wait for deliveries and return what is there; nothing once we are closed."""
