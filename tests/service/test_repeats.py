@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -210,6 +211,64 @@ def test_one_of_somebody_else_or_with_another_body_is_no_repetition(
     world.send(body=world.body + b" ").answer()
     world.send(token=bob, body=others).answer()
     assert stored(database) == 3
+
+
+def test_one_that_was_lost_before_anybody_looked_at_it_is_not_made_besides_its_repetition(
+    world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = repeats.Repeats.answer
+    held, go, over = (threading.Event() for _ in range(3))
+
+    def answer_later(*of: Any) -> Any:
+        if held.is_set():
+            return answer(*of)
+        held.set()
+        assert go.wait(60)
+        try:
+            return answer(*of)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(repeats.Repeats, "answer", answer_later)
+    first = world.send()
+    assert held.wait(60)
+    first.hang_up()
+    assert gate.lost.wait(60)
+    assert len(world.send().answer()["tasks"]) == 1
+    go.set()
+    assert over.wait(60)
+    assert stored(database) == 1
+
+
+def test_who_hangs_up_at_the_moment_of_the_answer_has_not_got_it() -> None:
+    written: list[bool] = []
+
+    async def exchange() -> None:
+        gone = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            scope[watched._KEY].on_end(written.append)
+            await receive()
+            await asyncio.sleep(0)  # from now on somebody waits for the end of the connection
+            gone.set()
+            await send({"type": "http.response.body"})
+
+        messages = iter([{"type": "http.request"}])
+
+        async def receive() -> Any:
+            for message in messages:
+                return message
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            pass
+
+        scope = {"type": "http", "method": "POST", "path": "/v3/endpoints/e/submit"}
+        await watched.WatchedSubmissions(app)(scope, receive, send)
+
+    asyncio.run(exchange())
+    assert written == [False]
 
 
 def test_after_a_while_it_is_no_repetition_any_more(

@@ -58,7 +58,8 @@ class Repeats:
             act: does what it asks for; what it raises is not kept.
 
         Raises:
-            ServiceError: 503, the other request is still being worked on.
+            ServiceError: 503, the other request is still being worked on; or who sent this one has
+                hung up, and may have repeated it already.
         """
         earlier = self._adopt(key, connection)
         if earlier is not None:
@@ -74,6 +75,12 @@ class Repeats:
                 return response
         mine = _Answer(key, connection)
         with self._lock:
+            if connection.is_lost:
+                raise ServiceError(
+                    "the connection was lost before this submission was looked at",
+                    http_status=503,
+                    code="CONNECTION_LOST",
+                )
             self._kept.setdefault(key, []).append(mine)
         connection.on_end(partial(self._ended, mine, connection))
         try:

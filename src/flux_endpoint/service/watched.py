@@ -84,9 +84,12 @@ class WatchedSubmissions:
             return message
 
         async def watched_send(message: Message) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            if last:
+                await asyncio.sleep(0)  # if it has just gone, `wait` is to be told first
             await send(message)
             # What comes afterwards is the end of an exchange that both sides have had.
-            if message["type"] == "http.response.body" and not message.get("more_body"):
+            if last:
                 connection.end()
 
         try:
