@@ -160,7 +160,7 @@ def test_a_cancelled_future_has_no_job(world):
 
 
 def test_waiting_has_a_limit(world):
-    future = world.executor.submit(text("sleep", "60"))
+    future = world.executor.submit(text("sleep", "600"))
     with pytest.raises(concurrent.futures.TimeoutError):
         future.result(0)
     world.cancel(future.jobid(PATIENCE))
@@ -168,7 +168,7 @@ def test_waiting_has_a_limit(world):
 
 
 def test_attach_follows_a_running_job(world):
-    first = world.executor.submit(text("sleep", "60"))
+    first = world.executor.submit(text("sleep", "600"))
     jobid = first.jobid(PATIENCE)
     second = world.executor.attach(jobid)
     assert second.jobid(0) == jobid
@@ -226,7 +226,7 @@ def test_cancel_and_kill_of_an_unknown_or_ended_job(world):
 
 
 def test_kill_with_what_is_no_signal(world):
-    future = world.executor.submit(text("sleep", "60"))
+    future = world.executor.submit(text("sleep", "600"))
     Recorder(future).wait("start")
     with pytest.raises(OSError, match="Invalid signal number"):
         world.kill(future.jobid(), 900)

@@ -57,7 +57,7 @@ def test_a_signal_that_is_sent_to_a_job_reaches_all_tasks(world, signum, tmp_pat
 
 
 def test_a_canceled_job_has_a_job_exception(world):
-    future = world.executor.submit(text("sleep", "60"))
+    future = world.executor.submit(text("sleep", "600"))
     Recorder(future).wait("start")
     world.cancel(future.jobid(), "not needed any more")
     exception = future.exception(PATIENCE)
@@ -69,7 +69,7 @@ def test_a_canceled_job_has_a_job_exception(world):
 
 
 def test_a_job_that_ran_out_of_time_has_a_job_exception(world):
-    exception = failure(world, text("sleep", "60", duration=0.3))
+    exception = failure(world, text("sleep", "600", duration=0.3))
     assert isinstance(exception, world.job_exception)
     assert (exception.type, exception.note) == ("timeout", "resource allocation expired")
 

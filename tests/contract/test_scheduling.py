@@ -37,7 +37,7 @@ def where(recorder: Recorder) -> str:
 
 
 def test_a_job_waits_until_there_is_room(world):
-    first = start(world, everything(world, "sleep", "60"))
+    first = start(world, everything(world, "sleep", "600"))
     second = submitted(world, text("true"))
     assert "alloc" not in second.names
     end(world, first)
@@ -46,7 +46,7 @@ def test_a_job_waits_until_there_is_room(world):
 
 
 def test_jobs_that_fit_run_at_the_same_time(world):
-    jobs = [start(world, text("sleep", "60")) for _ in range(world.nodes * world.cores_per_node)]
+    jobs = [start(world, text("sleep", "600")) for _ in range(world.nodes * world.cores_per_node)]
     assert len({where(job) for job in jobs}) == len(jobs)  # no core is given twice
     one_more = submitted(world, text("true"))
     assert "alloc" not in one_more.names
@@ -55,26 +55,26 @@ def test_jobs_that_fit_run_at_the_same_time(world):
 
 
 def test_jobs_are_spread_over_the_nodes(world):
-    jobs = [start(world, text("sleep", "60")) for _ in range(world.nodes)]
+    jobs = [start(world, text("sleep", "600")) for _ in range(world.nodes)]
     assert sorted(where(job) for job in jobs) == [f"rank{i}/core0" for i in range(world.nodes)]
     end(world, *jobs)
 
 
 def test_an_exclusive_job_has_whole_nodes(world):
-    job = start(world, text("sleep", "60", nodes=2, exclusive=True))
+    job = start(world, text("sleep", "600", nodes=2, exclusive=True))
     cores = f"core[0-{world.cores_per_node - 1}]" if world.cores_per_node > 1 else "core0"
     assert where(job) == f"rank[0-1]/{cores}"
     end(world, job)
 
 
 def test_slots_lie_on_nodes_as_asked(world):
-    job = start(world, text("sleep", "60", nodes=world.nodes, slots=1))
+    job = start(world, text("sleep", "600", nodes=world.nodes, slots=1))
     assert where(job) == f"rank[0-{world.nodes - 1}]/core0"
     end(world, job)
 
 
 def in_order_of_start(world, urgencies: list[int]) -> list[int]:
-    blocker = start(world, everything(world, "sleep", "60"))
+    blocker = start(world, everything(world, "sleep", "600"))
     waiting = [submitted(world, everything(world, "true"), urgency=u) for u in urgencies]
     end(world, blocker)
     for job in waiting:
@@ -88,7 +88,7 @@ def test_the_more_urgent_job_runs_first(world):
 
 
 def test_among_equals_the_first_comes_first(world):
-    blocker = start(world, everything(world, "sleep", "60"))
+    blocker = start(world, everything(world, "sleep", "600"))
     waiting = [submitted(world, everything(world, "true")) for _ in range(3)]
     end(world, blocker)
     stamps = [job.wait("alloc").timestamp for job in waiting]
@@ -96,7 +96,7 @@ def test_among_equals_the_first_comes_first(world):
 
 
 def test_a_job_that_does_not_fit_is_not_overtaken(world):
-    blocker = start(world, text("sleep", "60"))
+    blocker = start(world, text("sleep", "600"))
     large = submitted(world, everything(world, "true"))
     small = submitted(world, text("true"))
     assert "alloc" not in small.names
