@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from flux_endpoint.engine.outcome import Cancelled, Finished, Lost, Refused, outcome_of
+from flux_endpoint.engine.outcome import Cancelled, Finished, Lost, Refused, end_of_job, outcome_of
 
 FAILED = "subprocess.CalledProcessError"
 
@@ -59,6 +59,7 @@ NO_RIGHT = "task 0 (host n): start failed: app: Permission denied"
             Finished(124, "subprocess.TimeoutExpired", "resource allocation expired"),
         ),
         (JobError("cancel", "why not"), Cancelled("why not")),
+        (JobError("cancel", ""), Cancelled("")),
         (CancelledError(), Cancelled("the job was cancelled before it was submitted")),
         (JobError("alloc", "unsatisfiable request"), Refused("unsatisfiable request")),
         (JobError("depend", "no such job"), Refused("no such job")),
@@ -74,6 +75,20 @@ NO_RIGHT = "task 0 (host n): start failed: app: Permission denied"
 )
 def test_an_exception(error, outcome):
     assert outcome_of(None, error, []) == outcome
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (JobError("cancel", ""), "its job was cancelled"),
+        (JobError("cancel", "why not"), "its job was cancelled: why not"),
+        (JobError("exec", "lost"), "its job failed: exec: lost"),
+    ],
+)
+def test_how_a_job_ended_in_words(error, said):
+    ended: Future[int] = Future()
+    ended.set_exception(error)
+    assert end_of_job(ended) == said
 
 
 def test_a_rank_that_ended_the_job_says_with_what():

@@ -92,6 +92,8 @@ def end_of_job(job: Ended) -> str:
     error = error_of(job)
     if isinstance(error, CancelledError):
         return "its job was cancelled"
+    if getattr(error, "type", None) == "cancel":
+        return ": ".join(filter(None, ("its job was cancelled", _note_of(error))))
     if error is not None:
         return f"its job failed: {error}"
     return f"its job ended with status {job.result(timeout=0)}"
@@ -113,13 +115,13 @@ def outcome_of(
     if isinstance(error, CancelledError):
         return Cancelled("the job was cancelled before it was submitted")
     kind = getattr(error, "type", None)
-    note = str(getattr(error, "note", "") or error)
+    note = _note_of(error) or str(error)
     outcome: Outcome
     match kind:
         case "timeout":
             outcome = Finished(124, TIMEOUT_EXPIRED, note)
         case "cancel":
-            outcome = Cancelled(note)
+            outcome = Cancelled(_note_of(error))
         case "alloc" | "depend" | "validate":
             outcome = Refused(note)
         case "exec" if "start failed" in note and "No such file or directory" in note:
@@ -135,6 +137,11 @@ def outcome_of(
         case _:
             outcome = Lost(f"{kind or type(error).__name__}: {note}")
     return outcome
+
+
+def _note_of(error: BaseException | None) -> str:
+    """Return what Flux, or whoever ended the job, has to say of its exception."""
+    return str(getattr(error, "note", None) or "")
 
 
 def _of_status(status: int, exec_events: Sequence[dict[str, Any]]) -> Outcome:
