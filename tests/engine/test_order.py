@@ -26,6 +26,10 @@ def world(tmp_path, monkeypatch):
     world.stop()
 
 
+def double(x):
+    return 2 * x
+
+
 def stopper(world: World) -> threading.Thread:
     return threading.Thread(target=world.stop, daemon=True)
 
@@ -86,6 +90,15 @@ def test_what_is_cancelled_because_the_engine_stops_has_no_result(world):
     stops.start()
     finish(stops, seconds)
     assert not world.has_ended(task)
+
+
+def test_a_message_that_can_not_be_dealt_with_stops_no_other(world, caplog):
+    def fail():
+        raise ZeroDivisionError("on purpose")
+
+    world.engine._pool._tell(fail)
+    assert world.call(double, 1).value == 2
+    assert "on purpose" in caplog.text
 
 
 def test_the_status_can_be_asked_for_while_the_engine_stops(world, monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from engine_world import until
 
+from flux_endpoint.engine import FluxEngine
 from flux_endpoint.engine.blocks.block import BlockLauncher
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.protocol.jobid import format_jobid
@@ -177,6 +178,21 @@ def test_a_block_that_could_not_be_asked_for_is_asked_for_again(make_blocks, mon
     world = make_blocks()
     monkeypatch.setattr(BlockLauncher, "submit", fails_once)
     assert world.call(double, 4).value == 8
+
+
+def test_a_block_that_can_not_be_used_is_followed_by_another(make_blocks, monkeypatch):
+    monkeypatch.setattr("flux_endpoint.engine.blocks.scaling.FIRST_BACKOFF", 0.02)
+    start, failed = FluxEngine.start, []
+
+    def start_second(self, *args):
+        if not failed:
+            failed.append(self)
+            raise ZeroDivisionError("without resources")
+        start(self, *args)
+
+    monkeypatch.setattr(FluxEngine, "start", start_second)
+    world = make_blocks(max_blocks=1)
+    assert world.call(double, 1).value == 2
 
 
 def test_an_engine_that_stops_in_order_ends_its_blocks(make_blocks, tmp_path, uri):

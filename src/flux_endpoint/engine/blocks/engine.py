@@ -398,7 +398,9 @@ class BlockEngine:
                 lambda reason: self._tell(lambda: self._close(block, f"{block.label}: {reason}")),
                 lambda task, attempts: self._tell(lambda: self._left(block, task, attempts)),
             )
-        except (FluxEndpointError, OSError, RuntimeError) as error:
+        except Exception as error:
+            if not isinstance(error, (FluxEndpointError, OSError, RuntimeError)):
+                log.exception("the engine of a block could not be started")
             reason = str(error)
             self._tell(lambda: self._not_opened(block, reason))
         else:

@@ -172,9 +172,9 @@ class WorkerPool:
                 if source == self._wake_fd:
                     os.eventfd_read(self._wake_fd)
                 else:
-                    self._receive()
+                    self._safely(self._receive)
             while self._inbox:
-                self._inbox.popleft()()
+                self._safely(self._inbox.popleft())
             self._now = time.monotonic()
             self._waiting.leave_late(time.time())
             self._assign()
@@ -187,6 +187,12 @@ class WorkerPool:
             if self._stopping and not any(m.tasks for m in self._managers.values()):
                 self._drained.set()
             self._status = self._counters()
+
+    def _safely(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            log.exception("a message to the worker pool could not be dealt with; the others go on")
 
     def _is_over(self) -> bool:
         if not (self._stopping and self._drained.is_set()):
