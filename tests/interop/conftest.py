@@ -22,13 +22,15 @@ def official_world(
     vhost = f"test-{uuid.uuid4().hex}"
     broker.ctl("add_vhost", vhost)
     broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     directory = tmp_path_factory.mktemp("official")
-    world = OfficialWorld(directory, broker.vhost_url(vhost), port, official_python, flux_uri)
-    try:
-        world.start()
-        yield world
-    finally:
-        world.stop()
-        broker.ctl("delete_vhost", vhost)
+    with socket.socket() as reservation:  # keeps the port from others until the service listens
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        port = reservation.getsockname()[1]
+        world = OfficialWorld(directory, broker.vhost_url(vhost), port, official_python, flux_uri)
+        try:
+            world.start()
+            yield world
+        finally:
+            world.stop()
+            broker.ctl("delete_vhost", vhost)

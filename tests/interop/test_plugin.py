@@ -258,7 +258,7 @@ class TestTheEndOfTheProcess:
         gate, runs = tmp_path / "gate", tmp_path / "runs"
         own.start(**self.SMALL)
         task = own.submit(noted, str(runs), str(gate), spec={"num_ranks": 1})
-        own.until(runs.exists)
+        own.until(lambda: runs.exists() and runs.read_text() == "run\n")
         own.kill()
         own.lose_queue()
         own.start(**self.SMALL)
