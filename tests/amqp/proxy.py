@@ -21,6 +21,8 @@ class Proxy:
         self._sockets: set[socket.socket] = set()
         self._silent = False
         self._left: int | None = None
+        self._flows = threading.Event()
+        self._flows.set()
         #: Keeps the port from others while nothing listens there.
         self._reservation = socket.socket()
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -65,11 +67,20 @@ class Proxy:
         """Swallow everything from now on; connections stay, and are still accepted."""
         self._silent = True
 
+    def hold(self) -> None:
+        """Pass nothing on until `release`; nothing is lost."""
+        self._flows.clear()
+
+    def release(self) -> None:
+        """Pass on what was held, and what comes."""
+        self._flows.set()
+
     def __enter__(self) -> Proxy:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
         self.stop()
         self._reservation.close()
 
@@ -94,6 +105,7 @@ class Proxy:
                 if outward and self._spent(len(data)):
                     self.cut()
                     return
+                self._flows.wait()
                 sink.sendall(data)
         if self._silent:
             return

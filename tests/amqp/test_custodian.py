@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from amqp_world import PATIENCE, Hand, Sink, numbered
+from amqp_world import PATIENCE, Hand, Sink, States, numbered
 from proxy import Proxy
 
 from flux_endpoint.amqp import AmqpConnection, Custodian, QueueCount
+from flux_endpoint.amqp import custodian as custodian_module
 from flux_endpoint.errors import AmqpError
 
 pytestmark = pytest.mark.rabbitmq
@@ -114,6 +116,34 @@ def test_what_the_broker_refuses_is_an_error_with_its_words(
     for refused in (custodian.count(name), custodian.look(name), custodian.delete(name)):
         with pytest.raises(AmqpError, match=name):
             refused.result(PATIENCE)
+
+
+def test_an_answer_that_comes_too_late_disturbs_nothing(
+    connect: Connect,
+    proxy: Proxy,
+    proxy_url: str,
+    queue: str,
+    hand: Hand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hand.put(queue, b"x")
+    hand.until_depth(queue, 1)
+    states = States()
+    connection = connect(proxy_url, on_state=states)
+    assert connection.wait_connected(PATIENCE)
+    begin = custodian_module._Call._opened
+
+    def hold_and_begin(call: Any, channel: Any) -> None:
+        proxy.hold()
+        begin(call, channel)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(custodian_module._Call, "_opened", hold_and_begin)
+        with pytest.raises(AmqpError, match="no answer in"):
+            Custodian(connection, patience=0.2).look(queue).result(PATIENCE)
+    proxy.release()
+    assert Custodian(connection).count(queue).result(PATIENCE) == QueueCount(1, 0)
+    assert [change.state for change in states.items] == ["connected"]
 
 
 def test_a_lost_connection_fails_what_is_under_way(

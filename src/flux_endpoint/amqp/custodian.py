@@ -79,7 +79,8 @@ class Custodian:
         Answer = list[Mapping[str, Any]] | None  # noqa: N806 - a type
 
         def begin(call: _Call[Answer], channel: Channel) -> None:
-            channel.queue_declare(queue, passive=True, callback=partial(counted, call, channel))
+            answered = _while_open(channel, partial(counted, call, channel))
+            channel.queue_declare(queue, passive=True, callback=answered)
 
         def counted(call: _Call[Answer], channel: Channel, frame: Any) -> None:
             expected = frame.method.message_count
@@ -101,7 +102,7 @@ class Custodian:
         ) -> None:
             found.append(properties.headers or {})
             if len(found) == expected:
-                cancelled = partial(put_back, call, expected, channel)
+                cancelled = _while_open(channel, partial(put_back, call, expected, channel))
                 channel.basic_cancel(method.consumer_tag, callback=cancelled)
 
         def put_back(call: _Call[Answer], expected: int, channel: Channel, _: Any) -> None:
@@ -145,6 +146,14 @@ class Custodian:
         if not self._connection.post_if_open(partial(call.open, self._connection, self._patience)):
             call.fail("the connection was closed")
         return call.done
+
+
+def _while_open(channel: Channel, step: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return `step` for an answer that may come after the call was given up.
+
+    On a channel that is being closed it would raise, which costs the whole connection.
+    """
+    return lambda frame: step(frame) if channel.is_open else None
 
 
 class _Call(Generic[T]):
