@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes, until
 
 from flux_endpoint.engine.backend import local_uri
-from flux_endpoint.engine.lifeline import Lifeline
+from flux_endpoint.engine.lifeline import Lifeline, quiet_executors
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_instance import FluxInstance
 
@@ -145,6 +146,33 @@ def test_what_runs_when_the_instance_goes_fails_with_the_reason(
     assert len(world.lost) == 1
     until(lambda: not processes(seconds))
     until(lambda: not marked(mark))
+
+
+def test_what_ends_the_thread_of_a_flux_executor_counts_as_the_instances_end(
+    flux_module: ModuleType,
+    flux_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = OSError(errno.ENODATA, "No data available")
+    lost: list[str] = []
+    lifeline = Lifeline(flux_module, flux_uri, lost.append, lost.append)
+    assert lifeline.explains(error)
+    assert lost == [f"the Flux instance at {flux_uri} is gone: {error}"]
+    lifeline.close()
+
+    def fail(_: threading.Thread) -> None:
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    quiet_executors()
+    thread_class = type("Thread", (threading.Thread,), {"run": fail})
+    for module, said in (("flux.job.executor", False), ("users", True)):
+        thread_class.__module__ = module
+        thread = thread_class()
+        thread.start()
+        thread.join()
+        assert ("No data available" in capsys.readouterr().err) == said
 
 
 def test_what_had_not_been_started_is_left_for_the_next_start(

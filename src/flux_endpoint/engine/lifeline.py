@@ -23,6 +23,7 @@ _GONE = {
     errno.EPIPE,
     errno.ENOTCONN,
     errno.EHOSTUNREACH,
+    errno.ENODATA,  # FluxExecutor's reactor, when what it watches comes to an early end
 }
 #: How what FluxExecutor says begins when its own connection is gone.
 _BROKEN = ("Executor is broken", "reactor start failed")
@@ -43,6 +44,8 @@ def quiet_executors() -> None:
     def hook(what: threading.ExceptHookArgs) -> None:
         error = what.exc_value
         broken = isinstance(error, RuntimeError) and str(error).startswith(_BROKEN)
+        if isinstance(error, OSError) and type(what.thread).__module__ == "flux.job.executor":
+            broken = error.errno in _GONE
         # It tells a job again that its events come no more, whose future has its end already.
         if broken or (isinstance(error, InvalidStateError) and "FluxExecutorFuture" in str(error)):
             logs.event(log, logging.DEBUG, "a thread of FluxExecutor has ended", reason=error)
