@@ -290,7 +290,7 @@ def allocation(
     broker.rpc("runat.push", {"name": "cleanup", "commands": [wait]}).get()
 
     def expire() -> None:
-        duration = {"attributes.system.duration": time.time() + 2.0 - started}
+        duration = {"attributes.system.duration": time.time() + 4.0 - started}
         handle.rpc("job-manager.update", {"id": jobid, "updates": duration}).get()
 
     yield inner, expire
@@ -298,17 +298,18 @@ def allocation(
 
 
 def test_what_an_allocations_time_limit_cuts_off_is_left_for_the_next_start(
-    flux_module: ModuleType,
-    instance: FluxInstance,
-    tmp_path: Path,
-    mark: str,
-    monkeypatch: pytest.MonkeyPatch,
+    flux_module: ModuleType, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = tmp_path / "flux.toml"
+    config.write_text('[exec]\nkill-timeout = "1h"\n')  # nothing is killed before it is seen
     # Flux ends jobs before it says that it ends; here it says nothing at all.
     monkeypatch.setattr(Lifeline, "_state_named", lambda *_: None)
     hold = tmp_path / "hold"
     hold.touch()  # what is ended in the cleanup is cancelled, whatever the time limit
-    with allocation(flux_module, instance.uri, hold) as (uri, expire):
+    with (
+        FluxInstance(1, f"--config-path={config}") as instance,
+        allocation(flux_module, instance.uri, hold) as (uri, expire),
+    ):
         world = World("flux", tmp_path, uri=uri, max_nodes=1, workers_per_node=1)
         seconds = fresh_seconds()
         tasks = [
