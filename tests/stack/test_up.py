@@ -189,7 +189,9 @@ def test_credentials_of_a_service_elsewhere_are_not_overwritten(home):
     assert file.read_text() == text
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGALRM, 0)]
+)
 def test_a_signal_ends_all_in_order(home, foreground, processes_of, signum, status):
     up = foreground()
     up.send_signal(signum)

@@ -29,7 +29,8 @@ from flux_endpoint.stack.state import (
 
 #: Seconds to wait for the remains of a killed stack.
 LOCK_TIMEOUT = 10.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: The last is what a batch script gets when its allocation's time limit has come.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 @dataclass(frozen=True)
