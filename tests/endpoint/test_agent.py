@@ -217,6 +217,15 @@ def test_status_reports_come_at_once_then_periodically_and_a_last_one_says_so(
     assert last["start_unix"] <= reports[0]["report_unix"] < last["report_unix"]
 
 
+def test_a_second_report_follows_the_first_soon(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, engine, tmp_path, heartbeat_period=3600):
+        first, second = service.next_report(), service.next_report()
+    assert second["active"]
+    assert first["report_unix"] < second["report_unix"]
+
+
 def test_a_status_report_counts_tasks_and_tells_their_rates(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:

@@ -78,9 +78,9 @@ class StatusReporter:
         self._period = period
         self._started = time.time()
         self._last: Future[None] | None = None
-        self._wait = min(_SECOND_AFTER, period)
-        #: Monotonic time at which the next is to be sent.
-        self.due = 0.0
+        self._sent = 0
+        #: Monotonic time at which the next is to be sent; the first when there is a connection.
+        self.due = time.monotonic() + period
         #: Tasks that were accepted, and results.
         self.accepted = Meter()
         self.finished = Meter()
@@ -101,14 +101,16 @@ class StatusReporter:
             counts: the agent's.
             active: false in the last one.
         """
-        self.due = time.monotonic() + self._wait
-        self._wait = self._period
-        if active and self._last is not None and not self._last.done():
-            return  # one is under way still: while the connection is down they must not pile up
-        try:
-            self._last = self._target.publish(connection, self._body(engine_status, counts, active))
-        except PublishError:
-            event(log, logging.DEBUG, "status report not sent: the connection is closed")
+        # While the connection is down they must not pile up.
+        if not active or self._last is None or self._last.done():
+            body = self._body(engine_status, counts, active)
+            try:
+                self._last = self._target.publish(connection, body)
+                self._sent += 1
+            except PublishError:
+                event(log, logging.DEBUG, "status report not sent: the connection is closed")
+        wait = self._period if self._sent > 1 else min(_SECOND_AFTER, self._period)
+        self.due = time.monotonic() + wait
 
     def _body(self, engine_status: dict[str, Any], counts: AgentCounts, active: bool) -> bytes:
         state = {
