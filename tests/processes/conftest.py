@@ -37,6 +37,10 @@ class Group:
     def next(self) -> tuple[Any, ...]:
         return self.calls.get(timeout=20)
 
+    def all_calls(self) -> list[tuple[Any, ...]]:
+        """All calls so far: of a keeper that is closed, all that there are."""
+        return [self.calls.get() for _ in range(self.calls.qsize())]
+
     def until_end(self, key: str = "g") -> list[tuple[Any, ...]]:
         """All calls up to and including the group's last."""
         seen = []

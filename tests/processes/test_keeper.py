@@ -214,13 +214,53 @@ def test_close_ends_everything_and_says_so(group, lives):
     assert {lives.read_line(), lives.read_line()} == {"daemon"}
     group.keeper.close()
     lives.wait_until_all_are_dead()
-    calls = [group.next() for _ in range(4)]
-    assert {call for call in calls if call[0] == "end"} == {
+    calls = group.all_calls()  # without "started" for one that was not seen to run yet
+    assert sorted(call for call in calls if call[0] == "end") == [
         ("end", k, signal.SIGKILL) for k in "ab"
-    }
+    ]
     group.keeper.close()  # again: nothing to do
     with pytest.raises(RuntimeError, match="not running"):
         group.spawn(group.command("true"))
+
+
+@pytest.fixture
+def held_up(group, lives, tmp_path):
+    """A group whose first command runs, and whose second waits for a fifo's other end."""
+    os.mkfifo(tmp_path / "fifo")
+    group.spawn(
+        group.shell(f"{DAEMON}; sleep 1000", stdout=lives.writable),
+        group.command("cat", stdin=str(tmp_path / "fifo")),
+        group.command("touch", str(tmp_path / "third")),
+    )
+    lives.close_ours()
+    assert lives.read_line() == "daemon"
+    return tmp_path
+
+
+def test_a_group_that_is_killed_while_it_starts_only_ends(group, lives, held_up):
+    group.keeper.signal("g", signal.SIGTERM)
+    group.keeper.kill("g")
+    ((*end, status),) = group.until_end()
+    assert end == ["end", "g"]
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGKILL
+    lives.wait_until_all_are_dead()
+    assert not (held_up / "third").exists()
+
+
+def test_close_ends_a_group_that_is_just_starting(group, lives, held_up):
+    group.keeper.close()
+    assert group.all_calls() == [("end", "g", signal.SIGKILL)]
+    lives.wait_until_all_are_dead()
+    assert not (held_up / "third").exists()
+
+
+def test_a_signal_to_a_group_that_is_just_starting_comes_when_it_has(group, lives, held_up):
+    group.keeper.signal("g", signal.SIGTERM)
+    (held_up / "fifo").write_text("")
+    calls = group.until_end()
+    assert calls[0][0] == "started"
+    assert ("exit", "g", 0, signal.SIGTERM) in calls
+    lives.wait_until_all_are_dead()
 
 
 def test_when_the_helper_is_killed_so_is_everything_and_the_groups_end(group, lives):

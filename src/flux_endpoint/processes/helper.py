@@ -165,8 +165,8 @@ def _become(command: dict[str, Any], descriptors: list[int], shell: int, report:
         os._exit(NOT_EXECUTABLE)
 
 
-def _start(command: dict[str, Any], descriptors: list[int]) -> int:
-    """Fork and exec `command`; return its pid, or raise the OSError that stopped it."""
+def _fork(command: dict[str, Any], descriptors: list[int]) -> tuple[int, int]:
+    """Fork what becomes `command`; return its pid and a pipe that ends when it has, or can't."""
     shell = os.getpid()
     readable, writable = os.pipe()
     try:
@@ -178,13 +178,7 @@ def _start(command: dict[str, Any], descriptors: list[int]) -> int:
         raise
     finally:
         os.close(writable)
-    with os.fdopen(readable, "rb") as report:
-        answer = report.read()
-    if answer:
-        os.waitpid(pid, 0)
-        code, text, filename = json.loads(answer)
-        raise OSError(code, text, filename)
-    return pid
+    return pid, readable
 
 
 # ---- a shell: one group of commands ---------------------------------------------------------
@@ -199,6 +193,8 @@ class _Shell:
         self._events = events
         self._running: dict[int, int] = {}  # pid -> index
         self._highest = 0
+        self._is_killed = False
+        self._deferred = b""  # signals for commands that have not all started
         self._wakeup = _wakeup_socket()
 
     def run(self, commands: list[dict[str, Any]], descriptors: list[int]) -> int:
@@ -209,13 +205,17 @@ class _Shell:
         poll.register(self._requests, select.POLLIN)
         for index, command in enumerate(commands):
             try:
-                self._running[_start(command, descriptors)] = index
+                self._start(index, command, descriptors)
             except OSError as exc:
                 self._say("failed", index, exc.errno, exc.strerror, exc.filename)
                 return NOT_FOUND if exc.errno == errno.ENOENT else NOT_EXECUTABLE
+            if self._is_killed:
+                return 128 + signal.SIGKILL
         for descriptor in descriptors:
             os.close(descriptor)
         self._say("started", list(self._running))
+        if self._deferred:
+            self._obey(self._deferred)
         while self._running:
             for ready, _ in poll.poll():
                 if ready == self._requests:
@@ -224,6 +224,36 @@ class _Shell:
                     return 128 + signal.SIGTERM
             self._reap()
         return self._highest
+
+    def _start(self, index: int, command: dict[str, Any], descriptors: list[int]) -> None:
+        """Fork and exec `command`; raise the OSError that stopped it.
+
+        To be killed is heeded meanwhile: a fifo as standard stream holds it up until it is opened
+        at its other end, which may be never.
+        """
+        pid, readable = _fork(command, descriptors)
+        poll = select.poll()
+        poll.register(readable, select.POLLIN)
+        poll.register(self._requests, select.POLLIN)
+        answer = b""
+        try:
+            while not self._is_killed:
+                ready = [descriptor for descriptor, _ in poll.poll()]
+                if self._requests in ready:
+                    requests = os.read(self._requests, 512) or bytes([KILL])
+                    self._is_killed = KILL in requests
+                    self._deferred += requests
+                elif part := os.read(readable, 4096):
+                    answer += part
+                else:
+                    break
+        finally:
+            os.close(readable)
+        if answer and not self._is_killed:
+            os.waitpid(pid, 0)
+            code, text, filename = json.loads(answer)
+            raise OSError(code, text, filename)
+        self._running[pid] = index
 
     def _say(self, what: str, *details: Any) -> None:
         self._events.send(json.dumps([what, self._key, *details]).encode())

@@ -54,7 +54,8 @@ class ProcessKeeper:
 
     A group's callbacks, all from one thread of the keeper, come in this order: `on_started`, any
     number of `on_task_exit`, `on_group_exit`; or, when a command can't be started,
-    `on_start_failed`, `on_group_exit`. Every spawned group gets its `on_group_exit`, also when the
+    `on_start_failed`, `on_group_exit`; or `on_group_exit` alone, when the group is killed before
+    all its commands were seen to run. Every spawned group gets its `on_group_exit`, also when the
     keeper is closed or its helper is killed. Callbacks must not block; they may call any method.
 
     Args:
