@@ -18,7 +18,10 @@ if len(sys.argv) > 2:
     jobid = sys.argv[2]
 else:
     command = ["flux", "submit", "sh", "-c", "sleep 1; echo hello from $FLUX_JOB_ID; exit 3"]
-    jobid = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    submitted = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if submitted.returncode != 0:  # flux has said why
+        sys.exit("Submit a job where the endpoint's Flux instance is, and give its id here.")
+    jobid = submitted.stdout.strip()
 
 with Executor(endpoint_id=endpoint_id) as ex:
     future = ex.attach(jobid)

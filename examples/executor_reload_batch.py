@@ -10,6 +10,8 @@ import sys
 from flux_endpoint import Executor
 
 ep_id = os.environ["FLUX_ENDPOINT_ID"]
+if len(sys.argv) < 2:
+    sys.exit("Which tasks? Give the task group id that client_submit_batch.py printed.")
 tg_id = sys.argv[1]  # saved 'yesterday'
 with Executor(endpoint_id=ep_id, task_group_id=tg_id) as gce:
     futures = gce.reload_tasks()

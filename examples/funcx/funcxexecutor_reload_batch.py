@@ -10,6 +10,8 @@ import sys
 from flux_endpoint.funcx import FuncXExecutor
 
 ep_id = os.environ["FLUX_ENDPOINT_ID"]
+if len(sys.argv) < 2:
+    sys.exit("Which tasks? Give the task group id that funcxclient_submit_batch.py printed.")
 tg_id = sys.argv[1]  # saved 'yesterday'
 with FuncXExecutor(endpoint_id=ep_id, task_group_id=tg_id) as fxe:
     futures = fxe.reload_tasks()

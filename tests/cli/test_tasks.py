@@ -180,7 +180,7 @@ def test_the_keys_of_the_json_stay(stack, executor):
 
 
 def test_a_group_without_tasks_is_no_error(stack):
-    assert stack.out("tasks", f"--group={uuid.uuid4()}") == "No such tasks.\n"
+    assert stack.out("tasks", f"--group={uuid.uuid4()}") == "No such tasks of yours.\n"
 
 
 def test_wrong_arguments_are_refused_by_name(stack):

@@ -136,6 +136,20 @@ def test_a_batch_is_reloaded_by_another_script(stack, submits, reloads):
     assert sorted(lines) == [f"Received: All done with {n}!" for n in range(10)]
 
 
+@pytest.mark.parametrize(
+    ("script", "question"),
+    [
+        ("executor_reload_batch.py", "Which tasks?"),
+        ("funcx/funcxexecutor_reload_batch.py", "Which tasks?"),
+        ("amqp_port.py", "Which port?"),
+    ],
+)
+def test_a_script_that_lacks_its_argument_asks_for_it(stack, script, question):
+    done = stack.run(script)
+    assert done.returncode == 1
+    assert done.stderr.startswith(question)
+
+
 def test_shell_functions(stack):
     assert stack.printed("shell_function.py") == "hello\n\nhola\n\nbonjour\n\n"
 

@@ -5,9 +5,10 @@ import subprocess
 from types import SimpleNamespace
 
 from flux_endpoint.errors import ServiceUnreachableError
+from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.stack import credentials
 from flux_endpoint.stack.parts import ServicePart
-from flux_endpoint.stack.state import StackDirectory, open_process
+from flux_endpoint.stack.state import StackDirectory, StackState, open_process, start_command
 
 
 class Programs:
@@ -55,3 +56,14 @@ def test_a_process_that_has_ended_runs_no_more_though_its_parent_has_not_noticed
     pidfd = open_process(os.getpid())
     assert pidfd is not None
     os.close(pidfd)
+
+
+def test_the_endpoint_of_up_is_started_by_up_and_the_others_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    assert start_command("local") == "flux-endpoint start local"
+    assert not (tmp_path / "stack").exists()
+    StackDirectory().save(StackState(endpoint_name="local"))
+    assert start_command("local") == "flux-endpoint up"
+    assert start_command("other") == "flux-endpoint start other"
+    (tmp_path / "stack" / "state.json").write_text("{")
+    assert start_command("local") == "flux-endpoint start local"

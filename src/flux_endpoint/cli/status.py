@@ -25,6 +25,7 @@ from flux_endpoint.cli.table import (
     toned,
 )
 from flux_endpoint.protocol.operations import Absence, ServiceStatusAnswer
+from flux_endpoint.stack.state import start_command
 
 #: A line of the screen: what it is about, what is said, and its colour.
 Line = tuple[str, str, Tone | None]
@@ -160,7 +161,7 @@ def _endpoint_text(view: EndpointView) -> str:
 
 def _never(view: EndpointView) -> str:
     if view.target.endpoint_id is None:
-        return f"never started: flux-endpoint start {view.target.name}"
+        return "never started: " + start_command(view.target.name)
     return "the service does not say how it is"
 
 
@@ -189,7 +190,7 @@ def _process_line(view: EndpointView) -> Iterator[Line]:
         text = f"pid {local.pid} on {local.hostname}, {local.status}{reason}"
         yield "Process", text, "bad" if local.status == "disconnected" else None
     elif local is not None:
-        yield "Process", f"none here: flux-endpoint start {view.target.name}", None
+        yield "Process", "none here: " + start_command(view.target.name), None
     elif view.status == "online" and "pid" in report:
         yield "Process", f"pid {report['pid']} on {report.get('hostname', 'unknown')}", None
 

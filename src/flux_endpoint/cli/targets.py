@@ -10,6 +10,7 @@ import click
 from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.endpoint.lifecycle import Listed, list_endpoints
 from flux_endpoint.errors import NotFoundError
+from flux_endpoint.stack.state import start_command
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Target:
         if self.endpoint_id is None:
             raise NotFoundError(
                 f"endpoint {self.name!r} was never started, so the service does not know it: "
-                f"flux-endpoint start {self.name}"
+                + start_command(self.name)
             )
         return self.endpoint_id
 

@@ -86,7 +86,8 @@ def tasks(
 ) -> None:
     """List tasks, the newest first: function, state, age, runtime, return code, job.
 
-    ENDPOINT is a name or an id; without it your tasks of all endpoints are shown.
+    ENDPOINT is a name or an id; without it your tasks of all endpoints are shown. Other users'
+    tasks never are.
     """
     api = ServiceApi()
     target = find_endpoint(endpoint, api) if endpoint is not None else None
@@ -152,7 +153,7 @@ def runtime(task: ListedTask) -> float | None:
 
 def _table(found: list[ListedTask], names: Mapping[str, str] | None, *, color: bool) -> str:
     if not found:
-        return "No such tasks."
+        return "No such tasks of yours."
     columns = dict(_COLUMNS)
     if names is None:
         del columns["endpoint"]

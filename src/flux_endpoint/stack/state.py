@@ -39,6 +39,15 @@ class StackState:
     endpoint_id: str = ""
 
 
+def start_command(endpoint: str) -> str:
+    """Return the command that starts the endpoint of that name here: `up` if it was up's last."""
+    if (paths.home() / "stack").is_dir():
+        with contextlib.suppress(ConfigurationError, OSError):
+            if StackDirectory().load().endpoint_name == endpoint:
+                return "flux-endpoint up"
+    return f"flux-endpoint start {endpoint}"
+
+
 class StackDirectory:
     """The directory `stack` of the present home."""
 

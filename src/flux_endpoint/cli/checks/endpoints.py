@@ -18,6 +18,7 @@ from flux_endpoint.endpoint.config import EndpointConfig, load_config
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.registration import read_endpoint_id
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceError
+from flux_endpoint.stack.state import start_command
 
 #: Bytes of a journal that is looked through.
 MOST_JOURNAL = 256 << 20
@@ -85,9 +86,7 @@ class EndpointChecks:
     def _agent(self) -> Iterator[Finding]:
         holder = self._directory.holder()
         if holder is None:
-            yield skipped(
-                "endpoint.agent", "not running", f"flux-endpoint start {self._name}", self._name
-            )
+            yield skipped("endpoint.agent", "not running", start_command(self._name), self._name)
             return
         who = f"pid {holder.pid} on {holder.hostname}"
         status = self._directory.status()
