@@ -95,6 +95,22 @@ def test_a_file_that_takes_the_place_of_another_is_read_from_its_start(file, pat
     assert file.new_lines() == ["new"]
 
 
+def test_what_is_written_last_before_a_file_is_replaced_is_not_lost(file, path, monkeypatch):
+    write(path, "first\n")
+    file.last_lines(0)
+    look = file._was_replaced
+
+    def replaced_meanwhile():
+        monkeypatch.setattr(file, "_was_replaced", look)
+        write(path, "last\nand a half")
+        path.rename(path.with_suffix(".log.1"))
+        write(path, "new\n")
+        return look()
+
+    monkeypatch.setattr(file, "_was_replaced", replaced_meanwhile)
+    assert file.new_lines() == ["last", "and a half", "new"]
+
+
 def test_a_file_that_is_begun_anew_is_read_from_its_start(file, path):
     write(path, "a long line of before\n")
     file.last_lines(5)

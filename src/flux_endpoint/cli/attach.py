@@ -25,8 +25,8 @@ from flux_endpoint.protocol.job_events import IN_ORDER, LAST_EVENT
 from flux_endpoint.protocol.jobid import JobID, format_jobid, parse_jobid
 from flux_endpoint.protocol.operations import EndpointStateAnswer
 
-#: Seconds for the job's last events, which may come after its result.
-_GRACE = 3.0
+#: Seconds for the job's last events, which come another way than its result, some after an epilog.
+_GRACE = 10.0
 #: What Flux says of an id that it never gave.
 _UNKNOWN = "does not match any job"
 

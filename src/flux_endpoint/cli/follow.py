@@ -108,6 +108,7 @@ class FollowedFile:
         """Return what was written since; a line that is not ended yet comes when it is."""
         lines = self._drain()
         while self._was_replaced():
+            lines += self._drain()  # what was written between the last look and the replacement
             lines += self.rest()
             self.close()
             self._open()
