@@ -19,7 +19,7 @@ from deploy_files import DEPLOY, fill_in
 from flux_endpoint import Executor
 from flux_endpoint.protocol import queues
 from flux_endpoint.service import topology
-from flux_endpoint.stack import broker_files, ports
+from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.installation import find_rabbitmq
 
@@ -140,7 +140,7 @@ def _elsewhere(url: str, host: str, port: int) -> str:
 
 class TestTask:
     @pytest.fixture
-    def environment(self, broker, made, compose, answers, database_url):
+    def environment(self, broker, made, compose, answers, database_url, free_port):
         """The service's environment as the compose file has it, but for hosts and ports."""
         described = fill_in(compose["services"]["service"]["environment"], answers)
         amqp_port = urlsplit(broker.node.service_url).port
@@ -154,7 +154,7 @@ class TestTask:
             **described,
             **moved,
             "FLUX_ENDPOINT_SERVICE_DATABASE_URL": database_url,
-            "FLUX_ENDPOINT_SERVICE_PORT": str(ports.free_ports(1)[0]),
+            "FLUX_ENDPOINT_SERVICE_PORT": str(free_port),
         }
 
     def test_it_runs_and_its_result_comes_back(self, environment, tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ class TestTask:
             assert process.stderr is not None
             _read_until(process.stderr, "service ready")
             # The health check of the compose file: a route that wants no token.
-            assert httpx.get(f"{url}/v2/version").status_code == 200
+            assert httpx.get(f"{url}/v2/version", timeout=60).status_code == 200
             token = _run(service, "service", "token", "create", "ada").split()[-1]
             user = {
                 **environment,
@@ -184,7 +184,7 @@ class TestTask:
             finally:
                 _run(user, "stop", "lab")
             process.terminate()
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=60) == 0
 
 
 def _run(environment: dict[str, str], *arguments: str) -> str:

@@ -1,7 +1,11 @@
 import importlib.util
+import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from ports import reserved_port
 
 _spec = importlib.util.spec_from_file_location(
     "processes_of", Path(__file__).with_name("processes_of.py")
@@ -18,3 +22,13 @@ def processes_of():
 @pytest.fixture(scope="session")
 def await_end():
     return _module.await_end
+
+
+@pytest.fixture
+def kept_ports(tmp_path):
+    """Make `tmp_path` the directory of a node whose ports nobody else is given during the test."""
+    names = ("amqp_port", "dist_port", "epmd_port")
+    with ExitStack() as reservations:
+        ports = {name: reservations.enter_context(reserved_port()) for name in names}
+        (tmp_path / "node.json").write_text(json.dumps(ports))
+        yield ports

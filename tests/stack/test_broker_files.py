@@ -30,12 +30,13 @@ def test_passwords_are_private_different_and_stay(tmp_path):
     assert (tmp_path / "passwords.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_name_and_ports_stay_while_the_ports_are_free(tmp_path):
+def test_name_and_ports_stay_while_the_ports_are_free(tmp_path, kept_ports):
     first = broker_files.load_identity(tmp_path)
+    assert vars(first) == {"name": first.name, **kept_ports}
     assert broker_files.load_identity(tmp_path) == first
 
 
-def test_a_taken_port_is_replaced_and_the_name_kept(tmp_path):
+def test_a_taken_port_is_replaced_and_the_name_kept(tmp_path, kept_ports):
     first = broker_files.load_identity(tmp_path)
     with socket.create_server(("127.0.0.1", first.amqp_port)):
         second = broker_files.load_identity(tmp_path)
@@ -51,9 +52,9 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, content):
 
 
 def test_free_ports_are_different_and_free():
-    ports = free_ports(5)
-    assert len(set(ports)) == 5
-    assert all(map(is_free, ports))
+    assert len(set(free_ports(5))) == 5
+    # Somebody else may be given one of them meanwhile, but not each time.
+    assert any(all(map(is_free, free_ports(5))) for _ in range(10))
 
 
 def test_a_port_with_a_listener_is_not_free():

@@ -50,7 +50,7 @@ class Home:
 
     def version(self):
         url = self.read("credentials.json")["service_url"]
-        return httpx.get(f"{url}/v2/version", trust_env=False).status_code
+        return httpx.get(f"{url}/v2/version", timeout=60, trust_env=False).status_code
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def foreground(home):
     """Start `up` in the foreground, as the child of `wrapper`; return it when it is ready."""
     started = []
 
-    def foreground(*wrapper):
+    def foreground(*wrapper, options=()):
         process = subprocess.Popen(
-            [*wrapper, sys.executable, "-m", "flux_endpoint", "up", "--no-endpoint"],
+            [*wrapper, sys.executable, "-m", "flux_endpoint", "up", "--no-endpoint", *options],
             env=home.env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -108,6 +108,7 @@ def test_credentials_are_private_and_valid(shared):
     answer = httpx.get(
         f"{written['service_url']}/v2/endpoints/11111111-2222-3333-4444-555555555555/status",
         headers={"Authorization": f"Bearer {written['token']}"},
+        timeout=60,
         trust_env=False,
     )
     assert answer.status_code == 404
@@ -225,8 +226,11 @@ def test_when_up_is_killed_nothing_is_left_and_the_next_one_starts(
     assert home.version() == 200
 
 
-def test_a_service_and_a_broker_that_die_are_started_again(home, foreground, processes_of):
-    up = foreground()
+def test_a_service_and_a_broker_that_die_are_started_again(
+    home, foreground, processes_of, free_port
+):
+    # Nobody else takes this port while no service listens on it.
+    up = foreground(options=("--port", str(free_port)))
     url = home.state["service_url"]
     for text, name in (("service run", "service"), ("beam.smp", "broker")):
         commands = processes_of(home.path)
@@ -239,7 +243,7 @@ def test_a_service_and_a_broker_that_die_are_started_again(home, foreground, pro
                 break
         assert any(line.startswith(name) and "ended" in line for line in said)
         transport = httpx.HTTPTransport(retries=8)
-        with httpx.Client(transport=transport, trust_env=False) as client:
+        with httpx.Client(transport=transport, timeout=60, trust_env=False) as client:
             assert client.get(f"{url}/v2/version").status_code == 200
 
 
