@@ -150,10 +150,13 @@ def in_flux(stack: StackTerminal, flux_uri: str) -> Iterator[StackTerminal]:
 
 
 def configure(terminal: Terminal, name: str, **settings: Any) -> None:
-    """Make an endpoint that tells how it is often, but can be late on a busy machine."""
+    """Make an endpoint that tells how it is often, but can be late on a busy machine.
+
+    It counts as offline after three periods without a report.
+    """
     terminal.run("configure", name)
     path = terminal.home / "endpoints" / name / "config.yaml"
-    path.write_text(json.dumps({"heartbeat_period": 2, **settings}))
+    path.write_text(json.dumps({"heartbeat_period": 5, **settings}))
 
 
 @pytest.fixture

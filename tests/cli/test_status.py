@@ -53,12 +53,12 @@ class TestScreen:
 
             def seen():  # a report may come between a result and its confirm
                 shown = lines_of(stack.out("status", "local"))
-                settled = "1 taken, 0 results" in shown["Tasks"]
+                settled = "0 in the queue, 1 taken, 0 results" in shown["Tasks"]
+                settled = settled and shown["Jobs"] == "0 running, 0 waiting for resources"
                 return settled and "1 busy" in shown["Workers"] and shown
 
             shown = until(seen)
             assert re.fullmatch(r"\d+ on 1 node: 1 busy, \d+ idle", shown["Workers"])
-            assert shown["Jobs"] == "0 running, 0 waiting for resources"
             assert re.match(r"0 in the queue, 1 taken, 0 results on their way", shown["Tasks"])
             number = r"[\d.e-]+"
             rates = f"{number} \\(1m\\), {number} \\(5m\\), {number} \\(15m\\)"
@@ -72,15 +72,15 @@ class TestScreen:
         with in_flux.executor("fluxed", resource_specification={"num_ranks": 2}) as executor:
             running = executor.submit(WAIT, gate=str(gate))
             jobs = "1 running, 0 waiting for resources"
+            cores = re.compile(r"\b[1-9]\d* of \d+ cores allocated")
 
-            def seen():
+            def seen():  # a busy instance may not tell in time for each report what it has
                 shown = lines_of(in_flux.out("status", "fluxed"))
-                return shown["Jobs"] == jobs and "0 of " not in shown["Flux"] and shown
+                return shown["Jobs"] == jobs and cores.search(shown["Flux"]) and shown
 
             shown = until(seen)
             assert re.match(r"Flux \d+\.\d+\.\d+\S* instance at ", shown["Flux"])
             assert flux_uri in shown["Flux"]
-            assert re.search(r"[1-9]\d* of \d+ cores allocated", shown["Flux"])
             assert "none of its own" in shown["Blocks"]
             gate.touch()
             running.result()
@@ -118,7 +118,7 @@ class TestJson:
         service = told["service"]
         assert service["url"] == stack.credentials["service_url"]
         assert (service["error"], service["user"]) == (None, "local")
-        assert abs(service["clock_skew"]) < 5
+        assert abs(service["clock_skew"]) < 5 + service["seconds"]
         assert service["broker"]["connected"]
         assert service["queues"]["results"]["consumers"] == 1
         (endpoint,) = told["endpoints"]
@@ -163,7 +163,7 @@ class TestTrouble:
         stack.stop("brief")
         shown = lines_of(stack.run("status", "brief", status=1).stdout)
         stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
-        pattern = rf"brief \(\S+\), offline for \d+s \(since {stamp}\), it was stopped"
+        pattern = rf"brief \(\S+\), offline for \d+[sm] \(since {stamp}\), it was stopped"
         assert re.fullmatch(pattern, shown["Endpoint"])
         assert shown["Process"] == "none here: flux-endpoint start brief"
         assert shown["Tasks"] == "0 in the queue"
@@ -187,7 +187,7 @@ class TestTrouble:
         stack.run("stop", "brittle")
 
     def test_an_endpoint_that_was_killed_fell_silent(self, stack):
-        configure(stack, "victim")
+        configure(stack, "victim", heartbeat_period=1)  # soon missed
         stack.start("victim")
         kill(stack, "victim")
 
