@@ -67,9 +67,9 @@ class ObedientEngine:
         if task.task_id == self.break_on:
             raise RuntimeError("out of order")
         self.all_submitted.append(task.task_id)
-        self.submitted.put(task)
         with self._free:
             pass
+        self.submitted.put(task)  # whoever has got it can make this engine busy for the next one
         if not self.hold:
             self._jobs.put(task.task_id)
 

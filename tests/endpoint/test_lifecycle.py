@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -218,10 +219,11 @@ def test_a_start_watches_briefly_what_is_away_and_the_agent_goes_on_trying(
 
 
 def test_a_start_that_says_nothing_in_time_is_told_apart(
-    lab: EndpointDirectory, home: Path, free_port: int
+    lab: EndpointDirectory, home: Path
 ) -> None:
-    log_in(home, f"http://127.0.0.1:{free_port}", "token")
-    said = run("start", "lab", "--detach", "--timeout", "0", fails=True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # so the agent has nothing to say yet
+        log_in(home, f"http://127.0.0.1:{silent.getsockname()[1]}", "token")
+        said = run("start", "lab", "--detach", "--timeout", "0", fails=True)
     assert "is not ready, and does not say why" in said
     assert f"see {lab.log}" in said
     deadline, pause = time.monotonic() + PATIENCE, threading.Event()

@@ -231,8 +231,6 @@ class Agent:
             self._submit(task)
         for kill in turn.kills:
             self._engine.cancel(str(kill.task_id), kill.signum)
-        for delivery in turn.answered:
-            delivery.ack()
         for result in turn.finished:
             self._publish(result.task_id, result.body)
         self._events.send(turn.job_events)
@@ -244,6 +242,9 @@ class Agent:
             self._consider_leaving()
         else:
             self._regulate()
+        # After it: what is acknowledged makes room for more, which the broker sends at once.
+        for delivery in turn.answered:
+            delivery.ack()
         if now >= self._reports.due:  # last: it tells what all of this has come to
             self._report()
 
