@@ -84,6 +84,19 @@ manager.main()
 """
 
 
+#: A manager that stands still for a second before it says that a task runs for long.
+_TELLS_LATE = """
+import time
+from flux_endpoint.engine.workers import manager
+tell = manager.Manager._tell_running
+def tell_late(*args):
+    time.sleep(1)
+    tell(*args)
+manager.Manager._tell_running = tell_late
+manager.main()
+"""
+
+
 def start(settings: ManagerSettings, *program: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, *(program or ("-m", "flux_endpoint.engine.workers.manager"))]
     environment = {**job_environment(), VARIABLE: settings.dump()}
@@ -192,6 +205,21 @@ def test_a_manager_greets_again_after_a_break_and_says_what_it_holds(new_pool, m
     assert results == [b"a", b"b"]
     pool.send(b"held?")
     assert pool.receive(b"held") == []
+
+
+def test_a_manager_that_tells_late_what_runs_knows_since_when(new_pool, tmp_path, address):
+    pool = new_pool()
+    process = start(settings(tmp_path, address), "-c", _TELLS_LATE)
+    try:
+        pool.receive(b"hello")
+        pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
+        _, kind, name, since = pool.socket.recv_multipart()
+        assert (kind, name) == (b"running", b"a")
+        until((tmp_path / "begun").exists)
+        assert float(since) <= (tmp_path / "begun").stat().st_mtime + 0.1
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_manager_gives_tasks_back_that_have_not_begun(new_pool, manager, tmp_path):
@@ -429,7 +457,8 @@ def test_nobody_else_can_read_the_job_files_and_the_socket_is_in_a_private_place
     local_world, tmp_path
 ):
     assert local_world.call(double, 1).value == 2
-    [record] = (tmp_path / "engine").glob("workers-*.job")
+    # Noted by another thread than the one that has the workers.
+    [record] = until(lambda: list((tmp_path / "engine").glob("workers-*.job")))
     assert record.stat().st_mode & 0o077 == 0
     assert (tmp_path / "engine" / "pool.sock").exists()
 

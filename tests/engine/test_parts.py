@@ -1,4 +1,4 @@
-"""The small parts: frames, claims, result messages, environment, the tail of a text."""
+"""The small parts: frames, claims, ends, result messages, environment, the tail of a text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import threading
 import uuid
 
 import pytest
+from engine_world import fresh_seconds, processes, until
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
+from flux_endpoint.engine.workers import ends
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameSocket, read_frame, write_frame
 from flux_endpoint.protocol.messages import Result, unpack
@@ -136,6 +138,22 @@ def test_claims_are_never_shared_by_two_takers():
         thread.join()
     claims.close()
     assert sum(counts) == total
+
+
+# Ends
+
+
+def test_a_tree_is_killed_to_the_last_process_by_one_who_was_kept_from_running(monkeypatch):
+    monkeypatch.setattr(ends, "_PATIENCE", 0.0)  # when it goes on, the time is over
+    seconds = fresh_seconds()
+    with subprocess.Popen(["sh", "-c", f"sleep {seconds} & sleep {seconds} & wait"]) as tree:
+        until(lambda: len(processes(seconds)) == 3)
+        ends.kill_tree(tree.pid)
+    try:
+        until(lambda: not processes(seconds))
+    finally:
+        for process in processes(seconds):
+            process.kill()
 
 
 # Results

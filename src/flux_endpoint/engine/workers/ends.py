@@ -6,10 +6,13 @@ import os
 import signal
 import time
 from contextlib import suppress
+from itertools import count
 
 import psutil
 
-_PATIENCE = 1.0  # seconds for what was killed to be gone
+#: Seconds for what was killed to be gone, and looks at what is left that there are in any case.
+_PATIENCE = 1.0
+_LEAST_ROUNDS = 10
 
 
 def signal_tree(pid: int, signum: int, *, itself: bool = True) -> None:
@@ -27,11 +30,11 @@ def kill_tree(pid: int) -> None:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.suspend()
-        # A process that the kernel can't kill is left.
         until = time.monotonic() + _PATIENCE
-        while time.monotonic() < until:
+        for rounds in count(1):
             children = [c for c in process.children(recursive=True) if _alive(c)]
-            if not children:
+            # A process that the kernel can't kill is left.
+            if not children or (rounds > _LEAST_ROUNDS and time.monotonic() >= until):
                 break
             for child in children:
                 with suppress(psutil.NoSuchProcess):

@@ -75,6 +75,7 @@ class _Worker:
     #: Those tasks, for the case that the worker is lost.
     sent: dict[str, tuple[dict[str, Any], bytes]] = field(default_factory=dict)
     since: float = 0.0  # monotonic time at which the first of them was started
+    began: float = 0.0  # the same in seconds since the epoch
     #: Whether the pool was told that it runs.
     told: bool = False
     #: How many tasks were taken back that it has not yet come across.
@@ -88,6 +89,11 @@ class _Worker:
     @property
     def takes_tasks(self) -> bool:
         return not self.eof and self.cancelled is None and not self.skipping
+
+    def starts(self, now: float) -> None:
+        """Take note that the first of the tasks is started, if there is one."""
+        self.since, self.began = now, time.time()
+        self.told = False
 
 
 class Manager:
@@ -323,7 +329,7 @@ class Manager:
         """A worker came to a task when its time had passed."""
         worker.tasks.remove(task_id)
         del worker.sent[task_id]
-        worker.since = time.monotonic()
+        worker.starts(time.monotonic())
         if worker.cancelled == task_id:
             self._tell_cancelled(task_id)
         else:
@@ -338,8 +344,7 @@ class Manager:
         now = time.monotonic()
         # Weighted towards the recent: one long task at once ends sending ahead.
         self._task_seconds += (now - worker.since - self._task_seconds) * 0.2
-        worker.since = now
-        worker.told = False
+        worker.starts(now)
         if worker.cancelled == task_id:  # it may have come to an end because of that
             self._tell_cancelled(task_id)
         elif self._terminated and returncode in ENDED_BY_SIGTERM:
@@ -363,8 +368,7 @@ class Manager:
 
     def _send(self, worker: _Worker, header: dict[str, Any], buffer: bytes) -> None:
         if not worker.tasks:
-            worker.since = time.monotonic()
-            worker.told = False
+            worker.starts(time.monotonic())
         task_id = str(header["id"])
         worker.tasks.append(task_id)
         worker.sent[task_id] = (header, buffer)
@@ -530,7 +534,7 @@ class Manager:
                 self._take_back(worker)
                 worker.since = now  # so that an unread result does not bring us back at once
             elif worker.tasks and not worker.told and now - worker.since >= _TELL_AFTER:
-                self._tell_running(worker, now)
+                self._tell_running(worker)
         if (
             self._orphaned_at is not None
             and now - self._orphaned_at >= self._settings.orphan_timeout
@@ -538,10 +542,9 @@ class Manager:
             logs.event(log, logging.WARNING, "agent gone, ending", address=self._settings.connect)
             self._running = False
 
-    def _tell_running(self, worker: _Worker, now: float) -> None:
+    def _tell_running(self, worker: _Worker) -> None:
         worker.told = True
-        started = time.time() - (now - worker.since)
-        self._socket.send_multipart([b"running", worker.tasks[0].encode(), b"%.3f" % started])
+        self._socket.send_multipart([b"running", worker.tasks[0].encode(), b"%.3f" % worker.began])
 
     def _end(self) -> None:
         for child in psutil.Process().children():
