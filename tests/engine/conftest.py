@@ -14,8 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_world import World, marked
+from engine_world import PATIENCE, World, marked
 from memory_cgroup import MemoryCgroup
+
+from flux_endpoint.engine.workers import crew, sizing
 
 #: Like the Flux instance of the tests: several nodes of two cores.
 _LOCAL = {"local_nodes": 4, "local_cores_per_node": 2}
@@ -72,6 +74,16 @@ def make_world(kind: str, tmp_path: Path, mark: str) -> Iterator[MakeWorld]:
     yield make
     for world in worlds:
         world.stop()
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Managers stay as large as may be: none is taken for too large when Flux is slow to start it.
+
+    For tests that count managers, not workers.
+    """
+    for module in (crew, sizing):
+        monkeypatch.setattr(module, "STALLED_AFTER", PATIENCE)
 
 
 @pytest.fixture

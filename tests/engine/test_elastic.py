@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from engine_world import World, manager_processes, until
 
 from flux_endpoint.engine.workers import crew, sizing
@@ -164,6 +165,7 @@ def test_functions_get_their_turn_in_a_stream_of_jobs_that_never_ends(make_world
     assert {result.returncode for result in results} == {0}
 
 
+@pytest.mark.usefixtures("whole")
 def test_only_as_many_workers_leave_as_a_job_needs_and_what_they_held_runs_elsewhere(
     make_world, tmp_path, monkeypatch
 ):
@@ -180,6 +182,7 @@ def test_only_as_many_workers_leave_as_a_job_needs_and_what_they_held_runs_elsew
     until(lambda: status(world, "total_workers") == 4 * cores)
 
 
+@pytest.mark.usefixtures("whole")
 def test_workers_go_on_when_the_job_that_they_made_room_for_is_gone(
     make_world, tmp_path, monkeypatch
 ):
@@ -198,6 +201,7 @@ def test_workers_go_on_when_the_job_that_they_made_room_for_is_gone(
     assert world.call(nap, 3).value == 3
 
 
+@pytest.mark.usefixtures("whole")
 def test_a_job_that_may_run_on_one_node_only_gets_that_one(make_world, monkeypatch):
     monkeypatch.setattr(crew, "_BLIND_AFTER", 0.1)
     monkeypatch.setattr(crew, "_TURN", 0.3)

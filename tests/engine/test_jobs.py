@@ -485,6 +485,7 @@ def test_events_come_in_fluxs_order(world: World):
 
 
 def test_a_held_job_does_not_take_the_workers_nodes_away(world: World):
+    before = until(lambda: world.engine.status()["managers"])
     held = world.submit(ShellFunction("true"), spec={**ONE, "urgency": 0})
     world.event(held, "priority")
     task = world.submit(
@@ -494,9 +495,10 @@ def test_a_held_job_does_not_take_the_workers_nodes_away(world: World):
     managers = world.engine.status()["managers"]
     world.engine.cancel(held)
     assert world.end(held).code == "TaskCancelled"
-    assert managers == 1
+    assert managers >= before
 
 
+@pytest.mark.usefixtures("whole")
 def test_idle_workers_make_room_for_a_job_that_needs_their_node(make_world):
     world = make_world(max_nodes=3, min_nodes=3)
     until(lambda: world.engine.status()["managers"] == 3)

@@ -12,6 +12,8 @@ from engine_world import World, until
 from flux_endpoint.engine.workers import crew, pool
 from flux_endpoint.functions import ShellFunction
 
+pytestmark = pytest.mark.usefixtures("whole")
+
 #: Seconds that the pool's thread is kept from running: more than a job waits for its room.
 PREEMPTED = 0.5
 
