@@ -51,3 +51,29 @@ def test_the_child_may_make_an_executor_of_its_own(run_script: Any) -> None:
     done = run_script(FORKED.format(code=code))
     assert done.stdout.splitlines()[0] == "True"
     assert done.stdout.splitlines()[1].startswith("3 ")
+
+
+#: A fork while another thread has all locks that the Executors of a process share.
+FORK_AMID = """\
+    import threading
+    from flux_endpoint.client import event_streams, future as futures, streams
+    locked, forked = threading.Event(), threading.Event()
+    def hold():
+        with event_streams._shared.lock, streams._shared.lock:
+            with futures._recording, futures._submitted:
+                locked.set()
+                forked.wait()
+    os.register_at_fork(before=lambda: (threading.Thread(target=hold).start(), locked.wait()))
+    os.register_at_fork(after_in_parent=forked.set)
+    child = os.fork()
+"""
+
+
+def test_the_child_waits_for_no_lock_that_another_thread_of_its_parent_has(run_script: Any) -> None:
+    own = "Executor(ENDPOINT).submit(pow, 2, 2).add_jobid_callback(id)"
+    code = f"print({own}.wait_submitted(30) is not None, flush=True)"
+    amid = FORKED.replace("    child = os.fork()\n", FORK_AMID)
+    done = run_script(amid.format(code=code))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "True"
+    assert done.stdout.splitlines()[1].startswith("3 ")

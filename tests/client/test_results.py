@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import threading
 import uuid
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -353,6 +354,49 @@ def test_reloading_open_tasks_returns_their_own_futures(
     assert executor.reload_tasks() == [future]
     queues.publish(executor.task_group_id, messages.value(future.task_id, 3))
     assert future.result(TIMEOUT) == 3
+
+
+def test_a_tasks_id_is_known_once_its_own_future_is_found_by_a_reload(
+    service: Any, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = threading.Event()
+    futures: list[ComputeFuture] = []
+    known: SimpleQueue[str | None] = SimpleQueue()
+    ends = stream_module.ResultStream.submission_ends
+
+    def look(stream: Any, accepted: Any) -> None:
+        assert made.wait(TIMEOUT)
+        known.put(futures[0].task_id)
+        ends(stream, accepted)
+
+    monkeypatch.setattr(stream_module.ResultStream, "submission_ends", look)
+    futures += [executor.submit(double, 1)]
+    made.set()
+    assert known.get(timeout=TIMEOUT) is None
+    assert futures[0].wait_submitted(TIMEOUT)
+    assert executor.reload_tasks() == futures
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("early", [True, False])
+def test_a_task_reloaded_before_its_submission_is_answered_resolves_both_futures(
+    service: Any, executor: Executor, queues: Any, messages: Any, early: bool
+) -> None:
+    reloaded: list[ComputeFuture] = []
+
+    def reload(ids: list[str]) -> None:
+        if early:
+            queues.publish(executor.task_group_id, messages.value(ids[0], 3))
+            service.ended(ids[0], 3)
+        reloaded.extend(executor.reload_tasks())
+
+    service.before_answer = reload
+    future = executor.submit(double, 1)
+    task = future.wait_submitted(TIMEOUT)
+    if not early:
+        queues.publish(executor.task_group_id, messages.value(task, 3))
+    assert [each.task_id for each in reloaded] == [task]
+    assert [each.result(TIMEOUT) for each in (future, *reloaded)] == [3, 3]
 
 
 @pytest.mark.rabbitmq

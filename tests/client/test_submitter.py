@@ -139,6 +139,23 @@ def test_who_knows_a_tasks_id_finds_it_counted(
     assert [counts.get(timeout=TIMEOUT) for _ in range(2)] == [1, 2]
 
 
+def test_who_sees_a_tasks_id_sees_its_functions(
+    service: Any, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functions: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def watch(future: ComputeFuture, name: str, value: Any) -> None:
+        object.__setattr__(future, name, value)
+        if name == "task_id" and value is not None:
+            functions.put(future.function_id)
+
+    monkeypatch.setattr(ComputeFuture, "__setattr__", watch, raising=False)
+    future = executor.submit(double, 1)
+    seen = functions.get(timeout=TIMEOUT)
+    assert seen is not None
+    assert seen == future.function_id
+
+
 def test_a_function_is_registered_once(service: Any, executor: Executor) -> None:
     futures = [executor.submit(double, i) for i in range(5)]
     futures.append(executor.submit(triple, 1))

@@ -16,12 +16,17 @@ _Key = tuple[int, tuple[str, str], str, int | None]
 
 class _Shared:
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.renew_lock()
         self.streams: dict[_Key, EventStream] = {}
         self.users: dict[EventStream, int] = {}
 
+    def renew_lock(self) -> None:
+        self.lock = threading.Lock()
+
 
 _shared = _Shared()
+# A thread that a forked child does not have may hold it in its parent.
+os.register_at_fork(after_in_child=_shared.renew_lock)
 
 
 class EventStreams:

@@ -6,9 +6,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.checks import checked_signal
@@ -25,6 +25,15 @@ log = logging.getLogger(__name__)
 _submitted = threading.Condition()
 # Also one for all: taken once for each future whose job somebody asks for.
 _recording = threading.Lock()
+
+
+def _renew_locks() -> None:
+    global _submitted, _recording
+    _submitted, _recording = threading.Condition(), threading.Lock()
+
+
+# A thread that a forked child does not have may hold either in its parent.
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _tell_waiters(_: object = None) -> None:
@@ -261,15 +270,12 @@ class ComputeFuture(Future[Any]):
         return self.task_id
 
     @staticmethod
-    def _accepted(
-        futures: list[ComputeFuture], task_ids: list[str], function_id: str | None = None
-    ) -> None:
-        """Give each of `futures` its task's id."""
-        for future, task_id in zip(futures, task_ids, strict=True):
-            future.task_id = task_id
-            future.function_id = function_id
-            if future._wants_events:
-                future._followed_job()
+    def _accepted(accepted: Iterable[Accepted]) -> None:
+        """Tell each future its task's id."""
+        for each in accepted:
+            each.tell()
+            if each.future._wants_events:
+                each.future._followed_job()
         _tell_waiters()
 
     def _try_result(self, value: Any) -> None:
@@ -287,3 +293,16 @@ class ComputeFuture(Future[Any]):
             return
         except BaseException:  # of a callback; our thread has other futures to resolve
             log.exception("a callback of task %s raised", self.task_id)
+
+
+class Accepted(NamedTuple):
+    """A task that the service has accepted; `function_id` is `None` for one that follows a job."""
+
+    future: ComputeFuture
+    task_id: str
+    function_id: str | None = None
+
+    def tell(self) -> None:
+        """Give the future its ids; whoever sees the task's sees the function's, too."""
+        self.future.function_id = self.function_id
+        self.future.task_id = self.task_id

@@ -15,7 +15,7 @@ from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delive
 from flux_endpoint.amqp.connection import StateChange
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.backoff import delays
-from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.results import TaskEnd, from_document, from_message, resolve
 from flux_endpoint.client.threads import ClientThread, start
 from flux_endpoint.errors import InvalidMessageError, ServiceError, ServiceUnreachableError
@@ -52,7 +52,8 @@ class ResultStream:
         self._amqp_port = amqp_port
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closing = threading.Event()
-        self._open: dict[str, ComputeFuture] = {}
+        # More than one if a task was reloaded before the answer to its submission came.
+        self._open: dict[str, tuple[ComputeFuture, ...]] = {}
         self._early: dict[str, tuple[TaskEnd, Delivery]] = {}
         self._dropped_early = False
         self._submissions = 0
@@ -78,8 +79,8 @@ class ResultStream:
         """Expect results of tasks whose ids are not known yet."""
         self._inbox.put(self._on_begin)
 
-    def submission_ends(self, accepted: list[ComputeFuture]) -> None:
-        """End what `submission_begins` began; `accepted` have their ids now."""
+    def submission_ends(self, accepted: list[Accepted]) -> None:
+        """End what `submission_begins` began; the ids of `accepted` may be told from now on."""
         self._inbox.put(lambda: self._on_end(accepted))
 
     def follow(self, futures: list[ComputeFuture]) -> list[ComputeFuture]:
@@ -121,15 +122,16 @@ class ResultStream:
         self._submissions += 1
         self._connect()
 
-    def _on_end(self, accepted: list[ComputeFuture]) -> None:
+    def _on_end(self, accepted: list[Accepted]) -> None:
         self._submissions -= 1
-        for future in accepted:
-            task_id = future.task_id or ""
-            early = self._early.pop(task_id, None)
+        for each in accepted:
+            each.tell()  # before the future may be done
+            early = self._early.pop(each.task_id, None)
+            waiting = (each.future, *self._open.pop(each.task_id, ()))
             if early is None:
-                self._open[task_id] = future
+                self._open[each.task_id] = waiting
             else:
-                resolve(future, early[0])
+                _resolve_all(waiting, early[0])
                 early[1].ack()
         if not self._submissions:
             for _, delivery in self._early.values():
@@ -146,7 +148,7 @@ class ResultStream:
             self._ask_service()
 
     def _on_follow(self, futures: list[ComputeFuture], answer: Future[list[ComputeFuture]]) -> None:
-        answer.set_result([self._open.setdefault(f.task_id or "", f) for f in futures])
+        answer.set_result([self._open.setdefault(f.task_id or "", (f,))[0] for f in futures])
         self._connect()
         self._queue_exists = True  # or the broker refuses, and we ask the service
         self._consume()
@@ -160,9 +162,9 @@ class ResultStream:
             event(log, logging.ERROR, what, message_id=delivery.message_id)
             delivery.reject()
             return
-        future = self._open.pop(end.task_id, None)
-        if future is not None:
-            resolve(future, end)
+        waiting = self._open.pop(end.task_id, ())
+        if waiting:
+            _resolve_all(waiting, end)
             delivery.ack()
         elif self._submissions:
             self._keep_early(end, delivery)
@@ -275,15 +277,19 @@ class ResultStream:
     def _on_documents(self, documents: dict[str, dict[str, Any]]) -> None:
         for task_id, document in documents.items():
             end = from_document({**document, "task_id": task_id})
-            future = self._open.pop(task_id, None) if end else None
-            if future is not None and end is not None:
-                resolve(future, end)
+            if end is not None:
+                _resolve_all(self._open.pop(task_id, ()), end)
 
     def _on_asked(self) -> None:
         self._asking = False
         if self._ask_again:
             self._ask_again = False
             self._ask_service()
+
+
+def _resolve_all(futures: tuple[ComputeFuture, ...], end: TaskEnd) -> None:
+    for future in futures:
+        resolve(future, end)
 
 
 def _chunks(items: list[str], size: int) -> Iterator[list[str]]:

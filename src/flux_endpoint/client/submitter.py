@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from flux_endpoint.client.api import ServiceApi, user_runtime
 from flux_endpoint.client.backlog import Backlog, PendingTask, Route
 from flux_endpoint.client.backoff import delays
-from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.threads import ClientThread, on_client_thread
 from flux_endpoint.errors import ServiceError, ServiceUnreachableError
@@ -180,7 +180,7 @@ class Submitter:
         key = uuid.uuid4().hex
         stream = self._streams.get(route.task_group_id)
         stream.submission_begins()
-        accepted: list[PendingTask] = []
+        accepted: list[Accepted] = []
         try:
             answer = self._patiently(lambda: self._api.submit(route.endpoint_id, body, key))
             accepted = self._accept(answer, by_function)
@@ -189,13 +189,15 @@ class Submitter:
         except ServiceUnreachableError as error:
             _fail(tasks, error)
         finally:
-            stream.submission_ends([task.future for task in accepted])
+            # Whoever knows an id may reload the task: its own future must be found by then.
+            stream.submission_ends(accepted)
+            ComputeFuture._accepted(accepted)
 
     def _accept(
         self, answer: dict[str, Any], by_function: dict[str, list[PendingTask]]
-    ) -> list[PendingTask]:
-        """Give each task its id; fail those of a function for which the ids don't fit."""
-        accepted: list[PendingTask] = []
+    ) -> list[Accepted]:
+        """Return each task with its id; fail those of a function for which the ids don't fit."""
+        accepted: list[Accepted] = []
         for function_id, tasks in by_function.items():
             ids = answer.get("tasks", {}).get(function_id, [])
             if len(ids) != len(tasks):
@@ -206,8 +208,8 @@ class Submitter:
                 _fail(tasks, ServiceError(message, http_status=200, code="UNEXPECTED_ANSWER"))
                 continue
             self.submitted += len(tasks)  # before anybody who waits for an id can look
-            ComputeFuture._accepted([task.future for task in tasks], ids, function_id)
-            accepted.extend(tasks)
+            pairs = zip(tasks, ids, strict=True)
+            accepted.extend(Accepted(task.future, id_, function_id) for task, id_ in pairs)
         return accepted
 
     def _attach(self, route: Route, tasks: list[PendingTask]) -> None:
@@ -222,17 +224,16 @@ class Submitter:
         for task in tasks:
             key = uuid.uuid4().hex
             stream.submission_begins()
-            accepted: list[ComputeFuture] = []
+            accepted: list[Accepted] = []
             try:
                 attach = functools.partial(self._api.attach, route.endpoint_id, body, key)
-                task_id = self._patiently(attach)
+                accepted.append(Accepted(task.future, self._patiently(attach)))
                 self.submitted += 1
-                accepted.append(task.future)
-                ComputeFuture._accepted([task.future], [task_id])
             except (ServiceError, ServiceUnreachableError) as error:
                 _fail([task], error)
             finally:
                 stream.submission_ends(accepted)
+                ComputeFuture._accepted(accepted)
 
     def _refused(
         self,
