@@ -11,8 +11,15 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ports import reserved_port
+
+# No example has a time to be done in: a busy machine stops whom it will, for as long as it will.
+settings.register_profile(
+    "unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages"]
 
