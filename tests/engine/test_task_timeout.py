@@ -38,6 +38,14 @@ def test_a_function_that_runs_longer_raises_and_its_worker_goes_on(make_world, m
     assert world.call(own_pid).value == before
 
 
+def test_a_time_that_no_poll_can_wait_for_is_kept_too(make_world, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(40 * 86400))
+    world = make_world(workers_per_node=1, min_nodes=0, idle_timeout="40d")
+    before = world.call(own_pid).value
+    assert world.call(sleep, 0.3).value == "slept"
+    assert world.call(own_pid).value == before
+
+
 def test_a_command_is_ended_with_all_that_it_started(make_world, monkeypatch):
     monkeypatch.setenv(VARIABLE, "0.2")
     world = make_world(workers_per_node=1)

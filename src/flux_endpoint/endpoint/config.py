@@ -221,7 +221,7 @@ engine:
   # min_workers: 16         # those that stay; default: one for each core of a node
   # workers_per_node: 16    # most that are started together on a node; default: its cores
   # gpus_per_worker: 1      # each has gpus of its own, and a node as many workers as that allows
-  # idle_timeout: 60        # seconds after which idle ones end
+  # idle_timeout: 1m        # after how long idle ones end, in seconds or with a unit
   # Directory in which tasks run, seen from the endpoint's own directory.
   # working_dir: tasks_working_dir
   # run_in_sandbox: false   # true: a directory of its own for each task

@@ -82,8 +82,8 @@ class FluxEngineConfig(BaseModel):
     workers_per_node: PositiveInt | None = None
     #: Gpus that each worker has for itself; the workers of a node are as many as its gpus allow.
     gpus_per_worker: int = Field(default=0, ge=0)
-    #: Seconds after which idle workers end and give their cores back.
-    idle_timeout: float = Field(default=60.0, gt=0)
+    #: After how long idle workers end and give their cores back; infinity: never.
+    idle_timeout: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 60.0
     #: Directory in which tasks run; relative paths start at the endpoint's directory.
     working_dir: str = "tasks_working_dir"
     #: Give every task a directory of its own below `working_dir`.

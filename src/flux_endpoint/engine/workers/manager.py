@@ -38,6 +38,7 @@ from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.ends import end_of, kill_tree, signal_tree
 from flux_endpoint.engine.workers.frames import FrameSocket
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
+from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.template import adopt_orphans, request_worker, start_template
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import command_of
@@ -175,13 +176,10 @@ class Manager:
         moments = [moment for moment, _ in self._deadlines]
         moments.extend(w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
         moments.extend(w.since + _TELL_AFTER for w in self._workers if w.tasks and not w.told)
-        if self._late_at < math.inf:
-            moments.append(time.monotonic() + self._late_at - time.time())
+        moments.append(time.monotonic() + self._late_at - time.time())
         if self._orphaned_at is not None:
             moments.append(self._orphaned_at + self._settings.orphan_timeout)
-        if not moments:
-            return None
-        return int(max(0.0, min(moments) - time.monotonic()) * 1000) + 1
+        return milliseconds_until(moments, time.monotonic())
 
     def _serve(self, source: object) -> None:
         if source is self._socket:

@@ -30,6 +30,7 @@ from flux_endpoint.engine.workers.crew import Crew
 from flux_endpoint.engine.workers.launch import ManagerLauncher
 from flux_endpoint.engine.workers.records import Entry, ManagerRecord
 from flux_endpoint.engine.workers.sizing import Limits, Piece
+from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.yielding import Site
 
 log = logging.getLogger(__name__)
@@ -201,20 +202,17 @@ class WorkerPool:
 
     def _patience(self) -> int | None:
         """Return milliseconds until something must be done even if nothing happens."""
-        moments = [m for m in (self._cancel_at, self._give_up_at) if m < math.inf]
+        moments = [self._cancel_at, self._give_up_at]
         if self._not_before > self._now:
             moments.append(self._not_before)
         if not self._stopping:
-            moments.extend(m for m in self._crew.moments(self._now) if m < math.inf)
+            moments.extend(self._crew.moments(self._now))
         stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
         # Afterwards `_grow` and `_balance` have done what could be done.
         moments.extend(moment for moment in stuck if moment > self._now)
         now = time.monotonic()
-        if self._waiting.late_at < math.inf:
-            moments.append(now + self._waiting.late_at - time.time())
-        if not moments:
-            return None
-        return int(max(0.0, min(moments) - now) * 1000) + 1
+        moments.append(now + self._waiting.late_at - time.time())
+        return milliseconds_until(moments, now)
 
     def _counters(self) -> dict[str, Any]:
         held = sum(len(m.tasks) for m in self._managers.values())
