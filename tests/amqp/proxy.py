@@ -18,6 +18,7 @@ class Proxy:
         self._target = (host, port)
         self._lock = threading.Lock()
         self._server: socket.socket | None = None
+        self._acceptor: threading.Thread | None = None
         self._sockets: set[socket.socket] = set()
         self._silent = False
         self._left: int | None = None
@@ -36,27 +37,27 @@ class Proxy:
         """Listen, and forward."""
         self._silent, self._left = False, None
         self._server = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, args=(self._server,), daemon=True)
+        self._acceptor.start()
 
     def stop(self) -> None:
         """Cut all connections, and refuse new ones."""
         server, self._server = self._server, None
-        if server is not None:
+        if server is not None and self._acceptor is not None:
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
+            self._acceptor.join()  # what it was about to forward is cut as well
             server.close()
         self.cut()
 
     def cut(self) -> None:
         """Reset all connections; new ones are forwarded."""
         with self._lock:
-            sockets, self._sockets = self._sockets, set()
             self._left = None
-        for each in sockets:
-            with contextlib.suppress(OSError):
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    each.shutdown(socket.SHUT_RDWR)
 
     def cut_after(self, size: int) -> None:
         """Cut as soon as `size` more bytes have gone towards the target."""
@@ -94,8 +95,19 @@ class Proxy:
             with self._lock:
                 self._sockets |= {near, far}
             self.accepted.release()
-            threading.Thread(target=self._pump, args=(near, far, True), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, False), daemon=True).start()
+            threading.Thread(target=self._forward, args=(near, far), daemon=True).start()
+
+    def _forward(self, near: socket.socket, far: socket.socket) -> None:
+        back = threading.Thread(target=self._pump, args=(far, near, False), daemon=True)
+        back.start()
+        self._pump(near, far, True)
+        back.join()
+        # Not before: the number of a closed socket is given to the next one, which whoever was
+        # about to read from this one would then read from.
+        with self._lock:
+            self._sockets -= {near, far}
+            near.close()
+            far.close()
 
     def _pump(self, source: socket.socket, sink: socket.socket, outward: bool) -> None:
         with contextlib.suppress(OSError):
@@ -112,9 +124,6 @@ class Proxy:
         for each in (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-            each.close()
-            with self._lock:
-                self._sockets.discard(each)
 
     def _spent(self, size: int) -> bool:
         with self._lock:

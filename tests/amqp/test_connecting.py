@@ -121,13 +121,13 @@ def test_a_wrong_option_in_the_url_is_named(refusal: Refusal) -> None:
     assert "heartbeat" in change.reason
 
 
-def test_a_callable_url_is_asked_for_each_attempt(connect: Connect, url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+def test_a_callable_url_is_asked_for_each_attempt(
+    connect: Connect, url: str, free_port: int
+) -> None:
     asked: list[str] = []
 
     def current() -> str:
-        asked.append(f"amqp://127.0.0.1:{port}/" if len(asked) < 2 else url)
+        asked.append(f"amqp://127.0.0.1:{free_port}/" if len(asked) < 2 else url)
         return asked[-1]
 
     states = States()
@@ -135,7 +135,7 @@ def test_a_callable_url_is_asked_for_each_attempt(connect: Connect, url: str) ->
     states.wait_state("unreachable", "unreachable", "connected")
     assert len(asked) == 3
     assert [change.address.partition(":")[2][:5] for change in states.items[:2]] == [
-        f"{port}/"[:5]
+        f"{free_port}/"[:5]
     ] * 2
 
 

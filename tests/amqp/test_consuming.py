@@ -56,6 +56,7 @@ def test_what_has_no_answer_is_delivered_again(connect: Connect, queue: str, han
     receiver.consume(queue, sink, prefetch=10)
     sink.wait_for(3)[1].ack()
     receiver.close()
+    hand.until_depth(queue, 2)
     assert hand.take(queue) == [(b"0", True), (b"2", True)]
 
 
@@ -106,6 +107,7 @@ def test_only_what_was_acknowledged_is_gone(
         chosen = sorted(number for group in groups for number, what in group if what in kinds)
         return [str(number).encode() for number in chosen]
 
+    hand.until_depth(queue, len(given_as("none")))
     hand.until_depth(dead_letters, len(given_as("reject")))
     assert sorted(hand.take(queue)) == sorted((body, True) for body in given_as("none"))
     assert sorted(body for body, _ in hand.take(dead_letters)) == sorted(given_as("reject"))
@@ -165,6 +167,7 @@ def test_what_was_delivered_can_be_answered_while_paused(
     first.reject()
     third.ack()
     connection.close()
+    hand.until_depth(queue, 1)
     hand.until_depth(dead_letters, 1)
     assert hand.take(queue) == [(b"3", True)]
     assert hand.take(dead_letters) == [(b"0", False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -131,16 +132,22 @@ def test_an_answer_that_comes_too_late_disturbs_nothing(
     states = States()
     connection = connect(proxy_url, on_state=states)
     assert connection.wait_connected(PATIENCE)
-    begin = custodian_module._Call._opened
+    begin, begun = custodian_module._Call._opened, threading.Event()
+    give_up: list[Callable[[], None]] = []
 
     def hold_and_begin(call: Any, channel: Any) -> None:
         proxy.hold()
         begin(call, channel)
+        begun.set()
 
     with monkeypatch.context() as patch:
         patch.setattr(custodian_module._Call, "_opened", hold_and_begin)
-        with pytest.raises(AmqpError, match="no answer in"):
-            Custodian(connection, patience=0.2).look(queue).result(PATIENCE)
+        patch.setattr(connection, "later", lambda _delay, action: give_up.append(action))
+        looking = Custodian(connection).look(queue)
+        assert begun.wait(PATIENCE)
+    connection.post(give_up[0])
+    with pytest.raises(AmqpError, match="no answer in"):
+        looking.result(PATIENCE)
     proxy.release()
     assert Custodian(connection).count(queue).result(PATIENCE) == QueueCount(1, 0)
     assert [change.state for change in states.items] == ["connected"]
