@@ -294,7 +294,7 @@ class TestTasks:
         _, (task, other) = live.submit(endpoint_id, count=2)
         peer.send_report(endpoint_id, report(endpoint_id, running_tasks={task: 1234.5}))
         eventually(lambda: state_of(live, task) == "running")
-        assert state_of(live, other) == "pending"
+        eventually(lambda: state_of(live, other) == "pending")
         assert next(t["started"] for t in listed(live) if t["task_id"] == task) == 1234.5
         peer.send_report(
             endpoint_id, report(endpoint_id, running_tasks={task: 1234.5}, active=False)
@@ -347,6 +347,7 @@ class TestTasks:
         peer.send_result(endpoint_id, result(ids[1], "ValueError"))
         peer.send_result(endpoint_id, result(ids[2], "TaskCancelled: so"))
         peer.send_events(endpoint_id, events(ids[4], ("submit", 1.0)))
+        eventually(lambda: state_of(live, ids[3]) == "pending")
         eventually(lambda: state_of(live, ids[4]) == "queued")
         eventually(
             lambda: all(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import NO_BROKER, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import NO_BROKER, PATIENCE, PAYLOAD, Peer, Rest, eventually, refusal
 from tests.service.official_world import CoreEndpoint, Run
 
+from flux_endpoint.amqp import Custodian
 from flux_endpoint.protocol.messages import Result, pack
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.official.dispatcher import Dispatcher
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.engine import Database
@@ -91,6 +95,30 @@ def test_user_endpoints_go_with_their_core_endpoint(
     assert core.next_start() == arguments
     assert exists(amqp_vhost, f"{run.endpoint_id}.tasks")
     assert begin(arguments, start=2.0).take(1) == more
+
+
+def test_one_that_is_registered_again_while_its_queues_go_has_them(
+    live: Rest, core: CoreEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete_queue, registered = Custodian.delete, Dispatcher.registered
+    going, stored = threading.Event(), threading.Event()
+
+    def delete_later(custodian: Custodian, queue: str) -> Any:
+        going.set()
+        assert stored.wait(PATIENCE)
+        return delete_queue(custodian, queue)
+
+    def announce(*of: Any) -> None:
+        stored.set()
+        registered(*of)
+
+    monkeypatch.setattr(Custodian, "delete", delete_later)
+    monkeypatch.setattr(Dispatcher, "registered", announce)
+    delete(live.client, core.id)
+    assert going.wait(PATIENCE)
+    core.register_again()
+    for kind in ("tasks", "commands"):
+        assert exists(amqp_vhost, f"{core.id}.{kind}")
 
 
 def test_a_deletion_without_a_broker_ends_when_it_is_back(

@@ -107,7 +107,6 @@ def test_one_that_comes_back_holds_what_it_held(
 def test_one_that_vanished_before_its_first_report_leaves_the_rest_for_the_next_run(
     live: Rest, peer: Peer, core: CoreEndpoint, amqp_vhost: str, begin: Begin
 ) -> None:
-    core.report(period=0.2)  # nobody knows that of the run
     group_id, ids = live.submit(core.id, count=3)
     arguments = core.next_start()
     first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
@@ -115,6 +114,7 @@ def test_one_that_vanished_before_its_first_report_leaves_the_rest_for_the_next_
     first.take(1)
     first.take(2, ack=False)
     first.vanish()
+    core.report(period=0.2)  # nobody knows that of the run
     # The next one finds the mark of the first.
     second = Run(amqp_vhost, first.endpoint_id)
     second.report(error="another instance is running", period=3)
@@ -292,14 +292,18 @@ def test_what_the_broker_confirms_late_is_not_overlooked(
 ) -> None:
     on_published, late = releases.Releases._on_published, []
 
+    held = threading.Event()
+
     def hold(*confirm: Any) -> None:
         late.append(partial(on_published, *confirm))
+        held.set()
 
     monkeypatch.setattr(releases.Releases, "_on_published", hold)
     group_id, ids = live.submit(core.id, count=2)
     arguments = core.next_start()
     first = begin(arguments)
     assert first.take(2) == ids
+    assert held.wait(PATIENCE)
     # Another configuration's start is told after the look at what the first has left.
     looked = seen(monkeypatch, runs.Runs, "look")
     first.report(active=False)

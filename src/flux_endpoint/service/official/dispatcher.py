@@ -286,6 +286,8 @@ class Dispatcher:
         endpoint = self._endpoint(endpoint_id)
         if endpoint is None:
             return
+        # The queues that its registration found may have been those of its deletion, here, since.
+        self._releases.declare(endpoint_id)
         if endpoint.is_core:
             # Commands that have waited for it are too old for it by now, or will be.
             self._custodian.purge(queues.commands_queue(endpoint_id)).result(_TIMEOUT)
