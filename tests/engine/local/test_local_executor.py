@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 import yaml
 
 from flux_endpoint.engine.local import LocalExecutor
+from flux_endpoint.engine.local.scratch import ScratchDirectory, _sweep
 
 PATIENCE = 60.0
 
@@ -85,13 +88,13 @@ def test_tasks_know_their_virtual_node_and_no_flux_instance(executor, spec, tmp_
 
 def test_gpus_are_given_to_one_job_at_a_time(executor, spec, tmp_path):
     out = file_options(tmp_path / "{{id}}")
+    os.mkfifo(tmp_path / "go")
     futures = [
         executor.submit(
             spec("echo $CUDA_VISIBLE_DEVICES; read line < go", gpus=1, cwd=str(tmp_path), **out)
         )
         for _ in range(4)
     ]
-    os.mkfifo(tmp_path / "go")
     where = queue.SimpleQueue()
     for future in futures:
         future.add_event_callback(
@@ -125,6 +128,38 @@ def test_files_of_the_executor_are_gone_after_shutdown(spec, monkeypatch, tmp_pa
         executor.submit(spec("echo said; touch $FLUX_JOB_TMPDIR/file")).result(PATIENCE)
         assert list(tmp_path.iterdir())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_of_an_executor_are_its_own_from_their_first_moment(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock = fcntl.flock
+
+    def late_lock(descriptor, operation):
+        if not operation & fcntl.LOCK_NB:
+            _sweep(tmp_path)  # what another one does when it starts
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late_lock)
+    scratch = ScratchDirectory()
+    assert scratch.path.is_dir()
+    _sweep(tmp_path)
+    assert scratch.path.is_dir()
+    scratch.remove()
+    assert not scratch.path.exists()
+
+
+def test_a_jobs_temporary_directory_is_gone_before_its_end_is_told(executor, spec, monkeypatch):
+    told: list[str] = []
+    remove = shutil.rmtree
+
+    def observed(path, **options):
+        for job in executor._shared.instance._jobs.values():
+            told.extend(event.name for event in job.events)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", observed)
+    executor.submit(spec("exit 0")).result(PATIENCE)
+    assert told[-1] == "start"
 
 
 def test_shutdown_cancels_futures_whose_jobs_were_not_submitted(spec, tmp_path):
@@ -250,6 +285,7 @@ def test_jobs_die_with_the_program_that_submitted_them(spec, monkeypatch, tmp_pa
         os.close(writable)
         owner.kill()
         assert stream.read() == ""
+        owner.wait(PATIENCE)  # its lock is held until it is gone
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with LocalExecutor():  # clears up after the other

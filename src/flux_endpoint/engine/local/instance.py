@@ -404,9 +404,10 @@ class Instance:
     def _finish(self, job: Job, status: int) -> None:
         job.post_exec("complete", status=status)
         job.post_exec("done")
-        job.post("finish", status=status)
+        # Who is told of the end finds the temporary directory gone, as with Flux's job shell.
         if job.launcher is not None:
             shutil.rmtree(job.launcher.temporary, ignore_errors=True)
+        job.post("finish", status=status)
         self._pool.free(job.allocation)
         job.post("release", ranks="all", final=True)
         job.post("free")

@@ -19,9 +19,12 @@ class ScratchDirectory:
     def __init__(self) -> None:
         _sweep(Path(tempfile.gettempdir()))
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # Held for as long as we live: how a later instance knows that nobody needs the directory.
-        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        # Held for as long as we live: how another instance knows that somebody needs the directory.
+        # It gets its name when it is locked: one that starts just now must not find it free.
+        unnamed = self.path / f"{_LOCK}.new"
+        self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unnamed.rename(self.path / _LOCK)
 
     def remove(self) -> None:
         """Remove the directory with all that is in it."""
