@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from worlds import FluxWorld, LocalWorld, World
+from worlds import FluxWorld, LocalWorld, Recorder, World, text
 
 
 @pytest.fixture(scope="session", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
@@ -23,3 +23,9 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         world = FluxWorld(request.getfixturevalue("flux_module"), uri)
     yield world
     world.close()
+
+
+@pytest.fixture
+def idle(world: World) -> None:
+    """Nothing is allocated any more: a job's result is there before its resources are free."""
+    Recorder(world.executor.submit(text("true", nodes=world.nodes, exclusive=True))).wait("free")

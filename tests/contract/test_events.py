@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from worlds import PATIENCE, Recorder, shell, text
+from worlds import PATIENCE, FluxWorld, Recorder, shell, text, until
 
 BEGINNING = ["submit", "depend", "priority", "alloc", "start"]
 END = ["finish", "release", "free", "clean"]
@@ -35,6 +35,7 @@ def test_the_events_of_a_job_that_ran(world, script):
     assert recorded(world, shell(script)).names == BEGINNING + END
 
 
+@pytest.mark.usefixtures("idle")
 def test_the_details_are_those_of_flux(world):
     events = {e.name: e for e in recorded(world, shell("exit 3", nodes=2)).events}
     assert events["submit"].context == {
@@ -72,9 +73,10 @@ def test_the_future_is_not_done_before_the_callbacks_of_finish_were_called(world
     assert seen == {"finish": False, "clean": True}
 
 
-def test_a_canceled_running_job(world):
-    recorder = Recorder(world.executor.submit(text("sleep", "600")))
-    recorder.wait("start")
+def test_a_canceled_running_job(world, tmp_path):
+    recorder = Recorder(world.executor.submit(shell(f"touch {tmp_path}/up; exec sleep 600")))
+    # Flux does not tell of tasks' starts, and one that is ended in the midst of its own has failed.
+    until((tmp_path / "up").exists)
     world.cancel(recorder.future.jobid(), "why not")
     recorder.wait("clean")
     assert recorder.names == [*BEGINNING, "exception", *END]
@@ -84,39 +86,50 @@ def test_a_canceled_running_job(world):
         "note": "why not",
         "userid": os.getuid(),
     }
-    # The task is ended, or the shell if it had not started it yet.
-    assert recorder.wait("finish").context["status"] in ((128 + 15) << 8, 15)
+    assert recorder.wait("finish").context["status"] == (128 + 15) << 8
 
 
-def test_a_job_that_ran_out_of_time(world):
-    recorder = recorded(world, text("sleep", "600", duration=2))
-    assert recorder.names == [*BEGINNING, "exception", *END]
-    # The task is ended, or the shell if it had not started it yet.
-    assert recorder.wait("finish").context["status"] in ((128 + 14) << 8, 14)
-
-
-def test_a_job_that_ran_out_of_time_and_ignores_signals_is_killed(world, tmp_path):
-    script = f"trap '' ALRM TERM; touch {tmp_path}/up; while :; do sleep 1; done"
-    for duration in (2, 10, 40):  # on a busy machine the first may end before it ignores anything
+def out_of_time(world, tmp_path, before: str, after: str) -> Recorder:
+    """A job that was between two commands, or later, when its time was over."""
+    for duration in (2, 10, 40):  # on a busy machine the first may end before it has begun
+        script = f"{before}; touch {tmp_path}/up; {after}"
         recorder = recorded(world, shell(script, duration=duration))
         if (tmp_path / "up").exists():
             break
+    return recorder
+
+
+def test_a_job_that_ran_out_of_time(world, tmp_path):
+    recorder = out_of_time(world, tmp_path, "true", "exec sleep 600")
+    assert recorder.names == [*BEGINNING, "exception", *END]
+    assert recorder.wait("finish").context["status"] == (128 + 14) << 8
+
+
+def test_a_job_that_ran_out_of_time_and_ignores_signals_is_killed(world, tmp_path):
+    recorder = out_of_time(world, tmp_path, "trap '' ALRM TERM", "while :; do sleep 1; done")
     assert recorder.wait("finish").context["status"] == (128 + 9) << 8
     waited = recorder.wait("finish").timestamp - recorder.wait("exception").timestamp
-    assert waited > 4  # Flux's kill-timeout is 5 s
+    # Flux's kill-timeout is 5 s; another thread of it, which may be late, tells of the exception.
+    assert waited > 2.5
 
 
 @pytest.mark.parametrize(("program", "status"), [("no-such-program", 127), ("/etc/passwd", 126)])
 def test_a_job_whose_program_cannot_be_started(world, program, status):
     recorder = recorded(world, text(program))
-    assert recorder.names == [*BEGINNING, "exception", *END]
+    # Flux's shell tells of it itself, maybe before its own start is told.
+    beginning, end = recorder.names[: -len(END)], recorder.names[-len(END) :]
+    assert sorted(beginning) == sorted([*BEGINNING, "exception"])
+    assert end == END
     assert recorder.wait("finish").context["status"] == status << 8
 
 
 def test_every_task_that_cannot_be_started_is_told(world):
     recorder = recorded(world, text("no-such-program", nodes=2))
     notes = [e.context["note"] for e in recorder.events if e.name == "exception"]
-    assert sorted(note.split(" (")[0] for note in notes) == ["task 0", "task 1"]
+    tasks = sorted(note.split(" (")[0] for note in notes)
+    # Flux ends the job at the first one: another node may not have got so far.
+    allowed = [["task 0", "task 1"]] + [["task 0"], ["task 1"]] * isinstance(world, FluxWorld)
+    assert tasks in allowed
 
 
 def test_an_unsatisfiable_job(world):

@@ -234,9 +234,9 @@ def test_kill_with_what_is_no_signal(world):
     future.exception(PATIENCE)
 
 
-def test_callbacks_of_different_futures_run_in_as_many_threads_as_asked_for(world):
+def test_callbacks_of_different_futures_run_in_as_many_threads_as_asked_for(world, tmp_path):
     together = threading.Barrier(2)
-    passed = Gate()
+    passed, go = Gate(), tmp_path / "go"
 
     def meet(*_: object) -> None:
         together.wait(PATIENCE)
@@ -244,6 +244,9 @@ def test_callbacks_of_different_futures_run_in_as_many_threads_as_asked_for(worl
 
     with world.new_executor(threads=2) as executor:
         for _ in range(2):
-            executor.submit(text("true")).add_event_callback("start", meet)
+            # Whoever adds a callback after its event calls it.
+            future = executor.submit(shell(f"while [ ! -e {go} ]; do sleep 0.05; done"))
+            future.add_event_callback("finish", meet)
+        go.touch()
         passed.wait()
         passed.wait()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import signal
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from worlds import PATIENCE, Recorder, jobspec, shell, text
+from worlds import PATIENCE, Recorder, jobspec, shell, text, until
 
 
 def result(world, spec: str, **options: Any) -> int:
@@ -51,7 +49,7 @@ def test_a_signal_that_is_sent_to_a_job_reaches_all_tasks(world, signum, tmp_pat
     spec = text("sh", "-c", "echo up; exec sleep 60", nodes=2, shell={"options": output})
     future = world.executor.submit(spec)
     # Flux does not tell of tasks' starts, and drops a signal for one that has not been started.
-    _until(lambda: file.exists() and file.read_text() == "up\n" * 2)
+    until(lambda: file.exists() and file.read_text() == "up\n" * 2)
     world.kill(future.jobid(), signum)
     assert future.result(PATIENCE) == 128 + signum
 
@@ -223,10 +221,3 @@ def test_resources_that_the_scheduler_cannot_read(world):
     assert isinstance(exception, world.job_exception)
     assert exception.type == "alloc"
     assert exception.note == "cannot parse jobspec: Unable to determine slot count"
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

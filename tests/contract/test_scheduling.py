@@ -54,12 +54,14 @@ def test_jobs_that_fit_run_at_the_same_time(world):
     assert one_more.future.result(PATIENCE) == 0
 
 
+@pytest.mark.usefixtures("idle")
 def test_jobs_are_spread_over_the_nodes(world):
     jobs = [start(world, text("sleep", "600")) for _ in range(world.nodes)]
     assert sorted(where(job) for job in jobs) == [f"rank{i}/core0" for i in range(world.nodes)]
     end(world, *jobs)
 
 
+@pytest.mark.usefixtures("idle")
 def test_an_exclusive_job_has_whole_nodes(world):
     job = start(world, text("sleep", "600", nodes=2, exclusive=True))
     cores = f"core[0-{world.cores_per_node - 1}]" if world.cores_per_node > 1 else "core0"
@@ -67,6 +69,7 @@ def test_an_exclusive_job_has_whole_nodes(world):
     end(world, job)
 
 
+@pytest.mark.usefixtures("idle")
 def test_slots_lie_on_nodes_as_asked(world):
     job = start(world, text("sleep", "600", nodes=world.nodes, slots=1))
     assert where(job) == f"rank[0-{world.nodes - 1}]/core0"
@@ -125,6 +128,7 @@ def test_a_waiting_job_takes_no_signal(world):
     end(world, held)
 
 
+@pytest.mark.usefixtures("idle")
 def test_constraints_choose_nodes(world):
     job = submitted(world, text("true", constraints={"ranks": ["2-3"]}))
     assert where(job) == "rank2/core0"

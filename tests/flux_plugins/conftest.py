@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "endpoint"))
 
 from service_process import ServiceProcess
-from site_world import Site, unused_port
+from site_world import Site
+
+from ports import reserved_port
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +26,11 @@ def site_service(tmp_path_factory: pytest.TempPathFactory, broker: Any) -> Itera
     vhost = f"site-tests-{uuid.uuid4().hex}"
     broker.ctl("add_vhost", vhost)
     broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
-    process = ServiceProcess(
-        tmp_path_factory.mktemp("service"), broker.vhost_url(vhost), unused_port()
-    )
-    process.start()
-    yield process
-    process.stop()
+    with reserved_port() as port:
+        process = ServiceProcess(tmp_path_factory.mktemp("service"), broker.vhost_url(vhost), port)
+        process.start()
+        yield process
+        process.stop()
     broker.ctl("delete_vhost", vhost)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -119,9 +118,3 @@ class Site:
             process.stdin.close()
             process.stdout.read()
             assert process.wait(timeout=PATIENCE) == 0
-
-
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

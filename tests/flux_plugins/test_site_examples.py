@@ -29,7 +29,8 @@ def lines(name):
 def uri(site, start_instance):
     for name in ("lab", "left", "right"):
         site.configure(name)
-    return start_instance(site, size=4)
+    # What is cancelled has the time for its end that a busy machine needs.
+    return start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=4)
 
 
 @pytest.fixture
