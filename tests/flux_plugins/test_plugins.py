@@ -27,7 +27,8 @@ VARIABLES = {
 def files():
     """What belongs to the plugins, as the version control has it."""
     found = (path for path in PLUGINS.rglob("*") if path.is_file())
-    return {str(path.relative_to(PLUGINS)) for path in found if path.suffix != ".pyc"}
+    paths = (path.relative_to(PLUGINS) for path in found)
+    return {str(path) for path in paths if "__pycache__" not in path.parts}
 
 
 def enabled(site, uri=None, **environment):
