@@ -159,6 +159,35 @@ except KeyboardInterrupt:
 """
 
 
+def test_ctrl_c_while_a_command_is_started_ends_it_too(family, monkeypatch):
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        ShellFunction("sleep 61 & sleep 62", walltime=60)()
+    assert family.alive() == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_while_a_command_is_ended_leaves_nothing_of_it(family, monkeypatch):
+    end, ended = execution.CommandTree.end, []
+
+    def interrupted(self, grace):
+        ended.append(self)
+        if len(ended) == 1:
+            signal.raise_signal(signal.SIGINT)
+        end(self, grace)
+
+    monkeypatch.setattr(execution.CommandTree, "end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ShellFunction("sleep 61 & sleep 62", walltime=0.1)()
+    assert family.alive() == []
+
+
 def test_ctrl_c_ends_the_command_too(family, directory):
     os.mkfifo(directory / "gate")
     program = subprocess.Popen(

@@ -6,12 +6,15 @@ import contextlib
 import math
 import os
 import select
+import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.functions.tree import MARK, CommandTree
@@ -113,7 +116,7 @@ def _opened(path: Path) -> Iterator[int]:
 def _run(command: str, directory: Path, out: int, err: int, walltime: float | None) -> Outcome:
     limited = walltime is not None and math.isfinite(walltime)
     mark = uuid.uuid4().hex
-    with CommandTree(mark, adopt=limited) as tree:
+    with CommandTree(mark, adopt=limited) as tree, _HeldSignals() as held:
         process = subprocess.Popen(
             ["bash", "-c", command],
             cwd=directory,
@@ -125,16 +128,55 @@ def _run(command: str, directory: Path, out: int, err: int, walltime: float | No
         )
         tree.started(process.pid)
         try:
+            held.release()
             ended = _wait(process, walltime if limited else None)
+            if not ended:
+                tree.end(GRACE)
+                process.wait()
         except BaseException:  # Ctrl-C and the like: nobody would be left to end the command
             tree.end(GRACE)
             process.wait()
             raise
-        if ended:
-            return outcome_of(process.returncode)
-        tree.end(GRACE)
-        process.wait()
-        return OUT_OF_TIME
+        return outcome_of(process.returncode) if ended else OUT_OF_TIME
+
+
+class _HeldSignals:
+    """What signals raise here, such as Ctrl-C's, is raised when they are released, not before.
+
+    It would come between any two steps, and nobody would know of a process that was being started.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._came: list[int] = []
+
+    def __enter__(self) -> _HeldSignals:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only that one runs handlers
+        try:
+            for number in signal.valid_signals():
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._note)
+        except BaseException:  # one that is not held yet
+            self.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _note(self, number: int, _frame: object) -> None:
+        self._came.append(number)
+
+    def release(self) -> None:
+        """Let them come again, first those that came meanwhile."""
+        for number in list(self._handlers):
+            signal.signal(number, self._handlers[number])
+            del self._handlers[number]
+        while self._came:
+            signal.raise_signal(self._came.pop(0))
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> bool:
