@@ -23,9 +23,21 @@ def lines_of(text):
     return {line[:10].rstrip(): line[11:] for line in text.splitlines() if line}
 
 
+def with_queues(terminal, name, status=0):
+    """The screen, as soon as the broker has told in time how long the queues are."""
+
+    def told():
+        shown = lines_of(terminal.run("status", name, status=status).stdout)
+        queues = shown.get("Queues", "")
+        complete = all(each in queues for each in ("results", "events", "heartbeats"))
+        return complete and "queue unknown" not in shown["Tasks"] and shown
+
+    return until(told)
+
+
 class TestScreen:
     def test_it_shows_service_database_and_broker(self, stack):
-        shown = lines_of(stack.out("status", "local"))
+        shown = with_queues(stack, "local")
         url = stack.credentials["service_url"]
         assert shown["Service"].startswith(f"{url}, release {__version__}, up for ")
         assert "user local" in shown["Service"]
@@ -87,7 +99,8 @@ class TestScreen:
 
     def test_several_endpoints_are_a_table(self, stack):
         configure(stack, "spare")
-        titles, *rows = stack.out("status").splitlines()[5:]
+        lines = stack.out("status").splitlines()
+        titles, *rows = lines[lines.index("") + 1 :]
         assert titles.split() == [
             "NAME", "ID", "STATUS", "SINCE", "EXECUTOR",
             "WORKERS", "BUSY", "JOBS", "QUEUE", "TAKEN", "TASKS/S",
@@ -114,7 +127,12 @@ class TestScreen:
 
 class TestJson:
     def test_it_has_everything_that_the_screen_has(self, stack):
-        told = stack.json("status", "local")
+        def complete():  # the broker tells in time how long the queues are
+            told = stack.json("status", "local")
+            queues = len(told["service"]["queues"]) == 4 and told["endpoints"][0]["queue"]
+            return queues and told
+
+        told = until(complete)
         service = told["service"]
         assert service["url"] == stack.credentials["service_url"]
         assert (service["error"], service["user"]) == (None, "local")
@@ -161,7 +179,7 @@ class TestTrouble:
         configure(stack, "brief")
         stack.start("brief")
         stack.stop("brief")
-        shown = lines_of(stack.run("status", "brief", status=1).stdout)
+        shown = with_queues(stack, "brief", status=1)
         stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
         pattern = rf"brief \(\S+\), offline for \d+[sm] \(since {stamp}\), it was stopped"
         assert re.fullmatch(pattern, shown["Endpoint"])
