@@ -161,7 +161,7 @@ class TestJson:
 
 def kill(terminal, name):
     """Kill an endpoint's agent, and wait until it is gone."""
-    (entry,) = terminal.json("status", name)["endpoints"]
+    (entry,) = terminal.json("status", name, status=None)["endpoints"]
     pidfd = os.pidfd_open(entry["local"]["pid"])
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert select.select([pidfd], [], [], PATIENCE)[0]
