@@ -157,14 +157,13 @@ def test_min_nodes_stay_when_idle(make_world, tmp_path, mark):
     assert world.call(where_am_i).value == manager.pid
 
 
-@pytest.mark.usefixtures("whole")
-def test_many_tasks_spread_over_the_nodes_but_not_over_more_than_allowed(
-    make_world, tmp_path, mark
-):
+def test_many_tasks_spread_over_the_nodes_but_not_over_more_than_allowed(make_world, tmp_path):
     world = make_world(max_nodes=3, workers_per_node=2)
     ids = [world.submit(hold, str(tmp_path), n) for n in range(20)]
     until(lambda: len(started(tmp_path)) == 6)
-    assert len(manager_processes(mark)) == 3
+    # However many managers they were started as: that goes by how fast the tasks came.
+    now = world.engine.status()
+    assert (now["total_workers"] + now["starting_workers"], now["max_workers"]) == (6, 6)
     (tmp_path / "gate").touch()
     assert [end.value for end in world.ends(ids)] == list(range(20))
 
