@@ -200,9 +200,10 @@ class JobRunner:
     def _await_ids(self) -> None:
         """Wait for the ids of jobs that are just being submitted: else they would not be found."""
         until = time.monotonic() + _SUBMISSION
-        while any(job.jobid is None and not job.future.done() for job in self._jobs.values()):
-            try:
-                self._safely(self._inbox.get(timeout=max(0.0, until - time.monotonic())))
+        while (left := until - time.monotonic()) > 0:
+            pending = any(j.jobid is None and not j.future.done() for j in self._jobs.values())
+            try:  # the ids of those that are done already are in the inbox
+                self._safely(self._inbox.get(timeout=left if pending else 0.0))
             except queue.Empty:
                 return
 
