@@ -93,10 +93,10 @@ def test_a_task_that_no_block_has_time_for_is_refused_with_the_numbers(blocks):
 
 def test_a_walltime_that_fresh_blocks_have_no_time_left_for_is_refused_too(make_blocks):
     # A block's time runs from the start of its job, before it can run anything.
-    world = make_blocks(walltime="20s", grace="2s", max_blocks=2)
-    end = world.call(ShellFunction("true", walltime=18))
+    world = make_blocks(walltime="50s", grace="2s", max_blocks=2)
+    end = world.call(ShellFunction("true", walltime=48))
     assert end.code == "EngineRefusedTask"
-    assert "walltime is 18s, and 3 blocks had less" in end.text
+    assert "walltime is 48s, and 3 blocks had less" in end.text
     assert world.call(ShellFunction("echo here", walltime=5)).value.stdout == "here\n"
 
 
