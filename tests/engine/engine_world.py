@@ -63,7 +63,13 @@ class World:
     """A running engine and everything that it said."""
 
     def __init__(
-        self, kind: str, directory: Path, *, uri: str | None = None, **config: Any
+        self,
+        kind: str,
+        directory: Path,
+        *,
+        uri: str | None = None,
+        heeds_end: bool = True,
+        **config: Any,
     ) -> None:
         self.kind = kind
         self.directory = directory
@@ -76,7 +82,9 @@ class World:
         if self.config.blocks is not None:
             self.engine = BlockEngine(self.config, endpoint_id=name, directory=directory)
         else:
-            self.engine = FluxEngine(self.config, endpoint_id=name, directory=directory, uri=uri)
+            self.engine = FluxEngine(
+                self.config, endpoint_id=name, directory=directory, uri=uri, heeds_end=heeds_end
+            )
         #: Why the instance is gone, for each time that it was told.
         self.lost: list[str] = []
         self.engine.start(self._on_result, self._on_event, self._on_lost)

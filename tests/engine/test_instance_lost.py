@@ -17,6 +17,7 @@ import pytest
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes, until
 
 from flux_endpoint.engine.backend import local_uri
+from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.lifeline import Lifeline, quiet_executors
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_instance import FluxInstance
@@ -135,6 +136,7 @@ def test_what_runs_when_the_instance_goes_fails_with_the_reason(
     seconds = fresh_seconds()
     job = world.submit(MPIFunction(f"sleep {seconds}"), spec=ONE_RANK)
     until(started(tmp_path / "function"))
+    world.event(job, "start")
     until(lambda: processes(seconds))
     instance.kill()
     assert f"the Flux instance at {instance.uri} is gone" in world.wait_lost()
@@ -209,6 +211,7 @@ def test_what_may_be_tried_again_is_tried_in_the_next_instance_and_no_oftener(
         job = world.submit_buffer(of_job, ONE_RANK, task_id=job)
         until(started(tmp_path / "function"))
         (tmp_path / "function").unlink()
+        world.event(job, "start")
         until(lambda: processes(seconds))
         instance.kill()
         world.wait_lost()
@@ -228,6 +231,7 @@ def test_while_an_instance_ends_what_runs_may_finish_and_nothing_more_is_started
     function = world.submit_buffer(tasks.function)
     job = world.submit_buffer(tasks.job, ONE_RANK)
     tasks.await_start()
+    world.event(job, "start")
     waiting = [world.submit(MPIFunction("true"), spec=ALL_NODES)]
     with instance.held_cleanup():
         instance.end()
@@ -253,6 +257,7 @@ def test_what_flux_ends_with_its_instance_is_run_again_in_the_next(
         function = world.submit_buffer(tasks.function, task_id=function)
         job = world.submit_buffer(tasks.job, ONE_RANK, task_id=job)
         tasks.await_start()
+        world.event(job, "start")
         if last:
             tasks.let_go()
             assert world.end(function).value == "ran"
@@ -261,6 +266,37 @@ def test_what_flux_ends_with_its_instance_is_run_again_in_the_next(
             instance.end()
             world.wait_lost()
         stop_soon(world)
+        assert world.has_ended(function) == world.has_ended(job) == last
+
+
+@contextmanager
+def cancelling(instance: FluxInstance, flux_module: ModuleType) -> Iterator[None]:
+    """Meanwhile the instance is ending, and all its jobs are cancelled as they are then."""
+    handle = flux_module.Flux(instance.uri)
+    with instance.held_cleanup():
+        instance.end()
+        until(lambda: handle.rpc("state-machine.get").get()["state"] == "cleanup")
+        subprocess.run(["flux", "cancel", "--quiet", "--all"], check=True)
+        yield
+
+
+def test_what_flux_ends_with_its_instance_is_left_though_its_word_is_not_heard(
+    flux_module: ModuleType,
+    instance: FluxInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Lifeline, "_state_named", lambda *_: None)
+    world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
+    tasks = Waiting(tmp_path)
+    function = world.submit_buffer(tasks.function)
+    job = world.submit_buffer(tasks.job, ONE_RANK)
+    tasks.await_start()
+    world.event(job, "start")
+    with cancelling(instance, flux_module):
+        assert world.wait_lost() == f"the Flux instance at {instance.uri} is ending"
+        stop_soon(world)
+    assert [world.end(task) for task in (function, job) if world.has_ended(task)] == []
 
 
 @contextmanager
@@ -335,6 +371,7 @@ def test_an_instance_whose_time_is_over_can_be_given_up_before_it_is_gone(
     seconds = fresh_seconds()
     job = world.submit(MPIFunction(f"sleep {seconds}"), spec=TWO_NODES)
     until(started(tmp_path / "function"))
+    world.event(job, "start")
     until(lambda: processes(seconds))
     waiting = world.submit(negative, 1)
     world.engine.lose("the allocation's time is over")
@@ -345,6 +382,38 @@ def test_an_instance_whose_time_is_over_can_be_given_up_before_it_is_gone(
     assert world.lost == ["the allocation's time is over"]
     assert not world.has_ended(waiting)
     until(lambda: not processes(seconds))
+    until(lambda: not marked(mark))
+
+
+def test_what_flux_ends_with_the_instance_of_another_is_lost_for_the_reason_that_this_one_gives(
+    flux_module: ModuleType, instance: FluxInstance, tmp_path: Path, mark: str
+) -> None:
+    world = World("flux", tmp_path, heeds_end=False, max_nodes=1, workers_per_node=1)
+    tasks = Waiting(tmp_path)
+    function = world.submit_buffer(tasks.function)
+    job = world.submit_buffer(tasks.job, ONE_RANK)
+    tasks.await_start()
+    world.event(job, "start")
+    with cancelling(instance, flux_module):
+        world.event(job, "clean")
+        until(lambda: not marked(mark))
+        world.engine.lose("the allocation's time is over")
+        for task, kind in ((function, "WorkerLost"), (job, "JobLost")):
+            assert world.end(task).text.startswith(f"{kind}: the allocation's time is over")
+        stop_soon(world)
+
+
+def test_what_flux_has_started_ran_though_its_word_is_not_heard(
+    flux_uri: str, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JobRunner, "_event", lambda *_: None)
+    world = World("auto", tmp_path, uri=flux_uri, min_nodes=0)
+    seconds = fresh_seconds()
+    job = world.submit(MPIFunction(f"sleep {seconds}"), spec=ONE_RANK)
+    until(lambda: processes(seconds))
+    world.engine.lose("the allocation's time is over")
+    assert world.end(job).text.startswith("JobLost: the allocation's time is over")
+    stop_soon(world)
     until(lambda: not marked(mark))
 
 

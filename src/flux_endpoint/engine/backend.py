@@ -40,8 +40,8 @@ _SWEEP = """for _ in 1 2; do
   grep -lzsxF -- "$1" /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do kill -9 "$pid"; done
 done"""
 _SWEEP_TIMEOUT = 30.0  # seconds
-#: Seconds that Flux has to tell how it is.
-_ANSWER_TIMEOUT = 1.0
+#: Seconds that Flux has to tell how it is: in a status report, and where tasks depend on it.
+_ANSWER_TIMEOUT, _LONG_ANSWER_TIMEOUT = 1.0, 10.0
 #: Seconds by which the time limits of an instance and of the jobs in it may be apart.
 _SLACK = 1.0
 
@@ -307,19 +307,20 @@ class FluxBackend:
 
     def is_ending(self) -> bool:
         """See `Backend`."""
-        if self.is_lost(None) or not self._lock.acquire(timeout=_ANSWER_TIMEOUT):
+        if self.is_lost(None) or not self._lock.acquire(timeout=_LONG_ANSWER_TIMEOUT):
             return False
         try:
-            answer = self._handle.rpc("state-machine.get").wait_for(_ANSWER_TIMEOUT).get()
-        except OSError:
-            return False
+            answer = self._handle.rpc("state-machine.get").wait_for(_LONG_ANSWER_TIMEOUT).get()
+        except OSError as error:
+            return self.is_lost(error)
         finally:
             self._lock.release()
         return answer["state"] in ENDING
 
     def is_expired(self) -> bool:
         """See `Backend`."""
-        self._expires = self.usage().get("expires", self._expires)  # it may have been changed
+        usage = self._usage(_LONG_ANSWER_TIMEOUT)
+        self._expires = usage.get("expires", self._expires)  # it may have been changed
         return self._expires is not None and time.time() >= self._expires - _SLACK
 
     def is_lost(self, error: BaseException | None) -> bool:
@@ -410,10 +411,13 @@ class FluxBackend:
 
     def usage(self) -> dict[str, Any]:
         """See `Backend`."""
-        if self.is_lost(None) or not self._lock.acquire(timeout=_ANSWER_TIMEOUT):
+        return self._usage(_ANSWER_TIMEOUT)
+
+    def _usage(self, patience: float) -> dict[str, Any]:
+        if self.is_lost(None) or not self._lock.acquire(timeout=patience):
             return {}
         try:
-            listing = _resource_list(self._handle).wait_for(_ANSWER_TIMEOUT).get()
+            listing = _resource_list(self._handle).wait_for(patience).get()
         except OSError as error:
             logs.event(log, logging.WARNING, "Flux tells nothing of its resources", reason=error)
             return {}

@@ -125,6 +125,7 @@ class FluxEngine:
             on_result=self._ended,
             on_left=leave,
             is_over=self._is_over,
+            awaits_loss=self._awaits_loss,
         )
         self._jobs = JobRunner(
             self._backend,
@@ -141,6 +142,7 @@ class FluxEngine:
             on_result=self._ended,
             on_left=leave,
             is_over=self._is_over,
+            awaits_loss=self._awaits_loss,
             on_event=on_event or (lambda _: None),
             on_demand=self._pool.make_room,
         )
@@ -228,15 +230,31 @@ class FluxEngine:
         self._tell_lost(reason)
 
     def _is_over(self) -> bool:
-        """Return whether the Flux instance's time limit has come: its end is on its way then.
+        """Return whether the Flux instance has come to its time limit, or to its end.
 
-        Runs on the pool's or the runner's thread: Flux ends jobs before it says that it ends.
+        Runs on the pool's or the runner's thread: Flux ends jobs before it says that it ends, and
+        what it says may be heard later than their ends.
         """
-        if self._backend is None or not (self._heeds_end and self._backend.is_expired()):
+        backend = self._backend
+        if backend is None or not self._heeds_end:
             return False
-        if not self._lost_because:
-            self._end_soon(f"the Flux instance at {self._backend.instance} reached its time limit")
+        if self._lost_because or backend.is_lost(None):
+            return True
+        if backend.is_expired():
+            self._end_soon(f"the Flux instance at {backend.instance} reached its time limit")
+        elif backend.is_ending():
+            self._end_soon(f"the Flux instance at {backend.instance} is ending")
+        else:
+            return False
         return True
+
+    def _awaits_loss(self) -> bool:
+        """Return whether the Flux instance is ending, and `lose` is on its way, which says why.
+
+        Runs on the pool's or the runner's thread.
+        """
+        backend = self._backend
+        return backend is not None and not self._heeds_end and backend.is_ending()
 
     def _tell_lost(self, reason: str) -> None:
         with self._losing:
@@ -300,7 +318,9 @@ class FluxEngine:
         the instance ends too, they have the same grace. Those of the embedded executor end.
         """
         deadline = time.monotonic() + grace
-        ending = self._heeds_end and self._backend is not None and self._backend.is_ending()
+        ending = self._heeds_end and bool(self._lost_because)
+        if self._heeds_end and self._backend is not None and not ending:
+            ending = self._backend.is_ending()
         if self._jobs is not None and ending:
             self._jobs.hold()
         if self._pool is not None:

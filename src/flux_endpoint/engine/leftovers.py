@@ -11,10 +11,14 @@ import psutil
 _PASSES = 2
 
 
-def kill_tasks(task_ids: Collection[str]) -> None:
-    """Kill every process of ours that was started by one of these tasks."""
+def kill_tasks(task_ids: Collection[str]) -> set[str]:
+    """Kill every process of ours that was started by one of these tasks; return which had any."""
+    found = set()
     for _ in range(_PASSES if task_ids else 0):
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get("GC_TASK_UUID") in task_ids:
+                task_id = process.environ().get("GC_TASK_UUID")
+                if task_id is not None and task_id in task_ids:
+                    found.add(task_id)
                     process.kill()
+    return found

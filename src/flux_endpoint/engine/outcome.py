@@ -87,6 +87,11 @@ def has_timed_out(error: BaseException | None) -> bool:
     return getattr(error, "type", None) == "timeout"
 
 
+def was_cancelled(error: BaseException | None) -> bool:
+    """Return whether somebody ended a job, Flux itself included."""
+    return getattr(error, "type", None) == "cancel"
+
+
 def end_of_job(job: Ended) -> str:
     """Say how a job ended whose future is done."""
     error = error_of(job)

@@ -133,6 +133,7 @@ class BlockEngine:
             on_demand=lambda _: None,
             on_left=lambda _task_id, _attempts: None,
             is_over=lambda: False,
+            awaits_loss=lambda: False,
         )
         logs.event(log, logging.INFO, f"engine asks for blocks in {self._backend.description}")
         for jobid in self._launcher.recorded():

@@ -46,6 +46,7 @@ from flux_endpoint.engine.outcome import (
     Refused,
     error_of,
     outcome_of,
+    was_cancelled,
 )
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
@@ -71,7 +72,8 @@ class JobRunner:
         planner: decides what job a task becomes.
         retries: how often a task is tried again that the system, not its user, failed.
         on_left: told the id of each task that is left to others, and why attempts at it failed.
-        is_over: whether the instance's time limit has come; its end is on its way then.
+        is_over: whether the instance has come to its time limit or its end, and ends jobs.
+        awaits_loss: whether the instance is ending, and `lose` comes.
         on_result: given every task's end.
         on_event: given every event of every job.
         on_demand: told what the jobs have and want whenever that has changed.
@@ -86,6 +88,7 @@ class JobRunner:
         retries: int,
         on_left: Callable[[str, list[str]], None],
         is_over: Callable[[], bool],
+        awaits_loss: Callable[[], bool],
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None],
         on_demand: Callable[[JobDemand], None],
@@ -96,6 +99,7 @@ class JobRunner:
         self._retries = retries
         self._on_left = on_left
         self._is_over = is_over
+        self._awaits_loss = awaits_loss
         #: Whether nothing is started any more.
         self._closed = False
         #: Whether there is nothing left to run jobs on.
@@ -366,7 +370,7 @@ class JobRunner:
     def _ended(self, job: Job) -> None:
         task_id = job.task.task_id
         error = error_of(job.future)
-        if self._jobs.get(task_id) is not job or self._is_lost(error):
+        if self._jobs.get(task_id) is not job or self._is_lost(job, error):
             return  # with the instance, all jobs end together
         if job.jobid is not None and is_job_exception(error) and not job.clean:
             job.failed = True  # its processes are being ended: no result before they are
@@ -416,17 +420,16 @@ class JobRunner:
 
     def _carry_out(self, job: Job, outcome: Outcome) -> None:
         match outcome:
-            case Cancelled() if self._ending and not job.cancelled:
-                self._leave(job.task, job.attempts)  # as Flux does with all jobs at its end
+            case Cancelled() if not job.cancelled and (
+                job.late or self._ending or self._is_over()  # Flux cancels all jobs at its end
+            ):
+                self._leave(job.task, job.attempts)
                 return
             case Finished() if has_no_limit(job, outcome) and self._is_over():
                 self._leave(job.task, job.attempts)  # the time that is over is the instance's
                 return
             case Finished():
                 end = self._collect(job, outcome)
-            case Cancelled() if job.late and not job.cancelled:
-                self._leave(job.task, job.attempts)
-                return
             case Cancelled(note):
                 text = f"TaskCancelled: {note or 'the job was cancelled'}"
                 end = Failure(ErrorCode.CANCELLED, text)
@@ -500,16 +503,17 @@ class JobRunner:
     def _lose(self, reason: str) -> None:
         self._closed = self._lost = True
         jobs, self._jobs = self._jobs, {}
-        # Flux ends them no more; those of other hosts are for whoever lent the hosts.
-        kill_tasks({task_id for task_id, job in jobs.items() if job.allocated})
-        for job in jobs.values():
+        # Flux ends them no more; those of other hosts are for whoever lent the hosts. What it has
+        # started, it may not have told yet.
+        started = kill_tasks(jobs)
+        for task_id, job in jobs.items():
             attempts = [*job.attempts, f"{reason}, while the task's job ran"]
             if job.cancelled:
                 self._carry_out(job, Cancelled("ended on request"))
             elif isinstance(job.plan, FollowPlan):
                 text = f"job {format_jobid(job.plan.jobid)} can't be followed any more: {reason}"
                 self._end(job.task, Failure(ErrorCode.WORKER_LOST, f"JobLost: {text}"))
-            elif not job.allocated:
+            elif not job.allocated and task_id not in started:
                 self._leave(job.task, job.attempts)
             elif len(attempts) <= self._retries:
                 self._leave(job.task, attempts)
@@ -519,9 +523,12 @@ class JobRunner:
         if not self._backend.is_lost(None):
             self._cancel_all(jobs.values(), reason)
 
-    def _is_lost(self, error: BaseException | None) -> bool:
-        if error is None or is_job_exception(error):  # this is the job's own end
+    def _is_lost(self, job: Job, error: BaseException | None) -> bool:
+        if error is None:
             return False
+        if is_job_exception(error):  # this is the job's own end
+            unasked = was_cancelled(error) and not (job.cancelled or job.late)
+            return unasked and self._awaits_loss()
         return self._backend.is_lost(error)
 
     def _leave(self, task: EngineTask, attempts: list[str]) -> None:

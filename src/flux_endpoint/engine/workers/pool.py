@@ -23,7 +23,7 @@ from flux_endpoint.engine.backend import Backend, JobEvent
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import JobDemand, placement_of
-from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out
+from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import Backlog
 from flux_endpoint.engine.workers.crew import Crew
@@ -62,10 +62,13 @@ class WorkerPool:
         on_result: Callable[[EngineResult], None],
         on_left: Callable[[str, list[str]], None],
         is_over: Callable[[], bool],
+        awaits_loss: Callable[[], bool],
     ) -> None:
         self._backend = backend
-        #: Whether the instance's time limit has come; its end is on its way then.
+        #: Whether the instance has come to its time limit or its end, and ends jobs.
         self._is_expired = is_over
+        #: Whether it is ending, and `lose` comes.
+        self._awaits_loss = awaits_loss
         self._on_result = on_result
         self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
         self._waiting = Backlog(config.max_retries_on_system_failure, on_left)
@@ -503,8 +506,13 @@ class WorkerPool:
         error = error_of(manager.job) if manager is not None else None
         if manager is None or self._backend.is_lost(error):
             return  # all of them are given up together
-        if has_timed_out(error) and self._is_expired():
-            self._stopping = True  # what it ran is for the next start
+        if was_cancelled(error) and not (self._stopping or manager.state == "stopping"):
+            if self._awaits_loss():
+                return
+            if self._is_expired():
+                self._stopping = True  # what it ran is for the next start
+        elif has_timed_out(error) and self._is_expired():
+            self._stopping = True
         del self._managers[manager_id]
         why = end_of_job(manager.job)
         if manager.state == "starting" and not self._stopping:
