@@ -22,7 +22,7 @@ ONE = {"num_nodes": 1}
 
 @pytest.fixture
 def killed(tmp_path, uri, mark):
-    """Have an engine run a command, and kill it when the command has begun; give the task's id."""
+    """Have an engine run a command, and kill it when it knows that; give the task's id."""
 
     def run(command, begun):
         task = str(uuid.uuid4())
@@ -30,6 +30,7 @@ def killed(tmp_path, uri, mark):
         process = subprocess.Popen([sys.executable, str(PROGRAM), *arguments])
         try:
             until(begun.exists)
+            until(lambda: list(tmp_path.glob(f"engine/blocks/*/engine/jobs/{task}/job.json")))
         finally:
             process.kill()
             process.wait()
