@@ -249,16 +249,14 @@ class UserEndpoint:
         while not (found := wanted()):
             ended = running and (self.process is None or self.process.poll() is not None)
             if ended or time.monotonic() > deadline:
-                raise AssertionError(f"it did not happen:\n{self.log()}")
+                raise AssertionError(f"it did not happen:\n{self.log()[-20_000:]}")
             self._connection.sleep(0.05)
         return found
 
     def log(self) -> str:
         """What the endpoint has logged."""
         files = [self.home / "stderr", *self.directory.rglob("*.log")]
-        return "".join(
-            f"== {file}\n{file.read_text()[-6000:]}\n" for file in files if file.exists()
-        )
+        return "".join(f"== {file}\n{file.read_text()}\n" for file in files if file.exists())
 
     def kill(self) -> None:
         """End the process itself, and nothing else."""

@@ -164,13 +164,18 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
     def _accept(self, task: EngineTask) -> None:
         engine, record = self._running_engine(), self._record
         try:
-            if record is not None:
-                record.accept(task)
-            engine.submit(task)
+            # The broker sends once more what it has no acknowledgement of, ended or not.
+            ended = None if record is None else record.result(task.task_id)
+            if ended is None:
+                if record is not None:
+                    record.accept(task)
+                engine.submit(task)
         except BaseException:
             with self._lock:
                 self._futures.pop(task.task_id, None)
             raise
+        if ended is not None:
+            self._finished(EngineResult(task.task_id, ended))
 
     def _running_engine(self) -> Engine:
         if self._engine is None:

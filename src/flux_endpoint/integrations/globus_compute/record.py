@@ -117,6 +117,23 @@ class TaskRecord:
             for task_id, function_id, buffer, resources, serializers in rows
         ]
 
+    def result(self, task_id: str) -> bytes | None:
+        """Return the result of a task that has just ended, `None` of any other.
+
+        Raises:
+            EngineError: it can't be read.
+        """
+        with self._lock:
+            try:
+                row = self._database.execute(
+                    "SELECT body FROM results WHERE task_id = ?", (task_id,)
+                ).fetchone()
+            except sqlite3.Error as error:
+                raise EngineError(
+                    f"can't read the record of tasks {self._path}: {error}"
+                ) from error
+        return None if row is None else bytes(row[0])
+
     def fresh_results(self) -> list[EngineResult]:
         """Return the results that may not have been published, oldest first."""
         with self._lock:
