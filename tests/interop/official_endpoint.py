@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,12 @@ debug: {{{{ "false" if "ProcessPoolEngine" in engine | default("") else "true" }
 engine:
   type: {{{{ engine | default("ThreadPoolEngine") }}}}
   max_workers: {{{{ workers | default(2) }}}}
+"""
+
+# What its user endpoints are started as: one begins its work when nothing holds it up.
+_COMMAND = """#!/bin/sh
+while [ -e '{held}' ]; do sleep 0.1; done
+exec '{command}' "$@"
 """
 
 
@@ -51,8 +58,15 @@ class OfficialEndpoint:
         template = _TEMPLATE.format(period=PERIOD)
         (directory / "user_config_template.yaml.j2").write_text(template)
         (directory / "user_config_schema.json").unlink()
+        self._held = home / "held"
+        command = home / "bin" / "globus-compute-endpoint"
+        command.parent.mkdir()
+        real = self._commands / "globus-compute-endpoint"
+        command.write_text(_COMMAND.format(held=self._held, command=real))
+        command.chmod(0o755)
         # Started by root it gives its user endpoints an empty environment, and root's own home.
-        variables = {"HOME": str(home), "CWD": str(home)}
+        path = f"{command.parent}:{self._commands}:{os.environ['PATH']}"
+        variables = {"HOME": str(home), "CWD": str(home), "PATH": path}
         (directory / "user_environment.yaml").write_text(yaml.safe_dump(variables))
 
     @property
@@ -110,14 +124,30 @@ class OfficialEndpoint:
                     found.append(each)
         return found
 
+    @contextlib.contextmanager
+    def held_up(self) -> Iterator[None]:
+        """While this lasts, the user endpoints that it starts don't come to their work."""
+        self._held.touch()
+        try:
+            yield
+        finally:
+            self._held.unlink()
+
     def clean_up(self) -> None:
         """End whatever is left of it: all that works in its home."""
-        for each in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if Path(each.cwd()).is_relative_to(self._home):
-                    each.kill()
+        until(self._kill_all)  # one may have started another meanwhile
         if self._process is not None:
             self._process.wait(PATIENCE)
+
+    def _kill_all(self) -> bool:
+        """Kill what works in its home; return whether there was nothing."""
+        found = False
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # an ended one works nowhere
+                if Path(each.cwd()).is_relative_to(self._home):
+                    found = True
+                    each.kill()
+        return not found
 
     @property
     def said(self) -> str:

@@ -15,6 +15,8 @@ from tests.endpoint.service_process import COMMAND, ServiceProcess
 
 #: Bound of a wait for a foreign program, in seconds.
 PATIENCE = 100
+#: The same for all that one does, each step of which has its own bound.
+PROGRAM = 250
 
 
 def official_environment(service_url: str, token: str, home: Path) -> dict[str, str]:
@@ -78,8 +80,10 @@ class OfficialWorld:
         self._command("start", "lab", "--detach")
 
     def stop(self) -> None:
-        self._command("stop", "lab")
-        self.service.stop()
+        try:
+            self._command("stop", "lab")
+        finally:
+            self.service.stop()
 
     def _command(self, *arguments: str) -> None:
         command = [*COMMAND, *arguments]
@@ -110,7 +114,7 @@ class OfficialWorld:
         """Run such a program to its end; return the JSON object in its last line."""
         with self.started(program, **order) as process:
             try:
-                out, err = process.communicate(timeout=PATIENCE)
+                out, err = process.communicate(timeout=PROGRAM)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint, until
 from tests.interop.official_world import official_environment
 from tests.service.http_server import listening
 
-from flux_endpoint import Client, Executor, MPIFunction, ShellFunction
+from flux_endpoint import Client, ComputeFuture, Executor, MPIFunction, ShellFunction
 from flux_endpoint.errors import TaskExecutionFailed
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
-from flux_endpoint.service.store import users
+from flux_endpoint.service.store import deliveries, user_endpoints, users
 from flux_endpoint.service.store.engine import Database
 
 pytestmark = [
@@ -66,9 +66,17 @@ touch_and_wait, process = SESSION["touch_and_wait"], SESSION["process"]
 class World:
     """A service, ada's client of it, and an official endpoint of hers."""
 
-    def __init__(self, client: Client, endpoint: OfficialEndpoint, broker: Any, vhost: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        endpoint: OfficialEndpoint,
+        database: Database,
+        broker: Any,
+        vhost: str,
+    ) -> None:
         self.client = client
         self.endpoint = endpoint
+        self._database = database
         self._broker = broker
         self._vhost = vhost
 
@@ -77,6 +85,13 @@ class World:
 
     def status(self) -> str:
         return str(self.client.get_endpoint_status(self.endpoint.id)["status"])
+
+    def given(self, futures: Sequence[ComputeFuture]) -> int:
+        """How many of these tasks a user endpoint's queue has had, of those that have not ended."""
+        with self._database.read() as connection:
+            ids = user_endpoints.user_endpoints_of(connection, self.endpoint.id)
+            had = {task for each in ids for task in deliveries.released(connection, each)}
+        return sum(future.task_id in had for future in futures)
 
     def all_is_acknowledged(self) -> bool:
         """Whether the broker has no task any more: an endpoint logs an ack before it is sent."""
@@ -105,7 +120,6 @@ def world(
         database = Database(settings.database_url)
         with database.write() as connection:
             token = users.create_token(connection, "ada")
-        database.close()
         url = f"http://127.0.0.1:{port}"
         home = directory / "home"
         home.mkdir()
@@ -113,11 +127,12 @@ def world(
         endpoint = OfficialEndpoint(home, official_python, environment)
         try:
             endpoint.start()
-            world = World(Client(url, token), endpoint, broker, vhost)
+            world = World(Client(url, token), endpoint, database, broker, vhost)
             until(lambda: world.status() == "online")
             yield world
         finally:
             endpoint.clean_up()
+            database.close()
             print(endpoint.said)
     broker.ctl("delete_vhost", vhost)
 
@@ -207,7 +222,7 @@ def test_every_future_of_a_killed_user_endpoint_ends(
         futures = [executor.submit(touch_and_wait, path, str(go)) for path in paths]
         try:
             until(lambda: all(future.task_id for future in futures))
-            until(lambda: list(tmp_path.glob("task*")))
+            until(lambda: world.given(futures) == WINDOW)
             until(world.all_is_acknowledged)
             (victim,) = [each for each in world.endpoint.user_endpoints() if each.pid not in before]
             victim.send_signal(signal.SIGKILL)
@@ -228,14 +243,15 @@ def test_one_that_was_killed_before_it_acknowledged_anything_loses_nothing(
     world: World, tmp_path: Path
 ) -> None:
     before = {each.pid for each in world.endpoint.user_endpoints()}
+
+    def started() -> list[psutil.Process]:
+        return [each for each in world.endpoint.user_endpoints() if each.pid not in before]
+
     with world.executor(user_endpoint_config={"purpose": "to be killed early"}) as executor:
-        futures = [executor.submit(area, number) for number in range(WINDOW)]
-
-        def started() -> list[psutil.Process]:
-            return [each for each in world.endpoint.user_endpoints() if each.pid not in before]
-
-        until(started)
-        started()[0].send_signal(signal.SIGKILL)
+        with world.endpoint.held_up():
+            futures = [executor.submit(area, number) for number in range(WINDOW)]
+            until(started)
+            started()[0].send_signal(signal.SIGKILL)
         assert [future.result(PATIENCE) for future in futures] == list(range(WINDOW))
 
 

@@ -39,10 +39,13 @@ def end_of(future):
     return getattr(value, "stdout", value)
 
 
+client = Client()
+# By itself it gives up after eight seconds, and then its user would submit again.
+client._compute_web_client.v3.retry_config.max_retries = 100
 executor = Executor(
     endpoint_id=ORDER["endpoint_id"],
     task_group_id=ORDER.get("task_group_id"),
-    client=Client(),
+    client=client,
     api_burst_limit=8,
     api_burst_window_s=1,
 )
