@@ -145,6 +145,7 @@ class UserEndpoint:
         }
         if allowed_functions is not None:
             told["allowed_functions"] = allowed_functions
+        self._bodies(queues.HEARTBEATS_QUEUE)  # of an earlier process
         self.process = subprocess.Popen(
             ["globus-compute-endpoint", "-c", self.directory.parent, "_start-user-endpoint", "uep"],
             env=self._environment.variables(self.home, **self._variables),

@@ -325,5 +325,22 @@ def test_it_ends_when_its_flux_instance_does(environment, amqp_vhost, tmp_path):
             endpoint.close()
 
 
+def test_the_end_of_its_flux_instance_is_in_the_log_before_anybody_acts_on_it(environment):
+    program = """
+import logging
+from pathlib import Path
+from flux_endpoint.integrations.globus_compute import FluxEngine
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+engine = FluxEngine()
+assert engine.executor_exception is None
+engine._socket = Path("/nowhere/local-0")
+for _ in range(2):
+    assert "/nowhere/local-0 is gone" in str(engine.executor_exception)
+"""
+    said = environment.run("-c", program).stderr
+    assert said.count("ERROR the Flux instance has ended: /nowhere/local-0 is gone") == 1
+
+
 def test_files_are_the_owner_s_alone(shared):
     assert (shared.directory / "engine").stat().st_mode & 0o777 == 0o700

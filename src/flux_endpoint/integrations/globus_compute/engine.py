@@ -54,6 +54,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         self._store: ResultStore | None = None
         #: Where the Flux instance listens, as long as it is there.
         self._socket: Path | None = None
+        self._end_is_told = False
         self._total_tasks = 0
         self._lock = threading.Lock()
         #: Tasks that have not ended; `None`: nobody here waits, they are of an earlier process.
@@ -237,10 +238,14 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         """Why nothing can be run any more: the endpoint looks here twice a second, and ends."""
         if self._socket is None or self._socket.exists():
             return None
-        return EngineError(
+        error = EngineError(
             f"the Flux instance has ended: {self._socket} is gone. Start the endpoint again where "
             "there is one"
         )
+        if not self._end_is_told:  # whoever looks begins to end, and may be gone before it says why
+            self._end_is_told = True
+            logs.event(log, logging.ERROR, str(error))
+        return error
 
     def shutdown(self, /, **_: object) -> None:
         """Let running tasks finish for a while; the next start goes on with the others."""
