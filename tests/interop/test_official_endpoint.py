@@ -215,7 +215,7 @@ def test_every_future_of_a_killed_user_endpoint_ends(
     world: World, tmp_path: Path, engine: str
 ) -> None:
     before = {each.pid for each in world.endpoint.user_endpoints()}
-    config = {"engine": engine, "purpose": "to be killed"}
+    config = {"engine": engine, "purpose": f"to be killed {tmp_path.name}"}
     with world.executor(user_endpoint_config=config) as executor:
         go, count = tmp_path / "go", 3 * WINDOW
         paths = [str(tmp_path / f"task{number}") for number in range(count)]
@@ -247,7 +247,8 @@ def test_one_that_was_killed_before_it_acknowledged_anything_loses_nothing(
     def started() -> list[psutil.Process]:
         return [each for each in world.endpoint.user_endpoints() if each.pid not in before]
 
-    with world.executor(user_endpoint_config={"purpose": "to be killed early"}) as executor:
+    config = {"purpose": f"to be killed early {tmp_path.name}"}
+    with world.executor(user_endpoint_config=config) as executor:
         with world.endpoint.held_up():
             futures = [executor.submit(area, number) for number in range(WINDOW)]
             until(started)
