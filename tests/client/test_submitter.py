@@ -490,6 +490,23 @@ def test_ctrl_c_leaves_the_with_block_at_once(service: Any, client: Client) -> N
     gate.open.set()
 
 
+def test_ctrl_c_while_submit_waits_leaves_nothing_to_wait_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: Any, **_how: Any) -> bool:
+        raise KeyboardInterrupt
+
+    executor = Executor(str(uuid.uuid4()), client)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backlog, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(double, 1)
+    shutdown = threading.Thread(target=executor.shutdown, daemon=True)
+    shutdown.start()
+    shutdown.join(TIMEOUT)
+    assert not shutdown.is_alive()
+
+
 def test_an_executor_that_nobody_holds_sends_what_it_has(service: Any, client: Client) -> None:
     future = Executor(str(uuid.uuid4()), client).submit(double, 1)
     assert future.wait_submitted(TIMEOUT)

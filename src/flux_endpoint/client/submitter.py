@@ -75,11 +75,14 @@ class Submitter:
             RuntimeError: the submitter is closed.
         """
         self.track(task.future)
-        if not self._backlog.put(task, may_wait=not on_client_thread()):
+        try:
+            if not self._backlog.put(task, may_wait=not on_client_thread()):
+                raise RuntimeError("the Executor is shut down: it takes no more tasks")
+            if self._thread is None:
+                self._start()
+        except BaseException:  # Ctrl-C, too: nobody has the future, it must not be waited for
             task.future.cancel()
-            raise RuntimeError("the Executor is shut down: it takes no more tasks")
-        if self._thread is None:
-            self._start()
+            raise
 
     def track(self, future: Future[Any]) -> None:
         """Count `future` among those that `wait` waits for."""
