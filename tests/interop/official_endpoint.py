@@ -19,11 +19,12 @@ PATIENCE = 100.0
 #: Seconds between two reports; the official least.
 PERIOD = 5
 
-# A worker of a process pool that is forked while another thread writes the log never wakes up: the
-# log of these is short.
+# What every Python that user endpoints run does first.
+_SITE = Path(__file__).parent / "programs" / "site"
+
 _TEMPLATE = """
 heartbeat_period: {period}
-debug: {{{{ "false" if "ProcessPoolEngine" in engine | default("") else "true" }}}}
+debug: true
 engine:
   type: {{{{ engine | default("ThreadPoolEngine") }}}}
   max_workers: {{{{ workers | default(2) }}}}
@@ -66,7 +67,12 @@ class OfficialEndpoint:
         command.chmod(0o755)
         # Started by root it gives its user endpoints an empty environment, and root's own home.
         path = f"{command.parent}:{self._commands}:{os.environ['PATH']}"
-        variables = {"HOME": str(home), "CWD": str(home), "PATH": path}
+        variables = {
+            "HOME": str(home),
+            "CWD": str(home),
+            "PATH": path,
+            "PYTHONPATH": str(_SITE),
+        }
         (directory / "user_environment.yaml").write_text(yaml.safe_dump(variables))
 
     @property
