@@ -11,7 +11,11 @@ def signal_another_thread(pid: int, signum: int) -> None:
     """Send a signal to a thread of `pid` that is not its main one and does not block it."""
     libc = ctypes.CDLL(None, use_errno=True)
     for task in Path(f"/proc/{pid}/task").iterdir():
-        status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+        try:
+            text = (task / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            continue
+        status = dict(line.split(":\t", 1) for line in text.splitlines())
         blocked = int(status["SigBlk"], 16) & 1 << (signum - 1)
         if int(task.name) != pid and not blocked:
             if libc.tgkill(pid, int(task.name), signum):
