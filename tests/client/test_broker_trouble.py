@@ -65,13 +65,16 @@ def test_while_the_broker_refuses_it_is_said_and_the_service_is_asked(
     service: Any,
     client: Client,
     queues: Any,
+    messages: Any,
     user: BrokerUser,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     service.amqp_url = user.url("first")
     with Executor(ENDPOINT, client) as executor, caplog.at_level(logging.WARNING):
-        future = executor.submit(pow, 2, 1)
+        heard, future = (executor.submit(pow, 2, n) for n in range(2))
         task = future.wait_submitted(30)
+        queues.publish(executor.task_group_id, messages.value(heard.task_id, "connected"))
+        assert heard.result(30) == "connected"  # hence there is a connection to cut
         service.ended(task, "from the service")
         user.expire("second")  # and the service goes on telling the first
         assert future.result(30) == "from the service"

@@ -13,6 +13,7 @@ import pytest
 from flux_endpoint import Client, ComputeFuture, Executor, TaskCancelled
 from flux_endpoint.client import events as events_module
 from flux_endpoint.client import future as future_module
+from flux_endpoint.client import streams as streams_module
 from flux_endpoint.protocol.job_events import IN_ORDER
 
 pytestmark = pytest.mark.rabbitmq
@@ -64,12 +65,28 @@ def recorded(future: ComputeFuture) -> Recorder:
     return recorder
 
 
-def streaming(service: Any, future: ComputeFuture) -> Recorder:
+def streaming(service: Any, queues: Any, messages: Any, future: ComputeFuture) -> Recorder:
     """Record `future`'s events, and return when they come from the queue."""
-    service.events[future.task_id] = [document("debug", -1.0)]
+    service.events[future.task_id] = [document("debug", -2.0)]
     recorder = recorded(future)
-    assert recorder.next().name == "debug"
+    assert recorder.next().name == "debug"  # the queue is there, not yet who consumes from it
+    queues.publish_events(future.task_group_id, messages.events(future.task_id, ("debug", -1.0)))
+    assert recorder.next().timestamp == -1.0
     return recorder
+
+
+class HeldHistory:
+    """Has the service answer nothing about past events until it is released."""
+
+    def __init__(self, service: Any) -> None:
+        self.release = threading.Event()
+        self._answer = service.react
+        service.react = self
+
+    def __call__(self, request: Any) -> Any:
+        if request.method == "GET" and request.path.endswith("/events"):
+            assert self.release.wait(TIMEOUT)
+        return self._answer(request)
 
 
 # From the queue and from the service.
@@ -132,7 +149,7 @@ def test_events_of_a_reloaded_task_are_told(
     queues.declare(group)
     with Executor(client=client) as executor:
         futures = executor.reload_tasks(group)
-        recorder = streaming(service, futures[0])
+        recorder = streaming(service, queues, messages, futures[0])
         queues.publish_events(group, messages.events(running, ("start", 4.0)))
         assert recorder.names(1) == ["start"]
         assert recorded(futures[1]).names(9) == list(MAIN)
@@ -176,7 +193,7 @@ def test_events_that_come_while_the_history_is_asked_for_are_told_after_it(
 def test_events_of_other_tasks_and_unknown_names_disturb_nothing(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
-    recorder = streaming(service, future)
+    recorder = streaming(service, queues, messages, future)
     queues.publish_events(
         future.task_group_id,
         messages.events(str(uuid.uuid4()), ("start", 1.0)),
@@ -188,7 +205,7 @@ def test_events_of_other_tasks_and_unknown_names_disturb_nothing(
 def test_a_message_that_cannot_be_read_is_set_aside_and_the_others_go_on(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
-    recorder = streaming(service, future)
+    recorder = streaming(service, queues, messages, future)
     group = future.task_group_id
     queues.publish_events(group, b"\x01poison", messages.value(future.task_id, 1))
     queues.publish_events(group, messages.events(future.task_id, ("start", 4.0)))
@@ -199,7 +216,7 @@ def test_a_message_that_cannot_be_read_is_set_aside_and_the_others_go_on(
 def test_a_cut_connection_loses_no_event(
     service: Any, future: ComputeFuture, queues: Any, messages: Any, cut_connections: Any
 ) -> None:
-    recorder = streaming(service, future)
+    recorder = streaming(service, queues, messages, future)
     service.events[future.task_id].append(document("submit", 0.0))  # lost on its way to the queue
     cut_connections()
     queues.publish_events(future.task_group_id, messages.events(future.task_id, ("start", 4.0)))
@@ -209,7 +226,7 @@ def test_a_cut_connection_loses_no_event(
 def test_a_queue_that_is_gone_is_asked_for_again(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
-    recorder = streaming(service, future)
+    recorder = streaming(service, queues, messages, future)
     service.events[future.task_id].append(document("submit", 0.0))
     queues.delete(f"ev.{future.task_group_id}")
     assert recorder.names(1) == ["submit"]
@@ -238,8 +255,11 @@ def test_tasks_of_a_group_share_one_stream(
 
 def test_a_late_callback_gets_past_events_at_once(service: Any, future: ComputeFuture) -> None:
     service.events[future.task_id] = [document(*event) for event in WHOLE]
-    recorded(future).names(9)
-    wait_until(lambda: future._job._caller is None)  # else that thread makes their calls, too
+    history = HeldHistory(service)  # so that the stream's thread makes all the calls
+    recorder = recorded(future)
+    history.release.set()
+    recorder.names(9)
+    wait_until(lambda: future._job._caller is None)  # else that thread makes the others, too
     for name in MAIN:
         late = Recorder()
         future.add_event_callback(name, late)
@@ -308,7 +328,9 @@ def test_waiting_inside_a_callback_raises_instead_of_blocking(
                 outcome.put(str(error))
 
     service.events[future.task_id] = [document("start", 4.0)]
+    history = HeldHistory(service)  # so that it is not called here, where it may wait
     future.add_event_callback("start", wait)
+    history.release.set()
     for _ in range(3):
         assert "from inside" in outcome.get(timeout=TIMEOUT)
 
@@ -316,7 +338,7 @@ def test_waiting_inside_a_callback_raises_instead_of_blocking(
 def test_events_may_come_after_the_result(
     service: Any, executor: Executor, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
-    recorder = streaming(service, future)
+    recorder = streaming(service, queues, messages, future)
     queues.publish(executor.task_group_id, messages.value(future.task_id, 1))
     assert future.result(TIMEOUT) == 1
     queues.publish_events(future.task_group_id, messages.events(future.task_id, ("clean", 9.0)))
@@ -324,12 +346,13 @@ def test_events_may_come_after_the_result(
 
 
 def test_shutdown_waits_for_the_last_events(
-    service: Any, client: Client, queues: Any, messages: Any
+    service: Any, client: Client, queues: Any, messages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(streams_module, "CLOSE_TIMEOUT", TIMEOUT)
     with Executor(str(uuid.uuid4()), client) as executor:
         future = executor.submit(abs, -1)
         assert future.wait_submitted(TIMEOUT)
-        recorder = streaming(service, future)
+        recorder = streaming(service, queues, messages, future)
         service.events[future.task_id].append(document("clean", 9.0))  # found at the last look
         queues.publish(executor.task_group_id, messages.value(future.task_id, 1))
         assert future.result(TIMEOUT) == 1
@@ -397,7 +420,17 @@ def test_events_that_are_later_than_the_result_still_bring_a_jobid(
     messages: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(events_module, "GRACE", 3.0)  # the first of two looks is over by then
+    looked = threading.Event()
+    end = events_module.EventStream._on_end
+
+    def after_the_first_look(stream: Any, task_id: str) -> None:
+        def go_on() -> None:
+            assert looked.wait(TIMEOUT)
+            stream._inbox.put(lambda: end(stream, task_id))
+
+        threading.Thread(target=go_on).start()
+
+    monkeypatch.setattr(events_module.EventStream, "_on_end", after_the_first_look)
     queues.publish(future.task_group_id, messages.value(future.task_id, 1))
     assert future.result(TIMEOUT) == 1
     asked = []
@@ -406,6 +439,7 @@ def test_events_that_are_later_than_the_result_still_bring_a_jobid(
     def later(request: Any) -> Any:
         if request.path.endswith(f"{future.task_id}/events"):
             asked.append(request)
+            looked.set()
             if len(asked) == 2:
                 service.events[future.task_id] = [document("submit", 0.0)]
         return answer(request)

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, ComputeFuture, Executor, TaskExecutionFailed
+from flux_endpoint.client import exits
 from flux_endpoint.client import stream as stream_module
+from flux_endpoint.client import streams as streams_module
 from flux_endpoint.client.results import from_document, from_message, load
 from flux_endpoint.errors import DeserializationError, InvalidMessageError
 from flux_endpoint.serialize import ComputeSerializer
@@ -219,14 +221,15 @@ def test_executors_of_a_group_share_one_connection(
 
 @pytest.mark.rabbitmq
 def test_results_arrive_after_shutdown_without_waiting(
-    executor: Executor, queues: Any, messages: Any
+    executor: Executor, queues: Any, messages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(streams_module, "CLOSE_TIMEOUT", TIMEOUT)
     (future,) = submitted(executor)
     executor.shutdown(wait=False)
     queues.publish(executor.task_group_id, messages.value(future.task_id, 3))
     assert future.result(TIMEOUT) == 3
     executor.shutdown()
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("flux-endpoint results")]
+    assert no_stream()
 
 
 @pytest.mark.rabbitmq
@@ -277,8 +280,15 @@ def test_a_cut_connection_loses_nothing(
     before, queued, lost = submitted(executor, 3)
     queues.publish(executor.task_group_id, messages.value(before.task_id, 0))
     assert before.result(TIMEOUT) == 0
+    declare = service.react
+
+    def lose(request: Any) -> Any:
+        if "get_amqp_result_connection_url" in request.path:  # only for the next connection
+            service.ended(lost.task_id, "from the service")
+        return declare(request)
+
+    service.react = lose
     cut_connections()
-    service.ended(lost.task_id, "from the service")
     queues.publish(executor.task_group_id, messages.value(queued.task_id, "from the queue"))
     assert queued.result(TIMEOUT) == "from the queue"
     assert lost.result(TIMEOUT) == "from the service"
@@ -306,7 +316,10 @@ def test_an_unreachable_broker_is_reported_once_with_its_address(
 ) -> None:
     service.amqp_url = "amqp://guest:hidden@127.0.0.1:1/%2F"
     submitted(executor)
-    wait_until(lambda: len(service.seen("get_amqp_result_connection_url")) >= 2)
+    # The second failure is known before the third attempt, and logged before the stream's end.
+    wait_until(lambda: len(service.seen("get_amqp_result_connection_url")) >= 3)
+    exits.end_all()
+    wait_until(no_stream)
     warnings = [r.message for r in caplog.records if "results: no connection to" in r.message]
     assert len(warnings) == 1
     assert "127.0.0.1:1" in warnings[0]
@@ -319,6 +332,26 @@ def test_the_amqp_port_can_be_overridden(
     executor.amqp_port = 2
     submitted(executor)
     wait_until(lambda: "127.0.0.1:2" in caplog.text)
+
+
+def test_a_submission_that_outlives_the_exits_patience_leaves_no_stream(
+    service: Any, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exits, "EXIT_FLUSH", 0.0)
+    reached, go = threading.Event(), threading.Event()
+
+    def hold(request: Any) -> None:
+        if request.path == "/v3/functions":
+            reached.set()
+            assert go.wait(TIMEOUT)
+
+    service.react = hold
+    future = executor.submit(double, 1)
+    assert reached.wait(TIMEOUT)
+    exits.end_all()
+    go.set()
+    assert future.wait_submitted(TIMEOUT)  # with a stream that began after the end
+    wait_until(no_stream)
 
 
 # Reloading.
@@ -424,6 +457,10 @@ def test_a_shutdown_amid_a_reload_does_not_stop_it(
 def test_reloading_an_empty_group_returns_nothing(service: Any, executor: Executor) -> None:
     service.groups[str(executor.task_group_id)] = []
     assert executor.reload_tasks() == []
+
+
+def no_stream() -> bool:
+    return not any(t.name.startswith("flux-endpoint results") for t in threading.enumerate())
 
 
 def wait_until(condition: Any) -> None:

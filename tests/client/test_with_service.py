@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -29,13 +30,13 @@ TIMEOUT = 30
 class RunningService:
     """`flux-endpoint service run` on a database of its own; can be killed and started again."""
 
-    def __init__(self, home: Path, amqp_url: str) -> None:
+    def __init__(self, home: Path, amqp_url: str, port: int) -> None:
         self._environment = {
             **os.environ,
             "FLUX_ENDPOINT_HOME": str(home),
             "FLUX_ENDPOINT_SERVICE_AMQP_URL": amqp_url,
         }
-        self._port = 0
+        self._port = port
         self.token = self._command("token", "create", "ada").communicate()[0].strip()
         self.start()
 
@@ -49,7 +50,6 @@ class RunningService:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             if "service ready" in line:
-                self._port = int(line.rpartition(":")[2])
                 return
         raise AssertionError("the service did not start")
 
@@ -63,7 +63,7 @@ class RunningService:
 
 
 class ThreadEndpoint:
-    """Runs each task on the thread that consumes it; keeps them while it is paused."""
+    """Runs each task on the thread that consumes it, while it may."""
 
     def __init__(self, service: RunningService) -> None:
         rest = RestClient(Credentials(service.url, service.token))
@@ -76,9 +76,12 @@ class ThreadEndpoint:
         self._connection = AmqpConnection(url, name="endpoint")
         self._connection.start()
         queue = queues["task_queue_info"]["queue"]
-        self.consumer = self._connection.consume(queue, self._run, prefetch=500, exclusive=True)
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self._connection.consume(queue, self._run, prefetch=500, exclusive=True)
 
     def _run(self, delivery: Delivery) -> None:
+        assert self.may_run.wait(TIMEOUT)
         task = unpack(delivery.body)
         assert isinstance(task, Task)
         task_id = uuid.UUID(delivery.headers["task_uuid"])
@@ -102,8 +105,8 @@ class ThreadEndpoint:
 
 
 @pytest.fixture
-def running(tmp_path: Path, amqp_vhost: str) -> Iterator[RunningService]:
-    service = RunningService(tmp_path, amqp_vhost)
+def running(tmp_path: Path, amqp_vhost: str, free_port: int) -> Iterator[RunningService]:
+    service = RunningService(tmp_path, amqp_vhost, free_port)
     yield service
     service.stop()
 
@@ -173,7 +176,7 @@ def test_refusals_fail_their_futures_and_nothing_else(
 def test_a_client_submits_a_batch_that_an_executor_reloads(
     client: Client, endpoint: ThreadEndpoint
 ) -> None:
-    endpoint.consumer.pause()
+    endpoint.may_run.clear()
     function = client.register_function(double)
     batch = client.create_batch()
     for i in range(5):
@@ -184,7 +187,7 @@ def test_a_client_submits_a_batch_that_an_executor_reloads(
     with Executor(client=client, task_group_id=client.session_task_group_id) as executor:
         futures = executor.reload_tasks()
         assert sorted(str(future.task_id) for future in futures) == sorted(tasks)
-        endpoint.consumer.resume()
+        endpoint.may_run.set()
         by_id = {future.task_id: future.result(TIMEOUT) for future in futures}
     assert [by_id[task] for task in tasks] == [0, 2, 4, 6, 8]
     assert client.get_result(tasks[1]) == 2

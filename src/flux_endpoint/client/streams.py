@@ -83,9 +83,9 @@ class ResultStreams:
             self._mine.clear()
         self.events.release()
 
-    def join(self, timeout: float = CLOSE_TIMEOUT) -> None:
+    def join(self, timeout: float | None = None) -> None:
         """Wait until the streams that `release` ended are closed, at most `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + (CLOSE_TIMEOUT if timeout is None else timeout)
         while self._ended:
             self._ended.pop().join(max(0.0, deadline - time.monotonic()))
         self.events.join(max(0.0, deadline - time.monotonic()))

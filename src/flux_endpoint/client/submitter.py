@@ -154,6 +154,8 @@ class Submitter:
                 except Exception as error:
                     log.exception("submitting %d tasks failed", len(tasks))
                     _fail(tasks, error)
+        if self._abandoned.is_set():  # what this thread has begun since then nobody else ends
+            self._streams.release()
 
     def _with_functions(self, tasks: list[PendingTask]) -> list[PendingTask]:
         """Register what is not; fail and leave out the tasks whose function is refused."""
