@@ -58,7 +58,7 @@ with FuncXExecutor(endpoint_id=ep_id) as fxe:
 results, exceptions = [], []
 for f in futures:
     try:
-        results.append(f.result(timeout=10))
+        results.append(f.result(timeout=60))
     except Exception as exc:
         exceptions.append(exc)
 print("Results:\n ", "\n  ".join(results))
