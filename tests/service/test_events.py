@@ -8,10 +8,11 @@ from typing import Any
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import OWN, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import OWN, PATIENCE, PAYLOAD, Peer, Rest, eventually, refusal
 
 from flux_endpoint.amqp import Queue
 from flux_endpoint.protocol.messages import EPStatusReport, TaskEvents, pack, unpack
+from flux_endpoint.service import broker
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 
@@ -199,8 +200,13 @@ def test_events_that_were_stored_but_not_sent_on_are_sent_on_at_redelivery(
 
 @pytest.mark.rabbitmq
 def test_a_full_queue_holds_nobody_up(
-    live_settings: ServiceSettings, peer: Peer, token_of: Callable[[str], dict[str, str]]
+    live_settings: ServiceSettings,
+    peer: Peer,
+    token_of: Callable[[str], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # What was stored at last may be sent on, and acknowledged, as late as that.
+    monkeypatch.setattr(broker, "_CLOSE_TIMEOUT", PATIENCE)
     with TestClient(create_app(live_settings), headers=token_of("ada")) as client:
         rest = Rest(client)
         endpoint_id = rest.register_endpoint()
