@@ -135,8 +135,8 @@ def test_a_cancelled_allocation_lets_what_runs_finish(site, lab, blocked, start_
     uri = start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=2)
     allocation = batch(site, uri)
     with running(site, blocked) as (_, futures):
-        status = site.endpoint("status", "lab")
-        assert re.search(r"^Flux .*, ends in (2|1\.9\d*)h$", status, re.MULTILINE), status
+        ends = re.compile(r"^Flux .*, ends in (2|1\.9\d*)h$", re.MULTILINE)
+        until(lambda: ends.search(site.endpoint("status", "lab")))  # with the next report
         cancel(site, uri, allocation, lab / "endpoint.log")
         for each in blocked:
             each.let_go()
