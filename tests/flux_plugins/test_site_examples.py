@@ -29,16 +29,19 @@ def lines(name):
 def uri(site, start_instance):
     for name in ("lab", "left", "right"):
         site.configure(name)
-    # What is cancelled has the time for its end that a busy machine needs.
-    return start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=4)
+    return start_instance(site, size=4)
 
 
-@pytest.fixture
-def flux(site, uri):
+def flux_in(site, uri):
     def run(*arguments):
         return site.run("flux", *arguments, uri=uri, FLUX_CLI_PLUGINPATH=str(PLUGINS / "cli"))
 
     return run
+
+
+@pytest.fixture
+def flux(site, uri):
+    return flux_in(site, uri)
 
 
 def test_a_batch_job_with_its_endpoint(flux, site):
@@ -97,18 +100,22 @@ def wait_for(path):
 
 
 @pytest.mark.usefixtures("as_user")
-def test_an_allocation_that_serves_until_it_is_cancelled(flux, site):
+def test_an_allocation_that_serves_until_it_is_cancelled(site, start_instance):
     """What is submitted from elsewhere: `flux batch … --endpoint=lab --wrap sleep inf`."""
+    # What is cancelled has the time for its end that a busy machine needs.
+    uri = start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=2)
+    flux = flux_in(site, uri)
+    site.configure("server")
     jobid = flux(
-        "batch", "-N2", "-t1h", "--endpoint=lab", "--output=served", "--wrap", "sleep", "inf"
+        "batch", "-N2", "-t1h", "--endpoint=server", "--output=served", "--wrap", "sleep", "inf"
     ).strip()
-    site.wait_for("lab", "running")
-    with Executor(endpoint_id=site.endpoint_id("lab")) as executor:
+    site.wait_for("server", "running")
+    with Executor(endpoint_id=site.endpoint_id("server")) as executor:
         said = executor.submit(ShellFunction("echo from the allocation")).result(PATIENCE)
     assert said.stdout == "from the allocation\n"
     flux("cancel", jobid)
     flux("job", "wait-event", jobid, "clean")
-    assert site.status("lab") == "stopped"
+    assert site.status("server") == "stopped"
 
 
 @pytest.mark.stack
