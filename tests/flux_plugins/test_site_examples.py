@@ -32,6 +32,13 @@ def uri(site, start_instance):
     return start_instance(site, size=4)
 
 
+@pytest.fixture(scope="module")
+def patient_uri(site, start_instance):
+    """What is cancelled there has the time for its end that a busy machine needs."""
+    site.configure("server")
+    return start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=2)
+
+
 def flux_in(site, uri):
     def run(*arguments):
         return site.run("flux", *arguments, uri=uri, FLUX_CLI_PLUGINPATH=str(PLUGINS / "cli"))
@@ -100,12 +107,9 @@ def wait_for(path):
 
 
 @pytest.mark.usefixtures("as_user")
-def test_an_allocation_that_serves_until_it_is_cancelled(site, start_instance):
+def test_an_allocation_that_serves_until_it_is_cancelled(site, patient_uri):
     """What is submitted from elsewhere: `flux batch … --endpoint=lab --wrap sleep inf`."""
-    # What is cancelled has the time for its end that a busy machine needs.
-    uri = start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=2)
-    flux = flux_in(site, uri)
-    site.configure("server")
+    flux = flux_in(site, patient_uri)
     jobid = flux(
         "batch", "-N2", "-t1h", "--endpoint=server", "--output=served", "--wrap", "sleep", "inf"
     ).strip()
