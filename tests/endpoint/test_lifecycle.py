@@ -219,10 +219,10 @@ def test_a_start_watches_briefly_what_is_away_and_the_agent_goes_on_trying(
 
 
 def test_a_start_that_says_nothing_in_time_is_told_apart(
-    lab: EndpointDirectory, home: Path
+    free_port: int, lab: EndpointDirectory, home: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # so the agent has nothing to say yet
-        log_in(home, f"http://127.0.0.1:{silent.getsockname()[1]}", "token")
+    with socket.create_server(("127.0.0.1", free_port)):  # no answer: the agent can say nothing yet
+        log_in(home, f"http://127.0.0.1:{free_port}", "token")
         said = run("start", "lab", "--detach", "--timeout", "0", fails=True)
     assert "is not ready, and does not say why" in said
     assert f"see {lab.log}" in said
