@@ -76,6 +76,7 @@ class FluxInstance:
             try:
                 yield
             finally:
+                self.end()  # else there is no cleanup to go on, where the test has failed before
                 fifo.write_text("\n")
 
     def end(self) -> None:
