@@ -202,9 +202,12 @@ def test_a_function_that_dies_of_the_signal_sent_on_request_was_ended_not_lost(
 
 def test_a_signal_to_a_queued_task_does_nothing(make_world, tmp_path: Path):
     world = make_world(workers_per_node=1)
-    ids = [world.submit(hold, str(tmp_path), n) for n in range(4)]
+    world.ends([world.submit(double, n) for n in range(300)])  # from now on several are sent ahead
+    *ids, last = [world.submit(hold, str(tmp_path), n) for n in range(5)]
     until((tmp_path / "started-0").exists)
-    for task in ids[1:]:
+    for task in (*ids[1:], last):
         world.engine.cancel(task, signal.SIGUSR1)
+    world.engine.cancel(last)
+    assert is_cancelled(world, last)  # the signals came before that
     (tmp_path / "gate").touch()
     assert [end.value for end in world.ends(ids)] == [0, 1, 2, 3]
