@@ -82,13 +82,18 @@ def until(condition):
 def running(site, blocked):
     """An executor, and futures of what runs on a worker and as a job."""
     on_worker, as_job = blocked
-    with Executor(endpoint_id=site.endpoint_id("lab")) as executor:
+    executor = Executor(endpoint_id=site.endpoint_id("lab"))
+    try:
         futures = [executor.submit(ShellFunction(on_worker.text))]
         on_worker.await_start()
         executor.resource_specification = ONE_RANK
         futures.append(executor.submit(MPIFunction(as_job.text)))
         as_job.await_start()
         yield executor, futures
+    except BaseException:  # what has not ended by now may never do so
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    executor.shutdown()
 
 
 def test_when_the_broker_is_killed_every_future_ends_or_is_answered_in_the_next_instance(
