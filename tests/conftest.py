@@ -16,8 +16,15 @@ from hypothesis import HealthCheck, settings
 from ports import reserved_port
 
 # No example has a time to be done in: a busy machine stops whom it will, for as long as it will.
+# And the same examples each time: new ones are looked for on purpose, many at once.
+_examples = int(os.environ.get("FLUX_ENDPOINT_TEST_EXAMPLES", "0"))
 settings.register_profile(
-    "unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "unhurried",
+    settings(),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=not _examples,
+    max_examples=_examples or 100,
 )
 settings.load_profile("unhurried")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from pathlib import Path
 
 import psutil
@@ -272,6 +273,15 @@ def test_when_the_helper_is_killed_so_is_everything_and_the_groups_end(group, li
     assert group.until_end()[-1][0] == "end"
     with pytest.raises(RuntimeError, match="helper has ended"):
         group.spawn(group.command("true"))
+
+
+def test_when_the_helper_is_killed_while_it_reads_its_request_is_refused(group):
+    os.kill(group.keeper.pid, signal.SIGSTOP)
+    killer = threading.Timer(0.5, os.kill, (group.keeper.pid, signal.SIGKILL))
+    killer.start()  # when the request has filled the socket, and waits
+    with pytest.raises(RuntimeError, match="helper has ended"):
+        group.spawn(group.command("true", env={"LONG": "x" * (8 << 20)}))
+    killer.join()
 
 
 def test_a_key_is_free_again_when_its_group_has_ended(group, lives):

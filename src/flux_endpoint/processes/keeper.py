@@ -194,7 +194,7 @@ class ProcessKeeper:
                 self._control.sendmsg([data[:1]], [rights])
                 data = data[1:]
             self._control.sendall(data)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             raise RuntimeError("the process keeper's helper has ended") from None
 
     # ---- from the helper --------------------------------------------------------------------
