@@ -40,6 +40,13 @@ def pytest_configure() -> None:
             signal.signal(number, handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    # Flux's bindings leave it so when a call on the main thread fails, as some do on purpose.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Broker:
     """The session's RabbitMQ: a node of our own, or the one that the environment names."""
 

@@ -16,8 +16,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from flux_endpoint import logs
@@ -30,6 +31,8 @@ from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 #: Seconds between FluxExecutor's looks at its queue of new jobs; its default of 0.1 alone makes
 #: each lone job take 100 ms.
@@ -274,7 +277,7 @@ class FluxBackend:
         self._lock = threading.Lock()  # a handle serves one thread at a time
         try:
             self._handle = self._flux.Flux(self._uri)
-            listing = _resource_list(self._handle).get().all
+            listing = _answered(lambda: _resource_list(self._handle).get()).all
         except OSError as error:
             raise EngineError(
                 f"can't reach Flux at {where}: {error}. Start the endpoint inside an allocation, "
@@ -310,7 +313,9 @@ class FluxBackend:
         if self.is_lost(None) or not self._lock.acquire(timeout=_LONG_ANSWER_TIMEOUT):
             return False
         try:
-            answer = self._handle.rpc("state-machine.get").wait_for(_LONG_ANSWER_TIMEOUT).get()
+            answer = _answered(
+                lambda: self._handle.rpc("state-machine.get").wait_for(_LONG_ANSWER_TIMEOUT).get()
+            )
         except OSError as error:
             return self.is_lost(error)
         finally:
@@ -417,7 +422,7 @@ class FluxBackend:
         if self.is_lost(None) or not self._lock.acquire(timeout=patience):
             return {}
         try:
-            listing = _resource_list(self._handle).wait_for(patience).get()
+            listing = _answered(lambda: _resource_list(self._handle).wait_for(patience).get())
         except OSError as error:
             logs.event(log, logging.WARNING, "Flux tells nothing of its resources", reason=error)
             return {}
@@ -438,6 +443,18 @@ class FluxBackend:
             self._lifeline.close()
         # Jobs that go on would be waited for; nothing that we started to follow them outlives us.
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _answered(call: Callable[[], _T]) -> _T:
+    """Return what `call`, which waits for Flux, returns; not on the main thread.
+
+    There Flux's bindings have SIGINT end the process while they wait, past its handlers, and
+    forget to undo this when the answer is an error.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    with ThreadPoolExecutor(1, thread_name_prefix="flux-answer") as other:
+        return other.submit(call).result()
 
 
 def local_uri(uri: str) -> str:
