@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pickle
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,7 @@ def ours(strategy: str, value: Any) -> str:
 @in_one_process
 @given(value=of_python)
 def test_what_one_writes_the_other_reads(official: Official, strategy: str, value: Any) -> None:
-    if strategy == "AllDataStrategies" and ours("AllDataStrategies", value).count("11\n"):
+    if strategy == "AllDataStrategies" and re.match(r"13\n\d+\n11\n", ours(strategy, value)):
         value = json.loads(json.dumps(value))  # JSON, which comes first, brings lists for tuples
     assert official.read(ours(strategy, value)) == value
     assert ComputeSerializer().deserialize(official.write(strategy, value)) == value
