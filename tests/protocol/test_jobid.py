@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flux_endpoint.protocol.jobid import JobID, JobIdGenerator, format_jobid, parse_jobid
 
-FORMS = ("f58", "dec", "hex", "dothex", "kvs")
+FORMS = ("f58", "dec", "hex", "dothex", "kvs", "words", "emoji")
 numbers = st.integers(min_value=0, max_value=2**64 - 1)
 
 
@@ -26,6 +26,10 @@ numbers = st.integers(min_value=0, max_value=2**64 - 1)
         (12345, "hex", "0x3039"),
         (12345, "dothex", "0000.0000.0000.3039"),
         (12345, "kvs", "job.0000.0000.0000.3039"),
+        # the first two are examples of RFC 19, the last is as Flux 0.88 prints it
+        (6731191091817518, "f58", "ƒuZZybuNNy"),
+        (6731191091817518, "words", "reform-remote-galileo--heart-package-academy"),
+        (6731191091817518, "emoji", "👩💅📓😸👑🚓"),
     ],
 )
 def test_known_ids(jobid, form, text):
@@ -43,6 +47,18 @@ def test_f58_may_begin_with_a_plain_f(jobid):
     assert parse_jobid(format_jobid(jobid).replace("ƒ", "f")) == jobid
 
 
+@pytest.mark.parametrize(
+    ("text", "jobid"),
+    [
+        ("1.2.3.4", 0x0001_0002_0003_0004),
+        ("  ƒ4fr\n", 12345),
+        ("Reform-REMOTE-galileo-heart-package---academy", 6731191091817518),
+    ],
+)
+def test_forms_that_flux_takes_without_printing_them_are_read(text, jobid):
+    assert parse_jobid(text) == jobid
+
+
 def test_a_number_is_taken_as_it_is():
     assert parse_jobid(12345) == 12345
 
@@ -58,7 +74,13 @@ def test_a_number_is_taken_as_it_is():
         "0x",
         "-1",
         "1.5",
-        "1.2.3.4",
+        "1.2.3",
+        "1.2.3.12345",
+        "reform-remote-galileo",
+        "reform-remote-galileo--heart-package-supper",
+        "yes-yes-yes--yes-yes-yes",
+        "amen-amen-amen--academy-academy-academy",  # one of the triples that stand for nothing
+        "😃🍟x",
         "18446744073709551616",
         "ƒzzzzzzzzzzzz",
     ],

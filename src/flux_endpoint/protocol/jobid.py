@@ -6,16 +6,24 @@ import os
 import re
 import threading
 import time
+from collections.abc import Mapping
 from typing import Literal
 
-Form = Literal["f58", "dec", "hex", "dothex", "kvs"]
+from flux_endpoint.protocol.jobid_tables import EMOJI, WORDS
+
+Form = Literal["f58", "dec", "hex", "dothex", "kvs", "words", "emoji"]
 
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PREFIX = "ƒ"
 _LIMIT = 1 << 64
-_DOTHEX = re.compile(
-    r"(?:job\.)?([0-9a-f]{4})\.([0-9a-f]{4})\.([0-9a-f]{4})\.([0-9a-f]{4})", re.IGNORECASE
-)
+#: Words stand for 32 bits at a time.
+_HALF = 1 << 32
+_DOTHEX = re.compile(r"(?:job\.)?" + r"\.".join([r"([0-9a-f]{1,4})"] * 4), re.IGNORECASE)
+#: As Flux prints them, `x-x-x--x-x-x`; it takes any separators that begin with a dash.
+_WORDS = re.compile(r"[a-z]+(?:-+[a-z]+){5}", re.IGNORECASE)
+_WORD_VALUES = {word: value for value, word in enumerate(WORDS)}
+_F58_VALUES = {character: value for value, character in enumerate(_ALPHABET)}
+_EMOJI_VALUES = {emoji: value for value, emoji in enumerate(EMOJI)}
 
 
 def format_jobid(jobid: int, form: Form = "f58") -> str:
@@ -23,7 +31,8 @@ def format_jobid(jobid: int, form: Form = "f58") -> str:
 
     Args:
         jobid: 0 to 2**64 - 1.
-        form: `dothex` and `kvs` are four dotted groups of hexadecimal digits, `kvs` after `job.`.
+        form: `dothex` and `kvs` are four dotted groups of hexadecimal digits, `kvs` after `job.`;
+            `words` are six words, for the telephone.
 
     Raises:
         ValueError: the number is no job id.
@@ -39,12 +48,25 @@ def format_jobid(jobid: int, form: Form = "f58") -> str:
             digits = f"{jobid:016x}"
             dotted = ".".join(digits[at : at + 4] for at in range(0, 16, 4))
             return f"job.{dotted}" if form == "kvs" else dotted
+        case "words":
+            return "--".join(_three_words(half) for half in (jobid % _HALF, jobid // _HALF))
+        case "emoji":
+            return _digits(jobid, EMOJI)
+    return _PREFIX + _digits(jobid, _ALPHABET)
+
+
+def _digits(number: int, alphabet: str) -> str:
     text = ""
     while True:
-        jobid, digit = divmod(jobid, 58)
-        text = _ALPHABET[digit] + text
-        if not jobid:
-            return _PREFIX + text
+        number, digit = divmod(number, len(alphabet))
+        text = alphabet[digit] + text
+        if not number:
+            return text
+
+
+def _three_words(half: int) -> str:
+    base = len(WORDS)
+    return "-".join(WORDS[half // base**place % base] for place in range(3))
 
 
 def parse_jobid(text: int | str) -> int:
@@ -60,7 +82,8 @@ def parse_jobid(text: int | str) -> int:
     if number is None or not 0 <= number < _LIMIT:
         raise ValueError(
             f"{text!r} is no job id; write it as Flux does (ƒ2WXGLe, or f2WXGLe), as a number, "
-            "as 0x…, or as four dotted groups of hexadecimal digits; at most 64 bits"
+            "as 0x…, as four dotted groups of hexadecimal digits, as six words or in emoji; at "
+            "most 64 bits"
         )
     return number
 
@@ -71,13 +94,33 @@ def _parse(text: str) -> int | None:
     if re.fullmatch("0x[0-9a-f]+", text, re.IGNORECASE):
         return int(text, 16)
     if dotted := _DOTHEX.fullmatch(text):
-        return int("".join(dotted.groups()), 16)
-    if len(text) > 1 and text[0] in (_PREFIX, "f") and all(c in _ALPHABET for c in text[1:]):
-        number = 0
-        for character in text[1:]:
-            number = number * 58 + _ALPHABET.index(character)
-        return number
-    return None
+        return int("".join(group.zfill(4) for group in dotted.groups()), 16)
+    if _WORDS.fullmatch(text):
+        return _parse_words(re.findall("[a-z]+", text.lower()))
+    if text[:1] in {_PREFIX, "f"}:
+        return _number(text[1:], _F58_VALUES)
+    return _number(text, _EMOJI_VALUES)
+
+
+def _number(text: str, values: Mapping[str, int]) -> int | None:
+    if not text or not all(character in values for character in text):
+        return None
+    number = 0
+    for character in text:
+        number = number * len(values) + values[character]
+    return number
+
+
+def _parse_words(words: list[str]) -> int | None:
+    if not all(word in _WORD_VALUES for word in words):
+        return None
+    halves = []
+    for at in (0, 3):
+        first, second, third = (_WORD_VALUES[word] for word in words[at : at + 3])
+        halves.append(first + len(WORDS) * (second + len(WORDS) * third))
+    if max(halves) >= _HALF:  # a few of all triples of words stand for nothing
+        return None
+    return halves[0] + halves[1] * _HALF
 
 
 class JobID(int):
