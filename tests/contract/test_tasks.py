@@ -65,6 +65,27 @@ def test_a_job_has_a_temporary_directory_while_it_runs(world, tmp_path):
     assert not Path(directory).exists()
 
 
+def test_templates_in_the_commands_words_are_filled_in(world, tmp_path):
+    words = ["{{id}}", "{{size}}/{{name}}", "{{ id }}", "{{{{id}}}}", "{{idx}}", "}}", "{{no}}"]
+    out = {"output": {"stdout": {"type": "file", "path": str(tmp_path / "out")}}}
+    command = ["printf", "%s\n", *words]
+    future = world.executor.submit(text(*command, shell={"options": out}))
+    assert future.result(PATIENCE) == 0
+    f58 = format_jobid(future.jobid())
+    assert (tmp_path / "out").read_text().split("\n")[:-1] == [f58, "1/printf", *words[2:]]
+
+
+def test_files_of_the_jobspec_are_in_the_temporary_directory(world, tmp_path):
+    files = {
+        "run": {"mode": 0o100700, "data": "#!/bin/sh\ncat $0.txt", "encoding": "utf-8"},
+        "run.txt": {"mode": 0o100600, "data": "YsOpCg==", "encoding": "base64"},
+    }
+    out = {"output": {"stdout": {"type": "file", "path": str(tmp_path / "out")}}}
+    spec = text("{{tmpdir}}/run", files=files, shell={"options": out})
+    assert world.executor.submit(spec).result(PATIENCE) == 0
+    assert (tmp_path / "out").read_text() == "bé\n"
+
+
 def test_standard_input_comes_from_a_file(world, tmp_path):
     (tmp_path / "in").write_text("given")
     stdin = {"stdin": {"type": "file", "path": str(tmp_path / "in")}}

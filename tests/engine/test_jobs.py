@@ -137,8 +137,41 @@ def test_standard_input_is_empty(world: World):
     assert world.call(MPIFunction("cat"), spec=ONE).value.returncode == 0
 
 
-def test_braces_in_a_command_are_not_fluxs_templates(world: World):
-    assert shell(world, "echo '{{{{id}}}} {{{{jobid}}}}'").stdout == "{{id}} {{jobid}}\n"
+#: What Flux's job shell would fill in, and what it would overrun a buffer of its own with.
+BRACES = (
+    "{{id}}",
+    "{{.Names}}",
+    "{{ x }}",
+    "{{tmpdir}}",
+    "{{name}}",
+    "{{",
+    "{{%s}}" % ("x" * 2000),
+)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("script", "spec"),
+    [
+        (ShellFunction("printf '%s\\n' {words}"), ONE),
+        (ShellFunction("$PARSL_MPI_PREFIX printf '%s\\n' {words}"), {"num_ranks": 2}),
+        (MPIFunction("printf '%s\\n' {words}"), {"num_ranks": 2}),
+        (MPIFunction("printf '%s\\n' {words};"), {"num_ranks": 2}),
+        (MPIFunction("true;\n$PARSL_MPI_PREFIX printf '%s\\n' {words}"), {"num_ranks": 2}),
+    ],
+    ids=["job", "launched", "direct", "script", "prefix"],
+)
+def test_a_command_sees_its_braces_as_they_were_written(world: World, script, spec):
+    words = [*BRACES, "it's", "two words", "back\\slash", ""]
+    result = world.call(script, spec=spec, words=shlex.join(words)).value
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(result.stdout.splitlines()) == sorted(words * spec["num_ranks"])
+
+
+@pytest.mark.mpi
+def test_a_variable_sees_its_braces_as_they_were_written(world: World):
+    spec = {"num_ranks": 1, "environment": {"MINE": "{{id}}"}}
+    assert world.call(MPIFunction("printenv MINE"), spec=spec).value.stdout == "{{id}}\n"
 
 
 # Ends
@@ -280,6 +313,14 @@ def test_output_files_are_appended_to_and_only_this_runs_lines_come_back(world: 
 def test_relative_output_files_are_in_the_working_directory(world: World):
     shell(world, "echo here", stdout="mine.txt")
     assert (world.directory / "tasks_working_dir" / "mine.txt").read_text() == "here\n"
+
+
+def test_the_name_of_an_output_file_may_have_braces(world: World):
+    result = shell(world, "echo out; echo err >&2", stdout="{{id}}.out", stderr="{{id}}.err")
+    assert (result.stdout, result.stderr) == ("out\n", "err\n")
+    work = world.directory / "tasks_working_dir"
+    assert (work / "{{id}}.out").read_text() == "out\n"
+    assert (work / "{{id}}.err").read_text() == "err\n"
 
 
 def test_the_last_lines_of_200_mb_come_back_in_bounded_memory(world: World):

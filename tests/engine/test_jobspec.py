@@ -98,6 +98,20 @@ def test_a_command_for_each_node():
     assert options["per-resource"] == {"type": "node"}
 
 
+def test_a_script_is_a_file_of_the_job_and_its_path_the_last_word():
+    jobspec = built(command=["flux", "broker"], script="echo", files={"more": "x"})
+    assert jobspec["tasks"][0]["command"] == ["flux", "broker", "{{tmpdir}}/script"]
+    files = jobspec["attributes"]["system"]["files"]
+    assert {name: file["data"] for name, file in files.items()} == {"script": "echo", "more": "x"}
+
+
+def test_words_that_flux_would_fill_in_are_in_a_file():
+    jobspec = built(command=["app", "{{id}}", "it's"])
+    assert jobspec["tasks"][0]["command"] == ["/bin/sh", "{{tmpdir}}/script"]
+    [script] = jobspec["attributes"]["system"]["files"].values()
+    assert script["data"] == "exec app '{{id}}' 'it'\"'\"'s'\n"
+
+
 def test_the_environment_is_changed_by_the_specification():
     given = {"environment": {"A": None, "B": "3", "C": "4"}}
     assert system(given)["environment"] == {"B": "3", "C": "4"}

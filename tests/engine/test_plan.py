@@ -101,10 +101,10 @@ def test_a_simple_mpi_command_is_the_jobs_command():
 
 def test_a_script_gets_an_instance_of_its_own():
     plan = command_plan(MPIFunction("true;\n$PARSL_MPI_PREFIX app"), FOUR)
-    assert list(plan.request.command) == ["flux", "broker", "{{tmpdir}}/script"]
+    assert plan.request.command == ("flux", "broker")
     assert plan.request.launch == "node"
-    script = "#!/bin/bash\n$PARSL_MPI_PREFIX true;\n$PARSL_MPI_PREFIX app\n"
-    assert plan.request.files == {"script": script}
+    assert plan.request.script == "#!/bin/bash\n$PARSL_MPI_PREFIX true;\n$PARSL_MPI_PREFIX app\n"
+    assert plan.request.files == {}
     assert plan.request.environment["PARSL_MPI_PREFIX"] == "flux run -n 4 -N 2 -c 1"
 
 
@@ -125,11 +125,6 @@ def test_a_shell_function_of_one_rank_is_a_plain_job():
     assert plan.request.command == ("/bin/bash", "-c", "echo 1 | cat")
     assert plan.request.environment["PARSL_MPI_PREFIX"] == ""
     assert plan.command == "echo 1 | cat"
-
-
-def test_a_command_that_flux_would_fill_in_becomes_a_file():
-    plan = command_plan(ShellFunction("echo {{{{id}}}}"), {"num_ranks": 1})
-    assert plan.request.files == {"script": "echo {{id}}"}
 
 
 def test_on_the_embedded_executor_mpiexec_starts_the_ranks():
@@ -204,6 +199,9 @@ def test_output_goes_to_the_files_named_or_one_of_the_task():
     assert (plan.request.stdout, plan.request.append) == ("/e/work/out", True)
     plan = command_plan(ShellFunction("a"), {"num_ranks": 1})
     assert plan.stdout == Path("/e/work") / f"{uuid.UUID(int=5)}.stdout"
+    plan = command_plan(ShellFunction("a", stdout="{{id}}"), {"num_ranks": 1})
+    assert plan.stdout == Path("/e/work/{{id}}")
+    assert plan.request.stdout == f"/e/jobs/{uuid.UUID(int=5)}/stdout"
 
 
 def test_a_job_is_named_after_the_function_unless_it_has_a_name():

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flux_endpoint.protocol.resources import ResourceSpecification
 
+#: What begins a template. Flux's job shell fills it in, in the words of a job's command and in the
+#: paths of its output; there is no way to escape it, but files and variables are left alone.
+TEMPLATE = "{{"
+_SCRIPT = "script"
+
 
 @dataclass(frozen=True)
 class JobRequest:
     """What a job runs, and what it needs."""
 
+    #: The command's words; it gets them as they are, whatever Flux would make of them.
     command: Sequence[str]
     cwd: str
     environment: Mapping[str, str]
@@ -26,7 +33,9 @@ class JobRequest:
     append: bool = False
     #: Further options of the job shell; those of `resources` win.
     shell_options: Mapping[str, Any] = field(default_factory=dict)
-    #: Files by name, which the job finds in its `{{tmpdir}}`.
+    #: Text of a script; the path of a file that holds it becomes the command's last word.
+    script: str | None = None
+    #: Further files by name, in the script's directory. All of them are executable.
     files: Mapping[str, str] = field(default_factory=dict)
     #: What tells a site that the job is an endpoint's: the attribute `user.flux_endpoint`.
     mark: Mapping[str, str] | None = None
@@ -35,6 +44,7 @@ class JobRequest:
 def build_jobspec(request: JobRequest) -> dict[str, Any]:
     """Return the jobspec of `request`, ready to be encoded as JSON."""
     wanted = request.resources
+    command, files = _command(request)
     system: dict[str, Any] = {
         "duration": wanted.walltime,
         "cwd": request.cwd,
@@ -48,7 +58,7 @@ def build_jobspec(request: JobRequest) -> dict[str, Any]:
         "bank": wanted.bank,
         "constraints": wanted.constraints,
         "dependencies": _dependencies(wanted),
-        "files": _files(request),
+        "files": _archive(files),
     }
     system |= {key: value for key, value in optional.items() if value}
     resources, count = _resources(request)
@@ -60,9 +70,22 @@ def build_jobspec(request: JobRequest) -> dict[str, Any]:
     return {
         "version": 1,
         "resources": [resources],
-        "tasks": [{"command": list(request.command), "slot": "task", "count": count}],
+        "tasks": [{"command": command, "slot": "task", "count": count}],
         "attributes": attributes,
     }
+
+
+def _command(request: JobRequest) -> tuple[list[str], dict[str, str]]:
+    """Return the words that Flux is given, and the files that they need."""
+    words, files = list(request.command), dict(request.files)
+    if request.script is not None:
+        files[_SCRIPT] = request.script
+    elif any(TEMPLATE in word for word in words):
+        files[_SCRIPT] = f"exec {shlex.join(words)}\n"
+        words = ["/bin/sh"]
+    else:
+        return words, files
+    return [*words, f"{{{{tmpdir}}}}/{_SCRIPT}"], files
 
 
 def _environment(request: JobRequest) -> dict[str, str]:
@@ -116,10 +139,9 @@ def _dependencies(wanted: ResourceSpecification) -> list[dict[str, str]]:
     return dependencies
 
 
-def _files(request: JobRequest) -> dict[str, Any]:
+def _archive(files: Mapping[str, str]) -> dict[str, Any]:
     return {
-        name: {"mode": 0o100700, "data": text, "encoding": "utf-8"}
-        for name, text in request.files.items()
+        name: {"mode": 0o100700, "data": text, "encoding": "utf-8"} for name, text in files.items()
     }
 
 

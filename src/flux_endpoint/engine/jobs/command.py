@@ -9,8 +9,6 @@ import shlex
 _SHELL = re.compile(r"[|&;<>()$`\\*?\[\]{}~#!\n%]")
 #: The same before the first word; `--x=1` after it is a word like any other.
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
-#: What the job shell of Flux fills in, in a job's command.
-TEMPLATE = "{{"
 _QUOTED = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")
 
 

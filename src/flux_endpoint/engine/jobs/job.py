@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flux_endpoint.engine.backend import JobFuture
@@ -106,7 +107,12 @@ def prepare_output(plan: JobPlan) -> tuple[int, int]:
     if not isinstance(plan, CommandPlan):
         return 0, 0
     sizes = []
-    for path in (plan.stdout, plan.stderr):
+    for path, given in ((plan.stdout, plan.request.stdout), (plan.stderr, plan.request.stderr)):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if given is not None and given != str(path):
+            link = Path(given)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)  # of an earlier attempt
+            link.symlink_to(path)
         sizes.append(path.stat().st_size if path.is_file() else 0)
     return sizes[0], sizes[1]

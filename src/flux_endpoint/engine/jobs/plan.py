@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.environment import job_environment
-from flux_endpoint.engine.jobs.command import TEMPLATE, simple_words
+from flux_endpoint.engine.jobs.command import simple_words
 from flux_endpoint.engine.jobs.shell_plugin import ShellPlugin
-from flux_endpoint.engine.jobspec import JobRequest
+from flux_endpoint.engine.jobspec import TEMPLATE, JobRequest
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, command_of
@@ -30,6 +30,8 @@ _LOCAL_MPI = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 _LAUNCH = str(Path(__file__).with_name("mpiexec.sh"))
+#: Goes with a script: the nodes need not see this package.
+_LAUNCH_VERBATIM = Path(__file__).with_name("launch.sh")
 #: The shortest walltime, in seconds.
 _SHORTEST = 0.01
 _NO_MPIEXEC = (
@@ -134,8 +136,8 @@ class Planner:
             cwd=str(cwd),
             environment=self._environment(task_id, resources),
             resources=_named(resources, function.__name__),
-            stdout=str(stdout),
-            stderr=str(stderr),
+            stdout=self._output(stdout, task_id, "stdout"),
+            stderr=self._output(stderr, task_id, "stderr"),
             append=True,
             mark=self.tasks.mark("task", task_id),
         )
@@ -145,6 +147,10 @@ class Planner:
             request = self.shell_plugin.prepare(request)
         whole = function.command_prefix + command
         return CommandPlan(request, function, whole, stdout, stderr)
+
+    def _output(self, path: Path, task_id: str, stream: str) -> str:
+        """Return the path that Flux writes to: a link to `path` where it would fill that in."""
+        return str(self.task_directory(task_id) / stream if TEMPLATE in str(path) else path)
 
     def _launched(self, request: JobRequest, command: str, *, is_mpi: bool) -> JobRequest:
         """Choose how a command is started."""
@@ -162,22 +168,22 @@ class Planner:
             return replace(request, command=words, launch="rank")  # the ranks are the job's tasks
         if not is_mpi and request.resources.num_ranks == 1:
             environment["PARSL_MPI_PREFIX"] = ""  # the one rank is the job's only task
-            request = replace(request, environment=environment, launch="rank")
-            if TEMPLATE not in command:
-                return replace(request, command=("/bin/bash", "-c", command))
-            return replace(
-                request, command=("/bin/bash", "{{tmpdir}}/script"), files={"script": command}
-            )
-        script = f"$PARSL_MPI_PREFIX {command}" if is_mpi else command
+            command_line = ("/bin/bash", "-c", command)
+            return replace(request, command=command_line, environment=environment, launch="rank")
+        script, files = (f"$PARSL_MPI_PREFIX {command}" if is_mpi else command), {}
+        if TEMPLATE in command:
+            script = f'PARSL_MPI_PREFIX="/bin/bash ${{0%/*}}/launch $PARSL_MPI_PREFIX --"; {script}'
+            files["launch"] = _LAUNCH_VERBATIM.read_text(encoding="utf-8")
         # An instance of the task's own holds the allocation from the script's first line to its
         # last, and is where the prefix launches the ranks.
         return replace(
             request,
-            command=("flux", "broker", "{{tmpdir}}/script"),
+            command=("flux", "broker"),
             environment=environment,
             launch="node",
             shell_options={"mpi": "none", "exit-timeout": "none"},
-            files={"script": f"#!/bin/bash\n{script}\n"},
+            script=f"#!/bin/bash\n{script}\n",
+            files=files,
         )
 
     def _prefix(self, resources: ResourceSpecification, *, needed: bool) -> str:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import errno
 import json
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,8 @@ class LocalJobspec:
     environment: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
     shell_options: Mapping[str, Any] = field(default_factory=dict)
+    #: Name, content and mode of each file that the tasks find in their temporary directory.
+    files: tuple[tuple[str, bytes, int], ...] = ()
 
 
 def read_jobspec(jobspec: Any, *, pre_signed: bool = False) -> LocalJobspec:
@@ -138,6 +141,7 @@ def _check(document: Mapping[str, Any]) -> LocalJobspec:
         environment=_environment(system),
         name=str(_mapping(system.get("job") or {}, "attributes.system.job").get("name", "")),
         shell_options=options,
+        files=tuple(_files(system)),
     )
 
 
@@ -247,6 +251,30 @@ def _optional_text(system: Mapping[str, Any], key: str) -> str | None:
 def _environment(system: Mapping[str, Any]) -> dict[str, str]:
     environment = _mapping(system.get("environment") or {}, "attributes.system.environment")
     return {str(key): str(value) for key, value in environment.items()}
+
+
+def _files(system: Mapping[str, Any]) -> Iterator[tuple[str, bytes, int]]:
+    """Yield the files of RFC 37 as name, content and permissions."""
+    for name, given in _mapping(system.get("files") or {}, "attributes.system.files").items():
+        what = f"attributes.system.files.{name}"
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise _Rejected(f"{what}: the name of a file, without directories, is wanted")
+        entry = _mapping(given, what)
+        data, mode = entry.get("data"), entry.get("mode", 0o600)
+        if not _is_integer(mode) or stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            raise _Rejected(f"{what}.mode must be that of a regular file")
+        yield name, _content(entry.get("encoding"), data, what), stat.S_IMODE(mode)
+
+
+def _content(encoding: object, data: Any, what: str) -> bytes:
+    if encoding is None:
+        return json.dumps(data).encode()
+    if encoding not in ("utf-8", "base64") or not isinstance(data, str):
+        raise _Rejected(f"{what}: data must be text, its encoding utf-8 or base64")
+    try:
+        return data.encode() if encoding == "utf-8" else base64.b64decode(data, validate=True)
+    except ValueError as exc:
+        raise _Rejected(f"{what}: data can't be decoded: {exc}") from None
 
 
 def _shell_options(system: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,7 +20,8 @@ _NOT_INHERITED = ("FLUX_URI", "FLUX_KVS_NAMESPACE", "FLUX_JOB_ID_PATH")
 _NOT_INHERITED_PREFIX = ("PMI_", "PMIX_")
 #: Tasks of one job; each is a process of this machine.
 MAX_TASKS = 10_000
-_TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
+#: As Flux's job shell finds it: up to the first braces that close, whatever is before them.
+_TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,10 @@ class Launcher:
         if self._size > MAX_TASKS:
             raise ValueError(f"{self._size} tasks; the most is {MAX_TASKS}")
         self.temporary.mkdir(mode=0o700, exist_ok=True)
+        for name, content, mode in self._spec.files:
+            path = self.temporary / name
+            path.write_bytes(content)
+            path.chmod(mode)
         base = self._base_environment()
         nodes: list[list[Task]] = []
         rank = 0
@@ -115,12 +120,13 @@ class Launcher:
             "task.localid": local_id,
             "node.id": index,
             "node.name": socket.gethostname(),
+            "tmpdir": self.temporary,
         }
         options = self._spec.shell_options
         stdout = self._output(stream_options(options, "output", "stdout"), "out", names)
         stderr = self._output(stream_options(options, "output", "stderr"), "err", names)
         stdin = stream_options(options, "input", "stdin").get("path")
-        argv = self._spec.command
+        argv = [self._render(word, names) for word in self._spec.command]
         return Task(rank, local_id, Command(argv, env, self._cwd, stdin, stdout, stderr))
 
     def _base_environment(self) -> dict[str, str]:
@@ -164,7 +170,7 @@ class Launcher:
 
     def _render(self, template: str, names: Mapping[str, Any]) -> str:
         def value(found: re.Match[str]) -> str:
-            name = found[1].strip()
+            name = found[1]
             if name in names:
                 return str(names[name])
             first, _, form = name.partition(".")
@@ -189,6 +195,8 @@ _FORMS: dict[str, Form] = {
     "hex": "hex",
     "dothex": "dothex",
     "kvs": "kvs",
+    "words": "words",
+    "emoji": "emoji",
 }
 
 
