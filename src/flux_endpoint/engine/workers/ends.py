@@ -13,6 +13,8 @@ import psutil
 #: Seconds for what was killed to be gone, and looks at what is left that there are in any case.
 _PATIENCE = 1.0
 _LEAST_ROUNDS = 10
+#: Exit code of a worker whose task has closed the descriptor of its connection to the manager.
+CONNECTION_CLOSED = 78
 
 
 def signal_tree(pid: int, signum: int, *, itself: bool = True) -> None:
@@ -56,4 +58,9 @@ def end_of(status: int) -> str:
         name = signal.Signals(signum).name if signum in list(signal.Signals) else str(signum)
         hint = " (out of memory?)" if signum == signal.SIGKILL else ""
         return f"the worker process was killed by signal {signum} ({name}){hint}"
+    if os.WEXITSTATUS(status) == CONNECTION_CLOSED:
+        return (
+            "the worker process can't tell how the task ended: the task closed a descriptor that "
+            "was not its own (os.closerange?)"
+        )
     return f"the worker process ended with exit code {os.WEXITSTATUS(status)} in mid-task"

@@ -85,11 +85,14 @@ class _Worker:
     cancelled: str | None = None
     #: The signal that somebody had us send to its running task.
     signalled: int | None = None
+    #: Whether it starts nothing more, since a task has spoilt its process.
+    leaves: bool = False
     eof: bool = False
 
     @property
     def takes_tasks(self) -> bool:
-        return not self.eof and self.cancelled is None and not self.skipping
+        ends = self.eof or self.leaves or self.cancelled is not None
+        return not ends and not self.skipping
 
     def starts(self, now: float) -> None:
         """Take note that the first of the tasks is started, if there is one."""
@@ -314,6 +317,8 @@ class Manager:
                     worker.skipping -= 1
                 elif "late" in header:
                     self._not_started(worker, header["late"])
+                elif "leaves" in header:
+                    self._replaced(worker, header["leaves"])
                 else:
                     self._finished(worker, header["id"], body, header["returncode"])
         except EOFError:
@@ -322,6 +327,12 @@ class Manager:
             return
         worker.channel.flush()
         self._watch(worker)
+
+    def _replaced(self, worker: _Worker, reason: str) -> None:
+        """A worker ends on its own account, between two tasks; another takes its place."""
+        logs.event(log, logging.INFO, "worker replaced", pid=worker.pid, reason=reason)
+        worker.leaves = True
+        self._take_back(worker)
 
     def _not_started(self, worker: _Worker, task_id: str) -> None:
         """A worker came to a task when its time had passed."""

@@ -4,46 +4,121 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import socket
-import sys
 import time
+import traceback
 from contextlib import suppress
+from typing import Any
 
 from flux_endpoint.engine import results
-from flux_endpoint.engine.task import TaskRunner, TaskSettings, Value
+from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
 from flux_endpoint.engine.workers.claims import Claims
+from flux_endpoint.engine.workers.ends import CONNECTION_CLOSED
 from flux_endpoint.engine.workers.frames import read_frame, write_frame
-from flux_endpoint.protocol.states import TaskState
+from flux_endpoint.engine.workers.process_state import ProcessState, out_of_the_way
+from flux_endpoint.protocol.states import ErrorCode, TaskState
+
+#: Seconds without a task after which the threads that were kept are looked at, and the part of a
+#: CPU from which on they are busy.
+_QUIET = 1.0
+_BUSY = 0.1
+
+
+class Worker:
+    """Runs tasks in this process, and nothing else; the process is its own.
+
+    Args:
+        channel: connects it to its manager.
+        claims: which of the tasks that come through `channel` may be started.
+        settings: how tasks run here.
+    """
+
+    def __init__(self, channel: socket.socket, claims: Claims, settings: TaskSettings) -> None:
+        self._channel = socket.socket(fileno=out_of_the_way(channel.detach()))
+        self._channel_file = _file_of(self._channel)
+        self._claims = Claims(out_of_the_way(claims.fileno()))
+        self._pid = os.getpid()
+        self._runner = TaskRunner(settings)
+        self._details = results.worker_details(settings.endpoint_id)
+        self._state = ProcessState()
+        #: Why this process must be replaced.
+        self._leaves = ""
+
+    def work(self) -> None:
+        """Run what is sent and may be started, until the channel is closed or a task spoils this.
+
+        The manager is told of the latter: `{"leaves": why}`.
+        """
+        while not self._leaves:
+            if self._state.has_threads:
+                self._watch_threads()
+            if self._leaves or (frame := read_frame(self._channel)) is None:
+                break
+            self._serve(*frame)
+        if self._leaves:
+            write_frame(self._channel, {"leaves": self._leaves})
+
+    def _serve(self, header: dict[str, Any], buffer: bytes) -> None:
+        task_id = header["id"]
+        if not self._claims.take():
+            write_frame(self._channel, {"skipped": task_id})
+            return
+        if header.get("before", math.inf) <= time.time():
+            write_frame(self._channel, {"late": task_id})
+            return
+        statuses = [results.transition(TaskState.EXEC_START)]
+        end = self._run(header, buffer.decode())
+        statuses.append(results.transition(TaskState.EXEC_END))
+        if _file_of(self._channel) != self._channel_file:
+            os._exit(CONNECTION_CLOSED)  # whatever has its number now is not for us to write to
+        told = {"id": task_id, "returncode": end.returncode if isinstance(end, Value) else None}
+        write_frame(self._channel, told, results.body_of(task_id, end, self._details, statuses))
+        _reap()
+
+    def _run(self, header: dict[str, Any], buffer: str) -> Value | Failure:
+        """Run a task, and make this process again what it was before."""
+        end: Value | Failure | None = None
+        try:
+            if header.get("format"):
+                end = self._runner.format(buffer)
+            else:
+                end = self._runner.run(header["id"], buffer, header.get("rs"))
+            self._end_if_forked()
+            self._leaves = self._state.restore()
+        except BaseException:  # noqa: BLE001 - raised by a signal handler, and too late for its task
+            self._end_if_forked()
+            end = end or Failure(ErrorCode.REMOTE_EXECUTION, traceback.format_exc())
+            self._leaves = self._state.restore()
+        return end
+
+    def _end_if_forked(self) -> None:
+        """End this process if it is one that a task has forked, and that came back here."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+    def _watch_threads(self) -> None:
+        """Wait a while for a task; if none comes, find out whether other threads use the CPU."""
+        wall, used = time.monotonic(), time.process_time()
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        if not poll.poll(_QUIET * 1000):
+            share = (time.process_time() - used) / (time.monotonic() - wall)
+            if share > _BUSY:
+                self._leaves = "a task has left a thread that goes on using the CPU"
 
 
 def work(channel: socket.socket, claims: Claims, settings: TaskSettings) -> None:
-    """Run the tasks from `channel` that `claims` allows, until it is closed."""
-    own_pid = os.getpid()
-    runner = TaskRunner(settings)
-    details = results.worker_details(settings.endpoint_id)
-    while (frame := read_frame(channel)) is not None:
-        header, buffer = frame
-        task_id = header["id"]
-        if not claims.take():
-            write_frame(channel, {"skipped": task_id})
-            continue
-        if header.get("before", math.inf) <= time.time():
-            write_frame(channel, {"late": task_id})
-            continue
-        statuses = [results.transition(TaskState.EXEC_START)]
-        if header.get("format"):
-            end = runner.format(buffer.decode())
-        else:
-            end = runner.run(task_id, buffer.decode(), header.get("rs"))
-        if os.getpid() != own_pid:  # a process that the task forked, and that came back here
-            os._exit(0)
-        statuses.append(results.transition(TaskState.EXEC_END))
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # a task may have closed it
-                stream.flush()
-        told = {"id": task_id, "returncode": end.returncode if isinstance(end, Value) else None}
-        write_frame(channel, told, results.body_of(task_id, end, details, statuses))
-        _reap()
+    """Be a worker, until `channel` is closed or another process has to take this one's place."""
+    Worker(channel, claims, settings).work()
+
+
+def _file_of(channel: socket.socket) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(channel.fileno())
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _reap() -> None:

@@ -1,0 +1,325 @@
+"""What a task may change of its worker's process, and how it is put back before the next task.
+
+Everything here is checked after each task, so it has to be cheap: a system call or less for each.
+What can't be put back cheaply or surely is a reason to replace the worker: a fork of the template
+costs milliseconds. Modules and what they hold (caches, connections) are not touched.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import gc
+import locale
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from types import FrameType
+from typing import IO, Any, cast
+
+#: Descriptors of ours are moved up to here, where a task that closes or counts a few never comes.
+_OUT_OF_THE_WAY = 500
+#: The per-task variables: set anew for each task.
+_PER_TASK = frozenset({b"GC_TASK_UUID", b"GC_TASK_SANDBOX_DIR"})
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_SIGNALS = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+_IMPORT = "<frozen importlib._bootstrap>"
+
+
+#: The functions of `signal` without their wrappers, which cost ten times the call.
+_plain = sys.modules["_signal"]
+_getsignal: Callable[[int], Any] = _plain.getsignal
+_signal: Callable[[int, Any], Any] = _plain.signal
+_pthread_sigmask: Callable[[int, Iterable[int]], set[int]] = _plain.pthread_sigmask
+
+
+def out_of_the_way(descriptor: int) -> int:
+    """Move a descriptor to a high number, closed on exec, and return that."""
+    for lowest in (_OUT_OF_THE_WAY, 100, 3):
+        with suppress(OSError):  # there may be no number so high
+            moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)
+            os.close(descriptor)
+            return int(moved)
+    return descriptor
+
+
+class ProcessState:
+    """The state of this process between tasks, as it is when this object is made.
+
+    To be made, once, and used in the main thread of a process that has no other thread.
+    """
+
+    def __init__(self) -> None:
+        self._signals = _Signals()
+        self._streams = _Streams()
+        self._environment = _Environment()
+        self._interpreter = _interpreter()
+        self._path_length = len(sys.path)
+        self._umask = os.umask(0o22)
+        os.umask(self._umask)
+        self._locale = locale.setlocale(locale.LC_ALL)
+        self._zone = time.tzname
+        self._scheduling = _scheduling()
+        self._limits = _Limits()
+        self._threads = set(threading.enumerate())
+        self._most_descriptors = os.sysconf("SC_OPEN_MAX") // 2
+
+    def restore(self) -> str:
+        """Put back what a task has changed; return why this process can't go on, or nothing."""
+        self._signals.disarm()  # first: what a task left armed must not interrupt the rest
+        trace, profile, *_ = self._interpreter
+        if sys.gettrace() is not trace or sys.getprofile() is not profile:
+            sys.settrace(trace)
+            sys.setprofile(profile)
+        return next(filter(None, self._reasons()), "")
+
+    def _reasons(self) -> Iterator[str]:
+        yield self._signals.restore()
+        yield self._streams.restore()
+        self._environment.restore()
+        os.umask(self._umask)
+        yield self._restore_locale()
+        if _interpreter() != self._interpreter:
+            _, _, limit, interval, collects = self._interpreter
+            sys.setrecursionlimit(limit)
+            sys.setswitchinterval(interval)
+            (gc.enable if collects else gc.disable)()
+        if len(sys.path) != self._path_length:
+            # Kept, as the modules that came from there are; but it must not grow with each task.
+            sys.path[:] = dict.fromkeys(sys.path)
+            self._path_length = len(sys.path)
+        if _scheduling() != self._scheduling:
+            yield "a task has changed its priority or its CPUs"
+        yield self._limits.restore()
+        if _lowest_free_descriptor() > self._most_descriptors:
+            yield "its tasks have left half of the descriptors open that it may have"
+        if threading.active_count() > 1:
+            yield self._left_threads()
+
+    def _restore_locale(self) -> str:
+        if locale.setlocale(locale.LC_ALL) != self._locale:
+            try:
+                locale.setlocale(locale.LC_ALL, self._locale)
+            except locale.Error:
+                return f"a task has changed the locale, and {self._locale} can't be set again"
+        if time.tzname != self._zone:  # by tzset; TZ itself is restored
+            time.tzset()
+            self._zone = time.tzname
+        return ""
+
+    def _left_threads(self) -> str:
+        """Return why threads that the last task left don't let the process go on.
+
+        A daemon thread may be left behind by its nature, and a pool keeps its threads; a kept
+        module or object may need them.
+        """
+        pools = sys.modules.get("concurrent.futures.thread")
+        kept = getattr(pools, "_threads_queues", ())
+        current = set(threading.enumerate())
+        for thread in current - self._threads:
+            if not thread.daemon and thread not in kept:
+                return f"a task has left the thread {thread.name} running"
+        self._threads = current
+        return ""
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether there are other threads that were kept."""
+        return threading.active_count() > 1
+
+
+class _Signals:
+    """Handlers, the mask, and what raises signals by itself."""
+
+    def __init__(self) -> None:
+        self._handlers = list(map(_getsignal, _SIGNALS))
+        self._mask = _pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def disarm(self) -> None:
+        """Stop timers, and the thread by which `faulthandler` watches the time."""
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
+        if (watchdog := sys.modules.get("faulthandler")) is not None:
+            watchdog.cancel_dump_traceback_later()
+
+    def restore(self) -> str:
+        signal.set_wakeup_fd(-1)
+        if _pthread_sigmask(signal.SIG_BLOCK, ()) != self._mask:
+            # One that is pending would hit the next task, or this process, if it were let through.
+            return "a task has blocked or unblocked signals"
+        # Whoever ignored this one, be it a library in C: exit codes of commands would be lost.
+        _signal(signal.SIGCHLD, _plain.SIG_DFL)
+        handlers = list(map(_getsignal, _SIGNALS))
+        if handlers != self._handlers:
+            for number, now, before in zip(_SIGNALS, handlers, self._handlers, strict=True):
+                if now != before and before is not None:  # None: not Python's
+                    _signal(number, before)
+        return ""
+
+
+class _Streams:
+    """Descriptors 0 to 2, and Python's streams on them."""
+
+    def __init__(self) -> None:
+        self._copies = [out_of_the_way(os.dup(number)) for number in range(3)]
+        self._streams = [self._new(number) for number in range(3)]
+        self._put()
+
+    @staticmethod
+    def _new(number: int) -> IO[str]:
+        # A task may close the stream, but not the descriptor with it. What is printed is written
+        # at once, for whoever follows the log, and never fails for its characters.
+        return cast(
+            "IO[str]",
+            open(
+                number,
+                "w" if number else "r",
+                buffering=1,
+                encoding="utf-8",
+                errors="backslashreplace" if number else "surrogateescape",
+                closefd=False,
+            ),
+        )
+
+    def _put(self) -> None:
+        sys.stdin, sys.stdout, sys.stderr = self._streams
+        sys.__stdin__, sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc, assignment]
+
+    def restore(self) -> str:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # a task may have put anything there
+                stream.flush()
+        try:
+            for number, copy in enumerate(self._copies):
+                os.dup2(copy, number)
+        except OSError:
+            return "a task has closed descriptors of its worker"
+        usable = [_is_open(stream) for stream in self._streams]
+        if not all(usable):
+            self._streams = [
+                stream if usable[number] else self._new(number)
+                for number, stream in enumerate(self._streams)
+            ]
+        self._put()
+        return ""
+
+
+def _is_open(stream: IO[str]) -> bool:
+    try:
+        return not stream.closed
+    except ValueError:  # its buffer was detached
+        return False
+
+
+class _Environment:
+    """The environment; what is written to it is noted where it is written.
+
+    What a module sets while it is imported belongs to the module, which is imported only once: it
+    stays. Whatever else a task sets is put back.
+    """
+
+    def __init__(self) -> None:
+        self._environ, self._environb = os.environ, os.environb
+        self._wanted = dict(os.environb)
+        self._written: set[bytes] = set()
+        self._putenv, self._unsetenv = os.putenv, os.unsetenv
+
+        def putenv(name: Any, value: Any, /) -> None:
+            self._putenv(name, value)
+            self._note(os.fsencode(name), os.fsencode(value))
+
+        def unsetenv(name: Any, /) -> None:
+            self._unsetenv(name)
+            self._note(os.fsencode(name), None)
+
+        # `os.environ` calls these by their names in `os`.
+        os.putenv, os.unsetenv = putenv, unsetenv
+
+    def _note(self, name: bytes, value: bytes | None) -> None:
+        if not _is_importing():
+            self._written.add(name)
+        elif value is None:
+            self._wanted.pop(name, None)
+        else:
+            self._wanted[name] = value
+
+    def restore(self) -> None:
+        os.environ, os.environb = self._environ, self._environb
+        for name in self._written - _PER_TASK:
+            if name in self._wanted:
+                os.environb[name] = self._wanted[name]
+            else:
+                with suppress(KeyError):  # it may have been put beside `os.environ`
+                    del os.environb[name]
+                self._unsetenv(name)
+        self._written.clear()
+
+
+def _is_importing() -> bool:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT:
+            return True
+        frame = frame.f_back
+    return False
+
+
+class _Limits:
+    """The limits of `setrlimit`; that one was called is noted where it is called."""
+
+    def __init__(self) -> None:
+        names = (name for name in dir(resource) if name.startswith("RLIMIT_"))
+        numbers = {int(getattr(resource, name)) for name in names}
+        self._wanted = {number: resource.getrlimit(number) for number in numbers}
+        self._called = False
+        self._set = resource.setrlimit
+        for name in ("setrlimit", "prlimit"):
+            setattr(resource, name, self._noting(getattr(resource, name)))
+
+    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def noting(*arguments: Any) -> Any:
+            self._called = True
+            return function(*arguments)
+
+        return noting
+
+    def restore(self) -> str:
+        if not self._called:
+            return ""
+        self._called = False
+        try:
+            for number, wanted in self._wanted.items():
+                if resource.getrlimit(number) != wanted:
+                    self._set(number, wanted)
+        except (OSError, ValueError):
+            return "a task has lowered a resource limit that can't be raised again"
+        return ""
+
+
+def _interpreter() -> tuple[Any, Any, int, float, bool]:
+    return (
+        sys.gettrace(),
+        sys.getprofile(),
+        sys.getrecursionlimit(),
+        sys.getswitchinterval(),
+        gc.isenabled(),
+    )
+
+
+def _scheduling() -> tuple[int, set[int]]:
+    return os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)
+
+
+def _lowest_free_descriptor() -> int:
+    try:
+        descriptor = os.dup(1)
+    except OSError:  # there is none
+        return sys.maxsize
+    os.close(descriptor)
+    return descriptor
