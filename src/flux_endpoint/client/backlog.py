@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flux_endpoint.client.future import ComputeFuture
@@ -29,12 +29,21 @@ class Route(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class PendingTask:
-    """A task that waits to be sent; `payload` is its packed arguments."""
+    """A task that waits to be sent.
+
+    Attributes:
+        payload: its packed arguments.
+        size: characters that it keeps in memory; the code of its function counts once.
+    """
 
     future: ComputeFuture
     route: Route
     function: FunctionRegistration
     payload: str
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.payload) + self.function.take_size()
 
 
 class Backlog:
@@ -63,7 +72,7 @@ class Backlog:
             if self._closed:
                 return False
             self._tasks.append(task)
-            self._bytes += len(task.payload)
+            self._bytes += task.size
             if len(self._tasks) == 1:
                 self._filled.notify()
             return True
@@ -82,7 +91,7 @@ class Backlog:
                 if batch and size > max_bytes:
                     break
                 batch.append(self._tasks.popleft())
-                self._bytes -= len(batch[-1].payload)
+                self._bytes -= batch[-1].size
             self._emptied.notify_all()
             return batch
 

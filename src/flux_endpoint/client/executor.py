@@ -31,8 +31,6 @@ from flux_endpoint.client.mapping import map_calls
 from flux_endpoint.client.registry import (
     FunctionRegistration,
     FunctionRegistry,
-    name_of,
-    registration_body,
     serialize_call,
 )
 from flux_endpoint.client.results import from_document, resolve
@@ -240,7 +238,10 @@ class Executor(FuturesExecutor):
         function_id: UuidLike | None = None,
         **func_register_kwargs: Any,
     ) -> str:
-        """Register `fn` now, rather than when it is first submitted.
+        """Register `fn` as it is now, rather than when it is first submitted.
+
+        If `fn` has changed when it is submitted, it is registered again, by the defaults of
+        `Client.register_function`. A `function_id` stands for `fn` whatever becomes of `fn`.
 
         Args:
             fn: the function.
@@ -251,7 +252,7 @@ class Executor(FuturesExecutor):
             The function's id.
 
         Raises:
-            ValueError: this Executor knows `fn` already, under another id.
+            ValueError: this Executor knows `fn`, as it is now, under another id.
             SerializationError: `fn` can't be serialized.
         """
         self._refuse_if_shut_down()
@@ -265,9 +266,9 @@ class Executor(FuturesExecutor):
                 f"as {known.function_id or 'of its first submission'}"
             )
         if given is None:
-            body = registration_body(fn, self.serializer, **func_register_kwargs)
-            given = self.client.api.register(body)
-        self._functions.remember(fn, FunctionRegistration(name_of(fn), function_id=given))
+            register = self.client.api.register
+            return self._functions.register(fn, self.serializer, register, **func_register_kwargs)
+        self._functions.remember(fn, given)
         return given
 
     def register_source_code(self, source: str, function_name: str, **kwargs: Any) -> str:
@@ -296,8 +297,9 @@ class Executor(FuturesExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeFuture:
         """Have `fn(*args, **kwargs)` run on the endpoint.
 
-        Function and arguments are serialized here, the function only when it is new; all requests
-        are made by another thread. Waits only while very many tasks have yet to be sent.
+        Function and arguments are serialized here, the function only when it is new or may have
+        changed; what runs is what `fn` is now. All requests are made by another thread. Waits only
+        while very many tasks have yet to be sent.
 
         Raises:
             SerializationError: the function or its arguments can't be serialized, or are too large.
@@ -389,7 +391,7 @@ class Executor(FuturesExecutor):
         """Yield `fn(*values)` for the values of `iterables`, zipped, in their order.
 
         The first few thousand calls are submitted at once, the others as results are taken, so that
-        the iterables may be endless.
+        the iterables may be endless. Each runs what `fn` is when it is submitted.
 
         Args:
             fn: the function.

@@ -9,6 +9,7 @@ import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import flux_endpoint
@@ -16,16 +17,23 @@ from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.errors import PayloadTooLargeError, SerializationError
 from flux_endpoint.functions import CommandFunctionCode, command_arguments
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
-from flux_endpoint.serialize import ComputeSerializer
+from flux_endpoint.serialize import ComputeSerializer, State, same_state
 
 #: How many functions an Executor remembers; one that was forgotten is registered again when needed.
 MAX_FUNCTIONS = 4096
 
 
 class FunctionRegistration:
-    """A function as the service knows it, or will: `function_id` is `None` until then."""
+    """A function as the service knows it, or will.
 
-    __slots__ = ("body", "function_id", "name")
+    Attributes:
+        name: what it is called in messages.
+        body: the request that registers it; `None` once that has been done.
+        function_id: its id at the service; `None` until then.
+        may_be_command: whether it is a command function, as far as is known here.
+    """
+
+    __slots__ = ("_uncounted", "body", "function_id", "may_be_command", "name")
 
     def __init__(
         self, name: str, body: dict[str, Any] | None = None, function_id: str | None = None
@@ -33,19 +41,36 @@ class FunctionRegistration:
         self.name = name
         self.body = body
         self.function_id = function_id
+        self.may_be_command = True  # if somebody else registered it
+        self._uncounted = 0
+        if body is not None:
+            self.may_be_command = (
+                body["meta"].get("serde_identifier") == CommandFunctionCode.identifier[:2]
+            )
+            self._uncounted = len(body["function_code"])
+        if function_id is not None:
+            self.registered_as(function_id)
 
-    @property
-    def may_be_command(self) -> bool:
-        """Whether the function is a command function, as far as is known here."""
-        if self.body is None:  # registered by somebody else
-            return True
-        identifier = self.body["meta"].get("serde_identifier")
-        return bool(identifier == CommandFunctionCode.identifier[:2])
+    def registered_as(self, function_id: str) -> None:
+        """Take note of the id; the function's code, which may be large, is not kept."""
+        self.function_id = function_id
+        self.body = None
+        self._uncounted = 0
+
+    def take_size(self) -> int:
+        """Return how large the code is that is yet to be sent, and from then on 0."""
+        size, self._uncounted = self._uncounted, 0
+        return size
 
 
 def name_of(fn: Callable[..., Any]) -> str:
     """Return what to call `fn`; objects that only are callable go by the name of their class."""
-    return getattr(fn, "__name__", None) or type(fn).__name__
+    return _unicode(getattr(fn, "__name__", None) or type(fn).__name__)
+
+
+def _unicode(text: object) -> str:
+    """Return `text` as it can be sent: with escapes for what is no Unicode."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def serialize_call(
@@ -79,7 +104,7 @@ def serialize_call(
         raise SerializationError(
             f"the arguments of '{name}' can't be serialized: {_reason(error)}"
         ) from error
-    _check_size(buffers, f"the arguments of '{name}'")
+    _check_buffers(buffers, f"the arguments of '{name}'")
     return serializer.pack_buffers(buffers)
 
 
@@ -104,21 +129,44 @@ def registration_body(
         SerializationError: `fn` can't be serialized; the text has its name and the reason.
         PayloadTooLargeError: it is over the limit.
     """
+    return _body_of(
+        fn,
+        _serialized(fn, serializer),
+        description=description,
+        metadata=metadata,
+        public=public,
+        group=group,
+    )
+
+
+def _serialized(fn: Callable[..., Any], serializer: ComputeSerializer) -> str:
     if not callable(fn):
         raise TypeError(f"expected a function, got {type(fn).__name__}: {fn!r}")
-    name = name_of(fn)
     try:
         buffer = serializer.serialize(fn)
     except Exception as error:
         raise SerializationError(
-            f"function '{name}' can't be serialized: {_reason(error)}"
+            f"function '{name_of(fn)}' can't be serialized: {_reason(error)}"
         ) from error
-    _check_size([buffer], f"function '{name}'")
+    _check_buffers([buffer], f"function '{name_of(fn)}'")
+    return buffer
+
+
+def _body_of(
+    fn: Callable[..., Any],
+    buffer: str,
+    *,
+    description: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    public: bool = False,
+    group: UuidLike | None = None,
+) -> dict[str, Any]:
     # A callable object's class docstring does not describe this object.
     text = description or (inspect.getdoc(fn) if hasattr(fn, "__name__") else None)
-    body = _common_body(name, text, metadata, public=public, group=group)
+    body = _common_body(name_of(fn), text, metadata, public=public, group=group)
     body["meta"] = {**body["meta"], "serde_identifier": buffer[:2]}
-    return {**body, "function_code": serializer.pack_buffers([buffer]), "serialized": True}
+    code = ComputeSerializer.pack_buffers([buffer])
+    return {**body, "function_code": code, "serialized": True}
 
 
 def source_body(
@@ -144,7 +192,7 @@ def source_body(
         ) from error
     if function_name not in names:
         raise ValueError(f"the source defines no '{function_name}' at its top level")
-    _check_size([source], f"the source of '{function_name}'")
+    _check_buffers([source], f"the source of '{function_name}'")
     body = _common_body(function_name, description, metadata, public=public, group=group)
     return {**body, "function_code": source, "serialized": False}
 
@@ -163,7 +211,7 @@ def _common_body(
     }
     body: dict[str, Any] = {"function_name": name, "meta": {**versions, **(metadata or {})}}
     if description:
-        body["description"] = description
+        body["description"] = _unicode(description)
     if public:
         body["public"] = True
     if group is not None:
@@ -171,64 +219,156 @@ def _common_body(
     return body
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A callable, and what it was registered as.
+
+    Attributes:
+        fn: the callable; kept alive, so that its identity is not given to another.
+        registration: what it was registered as.
+        serializer: what it was serialized with; `None` if its user gave the id.
+        state: of `fn` at that time, see `ComputeSerializer.state`.
+        digest: of its name and code at that time.
+        asked_for: whether its user had it registered, rather than only submitted it.
+    """
+
+    fn: object
+    registration: FunctionRegistration
+    serializer: ComputeSerializer | None = None
+    state: State | None = None
+    digest: bytes = b""
+    asked_for: bool = False
+
+
 class FunctionRegistry:
-    """The functions that one Executor has seen. Safe to use from several threads."""
+    """The callables that one Executor has seen, each as it is now. Safe to use from threads.
+
+    A callable that has changed since it was registered is registered again. Whether it has is told
+    by its state; where it has none, as an object or a closure over a list, by serializing it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # By identity: the entry keeps its function alive, so that the id is not given to another.
-        self._seen: OrderedDict[int, tuple[object, object, FunctionRegistration]] = OrderedDict()
+        self._known: OrderedDict[int, _Known] = OrderedDict()  # by identity
         # Equal code under equal name is one function: lambdas in a loop, bound methods.
         self._by_code: OrderedDict[bytes, FunctionRegistration] = OrderedDict()
 
-    def find(self, fn: object) -> FunctionRegistration | None:
-        """Return what `fn` was registered as, whichever way."""
-        with self._lock:
-            entry = self._seen.get(id(fn))
-        return entry[2] if entry else None
+    def find(self, fn: Callable[..., Any]) -> FunctionRegistration | None:
+        """Return what `fn` was registered as, whichever way, unless it has changed since.
 
-    def remember(self, fn: object, registration: FunctionRegistration) -> None:
-        """Take `registration` for `fn` from now on, whatever the serializer."""
-        with self._lock:
-            self._store(fn, None, registration)
+        Raises:
+            SerializationError: `fn` can't be serialized any more.
+        """
+        known = self._get(fn)
+        if known is None or known.serializer is None:
+            return known.registration if known else None
+        if same_state(known.state, known.serializer.state(fn)):
+            return known.registration
+        digest = _digest(name_of(fn), _serialized(fn, known.serializer))
+        return known.registration if digest == known.digest else None
 
-    def prepare(
-        self, fn: Callable[..., Any], serializer: ComputeSerializer
-    ) -> FunctionRegistration:
-        """Return the registration of `fn`, serialized with `serializer` if it is new.
+    def remember(self, fn: Callable[..., Any], function_id: str) -> None:
+        """Take `function_id` for `fn` from now on, whatever becomes of `fn`."""
+        with self._lock:
+            self._store(_Known(fn, FunctionRegistration(name_of(fn), function_id=function_id)))
+
+    def register(
+        self,
+        fn: Callable[..., Any],
+        serializer: ComputeSerializer,
+        register: Callable[[dict[str, Any]], str],
+        **options: Any,
+    ) -> str:
+        """Have `register` register `fn` as it is now, and return its id.
+
+        Args:
+            fn: the callable; it is serialized with this serializer later, too.
+            serializer: how to serialize it.
+            register: sends the request.
+            options: as of `registration_body`.
 
         Raises:
             TypeError: `fn` is not callable.
             SerializationError: `fn` can't be serialized.
         """
+        state = serializer.state(fn)  # before it is serialized: a change in between is noticed
+        buffer = _serialized(fn, serializer)
+        body = _body_of(fn, buffer, **options)
+        registration = FunctionRegistration(name_of(fn), body)
+        function_id = register(body)
+        registration.registered_as(function_id)
+        digest = _digest(registration.name, buffer)
         with self._lock:
-            entry = self._seen.get(id(fn))
-            if entry and (entry[1] is serializer or entry[1] is None):
-                self._seen.move_to_end(id(fn))
-                return entry[2]
-        body = registration_body(fn, serializer)
-        text = f"{body['function_name']}\n{body['function_code']}"
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            self._by_code[digest] = registration
+            self._store(_Known(fn, registration, serializer, state, digest, asked_for=True))
+        return function_id
+
+    def prepare(
+        self, fn: Callable[..., Any], serializer: ComputeSerializer
+    ) -> FunctionRegistration:
+        """Return the registration of `fn` as it is now, serialized if it is new or may be.
+
+        Raises:
+            TypeError: `fn` is not callable.
+            SerializationError: `fn` can't be serialized.
+        """
+        known = self._get(fn)
+        if known is not None and known.serializer is None:
+            return known.registration
+        asked_for = known is not None and known.asked_for
+        if known is not None and known.asked_for:
+            serializer = known.serializer or serializer
+        state = serializer.state(fn)
+        if known is not None and same_state(known.state, state):
+            return known.registration
+        buffer = _serialized(fn, serializer)
+        digest = _digest(name_of(fn), buffer)
+        if known is not None and known.digest == digest:
+            registration = known.registration
+        else:
+            registration = self._with_code(digest, fn, buffer)
         with self._lock:
-            registration = self._by_code.get(digest)
-            if registration is None:
-                registration = FunctionRegistration(body["function_name"], body)
-                self._by_code[digest] = registration
-                if len(self._by_code) > MAX_FUNCTIONS:
-                    self._by_code.popitem(last=False)
-            self._store(fn, serializer, registration)
+            self._store(_Known(fn, registration, serializer, state, digest, asked_for))
         return registration
 
-    def _store(
-        self, fn: object, serializer: object | None, registration: FunctionRegistration
-    ) -> None:
-        self._seen[id(fn)] = (fn, serializer, registration)
-        self._seen.move_to_end(id(fn))
-        if len(self._seen) > MAX_FUNCTIONS:
-            self._seen.popitem(last=False)
+    def _get(self, fn: object) -> _Known | None:
+        with self._lock:
+            known = self._known.get(id(fn))
+            if known is not None:
+                self._known.move_to_end(id(fn))
+            return known
+
+    def _with_code(
+        self, digest: bytes, fn: Callable[..., Any], buffer: str
+    ) -> FunctionRegistration:
+        with self._lock:
+            found = self._by_code.get(digest)
+            if found is None:
+                found = FunctionRegistration(name_of(fn), _body_of(fn, buffer))
+                self._by_code[digest] = found
+            self._by_code.move_to_end(digest)
+            if len(self._by_code) > MAX_FUNCTIONS:
+                self._by_code.popitem(last=False)
+            return found
+
+    def _store(self, known: _Known) -> None:
+        self._known[id(known.fn)] = known
+        self._known.move_to_end(id(known.fn))
+        if len(self._known) > MAX_FUNCTIONS:
+            self._known.popitem(last=False)
 
 
-def _check_size(buffers: list[str], what: str) -> None:
+def _digest(name: str, buffer: str) -> bytes:
+    return hashlib.blake2b(f"{name}\n{buffer}".encode(), digest_size=16).digest()
+
+
+def _check_buffers(buffers: list[str], what: str) -> None:
+    for buffer in buffers:
+        if not buffer.isascii() and _unicode(buffer) != buffer:  # would spoil the whole request
+            raise SerializationError(
+                f"{what} serialize to text with lone surrogates in it, which can't be sent: let "
+                "the strategy escape them, or use another"
+            )
     size = sum(carried_bytes(buffer) for buffer in buffers)
     if size > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(

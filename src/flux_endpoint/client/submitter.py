@@ -168,7 +168,7 @@ class Submitter:
             try:
                 if function.function_id is None and function.body is not None:
                     register = functools.partial(self._api.register, function.body)
-                    function.function_id = self._patiently(register)
+                    function.registered_as(self._patiently(register))
             except (ServiceError, ServiceUnreachableError) as error:
                 _fail(same, error)
             else:

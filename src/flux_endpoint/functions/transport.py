@@ -20,6 +20,8 @@ from flux_endpoint.serialize import (
     DillDataBase64,
     JSONData,
     SerializationStrategy,
+    State,
+    never_changes,
     pack_buffers,
     prefer_for_type,
     unpack_buffers,
@@ -66,6 +68,11 @@ class CommandFunctionCode(SerializationStrategy):
             "return_dict": data.return_dict,
         }
         return self.identifier + json.dumps(fields)
+
+    def state(self, data: Any) -> State | None:
+        """Return the command function's options, if none of them can change unnoticed."""
+        options = tuple(vars(data).values())
+        return (type(data), *options) if all(map(never_changes, options)) else None
 
     def deserialize(self, payload: str) -> ShellFunction:
         """Return the command function in `payload`.

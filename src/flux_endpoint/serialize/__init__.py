@@ -28,6 +28,7 @@ from flux_endpoint.serialize.serializer import (
     DEFAULT_STRATEGY_DATA,
     ComputeSerializer,
 )
+from flux_endpoint.serialize.state import State, never_changes, same_state
 from flux_endpoint.serialize.strategies import (
     IDENTIFIER_LENGTH,
     SerializationStrategy,
@@ -55,12 +56,15 @@ __all__ = [
     "PureSourceDill",
     "PureSourceTextInspect",
     "SerializationStrategy",
+    "State",
     "StrategyError",
     "Strategylike",
     "ValidatedStrategylike",
+    "never_changes",
     "pack_buffers",
     "prefer_for_type",
     "reading_as",
+    "same_state",
     "unpack_buffers",
     "validate_strategylike",
 ]

@@ -14,6 +14,7 @@ import dill.source
 
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.serialize.data import base64_bytes, dill_from_text, dill_to_text
+from flux_endpoint.serialize.state import State, state_by_name, state_by_value
 from flux_endpoint.serialize.strategies import SerializationStrategy
 
 
@@ -45,6 +46,9 @@ class DillCode(SerializationStrategy):
     def serialize(self, data: Any) -> str:
         return self.identifier + dill_to_text(data)
 
+    def state(self, data: Any) -> State | None:
+        return state_by_name(data) or state_by_value(data)
+
     def deserialize(self, payload: str) -> Any:
         return dill_from_text(self.chomp(payload))
 
@@ -73,6 +77,9 @@ class _DilledSource(SerializationStrategy):
         name = data.__name__
         return self.identifier + dill_to_text((name, self._source(data)))
 
+    def state(self, data: Any) -> State | None:
+        return state_by_value(data)
+
     def deserialize(self, payload: str) -> Any:
         name, source = dill_from_text(self.chomp(payload))
         return _run_source(name, source)
@@ -86,6 +93,7 @@ class DillCodeTextInspect(_DilledSource):
 
     identifier = "03\n"
     for_code = True
+    state = _DilledSource.state
 
     def _source(self, function: Any) -> str:
         return inspect.getsource(function)
@@ -99,6 +107,7 @@ class DillCodeSource(_DilledSource):
 
     identifier = "04\n"
     for_code = True
+    state = _DilledSource.state
 
     def _source(self, function: Any) -> str:
         return _dill_source(function)
@@ -114,6 +123,9 @@ class _PureSource(SerializationStrategy):
         name: str = data.__name__
         return f"{self.identifier}{name}:{self._source(data)}"
 
+    def state(self, data: Any) -> State | None:
+        return state_by_value(data)
+
     def deserialize(self, payload: str) -> Any:
         name, colon, source = self.chomp(payload).partition(":")
         if not colon:
@@ -126,6 +138,7 @@ class PureSourceTextInspect(_PureSource):
 
     identifier = "st\n"
     for_code = True
+    state = _PureSource.state
 
     def _source(self, function: Any) -> str:
         return inspect.getsource(function)
@@ -136,6 +149,7 @@ class PureSourceDill(_PureSource):
 
     identifier = "sd\n"
     for_code = True
+    state = _PureSource.state
 
     def _source(self, function: Any) -> str:
         return _dill_source(function)

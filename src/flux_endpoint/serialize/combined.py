@@ -18,6 +18,7 @@ from flux_endpoint.serialize.code import (
 )
 from flux_endpoint.serialize.data import DillDataBase64, JSONData
 from flux_endpoint.serialize.packing import pack_buffers, unpack_buffers
+from flux_endpoint.serialize.state import State
 from flux_endpoint.serialize.strategies import IDENTIFIER_LENGTH, SerializationStrategy
 
 
@@ -28,6 +29,12 @@ class ComboSerializationStrategy(SerializationStrategy):
 
     def serialize(self, data: Any) -> str:
         return self.identifier + pack_buffers(self._attempts(data))
+
+    def state(self, data: Any) -> State | None:
+        states = [strategy.instance().state(data) for strategy in self.strategies]
+        if None in states:
+            return None
+        return tuple(part for state in states for part in state or ())
 
     def deserialize(self, payload: str) -> Any:
         return self._first(unpack_buffers(self.chomp(payload)))
@@ -81,6 +88,7 @@ class CombinedCode(ComboSerializationStrategy):
         PureSourceDill,
         PureSourceTextInspect,
     ]
+    state = ComboSerializationStrategy.state
 
     # Source text has colons too, so a part ends only where the identifier of another follows.
     _part = re.compile(
@@ -113,6 +121,7 @@ class AllCodeStrategies(ComboSerializationStrategy):
         PureSourceDill,
         DillCode,
     ]
+    state = ComboSerializationStrategy.state
 
 
 class AllDataStrategies(ComboSerializationStrategy):

@@ -18,6 +18,7 @@ from flux_endpoint.serialize.selection import (
     Strategylike,
     validate_strategylike,
 )
+from flux_endpoint.serialize.state import State
 from flux_endpoint.serialize.strategies import (
     IDENTIFIER_LENGTH,
     SerializationStrategy,
@@ -80,10 +81,7 @@ class ComputeSerializer:
         Raises:
             SerializationError: it can't be; the text names it and says which part of it is why.
         """
-        strategy = self.data_serializer
-        if callable(data):
-            own = None if self._selected_code else preferred_strategy(type(data))
-            strategy = own or self.code_serializer
+        strategy = self._strategy(data)
         try:
             return strategy.serialize(data)
         except Exception as error:
@@ -92,6 +90,27 @@ class ComputeSerializer:
                 f"{kind} serialization strategy {type(strategy).__name__} failed for "
                 f"{diagnosis.described(data)}: {_reason(strategy, data, error)}"
             ) from error
+
+    def state(self, data: Any) -> State | None:
+        """Return objects that are others as soon as `serialize` returns another text for `data`.
+
+        Returns:
+            The state, to be compared by `same_state`; `None` if only serializing tells.
+        """
+        if type(self).serialize is not ComputeSerializer.serialize:
+            return None
+        strategy = self._strategy(data)
+        try:
+            state = strategy.state(data)
+        except Exception:  # noqa: BLE001 - an object may resist being looked into
+            return None
+        return None if state is None else (strategy, *state)
+
+    def _strategy(self, data: Any) -> SerializationStrategy:
+        if not callable(data):
+            return self.data_serializer
+        own = None if self._selected_code else preferred_strategy(type(data))
+        return own or self.code_serializer
 
     def deserialize(self, payload: str) -> Any:
         """Return the object in `payload`, whichever allowed strategy wrote it.

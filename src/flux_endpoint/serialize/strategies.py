@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 from flux_endpoint.errors import DeserializationError, FluxEndpointError
+from flux_endpoint.serialize.state import State
 
 #: Every buffer starts with so many characters that name its strategy, the last one a newline.
 IDENTIFIER_LENGTH = 3
@@ -31,6 +32,8 @@ class SerializationStrategy(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "state" not in vars(cls):
+            cls.state = SerializationStrategy.state  # type: ignore[method-assign]
         if hasattr(cls, "identifier"):
             _register(cls)
 
@@ -59,6 +62,13 @@ class SerializationStrategy(ABC):
     @abstractmethod
     def deserialize(self, payload: str) -> Any:
         """Return the object in `payload`; raise whatever says why not."""
+
+    def state(self, data: Any) -> State | None:  # noqa: ARG002 - for those that can tell
+        """Return the state of `data`, see `serialize.state`; `None`: only serializing tells.
+
+        Subclasses do not inherit it, since they may write something else.
+        """
+        return None
 
     def chomp(self, payload: str) -> str:
         """Return `payload` without the identifier.

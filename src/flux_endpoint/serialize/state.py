@@ -1,0 +1,167 @@
+"""Whether a function would be serialized to the same text again, told without serializing it.
+
+A *state* is a tuple of the objects that decide what the text is. Two states of one function whose
+objects are the same, one by one and by identity, belong to the same text, as long as whoever
+compares them keeps them alive. Where anything that decides could change without another object
+taking its place (a list, an instance), there is no state: only serializing tells.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import typing
+from operator import is_
+from typing import Any, Final
+
+import dill
+
+State = tuple[object, ...]
+
+#: Types whose objects never change, and refer to nothing that does.
+_ATOMS: Final = frozenset(
+    {bool, int, float, complex, str, bytes, type(None), type(...), types.CodeType}
+)
+#: How many functions may refer to each other, and how deep tuples may be, for a look to pay.
+_MOST_FUNCTIONS: Final = 8
+_DEEPEST: Final = 4
+#: CPython's `Py_TPFLAGS_HEAPTYPE`: a class that was made at run time, and may change.
+_HEAP_TYPE: Final = 1 << 9
+#: What annotations are made of, besides classes.
+_FORMS: Final = (typing.Union, typing.Literal, typing.Optional, typing.Any)
+_BY_NAME: Final = object()
+#: Between the parts of different kinds, so that none is taken for one of another kind.
+_NEXT: Final = object()
+
+
+class _Unsure(Exception):  # noqa: N818 - no error: it ends the look
+    """Something may change unnoticed."""
+
+
+def same_state(one: State | None, other: State | None) -> bool:
+    """Return whether both are states of the same text."""
+    return (
+        one is not None
+        and other is not None
+        and len(one) == len(other)
+        and all(map(is_, one, other))
+    )
+
+
+def state_by_name(function: object) -> State | None:
+    """Return the state of a function that dill finds by its name where it was defined."""
+    if type(function) not in {types.FunctionType, types.BuiltinFunctionType}:
+        return None
+    return (_BY_NAME, function) if _is_found(function) else None
+
+
+def state_by_value(function: object) -> State | None:
+    """Return the state of a function, or a `partial`, with all that travels with it."""
+    if dill.settings["recurse"] or type(function) not in {types.FunctionType, functools.partial}:
+        return None
+    parts: list[object] = []
+    try:
+        _add(function, parts, [])
+    except _Unsure:
+        return None
+    return tuple(parts)
+
+
+def _is_found(value: Any) -> bool:
+    """Return whether `value` is what its module has by its name, so that its name travels."""
+    module = value.__module__
+    if type(module) is not str or module == "__main__":
+        return False
+    found: Any = sys.modules.get(module)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def _add_function(
+    function: types.FunctionType, parts: list[object], seen: list[types.FunctionType]
+) -> None:
+    parts.append(function)
+    if function in seen:
+        return
+    seen.append(function)
+    space, module = function.__globals__, function.__module__
+    if (
+        len(seen) > _MOST_FUNCTIONS
+        or getattr(sys.modules.get(module), "__dict__", None) is not space  # else it travels, too
+        or getattr(function, "__type_params__", None)
+    ):
+        raise _Unsure
+    parts += (
+        _is_found(function),
+        function.__code__,
+        function.__name__,
+        function.__qualname__,
+        module,
+        space,
+    )
+    for value in (function.__doc__, function.__defaults__):
+        _add(value, parts, seen)
+    for mapping in (function.__kwdefaults__, _annotations(function), function.__dict__):
+        _add_items(mapping, parts, seen)
+    for cell in function.__closure__ or ():
+        try:
+            _add(cell.cell_contents, parts, seen)
+        except ValueError:  # nothing was assigned yet
+            raise _Unsure from None
+
+
+def _annotations(function: types.FunctionType) -> dict[str, Any]:
+    try:
+        return function.__annotations__
+    except Exception:  # noqa: BLE001 - newer Pythons evaluate them only now
+        raise _Unsure from None
+
+
+def _add(value: Any, parts: list[object], seen: list[types.FunctionType]) -> None:
+    kind = type(value)
+    if kind in _ATOMS:
+        parts.append(value)
+    elif kind is types.FunctionType:
+        _add_function(value, parts, seen)
+    elif kind is functools.partial:
+        parts.append(value)
+        for part in (value.func, value.args):
+            _add(part, parts, seen)
+        for mapping in (value.keywords, value.__dict__):
+            _add_items(mapping, parts, seen)
+    elif never_changes(value):
+        parts.append(value)
+    else:
+        raise _Unsure
+
+
+def _add_items(
+    mapping: dict[str, Any] | None, parts: list[object], seen: list[types.FunctionType]
+) -> None:
+    parts.append(_NEXT)
+    for key, value in (mapping or {}).items():
+        _add(key, parts, seen)
+        _add(value, parts, seen)
+
+
+def never_changes(value: Any, depth: int = 0) -> bool:
+    """Return whether `value` is serialized to the same text for as long as it exists."""
+    kind = type(value)
+    if kind in _ATOMS or any(value is form for form in _FORMS):
+        return True
+    if depth == _DEEPEST:
+        return False
+    if kind is types.BuiltinFunctionType:
+        return _is_found(value)
+    if isinstance(value, type):
+        # Named tuples travel as the names of their fields.
+        return not value.__flags__ & _HEAP_TYPE or (
+            value.__bases__ != (tuple,) and _is_found(value)
+        )
+    if kind is not tuple and kind is not frozenset:  # `list[int]`, `int | None`
+        value = (typing.get_origin(value), *typing.get_args(value))
+        if len(value) == 1:
+            return False
+    return all(never_changes(item, depth + 1) for item in value)
