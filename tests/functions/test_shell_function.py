@@ -100,6 +100,67 @@ class TestConstruction:
         assert str(ShellFunction(" date ", name="now")) == "now: date"
 
 
+class Remote:
+    """A value that is only what it is where the command runs."""
+
+    def __format__(self, spec):
+        pytest.fail("looked into")
+
+    __str__ = __repr__ = __getattr__ = __format__
+
+
+class TestCheck:
+    """A call is looked at before it is sent anywhere."""
+
+    @KINDS
+    @pytest.mark.parametrize(
+        ("command", "arguments", "error"),
+        [
+            (
+                "awk '{print $1}' {f}",
+                {"f": "data"},
+                r"field \{print \$1\}.* \(it has: f\).*\{\{ \}\}",
+            ),
+            ("echo ${HOME}", {}, r"field \{HOME\}.* \(it has: none\).*\{\{ \}\}"),
+            ("find . -exec echo {} \\;", {}, r"field without a name .*\{\{ \}\}"),
+            ("echo {1..3}", {}, r"field without a name .*\{\{ \}\}"),
+            ("echo {", {}, r"can't be formatted: .*\{\{ \}\}"),
+            ("echo {width}", {"height": 1, "x": 2}, r"field \{width\} .*\(it has: height, x\)"),
+            ("echo {n:03d}", {"n": "7"}, "can't be formatted: ValueError"),
+            ("echo {x}", {"x": "a\0b"}, "null character"),
+        ],
+    )
+    def test_a_call_that_would_fail_is_found(self, kind, command, arguments, error):
+        with pytest.raises((TypeError, ValueError), match=error):
+            kind(command).check_call((), arguments)
+
+    @pytest.mark.parametrize(
+        "command",
+        ["echo {x}", "echo {x!r:>9}", "echo {x.name[0]}", "echo {x:{y}}", "echo {{}} ${{HOME}}"],
+    )
+    def test_values_that_only_the_endpoint_knows_are_not_looked_into(self, command):
+        ShellFunction(command).check_call((), {"x": Remote(), "y": Remote()})
+
+    @KINDS
+    def test_positional_arguments_are_found(self, kind):
+        with pytest.raises(TypeError, match=r"keyword arguments only, .*; got 1 positional"):
+            kind("echo {x}").check_call((1,), {})
+
+    def test_a_subclass_with_a_call_of_its_own_may_take_what_it_likes(self):
+        class Positional(ShellFunction):
+            def __call__(self, x):
+                return super().__call__(x=x)
+
+        Positional("echo {x}").check_call((1,), {})
+
+    def test_a_subclass_that_formats_its_command_may_have_any_braces(self):
+        class Percent(ShellFunction):
+            def format_command(self, arguments):
+                return self.cmd % arguments
+
+        Percent("awk '{print %(n)s}'").check_call((), {"n": 1})
+
+
 class TestCall:
     """A call formats the command and runs it here."""
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from flux_endpoint.client.api import user_runtime
 from flux_endpoint.client.checks import checked_resources
+from flux_endpoint.client.commands import RegisteredCommands
 from flux_endpoint.client.ids import UuidLike, as_optional_uuid, as_uuid
 from flux_endpoint.client.registry import serialize_call
 from flux_endpoint.serialize import ComputeSerializer
@@ -24,6 +25,7 @@ class Batch:
         serializer: turns arguments into text.
         user_runtime: what the submission says of this program.
         result_serializers: import paths of strategies for the endpoint to try on each result.
+        commands: command functions whose calls are looked at when they are added.
 
     Attributes:
         tasks: packed arguments of each call, by function id.
@@ -39,6 +41,8 @@ class Batch:
         serializer: ComputeSerializer | None = None,
         user_runtime: Mapping[str, Any] | None = None,
         result_serializers: Iterable[str] | None = None,
+        *,
+        commands: RegisteredCommands | None = None,
     ) -> None:
         self.task_group_id = task_group_id
         self.resource_specification = checked_resources(resource_specification)
@@ -49,6 +53,7 @@ class Batch:
         self.tasks: dict[UUID, list[str]] = {}
         self.endpoint_id: UUID | None = None
         self._serializer = serializer or ComputeSerializer()
+        self._commands = commands or RegisteredCommands()
 
     def __len__(self) -> int:
         return sum(len(payloads) for payloads in self.tasks.values())
@@ -86,8 +91,11 @@ class Batch:
             endpoint_id: where to run it; the same for all tasks of a batch.
 
         Raises:
-            TypeError: an argument is of the wrong type, or given twice.
-            ValueError: an id is not a UUID, or the endpoint is not that of the calls before.
+            TypeError: an argument is of the wrong type, or given twice; or the function is a
+                command function that the client has registered, and its command can't be formatted
+                with these.
+            ValueError: an id is not a UUID, or the endpoint is not that of the calls before; or as
+                above.
             SerializationError: the arguments can't be serialized, or are too large.
         """
         rest = list(positional)
@@ -111,6 +119,7 @@ class Batch:
             raise ValueError(
                 f"this batch goes to endpoint {self.endpoint_id}, not {endpoint}: make one for each"
             )
+        self._commands.check(str(function), args or (), kwargs or {})
         payload = serialize_call(
             self._serializer, str(function), args or (), kwargs or {}, may_be_command=True
         )

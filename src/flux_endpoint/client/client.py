@@ -9,6 +9,7 @@ from typing import Any
 
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.batch import Batch
+from flux_endpoint.client.commands import RegisteredCommands
 from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.client.registry import registration_body, source_body
 from flux_endpoint.client.results import from_document, load
@@ -54,6 +55,7 @@ class Client:
         data_serialization_strategy: SerializationStrategy | None = None,
     ) -> None:
         self.api = ServiceApi(_credentials(service_url, token))
+        self._commands = RegisteredCommands()
         self.session_task_group_id = str(uuid.uuid4())
         self.fx_serializer = ComputeSerializer(
             strategy_code=code_serialization_strategy, strategy_data=data_serialization_strategy
@@ -87,7 +89,7 @@ class Client:
         Raises:
             SerializationError: the function can't be serialized.
         """
-        return self.api.register(
+        function_id = self.api.register(
             registration_body(
                 function,
                 self.fx_serializer,
@@ -97,6 +99,8 @@ class Client:
                 group=group,
             )
         )
+        self._commands.add(function_id, function)
+        return function_id
 
     def register_source_code(  # noqa: PLR0917 - the official order
         self,
@@ -160,6 +164,7 @@ class Client:
             create_websocket_queue,
             serializer=self.fx_serializer,
             result_serializers=result_serializers,
+            commands=self._commands,
         )
 
     def batch_run(

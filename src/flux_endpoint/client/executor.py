@@ -38,7 +38,7 @@ from flux_endpoint.client.stream import STATUS_CHUNK
 from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import on_client_thread
-from flux_endpoint.functions import MPIFunction
+from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
@@ -267,8 +267,10 @@ class Executor(FuturesExecutor):
             )
         if given is None:
             register = self.client.api.register
-            return self._functions.register(fn, self.serializer, register, **func_register_kwargs)
-        self._functions.remember(fn, given)
+            given = self._functions.register(fn, self.serializer, register, **func_register_kwargs)
+        else:
+            self._functions.remember(fn, given)
+        self.client._commands.add(given, fn)
         return given
 
     def register_source_code(self, source: str, function_name: str, **kwargs: Any) -> str:
@@ -303,7 +305,8 @@ class Executor(FuturesExecutor):
 
         Raises:
             SerializationError: the function or its arguments can't be serialized, or are too large.
-            ValueError: no endpoint is set.
+            TypeError: `fn` is not callable, or is a command function and lacks an argument.
+            ValueError: no endpoint is set, or the command of `fn` can't be formatted.
             RuntimeError: the Executor is shut down.
         """
         self._refuse_if_shut_down()
@@ -315,6 +318,8 @@ class Executor(FuturesExecutor):
         ):
             self._warned_of_mpi = True
             warnings.warn(_MPI_WITHOUT_RESOURCES, stacklevel=2)
+        if isinstance(fn, ShellFunction):
+            fn.check_call(args, kwargs)
         serializer = self._serializer
         return self._put(route, self._functions.prepare(fn, serializer), serializer, args, kwargs)
 
@@ -334,7 +339,8 @@ class Executor(FuturesExecutor):
         Raises:
             SerializationError: the arguments can't be serialized, or are too large.
             ValueError: `function_id` is not a UUID, or no endpoint is set.
-            TypeError: `args` is no tuple or list, or `kwargs` no dictionary.
+            TypeError: `args` is no tuple or list, or `kwargs` no dictionary; or the function is a
+                command function that was registered here and lacks an argument.
             RuntimeError: the Executor is shut down.
         """
         self._refuse_if_shut_down()
@@ -343,6 +349,7 @@ class Executor(FuturesExecutor):
         if not isinstance(kwargs, dict | None):
             raise TypeError(f"kwargs must be a dictionary, got {type(kwargs).__name__}")
         known = str(as_uuid(function_id, "function_id"))
+        self.client._commands.check(known, args or (), kwargs or {})
         function = FunctionRegistration(known, function_id=known)
         return self._put(self._route(), function, self._serializer, args or (), kwargs or {})
 
@@ -401,9 +408,12 @@ class Executor(FuturesExecutor):
 
         Raises:
             ValueError: `chunksize` is below 1.
+            TypeError: `fn` is a command function, which takes keyword arguments only.
         """
         if not is_int(chunksize) or chunksize < 1:
             raise ValueError(f"chunksize must be at least 1, got {chunksize!r}")
+        if isinstance(fn, ShellFunction):
+            fn.check_call(iterables, {})
         return map_calls(self.submit, fn, iterables, timeout=timeout, chunksize=chunksize)
 
     def reload_tasks(self, task_group_id: UuidLike | None = None) -> list[ComputeFuture]:

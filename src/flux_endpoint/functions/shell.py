@@ -7,11 +7,33 @@ import inspect
 import keyword
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from flux_endpoint.functions.execution import run_command
 from flux_endpoint.functions.result import ShellResult
+
+#: Types whose values are formatted everywhere alike.
+_PLAIN = frozenset({str, int, float, complex, bool, type(None)})
+
+
+class _Anything:
+    """Takes the place of a value of which nothing is known."""
+
+    def __format__(self, spec: str) -> str:
+        return ""
+
+    def __repr__(self) -> str:  # for `{x!r}`, and for `{x!s}`, too
+        return ""
+
+    def __getattr__(self, name: str) -> _Anything:
+        return self
+
+    def __getitem__(self, key: object) -> _Anything:
+        return self
+
+
+_ANYTHING = _Anything()
 
 
 class ShellFunction:
@@ -100,6 +122,35 @@ class ShellFunction:
             raise ValueError(f"{self.__name__}: an argument puts a null character into the command")
         return command
 
+    def check_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise what a call with these arguments would raise because of them; run nothing.
+
+        Values that are more than plain data are not looked into: only where they run are they what
+        they are.
+
+        Raises:
+            TypeError: an argument is positional, or one that the command line names is missing.
+            ValueError: the command line, or one of its fields, can't be formatted.
+        """
+        kind = type(self)
+        if kind.__call__ is not ShellFunction.__call__:
+            return  # a subclass that calls its command as it likes
+        self._refuse_positional(args)
+        if kind.format_command is ShellFunction.format_command:
+            self.format_command(
+                {
+                    name: value if type(value) in _PLAIN else _ANYTHING
+                    for name, value in kwargs.items()
+                }
+            )
+
+    def _refuse_positional(self, args: Sequence[Any]) -> None:
+        if args:
+            raise TypeError(
+                f"{self.__name__} takes keyword arguments only, for the fields of its command; "
+                f"got {len(args)} positional"
+            )
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> ShellResult | dict[str, Any]:
         """Run the command here, with its fields from `kwargs`.
 
@@ -108,11 +159,7 @@ class ShellFunction:
             ValueError: the command line can't be formatted.
             OSError: the files of its streams can't be written, or there is no `bash`.
         """
-        if args:
-            raise TypeError(
-                f"{self.__name__} takes keyword arguments only, for the fields of its command; "
-                f"got {len(args)} positional"
-            )
+        self._refuse_positional(args)
         command = self.command_prefix + self.format_command(kwargs)
         execution = run_command(
             command,

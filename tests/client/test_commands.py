@@ -1,0 +1,64 @@
+"""Calls of command functions that would fail at the endpoint are refused at submission."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from flux_endpoint import Client, Executor, MPIFunction, ShellFunction
+
+TIMEOUT = 30
+FIELD = r"has the field \{print \$1\} .* literal braces are written \{\{ \}\}"
+KINDS = pytest.mark.parametrize("kind", [ShellFunction, MPIFunction])
+
+
+@KINDS
+def test_single_braces_are_found_at_submission(service: Any, executor: Executor, kind: Any) -> None:
+    executor.resource_specification = {"num_ranks": 1}
+    with pytest.raises(TypeError, match=FIELD):
+        executor.submit(kind("awk '{print $1}' {f}"), f="data")
+    future = executor.submit(kind("awk '{{print $1}}' {f}"), f="data")
+    assert future.wait_submitted(TIMEOUT)
+    assert len(service.seen("/v3/functions")) == 1
+
+
+@pytest.mark.parametrize("chunksize", [1, 5])
+def test_map_of_a_command_function_is_refused(executor: Executor, chunksize: int) -> None:
+    with pytest.raises(TypeError, match="keyword arguments only"):
+        executor.map(ShellFunction("echo {x}"), range(5), chunksize=chunksize)
+
+
+@KINDS
+def test_a_registered_command_function_is_checked_by_its_id(
+    service: Any, client: Client, kind: Any
+) -> None:
+    known = client.register_function(kind("echo {x} {y}"))
+    batch = client.create_batch()
+    with pytest.raises(TypeError, match=r"the field \{y\} .*\(it has: x\)"):
+        batch.add(known, kwargs={"x": 1})
+    with pytest.raises(TypeError, match=r"the field \{y\} .*\(it has: x\)"):
+        client.run(endpoint_id=str(uuid.uuid4()), function_id=known, x=1)
+    batch.add(known, kwargs={"x": 1, "y": 2})
+    assert len(batch) == 1
+
+
+def test_a_registered_command_function_is_checked_as_it_was_registered(
+    service: Any, executor: Executor
+) -> None:
+    function = ShellFunction("echo {x}")
+    known = executor.register_function(function)
+    function.cmd = "echo {y}"
+    with pytest.raises(TypeError, match=r"the field \{x\} .*\(it has: y\)"):
+        executor.submit_to_registered_function(known, kwargs={"y": 1})
+    with pytest.raises(TypeError, match="keyword arguments only"):
+        executor.submit_to_registered_function(known, (1,))
+    assert executor.submit_to_registered_function(known, kwargs={"x": 1}).wait_submitted(TIMEOUT)
+
+
+def test_functions_that_somebody_else_registered_are_not_judged(
+    service: Any, executor: Executor
+) -> None:
+    future = executor.submit_to_registered_function(str(uuid.uuid4()), (1,), {"x": 1})
+    assert future.wait_submitted(TIMEOUT)
