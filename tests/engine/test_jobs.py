@@ -8,9 +8,11 @@ import re
 import resource
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -21,7 +23,7 @@ from flux_endpoint.engine.jobs import runner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, ShellResult
-from flux_endpoint.protocol.jobid import parse_jobid
+from flux_endpoint.protocol.jobid import format_jobid, parse_jobid
 
 ONE = {"num_ranks": 1}
 FOUR = {"num_nodes": 2, "ranks_per_node": 2}
@@ -504,11 +506,37 @@ def test_options_reach_flux(world: World):
     assert world.event(task, "submit").context["urgency"] == 20
 
 
-@ON_FLUX
-def test_a_queue_that_does_not_exist_is_refused_by_flux(world: World):
+def test_a_queue_that_there_is_not_is_refused(world: World):
     end = world.call(ShellFunction("true"), spec={**ONE, "queue": "no-such-queue"})
     assert end.code == "EngineRefusedTask"
-    assert "queue" in end.text
+    assert "'no-such-queue' is not a valid queue" in end.text
+
+
+def test_a_job_begins_after_its_begin_time(world: World):
+    before = time.time()
+    task_id = world.submit(ShellFunction("true"), spec={**ONE, "begin_time": "+1s"})
+    assert world.end(task_id).value.returncode == 0
+    assert world.event(task_id, "start").timestamp >= before + 0.9  # Flux's own clock of timers
+
+
+def test_a_job_runs_after_another(world: World):
+    first = world.submit(ShellFunction("exit 3"), spec={**ONE, "urgency": 0})
+    jobid = format_jobid(world.event(first, "submit").jobid)
+    second = world.submit(ShellFunction("true"), spec={**ONE, "dependencies": f"afterany:{jobid}"})
+    third = world.submit(ShellFunction("true"), spec={**ONE, "dependencies": f"afterok:{jobid}"})
+    world.event(third, "submit")
+    world.engine.cancel(first)
+    assert world.end(second).value.returncode == 0
+    end = world.end(third)
+    assert end.code == "EngineRefusedTask"
+    assert "never started" in end.text
+
+
+def test_constraints_may_be_text(world: World):
+    spec = {**ONE, "constraints": f"host:{socket.gethostname()} -fast"}
+    assert shell(world, "echo here", spec).stdout == "here\n"
+    end = world.call(ShellFunction("true"), spec={**ONE, "constraints": "fast"})
+    assert "unsatisfiable" in end.text
 
 
 # Events

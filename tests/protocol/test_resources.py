@@ -102,6 +102,9 @@ ACCEPTED = [
     ("dependencies", ["afterok:f1", "afterany:f2"], ("afterok:f1", "afterany:f2")),
     ("dependencies", ("a:b:c",), ("a:b:c",)),
     ("dependencies", [], ()),
+    ("dependencies", "singleton", ("singleton",)),
+    ("constraints", "amd host:a,b", {"and": [{"properties": ["amd"]}, {"hostlist": ["a,b"]}]}),
+    ("begin_time", "1970-01-01T00:00:01.5Z", 1.5),
     ("begin_time", 1.5, 1.5),
     ("begin_time", 0, 0.0),
     ("job_name", "relax", "relax"),
@@ -133,9 +136,16 @@ REFUSED = [
     *(("walltime", value) for value in ("soon", -1, "-5s", math.nan, True, [], "1:00")),
     *((key, value) for key in TEXTS for value in ("", 1, ["a"], True)),
     *(("environment", value) for value in ("A=1", ["A"], {1: "x"}, {"A": 1}, {"A": True})),
-    *((key, value) for key in OBJECTS for value in ("x", [], {1: 2})),
-    *(("begin_time", value) for value in (-1, "now", True, math.nan, math.inf, 10**400)),
-    *(("dependencies", value) for value in ("afterok", ":x", "x:", [1], {"a": "b"}, 5, [""])),
+    *((key, value) for key in OBJECTS for value in ("(", [], {1: 2})),
+    *(
+        ("begin_time", value)
+        for value in (-1, "soon", "+", "+1x", True, [], math.nan, math.inf, 10**400)
+    ),
+    *(("constraints", value) for value in ("", "a or", "(a", "a)", "-(a)", "'a", "host:", "f!:x")),
+    *(
+        ("dependencies", value)
+        for value in ("afterok", ":x", "afterany:", [1], {"a": "b"}, 5, [""])
+    ),
 ]
 
 

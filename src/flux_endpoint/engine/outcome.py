@@ -127,7 +127,7 @@ def outcome_of(
             outcome = Finished(124, TIMEOUT_EXPIRED, note)
         case "cancel":
             outcome = Cancelled(_note_of(error))
-        case "alloc" | "depend" | "validate":
+        case "alloc" | "depend" | "dependency" | "validate":
             outcome = Refused(note)
         case "exec" if "start failed" in note and "No such file or directory" in note:
             outcome = Finished(127, CALLED_PROCESS_ERROR, note)

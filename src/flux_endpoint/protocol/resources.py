@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.protocol.constraints import parse_constraints
 from flux_endpoint.protocol.duration import parse_duration
+from flux_endpoint.protocol.moment import parse_moment
 
 URGENCY_MOST = 31
 
@@ -36,7 +39,8 @@ class ResourceSpecification:
         environment: variables to set, or with `None` to unset, in addition to the endpoint's.
         constraints: constraint object of RFC 31.
         dependencies: jobs that must have come so far, as `scheme:value` (`afterok:f2ByGc`).
-        begin_time: earliest start, in seconds since the epoch.
+        begin_time: earliest start, in seconds since the epoch; an offset counts from when it is
+            parsed.
         job_name: name of the Flux job.
         shell_options: options of the job shell, as `flux run -o` sets them.
         attributes: further jobspec attributes by dotted name, as `flux run --setattr` sets them.
@@ -196,10 +200,21 @@ def _walltime(key: str, value: Any) -> float:
 
 
 def _begin_time(key: str, value: Any) -> float:
-    # The comparison is false for NaN, too.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63:
-        raise _wrong(key, value, "seconds since the epoch")
-    return float(value)
+    try:
+        return parse_moment(value, time.time())
+    except ValueError as error:
+        rule = f"seconds since the epoch, '+2h', or a date such as '2027-01-31 15:00' ({error})"
+        raise _wrong(key, value, rule) from error
+
+
+def _constraints(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, str):
+        return _object(key, value)
+    try:
+        return parse_constraints(value)
+    except ValueError as error:
+        rule = f"as `flux run --requires` takes it, or an object of RFC 31 ({error})"
+        raise _wrong(key, value, rule) from error
 
 
 def _dependencies(key: str, value: Any) -> tuple[str, ...]:
@@ -207,7 +222,8 @@ def _dependencies(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(items, (list, tuple)):
         raise _wrong(key, value, "a string 'scheme:value' or a list of such")
     for item in items:
-        if not isinstance(item, str) or not all(item.partition(":")[::2]):
+        scheme, _, what = item.partition(":") if isinstance(item, str) else ("", "", "")
+        if not scheme or (not what and scheme.startswith(("after", "begin-time"))):
             raise _wrong(key, item, "of the form 'scheme:value', e.g. 'afterok:f2ByGc'")
     return tuple(items)
 
@@ -225,7 +241,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "bank": _text,
     "urgency": _integer(0, URGENCY_MOST),
     "environment": _environment,
-    "constraints": _object,
+    "constraints": _constraints,
     "dependencies": _dependencies,
     "begin_time": _begin_time,
     "job_name": _text,

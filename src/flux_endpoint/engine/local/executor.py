@@ -329,18 +329,25 @@ class _FutureThread(threading.Thread):
             spec,
             urgency,
             flags,
-            lambda jobid: self.inbox.put(partial(future._set_jobid, jobid)),
+            lambda answer: self.inbox.put(partial(self._answer, future, answer)),
             self._watcher(future),
         )
 
     def _attach(self, future: LocalExecutorFuture, jobid: Any) -> None:
-        def unknown() -> None:
-            self._open.discard(future)
-            future.set_exception(ValueError("job ID does not match any job"))
-
+        unknown = partial(self._refuse, future, ValueError("job ID does not match any job"))
         self._instance.attach(
             _jobid_number(jobid), self._watcher(future), lambda: self.inbox.put(unknown)
         )
+
+    def _answer(self, future: LocalExecutorFuture, answer: int | OSError) -> None:
+        if isinstance(answer, OSError):
+            self._refuse(future, answer)
+        else:
+            future._set_jobid(answer)
+
+    def _refuse(self, future: LocalExecutorFuture, error: Exception) -> None:
+        self._open.discard(future)
+        future.set_exception(error)
 
     @property
     def _instance(self) -> Instance:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from flux_endpoint.engine.local.dependencies import Dependencies
 from flux_endpoint.engine.local.events import EventLogEvent
 from flux_endpoint.engine.local.job import Job, State, Watcher
 from flux_endpoint.engine.local.jobspec import LocalJobspec
@@ -27,6 +28,7 @@ from flux_endpoint.engine.local.scratch import ScratchDirectory
 from flux_endpoint.engine.local.timers import Timers
 from flux_endpoint.logs import event as log_event
 from flux_endpoint.processes import ProcessKeeper
+from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.jobid import JobIdGenerator, format_jobid
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,15 @@ class Instance:
         self._pending: list[tuple[int, int]] = []  # heap of (-priority, job id)
         self._group_jobs: dict[str, tuple[Job, int]] = {}  # group key -> job, index of the node
         self._timers = Timers()
+        # By messages: a chain of jobs that wait for each other may be long.
+        self._dependencies = Dependencies(
+            self._find,
+            self._timers,
+            on_met=lambda job: self._inbox.put(partial(self._ready, job)),
+            on_failed=lambda job, why: self._inbox.put(
+                partial(self._raise_if_pending, job, "dependency", why)
+            ),
+        )
         self._default_cwd = str(Path.cwd())
         self._scratch = ScratchDirectory()
         self._keeper: ProcessKeeper | None = None
@@ -78,11 +89,11 @@ class Instance:
         spec: LocalJobspec,
         urgency: int,
         flags: int,
-        on_jobid: Callable[[int], None],
+        answer: Callable[[int | OSError], None],
         watcher: Watcher,
     ) -> None:
-        """Queue a job: `on_jobid` gets its id, then `watcher` its events."""
-        self._post(partial(self._submit, spec, urgency, flags, on_jobid, watcher))
+        """Queue a job: `answer` gets its id, or why it is refused, then `watcher` its events."""
+        self._post(partial(self._submit, spec, urgency, flags, answer, watcher))
 
     def attach(self, jobid: int, watcher: Watcher, on_unknown: Callable[[], None]) -> None:
         """Give `watcher` the job's events from its first one on."""
@@ -201,21 +212,35 @@ class Instance:
         spec: LocalJobspec,
         urgency: int,
         flags: int,
-        on_jobid: Callable[[int], None],
+        answer: Callable[[int | OSError], None],
         watcher: Watcher,
     ) -> None:
         job = Job(self._ids.next(), spec, urgency)
+        try:
+            waits = self._dependencies.add(job, self._jobs.values())
+        except OSError as exc:
+            answer(exc)
+            return
         self._jobs[job.id] = job
-        on_jobid(job.id)
+        answer(job.id)
         job.watch(watcher)
         job.post("submit", userid=os.getuid(), urgency=urgency, flags=flags, version=1)
+        if not waits:
+            self._ready(job)
+
+    def _ready(self, job: Job) -> None:
+        """Queue a job that waits for no other."""
+        if job.state is not State.PENDING:
+            return
+        assert job.spec is not None
+        shape = job.spec.shape
         job.post("depend")
         job.post("priority", priority=job.priority)
         try:
-            if isinstance(spec.shape, str):
-                raise UnsatisfiableError(f"cannot parse jobspec: {spec.shape}")
+            if isinstance(shape, str):
+                raise UnsatisfiableError(f"cannot parse jobspec: {shape}")
             try:
-                self._pool.check(spec.shape)
+                self._pool.check(shape)
             except UnsatisfiableError as exc:
                 raise UnsatisfiableError(f"unsatisfiable request: {exc}") from None
         except UnsatisfiableError as exc:
@@ -266,6 +291,7 @@ class Instance:
             self._group_jobs[group] = (job, index)
             self._spawn(job, index)
         job.post("start")
+        self._dependencies.look_at(job)
         if job.spec.duration > 0:
             self._timers.after(job.spec.duration, partial(self._expire, job))
 
@@ -345,6 +371,10 @@ class Instance:
             note = f"{what} exited and exit-timeout={limit:g}s has expired"
             self._timers.after(limit, partial(self._raise_if_running, job, "exec", note))
 
+    def _raise_if_pending(self, job: Job, kind: str, note: str) -> None:
+        if job.state is State.PENDING:
+            self._raise(job, kind, note)
+
     def _raise_if_running(self, job: Job, kind: str, note: str) -> None:
         if job.state is State.RUNNING and not job.doomed:
             self._raise(job, kind, note)
@@ -418,6 +448,7 @@ class Instance:
         job.retire()
         del self._jobs[job.id]
         self._inactive[job.id] = job
+        self._dependencies.look_at(job)
         if len(self._inactive) > MAX_INACTIVE:
             self._inactive.popitem(last=False)
 
@@ -432,14 +463,9 @@ def _exit_code(status: int) -> int:
 
 def _seconds(value: object, *, default: float) -> float | None:
     """Return a Flux Standard Duration (RFC 23) in seconds; "none" is `None`."""
-    if value is None:
-        return default
     if value == "none":
         return None
-    text = str(value)
-    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    suffix = next((u for u in units if text.endswith(u)), "")
     try:
-        return float(text.removesuffix(suffix)) * units.get(suffix, 1.0)
+        return default if value is None else parse_duration(value)
     except ValueError:
         return default

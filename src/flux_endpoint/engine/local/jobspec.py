@@ -6,6 +6,7 @@ import base64
 import binascii
 import errno
 import json
+import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from flux_endpoint.engine.local.hostlist import expand
 from flux_endpoint.engine.local.idset import is_idset
 
 _OPERATORS = ("and", "or", "not", "properties", "hostlist", "ranks")
@@ -50,6 +52,8 @@ class LocalJobspec:
     shell_options: Mapping[str, Any] = field(default_factory=dict)
     #: Name, content and mode of each file that the tasks find in their temporary directory.
     files: tuple[tuple[str, bytes, int], ...] = ()
+    #: Scheme and value of each.
+    dependencies: tuple[tuple[str, str], ...] = ()
 
 
 def read_jobspec(jobspec: Any, *, pre_signed: bool = False) -> LocalJobspec:
@@ -125,12 +129,10 @@ def _check(document: Mapping[str, Any]) -> LocalJobspec:
     constraints = system.get("constraints")
     if constraints is not None:
         _check_constraints(constraints)
-    for dependency in system.get("dependencies") or ():
-        scheme = _mapping(dependency, "dependency").get("scheme")
-        why = f"dependency: {scheme}: the embedded executor has no dependencies"
-        raise OSError(errno.EINVAL, why)
+    dependencies = tuple(_dependencies(system))
     options = _shell_options(system)
     shape = _shape(resources, constraints)
+    _refuse_queue(system)
     return LocalJobspec(
         command=tuple(command),
         shape=shape,
@@ -142,6 +144,7 @@ def _check(document: Mapping[str, Any]) -> LocalJobspec:
         name=str(_mapping(system.get("job") or {}, "attributes.system.job").get("name", "")),
         shell_options=options,
         files=tuple(_files(system)),
+        dependencies=dependencies,
     )
 
 
@@ -228,8 +231,22 @@ def _check_constraints(constraint: Any) -> None:
         for value in values:
             if operator in ("and", "or", "not"):
                 _check_constraints(value)
+            elif operator == "hostlist":
+                _check_hosts(value)
             elif operator == "ranks" and not is_idset(value):
                 raise _Rejected(f"invalid idset {value!r} in a constraint on ranks")
+
+
+def _check_hosts(hostlist: Any) -> None:
+    """Refuse hosts that there are not: there is one, whose name the virtual nodes have."""
+    try:
+        hosts = expand(hostlist)
+    except (TypeError, ValueError):
+        raise _Rejected(f"Invalid hostlist: {hostlist!r}") from None
+    for host in hosts:
+        if host != socket.gethostname():
+            what = f"hosts '{hostlist}'" if {",", "["} & set(hostlist) else f"host '{host}'"
+            raise _Rejected(f"host constraint contains invalid hosts: {what} not found")
 
 
 def _duration(system: Mapping[str, Any]) -> float:
@@ -275,6 +292,27 @@ def _content(encoding: object, data: Any, what: str) -> bytes:
         return data.encode() if encoding == "utf-8" else base64.b64decode(data, validate=True)
     except ValueError as exc:
         raise _Rejected(f"{what}: data can't be decoded: {exc}") from None
+
+
+def _dependencies(system: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    given = system.get("dependencies")
+    if not isinstance(given, list | None):
+        raise _Rejected("attributes.system.dependencies must be a list")
+    for item in given or ():
+        dependency = _mapping(item, "dependency")
+        for key in ("scheme", "value"):
+            if key not in dependency:
+                raise _Rejected(f"Missing key ({key})")
+            if not isinstance(dependency[key], str):
+                raise _Rejected(f"dependency {key} must be a string")
+        yield dependency["scheme"], dependency["value"]
+
+
+def _refuse_queue(system: Mapping[str, Any]) -> None:
+    """Raise OSError for a queue, as Flux does where none is configured."""
+    queue = system.get("queue")
+    if queue is not None:
+        raise OSError(errno.EINVAL, f"'{queue}' is not a valid queue: there are none here")
 
 
 def _shell_options(system: Mapping[str, Any]) -> Mapping[str, Any]:

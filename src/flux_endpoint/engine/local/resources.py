@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flux_endpoint.engine.local import idset
+from flux_endpoint.engine.local.hostlist import expand
 from flux_endpoint.engine.local.jobspec import Shape
 
 
@@ -164,7 +165,8 @@ def matches(rank: int, constraint: dict[str, Any] | None) -> bool:
             case "ranks":
                 met = any(idset.contains(value, rank) for value in values)
             case "hostlist":
-                met = socket.gethostname() in values
+                here = socket.gethostname()
+                met = any(here in expand(value) for value in values)
             case _:  # properties
                 met = all(str(value).startswith("^") for value in values)
         if not met:
