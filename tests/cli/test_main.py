@@ -217,3 +217,19 @@ def test_the_manual_has_the_same_table_of_exit_codes():
     manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", manual, re.MULTILINE)
     assert rows == [(str(int(code)), meaning) for code, meaning in MEANINGS.items()]
+
+
+def test_programs_run_in_utf8_mode_where_the_locale_is_another():
+    code = (
+        "import sys; from flux_endpoint.cli.main import _use_utf8; _use_utf8(); "
+        "print(sys.getfilesystemencoding(), ascii(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "caf\u00e9", b"\xe9"],
+        env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout == "utf-8 ['caf\\xe9', '\\udce9']\n"

@@ -191,3 +191,11 @@ def test_what_is_given_is_copied_so_that_later_changes_do_not_reach_a_task():
 def test_the_error_is_one_of_ours_and_a_value_error():
     assert issubclass(ResourceSpecificationError, FluxEndpointError)
     assert issubclass(ResourceSpecificationError, ValueError)
+
+
+@pytest.mark.parametrize("variables", [{"A": "secret \udce9"}, {"A\udce9": "secret"}])
+def test_a_variable_that_is_not_utf8_is_refused_by_its_name_without_its_value(variables):
+    with pytest.raises(ResourceSpecificationError, match=r"environment\['A.*'\] must be") as raised:
+        parse_resources({"environment": variables})
+
+    assert "secret" not in str(raised.value)

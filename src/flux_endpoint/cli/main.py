@@ -5,9 +5,11 @@ Each command is imported only when it is used, so that none pays for what anothe
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import importlib
+import locale
 import os
 import sys
 from collections.abc import Sequence
@@ -157,6 +159,8 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> Non
         args: what follows the command's name; default: what this process was given.
         prog_name: what the command is called in its help.
     """
+    if args is None:
+        _use_utf8()
     # As `flux endpoint …` it is called so in its help; the processes that it starts are not.
     called = os.environ.pop("FLUX_ENDPOINT_PROG", "flux-endpoint")
     name = prog_name or called
@@ -168,6 +172,21 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> Non
             cli.main(args=[], prog_name=name, complete_var=COMPLETE_VARIABLE)
         sys.exit(ExitCode.FAILED)
     sys.exit(_run(list(sys.argv[1:] if args is None else args), name))
+
+
+def _use_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode where the locale has another encoding.
+
+    Names of files and jobspecs are UTF-8, and an endpoint must not fail for them. What is printed
+    is for the terminal, in the locale's encoding; in the locale C it is UTF-8, as Python has it.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
+    encoding = codecs.lookup(locale.getencoding()).name
+    if sys.flags.utf8_mode and encoding not in ("utf-8", "ascii"):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, ValueError):
+                stream.reconfigure(encoding=encoding)  # type: ignore[union-attr]
 
 
 def _run(args: list[str], name: str) -> int:

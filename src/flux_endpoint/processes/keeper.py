@@ -102,7 +102,8 @@ class ProcessKeeper:
                 ends = (theirs.fileno(), reports.fileno())
                 arguments = [str(number) for number in (*ends, os.getpid())]
                 self._helper = subprocess.Popen(
-                    [sys.executable, "-I", "-S", helper.__file__, *arguments],
+                    # What jobspecs say is UTF-8, whatever the locale is.
+                    [sys.executable, "-I", "-S", "-X", "utf8", helper.__file__, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=ends,

@@ -188,6 +188,13 @@ def _environment(key: str, value: Any) -> dict[str, str | None]:
     for name, setting in variables.items():
         if setting is not None and not isinstance(setting, str):
             raise _wrong(f"{key}[{name!r}]", setting, "a string (or None to unset it)")
+        try:
+            f"{name}{setting}".encode()
+        except UnicodeError:  # without the value, which may be secret
+            raise ResourceSpecificationError(
+                f"resource_specification: {key}[{name!r}] must be text that UTF-8 has; it holds "
+                "a lone surrogate, in general of a variable that is not UTF-8 where it comes from"
+            ) from None
     return variables
 
 

@@ -73,7 +73,7 @@ def test_a_block_that_ended_meanwhile_is_forgotten_and_its_task_runs_again(
 
 
 def test_blocks_of_another_instance_are_forgotten(make_blocks, tmp_path):
-    directory = tmp_path / "engine" / "blocks" / "ƒ1234"
+    directory = tmp_path / "engine" / "blocks" / "1234"
     directory.mkdir(parents=True)
     record = {"jobid": parse_jobid("ƒ1234"), "instance": "local:///nowhere"}
     (directory / "block.json").write_text(json.dumps(record))

@@ -133,7 +133,7 @@ class BlockLauncher:
     def submit(self) -> JobFuture:
         """Ask for a block: a Flux instance on whole nodes, which waits until it is ended."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        output = str(self._directory / "{{id}}.log")
+        output = str(self._directory / "{{id.dec}}.log")
         request = JobRequest(
             command=["flux", "broker", "sh", "-c", _WAIT],
             cwd=str(self._directory),
@@ -158,7 +158,7 @@ class BlockLauncher:
 
     def directory_of(self, jobid: int) -> Path:
         """Return where a block's engine keeps its state."""
-        return self._directory / format_jobid(jobid)
+        return self._directory / format_jobid(jobid, "dec")
 
     def record(self, jobid: int) -> None:
         """Note a block, so that it is found again after a restart."""
@@ -199,4 +199,4 @@ class BlockLauncher:
         self._log(jobid).unlink(missing_ok=True)
 
     def _log(self, jobid: int) -> Path:
-        return self._directory / f"{format_jobid(jobid)}.log"
+        return self._directory / f"{format_jobid(jobid, 'dec')}.log"

@@ -34,6 +34,8 @@ def main() -> None:
     task = read_task(directory)
     rank = own_rank()
     install_stand_ins()
+    for stream in (sys.stdout, sys.stderr):  # as on workers: no print fails for its characters
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     runner = TaskRunner(TaskSettings(**task["settings"]))
     end = runner.run(task["task_id"], task["buffer"], task["result_serializers"])
     target = rank_file(directory, rank)

@@ -64,7 +64,9 @@ class Launcher:
         cwd = spec.cwd or default_cwd
         self._cwd = cwd if os.path.isdir(cwd) else "/tmp"  # noqa: PTH112, S108 - as Flux's shell
         self._opened: set[str] = set()
-        self.temporary = directory / f"tmp-{self._f58}"
+        #: Names files: not every locale's file names can have the ƒ.
+        self._number = format_jobid(jobid, "dec")
+        self.temporary = directory / f"tmp-{self._number}"
 
     @property
     def taskmap(self) -> list[list[int]]:
@@ -155,7 +157,7 @@ class Launcher:
 
     def _output(self, options: Mapping[str, Any], suffix: str, names: Mapping[str, Any]) -> str:
         if options.get("type") == "kvs" or "path" not in options:
-            return str(self._directory / f"job-{self._f58}.{suffix}")
+            return str(self._directory / f"job-{self._number}.{suffix}")
         path = self._cwd_path(self._render(options["path"], names))
         if path not in self._opened:
             self._opened.add(path)

@@ -120,7 +120,8 @@ class ManagerLauncher:
         output = str(self._log_file(manager_id))
         amount = self.amount(workers)
         request = JobRequest(
-            command=[sys.executable, "-m", "flux_endpoint.engine.workers.manager"],
+            # Names of files, commands and what is printed do not depend on the nodes' locale.
+            command=[sys.executable, "-X", "utf8", "-m", "flux_endpoint.engine.workers.manager"],
             cwd=str(self._directory),
             environment={**job_environment(), VARIABLE: settings.dump()},
             resources=ResourceSpecification(
