@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -152,3 +153,74 @@ def test_no_descriptor_stays_open():
         ShellFunction("true")()
         ShellFunction("true", walltime=60)()
     assert descriptors() <= before  # something else may have been closed meanwhile
+
+
+class TestLongCommands:
+    """A command that is too long for an argument of a program runs as any other."""
+
+    #: A here-document: more than Linux takes in one argument.
+    _LONG = "cat > /dev/null <<'END'\n" + "x" * 200_000 + "\nEND\n"
+
+    @pytest.mark.parametrize(
+        ("command", "code", "stdout"),
+        [
+            ("echo caf\u00e9 $0 $#", 0, "caf\u00e9 bash 0\n"),
+            ("cat <<'END'\nto the end\nEND", 0, "to the end\n"),
+            ("exit 3", 3, ""),
+            ("false", 1, ""),
+            ("kill -9 $$", -9, ""),
+            ("no-such-command", 127, ""),
+            ("cat; echo read nothing", 0, "read nothing\n"),
+        ],
+    )
+    def test_they_end_as_short_ones(self, directory, command, code, stdout):
+        short = ShellFunction(command)()
+        long = ShellFunction(self._LONG.replace("{", "{{") + command)()
+
+        assert (short.returncode, short.stdout) == (code, stdout)
+        assert (long.returncode, long.stdout) == (code, stdout)
+
+    @pytest.mark.parametrize("size", [-2, -1, 0, 1])
+    def test_the_longest_argument_is_no_special_case(self, directory, size):
+        command = "echo " + "x" * (128 * 1024 + size - len("echo "))
+
+        result = ShellFunction(command, snippet_lines=1)()
+
+        assert (result.returncode, len(result.stdout)) == (0, len(command) - len("echo ") + 1)
+
+    def test_their_walltime_ends_them(self, directory):
+        result = ShellFunction(self._LONG + "sleep 1000", walltime=0.5)()
+
+        assert result.returncode == 124
+
+
+class TestFilesThatCannotBeWritten:
+    """Errors that name the file."""
+
+    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    def test_a_directory(self, directory, stream):
+        (directory / "output").mkdir()
+
+        with pytest.raises(IsADirectoryError, match="output"):
+            ShellFunction("true", **{stream: "output"})()
+
+    def test_a_full_disk(self, full_disk, monkeypatch):
+        monkeypatch.setenv("GC_TASK_SANDBOX_DIR", str(full_disk))
+        target = full_disk / "output.txt"
+
+        result = ShellFunction("head -c 1000000 /dev/zero", stdout="output.txt")()
+
+        assert result.returncode == 1
+        assert f"{target}: No space left on device" in result.stderr
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system that has room for little more than names."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("not run: no file system can be mounted here")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)

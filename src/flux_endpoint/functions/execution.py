@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import select
 import signal
+import stat
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.functions.tree import MARK, CommandTree
@@ -27,6 +30,8 @@ GRACE = 2.0
 
 _FAILED = "subprocess.CalledProcessError"
 _OUT_OF_TIME = "subprocess.TimeoutExpired"
+#: Bytes that Linux takes in one argument, the final NUL included.
+_LONGEST_ARGUMENT = 32 * 4096
 #: `poll` takes its time in milliseconds as a C int.
 _LONGEST_POLL = 2**31 // 1000 - 1
 
@@ -88,18 +93,32 @@ def run_command(
     directory = Path(sandbox) if sandbox else Path.cwd()
     directory.mkdir(parents=True, exist_ok=True)
     stem = f"{os.environ.get('GC_TASK_UUID') or uuid.uuid4()}.{uuid.uuid4().hex[:8]}"
-    with (
-        _opened(directory / (stdout or f"{stem}.stdout")) as out,
-        _opened(directory / (stderr or f"{stem}.stderr")) as err,
-    ):
+    out_path = directory / (stdout or f"{stem}.stdout")
+    err_path = directory / (stderr or f"{stem}.stderr")
+    with _opened(out_path) as out, _opened(err_path) as err:
         out_start, err_start = os.fstat(out).st_size, os.fstat(err).st_size
         outcome = _run(command, directory, out, err, walltime)
         limit = snippet_limit(command)
         return Execution(
             outcome,
             last_lines(out, out_start, snippet_lines, limit),
-            last_lines(err, err_start, snippet_lines, limit),
+            last_lines(err, err_start, snippet_lines, limit)
+            + _full((out_path, out), (err_path, err)),
         )
+
+
+def _full(*files: tuple[Path, int]) -> str:
+    """Return what a command could not say itself: that there is no room for its output.
+
+    A program that can't write its output seldom names the file, and its words may not have found
+    room either.
+    """
+    for path, descriptor in files:
+        system = os.fstatvfs(descriptor)
+        room = system.f_bfree if os.geteuid() == 0 else system.f_bavail
+        if system.f_blocks and not room and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return f"{path}: {os.strerror(errno.ENOSPC)}: the command's output may be incomplete\n"
+    return ""
 
 
 @contextlib.contextmanager
@@ -116,9 +135,14 @@ def _opened(path: Path) -> Iterator[int]:
 def _run(command: str, directory: Path, out: int, err: int, walltime: float | None) -> Outcome:
     limited = walltime is not None and math.isfinite(walltime)
     mark = uuid.uuid4().hex
-    with CommandTree(mark, adopt=limited) as tree, _HeldSignals() as held:
+    with (
+        _Invocation(command) as bash,
+        CommandTree(mark, adopt=limited) as tree,
+        _HeldSignals() as held,
+    ):
         process = subprocess.Popen(
-            ["bash", "-c", command],
+            bash.words,
+            pass_fds=bash.descriptors,
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -138,6 +162,33 @@ def _run(command: str, directory: Path, out: int, err: int, walltime: float | No
             process.wait()
             raise
         return outcome_of(process.returncode) if ended else OUT_OF_TIME
+
+
+class _Invocation:
+    """How bash is called for a command, and the descriptors that it needs for that.
+
+    A command that is too long for an argument is read from a file that has no name. Apart from
+    that it is run as any other: in the same shell, with the same `$0` and `$$`.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._text = os.fsencode(command)
+        self._file: IO[bytes] | None = None
+        self.words: list[str | bytes] = ["bash", "-c", self._text]
+        self.descriptors: tuple[int, ...] = ()
+
+    def __enter__(self) -> _Invocation:
+        if len(self._text) >= _LONGEST_ARGUMENT:
+            self._file = tempfile.TemporaryFile()
+            self._file.write(self._text)
+            self._file.flush()
+            self.descriptors = (self._file.fileno(),)
+            self.words = ["bash", "-c", f". /dev/fd/{self._file.fileno()}"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 class _HeldSignals:
