@@ -14,6 +14,8 @@ import pytest
 
 from not_run import leave_out
 
+#: Names a source tree of the official packages: what is released has no unit tests.
+SOURCE = "GLOBUS_COMPUTE_SOURCE"
 OFFICIAL, PLUGIN = ".venv-official", ".venv-plugin"
 _VARIABLES = {
     OFFICIAL: "FLUX_ENDPOINT_TEST_OFFICIAL_PYTHON",
@@ -40,8 +42,14 @@ def _missing(item: pytest.Item) -> str | None:
         return None
     needed = PLUGIN if "plugin_python" in getattr(item, "fixturenames", ()) else OFFICIAL
     if find_python(needed):
-        return None
+        return _no_source(item)
     return f"tests with the official packages: {_reason(needed)}"
+
+
+def _no_source(item: pytest.Item) -> str | None:
+    if "official_source" not in getattr(item, "fixturenames", ()) or os.environ.get(SOURCE):
+        return None
+    return f"the official unit tests: set {SOURCE} to a source tree of globus-compute"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -53,6 +61,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def official_python() -> str:
     """A Python with globus-compute-sdk and -endpoint, and without this project."""
     return _python(OFFICIAL)
+
+
+@pytest.fixture(scope="session")
+def official_source() -> Path:
+    """The official SDK's source tree, which has its unit tests."""
+    return Path(os.environ[SOURCE], "compute_sdk").absolute()
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,17 @@ The text of each says what was wrong, where it came from and what to do about it
 
 from __future__ import annotations
 
+import re
+import time
 from typing import Any
 
 
 class FluxEndpointError(Exception):
     """Base of all errors that this project raises on purpose."""
+
+
+#: The base class by its name in the official package.
+ComputeError = FluxEndpointError
 
 
 class ConfigurationError(FluxEndpointError):
@@ -36,16 +42,33 @@ class StillTryingError(FluxEndpointError):
     """What was started in the background is not ready, since something that it needs is away."""
 
 
-class SerializationError(FluxEndpointError):
+class SerdeError(FluxEndpointError):
+    """Something could not be serialized, deserialized, or selected for that."""
+
+    @property
+    def reason(self) -> str:
+        """What was wrong."""
+        return str(self)
+
+
+class SerializationError(SerdeError):
     """An object could not be turned into text by the strategy that was asked to."""
+
+
+class ReadOnlyStrategyError(SerializationError, NotImplementedError):
+    """A strategy only reads what older releases wrote."""
 
 
 class PayloadTooLargeError(SerializationError):
     """A function or its arguments serialize to more than one task may carry."""
 
 
-class DeserializationError(FluxEndpointError):
+class DeserializationError(SerdeError):
     """Text could not be turned back into an object."""
+
+
+class PackedBufferError(DeserializationError, ValueError):
+    """Text is no packed list of buffers."""
 
 
 class InvalidMessageError(FluxEndpointError, ValueError):
@@ -102,6 +125,21 @@ class TaskError(FluxEndpointError):
     """A task ended without a value. Base of what a future raises."""
 
 
+_SERIALIZATION = re.compile("dill|pickle|serializ", re.IGNORECASE)
+_WORKER_LOST = re.compile(r"\bWorkerLost\b")
+_SERIALIZATION_HINT = """
+This appears to be an error with serialization. If it is, another strategy may help, e.g. for
+functions as source text:
+  from flux_endpoint.serialize import AllCodeStrategies, ComputeSerializer
+  executor.serializer = ComputeSerializer(strategy_code=AllCodeStrategies())
+Use the endpoint's minor version of Python, and install there what the function imports.
+"""
+_WORKER_LOST_HINT = """
+A worker that crashes may have loaded byte code of another version of Python: compare the client's
+with the endpoint's. Else look at the memory that the task needs, and at what it links to.
+"""
+
+
 class TaskExecutionFailed(TaskError):  # noqa: N818 - the official client's name for it
     """A task raised, or could not be run; carries what the endpoint reported.
 
@@ -114,17 +152,20 @@ class TaskExecutionFailed(TaskError):  # noqa: N818 - the official client's name
     def __init__(
         self,
         remote_data: str,
-        completion_t: str = "0",
+        completion_t: str | None = None,
         task_details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(remote_data)
         self.remote_data = remote_data
-        self.completion_t = completion_t
+        self.completion_t = completion_t or str(time.time())
         self.task_details = task_details
 
     def __str__(self) -> str:
+        """Return the endpoint's text, and a hint where many have met its like."""
         body = "\n".join(f" {line}" for line in self.remote_data.strip("\n").splitlines())
-        return f"\n{body}\n"
+        lost = _WORKER_LOST.search(self.remote_data)
+        hint = _SERIALIZATION_HINT if lost or _SERIALIZATION.search(self.remote_data) else ""
+        return f"\n{body}\n{hint}{_WORKER_LOST_HINT if lost else ''}"
 
 
 class TaskCancelled(TaskError):  # noqa: N818 - reads like concurrent.futures.CancelledError

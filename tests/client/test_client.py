@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, TaskExecutionFailed, TaskPending
+from flux_endpoint.client.skew import VersionSkewWarning
 from flux_endpoint.errors import ServiceUnreachableError
+from flux_endpoint.serialize import AllDataStrategies, DillDataBase64, JSONData, pack_buffers
 
 
 def double(x: int) -> int:
@@ -57,9 +59,9 @@ def test_a_batch_refuses_what_it_cannot_send(client: Client) -> None:
     batch = client.create_batch()
     with pytest.raises(ValueError, match="batch is empty"):
         client.batch_run(ENDPOINT, batch)
-    with pytest.raises(TypeError, match="args must be a tuple"):
+    with pytest.raises(TypeError, match="args: expected `tuple`, got: str"):
         batch.add(function, args="abc")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="names as keys"):
+    with pytest.raises(TypeError, match="expected kwargs with `str` keys, got: int"):
         batch.add(function, kwargs={1: 2})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="each once"):
         batch.add(function, (1,), args=(1,))
@@ -107,8 +109,57 @@ def test_a_task_is_pending_then_done_or_failed(service: Any, client: Client) -> 
     }
     assert client.get_result(task) == [1, 2]
     service.documents[task] = {"status": "failed", "exception": "boom", "completion_t": "2"}
-    with pytest.raises(TaskExecutionFailed, match="boom"):
+    for ask in (client.get_task, client.get_result):
+        with pytest.raises(TaskExecutionFailed, match="boom") as failed:
+            ask(task)
+        assert failed.value.completion_t == "2"
+
+
+def test_a_task_that_failed_without_an_error_has_a_reason(service: Any, client: Client) -> None:
+    task = str(uuid.uuid4())
+    service.documents[task] = {"status": "failed", "reason": "lost", "completion_t": "2"}
+    state = client.get_task(task)
+    assert (state["pending"], state["status"], state["reason"]) == (False, "failed", "lost")
+    with pytest.raises(TaskExecutionFailed, match="lost"):
         client.get_result(task)
+
+
+def test_a_result_of_another_python_is_warned_of(service: Any, client: Client) -> None:
+    task = str(uuid.uuid4())
+    service.ended(task, 7)
+    service.documents[task]["details"] = {
+        "endpoint_id": ENDPOINT,
+        "python_version": "3.1.4",
+        "dill_version": "0.1",
+    }
+    with pytest.warns(VersionSkewWarning, match=r"Python 3\.1\.4"):
+        assert client.get_task(task)["result"] == 7
+
+
+def test_the_version_check_of_the_official_client_may_be_named(service: Any) -> None:
+    Client(service.url, "token", do_version_check=False)
+
+
+@pytest.mark.parametrize("nothing", [None, "", 0])
+def test_an_unset_group_is_none(nothing: Any, client: Client) -> None:
+    batch = client.create_batch()
+    batch.task_group_id = nothing
+    assert batch.task_group_id is None
+    assert "task_group_id" not in batch.prepare()
+
+
+@pytest.mark.parametrize("strategy", [DillDataBase64(), JSONData(), AllDataStrategies()])
+@pytest.mark.parametrize("given", [{}, {"args": (1,)}, {"kwargs": {"x": "y"}}])
+def test_a_batch_writes_every_call_by_the_chosen_strategy(
+    strategy: Any, given: Any, service: Any
+) -> None:
+    client = Client(service.url, "token", data_serialization_strategy=strategy)
+    batch = client.create_batch()
+    function = uuid.uuid4()
+    batch.add(function, **given)
+    parts = [given.get("args", ()), given.get("kwargs", {})]
+    written = pack_buffers([strategy.serialize(part) for part in parts])
+    assert batch.prepare()["tasks"] == {str(function): [written]}
 
 
 def test_many_results_are_asked_in_chunks(service: Any, client: Client) -> None:
@@ -119,6 +170,7 @@ def test_many_results_are_asked_in_chunks(service: Any, client: Client) -> None:
     assert len(states) == 300
     assert states[tasks[0]]["result"] == "first"
     assert isinstance(states[tasks[1]]["exception"], TaskExecutionFailed)
+    assert states[tasks[1]]["reason"] == "boom"
     assert states[tasks[2]]["pending"]
     assert [len(r.body["task_ids"]) for r in service.seen("batch_status")] == [128, 128, 44]
 

@@ -14,6 +14,7 @@ import pytest
 from flux_endpoint import Client, ComputeSerializer, Executor, MPIFunction, ShellFunction
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.protocol.resources import parse_resources
+from flux_endpoint.serialize import JSONData
 
 ENDPOINT = "00000000-0000-4000-8000-00000000000e"
 
@@ -39,11 +40,15 @@ def test_a_malformed_id_is_named(client: Client, name: str) -> None:
 
 
 def test_a_misspelt_argument_names_the_right_one(client: Client) -> None:
-    with pytest.raises(TypeError, match="no argument 'endpoint': did you mean 'endpoint_id'"):
+    with pytest.raises(
+        TypeError, match=r"'endpoint' is an invalid argument.*: did you mean 'endpoint_id'"
+    ):
         Executor(client=client, endpoint="x")
-    with pytest.raises(TypeError, match="'resource_spec': did you mean 'resource_specification'"):
+    with pytest.raises(TypeError, match="did you mean 'resource_specification'"):
         Executor(client=client, resource_spec={})
-    with pytest.raises(TypeError, match="'xyzzy': it takes endpoint_id, client, task_group_id"):
+    with pytest.raises(
+        TypeError, match=r"'xyzzy' is .*: it takes endpoint_id, client, task_group_id"
+    ):
         Executor(client=client, xyzzy=1)
 
 
@@ -133,14 +138,32 @@ def test_a_task_group_can_be_assigned_and_renewed(client: Client) -> None:
     executor = Executor(client=client)
     before = executor.task_group_id
     executor.task_group_id = None
-    assert executor.task_group_id != before
+    assert executor.task_group_id is None
+    assert Executor(client=client).task_group_id == before, "the default stays"
+    with pytest.raises(ValueError, match="must specify a task_group_id in order to reload"):
+        executor.reload_tasks()
+    executor.endpoint_id = uuid.uuid4()
+    groups = {executor.submit(abs, -1).task_group_id for _ in range(2)}
+    assert groups == {str(executor.task_group_id)}
+    assert executor.task_group_id not in {None, before}
+    assert Executor(client=client).task_group_id == executor.task_group_id
     executor.task_group_id = str(before)
     assert executor.task_group_id == before
 
 
+def test_the_serializer_is_the_clients(client: Client) -> None:
+    serializer = ComputeSerializer(strategy_data=JSONData())
+    executor = Executor(client=client, serializer=serializer)
+    assert client.fx_serializer is serializer
+    executor.serializer = ComputeSerializer()
+    assert client.fx_serializer is executor.serializer is not serializer
+    with pytest.raises(TypeError, match="Expected ComputeSerializer, got str"):
+        executor.serializer = "json"  # type: ignore[assignment]
+
+
 def test_submit_without_endpoint_says_how_to_set_it(client: Client) -> None:
     executor = Executor(client=client)
-    with pytest.raises(ValueError, match=r"no endpoint is set.*Executor\(endpoint_id=...\)"):
+    with pytest.raises(ValueError, match=r"No endpoint_id set.*Executor\(endpoint_id=...\)"):
         executor.submit(abs, -1)
 
 

@@ -260,5 +260,5 @@ def test_a_refused_attach_fails_its_future_only(service: Any, executor: Executor
 
 
 def test_an_executor_without_endpoint_attaches_to_nothing(client: Client) -> None:
-    with Executor(client=client) as executor, pytest.raises(ValueError, match="no endpoint is set"):
+    with Executor(client=client) as executor, pytest.raises(ValueError, match="No endpoint_id set"):
         executor.attach(JOBID)

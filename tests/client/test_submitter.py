@@ -415,9 +415,11 @@ def test_a_function_may_be_registered_beforehand(service: Any, executor: Executo
     assert (body["description"], body["public"], body["serialized"]) == ("twice", True, True)
     assert executor.submit(double, 1).wait_submitted(TIMEOUT)
     assert list(service.submissions()[0].body["tasks"]) == [known]
-    with pytest.raises(ValueError, match=f"'double' is registered already, as {known}"):
+    with pytest.raises(ValueError, match=f"already registered as function id: {known}: 'double'"):
         executor.register_function(double)
     other = str(uuid.uuid4())
+    with pytest.raises(ValueError, match=rf"id: {known} \(attempted id: {other}\)"):
+        executor.register_function(double, function_id=other)
     assert executor.register_function(triple, function_id=other) == other
     assert len(service.seen("/v3/functions")) == 1
 
@@ -427,12 +429,19 @@ def test_source_code_may_be_registered(service: Any, executor: Executor) -> None
     known = executor.register_source_code(source, "area")
     body = service.seen("/v3/functions")[0].body
     assert (body["function_code"], body["serialized"]) == (source, False)
-    with pytest.raises(ValueError, match=f"registered already, as {known}"):
+    with pytest.raises(ValueError, match=f"already registered as function id: {known}"):
         executor.register_source_code(source, "area")
     with pytest.raises(ValueError, match="defines no 'volume'"):
         executor.register_source_code(source, "volume")
     with pytest.raises(ValueError, match="line 1"):
         executor.register_source_code("def area(", "area")
+
+
+def test_source_code_may_be_indented_as_it_was_cut_out(service: Any, executor: Executor) -> None:
+    executor.register_source_code("\n    def area(r):\n        return 3 * r\n", "area")
+    assert service.seen("/v3/functions")[0].body["function_code"] == (
+        "\ndef area(r):\n    return 3 * r\n"
+    )
 
 
 def test_after_shutdown_nothing_is_taken(executor: Executor) -> None:
@@ -443,7 +452,7 @@ def test_after_shutdown_nothing_is_taken(executor: Executor) -> None:
         lambda: executor.register_function(double),
         executor.reload_tasks,
     ):
-        with pytest.raises(RuntimeError, match="shut down"):
+        with pytest.raises(RuntimeError, match=r"is shutdown; (no new functions|refusing to reg)"):
             call()
 
 

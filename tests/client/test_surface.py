@@ -18,7 +18,6 @@ LACKING = {
     "Client.version_check": "client and service agree on the wire protocol, not on versions",
     "Client.__init__(environment)": "the service's URL says where it is",
     "Client.__init__(local_compute_services)": "the service's URL says where it is",
-    "Client.__init__(do_version_check)": "see version_check",
     "Client.__init__(app)": "an app of Globus Auth",
     "Client.__init__(authorizer)": "an authorizer of Globus Auth",
     "Client.register_function(ha_endpoint_id)": "high assurance is Globus's",

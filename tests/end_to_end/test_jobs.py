@@ -196,7 +196,7 @@ class TestAttach:
         ("mpi_hello.py", "rank 3 of 4"),
         ("mpi_python.py", "3.141592654"),
         ("events.py", "TaskCancelled"),
-        ("attach.py", "return code 3"),
+        ("attach.py", "exit code: 3"),
     ],
 )
 def test_the_examples(stack, script, expected):

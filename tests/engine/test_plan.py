@@ -253,5 +253,5 @@ def test_reading_it_is_up_to_the_allow_list():
     theirs = replace(ours, buffer=pack_buffers([code, *unpack_buffers(ours.buffer)[1:]]))
     names = ("CombinedCode", "JSONData", "DillDataBase64")
     allowed = [f"globus_compute_sdk.serialize.{name}" for name in names]
-    with pytest.raises(DeserializationError, match="DillCode is not allowed"):
+    with pytest.raises(DeserializationError, match="DillCode disabled"):
         planner(allowed_serializers=allowed).plan(theirs)

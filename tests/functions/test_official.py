@@ -300,7 +300,7 @@ class TestOnAWorker:
 
     def test_a_site_s_allow_list_holds_for_it(self, run):
         allowed = ["globus_compute_sdk.serialize.AllCodeStrategies", "globus_compute_sdk.*Data"]
-        assert "DillCode is not allowed" in run(ShellFunction("true"), {}, None, allowed).text
+        assert "DillCode disabled" in run(ShellFunction("true"), {}, None, allowed).text
 
 
 JSON = f"{JSONData.__module__}.JSONData"

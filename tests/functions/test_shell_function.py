@@ -94,10 +94,33 @@ class TestConstruction:
             ShellFunction(**{"cmd": "date", **options})
 
     def test_it_shows_what_differs_from_the_defaults(self):
-        assert repr(ShellFunction("date")) == "ShellFunction('date')"
+        assert repr(ShellFunction("date")) == "ShellFunction(snippet_lines=1000, cmd='date')"
         text = repr(MPIFunction("app", walltime=5, name="app", stdout="o"))
-        assert text == "MPIFunction('app', stdout='o', walltime=5, name='app')"
-        assert str(ShellFunction(" date ", name="now")) == "now: date"
+        assert text == (
+            "MPIFunction(name='app', walltime=5, stdout='o', snippet_lines=1000, cmd='app')"
+        )
+        assert vars(eval(text)) == vars(MPIFunction("app", walltime=5, name="app", stdout="o"))
+
+    def test_its_text_has_the_options_and_the_command_in_lines(self):
+        assert str(ShellFunction(" date ", name="now")) == (
+            "now\n     lines: 1000\n   command: date"
+        )
+        text = str(ShellFunction("a\nb", walltime=1.5, stdout="/o", stderr="e"))
+        assert text.splitlines() == [
+            "ShellFunction",
+            " wall time: 1.5",
+            "    stdout: '/o'",
+            "    stderr: 'e'",
+            "     lines: 1000",
+            "   command: -----",
+            "            a",
+            "            b",
+            "            -----",
+        ]
+        long = str(ShellFunction("".join(f"line {i}\n" for i in range(11))))
+        assert "line 9\n" in long
+        assert "line 10" not in long
+        assert "[... truncated; see .cmd for full script ...]" in long
 
 
 class Remote:
@@ -227,17 +250,18 @@ class TestResult:
     """A result reads well."""
 
     def test_success_shows_the_output(self):
-        assert str(ShellResult("x", "a\nb\n", "", 0)) == "return code 0\nstdout:\na\nb"
+        assert str(ShellResult("x", "a\nb\n", "", 0)) == "exit code: 0\n   stdout:\na\nb"
 
     def test_failure_shows_both_streams_and_the_reason(self):
         text = str(ShellResult("x", "", "boom\n", 3, "subprocess.CalledProcessError"))
         assert text == (
-            "return code 3 (subprocess.CalledProcessError)\nstdout: empty\nstderr:\nboom"
+            "exit code: 3\n   stdout:\n\n\n   stderr:\nboom\n\n"
+            "exception: subprocess.CalledProcessError"
         )
 
     def test_long_output_is_cut_to_its_end_and_says_so(self):
         text = str(ShellResult("x", "".join(f"line {i}\n" for i in range(100)), "", 0))
-        assert "the end of it (all of it is in .stdout)" in text
+        assert "[... truncated; see .stdout for full output ...]" in text
         assert "line 89\n" not in text
         assert text.endswith("line 90\n" + "\n".join(f"line {i}" for i in range(91, 100)))
         assert len(str(ShellResult("x", "y" * 10_000, "", 0))) < 1200
@@ -245,7 +269,7 @@ class TestResult:
     def test_its_repr_has_everything(self):
         text = repr(ShellResult("c", "o", "e", 1, "n"))
         assert text == (
-            "ShellResult(cmd='c', stdout='o', stderr='e', returncode=1, exception_name='n')"
+            "ShellResult(returncode=1, cmd='c', exception_name='n', stdout='o', stderr='e')"
         )
         rebuilt = eval(text, {"ShellResult": ShellResult})
         assert vars(rebuilt) == {

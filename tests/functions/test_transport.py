@@ -129,7 +129,7 @@ def test_the_strategy_counts_as_code_for_allow_lists():
         allowed = [code, JSONData]
         serializer = ComputeSerializer(allowed_deserializer_types=allowed)
         assert serializer.deserialize(text).cmd == "date"
-    with pytest.raises(DeserializationError, match="CommandFunctionCode is not allowed"):
+    with pytest.raises(DeserializationError, match="CommandFunctionCode disabled"):
         ComputeSerializer(allowed_deserializer_types=[DillCode, JSONData]).deserialize(text)
 
 
@@ -304,4 +304,4 @@ def test_a_task_s_result_can_be_read_where_functions_was_not_imported():
         timeout=60,
         check=True,
     )
-    assert run.stdout == "return code 0\nstdout:\nx\n"
+    assert run.stdout == "exit code: 0\n   stdout:\nx\n"

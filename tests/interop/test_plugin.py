@@ -215,7 +215,7 @@ class TestWhatASiteAllows:
             workers_per_node=1,
         )
         end = own.end(own.submit(area, 1))
-        assert "DillCodeSource is not allowed here" in end.text
+        assert "DillCodeSource disabled" in end.text
 
     def test_a_function_that_is_not_listed_never_reaches_the_engine(self, own):
         own.start(allowed_functions=[], local_cores_per_node=1, max_nodes=1, workers_per_node=1)

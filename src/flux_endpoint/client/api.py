@@ -11,6 +11,7 @@ import flux_endpoint
 from flux_endpoint.amqp.url import with_port
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.errors import ServiceError, ServiceUnreachableError
+from flux_endpoint.protocol.compatible import COMPATIBLE_GLOBUS_SDK, COMPATIBLE_SDK
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
 from flux_endpoint.rest import RestClient
 
@@ -174,6 +175,9 @@ def user_runtime() -> _Json:
     """Return what a submission says of the program that makes it."""
     return {
         "flux_endpoint_version": flux_endpoint.__version__,
+        # What templates of official endpoints may read.
+        "globus_compute_sdk_version": COMPATIBLE_SDK,
+        "globus_sdk_version": COMPATIBLE_GLOBUS_SDK,
         "python_version": sys.version,
         "python": {
             "version": platform.python_version(),

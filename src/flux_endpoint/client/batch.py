@@ -99,7 +99,7 @@ class Batch:
             SerializationError: the arguments can't be serialized, or are too large.
         """
         rest = list(positional)
-        if rest and isinstance(rest[0], str | UUID):
+        if rest and _may_be_id(rest[0]):
             if endpoint_id is not None:
                 raise TypeError("endpoint_id is given twice")
             endpoint_id = rest.pop(0)
@@ -108,11 +108,12 @@ class Batch:
         args = rest[0] if rest and rest[0] is not None else args
         kwargs = rest[1] if len(rest) == 2 and rest[1] is not None else kwargs
         if not isinstance(args, tuple | list | None):
-            raise TypeError(f"args must be a tuple or a list, got {type(args).__name__}")
+            raise TypeError(f"args: expected `tuple`, got: {type(args).__name__}")
         if not isinstance(kwargs, dict | None):
-            raise TypeError(f"kwargs must be a dictionary, got {type(kwargs).__name__}")
-        if not all(isinstance(key, str) for key in kwargs or ()):
-            raise TypeError("kwargs must have names as keys")
+            raise TypeError(f"kwargs: expected dict, got: {type(kwargs).__name__}")
+        wrong = [type(key).__name__ for key in kwargs or () if not isinstance(key, str)]
+        if wrong:
+            raise TypeError(f"kwargs: expected kwargs with `str` keys, got: {wrong[0]}")
         function = as_uuid(function_id, "function_id")
         endpoint = as_optional_uuid(endpoint_id, "endpoint_id") or self.endpoint_id
         if self.endpoint_id is not None and endpoint != self.endpoint_id:
@@ -121,7 +122,7 @@ class Batch:
             )
         self._commands.check(str(function), args or (), kwargs or {})
         payload = serialize_call(
-            self._serializer, str(function), args or (), kwargs or {}, may_be_command=True
+            self._serializer, str(function), args or (), kwargs or {}, may_be_command=False
         )
         self.endpoint_id = endpoint
         self.tasks.setdefault(function, []).append(payload)
@@ -139,3 +140,10 @@ class Batch:
             if value := getattr(self, name):
                 body[name] = value
         return body
+
+
+def _may_be_id(value: object) -> bool:
+    try:
+        return isinstance(value, UUID) or (isinstance(value, str) and bool(UUID(value)))
+    except ValueError:
+        return False

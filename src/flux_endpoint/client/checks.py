@@ -31,7 +31,7 @@ def refuse_unknown(executor: type, unknown: dict[str, Any]) -> None:
     for name in unknown.keys() - _IGNORED:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
-        raise TypeError(f"Executor takes no argument '{name}': {hint}")
+        raise TypeError(f"'{name}' is an invalid argument for {executor.__name__}: {hint}")
 
 
 def _arguments(executor: type) -> dict[str, None]:

@@ -13,6 +13,7 @@ from flux_endpoint.client.commands import RegisteredCommands
 from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.client.registry import registration_body, source_body
 from flux_endpoint.client.results import from_document, load
+from flux_endpoint.client.skew import warn_of_skew
 from flux_endpoint.client.stream import STATUS_CHUNK
 from flux_endpoint.credentials import Credentials, load_credentials
 from flux_endpoint.errors import (
@@ -37,6 +38,7 @@ class Client:
         token: the access token for it; both or none of the two.
         code_serialization_strategy: for functions, by default `DillCode`.
         data_serialization_strategy: for arguments, by default `DillDataBase64`.
+        do_version_check: as of the official client; either is taken, there is nothing to check.
 
     Attributes:
         session_task_group_id: the group of batches that name none; save it to reload their tasks.
@@ -53,6 +55,7 @@ class Client:
         *,
         code_serialization_strategy: SerializationStrategy | None = None,
         data_serialization_strategy: SerializationStrategy | None = None,
+        do_version_check: bool = True,  # noqa: ARG002 - of the official client
     ) -> None:
         self.api = ServiceApi(_credentials(service_url, token))
         self._commands = RegisteredCommands()
@@ -204,10 +207,21 @@ class Client:
 
         Returns:
             `pending` and `status`; once it has ended also `completion_t` (seconds since the epoch,
-            as text) and either `result` or `exception`; `details` of the endpoint, if known.
+            as text) and `result`, or a `reason` if there is neither result nor error; `details` of
+            the endpoint, if known.
+
+        Raises:
+            TaskExecutionFailed: it raised, or could not be run.
+            TaskCancelled: it was ended on request.
+            DeserializationError: its result can't be read here.
         """
-        task = str(as_uuid(task_id, "task_id"))
-        return self._state(self.api.task(task))
+        document = self.api.task(str(as_uuid(task_id, "task_id")))
+        state = self._state(document)
+        # Without an error of its own, a task that has no result is no exception.
+        error = state.pop("exception", None)
+        if error is not None and (document.get("exception") or document.get("result")):
+            raise error
+        return state
 
     def get_result(self, task_id: UuidLike) -> Any:
         """Return what a task returned.
@@ -216,8 +230,9 @@ class Client:
             TaskPending: it has not ended.
             TaskExecutionFailed: it raised, or could not be run.
             TaskCancelled: it was ended on request.
+            DeserializationError: what it returned can't be read here.
         """
-        state = self.get_task(task_id)
+        state = self._state(self.api.task(str(as_uuid(task_id, "task_id"))))
         if state["pending"]:
             raise TaskPending(state["status"])
         if "exception" in state:
@@ -225,7 +240,10 @@ class Client:
         return state["result"]
 
     def get_batch_result(self, task_id_list: Iterable[UuidLike]) -> dict[str, dict[str, Any]]:
-        """Return the states of many tasks, as of `get_task`, by task id."""
+        """Return the states of many tasks, as of `get_task`, by task id.
+
+        A task that failed has its error as `exception`, and the text of it as `reason`.
+        """
         ids = list(dict.fromkeys(str(as_uuid(id_, "task_id_list")) for id_ in task_id_list))
         states: dict[str, dict[str, Any]] = {}
         for start in range(0, len(ids), STATUS_CHUNK):
@@ -257,10 +275,12 @@ class Client:
             state["details"] = document["details"]
         if end is not None:
             state["completion_t"] = end.completion_t
+            warn_of_skew(end.details)
             try:
                 state["result"] = load(end, self.fx_serializer.deserialize)
             except (TaskError, DeserializationError) as error:
                 state["exception"] = error
+                state["reason"] = end.error or str(error)
         return state
 
     # Endpoints.

@@ -77,7 +77,7 @@ class Executor(FuturesExecutor):
         label: names this Executor in logs and thread names.
         batch_size: the most tasks in one request.
         amqp_port: port of the message broker, if not the one that the service tells.
-        serializer: turns functions and arguments into text; by default the client's.
+        serializer: turns functions and arguments into text, from now on the client's too.
         result_serializers: strategies for the endpoint to try on each result, in order.
         give_up_after: seconds for which an unreachable service is tried again before tasks fail.
 
@@ -107,14 +107,15 @@ class Executor(FuturesExecutor):
     ) -> None:
         refuse_unknown(type(self), unknown)
         self.endpoint_id = endpoint_id
-        self.task_group_id = task_group_id or Executor._default_task_group_id
+        self.task_group_id = task_group_id or Executor._default_task_group_id or uuid.uuid4()
         self.resource_specification = resource_specification
         self.user_endpoint_config = user_endpoint_config
         self.label = label
         self.client = client or Client()
+        if serializer is not None:
+            self.serializer = serializer
         self._streams = ResultStreams(self.client.api)
         self.amqp_port = amqp_port
-        self.serializer = serializer or self.client.fx_serializer
         self.result_serializers = result_serializers
         self._functions = FunctionRegistry()
         self._sources: dict[tuple[str, str], str] = {}
@@ -152,17 +153,21 @@ class Executor(FuturesExecutor):
         self._endpoint_id = as_optional_uuid(value, "endpoint_id")
 
     @property
-    def task_group_id(self) -> UUID:
+    def task_group_id(self) -> UUID | None:
         """The group of tasks submitted from now on; later Executors use it too by default.
 
-        Assign a UUID or its text to take up an earlier group, `None` to begin a new one.
+        Assign a UUID or its text to take up an earlier group. `None` begins a new one with the next
+        submission; until then there is none.
         """
         return self._task_group_id
 
     @task_group_id.setter
     def task_group_id(self, value: UuidLike | None) -> None:
-        self._task_group_id = as_optional_uuid(value, "task_group_id") or uuid.uuid4()
-        Executor._default_task_group_id = self._task_group_id
+        group = as_optional_uuid(value, "task_group_id")
+        self._next_group = uuid.uuid4()  # one, whichever thread submits first
+        self._task_group_id = group
+        if group is not None:
+            Executor._default_task_group_id = group
 
     @property
     def resource_specification(self) -> dict[str, Any] | None:
@@ -203,14 +208,17 @@ class Executor(FuturesExecutor):
 
     @property
     def serializer(self) -> ComputeSerializer:
-        """Turns functions and arguments into text, and results back."""
-        return self._serializer
+        """Turns functions and arguments into text, and results back: the client's serializer."""
+        return self.client.fx_serializer
 
     @serializer.setter
     def serializer(self, value: ComputeSerializer) -> None:
         if not isinstance(value, ComputeSerializer):
-            raise TypeError(f"serializer must be a ComputeSerializer, got {type(value).__name__}")
-        self._serializer = value
+            raise TypeError(
+                f"Expected ComputeSerializer, got {type(value).__name__}: set "
+                "executor.serializer = ComputeSerializer(...)"
+            )
+        self.client.fx_serializer = value
 
     @property
     def result_serializers(self) -> Sequence[Strategylike] | None:
@@ -255,16 +263,13 @@ class Executor(FuturesExecutor):
             ValueError: this Executor knows `fn`, as it is now, under another id.
             SerializationError: `fn` can't be serialized.
         """
-        self._refuse_if_shut_down()
+        self._refuse_if_shut_down("refusing to register function")
         given = None if function_id is None else str(as_uuid(function_id, "function_id"))
         known = self._functions.find(fn)
         if known is not None:
             if given is not None and given == known.function_id:
                 return given
-            raise ValueError(
-                f"function '{known.name}' is registered already, "
-                f"as {known.function_id or 'of its first submission'}"
-            )
+            raise ValueError(_registered(known.name, known.function_id, given))
         if given is None:
             register = self.client.api.register
             given = self._functions.register(fn, self.serializer, register, **func_register_kwargs)
@@ -287,10 +292,10 @@ class Executor(FuturesExecutor):
         Raises:
             ValueError: the text is no Python, lacks the function, or is registered already.
         """
-        self._refuse_if_shut_down()
+        self._refuse_if_shut_down("refusing to register function")
         key = (source, function_name)
         if key in self._sources:
-            raise ValueError(f"'{function_name}' is registered already, as {self._sources[key]}")
+            raise ValueError(_registered(function_name, self._sources[key]))
         self._sources[key] = self.client.register_source_code(source, function_name, **kwargs)
         return self._sources[key]
 
@@ -320,7 +325,7 @@ class Executor(FuturesExecutor):
             warnings.warn(_MPI_WITHOUT_RESOURCES, stacklevel=2)
         if isinstance(fn, ShellFunction):
             fn.check_call(args, kwargs)
-        serializer = self._serializer
+        serializer = self.serializer
         return self._put(route, self._functions.prepare(fn, serializer), serializer, args, kwargs)
 
     def submit_to_registered_function(
@@ -351,7 +356,7 @@ class Executor(FuturesExecutor):
         known = str(as_uuid(function_id, "function_id"))
         self.client._commands.check(known, args or (), kwargs or {})
         function = FunctionRegistration(known, function_id=known)
-        return self._put(self._route(), function, self._serializer, args or (), kwargs or {})
+        return self._put(self._route(), function, self.serializer, args or (), kwargs or {})
 
     def get_worker_hardware_details(self) -> str:
         """Have a worker tell what machine it runs on; waits for the answer, a text for people."""
@@ -376,13 +381,13 @@ class Executor(FuturesExecutor):
         self._refuse_if_shut_down()
         number = parse_jobid(jobid)
         route = Route(
-            str(self._task_group_id),
+            self._group(),
             self._route().endpoint_id,
             result_serializers=self._result_serializer_paths,
             attach_jobid=number,
         )
         future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
-        future._load = self._serializer.deserialize
+        future._load = self.serializer.deserialize
         future._events = self._streams.events
         future._job_record().set_jobid(number)
         self._submitter.put(PendingTask(future, route, FunctionRegistration("attach"), ""))
@@ -426,6 +431,7 @@ class Executor(FuturesExecutor):
             task_group_id: the group, which becomes this Executor's; by default its own.
 
         Raises:
+            ValueError: there is no group to reload.
             ServiceError: the service does not know the group, or it is somebody else's.
             ServiceUnreachableError: the service can't be reached.
             RuntimeError: the Executor is shut down.
@@ -433,7 +439,9 @@ class Executor(FuturesExecutor):
         self._refuse_if_shut_down()
         if task_group_id is not None:
             self.task_group_id = task_group_id
-        group = str(self.task_group_id)
+        if self._task_group_id is None:
+            raise ValueError("must specify a task_group_id in order to reload tasks")
+        group = str(self._task_group_id)
         under_way: Future[None] = Future()  # a shutdown waits until the tasks are followed
         self._submitter.track(under_way)
         try:
@@ -446,7 +454,7 @@ class Executor(FuturesExecutor):
         futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
         for future in futures.values():
             future.set_running_or_notify_cancel()
-            future._load = self._serializer.deserialize
+            future._load = self.serializer.deserialize
             future._events = self._streams.events
         ended = self._resolve_ended(futures)
         pending = [future for task_id, future in futures.items() if task_id not in ended]
@@ -489,7 +497,7 @@ class Executor(FuturesExecutor):
     def _route(self) -> Route:
         if self._endpoint_id is None:
             raise ValueError(
-                "no endpoint is set: pass it to the constructor, Executor(endpoint_id=...), or "
+                "No endpoint_id set: pass it to the constructor, Executor(endpoint_id=...), or "
                 "assign executor.endpoint_id; `flux-endpoint list` shows yours"
             )
         # Dumped each time: the dictionaries may have been changed in place.
@@ -499,12 +507,18 @@ class Executor(FuturesExecutor):
             checked_resources(resources)
             self._checked = wanted
         return Route(
-            str(self._task_group_id),
+            self._group(),
             str(self._endpoint_id),
             wanted,
             json.dumps(config, sort_keys=True) if config else "",
             self._result_serializer_paths,
         )
+
+    def _group(self) -> str:
+        """Return the group of a task that is submitted now."""
+        if self._task_group_id is None:
+            self.task_group_id = self._next_group
+        return str(self._task_group_id)
 
     # The end.
 
@@ -534,7 +548,13 @@ class Executor(FuturesExecutor):
         self.shutdown(wait=not interrupted, cancel_futures=interrupted)
         return None
 
-    def _refuse_if_shut_down(self) -> None:
+    def _refuse_if_shut_down(self, what: str = "no new functions may be executed") -> None:
         self._birthplace.require("this Executor")
         if self._shut_down:
-            raise RuntimeError(f"{self!r} is shut down: create another for more tasks")
+            raise RuntimeError(f"{self!r} is shutdown; {what}: create another Executor")
+
+
+def _registered(name: str, function_id: str | None, attempted: str | None = None) -> str:
+    known = function_id or "(that of its first submission)"
+    tried = f" (attempted id: {attempted})" if attempted else ""
+    return f"Function already registered as function id: {known}{tried}: '{name}'"

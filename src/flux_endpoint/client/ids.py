@@ -25,5 +25,5 @@ def as_uuid(value: UuidLike, what: str) -> UUID:
 
 
 def as_optional_uuid(value: UuidLike | None, what: str) -> UUID | None:
-    """Return `value` as a UUID, or `None` if it is that."""
-    return None if value is None else as_uuid(value, what)
+    """Return `value` as a UUID, or `None` if it is that or empty, as an unset variable is."""
+    return as_uuid(value, what) if value else None

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import platform
+import textwrap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ class FunctionRegistration:
         self.name = name
         self.body = body
         self.function_id = function_id
-        self.may_be_command = True  # if somebody else registered it
+        self.may_be_command = False  # as far as is known here
         self._uncounted = 0
         if body is not None:
             self.may_be_command = (
@@ -88,8 +89,8 @@ def serialize_call(
         name: the function's, for errors.
         args: positional arguments.
         kwargs: keyword arguments.
-        may_be_command: whether the function may be a command function, whose arguments an
-            endpoint reads without unpickling them.
+        may_be_command: whether the function is a command function, whose arguments travel as
+            JSON, as itself does.
 
     Raises:
         SerializationError: they can't be serialized.
@@ -184,6 +185,7 @@ def source_body(
         ValueError: the text is no Python, or has no such function.
         PayloadTooLargeError: it is over the limit.
     """
+    source = _unindented(source)
     try:
         names = compile(source, "<source>", "exec").co_names
     except SyntaxError as error:
@@ -195,6 +197,12 @@ def source_body(
     _check_buffers([source], f"the source of '{function_name}'")
     body = _common_body(function_name, description, metadata, public=public, group=group)
     return {**body, "function_code": source, "serialized": False}
+
+
+def _unindented(source: str) -> str:
+    """Return Python text that was cut out of something else, such as a method, as its own."""
+    first = next((line for line in source.splitlines() if line.strip()), "")
+    return textwrap.dedent(source) if first[:1].isspace() else source
 
 
 def _common_body(

@@ -9,11 +9,9 @@ import time
 from typing import Any
 
 from flux_endpoint.engine.task import Failure, Value
+from flux_endpoint.protocol.compatible import COMPATIBLE_SDK
 from flux_endpoint.protocol.messages import RETURNCODE, VERSION_BYTE
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
-
-#: Release of the official client whose behaviour a result's `details` claim compatibility with.
-COMPATIBLE_SDK = "4.19.0"
 
 #: Characters that the text of a failure may have; its middle is cut out.
 _LONGEST_TEXT = 1 << 18

@@ -34,25 +34,25 @@ class ShellResult:
         self.exception_name = exception_name
 
     def __str__(self) -> str:
-        parts = [f"return code {self.returncode}", _shown("stdout", self.stdout)]
-        if self.returncode != 0:
-            if self.exception_name:
-                parts[0] += f" ({self.exception_name})"
-            parts.append(_shown("stderr", self.stderr))
-        return "\n".join(parts)
+        """Return the exit code and the ends of the streams, laid out as the official package does.
+
+        Programs may look for `exit code: 0` in it.
+        """
+        text = f"exit code: {self.returncode}\n{_shown('stdout', self.stdout)}"
+        if self.returncode == 0:
+            return text
+        text += f"\n\n{_shown('stderr', self.stderr)}"
+        return f"{text}\n\nexception: {self.exception_name}" if self.exception_name else text
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(cmd={self.cmd!r}, stdout={self.stdout!r}, "
-            f"stderr={self.stderr!r}, returncode={self.returncode!r}, "
-            f"exception_name={self.exception_name!r})"
-        )
+        names = ["returncode", "cmd", "exception_name", "stdout", "stderr"]
+        if self.exception_name is None:
+            names.remove("exception_name")
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
 
 
 def _shown(name: str, stream: str) -> str:
-    text = stream.strip("\n").rstrip()
-    if not text:
-        return f"{name}: empty"
-    end = "\n".join(text[-_SHOWN_CHARACTERS:].split("\n")[-_SHOWN_LINES:])
-    cut = "" if end == text else f", the end of it (all of it is in .{name})"
-    return f"{name}{cut}:\n{end}"
+    text = stream.lstrip("\n").rstrip()
+    end = "\n".join(text[-_SHOWN_CHARACTERS:].splitlines()[-_SHOWN_LINES:])
+    cut = "" if end == text else f"[... truncated; see .{name} for full output ...]\n"
+    return f"   {name}:\n{cut}{end}"

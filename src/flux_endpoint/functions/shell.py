@@ -36,6 +36,12 @@ class _Anything:
 _ANYTHING = _Anything()
 
 
+#: How much of a command `str()` shows, and the column where it begins.
+_SHOWN_LINES = 10
+_SHOWN_CHARACTERS = 1024
+_COMMAND_COLUMN = 12
+
+
 class ShellFunction:
     r"""A command line, run by `bash` on the endpoint.
 
@@ -178,22 +184,29 @@ class ShellFunction:
         return vars(result) if self.return_dict else result
 
     def __str__(self) -> str:
-        return f"{self.__name__}: {self.cmd.strip()}"
+        """Return the name and the options, a line each, laid out as the official package does."""
+        options = [
+            ("wall time", self.walltime),
+            ("stdout", self.stdout and repr(self.stdout)),
+            ("stderr", self.stderr and repr(self.stderr)),
+            ("lines", self.snippet_lines),
+            ("command", _command_shown(self.cmd)),
+        ]
+        lines = [f"{name:>10}: {value}" for name, value in options if value is not None]
+        return "\n".join([self.__name__, *lines])
 
     def __repr__(self) -> str:
-        options = "".join(
-            f", {name}={value!r}"
-            for name, value, default in (
-                ("stdout", self.stdout, None),
-                ("stderr", self.stderr, None),
-                ("walltime", self.walltime, None),
-                ("snippet_lines", self.snippet_lines, 1000),
-                ("name", self.__name__, type(self).__name__),
-                ("return_dict", self.return_dict, False),
-            )
-            if value != default
+        options = (
+            ("name", self.__name__, type(self).__name__),
+            ("walltime", self.walltime, None),
+            ("stdout", self.stdout, None),
+            ("stderr", self.stderr, None),
+            ("snippet_lines", self.snippet_lines, ...),
+            ("return_dict", self.return_dict, False),
+            ("cmd", self.cmd, ...),
         )
-        return f"{type(self).__name__}({self.cmd!r}{options})"
+        given = [f"{name}={value!r}" for name, value, default in options if value != default]
+        return f"{type(self).__name__}({', '.join(given)})"
 
 
 #: Of the Executor: what a submission needs is no part of the function.
@@ -248,6 +261,17 @@ def _name(value: object) -> str:
     if not isinstance(value, str) or not value.isidentifier() or keyword.iskeyword(value):
         raise ValueError(f"name must be a valid Python name and no keyword, got {_shown(value)}")
     return value
+
+
+def _command_shown(cmd: str) -> str:
+    text = cmd.strip()
+    beginning = "\n".join(text[:_SHOWN_CHARACTERS].splitlines()[:_SHOWN_LINES])
+    if beginning != text:
+        beginning += "\n[... truncated; see .cmd for full script ...]"
+    if "\n" not in beginning:
+        return beginning
+    indent = "\n" + " " * _COMMAND_COLUMN
+    return f"-----{indent}{beginning.strip().replace(chr(10), indent)}{indent}-----"
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import dill.source
 
-from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.errors import DeserializationError, ReadOnlyStrategyError
 from flux_endpoint.serialize.data import base64_bytes, dill_from_text, dill_to_text
 from flux_endpoint.serialize.state import State, state_by_name, state_by_value
 from flux_endpoint.serialize.strategies import SerializationStrategy
@@ -61,7 +61,7 @@ class PickleCode(SerializationStrategy):
     read_only = True
 
     def serialize(self, data: Any) -> str:  # noqa: ARG002 - refuses all alike
-        raise SerializationError("PickleCode only reads; use DillCode")
+        raise ReadOnlyStrategyError("PickleCode only reads; use DillCode")
 
     def deserialize(self, payload: str) -> Any:
         return pickle.loads(base64_bytes(self.chomp(payload)))  # noqa: S301 - what this is for

@@ -21,6 +21,8 @@ from flux_endpoint.serialize.packing import pack_buffers, unpack_buffers
 from flux_endpoint.serialize.state import State
 from flux_endpoint.serialize.strategies import IDENTIFIER_LENGTH, SerializationStrategy
 
+_SHOWN = 50
+
 
 class ComboSerializationStrategy(SerializationStrategy):
     """A packed list of what each of `strategies` wrote, as far as it could."""
@@ -48,7 +50,9 @@ class ComboSerializationStrategy(SerializationStrategy):
             except Exception as error:  # noqa: BLE001 - whatever an object raises when it is pickled
                 reasons.append(f"{strategy.__name__}: {type(error).__name__}: {error}")
         if not buffers:
-            raise SerializationError(_listed("no strategy could write it", reasons))
+            raise SerializationError(
+                _listed("Serialization failed: No serialization methods were successful", reasons)
+            )
         return buffers
 
     def _first(self, buffers: Iterable[str]) -> Any:
@@ -58,15 +62,21 @@ class ComboSerializationStrategy(SerializationStrategy):
         for buffer in buffers:
             strategy = known.get(buffer[:IDENTIFIER_LENGTH])
             if strategy is None:
-                reasons.append(
-                    f"{buffer[:IDENTIFIER_LENGTH]!r} is no part of {type(self).__name__}"
-                )
+                reasons.append(_no_part(type(self), buffer))
                 continue
             try:
                 return strategy.instance().deserialize(buffer)
             except Exception as error:  # noqa: BLE001 - likewise
                 reasons.append(f"{strategy.__name__}: {type(error).__name__}: {error}")
-        raise DeserializationError(_listed("no part of it could be read", reasons))
+        raise DeserializationError(_listed("Deserialization failed for every part", reasons))
+
+
+def _no_part(cls: type, buffer: str) -> str:
+    if "\n" not in buffer:
+        shown = buffer[:_SHOWN] + "..." * (len(buffer) > _SHOWN)
+        return f"Malformed data (no newline separator): {shown}"
+    identifier = buffer.partition("\n")[0][:_SHOWN]
+    return f"Invalid strategy identifier: {identifier!r} is no part of {cls.__name__}"
 
 
 def _listed(what: str, reasons: list[str]) -> str:
@@ -101,14 +111,26 @@ class CombinedCode(ComboSerializationStrategy):
             f"{part[:IDENTIFIER_LENGTH]}:{part[IDENTIFIER_LENGTH:]}" for part in parts
         )
 
-    def deserialize(self, payload: str) -> Any:
+    def deserialize(self, payload: str, variation: int = 0) -> Any:
+        """Return the function in `payload`.
+
+        Args:
+            payload: what `serialize` returned.
+            variation: which of its parts to read, from 1 on; 0: the first that can be read.
+
+        Raises:
+            DeserializationError: no part can be read, or not that one.
+        """
         text = self.chomp(payload)
         pieces = self._part.split(text)
         if pieces[0]:
-            raise DeserializationError(
-                f"{text[:IDENTIFIER_LENGTH]!r} is no part of {type(self).__name__}"
-            )
-        return self._first(map("".join, zip(pieces[1::2], pieces[2::2], strict=True)))
+            raise DeserializationError(_no_part(type(self), text))
+        parts = list(map("".join, zip(pieces[1::2], pieces[2::2], strict=True)))
+        if variation == 0:
+            return self._first(parts)
+        if not 0 < variation <= len(parts):
+            raise DeserializationError(f"there are {len(parts)} variations, no #{variation}")
+        return self._first([parts[variation - 1]])
 
 
 class AllCodeStrategies(ComboSerializationStrategy):

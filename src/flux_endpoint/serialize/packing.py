@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flux_endpoint.errors import DeserializationError
+from flux_endpoint.errors import PackedBufferError
 
 #: A length has at most so many digits; whatever is longer is not a length.
 _MOST_DIGITS = 18
@@ -20,7 +20,7 @@ def unpack_buffers(packed: str) -> list[str]:
     """Return the buffers that `pack_buffers` joined.
 
     Raises:
-        DeserializationError: `packed` is malformed; the text says where and how.
+        PackedBufferError: `packed` is malformed; the text says where and how.
     """
     buffers: list[str] = []
     position = 0
@@ -28,17 +28,26 @@ def unpack_buffers(packed: str) -> list[str]:
         newline = packed.find("\n", position, position + _MOST_DIGITS + 1)
         digits = packed[position:newline] if newline >= 0 else ""
         if not (digits.isascii() and digits.isdigit()):
-            found = packed[position : position + _SHOWN]
-            raise DeserializationError(
-                f"malformed packed buffer: at character {position} a length and a newline are "
-                f"expected, found {found!r}"
-            )
+            raise _malformed(packed, position, digits)
         start = newline + 1
         position = start + int(digits)
         if position > len(packed):
-            raise DeserializationError(
-                f"truncated packed buffer: buffer {len(buffers)} should have {digits} characters, "
+            raise PackedBufferError(
+                f"Truncated buffer: buffer {len(buffers)} should have {digits} characters, "
                 f"only {len(packed) - start} are left"
             )
         buffers.append(packed[start:position])
     return buffers
+
+
+def _malformed(packed: str, position: int, length: str) -> PackedBufferError:
+    if not length:
+        what = "Missing newline delimiter"
+    elif length[0] == "-" and length[1:].isdigit():
+        what = f"Length delimiter must be non-negative, not {length}"
+    else:
+        what = f"Invalid length delimiter {length!r}"
+    found = packed[position : position + _SHOWN]
+    return PackedBufferError(
+        f"{what}: at character {position} a length and a newline are expected, found {found!r}"
+    )

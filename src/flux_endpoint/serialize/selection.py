@@ -57,16 +57,13 @@ def validate_strategylike(
     if class_.__module__ in _OFFICIAL_HOMES:  # the official package's own object
         class_ = _named(class_.__name__) or class_
     if not issubclass(class_, SerializationStrategy) or not hasattr(class_, "identifier"):
-        raise StrategyError(
-            f"{value!r} is no serialization strategy: give an instance or a subclass of "
-            f"SerializationStrategy, or its import path. {_known(for_code)}"
-        )
+        raise StrategyError(_invalid(value, for_code))
     if class_.read_only:
         raise StrategyError(f"{class_.__name__} only reads old functions. {_known(for_code)}")
     if for_code is not None and class_.for_code != for_code:
         wanted, given = ("code", "data") if for_code else ("data", "code")
         raise StrategyError(
-            f"{class_.__name__} is a strategy for {given}, one for {wanted} is needed. "
+            f"{class_.__name__} is a {given} serialization strategy, expected a {wanted} strategy. "
             f"{_known(for_code)}"
         )
     ours = class_.__module__.startswith("flux_endpoint.serialize.")
@@ -81,10 +78,15 @@ def _resolve(path: str) -> object:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:
-        raise StrategyError(
-            f"serialization strategy {path!r} can't be imported: {type(error).__name__}: {error}. "
-            f"{_known(None)}"
-        ) from error
+        reason = f" (it can't be imported: {type(error).__name__}: {error})"
+        raise StrategyError(_invalid(path, None, reason)) from error
+
+
+def _invalid(value: object, for_code: bool | None, reason: str = "") -> str:
+    return (
+        f"Invalid strategy-like {value!r}{reason}. {_known(for_code)}; give an instance, "
+        "a subclass of SerializationStrategy, or an import path to one"
+    )
 
 
 def _named(name: str) -> type[SerializationStrategy] | None:
@@ -115,11 +117,16 @@ class Allowlist:
                 self._kinds.add(kind)
         specific = {type_.for_code for type_ in self.types}
         if specific & self._kinds:
-            raise StrategyError(f"allow-list {given}: a wildcard and strategies of its kind")
+            kind = (specific & self._kinds).pop()
+            wildcard = AllowlistWildcard.CODE if kind else AllowlistWildcard.DATA
+            raise StrategyError(
+                f"Cannot mix '{wildcard}' with specific deserializers: allow-list {given}"
+            )
         if given and len(specific | self._kinds) != 2:
             raise StrategyError(
-                f"allow-list {given}: it needs at least one strategy or wildcard for code and one "
-                f"for data. Wildcards are {', '.join(AllowlistWildcard)}. {_known(None)}"
+                "Deserialization allow-lists need at least one code and one data strategy or "
+                f"wildcard, got {given}. Wildcards are {', '.join(AllowlistWildcard)}. "
+                f"{_known(None)}"
             )
 
     @staticmethod

@@ -150,8 +150,8 @@ class ComputeSerializer:
         if strategy in self._allowed:
             return
         raise DeserializationError(
-            f"{type(strategy).__name__} is not allowed here for {_sort(strategy)}; "
-            f"allowed serializers: {self._allowed.names()}"
+            f"serializer {type(strategy).__name__} disabled: it is not allowed here for "
+            f"{_sort(strategy)}; allowed serializers: {self._allowed.names()}"
         )
 
     @staticmethod

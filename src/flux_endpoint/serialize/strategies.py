@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
-from flux_endpoint.errors import DeserializationError, FluxEndpointError
+from flux_endpoint.errors import DeserializationError, SerdeError
 from flux_endpoint.serialize.state import State
 
 #: Every buffer starts with so many characters that name its strategy, the last one a newline.
 IDENTIFIER_LENGTH = 3
 
 
-class StrategyError(FluxEndpointError, ValueError):
+class StrategyError(SerdeError, ValueError):
     """What was given as a strategy is none, or is not of the kind that is needed."""
 
 
@@ -90,9 +90,14 @@ _by_type: dict[type, SerializationStrategy] = {}
 
 def _register(cls: type[SerializationStrategy]) -> None:
     identifier = cls.identifier
-    if len(identifier) != IDENTIFIER_LENGTH or identifier[-1] != "\n":
+    if len(identifier) != IDENTIFIER_LENGTH:
         raise StrategyError(
-            f"{cls.__name__}: identifier must be two characters and a newline, got {identifier!r}"
+            f"{cls.__name__}: identifier must be {IDENTIFIER_LENGTH} characters long, the last one "
+            f"a newline; got {identifier!r}"
+        )
+    if identifier[-1] != "\n":
+        raise StrategyError(
+            f"{cls.__name__}: identifier must end with a newline character, got {identifier!r}"
         )
     if not isinstance(getattr(cls, "for_code", None), bool):
         raise StrategyError(f"{cls.__name__}: for_code must say whether it is for callables")
@@ -101,7 +106,7 @@ def _register(cls: type[SerializationStrategy]) -> None:
     same = (existing.__module__, existing.__qualname__) == (cls.__module__, cls.__qualname__)
     if identifier in _by_identifier and not same:
         raise StrategyError(
-            f"{cls.__name__}: identifier {identifier!r} belongs to {existing.__name__}"
+            f"{cls.__name__}: identifier {identifier!r} is already used by {existing.__name__}"
         )
     _by_identifier[identifier] = cls()
 

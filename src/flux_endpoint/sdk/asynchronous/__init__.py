@@ -1,0 +1,1 @@
+"""Modules where the official SDK has them."""

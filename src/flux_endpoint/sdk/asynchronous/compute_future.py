@@ -1,0 +1,5 @@
+"""`ComputeFuture`."""
+
+from flux_endpoint.client import ComputeFuture
+
+__all__ = ["ComputeFuture"]

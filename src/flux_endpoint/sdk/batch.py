@@ -1,0 +1,5 @@
+"""`Batch`."""
+
+from flux_endpoint.client import Batch
+
+__all__ = ["Batch"]

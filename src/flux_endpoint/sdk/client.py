@@ -1,0 +1,5 @@
+"""`Client`."""
+
+from flux_endpoint.client import Client
+
+__all__ = ["Client"]

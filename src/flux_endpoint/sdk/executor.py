@@ -1,0 +1,5 @@
+"""`Executor`."""
+
+from flux_endpoint.client import Executor
+
+__all__ = ["Executor"]

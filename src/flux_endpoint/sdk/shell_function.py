@@ -1,0 +1,5 @@
+"""`ShellFunction` and `ShellResult`."""
+
+from flux_endpoint.functions import ShellFunction, ShellResult
+
+__all__ = ["ShellFunction", "ShellResult"]

@@ -1,0 +1,29 @@
+"""The strategies, where the official package has them."""
+
+from flux_endpoint.serialize.code import (
+    DillCode,
+    DillCodeSource,
+    DillCodeTextInspect,
+    PickleCode,
+    PureSourceDill,
+    PureSourceTextInspect,
+)
+from flux_endpoint.serialize.combined import AllCodeStrategies, AllDataStrategies, CombinedCode
+from flux_endpoint.serialize.data import DillDataBase64, JSONData
+from flux_endpoint.serialize.serializer import DEFAULT_STRATEGY_CODE, DEFAULT_STRATEGY_DATA
+
+__all__ = [
+    "DEFAULT_STRATEGY_CODE",
+    "DEFAULT_STRATEGY_DATA",
+    "AllCodeStrategies",
+    "AllDataStrategies",
+    "CombinedCode",
+    "DillCode",
+    "DillCodeSource",
+    "DillCodeTextInspect",
+    "DillDataBase64",
+    "JSONData",
+    "PickleCode",
+    "PureSourceDill",
+    "PureSourceTextInspect",
+]
