@@ -8,6 +8,8 @@ from pathlib import Path
 from flux_endpoint.errors import ConfigurationError
 
 HOME_VARIABLE = "FLUX_ENDPOINT_HOME"
+#: In an endpoint's directory: what its Python functions print.
+OUTPUT_LOG = "output.log"
 
 
 def home() -> Path:

@@ -170,3 +170,13 @@ class TestStack:
 
     def test_a_log_that_is_not_there_says_why(self, stack):
         assert "up has no log yet" in stack.err("logs", "up", status=66)
+
+
+def test_what_functions_print_is_a_log_of_its_own(lab):
+    absent = lab.run("logs", "lab/output", status=66).stderr
+    lab.log.with_name("output.log").write_text("printed by a function\n")
+
+    assert "no Python function of this endpoint has printed anything" in absent
+    assert lab.out("logs", "lab/output") == "printed by a function\n"
+    assert "lab/output | printed by a function\n" in lab.out("logs")
+    assert lab.out("logs", "lab") == LINES

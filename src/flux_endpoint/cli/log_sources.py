@@ -13,6 +13,8 @@ from flux_endpoint.stack.state import StackDirectory
 #: The programs of a stack beside its endpoint.
 PROGRAMS = ("broker", "service", "up")
 _STACK = "stack/"
+#: What is added to an endpoint's name to mean what its functions print.
+_OUTPUT = "/output"
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class LogSource:
     """A log.
 
     Attributes:
-        name: an endpoint's name, or that of a program of the stack.
+        name: an endpoint's name, the same with `/output`, or that of a program of the stack.
         path: the file that it is written to, or was last; need not exist.
+        absent: why there may be no such file.
     """
 
     name: str
     path: Path
+    absent: str = "what runs in the foreground logs to its terminal"
 
 
 def find_sources(names: tuple[str, ...]) -> list[LogSource]:
@@ -37,7 +41,9 @@ def find_sources(names: tuple[str, ...]) -> list[LogSource]:
     if names:
         return [_source(name) for name in dict.fromkeys(names)]
     stack = [_of_stack(program) for program in PROGRAMS] if _has_stack() else []
-    everything = [*stack, *(_of_endpoint(each) for each in all_endpoints())]
+    endpoints = list(all_endpoints())
+    of_endpoints = (one for each in endpoints for one in (_of_endpoint(each), _output_of(each)))
+    everything = [*stack, *of_endpoints]
     found = [each for each in everything if each.path.exists()]
     if not found:
         raise NotFoundError(
@@ -49,13 +55,18 @@ def find_sources(names: tuple[str, ...]) -> list[LogSource]:
 def known_names() -> list[str]:
     """Return what may be asked for."""
     programs = PROGRAMS if _has_stack() else ()
-    return [*(each.name for each in all_endpoints()), *programs]
+    endpoints = list(all_endpoints())
+    printed = (_output_of(each) for each in endpoints)
+    outputs = [each.name for each in printed if each.path.exists()]
+    return [*(each.name for each in endpoints), *outputs, *programs]
 
 
 def _source(name: str) -> LogSource:
     for directory in all_endpoints():
         if name == directory.name:
             return _of_endpoint(directory)
+        if name == f"{directory.name}{_OUTPUT}":
+            return _output_of(directory)
     program = name.removeprefix(_STACK)
     if program in PROGRAMS:
         if not _has_stack():
@@ -89,6 +100,12 @@ def _of_endpoint(directory: EndpointDirectory) -> LogSource:
         if runs_it:
             candidates.append(stack.program_log("endpoint"))
     return LogSource(directory.name, max(candidates, key=_written))
+
+
+def _output_of(directory: EndpointDirectory) -> LogSource:
+    """What an endpoint's Python functions print."""
+    absent = "no Python function of this endpoint has printed anything"
+    return LogSource(f"{directory.name}{_OUTPUT}", directory.output_log, absent)
 
 
 def _written(path: Path) -> float:

@@ -47,15 +47,16 @@ def _complete(
 def logs(*, sources: tuple[str, ...], follows: bool, lines: int, as_json: bool, color: bool) -> int:
     """Show the logs of endpoints and of the programs that `up` runs.
 
-    SOURCES are names of endpoints of this machine, and of programs: broker, service, up (or
-    stack/service, should an endpoint be called service). Without any all logs are shown.
+    SOURCES are names of endpoints of this machine, the same with /output for what their Python
+    functions print, and of programs: broker, service, up (or stack/service, should an endpoint be
+    called service). Without any all logs are shown.
     """
     found = find_sources(sources)
     missing = [each for each in found if not each.path.exists()]
     if missing and not follows:
         raise NotFoundError(
-            f"{missing[0].name} has no log yet, {missing[0].path} does not exist: what runs in "
-            "the foreground logs to its terminal"
+            f"{missing[0].name} has no log yet, {missing[0].path} does not exist: "
+            f"{missing[0].absent}"
         )
     put = _printer(found, as_json=as_json, color=color)
     watcher = Watcher()

@@ -64,6 +64,7 @@ class EndpointDirectory:
         self.config = self.path / "config.yaml"
         self.identity = self.path / "endpoint.json"
         self.log = self.path / "endpoint.log"
+        self.output_log = self.path / paths.OUTPUT_LOG
         self.lock = self.path / "agent.lock"
         self._status = self.path / "status.json"
 

@@ -21,10 +21,12 @@ from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.jobs.shell_plugin import find_shell_plugin
+from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.pool import WorkerPool
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import command_of, is_command
+from flux_endpoint.paths import OUTPUT_LOG
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class FluxEngine:
         directory: the endpoint's directory; the engine keeps its own state in `engine/` below it.
         uri: the Flux instance; default: as `config.executor` says.
         heeds_end: whether it follows the instance's orderly end; else whoever started it does.
+        output: gets what Python functions print; default: the endpoint's file for that.
     """
 
     def __init__(
@@ -49,7 +52,10 @@ class FluxEngine:
         directory: Path,
         uri: str | None = None,
         heeds_end: bool = True,
+        output: OutputLog | None = None,
     ) -> None:
+        self._output = output or OutputLog(directory / OUTPUT_LOG)
+        self._owns_output = output is None
         self._heeds_end = heeds_end
         self._config = config
         self._uri = uri
@@ -122,6 +128,7 @@ class FluxEngine:
             self._config,
             tasks=self._tasks,
             directory=self._directory,
+            output=self._output,
             on_result=self._ended,
             on_left=leave,
             is_over=self._is_over,
@@ -334,6 +341,8 @@ class FluxEngine:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
+        if self._owns_output:
+            self._output.close()
 
 
 def _ignore(_reason: str) -> None:

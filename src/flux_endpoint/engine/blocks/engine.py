@@ -32,8 +32,10 @@ from flux_endpoint.engine.engine import FluxEngine
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.outcome import end_of_job, error_of
+from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError, FluxEndpointError
+from flux_endpoint.paths import OUTPUT_LOG
 from flux_endpoint.protocol.duration import format_duration
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -66,6 +68,7 @@ class BlockEngine:
         self._blocks_config = config.blocks or BlocksConfig()
         self._endpoint_id = endpoint_id
         self._directory = directory / "engine"
+        self._output = OutputLog(directory / OUTPUT_LOG)
         working_dir = str(directory / config.working_dir)
         self._inner_config = config.model_copy(
             update={"executor": "flux", "blocks": None, "working_dir": working_dir}
@@ -190,6 +193,7 @@ class BlockEngine:
         self._thread.join()
         self._follower.stop(keep=True)
         self._backend.close()
+        self._output.close()
 
     def _tell(self, message: Callable[[], None]) -> None:
         self._inbox.put(message)
@@ -392,6 +396,7 @@ class BlockEngine:
                 directory=self._launcher.directory_of(block.jobid),
                 uri=self._backend.instance_of(block.jobid),
                 heeds_end=False,  # a block's end is followed here, by its job
+                output=self._output,
             )
             engine.start(
                 lambda result: self._tell(lambda: self._finished(block, result)),

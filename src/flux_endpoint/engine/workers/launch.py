@@ -23,6 +23,7 @@ from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
+from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.gpus import workers_of_node
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
@@ -49,7 +50,9 @@ class ManagerLauncher:
         *,
         tasks: TaskSettings,
         directory: Path,
+        output: OutputLog,
     ) -> None:
+        self._output = output
         self._backend = backend
         self._config = config
         self._tasks = tasks
@@ -177,7 +180,11 @@ class ManagerLauncher:
                     self.socket.send_multipart([identity, b"stop"])
                     continue
                 self._trusted.add(identity)
-            if identity in self._trusted:
+            if identity not in self._trusted:
+                continue
+            if kind == b"output":
+                self._output.write(parts[0])
+            else:
                 return identity.decode(), kind, parts
 
     def log_tail(self, manager_id: str) -> str:

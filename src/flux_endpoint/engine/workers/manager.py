@@ -5,9 +5,9 @@ Run as `python -m flux_endpoint.engine.workers.manager`; its settings come in th
 From the pool: `tasks`, then header and buffer of each; `return`, how many tasks are wanted back;
 `held?`; `cancel`, a task's id; `signal`, a number and a task's id; `terminate`, why; `stop`.
 To the pool: `hello`, its token and a JSON object; `results`, a JSON object, then id and body of
-each; `running`, id and start of a task that takes long; `returned`, ids of tasks that were not
-started; `late`, ids of those that must not be any more; `held`, ids of those that are here; `lost`,
-a task's id and why; `cancelled`, its id.
+each; `output`, what workers have printed; `running`, id and start of a task that takes long;
+`returned`, ids of tasks that were not started; `late`, ids of those that must not be any more;
+`held`, ids of those that are here; `lost`, a task's id and why; `cancelled`, its id.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import zmq.utils.monitor
 
 from flux_endpoint import logs
 from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
+from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.ends import end_of, kill_tree, signal_tree
 from flux_endpoint.engine.workers.frames import FrameSocket
@@ -60,6 +61,8 @@ _LARGE = 1 << 16
 _MOST_STILLBORN = 4
 #: Most workers that the template is asked for at a time: the kernel takes few more requests.
 _MOST_UNBORN = 64
+#: Seconds between two looks at what workers print.
+_OUTPUT_PAUSE = 0.02
 
 
 @dataclass(eq=False)
@@ -107,7 +110,8 @@ class Manager:
         self._settings = settings
         adopt_orphans()  # should the template be lost, what was below it comes here
         # Before the first ZeroMQ thread exists.
-        self._template_pid, control = start_template(settings)
+        self._output = OutputPipe()
+        self._template_pid, control = start_template(settings, self._output)
         self._control_socket = control
         self._control = FrameSocket(control)
         self._queue: deque[tuple[dict[str, Any], bytes]] = deque()
@@ -133,7 +137,7 @@ class Manager:
         )
         self._socket.connect(settings.connect)  # only now: the monitor must not miss it
         self._poller = zmq.Poller()
-        for source in (self._socket, self._monitor, self._control):
+        for source in (self._socket, self._monitor, self._control, self._output.reader):
             self._poller.register(source, zmq.POLLIN)
 
     def _new_socket(self) -> zmq.Socket[bytes]:
@@ -193,6 +197,8 @@ class Manager:
             self._receive_from_template()
         elif source == self._signal_read:
             os.read(self._signal_read, 4096)
+        elif source == self._output.reader:
+            self._take_output()
         else:
             worker = next((w for w in self._workers if w.channel.fileno() == source), None)
             if worker is not None and not worker.eof:
@@ -276,6 +282,18 @@ class Manager:
             self._socket.send_multipart([b"results", report, *self._outbox])
             self._outbox = []
 
+    def _take_output(self) -> None:
+        """Send what workers have printed, and look again in a moment: each line would wake us."""
+        self._send_output(self._output.take())
+        self._poller.unregister(self._output.reader)
+        if not self._output.ended:
+            again = partial(self._poller.register, self._output.reader, zmq.POLLIN)
+            self._deadlines.append((time.monotonic() + _OUTPUT_PAUSE, again))
+
+    def _send_output(self, data: bytes) -> None:
+        if data:
+            self._socket.send_multipart([b"output", data])
+
     # Workers
 
     def _fill_places(self) -> None:
@@ -331,6 +349,7 @@ class Manager:
     def _replaced(self, worker: _Worker, reason: str) -> None:
         """A worker ends on its own account, between two tasks; another takes its place."""
         logs.event(log, logging.INFO, "worker replaced", pid=worker.pid, reason=reason)
+        self._send_output(f"worker {worker.pid} is replaced: {reason}\n".encode())
         worker.leaves = True
         self._take_back(worker)
 
@@ -560,6 +579,7 @@ class Manager:
             kill_tree(child.pid)
         with suppress(ChildProcessError):
             os.waitpid(self._template_pid, 0)
+        self._send_output(self._output.take())
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()

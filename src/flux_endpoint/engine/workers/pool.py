@@ -24,6 +24,7 @@ from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import JobDemand, placement_of
 from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
+from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import Backlog
 from flux_endpoint.engine.workers.crew import Crew
@@ -59,6 +60,7 @@ class WorkerPool:
         *,
         tasks: TaskSettings,
         directory: Path,
+        output: OutputLog,
         on_result: Callable[[EngineResult], None],
         on_left: Callable[[str, list[str]], None],
         is_over: Callable[[], bool],
@@ -70,7 +72,9 @@ class WorkerPool:
         #: Whether it is ending, and `lose` comes.
         self._awaits_loss = awaits_loss
         self._on_result = on_result
-        self._launcher = ManagerLauncher(backend, config, tasks=tasks, directory=directory)
+        self._launcher = ManagerLauncher(
+            backend, config, tasks=tasks, directory=directory, output=output
+        )
         self._waiting = Backlog(config.max_retries_on_system_failure, on_left)
         self._crew = Crew(
             Limits.of(config, backend.resources, self._launcher.workers),

@@ -16,6 +16,7 @@ from contextlib import suppress
 
 import psutil
 
+from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.ends import kill_tree
 from flux_endpoint.engine.workers.frames import write_frame
@@ -30,7 +31,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PLACE = struct.Struct("!I")
 
 
-def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
+def start_template(settings: ManagerSettings, output: OutputPipe) -> tuple[int, socket.socket]:
     """Fork the template; return its process id and our end of the control channel.
 
     A request is two descriptors, the worker's channel and its claims, with the number of its place
@@ -48,16 +49,18 @@ def start_template(settings: ManagerSettings) -> tuple[int, socket.socket]:
         status = 1
         try:
             ours.close()
+            output.leave_reading_to_others()
             os.setsid()  # a signal to the job's process group is for the manager alone
             # What outlives a worker comes to the template, where the manager finds and ends it.
             adopt_orphans()
             install_stand_ins()
-            _serve(theirs, settings, places)
+            _serve(theirs, settings, places, output)
             status = 0
         finally:
             _end_children()  # the manager is gone, and nobody else would
             os._exit(status)
     theirs.close()
+    output.leave_writing_to_others()
     return pid, ours
 
 
@@ -101,7 +104,12 @@ def _heed_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _serve(control: socket.socket, settings: ManagerSettings, places: list[dict[str, str]]) -> None:
+def _serve(
+    control: socket.socket,
+    settings: ManagerSettings,
+    places: list[dict[str, str]],
+    output: OutputPipe,
+) -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
@@ -115,7 +123,7 @@ def _serve(control: socket.socket, settings: ManagerSettings, places: list[dict[
                 if key.fd == wake_read:
                     os.read(wake_read, 4096)
                     _reap(control)
-                elif not _fork_one(control, settings, places, (wake_read, wake_write)):
+                elif not _fork_one(control, settings, places, output, (wake_read, wake_write)):
                     return
 
 
@@ -132,6 +140,7 @@ def _fork_one(
     control: socket.socket,
     settings: ManagerSettings,
     places: list[dict[str, str]],
+    output: OutputPipe,
     wake: tuple[int, int],
 ) -> bool:
     data, descriptors, _, _ = socket.recv_fds(control, _PLACE.size, 2)
@@ -154,6 +163,7 @@ def _fork_one(
             (place,) = _PLACE.unpack(data)
             os.environ.update(places[place])
             channel, claims = descriptors
+            output.become_output()
             work(socket.socket(fileno=channel), Claims(claims), settings.tasks)
             status = 0
         finally:

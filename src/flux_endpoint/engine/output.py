@@ -1,0 +1,153 @@
+"""What Python functions print: from their processes to one log of the endpoint, in bounded size."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+#: Bytes that the log has at most; a second file has what came before.
+_MOST = 5 << 20
+#: Bytes that wait for a slow disk at most.
+_MOST_WAITING = 4 << 20
+#: Seconds for what waits to be written at the end.
+_CLOSE_PATIENCE = 5.0
+#: Bytes a second that a group of workers may print, and that it may print at once.
+_RATE = 1 << 20
+_BURST = 4 << 20
+
+
+class OutputLog:
+    """The endpoint's log of what functions print; may be used by several threads.
+
+    Once it has grown to its full size it is renamed, `.1` added, and begun anew.
+
+    Args:
+        path: the file; it is made when there is something to write.
+        most_bytes: its size; the file of before may have as much.
+    """
+
+    def __init__(self, path: Path, most_bytes: int = _MOST) -> None:
+        self._path = path
+        self._most = most_bytes
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._left_out = 0
+        self._failed = False
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def write(self, data: bytes) -> None:
+        """Have `data` written soon, by a thread; what is too much for the disk is left out."""
+        with self._changed:
+            if self._closed or not data:
+                return
+            if self._size + len(data) > _MOST_WAITING:
+                self._left_out += len(data)
+                return
+            self._waiting.append(data)
+            self._size += len(data)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="output-log", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what waits, and nothing that comes after."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_PATIENCE)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                data = b"".join(self._waiting) + _note(self._left_out)
+                self._waiting.clear()
+                self._size = self._left_out = 0
+            try:
+                for at in range(0, len(data), self._most):
+                    self._append(data[at : at + self._most])
+                self._failed = False
+            except OSError as error:
+                if not self._failed:  # else it was said
+                    log.warning("what functions print can't be written: %s", error)
+                self._failed = True
+
+    def _append(self, data: bytes) -> None:
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_size + len(data) > self._most:
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+
+
+class OutputPipe:
+    """The pipe that a group of workers prints to, and its end in their manager."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        with suppress(OSError):  # a user may not have so much in all
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1 << 20)
+        self._allowance = float(_BURST)
+        self._refilled = time.monotonic()
+        self._left_out = 0
+        #: Whether nobody can write any more.
+        self.ended = False
+
+    def leave_writing_to_others(self) -> None:
+        """Close this process's end for writing."""
+        os.close(self.writer)
+
+    def become_output(self) -> None:
+        """Make the pipe standard output and error of this process, which keeps nothing else."""
+        for number in (1, 2):
+            os.dup2(self.writer, number)
+        os.close(self.writer)
+
+    def leave_reading_to_others(self) -> None:
+        """Close this process's end for reading."""
+        os.close(self.reader)
+
+    def take(self) -> bytes:
+        """Return what was printed since the last time; what goes beyond the rate is left out."""
+        data = b"".join(self._read())
+        now = time.monotonic()
+        self._allowance = min(_BURST, self._allowance + (now - self._refilled) * _RATE)
+        self._refilled = now
+        kept = data[: int(self._allowance)]
+        self._allowance -= len(kept)
+        note = _note(self._left_out) if kept or self.ended else b""
+        self._left_out = len(data) - len(kept) + (0 if note else self._left_out)
+        return note + kept
+
+    def _read(self) -> list[bytes]:
+        parts: list[bytes] = []
+        with suppress(BlockingIOError):
+            while len(parts) < _BURST >> 16:
+                part = os.read(self.reader, 1 << 16)
+                if not part:
+                    self.ended = True
+                    break
+                parts.append(part)
+        return parts
+
+
+def _note(left_out: int) -> bytes:
+    if not left_out:
+        return b""
+    return b"\n[%d bytes that were printed here are left out: too much at once]\n" % left_out
