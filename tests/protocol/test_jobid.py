@@ -112,3 +112,10 @@ def test_new_ids_always_grow():
     ids = [generator.next() for _ in range(5000)]  # more than there are in a millisecond
     assert ids == sorted(set(ids))
     assert all(0 < jobid < 2**64 for jobid in ids)
+
+
+@pytest.mark.parametrize("text", ["9" * 400_000, "0x" + "f" * 400_000, "ƒ" + "z" * 400_000])
+def test_text_longer_than_any_job_id_is_refused_unread_and_not_repeated(text: str) -> None:
+    with pytest.raises(ValueError, match="is no job id") as caught:
+        parse_jobid(text)
+    assert len(str(caught.value)) < 500

@@ -26,7 +26,7 @@ values = st.recursive(
 )
 transitions = st.fixed_dictionaries(
     {
-        "timestamp": st.integers(0, 2**63),
+        "timestamp": st.integers(0, 2**63 - 1),
         "state": st.sampled_from([state.value for state in TaskState]),
         "actor": st.sampled_from([actor.value for actor in ActorName]),
     }

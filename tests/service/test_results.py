@@ -29,6 +29,18 @@ def result(task_id: str, data: str = "00\ngARLDi4=\n", **more: Any) -> bytes:
     return pack(Result(task_id=uuid.UUID(task_id), data=data, details=DETAILS, **more))
 
 
+NESTED = '{"a":' * 300 + "1" + "}" * 300
+
+
+def written_by_hand(details: str, timestamp: str) -> bytes:
+    """Return a result message that no sender of ours would write."""
+    return (
+        f'\x01{{"message_type":"result","data":{{"task_id":"{uuid.uuid4()}","data":"x",'
+        f'"details":{details},"task_statuses":[{{"timestamp":{timestamp},"state":"success",'
+        f'"actor":"endpoint"}}]}}}}'
+    ).encode()
+
+
 def test_a_result_reaches_its_group_unchanged_and_rest(live: Rest, peer: Peer) -> None:
     before = time.time()
     endpoint_id = live.register_endpoint()
@@ -120,6 +132,12 @@ def test_a_result_for_which_nobody_waits_is_kept(live: Rest, peer: Peer) -> None
         b'\x01{"message_type":"result","data":{"task_id":"7","data":"x"}}',
         b'\x01{"message_type":"result","data":{"data":"x"}}',
         b"\x01" + b"[" * 100_000,
+        written_by_hand(details=NESTED, timestamp='"1"'),
+        written_by_hand(details=NESTED, timestamp="1"),
+        written_by_hand(details='{"os": 1' + "0" * 400 + "}", timestamp="1"),
+        written_by_hand(details="{}", timestamp="1" + "0" * 400),
+        written_by_hand(details="{}", timestamp="-1"),
+        written_by_hand(details='{"a": "' + "x" * 2_000_000 + '"}', timestamp='"1"'),
         pack(EPStatusReport(endpoint_id=uuid.uuid4(), global_state={}, task_statuses={})),
     ],
 )

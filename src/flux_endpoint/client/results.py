@@ -55,7 +55,7 @@ def from_message(body: bytes, timestamp: int | None) -> TaskEnd:
         failed = problem is not None
         good = isinstance(value, str) and isinstance(task_id, str)
         good = good and envelope["message_type"] == Result.message_type  # type: ignore[index]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         good = False
     if not good:
         message = unpack(body)

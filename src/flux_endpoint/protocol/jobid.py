@@ -16,6 +16,8 @@ Form = Literal["f58", "dec", "hex", "dothex", "kvs", "words", "emoji"]
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PREFIX = "ƒ"
 _LIMIT = 1 << 64
+#: The longest printed form, six words, has fewer characters.
+_LONGEST = 128
 #: Words stand for 32 bits at a time.
 _HALF = 1 << 32
 _DOTHEX = re.compile(r"(?:job\.)?" + r"\.".join([r"([0-9a-f]{1,4})"] * 4), re.IGNORECASE)
@@ -78,10 +80,15 @@ def parse_jobid(text: int | str) -> int:
     Raises:
         ValueError: `text` is no job id; says which forms there are.
     """
-    number = text if isinstance(text, int) else _parse(text.strip())
+    if isinstance(text, int):
+        number: int | None = text
+    else:
+        # Converting digits takes time that grows with the square of their number.
+        number = _parse(text.strip()) if len(text) <= _LONGEST else None
     if number is None or not 0 <= number < _LIMIT:
+        shown = f"{text[:_LONGEST]}…" if isinstance(text, str) and len(text) > _LONGEST else text
         raise ValueError(
-            f"{text!r} is no job id; write it as Flux does (ƒ2WXGLe, or f2WXGLe), as a number, "
+            f"{shown!r} is no job id; write it as Flux does (ƒ2WXGLe, or f2WXGLe), as a number, "
             "as 0x…, as four dotted groups of hexadecimal digits, as six words or in emoji; at "
             "most 64 bits"
         )

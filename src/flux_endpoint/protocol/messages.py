@@ -14,6 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flux_endpoint.errors import InvalidMessageError, UnrecognizedProtocolVersionError
+from flux_endpoint.protocol.fields import Nanoseconds, ReportedObject, Seconds
 from flux_endpoint.protocol.states import ActorName, TaskState
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ class TaskEvent(BaseModel):
     task_id: UUID
     jobid: int | None = None
     name: str
-    timestamp: float
-    context: dict[str, Any] = Field(default_factory=dict)
+    timestamp: Seconds
+    context: ReportedObject = Field(default_factory=dict)
 
 
 class TaskEvents(Message):
@@ -109,7 +110,7 @@ class TaskTransition(Message):
 
     message_type: ClassVar[str] = "task_transition"
 
-    timestamp: int
+    timestamp: Nanoseconds
     state: TaskState
     actor: ActorName
 
@@ -128,7 +129,7 @@ class Result(Message):
 
     task_id: UUID
     data: str
-    details: dict[Any, Any] | None = None
+    details: ReportedObject | None = None
     error_details: ResultErrorDetails | None = None
     task_statuses: list[TaskTransition] | None = None
 
@@ -145,7 +146,7 @@ class EPStatusReport(Message):
     model_config = ConfigDict(populate_by_name=True)
 
     endpoint_id: UUID
-    global_state: dict[str, Any] = Field(alias="ep_status_report")
+    global_state: ReportedObject = Field(alias="ep_status_report")
     task_statuses: dict[str, list[TaskTransition]]
 
 
@@ -210,6 +211,8 @@ def unpack(body: bytes) -> Message:
         message = message_class.model_validate(envelope["data"])
     except ValidationError as error:
         raise InvalidMessageError(f"{kind} message: {_first_problem(error)}") from error
+    except RecursionError as error:
+        raise InvalidMessageError(f"{kind} message nests too deeply") from error
     _warn_of_unknown_fields(envelope, message_class)
     return message
 

@@ -11,6 +11,8 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
+from flux_endpoint.protocol.fields import Description, JsonObject, Strategies, TaskOptions
+
 API_VERSION = "1.0.0"
 MIN_SDK_VERSION = "2.0.0"
 MIN_ENDPOINT_VERSION = "2.0.0"
@@ -29,6 +31,13 @@ def _canonical_uuid(text: str) -> str:
 #: A UUID as text, normalized to lower case with dashes.
 UuidText = Annotated[str, AfterValidator(_canonical_uuid)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+#: A name for people; PostgreSQL stores no NUL.
+Label = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00]*$")]
+#: What is asked for as a task's id; need not be one.
+TaskIdText = Annotated[str, StringConstraints(max_length=64)]
+
+#: The most tasks whose state one request asks for.
+MAX_STATUS_IDS = 10_000
 
 
 class VersionAnswer(BaseModel):
@@ -48,10 +57,10 @@ class RegisterFunction(BaseModel):
     function_name: Name
     function_code: str
     serialized: bool = True
-    description: str | None = None
-    meta: dict[str, Any] | None = None
+    description: Description | None = None
+    meta: JsonObject | None = None
     public: bool = False
-    group: str | None = None
+    group: Name | None = None
 
 
 class FunctionAnswer(BaseModel):
@@ -66,10 +75,10 @@ class SubmitBatch(BaseModel):
     tasks: dict[UuidText, list[str]] = Field(min_length=1)
     create_queue: bool = False
     task_group_id: UuidText | None = None
-    resource_specification: dict[str, Any] | None = None
-    user_endpoint_config: dict[str, Any] | None = None
-    result_serializers: list[str] | None = None
-    user_runtime: dict[str, Any] | None = None
+    resource_specification: TaskOptions | None = None
+    user_endpoint_config: JsonObject | None = None
+    result_serializers: Strategies | None = None
+    user_runtime: JsonObject | None = None
 
 
 class SubmitAnswer(BaseModel):
@@ -96,7 +105,7 @@ class TaskDocument(BaseModel):
 class BatchStatus(BaseModel):
     """`POST /v2/batch_status`."""
 
-    task_ids: list[str]
+    task_ids: list[TaskIdText] = Field(max_length=MAX_STATUS_IDS)
 
 
 class BatchStatusAnswer(BaseModel):
@@ -144,10 +153,10 @@ class AttachJob(BaseModel):
     """`POST /v3/endpoints/{id}/attach`: follow a job that runs there already."""
 
     #: Flux job id: an integer or any printed form.
-    jobid: int | str
+    jobid: int | Name
     task_group_id: UuidText | None = None
     create_queue: bool = False
-    result_serializers: list[str] | None = None
+    result_serializers: Strategies | None = None
 
 
 class AttachAnswer(BaseModel):
@@ -186,11 +195,11 @@ class RegisterEndpoint(BaseModel):
     """`POST /v3/endpoints` and `PUT /v3/endpoints/{id}`."""
 
     endpoint_name: Name
-    display_name: str | None = None
+    display_name: Label | None = None
     multi_user: bool = False
     public: bool = False
-    allowed_functions: list[UuidText] | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    allowed_functions: list[UuidText] | None = Field(default=None, max_length=10_000)
+    metadata: JsonObject = Field(default_factory=dict)
 
 
 class EndpointStatusAnswer(BaseModel):

@@ -103,12 +103,17 @@ class BatchConsumer(ABC, Generic[R, S]):
 
     def _run(self) -> None:
         while batch := self._take():
-            received = [each for delivery in batch if (each := self._read(delivery))]
             try:
+                received = [each for delivery in batch if (each := self._read(delivery))]
                 for stored in self._store_with_retries(received):
                     self.settle(stored)
             except PublishError:  # the connection was closed: the next service gets them again
                 return
+            except Exception as error:
+                # The thread must outlive any message. What was answered already stays so.
+                log.exception("%s could not be settled", self._noun)
+                for delivery in batch:
+                    self.set_aside(delivery, f"it can't be settled: {error}")
 
     def _take(self) -> list[Delivery]:
         """Wait for deliveries and return what is there; nothing once we are closed."""
@@ -128,6 +133,9 @@ class BatchConsumer(ABC, Generic[R, S]):
             return self.read(delivery)
         except InvalidMessageError as error:
             self.set_aside(delivery, str(error))
+        except Exception as error:  # a reader's fault: the other messages must not wait for it
+            log.exception("%s can't be read", self._noun)
+            self.set_aside(delivery, f"it can't be read: {type(error).__name__}: {error}")
         return None
 
     def _store_with_retries(self, received: Sequence[R]) -> Iterator[S]:

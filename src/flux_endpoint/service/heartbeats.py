@@ -70,14 +70,14 @@ class HeartbeatConsumer:
         for delivery in deliveries:
             try:
                 endpoint_id, report = _parse(delivery)
-            except InvalidMessageError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other reports go on
                 event(
                     log,
                     logging.ERROR,
                     "status report set aside in the queue dead-letters",
                     message_id=delivery.message_id,
                     routing_key=delivery.routing_key,
-                    reason=error,
+                    reason=str(error) or type(error).__name__,
                 )
                 delivery.reject()
             else:

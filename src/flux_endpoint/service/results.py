@@ -19,6 +19,7 @@ from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.errors import InvalidMessageError, UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.fields import MAX_NANOSECONDS
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
 from flux_endpoint.protocol.states import ActorName, TaskState
 from flux_endpoint.service.consumer import BatchConsumer
@@ -75,13 +76,10 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
 
     def read(self, delivery: Delivery) -> _Received:
         """Return the outcome in a result message."""
-        try:
-            outcome = _parse(delivery.body)
-            if delivery.headers.get(PRESUMED_HEADER):
-                outcome = replace(outcome, presumed=True)
-            return _Received(delivery, outcome)
-        except RecursionError as error:
-            raise InvalidMessageError("message body is nested too deeply") from error
+        outcome = _parse(delivery.body)
+        if delivery.headers.get(PRESUMED_HEADER):
+            outcome = replace(outcome, presumed=True)
+        return _Received(delivery, outcome)
 
     def store(self, received: Sequence[_Received]) -> _Stored:
         """Store the first result of each task."""
@@ -155,26 +153,39 @@ def _parse(body: bytes) -> tasks.Outcome:
     message = unpack(body)
     if not isinstance(message, Result):
         raise InvalidMessageError(f"expected a result, got a {message.message_type} message")
-    return _outcome(str(message.task_id), message.model_dump(mode="json"))
+    return _outcome(str(message.task_id), vars(message) | _dumped(message))
+
+
+def _dumped(result: Result) -> dict[str, Any]:
+    statuses = result.task_statuses
+    return {"task_statuses": statuses and [each.model_dump(mode="json") for each in statuses]}
 
 
 def _is_plain(data: dict[str, Any]) -> bool:
     """Whether `data` is valid without any conversion; else the model decides."""
     error = data.get("error_details")
+    details = data.get("details")
     return (
         isinstance(data["data"], str)
-        and isinstance(data.get("details"), dict | None)
+        and isinstance(details, dict | None)
+        and all(map(_is_scalar, (details or {}).values()))
         and (
             error is None
             or (isinstance(error["code"], str) and isinstance(error["user_message"], str))
         )
         and all(
             isinstance(each["timestamp"], int)
+            and 0 <= each["timestamp"] < MAX_NANOSECONDS
             and each["state"] in _STATES
             and each["actor"] in _ACTORS
             for each in data.get("task_statuses") or ()
         )
     )
+
+
+def _is_scalar(value: object) -> bool:
+    is_number = isinstance(value, int) and abs(value) < MAX_NANOSECONDS
+    return is_number or isinstance(value, str | float | None)
 
 
 def _outcome(task_id: str, data: dict[str, Any]) -> tasks.Outcome:

@@ -1,5 +1,6 @@
 """Lists of tasks, the newest first."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -49,7 +50,8 @@ class Place:
             ValueError: it did not.
         """
         submission_id, colon, position = text.partition(":")
-        if not colon or not position.isascii() or not position.isdecimal():
+        # The most digits of a place in a submission, whose size is bounded.
+        if not colon or not re.fullmatch("[0-9]{1,9}", position):
             raise ValueError("is no place in a list: take it from `next` of an answer")
         return cls(submission_id, int(position))
 

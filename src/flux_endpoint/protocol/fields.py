@@ -1,0 +1,109 @@
+"""Types of the fields that another party fills.
+
+Each has a bound, so that no message or request can make a reader recurse too deeply, a database
+refuse a value, or a field take any amount of memory.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+#: How deep objects and arrays may nest in a free-form field. JSON encoders and decoders recurse.
+MAX_DEPTH = 32
+#: The most values, keys included, that a free-form field may hold.
+MAX_VALUES = 20_000
+#: The most characters that all texts of a free-form field may have together.
+MAX_CHARACTERS = 2**20
+
+# What 64-bit readers of JSON and every database can hold.
+_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
+
+
+def bounded(value: Any, *, surrogates: bool = False) -> Any:
+    """Return `value`, as it was read from JSON, if it is within the bounds of a free-form field.
+
+    Args:
+        value: any value that `json.loads` returns.
+        surrogates: whether texts may hold lone surrogates, which UTF-8 can't express.
+
+    Raises:
+        ValueError: it nests too deeply, is too large, or holds a number or text that can't be
+            stored.
+    """
+    values = characters = 0
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nests deeper than {MAX_DEPTH} levels")
+        values += len(level)
+        if values > MAX_VALUES:
+            raise ValueError(f"has more than {MAX_VALUES} values")
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, str):
+                characters += _length(each, surrogates=surrogates)
+            elif isinstance(each, dict):
+                below.extend(each)
+                below.extend(each.values())
+            elif isinstance(each, list):
+                below.extend(each)
+            elif isinstance(each, int) and not _LEAST_INTEGER <= each <= _MOST_INTEGER:
+                raise ValueError("has an integer of more than 64 bits")
+        if characters > MAX_CHARACTERS:
+            raise ValueError(f"has more than {MAX_CHARACTERS} characters")
+        level, depth = below, depth + 1
+    return value
+
+
+def _length(text: str, *, surrogates: bool) -> int:
+    if not surrogates and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("has a lone surrogate, which is not valid Unicode") from None
+    return len(text)
+
+
+def _from_endpoint(value: Any) -> Any:
+    # What an endpoint reports may quote any output of a program; it is written as ASCII.
+    return bounded(value, surrogates=True)
+
+
+def _of_task(value: Any) -> Any:
+    size = len(json.dumps(bounded(value)))
+    if size > MAX_TASK_OPTIONS:
+        raise ValueError(
+            f"takes {size} bytes as JSON, at most {MAX_TASK_OPTIONS} travel with a task: put "
+            "large values into a file that the endpoint can read"
+        )
+    return value
+
+
+#: The most bytes that a task's `resource_specification` may take as JSON. It travels in an AMQP
+#: header, and all headers of a message must fit into one frame, by default 128 KiB (AMQP 0-9-1,
+#: 4.2.6).
+MAX_TASK_OPTIONS = 48 * 2**10
+
+#: A free-form JSON object of a request.
+JsonObject = Annotated[dict[str, Any], AfterValidator(bounded)]
+#: A free-form JSON object that travels with each task.
+TaskOptions = Annotated[dict[str, Any], AfterValidator(_of_task)]
+#: A free-form JSON object of an endpoint's message.
+ReportedObject = Annotated[dict[Any, Any], AfterValidator(_from_endpoint)]
+
+#: Times in integer nanoseconds since the epoch are less than this, so that they fit into 64 bits.
+MAX_NANOSECONDS = 2**63
+#: Integer nanoseconds since the epoch.
+Nanoseconds = Annotated[int, Field(ge=0, lt=MAX_NANOSECONDS)]
+#: Seconds since the epoch, finite, until the year 9999.
+Seconds = Annotated[float, Field(ge=0, lt=253_402_300_800, allow_inf_nan=False)]
+
+#: Import paths of the strategies for a result; they travel in an AMQP header.
+Strategies = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(max_length=64)
+]
+#: A text for people.
+Description = Annotated[str, Field(max_length=2**16), AfterValidator(bounded)]
