@@ -91,6 +91,10 @@ class PublishError(AmqpError):
     """The broker refused a message (a negative confirm), or the connection was closed for good."""
 
 
+class RefusedMessageError(PublishError):
+    """The broker refuses this very message, however often it is sent: it is too large."""
+
+
 class ServiceError(FluxEndpointError):
     """The REST service refused a request.
 

@@ -19,7 +19,7 @@ from pika.channel import Channel
 
 from flux_endpoint import logs
 from flux_endpoint.amqp.url import is_protocol_fault
-from flux_endpoint.errors import PublishError, UnroutableError
+from flux_endpoint.errors import PublishError, RefusedMessageError, UnroutableError
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Publisher:
             )
         except Exception as error:  # noqa: BLE001 - pika encodes all before it sends anything
             text = f"can't be put on the wire: {error or type(error).__name__}"
-            self._settle(message, PublishError(f"{message} {text}"))
+            self._settle(message, RefusedMessageError(f"{message} {text}"))
             return
         self._unconfirmed[self._next] = message
         self._next += 1
@@ -185,12 +185,13 @@ class Publisher:
         logs.event(log, logging.WARNING, "broker closed the publishing channel", reason=str(reason))
         named = _EXCHANGE.search(str(reason))
         guilty = [each for each in in_flight if named is not None and each.exchange == named[1]]
+        refusal = PublishError
         if not guilty and len(in_flight) == 1:
-            guilty = in_flight
+            guilty, refusal = in_flight, RefusedMessageError
         if not guilty:
             self._suspects = len(in_flight)
         for message in guilty:
             self._waiting.remove(message)
-            self._settle(message, PublishError(f"the broker refused {message}: {reason}"))
+            self._settle(message, refusal(f"the broker refused {message}: {reason}"))
         if connection_open:
             self._reopen()

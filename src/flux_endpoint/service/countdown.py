@@ -22,3 +22,12 @@ class Countdown:
             if self._left:
                 return
         self._on_zero(self._error)
+
+
+def pass_on(to: Future[None], done: Future[None]) -> None:
+    """End `to` as `done` has ended."""
+    error = done.exception()
+    if error is None:
+        to.set_result(None)
+    else:
+        to.set_exception(error)

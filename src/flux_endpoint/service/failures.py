@@ -1,7 +1,7 @@
 """Failures that the service itself writes, in the name of an endpoint that can't any more."""
 
 from collections.abc import Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from uuid import UUID
 
 from flux_endpoint.amqp import AmqpConnection
@@ -15,6 +15,34 @@ PRESUMED_HEADER = "presumed_by_service"
 
 #: Seconds that the broker has to take a page of failures.
 _PATIENCE = 30.0
+
+
+def publish_failure(
+    connection: AmqpConnection,
+    endpoint_id: str,
+    task_id: str,
+    code: ErrorCode,
+    text: str,
+    *,
+    presumed: bool,
+) -> Future[None]:
+    """Publish a task's failure as its endpoint would; return the broker's confirm.
+
+    Args:
+        connection: the way to the broker.
+        endpoint_id: the endpoint that the task was for.
+        task_id: the task.
+        code: why, for programs.
+        text: why, for people.
+        presumed: whether a true result may still come, and replaces it then.
+    """
+    details = ResultErrorDetails(code=code, user_message=text)
+    return connection.publish(
+        queues.RESULTS_EXCHANGE,
+        queues.results_key(endpoint_id),
+        pack(Result(task_id=UUID(task_id), data=f"{code}: {text}", error_details=details)),
+        headers={PRESUMED_HEADER: True} if presumed else None,
+    )
 
 
 def publish_failures(
@@ -39,14 +67,8 @@ def publish_failures(
     Raises:
         AmqpError: the broker has not confirmed all of them; some may have been published.
     """
-    details = ResultErrorDetails(code=code, user_message=text)
     sent = [
-        connection.publish(
-            queues.RESULTS_EXCHANGE,
-            queues.results_key(endpoint_id),
-            pack(Result(task_id=UUID(task_id), data=f"{code}: {text}", error_details=details)),
-            headers={PRESUMED_HEADER: True},
-        )
+        publish_failure(connection, endpoint_id, task_id, code, text, presumed=True)
         for task_id in task_ids
     ]
     if wait(sent, _PATIENCE).not_done:

@@ -22,7 +22,7 @@ from flux_endpoint.amqp import AmqpConnection
 from flux_endpoint.errors import AmqpError, PublishError
 from flux_endpoint.logs import event
 from flux_endpoint.service import topology
-from flux_endpoint.service.countdown import Countdown
+from flux_endpoint.service.countdown import Countdown, pass_on
 from flux_endpoint.service.store import endpoints, functions, tasks
 from flux_endpoint.service.store.engine import Database, chunks
 from flux_endpoint.service.task_message import publish_tasks
@@ -302,7 +302,7 @@ class TaskPublisher:
         submission = outgoing.submission
         already = self._in_flight.get(submission.id)
         if already is not None:  # the outbox was faster
-            already.done.add_done_callback(partial(_copy, outgoing.done))
+            already.done.add_done_callback(partial(pass_on, outgoing.done))
             return
         self._in_flight[submission.id] = outgoing
         # The queue comes first: a result that finds none is forwarded to nobody.
@@ -322,7 +322,7 @@ class TaskPublisher:
         except PublishError as closed:
             message.done.set_exception(closed)
         else:
-            confirm.add_done_callback(partial(_copy, message.done))
+            confirm.add_done_callback(partial(pass_on, message.done))
 
     def _group_declared(self, submission: tasks.Submission) -> Future[None] | None:
         """Return what to wait for before publishing, `None` if that is nothing."""
@@ -374,11 +374,3 @@ class TaskPublisher:
             event(log, logging.INFO, "publishing stored tasks", submissions=len(fresh))
         if len(fresh) == _OUTBOX_PAGE:
             self._inbox.put(_Wake())
-
-
-def _copy(to: Future[None], done: Future[None]) -> None:
-    error = done.exception()
-    if error is None:
-        to.set_result(None)
-    else:
-        to.set_exception(error)

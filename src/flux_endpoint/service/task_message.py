@@ -1,13 +1,22 @@
 """A task as the message that an endpoint takes from its queue."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from uuid import UUID
 
 from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.errors import PublishError, RefusedMessageError
+from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.service.countdown import pass_on
+from flux_endpoint.service.failures import publish_failure
 from flux_endpoint.service.store import tasks
+
+log = logging.getLogger(__name__)
 
 # What a task without a function has in the header that an endpoint requires.
 _NO_FUNCTION = str(UUID(int=0))
@@ -20,6 +29,8 @@ def publish_tasks(
     code: Mapping[str, str],
 ) -> Iterator[Future[None]]:
     """Publish tasks of a submission one after the other; yield the confirm of each.
+
+    A task that the broker refuses, as too large for it, ends in a failure instead.
 
     Args:
         connection: the way to the broker.
@@ -40,7 +51,7 @@ def publish_tasks(
             f'\x01{{"message_type":"task","data":{{"task_id":"{task.id}","task_buffer":'
             f"{quoted[task.function_id]}{json.dumps(task.payload)[1:]}}}}}"
         ).encode()
-        yield connection.publish(
+        sent = connection.publish(
             queues.TASKS_EXCHANGE,
             queue_name,
             body,
@@ -50,6 +61,37 @@ def publish_tasks(
                 **shared,
             },
         )
+        settled: Future[None] = Future()
+        settle = partial(_settle, settled, connection, submission.endpoint_id, task.id)
+        sent.add_done_callback(settle)
+        yield settled
+
+
+def _settle(
+    settled: Future[None],
+    connection: AmqpConnection,
+    endpoint_id: str,
+    task_id: str,
+    sent: Future[None],
+) -> None:
+    """End `settled` with the confirm of a task, or of its failure if the broker refuses the task.
+
+    Runs on the connection's thread.
+    """
+    refusal = sent.exception()
+    if not isinstance(refusal, RefusedMessageError):
+        pass_on(settled, sent)
+        return
+    event(log, logging.ERROR, "the broker refuses a task", task_id=task_id, reason=refusal)
+    text = f"the task could not be sent to its endpoint: {refusal}"
+    try:
+        failure = publish_failure(
+            connection, endpoint_id, task_id, ErrorCode.COULD_NOT_EXECUTE, text, presumed=False
+        )
+    except PublishError as closed:  # we are ending: the next service comes here again
+        settled.set_exception(closed)
+    else:
+        failure.add_done_callback(partial(pass_on, settled))
 
 
 def _shared_headers(submission: tasks.Submission) -> dict[str, object]:
