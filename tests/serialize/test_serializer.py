@@ -279,6 +279,34 @@ class TestSerializeFromList:
         assert "cannot pickle 'generator'" in rest[3]
 
 
+class TestSerializeResult:
+    """The submitter names strategies; for its names nothing is imported."""
+
+    @pytest.mark.parametrize(
+        "home", [OFFICIAL, "globus_compute_sdk.serialize", JSONData.__module__]
+    )
+    def test_registered_strategies_are_found_by_every_path(self, home):
+        assert ComputeSerializer.serialize_result([1], [f"{home}.JSONData"]) == "11\n[1]"
+
+    @pytest.mark.parametrize("names", [None, [], ()])
+    def test_without_names_it_is_the_default_of_the_kind(self, names):
+        assert ComputeSerializer.serialize_result([1], names)[:3] == "00\n"
+
+    @pytest.mark.parametrize(
+        "name", ["unittest.__main__.x", "antigravity.x", "builtins.exec", "x", "", "a" * 5000]
+    )
+    def test_no_module_is_imported_for_a_name(self, name, monkeypatch):
+        monkeypatch.delitem(sys.modules, name.rpartition(".")[0], raising=False)
+        before = set(sys.modules)
+        with pytest.raises(SerializationError, match="is registered where the task ran") as caught:
+            ComputeSerializer.serialize_result([1], [name])
+        assert set(sys.modules) == before
+        assert len(str(caught.value)) < 1000 + len(name)
+        # The next one that is registered serves.
+        names = [name, f"{OFFICIAL}.JSONData"]
+        assert ComputeSerializer.serialize_result([1], names) == "11\n[1]"
+
+
 BUFFERS = {
     "DillCode": "01\ngASVGAAAAAAAAACMBmJhc2U2NJSMCWI2NGVuY29kZZSTlC4=\n",
     "PureSourceDill": "sd\nf:f = 1\n",

@@ -127,7 +127,7 @@ class TaskRunner:
         self, value: Any, strategies: list[str] | None, returncode: int | None
     ) -> Value | Failure:
         try:
-            data: str = self._serializer.serialize_from_list(value, strategies or [])
+            data: str = self._serializer.serialize_result(value, strategies)
         except SerializationError as error:
             # Without a traceback: it would be of this package and the serializers alone.
             return Failure(

@@ -71,6 +71,34 @@ def validate_strategylike(
     return ValidatedStrategylike(class_, class_.instance(), f"{home}.{class_.__qualname__}")
 
 
+def registered_strategy(
+    value: Strategylike, *, for_code: bool | None = None
+) -> ValidatedStrategylike:
+    """Return the strategy that another party means; nothing is imported for a path.
+
+    Args:
+        value: as of `validate_strategylike`; a path must be that of a registered strategy.
+        for_code: whether it must be one for code, or for data; `None`: either.
+
+    Raises:
+        StrategyError: no such strategy is registered, it only reads, or is for the other kind.
+    """
+    if not isinstance(value, str):
+        return validate_strategylike(value, for_code=for_code)
+    module, _, name = value.rpartition(".")
+    for class_ in map(type, all_strategies()):
+        if class_.__qualname__ == name and module in {class_.__module__, *_homes(class_)}:
+            return validate_strategylike(class_, for_code=for_code)
+    raise StrategyError(
+        f"no serialization strategy {value[:200]!r} is registered where the task ran: the module "
+        f"that defines it must have been imported there. {_known(for_code)}"
+    )
+
+
+def _homes(class_: type[SerializationStrategy]) -> tuple[str, ...]:
+    return _OFFICIAL_HOMES if class_.__module__.startswith("flux_endpoint.serialize.") else ()
+
+
 def _resolve(path: str) -> object:
     module, _, name = path.rpartition(".")
     if module in _OFFICIAL_HOMES:

@@ -16,6 +16,8 @@ from flux_endpoint.serialize.selection import (
     Allowlist,
     DeserializerAllowlist,
     Strategylike,
+    ValidatedStrategylike,
+    registered_strategy,
     validate_strategylike,
 )
 from flux_endpoint.serialize.state import State
@@ -165,22 +167,21 @@ class ComputeSerializer:
         Raises:
             SerializationError: none can; the text has each one's reason.
         """
-        failures: list[tuple[str, str, Exception]] = []
-        for given in list(strategies or ()) or [_default_for(data)]:
-            name = given if isinstance(given, str) else _class_name(given)
-            try:
-                strategy = validate_strategylike(given, for_code=callable(data)).instance
-            except StrategyError as error:
-                failures.append((name, str(error), error))
-                continue
-            try:
-                return strategy.serialize(data)
-            except Exception as error:  # noqa: BLE001 - whatever an object raises when it is pickled
-                failures.append((_class_name(strategy), _reason(strategy, data, error), error))
-        reasons = "".join(f"\n- {name}: {reason}" for name, reason, _ in failures)
-        raise SerializationError(
-            f"All strategies failed. For {diagnosis.described(data)}:{reasons}"
-        ) from ExceptionGroup("strategies", [error for _, _, error in failures])
+        return _first_that_can(data, strategies, validate_strategylike)
+
+    @staticmethod
+    def serialize_result(value: Any, names: Iterable[str] | None = None) -> str:
+        """Return a task's result as the first of the strategies can that its submitter named.
+
+        Args:
+            value: any object.
+            names: import paths of strategies that are registered here; nothing is imported for
+                them. `None` or empty: what `ComputeSerializer()` uses.
+
+        Raises:
+            SerializationError: none can; the text has each one's reason.
+        """
+        return _first_that_can(value, names, registered_strategy)
 
     pack_buffers = staticmethod(packing.pack_buffers)
     unpack_buffers = staticmethod(packing.unpack_buffers)
@@ -209,6 +210,29 @@ class ComputeSerializer:
         """
         buffers = [self.serialize(part) for part in (function, args, kwargs)]
         return self.unpack_and_deserialize(packing.pack_buffers(buffers))
+
+
+def _first_that_can(
+    data: Any,
+    strategies: Iterable[Strategylike] | None,
+    find: Callable[..., ValidatedStrategylike],
+) -> str:
+    failures: list[tuple[str, str, Exception]] = []
+    for given in list(strategies or ()) or [_default_for(data)]:
+        name = given if isinstance(given, str) else _class_name(given)
+        try:
+            strategy = find(given, for_code=callable(data)).instance
+        except StrategyError as error:
+            failures.append((name, str(error), error))
+            continue
+        try:
+            return strategy.serialize(data)
+        except Exception as error:  # noqa: BLE001 - whatever an object raises when it is pickled
+            failures.append((_class_name(strategy), _reason(strategy, data, error), error))
+    reasons = "".join(f"\n- {name}: {reason}" for name, reason, _ in failures)
+    raise SerializationError(
+        f"All strategies failed. For {diagnosis.described(data)}:{reasons}"
+    ) from ExceptionGroup("strategies", [error for _, _, error in failures])
 
 
 def _default_for(data: Any) -> SerializationStrategy:

@@ -77,7 +77,7 @@ def shell_result(
     result = result_type(command, stdout, stderr, outcome.returncode, outcome.exception_name)
     value = vars(result) if return_dict else result
     try:
-        data = ComputeSerializer.serialize_from_list(value, result_serializers or [])
+        data = ComputeSerializer.serialize_result(value, result_serializers)
         return checked_size(data, outcome.returncode)
     except SerializationError as error:
         return Failure(ErrorCode.COULD_NOT_EXECUTE, str(error))
