@@ -4,9 +4,10 @@ import uuid
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.requests import Request
 from tests.service.conftest import refusal
 
-from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES
+from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES, MAX_SMALL_REQUEST_BYTES
 
 
 def test_an_unknown_path_is_named(api: TestClient) -> None:
@@ -69,6 +70,37 @@ def test_a_malformed_id_in_the_path_is_named(api: TestClient) -> None:
 
 def test_a_request_that_is_too_large_is_refused_unread(api: TestClient) -> None:
     answer = api.post("/v3/functions", content=b" " * (MAX_REQUEST_BYTES + 1))
+    refusal(answer, 413, "REQUEST_TOO_LARGE", "body")
+
+
+@pytest.mark.parametrize("path", ["/v2/batch_status", "/v3/functions", "/v3/endpoints/{}/submit"])
+def test_a_body_without_a_token_is_refused_before_it_is_parsed(
+    api: TestClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del api.headers["Authorization"]
+    read: list[int] = []
+    body = Request.body
+
+    async def watched(request: Request) -> bytes:
+        read.append(1)
+        return await body(request)
+
+    monkeypatch.setattr(Request, "body", watched)
+    headers = {"Content-Type": "application/json"}
+    answer = api.post(path.format(uuid.uuid4()), content=b"[" * 1000, headers=headers)
+    refusal(answer, 401, "UNAUTHORIZED", "Authorization")
+    assert not read
+
+
+def test_a_request_without_payloads_has_a_small_limit(api: TestClient) -> None:
+    body = b" " * (MAX_SMALL_REQUEST_BYTES + 1)
+    for path in ("/v2/batch_status", "/v3/endpoints", "/auth/v2/oauth2/token"):
+        answer = api.post(path, content=body)
+        assert (
+            str(MAX_SMALL_REQUEST_BYTES)
+            in refusal(answer, 413, "REQUEST_TOO_LARGE", "body").message
+        )
+    answer = api.post("/v2/batch_status", content=b"", headers={"Content-Length": "9" * 5000})
     refusal(answer, 413, "REQUEST_TOO_LARGE", "body")
 
 

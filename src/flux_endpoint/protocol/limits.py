@@ -8,6 +8,9 @@ MAX_PAYLOAD_BYTES = 10 * 2**20
 #: The most that one REST request may be, in bytes. A batch holds many payloads.
 MAX_REQUEST_BYTES = 64 * 2**20
 
+#: The same of a REST request that carries neither functions nor payloads (4 MiB).
+MAX_SMALL_REQUEST_BYTES = 4 * 2**20
+
 # Strategies whose text is base64: the value's own bytes are three quarters of it.
 _BASE64_IDENTIFIERS = ("00\n", "01\n", "02\n", "03\n", "04\n")
 _IDENTIFIER_LENGTH = 3

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from flux_endpoint.service import errors
 from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.context import ServiceContext
+from flux_endpoint.service.identity import Authentication
 from flux_endpoint.service.request_target import AbsoluteTargets
 from flux_endpoint.service.routes import (
     amqp,
@@ -50,6 +51,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             database.close()
 
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan)
+    app.add_middleware(Authentication)
     errors.add_handlers(app)
     app.add_middleware(WatchedSubmissions)
     app.add_middleware(AbsoluteTargets)

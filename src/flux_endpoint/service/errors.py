@@ -12,14 +12,23 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
-from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES
+from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES, MAX_SMALL_REQUEST_BYTES
 from flux_endpoint.protocol.rest import ErrorBody
 
 log = logging.getLogger(__name__)
 
+# What carries functions or payloads; the last part of the path.
+_LARGE = ("functions", "submit")
+
 # A refused upload is read and thrown away up to this many bytes: a client that is still sending
 # when the connection is cut may never see the answer.
 _DISCARD_BYTES = 4 * MAX_REQUEST_BYTES
+
+# A message may quote what it refuses, which may be of any length.
+_MESSAGE_CHARACTERS = 2000
+
+#: Header of every answer with status 401 (RFC 6750, 3).
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 _ROUTING_ERRORS = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "REQUEST_TOO_LARGE"}
 
@@ -70,10 +79,11 @@ def error_answer(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Return `error` as an HTTP answer."""
+    text = str(error)[:_MESSAGE_CHARACTERS]
     body = ErrorBody(
         code=error.code,
-        message=str(error),
-        reason=str(error),
+        message=text,
+        reason=text,
         http_status_code=error.http_status,
         request_id=request_id or str(uuid4()),
         field=error.field,
@@ -97,8 +107,7 @@ def _invalid(problems: list[Any]) -> ServiceError:
 
 async def _service_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else None
-    return error_answer(error, headers=headers)
+    return error_answer(error, headers=CHALLENGE if error.http_status == 401 else None)
 
 
 async def _validation_error(_request: Request, error: Exception) -> Response:
@@ -135,14 +144,16 @@ class _Guard:
             started = True
             await send(message)
 
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        most = MAX_REQUEST_BYTES if scope["path"].endswith(_LARGE) else MAX_SMALL_REQUEST_BYTES
+        # Of a longer number the first digits do: they are too many bytes as well.
+        declared = dict(scope["headers"]).get(b"content-length", b"0")[:16]
         try:
-            if declared.isdigit() and int(declared) > MAX_REQUEST_BYTES:
+            if declared.isdigit() and int(declared) > most:
                 if int(declared) <= _DISCARD_BYTES:
                     await _discard(receive)
-                await error_answer(_too_large())(scope, receive, send)
+                await error_answer(_too_large(most))(scope, receive, send)
                 return
-            await self._app(scope, _limited(receive), watched_send)
+            await self._app(scope, _limited(receive, most), watched_send)
         except Exception:
             request_id = str(uuid4())
             fields = {"request_id": request_id, "path": scope["path"], "method": scope["method"]}
@@ -156,24 +167,24 @@ class _Guard:
                 await error_answer(failure, request_id=request_id)(scope, receive, send)
 
 
-def _too_large() -> ServiceError:
+def _too_large(most: int) -> ServiceError:
     return ServiceError(
-        f"the request body is larger than {MAX_REQUEST_BYTES} bytes: send fewer tasks at once",
+        f"the request body is larger than {most} bytes: send less at once",
         http_status=413,
         code="REQUEST_TOO_LARGE",
         field="body",
     )
 
 
-def _limited(receive: Receive) -> Receive:
+def _limited(receive: Receive, most: int) -> Receive:
     received = 0
 
     async def limited() -> Message:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > MAX_REQUEST_BYTES:
-            raise HTTPException(413, str(_too_large()))
+        if received > most:
+            raise HTTPException(413, str(_too_large(most)))
         return message
 
     return limited

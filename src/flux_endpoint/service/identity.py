@@ -1,32 +1,65 @@
-"""Who a request comes from: a bearer token, looked up by its hash."""
+"""Who a request comes from: a bearer token, looked up by its hash before the body is read."""
 
 from typing import Annotated
 
-from fastapi import Depends, Header
+from anyio import to_thread
+from fastapi import Depends, Request
+from starlette.routing import Match
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
-from flux_endpoint.service.context import Service
+from flux_endpoint.service.errors import CHALLENGE, error_answer
 from flux_endpoint.service.store import users
+from flux_endpoint.service.store.engine import Database
+
+#: Routes that need no token of ours. They are for programs that can't have one yet, take a small
+#: body or none, and check themselves whatever they answer.
+OPEN_PATHS = frozenset({"/v2/version", "/auth/v2/oauth2/token", "/auth/v2/oauth2/token/revoke"})
 
 _SCHEME = "bearer "
+_KEY = "flux_endpoint.user"
 
 
-def current_user(
-    service: Service, authorization: Annotated[str | None, Header()] = None
-) -> users.User:
-    """Return who sends the request.
+class Authentication:
+    """Refuses requests without a valid token before their body is read, let alone parsed."""
 
-    Raises:
-        ServiceError: 401, there is no token or nobody has it.
-    """
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        header = dict(scope["headers"]).get(b"authorization")
+        authorization = None if header is None else header.decode("latin-1")
+        database = scope["app"].state.context.database
+        try:
+            user = await to_thread.run_sync(_user, database, authorization)
+        except ServiceError as error:
+            if any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes):
+                await error_answer(error, headers=CHALLENGE)(scope, receive, send)
+                return
+            user = None  # there is no such path: that is a better answer
+        await self._app({**scope, _KEY: user}, receive, send)
+
+
+def _user(database: Database, authorization: str | None) -> users.User:
     if authorization is None:
         raise unauthorized("the Authorization header is missing, expected 'Bearer TOKEN'")
     if authorization[: len(_SCHEME)].lower() != _SCHEME:
         raise unauthorized("the Authorization header is not of the form 'Bearer TOKEN'")
-    with service.database.read() as connection:
+    with database.read() as connection:
         user = users.user_by_token(connection, authorization[len(_SCHEME) :].strip())
     if user is None:
         raise unauthorized("the token in the Authorization header is unknown or was revoked")
+    return user
+
+
+# async: without it each request would go to a thread and back for one attribute.
+async def _current_user(request: Request) -> users.User:
+    user = request.scope[_KEY]
+    assert isinstance(user, users.User)
     return user
 
 
@@ -35,4 +68,4 @@ def unauthorized(message: str) -> ServiceError:
     return ServiceError(message, http_status=401, code="UNAUTHORIZED", field="Authorization")
 
 
-Caller = Annotated[users.User, Depends(current_user)]
+Caller = Annotated[users.User, Depends(_current_user)]
