@@ -194,6 +194,17 @@ class UserEndpoint:
         spec: dict[str, Any] | None = None,
         serializers: list[str] | None = None,
     ) -> None:
+        body = pack(Task(task_id=uuid.UUID(task_id), task_buffer=buffer))
+        self.send_body(task_id, body, spec, serializers)
+
+    def send_body(
+        self,
+        task_id: str,
+        body: bytes,
+        spec: dict[str, Any] | None = None,
+        serializers: list[str] | None = None,
+    ) -> None:
+        """Send a message as a task's, whatever is in it."""
         headers: dict[str, Any] = {
             queues.TASK_ID_HEADER: task_id,
             queues.FUNCTION_ID_HEADER: str(uuid.UUID(int=1)),
@@ -204,7 +215,7 @@ class UserEndpoint:
         self._channel.basic_publish(
             queues.TASKS_EXCHANGE,
             queues.tasks_queue(self.endpoint_id),
-            pack(Task(task_id=uuid.UUID(task_id), task_buffer=buffer)),
+            body,
             pika.BasicProperties(headers=headers, delivery_mode=2),
             mandatory=True,
         )

@@ -11,6 +11,8 @@ from tests.engine.engine_world import buffer_of
 from tests.interop.plugin_world import PluginEnvironment, UserEndpoint
 
 from flux_endpoint.functions import MPIFunction, OfficialShellResult, ShellFunction, official_code
+from flux_endpoint.protocol.jobid import parse_jobid
+from flux_endpoint.protocol.messages import Result, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer, reading_as
 
@@ -188,7 +190,27 @@ class TestTasks:
 
     def test_a_wrong_specification_is_told_by_name(self, shared):
         end = shared.end(shared.submit(area, 1, spec={"num_nodez": 1}))
+        assert end.code == ErrorCode.REMOTE_EXECUTION  # as of the official engines
         assert "did you mean 'num_nodes'?" in end.text
+
+    @pytest.mark.parametrize(
+        ("body", "code", "text"),
+        [
+            (
+                pack(Result(task_id=uuid.UUID(int=7), data="x")),
+                ErrorCode.COULD_NOT_EXECUTE,
+                "Non Task-type message received: result",
+            ),
+            (b"\x01{broken", ErrorCode.REMOTE_EXECUTION, "InvalidMessageError: "),
+        ],
+    )
+    def test_a_message_without_a_task_has_an_end_too(self, shared, body, code, text):
+        task = str(uuid.uuid4())
+        shared.send_body(task, body)
+        end = shared.end(task)
+        assert end.code == code
+        assert text in end.text
+        assert shared.end(shared.submit(area, 1)).value == 2, "the others go on"
 
     def test_its_reports_have_the_official_names(self, shared, flux):
         state = shared.report(lambda state: state["total_workers"] == 2)
@@ -232,7 +254,8 @@ class TestLostWorkers:
     def test_else_it_fails_with_the_reason(self, own, tmp_path):
         own.start(**self.SMALL)
         end = own.end(own.submit(end_of_own_worker, str(tmp_path / "runs")))
-        assert end.code == ErrorCode.WORKER_LOST
+        assert end.code == ErrorCode.REMOTE_EXECUTION  # as of the official engines
+        assert end.text.startswith("WorkerLost: ")
         assert "signal 9" in end.text
 
 
@@ -323,6 +346,36 @@ def test_it_ends_when_its_flux_instance_does(environment, amqp_vhost, tmp_path):
             assert "the Flux instance has ended" in endpoint.log()
         finally:
             endpoint.close()
+
+
+def test_a_future_is_told_where_its_task_is(environment, flux, tmp_path):
+    program = """
+import sys, uuid
+from globus_compute_endpoint.engines.base import GCFuture
+from flux_endpoint.integrations.globus_compute import FluxEngine
+
+engine = FluxEngine(local_cores_per_node=1, max_nodes=1, workers_per_node=1, shutdown_grace=0)
+engine.start(endpoint_id=uuid.uuid4(), run_dir=sys.argv[1])
+told = []
+for spec in (None, {"num_nodes": 1}):
+    future = GCFuture(uuid.uuid4())
+    for name in ("executor_task_id", "job_id", "block_id"):
+        future.bind(name, lambda _, value, name=name: told.append((name, value)))
+    engine.submit(future, bytes.fromhex(sys.argv[2]), spec)
+    future.result(60)
+    print(future.executor_task_id, future.job_id, future.block_id)
+engine.shutdown()
+print([name for name, _ in told if name != "executor_task_id"])
+"""
+    body = pack(Task(task_id=uuid.uuid4(), task_buffer=buffer_of(area, 2)))
+    variables = {} if flux is None else {"FLUX_URI": flux}
+    done = environment.run("-c", program, str(tmp_path), body.hex(), **variables)
+    on_a_worker, as_a_job, order = done.stdout.splitlines()
+    assert on_a_worker == "1 None None"
+    number, job, block = as_a_job.split()
+    assert (number, job) == ("2", block)
+    assert parse_jobid(job) > 0
+    assert order == "['job_id', 'block_id']"
 
 
 def test_the_end_of_its_flux_instance_is_in_the_log_before_anybody_acts_on_it(environment):

@@ -15,17 +15,20 @@ from globus_compute_endpoint.engines.base import GCFuture, GlobusComputeEngineBa
 
 from flux_endpoint import logs
 from flux_endpoint.engine import FluxEngine as Engine
-from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
-from flux_endpoint.errors import EngineError, InvalidMessageError
+from flux_endpoint.errors import EngineError
+from flux_endpoint.integrations.globus_compute.ends import official_end, read_task
 from flux_endpoint.integrations.globus_compute.options import read_options
 from flux_endpoint.integrations.globus_compute.record import KEPT_AT_STOP, TaskRecord
-from flux_endpoint.protocol.messages import Task, unpack
+from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
 
 #: The logger whose handlers the official endpoint has set up.
 _THEIR_LOGGER = "globus_compute_endpoint"
+#: Events of a job that say where it is.
+_PLACING = frozenset({"submit", "start"})
 
 
 class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package is not here to check
@@ -99,7 +102,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
             FluxEngineConfig(**config), endpoint_id=str(self.endpoint_id), directory=directory
         )
         try:
-            engine.start(self._finished)
+            engine.start(self._finished, self._happened)
         except BaseException:
             self._record.close()
             raise
@@ -134,17 +137,20 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         resource_specification: dict[str, Any] | None = None,
         result_serializers: list[str] | None = None,
     ) -> None:
-        """Take a task; its packed result goes to `task_f`.
+        """Take a task; its packed result goes to `task_f`, that of a message without one, too.
+
+        `task_f` gets the number of the task as its `executor_task_id`. If the task becomes a job of
+        its own, that is its `job_id` and its `block_id`, too, once it runs.
 
         Raises:
             EngineError: the engine does not run, or can't record the task.
-            InvalidMessageError: the message is not a task.
         """
         self._ensure_ready()
         task_id = str(task_f.gc_task_id)
-        message = unpack(packed_task)
-        if not isinstance(message, Task):
-            raise InvalidMessageError(f"expected a task, got a {message.message_type} message")
+        message = read_task(task_id, packed_task)
+        if isinstance(message, bytes):
+            task_f.set_result(message)
+            return
         task = EngineTask(
             task_id,
             str(task_f.function_id),
@@ -153,6 +159,8 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
             list(result_serializers or ()) or None,
         )
         with self._lock:
+            self._total_tasks += 1
+            number = self._total_tasks
             known = task_id in self._futures
             self._futures[task_id] = task_f
             answered = self._earlier.pop(task_id, None)
@@ -160,7 +168,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
             self._finished(EngineResult(task_id, answered))
         elif not known:
             self._accept(task)
-        self._total_tasks += 1
+        task_f.executor_task_id = number
 
     def _accept(self, task: EngineTask) -> None:
         engine, record = self._running_engine(), self._record
@@ -188,7 +196,18 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
 
     # What the engine's threads call
 
+    def _happened(self, event: EngineEvent) -> None:
+        if event.jobid is None or event.name not in _PLACING:
+            return
+        with self._lock:
+            future = self._futures.get(event.task_id)
+        if future is not None and not future.done():
+            future.job_id = format_jobid(event.jobid)
+            if event.name == "start":
+                future.block_id = future.job_id
+
     def _finished(self, result: EngineResult) -> None:
+        result = EngineResult(result.task_id, official_end(result.body))
         if self._record is not None:
             try:
                 self._record.finish(result)
