@@ -56,3 +56,12 @@ def test_it_lists_the_blocks_of_an_endpoint():
     shown = line("Blocks", {"executor": "flux", "blocks": [ready, asked]})
     assert shown == "ƒDKTctoJ ready on 2 nodes, ends in 0s, 3 tasks; - pending"
     assert line("Blocks", {"executor": "flux", "blocks": []}) == "none now"
+
+
+def test_workers_that_cannot_be_started_are_said_to_be_so_with_the_reason():
+    report = {"total_workers": 0, "idle_workers": 0, "starting_workers": 0}
+
+    assert line("Workers", {**report, "workers_error": "its job ended with status 1"}) == (
+        "none can be started: its job ended with status 1"
+    )
+    assert line("Workers", {**report, "workers_error": ""}).startswith("none ready")

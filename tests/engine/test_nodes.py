@@ -122,8 +122,10 @@ def test_workers_that_cannot_start_fail_the_tasks_with_the_reason(make_world, mo
         assert "no workers could be started in 4 attempts" in end.text
         assert "status 1" in end.text
         assert "/where/no/python/is" in end.text
+    assert "status 1" in world.engine.status()["workers_error"]
     monkeypatch.delenv("PYTHONHOME")
     assert world.call(double, 1).value == 2  # as soon as it is put right
+    assert world.engine.status()["workers_error"] == ""
 
 
 def test_without_min_nodes_nothing_runs_until_there_is_a_task(make_world, mark):

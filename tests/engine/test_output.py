@@ -53,6 +53,15 @@ def test_what_functions_print_is_in_the_endpoints_log(make_world, tmp_path):
         until(lambda words=words: words in printed(tmp_path))
 
 
+def test_what_the_ranks_of_a_function_print_is_there_too(make_world, tmp_path):
+    world = make_world()
+
+    assert world.call(prints, "on a rank", spec={"num_ranks": 1}).value == [None]
+
+    until(lambda: "on a rank to standard output" in printed(tmp_path))
+    assert "on a rank to standard error" in printed(tmp_path)
+
+
 def test_it_stays_when_the_workers_have_ended(make_world, tmp_path):
     world = make_world()
     world.call(prints, "before the end")

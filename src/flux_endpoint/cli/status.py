@@ -237,6 +237,8 @@ def _workers(report: Mapping[str, Any]) -> str:
     if not isinstance(workers, int) or not isinstance(idle, int):
         return "unknown"
     starting, draining = report.get("starting_workers", 0), report.get("draining_managers", 0)
+    if not workers and (why := report.get("workers_error")):
+        return f"none can be started: {why}"
     if not workers:
         return f"{starting} starting" if starting else "none ready; they start as tasks come"
     nodes = report.get("worker_nodes", 1)

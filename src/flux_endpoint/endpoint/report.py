@@ -14,6 +14,7 @@ The report is a JSON object, which the service keeps and shows: `flux-endpoint s
 | `usage` | how these are used now, and when the instance ends; see `Backend.usage` |
 | `ending` | whether the instance is ending or gone: nothing more is started |
 | `total_workers`, `idle_workers`, `starting_workers` | workers; those that have nothing to do; those to come |
+| `workers_error` | why the latest group of workers did not start; empty once one has |
 | `min_workers`, `max_workers` | how many stay when there is nothing to do; how many there may be |
 | `managers`, `worker_nodes` | groups of workers that come and go together; nodes that they are on |
 | `active_managers`, `draining_managers` | those with tasks; those that make room for a job |

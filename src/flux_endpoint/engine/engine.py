@@ -144,6 +144,7 @@ class FluxEngine:
                 if self._backend.kind == "flux"
                 else None,
             ),
+            output=self._output,
             endpoint_id=self._endpoint_id,
             retries=self._config.max_retries_on_system_failure,
             on_result=self._ended,

@@ -10,6 +10,7 @@ from engine_world import until
 from flux_endpoint.engine import FluxEngine
 from flux_endpoint.engine.blocks.block import BlockLauncher
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.paths import OUTPUT_LOG
 from flux_endpoint.protocol.jobid import format_jobid
 
 pytestmark = pytest.mark.flux
@@ -202,3 +203,19 @@ def test_an_engine_that_stops_in_order_ends_its_blocks(make_blocks, tmp_path, ur
     world.stop()
     assert block["id"] not in jobs_in(uri)
     assert list((tmp_path / "engine" / "blocks").iterdir()) == []
+
+
+def prints(text):
+    print(text)
+
+
+def test_what_functions_print_stays_when_their_block_has_ended(make_blocks, tmp_path):
+    world = make_blocks()
+    assert world.call(prints, "from a worker").code is None
+    assert world.call(prints, "from a rank", spec={"num_ranks": 1}).code is None
+    world.stop()
+
+    assert list((tmp_path / "engine" / "blocks").iterdir()) == []
+    text = (tmp_path / OUTPUT_LOG).read_text()
+    assert "from a worker\n" in text
+    assert "from a rank\n" in text

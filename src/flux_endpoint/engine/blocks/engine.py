@@ -129,6 +129,7 @@ class BlockEngine:
         self._follower = JobRunner(
             self._backend,
             Planner("flux", self._directory / "jobs", self._settings),
+            output=self._output,
             endpoint_id=self._endpoint_id,
             retries=0,
             on_result=on_result,

@@ -22,6 +22,9 @@ from flux_endpoint.serialize import ComputeSerializer, DillDataBase64
 
 #: Lines of standard error that a failed task shows.
 _SHOWN_LINES = 30
+#: Most of each stream of a Python function's ranks that is kept.
+_PRINTED_LINES = 1000
+_PRINTED_BYTES = 1 << 18
 
 
 def collect(
@@ -81,6 +84,14 @@ def shell_result(
         return checked_size(data, outcome.returncode)
     except SerializationError as error:
         return Failure(ErrorCode.COULD_NOT_EXECUTE, str(error))
+
+
+def printed(plan: RanksPlan) -> bytes:
+    """Return the last lines that the ranks of a Python function have printed."""
+    streams = (
+        _tail(path, 0, _PRINTED_LINES, _PRINTED_BYTES) for path in (plan.stdout, plan.stderr)
+    )
+    return "".join(streams).encode("utf-8", "replace")
 
 
 def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:

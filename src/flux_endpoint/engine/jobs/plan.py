@@ -61,6 +61,7 @@ class RanksPlan:
     #: Where the ranks find the task and leave their values.
     directory: Path
     ranks: int
+    stdout: Path
     stderr: Path
 
 
@@ -232,7 +233,9 @@ class Planner:
                 environment={**request.environment, **_LOCAL_MPI},
                 launch="once",
             )
-        return RanksPlan(request, directory, resources.num_ranks, directory / "stderr")
+        return RanksPlan(
+            request, directory, resources.num_ranks, directory / "stdout", directory / "stderr"
+        )
 
     def _environment(self, task_id: str, resources: ResourceSpecification) -> dict[str, str]:
         variables = {**job_environment(), **self.tasks.variables(task_id)}

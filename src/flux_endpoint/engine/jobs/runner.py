@@ -23,7 +23,7 @@ from flux_endpoint.engine.attempts import failure_text
 from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount, JobDemand, placement_of
-from flux_endpoint.engine.jobs.collect import collect, shell_result
+from flux_endpoint.engine.jobs.collect import collect, printed, shell_result
 from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.job import (
     Job,
@@ -48,6 +48,7 @@ from flux_endpoint.engine.outcome import (
     outcome_of,
     was_cancelled,
 )
+from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import write_private
@@ -77,6 +78,7 @@ class JobRunner:
         on_result: given every task's end.
         on_event: given every event of every job.
         on_demand: told what the jobs have and want whenever that has changed.
+        output: gets what Python functions print.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class JobRunner:
         on_result: Callable[[EngineResult], None],
         on_event: Callable[[EngineEvent], None],
         on_demand: Callable[[JobDemand], None],
+        output: OutputLog,
     ) -> None:
+        self._output = output
         self._backend = backend
         self._planner = planner
         self._details = results.worker_details(endpoint_id)
@@ -454,6 +458,8 @@ class JobRunner:
         if isinstance(job.plan, FollowPlan):
             report = self._backend.report(job.plan.jobid)
             return shell_result(report.command, report.stdout, report.stderr, outcome, serializers)
+        if isinstance(job.plan, RanksPlan):
+            self._output.write(printed(job.plan))
         return collect(job.plan, outcome, serializers, job.starts)
 
     def _end(

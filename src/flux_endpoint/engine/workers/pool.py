@@ -85,6 +85,8 @@ class WorkerPool:
         #: Tasks that run for a while already, and when each was started (seconds since the epoch).
         self._running: dict[str, float] = {}
         self._failures = 0
+        #: Why the latest group of workers did not start, until one has.
+        self._not_started = ""
         self._not_before = 0.0
         #: Monotonic time of this turn. What is to be done now and what is to be waited for are told
         #: apart by this one reading: what came between two would be neither.
@@ -225,6 +227,7 @@ class WorkerPool:
         held = sum(len(m.tasks) for m in self._managers.values())
         return {
             **self._crew.counters(),
+            "workers_error": self._not_started,
             "pending_tasks": len(self._waiting),
             "outstanding_tasks": held + len(self._waiting),
         }
@@ -313,6 +316,7 @@ class WorkerPool:
             manager.host = greeting["host"]
             manager.idle_since = manager.greeted_at = time.monotonic()
             self._failures = 0
+            self._not_started = ""
             logs.event(
                 log,
                 logging.INFO,
@@ -564,6 +568,7 @@ class WorkerPool:
 
     def _start_failed(self, manager_id: str, why: str) -> None:
         self._delay_next_start()
+        self._not_started = why
         tail = self._launcher.log_tail(manager_id)
         logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
         if self._failures < _MOST_FAILURES:
