@@ -205,3 +205,20 @@ def test_the_examples(stack, script, expected):
     done = stack.python(str(EXAMPLES / script), stack.endpoint_id)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
+
+
+def simulate():
+    return 1
+
+
+def test_jobs_are_named_after_their_functions(executor, flux):
+    futures = [
+        executor.submit(simulate),
+        executor.submit(MPIFunction("printenv PMI_SIZE")),
+        executor.submit(ShellFunction("true", name="prepare")),
+    ]
+    ids = [format_jobid(future.jobid(PATIENCE)) for future in futures]
+    named = flux("jobs", "--no-header", "--format={name}", *ids).splitlines()
+    assert named == ["simulate", "printenv", "prepare"]
+    for future in futures:
+        future.result(PATIENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import uuid
@@ -16,10 +17,11 @@ from endpoint_world import PATIENCE, ObedientEngine, RunningAgent, Service, runn
 from flux_endpoint.amqp import Consumer, Delivery, connection
 from flux_endpoint.endpoint.agent import Agent, AgentStatus
 from flux_endpoint.endpoint.config import EndpointConfig
+from flux_endpoint.endpoint.intake import read_task
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.registration import BrokerUrl
-from flux_endpoint.engine.base import EngineResult
+from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import InstanceLostError
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Result, pack
@@ -52,6 +54,29 @@ def test_a_task_reaches_the_engine_with_all_it_came_with(
     assert task.buffer == "303\n01\ncode"
     assert task.resource_specification == {"num_nodes": 2}
     assert task.result_serializers == ["some.Strategy"]
+
+
+@pytest.mark.parametrize(
+    ("header", "given", "expected"),
+    [
+        ("simulate", {"num_ranks": 1}, {"num_ranks": 1, "job_name": "simulate"}),
+        ("simulate", {"job_name": "mine"}, {"job_name": "mine"}),
+        ("simulate", {}, {}),
+        ("MPIFunction", {"num_ranks": 1}, {"num_ranks": 1}),  # its program has a better name
+        (5, {"num_ranks": 1}, {"num_ranks": 1}),
+    ],
+)
+def test_a_job_is_named_after_the_function_unless_it_has_a_name(header, given, expected) -> None:
+    headers = {
+        "task_uuid": str(uuid.uuid4()),
+        "function_uuid": str(uuid.uuid4()),
+        "function_name": header,
+        "resource_specification": json.dumps(given),
+    }
+    body = b'\x01{"message_type": "task", "data": {"task_buffer": "x"}}'
+    task = read_task(body, headers, endpoint_id="e", allowed_functions=None)
+    assert isinstance(task, EngineTask)
+    assert task.resource_specification == expected
 
 
 def test_the_same_task_twice_runs_once(

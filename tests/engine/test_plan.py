@@ -210,6 +210,23 @@ def test_a_job_is_named_after_the_function_unless_it_has_a_name():
     assert plan.request.resources.job_name == "yours"
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("app --in x", "app"),
+        ("  /opt/app-1.0/bin/app++ | tee x", "app++"),
+        ("./run.sh;\nexit", "run.sh"),
+        ("X=1 Y=2 app", "app"),
+        ("$PARSL_MPI_PREFIX app", "MPIFunction"),
+        ("(a; b)", "MPIFunction"),
+        ("'my app' x", "MPIFunction"),
+        ("", "MPIFunction"),
+    ],
+)
+def test_a_command_without_a_name_is_named_after_its_program(command, name):
+    assert command_plan(MPIFunction(command), FOUR).request.resources.job_name == name
+
+
 def test_tasks_know_their_ranks_their_id_and_their_sandbox():
     plan = planner(run_in_sandbox=True).plan(task(MPIFunction("a"), FOUR))
     assert isinstance(plan, CommandPlan)

@@ -68,6 +68,7 @@ def test_resources_and_serializers_travel_in_headers(live: Rest, peer: Peer) -> 
     headers = peer.take(f"{endpoint_id}.tasks").headers
     assert json.loads(headers["resource_specification"]) == resources
     assert headers["result_serializers"] == serializers
+    assert headers["function_name"] == "double"
 
 
 def test_text_of_every_script_arrives_unharmed(live: Rest, peer: Peer) -> None:

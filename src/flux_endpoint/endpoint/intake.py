@@ -11,16 +11,19 @@ from uuid import UUID
 
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError
+from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, ResultErrorDetails, pack
 from flux_endpoint.protocol.queues import (
     ATTACH_HEADER,
     FUNCTION_ID_HEADER,
+    FUNCTION_NAME_HEADER,
     RESOURCES_HEADER,
     RESULT_SERIALIZERS_HEADER,
     TASK_ID_HEADER,
 )
 from flux_endpoint.protocol.states import ErrorCode
 
+_COMMANDS = frozenset(kind.__name__ for kind in (ShellFunction, MPIFunction))
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -56,7 +59,7 @@ def read_task(
             task_id,
             function_id,
             _buffer(body),
-            _resources(headers.get(RESOURCES_HEADER)),
+            _named(_resources(headers.get(RESOURCES_HEADER)), headers.get(FUNCTION_NAME_HEADER)),
             _serializers(headers.get(RESULT_SERIALIZERS_HEADER)),
             _attached_job(headers.get(ATTACH_HEADER)),
         )
@@ -123,6 +126,16 @@ def _resources(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, str) or not isinstance(specification, dict):
         raise InvalidMessageError(f"header {RESOURCES_HEADER} must be the JSON of an object")
     return specification
+
+
+def _named(specification: dict[str, Any] | None, name: object) -> dict[str, Any] | None:
+    """Name the job after its function, unless the specification has a name for it.
+
+    What a command function without a name of its own is called says nothing: its program does.
+    """
+    if not specification or specification.get("job_name") is not None or name in _COMMANDS:
+        return specification
+    return {**specification, "job_name": name} if isinstance(name, str) and name else specification
 
 
 def _serializers(value: Any) -> list[str] | None:

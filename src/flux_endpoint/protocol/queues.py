@@ -32,6 +32,8 @@ TASK_ID_HEADER = "task_uuid"
 FUNCTION_ID_HEADER = "function_uuid"
 RESOURCES_HEADER = "resource_specification"
 RESULT_SERIALIZERS_HEADER = "result_serializers"
+#: What the function is called, for who looks at jobs; of tasks with a resource specification only.
+FUNCTION_NAME_HEADER = "function_name"
 #: The id, in decimal, of a running job that the task is to follow; the task's buffer is empty then.
 ATTACH_HEADER = "attach_jobid"
 

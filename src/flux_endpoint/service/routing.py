@@ -46,7 +46,7 @@ class _Outgoing:
 
     submission: tasks.Submission
     new: Sequence[tasks.NewTask]
-    code: dict[str, str]
+    code: dict[str, functions.Code]
     done: Future[None] = field(default_factory=Future)
 
 
@@ -133,7 +133,7 @@ class TaskPublisher:
         self,
         submission: tasks.Submission,
         new: Sequence[tasks.NewTask],
-        code: dict[str, str],
+        code: dict[str, functions.Code],
         timeout: float,
     ) -> bool:
         """Publish a stored submission; return whether the broker has it all within `timeout`.

@@ -15,6 +15,7 @@ from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.service.countdown import pass_on
 from flux_endpoint.service.failures import publish_failure
 from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store.functions import Code
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def publish_tasks(
     connection: AmqpConnection,
     submission: tasks.Submission,
     new: Sequence[tasks.NewTask],
-    code: Mapping[str, str],
+    code: Mapping[str, Code],
 ) -> Iterator[Future[None]]:
     """Publish tasks of a submission one after the other; yield the confirm of each.
 
@@ -36,15 +37,19 @@ def publish_tasks(
         connection: the way to the broker.
         submission: what they share.
         new: the tasks.
-        code: the packed functions by their ids.
+        code: the functions by their ids.
 
     Raises:
         PublishError: the connection was closed.
     """
     shared = _shared_headers(submission)
+    becomes_job = bool(submission.resource_specification)
     queue_name = queues.tasks_queue(submission.endpoint_id)
     quoted: dict[str | None, str] = {None: '"'}  # without a function the buffer is empty
-    quoted.update((each, json.dumps(text)[:-1]) for each, text in code.items())
+    quoted.update((each, json.dumps(its.text)[:-1]) for each, its in code.items())
+    named = {
+        each: {queues.FUNCTION_NAME_HEADER: its.name} for each, its in code.items() if its.name
+    }
     for task in new:
         # Two JSON strings make one: the function's is encoded once for all of its tasks.
         body = (
@@ -58,6 +63,7 @@ def publish_tasks(
             headers={
                 queues.TASK_ID_HEADER: task.id,
                 queues.FUNCTION_ID_HEADER: task.function_id or _NO_FUNCTION,
+                **(named.get(task.function_id or "", {}) if becomes_job else {}),
                 **shared,
             },
         )

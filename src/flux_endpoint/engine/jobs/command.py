@@ -1,4 +1,4 @@
-"""Telling a simple command from a script."""
+"""Telling a simple command from a script, and what it runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shlex
 _SHELL = re.compile(r"[|&;<>()$`\\*?\[\]{}~#!\n%]")
 #: The same before the first word; `--x=1` after it is a word like any other.
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
+#: A program's name or path, as a word of its own.
+_PROGRAM = re.compile(r"(?:\S*/)?([\w.+-]+)(?=[\s;|&<>]|$)")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"$`\\]*\"")
 
 
@@ -25,3 +27,12 @@ def simple_words(command: str) -> list[str] | None:
         return shlex.split(text)
     except ValueError:  # an open quote: let the shell say so
         return None
+
+
+def program_of(command: str) -> str:
+    """Return the name of the program that a command line begins with, "" if that is not plain."""
+    words = command.split()
+    while words and _ASSIGNMENT.match(words[0]):
+        words.pop(0)
+    found = _PROGRAM.match(words[0]) if words else None
+    return found[1] if found else ""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.environment import job_environment
-from flux_endpoint.engine.jobs.command import simple_words
+from flux_endpoint.engine.jobs.command import program_of, simple_words
 from flux_endpoint.engine.jobs.shell_plugin import ShellPlugin
 from flux_endpoint.engine.jobspec import TEMPLATE, JobRequest
 from flux_endpoint.engine.task import TaskSettings
@@ -136,7 +136,7 @@ class Planner:
             command=(),
             cwd=str(cwd),
             environment=self._environment(task_id, resources),
-            resources=_named(resources, function.__name__),
+            resources=_named(resources, _name_of(function, command)),
             stdout=self._output(stdout, task_id, "stdout"),
             stderr=self._output(stderr, task_id, "stderr"),
             append=True,
@@ -248,6 +248,12 @@ class Planner:
 
 def _named(resources: ResourceSpecification, name: str) -> ResourceSpecification:
     return resources if resources.job_name is not None else replace(resources, job_name=name)
+
+
+def _name_of(function: ShellFunction, command: str) -> str:
+    """Return what a command function is called: by its user, else its program."""
+    name = function.__name__
+    return (program_of(command) or name) if name == type(function).__name__ else name
 
 
 def find_mpiexec() -> str | None:

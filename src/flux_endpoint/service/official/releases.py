@@ -153,7 +153,7 @@ class Releases:
         with self._database.read() as connection:
             submissions = tasks.submissions_by_id(connection, by_submission)
             code = functions.function_code(connection, used)
-        code = {function_id: readable_code(text) for function_id, text in code.items()}
+        code = {each: functions.Code(readable_code(its.text)) for each, its in code.items()}
         for submission_id, new in by_submission.items():
             confirms: list[Future[None]] = []
             try:

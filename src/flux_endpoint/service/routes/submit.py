@@ -159,7 +159,7 @@ def _check_payload(field: str, payload: str) -> None:
 
 def _permitted(
     connection: sa.Connection, endpoint_id: str, by_function: list[_Payloads], caller: User
-) -> tuple[Endpoint, dict[str, str]]:
+) -> tuple[Endpoint, dict[str, functions.Code]]:
     """Return the endpoint and the code of all functions, if the caller may run them there."""
     endpoint = usable(connection, endpoint_id, caller)
     found = functions.find_functions(connection, [each.function_id for each in by_function])
@@ -191,8 +191,8 @@ def _permitted(
     return endpoint, {function_id: function.code for function_id, function in found.items()}
 
 
-def _sizes(new: list[tasks.NewTask], code: dict[str, str]) -> list[tuple[str, int]]:
-    return [(task.id, len(code[task.function_id or ""]) + len(task.payload)) for task in new]
+def _sizes(new: list[tasks.NewTask], code: dict[str, functions.Code]) -> list[tuple[str, int]]:
+    return [(task.id, len(code[task.function_id or ""].text) + len(task.payload)) for task in new]
 
 
 def _ids(new: list[tasks.NewTask]) -> dict[str | None, list[str]]:

@@ -14,12 +14,21 @@ from flux_endpoint.service.store.tables import functions
 
 
 @dataclass(frozen=True)
+class Code:
+    """What a task's message has of its function."""
+
+    text: str
+    #: Empty: not for its endpoint.
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Function:
     """What a submission needs of a function."""
 
     owner_id: str
     public: bool
-    code: str
+    code: Code
 
 
 def add_function(
@@ -55,19 +64,26 @@ def find_functions(connection: sa.Connection, ids: Iterable[str]) -> dict[str, F
     found: dict[str, Function] = {}
     for part in chunks(ids):
         query = sa.select(
-            functions.c.id, functions.c.owner_id, functions.c.public, functions.c.code
+            functions.c.id,
+            functions.c.owner_id,
+            functions.c.public,
+            functions.c.code,
+            functions.c.name,
         ).where(functions.c.id.in_(part), functions.c.deleted_at.is_(None))
-        for function_id, owner_id, public, code in connection.execute(query):
-            found[function_id] = Function(owner_id, public, code.decode())
+        for function_id, owner_id, public, code, name in connection.execute(query):
+            found[function_id] = Function(owner_id, public, Code(code.decode(), name))
     return found
 
 
-def function_code(connection: sa.Connection, ids: Iterable[str]) -> dict[str, str]:
+def function_code(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Code]:
     """Return the packed code of the functions `ids`, deleted ones included."""
-    found: dict[str, str] = {}
+    found: dict[str, Code] = {}
     for part in chunks(ids):
-        query = sa.select(functions.c.id, functions.c.code).where(functions.c.id.in_(part))
-        found.update((row.id, row.code.decode()) for row in connection.execute(query))
+        query = sa.select(functions.c.id, functions.c.code, functions.c.name).where(
+            functions.c.id.in_(part)
+        )
+        rows = connection.execute(query)
+        found.update((row.id, Code(row.code.decode(), row.name)) for row in rows)
     return found
 
 
