@@ -25,6 +25,14 @@ def test_each_may_have_a_broker_url_of_its_own() -> None:
     assert settings.endpoint_amqp_url == "amqps://e:e@h/v?heartbeat=30"
 
 
+@pytest.mark.parametrize(
+    "url", ["amqp://ho st", "amqp://a..b", f"amqp://{'a' * 70}", "amqp://h:99999", "amqp://h:0"]
+)
+def test_a_broker_url_that_names_no_host_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="amqp_url"):
+        ServiceSettings(database_url=DATABASE, amqp_url=url)
+
+
 def test_passwords_do_not_show() -> None:
     settings = ServiceSettings(
         database_url="postgresql://u:secret1@h/d", amqp_url="amqp://u:secret2@h/v"

@@ -143,6 +143,22 @@ def test_sqlite_is_durable_fast_and_private(tmp_path: Path) -> None:
     assert modes == {0o600}
 
 
+def test_a_database_may_be_a_path_of_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "a 'b' #c %20?d=e.db"
+    database = Database(path)
+    database.migrate()
+    database.close()
+    assert path.stat().st_size > 0
+
+
+def test_a_relative_database_is_named_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"{tmp_path}/missing/service.db"):
+        Database("sqlite:///missing/service.db")
+
+
 def test_tokens_are_kept_as_hashes(database: Database) -> None:
     with database.write() as connection:
         token = users.create_token(connection, "ada")

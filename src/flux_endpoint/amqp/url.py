@@ -29,24 +29,38 @@ def connection_parameters(url: str, *, name: str, heartbeat: float) -> pika.URLP
     Raises:
         AmqpError: `url` is not an AMQP URL.
     """
-    host = _host_of(url)
-    if host is None:
-        raise AmqpError(
-            "not an AMQP URL: write amqp://user:password@host:port/vhost, with special characters "
-            "of user, password and vhost percent-encoded"
-        )
-    parts = urlsplit(url)
-    try:
-        parameters = pika.URLParameters(url)
-    except (ValueError, TypeError) as error:
-        raise AmqpError(f"AMQP URL for {address_of(url)} is wrong: {error}") from error
-    if "heartbeat=" not in parts.query:
+    parameters = parse_url(url)
+    if "heartbeat=" not in urlsplit(url).query:
         parameters.heartbeat = math.ceil(heartbeat)  # 0 would mean none
     parameters.socket_timeout = _SOCKET_TIMEOUT
     parameters.stack_timeout = _STACK_TIMEOUT
     parameters.connection_attempts = 1
     parameters.client_properties = {"connection_name": name}
     return parameters
+
+
+def parse_url(url: str) -> pika.URLParameters:
+    """Return what pika makes of `url`.
+
+    Raises:
+        AmqpError: `url` is not an AMQP URL, or names no host that there could be.
+    """
+    if _host_of(url) is None:
+        raise AmqpError(
+            "not an AMQP URL: write amqp://user:password@host:port/vhost, with special characters "
+            "of user, password and vhost percent-encoded"
+        )
+    host = urlsplit(url).hostname or ""
+    try:
+        host.encode("idna")  # as its address is looked up
+        if any(each.isspace() or not each.isprintable() for each in host):
+            raise UnicodeError
+    except UnicodeError:
+        raise AmqpError(f"AMQP URL: {host!r} is no name of a host") from None
+    try:
+        return pika.URLParameters(url)
+    except (ValueError, TypeError) as error:
+        raise AmqpError(f"AMQP URL for {address_of(url)} is wrong: {error}") from error
 
 
 def address_of(url: str) -> str:
@@ -63,10 +77,10 @@ def _host_of(url: str) -> str | None:
     """Return `host:port` of `url`; `None` if what looks like it might be part of a password."""
     try:
         parts = urlsplit(url)
-        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
     except (ValueError, KeyError):  # ValueError's text may hold the password
         return None
-    if not parts.hostname or "@" in url[url.index(parts.netloc) + len(parts.netloc) :]:
+    if not port or not parts.hostname or "@" in url[url.index(parts.netloc) + len(parts.netloc) :]:
         return None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{port}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import ValidationError
 
-from flux_endpoint import logs, paths
+from flux_endpoint import extras, logs, paths
 from flux_endpoint.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def service() -> None:
 def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     logs.configure(log_format=log_format)
-    _require_extra()
+    extras.require("service", "the service")
     from flux_endpoint.service import server, settings  # noqa: PLC0415 - only with the extra
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -135,7 +136,7 @@ def revoke(id: str, database_url: str | None) -> None:  # noqa: A002 - the argum
 def _open(database_url: str | None) -> Database:
     """Return the database, its schema up to date."""
     logs.configure("WARNING")
-    _require_extra()
+    extras.require("service", "the service")
     from flux_endpoint.service.store.engine import Database  # noqa: PLC0415 - only with the extra
 
     database = Database(_url(database_url))
@@ -143,18 +144,5 @@ def _open(database_url: str | None) -> Database:
     return database
 
 
-def _url(database_url: str | None) -> str:
-    return database_url or f"sqlite:///{paths.home() / 'service.db'}"
-
-
-def _require_extra() -> None:
-    try:
-        import alembic  # noqa: F401, PLC0415
-        import fastapi  # noqa: F401, PLC0415
-        import sqlalchemy  # noqa: F401, PLC0415
-        import uvicorn  # noqa: F401, PLC0415
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"the service needs the Python package '{error.name}': "
-            "pip install 'flux-endpoint[service]'"
-        ) from error
+def _url(database_url: str | None) -> str | Path:
+    return database_url or paths.home() / "service.db"

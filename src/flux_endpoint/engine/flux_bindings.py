@@ -14,6 +14,7 @@ import sys
 from types import ModuleType
 
 from flux_endpoint.errors import EngineError
+from flux_endpoint.extras import install_command
 
 #: Modules that Flux's bindings import and don't bring along.
 _NEEDED = frozenset({"_cffi_backend", "cffi", "ply", "yaml"})
@@ -67,7 +68,7 @@ def _bindings_path() -> list[str]:
 
 def _incomplete(error: ImportError) -> EngineError:
     if error.name in _NEEDED:
-        mend = "They need cffi, ply and pyyaml: pip install 'flux-endpoint[flux]'"
+        mend = f"They need cffi, ply and pyyaml: {install_command('flux')}"
     elif error.name == "flux":
         mend = "They are not where `flux config builtin python_path` says: is Flux whole?"
     else:

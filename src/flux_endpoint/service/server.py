@@ -67,8 +67,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: it can't be a name of a host at all
+        reason = getattr(error, "strerror", None) or "that is no name of a host"
         raise ConfigurationError(
-            f"can't listen on {host}:{port}: {error.strerror}; choose another --port or --host"
+            f"can't listen on {host}:{port}: {reason}; choose another --port or --host"
         ) from error
     return listener

@@ -1,8 +1,12 @@
 """What a service needs to know before it starts."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from flux_endpoint.amqp.url import parse_url
+from flux_endpoint.errors import AmqpError
 
 
 class ServiceSettings(BaseModel):
@@ -11,7 +15,8 @@ class ServiceSettings(BaseModel):
     Attributes:
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
-        database_url: `sqlite:////path/service.db` or `postgresql://user:password@host/name`.
+        database_url: `sqlite:////path/service.db` or `postgresql://user:password@host/name`; a
+            path, of an SQLite file.
         amqp_url: the service's own way to the broker; it declares exchanges and queues.
         endpoint_amqp_url: what registered endpoints are told to use, by default `amqp_url`.
         client_amqp_url: what clients are told to use for results, by default `amqp_url`.
@@ -25,7 +30,7 @@ class ServiceSettings(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
-    database_url: str = Field(repr=False)
+    database_url: str | Path = Field(repr=False)
     amqp_url: str = Field(repr=False)
     endpoint_amqp_url: str = Field(default="", repr=False)
     client_amqp_url: str = Field(default="", repr=False)
@@ -37,6 +42,11 @@ class ServiceSettings(BaseModel):
     def _is_amqp(cls, url: str) -> str:
         if url and not url.startswith(("amqp://", "amqps://")):
             raise ValueError("must start with amqp:// or amqps://")
+        if url:
+            try:
+                parse_url(url)
+            except AmqpError as error:
+                raise ValueError(str(error)) from None
         return url
 
     @model_validator(mode="after")

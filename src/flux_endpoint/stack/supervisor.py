@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 
+from flux_endpoint import extras
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.processes import told_of_signals, watch_parent
@@ -200,7 +201,9 @@ class _Running:
         begun = time.monotonic()
         last = self._directory.load()
         check_port(port)
-        find_rabbitmq()  # the one thing that a newcomer lacks is said before anything starts
+        # What a newcomer lacks is said before anything starts.
+        extras.require("service", "`up`, which runs a service,")
+        find_rabbitmq()
         token = str(load_credentials(self._directory.credentials).get("token") or "")
         self._save(pid=os.getpid(), started=time.time(), service_port=last.service_port)
         self._programs.open()

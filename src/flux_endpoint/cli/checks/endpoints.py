@@ -86,7 +86,8 @@ class EndpointChecks:
     def _agent(self) -> Iterator[Finding]:
         holder = self._directory.holder()
         if holder is None:
-            yield skipped("endpoint.agent", "not running", start_command(self._name), self._name)
+            said = f"not running; what starts it: {start_command(self._name)}"
+            yield skipped("endpoint.agent", said, self._name)
             return
         who = f"pid {holder.pid} on {holder.hostname}"
         status = self._directory.status()
@@ -116,9 +117,7 @@ class EndpointChecks:
         if not path.exists():
             return
         if path.stat().st_size > MOST_JOURNAL:
-            yield skipped(
-                "endpoint.journal", f"{path} is too large to look through", "", self._name
-            )
+            yield skipped("endpoint.journal", f"{path} is too large to look through", self._name)
             return
         mend = f"stop the endpoint and move {path} away; the tasks in it are lost then"
         try:
@@ -148,10 +147,10 @@ class EndpointChecks:
             yield failed("endpoint.identity", str(error), "restore or delete it", self._name)
             return
         if endpoint_id is None:
-            yield skipped("endpoint.identity", "it was never registered", "", self._name)
+            yield skipped("endpoint.identity", "it was never registered", self._name)
             return
         if self._api is None:
-            yield skipped("endpoint.service", "the service does not answer", "", self._name)
+            yield skipped("endpoint.service", "the service does not answer", self._name)
             return
         registered_at = self._service_url()
         if registered_at not in {None, self._api.url}:

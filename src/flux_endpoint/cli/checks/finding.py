@@ -54,9 +54,9 @@ def failed(check: str, said: str, mend: str, subject: str | None = None) -> Find
     return Finding(check, State.FAILED, said, mend, subject)
 
 
-def skipped(check: str, said: str, mend: str = "", subject: str | None = None) -> Finding:
-    """Return that something was not looked at."""
-    return Finding(check, State.SKIPPED, said, mend, subject)
+def skipped(check: str, said: str, subject: str | None = None) -> Finding:
+    """Return that something was not looked at: there is nothing to mend about it."""
+    return Finding(check, State.SKIPPED, said, subject=subject)
 
 
 def guarded(

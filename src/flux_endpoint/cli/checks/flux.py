@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
+from flux_endpoint.extras import install_command
 
 _TIMEOUT = 30.0  # seconds
 #: Looks at the bindings and the instance, in a process of its own: they are native code.
@@ -62,8 +63,8 @@ class FluxChecks:
         if command is None:
             yield skipped(
                 "flux.command",
-                "there is no 'flux' on PATH: endpoints started here use the embedded executor",
-                f"where Flux shall run the jobs, install flux-core ({_GET_FLUX})",
+                "there is no 'flux' on PATH: endpoints started here use the embedded executor "
+                f"(flux-core: {_GET_FLUX})",
             )
             return
         version = _command_version(command)
@@ -141,10 +142,10 @@ def _bindings(found: dict[str, Any], *, needed: bool) -> Finding:
     said = str(found.get("bindings_error") or found.get("error"))
     mend = (
         "the flux on PATH, `flux config builtin python_path` and PYTHONPATH should be of one Flux; "
-        "what else it needs: pip install 'flux-endpoint[flux]'"
+        f"what else it needs: {install_command('flux')}"
     )
     if not needed:
-        return skipped("flux.bindings", f"{said}; only an endpoint here would need them", mend)
+        return skipped("flux.bindings", f"{said}; only an endpoint here would need them")
     return failed("flux.bindings", said, mend)
 
 
@@ -153,9 +154,8 @@ def _no_instance(uri: str | None, found: dict[str, Any]) -> Finding:
     if uri is None:
         return skipped(
             "flux.instance",
-            "this is not inside a Flux instance: endpoints started here use the embedded executor",
-            "to have Flux run the jobs, start the endpoint in one: flux alloc, flux batch or "
-            "flux start",
+            "this is not inside a Flux instance (flux alloc, flux batch, flux start): endpoints "
+            "started here use the embedded executor",
         )
     return failed(
         "flux.instance",

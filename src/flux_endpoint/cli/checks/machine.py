@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import resource
+import shlex
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flux_endpoint import __version__, paths
+from flux_endpoint import __version__, extras, paths
 from flux_endpoint.cli.checks.finding import Finding, failed, guarded, ok, skipped, warning
 from flux_endpoint.cli.table import shown_bytes
 from flux_endpoint.endpoint.directory import EndpointDirectory
@@ -25,8 +25,6 @@ FEWEST_FILES, ENOUGH_FILES = 256, 1024
 LEAST_DISK, ENOUGH_DISK = 100 << 20, 1 << 30
 #: Files that a file system should have room for.
 LEAST_INODES = 1000
-
-_SERVICE_PACKAGES = ("alembic", "fastapi", "sqlalchemy", "uvicorn")
 
 
 def check_machine(endpoints: Sequence[EndpointDirectory]) -> Iterator[Finding]:
@@ -97,7 +95,7 @@ def check_private(check: str, path: Path, subject: str | None = None) -> Finding
         return warning(
             check,
             f"{path} is open to other users (mode {mode:04o})",
-            f"chmod {kind} {path}",
+            f"chmod {kind} {shlex.quote(str(path))}",
             subject,
         )
     return ok(check, f"{path} is yours alone", subject)
@@ -147,16 +145,16 @@ def _mpiexec(*, needed: bool) -> Finding:
     return warning(
         "machine.mpiexec",
         "there is no mpiexec: outside of Flux, tasks can't have more ranks than one",
-        "pip install 'flux-endpoint[mpi]' (or apt-get install mpich); a Flux instance needs none",
+        f"{extras.install_command('mpi')} (or apt-get install mpich); a Flux instance needs none",
     )
 
 
 def _service_extra() -> Finding:
-    missing = [name for name in _SERVICE_PACKAGES if importlib.util.find_spec(name) is None]
+    missing = extras.missing("service")
     if not missing:
         return ok("machine.service_extra", "the packages of the service are installed")
     return skipped(
         "machine.service_extra",
-        f"no service runs from here: {', '.join(missing)} not installed",
-        "if one shall: pip install 'flux-endpoint[service]'",
+        f"no service runs from here: {', '.join(missing)} not installed "
+        f"({extras.install_command('service')})",
     )

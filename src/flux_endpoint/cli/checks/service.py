@@ -122,7 +122,7 @@ def _reach(credentials: Credentials) -> Iterator[Finding]:
         said, mend = _why_unreachable(error)
         yield failed("service.url", f"can't reach {url}: {said}", mend + _proxy_hint(here))
         return
-    except ValueError as error:  # a proxy's URL that makes no sense
+    except (ValueError, httpx.InvalidURL) as error:  # a proxy's URL that makes no sense
         named = ", ".join(_proxies()) or "the proxy's variable"
         yield failed("service.url", f"can't reach {url}: {error}", f"correct or unset {named}")
         return

@@ -17,6 +17,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.extras import install_command
 
 #: Seconds to wait for another process that writes to the same SQLite file.
 SQLITE_BUSY_TIMEOUT = 30
@@ -28,9 +29,16 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 class Database:
-    """A pool of connections; `read` and `write` are its two kinds of transaction."""
+    """A pool of connections; `read` and `write` are its two kinds of transaction.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: of SQLite or PostgreSQL; a path, of an SQLite file.
+
+    Raises:
+        ConfigurationError: it can't be used; says why.
+    """
+
+    def __init__(self, url: str | Path) -> None:
         self._url = _parse(url)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
         # SQLite has one writer at a time, and waits for it by sleeping: queue here instead.
@@ -44,7 +52,7 @@ class Database:
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"database {self._url.render_as_string()} needs the Python package '{error.name}': "
-                "install flux-endpoint[postgresql]"
+                f"{install_command('postgresql')}"
             ) from error
         if self._is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
@@ -114,7 +122,9 @@ def chunks(ids: Iterable[str], size: int = 500) -> Iterator[tuple[str, ...]]:
         yield chunk
 
 
-def _parse(url: str) -> sa.URL:
+def _parse(url: str | Path) -> sa.URL:
+    if isinstance(url, Path):
+        return sa.URL.create("sqlite", database=str(url))
     try:
         parsed = sa.make_url(url)
     except ArgumentError as error:
@@ -129,7 +139,7 @@ def _parse(url: str) -> sa.URL:
         raise ConfigurationError(f"database {backend!r} is not supported: use sqlite or postgresql")
     if not parsed.database or parsed.database == ":memory:":
         raise ConfigurationError("an SQLite database needs a file: sqlite:////path/to/service.db")
-    return parsed
+    return parsed.set(database=str(Path(parsed.database).absolute()))
 
 
 def _create_private(path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Optional parts of an installation: the packages that each needs, and how it is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from flux_endpoint.errors import ConfigurationError
+
+#: By extra, as `pyproject.toml` has it, the modules that it brings.
+MODULES = {
+    "flux": ("cffi", "ply"),
+    "service": ("alembic", "fastapi", "sqlalchemy", "uvicorn"),
+    "postgresql": ("psycopg",),
+    "mpi": ("mpi4py",),
+}
+
+
+def missing(extra: str) -> list[str]:
+    """Return the modules of `extra` that are not installed."""
+    return [name for name in MODULES[extra] if importlib.util.find_spec(name) is None]
+
+
+def require(extra: str, what: str) -> None:
+    """Make sure that `extra` is installed.
+
+    Args:
+        extra: the extra's name.
+        what: what needs it, for the message.
+
+    Raises:
+        ConfigurationError: it is not; says how it is installed.
+    """
+    names = missing(extra)
+    if names:
+        listed = ", ".join(repr(name) for name in names)
+        packages = "package" if len(names) == 1 else "packages"
+        raise ConfigurationError(
+            f"{what} needs the Python {packages} {listed}: {install_command(extra)}"
+        )
+
+
+def install_command(extra: str) -> str:
+    """Return how `extra` is installed: from a checkout, since no index has a release yet.
+
+    The checkout that this package came from is named if it is there.
+    """
+    source = _checkout()
+    if source is None:
+        return f"pip install '.[{extra}]' in a checkout of Flux Endpoint"
+    path, editable = source
+    target = shlex.quote(f"{path}[{extra}]")
+    return f"pip install {'--editable ' if editable else ''}{target}"
+
+
+def _checkout() -> tuple[Path, bool] | None:
+    """Return the directory that pip installed this package from, and whether it stays linked."""
+    with suppress(
+        importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError
+    ):
+        written = importlib.metadata.distribution("flux-endpoint").read_text("direct_url.json")
+        origin = json.loads(written or "{}")
+        url = urlsplit(origin["url"])
+        path = Path(unquote(url.path))
+        if url.scheme == "file" and (path / "pyproject.toml").is_file():
+            return path, bool(origin["dir_info"].get("editable"))
+    return None
