@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import httpx
 
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.logs import event
@@ -36,16 +39,11 @@ class Credentials:
 
     def __post_init__(self) -> None:
         url = self.service_url.strip().rstrip("/")
-        try:
-            parts = urlsplit(url)
-            # `port` parses lazily: asking for it is what finds a bad one.
-            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            usable = None
-        if not usable or parts.query or parts.fragment:
+        problem = _problem_of(url)
+        if problem is not None:
             raise ConfigurationError(
                 f"service URL {self.service_url!r} (from {self.source}) must look like "
-                "https://host[:port] or http://host[:port]"
+                f"https://host[:port] or http://host[:port]: {problem}"
             )
         token = self.token.strip()
         if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -55,6 +53,34 @@ class Credentials:
             )
         object.__setattr__(self, "service_url", url)
         object.__setattr__(self, "token", token)
+
+
+def _problem_of(url: str) -> str | None:
+    """Return what is wrong with the URL of a service; `None` if nothing is."""
+    if any(each.isspace() or not each.isprintable() for each in url):
+        return "it has a space or a character that can't be printed"
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # parsed only now
+    except ValueError as error:
+        return str(error)
+    problems = (
+        (parts.scheme not in {"http", "https"}, "it has no http:// or https://"),
+        (not parts.hostname, "it names no host"),
+        (port == 0, "a service has no port 0"),
+        (bool(parts.query or parts.fragment), "it has a '?' or '#'"),
+        (not _can_be_host(url), f"{parts.hostname!r} is no name of a host"),
+    )
+    return next((said for wrong, said in problems if wrong), None)
+
+
+def _can_be_host(url: str) -> bool:
+    try:
+        # As it is sent, and as it is looked up: each knows mistakes that the other does not.
+        httpx.URL(url).raw_host.decode("ascii").encode("idna")
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+    return True
 
 
 def load_credentials() -> Credentials:
@@ -91,7 +117,8 @@ def _from_file(path: Path) -> Credentials:
         event(
             log,
             logging.WARNING,
-            f"other users can reach the token in {path} (mode {mode:04o}): chmod 600 {path}",
+            f"other users can reach the token in {path} (mode {mode:04o}): chmod 600 "
+            f"{shlex.quote(str(path))}",
         )
     try:
         content = json.loads(text)

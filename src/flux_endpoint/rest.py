@@ -63,7 +63,7 @@ class RestClient:
                 f"can't read the certificates of authorities: {error.strerror}; SSL_CERT_FILE and "
                 "SSL_CERT_DIR, where they are set, say which"
             ) from error
-        except ValueError as error:
+        except (ValueError, httpx.InvalidURL) as error:
             raise ConfigurationError(
                 f"can't use the proxy of the environment (http_proxy, https_proxy): {error}"
             ) from error
@@ -92,6 +92,7 @@ class RestClient:
         Raises:
             ServiceError: the service refused the request, or answered what is not a JSON object.
             ServiceUnreachableError: no attempt got an answer other than a server error.
+            ConfigurationError: the environment names a proxy whose host can't be one.
         """
         answer = self.request_json(
             method, path, json=json, params=params, headers=headers, idempotent=idempotent
@@ -125,6 +126,11 @@ class RestClient:
                 again, reason = True, f"no connection ({error})"  # nothing was sent
             except httpx.RequestError as error:
                 again, reason = repeatable, f"{type(error).__name__}: {error}".rstrip(": ")
+            except (httpx.InvalidURL, UnicodeError) as error:  # our own URL was checked before
+                raise ConfigurationError(
+                    "can't use the proxy of the environment (http_proxy, https_proxy): its URL "
+                    "names no host"
+                ) from error
             else:
                 status = response.status_code
                 if status < 500 and status != 429:

@@ -94,3 +94,17 @@ def test_a_file_that_others_can_read_is_used_with_a_warning(
     with caplog.at_level(logging.WARNING, "flux_endpoint"):
         assert load_credentials().token == "t"
     assert f"chmod 600 {path}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["ho st", "a..b", ".x", "a" * 64, f"{'a' * 64}.example", "☃", "host:0", "host:65536", "[::1"],
+)
+def test_a_service_url_that_names_no_host_is_refused(home: Path, host: str) -> None:
+    with pytest.raises(ConfigurationError, match="must look like"):
+        Credentials(f"http://{host}", "t")
+
+
+@pytest.mark.parametrize("host", ["my_host:80", "bücher.example", "[::1]:80", "[fe80::1%25eth0]"])
+def test_a_service_url_may_name_every_host_that_there_can_be(home: Path, host: str) -> None:
+    assert Credentials(f"http://{host}", "t").service_url == f"http://{host}"

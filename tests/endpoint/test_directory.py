@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flux_endpoint.endpoint.directory import EndpointDirectory, Holder
+from flux_endpoint.endpoint.directory import AgentLock, EndpointDirectory, Holder, this_machine
 
 HOLD = """
 import fcntl, os, sys
@@ -33,6 +33,23 @@ def test_who_has_the_lock_and_has_not_written_yet_is_not_taken_for_an_earlier_on
     ) as holding:
         assert holding.stdout is not None
         assert holding.stdout.readline() == "locked\n"
-        assert directory.holder() == Holder(holding.pid, socket.gethostname())
+        assert directory.holder() == Holder(holding.pid, socket.gethostname(), this_machine())
         directory.lock.write_text(json.dumps({**earlier, "hostname": "elsewhere"}))
         assert directory.holder() == Holder(os.getpid(), "elsewhere")
+
+
+def test_a_holder_is_here_whatever_its_host_is_called_by_now(home: Path) -> None:
+    directory = EndpointDirectory("lab")
+    directory.path.mkdir(parents=True)
+    script = "import json, sys; from pathlib import Path; p = Path(sys.argv[1])"
+    script += "; print(json.dumps(json.loads(p.read_text())))"
+    with AgentLock(directory):
+        # Read by another process: closing the file here would give up the lock.
+        command = [sys.executable, "-c", script, str(directory.lock)]
+        written = json.loads(subprocess.check_output(command))
+    assert written["machine"] == this_machine()
+    renamed = Holder(os.getpid(), "as-it-was-called", written["machine"])
+    assert renamed.is_here
+    assert not Holder(os.getpid(), socket.gethostname(), "another boot/1").is_here
+    assert Holder(os.getpid(), socket.gethostname()).is_here
+    assert not Holder(os.getpid(), "elsewhere").is_here

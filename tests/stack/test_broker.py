@@ -77,6 +77,16 @@ def test_it_listens_on_the_loopback_interface_only(node, processes_of):
     assert listening <= {"127.0.0.1", "::1"}
 
 
+def test_a_node_runs_in_a_directory_of_any_name(tmp_path):
+    odd = tmp_path / "a 'b' \"c\" #d %20 $e `f` {{g}} \\h ü?*[i],j:k;l&m"
+    with RabbitNode(odd) as node:
+        with connect(node.client_url):
+            pass
+        # What `df` says: without it the broker knows of no full disk.
+        assert int(node.ctl("eval", "rabbit_disk_monitor:get_disk_free().")) > 0
+    assert (odd / "log" / "rabbit.log").exists()
+
+
 def test_ctl_talks_to_this_node(node):
     assert node.name in node.ctl("eval", "node().")
 

@@ -17,6 +17,10 @@ from other_threads import signal_another_thread
 pytestmark = [pytest.mark.stack, pytest.mark.rabbitmq]
 
 
+#: Of a state directory: what a configuration, a URL or a shell could take for something else.
+ODD_NAME = "a 'home' #1 of %20 $x?"
+
+
 class Home:
     """A $FLUX_ENDPOINT_HOME, and the commands run on it."""
 
@@ -55,7 +59,7 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path, processes_of, await_end):
-    home = Home(tmp_path / "home")
+    home = Home(tmp_path / ODD_NAME)
     yield home
     home.run("down")
     left = processes_of(home.path)
@@ -273,3 +277,14 @@ def test_two_that_start_at_the_same_moment_both_run(tmp_path):
     finally:
         for home in homes:
             home.run("down")
+
+
+def test_without_the_packages_of_the_service_nothing_is_started(home, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['fastapi'] = None\n")
+    home.env["PYTHONPATH"] = str(tmp_path)
+    for mode in ([], ["--detach"]):
+        done = home.run("up", *mode)
+        assert done.returncode == 78
+        assert "needs the Python package 'fastapi': pip install" in done.stderr
+        assert "broker" not in done.stdout
+    assert not (home.path / "stack" / "broker").exists()

@@ -21,6 +21,7 @@ from click.shell_completion import CompletionItem
 
 from flux_endpoint.cli.exits import ExitCode
 from flux_endpoint.cli.failures import tell
+from flux_endpoint.cli.process import prepare_process
 
 #: In the environment, when the shell asks for completions.
 COMPLETE_VARIABLE = "_FLUX_ENDPOINT_COMPLETE"
@@ -159,14 +160,12 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> Non
         args: what follows the command's name; default: what this process was given.
         prog_name: what the command is called in its help.
     """
+    prepare_process()
     if args is None:
         _use_utf8()
     # As `flux endpoint …` it is called so in its help; the processes that it starts are not.
     called = os.environ.pop("FLUX_ENDPOINT_PROG", "flux-endpoint")
     name = prog_name or called
-    for stream in (sys.stdout, sys.stderr):  # a locale may lack the ƒ of job ids
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every stream has it
     if COMPLETE_VARIABLE in os.environ:
         with contextlib.suppress(Exception):  # whoever typed a tab wants no error message
             cli.main(args=[], prog_name=name, complete_var=COMPLETE_VARIABLE)

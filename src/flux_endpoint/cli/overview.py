@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.cli.targets import Target, find_endpoint, local_endpoint
-from flux_endpoint.endpoint.directory import EndpointDirectory
+from flux_endpoint.endpoint.directory import EndpointDirectory, this_machine
 from flux_endpoint.endpoint.lifecycle import Listed, list_endpoints
 from flux_endpoint.errors import FluxEndpointError, NotFoundError, ServiceError
 from flux_endpoint.protocol.operations import Absence, EndpointStateAnswer, ServiceStatusAnswer
@@ -168,9 +168,18 @@ def _as_known_here(state: EndpointStateAnswer, target: Target) -> EndpointStateA
     if state.status == "offline" or local is None or local.pid is not None:
         return state
     # On a shared file system its process may be on another host, whose locks may not show here.
-    if state.report.get("hostname") != socket.gethostname():
+    directory = EndpointDirectory(local.name)
+    if not _ran_here(directory, state.report):
         return state
-    if EndpointDirectory(local.name).holder() is not None:  # it has started meanwhile
+    if directory.holder() is not None:  # it has started meanwhile
         return state
     gone = {"status": "offline", "absence": Absence.ENDED, "since": state.last_seen}
     return state.model_copy(update=gone)
+
+
+def _ran_here(directory: EndpointDirectory, report: Mapping[str, Any]) -> bool:
+    """Return whether the process that made a report was one of this machine."""
+    status = directory.status()
+    if status is not None and status.machine is not None and status.pid == report.get("pid"):
+        return status.machine == this_machine()
+    return bool(report.get("hostname") == socket.gethostname())

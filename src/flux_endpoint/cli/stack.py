@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
-from pathlib import Path
 
 import click
 
-from flux_endpoint import logs
+from flux_endpoint import logs, paths
 from flux_endpoint.cli.progress import Waiting
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
@@ -111,9 +111,9 @@ def _show(ready: Ready, how_to_end: str) -> None:
 
 def _snippet(endpoint_id: str) -> list[str]:
     home = os.environ.get(HOME_VARIABLE)
-    setting = f"{HOME_VARIABLE}={Path(home).absolute()} " if home else ""
+    setting = f"{HOME_VARIABLE}={shlex.quote(str(paths.home()))} " if home else ""
     return [
-        f"{setting}{sys.executable} - <<'END'",
+        f"{setting}{shlex.quote(sys.executable)} - <<'END'",
         "from flux_endpoint import Executor",
         "def double(x):",
         "    return x * 2",

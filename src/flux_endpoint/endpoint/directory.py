@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 
 from flux_endpoint import paths
@@ -20,17 +21,38 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FLOCK = "hhqqi4x"
 
 
+def this_machine() -> str:
+    """Return what processes that can signal each other have in common, and no others.
+
+    The name of a host may change while an endpoint runs, and two containers may have the same.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:  # a sandbox that shows neither
+        return socket.gethostname()
+
+
 @dataclass(frozen=True)
 class Holder:
-    """The process that runs an endpoint's agent."""
+    """The process that runs an endpoint's agent.
+
+    Attributes:
+        pid: its number, on its machine.
+        hostname: what that machine was called when the agent started.
+        machine: see `this_machine`; `None` if it is not known.
+    """
 
     pid: int
     hostname: str
+    machine: str | None = None
 
     @property
     def is_here(self) -> bool:
         """Whether it runs on this host, so that signals reach it."""
-        return self.hostname == socket.gethostname()
+        if self.machine is None:  # written by an earlier release
+            return self.hostname == socket.gethostname()
+        return self.machine == this_machine()
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,7 @@ class Status:
     executor: str | None
     flux_uri: str | None
     since: float
+    machine: str | None = None  # see `this_machine`
 
 
 class EndpointDirectory:
@@ -93,11 +116,17 @@ class EndpointDirectory:
             if kind == fcntl.F_UNLCK:
                 return None
             text = file.read()
-        locking = Holder(pid, socket.gethostname())
+        locking = Holder(pid, socket.gethostname(), this_machine())
         try:
             content = json.loads(text)
-            named = Holder(int(content["pid"]), str(content["hostname"]))
-        except (ValueError, KeyError, TypeError):  # it holds the lock and has not written yet
+            machine = content.get("machine")
+            named = Holder(int(content["pid"]), str(content["hostname"]), machine)
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # it holds the lock and has not written yet
             return locking
         # What an earlier one wrote stands there until then.
         return locking if named.is_here and pid > 0 else named
@@ -135,7 +164,12 @@ class AgentLock:
             if not isinstance(error, BlockingIOError | PermissionError):
                 raise FluxEndpointError(f"can't lock {lock}: {error}") from error
             raise already_running(self._directory) from None
-        content = {"pid": os.getpid(), "hostname": socket.gethostname(), "since": time.time()}
+        content = {
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "machine": this_machine(),
+            "since": time.time(),
+        }
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
         return self

@@ -15,7 +15,12 @@ from flux_endpoint import logs
 from flux_endpoint.credentials import load_credentials
 from flux_endpoint.endpoint.agent import Agent, AgentStatus
 from flux_endpoint.endpoint.config import parse_config
-from flux_endpoint.endpoint.directory import AgentLock, EndpointDirectory, Status
+from flux_endpoint.endpoint.directory import (
+    AgentLock,
+    EndpointDirectory,
+    Status,
+    this_machine,
+)
 from flux_endpoint.endpoint.registration import BrokerUrl, Registration
 from flux_endpoint.engine.base import Engine
 from flux_endpoint.engine.config import FluxEngineConfig
@@ -151,6 +156,7 @@ class Runner:
                 executor=status.executor,
                 flux_uri=os.environ.get("FLUX_URI") if status.executor == "flux" else None,
                 since=time.time(),
+                machine=this_machine(),
             )
         )
         if status.state == "connected" and not self._said_ready:

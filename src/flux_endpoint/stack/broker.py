@@ -153,6 +153,7 @@ class RabbitNode:
             done = subprocess.run(
                 command,
                 env=env,
+                cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -3,7 +3,7 @@
 node.json         node name and ports (kept over restarts as long as they are free)
 passwords.json    one password per user; the broker itself only gets salted hashes
 definitions.json  users and permissions, imported by the node at each start
-rabbitmq.conf, enabled_plugins, rabbitmq-env.conf, .erlang.cookie
+rabbitmq.conf, enabled_plugins, .erlang.cookie
 data/, log/
 """
 
@@ -36,6 +36,9 @@ MAX_MESSAGE_SIZE = 64 * 2**20
 CONSUMER_TIMEOUT = 24 * 3600 * 1000
 #: Further ports that a command may listen on where the first turns out to be taken.
 CTL_PORTS = 100
+#: The node's directory, which node and `rabbitmqctl` run in, by a name that every part of RabbitMQ
+#: can take: some hand paths to a shell as they are (`df`, for the disk alarm), or to a wildcard.
+_HERE = "/proc/self/cwd"
 #: More schedulers than these only cost memory at the rates of one machine.
 MAX_SCHEDULERS = 4
 
@@ -106,8 +109,7 @@ def write_configuration(directory: Path, identity: NodeIdentity, passwords: dict
     write_private(directory / "definitions.json", json.dumps(definitions(passwords), indent=1))
     settings = {
         "listeners.tcp.1": f"{LOOPBACK}:{identity.amqp_port}",
-        "load_definitions": directory / "definitions.json",
-        "log.dir": directory / "log",
+        "load_definitions": f"{_HERE}/definitions.json",
         "log.file": "rabbit.log",
         "log.file.level": "warning",
         "log.file.rotation.size": 10 * 2**20,
@@ -121,7 +123,6 @@ def write_configuration(directory: Path, identity: NodeIdentity, passwords: dict
     text = "".join(f"{key} = {value}\n" for key, value in settings.items())
     write_private(directory / "rabbitmq.conf", text)
     write_private(directory / "enabled_plugins", "[].\n")
-    write_private(directory / "rabbitmq-env.conf", "")
     cookie = directory / ".erlang.cookie"
     if not cookie.exists():
         write_private(cookie, secrets.token_hex(20))
@@ -140,12 +141,12 @@ def node_environment(directory: Path, identity: NodeIdentity) -> dict[str, str]:
         "ERL_EPMD_PORT": str(identity.epmd_port),
         "RABBITMQ_NODENAME": identity.name,
         "RABBITMQ_DIST_PORT": str(identity.dist_port),
-        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
-        "RABBITMQ_CONF_ENV_FILE": str(directory / "rabbitmq-env.conf"),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
-        "RABBITMQ_MNESIA_BASE": str(directory / "data"),
-        "RABBITMQ_LOG_BASE": str(directory / "log"),
-        "RABBITMQ_PID_FILE": str(directory / "rabbit.pid"),
+        "RABBITMQ_CONFIG_FILE": f"{_HERE}/rabbitmq.conf",
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,  # none, not the machine's
+        "RABBITMQ_ENABLED_PLUGINS_FILE": f"{_HERE}/enabled_plugins",
+        "RABBITMQ_MNESIA_BASE": f"{_HERE}/data",
+        "RABBITMQ_LOG_BASE": f"{_HERE}/log",
+        "RABBITMQ_PID_FILE": f"{_HERE}/rabbit.pid",
         # Bound schedulers of two nodes would share the same cores and leave the others idle.
         "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback_only} +S {schedulers}:{schedulers}",

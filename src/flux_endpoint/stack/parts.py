@@ -119,7 +119,8 @@ class ServicePart:
 
     @property
     def _database_url(self) -> str:
-        return f"sqlite:///{self._directory.database}"
+        # Where the stack's programs run, it is right there: no path that a URL would have to quote.
+        return f"sqlite:///{self._directory.database.name}"
 
 
 class EndpointPart:

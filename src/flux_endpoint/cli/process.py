@@ -1,0 +1,33 @@
+"""What a command finds as its process, whoever started it: a shell, cron, a daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from flux_endpoint.paths import keep_owners_rights
+
+
+def prepare_process() -> None:
+    """Make the standard streams and the umask of this process usable for it and its children."""
+    _open_standard_streams()
+    keep_owners_rights()
+    for stream in (sys.stdout, sys.stderr):  # a locale may lack the ƒ of job ids
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every stream has it
+
+
+def _open_standard_streams() -> None:
+    """Open the streams that are closed (`>&-`): else the next file or socket took their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(number, True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115 - stays open
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
