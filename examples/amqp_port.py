@@ -11,5 +11,8 @@ from flux_endpoint import Executor
 if len(sys.argv) < 2:
     sys.exit("Which port? Give the broker's other AMQP port as the argument.")
 port = int(sys.argv[1])
-with Executor(os.environ["FLUX_ENDPOINT_ID"], amqp_port=port) as gce:
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
+with Executor(ep_id, amqp_port=port) as gce:
     print(f"port {gce.amqp_port}:", gce.submit(pow, 2, 10).result())

@@ -4,6 +4,7 @@ FLUX_ENDPOINT_ID=… python examples/check_strategies.py
 """
 
 import os
+import sys
 
 from flux_endpoint import Executor
 from flux_endpoint.serialize import ComputeSerializer, DillCodeSource, JSONData
@@ -18,7 +19,10 @@ def greet(name, greeting="greetings"):
 serializer = ComputeSerializer(strategy_code=DillCodeSource(), strategy_data=JSONData())
 
 serializer.check_strategies(greet, "world", greeting="hello")
-with Executor(os.environ["FLUX_ENDPOINT_ID"], serializer=serializer) as gcx:
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
+with Executor(ep_id, serializer=serializer) as gcx:
     # serializes like the following:
     print(gcx.submit(greet, "world", greeting="hello").result())
 

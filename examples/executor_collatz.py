@@ -4,6 +4,7 @@ FLUX_ENDPOINT_ID=… python examples/executor_collatz.py
 """
 
 import os
+import sys
 
 from flux_endpoint import Executor
 
@@ -19,7 +20,9 @@ def generate_collatz_sequence(N: int, sequence_limit=10_000):
     return seq
 
 
-ep_id = os.environ["FLUX_ENDPOINT_ID"]
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 
 generate_from = 1
 generate_through = 100

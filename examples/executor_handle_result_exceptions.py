@@ -4,6 +4,7 @@ FLUX_ENDPOINT_ID=… python examples/executor_handle_result_exceptions.py
 """
 
 import os
+import sys
 
 from flux_endpoint import Executor
 
@@ -21,7 +22,9 @@ def generate_collatz_sequence(N: int, sequence_limit=100):
     return seq
 
 
-ep_id = os.environ["FLUX_ENDPOINT_ID"]
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 with Executor(endpoint_id=ep_id) as gce:
     future = gce.submit(generate_collatz_sequence, 1234567890)
 

@@ -20,7 +20,9 @@ def task_kernel(num):
     return f"your Flux Endpoint logic result, from task: {num}"
 
 
-ep_id = os.environ["FLUX_ENDPOINT_ID"]
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 with Executor(endpoint_id=ep_id) as gce:
     futures: t.Iterable[ComputeFuture]
     if task_group_id:

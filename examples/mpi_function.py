@@ -4,10 +4,14 @@ FLUX_ENDPOINT_ID=… python examples/mpi_function.py
 """
 
 import os
+import sys
 
 from flux_endpoint import Executor, MPIFunction
 
-with Executor(endpoint_id=os.environ["FLUX_ENDPOINT_ID"]) as executor:
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
+with Executor(endpoint_id=ep_id) as executor:
     executor.resource_specification = {
         "num_nodes": 1,  # Number of nodes required for the application instance
         "ranks_per_node": 2,  # Number of ranks / application elements to be launched per node

@@ -4,6 +4,7 @@ FLUX_ENDPOINT_ID=… python examples/serialization_strategies.py
 """
 
 import os
+import sys
 
 from flux_endpoint import Executor
 from flux_endpoint.serialize import (
@@ -18,7 +19,10 @@ def area(width, height):
     return width * height
 
 
-with Executor(os.environ["FLUX_ENDPOINT_ID"]) as gcx:
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
+with Executor(ep_id) as gcx:
     gcx.serializer = ComputeSerializer(strategy_code=CombinedCode(), strategy_data=JSONData())
     print("CombinedCode:", gcx.submit(area, 6, height=7).result())
     gcx.serializer = ComputeSerializer(

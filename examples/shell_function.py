@@ -4,10 +4,13 @@ FLUX_ENDPOINT_ID=… python examples/shell_function.py
 """
 
 import os
+import sys
 
 from flux_endpoint import Executor, ShellFunction
 
-ep_id = os.environ["FLUX_ENDPOINT_ID"]
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 # The cmd will be formatted with kwargs at invocation time
 bf = ShellFunction("echo '{message}'")
 with Executor(endpoint_id=ep_id) as ex:

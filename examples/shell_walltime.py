@@ -4,10 +4,14 @@ FLUX_ENDPOINT_ID=… python examples/shell_walltime.py
 """
 
 import os
+import sys
 
 from flux_endpoint import Executor, ShellFunction
 
-with Executor(endpoint_id=os.environ["FLUX_ENDPOINT_ID"]) as executor:
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
+with Executor(endpoint_id=ep_id) as executor:
     # Limit execution to 1s
     bf = ShellFunction("sleep 60", walltime=1)
     future = executor.submit(bf)

@@ -4,6 +4,7 @@ FLUX_ENDPOINT_ID=… python examples/funcx/funcxclient_submit_batch.py
 """
 
 import os
+import sys
 
 from flux_endpoint.funcx import FuncXClient
 
@@ -15,7 +16,9 @@ def expensive_task(task_arg):
     return f"All done with {task_arg}!"
 
 
-ep_id = os.environ["FLUX_ENDPOINT_ID"]
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 fxc = FuncXClient()
 
 print(f"Task Group ID for later reloading: {fxc.session_task_group_id}")

@@ -9,7 +9,9 @@ import sys
 
 from flux_endpoint.funcx import FuncXExecutor
 
-ep_id = os.environ["FLUX_ENDPOINT_ID"]
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 if len(sys.argv) < 2:
     sys.exit("Which tasks? Give the task group id that funcxclient_submit_batch.py printed.")
 tg_id = sys.argv[1]  # saved 'yesterday'

@@ -5,6 +5,7 @@ FLUX_ENDPOINT_ID=… python examples/funcx/funcxexecutor_results_as_arrived.py
 
 import concurrent.futures
 import os
+import sys
 
 from flux_endpoint.funcx import FuncXExecutor
 
@@ -21,7 +22,9 @@ def slow_double(x):
     return f"{x} -> {x * 2}"
 
 
-endpoint_id = os.environ["FLUX_ENDPOINT_ID"]
+endpoint_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 with FuncXExecutor(endpoint_id=endpoint_id) as fxe:
     futs = [fxe.submit(double, i) for i in range(10)]
 

@@ -4,6 +4,7 @@ FLUX_ENDPOINT_ID=… python examples/funcx/funcxexecutor_status.py
 """
 
 import os
+import sys
 
 from flux_endpoint.funcx import FuncXExecutor
 
@@ -19,7 +20,9 @@ def generate_collatz_sequence(N: int, sequence_limit=10_000):
     return seq
 
 
-ep_id = os.environ["FLUX_ENDPOINT_ID"]
+ep_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 with FuncXExecutor(endpoint_id=ep_id) as fxe:
     future = fxe.submit(generate_collatz_sequence, 1234567890)
 

@@ -9,12 +9,12 @@ import uuid
 import pytest
 from tests.cli.conftest import COMMAND, PATIENCE, WAIT, configure
 
-from flux_endpoint import ComputeFuture
+from flux_endpoint import ComputeFuture, ShellFunction
 from flux_endpoint.cli import attach as module
 from flux_endpoint.cli.targets import Target
 from flux_endpoint.client.job import JobEvent
 from flux_endpoint.functions import ShellResult
-from flux_endpoint.protocol.jobid import JobID, parse_jobid
+from flux_endpoint.protocol.jobid import JobID, format_jobid, parse_jobid
 from foreground import interrupt
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
@@ -143,6 +143,29 @@ def test_a_job_of_the_embedded_executor_can_be_followed(stack, gate):
         assert "ended with exit code 0" in said
 
 
+def test_a_task_is_followed_by_its_own_id(stack):
+    with stack.executor(resource_specification={"num_ranks": 1}) as executor:
+        future = executor.submit(ShellFunction("exit 3"))
+        assert future.result(PATIENCE).returncode == 3
+        for arguments in ([future.task_id], ["local", future.task_id]):
+            done = stack.run("attach", *arguments, status=3)
+            assert f"job {format_jobid(future.jobid())} ended with exit code 3" in done.stderr
+        executor.resource_specification = None
+        on_worker = executor.submit(pow, 2, 5)
+        assert on_worker.result(PATIENCE) == 32
+        said = stack.err("attach", on_worker.task_id, status=66)
+        assert f"task {on_worker.task_id} (pow) has no job; it has ended (success)" in said
+    # Who follows a job has no work of its own.
+    listed = stack.json("tasks")["tasks"]
+    assert {each["task_id"] for each in listed} >= {future.task_id, on_worker.task_id}
+    assert all(each["function_id"] for each in listed)
+    followers = [
+        each for each in stack.json("tasks", "--follows")["tasks"] if not each["function_id"]
+    ]
+    assert len(followers) >= 2
+    assert all(each["submitted"] <= each["started"] <= each["stopped"] for each in followers)
+
+
 def test_events_that_came_before_they_are_asked_for_are_shown_in_their_order(capsys):
     names = ["submit", "depend", "priority", "alloc", "start", "finish", "release", "free", "clean"]
     future = ComputeFuture(str(uuid.uuid4()))
@@ -174,7 +197,13 @@ def test_an_endpoint_that_is_away_is_waited_for_and_that_is_said(stack):
 
 def test_wrong_arguments_are_refused_by_name(bare, stack):
     said = bare.err("attach", "lab", "no-job", status=64)
-    assert "'no-job' is no job id; write it as Flux does" in said
-    assert "Missing argument 'JOBID'" in bare.err("attach", "lab", status=64)
+    assert "'no-job' is neither a task's id" in said
+    assert "nor a job's, as `flux jobs` does" in said
+    said = bare.err("attach", "ƒ2WXGLe", status=64)
+    assert "at which endpoint is job ƒ2WXGLe? flux-endpoint attach ENDPOINT ƒ2WXGLe" in said
+    for wrong in ([], ["lab", "1", "2"]):
+        assert "name a task, or an endpoint and a job" in bare.err("attach", *wrong, status=64)
+    nobody = str(uuid.uuid4())
+    assert f"newest tasks is {nobody}" in stack.err("attach", nobody, status=66)
     assert "no endpoint is called 'nowhere'" in stack.err("attach", "nowhere", "1", status=66)
     assert "no credentials" in bare.err("attach", "lab", "1", status=78)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 
 import pytest
@@ -54,6 +55,18 @@ def test_several_are_ended_and_those_that_had_ended_stay_as_they_are(stack, exec
     for future in running:
         ended(future)
     assert stack.json("tasks", f"--group={executor.task_group_id}", "--state=success")["tasks"]
+
+
+def test_a_task_may_be_named_by_its_job(stack, executor, gate):
+    executor.resource_specification = {"num_ranks": 1}
+    future = executor.submit(WAIT, gate=str(gate))
+    jobid = future.jobid(PATIENCE)
+    done = stack.run("cancel", str(jobid), "ƒ2WXGLe", "--json", status=66)
+    ending, failed = json.loads(done.stdout)["tasks"]
+    assert (ending["task_id"], ending["outcome"] in BEING_ENDED) == (future.task_id, True)
+    assert (failed["task_id"], failed["outcome"]) == ("ƒ2WXGLe", "failed")
+    assert "none of your open tasks has that job" in failed["error"]
+    ended(future)
 
 
 def test_all_open_tasks_of_a_group(stack, executor, gate):
@@ -112,5 +125,7 @@ def test_without_a_service_none_is_cancelled_and_each_says_so(bare, free_port):
 
 def test_wrong_arguments_are_refused_by_name(bare):
     assert "name a task, or a task group" in bare.err("cancel", status=64)
-    assert "'x' is not a valid UUID" in bare.err("cancel", "x", status=64)
+    said = bare.err("cancel", "no-task", status=64)
+    assert "'no-task' is neither a task's id" in said
+    assert "nor a job's, as `flux jobs` does" in said
     assert "no credentials" in bare.err("cancel", str(uuid.uuid4()), status=78)

@@ -150,6 +150,16 @@ def test_a_script_that_lacks_its_argument_asks_for_it(stack, script, question):
     assert done.stderr.startswith(question)
 
 
+def test_a_script_that_is_not_told_the_endpoint_asks_for_it(tmp_path):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FLUX_")}
+    environment = {**kept, "FLUX_ENDPOINT_HOME": str(tmp_path)}
+    done = Stack(environment, "", "").run("executor_basic_example.py")
+    assert done.returncode == 1
+    assert done.stderr == "Which endpoint? Put its id into FLUX_ENDPOINT_ID.\n"
+    for script in EXAMPLES.rglob("*.py"):
+        assert 'environ["FLUX_ENDPOINT_ID"]' not in script.read_text(), script
+
+
 def test_shell_functions(stack):
     assert stack.printed("shell_function.py") == "hello\n\nhola\n\nbonjour\n\n"
 

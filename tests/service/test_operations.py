@@ -366,3 +366,4 @@ class TestTasks:
         (task,) = listed(live)
         assert (task["function_id"], task["function_name"]) == (None, None)
         assert task["jobid"] is not None
+        assert listed(live, follows=False) == []

@@ -8,58 +8,76 @@ import signal
 import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
+from uuid import UUID
 
 import click
+from click.shell_completion import CompletionItem
 
 from flux_endpoint import logs
 from flux_endpoint.cli.exits import ExitCode
-from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
+from flux_endpoint.cli.options import complete_endpoint, json_option, put_json, task_or_job
 from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.cli.table import shown_age, shown_jobid, shown_moment
 from flux_endpoint.cli.targets import Target, find_endpoint
+from flux_endpoint.cli.tasks import find_task
 from flux_endpoint.client import Client, ComputeFuture, Executor
 from flux_endpoint.client.job import JobEvent
 from flux_endpoint.errors import FluxEndpointError, NotFoundError
 from flux_endpoint.functions import ShellResult
 from flux_endpoint.protocol.job_events import IN_ORDER, LAST_EVENT
-from flux_endpoint.protocol.jobid import JobID, format_jobid, parse_jobid
-from flux_endpoint.protocol.operations import EndpointStateAnswer
+from flux_endpoint.protocol.jobid import JobID, format_jobid
+from flux_endpoint.protocol.operations import ENDED_STATES, EndpointStateAnswer, ListedState
 
 #: Seconds for the job's last events, which come another way than its result, some after an epilog.
 _GRACE = 10.0
 #: What Flux says of an id that it never gave.
 _UNKNOWN = "does not match any job"
+#: States of a task that may become a job.
+_BEFORE_JOB = (ListedState.RECEIVED, ListedState.PENDING)
 
 
-def _jobid(_context: click.Context, _parameter: click.Parameter, value: str) -> JobID:
-    try:
-        return JobID(parse_jobid(value))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+def _complete(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    given = context.params.get("which") or ()
+    return [] if given else complete_endpoint(context, parameter, incomplete)
 
 
 @click.command()
-@click.argument("endpoint", shell_complete=complete_endpoint)
-@click.argument("jobid", callback=_jobid)
+@click.argument("which", nargs=-1, metavar="TASK | ENDPOINT JOBID", shell_complete=_complete)
 @json_option
-def attach(*, endpoint: str, jobid: JobID, as_json: bool) -> int:
-    """Follow a job where an endpoint is: its events and, at its end, its output.
+def attach(*, which: tuple[str, ...], as_json: bool) -> int:
+    """Follow a task's job, or any job where an endpoint is: its events and output.
 
-    ENDPOINT is a name or an id; JOBID is in any form that Flux takes. The job may be anybody's
-    whom the endpoint may read. The events go to standard error, the last lines of the job's output
-    to the streams that they were written to. The exit code is that of the job, or 128 and the
-    signal that ended it. Ctrl-C leaves the job alone.
+    TASK is an id, as `flux-endpoint tasks` lists them. ENDPOINT is a name or an id; JOBID is in any
+    form that Flux takes. The job may be anybody's whom the endpoint may read. The events go to
+    standard error, the last lines of the job's output, at its end, to the streams that they were
+    written to. The exit code is that of the job, or 128 and the signal that ended it. Ctrl-C leaves
+    the job alone.
     """
     logs.configure("WARNING")
     try:
-        return _attach(endpoint, jobid, as_json=as_json)
+        return _attach(which, as_json=as_json)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
 
 
-def _attach(endpoint: str, jobid: JobID, *, as_json: bool) -> int:
+def _attach(which: tuple[str, ...], *, as_json: bool) -> int:
+    *before, last = which or ("",)
+    if len(which) not in {1, 2}:
+        raise click.UsageError("name a task, or an endpoint and a job")
+    wanted = task_or_job(last)
+    if not before and not isinstance(wanted, UUID):
+        raise click.UsageError(
+            f"at which endpoint is job {last}? flux-endpoint attach ENDPOINT {last}"
+        )
     api = ServiceApi()
-    target = find_endpoint(endpoint, api)
+    target = find_endpoint(before[0], api) if before else None
+    if isinstance(wanted, UUID):
+        target, jobid = _job_of(str(wanted), target, api)
+    else:
+        assert target is not None
+        jobid = wanted
     _say_if_offline(target, api.endpoint_state(target.require_id()))
     client = Client(api.credentials.service_url, api.credentials.token)
     executor = Executor(target.endpoint_id, client=client)
@@ -67,6 +85,23 @@ def _attach(endpoint: str, jobid: JobID, *, as_json: bool) -> int:
         return _follow(executor.attach(int(jobid)), jobid, target, as_json=as_json)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _job_of(task_id: str, target: Target | None, api: ServiceApi) -> tuple[Target, JobID]:
+    """Return a task's job, and the endpoint that has it.
+
+    Raises:
+        NotFoundError: there is no such task of this user, or it has no job.
+    """
+    task = find_task(api, task_id)
+    if target is not None and target.endpoint_id != task.endpoint_id:
+        raise NotFoundError(f"task {task_id} is not one of endpoint {target.name}")
+    if task.jobid is None:
+        no_job = "no job yet" if task.state in _BEFORE_JOB else "no job: it runs on a worker"
+        if task.state in ENDED_STATES:
+            no_job = f"no job; it has ended ({task.state.value})"
+        raise NotFoundError(f"task {task_id} ({task.function_name or 'unnamed'}) has {no_job}")
+    return target or find_endpoint(task.endpoint_id, api), JobID(task.jobid)
 
 
 def _say_if_offline(target: Target, state: EndpointStateAnswer) -> None:

@@ -10,12 +10,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
-from flux_endpoint.cli.options import json_option, put_json
+from flux_endpoint.cli.options import json_option, put_json, task_or_job
 from flux_endpoint.cli.progress import counted
 from flux_endpoint.cli.service_api import ServiceApi
-from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
-from flux_endpoint.cli.tasks import fetch
+from flux_endpoint.cli.table import Column, Row, Tone, color_option, render, shown_jobid
+from flux_endpoint.cli.tasks import MOST_SEARCHED, fetch
 from flux_endpoint.errors import FluxEndpointError, ServiceUnreachableError
+from flux_endpoint.protocol.jobid import JobID
 from flux_endpoint.protocol.operations import MAX_LISTED, OPEN_STATES
 from flux_endpoint.protocol.states import FINAL_STATES
 
@@ -32,7 +33,7 @@ class Outcome:
     """What became of a request to end a task.
 
     Attributes:
-        task_id: the task.
+        task_id: the task; the job, if no task is found for it.
         outcome: "ending" (its endpoint was told), "cancelled" (it has ended), "ended before" or
             "failed".
         status: the task's state, as the service has it now.
@@ -57,28 +58,60 @@ def _complete_task(
     ]
 
 
+def _ids(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[UUID | JobID, ...]:
+    return tuple(task_or_job(value) for value in values)
+
+
+def _task_ids(api: ServiceApi, wanted: tuple[UUID | JobID, ...]) -> tuple[list[str], list[Outcome]]:
+    """Return the ids of tasks, jobs replaced by theirs, and what to say of jobs that have none."""
+    ids = [str(each) for each in wanted if isinstance(each, UUID)]
+    jobs = [each for each in wanted if isinstance(each, JobID)]
+    if not jobs:
+        return ids, []
+    listed, _ = fetch(api, states=OPEN_STATES, limit=MOST_SEARCHED, follows=False)
+    failures = []
+    for job in jobs:
+        shown = shown_jobid(job)
+        found = [task.task_id for task in listed if task.jobid == job]
+        if len(found) == 1:
+            ids += found
+        elif found:  # jobs of several endpoints
+            several = f"{len(found)} tasks have a job of that id, name one: {', '.join(found)}"
+            failures.append(Outcome(shown, "failed", error=several))
+        else:
+            none = (
+                "none of your open tasks has that job; `flux cancel` where it runs ends any other"
+            )
+            failures.append(Outcome(shown, "failed", error=none))
+    return ids, failures
+
+
 @click.command()
-@click.argument(
-    "tasks", nargs=-1, type=click.UUID, metavar="TASK...", shell_complete=_complete_task
-)
+@click.argument("tasks", nargs=-1, metavar="TASK...", callback=_ids, shell_complete=_complete_task)
 @click.option("--group", type=click.UUID, help="All open tasks of this task group, too.")
 @json_option
 @color_option
-def cancel(*, tasks: tuple[UUID, ...], group: UUID | None, as_json: bool, color: bool) -> int:
+def cancel(
+    *, tasks: tuple[UUID | JobID, ...], group: UUID | None, as_json: bool, color: bool
+) -> int:
     """End tasks, wherever they are, with all their processes.
 
-    TASK is an id, as `flux-endpoint tasks` lists them. A task that has ended stays as it is. One
-    that can't be ended keeps none of the others from it.
+    TASK is an id, as `flux-endpoint tasks` lists them: of the task, or of its job. A task that has
+    ended stays as it is. One that can't be ended keeps none of the others from it.
     """
     if not tasks and group is None:
         raise click.UsageError("name a task, or a task group with --group")
     api = ServiceApi()
-    ids = [str(task) for task in tasks]
+    ids, failures = _task_ids(api, tasks)
     if group is not None:
         found, _ = fetch(api, task_group_id=str(group), states=OPEN_STATES, limit=_MOST_OF_A_GROUP)
         ids += [each.task_id for each in found]
     ids = list(dict.fromkeys(ids))
     code, outcomes = _end(api, ids)
+    if failures:
+        code, outcomes = code or ExitCode.NOT_FOUND, outcomes + failures
     if as_json:
         put_json({"tasks": [asdict(each) for each in outcomes]})
     elif not outcomes:

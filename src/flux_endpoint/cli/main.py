@@ -60,7 +60,7 @@ SECTIONS = {
         "cancel": Entry("cancel:cancel", "End tasks, wherever they are, with all their processes."),
         "attach": Entry(
             "attach:attach",
-            "Follow a job where an endpoint is: its events and, at its end, its output.",
+            "Follow a task's job, or any job where an endpoint is: its events and output.",
         ),
         "logs": Entry(
             "logs:logs", "Show the logs of endpoints and of the programs that `up` runs."
@@ -160,9 +160,9 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> Non
         args: what follows the command's name; default: what this process was given.
         prog_name: what the command is called in its help.
     """
-    prepare_process()
     if args is None:
         _use_utf8()
+    prepare_process()
     # As `flux endpoint …` it is called so in its help; the processes that it starts are not.
     called = os.environ.pop("FLUX_ENDPOINT_PROG", "flux-endpoint")
     name = prog_name or called

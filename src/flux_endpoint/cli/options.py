@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
+from uuid import UUID
 
 import click
 from click.shell_completion import CompletionItem
+
+from flux_endpoint.protocol.jobid import JobID, parse_jobid
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -22,6 +25,25 @@ def put_json(document: Any, *, indent: int | None = 2) -> None:
     """Print a document; `indent=None`: on one line, of which a program reads many."""
     # In ASCII, which every locale can print.
     click.echo(json.dumps(document, indent=indent))
+
+
+def task_or_job(text: str) -> UUID | JobID:
+    """Return the id of a task or of a job that `text` is.
+
+    Raises:
+        click.BadParameter: it is neither; says what both look like.
+    """
+    try:
+        return UUID(text)
+    except ValueError:
+        pass
+    try:
+        return JobID(parse_jobid(text))
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither a task's id, as `flux-endpoint tasks` lists them, nor a job's, "
+            "as `flux jobs` does (ƒ2WXGLe)"
+        ) from None
 
 
 def complete_endpoint(

@@ -67,13 +67,15 @@ class ServiceApi:
         states: frozenset[ListedState] = frozenset(),
         limit: int,
         before: str | None = None,
+        follows: bool = True,
     ) -> TasksAnswer:
-        """Return tasks, the newest first."""
+        """Return tasks, the newest first; unless `follows`, none that only follow a job."""
         given = {
             "endpoint_id": endpoint_id,
             "task_group_id": task_group_id,
             "limit": str(limit),
             "before": before,
+            "follows": None if follows else "false",
         }
         params: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if states:

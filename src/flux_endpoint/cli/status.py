@@ -35,6 +35,7 @@ _COLUMNS = [
     Column("ID"),
     Column("STATUS"),
     Column("SINCE", right=True),
+    Column("REPORT", right=True),
     Column("EXECUTOR"),
     Column("WORKERS", right=True),
     Column("BUSY", right=True),
@@ -55,7 +56,7 @@ def status(*, endpoint: str | None, as_json: bool, color: bool) -> int:
     """Show the service, its broker and the endpoints: what runs, what waits, how fast.
 
     ENDPOINT is a name or an id; without it all that you may use are shown. The numbers of an
-    endpoint are those of its last status report.
+    endpoint are those of its last status report, and how old that is stands beside them.
     """
     overview = collect(endpoint)
     if as_json:
@@ -130,14 +131,27 @@ def _endpoint_lines(view: EndpointView) -> Iterator[Line]:
     if view.state is None:
         return
     report = view.state.report
-    if view.state.status == "online":
-        yield from _flux_lines(report)
-        yield "Workers", _workers(report), None
-        yield "Jobs", _jobs(report), None
-    yield "Tasks", _tasks(view, online=view.state.status == "online"), None
+    if view.state.status != "online":
+        yield "Tasks", _waiting(view), None
+        return
+    as_of = _as_of(view)
+    for title, text, tone in _flux_lines(report):
+        is_number = title != "Blocks" or report.get("blocks")
+        yield title, f"{text}{as_of if is_number else ''}", tone
+    yield "Workers", _workers(report) + as_of, None
+    yield "Jobs", _jobs(report) + as_of, None
     agent = report.get("agent")
-    if view.state.status == "online" and isinstance(agent, Mapping):
-        yield "Rates", _rates(agent), None
+    if not isinstance(agent, Mapping):
+        yield "Tasks", _waiting(view), None
+        return
+    yield "Tasks", f"{_waiting(view)}; {_taken(agent)}{as_of}", None
+    yield "Rates", _rates(agent) + as_of, None
+
+
+def _as_of(view: EndpointView) -> str:
+    """Return how old the numbers of an endpoint's last report are, to be put after them."""
+    seen = view.state.last_seen if view.state is not None else None
+    return "" if seen is None else f" ({shown_age(time.time() - seen)} ago)"
 
 
 def _endpoint_text(view: EndpointView) -> str:
@@ -258,17 +272,17 @@ def _jobs(report: Mapping[str, Any]) -> str:
     return f"{jobs - waiting} running, {waiting} waiting for resources"
 
 
-def _tasks(view: EndpointView, *, online: bool) -> str:
-    assert view.state is not None
-    queue = view.state.queue
-    parts = ["queue unknown" if queue is None else f"{queue.messages} in the queue"]
-    agent = view.state.report.get("agent")
-    if online and isinstance(agent, Mapping):
-        paused = " (as many as it takes)" if agent.get("paused") else ""
-        parts.append(f"{agent.get('running')} taken{paused}")
-        parts.append(f"{agent.get('unconfirmed')} results on their way")
-        parts.append(f"{agent.get('finished')} finished since its start")
-    return ", ".join(parts)
+def _waiting(view: EndpointView) -> str:
+    queue = view.state.queue if view.state is not None else None
+    return "queue unknown" if queue is None else f"{queue.messages} in the queue"
+
+
+def _taken(agent: Mapping[str, Any]) -> str:
+    paused = " (as many as it takes)" if agent.get("paused") else ""
+    return (
+        f"{agent.get('running')} taken{paused}, {agent.get('unconfirmed')} results on their way, "
+        f"{agent.get('finished')} finished since its start"
+    )
 
 
 def _rates(agent: Mapping[str, Any]) -> str:
@@ -295,6 +309,9 @@ def _row(view: EndpointView) -> Row:
         view.target.endpoint_id,
         local.status if state is None and local is not None else view.status,
         None if since is None else shown_age(time.time() - since),
+        None
+        if not report or state is None or state.last_seen is None
+        else shown_age(time.time() - state.last_seen),
         report.get("executor"),
         workers,
         busy,

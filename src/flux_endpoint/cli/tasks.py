@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -24,6 +24,7 @@ from flux_endpoint.cli.table import (
     shown_jobid,
 )
 from flux_endpoint.cli.targets import find_endpoint
+from flux_endpoint.errors import NotFoundError
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.operations import (
     ENDED_STATES,
@@ -52,6 +53,8 @@ _COLUMNS = {
     "endpoint": Column("ENDPOINT"),
     "error": Column("ERROR"),
 }
+#: Tasks among which one is looked for.
+MOST_SEARCHED = 100_000
 #: Characters of a function's name that are shown.
 _LONGEST_NAME = 30
 
@@ -73,6 +76,7 @@ _LONGEST_NAME = 30
     show_default=True,
     help="How many at most, the newest first.",
 )
+@click.option("--follows", is_flag=True, help="Also what only follows a job, as `attach` does.")
 @json_option
 @color_option
 def tasks(
@@ -81,6 +85,7 @@ def tasks(
     group: object,
     states: tuple[str, ...],
     limit: int,
+    follows: bool,
     as_json: bool,
     color: bool,
 ) -> None:
@@ -97,6 +102,7 @@ def tasks(
         task_group_id=None if group is None else str(group),
         states=chosen(states),
         limit=limit,
+        follows=follows,
     )
     if as_json:
         document = {"tasks": [_document(task) for task in found], "more": more}
@@ -118,8 +124,21 @@ def chosen(states: Iterable[str]) -> frozenset[ListedState]:
     return frozenset(found)
 
 
-def fetch(api: ServiceApi, *, limit: int, **which: Any) -> tuple[list[ListedTask], bool]:
-    """Return the newest `limit` tasks, and whether there are more; `which` as of `api.tasks`."""
+def fetch(
+    api: ServiceApi,
+    *,
+    limit: int,
+    until: Callable[[ListedTask], bool] = lambda _: False,
+    **which: Any,
+) -> tuple[list[ListedTask], bool]:
+    """Return the newest tasks, and whether there are more.
+
+    Args:
+        api: the service.
+        limit: how many at most.
+        until: true of the last one that is wanted.
+        which: which ones, as of `api.tasks`.
+    """
     found: list[ListedTask] = []
     before: str | None = None
     pages = range(0, limit, MAX_LISTED)
@@ -127,11 +146,28 @@ def fetch(api: ServiceApi, *, limit: int, **which: Any) -> tuple[list[ListedTask
         for start in bar:
             size = min(MAX_LISTED, limit - start)
             answer = api.tasks(limit=size, before=before, **which)
-            found += answer.tasks
+            for task in answer.tasks:
+                found.append(task)
+                if until(task):
+                    return found, True
             before = answer.next
             if before is None:
                 break
     return found, before is not None
+
+
+def find_task(api: ServiceApi, task_id: str) -> ListedTask:
+    """Return the user's task of that id.
+
+    Raises:
+        NotFoundError: there is none among the newest `MOST_SEARCHED`.
+    """
+    found, _ = fetch(api, limit=MOST_SEARCHED, until=lambda task: task.task_id == task_id)
+    if not found or found[-1].task_id != task_id:
+        raise NotFoundError(
+            f"none of your {len(found)} newest tasks is {task_id}: `flux-endpoint tasks` lists them"
+        )
+    return found[-1]
 
 
 def _document(task: ListedTask) -> dict[str, Any]:

@@ -148,6 +148,8 @@ class ListTasks(BaseModel):
     limit: int = Field(default=50, ge=1, le=MAX_LISTED)
     #: `next` of an earlier answer.
     before: str | None = None
+    #: Whether the tasks that only follow a job are listed, too.
+    follows: bool = True
 
 
 class TasksAnswer(BaseModel):

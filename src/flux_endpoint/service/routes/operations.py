@@ -111,7 +111,9 @@ def list_tasks(
     ended = True if states <= ENDED_STATES else False if states <= OPEN_STATES else None
     succeeded = ListedState.SUCCESS in states
     failed = None if not ended or (succeeded and len(states) > 1) else not succeeded
-    wanted = Wanted(caller.id, query.endpoint_id, query.task_group_id, ended, failed)
+    wanted = Wanted(
+        caller.id, query.endpoint_id, query.task_group_id, ended, failed, follows=query.follows
+    )
     with service.database.read() as connection:
         found = _matching(newest_tasks(connection, wanted, after), states)
         return _answer(found, query.limit)

@@ -66,6 +66,7 @@ class Wanted:
         group_id: only of this task group.
         ended: only those that have ended, or those that have not.
         failed: only those that failed, or those that did not.
+        follows: also those that only follow a job.
     """
 
     owner_id: str
@@ -73,6 +74,7 @@ class Wanted:
     group_id: str | None = None
     ended: bool | None = None
     failed: bool | None = None
+    follows: bool = True
 
 
 def newest_tasks(
@@ -102,6 +104,8 @@ def newest_tasks(
         query = query.where(submissions.c.endpoint_id.in_(ids))
     if wanted.group_id is not None:
         query = query.where(submissions.c.group_id == wanted.group_id)
+    if not wanted.follows:
+        query = query.where(submissions.c.attach_jobid.is_(None))
     if after is not None:
         query = query.where(submissions.c.id <= after.submission_id)
     running: dict[str, dict[str, Any]] = {}
@@ -218,6 +222,8 @@ def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> Li
     jobid = job.jobid
     if submission.attach_jobid is not None:
         jobid = int(submission.attach_jobid)
+        if started is not None:  # it runs while it follows, not while its job runs
+            started, stopped = submission.created_at, row.completed_at
     return ListedTask(
         task_id=row.id,
         task_group_id=submission.group_id,
