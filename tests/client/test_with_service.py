@@ -169,8 +169,14 @@ def test_refusals_fail_their_futures_and_nothing_else(
         unknown_endpoint.result()
     assert caught.value.code == "ENDPOINT_NOT_FOUND"
     assert good.result() == 2
+    stranger = Client(running.url, "wrong")
     with pytest.raises(ServiceError, match="does not accept the token"):
-        Client(running.url, "wrong").get_endpoints()
+        stranger.get_endpoints()
+    with Executor(endpoint.id, client=stranger) as executor:
+        refusal = executor.submit(double, 1).exception(60)
+    assert "does not accept the token" in str(refusal)
+    # What raises it shows a user's own lines, not ours.
+    assert (refusal.__traceback__, refusal.__cause__, refusal.__context__) == (None, None, None)
 
 
 def test_a_client_submits_a_batch_that_an_executor_reloads(

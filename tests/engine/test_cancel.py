@@ -9,6 +9,7 @@ import pytest
 from engine_world import World, fresh_seconds, processes, until
 
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.protocol.states import TaskState
 
 JOB = {"num_ranks": 1}
 #: A command with all the kinds of processes that are hard to get rid of.
@@ -70,8 +71,15 @@ def test_a_running_function_is_ended_and_its_neighbours_are_not(world: World, tm
     neighbour = world.submit(hold, str(tmp_path), "neighbour")
     task = world.submit(hold, str(tmp_path / "."), "victim")
     until((tmp_path / "started-victim").exists)
+    seen = (tmp_path / "started-victim").stat().st_mtime_ns
     world.engine.cancel(task)
     assert is_cancelled(world, task)
+    # However soon it is ended, when it ran is told.
+    start, end = world.end(task).message.task_statuses or []
+    assert (start.state, end.state) == (TaskState.EXEC_START, TaskState.EXEC_END)
+    coarse = 10**8  # a file system's clock lags behind
+    assert start.timestamp < seen + coarse
+    assert seen < end.timestamp + coarse
     (tmp_path / "gate").touch()
     assert world.end(neighbour).value == "neighbour"
 

@@ -20,7 +20,9 @@ from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes, u
 
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.engine.workers.launch import _check_address
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
+from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.functions import ShellFunction
 
 
@@ -477,3 +479,36 @@ def _run_below(directory: Path, temporary: Path) -> None:
     assert list(temporary.glob("flux-endpoint-*/pool.sock"))
     world.stop()
     assert list(temporary.iterdir()) == []
+
+
+def test_a_manager_that_never_reaches_its_endpoint_names_the_option(tmp_path, address):
+    alone = replace(settings(tmp_path, address), orphan_timeout=0.1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flux_endpoint.engine.workers.manager"],
+        env={**job_environment(), VARIABLE: alone.dump()},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert "this node never reached the endpoint" in said
+    assert "engine.address" in said
+    assert address in said
+
+
+@pytest.mark.parametrize("known", ["127.0.0.1", "localhost"])
+def test_an_address_of_this_host_is_taken(known):
+    _check_address(known, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("no.such.host.invalid", "is neither an IPv4 address nor a name of one"),
+        ("a..b", "is neither an IPv4 address nor a name of one"),
+        ("fe80::1", "is neither an IPv4 address nor a name of one"),
+        ("192.0.2.7", "is not an address of this host"),  # reserved for documentation
+    ],
+)
+def test_an_address_that_the_nodes_can_not_use_is_refused_by_the_options_name(wrong, said):
+    with pytest.raises(ConfigurationError, match=f"engine.address: .*{said}"):
+        _check_address(wrong, 1)

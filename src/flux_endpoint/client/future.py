@@ -14,7 +14,7 @@ from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.checks import checked_signal
 from flux_endpoint.client.job import JobEvent, JobRecord
 from flux_endpoint.client.threads import on_client_thread
-from flux_endpoint.errors import TaskCancelled
+from flux_endpoint.errors import FluxEndpointError, TaskCancelled
 from flux_endpoint.protocol.job_events import EVENTS
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -284,6 +284,9 @@ class ComputeFuture(Future[Any]):
 
     def _try_exception(self, error: BaseException) -> None:
         """Resolve with `error`, unless the future has ended already."""
+        if isinstance(error, FluxEndpointError):
+            # Its text says all. Where our thread met it would only be a long way to that.
+            error.with_traceback(None)
         self._settle(self.set_exception, error)
 
     def _settle(self, end: Callable[[Any], None], value: Any) -> None:

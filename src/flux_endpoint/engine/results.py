@@ -38,9 +38,12 @@ def worker_details(endpoint_id: str) -> dict[str, Any]:
     }
 
 
-def transition(state: TaskState, actor: ActorName = ActorName.WORKER) -> dict[str, Any]:
-    """Return a transition to `state`, now."""
-    return {"timestamp": time.time_ns(), "state": state.value, "actor": actor.value}
+def transition(
+    state: TaskState, actor: ActorName = ActorName.WORKER, moment: float | None = None
+) -> dict[str, Any]:
+    """Return a transition to `state`, at a moment in seconds since the epoch; default: now."""
+    nanoseconds = time.time_ns() if moment is None else int(moment * 1e9)
+    return {"timestamp": nanoseconds, "state": state.value, "actor": actor.value}
 
 
 def body_of(

@@ -10,7 +10,7 @@ from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
 from flux_endpoint.engine.base import EngineResult
 from flux_endpoint.engine.workers.records import Entry
-from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 
 class Backlog:
@@ -47,6 +47,7 @@ class Backlog:
 
     def requeue(self, entry: Entry) -> None:
         """Queue a task before all others: it was given to a manager, and not started."""
+        entry.started = None
         if entry.cancelled:
             self.end_cancelled(entry)
         else:
@@ -60,6 +61,7 @@ class Backlog:
             return
         entry.attempts.append(reason)
         if len(entry.attempts) <= self._retries:
+            entry.started = None
             self._note_deadline(entry)
             self._entries.appendleft(entry)
             return
@@ -114,5 +116,11 @@ class Backlog:
 
 
 def _fail(entry: Entry, code: ErrorCode, text: str) -> None:
-    task_id = entry.task.task_id
-    entry.on_result(EngineResult(task_id, results.failure(task_id, code, text)))
+    task_id, statuses = entry.task.task_id, []
+    if entry.started is not None:
+        statuses = [
+            results.transition(TaskState.EXEC_START, moment=entry.started),
+            results.transition(TaskState.EXEC_END),
+        ]
+    body = results.failure(task_id, code, text, statuses=statuses)
+    entry.on_result(EngineResult(task_id, body))

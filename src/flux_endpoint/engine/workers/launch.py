@@ -27,6 +27,7 @@ from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.gpus import workers_of_node
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
+from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.resources import ResourceSpecification
 
@@ -37,6 +38,8 @@ _LONGEST_SOCKET_PATH = 100
 #: Seconds for which managers outlive a lost agent: long enough for a network to come back, short
 #: enough that what they run is hardly run twice when another agent takes over.
 _ORPHAN_TIMEOUT = 10.0
+#: Seconds for this host to reach itself.
+_CONNECT_TIMEOUT = 3.0
 _TAIL = 2000  # bytes of a manager's log that an error shows
 
 
@@ -69,7 +72,11 @@ class ManagerLauncher:
         self.workers = workers_of_node(backend, config)
 
     def open(self) -> None:
-        """Bind: a Unix socket where every job runs on this host, else TCP with CURVE."""
+        """Bind: a Unix socket where every job runs on this host, else TCP with CURVE.
+
+        Raises:
+            ConfigurationError: `engine.address` is none at which this host is reached.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
         self._end_leftovers()
         self.socket.setsockopt(zmq.SNDHWM, 0)
@@ -93,6 +100,8 @@ class ManagerLauncher:
         self.socket.curve_server = True
         self.socket.curve_secretkey = server_secret
         port = self.socket.bind_to_random_port("tcp://*")
+        if self._config.address is not None:
+            _check_address(self._config.address, port)
         self._connect = f"tcp://{self._config.address or _own_address()}:{port}"
 
     def amount(self, workers: int) -> Amount:
@@ -224,3 +233,27 @@ def _own_address() -> str:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
         return "127.0.0.1"
+
+
+def _check_address(address: str, port: int) -> None:
+    """Raise `ConfigurationError` unless this process listens at `address`, on all interfaces."""
+    try:
+        found = socket.getaddrinfo(address, port, socket.AF_INET, socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ConfigurationError(
+            f"engine.address: {address!r} is neither an IPv4 address nor a name of one: set it to "
+            "the address at which the nodes reach this host, or leave it out"
+        ) from None
+    host = str(found[0][4][0])
+    with socket.socket() as own, suppress(OSError):
+        own.bind((host, 0))
+        return
+    try:  # not of this host's own, but it may be translated
+        socket.create_connection((host, port), _CONNECT_TIMEOUT).close()
+    except OSError as error:
+        shown = host if host == address else f"{address} ({host})"
+        raise ConfigurationError(
+            f"engine.address: {shown} is not an address of this host, which can't be reached "
+            f"there ({error.strerror or error}): set it to one at which the nodes reach this host, "
+            "or leave it out"
+        ) from error

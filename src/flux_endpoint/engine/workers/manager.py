@@ -5,9 +5,10 @@ Run as `python -m flux_endpoint.engine.workers.manager`; its settings come in th
 From the pool: `tasks`, then header and buffer of each; `return`, how many tasks are wanted back;
 `held?`; `cancel`, a task's id; `signal`, a number and a task's id; `terminate`, why; `stop`.
 To the pool: `hello`, its token and a JSON object; `results`, a JSON object, then id and body of
-each; `output`, what workers have printed; `running`, id and start of a task that takes long;
-`returned`, ids of tasks that were not started; `late`, ids of those that must not be any more;
-`held`, ids of those that are here; `lost`, a task's id and why; `cancelled`, its id.
+each; `output`, what workers have printed; `running`, id and start of a task that takes long, or
+ends without a result; `returned`, ids of tasks that were not started; `late`, ids of those that
+must not be any more; `held`, ids of those that are here; `lost`, a task's id and why; `cancelled`,
+its id.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ class Manager:
         self._orphans = False
         self._deadlines: list[tuple[float, Callable[[], None]]] = []
         self._orphaned_at: float | None = time.monotonic()
+        #: Whether it ever had a connection to the agent.
+        self._greeted = False
         self._running = True
         self._context = zmq.Context()
         self._socket = self._new_socket()
@@ -240,6 +243,7 @@ class Manager:
                 self._orphaned_at = time.monotonic()
 
     def _greet(self) -> None:
+        self._greeted = True
         greeting = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -369,14 +373,14 @@ class Manager:
         worker.served += 1
         worker.signalled = None
         self._stillborn = 0
-        now = time.monotonic()
+        now, began = time.monotonic(), worker.began
         # Weighted towards the recent: one long task at once ends sending ahead.
         self._task_seconds += (now - worker.since - self._task_seconds) * 0.2
         worker.starts(now)
         if worker.cancelled == task_id:  # it may have come to an end because of that
-            self._tell_cancelled(task_id)
+            self._tell_cancelled(task_id, began)
         elif self._terminated and returncode in ENDED_BY_SIGTERM:
-            self._tell_lost(task_id, self._terminated)
+            self._tell_lost(task_id, self._terminated, began)
         else:
             self._outbox += (task_id.encode(), body)
 
@@ -461,13 +465,13 @@ class Manager:
         self._send_results()  # in order: what it finished, then what it lost
         wanted = worker.signalled is not None and worker.signalled == os.WTERMSIG(status)
         if self._terminated and wanted and worker.cancelled != running:
-            self._tell_lost(running, self._terminated)
+            self._tell_lost(running, self._terminated, worker.began)
         elif worker.cancelled == running or wanted:
-            self._tell_cancelled(running)
+            self._tell_cancelled(running, worker.began)
         else:
             reason = end_of(status)
             logs.event(log, logging.WARNING, "worker lost", pid=worker.pid, reason=reason)
-            self._tell_lost(running, reason)
+            self._tell_lost(running, reason, worker.began)
 
     def _end_orphans(self) -> None:
         """Kill what a dead worker left: its children, and theirs, now belong to the template.
@@ -499,11 +503,14 @@ class Manager:
                 self._tell_cancelled(task_id)
                 return
 
-    def _tell_cancelled(self, task_id: str) -> None:
+    def _tell_cancelled(self, task_id: str, began: float | None = None) -> None:
+        if began is not None:
+            self._tell_running(task_id, began)
         self._socket.send_multipart([b"cancelled", task_id.encode()])
 
-    def _tell_lost(self, task_id: str, reason: str) -> None:
+    def _tell_lost(self, task_id: str, reason: str, began: float) -> None:
         self._send_results()  # in order
+        self._tell_running(task_id, began)
         self._socket.send_multipart([b"lost", task_id.encode(), reason.encode()])
 
     def _terminate(self, reason: str) -> None:
@@ -562,17 +569,26 @@ class Manager:
                 self._take_back(worker)
                 worker.since = now  # so that an unread result does not bring us back at once
             elif worker.tasks and not worker.told and now - worker.since >= _TELL_AFTER:
-                self._tell_running(worker)
+                worker.told = True
+                self._tell_running(worker.tasks[0], worker.began)
         if (
             self._orphaned_at is not None
             and now - self._orphaned_at >= self._settings.orphan_timeout
         ):
-            logs.event(log, logging.WARNING, "agent gone, ending", address=self._settings.connect)
+            self._say_that_agent_is_away()
             self._running = False
 
-    def _tell_running(self, worker: _Worker) -> None:
-        worker.told = True
-        self._socket.send_multipart([b"running", worker.tasks[0].encode(), b"%.3f" % worker.began])
+    def _say_that_agent_is_away(self) -> None:
+        what = "agent gone, ending"
+        if not self._greeted:
+            what = (
+                "this node never reached the endpoint, whose address may be another one: "
+                "engine.address in its configuration sets it"
+            )
+        logs.event(log, logging.WARNING, what, address=self._settings.connect)
+
+    def _tell_running(self, task_id: str, began: float) -> None:
+        self._socket.send_multipart([b"running", task_id.encode(), b"%.3f" % began])
 
     def _end(self) -> None:
         for child in psutil.Process().children():

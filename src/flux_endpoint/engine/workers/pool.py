@@ -274,7 +274,9 @@ class WorkerPool:
 
     def _release(self, manager: ManagerRecord, task_id: str) -> Entry | None:
         entry = manager.tasks.pop(task_id, None)
-        self._running.pop(task_id, None)
+        started = self._running.pop(task_id, None)
+        if entry is not None:
+            entry.started = started
         if not manager.tasks:
             manager.idle_since = time.monotonic()
         return entry
@@ -540,8 +542,8 @@ class WorkerPool:
         each worker, can have been running.
         """
         held = list(manager.tasks.values())
-        for task_id in manager.tasks:
-            self._running.pop(task_id, None)
+        for task_id, entry in manager.tasks.items():
+            entry.started = self._running.pop(task_id, None)
         for entry in reversed(held[manager.workers :]):
             self._waiting.requeue(entry)
         for entry in reversed(held[: manager.workers]):

@@ -23,6 +23,8 @@ class Entry:
     #: Why each attempt so far was lost.
     attempts: list[str] = field(default_factory=list)
     cancelled: bool = False
+    #: When it was started that has ended without a result, in seconds since the epoch.
+    started: float | None = None
 
 
 @dataclass(eq=False)
