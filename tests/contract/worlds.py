@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
 
+from flux_endpoint.engine.flux_executor import FollowingExecutor
+from flux_endpoint.engine.lifeline import is_gone
 from flux_endpoint.engine.local import JobException, LocalExecutor
 from flux_endpoint.protocol.job_events import IN_ORDER
 
@@ -79,7 +81,10 @@ class FluxWorld:
 
     def new_executor(self, **options: Any) -> Any:
         options.setdefault("poll_interval", 0.01)
-        return self._flux.job.FluxExecutor(handle_args=(self._uri,), **options)
+        executor = self._flux.job.FluxExecutor(handle_args=(self._uri,), **options)
+        following: Any = FollowingExecutor(executor, is_gone)
+        following._broken_event = executor._broken_event
+        return following
 
     def cancel(self, jobid: int, note: str = "") -> None:
         self._flux.job.cancel(self._handle, jobid, note)

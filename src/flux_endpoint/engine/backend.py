@@ -1,6 +1,6 @@
 """Where jobs run: a Flux instance or this machine, behind one interface.
 
-`executor` is `flux.job.FluxExecutor` itself, or `LocalExecutor`, which has the same interface; the
+`executor` is a `flux.job.FluxExecutor`, or a `LocalExecutor`, which has the same interface; the
 backend adds the few things that an engine needs and that FluxExecutor does not offer.
 """
 
@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 from flux_endpoint import logs
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.flux_bindings import import_flux
-from flux_endpoint.engine.lifeline import ENDING, Lifeline, quiet_executors
+from flux_endpoint.engine.flux_executor import FollowingExecutor
+from flux_endpoint.engine.lifeline import ENDING, Lifeline, is_gone, quiet_executors
 from flux_endpoint.engine.local import LocalExecutor
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.errors import EngineError
@@ -289,11 +290,12 @@ class FluxBackend:
         self._expires = _expiration(listing)
         self.instance = self._uri or ""
         self.spans_hosts = listing.nnodes > 1
-        self.executor: JobExecutor = self._flux.job.FluxExecutor(
+        executor = self._flux.job.FluxExecutor(
             poll_interval=_POLL_INTERVAL,
             thread_name_prefix="jobs",
             handle_args=(self._uri,),
         )
+        self.executor: JobExecutor = FollowingExecutor(executor, is_gone)
         version = self._handle.attr_get("version")
         self.description = (
             f"Flux {version} instance at {where} ({listing.nnodes} node(s), {listing.ncores} cores)"

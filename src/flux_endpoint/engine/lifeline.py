@@ -32,6 +32,13 @@ _CLOSED = "its broker has closed the connection"
 ENDING = frozenset({"cleanup", "shutdown", "finalize", "goodbye", "unload-builtins", "exit"})
 
 
+def is_gone(error: BaseException | None) -> bool:
+    """Return whether `error`, from Flux's bindings, says that there is no broker to answer them."""
+    if isinstance(error, OSError):
+        return error.errno in _GONE
+    return isinstance(error, RuntimeError) and str(error).startswith(_BROKEN)
+
+
 def quiet_executors() -> None:
     """Have what ends FluxExecutor's threads when their instance goes be logged, not printed.
 
@@ -93,10 +100,8 @@ class Lifeline:
 
     def explains(self, error: BaseException | None) -> bool:
         """Return whether `error` comes of the instance's end; `on_lost` has been called then."""
-        if isinstance(error, OSError) and error.errno in _GONE:
-            self._tell(str(error))
-        elif isinstance(error, RuntimeError) and str(error).startswith(_BROKEN):
-            self._tell(_CLOSED)
+        if is_gone(error):
+            self._tell(str(error) if isinstance(error, OSError) else _CLOSED)
         return self._lost
 
     def close(self) -> None:

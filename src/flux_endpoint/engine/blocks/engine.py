@@ -579,6 +579,8 @@ class BlockEngine:
             return  # its processes are being ended
         if not block.future.done() or (not of_the_job and self._backend.is_lost(error)):
             return  # its result comes yet, or all blocks are lost together
+        if error is not None and not of_the_job:
+            self._end_job(block)  # it may go on, where nobody gets to know of its end
         block.over = True
         self._ended_by_others(block, f"is gone: {end_of_job(block.future)}")
         self._forget_if_over(block)

@@ -524,6 +524,9 @@ class WorkerPool:
         elif has_timed_out(error) and self._is_expired():
             self._stopping = True
         del self._managers[manager_id]
+        if error is not None and not hasattr(error, "severity"):
+            # Its job may go on, where nobody gets to know of its end; what it held is run again.
+            self._launcher.cancel(manager.job, "it can't be followed any more")
         why = end_of_job(manager.job)
         if manager.state == "starting" and not self._stopping:
             self._start_failed(manager_id, why)
