@@ -5,14 +5,23 @@
 | exit code n | finished, n |
 | a task killed by signal s | finished, -s (Python's `subprocess` convention) |
 | duration ran out (exception `timeout`) | finished, 124 |
-| program not found, not executable (exception `exec`) | finished, 127, 126, with the message |
+| program not found, can't be started for another reason (`exec`) | finished, 127, 126, and why |
+| a rank failed, and the job was ended for it (`exec`) | finished, as that rank |
+| a rank called `MPI_Abort` (`exec`) | finished, with the code that it was called with |
 | cancelled (exception `cancel`) | cancelled |
-| can't ever be satisfied, refused by validation | refused, with Flux's reason |
-| node or job shell lost, anything else | lost: not the task's fault, may be tried again |
+| can't ever be satisfied, not valid, a dependency failed | refused, with Flux's reason |
+| node, job shell or scheduler failed (`_SYSTEM`, `_SYSTEM_TYPES`) | lost: may be tried again |
+| any other exception | failed, with Flux's words |
+
+Only what is known to be the system's fault counts as lost. An exception that nothing is known of
+may come from the task itself, after it did half of its work, or from a person or a site's plugin
+that ended it on purpose: running it again could do harm. Its text lets the user decide on that.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -23,8 +32,71 @@ from typing import Any, Protocol
 CALLED_PROCESS_ERROR = "subprocess.CalledProcessError"
 TIMEOUT_EXPIRED = "subprocess.TimeoutExpired"
 
-#: A rank that failed where `exit-on-error` has the job end with it.
-_EXIT_ON_ERROR = re.compile(r"failed(?: \(Exit (\d+)\))?.* exit-on-error is set")
+#: Return codes of programs that were not found, or can't be started for another reason, as shells
+#: have them.
+NOT_FOUND, NOT_STARTED = 127, 126
+
+#: A rank that ended the job: it failed where `exit-on-error` is set, or the others went on for
+#: longer than an `exit-timeout` of the user's. ("shell" instead of "task": its node is lost.)
+_ENDED_BY_RANK = re.compile(
+    r"task rank \d+ .*?(?:failed|exited)(?: \(Exit (\d+)\))?.* "
+    r"(?:exit-on-error is set|exit-timeout=\S+ has expired)"
+)
+#: The job shell could not start a program; the reason is the system's text for an error number.
+_NOT_STARTED = re.compile(r"start failed: .*: (?P<reason>[^:]+)$", re.DOTALL)
+#: Reasons of that kind that are the node's: it lacks memory or processes, or its file system fails.
+_NODE_AT_FAULT = frozenset(
+    os.strerror(number)
+    for number in (
+        errno.EAGAIN,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    )
+)
+#: What the job shell says when the program itself had it end the job.
+_ABORTED = "PMI_Abort"
+_PROTOCOL_ERROR = "wire protocol error"
+
+#: How Flux's execution system words its own failures (exceptions of type `exec`).
+_SYSTEM = re.compile(
+    r"""
+      node\ failure\ on | lost\ contact\ with | unkillable\ processes
+    | constraint\ check\ failed | service\ is\ not\ loaded\ on | job\ shell\ exec\ error
+    | shell\ rank\ \d+\ (?:\(on\ |on\ host\ )       # it was killed, or its node is lost
+    | job\ shells\ still\ active\ on
+    | terminated\ before\ first\ barrier | start\ barrier\ timeout | ^barrier:
+    | ^failed\ to\ (?:create\ (?:guest\ ns|ns\ name|shell\ exit)|initialize\ impl|hash\ job|get\ b)
+    | ^(?:bulk-exec|bgexec|testexec):\ (?:re)?(?:start|attach)\ failed
+    | ^reattach\b | reattach\ failed | not\ recoverable | job\ start\ failure
+    | ^Invalid\ resource\ set\ expiration | ^unable\ to\ start\ expiration
+    """,
+    re.VERBOSE,
+)
+#: Types of exceptions that are raised on a job for what it has nothing to do with.
+_SYSTEM_TYPES = frozenset({"alloc-check", "node-failure", "prolog", "scheduler-restart"})
+#: Types by which a job that never started is turned down.
+_REFUSALS = frozenset({"alloc", "depend", "dependency", "validate"})
+#: Among those, what the job manager itself could not do.
+_MANAGER_FAILED = re.compile(r"failed to (?:commit R|post alloc|remove)", re.IGNORECASE)
+#: Errors of a submission that say nothing of the job.
+_UNANSWERED = frozenset(
+    {
+        errno.EAGAIN,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.EIO,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ENOSYS,  # a part of Flux is not loaded, or just reloaded
+        errno.EPIPE,
+        errno.ETIMEDOUT,
+    }
+)
 
 #: What a shell, and Flux, add to a signal's number to make an exit code of it.
 _SIGNAL_BASE = 128
@@ -48,6 +120,8 @@ class Finished:
     exception_name: str | None = None
     #: What Flux has to say that the program's output does not.
     note: str = ""
+    #: Whether a rank called `MPI_Abort`; its code is in the program's output only.
+    aborted: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,13 +139,20 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """The job was ended for a reason that is not known to be the system's; not tried again."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Lost:
     """The system failed the job."""
 
     reason: str
 
 
-Outcome = Finished | Cancelled | Refused | Lost
+Outcome = Finished | Cancelled | Refused | Failed | Lost
 
 
 def error_of(job: Ended) -> BaseException | None:
@@ -105,7 +186,11 @@ def end_of_job(job: Ended) -> str:
 
 
 def outcome_of(
-    status: int | None, error: BaseException | None, exec_events: Sequence[dict[str, Any]]
+    status: int | None,
+    error: BaseException | None,
+    exec_events: Sequence[dict[str, Any]],
+    *,
+    submitted: bool = True,
 ) -> Outcome:
     """Return what the end of a job means.
 
@@ -114,6 +199,7 @@ def outcome_of(
         error: the future's exception, if it has one.
         exec_events: entries of the job's `guest.exec.eventlog`; only they tell a task that was
             killed by a signal from one that exits with 128 plus its number.
+        submitted: whether the job has an id: then no error can mean that Flux refused it.
     """
     if error is None:
         return _of_status(status or 0, exec_events)
@@ -121,27 +207,56 @@ def outcome_of(
         return Cancelled("the job was cancelled before it was submitted")
     kind = getattr(error, "type", None)
     note = _note_of(error) or str(error)
+    if kind is None:
+        return _of_no_job(error, note, submitted=submitted)
     outcome: Outcome
     match kind:
         case "timeout":
             outcome = Finished(124, TIMEOUT_EXPIRED, note)
         case "cancel":
             outcome = Cancelled(_note_of(error))
-        case "alloc" | "depend" | "dependency" | "validate":
+        case "exec":
+            outcome = _of_execution(note, exec_events)
+        case _ if kind in _SYSTEM_TYPES or (kind in _REFUSALS and _MANAGER_FAILED.search(note)):
+            outcome = Lost(f"{kind}: {note}")
+        case _ if kind in _REFUSALS:
             outcome = Refused(note)
-        case "exec" if "start failed" in note and "No such file or directory" in note:
-            outcome = Finished(127, CALLED_PROCESS_ERROR, note)
-        case "exec" if (failed := _EXIT_ON_ERROR.search(note)) is not None:
-            outcome = _of_status(_first_failure(exec_events) or int(failed[1] or 1), exec_events)
-        case "exec" if "start failed" in note and "Permission denied" in note:
-            outcome = Finished(126, CALLED_PROCESS_ERROR, note)
-        case None if isinstance(error, (OSError, TypeError, ValueError)):
-            # Without the error's number: a site's validator says it in a sentence.
-            reason = getattr(error, "strerror", None) or note
-            outcome = Refused(f"Flux refused the job: {reason}")
         case _:
-            outcome = Lost(f"{kind or type(error).__name__}: {note}")
+            outcome = Failed(f"the job was ended by an exception of type {kind}: {note}")
     return outcome
+
+
+def _of_execution(note: str, exec_events: Sequence[dict[str, Any]]) -> Outcome:
+    """Return what an exception of Flux's execution system or of a job shell (`exec`) means."""
+    if (failed := _ENDED_BY_RANK.search(note)) is not None:
+        return _of_status(_first_failure(exec_events) or int(failed[1] or 0) or 1, exec_events)
+    if (unable := _NOT_STARTED.search(note)) is not None:
+        return _of_start(unable["reason"].strip(), note)
+    if note.startswith(_ABORTED) or _PROTOCOL_ERROR in note:
+        return Finished(1, CALLED_PROCESS_ERROR, note, aborted=note.startswith(_ABORTED))
+    if _SYSTEM.search(note):
+        return Lost(f"exec: {note}")
+    return Failed(f"Flux could not run the job, or ended it: {note}")
+
+
+def _of_start(reason: str, note: str) -> Outcome:
+    if reason in _NODE_AT_FAULT:
+        return Lost(f"exec: {note}")
+    code = NOT_FOUND if reason == os.strerror(errno.ENOENT) else NOT_STARTED
+    return Finished(code, CALLED_PROCESS_ERROR, note)
+
+
+def _of_no_job(error: BaseException, note: str, *, submitted: bool) -> Outcome:
+    """Return what an error means that is no exception of the job's own."""
+    # Without the error's number: a site's validator says it in a sentence.
+    reason = getattr(error, "strerror", None) or note
+    if submitted:
+        return Lost(f"the job can't be followed any more: {reason}")
+    if isinstance(error, (TypeError, ValueError)) or (
+        isinstance(error, OSError) and error.errno not in _UNANSWERED
+    ):
+        return Refused(f"Flux refused the job: {reason}")
+    return Lost(f"the job could not be submitted: {type(error).__name__}: {reason}")
 
 
 def _note_of(error: BaseException | None) -> str:

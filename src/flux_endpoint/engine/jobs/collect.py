@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ _SHOWN_LINES = 30
 #: Most of each stream of a Python function's ranks that is kept.
 _PRINTED_LINES = 1000
 _PRINTED_BYTES = 1 << 18
+#: How MPICH (and what comes of it) and OpenMPI say which code a rank gave to `MPI_Abort`.
+_ABORT_CODE = re.compile(r"^Abort\((-?\d+)\) on node \d+|\bwith errorcode (-?\d+)", re.MULTILINE)
 
 
 def collect(
@@ -75,6 +79,7 @@ def shell_result(
     result_type: type[ShellResult] = ShellResult,
 ) -> Value | Failure:
     """Return a serialized `ShellResult`; what only Flux has to say is added to standard error."""
+    outcome = with_abort_code(outcome, stderr)
     if outcome.note and outcome.note not in stderr:
         stderr += ("" if not stderr or stderr.endswith("\n") else "\n") + f"{outcome.note}\n"
     result = result_type(command, stdout, stderr, outcome.returncode, outcome.exception_name)
@@ -94,6 +99,17 @@ def printed(plan: RanksPlan) -> bytes:
     return "".join(streams).encode("utf-8", "replace")
 
 
+def with_abort_code(outcome: Finished, stderr: str) -> Finished:
+    """Return `outcome` with the code of the `MPI_Abort` that ended the job, if one did.
+
+    Flux does not say it, but MPI does, on standard error; as a process's exit code, it has 8 bits.
+    """
+    found = _ABORT_CODE.search(stderr) if outcome.aborted else None
+    if found is None:
+        return outcome
+    return replace(outcome, returncode=int(found[1] or found[2]) & 0xFF or outcome.returncode)
+
+
 def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
     ends = [read_rank(plan.directory, rank) for rank in range(plan.ranks)]
     for rank, end in enumerate(ends):
@@ -102,6 +118,8 @@ def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
     values = [end.data for end in ends if isinstance(end, Value)]
     if len(values) == plan.ranks and outcome.returncode == 0:
         return _joined(values)
+    stderr = _tail(plan.stderr, 0, _SHOWN_LINES, 1 << 16)
+    outcome = with_abort_code(outcome, stderr)
     missing = ", ".join(str(rank) for rank, end in enumerate(ends) if end is None) or "none"
     what = (
         "its walltime ran out"
@@ -111,7 +129,7 @@ def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
     return Failure(
         ErrorCode.REMOTE_EXECUTION,
         f"The function did not end on every rank: {what}. {outcome.note}\n"
-        f"ranks without a value: {missing}\n{_tail(plan.stderr, 0, _SHOWN_LINES, 1 << 16)}",
+        f"ranks without a value: {missing}\n{stderr}",
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from flux_endpoint.engine.outcome import (
     Finished,
     Outcome,
 )
+from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.jobid import format_jobid
 
 
@@ -103,16 +106,46 @@ def not_followed(jobid: int, error: Exception) -> str:
 
 
 def prepare_output(plan: JobPlan) -> tuple[int, int]:
-    """Make room for the output files, and return how many bytes they have already."""
+    """Make room for the output files, and return how many bytes they have already.
+
+    Raises:
+        EngineError: one of them can't be written; Flux's job shell would say so without its name.
+    """
     if not isinstance(plan, CommandPlan):
         return 0, 0
     sizes = []
-    for path, given in ((plan.stdout, plan.request.stdout), (plan.stderr, plan.request.stderr)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if given is not None and given != str(path):
-            link = Path(given)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)  # of an earlier attempt
-            link.symlink_to(path)
-        sizes.append(path.stat().st_size if path.is_file() else 0)
+    given = (plan.request.stdout, plan.request.stderr)
+    for name, path, target in zip(
+        ("output", "error"), (plan.stdout, plan.stderr), given, strict=True
+    ):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if target is not None and target != str(path):
+                link = Path(target)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)  # of an earlier attempt
+                link.symlink_to(path)
+            sizes.append(_size_of_writable(path))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise EngineError(f"standard {name} can't be written to {path}: {reason}") from error
     return sizes[0], sizes[1]
+
+
+def _size_of_writable(path: Path) -> int:
+    """Return the size of a file that may be appended to, 0 where there is none yet."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return path.stat().st_size if path.is_file() else 0
+
+
+def failure_of(plan: JobPlan, reason: str) -> str:
+    """Return why a job failed, with the files that the job shell could not open if it was that."""
+    if "shell_init" not in reason or not isinstance(plan, CommandPlan):
+        return reason
+    return (
+        f"{reason}. Can its node write to {plan.stdout} and {plan.stderr}, and are its shell "
+        "options right?"
+    )

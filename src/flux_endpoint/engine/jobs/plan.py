@@ -31,7 +31,11 @@ _LOCAL_MPI = {
 }
 _LAUNCH = str(Path(__file__).with_name("mpiexec.sh"))
 #: Goes with a script: the nodes need not see this package.
-_LAUNCH_VERBATIM = Path(__file__).with_name("launch.sh")
+_LAUNCH_RANKS = Path(__file__).with_name("launch.sh")
+#: Ranks may end as far apart as they like; one that fails ends the others, who may wait for it.
+_RANKS_END = {"exit-timeout": "none", "exit-on-error": 1}
+#: Linux starts no program with an argument of so many bytes (MAX_ARG_STRLEN).
+_LONGEST_WORD = 1 << 17
 #: The shortest walltime, in seconds.
 _SHORTEST = 0.01
 _NO_MPIEXEC = (
@@ -157,24 +161,21 @@ class Planner:
         """Choose how a command is started."""
         prefix = self._prefix(request.resources, needed=is_mpi)
         environment = {**request.environment, "PARSL_MPI_PREFIX": prefix}
+        words = simple_words(command) if is_mpi else None
+        script = f"$PARSL_MPI_PREFIX {command}" if is_mpi else command
         if self.kind == "local":
-            script = f"$PARSL_MPI_PREFIX {command}" if is_mpi else command
-            return replace(
-                request,
-                command=("/bin/bash", "-c", script),
-                environment={**environment, **_LOCAL_MPI},
-                launch="once",
-            )
-        if is_mpi and (words := simple_words(command)) is not None:
-            return replace(request, command=words, launch="rank")  # the ranks are the job's tasks
+            request = replace(request, environment={**environment, **_LOCAL_MPI}, launch="once")
+            if words is None and (is_mpi or request.resources.num_ranks > 1):
+                return replace(request, command=("/bin/bash",), script=script)
+            return _by_bash(request, script)
+        if words is not None:
+            options = _options_of_ranks(request.resources)
+            # The ranks are the job's tasks.
+            return replace(request, command=words, launch="rank", shell_options=options)
         if not is_mpi and request.resources.num_ranks == 1:
             environment["PARSL_MPI_PREFIX"] = ""  # the one rank is the job's only task
-            command_line = ("/bin/bash", "-c", command)
-            return replace(request, command=command_line, environment=environment, launch="rank")
-        script, files = (f"$PARSL_MPI_PREFIX {command}" if is_mpi else command), {}
-        if TEMPLATE in command:
-            script = f'PARSL_MPI_PREFIX="/bin/bash ${{0%/*}}/launch $PARSL_MPI_PREFIX --"; {script}'
-            files["launch"] = _LAUNCH_VERBATIM.read_text(encoding="utf-8")
+            return _by_bash(replace(request, environment=environment, launch="rank"), command)
+        launched = 'PARSL_MPI_PREFIX="/bin/bash ${0%/*}/launch $PARSL_MPI_PREFIX --"'
         # An instance of the task's own holds the allocation from the script's first line to its
         # last, and is where the prefix launches the ranks.
         return replace(
@@ -183,8 +184,8 @@ class Planner:
             environment=environment,
             launch="node",
             shell_options={"mpi": "none", "exit-timeout": "none"},
-            script=f"#!/bin/bash\n{script}\n",
-            files=files,
+            script=f"#!/bin/bash\n{launched}; {script}\n",
+            files={"launch": _LAUNCH_RANKS.read_text(encoding="utf-8")},
         )
 
     def _prefix(self, resources: ResourceSpecification, *, needed: bool) -> str:
@@ -195,8 +196,9 @@ class Planner:
                 if needed:
                     raise EngineError(_NO_MPIEXEC)
                 return ""
-            words = ["/bin/sh", _LAUNCH, mpiexec, "-n", str(resources.num_ranks)]
-        elif resources.tasks_per_slot > 1:  # the nodes are known then, and evenly filled
+            words = ["/bin/bash", _LAUNCH, sys.executable, mpiexec, "-n", str(resources.num_ranks)]
+            return " ".join(filter(None, [*words, resources.launcher_options, "--"]))
+        if resources.tasks_per_slot > 1:  # the nodes are known then, and evenly filled
             per_node = resources.num_ranks // (resources.num_nodes or 1)
             words = ["flux", "run", "-N", str(resources.num_nodes), f"--tasks-per-node={per_node}"]
             if resources.gpus_per_rank:
@@ -221,8 +223,7 @@ class Planner:
             resources=_named(resources, "python"),
             stdout=str(directory / "stdout"),
             stderr=str(directory / "stderr"),
-            # A rank that fails would leave the others waiting for it in their next collective call.
-            shell_options={"exit-on-error": 1},
+            shell_options=_options_of_ranks(resources),
             mark=self.tasks.mark("task", task.task_id),
         )
         if self.kind == "local" and resources.num_ranks > 1:
@@ -244,6 +245,16 @@ class Planner:
             variables["PARSL_NUM_NODES"] = str(resources.num_nodes)
             variables["PARSL_RANKS_PER_NODE"] = str(resources.ranks_per_node)
         return {name: value for name, value in variables.items() if value is not None}
+
+
+def _by_bash(request: JobRequest, command: str) -> JobRequest:
+    if len(command.encode(errors="replace")) < _LONGEST_WORD:
+        return replace(request, command=("/bin/bash", "-c", command))
+    return replace(request, command=("/bin/bash",), script=command)
+
+
+def _options_of_ranks(resources: ResourceSpecification) -> dict[str, Any]:
+    return dict(_RANKS_END) if resources.num_ranks > 1 else {}
 
 
 def _named(resources: ResourceSpecification, name: str) -> ResourceSpecification:

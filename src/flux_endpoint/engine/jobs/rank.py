@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flux_endpoint.engine.jobs.exchange import rank_file, read_task
+from flux_endpoint.engine.jobs.mpi_rank import end_others
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings
 from flux_endpoint.functions.standins import install_stand_ins
 
@@ -45,6 +46,7 @@ def main() -> None:
     if isinstance(end, Failure):
         sys.stdout.flush()
         sys.stderr.flush()
+        end_others(1)  # the job shell ends them only if this is the first rank to exit
         os._exit(1)  # not through MPI_Finalize, which waits for ranks that wait for this one
 
 

@@ -28,6 +28,7 @@ from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.job import (
     Job,
     demand_of,
+    failure_of,
     has_no_limit,
     is_job_exception,
     not_followed,
@@ -40,6 +41,7 @@ from flux_endpoint.engine.jobspec import build_jobspec
 from flux_endpoint.engine.leftovers import kill_tasks
 from flux_endpoint.engine.outcome import (
     Cancelled,
+    Failed,
     Finished,
     Lost,
     Outcome,
@@ -389,9 +391,12 @@ class JobRunner:
         if isinstance(job.plan, FollowPlan) and isinstance(error, (OSError, ValueError)):
             self._conclude(job, Refused(not_followed(job.plan.jobid, error)))
             return
+        if job.jobid is not None and error is not None and not is_job_exception(error):
+            # It may go on, where nobody gets to know of its end: then its task must not run again.
+            self._cancel_all([job], "it can't be followed any more")
         try:
             events = self._backend.exec_events(job.jobid) if job.jobid is not None else []
-            outcome = outcome_of(status, error, events)
+            outcome = outcome_of(status, error, events, submitted=job.jobid is not None)
         except Exception as unexpected:
             log.exception("a job's end could not be read")
             self._end(job.task, Failure(ErrorCode.UNKNOWN, f"EngineError: {unexpected!r}"))
@@ -441,6 +446,8 @@ class JobRunner:
                 if "unsatisfiable" in reason:
                     reason = f"{reason} (in all, there are {self._backend.resources})"
                 end = Failure(ErrorCode.ENGINE_REFUSED, reason)
+            case Failed(reason):
+                end = Failure(ErrorCode.COULD_NOT_EXECUTE, failure_of(job.plan, reason))
             case Lost(reason):
                 attempts = [*job.attempts, reason]
                 if len(attempts) <= self._retries:

@@ -1,0 +1,111 @@
+"""One rank of a program that an MPI launcher starts, with what Flux's job shell would do for it.
+
+Run as `python -I -S mpi_rank.py PROGRAM [ARGUMENT...]`, by the launcher. Launchers neither set
+Flux's variables nor agree on what becomes of a rank that can't be started, fails or is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+import sys
+
+#: Flux's variable, and what launchers call the same.
+_VARIABLES = {
+    "FLUX_TASK_RANK": ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"),
+    "FLUX_TASK_LOCAL_ID": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "FLUX_JOB_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"),
+}
+#: A file's name, without the number of the signal that is its ending: a rank was killed by it.
+KILLED = "FLUX_ENDPOINT_KILLED"
+#: Descriptors of the launcher's own standard output and error, which ranks inherit.
+OUTPUT = "FLUX_ENDPOINT_OUTPUT"
+#: What is sent to the whole process group reaches the program by itself.
+_FOR_THE_PROGRAM = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+)
+#: What Python ignores from its start on.
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+def rank_variables(environment: dict[str, str]) -> dict[str, str]:
+    """Return Flux's variables of a rank by what its launcher has set."""
+    found = {}
+    for ours, theirs in _VARIABLES.items():
+        value = next((environment[name] for name in theirs if environment.get(name)), None)
+        if value is not None:
+            found[ours] = value
+    return found
+
+
+def end_others(code: int) -> None:
+    """Have the launcher, or Flux's job shell, end all ranks: this one has failed with `code`.
+
+    Without effect where ranks are not started by PMI's simple protocol: other launchers end the
+    ranks of a failed one by themselves.
+    """
+    with contextlib.suppress(ValueError, KeyError, OSError):
+        descriptor = int(os.environ["PMI_FD"])
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):  # the program may have closed it
+            os.write(descriptor, f"cmd=abort exitcode={code}\n".encode())
+
+
+def _write_past_launcher() -> None:
+    """Take the launcher's output for our own: what it has to pass on, it loses with an abort."""
+    with contextlib.suppress(KeyError, ValueError, OSError):
+        out, err = map(int, os.environ.pop(OUTPUT).split())
+        os.fstat(err)  # some launchers hand nothing down
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.close(out)
+        os.close(err)
+
+
+def _start(arguments: list[str]) -> int:
+    """Start the program with signals as they were here; return its process id."""
+    environment = {**os.environ, **rank_variables(dict(os.environ))}
+    ours = [s for s in _FOR_THE_PROGRAM if signal.getsignal(s) is not signal.SIG_IGN]
+    for number in ours:
+        signal.signal(number, signal.SIG_IGN)
+    default = [*ours, *_IGNORED_BY_PYTHON]
+    try:
+        return os.posix_spawnp(arguments[0], arguments, environment, setsigdef=default)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        # A script that does not say what runs it: a shell, as everywhere.
+        arguments = ["/bin/sh", *arguments]
+        return os.posix_spawn(arguments[0], arguments, environment, setsigdef=default)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program; return the code to exit with."""
+    _write_past_launcher()
+    try:
+        pid = _start(arguments)
+    except OSError as error:
+        sys.stderr.write(f"start failed: {arguments[0]}: {error.strerror}\n")
+        code = 127 if error.errno == errno.ENOENT else 126
+    else:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == 0:
+        return 0
+    if code < 0:
+        with contextlib.suppress(KeyError, OSError):
+            os.close(os.open(f"{os.environ[KILLED]}.{-code}", os.O_CREAT | os.O_WRONLY, 0o600))
+        code = 128 - code
+    end_others(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
