@@ -390,3 +390,30 @@ PureSourceDill_PATH = "globus_compute_sdk.serialize.concretes.PureSourceDill"
 def test_everything_promised_is_exported():
     for name in serialize.__all__:
         assert getattr(serialize, name) is not None
+
+
+async def coroutine():
+    return 1
+
+
+async def asynchronous_generator():
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: (i for i in range(3)), r"generator.*make a list of it first, `list\(\.\.\.\)`"),
+        (asynchronous_generator, r"async_generator.*make a list of it first, `\[item async for"),
+        (coroutine, r"coroutine.*return `asyncio\.run"),
+    ],
+)
+def test_what_stays_where_it_is_comes_with_a_hint(make, hint):
+    value = make()
+    for whole in (value, [value]):
+        with pytest.raises(SerializationError, match=hint):
+            ComputeSerializer().serialize(whole)
+        with pytest.raises(SerializationError, match=hint):
+            ComputeSerializer.serialize_from_list(whole)
+    if hasattr(value, "close"):
+        value.close()  # nobody is to warn that it was never awaited

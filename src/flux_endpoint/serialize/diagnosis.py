@@ -14,6 +14,18 @@ from typing import Any
 _DEPTH = 8
 _PARTS = 200
 
+_HINTS = {
+    types.GeneratorType: "A generator stays where it is: make a list of it first, `list(...)`",
+    types.AsyncGeneratorType: (
+        "An asynchronous generator stays where it is: make a list of it first, "
+        "`[item async for item in ...]` under `asyncio.run`"
+    ),
+    types.CoroutineType: (
+        "A coroutine that nobody awaits: functions are called, not awaited; have a plain function "
+        "return `asyncio.run(...)` of it"
+    ),
+}
+
 
 def described(data: Any) -> str:
     """Return what to call `data` in a message."""
@@ -43,7 +55,10 @@ def reason(data: Any, error: Exception, serialize: Callable[[Any], object]) -> s
             name, data, error = found
             path.append(name)
     text = plain(error)
-    return f"{text} (found at: {' > '.join(path)})" if path else text
+    if path:
+        text += f" (found at: {' > '.join(path)})"
+    hint = _HINTS.get(type(data))
+    return f"{text}. {hint}" if hint else text
 
 
 def _bad_part(data: Any, serialize: Callable[[Any], object]) -> tuple[str, Any, Exception] | None:
