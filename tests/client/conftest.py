@@ -59,6 +59,8 @@ class Service:
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
+    #: What `GET /v2/endpoints` lists.
+    endpoints: list[dict[str, Any]] = field(default_factory=list)
     #: Event documents by task.
     events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     server: ThreadingHTTPServer | None = None
@@ -75,14 +77,12 @@ class Service:
         return self.seen("/submit")
 
     def answer(self, request: Request) -> Any:
-        match request.method, request.path.strip("/").split("?")[0].split("/"):
+        path = request.path.strip("/").split("?")[0].split("/")
+        if path[1] == "endpoints":
+            return self.answer_of_endpoints(request, path)
+        match request.method, path:
             case "POST", ["v3", "functions"]:
                 return {"function_uuid": str(uuid.uuid4())}
-            case "POST", ["v3", "endpoints", endpoint, "submit"]:
-                key = request.headers["idempotency-key"]
-                if key not in self.answers:
-                    self.answers[key] = self.submit(endpoint, request.body)
-                return self.answers[key]
             case "GET", ["v2", "tasks", task]:
                 return self.document(task)
             case "POST", ["v2", "batch_status"]:
@@ -99,6 +99,17 @@ class Service:
                 return {"task_id": task, "events": self.events.get(task, [])}
             case "POST", ["v2", "tasks", task, "kill"]:
                 return {"task_id": task, "status": "waiting-for-ep", "delivered": True}
+        raise LookupError(request.path)
+
+    def answer_of_endpoints(self, request: Request, path: list[str]) -> Any:
+        match request.method, path:
+            case "GET", ["v2", "endpoints"]:
+                return self.endpoints
+            case "POST", ["v3", "endpoints", endpoint, "submit"]:
+                key = request.headers["idempotency-key"]
+                if key not in self.answers:
+                    self.answers[key] = self.submit(endpoint, request.body)
+                return self.answers[key]
             case "POST", ["v3", "endpoints", endpoint, "attach"]:
                 group = request.body["task_group_id"]
                 self.groups.setdefault(group, []).append(str(uuid.uuid4()))

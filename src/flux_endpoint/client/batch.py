@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +26,7 @@ class Batch:
         user_runtime: what the submission says of this program.
         result_serializers: import paths of strategies for the endpoint to try on each result.
         commands: command functions whose calls are looked at when they are added.
+        find_endpoint: returns the id of an endpoint that is named; by default names are refused.
 
     Attributes:
         tasks: packed arguments of each call, by function id.
@@ -43,6 +44,7 @@ class Batch:
         result_serializers: Iterable[str] | None = None,
         *,
         commands: RegisteredCommands | None = None,
+        find_endpoint: Callable[[UuidLike], UUID] | None = None,
     ) -> None:
         self.task_group_id = task_group_id
         self.resource_specification = checked_resources(resource_specification)
@@ -54,6 +56,7 @@ class Batch:
         self.endpoint_id: UUID | None = None
         self._serializer = serializer or ComputeSerializer()
         self._commands = commands or RegisteredCommands()
+        self._find_endpoint = find_endpoint or (lambda value: as_uuid(value, "endpoint_id"))
 
     def __len__(self) -> int:
         return sum(len(payloads) for payloads in self.tasks.values())
@@ -115,7 +118,7 @@ class Batch:
         if wrong:
             raise TypeError(f"kwargs: expected kwargs with `str` keys, got: {wrong[0]}")
         function = as_uuid(function_id, "function_id")
-        endpoint = as_optional_uuid(endpoint_id, "endpoint_id") or self.endpoint_id
+        endpoint = self._find_endpoint(endpoint_id) if endpoint_id else self.endpoint_id
         if self.endpoint_id is not None and endpoint != self.endpoint_id:
             raise ValueError(
                 f"this batch goes to endpoint {self.endpoint_id}, not {endpoint}: make one for each"

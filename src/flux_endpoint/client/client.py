@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.batch import Batch
 from flux_endpoint.client.commands import RegisteredCommands
+from flux_endpoint.client.endpoints import find_endpoint
 from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.client.registry import registration_body, source_body
 from flux_endpoint.client.results import from_document, load
@@ -30,7 +32,8 @@ class Client:
     """Asks the service directly; for many tasks, `Executor` is faster and simpler.
 
     Every method that makes a request raises `ServiceError` if the service refuses it, and
-    `ServiceUnreachableError` if it can't be reached.
+    `ServiceUnreachableError` if it can't be reached. An endpoint is named by its id, or by its name
+    on this machine or at the service.
 
     Args:
         service_url: where the service is; by default what the environment or the credentials file
@@ -84,7 +87,7 @@ class Client:
             description: what it does; by default its docstring.
             metadata: more to keep with it.
             public: let everybody run it.
-            group: let a group run it.
+            group: of Globus Groups; the service has none, and refuses it.
 
         Returns:
             The function's id.
@@ -168,6 +171,7 @@ class Client:
             serializer=self.fx_serializer,
             result_serializers=result_serializers,
             commands=self._commands,
+            find_endpoint=functools.partial(find_endpoint, api=self.api, what="endpoint_id"),
         )
 
     def batch_run(
@@ -192,7 +196,7 @@ class Client:
         if target is None:
             raise ValueError("no endpoint is set: use batch_run(endpoint_id, batch)")
         key = uuid.uuid4().hex
-        return self.api.submit(str(as_uuid(target, "endpoint_id")), batch.prepare(), key)
+        return self.api.submit(self._endpoint(target), batch.prepare(), key)
 
     def run(self, *args: Any, endpoint_id: UuidLike, function_id: UuidLike, **kwargs: Any) -> str:
         """Submit one call of a registered function and return its task's id."""
@@ -291,15 +295,15 @@ class Client:
 
     def get_endpoint_status(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
         """Return whether an endpoint is `online` or `offline`, and its last report as `details`."""
-        return self.api.endpoint_status(str(as_uuid(endpoint_uuid, "endpoint_uuid")))
+        return self.api.endpoint_status(self._endpoint(endpoint_uuid, "endpoint_uuid"))
 
     def get_endpoint_metadata(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
         """Return what an endpoint told about itself when it registered."""
-        return self.api.endpoint(str(as_uuid(endpoint_uuid, "endpoint_uuid")))
+        return self.api.endpoint(self._endpoint(endpoint_uuid, "endpoint_uuid"))
 
     def get_allowed_functions(self, endpoint_id: UuidLike) -> dict[str, Any]:
         """Return whether an endpoint is `restricted` to the `functions` that are listed."""
-        return self.api.allowed_functions(str(as_uuid(endpoint_id, "endpoint_id")))
+        return self.api.allowed_functions(self._endpoint(endpoint_id))
 
     def get_worker_hardware_details(self, endpoint_id: UuidLike) -> str:
         """Have an endpoint's worker tell what machine it runs on.
@@ -311,16 +315,23 @@ class Client:
         return self.run(endpoint_id=endpoint_id, function_id=function_id)
 
     def stop_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
-        """Refuse an endpoint's registration for a while, so that it stays stopped.
+        """Stop an endpoint in good order, and refuse its registration for a while.
+
+        Its running tasks may finish for its `shutdown_grace`; what has not begun is run when it is
+        started again, which whoever runs it has to do.
 
         Returns:
-            `endpoint_id`, and until when as `lock_expiration_timestamp` (UTC, ISO 8601).
+            `endpoint_id`; as `lock_expiration_timestamp` until when it can't be started (UTC, ISO
+            8601); as `delivered` whether it was there to stop.
         """
-        return self.api.lock_endpoint(str(as_uuid(endpoint_id, "endpoint_id")))
+        return self.api.lock_endpoint(self._endpoint(endpoint_id))
 
     def delete_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
         """Delete an endpoint for good: nothing can be submitted to it any more."""
-        return self.api.delete_endpoint(str(as_uuid(endpoint_id, "endpoint_id")))
+        return self.api.delete_endpoint(self._endpoint(endpoint_id))
+
+    def _endpoint(self, value: UuidLike, what: str = "endpoint_id") -> str:
+        return str(find_endpoint(value, self.api, what))
 
     def get_result_amqp_url(self) -> dict[str, str]:
         """Return where results are streamed from: `connection_url` and `queue_prefix`."""

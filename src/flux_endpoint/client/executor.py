@@ -23,6 +23,7 @@ from flux_endpoint.client.checks import (
     refuse_unknown,
 )
 from flux_endpoint.client.client import Client, hardware_source
+from flux_endpoint.client.endpoints import find_endpoint
 from flux_endpoint.client.exits import see_to_the_end
 from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.future import ComputeFuture
@@ -67,7 +68,8 @@ class Executor(FuturesExecutor):
             print(future.result())
 
     Args:
-        endpoint_id: where tasks run.
+        endpoint_id: where tasks run: an id, or the name of an endpoint of this machine or of the
+            service, which is asked for a name that is not known here.
         client: the service to use; by default the one that the environment or the credentials
             file names.
         task_group_id: the group that tasks belong to; by default one that all Executors of this
@@ -82,7 +84,7 @@ class Executor(FuturesExecutor):
         give_up_after: seconds for which an unreachable service is tried again before tasks fail.
 
     Raises:
-        ValueError: an id is not a UUID, or a number is out of its range.
+        ValueError: an id is not a UUID, no endpoint has the name, or a number is out of its range.
         TypeError: an argument is unknown or of the wrong type.
         ConfigurationError: nothing says where the service is.
     """
@@ -106,12 +108,12 @@ class Executor(FuturesExecutor):
         **unknown: Any,
     ) -> None:
         refuse_unknown(type(self), unknown)
+        self.client = client or Client()
         self.endpoint_id = endpoint_id
         self.task_group_id = task_group_id or Executor._default_task_group_id or uuid.uuid4()
         self.resource_specification = resource_specification
         self.user_endpoint_config = user_endpoint_config
         self.label = label
-        self.client = client or Client()
         if serializer is not None:
             self.serializer = serializer
         self._streams = ResultStreams(self.client.api)
@@ -145,12 +147,14 @@ class Executor(FuturesExecutor):
 
     @property
     def endpoint_id(self) -> UUID | None:
-        """Where tasks run; assign a UUID or its text."""
+        """Where tasks run; assign a UUID, its text, or the endpoint's name."""
         return self._endpoint_id
 
     @endpoint_id.setter
     def endpoint_id(self, value: UuidLike | None) -> None:
-        self._endpoint_id = as_optional_uuid(value, "endpoint_id")
+        self._endpoint_id = (
+            None if value is None else find_endpoint(value, self.client.api, "endpoint_id")
+        )
 
     @property
     def task_group_id(self) -> UUID | None:
