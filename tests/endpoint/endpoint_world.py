@@ -283,6 +283,10 @@ class RunningAgent:
             pass
         return status
 
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         self.agent.stop()
         self.join()

@@ -10,7 +10,7 @@ from endpoint_world import PATIENCE, ObedientEngine, Service, running
 
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.engine.base import EngineEvent
-from flux_endpoint.protocol.messages import Task, pack
+from flux_endpoint.protocol.messages import EndpointStop, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
 
 pytestmark = pytest.mark.rabbitmq
@@ -65,6 +65,24 @@ def test_a_request_for_a_task_that_has_ended_changes_nothing(
         other = service.send()
         service.await_results([other])
     assert service.counts == {task_id: 1, other: 1}
+
+
+def test_a_request_to_stop_ends_the_agent_in_good_order(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    stop = pack(EndpointStop(endpoint_id=uuid.UUID(service.endpoint_id)))
+    task_id = str(uuid.uuid4())
+    with running(service, held_engine, tmp_path, shutdown_grace=7) as agent:
+        with held_engine.stops_later():
+            for _ in range(2):  # a repetition must not make it hurry
+                service.command(stop)
+            service.kill(task_id)
+            assert str(service.next_result().task_id) == task_id
+            agent.await_state("stopping")
+            assert agent.is_running
+        agent.join()
+    assert agent.error is None
+    assert held_engine.stopped_with == 7
 
 
 @pytest.mark.parametrize(

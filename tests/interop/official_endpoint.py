@@ -102,8 +102,8 @@ class OfficialEndpoint:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # at its end it ends its whole process group
         )
-        until(lambda: self._times_begun > begun or self._has_ended())
-        return not self._has_ended()
+        until(lambda: self._times_begun > begun or self.has_ended())
+        return not self.has_ended()
 
     @property
     def _times_begun(self) -> int:
@@ -163,7 +163,8 @@ class OfficialEndpoint:
     def _logs(self) -> list[Path]:
         return sorted((self._home / ".globus_compute").glob("*/endpoint.log"))
 
-    def _has_ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether it has ended, by whomever."""
         return self._process is not None and self._process.poll() is not None
 
     def _command(self, *arguments: str) -> None:

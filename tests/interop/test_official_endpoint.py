@@ -284,3 +284,14 @@ def test_a_killed_endpoint_takes_its_user_endpoints_along_and_every_future_ends(
             assert futures[number].result(0) == paths[number]
         else:
             assert "EndpointLost" in str(end)
+
+
+def test_an_endpoint_that_is_stopped_from_afar_ends_with_its_user_endpoints(world: World) -> None:
+    """The last one: for half a minute it can't be started again."""
+    with world.executor() as executor:
+        assert executor.submit(area, 1).result(PATIENCE) == 1
+    (user_endpoint,) = world.endpoint.user_endpoints()
+    assert world.client.stop_endpoint(world.endpoint.id)["delivered"] is True
+    until(world.endpoint.has_ended)
+    until(lambda: not user_endpoint.is_running())
+    until(lambda: world.status() == "offline")

@@ -96,6 +96,10 @@ class TestFunctions:
         assert "TASK_PAYLOAD_TOO_LARGE" in seen["too_large"]["text"]
         assert "is shutdown" in seen["after_an_error"]  # which is up to that package
 
+    def test_a_configuration_that_no_template_takes_is_an_error_that_says_so(self, seen):
+        assert seen["template"]["type"] == "ComputeAPIError"
+        assert "has no configuration template" in seen["template"]["text"]
+
     def test_it_is_told_about_the_workers_hardware(self, seen):
         assert f"host: {platform.node()}\n" in seen["hardware"]
 

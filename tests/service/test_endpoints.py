@@ -6,10 +6,15 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import refusal
+from tests.service.conftest import Rest, refusal
+from tests.service.official_world import CoreEndpoint
+from tests.service.test_removal import exists
 
+from flux_endpoint.protocol.messages import EndpointStop, unpack
+from flux_endpoint.service.routes.endpoints import LOCK_SECONDS
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.engine import Database
 
@@ -84,6 +89,52 @@ def test_a_locked_endpoint_can_not_register(api: TestClient, add_endpoint: AddEn
     assert datetime.fromisoformat(lock["lock_expiration_timestamp"]).tzinfo is None
     answer = api.put(f"/v3/endpoints/{endpoint_id}", json={"endpoint_name": "lab"})
     refusal(answer, 423, "ENDPOINT_LOCKED", "endpoint_id")
+
+
+@pytest.mark.rabbitmq
+def test_an_endpoint_that_is_stopped_is_told_so_while_the_lock_lasts(
+    live: Rest, amqp_vhost: str, database: Database
+) -> None:
+    endpoint_id = live.register_endpoint()
+    answer = live.client.post(f"/v3/endpoints/{endpoint_id}/lock").json()
+    assert answer["delivered"] is False
+    with database.write() as connection:
+        report = {endpoint_id: {"heartbeat_period": 600}}
+        endpoints.record_reports(connection, report, time.time())
+    answer = live.client.post(f"/v3/endpoints/{endpoint_id}/lock").json()
+    assert answer["delivered"] is True
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost))
+    _, properties, body = connection.channel().basic_get(f"{endpoint_id}.commands")
+    connection.close()
+    assert unpack(body) == EndpointStop(endpoint_id=uuid.UUID(endpoint_id))
+    # Who starts it once the lock is over must not be stopped again.
+    assert 0 < int(properties.expiration) <= LOCK_SECONDS * 1000
+
+
+@pytest.mark.rabbitmq
+def test_a_core_endpoint_is_stopped_by_the_end_of_its_command_queue(
+    live: Rest, core: CoreEndpoint, amqp_vhost: str, database: Database
+) -> None:
+    assert exists(amqp_vhost, f"{core.id}.commands")
+    answer = live.client.post(f"/v3/endpoints/{core.id}/lock").json()
+    assert answer["delivered"] is True
+    assert not exists(amqp_vhost, f"{core.id}.commands")
+    answer = live.client.put(f"/v3/endpoints/{core.id}", json={"endpoint_name": "lab"})
+    refusal(answer, 423, "ENDPOINT_LOCKED", "endpoint_id")
+    with database.write() as connection:
+        endpoints.lock_endpoint(connection, core.id, time.time())
+    core.register_again()
+    assert exists(amqp_vhost, f"{core.id}.commands")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("high_assurance", True), ("authentication_policy", "p")]
+)
+def test_a_protection_that_the_service_can_not_give_is_refused(
+    api: TestClient, field: str, value: Any
+) -> None:
+    answer = api.post("/v3/endpoints", json={"endpoint_name": "lab", field: value})
+    refusal(answer, 422, "SEMANTICALLY_INVALID", field)
 
 
 def test_allowed_functions_are_listed(api: TestClient, add_endpoint: AddEndpoint) -> None:

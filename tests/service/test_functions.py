@@ -47,6 +47,13 @@ def test_a_huge_function_is_refused(api: TestClient) -> None:
     refusal(api.post("/v3/functions", json=body), 413, "FUNCTION_TOO_LARGE", "function_code")
 
 
+@pytest.mark.parametrize("field", ["group", "ha_endpoint_id"])
+def test_a_protection_that_nothing_here_gives_is_refused(api: TestClient, field: str) -> None:
+    body = {"function_name": "double", "function_code": FUNCTION, field: str(uuid.uuid4())}
+    refusal(api.post("/v3/functions", json=body), 422, "SEMANTICALLY_INVALID", field)
+    assert api.post("/v3/functions", json={**body, field: None}).status_code == 200
+
+
 def test_a_name_must_be_text(api: TestClient) -> None:
     for name in ("", "nul\0", "x" * 257, 7, "\ud800"):
         content = b'{"function_name":%s,"function_code":"1\\na"}' % (json.dumps(name).encode())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
-from tests.service.conftest import PAYLOAD, refusal
+from tests.service.conftest import OWN, PAYLOAD, refusal
 
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
@@ -117,6 +117,18 @@ def test_somebody_elses_group_can_not_be_used(
     group_id = submit({function_id: [PAYLOAD]}).json()["task_group_id"]
     answer = submit({function_id: [PAYLOAD]}, to=endpoint_id, task_group_id=group_id, headers=bob)
     refusal(answer, 403, "TASK_GROUP_NOT_PERMITTED", "task_group_id")
+
+
+def test_a_configuration_for_an_endpoint_without_a_template_is_refused(
+    submit: Submit, function_id: str, add_endpoint: Callable[..., str]
+) -> None:
+    for make in (OWN, {"endpoint_version": "4.19.0"}):
+        endpoint_id = add_endpoint(metadata=make)
+        batch = {function_id: [PAYLOAD]}
+        answer = submit(batch, to=endpoint_id, user_endpoint_config={"walltime": "1:00"})
+        body = refusal(answer, 422, "SEMANTICALLY_INVALID", "user_endpoint_config")
+        assert f"endpoint {endpoint_id} has no configuration template" in body.message
+        assert submit(batch, to=endpoint_id, user_endpoint_config={}).is_success
 
 
 def test_an_unknown_endpoint_is_refused(submit: Submit, function_id: str) -> None:

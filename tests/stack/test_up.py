@@ -6,12 +6,14 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
 import pytest
 
+from flux_endpoint import Client
 from other_threads import signal_another_thread
 
 pytestmark = [pytest.mark.stack, pytest.mark.rabbitmq]
@@ -51,6 +53,10 @@ class Home:
     @property
     def state(self):
         return self.read("stack/state.json")
+
+    @property
+    def log(self):
+        return (self.path / "stack" / "up.log").read_text()
 
     def version(self):
         url = self.read("credentials.json")["service_url"]
@@ -249,6 +255,22 @@ def test_a_service_and_a_broker_that_die_are_started_again(
         transport = httpx.HTTPTransport(retries=8)
         with httpx.Client(transport=transport, timeout=60, trust_env=False) as client:
             assert client.get(f"{url}/v2/version").status_code == 200
+
+
+def test_an_endpoint_that_is_stopped_on_request_stays_stopped(home):
+    home.up()
+    credentials = home.read("credentials.json")
+    client = Client(credentials["service_url"], credentials["token"])
+    endpoint_id = home.state["endpoint_id"]
+    assert client.stop_endpoint(endpoint_id)["delivered"] is True
+    deadline = time.monotonic() + 60
+    while "`flux-endpoint start local` starts it again" not in home.log:
+        assert time.monotonic() < deadline, home.log
+        time.sleep(0.05)
+    listed = json.loads(home.run("list", "--json").stdout)
+    assert [each["status"] for each in listed] == ["stopped"]
+    assert home.version() == 200
+    assert client.get_endpoint_status(endpoint_id)["status"] == "offline"
 
 
 def test_the_printed_snippet_works_in_another_terminal(home, processes_of, tmp_path):

@@ -36,6 +36,7 @@ from flux_endpoint.endpoint.turn import (
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.errors import InstanceLostError, InvalidMessageError, PublishError
 from flux_endpoint.logs import event
+from flux_endpoint.protocol.messages import EndpointStop
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -292,6 +293,11 @@ class Agent:
         if kill is None:
             return
         turn.answered.append(delivery)
+        if isinstance(kill, EndpointStop):
+            event(log, logging.INFO, "asked by the service to stop")
+            if not self._asked_to_stop:  # a request that was repeated is no wish to hurry
+                self._signalled(Signal.STOP)
+            return
         task_id = str(kill.task_id)
         event(log, logging.INFO, "asked to end a task", task_id=task_id, signum=kill.signum)
         if task_id in self._running:

@@ -1,4 +1,4 @@
-"""Requests that come over the command queue: end a task, or signal its processes."""
+"""Requests that come over the command queue: end a task, signal its processes, or stop."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from flux_endpoint.amqp import Delivery
 from flux_endpoint.endpoint.intake import Refused, refuse
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.logs import event
-from flux_endpoint.protocol.messages import TaskKill, unpack
+from flux_endpoint.protocol.messages import EndpointStop, TaskKill, unpack
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
 
 
-def read_command(delivery: Delivery) -> TaskKill | None:
+def read_command(delivery: Delivery) -> TaskKill | EndpointStop | None:
     """Return the request in a delivery; one that makes no sense is set aside, and `None`."""
     try:
         message = unpack(delivery.body)
-        if isinstance(message, TaskKill):
+        if isinstance(message, TaskKill | EndpointStop):
             return message
         reason = f"a {message.message_type} message is no command"
     except InvalidMessageError as error:

@@ -84,6 +84,14 @@ class TaskKill(Message):
     signum: int | None = None
 
 
+class EndpointStop(Message):
+    """A request to this project's endpoints: stop in good order, as after SIGTERM."""
+
+    message_type: ClassVar[str] = "endpoint_stop"
+
+    endpoint_id: UUID
+
+
 class TaskEvent(BaseModel):
     """An event of the Flux job that a task became (RFC 21).
 
@@ -164,6 +172,7 @@ MESSAGES: dict[str, type[Message]] = {
         Container,
         ContainerImage,
         EPStatusReport,
+        EndpointStop,
         ManagerStatusReport,
         Result,
         Task,

@@ -51,7 +51,8 @@ class VersionAnswer(BaseModel):
 class RegisterFunction(BaseModel):
     """`POST /v3/functions`.
 
-    `function_code` is a packed buffer if `serialized`, else bare Python source.
+    `function_code` is a packed buffer if `serialized`, else bare Python source. The service honours
+    neither `group` nor `ha_endpoint_id`, and refuses them.
     """
 
     function_name: Name
@@ -61,6 +62,7 @@ class RegisterFunction(BaseModel):
     meta: JsonObject | None = None
     public: bool = False
     group: Name | None = None
+    ha_endpoint_id: Name | None = None
 
 
 class FunctionAnswer(BaseModel):
@@ -192,13 +194,18 @@ class EventStreamAnswer(BaseModel):
 
 
 class RegisterEndpoint(BaseModel):
-    """`POST /v3/endpoints` and `PUT /v3/endpoints/{id}`."""
+    """`POST /v3/endpoints` and `PUT /v3/endpoints/{id}`.
+
+    The service honours neither `high_assurance` nor `authentication_policy`, and refuses them.
+    """
 
     endpoint_name: Name
     display_name: Label | None = None
     multi_user: bool = False
     public: bool = False
     allowed_functions: list[UuidText] | None = Field(default=None, max_length=10_000)
+    high_assurance: bool = False
+    authentication_policy: Name | None = None
     metadata: JsonObject = Field(default_factory=dict)
 
 
@@ -209,6 +216,17 @@ class EndpointStatusAnswer(BaseModel):
     details: dict[str, Any] = Field(default_factory=dict)
     #: Seconds since the epoch of the last report, absent if there never was one.
     last_seen: float | None = None
+
+
+class LockAnswer(BaseModel):
+    """`POST /v3/endpoints/{id}/lock`.
+
+    The end of the lock (UTC, ISO 8601), and whether the endpoint was online to be stopped.
+    """
+
+    endpoint_id: str
+    lock_expiration_timestamp: str
+    delivered: bool
 
 
 class EndpointSummary(BaseModel):

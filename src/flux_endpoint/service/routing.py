@@ -58,6 +58,7 @@ class _Message:
     routing_key: str
     body: bytes
     headers: Mapping[str, object] | None
+    expiration: float | None
     done: Future[None] = field(default_factory=Future)
 
 
@@ -162,9 +163,11 @@ class TaskPublisher:
         routing_key: str,
         body: bytes,
         timeout: float,
+        *,
         headers: Mapping[str, object] | None = None,
+        expiration: float | None = None,
     ) -> None:
-        """Publish one message and wait for its confirm.
+        """Publish one message and wait for its confirm; drop it after `expiration` seconds.
 
         Raises:
             UnroutableError: no queue takes it.
@@ -175,7 +178,7 @@ class TaskPublisher:
             raise AmqpError("there is no connection to the message broker")
         if not self._room.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise AmqpError("too much is waiting for the message broker")
-        message = _Message(exchange, routing_key, body, headers)
+        message = _Message(exchange, routing_key, body, headers, expiration)
         self._inbox.put(message)
         try:
             message.done.result(timeout=max(deadline - time.monotonic(), 0))
@@ -317,7 +320,11 @@ class TaskPublisher:
     def _send_message(self, message: _Message) -> None:
         try:
             confirm = self._connection.publish(
-                message.exchange, message.routing_key, message.body, headers=message.headers
+                message.exchange,
+                message.routing_key,
+                message.body,
+                headers=message.headers,
+                expiration=message.expiration,
             )
         except PublishError as closed:
             message.done.set_exception(closed)

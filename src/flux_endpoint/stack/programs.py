@@ -78,11 +78,13 @@ class Ended:
         name: of the part.
         reason: how it ended, with the end of its log.
         program: which process it was; `None` for a part that is none of the programs.
+        on_request: whether it is an endpoint that somebody has asked to stop: it exited with 0.
     """
 
     name: str
     reason: str
     program: Program | None = None
+    on_request: bool = False
 
 
 #: Ends a wait for events; says nothing itself.
@@ -106,6 +108,7 @@ class Programs:
         self._lock = lock
         self._programs: dict[str, Program] = {}
         self._how: dict[str, str] = {}
+        self._codes: dict[str, int] = {}
         self._keeper = ProcessKeeper(
             self._on_started,
             self._on_process_exit,
@@ -203,6 +206,7 @@ class Programs:
         code = os.waitstatus_to_exitcode(status)
         by = f"signal {-code}" if code < 0 else f"exit code {code}"
         self._how[key] = f"ended ({by})"
+        self._codes[key] = code
 
     def _on_start_failed(self, key: str, index: int, error: OSError) -> None:
         del index
@@ -213,7 +217,8 @@ class Programs:
         program = self._programs[key]
         program.ended.set()
         if not program.stopping:
-            self.events.put(Ended(key, self.describe_exit(key), program))
+            on_request = key == "endpoint" and self._codes.pop(key, None) == 0
+            self.events.put(Ended(key, self.describe_exit(key), program, on_request))
 
 
 def run_command(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:

@@ -237,7 +237,10 @@ class _Running:
         while True:
             pause = max(0.0, min(due.values()) - time.monotonic()) if due else None
             ended = self._programs.next_event(pause)
-            if ended is not None:
+            if ended is not None and ended.on_request and self._endpoint is not None:
+                again = f"`flux-endpoint start {self._endpoint.name}` starts it again"
+                self._say(f"{ended.name:<9} stopped on request; {again}")
+            elif ended is not None:
                 due[ended.name] = time.monotonic() + self._put_off(ended)
             for name in [name for name, moment in due.items() if moment <= time.monotonic()]:
                 del due[name]
@@ -288,11 +291,12 @@ class _Running:
         self._broker.start()
         if self._broker.port == port:
             return  # the others reconnect by themselves
+        has_endpoint = self._endpoint is not None and self._programs.is_running("endpoint")
         if self._endpoint is not None:
             self._endpoint.stop()
         self._service.stop()
         self._service.launch()
-        if self._endpoint is not None:
+        if self._endpoint is not None and has_endpoint:
             self._endpoint.launch()
         self._save(amqp_port=self._broker.port)
 

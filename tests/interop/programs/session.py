@@ -126,7 +126,9 @@ with executor() as ex:
         seen["map"] = "NotImplementedError"
 
 port = urlsplit(client.get_result_amqp_url()["connection_url"]).port
-with executor(amqp_port=port, batch_size=64, user_endpoint_config={"any": "thing"}) as ex:
+ex = executor(user_endpoint_config={"any": "thing"})
+seen["template"] = error_of(ex.submit(area, 1))
+with executor(amqp_port=port, batch_size=64) as ex:
     many = [ex.submit(area, n, height=3) for n in range(200)]
     seen["many"] = [future.result(60) for future in many]
     seen["groups"] = len({str(ex.task_group_id), str(executor().task_group_id)})

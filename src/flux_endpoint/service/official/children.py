@@ -36,11 +36,17 @@ def running_endpoint(
         runtime: what the user's program says of itself.
 
     Raises:
-        ServiceError: 422, `config` is too large.
+        ServiceError: 422, `config` is too large, or the endpoint has no template.
     """
-    if not endpoint.is_core:
-        return endpoint.id
     config = config or {}
+    if not endpoint.is_core:
+        if config:
+            raise invalid_field(
+                "user_endpoint_config",
+                f"endpoint {endpoint.id} has no configuration template for it to fill in: leave it "
+                "out, what a task needs goes into its resource_specification",
+            )
+        return endpoint.id
     if len(json.dumps(config)) > MAX_CONFIG:
         raise invalid_field(
             "user_endpoint_config", f"is larger than {MAX_CONFIG} characters: pass files by path"

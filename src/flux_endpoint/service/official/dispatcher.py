@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flux_endpoint.amqp import AmqpConnection, Custodian
+from flux_endpoint.errors import AmqpError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.official.releases import STALE_CLAIM, Published, Releases
 from flux_endpoint.service.official.runs import Runs
 from flux_endpoint.service.official.starts import DEAF_AFTER, Starts
@@ -60,6 +62,14 @@ class _Registered:
     done: Future[None] = field(default_factory=Future)
 
 
+@dataclass(frozen=True)
+class _Stopped:
+    """A core endpoint is to stop."""
+
+    endpoint_id: str
+    done: Future[None] = field(default_factory=Future)
+
+
 class _Deleted:
     """Endpoints were deleted."""
 
@@ -72,7 +82,9 @@ class _Stop:
     """End the thread."""
 
 
-_Posted = _Ready | _Ended | _Reported | _Registered | _Deleted | _Connected | Published | _Stop
+_Posted = (
+    _Ready | _Ended | _Reported | _Registered | _Stopped | _Deleted | _Connected | Published | _Stop
+)
 _Item = _Posted | tuple[Published, ...]
 
 
@@ -148,6 +160,19 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - it can start all the same
             event(log, logging.WARNING, "endpoint not prepared", id=endpoint_id, reason=error)
 
+    def stopped(self, endpoint_id: str, timeout: float) -> None:
+        """Have a core endpoint stop, which it does when its command queue is gone.
+
+        Raises:
+            ServiceError: 503, the broker did not do it within `timeout`.
+        """
+        item = _Stopped(endpoint_id)
+        self._inbox.put(item)
+        try:
+            item.done.result(timeout)
+        except (AmqpError, TimeoutError) as error:
+            raise broker_unavailable() from error
+
     def deleted(self) -> None:
         """Tell that endpoints were deleted."""
         self._inbox.put(_Deleted())
@@ -179,7 +204,7 @@ class Dispatcher:
             self._handle(item)
         except Exception as error:  # noqa: BLE001 - what it concerned is looked at again
             self._failed(error)
-            if isinstance(item, _Registered):
+            if isinstance(item, _Registered | _Stopped):
                 item.done.set_exception(error)
             elif isinstance(item, tuple):
                 self._timers.within(Due.RELEASE, item[0].endpoint_id, _soon())
@@ -219,6 +244,10 @@ class Dispatcher:
                 self._take_report(item)
             case _Registered():
                 self._prepare(item.endpoint_id)
+                item.done.set_result(None)
+            case _Stopped():
+                self._custodian.delete(queues.commands_queue(item.endpoint_id)).result(_TIMEOUT)
+                self._releases.forget_queues()
                 item.done.set_result(None)
             case _Deleted():
                 self._empty()

@@ -3,19 +3,22 @@
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Path
 
 from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.messages import EndpointStop, pack
 from flux_endpoint.protocol.queues import EndpointQueues, endpoint_queues
 from flux_endpoint.protocol.rest import (
     EndpointStatusAnswer,
     EndpointSummary,
+    LockAnswer,
     RegisterEndpoint,
     UuidText,
 )
+from flux_endpoint.service.commands import command_endpoint
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.errors import broker_unavailable, endpoint_unknown, invalid_field
 from flux_endpoint.service.identity import Caller
@@ -119,17 +122,27 @@ def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[st
 
 
 @router.post("/v3/endpoints/{endpoint_id}/lock")
-def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, str]:
-    """Refuse registrations of an endpoint for a while, so that it stays stopped."""
-    _owned(service, endpoint_id, caller)
-    until = time.time() + LOCK_SECONDS
+def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> LockAnswer:
+    """Stop an endpoint, and refuse its registration for a while, so that it stays stopped."""
+    endpoint = _owned(service, endpoint_id, caller)
+    now = time.time()
+    until = now + LOCK_SECONDS
     with service.database.write() as connection:
         endpoints.lock_endpoint(connection, endpoint_id, until)
-    expires = datetime.fromtimestamp(until, UTC).replace(tzinfo=None)
-    return {
-        "endpoint_id": endpoint_id,
-        "lock_expiration_timestamp": expires.isoformat(timespec="seconds"),
-    }
+    timeout = service.settings.publish_timeout
+    if endpoint.is_own_make:
+        # Whoever starts it once the lock is over does not find this any more.
+        message = EndpointStop(endpoint_id=UUID(endpoint_id))
+        command_endpoint(service, endpoint_id, pack(message), expiration=LOCK_SECONDS)
+    elif endpoint.is_core:
+        service.dispatcher.stopped(endpoint_id, timeout)
+    return LockAnswer(
+        endpoint_id=endpoint_id,
+        lock_expiration_timestamp=datetime.fromtimestamp(until, UTC)
+        .replace(tzinfo=None)
+        .isoformat(timespec="seconds"),
+        delivered=endpoint.is_online(now) and (endpoint.is_own_make or endpoint.is_core),
+    )
 
 
 @router.get("/v3/endpoints/{endpoint_id}/allowed_functions")
@@ -164,9 +177,11 @@ def _visible(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoin
         return usable(connection, endpoint_id, caller)
 
 
-def _owned(service: ServiceContext, endpoint_id: str, caller: User) -> None:
-    if _visible(service, endpoint_id, caller).owner_id != caller.id:
+def _owned(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoint:
+    endpoint = _visible(service, endpoint_id, caller)
+    if endpoint.owner_id != caller.id:
         raise _not_permitted(endpoint_id)
+    return endpoint
 
 
 def _not_permitted(endpoint_id: str) -> ServiceError:
@@ -184,6 +199,13 @@ def _register(
     for field in ("endpoint_name", "display_name"):
         if "\0" in (getattr(request, field) or ""):
             raise invalid_field(field, "must not contain NUL")
+    if request.high_assurance:
+        raise invalid_field("high_assurance", "this service has none: leave it out to go without")
+    if request.authentication_policy:
+        raise invalid_field(
+            "authentication_policy",
+            "this service can't enforce any: leave it out; tokens say who may use an endpoint",
+        )
     # The queues come first: a 503 is repeated by clients, and must have left nothing behind.
     if not service.publisher.declare_endpoint(endpoint_id, service.settings.publish_timeout):
         raise broker_unavailable()

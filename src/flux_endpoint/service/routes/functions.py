@@ -25,6 +25,16 @@ def register(request: RegisterFunction, service: Service, caller: Caller) -> Fun
     """Store a function."""
     if "\0" in request.function_name:
         raise invalid_field("function_name", "must not contain NUL")
+    if request.group:
+        raise invalid_field(
+            "group",
+            "this service has no groups to share functions with: leave it out to keep the function "
+            "to yourself, or register it as public",
+        )
+    if request.ha_endpoint_id:
+        raise invalid_field(
+            "ha_endpoint_id", "this service has no high assurance: leave it out to go without"
+        )
     code = request.function_code
     if not request.serialized:
         code = buffers.pack_source(request.function_name, code)

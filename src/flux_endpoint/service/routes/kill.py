@@ -5,11 +5,12 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from flux_endpoint.errors import AmqpError, ServiceError, UnroutableError
+from flux_endpoint.errors import AmqpError, ServiceError
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Result, ResultErrorDetails, TaskKill, pack
 from flux_endpoint.protocol.rest import KillAnswer, KillTask
 from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.service.commands import command_endpoint
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.identity import Caller
@@ -43,25 +44,14 @@ def kill(
             field="task_id",
         )
     # Even to an endpoint that is away: it must not start the task when it comes back.
-    _command(service, task.endpoint_id, pack(TaskKill(task_id=UUID(task_id), signum=signum)))
+    command_endpoint(
+        service, task.endpoint_id, pack(TaskKill(task_id=UUID(task_id), signum=signum))
+    )
     if signum is None and not endpoint.is_online(time.time()):
         _end(service, task_id, task.endpoint_id)
     with service.database.read() as connection:
         task = owned(connection, task_id, caller)
     return KillAnswer(task_id=task_id, status=task.status, delivered=True)
-
-
-def _command(service: ServiceContext, endpoint_id: str, body: bytes) -> None:
-    timeout = service.settings.publish_timeout
-    exchange, key = queues.COMMANDS_EXCHANGE, queues.commands_queue(endpoint_id)
-    try:
-        try:
-            service.publisher.send(exchange, key, body, timeout)
-        except UnroutableError:  # somebody deleted the queue
-            service.publisher.declare_endpoint(endpoint_id, timeout)
-            service.publisher.send(exchange, key, body, timeout)
-    except AmqpError as error:
-        raise broker_unavailable() from error
 
 
 def _end(service: ServiceContext, task_id: str, endpoint_id: str) -> None:
