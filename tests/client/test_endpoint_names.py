@@ -126,5 +126,5 @@ def test_a_batch_takes_names(service: Any, client: Client, home: Path) -> None:
     function_id = str(uuid.uuid4())
     assert client.run(1, endpoint_id="lab", function_id=function_id)
     batch = client.create_batch()
-    batch.add(function_id, "lab", (1,))
+    batch.add(function_id, args=(1,), endpoint_id="lab")
     assert client.batch_run(batch)["endpoint_id"] == str(endpoint_id)

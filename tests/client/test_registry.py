@@ -205,7 +205,7 @@ def test_a_function_registered_beforehand_that_changed_is_registered_again(
 ) -> None:
     model = Model(1)
     known = executor.register_function(model, public=True)
-    with pytest.raises(ValueError, match=f"registered already, as {known}"):
+    with pytest.raises(ValueError, match=known):
         executor.register_function(model)
     same = executor.submit(model, 1)
     model.weight = 2
