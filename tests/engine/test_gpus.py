@@ -204,6 +204,17 @@ def test_a_worker_may_have_several_gpus(start: Start):
         world.stop()
 
 
+def test_a_worker_may_have_several_cores(start: Start):
+    world = start(gpus_per_worker=1, cores_per_worker=4, max_workers=4, min_workers=4)
+    try:
+        # A node has cores for one, although it has gpus for two.
+        until(lambda: world.engine.status()["idle_workers"] == NODES)
+        assert world.call(seen).value == "0"
+        assert world.engine.status()["total_workers"] == NODES
+    finally:
+        world.stop()
+
+
 def test_workers_without_gpus_leave_them_to_jobs(start: Start):
     world = start(max_workers=1)
     try:
@@ -215,6 +226,13 @@ def test_workers_without_gpus_leave_them_to_jobs(start: Start):
 def test_what_the_nodes_do_not_have_stops_the_engine_with_the_numbers(start: Start):
     with pytest.raises(EngineError, match="gpus_per_worker: 3, but the nodes have 2 gpus each"):
         start(gpus_per_worker=3)
+    with pytest.raises(EngineError, match="cores_per_worker: 5, but the nodes have 4 cores each"):
+        start(cores_per_worker=5)
+    with pytest.raises(
+        EngineError,
+        match=r"workers_per_node: 3 workers with 2 cores each .* need 6, but .* have 4 cores",
+    ):
+        start(cores_per_worker=2, workers_per_node=3)
     with pytest.raises(
         EngineError,
         match=r"workers_per_node: 2 workers with 2 gpus each .* need 4, but the nodes have 2 gpus",

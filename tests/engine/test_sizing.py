@@ -172,6 +172,12 @@ def test_workers_that_share_cores_need_fewer():
     assert limits_of(8).fit(Amount(4)) == 4
 
 
+def test_workers_with_several_cores_need_all_of_them():
+    limits = limits_of(4, cores_per_worker=4)
+    assert [limits.fit(Amount(cores)) for cores in (3, 4, 9)] == [0, 1, 2]
+    assert limits_of(4, cores_per_worker=4, max_workers=1000).most == SITE.nodes * 4
+
+
 def test_workers_with_gpus_need_both():
     limits = Limits(0, 8, 4, gpus_per_worker=2)
     free = (Amount(4, 5), Amount(1, 8), Amount(4), Amount(-1, -1))

@@ -221,6 +221,7 @@ engine:
   # min_workers: 16         # those that stay; default: one for each core of a node
   # workers_per_node: 16    # most that are started together on a node; default: its cores
   # address: 10.1.2.3       # at which the nodes reach this host; default: that of its name
+  # cores_per_worker: 4     # for functions with threads of their own; default: 1
   # gpus_per_worker: 1      # each has gpus of its own, and a node as many workers as that allows
   # idle_timeout: 1m        # after how long idle ones end, in seconds or with a unit
   # Directory in which tasks run, seen from the endpoint's own directory.

@@ -80,6 +80,9 @@ class FluxEngineConfig(BaseModel):
     #: Most workers that are started together on a node; default: as many as have a core each, or
     #: their gpus.
     workers_per_node: PositiveInt | None = None
+    #: Cores that each worker's threads have; more than one: a node has as many workers as that
+    #: allows.
+    cores_per_worker: PositiveInt = 1
     #: Gpus that each worker has for itself; the workers of a node are as many as its gpus allow.
     gpus_per_worker: int = Field(default=0, ge=0)
     #: After how long idle workers end and give their cores back; infinity: never.

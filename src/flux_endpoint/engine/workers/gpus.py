@@ -1,4 +1,4 @@
-"""Gpus of workers: how many workers a node has then, and which of its gpus each of them sees."""
+"""Cores and gpus of workers: how many workers a node has, which of its gpus each of them sees."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ VARIABLE = "CUDA_VISIBLE_DEVICES"
 def workers_of_node(backend: Backend, config: FluxEngineConfig) -> int:
     """Return how many workers fit on a node: by its gpus if each worker has some, else its cores.
 
+    Workers of one core may be more than that, and share cores then.
+
     Raises:
-        EngineError: the nodes do not have the gpus that the configuration asks for.
+        EngineError: the nodes do not have the cores or gpus that the configuration asks for.
     """
     each, asked = config.gpus_per_worker, config.workers_per_node
+    by_cores = _by_cores(backend.resources.cores_per_node, config)
     if not each:
-        return asked or backend.resources.cores_per_node
+        return asked or by_cores
     counts = backend.gpus_of_nodes()
     least, most = min(counts, default=0), max(counts, default=0)
     if least != most:
@@ -44,7 +47,24 @@ def workers_of_node(backend: Backend, config: FluxEngineConfig) -> int:
             f"engine.workers_per_node: {asked} workers with {_gpus(each)} each "
             f"(engine.gpus_per_worker) need {asked * each}, but the nodes have {_gpus(most)} each"
         )
-    return asked or most // each
+    by_gpus = most // each
+    return asked or (by_gpus if config.cores_per_worker == 1 else min(by_gpus, by_cores))
+
+
+def _by_cores(cores: int, config: FluxEngineConfig) -> int:
+    """Return how many workers have cores of their own on a node of so many."""
+    each, asked = config.cores_per_worker, config.workers_per_node
+    if each > cores:
+        raise EngineError(
+            f"engine.cores_per_worker: {each}, but the nodes have {_cores(cores)} each"
+        )
+    if each > 1 and asked is not None and asked * each > cores:
+        raise EngineError(
+            f"engine.workers_per_node: {asked} workers with {_cores(each)} each "
+            f"(engine.cores_per_worker) need {asked * each}, but the nodes have {_cores(cores)} "
+            "each"
+        )
+    return cores // each
 
 
 def shares(environment: Mapping[str, str], workers: int, each: int) -> list[dict[str, str]]:
@@ -68,6 +88,10 @@ def shares(environment: Mapping[str, str], workers: int, each: int) -> list[dict
             f"{workers * each}: Flux's job shell sets it, unless its option gpu-affinity is off"
         )
     return [{VARIABLE: ",".join(ids[first : first + each])} for first in range(0, len(ids), each)]
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'' if count == 1 else 's'}"
 
 
 def _gpus(count: int) -> str:

@@ -105,13 +105,13 @@ class ManagerLauncher:
         self._connect = f"tcp://{self._config.address or _own_address()}:{port}"
 
     def amount(self, workers: int) -> Amount:
-        """Return what a manager of so many workers has of its node: a core, and gpus, for each.
+        """Return what a manager of so many workers has of its node: cores, and gpus, for each.
 
         Where a node shall have more workers than cores, they share them.
         """
         cores = self._backend.resources.cores_per_node
         return Amount(
-            math.ceil(workers * min(1.0, cores / self.workers)),
+            math.ceil(workers * min(float(self._config.cores_per_worker), cores / self.workers)),
             workers * self._config.gpus_per_worker,
         )
 

@@ -29,7 +29,7 @@ class Limits:
         least: these stay when there is nothing to do.
         most: at once, in all.
         per_manager: of one manager, which is on one node.
-        cores_per_worker: 1, or less where workers share cores.
+        cores_per_worker: less than 1 where workers share cores.
         gpus_per_worker: of each worker's own.
     """
 
@@ -45,7 +45,7 @@ class Limits:
         most = resources.nodes * per_manager
         if config.max_workers is not None:
             # More than there are cores, or gpus, for would wait for ever.
-            fitting = max(per_manager, resources.cores_per_node)
+            fitting = max(per_manager, resources.cores_per_node // config.cores_per_worker)
             if config.gpus_per_worker:
                 gpus_per_node = resources.gpus // resources.nodes
                 fitting = min(fitting, gpus_per_node // config.gpus_per_worker)
@@ -55,7 +55,7 @@ class Limits:
         least = config.min_workers
         if least is None:
             least = (1 if config.min_nodes is None else config.min_nodes) * per_manager
-        share = min(1.0, resources.cores_per_node / per_manager)
+        share = min(float(config.cores_per_worker), resources.cores_per_node / per_manager)
         return cls(min(least, most), most, per_manager, share, config.gpus_per_worker)
 
     def fit(self, free: Amount) -> int:
