@@ -182,6 +182,29 @@ def test_each_rank_has_its_number_in_fluxs_variables(world: World):
     assert end.value == [["0", "2"], ["1", "2"]]
 
 
+@WAYS
+@pytest.mark.parametrize(
+    "environment",
+    [{"TMPDIR": "/nonexistent"}, {"HOME": None}, {"LC_ALL": "C"}, {"X": "a\nb"}],
+    ids=["TMPDIR", "HOME", "LC_ALL", "newline"],
+)
+def test_an_odd_environment_stops_no_command(world: World, way, environment):
+    spec = {**TWO, "environment": environment}
+    result = world.call(command(way, "echo hi"), spec=spec).value
+    assert (result.returncode, result.stdout) == (0, "hi\n" * 2), result.stderr
+
+
+@WAYS
+def test_a_command_without_path_runs_or_says_what_is_missing(world: World, way):
+    spec = {**TWO, "environment": {"PATH": None}}
+    result = world.call(command(way, "echo hi"), spec=spec).value
+    if result.returncode == 0:
+        assert result.stdout == "hi\n" * 2
+    else:  # a script's ranks are started by `flux`
+        assert result.returncode == 127
+        assert "No such file or directory" in result.stderr
+
+
 def test_a_script_without_a_first_line_runs_on_ranks(world: World, tmp_path):
     path = tmp_path / "plain"
     path.write_text("echo rank\n")
