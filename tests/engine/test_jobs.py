@@ -547,6 +547,19 @@ def test_events_come_in_fluxs_order(world: World):
     assert stamps == sorted(stamps)
 
 
+@pytest.mark.parametrize("command", ["true", "exit 3"])
+def test_a_result_names_its_job(world: World, command: str):
+    task = world.submit(ShellFunction(command), spec=ONE)
+    details = world.end(task).message.details
+    assert details is not None
+    assert details["flux_jobid"] == str(world.event(task, "submit").jobid)
+
+
+def test_a_result_of_a_worker_names_no_job(world: World):
+    details = world.call(echo, 1).message.details
+    assert details is None or "flux_jobid" not in details
+
+
 def test_a_held_job_does_not_take_the_workers_nodes_away(world: World, tmp_path):
     before = until(lambda: world.engine.status()["managers"])
     gate = tmp_path / "gate"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ class Backlog:
     def __init__(self, max_tasks: int = MAX_TASKS, max_bytes: int = MAX_BYTES) -> None:
         self._max_tasks = max_tasks
         self._max_bytes = max_bytes
-        self._tasks: deque[PendingTask] = deque()
+        self._tasks: OrderedDict[ComputeFuture, PendingTask] = OrderedDict()
         self._bytes = 0
         self._closed = False
         lock = threading.Lock()
@@ -71,11 +71,14 @@ class Backlog:
                 self._emptied.wait_for(lambda: self._closed or not self._is_full())
             if self._closed:
                 return False
-            self._tasks.append(task)
+            self._tasks[task.future] = task
             self._bytes += task.size
             if len(self._tasks) == 1:
                 self._filled.notify()
             return True
+
+    def __len__(self) -> int:
+        return len(self._tasks)
 
     def take(self, max_tasks: int, max_bytes: int) -> list[PendingTask]:
         """Wait for tasks; return what is there up to both bounds; nothing if closed and empty.
@@ -87,13 +90,24 @@ class Backlog:
             batch: list[PendingTask] = []
             size = 0
             while self._tasks and len(batch) < max_tasks:
-                size += len(self._tasks[0].payload)
+                task = next(iter(self._tasks.values()))
+                size += task.size
                 if batch and size > max_bytes:
                     break
-                batch.append(self._tasks.popleft())
-                self._bytes -= batch[-1].size
+                batch.append(task)
+                self._remove(task.future)
             self._emptied.notify_all()
             return batch
+
+    def discard(self, future: ComputeFuture) -> None:
+        """Remove the task of `future`, if it is there: nothing waits for its room any more."""
+        with self._filled:
+            if future in self._tasks:
+                self._remove(future)
+                self._emptied.notify_all()
+
+    def _remove(self, future: ComputeFuture) -> None:
+        self._bytes -= self._tasks.pop(future).size
 
     def close(self) -> None:
         """Take no more tasks; those that are there stay."""
@@ -105,7 +119,7 @@ class Backlog:
     def clear(self) -> list[PendingTask]:
         """Remove and return all tasks."""
         with self._filled:
-            tasks = list(self._tasks)
+            tasks = list(self._tasks.values())
             self._tasks.clear()
             self._bytes = 0
             self._emptied.notify_all()

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -116,6 +116,7 @@ class ComputeFuture(Future[Any]):
         self._load: Callable[[str], Any] | None = None
         self._events: JobFollower | None = None
         self._job: JobRecord | None = None
+        self._jobid: int | None = None
         self._wants_events = False
         self._error_code: str | None = None
         self._pid = os.getpid()
@@ -144,6 +145,16 @@ class ComputeFuture(Future[Any]):
         """Return what `result` would raise of the task's, or `None`; waits as `result`."""
         self._refuse_to_deadlock()
         return super().exception(timeout)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait in asyncio for what `result` returns or raises; the event loop goes on.
+
+        Cancelling the wait cancels a task that was not sent yet; another goes on.
+        """
+        self._refuse_to_deadlock()
+        import asyncio  # noqa: PLC0415 - whoever awaits has it already
+
+        return asyncio.wrap_future(self).__await__()
 
     def kill(self, signum: int = signal.SIGTERM) -> bool:
         """End the task, be it queued, waiting or running, with all its processes.
@@ -224,10 +235,21 @@ class ComputeFuture(Future[Any]):
     def _job_record(self) -> JobRecord:
         with _recording:
             job, known = self._job or JobRecord(self), self._job is not None
-            self._job = job
+            self._job, jobid = job, self._jobid
+        if jobid is not None:
+            job.set_jobid(jobid)
         if not known:
             self.add_done_callback(_no_task_no_job)
         return job
+
+    def _tell_jobid(self, jobid: int | None) -> None:
+        """Take the job's id from the task's end, which may come before the job's events."""
+        if jobid is None:
+            return
+        with _recording:
+            self._jobid, job = jobid, self._job
+        if job is not None:
+            job.set_jobid(jobid)
 
     def _followed_job(self) -> JobRecord:
         job = self._job_record()
@@ -277,6 +299,14 @@ class ComputeFuture(Future[Any]):
             if each.future._wants_events:
                 each.future._followed_job()
         _tell_waiters()
+
+    def _begin(self) -> bool:
+        """Make the future a running one; return `False` if it was cancelled before.
+
+        Whoever cancels it tells its waiters, so nobody else may: it is an error to do so twice.
+        """
+        with self._condition:
+            return not self.cancelled() and self.set_running_or_notify_cancel()
 
     def _try_result(self, value: Any) -> None:
         """Resolve with `value`, unless the future has ended already."""

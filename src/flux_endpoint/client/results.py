@@ -17,7 +17,7 @@ from flux_endpoint.errors import (
     TaskExecutionFailed,
 )
 from flux_endpoint.functions import OUR_RESULT
-from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
+from flux_endpoint.protocol.messages import JOBID, VERSION_BYTE, Result, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
 from flux_endpoint.serialize import reading_as
 
@@ -119,6 +119,7 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
 def resolve(future: ComputeFuture, end: TaskEnd) -> None:
     """Give `future` the value or the error in `end`."""
     future._error_code = end.error_code
+    future._tell_jobid(_jobid(end.details))
     warn_of_skew(end.details)
     try:
         value = load(end, future._load)
@@ -128,6 +129,11 @@ def resolve(future: ComputeFuture, end: TaskEnd) -> None:
         future._try_exception(DeserializationError(f"task {end.task_id}: {error!r}"))
     else:
         future._try_result(value)
+
+
+def _jobid(details: dict[str, Any] | None) -> int | None:
+    told = (details or {}).get(JOBID)
+    return int(told) if isinstance(told, str) and told.isdecimal() else None
 
 
 def _text(error: Exception) -> str:

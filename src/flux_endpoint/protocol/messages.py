@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 VERSION_BYTE = b"\x01"
 #: Key of a result's `details` that has the return code of a command; negative: a signal.
 RETURNCODE = "returncode"
+#: The key that has the id, in decimal, of the Flux job that the task became.
+JOBID = "flux_jobid"
 
 
 class Message(BaseModel):

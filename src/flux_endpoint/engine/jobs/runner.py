@@ -56,6 +56,7 @@ from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.job_events import IN_ORDER
 from flux_endpoint.protocol.jobid import format_jobid
+from flux_endpoint.protocol.messages import JOBID
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
 log = logging.getLogger(__name__)
@@ -458,7 +459,7 @@ class JobRunner:
                     self._begin(job.task, attempts)
                     return
                 end = Failure(ErrorCode.WORKER_LOST, failure_text("JobLost", attempts))
-        self._end(job.task, end, job.statuses)
+        self._end(job.task, end, job.statuses, job.jobid)
 
     def _collect(self, job: Job, outcome: Finished) -> Value | Failure:
         serializers = job.task.result_serializers
@@ -470,9 +471,15 @@ class JobRunner:
         return collect(job.plan, outcome, serializers, job.starts)
 
     def _end(
-        self, task: EngineTask, end: Value | Failure, statuses: list[dict[str, Any]] | None = None
+        self,
+        task: EngineTask,
+        end: Value | Failure,
+        statuses: list[dict[str, Any]] | None = None,
+        jobid: int | None = None,
     ) -> None:
-        body = results.body_of(task.task_id, end, self._details, statuses or [])
+        # The job's events go another way than its result, and may come later.
+        told = {} if jobid is None else {JOBID: str(jobid)}
+        body = results.body_of(task.task_id, end, {**self._details, **told}, statuses or [])
         self._on_result(EngineResult(task.task_id, body))
         shutil.rmtree(self._planner.task_directory(task.task_id), ignore_errors=True)
 
