@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import logging
+import os
 import random
 import time
 from collections.abc import Mapping
@@ -45,11 +46,17 @@ class RestClient:
     def __init__(self, credentials: Credentials, timeout: float = 60, *, attempts: int = 5) -> None:
         self.credentials = credentials
         self._attempts = max(1, attempts)
+        self._timeout = timeout
         self._closed = Event()
+        self._pid = os.getpid()
+        self._http = self._pool()
+
+    def _pool(self) -> httpx.Client:
+        credentials = self.credentials
         try:
-            self._http = httpx.Client(
+            return httpx.Client(
                 base_url=credentials.service_url,
-                timeout=timeout,
+                timeout=self._timeout,
                 headers={
                     "Authorization": f"Bearer {credentials.token}",
                     "Accept": "application/json",
@@ -116,6 +123,9 @@ class RestClient:
         """Do what `request` does and return whatever JSON answers it; `None` for an empty body."""
         repeatable = method in IDEMPOTENT_METHODS if idempotent is None else idempotent
         url = f"{self.credentials.service_url}{path}"
+        if self._pid != os.getpid():
+            # A forked child must not speak on connections, nor wait for locks, of its parent.
+            self._http, self._pid = self._pool(), os.getpid()
         for attempt in range(1, self._attempts + 1):
             response: httpx.Response | None = None
             try:

@@ -17,8 +17,10 @@ from typing import Any
 
 import pika
 import pytest
+from tests.client.service_world import RunningService, ThreadEndpoint
 
 from flux_endpoint import Client, Executor
+from flux_endpoint.client import executor as executor_module
 from flux_endpoint.client import exits
 from flux_endpoint.client.threads import ClientThread
 from flux_endpoint.protocol.messages import (
@@ -44,6 +46,8 @@ class Request:
     path: str
     headers: dict[str, str]
     body: Any
+    #: Port of the other end of the connection.
+    peer: int = 0
 
 
 @dataclass
@@ -93,8 +97,8 @@ class Service:
                 return {"taskgroup_id": group, "tasks": tasks}
             case "GET", ["v2", "get_amqp_result_connection_url"]:
                 return {"queue_prefix": "tg.", "connection_url": self.amqp_url}
-            case "POST", ["v2", "taskgroup", group, "events"]:
-                return {"queue": f"ev.{group}", "connection_url": self.amqp_url}
+            case "POST", ["v2", "taskgroup", _, "results" | "events"]:
+                return {"queue": queue_of(request), "connection_url": self.amqp_url}
             case "GET", ["v2", "tasks", task, "events"]:
                 return {"task_id": task, "events": self.events.get(task, [])}
             case "POST", ["v2", "tasks", task, "kill"]:
@@ -148,7 +152,7 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
             text = self.rfile.read(int(self.headers.get("content-length") or 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
             body = json.loads(text) if text else None
-            request = Request(self.command, self.path, headers, body)
+            request = Request(self.command, self.path, headers, body, self.client_address[1])
             service.requests.append(request)
             reaction = service.react(request)
             if isinstance(reaction, tuple):
@@ -192,7 +196,7 @@ def service() -> Iterator[Service]:
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test has a task group of its own, and leaves no thread behind but the janitor's."""
-    monkeypatch.setattr(Executor, "_default_task_group_id", None)
+    monkeypatch.setattr(executor_module, "_default_groups", {})
     monkeypatch.setattr(exits, "EXIT_FLUSH", 1.0)
     yield
     exits.end_all()
@@ -218,29 +222,59 @@ def executor(client: Client) -> Iterator[Executor]:
     executor.shutdown(wait=False, cancel_futures=True)
 
 
+def key_of(request: Request) -> str:
+    """Return the routing key of the queue that a client asks for."""
+    _, _, group, kind = request.path.strip("/").split("/")
+    return {"results": "tg.", "events": "ev."}[kind] + group
+
+
+def queue_of(request: Request) -> str:
+    return f"{key_of(request)}.{request.body['client_id']}"
+
+
 @dataclass
 class ResultQueues:
-    """The endpoint's and the service's side of the result queues."""
+    """The endpoint's and the service's side of the queues of results and of job events."""
 
     url: str
+    #: Queues that clients have asked for, by routing key.
+    names: dict[str, list[str]] = field(default_factory=dict)
+    asked: threading.Condition = field(default_factory=threading.Condition)
 
     def channel(self) -> Any:
         return pika.BlockingConnection(pika.URLParameters(self.url)).channel()
 
-    def declare(self, group: object, prefix: str = "tg.") -> None:
+    def open(self, request: Request) -> None:
+        """Declare the queue that a client asks for, as the service does."""
+        name, key = queue_of(request), key_of(request)
         channel = self.channel()
         arguments = {"x-dead-letter-exchange": "dead-letters"}
+        channel.exchange_declare("task-groups", "direct", durable=True)
         channel.exchange_declare("dead-letters", "fanout", durable=True)
         channel.queue_declare("dead-letters", durable=True)
         channel.queue_bind("dead-letters", "dead-letters")
-        channel.queue_declare(f"{prefix}{group}", durable=True, arguments=arguments)
+        channel.queue_declare(name, durable=True, arguments=arguments)
+        channel.queue_bind(name, "task-groups", key)
         channel.connection.close()
+        with self.asked:
+            known = self.names.setdefault(key, [])
+            known += [name] * (name not in known)
+            self.asked.notify_all()
+
+    def of(self, group: object, prefix: str = "tg.", count: int = 1) -> list[str]:
+        """Return the queues of a group when `count` clients have asked for one."""
+        key = f"{prefix}{group}"
+        with self.asked:
+            there = self.asked.wait_for(lambda: len(self.names.get(key, [])) >= count, PATIENCE)
+            assert there, f"nobody has asked for a queue of {key}"
+            return list(self.names[key])
 
     def publish(self, group: object, *bodies: bytes, prefix: str = "tg.") -> None:
+        self.of(group, prefix)
         channel = self.channel()
         properties = pika.BasicProperties(delivery_mode=2, timestamp=1700000000)
         for body in bodies:
-            channel.basic_publish("", f"{prefix}{group}", body, properties)
+            channel.basic_publish("task-groups", f"{prefix}{group}", body, properties)
         channel.connection.close()
 
     def publish_events(self, group: object, *bodies: bytes) -> None:
@@ -258,9 +292,10 @@ class ResultQueues:
         return int(count)
 
 
-def result(task: str | None, value: Any) -> bytes:
+def result(task: str | None, value: Any, **details: str) -> bytes:
     assert task is not None
-    return pack(Result(task_id=uuid.UUID(task), data=ComputeSerializer().serialize(value)))
+    data = ComputeSerializer().serialize(value)
+    return pack(Result(task_id=uuid.UUID(task), data=data, details=details or None))
 
 
 def failure(task: str | None, text: str, code: str = "RemoteExecutionError") -> bytes:
@@ -292,23 +327,31 @@ def messages() -> Any:
 
 @pytest.fixture
 def queues(service: Service, amqp_vhost: str) -> Iterator[ResultQueues]:
-    """A real broker, to which the service's answers point; queues are declared on submission."""
+    """A real broker, to which the service's answers point; clients' queues are there on request."""
     queues = ResultQueues(amqp_vhost)
     service.amqp_url = amqp_vhost
-    declared: set[str] = set()
 
-    def declare(request: Request) -> None:
-        if request.path.endswith(("/submit", "/attach")):
-            group = request.body["task_group_id"]
-            if group not in declared:
-                declared.add(group)
-                queues.declare(group)
-        elif request.path.startswith("/v2/taskgroup/") and request.path.endswith("/events"):
-            queues.declare(request.path.split("/")[3], "ev.")
+    def react(request: Request) -> None:
+        if request.method == "POST" and request.path.startswith("/v2/taskgroup/"):
+            queues.open(request)
 
-    service.react = declare
+    service.react = react
     yield queues
     exits.end_all()  # before the broker's part is gone
+
+
+@pytest.fixture
+def running(tmp_path: Path, amqp_vhost: str, free_port: int) -> Iterator[RunningService]:
+    service = RunningService(tmp_path, amqp_vhost, free_port)
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def endpoint(running: RunningService) -> Iterator[ThreadEndpoint]:
+    endpoint = ThreadEndpoint(running)
+    yield endpoint
+    endpoint.close()
 
 
 @pytest.fixture

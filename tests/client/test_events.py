@@ -146,7 +146,6 @@ def test_events_of_a_reloaded_task_are_told(
     service.groups[group] = [running, ended]
     service.ended(ended, 1)
     service.events[ended] = [document(*event, jobid=8) for event in WHOLE]
-    queues.declare(group)
     with Executor(client=client) as executor:
         futures = executor.reload_tasks(group)
         recorder = streaming(service, queues, messages, futures[0])
@@ -182,7 +181,7 @@ def test_events_that_come_while_the_history_is_asked_for_are_told_after_it(
             # Published and taken before the answer with what came earlier.
             live = messages.events(future.task_id, *WHOLE[1:])
             queues.publish_events(future.task_group_id, live)
-            wait_until(lambda: queues.depth(f"ev.{future.task_group_id}") == 0)
+            wait_until(lambda: queues.depth(*queues.of(future.task_group_id, "ev.")) == 0)
         return answer(request)
 
     service.react = slow
@@ -228,7 +227,7 @@ def test_a_queue_that_is_gone_is_asked_for_again(
 ) -> None:
     recorder = streaming(service, queues, messages, future)
     service.events[future.task_id].append(document("submit", 0.0))
-    queues.delete(f"ev.{future.task_group_id}")
+    queues.delete(*queues.of(future.task_group_id, "ev."))
     assert recorder.names(1) == ["submit"]
     queues.publish_events(future.task_group_id, messages.events(future.task_id, ("start", 4.0)))
     assert recorder.names(1) == ["start"]
@@ -247,7 +246,8 @@ def test_tasks_of_a_group_share_one_stream(
     queues.publish_events(executor.task_group_id, *bodies)
     assert [recorder.next().timestamp for recorder in recorders] == [0, 1, 2, 3, 4]
     assert [future.jobid(TIMEOUT) for future in futures] == [0, 1, 2, 3, 4]
-    assert len(service.seen("/v2/taskgroup")) == 1
+    group = executor.task_group_id
+    assert len(service.seen(f"/v2/taskgroup/{group}/events")) == 1
 
 
 # Callbacks.
@@ -567,3 +567,44 @@ def wait_until(condition: Any) -> None:
             return
         clock.wait(0.05)
     raise AssertionError("it did not happen")
+
+
+# A result may come before the job's first event.
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_result_names_the_job_whose_events_have_not_come(
+    executor: Executor, future: ComputeFuture, queues: Any, messages: Any, *, asked_before: bool
+) -> None:
+    callback = Recorder()
+    if asked_before:
+        future.add_jobid_callback(callback)
+    queues.publish(
+        executor.task_group_id, messages.value(future.task_id, 1, flux_jobid=str(2**64 - 1))
+    )
+    assert future.result(TIMEOUT) == 1
+    assert future.jobid(0) == 2**64 - 1  # at once
+    if not asked_before:
+        future.add_jobid_callback(callback)
+    assert callback.next() is future
+
+
+def test_events_that_come_after_the_result_are_still_told(
+    executor: Executor, future: ComputeFuture, queues: Any, messages: Any
+) -> None:
+    recorder = recorded(future)
+    result = messages.value(future.task_id, 1, flux_jobid="7")
+    queues.publish(executor.task_group_id, result)
+    assert future.result(TIMEOUT) == 1
+    queues.publish_events(future.task_group_id, messages.events(future.task_id, *WHOLE))
+    assert recorder.names(9) == list(MAIN)
+
+
+@pytest.mark.parametrize("told", ["ƒ1", "", "-7"])
+def test_a_result_that_names_no_job_that_can_be_is_a_result_all_the_same(
+    executor: Executor, future: ComputeFuture, queues: Any, messages: Any, told: str
+) -> None:
+    queues.publish(executor.task_group_id, messages.value(future.task_id, 1, flux_jobid=told))
+    assert future.result(TIMEOUT) == 1
+    with pytest.raises(RuntimeError, match="ran without a job of its own"):
+        future.jobid(TIMEOUT)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
+
+import pytest
 
 FORKED = """
     import os, sys, traceback
@@ -77,3 +80,61 @@ def test_the_child_waits_for_no_lock_that_another_thread_of_its_parent_has(run_s
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "True"
     assert done.stdout.splitlines()[1].startswith("3 ")
+
+
+def test_a_client_speaks_on_connections_of_its_own_in_the_child(
+    service: Any, run_script: Any
+) -> None:
+    done = run_script("""
+        import os, sys
+        client, task = Client(), "00000000-0000-4000-8000-000000000001"
+        client.get_task(task)
+        child = os.fork()
+        client.get_task(task)
+        if child:
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """)
+    assert done.returncode == 0, done.stderr
+    before, *after = (request.peer for request in service.seen("/v2/tasks/"))
+    assert after.count(before) == 1  # the parent's
+    assert len(after) == 2
+
+
+#: A fork while another thread has the locks of one future.
+FORK_AMID_ITS_END = """\
+    import threading
+    record = future._job_record()
+    locked, forked = threading.Event(), threading.Event()
+    def hold():
+        with future._condition, record._settled, executor._submitter._lock:
+            locked.set()
+            forked.wait()
+    os.register_at_fork(before=lambda: (threading.Thread(target=hold).start(), locked.wait()))
+    os.register_at_fork(after_in_parent=forked.set)
+    child = os.fork()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("future.result()", "its result arrives there"),
+        ("print(future.done(), future.cancelled())", "False False"),
+        ("executor.__exit__(ValueError, None, None); print('left')", "left"),
+    ],
+)
+def test_the_child_waits_for_no_lock_of_a_future(run_script: Any, code: str, said: str) -> None:
+    amid = FORKED.replace("    child = os.fork()\n", FORK_AMID_ITS_END)
+    done = run_script(amid.format(code=code))
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout.splitlines()[0]
+    assert done.stdout.splitlines()[1].startswith("3 ")
+
+
+def test_waiting_in_the_child_for_a_tasks_id_is_refused(run_script: Any) -> None:
+    waits = FORKED.replace(
+        "    assert future.wait_submitted(30)\n", "    future = ComputeFuture()\n"
+    )
+    script = textwrap.dedent(waits.format(code="future.wait_submitted()"))
+    done = run_script(f"from flux_endpoint import ComputeFuture\n{script}")
+    assert "its result arrives there" in done.stdout.splitlines()[0]

@@ -115,7 +115,8 @@ def test_results_resolve_futures_in_any_order(
     queues.publish(executor.task_group_id, *reversed(bodies))
     assert [future.result(TIMEOUT) for future in futures] == list(range(20))
     executor.shutdown()
-    assert queues.depth(f"tg.{executor.task_group_id}") == 0
+    (queue,) = queues.of(executor.task_group_id)
+    assert queues.depth(queue) == 0
 
 
 @pytest.mark.rabbitmq
@@ -139,7 +140,7 @@ def test_a_result_may_come_before_the_answer_to_its_submission(
     def early(ids: list[str]) -> None:
         stranger = str(uuid.uuid4())
         queues.publish(group, *(messages.value(id_, id_) for id_ in [*ids, stranger]))
-        wait_until(lambda: queues.depth(f"tg.{group}") == 0)
+        wait_until(lambda: queues.depth(*queues.of(group)) == 0)
 
     service.before_answer = early
     future = executor.submit(double, 1)
@@ -161,7 +162,7 @@ def test_more_early_results_than_are_kept_are_asked_of_the_service(
     def early(ids: list[str]) -> None:
         strangers = [str(uuid.uuid4()) for _ in range(4)]
         queues.publish(group, *(messages.value(id_, id_) for id_ in [*ids, *strangers]))
-        wait_until(lambda: queues.depth(f"tg.{group}") == 0)
+        wait_until(lambda: queues.depth(*queues.of(group)) == 0)
         for id_ in ids:
             service.ended(id_, id_)
 
@@ -216,7 +217,7 @@ def test_executors_of_a_group_share_one_connection(
         futures = [*submitted(first), *submitted(second)]
         queues.publish(first.task_group_id, *(messages.value(f.task_id, 5) for f in futures))
         assert [future.result(TIMEOUT) for future in futures] == [5, 5]
-    assert len(service.seen("get_amqp_result_connection_url")) == 1
+    assert len(service.seen("/results")) == 1
 
 
 @pytest.mark.rabbitmq
@@ -283,7 +284,7 @@ def test_a_cut_connection_loses_nothing(
     declare = service.react
 
     def lose(request: Any) -> Any:
-        if "get_amqp_result_connection_url" in request.path:  # only for the next connection
+        if request.path.endswith("/results"):  # only for the next connection
             service.ended(lost.task_id, "from the service")
         return declare(request)
 
@@ -292,7 +293,7 @@ def test_a_cut_connection_loses_nothing(
     queues.publish(executor.task_group_id, messages.value(queued.task_id, "from the queue"))
     assert queued.result(TIMEOUT) == "from the queue"
     assert lost.result(TIMEOUT) == "from the service"
-    assert len(service.seen("get_amqp_result_connection_url")) >= 2
+    assert len(service.seen("/results")) >= 2
     warnings = [
         record.message for record in caplog.records if record.message.startswith("results: ")
     ]
@@ -317,7 +318,7 @@ def test_an_unreachable_broker_is_reported_once_with_its_address(
     service.amqp_url = "amqp://guest:hidden@127.0.0.1:1/%2F"
     submitted(executor)
     # The second failure is known before the third attempt, and logged before the stream's end.
-    wait_until(lambda: len(service.seen("get_amqp_result_connection_url")) >= 3)
+    wait_until(lambda: len(service.seen("/results")) >= 3)
     exits.end_all()
     wait_until(no_stream)
     warnings = [r.message for r in caplog.records if "results: no connection to" in r.message]
@@ -366,7 +367,6 @@ def test_reloaded_tasks_are_done_or_followed(
     service.groups[group] = [done, failed, waiting]
     service.ended(done, 1)
     service.documents[failed] = {"status": "failed", "exception": "boom", "completion_t": "2"}
-    queues.declare(group)
     with Executor(client=client) as executor:
         futures = executor.reload_tasks(group)
         assert [future.task_id for future in futures] == [done, failed, waiting]
@@ -397,10 +397,10 @@ def test_a_tasks_id_is_known_once_its_own_future_is_found_by_a_reload(
     known: SimpleQueue[str | None] = SimpleQueue()
     ends = stream_module.ResultStream.submission_ends
 
-    def look(stream: Any, accepted: Any) -> None:
+    def look(stream: Any, accepted: Any, endpoint: Any) -> None:
         assert made.wait(TIMEOUT)
         known.put(futures[0].task_id)
-        ends(stream, accepted)
+        ends(stream, accepted, endpoint)
 
     monkeypatch.setattr(stream_module.ResultStream, "submission_ends", look)
     futures += [executor.submit(double, 1)]
@@ -438,7 +438,6 @@ def test_a_shutdown_amid_a_reload_does_not_stop_it(
 ) -> None:
     group, task = str(executor.task_group_id), str(uuid.uuid4())
     service.groups[group] = [task]
-    queues.declare(group)
     follow = stream_module.ResultStream.follow
 
     def shut_down_first(stream: Any, futures: list[ComputeFuture]) -> list[ComputeFuture]:

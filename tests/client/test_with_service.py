@@ -6,116 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import traceback
+import textwrap
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.client.service_world import TIMEOUT, RunningService, ThreadEndpoint
 
 from flux_endpoint import Client, Executor, ServiceError, TaskExecutionFailed, TaskPending
-from flux_endpoint.amqp import AmqpConnection, Delivery
-from flux_endpoint.credentials import Credentials
-from flux_endpoint.protocol.messages import Result, ResultErrorDetails, Task, pack, unpack
-from flux_endpoint.rest import RestClient
-from flux_endpoint.serialize import ComputeSerializer, JSONData, unpack_buffers
+from flux_endpoint.serialize import JSONData
 
 pytestmark = pytest.mark.rabbitmq
-
-TIMEOUT = 30
-
-
-class RunningService:
-    """`flux-endpoint service run` on a database of its own; can be killed and started again."""
-
-    def __init__(self, home: Path, amqp_url: str, port: int) -> None:
-        self._environment = {
-            **os.environ,
-            "FLUX_ENDPOINT_HOME": str(home),
-            "FLUX_ENDPOINT_SERVICE_AMQP_URL": amqp_url,
-        }
-        self._port = port
-        self.token = self._command("token", "create", "ada").communicate()[0].strip()
-        self.start()
-
-    def _command(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "flux_endpoint", "service", *arguments]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self._environment, text=True, **streams)  # type: ignore[call-overload, no-any-return]
-
-    def start(self) -> None:
-        self._process = self._command("run", "--port", str(self._port))
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            if "service ready" in line:
-                return
-        raise AssertionError("the service did not start")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def stop(self, signum: int = signal.SIGTERM) -> None:
-        self._process.send_signal(signum)
-        self._process.communicate()
-
-
-class ThreadEndpoint:
-    """Runs each task on the thread that consumes it, while it may."""
-
-    def __init__(self, service: RunningService) -> None:
-        rest = RestClient(Credentials(service.url, service.token))
-        queues = rest.request("POST", "/v3/endpoints", json={"endpoint_name": "lab"})
-        rest.close()
-        self.id: str = queues["endpoint_id"]
-        self._publish = queues["result_queue_info"]["queue_publish_kwargs"]
-        self._serializer = ComputeSerializer()
-        url = queues["task_queue_info"]["connection_url"]
-        self._connection = AmqpConnection(url, name="endpoint")
-        self._connection.start()
-        queue = queues["task_queue_info"]["queue"]
-        self.may_run = threading.Event()
-        self.may_run.set()
-        self._connection.consume(queue, self._run, prefetch=500, exclusive=True)
-
-    def _run(self, delivery: Delivery) -> None:
-        assert self.may_run.wait(TIMEOUT)
-        task = unpack(delivery.body)
-        assert isinstance(task, Task)
-        task_id = uuid.UUID(delivery.headers["task_uuid"])
-        try:
-            fn, args, kwargs = (
-                self._serializer.deserialize(buffer) for buffer in unpack_buffers(task.task_buffer)
-            )
-            value = fn(*args, **kwargs)
-            wanted = delivery.headers.get("result_serializers")
-            data = self._serializer.serialize_from_list(value, wanted)
-            result = Result(task_id=task_id, data=data)
-        except Exception:
-            details = ResultErrorDetails(code="RemoteExecutionError", user_message="it raised")
-            result = Result(task_id=task_id, data=traceback.format_exc(), error_details=details)
-        keys = (self._publish["exchange"], self._publish["routing_key"])
-        done = self._connection.publish(*keys, pack(result))
-        done.add_done_callback(lambda _: delivery.ack())
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-@pytest.fixture
-def running(tmp_path: Path, amqp_vhost: str, free_port: int) -> Iterator[RunningService]:
-    service = RunningService(tmp_path, amqp_vhost, free_port)
-    yield service
-    service.stop()
-
-
-@pytest.fixture
-def endpoint(running: RunningService) -> Iterator[ThreadEndpoint]:
-    endpoint = ThreadEndpoint(running)
-    yield endpoint
-    endpoint.close()
 
 
 @pytest.fixture
@@ -213,3 +114,120 @@ def test_a_service_that_restarts_in_mid_run_loses_nothing(
         during = [executor.submit(double, i) for i in range(300)]
         running.start()
     assert [future.result() for future in before + during] == [2 * i for i in range(300)] * 2
+
+
+# Several clients of one task group.
+
+
+class Terminal:
+    """Another process that uses the service as the same user; it prints what a script says."""
+
+    def __init__(self, running: RunningService, script: str, *arguments: object) -> None:
+        environment = {
+            **os.environ,
+            "FLUX_ENDPOINT_SERVICE_URL": running.url,
+            "FLUX_ENDPOINT_TOKEN": running.token,
+        }
+        command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+        self._process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def rest(self) -> list[str]:
+        out, errors = self._process.communicate(timeout=2 * TIMEOUT)
+        assert self._process.returncode == 0, errors
+        return out.splitlines()
+
+
+SUBMIT = """
+    import sys
+    from flux_endpoint import Executor
+    endpoint, group, base = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    executor = Executor(endpoint, task_group_id=group)
+    futures = [executor.submit(int, base + i) for i in range(20)]
+    assert all(future.wait_submitted(30) for future in futures)
+    print("submitted", flush=True)
+    print([future.result(30) for future in futures])
+"""
+
+RELOAD = """
+    import sys
+    from flux_endpoint import Executor
+    futures = Executor(task_group_id=sys.argv[1]).reload_tasks()
+    print("reloaded", flush=True)
+    print([future.result(30) for future in futures])
+"""
+
+
+def test_processes_that_share_a_group_get_all_their_results(
+    running: RunningService, endpoint: ThreadEndpoint
+) -> None:
+    endpoint.may_run.clear()
+    group = uuid.uuid4()
+    terminals = [Terminal(running, SUBMIT, endpoint.id, group, base) for base in (0, 100)]
+    assert [terminal.line() for terminal in terminals] == ["submitted"] * 2
+    endpoint.may_run.set()
+    lines = [terminal.rest() for terminal in terminals]
+    assert lines == [[str(list(range(base, base + 20)))] for base in (0, 100)]
+
+
+def test_a_terminal_that_reloads_a_group_takes_nothing_from_the_one_that_waits(
+    running: RunningService, client: Client, endpoint: ThreadEndpoint
+) -> None:
+    endpoint.may_run.clear()
+    with Executor(endpoint.id, client) as executor:
+        futures = [executor.submit(double, i) for i in range(20)]
+        assert all(future.wait_submitted(TIMEOUT) for future in futures)
+        second = Terminal(running, RELOAD, executor.task_group_id)
+        assert second.line() == "reloaded"
+        endpoint.may_run.set()
+        wanted = [2 * i for i in range(20)]
+        assert [future.result(TIMEOUT) for future in futures] == wanted
+    assert second.rest() == [str(wanted)]
+
+
+FORKED = """
+    import multiprocessing, sys
+    from flux_endpoint import Executor
+    def child(n, answers):
+        with Executor(sys.argv[1]) as executor:
+            futures = [executor.submit(int, 100 * n + i) for i in range(15)]
+            answers.put((n, [f.result(30) for f in futures], str(executor.task_group_id)))
+    with Executor(sys.argv[1]) as executor:
+        assert executor.submit(int, 7).result(30) == 7
+        context = multiprocessing.get_context("fork")
+        answers = context.Queue()
+        children = [context.Process(target=child, args=(n, answers)) for n in range(3)]
+        for each in children:
+            each.start()
+        got = sorted(answers.get(timeout=60) for _ in children)
+        for each in children:
+            each.join(60)
+        print([each.exitcode for each in children])
+        print([values == [100 * n + i for i in range(15)] for n, values, _ in got])
+        print(len({group for *_, group in got} | {str(executor.task_group_id)}))
+        assert executor.submit(int, 8).result(30) == 8
+"""
+
+
+def test_forked_processes_get_all_their_results_in_groups_of_their_own(
+    running: RunningService, endpoint: ThreadEndpoint
+) -> None:
+    lines = Terminal(running, FORKED, endpoint.id).rest()
+    assert lines == ["[0, 0, 0]", "[True, True, True]", "4"]
+
+
+def test_clients_of_two_users_in_one_process_have_groups_of_their_own(
+    running: RunningService, client: Client, endpoint: ThreadEndpoint
+) -> None:
+    other = Client(running.url, running.token_of("bob"))
+    with Executor(endpoint.id, client) as first, Executor(endpoint.id, other) as second:
+        futures = [executor.submit(double, 4) for executor in (first, second)]
+        assert [future.result(TIMEOUT) for future in futures] == [8, 8]
+        with Executor(client=client) as again:
+            assert again.task_group_id == first.task_group_id
+    assert first.task_group_id != second.task_group_id

@@ -113,6 +113,7 @@ class TestAccounts:
             ("client", queues.tasks_queue(ENDPOINT_ID)),
             ("client", queues.RESULTS_QUEUE),
             ("endpoint", queues.task_group_queue(ENDPOINT_ID)),
+            ("endpoint", queues.task_group_queue(ENDPOINT_ID, ENDPOINT_ID)),
             ("endpoint", queues.DEAD_LETTERS),
         ],
     )
@@ -125,7 +126,7 @@ class TestAccounts:
     @pytest.mark.parametrize("account", ["client", "endpoint"])
     def test_only_the_service_makes_queues(self, broker, made, answers, account):
         connection = broker.connect(account, answers[f"AMQP_{account.upper()}_PASSWORD"])
-        queue = topology.of_group(ENDPOINT_ID)
+        queue, _ = topology.of_group(ENDPOINT_ID)
         with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
             connection.channel().queue_declare(queue.name, durable=True, arguments=queue.arguments)
         connection.close()

@@ -35,7 +35,7 @@ def test_the_task_message_has_the_job_and_no_function(live: Rest, peer: Peer) ->
     answer = post(live.client, endpoint_id).json()
     task_id = answer.pop("task_id")
     uuid.UUID(answer.pop("task_group_id"))
-    assert answer == {"endpoint_id": endpoint_id}
+    assert answer == {"endpoint_id": endpoint_id, "endpoint_status": "offline"}
     delivery = peer.take(f"{endpoint_id}.tasks")
     assert unpack(delivery.body) == Task(task_id=uuid.UUID(task_id), task_buffer="")
     assert delivery.headers == {

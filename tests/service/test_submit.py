@@ -56,6 +56,12 @@ def test_each_payload_gets_a_task_in_order(
     assert [task["id"] for task in group["tasks"]] == submitted
 
 
+def test_the_answer_says_that_the_endpoint_is_offline(submit: Submit, function_id: str) -> None:
+    answer = submit({function_id: [PAYLOAD]}).json()
+    assert answer["endpoint_status"] == "offline"
+    assert "endpoint_last_seen" not in answer  # it never was online
+
+
 def test_the_answer_names_functions_as_the_caller_did(submit: Submit, function_id: str) -> None:
     asked = function_id.replace("-", "").upper()
     assert list(submit({asked: [PAYLOAD]}).json()["tasks"]) == [asked]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import flux_endpoint
 from flux_endpoint.amqp.url import with_port
@@ -67,10 +67,11 @@ class ServiceApi:
         _expected(answer, "tasks", dict)
         return answer
 
-    def attach(self, endpoint_id: str, body: _Json, key: str) -> str:
-        """Make a task that follows a running job, and return its id; `key` as of `submit`."""
+    def attach(self, endpoint_id: str, body: _Json, key: str) -> _Json:
+        """Make a task that follows a running job, its `task_id`; `key` as of `submit`."""
         answer = self._post_patiently(f"/v3/endpoints/{endpoint_id}/attach", body, key)
-        return str(_expected(answer, "task_id", str))
+        _expected(answer, "task_id", str)
+        return answer
 
     def kill(self, task_id: str, signum: int | None = None) -> _Json:
         """End a task, or send a signal to its processes."""
@@ -87,13 +88,20 @@ class ServiceApi:
         events: list[_Json] = _expected(answer, "events", list)
         return events
 
-    def event_queue(self, task_group_id: str, port: int | None) -> tuple[str, str]:
-        """Have a group's job events kept in a queue from now on.
+    def open_queue(
+        self,
+        kind: Literal["results", "events"],
+        task_group_id: str,
+        client_id: str,
+        port: int | None,
+    ) -> tuple[str, str]:
+        """Have a group's results, or job events, sent to a queue of the client's from now on.
 
         Returns:
             The URL of the broker, with another port if wanted, and the queue's name.
         """
-        answer = self._post_patiently(f"/v2/taskgroup/{task_group_id}/events", {})
+        path = f"/v2/taskgroup/{task_group_id}/{kind}"
+        answer = self._post_patiently(path, {"client_id": client_id})
         url: str = _expected(answer, "connection_url", str)
         queue: str = _expected(answer, "queue", str)
         return (url if port is None else with_port(url, port)), queue
@@ -111,15 +119,16 @@ class ServiceApi:
 
     def task_group(self, task_group_id: str) -> list[str]:
         """Return the ids of a group's tasks."""
-        answer = self._rest.request("GET", f"/v2/taskgroup/{task_group_id}")
+        params = {"create_queue": "false"}  # that of official clients, which we don't consume
+        answer = self._rest.request("GET", f"/v2/taskgroup/{task_group_id}", params=params)
         return [str(task["id"]) for task in _expected(answer, "tasks", list)]
 
-    def result_connection(self, port: int | None) -> tuple[str, str]:
-        """Return the URL of the broker, with another port if wanted, and the prefix of queues."""
+    def result_connection(self) -> tuple[str, str]:
+        """Return the URL of the broker, and the prefix of the queues of official clients."""
         answer = self._rest.request("GET", "/v2/get_amqp_result_connection_url")
         url: str = _expected(answer, "connection_url", str)
         prefix: str = _expected(answer, "queue_prefix", str)
-        return (url if port is None else with_port(url, port)), prefix
+        return url, prefix
 
     def _post_patiently(self, path: str, body: _Json, key: str | None = None) -> _Json:
         """Send what may be sent again; a service that asks to wait counts as unreachable."""

@@ -84,6 +84,14 @@ def checked_port(value: int | None) -> int | None:
     return value
 
 
+def checked_seconds(value: float, what: str) -> float:
+    """Return `value` if it is a number of seconds, infinity too; `ValueError` names `what`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not value >= 0:  # no number is not less than 0 either
+        raise ValueError(f"{what} must be a number of seconds of at least 0, got {value!r}")
+    return float(value)
+
+
 def checked_signal(value: int) -> int:
     """Return `value` if it is a signal's number."""
     if not is_int(value) or not 1 <= value <= 64:

@@ -335,7 +335,7 @@ class Client:
 
     def get_result_amqp_url(self) -> dict[str, str]:
         """Return where results are streamed from: `connection_url` and `queue_prefix`."""
-        url, prefix = self.api.result_connection(None)
+        url, prefix = self.api.result_connection()
         return {"connection_url": url, "queue_prefix": prefix}
 
 

@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class _Followed:
 
 
 class EventStream:
-    """The consumer of a task group's event queue, and the futures that want its events.
+    """The consumer of its own queue of a task group's job events, for the futures that want them.
 
     It exists only if somebody wants events. One thread owns all that is mutable here and calls
     the callbacks; the methods that other threads call put a message into its inbox.
@@ -74,6 +75,7 @@ class EventStream:
         self._api = api
         self._group = task_group_id
         self._amqp_port = amqp_port
+        self._client_id = str(uuid.uuid4())  # names our queue
         self._retire = retire
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -246,13 +248,16 @@ class EventStream:
     def _url(self) -> str:
         """Ask for the queue. Runs on the connection's thread, before each attempt."""
         try:
-            url, name = self._api.event_queue(self._group, self._amqp_port)
+            url, name = self._open_queue()
         except ServiceError as error:
             self._inbox.put(partial(self._on_unavailable, error))
             raise
         # Before the connection is up: the queue keeps what comes from now on.
         self._inbox.put(lambda: self._on_queue(name))
         return url
+
+    def _open_queue(self) -> tuple[str, str]:
+        return self._api.open_queue("events", self._group, self._client_id, self._amqp_port)
 
     def _on_queue(self, name: str) -> None:
         self._opened = True
@@ -312,7 +317,7 @@ class EventStream:
         """Runs on a thread of its own, one at a time."""
         try:
             if reopen:
-                self._patiently(lambda: self._api.event_queue(self._group, self._amqp_port))
+                self._patiently(self._open_queue)
             for task_id, last in wanted.items():
                 if self._closing.is_set():
                     break

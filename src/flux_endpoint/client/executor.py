@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as FuturesExecutor
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from flux_endpoint.client.backlog import PendingTask, Route
@@ -18,6 +20,7 @@ from flux_endpoint.client.checks import (
     checked_dict,
     checked_port,
     checked_resources,
+    checked_seconds,
     is_int,
     refuse_misspelt,
     refuse_unknown,
@@ -40,11 +43,17 @@ from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.logs import event
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
+log = logging.getLogger(__name__)
+
 #: Seconds for which an unreachable service is tried again before tasks fail.
 GIVE_UP_AFTER = 600.0
+
+#: The groups of Executors that name none, by process and user.
+_default_groups: dict[tuple[int, tuple[str, str]], UUID] = {}
 
 _MPI_WITHOUT_RESOURCES = (
     "an MPIFunction is submitted without a resource_specification: its command runs once, on one "
@@ -56,8 +65,11 @@ _MPI_WITHOUT_RESOURCES = (
 class Executor(FuturesExecutor):
     """Runs functions on an endpoint; a `concurrent.futures.Executor`.
 
-    Use it in a `with` statement, or call `shutdown` at the end. All arguments are attributes too
-    and may be assigned at any time; what was submitted before is not affected.
+    Use it in a `with` statement, or call `shutdown` at the end. The block's end waits for all
+    results; an exception that leaves the block does not wait for them.
+
+    All arguments are attributes too and may be assigned at any time; what was submitted before is
+    not affected.
 
     Threads may share one; processes may not: in a forked child its methods raise `RuntimeError`,
     make another there.
@@ -73,7 +85,8 @@ class Executor(FuturesExecutor):
         client: the service to use; by default the one that the environment or the credentials
             file names.
         task_group_id: the group that tasks belong to; by default one that all Executors of this
-            process share. Its id is what `reload_tasks` needs after a restart.
+            process share that use the service as the same user. Its id is what `reload_tasks`
+            needs after a restart.
         resource_specification: resources of each task, e.g. `{"num_nodes": 2}`.
         user_endpoint_config: values for the endpoint's configuration template.
         label: names this Executor in logs and thread names.
@@ -88,8 +101,6 @@ class Executor(FuturesExecutor):
         TypeError: an argument is unknown or of the wrong type.
         ConfigurationError: nothing says where the service is.
     """
-
-    _default_task_group_id: ClassVar[UUID | None] = None
 
     def __init__(  # noqa: PLR0917 - the official order
         self,
@@ -110,7 +121,8 @@ class Executor(FuturesExecutor):
         refuse_unknown(type(self), unknown)
         self.client = client or Client()
         self.endpoint_id = endpoint_id
-        self.task_group_id = task_group_id or Executor._default_task_group_id or uuid.uuid4()
+        default_group = _default_groups.get(self._default_group_key)
+        self.task_group_id = task_group_id or default_group or uuid.uuid4()
         self.resource_specification = resource_specification
         self.user_endpoint_config = user_endpoint_config
         self.label = label
@@ -128,7 +140,7 @@ class Executor(FuturesExecutor):
             self._streams,
             label=label,
             batch_size=checked_batch_size(batch_size),
-            give_up_after=give_up_after,
+            give_up_after=checked_seconds(give_up_after, "give_up_after"),
         )
         self._birthplace = Birthplace()
         see_to_the_end(self, self._submitter)
@@ -158,7 +170,7 @@ class Executor(FuturesExecutor):
 
     @property
     def task_group_id(self) -> UUID | None:
-        """The group of tasks submitted from now on; later Executors use it too by default.
+        """The group of tasks submitted from now on; later Executors of the user use it by default.
 
         Assign a UUID or its text to take up an earlier group. `None` begins a new one with the next
         submission; until then there is none.
@@ -171,7 +183,12 @@ class Executor(FuturesExecutor):
         self._next_group = uuid.uuid4()  # one, whichever thread submits first
         self._task_group_id = group
         if group is not None:
-            Executor._default_task_group_id = group
+            _default_groups[self._default_group_key] = group
+
+    @property
+    def _default_group_key(self) -> tuple[int, tuple[str, str]]:
+        # A forked child and its parent are two clients, and a group belongs to one user.
+        return os.getpid(), self.client.api.identity
 
     @property
     def resource_specification(self) -> dict[str, Any] | None:
@@ -200,6 +217,15 @@ class Executor(FuturesExecutor):
     @batch_size.setter
     def batch_size(self, value: int) -> None:
         self._submitter.batch_size = checked_batch_size(value)
+
+    @property
+    def give_up_after(self) -> float:
+        """Seconds for which an unreachable service is tried again before tasks fail."""
+        return self._submitter.give_up_after
+
+    @give_up_after.setter
+    def give_up_after(self, value: float) -> None:
+        self._submitter.give_up_after = checked_seconds(value, "give_up_after")
 
     @property
     def amqp_port(self) -> int | None:
@@ -547,9 +573,20 @@ class Executor(FuturesExecutor):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> bool | None:
-        """Shut down; a Ctrl-C leaves at once and cancels what has not been sent."""
-        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
-        self.shutdown(wait=not interrupted, cancel_futures=interrupted)
+        """Shut down; an exception leaves at once, and a Ctrl-C cancels what has not been sent."""
+        if exc_type is None:
+            self.shutdown()
+            return None
+        self.shutdown(wait=False, cancel_futures=issubclass(exc_type, KeyboardInterrupt))
+        waiting = self._submitter.open_count if self._birthplace.is_here() else 0
+        if waiting:
+            event(
+                log,
+                logging.WARNING,
+                f"left by {exc_type.__name__} without waiting for {waiting} "
+                f"task{'s'[: waiting != 1]}: what was sent goes on at the endpoint, and "
+                f"Executor(...).reload_tasks({str(self.task_group_id)!r}) gets its results",
+            )
         return None
 
     def _refuse_if_shut_down(self, what: str = "no new functions may be executed") -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
@@ -27,12 +28,19 @@ _submitted = threading.Condition()
 _recording = threading.Lock()
 
 
+_alive: weakref.WeakSet[ComputeFuture] = weakref.WeakSet()
+
+
 def _renew_locks() -> None:
     global _submitted, _recording
     _submitted, _recording = threading.Condition(), threading.Lock()
+    for future in _alive:
+        future._condition = threading.Condition()
+        if future._job is not None:
+            future._job.renew_lock()
 
 
-# A thread that a forked child does not have may hold either in its parent.
+# A thread that a forked child does not have may hold any of them in its parent.
 os.register_at_fork(after_in_child=_renew_locks)
 
 
@@ -120,6 +128,7 @@ class ComputeFuture(Future[Any]):
         self._wants_events = False
         self._error_code: str | None = None
         self._pid = os.getpid()
+        _alive.add(self)
 
     def add_done_callback(self, fn: Callable[[Self], object]) -> Self:  # type: ignore[override]  # returns self
         """Call `fn` with this future when it is done, at once if it is; return this future."""
@@ -270,6 +279,9 @@ class ComputeFuture(Future[Any]):
             return
         if on_client_thread():
             raise RuntimeError("Cannot wait for future from inside callback")
+        self._refuse_in_child()
+
+    def _refuse_in_child(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(
                 f"this future is of process {self._pid}, of which this process is a fork: its "
@@ -284,8 +296,12 @@ class ComputeFuture(Future[Any]):
 
         Returns:
             The task's id; `None` if the time is over or the future has ended without one.
+
+        Raises:
+            RuntimeError: this process is a fork of that of the future, where its id arrives.
         """
-        if self.task_id is None:
+        if self.task_id is None and not self.done():
+            self._refuse_in_child()
             self.add_done_callback(_tell_waiters)
             with _submitted:
                 _submitted.wait_for(lambda: self.task_id is not None or self.done(), timeout)

@@ -48,7 +48,7 @@ class JobRecord:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._settled = threading.Condition()
+        self.renew_lock()
         self._jobid: int | None = None
         self._error: BaseException | None = None
         self._events: list[JobEvent] = []
@@ -57,6 +57,10 @@ class JobRecord:
         self._callbacks: dict[str, list[Callable[..., object]]] = defaultdict(list)
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._caller: int | None = None
+
+    def renew_lock(self) -> None:
+        """Take another lock, as a forked child must: nobody there may give back the old one."""
+        self._settled = threading.Condition()
 
     @property
     def has_jobid(self) -> bool:

@@ -1,20 +1,24 @@
-"""Results of one task group, from its queue into futures."""
+"""Results of one task group, from a queue of our own into futures."""
 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery
 from flux_endpoint.amqp.connection import StateChange
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.backoff import delays
+from flux_endpoint.client.endpoint_watch import EndpointState, EndpointWatch, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.results import TaskEnd, from_document, from_message, resolve
 from flux_endpoint.client.threads import ClientThread, start
@@ -22,17 +26,23 @@ from flux_endpoint.errors import InvalidMessageError, ServiceError, ServiceUnrea
 from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
 
 #: Results that the broker sends ahead of our acknowledgements; bounds what waits in memory.
 PREFETCH = 256
 #: Early results that are kept until the submission that they belong to is answered.
 MAX_EARLY = PREFETCH // 2
+#: Seconds without a result after which the service is asked whether the endpoints of open tasks are
+#: online; at first, and at most. And how many of them, at most.
+QUIET, MAX_QUIET, MAX_SILENT = 60.0, 600.0, 16
 #: Tasks whose state is asked in one request.
 STATUS_CHUNK = 128
 
 
 class ResultStream:
-    """The consumer of a task group's queue and the futures that wait for it.
+    """The consumer of its own queue of a task group's results, and the futures that wait for them.
+
+    The queue gets each result of the group, also those that only other clients wait for.
 
     One thread, the resolver, owns all that is mutable here. The methods that other threads call
     put a message into its inbox; so does the AMQP connection for each delivery. The inbox needs no
@@ -40,34 +50,38 @@ class ResultStream:
 
     A result may arrive before the answer to the submission that tells us its task's id. While a
     submission is under way, results of unknown tasks are kept, unacknowledged; without one they
-    belong to another process, and are dropped.
+    belong to another client, and are dropped.
 
-    Results that the queue no longer has (it expired, the broker lost it) are asked of the service:
-    after each reconnect, and whenever the broker refuses the consumer.
+    The queue is opened by the service before each attempt to connect, beside the first submission.
+    What ended before, and what a queue that expired or was lost no longer has, is asked of it.
     """
 
     def __init__(self, api: ServiceApi, task_group_id: str, amqp_port: int | None) -> None:
         self._api = api
         self._group = task_group_id
         self._amqp_port = amqp_port
+        self._client_id = str(uuid.uuid4())  # names our queue
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closing = threading.Event()
         # More than one if a task was reloaded before the answer to its submission came.
         self._open: dict[str, tuple[ComputeFuture, ...]] = {}
         self._early: dict[str, tuple[TaskEnd, Delivery]] = {}
-        self._dropped_early = False
         self._submissions = 0
+        #: Results of a submission that is under way may have been missed.
+        self._missed = False
         self._connection: AmqpConnection | None = None
         self._consumer: Consumer | None = None
-        # Written before the connection is up, read here after.
-        self._queue_prefix: str | None = None
-        self._queue_exists = False
-        self._was_connected = False
         self._troubled = False
         self._refused = False
+        #: Tasks to ask the service for, and whether it is to open the queue first.
+        self._wanted: dict[str, None] = {}
+        self._reopen = False
+        #: Endpoints to ask about, after so many seconds without a result.
+        self._silent: set[str] = set()
+        self._quiet = QUIET
+        self._endpoints = EndpointWatch()
         self._asking = False
         self._asker: ClientThread | None = None
-        self._ask_again = False
         self._stopped = False
         self._resolver = ClientThread(f"results {task_group_id[:8]}", self._run)
 
@@ -79,9 +93,16 @@ class ResultStream:
         """Expect results of tasks whose ids are not known yet."""
         self._inbox.put(self._on_begin)
 
-    def submission_ends(self, accepted: list[Accepted]) -> None:
-        """End what `submission_begins` began; the ids of `accepted` may be told from now on."""
-        self._inbox.put(lambda: self._on_end(accepted))
+    def submission_ends(
+        self, accepted: list[Accepted], endpoint: EndpointState | None = None
+    ) -> None:
+        """End what `submission_begins` began; the ids of `accepted` may be told from now on.
+
+        Args:
+            accepted: the tasks.
+            endpoint: what the service told of their endpoint.
+        """
+        self._inbox.put(lambda: self._on_end(accepted, endpoint))
 
     def follow(self, futures: list[ComputeFuture]) -> list[ComputeFuture]:
         """Follow tasks that were submitted some other time.
@@ -110,7 +131,10 @@ class ResultStream:
 
     def _run(self) -> None:
         while not self._stopped:
-            handle = self._inbox.get()
+            try:
+                handle = self._inbox.get(timeout=self._quiet if self._open else None)
+            except queue.Empty:
+                handle = self._on_quiet
             try:
                 handle()
             except Exception:
@@ -122,8 +146,10 @@ class ResultStream:
         self._submissions += 1
         self._connect()
 
-    def _on_end(self, accepted: list[Accepted]) -> None:
+    def _on_end(self, accepted: list[Accepted], endpoint: EndpointState | None) -> None:
         self._submissions -= 1
+        if endpoint is not None:
+            self._endpoints.hear(endpoint)
         for each in accepted:
             each.tell()  # before the future may be done
             early = self._early.pop(each.task_id, None)
@@ -137,22 +163,14 @@ class ResultStream:
             for _, delivery in self._early.values():
                 delivery.ack()
             self._early.clear()
-        if accepted:
-            self._queue_exists = True
-            self._connect()
-            self._consume()
-        # What ended while there was no queue, or no room, is not in the queue of now.
-        if self._dropped_early or (accepted and self._refused):
-            self._dropped_early = bool(self._submissions)
-            self._refused = False
-            self._ask_service()
+        if self._missed:
+            self._missed = bool(self._submissions)
+            self._ask_service(each.task_id for each in accepted)
 
     def _on_follow(self, futures: list[ComputeFuture], answer: Future[list[ComputeFuture]]) -> None:
         answer.set_result([self._open.setdefault(f.task_id or "", (f,))[0] for f in futures])
         self._connect()
-        self._queue_exists = True  # or the broker refuses, and we ask the service
-        self._consume()
-        self._ask_service()
+        self._ask_service(future.task_id or "" for future in futures)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
@@ -164,6 +182,7 @@ class ResultStream:
             return
         waiting = self._open.pop(end.task_id, ())
         if waiting:
+            self._quiet = QUIET
             _resolve_all(waiting, end)
             delivery.ack()
         elif self._submissions:
@@ -178,7 +197,7 @@ class ResultStream:
         if replaced is None and len(self._early) > MAX_EARLY:
             # Acknowledge one, or the prefetch fills up; the service still knows its result.
             replaced = self._early.pop(next(iter(self._early)))
-            self._dropped_early = True
+            self._missed = True
         if replaced is not None:
             replaced[1].ack()
 
@@ -199,9 +218,26 @@ class ResultStream:
                 self._connection = connection
 
     def _url(self) -> str:
-        """Ask for a fresh URL. Runs on a thread of its own, before each attempt to connect."""
-        url, self._queue_prefix = self._api.result_connection(self._amqp_port)
+        """Open the queue. Runs on a thread of its own, before each attempt to connect."""
+        url, name = self._open_queue()
+        self._inbox.put(lambda: self._on_queue(name))
         return url
+
+    def _open_queue(self) -> tuple[str, str]:
+        return self._api.open_queue("results", self._group, self._client_id, self._amqp_port)
+
+    def _on_queue(self, name: str) -> None:
+        """From now on the queue gets all results; those of before are asked for."""
+        if self._consumer is None and self._connection is not None:
+            self._consumer = self._connection.consume(
+                name,
+                lambda delivery: self._inbox.put(lambda: self._on_delivery(delivery)),
+                prefetch=PREFETCH,
+                on_refused=lambda reason: self._inbox.put(lambda: self._on_refused(reason)),
+            )
+        self._refused = False
+        self._missed = self._missed or bool(self._submissions)
+        self._ask_service(self._open)
 
     def _tell_state(self, change: StateChange) -> None:
         """Runs on the connection's thread."""
@@ -212,67 +248,71 @@ class ResultStream:
             if self._troubled:
                 event(log, logging.WARNING, f"results: connected to {change.address} again")
             self._troubled = False
-            self._consume()
-            if self._was_connected:
-                self._ask_service()
-            self._was_connected = True
         elif change.state is not ConnectionState.CLOSED:
             # Until the broker lets us in again, each attempt to connect is a time to look.
-            self._ask_service()
-            if self._troubled:
-                return
+            self._ask_service(self._open)
+            if self._troubled or not (self._open or self._submissions):
+                return  # without a task that waits, it is nobody's trouble
             self._troubled = True
             lost = change.state is ConnectionState.LOST
             what = "lost the connection" if lost else "no connection"
             text = f"results: {what} to {change.address}, trying again: {change.reason}"
             event(log, logging.WARNING, text)
 
-    def _consume(self) -> None:
-        ready = self._queue_exists and self._queue_prefix is not None
-        if ready and self._consumer is None and self._connection is not None:
-            self._consumer = self._connection.consume(
-                f"{self._queue_prefix}{self._group}",
-                lambda delivery: self._inbox.put(lambda: self._on_delivery(delivery)),
-                prefetch=PREFETCH,
-                on_refused=lambda reason: self._inbox.put(lambda: self._on_refused(reason)),
-            )
-
     def _on_refused(self, reason: str) -> None:
         level = logging.DEBUG if self._refused else logging.INFO
-        self._refused = True
-        event(log, level, "no result queue, asking the service", group=self._group, reason=reason)
-        self._ask_service()
+        event(log, level, "no result queue, opening it again", group=self._group, reason=reason)
+        self._refused = self._reopen = True
+        self._ask_service(self._open)
 
     # What the queue does not tell, the service does.
 
-    def _ask_service(self) -> None:
-        if self._asking:
-            self._ask_again = True
+    def _on_quiet(self) -> None:
+        """Nothing has come for a while: is there anybody who could send it?"""
+        self._quiet = min(2 * self._quiet, MAX_QUIET)
+        waited_for = (future.endpoint_id for each in self._open.values() for future in each)
+        self._silent = set(islice({id_ for id_ in waited_for if id_}, MAX_SILENT))
+        self._ask_service()
+
+    def _ask_service(self, ids: Iterable[str] = ()) -> None:
+        self._wanted.update(dict.fromkeys(ids))
+        if self._asking or self._closing.is_set():
             return
-        ids = list(self._open)
-        if ids and not self._closing.is_set():
-            self._asker = ClientThread(f"status {self._group[:8]}", lambda: self._ask(ids))
+        wanted = [task_id for task_id in self._wanted if task_id in self._open]
+        reopen, self._reopen = self._reopen, False
+        silent, self._silent = self._silent, set()
+        self._wanted.clear()
+        if wanted or reopen or silent:
+            ask = partial(self._ask, wanted, silent, reopen=reopen)
+            self._asker = ClientThread(f"status {self._group[:8]}", ask)
             self._asking = start(self._asker)
 
-    def _ask(self, ids: list[str]) -> None:
+    def _ask(self, ids: list[str], endpoints: set[str], *, reopen: bool) -> None:
         """Runs on a thread of its own, one at a time."""
         try:
+            for endpoint_id in endpoints:
+                answer = self._patiently(partial(self._api.endpoint_status, endpoint_id)) or {}
+                state = state_from(endpoint_id, answer.get("status"), answer.get("last_seen"))
+                if state is not None:
+                    self._inbox.put(partial(self._endpoints.hear, state))
+            if reopen and (opened := self._patiently(self._open_queue)):
+                self._inbox.put(lambda: self._on_queue(opened[1]))
             for chunk in _chunks(ids, STATUS_CHUNK):
-                documents = self._ask_patiently(chunk)
-                self._inbox.put(lambda d=documents: self._on_documents(d))  # type: ignore[misc]
+                documents = self._patiently(partial(self._api.batch_status, chunk)) or {}
+                self._inbox.put(partial(self._on_documents, documents))
         except ServiceError as error:
             event(log, logging.WARNING, f"asking for the state of open tasks failed: {error}")
         finally:
             self._inbox.put(self._on_asked)
 
-    def _ask_patiently(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+    def _patiently(self, call: Callable[[], _Answer]) -> _Answer | None:
         for delay in delays():
             try:
-                return self._api.batch_status(ids)
+                return call()
             except ServiceUnreachableError:
                 if self._closing.wait(delay):
                     break
-        return {}
+        return None
 
     def _on_documents(self, documents: dict[str, dict[str, Any]]) -> None:
         for task_id, document in documents.items():
@@ -282,9 +322,7 @@ class ResultStream:
 
     def _on_asked(self) -> None:
         self._asking = False
-        if self._ask_again:
-            self._ask_again = False
-            self._ask_service()
+        self._ask_service()
 
 
 def _resolve_all(futures: tuple[ComputeFuture, ...], end: TaskEnd) -> None:

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 from flux_endpoint.client.api import ServiceApi, user_runtime
 from flux_endpoint.client.backlog import Backlog, PendingTask, Route
 from flux_endpoint.client.backoff import delays
+from flux_endpoint.client.endpoint_watch import EndpointState, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.threads import ClientThread, on_client_thread
 from flux_endpoint.errors import ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
+from flux_endpoint.protocol.duration import format_duration
 
 log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -29,7 +31,7 @@ _Answer = TypeVar("_Answer")
 MAX_BATCH_BYTES = 16 * 2**20
 
 # What is wrong with one of these is wrong for every task of the request.
-_SHARED_FIELDS = ("endpoint", "task_group", "resource_spec", "user_", "result_ser", "create_queue")
+_SHARED_FIELDS = ("endpoint", "task_group", "resource_spec", "user_", "result_ser")
 
 
 class Submitter:
@@ -40,7 +42,7 @@ class Submitter:
         streams: where the results of accepted tasks come from.
         label: names the thread.
         batch_size: the most tasks in one request; may be changed at any time.
-        give_up_after: for how many seconds an unreachable service is tried again.
+        give_up_after: for how many seconds an unreachable service is tried again; may be changed.
     """
 
     def __init__(
@@ -53,18 +55,25 @@ class Submitter:
         give_up_after: float,
     ) -> None:
         self.batch_size = batch_size
+        self.give_up_after = give_up_after
         self.submitted = 0
         self._api = api.background()
         self._streams = streams
-        self._give_up_after = give_up_after
         self._backlog = Backlog()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._label = label
         self._open = 0
+        self._in_hand = 0
         self._all_done = threading.Condition(self._lock)
         self._closed = False
         self._abandoned = threading.Event()
+
+    @property
+    def open_count(self) -> int:
+        """How many of its futures are not done."""
+        with self._lock:
+            return self._open
 
     # Called by the user's threads.
 
@@ -96,7 +105,6 @@ class Submitter:
         if cancel:
             for task in self._backlog.clear():
                 task.future.cancel()
-                task.future.set_running_or_notify_cancel()
         with self._lock:
             self._closed = True
             idle = self._open == 0
@@ -115,6 +123,10 @@ class Submitter:
         deadline = time.monotonic() + timeout
         if self._thread is not None:
             self._thread.join(timeout)
+            if unsent := len(self._backlog) + self._in_hand:
+                what = f"{unsent} task{'s'[: unsent != 1]}"
+                text = f"{what} could not be sent before the program's end, and may never run"
+                event(log, logging.WARNING, text)
         self._abandoned.set()
         self._streams.release()
         self._streams.join(max(0.0, deadline - time.monotonic()))
@@ -126,7 +138,10 @@ class Submitter:
                 self._thread.start()
 
     def _one_done(self, future: Future[Any]) -> None:
-        del future
+        if isinstance(future, ComputeFuture) and future.cancelled():
+            # At once: the thread that would tell so may be waiting for the service.
+            future.set_running_or_notify_cancel()
+            self._backlog.discard(future)
         with self._lock:
             self._open -= 1
             if self._open:
@@ -140,10 +155,11 @@ class Submitter:
 
     def _run(self) -> None:
         while batch := self._backlog.take(self.batch_size, MAX_BATCH_BYTES):
+            self._in_hand = len(batch)
             by_route: dict[Route, list[PendingTask]] = {}
             for task in batch:
                 # From here on it can't be cancelled; what was cancelled before is dropped.
-                if task.future.set_running_or_notify_cancel():
+                if task.future._begin():
                     by_route.setdefault(task.route, []).append(task)
             for route, tasks in by_route.items():
                 try:
@@ -154,6 +170,7 @@ class Submitter:
                 except Exception as error:
                     log.exception("submitting %d tasks failed", len(tasks))
                     _fail(tasks, error)
+            self._in_hand = 0
         if self._abandoned.is_set():  # what this thread has begun since then nobody else ends
             self._streams.release()
 
@@ -186,6 +203,7 @@ class Submitter:
         stream = self._streams.get(route.task_group_id)
         stream.submission_begins()
         accepted: list[Accepted] = []
+        answer: dict[str, Any] = {}
         try:
             answer = self._patiently(lambda: self._api.submit(route.endpoint_id, body, key))
             accepted = self._accept(answer, by_function)
@@ -195,7 +213,7 @@ class Submitter:
             _fail(tasks, error)
         finally:
             # Whoever knows an id may reload the task: its own future must be found by then.
-            stream.submission_ends(accepted)
+            stream.submission_ends(accepted, _endpoint_state(route, answer))
             ComputeFuture._accepted(accepted)
 
     def _accept(
@@ -221,7 +239,6 @@ class Submitter:
         body: dict[str, Any] = {
             "jobid": route.attach_jobid,
             "task_group_id": route.task_group_id,
-            "create_queue": True,
         }
         if route.result_serializers:
             body["result_serializers"] = list(route.result_serializers)
@@ -230,14 +247,16 @@ class Submitter:
             key = uuid.uuid4().hex
             stream.submission_begins()
             accepted: list[Accepted] = []
+            answer: dict[str, Any] = {}
             try:
                 attach = functools.partial(self._api.attach, route.endpoint_id, body, key)
-                accepted.append(Accepted(task.future, self._patiently(attach)))
+                answer = self._patiently(attach)
+                accepted.append(Accepted(task.future, answer["task_id"]))
                 self.submitted += 1
             except (ServiceError, ServiceUnreachableError) as error:
                 _fail([task], error)
             finally:
-                stream.submission_ends(accepted)
+                stream.submission_ends(accepted, _endpoint_state(route, answer))
                 ComputeFuture._accepted(accepted)
 
     def _refused(
@@ -275,10 +294,16 @@ class Submitter:
                 now = time.monotonic()
                 if lost_at is None:
                     lost_at = now
-                    what = f"the service at {self._api.url} is unreachable, trying again: {error}"
-                    event(log, logging.WARNING, what, give_up_after=self._give_up_after)
-                if now - lost_at > self._give_up_after or self._abandoned.wait(delay):
+                    what = f"the service at {self._api.url} is unreachable"
+                    how_long = format_duration(self.give_up_after)
+                    text = f"{what}, trying again for {how_long} (give_up_after): {error}"
+                    event(log, logging.WARNING, text)
+                if self._abandoned.is_set() or self._abandoned.wait(delay):
                     raise
+                if now - lost_at > self.give_up_after:
+                    raise ServiceUnreachableError(
+                        f"{error}; tried for {format_duration(round(now - lost_at))}"
+                    ) from error
             else:
                 if lost_at is not None:
                     event(log, logging.WARNING, f"the service at {self._api.url} is back")
@@ -290,7 +315,6 @@ def _submission(route: Route, by_function: dict[str, list[PendingTask]]) -> dict
     body: dict[str, Any] = {
         "tasks": {id_: [task.payload for task in tasks] for id_, tasks in by_function.items()},
         "task_group_id": route.task_group_id,
-        "create_queue": True,
         "user_runtime": user_runtime(),
     }
     if route.resource_specification:
@@ -300,6 +324,11 @@ def _submission(route: Route, by_function: dict[str, list[PendingTask]]) -> dict
     if route.result_serializers:
         body["result_serializers"] = list(route.result_serializers)
     return body
+
+
+def _endpoint_state(route: Route, answer: dict[str, Any]) -> EndpointState | None:
+    status, last_seen = answer.get("endpoint_status"), answer.get("endpoint_last_seen")
+    return state_from(route.endpoint_id, status, last_seen)
 
 
 def _names_a_payload(error: ServiceError) -> bool:

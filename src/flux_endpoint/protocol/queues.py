@@ -2,10 +2,13 @@
 
 Topology (all durable): direct exchanges `tasks` and `commands`, topic exchanges `results` and
 `heartbeats`; per endpoint E the queues `E.tasks` and `E.commands`; the service's own queues
-`results` and `heartbeats`, bound to `*.results` and `*.heartbeats`; per task group G a queue `tg.G`
-on the default exchange. Job events go the way of results: topic exchange `events`, its queue
-`events`, and per task group the queue `ev.G` while somebody listens. What no one can read or route
-ends in the queue `dead-letters`.
+`results` and `heartbeats`, bound to `*.results` and `*.heartbeats`. Job events go the way of
+results: topic exchange `events` and its queue `events`.
+
+The service sends on what belongs to a task group G by the direct exchange `task-groups`: results
+with the key `tg.G`, job events with `ev.G`. Every client C of this project that uses the group has
+queues of its own there, `tg.G.C` and `ev.G.C`, so that each gets everything; `tg.G` is the queue of
+official clients. What no one can read or route ends in the queue `dead-letters`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ HEARTBEATS_EXCHANGE = "heartbeats"
 DEAD_LETTERS = "dead-letters"  # a fanout exchange and the queue bound to it
 RESULTS_QUEUE = "results"
 HEARTBEATS_QUEUE = "heartbeats"
+#: Sends each result and job event on to every queue of its task group.
+TASK_GROUPS_EXCHANGE = "task-groups"
 TASK_GROUP_PREFIX = "tg."
 #: Job events travel beside the results, so that official clients and endpoints never see them.
 EVENTS_EXCHANGE = "events"
@@ -63,14 +68,31 @@ def events_key(endpoint_id: str) -> str:
     return f"{endpoint_id}.events"
 
 
-def task_group_events_queue(task_group_id: str) -> str:
-    """Return the name of the queue of a task group's job events."""
+def task_group_key(task_group_id: str) -> str:
+    """Return the routing key of a task group's results."""
+    return f"{TASK_GROUP_PREFIX}{task_group_id}"
+
+
+def task_group_events_key(task_group_id: str) -> str:
+    """Return the routing key of a task group's job events."""
     return f"{TASK_GROUP_EVENTS_PREFIX}{task_group_id}"
 
 
-def task_group_queue(task_group_id: str) -> str:
-    """Return the name of a task group's result queue."""
-    return f"{TASK_GROUP_PREFIX}{task_group_id}"
+def task_group_queue(task_group_id: str, client_id: str | None = None) -> str:
+    """Return the name of a client's queue of a group's results, or that of official clients."""
+    return _of_client(task_group_key(task_group_id), client_id)
+
+
+def task_group_events_queue(task_group_id: str, client_id: str | None = None) -> str:
+    """Return the name of a client's queue of a group's job events.
+
+    Clients that name no `client_id`, as those of earlier releases do, share one.
+    """
+    return _of_client(task_group_events_key(task_group_id), client_id)
+
+
+def _of_client(key: str, client_id: str | None) -> str:
+    return key if client_id is None else f"{key}.{client_id}"
 
 
 class ConsumeInfo(BaseModel):

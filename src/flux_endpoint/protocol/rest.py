@@ -90,6 +90,10 @@ class SubmitAnswer(BaseModel):
     task_group_id: str
     endpoint_id: str
     tasks: dict[str, list[str]]
+    #: Whether the endpoint can take the tasks now, for this project's clients, and when it was
+    #: last heard of (seconds since the epoch).
+    endpoint_status: Literal["online", "offline"] | None = None
+    endpoint_last_seen: float | None = None
 
 
 class TaskDocument(BaseModel):
@@ -167,6 +171,9 @@ class AttachAnswer(BaseModel):
     task_id: str
     task_group_id: str
     endpoint_id: str
+    #: As of `SubmitAnswer`.
+    endpoint_status: Literal["online", "offline"] | None = None
+    endpoint_last_seen: float | None = None
 
 
 class TaskEventDocument(BaseModel):
@@ -186,8 +193,20 @@ class TaskEventsAnswer(BaseModel):
     events: list[TaskEventDocument]
 
 
-class EventStreamAnswer(BaseModel):
-    """`POST /v2/taskgroup/{id}/events`: the queue that the group's job events go to from now on."""
+class ResultQueueRequest(BaseModel):
+    """`POST /v2/taskgroup/{id}/results`: a queue of its own for a client, a UUID of its choice."""
+
+    client_id: UuidText
+
+
+class EventQueueRequest(BaseModel):
+    """`POST /v2/taskgroup/{id}/events`: likewise; clients that name none share one queue."""
+
+    client_id: UuidText | None = None
+
+
+class GroupQueueAnswer(BaseModel):
+    """The queue that a task group's results, or its job events, go to from now on."""
 
     queue: str
     connection_url: str

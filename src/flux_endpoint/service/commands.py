@@ -2,6 +2,7 @@
 
 from flux_endpoint.errors import AmqpError, UnroutableError
 from flux_endpoint.protocol import queues
+from flux_endpoint.service import topology
 from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.errors import broker_unavailable
 
@@ -26,7 +27,7 @@ def command_endpoint(
         try:
             service.publisher.send(exchange, key, body, timeout, expiration=expiration)
         except UnroutableError:  # somebody deleted the queue
-            service.publisher.declare_endpoint(endpoint_id, timeout)
+            service.publisher.declare(topology.of_endpoint(endpoint_id), timeout)
             service.publisher.send(exchange, key, body, timeout, expiration=expiration)
     except AmqpError as error:
         raise broker_unavailable() from error

@@ -104,7 +104,7 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
                 delivery.ack()
 
         messages = [
-            (queues.task_group_events_queue(group_id), body)
+            (queues.task_group_events_key(group_id), body)
             for group_id, events in stored.forward.items()
             for body in _bodies(events)
         ]
@@ -112,9 +112,9 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
             acknowledge(None)
             return
         countdown = Countdown(len(messages), acknowledge)
-        for queue_name, body in messages:
+        for key, body in messages:
             # Not mandatory: there is a queue only while somebody follows the group.
-            sent = self.connection.publish("", queue_name, body, mandatory=False)
+            sent = self.connection.publish(queues.TASK_GROUPS_EXCHANGE, key, body, mandatory=False)
             sent.add_done_callback(countdown.one_done)
 
 

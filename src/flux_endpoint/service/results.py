@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from flux_endpoint.amqp import AmqpConnection, Delivery
-from flux_endpoint.errors import InvalidMessageError, UnroutableError
+from flux_endpoint.errors import InvalidMessageError, PublishError, UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.fields import MAX_NANOSECONDS
@@ -52,7 +53,7 @@ class _Stored:
 
     dropped: list[Delivery] = field(default_factory=list)
     strays: list[Delivery] = field(default_factory=list)
-    forward: list[tuple[_Received, str]] = field(default_factory=list)  # with the group's id
+    forward: list[tuple[_Received, tasks.Route]] = field(default_factory=list)
 
 
 class ResultConsumer(BatchConsumer[_Received, _Stored]):
@@ -99,12 +100,12 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                     stored.dropped.append(delivery)
                 elif not route.ended or _replaces(each, route):
                     accepted[task_id] = each
-                    stored.forward.append((each, route.group_id))
+                    stored.forward.append((each, route))
                 elif (delivery.redelivered or delivery.headers.get(STORED_HEADER)) and (
                     tasks.stored_result(connection, task_id) == each.outcome.data
                 ):
                     # Perhaps we ended after it was stored and before it was forwarded.
-                    stored.forward.append((each, route.group_id))
+                    stored.forward.append((each, route))
                 else:
                     stored.dropped.append(delivery)
             tasks.complete(connection, [each.outcome for each in accepted.values()])
@@ -119,14 +120,27 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             delivery.ack()
         for delivery in stored.strays:
             self.set_aside(delivery, "its task belongs to another endpoint")
-        for received, group_id in stored.forward:
-            forwarded = self.connection.publish(
-                "",
-                queues.task_group_queue(group_id),
-                received.delivery.body,
-                timestamp=int(received.outcome.completed_at),
-            )
-            forwarded.add_done_callback(partial(_acknowledge, received.delivery))
+        for received, route in stored.forward:
+            # To the queue of each client of the group; the broker multiplies it.
+            forwarded = self._publish(queues.TASK_GROUPS_EXCHANGE, received, route)
+            forwarded.add_done_callback(partial(self._forwarded, received, route))
+
+    def _publish(self, exchange: str, received: _Received, route: tasks.Route) -> Future[None]:
+        return self.connection.publish(
+            exchange,
+            queues.task_group_key(route.group_id),
+            received.delivery.body,
+            timestamp=int(received.outcome.completed_at),
+        )
+
+    def _forwarded(self, received: _Received, route: tasks.Route, done: Future[None]) -> None:
+        if isinstance(done.exception(), UnroutableError) and route.create_queue:
+            # An earlier release made the group's queue, and did not bind it.
+            with suppress(PublishError):  # closed: the next service gets the result again
+                directly = self._publish("", received, route)
+                directly.add_done_callback(partial(_acknowledge, received.delivery))
+        else:
+            _acknowledge(received.delivery, done)
 
 
 def _replaces(received: _Received, earlier: tasks.Route | tasks.Outcome) -> bool:

@@ -185,19 +185,8 @@ class TaskPublisher:
         except TimeoutError as error:
             raise AmqpError(f"the message broker did not answer in {timeout} s") from error
 
-    def declare_endpoint(self, endpoint_id: str, timeout: float) -> bool:
-        """Declare the queues of an endpoint; return whether they exist within `timeout`."""
-        return self._declare(topology.of_endpoint(endpoint_id), timeout)
-
-    def declare_group(self, group_id: str, timeout: float) -> bool:
-        """Declare the queue of a task group; return whether it exists within `timeout`."""
-        return self._declare([topology.of_group(group_id)], timeout)
-
-    def declare_group_events(self, group_id: str, timeout: float) -> bool:
-        """Declare the queue of a group's job events; return whether it exists in `timeout`."""
-        return self._declare([topology.of_group_events(group_id)], timeout)
-
-    def _declare(self, things: list[topology.Declaration], timeout: float) -> bool:
+    def declare(self, things: Sequence[topology.Declaration], timeout: float) -> bool:
+        """Declare queues and bindings; return whether they exist within `timeout`."""
         deadline = time.monotonic() + timeout
         if not self._connected.wait(timeout):
             return False
@@ -340,7 +329,7 @@ class TaskPublisher:
         if declared is None or now - since >= _DECLARED_FOR:
             if len(self._declared) >= _MAX_DECLARED:
                 self._declared.clear()
-            declared = self._connection.declare_once(topology.of_group(submission.group_id))
+            declared = self._connection.declare_once(*topology.of_group(submission.group_id))
             self._declared[submission.group_id] = now, declared
         return None if declared.done() and declared.exception() is None else declared
 

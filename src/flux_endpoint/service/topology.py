@@ -1,13 +1,19 @@
 """The exchanges and queues that the service declares; clients and endpoints declare none."""
 
+from typing import Any
+
 from flux_endpoint.amqp import Binding, Exchange, Queue
 from flux_endpoint.protocol import queues
 
-#: An unused task group queue is kept for so long (milliseconds): 14 days.
+#: The queue of a group's official clients is kept unused for so long (milliseconds): 14 days.
 GROUP_QUEUE_EXPIRES = 14 * 24 * 3600 * 1000
 
-#: The same of the queue of a group's job events: a day; REST has them all.
-EVENTS_QUEUE_EXPIRES = 24 * 3600 * 1000
+#: A client's own queue: 10 minutes. For so long it fills up when its client is gone for good; one
+#: that comes back later opens it again, and asks REST for what it missed.
+CLIENT_QUEUE_EXPIRES = 10 * 60 * 1000
+
+#: The queue of job events of clients that name no queue of their own: a day.
+SHARED_EVENTS_EXPIRES = 24 * 3600 * 1000
 
 #: Bytes of job events that wait for somebody who listens no more; what comes then is not kept.
 EVENTS_QUEUE_MAX_BYTES = 64 * 2**20
@@ -32,6 +38,7 @@ def shared() -> list[Declaration]:
         Exchange(queues.RESULTS_EXCHANGE, "topic", _UNROUTABLE),
         Exchange(queues.HEARTBEATS_EXCHANGE, "topic", _UNROUTABLE),
         Exchange(queues.EVENTS_EXCHANGE, "topic", _UNROUTABLE),
+        Exchange(queues.TASK_GROUPS_EXCHANGE, "direct"),
         Queue(queues.RESULTS_QUEUE, _SET_ASIDE),
         Queue(queues.HEARTBEATS_QUEUE, _SET_ASIDE),
         Queue(queues.EVENTS_QUEUE, _SET_ASIDE),
@@ -52,22 +59,40 @@ def of_endpoint(endpoint_id: str) -> list[Declaration]:
     ]
 
 
-def of_group(group_id: str) -> Queue:
-    """Return the result queue of a task group."""
-    return Queue(
-        queues.task_group_queue(group_id), {**_SET_ASIDE, "x-expires": GROUP_QUEUE_EXPIRES}
+def of_group(group_id: str) -> list[Declaration]:
+    """Return the result queue of a task group's official clients."""
+    return _group_queue(
+        queues.task_group_queue(group_id),
+        queues.task_group_key(group_id),
+        {"x-expires": GROUP_QUEUE_EXPIRES},
     )
 
 
-def of_group_events(group_id: str) -> Queue:
-    """Return the queue of a task group's job events."""
-    return Queue(
-        queues.task_group_events_queue(group_id),
+def results_of_client(group_id: str, client_id: str) -> list[Declaration]:
+    """Return a client's own queue of a task group's results."""
+    return _group_queue(
+        queues.task_group_queue(group_id, client_id),
+        queues.task_group_key(group_id),
+        {"x-expires": CLIENT_QUEUE_EXPIRES},
+    )
+
+
+def events_of_client(group_id: str, client_id: str | None) -> list[Declaration]:
+    """Return a client's queue of a task group's job events."""
+    return _group_queue(
+        queues.task_group_events_queue(group_id, client_id),
+        queues.task_group_events_key(group_id),
         {
-            **_SET_ASIDE,
-            "x-expires": EVENTS_QUEUE_EXPIRES,
+            "x-expires": SHARED_EVENTS_EXPIRES if client_id is None else CLIENT_QUEUE_EXPIRES,
             "x-max-length-bytes": EVENTS_QUEUE_MAX_BYTES,
             # Dropping the oldest instead would send them to the dead letters.
             "x-overflow": "reject-publish",
         },
     )
+
+
+def _group_queue(name: str, key: str, arguments: dict[str, Any]) -> list[Declaration]:
+    return [
+        Queue(name, {**_SET_ASIDE, **arguments}),
+        Binding(queues.TASK_GROUPS_EXCHANGE, name, key),
+    ]

@@ -1,18 +1,62 @@
-"""Where clients find their results."""
+"""Where clients find their results and job events."""
+
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 
-from flux_endpoint.protocol.queues import TASK_GROUP_PREFIX
-from flux_endpoint.protocol.rest import ResultConnection
-from flux_endpoint.service.context import Service
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.rest import (
+    EventQueueRequest,
+    GroupQueueAnswer,
+    ResultConnection,
+    ResultQueueRequest,
+)
+from flux_endpoint.service import submissions, topology
+from flux_endpoint.service.context import Service, ServiceContext
+from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.routes.tasks import GroupId
+from flux_endpoint.service.store import tasks
 
 router = APIRouter()
 
 
 @router.get("/v2/get_amqp_result_connection_url")
 def result_connection(service: Service, _caller: Caller) -> ResultConnection:
-    """Return the broker's URL and how the queues of task groups are named."""
+    """Return the broker's URL and how the queues of official clients are named."""
     return ResultConnection(
-        queue_prefix=TASK_GROUP_PREFIX, connection_url=service.settings.client_amqp_url
+        queue_prefix=queues.TASK_GROUP_PREFIX, connection_url=service.settings.client_amqp_url
     )
+
+
+@router.post("/v2/taskgroup/{group_id}/results")
+def open_results(
+    group_id: GroupId, request: ResultQueueRequest, service: Service, caller: Caller
+) -> GroupQueueAnswer:
+    """Send a group's results to a queue of the client's own, which exists when this answers."""
+    submissions.join_group(service.database, group_id, caller.id)
+    things = topology.results_of_client(group_id, request.client_id)
+    with service.database.read() as connection:
+        if tasks.wants_group_queue(connection, group_id):
+            # That of official clients may be of an earlier release, which did not bind it.
+            things += topology.of_group(group_id)
+    return _opened(service, things, queues.task_group_queue(group_id, request.client_id))
+
+
+@router.post("/v2/taskgroup/{group_id}/events")
+def open_events(
+    group_id: GroupId, service: Service, caller: Caller, request: EventQueueRequest | None = None
+) -> GroupQueueAnswer:
+    """Send the events of a group's jobs to a client's queue, which exists when this answers."""
+    submissions.join_group(service.database, group_id, caller.id)
+    client_id = request.client_id if request else None
+    things = topology.events_of_client(group_id, client_id)
+    return _opened(service, things, queues.task_group_events_queue(group_id, client_id))
+
+
+def _opened(
+    service: ServiceContext, things: Sequence[topology.Declaration], queue: str
+) -> GroupQueueAnswer:
+    if not service.publisher.declare(things, service.settings.publish_timeout):
+        raise broker_unavailable()
+    return GroupQueueAnswer(queue=queue, connection_url=service.settings.client_amqp_url)

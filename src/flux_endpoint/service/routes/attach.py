@@ -11,13 +11,14 @@ from pydantic import BeforeValidator, ValidationError
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.rest import AttachAnswer, AttachJob, UuidText
-from flux_endpoint.service import submissions
+from flux_endpoint.service import submissions, topology
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.errors import invalid_request
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.routes.endpoints import usable
 from flux_endpoint.service.routes.request import IdempotencyKey, RawBody
-from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store import endpoints, tasks
+from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.ids import ordered_ids
 from flux_endpoint.service.store.users import User
 
@@ -34,7 +35,7 @@ class _Attach(AttachJob):
     jobid: Annotated[int, BeforeValidator(_jobid)]
 
 
-@router.post("/v3/endpoints/{endpoint_id}/attach")
+@router.post("/v3/endpoints/{endpoint_id}/attach", response_model_exclude_none=True)
 def attach(
     endpoint_id: Annotated[UuidText, Path()],
     body: RawBody,
@@ -63,21 +64,23 @@ def attach(
     with service.database.read() as connection:
         stored = submissions.earlier(connection, submission)
         if stored is None:
-            _check_endpoint(connection, endpoint_id, caller)
+            endpoint = _checked_endpoint(connection, endpoint_id, caller)
     if stored is None:
         new = tasks.NewTask(ordered_ids(1)[0], None, "")
         stored = submissions.store(service.database, submission, [new])
         if stored is submission:
             service.publisher.publish(stored, [new], {}, service.settings.publish_timeout)
-            return _answer(stored, new.id)
+            return _answer(stored, new.id, endpoint)
     if stored.create_queue:
-        service.publisher.declare_group(stored.group_id, service.settings.publish_timeout)
+        group_queue = topology.of_group(stored.group_id)
+        service.publisher.declare(group_queue, service.settings.publish_timeout)
     with service.database.read() as connection:
         ((task_id,),) = tasks.task_ids_by_function(connection, stored.id).values()
-    return _answer(stored, task_id)
+        known = endpoints.get_endpoint(connection, endpoint_id)
+    return _answer(stored, task_id, known)
 
 
-def _check_endpoint(connection: sa.Connection, endpoint_id: str, caller: User) -> None:
+def _checked_endpoint(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoint:
     endpoint = usable(connection, endpoint_id, caller)
     if not endpoint.is_own_make:
         raise ServiceError(
@@ -95,9 +98,14 @@ def _check_endpoint(connection: sa.Connection, endpoint_id: str, caller: User) -
             code="ATTACH_NOT_PERMITTED",
             field="endpoint_id",
         )
+    return endpoint
 
 
-def _answer(submission: tasks.Submission, task_id: str) -> AttachAnswer:
+def _answer(submission: tasks.Submission, task_id: str, endpoint: Endpoint | None) -> AttachAnswer:
     return AttachAnswer(
-        task_id=task_id, task_group_id=submission.group_id, endpoint_id=submission.endpoint_id
+        task_id=task_id,
+        task_group_id=submission.group_id,
+        endpoint_id=submission.endpoint_id,
+        endpoint_status=None if endpoint is None else endpoint.status,
+        endpoint_last_seen=None if endpoint is None else endpoint.last_seen,
     )

@@ -18,6 +18,7 @@ from flux_endpoint.protocol.rest import (
     RegisterEndpoint,
     UuidText,
 )
+from flux_endpoint.service import topology
 from flux_endpoint.service.commands import command_endpoint
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.errors import broker_unavailable, endpoint_unknown, invalid_field
@@ -105,7 +106,7 @@ def status(endpoint_id: EndpointId, service: Service, caller: Caller) -> Endpoin
     """Return whether an endpoint is online, and its last report."""
     endpoint = _visible(service, endpoint_id, caller)
     return EndpointStatusAnswer(
-        status="online" if endpoint.is_online(time.time()) else "offline",
+        status=endpoint.status,
         details=endpoint.last_report or {},
         last_seen=endpoint.last_seen,
     )
@@ -207,7 +208,8 @@ def _register(
             "this service can't enforce any: leave it out; tokens say who may use an endpoint",
         )
     # The queues come first: a 503 is repeated by clients, and must have left nothing behind.
-    if not service.publisher.declare_endpoint(endpoint_id, service.settings.publish_timeout):
+    own_queues = topology.of_endpoint(endpoint_id)
+    if not service.publisher.declare(own_queues, service.settings.publish_timeout):
         raise broker_unavailable()
     with service.database.write() as connection:
         endpoints.put_endpoint(connection, endpoint_id, caller.id, request)

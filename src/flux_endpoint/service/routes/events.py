@@ -1,16 +1,13 @@
-"""Job events: what came so far, and where those to come can be followed."""
+"""Job events that have come so far."""
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from flux_endpoint.errors import ServiceError
-from flux_endpoint.protocol import queues
-from flux_endpoint.protocol.rest import EventStreamAnswer, TaskEventsAnswer
-from flux_endpoint.service import submissions
+from flux_endpoint.protocol.rest import TaskEventsAnswer
 from flux_endpoint.service.context import Service
-from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.identity import Caller
-from flux_endpoint.service.routes.tasks import GroupId, TaskId, json_answer, owned
+from flux_endpoint.service.routes.tasks import TaskId, json_answer, owned
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.events import events_of
 
@@ -33,15 +30,3 @@ def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
             field="task_id",
         )
     return json_answer({"task_id": task_id, "events": [vars(each) for each in found]})
-
-
-@router.post("/v2/taskgroup/{group_id}/events")
-def follow(group_id: GroupId, service: Service, caller: Caller) -> EventStreamAnswer:
-    """Have the events of a group's jobs sent to a queue, which exists when this answers."""
-    submissions.join_group(service.database, group_id, caller.id)
-    if not service.publisher.declare_group_events(group_id, service.settings.publish_timeout):
-        raise broker_unavailable()
-    return EventStreamAnswer(
-        queue=queues.task_group_events_queue(group_id),
-        connection_url=service.settings.client_amqp_url,
-    )

@@ -14,14 +14,14 @@ from pydantic import Field, ValidationError
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import SubmitAnswer, SubmitBatch, UuidText
-from flux_endpoint.service import buffers, submissions
+from flux_endpoint.service import buffers, submissions, topology
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.errors import invalid_field, invalid_request
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.official.children import running_endpoint
 from flux_endpoint.service.routes.endpoints import usable
 from flux_endpoint.service.routes.request import IdempotencyKey, RawBody
-from flux_endpoint.service.store import functions, tasks
+from flux_endpoint.service.store import endpoints, functions, tasks
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.ids import ordered_ids
 from flux_endpoint.service.store.users import User
@@ -115,12 +115,14 @@ def _submit(
             # What waits for its delivery is given to its endpoint as it can take it.
             now = new if sizes is None else []
             service.publisher.publish(stored, now, code, service.settings.publish_timeout)
-            return _answer(stored, endpoint_id, by_function, _ids(new))
+            return _answer(stored, endpoint_id, by_function, _ids(new), endpoint)
     if stored.create_queue:
-        service.publisher.declare_group(stored.group_id, service.settings.publish_timeout)
+        group_queue = topology.of_group(stored.group_id)
+        service.publisher.declare(group_queue, service.settings.publish_timeout)
     with service.database.read() as connection:
         ids = tasks.task_ids_by_function(connection, stored.id)
-    return _answer(stored, endpoint_id, by_function, ids)
+        known = endpoints.get_endpoint(connection, endpoint_id)
+    return _answer(stored, endpoint_id, by_function, ids, known)
 
 
 def _by_function(batch: SubmitBatch) -> list[_Payloads]:
@@ -207,11 +209,15 @@ def _answer(
     endpoint_id: str,
     by_function: list[_Payloads],
     ids: dict[str | None, list[str]],
+    endpoint: Endpoint | None,
 ) -> Response:
     answer = SubmitAnswer(
         request_id=submission.id,
         task_group_id=submission.group_id,
         endpoint_id=endpoint_id,  # as the caller knows it
         tasks={each.asked_as: ids[each.function_id] for each in by_function},
+        endpoint_status=None if endpoint is None else endpoint.status,
+        endpoint_last_seen=None if endpoint is None else endpoint.last_seen,
     )
-    return Response(answer.model_dump_json(), media_type="application/json")
+    text = answer.model_dump_json(exclude_none=True)
+    return Response(text, media_type="application/json")

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.rest import BatchStatus, TaskGroupAnswer, TaskGroupMember, UuidText
 from flux_endpoint.protocol.states import TaskState
+from flux_endpoint.service import topology
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.store import tasks
@@ -49,8 +50,14 @@ def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Respon
 
 
 @router.get("/v2/taskgroup/{group_id}")
-def read_group(group_id: GroupId, service: Service, caller: Caller) -> TaskGroupAnswer:
-    """Return the tasks of a group."""
+def read_group(
+    group_id: GroupId, service: Service, caller: Caller, *, create_queue: bool = True
+) -> TaskGroupAnswer:
+    """Return the tasks of a group.
+
+    An official client that asks is about to consume the group's queue, which may not exist when
+    only clients with queues of their own have used the group. Those say `create_queue=false`.
+    """
     with service.database.read() as connection:
         if tasks.group_owner(connection, group_id) != caller.id:
             raise ServiceError(
@@ -59,6 +66,9 @@ def read_group(group_id: GroupId, service: Service, caller: Caller) -> TaskGroup
                 code="TASK_GROUP_NOT_FOUND",
                 field="task_group_id",
             )
+    if create_queue:
+        service.publisher.declare(topology.of_group(group_id), service.settings.publish_timeout)
+    with service.database.read() as connection:
         ids = tasks.group_tasks(connection, group_id)
     return TaskGroupAnswer(
         taskgroup_id=group_id, tasks=[TaskGroupMember(id=task_id) for task_id in ids]

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -62,6 +62,11 @@ class Endpoint:
     def is_own_make(self) -> bool:
         """Whether it is one of this project's, which can end tasks and attach to jobs."""
         return OWN_MAKE_KEY in self.metadata
+
+    @property
+    def status(self) -> Literal["online", "offline"]:
+        """Whether it is online now."""
+        return "online" if self.is_online(time.time()) else "offline"
 
     def is_online(self, now: float) -> bool:
         """Whether its last report is recent and doesn't say that it is going away."""

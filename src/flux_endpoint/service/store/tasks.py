@@ -77,6 +77,8 @@ class Route:
     ended: bool
     #: Its end was presumed for a lost endpoint: a result still replaces it.
     presumed: bool = False
+    #: Whoever submitted it consumes the group's queue `tg.G`.
+    create_queue: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,12 @@ def group_tasks(connection: sa.Connection, group_id: str) -> list[str]:
         .order_by(submissions.c.created_at, submissions.c.id, tasks.c.position)
     )
     return list(connection.scalars(query))
+
+
+def wants_group_queue(connection: sa.Connection, group_id: str) -> bool:
+    """Return whether somebody has asked for the queue that a group's official clients share."""
+    query = sa.exists().where(submissions.c.group_id == group_id, submissions.c.create_queue)
+    return bool(connection.scalar(sa.select(query)))
 
 
 def submission_by_key(connection: sa.Connection, owner_id: str, key: str) -> Submission | None:
@@ -268,15 +276,17 @@ def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Route]:
                 submissions.c.group_id,
                 tasks.c.completed_at,
                 tasks.c.presumed,
+                submissions.c.create_queue,
             )
             .join_from(tasks, submissions)
             .where(tasks.c.id.in_(part))
             .order_by(tasks.c.id)  # always the same order of locks
             .with_for_update(of=tasks)
         )
-        for task_id, endpoint_id, group_id, completed_at, presumed in connection.execute(query):
+        for row in connection.execute(query):
+            task_id, endpoint_id, group_id, completed_at, presumed, create_queue = row
             ended = completed_at is not None
-            found[task_id] = Route(endpoint_id, group_id, ended, bool(presumed))
+            found[task_id] = Route(endpoint_id, group_id, ended, bool(presumed), create_queue)
     return found
 
 

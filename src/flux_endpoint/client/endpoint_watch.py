@@ -1,0 +1,51 @@
+"""Whether the endpoints that tasks wait for are online: said once, not with every task."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from flux_endpoint.logs import event
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """What the service knows of an endpoint; `last_seen` is in seconds since the epoch."""
+
+    endpoint_id: str
+    online: bool
+    last_seen: float | None = None
+
+
+def state_from(endpoint_id: str, status: Any, last_seen: Any) -> EndpointState | None:
+    """Return the state that an answer tells; `None` if it tells none, as an older service's."""
+    if status not in ("online", "offline"):
+        return None
+    is_time = isinstance(last_seen, int | float) and not isinstance(last_seen, bool)
+    return EndpointState(endpoint_id, status == "online", float(last_seen) if is_time else None)
+
+
+class EndpointWatch:
+    """Says that an endpoint is offline, and that it is back, each once. For one thread."""
+
+    def __init__(self) -> None:
+        self._offline: set[str] = set()
+
+    def hear(self, state: EndpointState) -> None:
+        """Take the state of an endpoint that tasks wait for."""
+        name = f"endpoint {state.endpoint_id}"
+        if state.online and state.endpoint_id in self._offline:
+            self._offline.discard(state.endpoint_id)
+            event(log, logging.WARNING, f"{name} is online again")
+        elif not state.online and state.endpoint_id not in self._offline:
+            self._offline.add(state.endpoint_id)
+            since = "and has never been online"
+            if state.last_seen is not None:
+                moment = time.localtime(state.last_seen)
+                since = f"since {time.strftime('%Y-%m-%d %H:%M:%S', moment)}"
+            text = f"{name} is offline {since}: tasks wait at the service until it is back"
+            event(log, logging.WARNING, text)
