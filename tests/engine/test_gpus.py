@@ -21,6 +21,7 @@ NODES, CORES, GPUS = 2, 4, 2
 _LOCAL = {"local_nodes": NODES, "local_cores_per_node": CORES, "local_gpus_per_node": GPUS}
 _FLUX = pytest.param("flux", marks=pytest.mark.flux)
 _LOOK = "printenv CUDA_VISIBLE_DEVICES"
+_ONE_GPU = {"num_nodes": 1, "ranks_per_node": 1, "gpus_per_rank": 1}
 
 Start = Callable[..., World]
 
@@ -187,6 +188,22 @@ def test_fluxs_affinity_gives_each_rank_its_own(world: World):
     script = MPIFunction(f"sh -c '{_LOOK}' && true")
     result = world.call(script, spec={**spec, "launcher_options": f"-o {per_task}"}).value
     assert sorted(result.stdout.split()) == ["0", "1"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("function", [MPIFunction(_LOOK), MPIFunction(f"{_LOOK};"), None])
+def test_ranks_on_several_nodes_see_their_own_nodes_gpus(start: Start, function):
+    world = start(min_workers=0)
+    first = world.submit(ShellFunction("sleep 1000"), spec=_ONE_GPU)
+    try:
+        world.event(first, "start")  # so that the nodes have other gpus free
+        spec = {"num_nodes": NODES, "ranks_per_node": 1, "gpus_per_rank": 1}
+        value = world.call(function or seen, spec=spec).value
+        assert sorted(value.stdout.split() if function else value) == ["0", "1"]
+    finally:
+        world.engine.cancel(first)
+        world.end(first)
+        world.stop()
 
 
 def test_more_gpus_than_there_are_is_refused_with_their_number(world: World):

@@ -19,6 +19,8 @@ _VARIABLES = {
     "FLUX_TASK_LOCAL_ID": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "FLUX_JOB_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"),
 }
+#: Node and gpus of each slot of the job, as the embedded executor has them: `0:0,1;1:0,1`.
+_SLOTS = "FLUX_ENDPOINT_LOCAL_SLOTS"
 #: A file's name, without the number of the signal that is its ending: a rank was killed by it.
 KILLED = "FLUX_ENDPOINT_KILLED"
 #: Descriptors of the launcher's own standard output and error, which ranks inherit.
@@ -44,7 +46,20 @@ def rank_variables(environment: dict[str, str]) -> dict[str, str]:
         value = next((environment[name] for name in theirs if environment.get(name)), None)
         if value is not None:
             found[ours] = value
-    return found
+    return {**found, **_place(environment, found)}
+
+
+def _place(environment: dict[str, str], rank: dict[str, str]) -> dict[str, str]:
+    """Return node and gpus of a rank: those of its slot; where ranks share slots, evenly."""
+    slots = [slot.partition(":") for slot in environment.get(_SLOTS, "").split(";") if slot]
+    number, size = int(rank.get("FLUX_TASK_RANK", "0")), int(rank.get("FLUX_JOB_SIZE", "1"))
+    if size > len(slots):
+        number = number * len(slots) // size
+    if number >= len(slots):
+        return {}
+    node, _, gpus = slots[number]
+    place = {"FLUX_ENDPOINT_LOCAL_NODE": node}
+    return {**place, "CUDA_VISIBLE_DEVICES": gpus} if gpus else place
 
 
 def end_others(code: int) -> None:

@@ -18,6 +18,8 @@ from flux_endpoint.protocol.jobid import Form, format_jobid
 #: What belongs to a Flux instance or to a launcher above us, and would mislead the tasks.
 _NOT_INHERITED = ("FLUX_URI", "FLUX_KVS_NAMESPACE", "FLUX_JOB_ID_PATH")
 _NOT_INHERITED_PREFIX = ("PMI_", "PMIX_")
+#: Names the variable that tells the launcher of a task's ranks where each slot of the job is.
+PLACES = "FLUX_ENDPOINT_LOCAL_SLOTS"
 #: Tasks of one job; each is a process of this machine.
 MAX_TASKS = 10_000
 #: As Flux's job shell finds it: up to the first braces that close, whatever is before them.
@@ -112,7 +114,7 @@ class Launcher:
             "FLUX_TASK_RANK": str(rank),
             "FLUX_TASK_LOCAL_ID": str(local_id),
             "FLUX_ENDPOINT_LOCAL_NODE": str(share.rank),
-            **self._gpu_environment(index, share, local_id),
+            **self._gpu_environment(share, local_id, self._counts[index]),
         }
         names = {
             "task.id": rank,
@@ -141,15 +143,26 @@ class Launcher:
         env["FLUX_JOB_SIZE"] = str(self._size)
         env["FLUX_JOB_NNODES"] = str(len(self._allocation))
         env["FLUX_JOB_TMPDIR"] = str(self.temporary)
+        if self._size < sum(share.slots for share in self._allocation):
+            env[PLACES] = self._places()
         return env
 
-    def _gpu_environment(self, index: int, share: NodeShare, local_id: int) -> dict[str, str]:
+    def _places(self) -> str:
+        """Return node and gpus of each slot, for ranks that the job's one task starts there."""
+        places = []
+        for share in self._allocation:
+            for slot in range(share.slots):
+                gpus = self._gpu_environment(share, slot, share.slots)
+                places.append(f"{share.rank}:{gpus.get('CUDA_VISIBLE_DEVICES', '')}")
+        return ";".join(places)
+
+    def _gpu_environment(self, share: NodeShare, local_id: int, tasks: int) -> dict[str, str]:
         affinity = str(self._spec.shell_options.get("gpu-affinity", "on"))
         if affinity == "off":
             return {}
         gpus = share.gpus
         if affinity.startswith("per-task") and gpus:
-            each = max(1, len(gpus) // self._counts[index])
+            each = max(1, len(gpus) // tasks)
             first = local_id * each % len(gpus)
             gpus = gpus[first : first + each]
         visible = ",".join(map(str, gpus)) or "-1"
