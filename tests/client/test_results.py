@@ -312,6 +312,16 @@ def test_without_a_queue_results_come_from_the_service(
     assert future.result(TIMEOUT) == "kept"
 
 
+def test_an_older_service_that_opens_no_queues_is_asked_for_results(
+    service: Any, executor: Executor
+) -> None:
+    unknown = {"code": "NOT_FOUND", "message": "no such route", "reason": "no such route"}
+    service.react = lambda request: (404, unknown) if request.path.endswith("/results") else None
+    (future,) = submitted(executor)
+    service.ended(future.task_id, "kept")
+    assert future.result(TIMEOUT) == "kept"
+
+
 def test_an_unreachable_broker_is_reported_once_with_its_address(
     service: Any, executor: Executor, caplog: pytest.LogCaptureFixture
 ) -> None:
