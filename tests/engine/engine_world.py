@@ -69,6 +69,7 @@ class World:
         *,
         uri: str | None = None,
         heeds_end: bool = True,
+        endpoint_id: str = str(uuid.UUID(int=7)),
         **config: Any,
     ) -> None:
         self.kind = kind
@@ -77,13 +78,16 @@ class World:
         self.events: list[EngineEvent] = []
         self._results: dict[str, list[bytes]] = {}
         self._changed = threading.Condition()
-        name = str(uuid.UUID(int=7))
         self.engine: FluxEngine | BlockEngine
         if self.config.blocks is not None:
-            self.engine = BlockEngine(self.config, endpoint_id=name, directory=directory)
+            self.engine = BlockEngine(self.config, endpoint_id=endpoint_id, directory=directory)
         else:
             self.engine = FluxEngine(
-                self.config, endpoint_id=name, directory=directory, uri=uri, heeds_end=heeds_end
+                self.config,
+                endpoint_id=endpoint_id,
+                directory=directory,
+                uri=uri,
+                heeds_end=heeds_end,
             )
         #: Why the instance is gone, for each time that it was told.
         self.lost: list[str] = []

@@ -167,6 +167,21 @@ def test_where_it_is_known_what_is_free_pieces_fit_it_at_once():
     assert not step.is_reduced
 
 
+def test_a_piece_that_fits_what_is_known_to_be_free_waits_for_a_slow_flux():
+    assert to_withdraw([pending("a", 16), pending("b", 6)], 30, None, [6, 9]) == ["a"]
+    assert to_withdraw([pending("a", 16), pending("b", 6)], 30, None, [16]) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "pieces"), [([0, 0], []), ([0, 3], [3]), ([9, 9], [9, 7]), ([16], [16])]
+)
+def test_workers_that_must_not_queue_take_no_more_than_is_free(room, pieces):
+    limits, step = limits_of(), Step(16)
+    started = to_start(limits, Force(), 0, step, room, queues=False)
+    assert [piece.workers for piece in started] == pieces
+    assert [p.workers for p in to_start(limits, Force(), 0, step, [0, 0])] == [16]
+
+
 def test_workers_that_share_cores_need_fewer():
     assert limits_of(32).fit(Amount(4)) == 8
     assert limits_of(8).fit(Amount(4)) == 4

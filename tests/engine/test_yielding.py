@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flux_endpoint.engine.demand import Amount, Demand, placement_of
+from flux_endpoint.engine.demand import Amount, Demand, JobDemand, placement_of
+from flux_endpoint.engine.workers.crew import Crew
+from flux_endpoint.engine.workers.sizing import Limits
 from flux_endpoint.engine.workers.yielding import Departures, Holder, Site, to_drain
 from flux_endpoint.protocol.resources import parse_resources
 
@@ -43,7 +45,7 @@ ON_ALL = [holder(str(n), f"n{n}", running=n) for n in range(4)]
     ],
 )
 def test_a_demand_is_what_the_jobspec_asks_for(specification, nodes, slots, exclusive):
-    demand = Demand.of("job", parse_resources({"cores_per_rank": 2, **specification}), since=1.0)
+    demand = Demand.of("job", parse_resources({"cores_per_rank": 2, **specification}))
     assert (demand.nodes, demand.slots, demand.exclusive) == (nodes, slots, exclusive)
     assert demand.per_node == Amount(2 * slots)
 
@@ -148,18 +150,25 @@ def test_a_job_that_waits_all_the_same_gets_more_nodes_cleared():
     assert leaving([anywhere], ON_ALL[1:], {}, SITE, blind=100) == {"1", "2", "3"}
 
 
-@pytest.mark.parametrize(
-    "demand",
-    [
-        Demand("job", nodes=1, slots=6),
-        Demand("job", nodes=1, slot=Amount(1, 1)),
-        Demand("job", nodes=None, slots=1, slot=Amount(6)),
-    ],
-)
-def test_a_job_that_fits_larger_nodes_only_gets_a_whole_one_cleared(demand):
-    """Nodes may differ; what is known is what each has on average."""
-    assert leaving([demand], ON_ALL, {}, SITE) == {"0"}
-    assert leaving([demand], ON_ALL, {}, SITE, blind=1) >= {"0", "1"}
+NO_NODE_HAS_IT = [
+    Demand("job", nodes=1, slots=6),
+    Demand("job", nodes=1, slot=Amount(1, 1)),
+    Demand("job", nodes=1, slots=6, exclusive=True),
+    Demand("job", nodes=None, slots=1, slot=Amount(6)),
+    Demand("job", nodes=5),
+    Demand("job", nodes=None, slots=17),
+]
+
+
+@pytest.mark.parametrize("demand", NO_NODE_HAS_IT)
+def test_nobody_leaves_for_a_job_that_asks_for_more_than_there_is(demand):
+    assert to_drain([demand], ON_ALL, {}, SITE) == Departures(frozenset(), 0)
+
+
+@pytest.mark.parametrize("demand", [NO_NODE_HAS_IT[0], *NO_NODE_HAS_IT[2:4]])
+def test_a_job_that_fits_the_larger_node_only_gets_that_one_cleared(demand):
+    site = Site(4, Amount(4), {"n2": Amount(8, 2)})
+    assert leaving([demand], ON_ALL, {}, site) == {"2"}
 
 
 # In general
@@ -264,3 +273,18 @@ def test_whole_nodes_are_cleared_where_the_least_must_be_waited_for(situation):
         for some in combinations(movable, count):
             if fits(site, demand, without(holders, {each.name for each in some}), held):
                 assert sum(each.running for each in some) >= price
+
+
+# Whose jobs
+
+
+def test_what_is_known_of_all_jobs_is_not_replaced_by_what_is_known_of_some():
+    crew = Crew(Limits(1, 4, 4), SITE, 60.0)
+    own = JobDemand((Demand("own", urgency=9),), least_urgency=9)
+    crew.demand(own)
+    assert crew.urgency == 9
+    crew.demand(JobDemand((Demand("all", urgency=5),), complete=True, least_urgency=5))
+    crew.demand(own)
+    assert crew.urgency == 5
+    crew.demand(JobDemand(complete=True))
+    assert crew.urgency == 16

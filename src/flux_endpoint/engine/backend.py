@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -23,8 +23,10 @@ from urllib.parse import urlsplit
 
 from flux_endpoint import logs
 from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.demand import Amount, JobDemand, placement_in
 from flux_endpoint.engine.flux_bindings import import_flux
 from flux_endpoint.engine.flux_executor import FollowingExecutor
+from flux_endpoint.engine.flux_queue import FluxQueue, resource_list
 from flux_endpoint.engine.lifeline import ENDING, Lifeline, is_gone, quiet_executors
 from flux_endpoint.engine.local import LocalExecutor
 from flux_endpoint.engine.tail import Tail
@@ -125,10 +127,21 @@ class Backend(Protocol):
     #: Whether jobs may run on another host than this process.
     spans_hosts: bool
 
-    def watch(self, on_ending: Callable[[str], None], on_lost: Callable[[str], None]) -> None:
+    def watch(
+        self,
+        on_ending: Callable[[str], None],
+        on_lost: Callable[[str], None],
+        on_demand: Callable[[JobDemand], None] | None = None,
+        ours: Mapping[str, str] | None = None,
+    ) -> None:
         """Have `on_ending` called if the instance begins to end, `on_lost` if it is gone.
 
-        Each is called once at most, with the reason.
+        Args:
+            on_ending: called once at most, with the reason.
+            on_lost: likewise.
+            on_demand: called with what all jobs of the instance wait for and have, whenever that
+                changes; never where Flux tells of our own jobs alone.
+            ours: the mark of the jobs that are left out of it.
 
         Raises:
             EngineError: it is gone already.
@@ -163,8 +176,8 @@ class Backend(Protocol):
             variable: `NAME=value`, which all of its processes have in their environment.
         """
 
-    def gpus_of_nodes(self) -> list[int]:
-        """Return how many gpus each node has."""
+    def nodes(self) -> Mapping[str, Amount]:
+        """Return what each node has, by the names that jobs' placements have."""
 
     def report(self, jobid: int) -> JobReport:
         """Return what a finished job was and what it wrote, whoever started it."""
@@ -207,8 +220,14 @@ class LocalBackend:
             f"({config.local_nodes} node(s), {cores} cores each)"
         )
 
-    def watch(self, on_ending: Callable[[str], None], on_lost: Callable[[str], None]) -> None:
-        """See `Backend`; the executor is a part of this process."""
+    def watch(
+        self,
+        on_ending: Callable[[str], None],
+        on_lost: Callable[[str], None],
+        on_demand: Callable[[JobDemand], None] | None = None,
+        ours: Mapping[str, str] | None = None,
+    ) -> None:
+        """See `Backend`; the executor is a part of this process, and all its jobs are ours."""
 
     def is_ending(self) -> bool:
         """See `Backend`."""
@@ -244,9 +263,11 @@ class LocalBackend:
     def sweep(self, jobid: int, variable: str) -> None:
         """See `Backend`; the executor leaves nothing."""
 
-    def gpus_of_nodes(self) -> list[int]:
+    def nodes(self) -> Mapping[str, Amount]:
         """See `Backend`."""
-        return [self.resources.gpus // self.resources.nodes] * self.resources.nodes
+        have, count = self.resources, self.resources.nodes
+        each = Amount(have.cores // count, have.gpus // count)
+        return {f"rank {rank}": each for rank in range(count)}
 
     def report(self, jobid: int) -> JobReport:
         """See `Backend`."""
@@ -278,7 +299,7 @@ class FluxBackend:
         self._lock = threading.Lock()  # a handle serves one thread at a time
         try:
             self._handle = self._flux.Flux(self._uri)
-            listing = _answered(lambda: _resource_list(self._handle).get()).all
+            listing = _answered(lambda: resource_list(self._handle).get()).all
         except OSError as error:
             raise EngineError(
                 f"can't reach Flux at {where}: {error}. Start the endpoint inside an allocation, "
@@ -302,10 +323,17 @@ class FluxBackend:
         )
         self._lifeline: Lifeline | None = None
 
-    def watch(self, on_ending: Callable[[str], None], on_lost: Callable[[str], None]) -> None:
+    def watch(
+        self,
+        on_ending: Callable[[str], None],
+        on_lost: Callable[[str], None],
+        on_demand: Callable[[JobDemand], None] | None = None,
+        ours: Mapping[str, str] | None = None,
+    ) -> None:
         """See `Backend`."""
+        follow = None if on_demand is None else FluxQueue(self._flux, ours, on_demand).start
         try:
-            self._lifeline = Lifeline(self._flux, self._uri, on_ending, on_lost)
+            self._lifeline = Lifeline(self._flux, self._uri, on_ending, on_lost, follow)
         except OSError as error:
             where = self._uri or "the default URI"
             raise EngineError(f"the Flux instance at {where} is gone: {error}") from error
@@ -400,10 +428,9 @@ class FluxBackend:
                 log, logging.WARNING, "could not look for a job's leftovers", reason=str(error)
             )
 
-    def gpus_of_nodes(self) -> list[int]:
+    def nodes(self) -> Mapping[str, Amount]:
         """See `Backend`."""
-        everything = self._everything
-        return [everything.copy_ranks(rank).ngpus for rank in everything.ranks]
+        return placement_in(json.loads(self._everything.encode()))
 
     def report(self, jobid: int) -> JobReport:
         """See `Backend`."""
@@ -424,7 +451,7 @@ class FluxBackend:
         if self.is_lost(None) or not self._lock.acquire(timeout=patience):
             return {}
         try:
-            listing = _answered(lambda: _resource_list(self._handle).wait_for(patience).get())
+            listing = _answered(lambda: resource_list(self._handle).wait_for(patience).get())
         except OSError as error:
             logs.event(log, logging.WARNING, "Flux tells nothing of its resources", reason=error)
             return {}
@@ -494,11 +521,6 @@ def _tolerate(jobid: int, action: Callable[[], object]) -> None:
 
 def _plain(event: JobEvent) -> dict[str, Any]:
     return {"name": event.name, "timestamp": event.timestamp, "context": dict(event.context)}
-
-
-def _resource_list(handle: Any) -> Any:
-    resource = __import__("flux.resource", fromlist=["resource_list"])
-    return resource.resource_list(handle)
 
 
 def _expiration(resources: Any) -> float | None:

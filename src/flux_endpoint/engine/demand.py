@@ -1,10 +1,10 @@
-"""What the endpoint's jobs have of the instance, and what those that wait ask for."""
+"""What jobs have of the instance, and what those that wait ask for."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,7 @@ class Demand:
     since: float = 0.0
 
     @classmethod
-    def of(cls, name: str, wanted: ResourceSpecification, since: float) -> Demand:
+    def of(cls, name: str, wanted: ResourceSpecification) -> Demand:
         """Return what a job with the resources `wanted` asks for."""
         slots = wanted.num_ranks
         if wanted.num_nodes is not None:
@@ -68,8 +68,24 @@ class Demand:
             slot=Amount(wanted.cores_per_rank, wanted.gpus_per_rank),
             exclusive=wanted.exclusive,
             urgency=wanted.urgency,
-            since=since,
         )
+
+    @classmethod
+    def of_jobspec(cls, name: str, jobspec: Any) -> Demand:
+        """Return what a job asks for by its jobspec (RFC 14), whoever wrote that.
+
+        Where a count is a range, the job asks for its least. A job whose resources are of an
+        unknown shape asks for a core.
+        """
+        shape = _Shape()
+        try:
+            shape.read(jobspec["resources"])
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return cls(name)
+        # A node without cores below it is meant as a whole.
+        exclusive = shape.exclusive or (shape.nodes is not None and not shape.cores)
+        slot = Amount(max(1, shape.cores), shape.gpus)
+        return cls(name, shape.nodes, shape.slots, slot, exclusive=exclusive)
 
     @property
     def per_node(self) -> Amount:
@@ -79,12 +95,69 @@ class Demand:
 
 @dataclass(frozen=True)
 class JobDemand:
-    """All jobs of the endpoint: what those that wait ask for, and what the others have."""
+    """What the jobs that wait ask for, and what is not to be had of the nodes.
 
-    #: In the order in which Flux looks at them.
+    Attributes:
+        waiting: the first jobs that wait for nothing but resources, in the order in which Flux
+            looks at them.
+        held: what jobs have of each node, by its name; and all of a node that is down.
+        complete: whether this is of all jobs of the instance but our workers'; else it is of the
+            endpoint's own.
+        least_urgency: of all that wait.
+    """
+
     waiting: tuple[Demand, ...] = ()
-    #: What they have of each node, by its name.
     held: Mapping[str, Amount] = field(default_factory=dict)
+    complete: bool = False
+    least_urgency: int = 31
+
+
+class _Shape:
+    """The resources of a jobspec, counted."""
+
+    def __init__(self) -> None:
+        self.nodes: int | None = None
+        self.slots, self.cores, self.gpus = 1, 0, 0
+        self.exclusive = False
+
+    def read(self, resources: Iterable[Mapping[str, Any]], times: int = 1) -> None:
+        for resource in resources:
+            count, within = _least(resource.get("count", 1)), resource.get("with", ())
+            self.exclusive |= resource.get("exclusive") is True
+            match resource["type"]:
+                case "node":  # slots around nodes are nodes
+                    self.nodes, self.slots = self.slots * count, 1
+                    self.read(within)
+                case "slot":
+                    self.slots *= count * times
+                    self.read(within)
+                case "core":
+                    self.cores += count * times
+                case "gpu":
+                    self.gpus += count * times
+                case _:  # sockets, and whatever else nodes and cores are grouped by
+                    self.read(within, times * count)
+
+
+def _least(count: Any) -> int:
+    """Return a count, the least of a range: `{"min": 2, "max": 4}` or `"2-4"`."""
+    if isinstance(count, Mapping):
+        count = count["min"]
+    return int(re.split(r"\D", count, maxsplit=1)[0]) if isinstance(count, str) else int(count)
+
+
+def placement_in(allocated: Any) -> dict[str, Amount]:
+    """Return what a resource set (RFC 20) has of which node; empty if it can't be read."""
+    found: dict[str, Amount] = {}
+    try:
+        for share in allocated["execution"]["R_lite"]:
+            children = share["children"]
+            cores, gpus = (_numbers(str(children.get(kind, ""))) for kind in ("core", "gpu"))
+            for rank in _numbers(str(share["rank"])):
+                found[f"rank {rank}"] = Amount(len(cores), len(gpus))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return {}
+    return found
 
 
 def placement_of(alloc: Mapping[str, Any]) -> dict[str, Amount]:
@@ -109,7 +182,7 @@ def placement_of(alloc: Mapping[str, Any]) -> dict[str, Amount]:
 
 def _numbers(idset: str) -> list[int]:
     numbers: list[int] = []
-    for part in idset.strip("[]").split(","):
+    for part in filter(None, idset.strip("[]").split(",")):
         first, _, last = part.partition("-")
         numbers.extend(range(int(first), int(last or first) + 1))
     return numbers

@@ -154,7 +154,12 @@ class FluxEngine:
             on_event=on_event or (lambda _: None),
             on_demand=self._pool.make_room,
         )
-        self._backend.watch(self._end_soon if self._heeds_end else _ignore, self.lose)
+        self._backend.watch(
+            self._end_soon if self._heeds_end else _ignore,
+            self.lose,
+            self._pool.make_room,
+            self._tasks.mark("workers"),
+        )
         self._pool.start()
         self._jobs.start()
 

@@ -76,6 +76,7 @@ class Lifeline:
         on_ending: given the reason, a sentence's beginning: from now on Flux starts nothing, and
             ends what runs.
         on_lost: given the reason, a sentence's beginning.
+        on_start: given the connection, to ask for what else its thread shall hear of.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class Lifeline:
         uri: str | None,
         on_ending: Callable[[str], None],
         on_lost: Callable[[str], None],
+        on_start: Callable[[Any], None] | None = None,
     ) -> None:
         self._flux = flux
+        self._on_start = on_start
         self._handle = flux.Flux(uri)
         self._uri = uri or "the default URI"
         self._on_ending = on_ending
@@ -123,6 +126,8 @@ class Lifeline:
         with suppress(OSError), stop, nothing:
             monitor = handle.rpc("state-machine.monitor", flags=constants.FLUX_RPC_STREAMING)
             monitor.then(self._state_changed)
+            if self._on_start is not None:
+                self._on_start(handle)
             handle.reactor_run()
         if not self._closing:
             self._tell(_CLOSED)

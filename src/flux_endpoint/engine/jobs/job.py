@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import math
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineTask
-from flux_endpoint.engine.demand import Amount, Demand
+from flux_endpoint.engine.demand import Demand
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan
 from flux_endpoint.engine.outcome import (
     ENDED_BY_SIGTERM,
@@ -37,11 +36,6 @@ class Job:
     jobid: int | None = None
     #: Whether it has its resources.
     allocated: bool = False
-    #: Which of which node, as long as it has them.
-    held: dict[str, Amount] = field(default_factory=dict)
-    #: What it waits for while nothing but resources is missing: it isn't held, and depends on
-    #: nothing.
-    demand: Demand | None = None
     cancelled: bool = False
     #: Whether its processes were started.
     started: bool = False
@@ -60,11 +54,11 @@ class Job:
 
 
 def demand_of(job: Job) -> Demand:
-    """Return what a job asks for, as of now."""
-    name, now = job.task.task_id, time.monotonic()
+    """Return what a job asks for."""
+    name = job.task.task_id
     if isinstance(job.plan, FollowPlan):
-        return Demand(name, since=now)  # of somebody else's job we don't know what it asks for
-    return Demand.of(name, job.plan.request.resources, now)
+        return Demand(name)  # of somebody else's job we don't know what it asks for
+    return Demand.of(name, job.plan.request.resources)
 
 
 def was_ended(outcome: Outcome) -> bool:

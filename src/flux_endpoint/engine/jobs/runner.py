@@ -22,7 +22,8 @@ from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
 from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
-from flux_endpoint.engine.demand import Amount, JobDemand, placement_of
+from flux_endpoint.engine.demand import JobDemand, placement_of
+from flux_endpoint.engine.job_queue import JobQueue
 from flux_endpoint.engine.jobs.collect import collect, printed, shell_result
 from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.job import (
@@ -80,7 +81,7 @@ class JobRunner:
         awaits_loss: whether the instance is ending, and `lose` comes.
         on_result: given every task's end.
         on_event: given every event of every job.
-        on_demand: told what the jobs have and want whenever that has changed.
+        on_demand: told what these jobs have and want whenever that has changed.
         output: gets what Python functions print.
     """
 
@@ -119,9 +120,8 @@ class JobRunner:
         self._on_event = on_event
         self._on_demand = on_demand
         self._jobs: dict[str, Job] = {}
-        self._demand = JobDemand()
-        #: Whether that has to be looked at again.
-        self._demand_changed = False
+        # On the embedded executor there are no others.
+        self._queue = JobQueue(complete=backend.kind == "local")
         self._sweepers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sweeper")
         #: How many jobs that have ended are swept up after, before their results are told.
         self._sweeping = 0
@@ -185,9 +185,8 @@ class JobRunner:
     def _run(self) -> None:
         while not self._stopped:
             self._safely(self._next())
-            if self._demand_changed:
-                self._demand_changed = False
-                self._tell_demand()
+            if (demand := self._queue.news()) is not None:
+                self._on_demand(demand)
             if self._closed and not self._sweeping and self._only_follows():
                 self._drained.set()
 
@@ -217,18 +216,6 @@ class JobRunner:
                 self._safely(self._inbox.get(timeout=left if pending else 0.0))
             except queue.Empty:
                 return
-
-    def _tell_demand(self) -> None:
-        waiting = [job.demand for job in self._jobs.values() if job.demand is not None]
-        waiting.sort(key=lambda demand: (-demand.urgency, demand.since))
-        held: dict[str, Amount] = {}
-        for job in self._jobs.values():
-            for node, amount in job.held.items():
-                held[node] = held.get(node, Amount()) + amount
-        demand = JobDemand(tuple(waiting), held)
-        if demand != self._demand:
-            self._demand = demand
-            self._on_demand(demand)
 
     def _next(self) -> Callable[[], None]:
         """Return what is to be done next: a message, or what its time has come for."""
@@ -326,6 +313,7 @@ class JobRunner:
             return  # never submitted; its end says why
         if job.cancelled or job.late:
             self._withdraw(job, "ended on request")
+        self._queue.add(job.jobid, demand_of(job))
         if isinstance(job.plan, FollowPlan) or self._jobs.get(job.task.task_id) is not job:
             return
         record = {
@@ -349,18 +337,8 @@ class JobRunner:
                 job.statuses.append(
                     results.transition(TaskState.WAITING_FOR_NODES, ActorName.ENDPOINT)
                 )
-            case "priority":
-                eligible = int(event.context.get("priority", 0)) > 0 and not job.allocated
-                job.demand = (job.demand or demand_of(job)) if eligible else None
-                self._demand_changed = True
             case "alloc":
                 job.allocated = True
-                job.demand = None
-                job.held = placement_of(event.context)
-                self._demand_changed = True
-            case "free":
-                job.held = {}
-                self._demand_changed = True
             case "start":
                 job.started = True
                 job.statuses.append(results.transition(TaskState.EXEC_START, ActorName.ENDPOINT))
@@ -368,6 +346,9 @@ class JobRunner:
                 job.statuses.append(results.transition(TaskState.EXEC_END, ActorName.ENDPOINT))
             case "clean":
                 job.clean = True
+        if job.jobid is not None:
+            placement = placement_of(event.context) if event.name == "alloc" else {}
+            self._queue.event(job.jobid, event.name, event.context, placement)
         self._on_event(
             EngineEvent(job.task.task_id, job.jobid, event.name, event.timestamp, event.context)
         )
@@ -383,7 +364,8 @@ class JobRunner:
             job.failed = True  # its processes are being ended: no result before they are
             return
         del self._jobs[task_id]
-        self._demand_changed = True
+        if job.jobid is not None and error is not None and not is_job_exception(error):
+            self._queue.forget(job.jobid)  # no events of it come any more
         status = None if error is not None else job.future.result(timeout=0)
         if job.attached and isinstance(error, ValueError):
             self._record(task_id).unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from flux_endpoint.engine.workers.yielding import Holder, Site, room, to_drain
 #: Seconds that tasks wait before workers are started for them, so that those that come together
 #: are counted together.
 _GROW_AFTER = 0.03
-#: Seconds that a job waits for resources before managers make room for it.
+#: Seconds that a job waits for resources before managers with something to do make room for it.
 _YIELD_AFTER = 0.3
 #: Seconds that managers with something to do are left at it, once they are up. Those that Flux
 #: preferred to a job that waits all the time have twice as long each time, up to the last.
@@ -99,7 +99,7 @@ class Crew:
     @property
     def urgency(self) -> int:
         """Urgency with which a manager comes after the jobs that wait already."""
-        return min([_URGENCY, *(demand.urgency for demand in self._demand.waiting)])
+        return min(_URGENCY, self._demand.least_urgency)
 
     # Growing
 
@@ -113,13 +113,17 @@ class Crew:
             backlog = 0
         force = self._force()
         pieces = to_start(self.limits, force, backlog, self._step)
-        if not pieces or self._demand.waiting:  # what is free is theirs
-            return pieces
+        if not pieces:
+            return []
+        if self._demand.waiting:  # what is free is theirs
+            return pieces if backlog > 0 else []
         left = self._room(now)
         for manager in self._pending():
             largest = left.index(max(left))
             left[largest] = max(0, left[largest] - manager.workers)
-        return to_start(self.limits, force, backlog, self._step, left)
+        # Workers that nothing waits for take what is free, and no place in Flux's queue.
+        queues = backlog > 0 or not self._demand.complete
+        return to_start(self.limits, force, backlog, self._step, left, queues=queues)
 
     def _room(self, now: float) -> list[int]:
         """Return for how many workers there is room on each node, as far as is known."""
@@ -174,7 +178,9 @@ class Crew:
             )
             for m in pending
         ]
-        return [self.managers[name] for name in to_withdraw(pieces, backlog, self._step, left)]
+        # Where all is known that jobs have, what should fit and has to wait is not too large.
+        step = None if self._demand.complete else self._step
+        return [self.managers[name] for name in to_withdraw(pieces, backlog, step, left)]
 
     def _pending(self) -> list[ManagerRecord]:
         starting = (m for m in self.managers.values() if m.state == "starting")
@@ -198,7 +204,9 @@ class Crew:
     # Making room for jobs
 
     def demand(self, demand: JobDemand) -> None:
-        """Take note of what the endpoint's jobs have and want."""
+        """Take note of what jobs have and want: those of the instance, or else the endpoint's."""
+        if self._demand.complete and not demand.complete:
+            return
         self._demand = demand
         self._review_at = 0.0
         self._reviewed = False
@@ -227,9 +235,9 @@ class Crew:
         if self._head is None:
             return self._drain(frozenset())
         self._review_at = now + _REVIEW_AFTER
-        due = [d for d in self._demand.waiting if now >= d.since + _YIELD_AFTER]
         holders = [self._holder(m, backlog, now) for m in self._holding()]
-        leaving = to_drain(due, holders, self._demand.held, self._site, self._blind)
+        waiting = self._demand.waiting
+        leaving = to_drain(waiting, holders, self._demand.held, self._site, self._blind)
         self._look_for_strangers(now, seems_clear=leaving.served > 0 and not leaving.managers)
         return self._drain(leaving.managers)
 
@@ -244,9 +252,14 @@ class Crew:
             running=min(len(manager.tasks), manager.workers),
             leaving=manager.state in {"draining", "stopping"},
             stays=manager.state in {"starting", "ready"}
-            and now < self._end_of_turn(manager)
+            and now < max(self._end_of_turn(manager), self._due)
             and self._has_a_turn(manager, backlog),
         )
+
+    @property
+    def _due(self) -> float:
+        """When managers with something to do make room for the job that waits first."""
+        return -math.inf if self._head is None else self._head.since + _YIELD_AFTER
 
     def _end_of_turn(self, manager: ManagerRecord) -> float:
         if manager.greeted_at is None:
@@ -309,9 +322,8 @@ class Crew:
         if self._head is None:
             return
         yield self._cleared_since + _BLIND_AFTER
-        due = (d.since + _YIELD_AFTER for d in self._demand.waiting)
         ends_of_turns = (self._end_of_turn(m) for m in self._holding())
-        yield from (moment for moment in (*due, *ends_of_turns) if moment > now)
+        yield from (moment for moment in (self._due, *ends_of_turns) if moment > now)
 
     def counters(self) -> dict[str, int]:
         """Return what the status report says of the managers."""

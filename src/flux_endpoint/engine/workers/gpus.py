@@ -28,7 +28,7 @@ def workers_of_node(backend: Backend, config: FluxEngineConfig) -> int:
     by_cores = _by_cores(backend.resources.cores_per_node, config)
     if not each:
         return asked or by_cores
-    counts = backend.gpus_of_nodes()
+    counts = [node.gpus for node in backend.nodes().values()]
     least, most = min(counts, default=0), max(counts, default=0)
     if least != most:
         kinds = ", ".join(f"{counts.count(n)} with {n}" for n in sorted(set(counts), reverse=True))

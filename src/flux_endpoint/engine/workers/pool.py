@@ -78,7 +78,7 @@ class WorkerPool:
         self._waiting = Backlog(config.max_retries_on_system_failure, on_left)
         self._crew = Crew(
             Limits.of(config, backend.resources, self._launcher.workers),
-            Site.of(backend.resources),
+            Site.of(backend.resources, backend.nodes()),
             config.idle_timeout,
         )
         self._managers = self._crew.managers

@@ -149,7 +149,13 @@ class Step:
 
 
 def to_start(
-    limits: Limits, force: Force, backlog: int, step: Step, room: Sequence[int] = ()
+    limits: Limits,
+    force: Force,
+    backlog: int,
+    step: Step,
+    room: Sequence[int] = (),
+    *,
+    queues: bool = True,
 ) -> list[Piece]:
     """Return the managers to start.
 
@@ -159,6 +165,7 @@ def to_start(
         backlog: tasks for which no worker has room, for longer than a moment.
         step: the largest piece that fits now.
         room: for how many workers there is room on each node, as far as is known.
+        queues: whether those for which there is none wait in Flux's queue.
     """
     more = max(0, limits.most - force.total)
     stay = max(0, min(limits.least - force.permanent, more))
@@ -168,16 +175,16 @@ def to_start(
     come = max(0, min(need, more - stay))
     size = min(step.size, limits.per_manager)
     left = list(room)
-    pieces = [Piece(workers, permanent=True) for workers in _cut(stay, size, left)]
-    pieces += [Piece(workers, permanent=False) for workers in _cut(come, size, left)]
+    pieces = [Piece(workers, permanent=True) for workers in _cut(stay, size, left, queues)]
+    pieces += [Piece(workers, permanent=False) for workers in _cut(come, size, left, queues)]
     # Where it is not known what fits, one at a time finds out.
     return pieces[: max(0, 1 - force.pending)] if step.is_reduced else pieces
 
 
-def _cut(workers: int, size: int, room: list[int]) -> Iterator[int]:
+def _cut(workers: int, size: int, room: list[int], queues: bool) -> Iterator[int]:
     """Cut workers into pieces that fit the room there is; where there is none, as large as may be.
 
-    The latter wait in Flux's queue until others end.
+    The latter wait in Flux's queue until others end, if they may.
     """
     while workers > 0:
         piece = min(workers, size)
@@ -185,12 +192,14 @@ def _cut(workers: int, size: int, room: list[int]) -> Iterator[int]:
         if largest > 0:
             piece = min(piece, largest)
             room[room.index(largest)] -= piece
+        elif not queues:
+            return
         yield piece
         workers -= piece
 
 
 def to_withdraw(
-    pending: Iterable[Pending], backlog: int, step: Step, room: Sequence[int]
+    pending: Iterable[Pending], backlog: int, step: Step | None, room: Sequence[int]
 ) -> list[str]:
     """Return the managers whose jobs should no longer wait for resources.
 
@@ -201,7 +210,8 @@ def to_withdraw(
     Args:
         pending: the managers that wait.
         backlog: tasks for which no worker has room.
-        step: is told of what should have found room, and did not.
+        step: is told of what should have found room, and did not; `None`: what should find room
+            does so, be Flux as slow as it may.
         room: for how many workers there is room on each node, as far as is known.
     """
     largest = max(room, default=0)
@@ -212,7 +222,9 @@ def to_withdraw(
             needless.append(piece)
         elif piece.stalled >= STALLED_AFTER and not piece.behind and piece.workers > 1:
             stalled.append(piece)
-    surprising = [piece.workers for piece in stalled if piece.workers <= largest]
-    if surprising:  # somebody else has what seems to be free
-        step.stalled(max(surprising))
+    surprising = [piece for piece in stalled if piece.workers <= largest]
+    if step is None:
+        stalled = [piece for piece in stalled if piece.workers > largest]
+    elif surprising:  # somebody else has what seems to be free
+        step.stalled(max(piece.workers for piece in surprising))
     return [piece.name for piece in (*needless, *stalled)]

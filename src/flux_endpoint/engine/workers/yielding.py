@@ -1,7 +1,7 @@
 """Which managers make room for jobs that wait. Pure: the pool says what there is.
 
-Nodes are modelled by what is known of them: what our managers have, and what the endpoint's own
-jobs have. Where that is too little, because somebody else has the rest or because a job may not run
+Nodes are modelled by what is known of them: what our managers have, and what jobs have. Where that
+is too little, because Flux tells us of the endpoint's own jobs only or because a job may not run
 everywhere, a job goes on waiting although there seems to be room; then more nodes are cleared for
 it (`blind`), twice as many each time.
 """
@@ -9,27 +9,36 @@ it (`blind`), twice as many each time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain, islice, repeat
 
 from flux_endpoint.engine.backend import Resources
 from flux_endpoint.engine.demand import Amount, Demand
 
-#: Most jobs that room is made for at a time.
-_MOST_DEMANDS = 64
-
 
 @dataclass(frozen=True)
 class Site:
-    """The instance: how many nodes, and what each has."""
+    """The instance: how many nodes, and what each has.
+
+    Attributes:
+        nodes: how many there are.
+        node: what one has that is not in `each`.
+        each: what others have, by their names.
+    """
 
     nodes: int
     node: Amount
+    each: Mapping[str, Amount] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, resources: Resources) -> Site:
-        """Return what an instance with `resources` is made of."""
+    def of(cls, resources: Resources, nodes: Mapping[str, Amount]) -> Site:
+        """Return what an instance with `resources`, on these `nodes`, is made of."""
         gpus = resources.gpus // max(1, resources.nodes)
-        return cls(resources.nodes, Amount(resources.cores_per_node, gpus))
+        return cls(resources.nodes, Amount(resources.cores_per_node, gpus), nodes)
+
+    def empty(self, name: str) -> _Node:
+        """Return a node with nothing on it."""
+        return _Node(self.each.get(name, self.node))
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ class _Node:
         """Return who has to leave so that this can be a node of `demand`'s; `None`: it can't."""
         staying = [h for h in self.holders if h.name not in leaving]
         going: list[Holder] = []
+        if not self.capacity.covers(demand.per_node):
+            return None
         if demand.exclusive:
             if self.taken != Amount() or any(h.stays for h in staying):
                 return None
@@ -133,9 +144,8 @@ def to_drain(
     """
     nodes = _nodes(holders, held, site)
     leaving: set[str] = set()
-    for position, demand in enumerate(demands[:_MOST_DEMANDS]):
+    for position, demand in enumerate(demands):
         extra = blind if position == 0 else 0
-        demand = _possible(demand, site)  # noqa: PLW2901
         if demand.nodes is None:
             going = _clear_slots(demand, nodes, leaving, extra)
         else:
@@ -143,7 +153,7 @@ def to_drain(
         if going is None:
             return Departures(frozenset(leaving), position)
         leaving |= going
-    return Departures(frozenset(leaving), min(len(demands), _MOST_DEMANDS))
+    return Departures(frozenset(leaving), len(demands))
 
 
 def room(holders: Iterable[Holder], held: Mapping[str, Amount], site: Site) -> list[Amount]:
@@ -151,27 +161,14 @@ def room(holders: Iterable[Holder], held: Mapping[str, Amount], site: Site) -> l
     return [node.free(set()) for node in _nodes(holders, held, site)]
 
 
-def _possible(demand: Demand, site: Site) -> Demand:
-    """Return what `demand` may come to on nodes that are all alike.
-
-    Flux took the job, so if it asks for more than they have, some of them have more.
-    """
-    if demand.nodes is not None:
-        exclusive = demand.exclusive or not site.node.covers(demand.per_node)
-        return replace(demand, nodes=min(demand.nodes, site.nodes), exclusive=exclusive)
-    slot = Amount(min(demand.slot.cores, site.node.cores), min(demand.slot.gpus, site.node.gpus))
-    demand = replace(demand, slot=slot)
-    most = site.nodes * _slots(_Node(site.node), demand)
-    return replace(demand, slots=min(demand.slots, most))
-
-
 def _nodes(holders: Iterable[Holder], held: Mapping[str, Amount], site: Site) -> list[_Node]:
     nodes: dict[str, _Node] = {}
     for name, amount in held.items():
-        nodes.setdefault(name, _Node(site.node)).taken += amount
+        nodes.setdefault(name, site.empty(name)).taken += amount
     for holder in holders:
-        nodes.setdefault(holder.node, _Node(site.node)).holders.append(holder)
-    empty = (_Node(site.node) for _ in range(site.nodes - len(nodes)))
+        nodes.setdefault(holder.node, site.empty(holder.node)).holders.append(holder)
+    others = chain((name for name in site.each if name not in nodes), repeat(""))
+    empty = (site.empty(name) for name in islice(others, max(0, site.nodes - len(nodes))))
     return [*nodes.values(), *empty]
 
 

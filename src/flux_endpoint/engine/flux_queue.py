@@ -1,0 +1,109 @@
+"""All jobs of a Flux instance, whoever submitted them, as its job manager tells of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine.demand import Demand, JobDemand, placement_in
+from flux_endpoint.engine.job_queue import JobQueue
+
+log = logging.getLogger(__name__)
+
+#: The events that tell what a job waits for and what it has.
+_EVENTS = ("submit", "urgency", "priority", "alloc", "exception", "free", "clean")
+
+
+class FluxQueue:
+    """Tells what jobs wait for and what is taken, whenever that changes. Used by one thread.
+
+    Only the owner of an instance is told of all its jobs; a guest hears nothing here.
+
+    Args:
+        flux: Flux's bindings.
+        ours: the mark of the jobs that are left out.
+        on_demand: told; on the thread that runs the handle's reactor.
+    """
+
+    def __init__(
+        self,
+        flux: ModuleType,
+        ours: Mapping[str, str] | None,
+        on_demand: Callable[[JobDemand], None],
+    ) -> None:
+        self._flux = flux
+        self._ours = ours
+        self._on_demand = on_demand
+        self._queue = JobQueue(complete=True)
+        #: Whether the jobs of before have been told.
+        self._caught_up = False
+        self._handle: Any = None
+        #: Whether it is being asked which nodes are down, and whether that has changed since.
+        self._asking = self._outdated = False
+
+    def start(self, handle: Any) -> None:
+        """Ask for the events; they come when the handle's reactor runs."""
+        self._handle = handle
+        streaming = self._flux.constants.FLUX_RPC_STREAMING
+        wanted = {"full": False, "allow": dict.fromkeys(_EVENTS, 1)}
+        handle.rpc("job-manager.events-journal", wanted, flags=streaming).then(self._heard)
+        handle.rpc("resource.journal", {}, flags=streaming).then(self._nodes_changed)
+
+    def _heard(self, journal: Any) -> None:
+        try:
+            self._take(journal.get())
+            journal.reset()
+        except OSError as error:
+            logs.event(log, logging.INFO, "Flux tells nothing of others' jobs", reason=error)
+
+    def _take(self, told: Mapping[str, Any]) -> None:
+        jobid, jobspec = told["id"], told.get("jobspec")
+        if not told["events"]:  # what was before ends so, and it has no jobs' ids
+            self._caught_up = True
+        elif jobspec is None or not self._is_ours(jobspec):
+            for event in told["events"]:
+                if event["name"] == "submit":
+                    self._queue.add(jobid, Demand.of_jobspec(str(jobid), jobspec))
+                placement = placement_in(told.get("R")) if event["name"] == "alloc" else {}
+                self._queue.event(jobid, event["name"], event.get("context", {}), placement)
+        self._tell()
+
+    def _is_ours(self, jobspec: Any) -> bool:
+        with suppress(LookupError, TypeError):
+            return bool(jobspec["attributes"]["user"]["flux_endpoint"] == self._ours)
+        return False
+
+    def _nodes_changed(self, journal: Any) -> None:
+        with suppress(OSError):  # not the owner, or a Flux that has no such journal
+            journal.get()
+            journal.reset()
+            self._outdated = True
+            self._ask_for_nodes()
+
+    def _ask_for_nodes(self) -> None:
+        if self._outdated and not self._asking:
+            self._asking, self._outdated = True, False
+            resource_list(self._handle).then(self._nodes_told)
+
+    def _nodes_told(self, answer: Any) -> None:
+        self._asking = False
+        with suppress(OSError):
+            down = answer.get().down
+            self._queue.set_down(placement_in(json.loads(down.encode())))
+            self._tell()
+        self._ask_for_nodes()
+
+    def _tell(self) -> None:
+        if self._caught_up and (demand := self._queue.news()) is not None:
+            self._on_demand(demand)
+
+
+def resource_list(handle: Any) -> Any:
+    """Ask for the resources of an instance, and how each is; returns Flux's future."""
+    resource = __import__("flux.resource", fromlist=["resource_list"])
+    return resource.resource_list(handle)
