@@ -249,10 +249,20 @@ def test_the_tail_is_bounded_however_long_its_lines_are():
     tail, chance = Tail(), random.Random(1)
     for _ in range(200):
         tail.add("x" * chance.randrange(100_000))
-        assert len(tail._text) <= 3 * 2**20
+        assert sum(map(len, tail._pieces)) <= 3 * 2**20
     tail.add("\nend")
     assert len(tail.text) <= 2**20
     assert tail.text.endswith("x\nend")
+
+
+def test_a_tail_of_many_short_lines_copies_what_it_keeps_only_now_and_then(monkeypatch):
+    joined, text = [], Tail.text.fget
+    monkeypatch.setattr(Tail, "text", property(lambda self: joined.append(1) or text(self)))
+    tail = Tail()
+    for n in range(100_000):
+        tail.add(f"{n}\n")
+    assert tail.text.endswith("\n99999\n")
+    assert len(joined) < 100
 
 
 def test_an_empty_tail_is_empty():

@@ -6,16 +6,14 @@ backend adds the few things that an engine needs and that FluxExecutor does not 
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
 import platform
-import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -27,9 +25,9 @@ from flux_endpoint.engine.demand import Amount, JobDemand, placement_in
 from flux_endpoint.engine.flux_bindings import import_flux
 from flux_endpoint.engine.flux_executor import FollowingExecutor
 from flux_endpoint.engine.flux_queue import FluxQueue, resource_list
+from flux_endpoint.engine.flux_reads import Handles, JobReader, JobReport
 from flux_endpoint.engine.lifeline import ENDING, Lifeline, is_gone, quiet_executors
 from flux_endpoint.engine.local import LocalExecutor
-from flux_endpoint.engine.tail import Tail
 from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.jobid import format_jobid
 
@@ -102,16 +100,6 @@ class Resources:
     def cores_per_node(self) -> int:
         """Cores of a node; the least that every node has where they differ is unknown here."""
         return max(1, self.cores // max(1, self.nodes))
-
-
-@dataclass(frozen=True)
-class JobReport:
-    """What there is to know of a job that somebody else started."""
-
-    command: str
-    #: The last lines of its output.
-    stdout: str = ""
-    stderr: str = ""
 
 
 class Backend(Protocol):
@@ -296,10 +284,12 @@ class FluxBackend:
         quiet_executors()
         self._uri = uri or os.environ.get("FLUX_URI") or None
         where = self._uri or "the default instance (FLUX_URI is not set)"
-        self._lock = threading.Lock()  # a handle serves one thread at a time
+        self._handles = Handles(self._flux, self._uri)
+        self._reader = JobReader(self._flux, self._handles)
         try:
-            self._handle = self._flux.Flux(self._uri)
-            listing = _answered(lambda: resource_list(self._handle).get()).all
+            with self._handles.lend() as handle:
+                listing = _answered(lambda: resource_list(handle).get()).all
+                version = handle.attr_get("version")
         except OSError as error:
             raise EngineError(
                 f"can't reach Flux at {where}: {error}. Start the endpoint inside an allocation, "
@@ -317,7 +307,6 @@ class FluxBackend:
             handle_args=(self._uri,),
         )
         self.executor: JobExecutor = FollowingExecutor(executor, is_gone)
-        version = self._handle.attr_get("version")
         self.description = (
             f"Flux {version} instance at {where} ({listing.nnodes} node(s), {listing.ncores} cores)"
         )
@@ -340,16 +329,14 @@ class FluxBackend:
 
     def is_ending(self) -> bool:
         """See `Backend`."""
-        if self.is_lost(None) or not self._lock.acquire(timeout=_LONG_ANSWER_TIMEOUT):
+        if self.is_lost(None):
             return False
         try:
-            answer = _answered(
-                lambda: self._handle.rpc("state-machine.get").wait_for(_LONG_ANSWER_TIMEOUT).get()
-            )
+            with self._handles.lend() as handle:
+                asked = handle.rpc("state-machine.get")
+                answer = _answered(lambda: asked.wait_for(_LONG_ANSWER_TIMEOUT).get())
         except OSError as error:
             return self.is_lost(error)
-        finally:
-            self._lock.release()
         return answer["state"] in ENDING
 
     def is_expired(self) -> bool:
@@ -386,31 +373,33 @@ class FluxBackend:
 
     def cancel(self, jobid: int, note: str) -> None:
         """See `Backend`."""
-        with self._lock:
-            _tolerate(jobid, lambda: self._flux.job.cancel(self._handle, jobid, note))
+        raised = {"id": int(jobid), "type": "cancel", "severity": 0, "note": note}
+        self._send(jobid, "job-manager.raise", raised)
 
     def kill(self, jobid: int, signum: int) -> None:
         """See `Backend`."""
-        with self._lock:
-            _tolerate(jobid, lambda: self._flux.job.kill(self._handle, jobid, signum))
+        self._send(jobid, "job-manager.kill", {"id": int(jobid), "signum": int(signum)})
+
+    def _send(self, jobid: int, topic: str, request: dict[str, Any]) -> None:
+        """Send a request about a job, without waiting until Flux has dealt with it."""
+
+        def send() -> None:
+            with self._handles.lend() as handle:
+                handle.rpc(topic, request, flags=self._flux.constants.FLUX_RPC_NORESPONSE)
+
+        _tolerate(jobid, send)
 
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """See `Backend`."""
-        with self._lock:
-            try:
-                watch = self._flux.job.event_watch(
-                    self._handle, jobid, eventlog="guest.exec.eventlog"
-                )
-                return [_plain(event) for event in watch]
-            except OSError:  # the job never got so far
-                return []
+        return self._reader.exec_events(jobid)
 
     def sweep(self, jobid: int, variable: str) -> None:
         """See `Backend`. Flux ends a job's tasks; what has left their sessions, it can't find."""
-        with self._lock:
-            looked_up = self._flux.job.job_kvs_lookup(self._handle, jobid, keys=["R"]) or {}
-        nodes = looked_up.get("R", {}).get("execution", {}).get("R_lite", [])
-        ranks = ",".join(str(node["rank"]) for node in nodes)
+        try:
+            ranks = ",".join(self._reader.ranks(jobid))
+        except (OSError, LookupError, ValueError) as error:
+            logs.event(log, logging.WARNING, "unknown where a job ran", reason=str(error))
+            return
         if not ranks:
             return
         command = ["flux", "exec", "-r", ranks, "sh", "-c", _SWEEP, "sh", variable]
@@ -434,29 +423,22 @@ class FluxBackend:
 
     def report(self, jobid: int) -> JobReport:
         """See `Backend`."""
-        with self._lock:
-            try:
-                looked_up = self._flux.job.job_kvs_lookup(self._handle, jobid, keys=["jobspec"])
-                command = shlex.join(looked_up["jobspec"]["tasks"][0]["command"])
-                events = self._flux.job.event_watch(self._handle, jobid, eventlog="guest.output")
-                return JobReport(command, *_tail_of_output(events))
-            except (OSError, LookupError, TypeError):
-                return JobReport(f"job {format_jobid(jobid)}")
+        return self._reader.report(jobid)
 
     def usage(self) -> dict[str, Any]:
         """See `Backend`."""
         return self._usage(_ANSWER_TIMEOUT)
 
     def _usage(self, patience: float) -> dict[str, Any]:
-        if self.is_lost(None) or not self._lock.acquire(timeout=patience):
+        if self.is_lost(None):
             return {}
         try:
-            listing = _answered(lambda: resource_list(self._handle).wait_for(patience).get())
+            with self._handles.lend() as handle:
+                asked = resource_list(handle)
+                listing = _answered(lambda: asked.wait_for(patience).get())
         except OSError as error:
             logs.event(log, logging.WARNING, "Flux tells nothing of its resources", reason=error)
             return {}
-        finally:
-            self._lock.release()
         return {
             "nodes_down": listing.down.nnodes,
             "cores_allocated": listing.allocated.ncores,
@@ -494,21 +476,6 @@ def local_uri(uri: str) -> str:
     parts = urlsplit(uri)
     here = parts.hostname == platform.node().lower() or os.environ.get("FLUX_URI_RESOLVE_LOCAL")
     return f"local://{parts.path}" if parts.scheme == "ssh" and here else uri
-
-
-def _tail_of_output(events: Iterable[Any]) -> tuple[str, str]:
-    """Return the ends of a job's output streams from its output eventlog (RFC 24)."""
-    tails = {"stdout": Tail(), "stderr": Tail()}
-    for event in events:
-        context = event.context
-        if event.name == "data" and (data := context.get("data")) is not None:
-            text = data if isinstance(data, str) else ""
-            if context.get("encoding") == "base64":
-                text = base64.b64decode(text).decode("utf-8", "replace")
-            tails[context["stream"]].add(text * int(context.get("repeat", 1)))
-        elif event.name == "redirect":
-            tails[context["stream"]].add(f"[output is in {context.get('path')}]\n")
-    return tails["stdout"].text, tails["stderr"].text
 
 
 def _tolerate(jobid: int, action: Callable[[], object]) -> None:

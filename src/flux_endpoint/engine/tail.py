@@ -4,22 +4,27 @@ from __future__ import annotations
 
 _LINES = 1000
 _CHARACTERS = 1 << 20
+#: Pieces that are kept apart: joining them each time would copy the whole text for every line.
+_PIECES = 4096
 
 
 class Tail:
     """Keeps the last lines of what is added, at most a thousand of them and a MiB."""
 
     def __init__(self) -> None:
-        self._text = ""
+        self._pieces: list[str] = []
+        self._size = 0
 
     def add(self, text: str) -> None:
         """Add text to the end."""
-        self._text += text
-        if len(self._text) > 2 * _CHARACTERS:
-            self._text = self.text
+        self._pieces.append(text)
+        self._size += len(text)
+        if len(self._pieces) > _PIECES or self._size > 2 * _CHARACTERS:
+            self._pieces = [self.text]
+            self._size = len(self._pieces[0])
 
     @property
     def text(self) -> str:
         """The last lines."""
-        lines = self._text[-_CHARACTERS:].splitlines(keepends=True)
+        lines = "".join(self._pieces)[-_CHARACTERS:].splitlines(keepends=True)
         return "".join(lines[-_LINES:])

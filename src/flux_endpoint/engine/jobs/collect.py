@@ -160,7 +160,8 @@ def _joined(values: list[str]) -> Value | Failure:
 
 def _tail(path: Path, start: int, lines: int, limit: int) -> str:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # A named pipe has nothing to read, and its other end may never be opened.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return ""
     try:

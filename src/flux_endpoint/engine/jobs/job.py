@@ -20,6 +20,7 @@ from flux_endpoint.engine.outcome import (
     Finished,
     Outcome,
 )
+from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.jobid import format_jobid
 
@@ -47,10 +48,39 @@ class Job:
     #: Whether it had ended, with an exception, before its processes did.
     failed: bool = False
     clean: bool = False
+    #: Whether its end is being read, on another thread; nothing is done to it meanwhile.
+    concluding: bool = False
     #: Whether it was found running, after a restart.
     attached: bool = False
     attempts: list[str] = field(default_factory=list)
     statuses: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for resources, and should."""
+        return not (self.allocated or self.late or self.cancelled or self.concluding)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has resources, and has not ended as far as is known."""
+        return self.allocated and not self.concluding
+
+    @property
+    def done(self) -> bool:
+        """Whether its future is."""
+        return self.future.done()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What was found out of a job that has ended."""
+
+    outcome: Outcome
+    #: Of a job that came to an end of its own.
+    end: Value | Failure | None = None
+    #: Whether the instance ends with it: it has come to its time limit or its end, or `lose` comes.
+    is_over: bool = False
+    awaits_loss: bool = False
 
 
 def demand_of(job: Job) -> Demand:

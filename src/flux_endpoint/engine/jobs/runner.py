@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from flux_endpoint.engine.job_queue import JobQueue
 from flux_endpoint.engine.jobs.collect import collect, printed, shell_result
 from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.job import (
+    Ending,
     Job,
     demand_of,
     failure_of,
@@ -65,12 +66,17 @@ log = logging.getLogger(__name__)
 _RECORD = "job.json"
 #: Seconds in which the events of a job that was found again come in.
 _CATCH_UP = 5.0
-#: Seconds that Flux has to take a job when the engine stops.
-_SUBMISSION = 5.0
+#: Seconds that Flux has to take a job, and threads to read the end of one, when the engine stops.
+_LAST_PATIENCE = 5.0
+#: Most ends that are read at a time.
+_READERS = 8
 
 
 class JobRunner:
     """Runs tasks as jobs of their own. One thread owns all state; others leave messages.
+
+    What a job's end is takes questions to Flux and files that may be large or slow: other threads
+    read it, so that no job waits for another's.
 
     Args:
         backend: where jobs run.
@@ -110,8 +116,8 @@ class JobRunner:
         self._awaits_loss = awaits_loss
         #: Whether nothing is started any more.
         self._closed = False
-        #: Whether there is nothing left to run jobs on.
-        self._lost = False
+        #: Why there is nothing left to run jobs on.
+        self._lost = ""
         #: Whether Flux ends: what it cancels with it is left.
         self._ending = False
         #: Set when nothing more is started and nothing runs.
@@ -122,9 +128,7 @@ class JobRunner:
         self._jobs: dict[str, Job] = {}
         # On the embedded executor there are no others.
         self._queue = JobQueue(complete=backend.kind == "local")
-        self._sweepers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sweeper")
-        #: How many jobs that have ended are swept up after, before their results are told.
-        self._sweeping = 0
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="job-ends")
         self._stopped = False
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="job-runner", daemon=True)
@@ -178,7 +182,7 @@ class JobRunner:
         """Stop following jobs; `keep` leaves them running, to be found after a restart."""
         self._inbox.put(lambda: self._stop(keep=keep))
         self._thread.join()
-        self._sweepers.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     # The runner's thread
 
@@ -187,7 +191,7 @@ class JobRunner:
             self._safely(self._next())
             if (demand := self._queue.news()) is not None:
                 self._on_demand(demand)
-            if self._closed and not self._sweeping and self._only_follows():
+            if self._closed and self._only_follows():
                 self._drained.set()
 
     def _safely(self, action: Callable[[], None]) -> None:
@@ -201,25 +205,24 @@ class JobRunner:
 
     def _stop(self, *, keep: bool) -> None:
         """Tell no result any more, not even that what is cancelled here was cancelled."""
-        if keep:
-            self._await_ids()
-        else:
+        # Else jobs would not be found, and what has just ended would run again.
+        self._await(lambda job: job.concluding or (keep and job.jobid is None and not job.done))
+        if not keep:
             self._cancel_all(self._jobs.values(), "the endpoint stops")
         self._stopped = True
 
-    def _await_ids(self) -> None:
-        """Wait for the ids of jobs that are just being submitted: else they would not be found."""
-        until = time.monotonic() + _SUBMISSION
+    def _await(self, is_pending: Callable[[Job], bool]) -> None:
+        until = time.monotonic() + _LAST_PATIENCE
         while (left := until - time.monotonic()) > 0:
-            pending = any(j.jobid is None and not j.future.done() for j in self._jobs.values())
-            try:  # the ids of those that are done already are in the inbox
+            pending = any(is_pending(job) for job in self._jobs.values())
+            try:  # what has come already is in the inbox
                 self._safely(self._inbox.get(timeout=left if pending else 0.0))
             except queue.Empty:
                 return
 
     def _next(self) -> Callable[[], None]:
         """Return what is to be done next: a message, or what its time has come for."""
-        pending = [j for j in self._jobs.values() if not (j.allocated or j.late or j.cancelled)]
+        pending = (job for job in self._jobs.values() if job.waits)
         due = min((job.start_before for job in pending), default=math.inf)
         if math.isinf(due):
             return self._inbox.get()
@@ -232,7 +235,7 @@ class JobRunner:
         """End the jobs that wait for resources and must not be started any more."""
         now = time.time()
         for job in list(self._jobs.values()):
-            if not (job.allocated or job.late or job.cancelled) and job.start_before <= now:
+            if job.waits and job.start_before <= now:
                 job.late = True
                 self._withdraw(job, "it could not start in time")
 
@@ -358,70 +361,89 @@ class JobRunner:
     def _ended(self, job: Job) -> None:
         task_id = job.task.task_id
         error = error_of(job.future)
-        if self._jobs.get(task_id) is not job or self._is_lost(job, error):
+        if self._jobs.get(task_id) is not job or job.concluding:
+            return
+        if error is not None and not is_job_exception(error) and self._backend.is_lost(error):
             return  # with the instance, all jobs end together
         if job.jobid is not None and is_job_exception(error) and not job.clean:
             job.failed = True  # its processes are being ended: no result before they are
             return
-        del self._jobs[task_id]
         if job.jobid is not None and error is not None and not is_job_exception(error):
             self._queue.forget(job.jobid)  # no events of it come any more
-        status = None if error is not None else job.future.result(timeout=0)
         if job.attached and isinstance(error, ValueError):
+            del self._jobs[task_id]
             self._record(task_id).unlink(missing_ok=True)
             self._begin(job.task, job.attempts)  # Flux knows nothing of that job any more
-            return
-        if isinstance(job.plan, FollowPlan) and isinstance(error, (OSError, ValueError)):
-            self._conclude(job, Refused(not_followed(job.plan.jobid, error)))
             return
         if job.jobid is not None and error is not None and not is_job_exception(error):
             # It may go on, where nobody gets to know of its end: then its task must not run again.
             self._cancel_all([job], "it can't be followed any more")
+        job.concluding = True
+        reading = self._readers.submit(self._read_end, job, error)
+        reading.add_done_callback(lambda done: self._inbox.put(partial(self._concluded, job, done)))
+
+    def _read_end(self, job: Job, error: BaseException | None) -> Ending:
+        """Find out what a job's end means. Runs on a thread of its own, and may take long."""
+        if isinstance(job.plan, FollowPlan) and isinstance(error, (OSError, ValueError)):
+            return Ending(Refused(not_followed(job.plan.jobid, error)))
+        unasked = was_cancelled(error) and not (job.cancelled or job.late)
+        if unasked and self._awaits_loss():
+            return Ending(Cancelled(""), awaits_loss=True)
+        outcome = self._outcome(job, error)
+        if job.jobid is not None and was_ended(outcome):
+            # No result before the whole process tree is gone.
+            self._backend.sweep(job.jobid, f"GC_TASK_UUID={job.task.task_id}")
+        # Flux cancels all jobs at the instance's end.
+        by_instance = isinstance(outcome, Cancelled) and not (job.cancelled or job.late)
+        if (by_instance or has_no_limit(job, outcome)) and self._is_over():
+            return Ending(outcome, is_over=True)
+        return Ending(
+            outcome, self._collect(job, outcome) if isinstance(outcome, Finished) else None
+        )
+
+    def _outcome(self, job: Job, error: BaseException | None) -> Outcome:
+        if job.cancelled:
+            return Cancelled("ended on request")
+        status = None if error is not None else job.future.result(timeout=0)
+        events: list[dict[str, Any]] = []
+        if job.jobid is not None and status != 0:  # with 0, there is nothing to add
+            events = self._backend.exec_events(job.jobid)
+        outcome = outcome_of(status, error, events, submitted=job.jobid is not None)
+        if job.late and job.started and isinstance(outcome, Cancelled):
+            return Lost("it was started when it was just being withdrawn")
+        if job.ending and was_terminated(outcome):
+            return Lost(job.ending)
+        return outcome
+
+    def _concluded(self, job: Job, reading: Future[Ending]) -> None:
+        job.concluding = False
+        if self._jobs.get(job.task.task_id) is not job:
+            return
         try:
-            events = self._backend.exec_events(job.jobid) if job.jobid is not None else []
-            outcome = outcome_of(status, error, events, submitted=job.jobid is not None)
+            ending = reading.result()
+            if ending.awaits_loss and not self._lost:
+                return  # with the instance, all jobs end together
+            del self._jobs[job.task.task_id]
+            if ending.awaits_loss:
+                self._lose_job(job, was_started=job.allocated)
+            else:
+                self._carry_out(job, ending)
         except Exception as unexpected:
             log.exception("a job's end could not be read")
-            self._end(job.task, Failure(ErrorCode.UNKNOWN, f"EngineError: {unexpected!r}"))
-            return
-        if job.cancelled:
-            outcome = Cancelled("ended on request")
-        elif job.late and job.started and isinstance(outcome, Cancelled):
-            outcome = Lost("it was started when it was just being withdrawn")
-        elif job.ending and was_terminated(outcome):
-            outcome = Lost(job.ending)
-        if job.jobid is None or not was_ended(outcome):
-            self._conclude(job, outcome)
-            return
-        # No result before the whole process tree is gone.
-        variable = f"GC_TASK_UUID={task_id}"
-        self._sweeping += 1
-        sweep = self._sweepers.submit(self._backend.sweep, job.jobid, variable)
-        sweep.add_done_callback(lambda _: self._inbox.put(lambda: self._swept(job, outcome)))
-
-    def _swept(self, job: Job, outcome: Outcome) -> None:
-        self._sweeping -= 1
-        self._conclude(job, outcome)
-
-    def _conclude(self, job: Job, outcome: Outcome) -> None:
-        try:
-            self._carry_out(job, outcome)
-        except Exception as unexpected:
-            log.exception("a job's end could not be told")
+            self._jobs.pop(job.task.task_id, None)
             self._end(job.task, Failure(ErrorCode.UNKNOWN, f"EngineError: {unexpected!r}"))
 
-    def _carry_out(self, job: Job, outcome: Outcome) -> None:
-        match outcome:
+    def _carry_out(self, job: Job, ending: Ending) -> None:
+        end = ending.end
+        match ending.outcome:
             case Cancelled() if not job.cancelled and (
-                job.late or self._ending or self._is_over()  # Flux cancels all jobs at its end
+                job.late or self._ending or ending.is_over  # Flux cancels all jobs at its end
             ):
                 self._leave(job.task, job.attempts)
                 return
-            case Finished() if has_no_limit(job, outcome) and self._is_over():
+            case Finished() if ending.is_over:
                 self._leave(job.task, job.attempts)  # the time that is over is the instance's
                 return
-            case Finished():
-                end = self._collect(job, outcome)
             case Cancelled(note):
                 text = f"TaskCancelled: {note or 'the job was cancelled'}"
                 end = Failure(ErrorCode.CANCELLED, text)
@@ -441,6 +463,7 @@ class JobRunner:
                     self._begin(job.task, attempts)
                     return
                 end = Failure(ErrorCode.WORKER_LOST, failure_text("JobLost", attempts))
+        assert end is not None  # a job that has finished has one
         self._end(job.task, end, job.statuses, job.jobid)
 
     def _collect(self, job: Job, outcome: Finished) -> Value | Failure:
@@ -467,7 +490,7 @@ class JobRunner:
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         job = self._jobs.get(task_id)
-        if job is None:
+        if job is None or job.concluding:
             return
         if signum is not None and job.jobid is not None and job.allocated:
             self._backend.kill(job.jobid, signum)
@@ -488,14 +511,14 @@ class JobRunner:
                 job.start_before = 0.0
         self._end_late()
         for job in self._jobs.values():
-            if job.allocated and job.jobid is not None and not isinstance(job.plan, FollowPlan):
+            if job.runs and job.jobid is not None and not isinstance(job.plan, FollowPlan):
                 job.ending = reason
                 self._backend.kill(job.jobid, signal.SIGTERM)
 
     def _hold(self) -> None:
         self._closed = self._ending = True
         for job in [job for job in self._jobs.values() if not job.allocated]:
-            if isinstance(job.plan, FollowPlan) or job.cancelled:
+            if isinstance(job.plan, FollowPlan) or job.cancelled or job.concluding:
                 continue
             del self._jobs[job.task.task_id]
             job.cancelled = True  # by `_identified`, where it has no id yet
@@ -503,35 +526,31 @@ class JobRunner:
             self._leave(job.task, job.attempts)
 
     def _lose(self, reason: str) -> None:
-        self._closed = self._lost = True
-        jobs, self._jobs = self._jobs, {}
+        self._closed, self._lost = True, reason
+        jobs = {task_id: job for task_id, job in self._jobs.items() if not job.concluding}
+        self._jobs = {task_id: job for task_id, job in self._jobs.items() if job.concluding}
         # Flux ends them no more; those of other hosts are for whoever lent the hosts. What it has
         # started, it may not have told yet.
         started = kill_tasks(jobs)
         for task_id, job in jobs.items():
-            attempts = [*job.attempts, f"{reason}, while the task's job ran"]
-            if job.cancelled:
-                self._carry_out(job, Cancelled("ended on request"))
-            elif isinstance(job.plan, FollowPlan):
-                text = f"job {format_jobid(job.plan.jobid)} can't be followed any more: {reason}"
-                self._end(job.task, Failure(ErrorCode.WORKER_LOST, f"JobLost: {text}"))
-            elif not job.allocated and task_id not in started:
-                self._leave(job.task, job.attempts)
-            elif len(attempts) <= self._retries:
-                self._leave(job.task, attempts)
-            else:
-                text = failure_text("JobLost", attempts)
-                self._end(job.task, Failure(ErrorCode.WORKER_LOST, text), job.statuses)
+            self._lose_job(job, was_started=job.allocated or task_id in started)
         if not self._backend.is_lost(None):
             self._cancel_all(jobs.values(), reason)
 
-    def _is_lost(self, job: Job, error: BaseException | None) -> bool:
-        if error is None:
-            return False
-        if is_job_exception(error):  # this is the job's own end
-            unasked = was_cancelled(error) and not (job.cancelled or job.late)
-            return unasked and self._awaits_loss()
-        return self._backend.is_lost(error)
+    def _lose_job(self, job: Job, *, was_started: bool) -> None:
+        attempts = [*job.attempts, f"{self._lost}, while the task's job ran"]
+        if job.cancelled:
+            self._carry_out(job, Ending(Cancelled("ended on request")))
+        elif isinstance(job.plan, FollowPlan):
+            text = f"job {format_jobid(job.plan.jobid)} can't be followed any more: {self._lost}"
+            self._end(job.task, Failure(ErrorCode.WORKER_LOST, f"JobLost: {text}"))
+        elif not was_started:
+            self._leave(job.task, job.attempts)
+        elif len(attempts) <= self._retries:
+            self._leave(job.task, attempts)
+        else:
+            text = failure_text("JobLost", attempts)
+            self._end(job.task, Failure(ErrorCode.WORKER_LOST, text), job.statuses)
 
     def _leave(self, task: EngineTask, attempts: list[str]) -> None:
         """Leave a task without an end: it is run again when there is something to run it on."""
@@ -540,7 +559,7 @@ class JobRunner:
 
     def _cancel_all(self, jobs: Iterable[Job], note: str) -> None:
         for job in jobs:
-            if isinstance(job.plan, FollowPlan):
+            if isinstance(job.plan, FollowPlan) or job.concluding:
                 continue
             if job.jobid is not None:
                 self._backend.cancel(job.jobid, note)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,8 +178,7 @@ class Launcher:
             self._opened.add(path)
             # Tasks append: those that share a file must not overwrite one another.
             appended = self._spec.shell_options["output"].get("mode") == "append"
-            with open(path, "ab" if appended else "wb"):  # noqa: PTH123
-                pass
+            _create(path, appended=appended)
         return path
 
     def _cwd_path(self, path: str) -> str:
@@ -201,6 +202,18 @@ class Launcher:
             return found[0]  # unknown: left as it is
 
         return _TEMPLATE.sub(value, template)
+
+
+def _create(path: str, *, appended: bool) -> None:
+    """Make an output file, empty unless it is appended to; raises OSError if that can't be.
+
+    A named pipe is left alone: its task opens it, and waits until somebody reads.
+    """
+    with suppress(FileNotFoundError):
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116 - text in
+            return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    os.close(os.open(path, flags if appended else flags | os.O_TRUNC, 0o666))
 
 
 _FORMS: dict[str, Form] = {

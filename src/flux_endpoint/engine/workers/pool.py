@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import Backlog
 from flux_endpoint.engine.workers.crew import Crew
 from flux_endpoint.engine.workers.launch import ManagerLauncher
-from flux_endpoint.engine.workers.records import Entry, ManagerRecord
+from flux_endpoint.engine.workers.records import Entry, ManagerRecord, ManagerState
 from flux_endpoint.engine.workers.sizing import Limits, Piece
 from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.yielding import Site
@@ -95,6 +96,7 @@ class WorkerPool:
         #: When what has not ended is cancelled, and when it is given up.
         self._cancel_at = self._give_up_at = math.inf
         self._drained = threading.Event()
+        self._questions = ThreadPoolExecutor(1, thread_name_prefix="pool-questions")
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()
@@ -163,6 +165,7 @@ class WorkerPool:
             self._drained.wait(grace)
         self._tell(self._stop_all)
         self._thread.join()
+        self._questions.shutdown(wait=False, cancel_futures=True)
         self._launcher.close()
         with self._wake_lock:
             os.close(self._wake_fd)
@@ -516,24 +519,46 @@ class WorkerPool:
         error = error_of(manager.job) if manager is not None else None
         if manager is None or self._backend.is_lost(error):
             return  # all of them are given up together
-        if was_cancelled(error) and not (self._stopping or manager.state == "stopping"):
-            if self._awaits_loss():
-                return
-            if self._is_expired():
-                self._stopping = True  # what it ran is for the next start
-        elif has_timed_out(error) and self._is_expired():
-            self._stopping = True
-        del self._managers[manager_id]
-        if error is not None and not hasattr(error, "severity"):
+        unasked = not (self._stopping or manager.state == "stopping")
+        if (was_cancelled(error) and unasked) or has_timed_out(error):
+            # Perhaps with the instance. It is asked on another thread, since it may be slow.
+            state, manager.state = manager.state, "stopping"
+            self._questions.submit(self._ask_for_reason, manager, state, error)
+        else:
+            self._gone(manager, manager.state)
+
+    def _ask_for_reason(
+        self, manager: ManagerRecord, state: ManagerState, error: BaseException | None
+    ) -> None:
+        """Runs on a thread of its own."""
+        is_over = False
+        try:
+            if was_cancelled(error) and self._awaits_loss():
+                return  # all of them are given up together
+            is_over = self._is_expired()
+        except Exception:
+            log.exception("it is unknown whether the instance ends")
+        self._tell(lambda: self._gone(manager, state, is_over=is_over))
+
+    def _gone(self, manager: ManagerRecord, state: ManagerState, *, is_over: bool = False) -> None:
+        """Forget a manager whose job has ended, when it was in this state.
+
+        If the instance `is_over`, what it ran is for the next start.
+        """
+        manager_id = manager.manager_id
+        if self._managers.pop(manager_id, None) is None:
+            return  # it was given up meanwhile
+        self._stopping |= is_over
+        if (error := error_of(manager.job)) is not None and not hasattr(error, "severity"):
             # Its job may go on, where nobody gets to know of its end; what it held is run again.
             self._launcher.cancel(manager.job, "it can't be followed any more")
         why = end_of_job(manager.job)
-        if manager.state == "starting" and not self._stopping:
+        if state == "starting" and not self._stopping:
             self._start_failed(manager_id, why)
-        elif manager.state in {"ready", "draining"} and not self._stopping:
+        elif state in {"ready", "draining"} and not self._stopping:
             logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
             self._delay_next_start()
-        if manager.state == "stopping" or self._stopping:
+        if state == "stopping" or self._stopping:
             self._launcher.forget(manager_id)
         if not self._stopping:
             self._give_back(manager, f"the workers of {manager.host or 'a node'} ended: {why}")

@@ -11,6 +11,8 @@ from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount
 
+ManagerState = Literal["starting", "ready", "draining", "stopping"]
+
 
 @dataclass(eq=False)
 class Entry:
@@ -39,7 +41,7 @@ class ManagerRecord:
     #: What it has of its node.
     amount: Amount = field(default_factory=Amount)
     #: A draining one gets no more tasks, and ends when those that it runs have ended.
-    state: Literal["starting", "ready", "draining", "stopping"] = "starting"
+    state: ManagerState = "starting"
     #: Monotonic times at which its job was submitted, lacked nothing but resources, and had them,
     #: and at which it came up.
     submitted_at: float = 0.0

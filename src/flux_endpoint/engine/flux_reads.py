@@ -1,0 +1,139 @@
+"""Asking a Flux instance from several threads at once, and reading what its jobs have left."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine.tail import Tail
+from flux_endpoint.protocol.jobid import format_jobid
+
+log = logging.getLogger(__name__)
+
+#: Seconds that Flux has for each answer; for the largest output it keeps (10 MB), it takes about
+#: as many as there are ten thousands of lines.
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What there is to know of a job that somebody else started."""
+
+    command: str
+    #: The last lines of its output.
+    stdout: str = ""
+    stderr: str = ""
+
+
+class Handles:
+    """Connections to an instance. One serves one thread at a time, so each thread borrows its own.
+
+    There are as many as there ever were threads that asked at once.
+    """
+
+    def __init__(self, flux: ModuleType, uri: str | None) -> None:
+        self._flux = flux
+        self._uri = uri
+        self._free: list[Any] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[Any]:
+        """Lend a connection; raises OSError where there is no instance."""
+        try:
+            handle = self._free.pop()
+        except IndexError:
+            handle = self._flux.Flux(self._uri)
+        try:
+            yield handle
+        finally:
+            self._free.append(handle)
+
+
+class JobReader:
+    """Reads what Flux keeps of jobs that have ended. May take long; from any thread."""
+
+    def __init__(self, flux: ModuleType, handles: Handles) -> None:
+        self._flux = flux
+        self._handles = handles
+
+    def exec_events(self, jobid: int) -> list[dict[str, Any]]:
+        """Return a job's `guest.exec.eventlog`, as far as there is one."""
+        try:
+            return list(self._events(jobid, "guest.exec.eventlog"))
+        except (OSError, ValueError) as error:
+            logs.event(
+                log, logging.DEBUG, "no exec events", job=format_jobid(jobid), reason=str(error)
+            )
+            return []
+
+    def ranks(self, jobid: int) -> list[str]:
+        """Return the broker ranks on which a job ran, as id sets."""
+        allocated = json.loads(self._lookup(jobid, "R") or "{}")
+        shares = allocated.get("execution", {}).get("R_lite", [])
+        return [str(share["rank"]) for share in shares]
+
+    def report(self, jobid: int) -> JobReport:
+        """Return what a job was and what it wrote, whoever started it."""
+        command = f"job {format_jobid(jobid)}"
+        try:
+            jobspec = json.loads(self._lookup(jobid, "jobspec") or "{}")
+            command = shlex.join(jobspec["tasks"][0]["command"])
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            logs.event(log, logging.INFO, "a job's command is unknown", job=command, reason=error)
+        try:
+            return JobReport(command, *_tail_of_output(self._events(jobid, "guest.output")))
+        except FileNotFoundError:
+            return JobReport(command)  # it never got so far
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            return JobReport(command, stderr=f"[its output could not be read: {error}]\n")
+
+    def _events(self, jobid: int, key: str) -> Iterator[dict[str, Any]]:
+        """Read a whole eventlog, in one piece: event by event it would take ten times as long."""
+        text = self._lookup(jobid, key)
+        if text is None:
+            self._wait_until_kept(jobid)
+            text = self._lookup(jobid, key)
+        return (json.loads(line) for line in (text or "").splitlines())
+
+    def _lookup(self, jobid: int, key: str) -> str | None:
+        lookup = self._flux.job.kvslookup.job_info_lookup
+        with self._handles.lend() as handle:
+            try:
+                answer = lookup(handle, jobid, keys=[key]).wait_for(_PATIENCE).get()
+            except FileNotFoundError:
+                return None
+        return str(answer[key])
+
+    def _wait_until_kept(self, jobid: int) -> None:
+        """Wait until what a job has left is where it stays: just after its end it is not yet.
+
+        Raises:
+            FileNotFoundError: it was never started.
+        """
+        with self._handles.lend() as handle:
+            events = self._flux.job.event_watch_async(handle, jobid, "guest.exec.eventlog")
+            while events.wait_for(_PATIENCE).get_event() is not None:
+                pass
+
+
+def _tail_of_output(events: Iterable[dict[str, Any]]) -> tuple[str, str]:
+    """Return the ends of a job's output streams from its output eventlog (RFC 24)."""
+    tails = {"stdout": Tail(), "stderr": Tail()}
+    for event in events:
+        context = event.get("context", {})
+        if event["name"] == "data" and (data := context.get("data")) is not None:
+            text = data if isinstance(data, str) else ""
+            if context.get("encoding") == "base64":
+                text = base64.b64decode(text).decode("utf-8", "replace")
+            tails[context["stream"]].add(text * int(context.get("repeat", 1)))
+        elif event["name"] == "redirect":
+            tails[context["stream"]].add(f"[output is in {context.get('path')}]\n")
+    return tails["stdout"].text, tails["stderr"].text
