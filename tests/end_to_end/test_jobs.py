@@ -207,18 +207,14 @@ def test_the_examples(stack, script, expected):
     assert expected in done.stdout
 
 
-def simulate():
-    return 1
-
-
 def test_jobs_are_named_after_their_functions(executor, flux):
     futures = [
-        executor.submit(simulate),
+        executor.submit(pow, 2, 5),
         executor.submit(MPIFunction("printenv PMI_SIZE")),
         executor.submit(ShellFunction("true", name="prepare")),
     ]
     ids = [format_jobid(future.jobid(PATIENCE)) for future in futures]
     named = flux("jobs", "--no-header", "--format={name}", *ids).splitlines()
-    assert named == ["simulate", "printenv", "prepare"]
+    assert named == ["pow", "printenv", "prepare"]
     for future in futures:
         future.result(PATIENCE)
