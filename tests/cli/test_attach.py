@@ -49,6 +49,19 @@ class TestFollowing:
         assert any("status=768" in line for line in lines)
         assert (end, error) == (f"job {jobid} ended with exit code 3", "err")
 
+    def test_the_end_of_what_a_job_wrote_to_files_is_shown(self, in_flux, flux, tmp_path):
+        options = [f"--cwd={tmp_path}", "--output=out", f"--error={tmp_path}/err"]
+        jobid = flux("submit", *options, "sh", "-c", "echo out; echo err >&2; exit 3")
+        done = in_flux.run("attach", "fluxed", jobid, status=3)
+        assert (done.stdout, done.stderr.splitlines()[-1]) == ("out\n", "err")
+
+    def test_the_output_of_a_command_task_is_shown(self, in_flux):
+        with in_flux.executor("fluxed", resource_specification={"num_ranks": 1}) as executor:
+            future = executor.submit(ShellFunction("echo out; echo err >&2; exit 3"))
+            assert future.result(PATIENCE).returncode == 3
+        done = in_flux.run("attach", "fluxed", str(future.jobid()), status=3)
+        assert (done.stdout, done.stderr.splitlines()[-1]) == ("out\n", "err")
+
     @pytest.mark.parametrize("form", ["f58", "f58plain", "dec", "hex", "dothex"])
     def test_the_id_is_taken_in_every_form_that_flux_has(self, in_flux, flux, form):
         jobid = flux("submit", "true")

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from flux_endpoint import logs
+from flux_endpoint.engine.job_output import end_of_file
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.protocol.jobid import format_jobid
 
@@ -82,14 +83,15 @@ class JobReader:
 
     def report(self, jobid: int) -> JobReport:
         """Return what a job was and what it wrote, whoever started it."""
-        command = f"job {format_jobid(jobid)}"
+        command, cwd = f"job {format_jobid(jobid)}", "/"
         try:
             jobspec = json.loads(self._lookup(jobid, "jobspec") or "{}")
             command = shlex.join(jobspec["tasks"][0]["command"])
+            cwd = str(jobspec["attributes"]["system"].get("cwd") or "/")
         except (OSError, LookupError, TypeError, ValueError) as error:
             logs.event(log, logging.INFO, "a job's command is unknown", job=command, reason=error)
         try:
-            return JobReport(command, *_tail_of_output(self._events(jobid, "guest.output")))
+            return JobReport(command, *_tail_of_output(self._events(jobid, "guest.output"), cwd))
         except FileNotFoundError:
             return JobReport(command)  # it never got so far
         except (OSError, LookupError, TypeError, ValueError) as error:
@@ -124,9 +126,15 @@ class JobReader:
                 pass
 
 
-def _tail_of_output(events: Iterable[dict[str, Any]]) -> tuple[str, str]:
-    """Return the ends of a job's output streams from its output eventlog (RFC 24)."""
+def _tail_of_output(events: Iterable[dict[str, Any]], cwd: str) -> tuple[str, str]:
+    """Return the ends of a job's output streams from its output eventlog (RFC 24).
+
+    Args:
+        events: what is in it.
+        cwd: the job's working directory, from which the files are named that it wrote to.
+    """
     tails = {"stdout": Tail(), "stderr": Tail()}
+    files = set()
     for event in events:
         context = event.get("context", {})
         if event["name"] == "data" and (data := context.get("data")) is not None:
@@ -134,6 +142,7 @@ def _tail_of_output(events: Iterable[dict[str, Any]]) -> tuple[str, str]:
             if context.get("encoding") == "base64":
                 text = base64.b64decode(text).decode("utf-8", "replace")
             tails[context["stream"]].add(text * int(context.get("repeat", 1)))
-        elif event["name"] == "redirect":
-            tails[context["stream"]].add(f"[output is in {context.get('path')}]\n")
+        elif event["name"] == "redirect" and (path := context.get("path")) not in files:
+            files.add(path)  # both streams may go to the same
+            tails[context["stream"]].add(end_of_file(str(path), cwd))
     return tails["stdout"].text, tails["stderr"].text
