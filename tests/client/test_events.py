@@ -67,11 +67,11 @@ def recorded(future: ComputeFuture) -> Recorder:
 
 def streaming(service: Any, queues: Any, messages: Any, future: ComputeFuture) -> Recorder:
     """Record `future`'s events, and return when they come from the queue."""
-    service.events[future.task_id] = [document("debug", -2.0)]
+    service.events[future.task_id] = [document("debug", 0.25)]
     recorder = recorded(future)
     assert recorder.next().name == "debug"  # the queue is there, not yet who consumes from it
-    queues.publish_events(future.task_group_id, messages.events(future.task_id, ("debug", -1.0)))
-    assert recorder.next().timestamp == -1.0
+    queues.publish_events(future.task_group_id, messages.events(future.task_id, ("debug", 0.75)))
+    assert recorder.next().timestamp == 0.75
     return recorder
 
 
