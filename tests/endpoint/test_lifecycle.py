@@ -305,7 +305,7 @@ def test_an_agent_on_another_host_is_not_touched(
 ) -> None:
     run("start", "lab", "--detach")
     held = json.loads(lab.lock.read_text())
-    lab.lock.write_text(json.dumps({**held, "hostname": "elsewhere"}))
+    lab.lock.write_text(json.dumps({**held, "hostname": "elsewhere", "machine": "another/1"}))
     assert "runs on elsewhere" in run("stop", "lab", fails=True)
     assert list_endpoints()[0].hostname == "elsewhere"
     lab.lock.write_text(json.dumps(held))

@@ -140,7 +140,7 @@ def test_a_cancelled_allocation_lets_what_runs_finish(site, lab, blocked, start_
     uri = start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=2)
     allocation = batch(site, uri)
     with running(site, blocked) as (_, futures):
-        ends = re.compile(r"^Flux .*, ends in (2|1\.9\d*)h$", re.MULTILINE)
+        ends = re.compile(r"^Flux .*, ends in (2|1\.9\d*)h\b", re.MULTILINE)
         until(lambda: ends.search(site.endpoint("status", "lab")))  # with the next report
         cancel(site, uri, allocation, lab / "endpoint.log")
         for each in blocked:

@@ -222,7 +222,8 @@ def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> Li
     jobid = job.jobid
     if submission.attach_jobid is not None:
         jobid = int(submission.attach_jobid)
-        if started is not None:  # it runs while it follows, not while its job runs
+        # It runs while it follows, not while its job runs, which may have ended before.
+        if started is not None or row.completed_at is not None:
             started, stopped = submission.created_at, row.completed_at
     return ListedTask(
         task_id=row.id,
