@@ -95,6 +95,7 @@ def test_leaving_a_block_by_an_exception_waits_for_nothing_and_says_how_to_go_on
     assert "ValueError: mine" in done.stderr
     assert "left by ValueError without waiting for 1 task:" in done.stderr
     assert f"Executor(...).reload_tasks('{group}') gets its results" in done.stderr
+    assert f"`flux-endpoint cancel --group {group}` ends all tasks of the group" in done.stderr
 
 
 def test_leaving_a_block_by_an_exception_with_all_tasks_done_says_nothing(

@@ -50,6 +50,20 @@ def test_the_first_registration_gets_an_id_and_later_ones_keep_it(
 
 
 @pytest.mark.rabbitmq
+def test_the_file_has_the_address_at_which_the_service_is_now(
+    rest: RestClient, tmp_path: Path
+) -> None:
+    first = registration(rest, tmp_path).register()
+    file = tmp_path / "endpoint.json"
+    file.write_text(file.read_text().replace(rest.credentials.service_url, "http://was.here:1"))
+    second = registration(rest, tmp_path).register()
+    kept = json.loads(file.read_text())
+    assert kept["endpoint_id"] == first.endpoint_id == second.endpoint_id
+    assert kept["service_url"] == rest.credentials.service_url
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.rabbitmq
 def test_allowed_functions_are_told_to_the_service(rest: RestClient, tmp_path: Path) -> None:
     endpoint_id = registration(rest, tmp_path, allowed_functions=[ID]).register().endpoint_id
     answer = rest.request("GET", f"/v3/endpoints/{endpoint_id}/allowed_functions")

@@ -142,8 +142,8 @@ def _follow(future: ComputeFuture, jobid: JobID, target: Target, *, as_json: boo
 def _fail(error: BaseException, jobid: JobID, target: Target) -> NoReturn:
     if _UNKNOWN in str(error):
         raise NotFoundError(
-            f"endpoint {target.name} knows no job {shown_jobid(jobid)}: `flux jobs -a` lists those "
-            "of its instance"
+            f"endpoint {target.name} knows no job {shown_jobid(jobid)}: `flux-endpoint tasks` "
+            "lists those of tasks, and in a Flux instance `flux jobs -a` lists all"
         ) from error
     if isinstance(error, FluxEndpointError):
         reason = str(error).strip()

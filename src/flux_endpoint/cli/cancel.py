@@ -82,7 +82,8 @@ def _task_ids(api: ServiceApi, wanted: tuple[UUID | JobID, ...]) -> tuple[list[s
             failures.append(Outcome(shown, "failed", error=several))
         else:
             none = (
-                "none of your open tasks has that job; `flux cancel` where it runs ends any other"
+                "none of your open tasks has that job; in a Flux instance, `flux cancel` ends "
+                "any other"
             )
             failures.append(Outcome(shown, "failed", error=none))
     return ids, failures

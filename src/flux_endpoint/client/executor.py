@@ -585,7 +585,8 @@ class Executor(FuturesExecutor):
                 logging.WARNING,
                 f"left by {exc_type.__name__} without waiting for {waiting} "
                 f"task{'s'[: waiting != 1]}: what was sent goes on at the endpoint, and "
-                f"Executor(...).reload_tasks({str(self.task_group_id)!r}) gets its results",
+                f"Executor(...).reload_tasks({str(self.task_group_id)!r}) gets its results, "
+                f"`flux-endpoint cancel --group {self.task_group_id}` ends all tasks of the group",
             )
         return None
 

@@ -62,19 +62,17 @@ class Registration:
             answer = self._rest.request("POST", "/v3/endpoints", json=self._request)
         else:
             answer = self._register_again(endpoint_id)
-        queues = _parse_answer(answer, self._rest.credentials.service_url)
-        if endpoint_id is None:
-            content = {
-                "endpoint_id": queues.endpoint_id,
-                "service_url": self._rest.credentials.service_url,
-            }
-            paths.write_private(self._file, json.dumps(content, indent=2) + "\n")
-        elif queues.endpoint_id != endpoint_id:
+        url = self._rest.credentials.service_url
+        queues = _parse_answer(answer, url)
+        if endpoint_id not in {None, queues.endpoint_id}:
             raise FluxEndpointError(
-                f"{self._rest.credentials.service_url} answered the registration of endpoint "
-                f"{endpoint_id} with another id, {queues.endpoint_id}: this is an error of the "
-                "service; tell whoever runs it"
+                f"{url} answered the registration of endpoint {endpoint_id} with another id, "
+                f"{queues.endpoint_id}: this is an error of the service; tell whoever runs it"
             )
+        # The service may be at another address than last time.
+        text = json.dumps({"endpoint_id": queues.endpoint_id, "service_url": url}, indent=2) + "\n"
+        if endpoint_id is None or self._file.read_text(encoding="utf-8") != text:
+            paths.write_private(self._file, text)
         return queues
 
     def _register_again(self, endpoint_id: str) -> dict[str, Any]:
