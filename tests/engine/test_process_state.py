@@ -340,6 +340,30 @@ def test_modules_and_what_they_hold_stay(one_worker, tmp_path):
     assert one_worker.call(recall).value == (same, "yes", None, 0)
 
 
+def lose_path(how):
+    import sys
+
+    if how == "emptied":
+        sys.path[:] = []
+    elif how == "shortened and lengthened":
+        sys.path[1:] = [f"/nowhere/{number}" for number in range(len(sys.path) - 1)]
+    else:
+        sys.path = how
+
+
+def import_late():
+    import colorsys
+
+    return colorsys.__name__
+
+
+@pytest.mark.parametrize("how", ["emptied", "shortened and lengthened", None, ("/nowhere", 1, [])])
+def test_the_places_of_modules_come_back(one_worker, how):
+    one_worker.call(lose_path, how)
+
+    assert one_worker.call(import_late).value == "colorsys"
+
+
 # What can't be put back.
 
 

@@ -119,3 +119,9 @@ def test_text_longer_than_any_job_id_is_refused_unread_and_not_repeated(text: st
     with pytest.raises(ValueError, match="is no job id") as caught:
         parse_jobid(text)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("value", [None, 1.5, True, b"1", [1]])
+def test_a_value_of_another_type_is_no_job_id(value: object) -> None:
+    with pytest.raises(ValueError, match="is no job id"):
+        parse_jobid(value)  # type: ignore[arg-type]

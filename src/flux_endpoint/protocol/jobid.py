@@ -80,11 +80,12 @@ def parse_jobid(text: int | str) -> int:
     Raises:
         ValueError: `text` is no job id; says which forms there are.
     """
-    if isinstance(text, int):
-        number: int | None = text
-    else:
-        # Converting digits takes time that grows with the square of their number.
-        number = _parse(text.strip()) if len(text) <= _LONGEST else None
+    number: int | None = None
+    if isinstance(text, int) and not isinstance(text, bool):
+        number = text
+    # Converting digits takes time that grows with the square of their number.
+    elif isinstance(text, str) and len(text) <= _LONGEST:
+        number = _parse(text.strip())
     if number is None or not 0 <= number < _LIMIT:
         shown = f"{text[:_LONGEST]}…" if isinstance(text, str) and len(text) > _LONGEST else text
         raise ValueError(

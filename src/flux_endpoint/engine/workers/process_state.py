@@ -59,7 +59,8 @@ class ProcessState:
         self._streams = _Streams()
         self._environment = _Environment()
         self._interpreter = _interpreter()
-        self._path_length = len(sys.path)
+        self._first_path = list(sys.path)
+        self._path = list(sys.path)
         self._umask = os.umask(0o22)
         os.umask(self._umask)
         self._locale = locale.setlocale(locale.LC_ALL)
@@ -89,10 +90,8 @@ class ProcessState:
             sys.setrecursionlimit(limit)
             sys.setswitchinterval(interval)
             (gc.enable if collects else gc.disable)()
-        if len(sys.path) != self._path_length:
-            # Kept, as the modules that came from there are; but it must not grow with each task.
-            sys.path[:] = dict.fromkeys(sys.path)
-            self._path_length = len(sys.path)
+        if sys.path != self._path:
+            self._restore_path()
         if _scheduling() != self._scheduling:
             yield "a task has changed its priority or its CPUs"
         yield self._limits.restore()
@@ -100,6 +99,16 @@ class ProcessState:
             yield "its tasks have left half of the descriptors open that it may have"
         if threading.active_count() > 1:
             yield self._left_threads()
+
+    def _restore_path(self) -> None:
+        """Keep what was added, as the modules that came from there are; put back what is missing.
+
+        It must not grow with each task.
+        """
+        now = sys.path if isinstance(sys.path, list | tuple) else ()
+        places = [each for each in now if isinstance(each, str)]
+        sys.path = list(dict.fromkeys([*places, *self._first_path]))
+        self._path = list(sys.path)
 
     def _restore_locale(self) -> str:
         if locale.setlocale(locale.LC_ALL) != self._locale:
