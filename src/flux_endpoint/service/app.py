@@ -50,7 +50,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             await to_thread.run_sync(broker.close)
             database.close()
 
-    app = FastAPI(title="flux-endpoint service", lifespan=lifespan)
+    # No pages on the schema: they load scripts from elsewhere, and a browser sends them no token.
+    app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Authentication)
     errors.add_handlers(app)
     app.add_middleware(WatchedSubmissions)

@@ -21,6 +21,7 @@ from flux_endpoint.protocol.rest import (
 from flux_endpoint.service import topology
 from flux_endpoint.service.commands import command_endpoint
 from flux_endpoint.service.context import Service, ServiceContext
+from flux_endpoint.service.disclosure import shown_metadata, shown_report
 from flux_endpoint.service.errors import broker_unavailable, endpoint_unknown, invalid_field
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.store import endpoints
@@ -88,10 +89,10 @@ def read_all(
 
 @router.get("/v2/endpoints/{endpoint_id}")
 def read(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, Any]:
-    """Return what an endpoint said of itself."""
+    """Return what an endpoint said of itself; of somebody else's, what concerns its users."""
     endpoint = _visible(service, endpoint_id, caller)
     return {
-        **endpoint.metadata,
+        **shown_metadata(endpoint, caller),
         "uuid": endpoint.id,
         "name": endpoint.name,
         "display_name": endpoint.display_name,
@@ -107,7 +108,7 @@ def status(endpoint_id: EndpointId, service: Service, caller: Caller) -> Endpoin
     endpoint = _visible(service, endpoint_id, caller)
     return EndpointStatusAnswer(
         status=endpoint.status,
-        details=endpoint.last_report or {},
+        details=shown_report(endpoint, caller),
         last_seen=endpoint.last_seen,
     )
 

@@ -22,6 +22,7 @@ from flux_endpoint.protocol.operations import (
 )
 from flux_endpoint.protocol.rest import UuidText
 from flux_endpoint.service.context import Service
+from flux_endpoint.service.disclosure import shown_report
 from flux_endpoint.service.errors import invalid_field
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.observer import BrokerObserver
@@ -92,7 +93,7 @@ def endpoint_state(
         absence=absence,
         since=endpoint.last_seen if absence else _started(endpoint),
         last_seen=endpoint.last_seen,
-        report=endpoint.last_report or {},
+        report=shown_report(endpoint, caller),
         queue=queue,
     )
 

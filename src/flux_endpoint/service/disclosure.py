@@ -1,0 +1,79 @@
+"""What users other than its owner see of a public endpoint.
+
+An owner sees everything that the endpoint said of itself. Its configuration and its status reports
+can name paths, hosts, accounts and other users' tasks, so that others see the keys listed here
+only: what they need to decide whether, and how, to submit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flux_endpoint.service.store.endpoints import OWN_MAKE_KEY, Endpoint
+from flux_endpoint.service.store.users import User
+
+#: Keys of an endpoint's metadata. Whoever submits to a multi-user endpoint fills in its template.
+PUBLIC_METADATA = frozenset(
+    {
+        OWN_MAKE_KEY,
+        "department",
+        "description",
+        "endpoint_version",
+        "info_url",
+        "keywords",
+        "organization",
+        "python_version",
+        "sdk_version",
+        "user_config_schema",
+        "user_config_template",
+    }
+)
+
+#: Keys of a status report.
+PUBLIC_REPORT = frozenset(
+    {
+        "active",
+        "active_managers",
+        "agent",
+        "draining_managers",
+        "ending",
+        "endpoint_version",
+        "engine_type",
+        "executor",
+        "heartbeat_period",
+        "idle_workers",
+        "jobs",
+        "managers",
+        "max_blocks",
+        "max_workers",
+        "min_blocks",
+        "min_workers",
+        "outstanding_tasks",
+        "pending_tasks",
+        "report_unix",
+        "resources",
+        "start_unix",
+        "starting_workers",
+        "total_workers",
+        "usage",
+        "waiting_jobs",
+        "worker_nodes",
+    }
+)
+
+
+def shown_metadata(endpoint: Endpoint, caller: User) -> dict[str, Any]:
+    """Return what `caller` sees of an endpoint's metadata."""
+    return _shown(endpoint, caller, endpoint.metadata, PUBLIC_METADATA)
+
+
+def shown_report(endpoint: Endpoint, caller: User) -> dict[str, Any]:
+    """Return what `caller` sees of an endpoint's last status report; nothing without one."""
+    return _shown(endpoint, caller, endpoint.last_report or {}, PUBLIC_REPORT)
+
+
+def _shown(
+    endpoint: Endpoint, caller: User, said: Mapping[str, Any], public: frozenset[str]
+) -> dict[str, Any]:
+    if endpoint.owner_id == caller.id:
+        return dict(said)
+    return {key: value for key, value in said.items() if key in public}

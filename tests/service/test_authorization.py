@@ -1,0 +1,257 @@
+"""Who gets what from each route: one rule a route, and no route without a rule."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx import Response
+from tests.service.conftest import FUNCTION, NO_BROKER, OWN, PAYLOAD, Peer, Rest, eventually
+from tests.service.test_operations import events, report, result
+
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import users
+from flux_endpoint.service.store.engine import Database
+
+pytestmark = pytest.mark.rabbitmq
+
+#: Stands in everything that nobody but its owner may read.
+SECRET = "for-ada-alone"
+
+UNKNOWN_ENDPOINT = "404 ENDPOINT_NOT_FOUND"
+UNKNOWN_FUNCTION = "404 FUNCTION_NOT_FOUND"
+UNKNOWN_TASK = "404 TASK_NOT_FOUND"
+FOREIGN_ENDPOINT = "403 ENDPOINT_NOT_PERMITTED"
+FOREIGN_FUNCTION = "403 FUNCTION_NOT_PERMITTED"
+FOREIGN_GROUP = "403 TASK_GROUP_NOT_PERMITTED"
+UNAUTHORIZED = "401 UNAUTHORIZED"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a route answers: a status and, of a refusal, its code.
+
+    Attributes:
+        stranger: to a user who doesn't own the object that the request names.
+        public: the same, if that object is public; `None`: nothing can be public here.
+        owner: to the owner.
+        nobody: to a request without a valid token.
+        secret: whether the owner's answer has something that is the owner's alone.
+        body: the request's JSON; ids are filled in.
+        query: the request's query.
+        basic: whether the token comes as the password of Basic authentication.
+    """
+
+    stranger: str = "200"
+    public: str | None = None
+    owner: str = "200"
+    nobody: str = UNAUTHORIZED
+    secret: bool = False
+    body: Any = None
+    query: str = ""
+    basic: bool = False
+
+
+REGISTRATION = {"endpoint_name": "lab", "metadata": OWN}
+
+RULES = {
+    "GET /openapi.json": Rule(),
+    "HEAD /openapi.json": Rule(nobody="401"),
+    # Who and what there is.
+    "GET /v2/version": Rule(nobody="200"),
+    "GET /v3/status": Rule(),
+    "POST /auth/v2/oauth2/token": Rule(
+        body="grant_type=client_credentials&scope=openid", basic=True
+    ),
+    "POST /auth/v2/oauth2/token/revoke": Rule(nobody="200", body="token=x"),
+    "GET /auth/v2/oauth2/userinfo": Rule(),
+    "GET /auth/v2/api/identities": Rule(query="?ids={user}"),
+    # Functions.
+    "POST /v3/functions": Rule(body={"function_name": "f", "function_code": FUNCTION}),
+    "GET /v2/functions/{function_id}": Rule(UNKNOWN_FUNCTION, "200", secret=True),
+    "DELETE /v2/functions/{function_id}": Rule(UNKNOWN_FUNCTION, FOREIGN_FUNCTION),
+    # Endpoints.
+    "POST /v3/endpoints": Rule(body=REGISTRATION),
+    "PUT /v3/endpoints/{endpoint_id}": Rule(FOREIGN_ENDPOINT, FOREIGN_ENDPOINT, body=REGISTRATION),
+    "GET /v2/endpoints": Rule(query="?role=any", secret=True),
+    "GET /v2/endpoints/{endpoint_id}": Rule(UNKNOWN_ENDPOINT, "200", secret=True),
+    "GET /v2/endpoints/{endpoint_id}/status": Rule(UNKNOWN_ENDPOINT, "200", secret=True),
+    "GET /v3/endpoints/{endpoint_id}/status": Rule(UNKNOWN_ENDPOINT, "200", secret=True),
+    "GET /v3/endpoints/{endpoint_id}/allowed_functions": Rule(UNKNOWN_ENDPOINT, "200"),
+    "DELETE /v2/endpoints/{endpoint_id}": Rule(UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT),
+    "POST /v3/endpoints/{endpoint_id}/lock": Rule(UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT),
+    # Tasks.
+    "POST /v3/endpoints/{endpoint_id}/submit": Rule(
+        UNKNOWN_ENDPOINT, "200", body={"tasks": {"{function}": [PAYLOAD]}}
+    ),
+    "POST /v3/endpoints/{endpoint_id}/attach": Rule(UNKNOWN_ENDPOINT, "200", body={"jobid": 1}),
+    "GET /v2/tasks/{task_id}": Rule(UNKNOWN_TASK, secret=True),
+    "GET /v2/tasks/{task_id}/events": Rule(UNKNOWN_TASK, secret=True),
+    "POST /v2/tasks/{task_id}/kill": Rule(UNKNOWN_TASK, body={}),
+    "POST /v2/batch_status": Rule(body={"task_ids": ["{task}"]}, secret=True),
+    "GET /v3/tasks": Rule(secret=True),
+    # Task groups.
+    "GET /v2/taskgroup/{group_id}": Rule("404 TASK_GROUP_NOT_FOUND"),
+    "POST /v2/taskgroup/{group_id}/results": Rule(
+        FOREIGN_GROUP, body={"client_id": "7c8ad0c0-9b1c-4b0e-8f4f-1f4a4f0a9d11"}
+    ),
+    "POST /v2/taskgroup/{group_id}/events": Rule(FOREIGN_GROUP, body={}),
+    "GET /v2/get_amqp_result_connection_url": Rule(),
+}
+
+
+def routes(router: Any) -> Iterator[str]:
+    """Yield each method and path of an application, hidden ones included."""
+    for route in router.routes:
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            yield from routes(included)
+        else:
+            yield from (f"{method} {route.path}" for method in route.methods)
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    return create_app(ServiceSettings(database_url="sqlite:////none", amqp_url=NO_BROKER))
+
+
+def test_each_route_has_a_rule(app: FastAPI) -> None:
+    assert set(routes(app)) == set(RULES)
+    described = app.openapi()["paths"]
+    assert {
+        f"{method.upper()} {path}" for path, methods in described.items() for method in methods
+    } <= set(RULES)
+
+
+@dataclass(frozen=True)
+class World:
+    """What ada owns at a running service: everything once private, and once public."""
+
+    rest: Rest
+    private: dict[str, str]
+    public: dict[str, str]
+
+    def answer(
+        self, route: str, ids: dict[str, str], token: str | None, *, scheme: str = "Bearer"
+    ) -> Response:
+        """Return what a route answers about the objects `ids` to who has `token`."""
+        method, path = route.split()
+        rule = RULES[route]
+        if rule.basic and token is not None:
+            scheme = "Basic"
+            token = base64.b64encode(f"{uuid.uuid4()}:{token}".encode()).decode()
+        headers = {} if token is None else {"Authorization": f"{scheme} {token}"}
+        how: dict[str, Any] = {}
+        if isinstance(rule.body, str):
+            how["content"] = rule.body
+        elif rule.body is not None:
+            how["json"] = _filled(rule.body, ids)
+        self.rest.client.headers.pop("Authorization", None)
+        url = (path + rule.query).format_map(ids)
+        return self.rest.client.request(method, url, headers=headers, **how)
+
+
+def _filled(value: Any, ids: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {_filled(key, ids): _filled(each, ids) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, ids) for each in value]
+    return value.format_map(ids) if isinstance(value, str) else value
+
+
+@pytest.fixture
+def world(live: Rest, peer: Peer) -> World:
+    """A service with what ada owns there."""
+    client = live.client
+    made: dict[bool, dict[str, str]] = {}
+    for public in (False, True):
+        name = "lab" if public else SECRET
+        endpoint_id = live.register_endpoint(
+            endpoint_name=name,
+            display_name=name,
+            public=public,
+            metadata={**OWN, "endpoint_config": SECRET, "hostname": SECRET, "other": SECRET},
+        )
+        peer.send_report(
+            endpoint_id,
+            report(
+                endpoint_id,
+                hostname=SECRET,
+                running_tasks={SECRET: 1.0},
+                node_info={SECRET: []},
+                account=SECRET,
+                agent={"running": 3},
+            ),
+        )
+        code = {"function_name": name, "function_code": FUNCTION, "public": public}
+        function_id = client.post("/v3/functions", json=code).json()["function_uuid"]
+        made[public] = {"endpoint_id": endpoint_id, "function_id": function_id}
+    private, public_ones = made[False], made[True]
+    group, (task_id,) = live.submit(private["endpoint_id"], create_queue=False)
+    peer.send_events(private["endpoint_id"], events(task_id, (SECRET, 1.0)))
+    peer.send_result(private["endpoint_id"], result(task_id, SECRET))
+    eventually(lambda: live.status(task_id)["status"] == "failed")
+    eventually(lambda: SECRET in client.get(f"/v2/tasks/{task_id}/events").text)
+    for ids in made.values():
+        eventually(
+            lambda ids=ids: (  # type: ignore[misc]
+                client.get(f"/v2/endpoints/{ids['endpoint_id']}/status").json()["details"] != {}
+            )
+        )
+    user = client.get("/auth/v2/oauth2/userinfo").json()["sub"]
+    shared = {
+        "function": public_ones["function_id"],
+        "group_id": group,
+        "task_id": task_id,
+        "task": task_id,
+        "user": user,
+    }
+    return World(live, {**private, **shared}, {**public_ones, **shared})
+
+
+def verdict(answer: Response) -> str:
+    """Return what a rule says of an answer."""
+    if answer.is_success:
+        return str(answer.status_code)
+    code = answer.json()["code"] if answer.content else ""
+    return f"{answer.status_code} {code}".strip()
+
+
+@pytest.mark.parametrize("route", RULES)
+def test_everybody_gets_what_the_rule_says(
+    route: str,
+    world: World,
+    database: Database,
+    token_of: Callable[[str], dict[str, str]],
+) -> None:
+    rule = RULES[route]
+    ada, bob, revoked = (token_of(name)["Authorization"].split()[1] for name in ("ada", "bob", "a"))
+    with database.write() as connection:
+        assert users.revoke_token(connection, revoked)
+
+    def get(ids: dict[str, str], token: str | None, **how: Any) -> str:
+        answer = world.answer(route, ids, token, **how)
+        assert SECRET not in answer.text
+        assert SECRET not in str(answer.headers)
+        if answer.status_code == 401:
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+        return verdict(answer)
+
+    private, public = world.private, world.public
+    assert get(private, None) == rule.nobody
+    assert get(private, "x" * 43) == rule.nobody
+    assert get(private, revoked) == rule.nobody
+    assert get(private, "") == rule.nobody
+    assert get(private, ada, scheme="Token") == (rule.owner if rule.basic else rule.nobody)
+    assert get(private, bob) == rule.stranger
+    assert get(public, bob) == (rule.stranger if rule.public is None else rule.public)
+    answer = world.answer(route, private, ada)
+    assert verdict(answer) == rule.owner, answer.text
+    # Else the marker would not be where it could have been read.
+    assert (SECRET in answer.text) == rule.secret
