@@ -95,6 +95,10 @@ class RefusedMessageError(PublishError):
     """The broker refuses this very message, however often it is sent: it is too large."""
 
 
+class EndpointInUseError(FluxEndpointError):
+    """Another agent runs the endpoint, here or on another host."""
+
+
 class ServiceError(FluxEndpointError):
     """The REST service refused a request.
 

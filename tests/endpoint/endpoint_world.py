@@ -215,6 +215,10 @@ class Service:
         with self._channel() as channel:
             channel.queue_purge(queues.tasks_queue(self.endpoint_id))
 
+    def delete_task_queue(self) -> None:
+        with self._channel() as channel:
+            channel.queue_delete(queues.tasks_queue(self.endpoint_id))
+
     @contextlib.contextmanager
     def _channel(self) -> Iterator[Any]:
         parameters = pika.URLParameters(self.queues.task_queue_info.connection_url)
@@ -283,6 +287,10 @@ class RunningAgent:
             pass
         return status
 
+    def statuses(self) -> list[AgentStatus]:
+        """What it has told since."""
+        return [self._statuses.get_nowait() for _ in range(self._statuses.qsize())]
+
     @property
     def is_running(self) -> bool:
         return self._thread.is_alive()
@@ -296,16 +304,21 @@ class RunningAgent:
         assert not self._thread.is_alive()
 
 
-@contextlib.contextmanager
-def running(
-    service: Service, engine: ObedientEngine, directory: Path, **config: Any
-) -> Iterator[RunningAgent]:
-    """An agent of `service`'s endpoint that has connected, and is stopped at the end."""
+def begin(service: Service, engine: ObedientEngine, directory: Path, **config: Any) -> RunningAgent:
+    """Start an agent of `service`'s endpoint."""
     statuses: queue.SimpleQueue[AgentStatus] = queue.SimpleQueue()
     agent = Agent(
         service.queues, engine, directory, EndpointConfig(**config), on_status=statuses.put
     )
-    run = RunningAgent(agent, statuses)
+    return RunningAgent(agent, statuses)
+
+
+@contextlib.contextmanager
+def running(
+    service: Service, engine: ObedientEngine, directory: Path, **config: Any
+) -> Iterator[RunningAgent]:
+    """An agent of `service`'s endpoint that takes tasks, and is stopped at the end."""
+    run = begin(service, engine, directory, **config)
     try:
         run.await_state("connected")
         yield run

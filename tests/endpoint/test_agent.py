@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import uuid
 from concurrent.futures import Future
@@ -12,7 +13,16 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from endpoint_world import PATIENCE, ObedientEngine, RunningAgent, Service, running, until
+from endpoint_world import (
+    PATIENCE,
+    ObedientEngine,
+    RunningAgent,
+    Service,
+    begin,
+    running,
+    topology,
+    until,
+)
 
 from flux_endpoint.amqp import Consumer, Delivery, connection
 from flux_endpoint.endpoint.agent import Agent, AgentStatus
@@ -22,7 +32,7 @@ from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.engine.base import EngineResult, EngineTask
-from flux_endpoint.errors import InstanceLostError
+from flux_endpoint.errors import EndpointInUseError, InstanceLostError
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Result, pack
 from flux_endpoint.protocol.states import ErrorCode
@@ -331,11 +341,13 @@ def test_a_second_agent_says_that_another_has_the_queue_and_takes_over_when_it_l
     second_engine = ObedientEngine()
     with running(service, ObedientEngine(), tmp_path / "first") as first:
         service.await_results([service.send()])
-        with running(service, second_engine, tmp_path / "second"):
-            until(lambda: "another agent" in caplog.text)
-            first.stop()
-            service.await_results([service.send()])
-            assert len(second_engine.all_submitted) == 1
+        second = begin(service, second_engine, tmp_path / "second")
+        until(lambda: "another agent" in caplog.text)
+        first.stop()
+        second.await_state("connected")
+        service.await_results([service.send()])
+        assert len(second_engine.all_submitted) == 1
+        second.stop()
     assert caplog.text.count("another agent") == 1
 
 
@@ -486,3 +498,45 @@ def test_who_asks_an_agent_to_stop_that_stops_already_gets_no_sudden_end(
         run.join()
     assert held_engine.stopped_with == 1000
     assert run.error is None
+
+
+def test_a_copied_endpoint_starts_nothing_and_ends_with_an_error_while_the_first_one_runs(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flux_endpoint.endpoint.connectivity.OWNER_PATIENCE", 1.0)
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    first.mkdir()
+    held = ObedientEngine(hold=True)
+    with running(service, held, first) as run:
+        task_id = service.send()
+        held.next_submitted()
+        shutil.copytree(first, copy)
+        while service.next_report()["agent"]["running"] != 1:
+            run.agent._reports.due = 0.0
+        engine = ObedientEngine()
+        second = begin(service, engine, copy)
+        second.join()
+        assert isinstance(second.error, EndpointInUseError)
+        assert f"another agent runs endpoint {service.endpoint_id}" in str(second.error)
+        assert engine.all_submitted == []
+        assert engine.stopped_with is None
+        told = second.statuses()
+        assert {each.state for each in told} == {"disconnected"}
+        assert told[-1].reason.startswith("another agent has this endpoint's task queue")
+        service.kill(task_id)  # reaches the one that has the task, each time
+        assert held.cancelled.get(timeout=PATIENCE) == (task_id, None)
+        held.finish(task_id)
+        service.await_results([task_id])
+    assert service.counts == {task_id: 1}
+
+
+def test_an_agent_whose_queue_is_gone_says_so_until_it_is_back(
+    service: Service, engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, engine, tmp_path) as run:
+        service.delete_task_queue()
+        status = run.await_state("disconnected")
+        assert status.reason.startswith("the broker refuses the task queue (")
+        service.connection.declare(*topology(service.endpoint_id)).result(PATIENCE)
+        assert run.await_state("connected").reason == ""
+        service.await_results([service.send()])

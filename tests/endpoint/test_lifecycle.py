@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from service_process import COMMAND, ServiceProcess
 
 from flux_endpoint.cli.main import main
 from flux_endpoint.endpoint import lifecycle
+from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.lifecycle import list_endpoints
 from flux_endpoint.errors import ConfigurationError
@@ -158,12 +160,14 @@ def test_an_endpoint_starts_in_the_background_is_listed_and_stops(
 
 
 @pytest.mark.rabbitmq
-def test_the_first_line_of_the_log_names_the_executor(
+def test_the_log_names_the_executor_before_anything_runs_on_it(
     lab: EndpointDirectory, logged_in: None
 ) -> None:
     run("start", "lab", "--detach")
     run("stop", "lab")
-    assert "embedded executor" in lab.log.read_text().splitlines()[0]
+    connected, chosen, *_ = lab.log.read_text().splitlines()
+    assert "connected to the broker" in connected
+    assert "embedded executor" in chosen
 
 
 @pytest.mark.rabbitmq
@@ -285,6 +289,7 @@ def test_in_the_foreground_a_signal_ends_it_in_good_order(
     rest = process.stderr.read()
     assert process.wait(PATIENCE) == code
     assert "endpoint stopped" in rest
+    assert lab.holder() is None
     assert "Traceback" not in rest
 
 
@@ -315,3 +320,24 @@ def wait_for_end(pidfd: int) -> None:
 
     assert select.select([pidfd], [], [], PATIENCE)[0]
     os.close(pidfd)
+
+
+@pytest.mark.rabbitmq
+def test_a_copied_endpoint_does_not_start_and_says_who_runs_it(
+    lab: EndpointDirectory, home: Path, logged_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("start", "lab", "--detach")
+    first = listed()
+    copy = home.with_name("copy")
+    shutil.copytree(home, copy)
+    monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(copy))
+    begun = time.monotonic()
+    said = run("start", "lab", "--detach", fails=True)
+    assert "Waiting: another agent has this endpoint's task queue" in said
+    assert f"another agent runs endpoint {first['endpoint_id']}" in said
+    assert f"the last report is from pid {first['pid']} on {first['hostname']}" in said
+    assert f"delete {copy}/endpoints/lab/endpoint.json" in said
+    assert time.monotonic() - begun < OWNER_PATIENCE + PATIENCE
+    assert listed()["status"] == "stopped"
+    monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(home))
+    assert listed() == first

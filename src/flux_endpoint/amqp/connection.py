@@ -140,6 +140,7 @@ class AmqpConnection:
         *,
         prefetch: int,
         exclusive: bool = False,
+        on_accepted: Callable[[], None] | None = None,
         on_refused: Callable[[str], None] | None = None,
     ) -> Consumer:
         """Subscribe to `queue`.
@@ -149,6 +150,8 @@ class AmqpConnection:
             on_message: takes each delivery, on the connection's thread: hand over, don't work.
             prefetch: most deliveries that are unanswered at a time.
             exclusive: let nobody else consume from the queue.
+            on_accepted: called each time that the broker grants the subscription, before the
+                first delivery that it brings.
             on_refused: told the reason each time that the broker refuses or ends the
                 subscription, which is then tried again with backoff.
 
@@ -157,7 +160,13 @@ class AmqpConnection:
         """
         check((Queue(queue),))
         consumer = Consumer(
-            self, queue, on_message, prefetch=prefetch, exclusive=exclusive, on_refused=on_refused
+            self,
+            queue,
+            on_message,
+            prefetch=prefetch,
+            exclusive=exclusive,
+            on_accepted=on_accepted,
+            on_refused=on_refused,
         )
         self.post(lambda: self._add_consumer(consumer))
         return consumer

@@ -75,6 +75,7 @@ class Consumer:
         *,
         prefetch: int,
         exclusive: bool,
+        on_accepted: Callable[[], None] | None,
         on_refused: Callable[[str], None] | None,
     ) -> None:
         self._loop = loop
@@ -82,6 +83,7 @@ class Consumer:
         self._on_message = on_message
         self._prefetch = prefetch
         self._exclusive = exclusive
+        self._on_accepted = on_accepted
         self._on_refused = on_refused
         self._paused = False
         self._cancelled = False
@@ -154,6 +156,11 @@ class Consumer:
 
     def _accepted(self) -> None:
         self._refusals = 0
+        if self._on_accepted is not None:
+            try:
+                self._on_accepted()
+            except Exception:
+                log.exception("a callback for the subscription to %s failed", self._queue)
 
     def _deliver(self, generation: int, method: Any, properties: Any, body: bytes) -> None:
         delivery = Delivery(

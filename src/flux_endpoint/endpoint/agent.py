@@ -8,17 +8,20 @@ acknowledges, submits and publishes.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
 from flux_endpoint.endpoint.commands import cancelled_before_it_came, read_command
 from flux_endpoint.endpoint.config import EndpointConfig
-from flux_endpoint.endpoint.connectivity import Connectivity
+from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE, Connectivity
+from flux_endpoint.endpoint.directory import JOURNAL
 from flux_endpoint.endpoint.events import EventSender
 from flux_endpoint.endpoint.intake import Refused, read_task, refuse
 from flux_endpoint.endpoint.journal import Journal
@@ -30,11 +33,17 @@ from flux_endpoint.endpoint.turn import (
     ConsumeRefused,
     EngineLost,
     Event,
+    QueueGranted,
     Signal,
     Turn,
 )
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
-from flux_endpoint.errors import InstanceLostError, InvalidMessageError, PublishError
+from flux_endpoint.errors import (
+    EndpointInUseError,
+    InstanceLostError,
+    InvalidMessageError,
+    PublishError,
+)
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import EndpointStop
 from flux_endpoint.protocol.queues import EndpointQueues
@@ -52,19 +61,31 @@ AMQP_HEARTBEAT = 10
 CONFIRM_GRACE = 3.0
 
 
+class Phase(Enum):
+    """How far an agent is."""
+
+    #: It waits until the broker gives it the task queue; the engine was not started.
+    CLAIMING = auto()
+    WORKING = auto()
+    #: It takes no more tasks; the engine ends.
+    STOPPING = auto()
+
+
 @dataclass(frozen=True)
 class AgentStatus:
     """What others may know of the agent while it runs.
 
     Attributes:
-        state: "disconnected" (from the broker, and trying), "connected" or "stopping".
-        reason: why it is disconnected.
-        executor: what runs the engine's jobs, "flux" or "local".
+        state: "disconnected" (from the broker or its queue, and trying), "connected" or "stopping".
+        reason: why no tasks can come.
+        executor: what runs the engine's jobs, "flux" or "local"; `None` until it was started.
+        patience: seconds after which the agent gives up; infinite: never.
     """
 
     state: str
     reason: str
     executor: str | None
+    patience: float = math.inf
 
 
 class Agent:
@@ -104,7 +125,7 @@ class Agent:
         self._running: set[str] = set()
         self._paused = False
         self._link = Connectivity(queues.task_queue_info.queue)
-        self._stopping = False
+        self._phase = Phase.CLAIMING
         self._engine_stopped = False
         self._asked_to_stop = False
         self._lost = ""
@@ -128,12 +149,14 @@ class Agent:
         """Work until `stop`, on the caller's thread.
 
         Raises:
+            EndpointInUseError: another agent has this endpoint's task queue and keeps it; nothing
+                was started.
             EngineError: the engine can't be started.
             InstanceLostError: the Flux instance is gone; what may be run again is in the journal.
             FluxEndpointError: the journal can't be written; what was not recorded was not
                 acknowledged either, so the broker still has it.
         """
-        self._journal = Journal(self._directory / "journal.db")
+        self._journal = Journal(self._directory / JOURNAL)
         try:
             unpublished = self._journal.unpublished()
             self._connection = AmqpConnection(
@@ -147,6 +170,9 @@ class Agent:
             )
             self._outbox = Outbox(self._connection, self._queues.result_queue_info, self._inbox.put)
             self._events = EventSender(self._connection, self._queues.event_queue_info)
+            if not self._claim():
+                event(log, logging.INFO, "endpoint stopped before it had its task queue")
+                return
             self._engine.start(
                 self._inbox.put,
                 self._inbox.put,
@@ -166,7 +192,42 @@ class Agent:
                 "journal; start it in another allocation to have them run"
             )
 
+    def _claim(self) -> bool:
+        """Wait until the task queue is ours: until then another agent may run what we recorded.
+
+        Returns:
+            False if we are asked to stop before.
+        """
+        self._tell_status()
+        self._connection.start()
+        self._consumer = self._connection.consume(
+            self._queues.task_queue_info.queue,
+            self._inbox.put,
+            prefetch=min(self._config.prefetch, self._config.max_in_flight),
+            exclusive=True,
+            on_accepted=lambda: self._inbox.put(QueueGranted()),
+            on_refused=lambda reason: self._inbox.put(ConsumeRefused(reason)),
+        )
+        asked_to_stop = False
+        try:
+            while not self._link.owns_queue and not asked_to_stop:
+                patience = max(0.0, self._link.patience)
+                each = self._inbox.get(timeout=min(patience, threading.TIMEOUT_MAX))
+                asked_to_stop = each is Signal.STOP
+                if isinstance(each, StateChange | QueueGranted | ConsumeRefused):
+                    self._note(each)
+        except queue.Empty:
+            raise EndpointInUseError(
+                f"another agent runs endpoint {self._endpoint_id}: it has kept the task queue for "
+                f"{OWNER_PATIENCE:g} s"
+            ) from None
+        finally:
+            if not self._link.owns_queue:
+                self._connection.close(0.0)
+        return self._link.owns_queue
+
     def _begin(self, unpublished: list[str]) -> None:
+        self._phase = Phase.WORKING
         self._recover(unpublished)
         event(
             log,
@@ -178,15 +239,7 @@ class Agent:
             unpublished=len(unpublished),
         )
         self._tell_status()
-        self._connection.start()
-        task_queue = self._queues.task_queue_info.queue
-        self._consumer = self._connection.consume(
-            task_queue,
-            self._inbox.put,
-            prefetch=min(self._config.prefetch, self._config.max_in_flight),
-            exclusive=True,
-            on_refused=lambda reason: self._inbox.put(ConsumeRefused(reason)),
-        )
+        self._reports.due = 0.0
         self._connection.consume(
             self._queues.command_queue_info.queue,
             lambda delivery: self._inbox.put(Command(delivery)),
@@ -239,7 +292,7 @@ class Agent:
         if now >= self._outbox.due:
             for task_id in self._outbox.take_refused():
                 self._publish(task_id, self._journal.result(task_id))
-        if self._stopping:
+        if self._phase is Phase.STOPPING:
             self._consider_leaving()
         else:
             self._regulate()
@@ -268,21 +321,28 @@ class Agent:
                         turn.confirmed.append(each.task_id)
                 case _:
                     self._note(each)
-        if deliveries and not self._stopping:  # else the broker keeps them for the next agent
+        # A stopping agent leaves them at the broker, for the next one.
+        if deliveries and self._phase is not Phase.STOPPING:
             self._received(deliveries, turn)
         for delivery in commands:
             self._commanded(delivery, turn)
         return turn
 
-    def _note(self, change: StateChange | ConsumeRefused | EngineLost | Signal) -> None:
+    def _note(
+        self, change: StateChange | QueueGranted | ConsumeRefused | EngineLost | Signal
+    ) -> None:
         match change:
             case StateChange():
                 if self._link.changed(change):
                     self._tell_status()
                 if change.state is ConnectionState.CONNECTED:
                     self._reports.due = 0.0
+            case QueueGranted():
+                if self._link.granted():
+                    self._tell_status()
             case ConsumeRefused(reason):
-                self._link.refused(reason)
+                if self._link.refused(reason):
+                    self._tell_status()
             case EngineLost(reason):
                 self._engine_lost(reason)
             case Signal():
@@ -405,11 +465,18 @@ class Agent:
     def _tell_status(self) -> None:
         if self._on_status is None:
             return
-        state = "connected" if self._link.connected else "disconnected"
-        if self._stopping:
-            state = "stopping"
-        executor = self._engine.status().get("executor")
-        self._on_status(AgentStatus(state, self._lost or self._link.trouble, executor))
+        executor = None
+        match self._phase:
+            case Phase.CLAIMING:
+                state = "disconnected"
+            case Phase.WORKING:
+                state = "connected" if self._link.takes_tasks else "disconnected"
+            case Phase.STOPPING:
+                state = "stopping"
+        if self._phase is not Phase.CLAIMING:
+            executor = self._engine.status().get("executor")
+        reason = self._lost or self._link.trouble
+        self._on_status(AgentStatus(state, reason, executor, self._link.patience))
 
     # The end
 
@@ -419,7 +486,7 @@ class Agent:
         elif self._asked_to_stop:
             event(log, logging.WARNING, "endpoint stops at once")
             self._leave_at = 0.0
-        elif not self._stopping:
+        elif self._phase is not Phase.STOPPING:
             grace = self._config.shutdown_grace
             event(
                 log,
@@ -432,13 +499,13 @@ class Agent:
         self._asked_to_stop = self._asked_to_stop or signal is Signal.STOP
 
     def _engine_lost(self, reason: str) -> None:
-        if not self._stopping:  # else it ends anyway
+        if self._phase is not Phase.STOPPING:  # else it ends anyway
             self._lost = reason
             event(log, logging.ERROR, f"endpoint stops: {reason}", unfinished=len(self._running))
             self._begin_to_stop(self._config.shutdown_grace)
 
     def _begin_to_stop(self, grace: float) -> None:
-        self._stopping = True
+        self._phase = Phase.STOPPING
         self._consumer.cancel()
         self._tell_status()
         threading.Thread(
@@ -463,8 +530,8 @@ class Agent:
             self._leave_at = min(self._leave_at, time.monotonic() + CONFIRM_GRACE)
 
     def _close(self) -> None:
-        if not self._stopping:  # by an error: don't let the engine work for nobody
-            self._stopping = True
+        if self._phase is not Phase.STOPPING:  # by an error: don't let the engine work for nobody
+            self._phase = Phase.STOPPING
             self._engine.stop(0)
         self._report(active=False)
         self._connection.close(CONFIRM_GRACE if self._link.connected else 0.0)

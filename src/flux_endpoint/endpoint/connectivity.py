@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from flux_endpoint.amqp import ConnectionState, StateChange
 from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
 
+#: Seconds for which another agent may have the task queue before this one gives up. The broker
+#: takes 20 to 30 to notice that an agent is gone whose host has failed.
+OWNER_PATIENCE = 40.0
+
 
 class Connectivity:
-    """What is known of the connection; belongs to the agent's thread.
+    """What is known of the connection and of the task queue; belongs to the agent's thread.
 
     Args:
         task_queue: the queue that tasks come from.
@@ -20,9 +25,23 @@ class Connectivity:
     def __init__(self, task_queue: str) -> None:
         self._task_queue = task_queue
         self._refusal = ""
+        self._rivalled_since = float("inf")
+        #: Whether there is a connection.
         self.connected = False
-        #: Why it is not connected.
+        #: Whether the broker has given this agent the task queue, now or earlier.
+        self.owns_queue = False
+        #: Why no tasks come.
         self.trouble = ""
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether tasks can come."""
+        return self.connected and self.owns_queue and not self.trouble
+
+    @property
+    def patience(self) -> float:
+        """Seconds that another agent may still keep the task queue; infinite if none has it."""
+        return self._rivalled_since + OWNER_PATIENCE - time.monotonic()
 
     def changed(self, change: StateChange) -> bool:
         """Take note of a change; return whether it is one that others should know of."""
@@ -31,6 +50,7 @@ class Connectivity:
                 self.connected, self.trouble, self._refusal = True, "", ""
                 event(log, logging.INFO, "connected to the broker", address=change.address)
             case ConnectionState.LOST | ConnectionState.UNREACHABLE:
+                self._rivalled_since = float("inf")
                 trouble = f"broker {change.address}: {change.reason}"
                 if trouble == self.trouble:
                     return False
@@ -47,14 +67,26 @@ class Connectivity:
                 return False
         return True
 
-    def refused(self, reason: str) -> None:
-        """Take note that the broker does not let us have the task queue."""
-        if reason == self._refusal:
-            return
-        self._refusal = reason
-        what = (
-            "another agent has this endpoint's task queue; trying again until it lets go"
-            if "exclusive" in reason
-            else "the broker refuses the task queue; trying again"
+    def granted(self) -> bool:
+        """Take note that the task queue is ours; return whether others should know of it."""
+        news = bool(self.trouble) or not self.owns_queue
+        self.owns_queue, self.trouble, self._refusal = True, "", ""
+        self._rivalled_since = float("inf")
+        return news
+
+    def refused(self, reason: str) -> bool:
+        """Take note that the task queue is not ours; return whether others should know of it."""
+        rivalled = "exclusive" in reason
+        self._rivalled_since = (
+            min(self._rivalled_since, time.monotonic()) if rivalled else float("inf")
         )
-        event(log, logging.ERROR, what, queue=self._task_queue, reason=reason)
+        if reason == self._refusal:
+            return False
+        self._refusal = reason
+        self.trouble = (
+            "another agent has this endpoint's task queue; trying again until it lets go"
+            if rivalled
+            else f"the broker refuses the task queue ({reason}); trying again"
+        )
+        event(log, logging.ERROR, self.trouble, queue=self._task_queue, reason=reason)
+        return True

@@ -16,6 +16,8 @@ from types import TracebackType
 from flux_endpoint import paths
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError, NotFoundError
 
+#: In an endpoint's directory: what its agent has accepted.
+JOURNAL = "journal.db"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: `struct flock` of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK = "hhqqi4x"
@@ -86,6 +88,7 @@ class EndpointDirectory:
         self.path = paths.endpoint_dir(name)
         self.config = self.path / "config.yaml"
         self.identity = self.path / "endpoint.json"
+        self.journal = self.path / JOURNAL
         self.log = self.path / "endpoint.log"
         self.output_log = self.path / paths.OUTPUT_LOG
         self.lock = self.path / "agent.lock"

@@ -169,6 +169,11 @@ def _await_ready(
                     status = process.wait()
                     text = f"{reason}\n(the log is {directory.log})"
                     raise BackgroundError(text, exit_status=status)
+                case {"say": text, "patience": patience}:  # it comes to an end by itself
+                    if timeout is None:
+                        deadline = time.monotonic() + patience + START_TIMEOUT
+                    away = text
+                    say(text)
                 case {"say": text}:
                     if timeout is None and not away:
                         deadline = min(deadline, time.monotonic() + AWAY_TIMEOUT)

@@ -138,6 +138,18 @@ class BrokerUrl:
         self._attempts = 0
 
 
+def last_reporter(rest: RestClient, endpoint_id: str) -> str:
+    """Return which process reported last for an endpoint, in words; empty if nobody knows."""
+    try:
+        answer = rest.request("GET", f"/v2/endpoints/{endpoint_id}/status")
+    except FluxEndpointError:
+        return ""
+    report = answer.get("details")
+    if not isinstance(report, dict) or "pid" not in report:
+        return ""
+    return f"the last report is from pid {report['pid']} on {report.get('hostname')}"
+
+
 def read_endpoint_id(file: Path) -> str | None:
     """Return the id in `endpoint.json`, `None` if the endpoint was never registered.
 

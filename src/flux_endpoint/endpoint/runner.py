@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import random
@@ -21,10 +22,14 @@ from flux_endpoint.endpoint.directory import (
     Status,
     this_machine,
 )
-from flux_endpoint.endpoint.registration import BrokerUrl, Registration
+from flux_endpoint.endpoint.registration import BrokerUrl, Registration, last_reporter
 from flux_endpoint.engine.base import Engine
 from flux_endpoint.engine.config import FluxEngineConfig
-from flux_endpoint.errors import ConfigurationError, ServiceUnreachableError
+from flux_endpoint.errors import (
+    ConfigurationError,
+    EndpointInUseError,
+    ServiceUnreachableError,
+)
 from flux_endpoint.logs import event
 from flux_endpoint.processes import told_of_signals
 from flux_endpoint.protocol.queues import EndpointQueues
@@ -47,7 +52,8 @@ class Runner:
 
     Args:
         directory: the endpoint's directory.
-        tell: given what the one who started us in the background waits for: `{"say": line}` while
+        tell: given what the one who started us in the background waits for: `{"say": line}` (with
+            the seconds of `"patience"` after which the agent gives up, if it does) while
             something is awaited, `{"ready": {...}}` once tasks can come.
         make_engine: makes the engine; by default the one that the configuration names.
     """
@@ -108,8 +114,20 @@ class Runner:
                 on_status=self._write_status,
             )
             if self._signals.empty():
-                self._agent.run()
+                self._run_agent(self._agent, rest)
         return self._exit_code()
+
+    def _run_agent(self, agent: Agent, rest: RestClient) -> None:
+        try:
+            agent.run()
+        except EndpointInUseError as error:
+            who = last_reporter(rest, self._endpoint_id)
+            raise EndpointInUseError(
+                f"{error}{f' ({who})' if who else ''}. Nothing was started here. End that one, or, "
+                f"if {self._directory.path} is a copy of its directory, delete "
+                f"{self._directory.identity} and {self._directory.journal} in the copy: it gets "
+                "an id of its own then"
+            ) from None
 
     def _register(self, registration: Registration) -> EndpointQueues | None:
         """Register, however long it takes; return `None` if a signal ended the wait."""
@@ -164,7 +182,9 @@ class Runner:
             about = {"endpoint_id": self._endpoint_id, "executor": status.executor}
             self._tell({"ready": about})
         elif status.reason:
-            self._tell({"say": status.reason})
+            told = {"say": status.reason}
+            gives_up = status.patience < math.inf
+            self._tell({**told, "patience": status.patience} if gives_up else told)
 
     def _exit_code(self) -> int:
         received = []

@@ -27,6 +27,11 @@ class ConsumeRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueGranted:
+    """The broker gives this agent, and no other, the task queue."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLost:
     """What the engine's tasks ran on is gone."""
 
@@ -48,6 +53,7 @@ Event: TypeAlias = (
     | StateChange
     | Command
     | ConsumeRefused
+    | QueueGranted
     | EngineLost
     | Signal
 )
