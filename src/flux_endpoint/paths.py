@@ -99,13 +99,20 @@ def endpoint_dir(name: str) -> Path:
     return home() / "endpoints" / name
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write `text` to `path` with mode 0600, atomically: readers see the old or the new file."""
+def write_private(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write `text` to `path` with mode 0600, atomically: readers see the old or the new file.
+
+    Args:
+        path: the file.
+        text: its whole content.
+        durable: whether it must survive the host's end, and not only that of this process.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         os.fchmod(descriptor, 0o600)  # whatever the umask
         stream.write(text)
         stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            os.fsync(stream.fileno())
     partial.replace(path)

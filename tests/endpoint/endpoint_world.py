@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class ObedientEngine:
         self.hold = hold
         self.submitted: queue.SimpleQueue[EngineTask] = queue.SimpleQueue()
         self.all_submitted: list[str] = []
+        self.all_settled: list[str] = []
+        self.has_recovered = False
         self.cancelled: queue.SimpleQueue[tuple[str, int | None]] = queue.SimpleQueue()
         self.stopped_with: float | None = None
         self.break_on: str | None = None
@@ -59,6 +61,12 @@ class ObedientEngine:
         self.on_event = on_event
         self.on_lost = on_lost
         self._thread.start()
+
+    def recovered(self) -> None:
+        self.has_recovered = True
+
+    def settle(self, task_ids: Collection[str]) -> None:
+        self.all_settled += task_ids
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         self.cancelled.put((task_id, signum))

@@ -60,7 +60,18 @@ class End:
 
 
 class World:
-    """A running engine and everything that it said."""
+    """A running engine and everything that it said.
+
+    Args:
+        kind: which executor runs its jobs.
+        directory: the endpoint's.
+        uri: see `FluxEngine`.
+        heeds_end: see `FluxEngine`.
+        endpoint_id: whose it is.
+        recovers: tasks of before a restart: buffer and resource specification of each, by id.
+        settles: whether each result is recorded as soon as it comes.
+        config: options of the engine.
+    """
 
     def __init__(
         self,
@@ -70,6 +81,8 @@ class World:
         uri: str | None = None,
         heeds_end: bool = True,
         endpoint_id: str = str(uuid.UUID(int=7)),
+        recovers: dict[str, tuple[str, dict[str, Any] | None]] | None = None,
+        settles: bool = True,
         **config: Any,
     ) -> None:
         self.kind = kind
@@ -91,12 +104,18 @@ class World:
             )
         #: Why the instance is gone, for each time that it was told.
         self.lost: list[str] = []
+        self._settles = settles
         self.engine.start(self._on_result, self._on_event, self._on_lost)
+        for task_id, (buffer, spec) in (recovers or {}).items():
+            self.submit_buffer(buffer, spec, task_id=task_id)
+        self.engine.recovered()
 
     def _on_result(self, result: EngineResult) -> None:
         with self._changed:
             self._results.setdefault(result.task_id, []).append(result.body)
             self._changed.notify_all()
+        if self._settles:
+            self.engine.settle([result.task_id])
 
     def _on_event(self, event: EngineEvent) -> None:
         with self._changed:

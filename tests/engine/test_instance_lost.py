@@ -8,6 +8,7 @@ import os
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -198,17 +199,21 @@ def test_what_had_not_been_started_is_left_for_the_next_start(
 def test_what_may_be_tried_again_is_tried_in_the_next_instance_and_no_oftener(
     new_instance: Callable[[], FluxInstance], tmp_path: Path
 ) -> None:
-    function, job = None, None
+    function, job = str(uuid.uuid4()), str(uuid.uuid4())
     seconds = fresh_seconds()
     of_function = buffer_of(say_and_sleep, str(tmp_path / "function"))
     of_job = buffer_of(MPIFunction(f"sleep {seconds}"))
     for attempt in (1, 2):
         instance = new_instance()
+        tasks = {function: (of_function, None), job: (of_job, ONE_RANK)}
         world = World(
-            "flux", tmp_path, max_nodes=1, workers_per_node=1, max_retries_on_system_failure=1
+            "flux",
+            tmp_path,
+            recovers=tasks,
+            max_nodes=1,
+            workers_per_node=1,
+            max_retries_on_system_failure=1,
         )
-        function = world.submit_buffer(of_function, task_id=function)
-        job = world.submit_buffer(of_job, ONE_RANK, task_id=job)
         until(started(tmp_path / "function"))
         (tmp_path / "function").unlink()
         world.event(job, "start")
@@ -249,13 +254,12 @@ def test_while_an_instance_ends_what_runs_may_finish_and_nothing_more_is_started
 def test_what_flux_ends_with_its_instance_is_run_again_in_the_next(
     new_instance: Callable[[], FluxInstance], tmp_path: Path
 ) -> None:
-    function, job = None, None
+    function, job = str(uuid.uuid4()), str(uuid.uuid4())
     tasks = Waiting(tmp_path)
+    before = {function: (tasks.function, None), job: (tasks.job, ONE_RANK)}
     for last in (False, True):
         instance = new_instance()
-        world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
-        function = world.submit_buffer(tasks.function, task_id=function)
-        job = world.submit_buffer(tasks.job, ONE_RANK, task_id=job)
+        world = World("flux", tmp_path, recovers=before, max_nodes=1, workers_per_node=1)
         tasks.await_start()
         world.event(job, "start")
         if last:

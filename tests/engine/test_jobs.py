@@ -622,8 +622,8 @@ def test_a_restarted_engine_finds_its_job_again(make_world, tmp_path):
     until(count.exists)
     first.stop()
     assert not first.has_ended(task)
-    second = make_world(tmp_path, min_nodes=0)
-    second.submit_buffer(buffer_of(ShellFunction(command)), ONE, task_id=task)
+    before = {task: (buffer_of(ShellFunction(command)), ONE)}
+    second = make_world(tmp_path, min_nodes=0, recovers=before)
     assert second.event(task, "start").jobid == jobid
     gate.touch()
     result = second.end(task).value
@@ -662,8 +662,8 @@ def test_a_job_that_was_just_being_submitted_is_found_again(
         first.stop()
     world = first
     if not world.has_ended(task):
-        world = make_world(tmp_path, min_nodes=0)
-        world.submit_buffer(buffer_of(ShellFunction(command)), ONE, task_id=task)
+        before = {task: (buffer_of(ShellFunction(command)), ONE)}
+        world = make_world(tmp_path, min_nodes=0, recovers=before)
     assert world.end(task).value.stdout == "finished\n"
     assert (tmp_path / "count").read_text() == "run\n"
 

@@ -134,8 +134,8 @@ def test_an_end_that_was_not_read_before_the_engine_stopped_is_read_by_the_next(
     first.stop()
     assert not first.has_ended(task)
     slow.open()
-    second = make_world(tmp_path / "endpoint", min_nodes=0)
-    second.submit_buffer(buffer_of(ShellFunction(command)), ONE, task_id=task)
+    before = {task: (buffer_of(ShellFunction(command)), ONE)}
+    second = make_world(tmp_path / "endpoint", min_nodes=0, recovers=before)
     assert second.end(task).value.returncode == 3
     assert not first.has_ended(task)
     assert count.read_text() == "run\n"
@@ -211,8 +211,8 @@ def test_a_job_that_writes_to_a_named_pipe_is_begun_again_after_a_restart(tmp_pa
     task = first.submit(command, spec=ONE)
     first.event(task, "alloc")
     first.stop()
-    second = make_world(tmp_path / "endpoint", min_nodes=0)
-    second.submit_buffer(buffer_of(command), ONE, task_id=task)
+    before = {task: (buffer_of(command), ONE)}
+    second = make_world(tmp_path / "endpoint", min_nodes=0, recovers=before)
     assert second.call(ShellFunction("echo other"), spec=ONE).value.stdout == "other\n"
     read: list[str] = []
     reader = read_pipe(pipe, read)

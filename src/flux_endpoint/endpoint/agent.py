@@ -254,6 +254,7 @@ class Agent:
         for task in self._journal.pending():
             self._running.add(task.task_id)
             self._submit(task)
+        self._engine.recovered()
 
     # One turn
 
@@ -279,6 +280,8 @@ class Agent:
         elif turn.confirmed:
             with self._journal.batch(durable=False):
                 self._journal.confirmed(turn.confirmed)
+        if turn.finished or turn.repeated:
+            self._engine.settle([*(result.task_id for result in turn.finished), *turn.repeated])
         self._reports.accepted.add(len(turn.accepted))
         self._reports.finished.add(len(turn.finished))
         for task in turn.accepted:
@@ -424,6 +427,7 @@ class Agent:
             turn.finished.append(result)
         else:
             event(log, logging.WARNING, "second result of a task, dropped", task_id=result.task_id)
+            turn.repeated.append(result.task_id)
 
     def _submit(self, task: EngineTask) -> None:
         try:
@@ -546,6 +550,7 @@ class Agent:
         with self._journal.batch():
             self._journal.finish(last.finished)
             self._journal.confirmed(last.confirmed)
+        self._engine.settle([*(result.task_id for result in last.finished), *last.repeated])
         event(
             log,
             logging.INFO,

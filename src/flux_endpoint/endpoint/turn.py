@@ -65,6 +65,8 @@ class Turn:
 
     accepted: list[EngineTask] = field(default_factory=list)
     finished: list[EngineResult] = field(default_factory=list)
+    #: Tasks whose results came once more.
+    repeated: list[str] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
     answered: list[Delivery] = field(default_factory=list)
     job_events: list[EngineEvent] = field(default_factory=list)

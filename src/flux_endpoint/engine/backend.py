@@ -24,6 +24,7 @@ from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import Amount, JobDemand, placement_in
 from flux_endpoint.engine.flux_bindings import import_flux
 from flux_endpoint.engine.flux_executor import FollowingExecutor
+from flux_endpoint.engine.flux_jobs import JobList, MarkedJob
 from flux_endpoint.engine.flux_queue import FluxQueue, resource_list
 from flux_endpoint.engine.flux_reads import Handles, JobReader, JobReport
 from flux_endpoint.engine.lifeline import ENDING, Lifeline, is_gone, quiet_executors
@@ -170,6 +171,15 @@ class Backend(Protocol):
     def report(self, jobid: int) -> JobReport:
         """Return what a finished job was and what it wrote, whoever started it."""
 
+    def marked_jobs(
+        self, mark: Mapping[str, str], *, name: str | None = None, since: float | None = None
+    ) -> list[MarkedJob]:
+        """Return this user's jobs with all of `mark`, the latest first; see `JobList.find`.
+
+        Raises:
+            OSError: Flux does not answer.
+        """
+
     def usage(self) -> dict[str, Any]:
         """Return how the resources are used now, whoever uses them; empty if that isn't known.
 
@@ -261,6 +271,16 @@ class LocalBackend:
         """See `Backend`."""
         return JobReport(f"job {format_jobid(jobid)}")
 
+    def marked_jobs(
+        self,
+        mark: Mapping[str, str],  # noqa: ARG002 - the interface's
+        *,
+        name: str | None = None,  # noqa: ARG002
+        since: float | None = None,  # noqa: ARG002
+    ) -> list[MarkedJob]:
+        """See `Backend`; no job outlives the process that submitted it."""
+        return []
+
     def usage(self) -> dict[str, Any]:
         """See `Backend`; the executor's own thread knows it alone."""
         return {}
@@ -286,6 +306,7 @@ class FluxBackend:
         where = self._uri or "the default instance (FLUX_URI is not set)"
         self._handles = Handles(self._flux, self._uri)
         self._reader = JobReader(self._flux, self._handles)
+        self._list = JobList(self._flux, self._handles)
         try:
             with self._handles.lend() as handle:
                 listing = _answered(lambda: resource_list(handle).get()).all
@@ -424,6 +445,12 @@ class FluxBackend:
     def report(self, jobid: int) -> JobReport:
         """See `Backend`."""
         return self._reader.report(jobid)
+
+    def marked_jobs(
+        self, mark: Mapping[str, str], *, name: str | None = None, since: float | None = None
+    ) -> list[MarkedJob]:
+        """See `Backend`."""
+        return _answered(lambda: self._list.find(mark, name=name, since=since))
 
     def usage(self) -> dict[str, Any]:
         """See `Backend`."""

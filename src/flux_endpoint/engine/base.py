@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,6 +67,20 @@ class Engine(Protocol):
 
     def submit(self, task: EngineTask) -> None:
         """Take a task. Every submitted task ends in exactly one `on_result`, a refusal included."""
+
+    def recovered(self) -> None:
+        """Take note that all tasks of before a restart have been submitted.
+
+        What an earlier engine has left of others is not needed. To be called once after `start`,
+        also if there were none.
+        """
+
+    def settle(self, task_ids: Collection[str]) -> None:
+        """Forget tasks whose results are on disk at the submitter.
+
+        A result that is not settled is kept, and given once more to the submitter that comes after
+        one that was killed: so no function that has completed is run again.
+        """
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is, with its whole process tree; unknown ids are ignored.

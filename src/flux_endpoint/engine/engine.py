@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,8 @@ class FluxEngine:
         #: Tasks that are formatted now, and whether each was cancelled meanwhile.
         self._formatting: dict[str, bool] = {}
         self._formats = threading.Lock()
+        #: Tasks that were submitted before `recovered`.
+        self._recovering: set[str] | None = set()
         self._losing = threading.Lock()
         self._lost = False
         self._lost_because = ""
@@ -176,6 +178,8 @@ class FluxEngine:
         pool, jobs = self._pool, self._jobs
         if pool is None or jobs is None:
             raise EngineError("the engine is not running")
+        if self._recovering is not None:
+            self._recovering.add(task.task_id)
         if attempts:
             self._attempts[task.task_id] = list(attempts)
         if not task.resource_specification and task.attach is None:
@@ -186,6 +190,17 @@ class FluxEngine:
             pool.format(task, partial(self._formatted, task))
         else:
             jobs.submit(task, self._attempts_at(task))
+
+    def recovered(self) -> None:
+        """Take note that all tasks of before a restart have been submitted; see `Engine`."""
+        task_ids, self._recovering = self._recovering or set(), None
+        if self._jobs is not None:
+            self._jobs.recovered(task_ids)
+
+    def settle(self, task_ids: Collection[str]) -> None:
+        """Forget tasks whose results are on disk at the submitter; see `Engine`."""
+        if self._jobs is not None:
+            self._jobs.settle(task_ids)
 
     def _attempts_at(self, task: EngineTask) -> list[str]:
         return list(self._attempts.get(task.task_id, ()))

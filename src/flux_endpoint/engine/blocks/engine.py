@@ -9,7 +9,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -163,6 +163,15 @@ class BlockEngine:
         else:
             self._tell(lambda: self._take(task))
 
+    def recovered(self) -> None:
+        """Take note that all tasks of before a restart have been submitted; see `Engine`."""
+
+    def settle(self, task_ids: Collection[str]) -> None:
+        """Forget tasks whose results are on disk at the submitter; see `Engine`."""
+        if self._running:
+            self._follower.settle(task_ids)
+            self._tell(lambda: self._settle(task_ids))
+
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is; with `signum` signal what it runs instead."""
         if self._running:
@@ -231,6 +240,11 @@ class BlockEngine:
             self._waiting.add(task, attempts, runs=task.task_id in self._homes)
         except FluxEndpointError as error:
             self._fail(task.task_id, ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}")
+
+    def _settle(self, task_ids: Collection[str]) -> None:
+        for block in self._blocks.values():
+            if block.engine is not None:
+                block.engine.settle(task_ids)
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         held = self._waiting.find(task_id)

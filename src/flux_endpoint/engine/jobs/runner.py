@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import queue
@@ -10,9 +9,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from flux_endpoint.engine.jobs.job import (
     was_terminated,
 )
 from flux_endpoint.engine.jobs.plan import FollowPlan, JobPlan, Planner, RanksPlan
+from flux_endpoint.engine.jobs.records import JobRecords
 from flux_endpoint.engine.jobspec import build_jobspec
 from flux_endpoint.engine.leftovers import kill_tasks
 from flux_endpoint.engine.outcome import (
@@ -55,7 +56,6 @@ from flux_endpoint.engine.outcome import (
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
-from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.job_events import IN_ORDER
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.messages import JOBID
@@ -63,7 +63,6 @@ from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
 log = logging.getLogger(__name__)
 
-_RECORD = "job.json"
 #: Seconds in which the events of a job that was found again come in.
 _CATCH_UP = 5.0
 #: Seconds that Flux has to take a job, and threads to read the end of one, when the engine stops.
@@ -109,6 +108,9 @@ class JobRunner:
         self._output = output
         self._backend = backend
         self._planner = planner
+        self._records = JobRecords(backend, planner.directory)
+        #: Tasks whose ends the submitter may not have recorded yet.
+        self._unsettled: set[str] = set()
         self._details = results.worker_details(endpoint_id)
         self._retries = retries
         self._on_left = on_left
@@ -146,6 +148,14 @@ class JobRunner:
             attempts: why earlier attempts at it have failed.
         """
         self._inbox.put(lambda: self._begin(task, attempts))
+
+    def settle(self, task_ids: Collection[str]) -> None:
+        """Forget jobs of tasks whose ends the submitter has recorded."""
+        self._inbox.put(lambda: self._settle(task_ids))
+
+    def recovered(self, task_ids: Collection[str]) -> None:
+        """Remove what an earlier runner has left of other tasks than these."""
+        self._inbox.put(lambda: self._records.remove_all_but({*task_ids, *self._jobs}))
 
     def cancel(self, task_id: str, signum: int | None) -> None:
         """End a task's job; with `signum` send that signal to its processes instead."""
@@ -279,27 +289,21 @@ class JobRunner:
                 self._planner.tasks,
             )
         starts = prepare_output(plan)
-        jobspec = build_jobspec(plan.request)
+        mark = self._records.begin(task.task_id, starts, plan.request.mark or {})
+        jobspec = build_jobspec(replace(plan.request, mark=mark))
         future = self._backend.submit(jobspec, urgency=plan.request.resources.urgency)
         return Job(task, plan, future, starts)
 
     def _attach(self, task: EngineTask, plan: JobPlan) -> Job | None:
         """Return the job that was submitted for this task before a restart, if there is one."""
-        try:
-            record = json.loads(self._record(task.task_id).read_text(encoding="utf-8"))
-            jobid, instance, starts = record["jobid"], record["instance"], tuple(record["starts"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if self._backend.kind != "flux" or instance != self._backend.instance:
+        found = self._records.find(task.task_id)
+        if found is None:
             return None
         logs.event(
-            log, logging.INFO, "attaching to job", task=task.task_id, job=format_jobid(jobid)
+            log, logging.INFO, "attaching to job", task=task.task_id, job=format_jobid(found.jobid)
         )
-        future = self._backend.executor.attach(jobid)
-        return Job(task, plan, future, starts, jobid=jobid, attached=True)
-
-    def _record(self, task_id: str) -> Path:
-        return self._planner.task_directory(task_id) / _RECORD
+        future = self._backend.executor.attach(found.jobid)
+        return Job(task, plan, future, found.starts, jobid=found.jobid, attached=True)
 
     def _follow(self, job: Job) -> None:
         job.future.add_jobid_callback(lambda _: self._inbox.put(lambda: self._identified(job)))
@@ -319,17 +323,7 @@ class JobRunner:
         self._queue.add(job.jobid, demand_of(job))
         if isinstance(job.plan, FollowPlan) or self._jobs.get(job.task.task_id) is not job:
             return
-        record = {
-            "jobid": job.jobid,
-            "instance": self._backend.instance,
-            "starts": job.starts,
-        }
-        path = self._record(job.task.task_id)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_private(path, json.dumps(record))
-        except OSError as error:
-            logs.event(log, logging.WARNING, "job not found again after a restart", reason=error)
+        self._records.identified(job.task.task_id, job.jobid, job.starts)
         logs.event(
             log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
         )
@@ -372,7 +366,7 @@ class JobRunner:
             self._queue.forget(job.jobid)  # no events of it come any more
         if job.attached and isinstance(error, ValueError):
             del self._jobs[task_id]
-            self._record(task_id).unlink(missing_ok=True)
+            self._records.forget(task_id)
             self._begin(job.task, job.attempts)  # Flux knows nothing of that job any more
             return
         if job.jobid is not None and error is not None and not is_job_exception(error):
@@ -459,7 +453,7 @@ class JobRunner:
                     logs.event(
                         log, logging.WARNING, "job lost, again", task=job.task.task_id, why=reason
                     )
-                    self._record(job.task.task_id).unlink(missing_ok=True)
+                    self._records.forget(job.task.task_id)
                     self._begin(job.task, attempts)
                     return
                 end = Failure(ErrorCode.WORKER_LOST, failure_text("JobLost", attempts))
@@ -485,8 +479,14 @@ class JobRunner:
         # The job's events go another way than its result, and may come later.
         told = {} if jobid is None else {JOBID: str(jobid)}
         body = results.body_of(task.task_id, end, {**self._details, **told}, statuses or [])
+        self._unsettled.add(task.task_id)
         self._on_result(EngineResult(task.task_id, body))
-        shutil.rmtree(self._planner.task_directory(task.task_id), ignore_errors=True)
+
+    def _settle(self, task_ids: Collection[str]) -> None:
+        for task_id in task_ids:
+            if task_id in self._unsettled:
+                self._unsettled.remove(task_id)
+                self._records.remove(task_id)
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         job = self._jobs.get(task_id)
@@ -554,7 +554,7 @@ class JobRunner:
 
     def _leave(self, task: EngineTask, attempts: list[str]) -> None:
         """Leave a task without an end: it is run again when there is something to run it on."""
-        self._record(task.task_id).unlink(missing_ok=True)
+        self._records.forget(task.task_id)
         self._on_left(task.task_id, attempts)
 
     def _cancel_all(self, jobs: Iterable[Job], note: str) -> None:

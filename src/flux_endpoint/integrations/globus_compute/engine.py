@@ -121,6 +121,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
             self._futures[task.task_id] = None
         for task in tasks:
             self._running_engine().submit(task)
+        self._running_engine().recovered()
         if results or tasks:
             logs.event(
                 log,
@@ -213,6 +214,9 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
                 self._record.finish(result)
             except EngineError as error:  # the result goes its way, and at worst once more
                 logs.event(log, logging.ERROR, str(error), task=result.task_id)
+        engine = self._engine  # another thread may stop it meanwhile
+        if engine is not None:
+            engine.settle([result.task_id])
         with self._lock:
             future = self._futures.pop(result.task_id, None)
         if future is None:

@@ -1,0 +1,110 @@
+"""The jobs of an instance that bear an endpoint's mark, as Flux lists them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine.flux_reads import Handles
+from flux_endpoint.protocol.jobid import format_jobid
+
+log = logging.getLogger(__name__)
+
+#: Seconds that Flux has for each answer.
+_PATIENCE = 10.0
+#: States of a job (RFC 21) in which it has its resources.
+_RUNNING = 16 | 32  # RUN, CLEANUP
+_INACTIVE = 64
+
+
+@dataclass(frozen=True)
+class MarkedJob:
+    """A job that an endpoint has submitted.
+
+    Attributes:
+        jobid: its id.
+        mark: its attribute `user.flux_endpoint`.
+        has_begun: whether it has, or had, its resources.
+        is_over: whether it has ended.
+    """
+
+    jobid: int
+    mark: Mapping[str, Any]
+    has_begun: bool
+    is_over: bool
+
+
+class JobList:
+    """Finds this user's jobs by their mark. May take long; from any thread but the main one."""
+
+    def __init__(self, flux: ModuleType, handles: Handles) -> None:
+        self._flux = flux
+        self._handles = handles
+
+    def find(
+        self,
+        mark: Mapping[str, str],
+        *,
+        name: str | None = None,
+        since: float | None = None,
+    ) -> list[MarkedJob]:
+        """Return the jobs whose mark has all of `mark`, the latest first.
+
+        Args:
+            mark: what they bear.
+            name: only jobs of this name.
+            since: also those that have ended, if they were submitted from then on, in seconds
+                since the epoch; default: only those that have not ended.
+
+        Raises:
+            OSError: Flux does not answer.
+        """
+        wanted: list[dict[str, list[Any]]] = [{"userid": [os.getuid()]}]
+        if name is not None:
+            wanted.append({"name": [name]})
+        if since is None:
+            wanted.append({"states": ["active"]})
+        else:
+            wanted.append({"t_submit": [f">={since:.6f}"]})
+        request = {
+            "max_entries": 0,
+            "attrs": ["state", "t_submit", "t_run"],
+            "constraint": {"and": wanted},
+        }
+        with self._handles.lend() as handle:
+            answer = handle.rpc("job-list.list", request).wait_for(_PATIENCE).get()
+            jobs = sorted(answer["jobs"], key=lambda job: -job.get("t_submit", 0.0))
+            # All questions first: each alone would take a round trip.
+            asked = [(job, self._ask(handle, job["id"])) for job in jobs]
+            return [
+                MarkedJob(
+                    job["id"],
+                    found,
+                    has_begun=bool(job["state"] & _RUNNING or job.get("t_run")),
+                    is_over=bool(job["state"] & _INACTIVE),
+                )
+                for job, question in asked
+                if mark.items() <= (found := _mark_of(question, job["id"])).items()
+            ]
+
+    def _ask(self, handle: Any, jobid: int) -> Any:
+        return self._flux.job.kvslookup.job_info_lookup(handle, jobid, keys=["jobspec"])
+
+
+def _mark_of(question: Any, jobid: int) -> dict[str, Any]:
+    try:
+        jobspec = json.loads(question.wait_for(_PATIENCE).get()["jobspec"])
+    except (OSError, LookupError, ValueError) as error:
+        logs.event(log, logging.INFO, "unread jobspec", job=format_jobid(jobid), reason=error)
+        return {}
+    with suppress(LookupError, TypeError):
+        mark = jobspec["attributes"]["user"]["flux_endpoint"]
+        return mark if isinstance(mark, dict) else {}
+    return {}

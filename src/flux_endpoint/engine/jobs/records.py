@@ -1,0 +1,130 @@
+"""What is noted of each task's job on disk, so that an agent to come finds the job again.
+
+A note is made before the job is submitted, and gets the job's id as soon as there is one. A note
+without an id is of an agent that was killed in between: then Flux's own list says whether there is
+such a job, by the mark that it bears.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from flux_endpoint import logs
+from flux_endpoint.engine.backend import Backend
+from flux_endpoint.paths import write_private
+from flux_endpoint.protocol.jobid import format_jobid
+
+log = logging.getLogger(__name__)
+
+_RECORD = "job.json"
+#: Seconds that Flux may take from a request to a job that its list has.
+_LISTED_AFTER = 5.0
+#: Seconds by which the clocks of hosts may be apart.
+_SKEW = 60.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A job that was submitted before a restart.
+
+    Attributes:
+        jobid: its id.
+        starts: sizes of the task's output files when it was submitted, in bytes.
+    """
+
+    jobid: int
+    starts: tuple[int, int]
+
+
+class JobRecords:
+    """The notes of one endpoint's jobs. Used by the runner's thread only.
+
+    Args:
+        backend: where the jobs run.
+        directory: has a directory for each task, with what belongs to its job.
+    """
+
+    def __init__(self, backend: Backend, directory: Path) -> None:
+        self._backend = backend
+        self._directory = directory
+
+    def begin(
+        self, task_id: str, starts: tuple[int, int], mark: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Note that a job is about to be submitted; return the mark that it has to bear."""
+        submission = secrets.token_hex(8)
+        self._write(task_id, {"submission": submission, "asked": time.time(), "starts": starts})
+        return {**mark, "submission": submission}
+
+    def identified(self, task_id: str, jobid: int, starts: tuple[int, int]) -> None:
+        """Note the id of a task's job."""
+        self._write(task_id, {"jobid": jobid, "starts": starts})
+
+    def _write(self, task_id: str, record: dict[str, object]) -> None:
+        path = self._path(task_id)
+        # With this host, the instance would be gone, too.
+        text = json.dumps({"instance": self._backend.instance, **record})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_private(path, text, durable=False)
+        except OSError as error:
+            logs.event(log, logging.WARNING, "job not found again after a restart", reason=error)
+
+    def find(self, task_id: str) -> Found | None:
+        """Return the job that was submitted for a task in this instance, if there is one.
+
+        Raises:
+            OSError: Flux would have to say it, and does not answer.
+        """
+        try:
+            record = json.loads(self._path(task_id).read_text(encoding="utf-8"))
+            starts = (int(record["starts"][0]), int(record["starts"][1]))
+            if self._backend.kind != "flux" or record["instance"] != self._backend.instance:
+                return None
+            if "jobid" in record:
+                return Found(int(record["jobid"]), starts)
+            submission, asked = str(record["submission"]), float(record["asked"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        jobid = self._listed(submission, asked)
+        return None if jobid is None else Found(jobid, starts)
+
+    def _listed(self, submission: str, asked: float) -> int | None:
+        """Return the job that bears a mark, by Flux's list, which may have it a moment later."""
+        while True:
+            is_last = not 0 <= time.time() - asked < _LISTED_AFTER
+            found = self._backend.marked_jobs({"submission": submission}, since=asked - _SKEW)
+            if found:
+                jobid = found[0].jobid
+                logs.event(log, logging.WARNING, "job found by its mark", job=format_jobid(jobid))
+                return jobid
+            if is_last:
+                return None
+            time.sleep(0.2)
+
+    def forget(self, task_id: str) -> None:
+        """A job's end is not to be read again: another is to be submitted, or none."""
+        with suppress(OSError):
+            self._path(task_id).unlink(missing_ok=True)
+
+    def remove(self, task_id: str) -> None:
+        """Remove all that a task's job has left."""
+        shutil.rmtree(self._directory / task_id, ignore_errors=True)
+
+    def remove_all_but(self, task_ids: Collection[str]) -> None:
+        """Remove what jobs of other tasks have left."""
+        with suppress(OSError):
+            for path in list(self._directory.iterdir()):
+                if path.name not in task_ids:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, task_id: str) -> Path:
+        return self._directory / task_id / _RECORD
