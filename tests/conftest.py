@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from hypothesis import HealthCheck, settings
 
+from alarms import memory_alarm
 from ports import reserved_port
 
 # No example has a time to be done in: a busy machine stops whom it will, for as long as it will.
@@ -58,6 +60,12 @@ class Broker:
     def ctl(self, *args: str) -> str:
         """Run rabbitmqctl against the node; return what it prints."""
         return self._ctl(*args)
+
+    @contextlib.contextmanager
+    def alarm(self) -> Iterator[None]:
+        """Meanwhile the node is short of memory, as it believes, and takes no messages."""
+        with memory_alarm(self.ctl):
+            yield
 
     def vhost_url(self, vhost: str) -> str:
         return urlunsplit(urlsplit(self.url)._replace(path=f"/{vhost}"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 from amqp_world import PATIENCE, Hand, Journal, Sink, numbered
@@ -219,3 +221,16 @@ def test_what_a_callback_publishes_never_blocks(connect: Connect, queue: str, na
     connection.publish("", queue, b"x").add_done_callback(forward)
     sink.wait_for(20)
     assert sink.bodies == numbered(20)
+
+
+def test_an_alarm_of_the_broker_is_told_and_its_end(
+    connect: Connect, queue: str, broker: Any
+) -> None:
+    told: SimpleQueue[str] = SimpleQueue()
+    connection = connect(on_alarm=told.put)
+    with broker.alarm():
+        sent = connection.publish("", queue, b"waits")
+        assert told.get(timeout=PATIENCE) == connection.alarm == "low on memory"
+        assert not sent.done()
+    assert told.get(timeout=PATIENCE) == connection.alarm == ""
+    sent.result(PATIENCE)

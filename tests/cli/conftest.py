@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, Executor, ShellFunction
+from flux_endpoint.stack.broker_files import NodeIdentity, node_environment
+from flux_endpoint.stack.installation import find_rabbitmq
 from foreground import Process
 
 COMMAND = [sys.executable, "-m", "flux_endpoint"]
@@ -74,6 +76,20 @@ class StackTerminal(Terminal):
     @property
     def credentials(self) -> dict[str, str]:
         return json.loads((self.home / "credentials.json").read_text())
+
+    def rabbitmqctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl on the stack's node; return what it prints."""
+        directory = self.home / "stack" / "broker"
+        identity = NodeIdentity(**json.loads((directory / "node.json").read_text()))
+        return subprocess.run(
+            [find_rabbitmq().ctl, "--quiet", *arguments],
+            env=node_environment(directory, identity),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        ).stdout
 
     def endpoint_id(self, name: str = "local") -> str:
         text = (self.home / "endpoints" / name / "endpoint.json").read_text()

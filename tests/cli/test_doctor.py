@@ -377,6 +377,8 @@ def test_a_healthy_answer_has_no_fault(bare, fake):
         ({"broker__connected": False, "broker__reason": "connection refused"},
          "service.broker", "failed", "can't reach its broker at h:5672/: connection refused",
          "start RabbitMQ"),
+        ({"broker__alarm": "low on disk"}, "service.broker", "failed",
+         "RabbitMQ 3.10.8 at h:5672/ takes no messages: low on disk", "disk_free_limit"),
         ({"queues__results": {"messages": 5, "consumers": 0}}, "service.queues", "failed",
          "nobody takes from the queue results", "restart"),
         ({"queues__results": {"messages": 10**6, "consumers": 1}}, "service.queues", "warning",

@@ -12,6 +12,7 @@ import uuid
 import pytest
 from tests.cli.conftest import PATIENCE, WAIT, configure, until
 
+from alarms import memory_alarm
 from flux_endpoint import __version__
 
 live = pytest.mark.usefixtures("stack")
@@ -217,10 +218,36 @@ class TestTrouble:
             return "its last report came" in said and said
 
         shown = until(silent)
-        assert "when its last report came: it was killed, or can't reach the broker" in shown
+        assert (
+            "when its last report came: it was killed, or its reports do not reach the broker"
+            in shown
+        )
         (entry,) = json.loads(stack.run("status", "victim", "--json", status=1).stdout)["endpoints"]
         assert (entry["status"], entry["absence"]) == ("offline", "silent")
         assert entry["since"] == entry["last_seen"]
+
+    def test_a_broker_that_takes_no_messages_is_shown_with_the_reason(self, stack):
+        with memory_alarm(stack.rabbitmqctl):
+
+            def told():
+                said = stack.run("status", "local", status=None)
+                return "results and status reports wait" in said.stdout and said
+
+            said = until(told)
+            shown = lines_of(said.stdout)
+            assert re.search(r", connected for \d+\w, but takes no messages: low on memory$",
+                             shown["Broker"])  # fmt: skip
+            assert re.search(r"running: the broker takes no messages now \(low on memory\)",
+                             shown["Process"])  # fmt: skip
+            assert said.returncode == 69
+            found = json.loads(stack.run("doctor", "local", "--json", status=1).stdout)["findings"]
+            bad = {each["check"]: each for each in found if each["state"] == "failed"}
+            assert "takes no messages: low on memory" in bad["service.broker"]["said"]
+            assert "rabbitmq-diagnostics alarms" in bad["service.broker"]["mend"]
+            assert bad["endpoint.agent"]["mend"].startswith("mend the broker")
+        shown = until(lambda: stack.run("status", "local", status=None).returncode == 0
+                      and lines_of(stack.out("status", "local")))  # fmt: skip
+        assert "takes no messages" not in str(shown)
 
     def test_a_name_that_nobody_has_is_66_and_lists_those_there_are(self, stack):
         said = stack.err("status", "nowhere", status=66)

@@ -530,6 +530,20 @@ def test_a_copied_endpoint_starts_nothing_and_ends_with_an_error_while_the_first
     assert service.counts == {task_id: 1}
 
 
+def test_an_agent_says_that_the_broker_takes_no_messages_and_then_sends_what_waited(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path, broker: Any
+) -> None:
+    with running(service, held_engine, tmp_path) as run:
+        task_id = service.send()
+        held_engine.next_submitted()
+        with broker.alarm():
+            held_engine.finish(task_id)
+            status = run.await_state("connected")
+            assert "the broker takes no messages now (low on memory)" in status.reason
+        assert run.await_state("connected").reason == ""
+        service.await_results([task_id])
+
+
 def test_an_agent_whose_queue_is_gone_says_so_until_it_is_back(
     service: Service, engine: ObedientEngine, tmp_path: Path
 ) -> None:

@@ -115,6 +115,21 @@ class TestService:
         eventually(lambda: count("dead-letters", "messages") == 1)
 
     @pytest.mark.rabbitmq
+    def test_an_alarm_of_the_broker_is_told_though_nothing_was_published(
+        self, live: Rest, broker: Any
+    ) -> None:
+        live.register_endpoint()  # answers when the broker is there
+
+        def alarm() -> Any:
+            told = live.client.get("/v3/status").json()["broker"]
+            return told["connected"] and told["alarm"]
+
+        eventually(lambda: alarm() == "")
+        with broker.alarm():
+            eventually(lambda: alarm() == "low on memory")
+        eventually(lambda: alarm() == "")
+
+    @pytest.mark.rabbitmq
     def test_a_broker_that_goes_away_is_told_with_the_reason_and_the_moment(
         self, live_settings: ServiceSettings, relay: Relay, token_of: Any
     ) -> None:

@@ -55,6 +55,8 @@ class AmqpConnection:
             block, and may raise.
         name: of the thread, and of the connection in the broker's lists.
         on_state: told every change of state.
+        on_alarm: told why the broker takes no messages of this connection now (e.g. "low on disk"),
+            and "" when it takes them again. A broker only tells this to who publishes.
         heartbeat: seconds after which a silent peer is given up (after ten more than
             twice that at the latest).
         max_backoff: most seconds between two attempts.
@@ -68,6 +70,7 @@ class AmqpConnection:
         *,
         name: str,
         on_state: Callable[[StateChange], None] | None = None,
+        on_alarm: Callable[[str], None] | None = None,
         heartbeat: float = 20,
         max_backoff: float = 10,
         max_unconfirmed: int | None = 1000,
@@ -75,6 +78,9 @@ class AmqpConnection:
         self._url = url
         self._name = name
         self._on_state = on_state
+        self._on_alarm = on_alarm
+        #: Why the broker takes no messages now; empty: it does, or nobody has tried.
+        self.alarm = ""
         self._heartbeat = heartbeat
         self._max_backoff = max_backoff
         self._address = address_of(url) if isinstance(url, str) else "the message broker"
@@ -366,6 +372,7 @@ class AmqpConnection:
     def _lost(self, _connection: Any, error: BaseException) -> None:
         self._connection = None
         was_ready, self._ready = self._ready, False
+        self._alarmed("")  # the next connection is told anew
         self._connected.clear()
         self._publisher.lost()
         self._declarer.lost()
@@ -385,15 +392,28 @@ class AmqpConnection:
             self._finish_close()
             return
         connection.add_on_connection_blocked_callback(
-            lambda *_: self._warn("the broker takes no messages now")
+            lambda _connection, frame: self._alarmed(frame.method.reason or "no reason told")
         )
-        connection.add_on_connection_unblocked_callback(
-            lambda *_: self._warn("the broker takes messages again")
-        )
+        connection.add_on_connection_unblocked_callback(lambda *_: self._alarmed(""))
         self._declarer.connected(self._begin)
 
-    def _warn(self, what: str) -> None:
-        logs.event(log, logging.WARNING, what, address=self._address)
+    def _alarmed(self, reason: str) -> None:
+        if reason == self.alarm:
+            return
+        self.alarm = reason
+        logs.event(
+            log,
+            logging.WARNING,
+            "the broker takes no messages now" if reason else "the broker takes messages again",
+            name=self._name,
+            address=self._address,
+            reason=reason,
+        )
+        if self._on_alarm is not None:
+            try:
+                self._on_alarm(reason)
+            except Exception:
+                log.exception("a callback for alarms of connection %s failed", self._name)
 
     def _begin(self) -> None:
         self._ready = True

@@ -71,7 +71,7 @@ def _exit_code(overview: Overview, *, named: bool) -> int:
     service = overview.service
     if service.error is not None:
         return exit_code_of(service.error)
-    if service.answer is not None and not service.answer.broker.connected:
+    if service.answer is not None and not service.answer.broker.usable:
         return ExitCode.UNAVAILABLE
     if named and any(each.status != "online" for each in overview.endpoints):
         return ExitCode.FAILED
@@ -120,6 +120,9 @@ def _broker_line(answer: ServiceStatusAnswer) -> Line:
     broker = answer.broker
     called = broker.server or "unknown"
     age = "" if broker.since is None else f" for {shown_age(answer.time - broker.since)}"
+    if broker.alarm:
+        text = f"{called} at {broker.address}, connected{age}, but takes no messages: "
+        return "Broker", f"{text}{broker.alarm}", "bad"
     if broker.connected:
         return "Broker", f"{called} at {broker.address}, connected{age}", None
     return "Broker", f"{called} at {broker.address}, away{age}: {broker.reason}", "bad"
@@ -193,7 +196,10 @@ def _offline(view: EndpointView, now: float) -> str:
     age = f"{shown_age(now - state.since)} (since {shown_moment(state.since)})"
     if state.absence is Absence.STOPPED:
         return f"offline for {age}, it was stopped"
-    return f"offline for {age}, when its last report came: it was killed, or can't reach the broker"
+    return (
+        f"offline for {age}, when its last report came: it was killed, or its reports do not reach "
+        "the broker"
+    )
 
 
 def _process_line(view: EndpointView) -> Iterator[Line]:
@@ -202,7 +208,7 @@ def _process_line(view: EndpointView) -> Iterator[Line]:
     if local is not None and local.pid is not None:
         reason = f": {local.reason}" if local.reason else ""
         text = f"pid {local.pid} on {local.hostname}, {local.status}{reason}"
-        yield "Process", text, "bad" if local.status == "disconnected" else None
+        yield "Process", text, "bad" if local.status == "disconnected" or reason else None
     elif local is not None:
         yield "Process", "none here: " + start_command(view.target.name), None
     elif view.status == "online" and "pid" in report:

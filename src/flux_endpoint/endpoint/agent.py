@@ -29,6 +29,7 @@ from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
 from flux_endpoint.endpoint.turn import (
+    BrokerAlarm,
     Command,
     ConsumeRefused,
     EngineLost,
@@ -77,7 +78,7 @@ class AgentStatus:
 
     Attributes:
         state: "disconnected" (from the broker or its queue, and trying), "connected" or "stopping".
-        reason: why no tasks can come.
+        reason: why no tasks can come, or results can't be sent.
         executor: what runs the engine's jobs, "flux" or "local"; `None` until it was started.
         patience: seconds after which the agent gives up; infinite: never.
     """
@@ -163,6 +164,7 @@ class Agent:
                 self._url or self._queues.task_queue_info.connection_url,
                 name=f"endpoint {self._endpoint_id}",
                 on_state=self._on_state,
+                on_alarm=lambda reason: self._inbox.put(BrokerAlarm(reason)),
                 heartbeat=AMQP_HEARTBEAT,
                 # Flow control is ours (max_in_flight): the agent's thread must not block here,
                 # least of all before the connection is begun.
@@ -332,7 +334,8 @@ class Agent:
         return turn
 
     def _note(
-        self, change: StateChange | QueueGranted | ConsumeRefused | EngineLost | Signal
+        self,
+        change: StateChange | QueueGranted | ConsumeRefused | BrokerAlarm | EngineLost | Signal,
     ) -> None:
         match change:
             case StateChange():
@@ -345,6 +348,9 @@ class Agent:
                     self._tell_status()
             case ConsumeRefused(reason):
                 if self._link.refused(reason):
+                    self._tell_status()
+            case BrokerAlarm(reason):
+                if self._link.alarmed(reason):
                     self._tell_status()
             case EngineLost(reason):
                 self._engine_lost(reason)
@@ -479,7 +485,7 @@ class Agent:
                 state = "stopping"
         if self._phase is not Phase.CLAIMING:
             executor = self._engine.status().get("executor")
-        reason = self._lost or self._link.trouble
+        reason = self._lost or self._link.trouble or self._link.alarm
         self._on_status(AgentStatus(state, reason, executor, self._link.patience))
 
     # The end

@@ -32,6 +32,8 @@ class Connectivity:
         self.owns_queue = False
         #: Why no tasks come.
         self.trouble = ""
+        #: Why no results can be sent, though there is a connection.
+        self.alarm = ""
 
     @property
     def takes_tasks(self) -> bool:
@@ -65,6 +67,13 @@ class Connectivity:
             case ConnectionState.CLOSED:
                 self.connected = False
                 return False
+        return True
+
+    def alarmed(self, reason: str) -> bool:
+        """Take note whether the broker takes messages; return that others should know of it."""
+        self.alarm = reason and (
+            f"the broker takes no messages now ({reason}): results and status reports wait"
+        )
         return True
 
     def granted(self) -> bool:

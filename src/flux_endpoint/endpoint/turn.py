@@ -32,6 +32,13 @@ class QueueGranted:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerAlarm:
+    """The broker takes no messages now, or takes them again: `reason` is empty then."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLost:
     """What the engine's tasks ran on is gone."""
 
@@ -54,6 +61,7 @@ Event: TypeAlias = (
     | Command
     | ConsumeRefused
     | QueueGranted
+    | BrokerAlarm
     | EngineLost
     | Signal
 )

@@ -35,6 +35,13 @@ class BrokerDocument(BaseModel):
     since: float | None
     #: Why it is not connected.
     reason: str = ""
+    #: Why it takes no messages though it is connected: its memory or disk alarm. Empty: it does.
+    alarm: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether messages can be sent and received."""
+        return self.connected and not self.alarm
 
 
 class DatabaseDocument(BaseModel):

@@ -31,8 +31,12 @@ class Broker:
     def __init__(self, settings: ServiceSettings, database: Database) -> None:
         url = settings.amqp_url
         self._announcer = _Announcer("tasks", "results")
-        self._outward = AmqpConnection(url, name="service-tasks", on_state=self._on_outward)
-        self._inward = AmqpConnection(url, name="service-results", on_state=self._on_inward)
+        self._outward = AmqpConnection(
+            url, name="service-tasks", on_state=self._on_outward, on_alarm=self._on_alarm
+        )
+        self._inward = AmqpConnection(
+            url, name="service-results", on_state=self._on_inward, on_alarm=self._on_alarm
+        )
         self.dispatcher = Dispatcher(
             database, self._outward, settings.endpoint_amqp_url, settings.official_window
         )
@@ -73,6 +77,9 @@ class Broker:
         else:
             self.publisher.disconnected()
             self.dispatcher.disconnected()
+
+    def _on_alarm(self, reason: str) -> None:
+        self.observer.alarmed(reason)
 
     def _on_inward(self, change: StateChange) -> None:
         self.observer.changed(change)

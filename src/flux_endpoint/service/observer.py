@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Custodian, StateChange
+from flux_endpoint.errors import PublishError
 from flux_endpoint.protocol.operations import BrokerDocument, QueueDocument
+
+#: Seconds that the broker has to take a message, or to say that it takes none.
+_PROBE_PATIENCE = 1.0
+#: No queue has this name: the message of a probe comes back.
+_PROBE_KEY = "flux-endpoint.probe"
 
 
 class BrokerObserver:
     """Watches the service's connections; its methods are for any thread.
 
     Args:
-        connections: all of them. The broker counts as connected if each is.
+        inward: the connection that brings what others publish.
+        outward: the one on which the service publishes.
     """
 
-    def __init__(self, *connections: AmqpConnection) -> None:
-        self._connections = connections
-        self._custodian = Custodian(connections[0])
+    def __init__(self, inward: AmqpConnection, outward: AmqpConnection) -> None:
+        self._connections = (inward, outward)
+        self._outward = outward
+        self._custodian = Custodian(inward)
+        self._probing = threading.Lock()
+        self._probe: Future[None] | None = None
+        self._answered = threading.Event()
         self._last: tuple[StateChange, float] | None = None
         self._server = ""
 
@@ -32,6 +44,10 @@ class BrokerObserver:
             self._last = change, time.time()
         else:
             self._last = change, before[1]
+
+    def alarmed(self, _reason: str) -> None:
+        """Take note that the broker has said whether it takes messages."""
+        self._answered.set()
 
     @property
     def connected(self) -> bool:
@@ -53,7 +69,22 @@ class BrokerObserver:
             server=self._server,
             since=since if connected == (change.state is ConnectionState.CONNECTED) else None,
             reason="" if connected else reason,
+            alarm=self._alarm() if connected else "",
         )
+
+    def _alarm(self) -> str:
+        """Return why the broker takes no messages; it tells that only to who sends one."""
+        with self._probing:
+            under_way = self._probe is not None and not self._probe.done()
+            if not under_way and not any(each.alarm for each in self._connections):
+                self._answered.clear()
+                try:
+                    self._probe = self._outward.publish("", _PROBE_KEY, b"", persistent=False)
+                except PublishError:  # the service is ending
+                    return ""
+                self._probe.add_done_callback(lambda _: self._answered.set())
+                self._answered.wait(_PROBE_PATIENCE)
+        return next((each.alarm for each in self._connections if each.alarm), "")
 
     def queues(self, names: Iterable[str], timeout: float) -> dict[str, QueueDocument]:
         """Return those of the queues that the broker tells of within `timeout` seconds."""

@@ -102,7 +102,11 @@ class EndpointChecks:
             )
         elif status.state == "connected":
             age = shown_age(time.time() - status.since)
-            yield ok("endpoint.agent", f"runs as {who}, connected for {age}", self._name)
+            if status.reason:
+                mend = "mend the broker; nothing is lost meanwhile"
+                yield failed("endpoint.agent", f"{who}: {status.reason}", mend, self._name)
+            else:
+                yield ok("endpoint.agent", f"runs as {who}, connected for {age}", self._name)
         else:
             age = shown_age(time.time() - status.since)
             yield failed(
@@ -111,6 +115,15 @@ class EndpointChecks:
                 f"it tries again by itself; see flux-endpoint logs {self._name}",
                 self._name,
             )
+
+    def _why_silent(self) -> str:
+        status = self._directory.status()
+        if status is not None and status.reason:
+            return f"mend what keeps its status reports from the service: {status.reason}"
+        return (
+            "its status reports don't arrive: look at its log and at the service's broker "
+            f"(flux-endpoint logs {self._name})"
+        )
 
     def _journal(self) -> Iterator[Finding]:
         path = self._directory.path / "journal.db"
@@ -195,7 +208,6 @@ class EndpointChecks:
             yield failed(
                 "endpoint.service",
                 f"it runs here, but the service calls it offline{since} ({state.absence})",
-                "its status reports don't arrive: look at its log and at the service's broker "
-                f"(flux-endpoint logs {self._name})",
+                self._why_silent(),
                 self._name,
             )

@@ -262,6 +262,15 @@ def _broker(answer: ServiceStatusAnswer) -> Iterator[Finding]:
             "start RabbitMQ there, or correct the service's --amqp-url",
         )
         return
+    if broker.alarm:
+        yield failed(
+            "service.broker",
+            f"{broker.server} at {broker.address} takes no messages: {broker.alarm}; tasks, "
+            "results and status reports wait until it does",
+            "make room on its host (rabbitmq-diagnostics alarms tells which), or raise "
+            "vm_memory_high_watermark or lower disk_free_limit",
+        )
+        return
     yield ok("service.broker", f"the service is connected to {broker.server} at {broker.address}")
     queues = answer.queues
     for name in ("results", "events", "heartbeats"):
