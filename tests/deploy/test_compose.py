@@ -11,6 +11,7 @@ import pytest
 from deploy_files import DEPLOY, Containerfile, fill_in, read_variables, variables_in
 from flux_endpoint import credentials
 from flux_endpoint.paths import HOME_VARIABLE
+from flux_endpoint.service.http_protocol import ConnectionLimits
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.stack import broker_files
 
@@ -188,10 +189,19 @@ class TestNetwork:
 
     def test_its_files_exist_and_its_services_do(self, tls, answers, services):
         for each in fill_in(tls["services"], answers).values():
-            for volume in each["volumes"]:
+            for volume in each.get("volumes", []):
                 source = volume.partition(":")[0]
                 assert not source.startswith(".") or (DEPLOY / source).is_file(), source
             assert set(each.get("depends_on", {})) <= set(services)
+
+    def test_nginx_limits_connections_by_address_in_place_of_the_service(self, tls):
+        template = (DEPLOY / "nginx" / "flux-endpoint.conf.template").read_text()
+        limits = ConnectionLimits()
+        assert f"limit_conn flux_endpoint {limits.per_address};" in template
+        assert f"client_header_timeout {limits.header_seconds}s;" in template
+        assert f"client_body_timeout {limits.transfer_seconds}s;" in template
+        told = tls["services"]["service"]["environment"]
+        assert told["FLUX_ENDPOINT_SERVICE_MAX_CONNECTIONS_PER_ADDRESS"] == "0"
 
     def test_nginx_is_told_all_that_its_template_asks_for(self, tls, answers, services):
         template = (DEPLOY / "nginx" / "flux-endpoint.conf.template").read_text()
@@ -206,5 +216,5 @@ class TestNetwork:
             text = (DEPLOY / path).read_text()
             for name in ("fullchain.pem", "key.pem"):
                 assert f"/etc/flux-endpoint/tls/{name}" in text
-        for each in tls["services"].values():
-            assert each["volumes"][-1].endswith(":/etc/flux-endpoint/tls:ro")
+        for name in ("rabbitmq", "nginx"):
+            assert tls["services"][name]["volumes"][-1].endswith(":/etc/flux-endpoint/tls:ro")

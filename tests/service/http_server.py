@@ -6,14 +6,20 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 
 @contextlib.contextmanager
-def listening(app: FastAPI, parser: str = "h11") -> Iterator[int]:
-    """Serve `app` on a free port, which is yielded once it answers."""
+def listening(app: FastAPI | Any, how: str | uvicorn.Config = "h11") -> Iterator[int]:
+    """Serve `app` on a free port, which is yielded once it answers.
+
+    Args:
+        app: an ASGI application.
+        how: the HTTP parser, or uvicorn's whole configuration.
+    """
     ready = threading.Event()
 
     class Server(uvicorn.Server):
@@ -22,8 +28,9 @@ def listening(app: FastAPI, parser: str = "h11") -> Iterator[int]:
             ready.set()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=parser, lifespan="on", log_config=None, access_log=False)
-        server = Server(config)
+        if isinstance(how, str):
+            how = uvicorn.Config(app, http=how, lifespan="on", log_config=None, access_log=False)
+        server = Server(how)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         assert ready.wait(60)

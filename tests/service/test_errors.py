@@ -110,7 +110,7 @@ def test_a_stream_that_grows_too_large_is_refused(api: TestClient) -> None:
         f"/v3/endpoints/{uuid.uuid4()}/submit",
         content=(megabyte for _ in range(MAX_REQUEST_BYTES // 2**20 + 1)),
     )
-    refusal(answer, 413, "REQUEST_TOO_LARGE")
+    refusal(answer, 413, "REQUEST_TOO_LARGE", "body")
 
 
 def test_a_crash_is_an_answer_with_an_id_that_the_log_has(

@@ -1,28 +1,36 @@
 """The commands: the service as a process of its own, and its tokens."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from tests.service.conftest import NO_BROKER, refusal
+from tests.service.conftest import FUNCTION, NO_BROKER, refusal
 
+from flux_endpoint.credentials import Credentials
 from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES
+from flux_endpoint.rest import RestClient
+from flux_endpoint.service.server import KILL_SECONDS
 
 
 class ServiceProcess:
     """`flux-endpoint service run` on a free port."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, open_files: int | None = None) -> None:
+        limit = ["prlimit", f"--nofile={open_files}"] if open_files else []
         self.process = subprocess.Popen(
-            [*COMMAND, "run", "--port", "0", "--log-format", "json", *options],
+            [*limit, *COMMAND, "run", "--port", "0", "--log-format", "json", *options],
             env=environment(directory),
             stderr=subprocess.PIPE,
             text=True,
@@ -73,8 +81,8 @@ def environment(directory: Path) -> dict[str, str]:
 def start(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
     started: list[ServiceProcess] = []
 
-    def run(*options: str) -> ServiceProcess:
-        started.append(ServiceProcess(tmp_path, *options))
+    def run(*options: str, open_files: int | None = None) -> ServiceProcess:
+        started.append(ServiceProcess(tmp_path, *options, open_files=open_files))
         return started[-1]
 
     yield run
@@ -193,6 +201,77 @@ def test_a_client_that_sends_too_much_reads_why(start: Callable[..., ServiceProc
         f"{service.url}/v3/functions", content=b" " * (MAX_REQUEST_BYTES + 1), timeout=30
     )
     refusal(answer, 413, "REQUEST_TOO_LARGE", "body")
+
+
+@contextlib.contextmanager
+def connections(url: str, count: int, text: bytes) -> Iterator[None]:
+    """Have `count` connections that have sent `text` and nothing more."""
+    address = urlsplit(url)
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            connection = socket.create_connection((address.hostname, address.port), timeout=60)
+            stack.enter_context(connection).sendall(text)
+        yield
+
+
+def test_with_few_descriptors_it_answers_beside_many_silent_connections(
+    start: Callable[..., ServiceProcess],
+) -> None:
+    service = start(open_files=256)
+    service.wait_for("fewer connections than set")
+    with (
+        connections(service.url, 300, b"GET / HTTP/1.1\r\n"),
+        RestClient(Credentials(service.url, "x"), attempts=20) as client,
+    ):
+        assert client.request_json("GET", "/v2/version") == "1.0.0"
+    assert service.end(signal.SIGTERM) == 0
+
+
+HALF_A_BODY = b"POST /v3/functions HTTP/1.1\r\nHost: h\r\nContent-Length: 99\r\n%s\r\n{"
+
+
+def test_requests_that_never_end_do_not_keep_it_from_ending(
+    start: Callable[..., ServiceProcess],
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    token = command("token", "create", "ada").stdout.strip()
+    service = start()
+    header = f"Authorization: Bearer {token}\r\n".encode()
+    with (
+        connections(service.url, 50, b"GET / HTTP/1.1\r\n"),
+        connections(service.url, 50, HALF_A_BODY % header),
+    ):
+        assert httpx.get(f"{service.url}/v2/version", timeout=60).status_code == 200
+        begun = time.monotonic()
+        assert service.end(signal.SIGTERM) == 0
+    assert time.monotonic() - begun < KILL_SECONDS + 5
+
+
+def test_a_thread_that_waits_for_the_database_does_not_keep_it_from_ending(
+    start: Callable[..., ServiceProcess],
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    token = command("token", "create", "ada").stdout.strip()
+    service = start()
+    url = service.url
+    body = json.dumps({"function_name": "f", "function_code": FUNCTION}).encode()
+    lines = [
+        "POST /v3/functions HTTP/1.1",
+        "Host: h",
+        f"Authorization: Bearer {token}",
+        f"Content-Length: {len(body)}",
+    ]
+    database = sqlite3.connect(tmp_path / "service.db", isolation_level=None)
+    database.execute("BEGIN IMMEDIATE")
+    request = "\r\n".join([*lines, "", ""]).encode() + body
+    with connections(url, 3, request):
+        assert httpx.get(f"{url}/v2/version", timeout=60).status_code == 200
+        begun = time.monotonic()
+        assert service.end(signal.SIGTERM) == 0
+    assert time.monotonic() - begun < KILL_SECONDS + 5
+    database.close()
+    assert service.lines[-1]["event"].startswith("service stopped")
 
 
 def test_migrate_makes_the_database(

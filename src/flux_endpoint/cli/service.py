@@ -58,6 +58,13 @@ def service() -> None:
     default=2000,
     type=int,
 )
+@_setting("max-connections", "HTTP connections at a time.", default=1024, type=int)
+@_setting(
+    "max-connections-per-address",
+    "Of these from one address other than the loopback interface; 0 behind a proxy: no limit.",
+    default=256,
+    type=int,
+)
 @_setting("log-format", "How to log.", type=click.Choice(["text", "json"]), default="text")
 def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""

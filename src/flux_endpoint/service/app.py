@@ -7,6 +7,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from flux_endpoint.service import errors
+from flux_endpoint.service.bodies import Bodies
 from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.identity import Authentication
@@ -52,6 +53,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     # No pages on the schema: they load scripts from elsewhere, and a browser sends them no token.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Bodies)
     app.add_middleware(Authentication)
     errors.add_handlers(app)
     app.add_middleware(WatchedSubmissions)

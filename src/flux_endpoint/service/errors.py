@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
@@ -91,12 +92,17 @@ def error_answer(
     return JSONResponse(body.model_dump(exclude_none=True), error.http_status, headers)
 
 
+def not_json() -> ServiceError:
+    """Return what to answer to a body that is not JSON."""
+    return ServiceError(
+        "the request body is not JSON", http_status=400, code="INVALID_JSON", field="body"
+    )
+
+
 def _invalid(problems: list[Any]) -> ServiceError:
     problem = problems[0]
     if problem["type"] == "json_invalid":
-        return ServiceError(
-            "the request body is not JSON", http_status=400, code="INVALID_JSON", field="body"
-        )
+        return not_json()
     field = ""
     for part in problem["loc"]:
         if part in {"body", "path", "query", "header"} and not field:
@@ -154,6 +160,8 @@ class _Guard:
                 await error_answer(_too_large(most))(scope, receive, send)
                 return
             await self._app(scope, _limited(receive, most), watched_send)
+        except ClientDisconnect:
+            pass  # it hung up, or was too slow, before the whole of its body had come
         except Exception:
             request_id = str(uuid4())
             fields = {"request_id": request_id, "path": scope["path"], "method": scope["method"]}
@@ -184,7 +192,7 @@ def _limited(receive: Receive, most: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > most:
-            raise HTTPException(413, str(_too_large(most)))
+            raise _too_large(most)
         return message
 
     return limited

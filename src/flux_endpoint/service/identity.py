@@ -63,6 +63,12 @@ async def _current_user(request: Request) -> users.User:
     return user
 
 
+def caller_id(scope: Scope) -> str:
+    """Return the id of the user whose request this is; empty for a route that needs no token."""
+    user = scope.get(_KEY)
+    return user.id if isinstance(user, users.User) else ""
+
+
 def unauthorized(message: str) -> ServiceError:
     """Return what to answer to a request without valid credentials."""
     return ServiceError(message, http_status=401, code="UNAUTHORIZED", field="Authorization")

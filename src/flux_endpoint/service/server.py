@@ -1,14 +1,21 @@
 """Serving the application over HTTP until a signal ends it."""
 
 import logging
+import os
+import resource
 import signal
 import socket
+import threading
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.logs import event
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.http_protocol import BoundedProtocol, ConnectionLimits, Connections
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 
@@ -17,7 +24,18 @@ log = logging.getLogger(__name__)
 #: Seconds that requests under way have to finish after SIGTERM or SIGINT.
 SHUTDOWN_SECONDS = 5
 
-_BACKLOG = 2048
+#: Seconds after SIGTERM or SIGINT until the process ends whatever its threads are waiting for.
+#: Nothing that was accepted is lost by that.
+KILL_SECONDS = 20
+
+# Connections that the kernel keeps for us; asyncio takes so many at once, whether there are
+# descriptors for them or not.
+_BACKLOG = 128
+
+# Descriptors for other things than connections of clients: above all the database, of which each
+# of up to 40 threads has up to three.
+_RESERVED_DESCRIPTORS = 192
+_LEAST_CONNECTIONS = 16
 
 
 def run(settings: ServiceSettings) -> None:
@@ -33,15 +51,11 @@ def run(settings: ServiceSettings) -> None:
             database.migrate()  # here, where a failure is one sentence
         finally:
             database.close()
-        server = _Server(
-            uvicorn.Config(
-                create_app(settings),
-                log_config=None,
-                access_log=False,
-                lifespan="on",
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            )
+        limits = ConnectionLimits(
+            connections=_possible(settings.max_connections),
+            per_address=settings.max_connections_per_address,
         )
+        server = _Server(http_config(create_app(settings), limits))
         # uvicorn raises the signal again when it has shut down: that must not look like a failure.
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: None)
@@ -49,13 +63,67 @@ def run(settings: ServiceSettings) -> None:
     event(log, logging.INFO, "service stopped")
 
 
+def http_config(app: FastAPI | Any, limits: ConnectionLimits) -> uvicorn.Config:
+    """Return how to serve an application within `limits`."""
+    protocol = partial(BoundedProtocol, Connections(limits))
+    return uvicorn.Config(
+        app,
+        http=cast("type[BoundedProtocol]", protocol),
+        ws="none",
+        backlog=_BACKLOG,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        h11_max_incomplete_event_size=limits.header_bytes,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+
+
+def _possible(connections: int) -> int:
+    """Return how many connections there may be with the descriptors that this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _RESERVED_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    possible = max(soft - _RESERVED_DESCRIPTORS, _LEAST_CONNECTIONS)
+    event(
+        log,
+        logging.WARNING,
+        "fewer connections than set: this process may open too few files (ulimit -n)",
+        connections=possible,
+        max_connections=connections,
+        open_files=soft,
+        open_files_needed=wanted,
+    )
+    return possible
+
+
 class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if not self.should_exit:
+            # Threads that wait for the database or the broker can't be ended, and Python waits for
+            # them at its end.
+            watchdog = threading.Timer(KILL_SECONDS, _kill)
+            watchdog.daemon = True
+            watchdog.start()
+        super().handle_exit(sig, frame)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             event(log, logging.INFO, "service ready", url=f"http://{shown}:{port}")
+
+
+def _kill() -> None:
+    event(log, logging.WARNING, "service stopped while requests were still being worked on")
+    logging.shutdown()
+    os._exit(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -24,6 +24,9 @@ class ServiceSettings(BaseModel):
             are stored by then, and published when the broker is back.
         official_window: most tasks that an endpoint of another make is given before they end,
             unless it can run more at a time; so many are lost with it at most.
+        max_connections: most HTTP connections.
+        max_connections_per_address: most of them from one address that is not the loopback
+            interface; 0: no limit, as behind a proxy, which has one address.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +39,8 @@ class ServiceSettings(BaseModel):
     client_amqp_url: str = Field(default="", repr=False)
     publish_timeout: float = Field(default=5.0, gt=0)
     official_window: int = Field(default=2000, ge=1)
+    max_connections: int = Field(default=1024, ge=16)
+    max_connections_per_address: int = Field(default=256, ge=0)
 
     @field_validator("amqp_url", "endpoint_amqp_url", "client_amqp_url")
     @classmethod

@@ -1,17 +1,20 @@
 """Registering, reading and deleting functions."""
 
+import json
 from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Path
+from pydantic import ValidationError
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import FunctionAnswer, RegisterFunction, UuidText
 from flux_endpoint.service import buffers
 from flux_endpoint.service.context import Service
-from flux_endpoint.service.errors import invalid_field
+from flux_endpoint.service.errors import invalid_field, invalid_request, not_json
 from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.routes.request import RawBody
 from flux_endpoint.service.store import functions
 from flux_endpoint.service.store.users import User
 
@@ -21,8 +24,14 @@ FunctionId = Annotated[UuidText, Path()]
 
 
 @router.post("/v3/functions")
-def register(request: RegisterFunction, service: Service, caller: Caller) -> FunctionAnswer:
+def register(body: RawBody, service: Service, caller: Caller) -> FunctionAnswer:
     """Store a function."""
+    try:
+        request = RegisterFunction.model_validate(json.loads(body))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise not_json() from None
+    except ValidationError as error:
+        raise invalid_request(error) from error
     if "\0" in request.function_name:
         raise invalid_field("function_name", "must not contain NUL")
     if request.group:

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from fastapi import APIRouter, Path
 from fastapi.responses import Response
-from pydantic import Field, ValidationError
+from pydantic import FailFast, Field, ValidationError
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
@@ -29,10 +29,16 @@ from flux_endpoint.service.watched import Watched
 
 router = APIRouter()
 
+#: The most functions of one request.
+MAX_FUNCTIONS = 10_000
+
 
 class _Batch(SubmitBatch):
-    # The ids as the caller writes them: the answer has to use the same strings.
-    tasks: dict[str, list[str]] = Field(min_length=1)
+    # The ids as the caller writes them: the answer has to use the same strings. Of many wrong
+    # values the first is said: to collect them takes more than all the rest.
+    tasks: dict[str, Annotated[list[str], FailFast()]] = Field(
+        min_length=1, max_length=MAX_FUNCTIONS
+    )
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class PyFluxEndpoint(PythonPackage):
         depends_on("py-httpx@0.27:")
         depends_on("py-pika@1.3.2:")
         depends_on("py-psutil@5.9:")
-        depends_on("py-pydantic@2.7:")
+        depends_on("py-pydantic@2.8:")
         depends_on("py-pyyaml@6.0:")
         depends_on("py-pyzmq@26.0:")
 

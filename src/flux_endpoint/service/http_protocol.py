@@ -1,0 +1,307 @@
+"""HTTP/1.1 connections with bounds on time, size and number.
+
+uvicorn closes connections that are idle between two requests, and bounds the size of a header. What
+it lacks is here: how long a header, a body and the reading of an answer may take, and how many
+connections there may be, in all and from one address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum, auto
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.service.errors import error_answer
+
+# Refused connections that are kept open for a moment, so that their clients read why.
+_MOST_REFUSED = 64
+_REFUSED_SECONDS = 1.0
+# Of an answer the kernel may hold so much that we can't see whether it is read.
+_KERNEL_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Bounds of connections; times are in seconds.
+
+    Attributes:
+        connections: most open connections in all.
+        per_address: most of them from one address that is not the loopback interface; 0: as many
+            as there may be in all. A proxy in front of the service has one address.
+        header_seconds: from the first byte of a request, or from the beginning of the connection,
+            to the end of the header.
+        header_bytes: most bytes of a header.
+        transfer_seconds: what sending a body, and reading an answer, may take at any speed.
+        bytes_per_second: beyond that time they must be this fast on average.
+        idle_seconds: between two requests.
+    """
+
+    connections: int = 1024
+    per_address: int = 256
+    header_seconds: float = 10
+    header_bytes: int = 32 * 2**10
+    transfer_seconds: float = 30
+    bytes_per_second: float = 16 * 2**10
+    idle_seconds: int = 5
+
+
+class Connections:
+    """The open connections of one server; belongs to its event loop's thread."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self._addresses: dict[BoundedProtocol, str] = {}
+        self._by_address: Counter[str] = Counter()
+        #: Those that have sent nothing of a request; those that are silent longest come first.
+        self._silent: dict[BoundedProtocol, None] = {}
+        self._refused = 0
+
+    def add(self, connection: BoundedProtocol, address: str) -> str | None:
+        """Count a connection; return why there is no room for it, if there is none.
+
+        In a full house the one that has been silent for longest is closed for it.
+        """
+        if 0 < self.limits.per_address <= self._by_address[address]:
+            return f"there are {self.limits.per_address} connections from your address"
+        if len(self._addresses) >= self.limits.connections:
+            if not self._silent:
+                return f"the service has {self.limits.connections} connections"
+            oldest = next(iter(self._silent))
+            self.remove(oldest)
+            oldest.transport.abort()
+        self._addresses[connection] = address
+        if address:
+            self._by_address[address] += 1
+        return None
+
+    def remove(self, connection: BoundedProtocol) -> None:
+        """Forget a connection, if it is counted."""
+        self._silent.pop(connection, None)
+        address = self._addresses.pop(connection, "")
+        if address:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
+
+    def silent(self, connection: BoundedProtocol, is_silent: bool) -> None:
+        """Note whether a counted connection has sent nothing of a request."""
+        if not is_silent:
+            self._silent.pop(connection, None)
+        elif connection in self._addresses:
+            self._silent[connection] = None
+
+    def may_linger(self) -> bool:
+        """Take a place among the refused connections that stay open for a moment, if there is."""
+        if self._refused >= _MOST_REFUSED:
+            return False
+        self._refused += 1
+        return True
+
+    def lingered(self) -> None:
+        """Give that place back."""
+        self._refused -= 1
+
+
+class _Phase(Enum):
+    """How far a connection's request is."""
+
+    #: Nothing of it has come; uvicorn's own timer runs, unless it is the first.
+    SILENT = auto()
+    HEADER = auto()
+    BODY = auto()
+    #: The application works, or its answer is being read.
+    ANSWER = auto()
+    #: The answer is written, and the rest of the body still comes in.
+    REST = auto()
+    #: There was no room for it.
+    REFUSED = auto()
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection.
+
+    Args:
+        connections: those of the server.
+        arguments: for uvicorn's own protocol.
+    """
+
+    def __init__(self, connections: Connections, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._all = connections
+        self._limits = connections.limits
+        self._phase = _Phase.SILENT
+        self._since = 0.0
+        self._received = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with a connection, or refuse it."""
+        # So it is told of every byte that its client doesn't read.
+        transport.set_write_buffer_limits(high=0)
+        super().connection_made(transport)
+        refusal = self._all.add(self, _counted(self.client[0] if self.client else ""))
+        if refusal is not None:
+            self._refuse(refusal)
+            return
+        self._enter(_Phase.SILENT)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End with a connection."""
+        for timer in (self._timer, self._unread):
+            if timer is not None:
+                timer.cancel()
+        if self._phase is _Phase.REFUSED:
+            self._all.lingered()
+        self._all.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        if self._phase is _Phase.REFUSED:
+            return
+        if self._phase is _Phase.SILENT:
+            self._enter(_Phase.HEADER)
+        self._received += len(data)
+        super().data_received(data)
+        self._follow()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request."""
+        super().on_response_complete()
+        if self._phase in (_Phase.ANSWER, _Phase.BODY):
+            self._phase = _Phase.REST
+        self._follow()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        error = ServiceError(
+            f"{msg} It must be HTTP/1.1, with a header of at most {self._limits.header_bytes} "
+            "bytes",
+            http_status=400,
+            code="INVALID_HTTP",
+        )
+        self._answer_and_close(error)
+
+    def pause_writing(self) -> None:
+        """Note that there is something that the client has not read."""
+        super().pause_writing()
+        size = self.transport.get_write_buffer_size() + _KERNEL_BYTES
+        patience = self._limits.transfer_seconds + size / self._limits.bytes_per_second
+        self._unread = self.loop.call_later(patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Note that the client has read everything."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _enter(self, phase: _Phase) -> None:
+        if phase is self._phase and self._timer is not None:
+            return
+        self._phase = phase
+        self._all.silent(self, phase is _Phase.SILENT)
+        self._since, self._received = self.loop.time(), 0
+        if self._timer is not None:
+            self._timer.cancel()
+        self._arm()
+
+    def _follow(self) -> None:
+        """Enter the phase that the parser's state says."""
+        state = self.conn.their_state
+        if self.transport.is_closing():
+            self._enter(_Phase.ANSWER)
+        elif state is h11.IDLE:
+            begun = bool(self.conn.trailing_data[0])
+            self._enter(_Phase.HEADER if begun else _Phase.SILENT)
+        elif state is h11.SEND_BODY:
+            self._enter(_Phase.REST if self._phase is _Phase.REST else _Phase.BODY)
+        else:
+            self._enter(_Phase.ANSWER)
+
+    def _arm(self) -> None:
+        deadline = self._deadline()
+        self._timer = None if deadline is None else self.loop.call_at(deadline, self._expired)
+
+    def _deadline(self) -> float | None:
+        limits = self._limits
+        match self._phase:
+            case _Phase.HEADER:
+                return self._since + limits.header_seconds
+            case _Phase.SILENT:
+                return self._since + max(limits.header_seconds, limits.idle_seconds)
+            case _Phase.BODY:
+                expected = self._received / limits.bytes_per_second
+                return self._since + limits.transfer_seconds + expected
+            case _Phase.REST:
+                return self._since + limits.transfer_seconds
+            case _:
+                return None
+
+    def _expired(self) -> None:
+        self._timer = None
+        if self._phase is _Phase.BODY:
+            if self.flow.read_paused:  # the application doesn't take it: that is our time
+                self._since, self._received = self.loop.time(), 0
+            deadline = self._deadline()
+            if deadline is not None and deadline > self.loop.time():
+                self._arm()
+                return
+        if self._phase in (_Phase.SILENT, _Phase.REST):
+            self.transport.abort()
+            return
+        what = "body" if self._phase is _Phase.BODY else "header"
+        error = ServiceError(
+            f"the request's {what} came too slowly", http_status=408, code="REQUEST_TIMEOUT"
+        )
+        self._answer_and_close(error)
+
+    def _answer_and_close(self, error: ServiceError) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(_raw(error))
+        self.transport.close()
+
+    def _refuse(self, why: str) -> None:
+        self._phase = _Phase.REFUSED
+        error = ServiceError(
+            f"{why}, which is the most: try again in a moment",
+            http_status=503,
+            code="TOO_MANY_CONNECTIONS",
+        )
+        if self._all.may_linger():
+            self.transport.write(_raw(error))
+            self.transport.write_eof()
+            self._timer = self.loop.call_later(_REFUSED_SECONDS, self.transport.abort)
+        else:
+            self._phase = _Phase.ANSWER  # it has no place to give back
+            self.transport.abort()
+
+
+def _counted(address: str) -> str:
+    """Return the address that connections are counted by, empty if they are not."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return ""
+    mapped = getattr(parsed, "ipv4_mapped", None)  # as IPv6 sockets show IPv4
+    return "" if (mapped or parsed).is_loopback else str(mapped or parsed)
+
+
+def _raw(error: ServiceError) -> bytes:
+    """Return an answer as it goes over the wire, outside of any exchange that h11 knows of."""
+    answer = error_answer(error, headers={"Connection": "close", "Retry-After": "1"})
+    head = [f"HTTP/1.1 {error.http_status} {HTTPStatus(error.http_status).phrase}".encode()]
+    head += [name + b": " + value for name, value in answer.raw_headers]
+    return b"\r\n".join([*head, b"", bytes(answer.body)])
