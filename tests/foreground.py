@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import select
 import signal
 import subprocess
 from types import TracebackType
 from typing import Any
+
+from flux_endpoint.processes import is_readable
 
 #: Seconds after which a person would press Ctrl-C once more.
 _AGAIN_AFTER = 20.0
@@ -37,5 +38,5 @@ def interrupt(process: subprocess.Popen[Any]) -> None:
     assert stream is not None
     for _ in range(_PRESSES):
         process.send_signal(signal.SIGINT)
-        if select.select([stream], [], [], _AGAIN_AFTER)[0]:
+        if is_readable(stream, _AGAIN_AFTER):
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import PATIENCE, WAIT
+
+from flux_endpoint.processes import is_readable
 
 HERE = Path(sys.executable).parent
 
@@ -50,8 +51,7 @@ class Typist:
     def wait_for(self, text):
         deadline = time.monotonic() + PATIENCE
         while text not in self.seen:
-            left = deadline - time.monotonic()
-            assert select.select([self.master], [], [], max(0, left))[0], self.seen
+            assert is_readable(self.master, deadline - time.monotonic()), self.seen
             self.seen += os.read(self.master, 4096).decode(errors="replace")
 
     def close(self):

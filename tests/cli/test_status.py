@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import uuid
 
@@ -14,6 +13,7 @@ from tests.cli.conftest import PATIENCE, WAIT, configure, until
 
 from alarms import memory_alarm
 from flux_endpoint import __version__
+from flux_endpoint.processes import is_readable
 
 live = pytest.mark.usefixtures("stack")
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
@@ -168,7 +168,7 @@ def kill(terminal, name):
     (entry,) = terminal.json("status", name, status=None)["endpoints"]
     pidfd = os.pidfd_open(entry["local"]["pid"])
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    assert select.select([pidfd], [], [], PATIENCE)[0]
+    assert is_readable(pidfd, PATIENCE)
     os.close(pidfd)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -25,6 +24,7 @@ from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.lifecycle import list_endpoints
 from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.processes import is_readable
 from other_threads import signal_another_thread
 
 
@@ -318,7 +318,7 @@ def test_an_agent_on_another_host_is_not_touched(
 
 def wait_for_end(pidfd: int) -> None:
 
-    assert select.select([pidfd], [], [], PATIENCE)[0]
+    assert is_readable(pidfd, PATIENCE)
     os.close(pidfd)
 
 

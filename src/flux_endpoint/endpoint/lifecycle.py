@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from flux_endpoint.errors import (
     FluxEndpointError,
     StillTryingError,
 )
+from flux_endpoint.processes import is_readable
 
 #: Seconds that a start in the background is watched; the agent goes on trying after that.
 START_TIMEOUT = 60.0
@@ -149,7 +149,7 @@ def _await_ready(
 ) -> Started:
     deadline = time.monotonic() + (START_TIMEOUT if timeout is None else timeout)
     away, unread = "", b""
-    while select.select([reports], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    while is_readable(reports, deadline - time.monotonic()):
         chunk = reports.read(65_536)
         if not chunk:
             code = process.wait()
@@ -251,10 +251,10 @@ def stop_endpoint(
         if directory.holder() != holder:
             return None
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        if _ended(pidfd, timeout):
+        if is_readable(pidfd, timeout):
             return "stopped"
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if _ended(pidfd, KILL_TIMEOUT):
+        if is_readable(pidfd, KILL_TIMEOUT):
             return "killed"
     except PermissionError:
         raise FluxEndpointError(
@@ -300,10 +300,6 @@ def _endpoint_id(file: Path) -> str | None:
         return str(json.loads(file.read_text(encoding="utf-8"))["endpoint_id"])
     except (OSError, ValueError, KeyError, TypeError):  # a start says what is wrong with it
         return None
-
-
-def _ended(pidfd: int, timeout: float) -> bool:
-    return bool(select.select([pidfd], [], [], timeout)[0])
 
 
 def _tail(path: Path) -> str:

@@ -38,6 +38,6 @@ def _parse_text(text: str, now: float) -> float:
         seconds = parse_duration(text[1:])
         return now + seconds if text[0] == "+" else now - seconds
     try:
-        return datetime.fromisoformat(text).timestamp()  # noqa: DTZ - local, as Flux has it
+        return datetime.fromisoformat(text).timestamp()  # local time, as Flux has it
     except (ValueError, OverflowError, OSError):
         raise ValueError("neither an offset nor a date") from None

@@ -13,12 +13,12 @@ from typing import Any
 
 from flux_endpoint.errors import BackgroundError, FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
+from flux_endpoint.processes import is_readable
 from flux_endpoint.stack.state import (
     StackDirectory,
     StackLock,
     StackState,
     open_process,
-    wait_for_exit,
 )
 from flux_endpoint.stack.supervisor import Ready, StackOptions
 from flux_endpoint.stack.tails import tail
@@ -122,7 +122,7 @@ def stop_stack() -> StackState | None:
         if pidfd is not None:
             try:
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-                if not wait_for_exit(pidfd, STOP_TIMEOUT):
+                if not is_readable(pidfd, STOP_TIMEOUT):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import subprocess
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Self
 
 from flux_endpoint import paths
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError
+from flux_endpoint.processes import is_readable
 
 
 class AlreadyRunningError(FluxEndpointError):
@@ -115,20 +115,13 @@ class StackLock:
         self.close()
 
 
-def wait_for_exit(pidfd: int, timeout: float) -> bool:
-    """Return whether the process behind `pidfd` ended within `timeout` seconds."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
-
-
 def open_process(pid: int | None) -> int | None:
     """Return a pidfd of `pid`, or `None` if there is no such process, or it has ended."""
     if not pid:
         return None
     with contextlib.suppress(ProcessLookupError):
         pidfd = os.pidfd_open(pid)
-        if not wait_for_exit(pidfd, 0):
+        if not is_readable(pidfd, 0):
             return pidfd
         os.close(pidfd)  # dead, and its parent has not taken notice yet
     return None
