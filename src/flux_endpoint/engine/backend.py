@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import Amount, JobDemand, placement_in
 from flux_endpoint.engine.flux_bindings import import_flux
 from flux_endpoint.engine.flux_executor import FollowingExecutor
+from flux_endpoint.engine.flux_futures import end_orphans, mend_executor
 from flux_endpoint.engine.flux_jobs import JobList, MarkedJob
 from flux_endpoint.engine.flux_queue import FluxQueue, resource_list
 from flux_endpoint.engine.flux_reads import Handles, JobReader, JobReport
@@ -302,6 +304,8 @@ class FluxBackend:
     def __init__(self, uri: str | None = None) -> None:
         self._flux = import_flux()
         quiet_executors()
+        mend_executor(self._flux)
+        end_orphans()  # of executors that were not waited for
         self._uri = uri or os.environ.get("FLUX_URI") or None
         where = self._uri or "the default instance (FLUX_URI is not set)"
         self._handles = Handles(self._flux, self._uri)
@@ -354,8 +358,8 @@ class FluxBackend:
             return False
         try:
             with self._handles.lend() as handle:
-                asked = handle.rpc("state-machine.get")
-                answer = _answered(lambda: asked.wait_for(_LONG_ANSWER_TIMEOUT).get())
+                ask = partial(handle.rpc, "state-machine.get")
+                answer = _answered(lambda: ask().wait_for(_LONG_ANSWER_TIMEOUT).get())
         except OSError as error:
             return self.is_lost(error)
         return answer["state"] in ENDING
@@ -461,8 +465,8 @@ class FluxBackend:
             return {}
         try:
             with self._handles.lend() as handle:
-                asked = resource_list(handle)
-                listing = _answered(lambda: asked.wait_for(patience).get())
+                ask = partial(resource_list, handle)
+                listing = _answered(lambda: ask().wait_for(patience).get())
         except OSError as error:
             logs.event(log, logging.WARNING, "Flux tells nothing of its resources", reason=error)
             return {}

@@ -83,6 +83,8 @@ class FollowedFuture(LocalExecutorFuture):
         tell = inner.set_exception
 
         def set_exception(error: BaseException | None) -> None:
+            if error is not None:
+                error.__traceback__ = None  # it holds Flux's future, which ends on this thread
             if not inner.done():
                 tell(error)
             elif error is not None:  # its job's end was known: its last events are missing

@@ -11,6 +11,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.demand import Demand, JobDemand, placement_in
+from flux_endpoint.engine.flux_futures import then
 from flux_endpoint.engine.job_queue import JobQueue
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class FluxQueue:
         self._handle = handle
         streaming = self._flux.constants.FLUX_RPC_STREAMING
         wanted = {"full": False, "allow": dict.fromkeys(_EVENTS, 1)}
-        handle.rpc("job-manager.events-journal", wanted, flags=streaming).then(self._heard)
-        handle.rpc("resource.journal", {}, flags=streaming).then(self._nodes_changed)
+        then(handle.rpc("job-manager.events-journal", wanted, flags=streaming), self._heard)
+        then(handle.rpc("resource.journal", {}, flags=streaming), self._nodes_changed)
 
     def _heard(self, journal: Any) -> None:
         try:
@@ -88,7 +89,7 @@ class FluxQueue:
     def _ask_for_nodes(self) -> None:
         if self._outdated and not self._asking:
             self._asking, self._outdated = True, False
-            resource_list(self._handle).then(self._nodes_told)
+            then(resource_list(self._handle), self._nodes_told)
 
     def _nodes_told(self, answer: Any) -> None:
         self._asking = False

@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import shlex
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class JobReport:
 class Handles:
     """Connections to an instance. One serves one thread at a time, so each thread borrows its own.
 
-    There are as many as there ever were threads that asked at once.
+    There are as many as there ever were threads that asked at once. A future of one must have
+    ended when it is given back: let no variable hold it.
     """
 
     def __init__(self, flux: ModuleType, uri: str | None) -> None:
@@ -54,6 +56,9 @@ class Handles:
             handle = self._flux.Flux(self._uri)
         try:
             yield handle
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the future that failed
+            raise
         finally:
             self._free.append(handle)
 
@@ -121,9 +126,12 @@ class JobReader:
             FileNotFoundError: it was never started.
         """
         with self._handles.lend() as handle:
-            events = self._flux.job.event_watch_async(handle, jobid, "guest.exec.eventlog")
-            while events.wait_for(_PATIENCE).get_event() is not None:
-                pass
+            _read_to_end(self._flux.job.event_watch_async(handle, jobid, "guest.exec.eventlog"))
+
+
+def _read_to_end(events: Any) -> None:
+    while events.wait_for(_PATIENCE).get_event() is not None:
+        pass
 
 
 def _tail_of_output(events: Iterable[dict[str, Any]], cwd: str) -> tuple[str, str]:

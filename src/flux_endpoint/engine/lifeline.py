@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from flux_endpoint import logs
+from flux_endpoint.engine.flux_futures import end_orphans, then
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class Lifeline:
         self._closing = True
         os.eventfd_write(self._closed, 1)
         self._thread.join()
+        end_orphans()
         os.close(self._closed)
 
     def _watch(self) -> None:
@@ -125,7 +127,7 @@ class Lifeline:
         )
         with suppress(OSError), stop, nothing:
             monitor = handle.rpc("state-machine.monitor", flags=constants.FLUX_RPC_STREAMING)
-            monitor.then(self._state_changed)
+            then(monitor, self._state_changed)
             if self._on_start is not None:
                 self._on_start(handle)
             handle.reactor_run()
@@ -136,7 +138,7 @@ class Lifeline:
         with suppress(OSError):  # not the owner; or this was the last state
             monitor.get()
             monitor.reset()
-            self._handle.rpc("state-machine.get").then(self._state_named)
+            then(self._handle.rpc("state-machine.get"), self._state_named)
 
     def _state_named(self, answer: Any) -> None:
         with suppress(OSError):
