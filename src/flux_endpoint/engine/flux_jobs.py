@@ -79,20 +79,25 @@ class JobList:
             "constraint": {"and": wanted},
         }
         with self._handles.lend() as handle:
-            answer = handle.rpc("job-list.list", request).wait_for(_PATIENCE).get()
-            jobs = sorted(answer["jobs"], key=lambda job: -job.get("t_submit", 0.0))
-            # All questions first: each alone would take a round trip.
-            asked = [(job, self._ask(handle, job["id"])) for job in jobs]
-            return [
-                MarkedJob(
-                    job["id"],
-                    found,
-                    has_begun=bool(job["state"] & _RUNNING or job.get("t_run")),
-                    is_over=bool(job["state"] & _INACTIVE),
-                )
-                for job, question in asked
-                if mark.items() <= (found := _mark_of(question, job["id"])).items()
-            ]
+            return self._listed(handle, request, mark)
+
+    def _listed(
+        self, handle: Any, request: dict[str, Any], mark: Mapping[str, str]
+    ) -> list[MarkedJob]:
+        answer = handle.rpc("job-list.list", request).wait_for(_PATIENCE).get()
+        jobs = sorted(answer["jobs"], key=lambda job: -job.get("t_submit", 0.0))
+        # All questions first: each alone would take a round trip.
+        asked = [(job, self._ask(handle, job["id"])) for job in jobs]
+        return [
+            MarkedJob(
+                job["id"],
+                found,
+                has_begun=bool(job["state"] & _RUNNING or job.get("t_run")),
+                is_over=bool(job["state"] & _INACTIVE),
+            )
+            for job, question in asked
+            if mark.items() <= (found := _mark_of(question, job["id"])).items()
+        ]
 
     def _ask(self, handle: Any, jobid: int) -> Any:
         return self._flux.job.kvslookup.job_info_lookup(handle, jobid, keys=["jobspec"])
