@@ -95,6 +95,10 @@ class RefusedMessageError(PublishError):
     """The broker refuses this very message, however often it is sent: it is too large."""
 
 
+class RecordError(FluxEndpointError):
+    """A file that records accepted tasks can't be read or written, such as the journal."""
+
+
 class EndpointInUseError(FluxEndpointError):
     """Another agent runs the endpoint, here or on another host."""
 

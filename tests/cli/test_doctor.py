@@ -643,7 +643,9 @@ def test_what_of_an_endpoint_can_not_be_looked_at_is_said_and_the_next_is_looked
 def test_a_journal_that_can_not_be_read_is_not_to_be_thrown_away(lab):
     (lab.lab / "journal.db").mkdir()
     found = findings(lab, "lab", status=1)
-    assert_found(found, "endpoint.journal", "failed", "can't be read", "whether its disk is full")
+    assert_found(
+        found, "endpoint.journal", "failed", "can't read the journal", "whether its disk is full"
+    )
 
 
 def test_an_endpoint_that_was_never_started_is_no_fault(lab):
@@ -674,7 +676,7 @@ def test_a_damaged_identity_is_found(lab, fake):
 def test_a_damaged_journal_is_found(lab):
     (lab.lab / "journal.db").write_bytes(b"garbage" * 1000)
     found = findings(lab, "lab", status=1)
-    assert_found(found, "endpoint.journal", "failed", "is damaged", "move")
+    assert_found(found, "endpoint.journal", "failed", "is damaged", "keeps what can be read")
 
 
 def test_a_working_directory_that_can_not_be_written_is_found(lab, monkeypatch):

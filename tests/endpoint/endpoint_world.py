@@ -14,8 +14,9 @@ from typing import Any
 import pika
 
 from flux_endpoint.amqp import AmqpConnection, Binding, Delivery, Exchange, Queue
-from flux_endpoint.endpoint.agent import Agent, AgentStatus
+from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import EndpointConfig
+from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import (

@@ -25,12 +25,13 @@ from endpoint_world import (
 )
 
 from flux_endpoint.amqp import Consumer, Delivery, connection
-from flux_endpoint.endpoint.agent import Agent, AgentStatus
+from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.intake import read_task
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.registration import BrokerUrl
+from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import EndpointInUseError, InstanceLostError
 from flux_endpoint.protocol import queues

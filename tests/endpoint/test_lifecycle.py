@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ import pytest
 from endpoint_world import PATIENCE
 from service_process import COMMAND, ServiceProcess
 
+from flux_endpoint import Client, Executor, ShellFunction
 from flux_endpoint.cli.main import main
 from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.lifecycle import list_endpoints
-from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.errors import ConfigurationError, TaskExecutionFailed
 from flux_endpoint.processes import is_readable
 from other_threads import signal_another_thread
 
@@ -35,10 +38,10 @@ def attempt(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run(*arguments: str, fails: bool = False) -> str:
-    """Run a command; return what it says, on standard error if it is to fail."""
+def run(*arguments: str, fails: bool | None = False) -> str:
+    """Run a command; return what it says, on standard error if it is to fail (`None`: it may)."""
     done = attempt(*arguments)
-    assert (done.returncode != 0) == fails, done
+    assert fails is None or (done.returncode != 0) == fails, done
     assert "Traceback" not in done.stderr
     return done.stderr if fails else done.stdout
 
@@ -165,9 +168,9 @@ def test_the_log_names_the_executor_before_anything_runs_on_it(
 ) -> None:
     run("start", "lab", "--detach")
     run("stop", "lab")
-    connected, chosen, *_ = lab.log.read_text().splitlines()
-    assert "connected to the broker" in connected
-    assert "embedded executor" in chosen
+    log = lab.log.read_text()
+    assert 0 < log.index("connected to the broker") < log.index("embedded executor")
+    assert log.index("embedded executor") < log.index("endpoint starts")
 
 
 @pytest.mark.rabbitmq
@@ -341,3 +344,68 @@ def test_a_copied_endpoint_does_not_start_and_says_who_runs_it(
     assert listed()["status"] == "stopped"
     monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(home))
     assert listed() == first
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("loss", ["moved away", "emptied", "damaged"])
+def test_what_was_in_a_lost_journal_ends_with_an_error_and_the_rest_runs(
+    lab: EndpointDirectory, logged_in: None, service_process: ServiceProcess, loss: str
+) -> None:
+    started = lab.path / "started"
+    lab.config.write_text("engine: {max_workers: 1}\nmax_in_flight: 2\nprefetch: 2\n")
+    run("start", "lab", "--detach")
+    endpoint_id = listed()["endpoint_id"]
+    client = Client(service_process.url, service_process.credentials.token)
+    with Executor(endpoint_id, client=client) as executor:
+        # Once, it would run for ever; nobody who comes later does.
+        command = ShellFunction(f"mkdir {started} 2>/dev/null && sleep 3600; echo {{n}}")
+        futures = [executor.submit(command, n=n) for n in range(5)]
+        wait_until(lambda: started.exists() and len(in_journal(lab)) >= 2)
+        holder = lab.holder()
+        assert holder is not None
+        pidfd = os.pidfd_open(holder.pid)
+        os.kill(holder.pid, signal.SIGKILL)
+        wait_for_end(pidfd)
+        lost = in_journal(lab)
+        assert len(lost) < len(futures)
+        if loss == "moved away":
+            for each in lab.path.glob("journal.db*"):
+                each.rename(each.with_name(f"old-{each.name}"))
+        elif loss == "emptied":
+            os.truncate(lab.journal, 0)
+        else:
+            with closing(sqlite3.connect(lab.journal, isolation_level=None)) as database:
+                database.execute("UPDATE tasks SET buffer = x'00' WHERE rowid = 1")
+            lost = lost[:1]
+        said = run("doctor", "lab", fails=None)
+        assert {"moved away": "it has no journal", "emptied": "is empty"}.get(
+            loss, "is damaged: row 1 of tasks"
+        ) in said
+        run("start", "lab", "--detach")
+        for n, each in enumerate(futures):
+            if each.task_id in lost:
+                with pytest.raises(TaskExecutionFailed, match="JournalLost: the endpoint took"):
+                    each.result(PATIENCE)
+            else:
+                assert each.result(PATIENCE).stdout == f"{n}\n"
+    assert f"they end with an error tasks={len(lost)}" in lab.log.read_text()
+    run("stop", "lab")
+    log = lab.log.read_text()
+    run("start", "lab", "--detach")
+    run("stop", "lab")
+    assert "JournalLost" not in lab.log.read_text().removeprefix(log)
+    assert "new journal" not in lab.log.read_text().removeprefix(log)
+
+
+def in_journal(endpoint: EndpointDirectory) -> list[str]:
+    """Which tasks an endpoint has accepted that have not ended, oldest first."""
+    with closing(sqlite3.connect(f"file:{endpoint.journal}?mode=ro", uri=True)) as database:
+        return [task_id for (task_id,) in database.execute("SELECT task_id FROM tasks")]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does soon and can't announce."""
+    deadline, pause = time.monotonic() + PATIENCE, threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline
+        pause.wait(0.05)

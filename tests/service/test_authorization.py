@@ -85,6 +85,7 @@ RULES = {
     "GET /v3/endpoints/{endpoint_id}/status": Rule(UNKNOWN_ENDPOINT, "200", secret=True),
     "GET /v3/endpoints/{endpoint_id}/allowed_functions": Rule(UNKNOWN_ENDPOINT, "200"),
     "DELETE /v2/endpoints/{endpoint_id}": Rule(UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT),
+    "GET /v3/endpoints/{endpoint_id}/taken": Rule(UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT),
     "POST /v3/endpoints/{endpoint_id}/lock": Rule(UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT),
     # Tasks.
     "POST /v3/endpoints/{endpoint_id}/submit": Rule(

@@ -8,26 +8,25 @@ acknowledges, submits and publishes.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
 from flux_endpoint.endpoint.commands import cancelled_before_it_came, read_command
 from flux_endpoint.endpoint.config import EndpointConfig
-from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE, Connectivity
+from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.directory import JOURNAL
 from flux_endpoint.endpoint.events import EventSender
 from flux_endpoint.endpoint.intake import Refused, read_task, refuse
 from flux_endpoint.endpoint.journal import Journal
+from flux_endpoint.endpoint.opening import Opening
 from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
+from flux_endpoint.endpoint.status import AgentStatus, Phase
 from flux_endpoint.endpoint.turn import (
     BrokerAlarm,
     Command,
@@ -39,12 +38,7 @@ from flux_endpoint.endpoint.turn import (
     Turn,
 )
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
-from flux_endpoint.errors import (
-    EndpointInUseError,
-    InstanceLostError,
-    InvalidMessageError,
-    PublishError,
-)
+from flux_endpoint.errors import InstanceLostError, InvalidMessageError, PublishError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import EndpointStop
 from flux_endpoint.protocol.queues import EndpointQueues
@@ -62,33 +56,6 @@ AMQP_HEARTBEAT = 10
 CONFIRM_GRACE = 3.0
 
 
-class Phase(Enum):
-    """How far an agent is."""
-
-    #: It waits until the broker gives it the task queue; the engine was not started.
-    CLAIMING = auto()
-    WORKING = auto()
-    #: It takes no more tasks; the engine ends.
-    STOPPING = auto()
-
-
-@dataclass(frozen=True)
-class AgentStatus:
-    """What others may know of the agent while it runs.
-
-    Attributes:
-        state: "disconnected" (from the broker or its queue, and trying), "connected" or "stopping".
-        reason: why no tasks can come, or results can't be sent.
-        executor: what runs the engine's jobs, "flux" or "local"; `None` until it was started.
-        patience: seconds after which the agent gives up; infinite: never.
-    """
-
-    state: str
-    reason: str
-    executor: str | None
-    patience: float = math.inf
-
-
 class Agent:
     """Connects one engine to one endpoint's queues.
 
@@ -98,6 +65,8 @@ class Agent:
         directory: the endpoint's directory, for the journal.
         config: the endpoint's configuration.
         url: gives the broker's URL before each attempt; default: the one in `queues`.
+        taken: asks the service which tasks this endpoint took and has not ended; default: nobody is
+            asked, and tasks of an earlier journal get no end.
         on_status: told each change of the agent's status, on the agent's thread.
     """
 
@@ -109,6 +78,7 @@ class Agent:
         config: EndpointConfig,
         *,
         url: BrokerUrl | None = None,
+        taken: Callable[[], list[str]] | None = None,
         on_status: Callable[[AgentStatus], None] | None = None,
     ) -> None:
         self._queues = queues
@@ -119,6 +89,7 @@ class Agent:
         allowed = config.allowed_functions
         self._allowed = None if allowed is None else frozenset(allowed)
         self._url = url
+        self._taken = taken
         self._on_status = on_status
         heartbeats = Target(queues.heartbeat_queue_info)
         self._reports = StatusReporter(self._endpoint_id, heartbeats, config.heartbeat_period)
@@ -154,12 +125,11 @@ class Agent:
                 was started.
             EngineError: the engine can't be started.
             InstanceLostError: the Flux instance is gone; what may be run again is in the journal.
-            FluxEndpointError: the journal can't be written; what was not recorded was not
+            RecordError: the journal can't be read or written; what was not recorded was not
                 acknowledged either, so the broker still has it.
         """
         self._journal = Journal(self._directory / JOURNAL)
         try:
-            unpublished = self._journal.unpublished()
             self._connection = AmqpConnection(
                 self._url or self._queues.task_queue_info.connection_url,
                 name=f"endpoint {self._endpoint_id}",
@@ -172,7 +142,13 @@ class Agent:
             )
             self._outbox = Outbox(self._connection, self._queues.result_queue_info, self._inbox.put)
             self._events = EventSender(self._connection, self._queues.event_queue_info)
-            if not self._claim():
+            self._tell_status()
+            try:
+                ready = self._open()
+            finally:
+                if not self._link.owns_queue:
+                    self._connection.close(0.0)
+            if not ready:
                 event(log, logging.INFO, "endpoint stopped before it had its task queue")
                 return
             self._engine.start(
@@ -181,7 +157,7 @@ class Agent:
                 lambda reason: self._inbox.put(EngineLost(reason)),
             )
             try:
-                self._begin(unpublished)
+                self._begin()
                 while time.monotonic() < self._leave_at:
                     self._turn(self._take())
             finally:
@@ -194,13 +170,17 @@ class Agent:
                 "journal; start it in another allocation to have them run"
             )
 
-    def _claim(self) -> bool:
-        """Wait until the task queue is ours: until then another agent may run what we recorded.
-
-        Returns:
-            False if we are asked to stop before.
-        """
-        self._tell_status()
+    def _open(self) -> bool:
+        """Do what comes before the first task; return False if we are asked to stop before."""
+        opening = Opening(
+            self._endpoint_id,
+            self._inbox,
+            self._link,
+            note=self._note,
+            tell_status=self._tell_status,
+        )
+        if self._taken is not None and not opening.account(self._journal, self._taken):
+            return False
         self._connection.start()
         self._consumer = self._connection.consume(
             self._queues.task_queue_info.queue,
@@ -210,26 +190,11 @@ class Agent:
             on_accepted=lambda: self._inbox.put(QueueGranted()),
             on_refused=lambda reason: self._inbox.put(ConsumeRefused(reason)),
         )
-        asked_to_stop = False
-        try:
-            while not self._link.owns_queue and not asked_to_stop:
-                patience = max(0.0, self._link.patience)
-                each = self._inbox.get(timeout=min(patience, threading.TIMEOUT_MAX))
-                asked_to_stop = each is Signal.STOP
-                if isinstance(each, StateChange | QueueGranted | ConsumeRefused):
-                    self._note(each)
-        except queue.Empty:
-            raise EndpointInUseError(
-                f"another agent runs endpoint {self._endpoint_id}: it has kept the task queue for "
-                f"{OWNER_PATIENCE:g} s"
-            ) from None
-        finally:
-            if not self._link.owns_queue:
-                self._connection.close(0.0)
-        return self._link.owns_queue
+        return opening.claim()
 
-    def _begin(self, unpublished: list[str]) -> None:
+    def _begin(self) -> None:
         self._phase = Phase.WORKING
+        unpublished = self._journal.unpublished()
         self._recover(unpublished)
         event(
             log,

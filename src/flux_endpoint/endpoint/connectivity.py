@@ -50,6 +50,7 @@ class Connectivity:
         match change.state:
             case ConnectionState.CONNECTED:
                 self.connected, self.trouble, self._refusal = True, "", ""
+                self._rivalled_since = float("inf")
                 event(log, logging.INFO, "connected to the broker", address=change.address)
             case ConnectionState.LOST | ConnectionState.UNREACHABLE:
                 self._rivalled_since = float("inf")
@@ -85,17 +86,21 @@ class Connectivity:
 
     def refused(self, reason: str) -> bool:
         """Take note that the task queue is not ours; return whether others should know of it."""
-        rivalled = "exclusive" in reason
-        self._rivalled_since = (
-            min(self._rivalled_since, time.monotonic()) if rivalled else float("inf")
-        )
+        if "exclusive" in reason:
+            return self.rivalled(reason)
+        self._rivalled_since = float("inf")
+        trouble = f"the broker refuses the task queue ({reason}); trying again"
+        return self._not_ours(trouble, reason)
+
+    def rivalled(self, reason: str) -> bool:
+        """Take note that another agent has the queue; return whether others should know of it."""
+        self._rivalled_since = min(self._rivalled_since, time.monotonic())
+        trouble = "another agent has this endpoint's task queue; trying again until it lets go"
+        return self._not_ours(trouble, reason)
+
+    def _not_ours(self, trouble: str, reason: str) -> bool:
         if reason == self._refusal:
             return False
-        self._refusal = reason
-        self.trouble = (
-            "another agent has this endpoint's task queue; trying again until it lets go"
-            if rivalled
-            else f"the broker refuses the task queue ({reason}); trying again"
-        )
-        event(log, logging.ERROR, self.trouble, queue=self._task_queue, reason=reason)
+        self._refusal, self.trouble = reason, trouble
+        event(log, logging.ERROR, trouble, queue=self._task_queue, reason=reason)
         return True

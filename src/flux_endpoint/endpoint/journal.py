@@ -8,14 +8,21 @@ Whatever happens to the process, each accepted task is in exactly one of the thr
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 from flux_endpoint.engine.base import EngineResult, EngineTask
-from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol.messages import Result, unpack
+from flux_endpoint.sqlite_file import Layout, Row, open_file, told_as_records
+
+log = logging.getLogger(__name__)
 
 #: Layout of the tables, kept in `PRAGMA user_version`.
 SCHEMA_VERSION = 1
@@ -44,6 +51,8 @@ CREATE TABLE done (
     task_id TEXT NOT NULL UNIQUE,
     at REAL NOT NULL
 );
+CREATE TABLE beginnings (at REAL NOT NULL);
+INSERT INTO beginnings VALUES (strftime('%s', 'now'));
 """
 
 
@@ -51,39 +60,59 @@ class Journal:
     """The agent's record; belongs to the thread that opens it.
 
     Args:
-        path: the database file, created if missing.
+        path: the database file, created if missing, and made anew of what can be read if it is
+            damaged.
         max_done: how many finished ids are remembered.
+
+    Raises:
+        RecordError: it can't be opened.
     """
 
     def __init__(self, path: Path, *, max_done: int = MAX_DONE) -> None:
         self._path = path
         self._max_done = max_done
         self._confirmed_since_prune = 0
-        try:
-            self._database = sqlite3.connect(path, isolation_level=None, timeout=10)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._prepare()
-        except sqlite3.Error as error:
-            raise FluxEndpointError(
-                f"can't open the journal {path}: {error}. If it is damaged, move it away: the "
-                "tasks in it are then lost"
-            ) from error
+        self._database, found = open_file(path, LAYOUT)
+        if found.damage:
+            event(
+                log,
+                logging.ERROR,
+                "the journal was damaged; what can be read of it was kept, and the damaged one set "
+                "aside",
+                damage=found.damage,
+                aside=found.aside,
+                **found.rows,
+            )
+        elif found.is_new:
+            event(log, logging.INFO, "a new journal begins", path=path)
+        with self._told("read"):
+            # One of an earlier release has none: its tasks are in it.
+            self._database.execute("CREATE TABLE IF NOT EXISTS beginnings (at REAL NOT NULL)")
+            # Numbers go on where they stopped, though old rows are deleted.
+            (self._number,) = self._database.execute(
+                "SELECT coalesce(max(number), 0) FROM done"
+            ).fetchone()
 
-    def _prepare(self) -> None:
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._database.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    def _told(self, verb: str) -> AbstractContextManager[None]:
+        return told_as_records(verb, self._path, LAYOUT)
+
+    @property
+    def lacks_earlier(self) -> bool:
+        """Whether an earlier journal may have had tasks that this one lacks, and nobody said so."""
+        with self._told("read"):
+            return self._database.execute("SELECT 1 FROM beginnings").fetchone() is not None
+
+    def accounted(self) -> None:
+        """Note that what an earlier journal had and this one lacks has been given an end."""
+        self._database.execute("DELETE FROM beginnings")
+
+    def held(self) -> set[str]:
+        """Return the ids of all tasks that are here: without a result, or with one."""
+        with self._told("read"):
+            rows = self._database.execute(
+                "SELECT task_id FROM tasks UNION SELECT task_id FROM results"
             )
-        elif version != SCHEMA_VERSION:
-            raise FluxEndpointError(
-                f"the journal {self._path} has layout {version}, this release reads "
-                f"{SCHEMA_VERSION}: use the release that wrote it to finish its tasks"
-            )
-        # Numbers go on where they stopped, though old rows are deleted.
-        (self._number,) = self._database.execute(
-            "SELECT coalesce(max(number), 0) FROM done"
-        ).fetchone()
+            return {task_id for (task_id,) in rows}
 
     @contextmanager
     def batch(self, *, durable: bool = True) -> Iterator[None]:
@@ -95,23 +124,20 @@ class Journal:
                 and results are, confirmations (whose loss costs one duplicate) are not.
 
         Raises:
-            FluxEndpointError: nothing of the batch is in the journal (e.g. the disk is full).
+            RecordError: nothing of the batch is in the journal (e.g. the disk is full).
         """
         execute = self._database.execute
-        try:
+        with self._told("write"):
             execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             execute("BEGIN IMMEDIATE")
             try:
                 yield
+                execute("COMMIT")
             except BaseException:
-                if self._database.in_transaction:
-                    execute("ROLLBACK")
+                with suppress(sqlite3.Error):  # the first error is the one to tell
+                    if self._database.in_transaction:
+                        execute("ROLLBACK")
                 raise
-            execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._database.in_transaction:
-                execute("ROLLBACK")
-            raise FluxEndpointError(f"can't write the journal {self._path}: {error}") from error
 
     def accept(self, tasks: Iterable[EngineTask]) -> None:
         """Record tasks; one that is recorded already stays as it is."""
@@ -164,32 +190,28 @@ class Journal:
 
     def done(self, task_ids: Sequence[str]) -> set[str]:
         """Return those of `task_ids` whose result was confirmed."""
-        rows = self._database.execute(
-            "SELECT task_id FROM done WHERE task_id IN (SELECT value FROM json_each(?))",
-            (json.dumps(task_ids),),
-        )
-        return {task_id for (task_id,) in rows}
+        with self._told("read"):
+            rows = self._database.execute(
+                "SELECT task_id FROM done WHERE task_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(task_ids),),
+            )
+            return {task_id for (task_id,) in rows}
 
     def pending(self) -> Iterator[EngineTask]:
         """Yield the tasks that have not ended, in the order in which they came."""
-        rows = self._database.execute(
-            "SELECT task_id, function_id, buffer, resource_specification, result_serializers,"
-            " attach FROM tasks ORDER BY rowid"
-        )
-        for task_id, function_id, buffer, resources, serializers, attach in rows:
-            yield EngineTask(
-                task_id,
-                function_id,
-                buffer,
-                json.loads(resources) if resources else None,
-                json.loads(serializers) if serializers else None,
-                json.loads(attach) if attach else None,
+        with self._told("read"):
+            rows = self._database.execute(
+                "SELECT task_id, function_id, resource_specification, result_serializers, buffer,"
+                " attach FROM tasks ORDER BY rowid"
             )
+            for row in rows:
+                yield _task(row)
 
     def unpublished(self) -> list[str]:
         """Return the ids of the results that the broker has not confirmed, oldest first."""
-        rows = self._database.execute("SELECT task_id FROM results ORDER BY rowid")
-        return [task_id for (task_id,) in rows]
+        with self._told("read"):
+            rows = self._database.execute("SELECT task_id FROM results ORDER BY rowid")
+            return [task_id for (task_id,) in rows]
 
     def result(self, task_id: str) -> bytes:
         """Return the unconfirmed result of a task.
@@ -197,9 +219,10 @@ class Journal:
         Raises:
             KeyError: there is none.
         """
-        row = self._database.execute(
-            "SELECT body FROM results WHERE task_id = ?", (task_id,)
-        ).fetchone()
+        with self._told("read"):
+            row = self._database.execute(
+                "SELECT body FROM results WHERE task_id = ?", (task_id,)
+            ).fetchone()
         if row is None:
             raise KeyError(task_id)
         body: bytes = row[0]
@@ -212,3 +235,65 @@ class Journal:
 
 def _to_json(value: object) -> str | None:
     return None if value is None else json.dumps(value)
+
+
+def _task(columns: Row) -> EngineTask:
+    task_id, function_id, resources, serializers, buffer, attach = columns
+    named: list[Any] = [
+        None if each is None else json.loads(each)  # type: ignore[arg-type]  # as it was written
+        for each in (resources, serializers, attach)
+    ]
+    return EngineTask(str(task_id), str(function_id), str(buffer), *named)
+
+
+# What a row must be; nothing else was ever written. ValueError: what it is.
+
+
+def _check_task(row: Row) -> None:
+    try:
+        *columns, received = row
+        task = _task(columns)
+        task.buffer.encode()
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    _check_id(task.task_id)
+    _check_id(task.function_id)
+    if not (
+        isinstance(task.resource_specification, dict | None)
+        and isinstance(task.result_serializers, list | None)
+        and isinstance(task.attach, int | None)
+        and isinstance(columns[4], str)
+        and isinstance(received, float)
+    ):
+        raise ValueError("a column is of another kind")  # noqa: TRY004 - it is the value of a row
+
+
+def _check_result(row: Row) -> None:
+    task_id, body = row
+    _check_id(task_id)
+    message = unpack(body) if isinstance(body, bytes) else None
+    if not isinstance(message, Result) or str(message.task_id) != task_id:
+        raise ValueError("it is not the result of its task")
+
+
+def _check_done(row: Row) -> None:
+    _, task_id, at = row
+    _check_id(task_id)
+    if not isinstance(at, float):
+        raise ValueError("a column is of another kind")  # noqa: TRY004 - it is the value of a row
+
+
+def _check_id(value: object) -> None:
+    if not isinstance(value, str) or str(UUID(value)) != value:
+        raise ValueError(f"{str(value)[:100]!r} is no task's or function's id")
+
+
+#: How the file is laid out, and what its rows must be.
+LAYOUT = Layout(
+    "journal",
+    SCHEMA_VERSION,
+    _SCHEMA,
+    {"tasks": _check_task, "results": _check_result, "done": _check_done},
+    "DELETE FROM tasks WHERE task_id IN"
+    " (SELECT task_id FROM results UNION ALL SELECT task_id FROM done)",
+)

@@ -19,6 +19,7 @@ from flux_endpoint import __version__, paths
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceError
 from flux_endpoint.logs import event
+from flux_endpoint.protocol.operations import TakenTasksAnswer
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.rest import RestClient
 
@@ -74,6 +75,24 @@ class Registration:
         if endpoint_id is None or self._file.read_text(encoding="utf-8") != text:
             paths.write_private(self._file, text)
         return queues
+
+    def taken(self, endpoint_id: str) -> list[str]:
+        """Return the tasks that the endpoint took and that have not ended, as the service knows.
+
+        Raises:
+            ServiceError: the service refused: ENDPOINT_IN_USE while an agent has the task queue.
+            ServiceUnreachableError: service or broker can't tell now; try again later.
+        """
+        answer = self._rest.request("GET", f"/v3/endpoints/{endpoint_id}/taken")
+        try:
+            return TakenTasksAnswer.model_validate(answer).tasks
+        except ValidationError as error:
+            raise ServiceError(
+                f"{self._rest.credentials.service_url} answered with something else than the tasks "
+                f"of endpoint {endpoint_id}",
+                http_status=200,
+                code="NOT_A_FLUX_ENDPOINT_SERVICE",
+            ) from error
 
     def _register_again(self, endpoint_id: str) -> dict[str, Any]:
         try:

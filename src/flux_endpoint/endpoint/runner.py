@@ -10,11 +10,12 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.credentials import load_credentials
-from flux_endpoint.endpoint.agent import Agent, AgentStatus
+from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import parse_config
 from flux_endpoint.endpoint.directory import (
     AgentLock,
@@ -23,6 +24,7 @@ from flux_endpoint.endpoint.directory import (
     this_machine,
 )
 from flux_endpoint.endpoint.registration import BrokerUrl, Registration, last_reporter
+from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import Engine
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import (
@@ -111,6 +113,7 @@ class Runner:
                 self._directory.path,
                 config,
                 url=BrokerUrl(queues, registration.register),
+                taken=partial(registration.taken, queues.endpoint_id),
                 on_status=self._write_status,
             )
             if self._signals.empty():

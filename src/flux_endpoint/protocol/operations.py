@@ -100,6 +100,12 @@ class EndpointStateAnswer(BaseModel):
     queue: QueueDocument | None = None
 
 
+class TakenTasksAnswer(BaseModel):
+    """`GET /v3/endpoints/{id}/taken`: what an endpoint took and has not ended, in any order."""
+
+    tasks: list[str]
+
+
 class ListedState(StrEnum):
     """How far a task is."""
 

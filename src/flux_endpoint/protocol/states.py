@@ -53,6 +53,7 @@ class ErrorCode(StrEnum):
     CANCELLED = "TaskCancelled"
     WORKER_LOST = "WorkerLost"
     ENGINE_REFUSED = "EngineRefusedTask"
+    JOURNAL_LOST = "JournalLost"
     ENDPOINT_LOST = "EndpointLost"
     ENDPOINT_NOT_STARTED = "EndpointNotStarted"
     ENDPOINT_DELETED = "EndpointDeleted"

@@ -22,6 +22,7 @@ from flux_endpoint.service.routes import (
     kill,
     operations,
     submit,
+    taken,
     tasks,
     version,
 )
@@ -61,4 +62,5 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
     app.include_router(operations.router)
+    app.include_router(taken.router)
     return app

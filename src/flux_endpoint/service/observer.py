@@ -9,6 +9,7 @@ from concurrent.futures import Future, wait
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Custodian, StateChange
 from flux_endpoint.errors import PublishError
+from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.operations import BrokerDocument, QueueDocument
 
 #: Seconds that the broker has to take a message, or to say that it takes none.
@@ -71,6 +72,18 @@ class BrokerObserver:
             reason="" if connected else reason,
             alarm=self._alarm() if connected else "",
         )
+
+    def queued_tasks(self, queue: str, timeout: float) -> set[str] | None:
+        """Return the ids of the tasks in an endpoint's queue; `None`: somebody consumes from it.
+
+        Raises:
+            AmqpError: the broker does not tell.
+            TimeoutError: it does not tell within `timeout` seconds.
+        """
+        headers = self._custodian.look(queue).result(timeout)
+        if headers is None:
+            return None
+        return {str(each.get(queues.TASK_ID_HEADER)) for each in headers}
 
     def _alarm(self) -> str:
         """Return why the broker takes no messages; it tells that only to who sends one."""

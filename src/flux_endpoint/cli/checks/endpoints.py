@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterator
-from urllib.parse import quote
 
 from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
 from flux_endpoint.cli.checks.machine import check_disk, check_private
@@ -16,8 +13,15 @@ from flux_endpoint.cli.service_api import ServiceApi
 from flux_endpoint.cli.table import shown_age
 from flux_endpoint.endpoint.config import EndpointConfig, load_config
 from flux_endpoint.endpoint.directory import EndpointDirectory
+from flux_endpoint.endpoint.journal import LAYOUT
 from flux_endpoint.endpoint.registration import read_endpoint_id
-from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceError
+from flux_endpoint.errors import (
+    ConfigurationError,
+    FluxEndpointError,
+    RecordError,
+    ServiceError,
+)
+from flux_endpoint.sqlite_file import examine
 from flux_endpoint.stack.state import start_command
 
 #: Bytes of a journal that is looked through.
@@ -126,32 +130,43 @@ class EndpointChecks:
         )
 
     def _journal(self) -> Iterator[Finding]:
-        path = self._directory.path / "journal.db"
+        path = self._directory.journal
         if not path.exists():
+            if self._directory.identity.exists():
+                yield self._without_journal(f"it has no journal ({path})")
             return
         if path.stat().st_size > MOST_JOURNAL:
             yield skipped("endpoint.journal", f"{path} is too large to look through", self._name)
             return
-        mend = f"stop the endpoint and move {path} away; the tasks in it are lost then"
         try:
-            # Only reads, also beside a running agent.
-            uri = f"file:{quote(str(path))}?mode=ro"
-            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
-                (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
-                (tasks,) = database.execute("SELECT count(*) FROM tasks").fetchone()
-                (results,) = database.execute("SELECT count(*) FROM results").fetchone()
-        except sqlite3.OperationalError as error:  # says nothing of what is in it
+            found = examine(path, LAYOUT)
+        except RecordError as error:
             how = "look at its mode and owner, and whether its disk is full or broken"
-            yield failed("endpoint.journal", f"{path} can't be read: {error}", how, self._name)
+            yield failed("endpoint.journal", str(error), how, self._name)
             return
-        except sqlite3.Error as error:
-            yield failed("endpoint.journal", f"{path} is damaged: {error}", mend, self._name)
-            return
-        if said != "ok":
-            yield failed("endpoint.journal", f"{path} is damaged: {said}", mend, self._name)
-            return
-        what = f"its journal is sound: {tasks} tasks, {results} results that are not confirmed"
-        yield ok("endpoint.journal", what, self._name)
+        counts = f"{found.rows.get('tasks', 0)} tasks, {found.rows.get('results', 0)} results"
+        if found.damage:
+            yield failed(
+                "endpoint.journal",
+                f"{path} is damaged: {found.damage}; {counts} can be read",
+                "restart the endpoint: it keeps what can be read, sets the damaged file aside, and "
+                "ends the other tasks with an error. Copy the file first, if somebody is to look",
+                self._name,
+            )
+        elif found.is_new:
+            yield self._without_journal(f"its journal {path} is empty")
+        else:
+            what = f"its journal is sound: {counts} that are not confirmed"
+            yield ok("endpoint.journal", what, self._name)
+
+    def _without_journal(self, said: str) -> Finding:
+        return warning(
+            "endpoint.journal",
+            said,
+            "tasks that it had taken end with an error at its next start; to have them run, put "
+            "the journal back before",
+            self._name,
+        )
 
     def _identity(self, *, running: bool) -> Iterator[Finding]:
         try:

@@ -17,7 +17,7 @@ from flux_endpoint import logs
 from flux_endpoint.engine import FluxEngine as Engine
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
-from flux_endpoint.errors import EngineError
+from flux_endpoint.errors import EngineError, RecordError
 from flux_endpoint.integrations.globus_compute.ends import official_end, read_task
 from flux_endpoint.integrations.globus_compute.options import read_options
 from flux_endpoint.integrations.globus_compute.record import KEPT_AT_STOP, TaskRecord
@@ -87,6 +87,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
 
         Raises:
             EngineError: it can't; says what to do.
+            RecordError: the record of accepted tasks can't be opened or read.
         """
         _show_logs(self.label)
         self.endpoint_id = UUID(str(endpoint_id))
@@ -144,7 +145,8 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         its own, that is its `job_id` and its `block_id`, too, once it runs.
 
         Raises:
-            EngineError: the engine does not run, or can't record the task.
+            EngineError: the engine does not run.
+            RecordError: the task can't be recorded.
         """
         self._ensure_ready()
         task_id = str(task_f.gc_task_id)
@@ -212,7 +214,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         if self._record is not None:
             try:
                 self._record.finish(result)
-            except EngineError as error:  # the result goes its way, and at worst once more
+            except RecordError as error:  # the result goes its way, and at worst once more
                 logs.event(log, logging.ERROR, str(error), task=result.task_id)
         engine = self._engine  # another thread may stop it meanwhile
         if engine is not None:

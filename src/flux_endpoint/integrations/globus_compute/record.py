@@ -6,13 +6,18 @@ The official endpoint acknowledges them to the broker at once, and forgets them 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import time
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from flux_endpoint.engine.base import EngineResult, EngineTask
-from flux_endpoint.errors import EngineError
+from flux_endpoint.logs import event
+from flux_endpoint.sqlite_file import Layout, Row, open_file, told_as_records
+
+log = logging.getLogger(__name__)
 
 #: Seconds for which a result is kept after it was handed over: its publication takes a moment, and
 #: nothing says when it was confirmed. One that is published twice does no harm.
@@ -20,9 +25,7 @@ KEPT = 30.0
 #: The same when the endpoint stops in good order.
 KEPT_AT_STOP = 5.0
 
-_LAYOUT = 1
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
+_SCHEMA = """
 CREATE TABLE tasks (
     task_id TEXT PRIMARY KEY,
     function_id TEXT NOT NULL,
@@ -31,9 +34,7 @@ CREATE TABLE tasks (
     buffer TEXT NOT NULL
 );
 CREATE TABLE results (task_id TEXT PRIMARY KEY, body BLOB NOT NULL, at REAL NOT NULL);
-CREATE INDEX by_time ON results (at);
-PRAGMA user_version = {_LAYOUT};
-COMMIT;
+CREATE INDEX by_time ON results (at)
 """
 
 
@@ -43,36 +44,34 @@ class TaskRecord:
     It survives the end of the process, not that of the machine.
 
     Args:
-        path: the database file, created if missing.
+        path: the database file, created if missing, and made anew of what can be read if it is
+            damaged.
+
+    Raises:
+        RecordError: it can't be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        try:
-            self._database = sqlite3.connect(
-                path, isolation_level=None, timeout=10, check_same_thread=False
-            )
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            (layout,) = self._database.execute("PRAGMA user_version").fetchone()
-            if layout == 0:
-                self._database.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise EngineError(
-                f"can't open the record of tasks {path}: {error}. If it is damaged, move it away: "
-                "the tasks in it are then lost"
-            ) from error
-        if layout not in (0, _LAYOUT):
-            raise EngineError(
-                f"the record of tasks {path} has layout {layout}, this release reads {_LAYOUT}"
+        self._database, found = open_file(path, LAYOUT)
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        if found.damage:
+            event(
+                log,
+                logging.ERROR,
+                "the record of tasks was damaged; what can be read of it was kept, and the damaged "
+                "one set aside",
+                damage=found.damage,
+                aside=found.aside,
+                **found.rows,
             )
 
     def accept(self, task: EngineTask) -> None:
         """Record a task.
 
         Raises:
-            EngineError: it can't be; the task must not be acknowledged.
+            RecordError: it can't be; the task must not be acknowledged.
         """
         row = (
             task.task_id,
@@ -87,7 +86,7 @@ class TaskRecord:
         """Put a task's result in its place.
 
         Raises:
-            EngineError: it can't be.
+            RecordError: it can't be.
         """
         now = time.time()
         self._write(
@@ -106,37 +105,37 @@ class TaskRecord:
         self._write([("DELETE FROM results WHERE at < ?", (time.time() - age,))])
 
     def unfinished(self) -> list[EngineTask]:
-        """Return the tasks that have not ended, oldest first."""
-        with self._lock:
+        """Return the tasks that have not ended, oldest first.
+
+        Raises:
+            RecordError: they can't be read.
+        """
+        with self._lock, self._told("read"):
             rows = self._database.execute(
-                "SELECT task_id, function_id, buffer, resource_specification, result_serializers"
+                "SELECT task_id, function_id, resource_specification, result_serializers, buffer"
                 " FROM tasks ORDER BY rowid"
             ).fetchall()
-        return [
-            EngineTask(task_id, function_id, buffer, json.loads(resources), json.loads(serializers))
-            for task_id, function_id, buffer, resources, serializers in rows
-        ]
+        return [_task(row) for row in rows]
 
     def result(self, task_id: str) -> bytes | None:
         """Return the result of a task that has just ended, `None` of any other.
 
         Raises:
-            EngineError: it can't be read.
+            RecordError: it can't be read.
         """
-        with self._lock:
-            try:
-                row = self._database.execute(
-                    "SELECT body FROM results WHERE task_id = ?", (task_id,)
-                ).fetchone()
-            except sqlite3.Error as error:
-                raise EngineError(
-                    f"can't read the record of tasks {self._path}: {error}"
-                ) from error
+        with self._lock, self._told("read"):
+            row = self._database.execute(
+                "SELECT body FROM results WHERE task_id = ?", (task_id,)
+            ).fetchone()
         return None if row is None else bytes(row[0])
 
     def fresh_results(self) -> list[EngineResult]:
-        """Return the results that may not have been published, oldest first."""
-        with self._lock:
+        """Return the results that may not have been published, oldest first.
+
+        Raises:
+            RecordError: they can't be read.
+        """
+        with self._lock, self._told("read"):
             rows = self._database.execute(
                 "SELECT task_id, body FROM results ORDER BY at"
             ).fetchall()
@@ -147,16 +146,62 @@ class TaskRecord:
         with self._lock:
             self._database.close()
 
+    def _told(self, verb: str) -> AbstractContextManager[None]:
+        return told_as_records(verb, self._path, LAYOUT)
+
     def _write(self, statements: list[tuple[str, tuple[object, ...]]]) -> None:
-        with self._lock:
+        with self._lock, self._told("write"):
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 for statement, values in statements:
                     self._database.execute(statement, values)
                 self._database.execute("COMMIT")
-            except sqlite3.Error as error:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise EngineError(
-                    f"can't write the record of tasks {self._path}: {error}"
-                ) from error
+            except sqlite3.Error:
+                with suppress(sqlite3.Error):  # the first error is the one to tell
+                    if self._database.in_transaction:
+                        self._database.execute("ROLLBACK")
+                raise
+
+
+def _task(row: Row) -> EngineTask:
+    task_id, function_id, resources, serializers, buffer = row
+    return EngineTask(
+        str(task_id),
+        str(function_id),
+        str(buffer),
+        json.loads(str(resources)),
+        json.loads(str(serializers)),
+    )
+
+
+# What a row must be; nothing else was ever written. ValueError: what it is.
+
+
+def _check_task(row: Row) -> None:
+    try:
+        task = _task(row)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    task.buffer.encode()
+    if not (
+        isinstance(task.resource_specification, dict | None)
+        and isinstance(task.result_serializers, list | None)
+        and all(isinstance(row[place], str) for place in (0, 1, 4))
+    ):
+        raise ValueError("a column is of another kind")
+
+
+def _check_result(row: Row) -> None:
+    task_id, body, at = row
+    if not (isinstance(task_id, str) and isinstance(body, bytes) and isinstance(at, float)):
+        raise ValueError("a column is of another kind")  # noqa: TRY004 - it is the value of a row
+
+
+#: How the file is laid out, and what its rows must be.
+LAYOUT = Layout(
+    "record of tasks",
+    1,
+    _SCHEMA,
+    {"tasks": _check_task, "results": _check_result},
+    "DELETE FROM tasks WHERE task_id IN (SELECT task_id FROM results)",
+)

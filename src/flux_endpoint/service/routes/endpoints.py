@@ -116,7 +116,7 @@ def status(endpoint_id: EndpointId, service: Service, caller: Caller) -> Endpoin
 @router.delete("/v2/endpoints/{endpoint_id}")
 def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, str]:
     """Delete an endpoint: nothing can be submitted to it any more, and its open tasks fail."""
-    _owned(service, endpoint_id, caller)
+    owned(service, endpoint_id, caller)
     with service.database.write() as connection:
         endpoints.delete_endpoint(connection, endpoint_id, time.time())
     service.dispatcher.deleted()
@@ -126,7 +126,7 @@ def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[st
 @router.post("/v3/endpoints/{endpoint_id}/lock")
 def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> LockAnswer:
     """Stop an endpoint, and refuse its registration for a while, so that it stays stopped."""
-    endpoint = _owned(service, endpoint_id, caller)
+    endpoint = owned(service, endpoint_id, caller)
     now = time.time()
     until = now + LOCK_SECONDS
     with service.database.write() as connection:
@@ -179,7 +179,12 @@ def _visible(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoin
         return usable(connection, endpoint_id, caller)
 
 
-def _owned(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoint:
+def owned(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoint:
+    """Return an endpoint of `caller`'s.
+
+    Raises:
+        ServiceError: 404 as `usable`; 403, it is somebody else's.
+    """
     endpoint = _visible(service, endpoint_id, caller)
     if endpoint.owner_id != caller.id:
         raise _not_permitted(endpoint_id)

@@ -234,6 +234,20 @@ def open_tasks_of(
     return list(connection.scalars(query))
 
 
+def published_and_open(connection: sa.Connection, endpoint_id: str) -> list[str]:
+    """Return the tasks that an endpoint's queue has had and that have not ended."""
+    query = (
+        sa.select(tasks.c.id)
+        .join_from(submissions, tasks)
+        .where(
+            submissions.c.endpoint_id == endpoint_id,
+            submissions.c.published_at.is_not(None),
+            tasks.c.completed_at.is_(None),
+        )
+    )
+    return list(connection.scalars(query))
+
+
 def mark_published(connection: sa.Connection, ids: Iterable[str]) -> None:
     """Note that the broker has all tasks of these submissions."""
     now = time.time()

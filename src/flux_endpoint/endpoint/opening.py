@@ -1,0 +1,154 @@
+"""What comes before an agent's first task: ends for tasks that its journal lost, and the queue."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from flux_endpoint.amqp import StateChange
+from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE, Connectivity
+from flux_endpoint.endpoint.intake import refuse
+from flux_endpoint.endpoint.journal import Journal
+from flux_endpoint.endpoint.turn import ConsumeRefused, Event, QueueGranted, Signal
+from flux_endpoint.errors import EndpointInUseError, ServiceError, ServiceUnreachableError
+from flux_endpoint.logs import event
+from flux_endpoint.protocol.states import ErrorCode
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which a service that can't say what this endpoint had taken is asked again. The next
+#: start asks it, too.
+ASKING = 60.0
+#: Seconds between two such questions: at first, and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
+
+_LOST = (
+    "JournalLost: the endpoint took the task, but its record of it was lost or damaged since. The "
+    "task may have run; what it returned is gone. Submit it again if it may run twice"
+)
+
+#: A change that the agent's own thread notes, or a request to stop.
+_Change = StateChange | QueueGranted | ConsumeRefused
+
+
+class Opening:
+    """The steps before an agent's work; belongs to the agent's thread.
+
+    Args:
+        endpoint_id: the endpoint.
+        inbox: the agent's; a request to stop comes here, too.
+        link: what is known of connection and queue.
+        note: takes what comes of these.
+        tell_status: publishes how the agent is.
+    """
+
+    def __init__(
+        self,
+        endpoint_id: str,
+        inbox: queue.SimpleQueue[Event],
+        link: Connectivity,
+        *,
+        note: Callable[[_Change], None],
+        tell_status: Callable[[], None],
+    ) -> None:
+        self._endpoint_id = endpoint_id
+        self._inbox = inbox
+        self._link = link
+        self._note = note
+        self._tell_status = tell_status
+
+    def account(self, journal: Journal, taken: Callable[[], list[str]]) -> bool:
+        """Give an end to the tasks that an earlier journal had, and this one has not.
+
+        Args:
+            journal: the journal; its tasks and results are not touched.
+            taken: asks the service which tasks this endpoint took and has not ended.
+
+        Returns:
+            False if we are asked to stop before.
+
+        Raises:
+            EndpointInUseError: another agent has this endpoint's task queue.
+            RecordError: the journal can't be written.
+        """
+        if not journal.lacks_earlier:
+            return True
+        pause, give_up = _FIRST_PAUSE, time.monotonic() + ASKING
+        while True:
+            try:
+                self._end_missing(journal, taken())
+            except ServiceError as error:
+                if error.code != "ENDPOINT_IN_USE":
+                    self._not_told(error)
+                    return True
+                if self._link.rivalled(str(error)):
+                    self._tell_status()
+                if self._link.patience <= 0:
+                    raise self._in_use() from error
+            except ServiceUnreachableError as error:
+                if time.monotonic() > give_up:
+                    self._not_told(error)
+                    return True
+            else:
+                return True
+            try:
+                self._inbox.get(timeout=pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            except queue.Empty:
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:  # nothing but a request to stop can come before there is a connection
+                return False
+
+    def claim(self) -> bool:
+        """Wait until the task queue is ours: until then another agent may run what we recorded.
+
+        Returns:
+            False if we are asked to stop before.
+
+        Raises:
+            EndpointInUseError: another agent keeps it.
+        """
+        while not self._link.owns_queue:
+            patience = max(0.0, self._link.patience)
+            try:
+                each = self._inbox.get(timeout=min(patience, threading.TIMEOUT_MAX))
+            except queue.Empty:
+                raise self._in_use() from None
+            if each is Signal.STOP:
+                return False
+            if isinstance(each, _Change):
+                self._note(each)
+        return True
+
+    def _end_missing(self, journal: Journal, taken: list[str]) -> None:
+        missing = set(taken) - journal.held() - journal.done(taken)
+        ends = [refuse(each, ErrorCode.JOURNAL_LOST, _LOST, _LOST).result for each in missing]
+        with journal.batch():
+            journal.finish(ends)
+            journal.accounted()
+        if missing:
+            event(
+                log,
+                logging.ERROR,
+                "tasks that this endpoint had taken are in its journal no more; they end with an "
+                "error",
+                tasks=len(missing),
+            )
+
+    def _not_told(self, error: Exception) -> None:
+        event(
+            log,
+            logging.ERROR,
+            "the journal is new, and the service can't say which tasks this endpoint had taken: "
+            "they have no end until a start at which it can",
+            reason=str(error),
+        )
+
+    def _in_use(self) -> EndpointInUseError:
+        return EndpointInUseError(
+            f"another agent runs endpoint {self._endpoint_id}: it has kept the task queue for "
+            f"{OWNER_PATIENCE:g} s"
+        )

@@ -1,0 +1,58 @@
+"""For an endpoint whose journal was lost: which tasks it took and has not ended."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from flux_endpoint.errors import AmqpError, ServiceError
+from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.operations import TakenTasksAnswer
+from flux_endpoint.protocol.rest import UuidText
+from flux_endpoint.service.context import Service
+from flux_endpoint.service.errors import broker_unavailable
+from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.routes.endpoints import owned
+from flux_endpoint.service.routes.operations import Observer
+from flux_endpoint.service.store import tasks
+
+router = APIRouter()
+
+#: Seconds that the broker has to show what is in a queue. An endpoint waits 15 for an answer.
+LOOK_PATIENCE = 12.0
+
+
+@router.get("/v3/endpoints/{endpoint_id}/taken")
+def taken(
+    endpoint_id: Annotated[UuidText, Path()], service: Service, caller: Caller, observer: Observer
+) -> TakenTasksAnswer:
+    """Return the tasks that an endpoint of our make took from its queue and that have no result.
+
+    Nobody may consume from the queue meanwhile: what is neither in it nor ended has been taken. A
+    result that is on its way to the service counts as none.
+    """
+    endpoint = owned(service, endpoint_id, caller)
+    if not endpoint.is_own_make:
+        raise ServiceError(
+            f"endpoint {endpoint_id} is of another make: the service looks after its tasks",
+            http_status=409,
+            code="ENDPOINT_NOT_PERMITTED",
+            field="endpoint_id",
+        )
+    # First: what is submitted from here on is in the queue, or nobody's fault.
+    with service.database.read() as connection:
+        published = tasks.published_and_open(connection, endpoint_id)
+    if not published:
+        return TakenTasksAnswer(tasks=[])
+    try:
+        queued = observer.queued_tasks(queues.tasks_queue(endpoint_id), LOOK_PATIENCE)
+    except (AmqpError, TimeoutError) as error:
+        raise broker_unavailable() from error
+    if queued is None:
+        raise ServiceError(
+            f"an agent of endpoint {endpoint_id} has its task queue: what it has taken can't be "
+            "told while it runs",
+            http_status=409,
+            code="ENDPOINT_IN_USE",
+            field="endpoint_id",
+        )
+    return TakenTasksAnswer(tasks=[each for each in published if each not in queued])

@@ -1,0 +1,251 @@
+"""Records in an SQLite file that must survive: is it sound, and what is left of a damaged one.
+
+A file that is damaged, in its pages or in a row, is set aside under another name; what can be read
+of it goes into a new one. Whoever opens it is told, so that nothing ends without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from flux_endpoint.errors import RecordError
+
+#: Seconds to wait for another process that writes.
+_BUSY_TIMEOUT = 10
+#: What SQLite calls damage. `SQLITE_ERROR` is "no such table" and the like: statements are ours.
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+
+Row = Sequence[object]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file of records holds.
+
+    Attributes:
+        noun: what the file is called in messages, e.g. "journal".
+        version: kept in `PRAGMA user_version`.
+        schema: the statements that make the tables.
+        checks: by table in the order in which they are copied: raises `ValueError` for a row that
+            can't be one. A row has all columns.
+        mend: a statement that removes what contradicts itself in a file that was made anew.
+    """
+
+    noun: str
+    version: int
+    schema: str
+    checks: Mapping[str, Callable[[Row], None]]
+    mend: str
+
+
+@dataclass
+class Condition:
+    """How a file of records was found.
+
+    Attributes:
+        is_new: whether there was none, or an empty one.
+        damage: the first thing that is wrong with it; empty: it is sound.
+        rows: by table, how many rows can be read.
+        aside: where a damaged file was put.
+    """
+
+    is_new: bool = False
+    damage: str = ""
+    rows: dict[str, int] = field(default_factory=dict)
+    aside: Path | None = None
+
+
+def open_file(path: Path, layout: Layout) -> tuple[sqlite3.Connection, Condition]:
+    """Open a file of records; make it if it is missing, and anew if it is damaged.
+
+    Returns:
+        A connection in autocommit mode and WAL mode, for any thread, and how the file was found.
+
+    Raises:
+        RecordError: it can't be read or written, or another release wrote it.
+    """
+    try:
+        _finish_repair(path)
+        condition = _examined(path, layout) if path.exists() else Condition(is_new=True)
+        if condition.damage:
+            condition.aside = _repair(path, layout)
+        database = _connect(path)
+        if condition.is_new:
+            _create(database, layout)
+    except (sqlite3.Error, OSError) as error:
+        raise RecordError(f"can't open the {layout.noun} {path}: {error}") from error
+    else:
+        return database, condition
+
+
+def examine(path: Path, layout: Layout) -> Condition:
+    """Look at a file of records, also beside a process that uses it; nothing is changed.
+
+    Raises:
+        RecordError: it can't be read, or another release wrote it.
+    """
+    try:
+        return _examined(path, layout)
+    except (sqlite3.Error, OSError) as error:
+        raise RecordError(f"can't read the {layout.noun} {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def told_as_records(verb: str, path: Path, layout: Layout) -> Iterator[None]:
+    """Raise `RecordError` for an error of SQLite: "can't `verb` the journal /path: ..."."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        hint = ""
+        if _is_damage(error):
+            hint = ". It is damaged: the next start keeps what can be read of it"
+        raise RecordError(f"can't {verb} the {layout.noun} {path}: {error}{hint}") from error
+
+
+def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    uri = f"file:{quote(str(path))}{'?mode=ro' if read_only else ''}"
+    database = sqlite3.connect(
+        uri, uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT, check_same_thread=False
+    )
+    if not read_only:
+        database.execute("PRAGMA journal_mode = WAL")
+    return database
+
+
+def _create(database: sqlite3.Connection, layout: Layout) -> None:
+    database.executescript(
+        f"BEGIN IMMEDIATE; {layout.schema}; PRAGMA user_version = {layout.version}; COMMIT;"
+    )
+
+
+def _examined(path: Path, layout: Layout) -> Condition:
+    condition = Condition()
+    with contextlib.closing(_connect(path, read_only=True)) as database:
+        database.text_factory = _text
+        try:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if not version and not tables:
+                return Condition(is_new=True)
+            if version not in {0, layout.version}:
+                raise RecordError(
+                    f"the {layout.noun} {path} has layout {version}, this release reads "
+                    f"{layout.version}: use the release that wrote it to finish its tasks"
+                )
+            (said,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+            condition.damage = "" if said == "ok" else str(said)
+            if not version:
+                condition.damage = condition.damage or "its layout is not given"
+        except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise
+            condition.damage = str(error)
+        found: list[str] = []
+        for table in layout.checks:
+            rows = _Reader(database, layout, found.append).rows(table)
+            condition.rows[table] = sum(1 for _ in rows)
+        condition.damage = condition.damage or next(iter(found), "")
+    return condition
+
+
+class _Reader:
+    """Reads what can be read of a file; says what is wrong with the rest."""
+
+    def __init__(
+        self, database: sqlite3.Connection, layout: Layout, on_damage: Callable[[str], None]
+    ) -> None:
+        self._database = database
+        self._layout = layout
+        self._on_damage = on_damage
+
+    def rows(self, table: str) -> Iterator[Row]:
+        """Yield the rows of a table that can be read, in their order."""
+        last = -1
+        try:
+            for rowid, row in self._selected(table, last, "ASC"):
+                last = rowid
+                yield row
+        except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise
+            self._on_damage(f"{table}: {error}")
+            # What is beyond a page that can't be read, from the other end.
+            beyond: list[Row] = []
+            try:
+                for _, row in self._selected(table, last, "DESC"):
+                    beyond.append(row)
+            except sqlite3.Error as other:
+                if not _is_damage(other):
+                    raise
+            yield from reversed(beyond)
+
+    def _selected(self, table: str, after: int, order: str) -> Iterator[tuple[int, Row]]:
+        query = f"SELECT rowid, * FROM {table} WHERE rowid > ? ORDER BY rowid {order}"  # noqa: S608
+        for rowid, *row in self._database.execute(query, (after,)):
+            try:
+                self._layout.checks[table](row)
+            except ValueError as error:
+                self._on_damage(f"row {rowid} of {table}: {error}")
+            else:
+                yield rowid, row
+
+
+def _repair(path: Path, layout: Layout) -> Path:
+    """Make a new file of what can be read, and set the damaged one aside; return where that is.
+
+    Whenever this is interrupted, the next opening finds the damaged file, an empty one, or the new.
+    """
+    fresh = _fresh(path)
+    fresh.unlink(missing_ok=True)
+    with (
+        contextlib.closing(_connect(path, read_only=True)) as damaged,
+        contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as database,
+    ):
+        damaged.text_factory = _text
+        _create(database, layout)
+        database.execute("BEGIN")
+        for table in layout.checks:
+            for row in _Reader(damaged, layout, lambda _: None).rows(table):
+                places = ", ".join("?" * len(row))
+                database.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", row)  # noqa: S608
+        database.execute(layout.mend)
+        database.execute("COMMIT")
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.link(f"{path}{suffix}", f"{aside}{suffix}")
+    partial = path.with_name(f"{path.name}.empty")
+    partial.touch(mode=0o600)
+    partial.replace(path)
+    _finish_repair(path)
+    return aside
+
+
+def _finish_repair(path: Path) -> None:
+    """Put the new file in the place of the damaged one, which is set aside already."""
+    fresh = _fresh(path)
+    if fresh.exists() and path.exists() and not path.stat().st_size:
+        for suffix in ("-wal", "-shm"):  # of the damaged one: they would be played back into it
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        fresh.replace(path)
+
+
+def _fresh(path: Path) -> Path:
+    return path.with_name(f"{path.name}.repaired")
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="surrogateescape")
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # The low byte is the primary code. Errors of Python's module itself have none.
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in _DAMAGE
