@@ -35,8 +35,9 @@ from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import EndpointInUseError, InstanceLostError
 from flux_endpoint.protocol import queues
-from flux_endpoint.protocol.messages import Result, pack
+from flux_endpoint.protocol.messages import Result, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.serialize import pack_buffers
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -202,7 +203,10 @@ def test_a_function_that_is_not_allowed_is_refused(
     with running(service, engine, tmp_path, allowed_functions=[allowed]):
         refused = service.send(function_uuid=other)
         result = service.next_result()
-        good = service.send(function_uuid=allowed)
+        buffer = pack_buffers(["01\ncode", "11\n[]", "11\n{}"])
+        good = str(uuid.uuid4())
+        body = pack(Task(task_id=uuid.UUID(good), task_buffer=buffer))
+        service.send(good, body, function_uuid=allowed)
         service.await_results([good])
     assert str(result.task_id) == refused
     assert result.error_details is not None

@@ -100,7 +100,10 @@ def test_bounds_that_contradict_are_named_with_their_block() -> None:
 
 def test_a_key_without_a_likeness_gets_the_list_of_known_ones() -> None:
     said = complaint("zzz: 1")
-    assert "zzz: unknown key; known here: allowed_functions, display_name, engine," in said
+    assert (
+        "zzz: unknown key; known here: allowed_environment, allowed_functions, display_name,"
+        in said
+    )
 
 
 def test_an_engine_of_globus_compute_is_told_which_one_to_set() -> None:

@@ -356,6 +356,7 @@ class Agent:
                     delivery.headers,
                     endpoint_id=self._endpoint_id,
                     allowed_functions=self._allowed,
+                    allowed_environment=self._config.allowed_environment,
                 )
             except InvalidMessageError as error:
                 event(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import ConfigurationError
@@ -44,14 +44,25 @@ class EndpointConfig(BaseModel):
     max_in_flight: PositiveInt = 1000
     #: Tasks that the broker sends ahead of their acknowledgement.
     prefetch: int = Field(default=512, ge=1, le=MAX_PREFETCH)
-    #: Ids of the functions that may run here; default: all.
+    #: Ids of the functions that may run here, with data as arguments; default: all, with anything.
     allowed_functions: list[UuidText] | None = None
+    #: With these: variables that tasks may set, besides those of `endpoint.restrictions`.
+    allowed_environment: list[str] = Field(default_factory=list)
     #: Whether other people than the owner see the endpoint.
     public: bool = False
     #: Seconds that running tasks have left when the endpoint is told to stop.
     shutdown_grace: float = Field(default=5, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
+
+    @model_validator(mode="after")
+    def _environment_goes_with_functions(self) -> EndpointConfig:
+        if self.allowed_environment and self.allowed_functions is None:
+            raise ValueError(
+                "allowed_environment is for endpoints with allowed_functions: without these, tasks "
+                "may set every variable"
+            )
+        return self
 
 
 def load_config(path: Path) -> EndpointConfig:
@@ -131,7 +142,7 @@ def _problem(detail: dict[str, Any], schema: dict[str, Any]) -> str:
     allowed = _described(_lookup(schema, location, schema), schema)
     if detail["type"] == "value_error":  # a check of our own, which says it best itself
         allowed = str(detail["ctx"]["error"])
-        return f"{key}: {allowed}"
+        return f"{key}: {allowed}" if key else allowed
     return f"{key}: must be {allowed or detail['msg']}, not {_shown(given)}"
 
 
@@ -208,8 +219,12 @@ display_name: {display_name}
 
 # Who may use it, and for what.
 # public: false
-# allowed_functions:        # ids of the functions that may run here; default: all
+# Ids of the functions that may run here; default: all. With this line a task is one of them with
+# plain data as arguments; values in commands are quoted, and a resource_specification has amounts,
+# times and queues, but no options, attributes or other variables (see docs/security.md).
+# allowed_functions:
 #   - 00000000-0000-0000-0000-000000000000
+# allowed_environment: []   # variables that tasks may set then, beside OMP_NUM_THREADS and its like
 
 engine:
   type: FluxEngine

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from flux_endpoint.endpoint.restrictions import RestrictionError, restricted
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.functions import MPIFunction, ShellFunction
@@ -42,8 +43,16 @@ def read_task(
     *,
     endpoint_id: str,
     allowed_functions: frozenset[str] | None,
+    allowed_environment: Collection[str] = (),
 ) -> EngineTask | Refused:
     """Return the task in a message. Identity comes from the headers alone.
+
+    Args:
+        body: the message.
+        headers: its headers.
+        endpoint_id: of this endpoint.
+        allowed_functions: the functions that may run here; `None`: all, with whatever they bring.
+        allowed_environment: as of `restricted`.
 
     Raises:
         InvalidMessageError: the headers don't say whose task it is, so nobody can be told.
@@ -55,7 +64,7 @@ def read_task(
         text = f"function {function_id} is not allowed on endpoint {endpoint_id}"
         return refuse(task_id, ErrorCode.FUNCTION_NOT_ALLOWED, text, text)
     try:
-        return EngineTask(
+        task = EngineTask(
             task_id,
             function_id,
             _buffer(body),
@@ -63,6 +72,9 @@ def read_task(
             _serializers(headers.get(RESULT_SERIALIZERS_HEADER)),
             _attached_job(headers.get(ATTACH_HEADER)),
         )
+        return task if allowed_functions is None else restricted(task, allowed_environment)
+    except RestrictionError as error:
+        return refuse(task_id, ErrorCode.TASK_NOT_ALLOWED, str(error), str(error))
     except InvalidMessageError as error:
         return refuse(
             task_id,

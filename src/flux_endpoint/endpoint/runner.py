@@ -16,7 +16,7 @@ from typing import Any
 from flux_endpoint import logs
 from flux_endpoint.credentials import load_credentials
 from flux_endpoint.endpoint.agent import Agent
-from flux_endpoint.endpoint.config import parse_config
+from flux_endpoint.endpoint.config import EndpointConfig, parse_config
 from flux_endpoint.endpoint.directory import (
     AgentLock,
     EndpointDirectory,
@@ -26,7 +26,6 @@ from flux_endpoint.endpoint.directory import (
 from flux_endpoint.endpoint.registration import BrokerUrl, Registration, last_reporter
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import Engine
-from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import (
     ConfigurationError,
     EndpointInUseError,
@@ -46,7 +45,7 @@ FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 15.0
 
 #: Makes the engine of an endpoint with this configuration, id and directory.
-EngineFactory = Callable[[FluxEngineConfig, str, EndpointDirectory], Engine]
+EngineFactory = Callable[[EndpointConfig, str, EndpointDirectory], Engine]
 
 
 class Runner:
@@ -109,7 +108,7 @@ class Runner:
             self._endpoint_id = queues.endpoint_id
             self._agent = Agent(
                 queues,
-                self._make_engine(config.engine, queues.endpoint_id, self._directory),
+                self._make_engine(config, queues.endpoint_id, self._directory),
                 self._directory.path,
                 config,
                 url=BrokerUrl(queues, registration.register),
@@ -200,12 +199,14 @@ class Runner:
         return code
 
 
-def _flux_engine(
-    config: FluxEngineConfig, endpoint_id: str, directory: EndpointDirectory
-) -> Engine:
+def _flux_engine(config: EndpointConfig, endpoint_id: str, directory: EndpointDirectory) -> Engine:
     from flux_endpoint.engine import FluxEngine  # noqa: PLC0415 - brings Flux along
     from flux_endpoint.engine.blocks import BlockEngine  # noqa: PLC0415 - brings Flux along
 
-    if config.blocks is not None:
-        return BlockEngine(config, endpoint_id=endpoint_id, directory=directory.path)
-    return FluxEngine(config, endpoint_id=endpoint_id, directory=directory.path)
+    kind = FluxEngine if config.engine.blocks is None else BlockEngine
+    return kind(
+        config.engine,
+        endpoint_id=endpoint_id,
+        directory=directory.path,
+        restricted=config.allowed_functions is not None,
+    )

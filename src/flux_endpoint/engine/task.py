@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from flux_endpoint.engine.task_timeout import task_timeout
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import ShellFunction, formatted_task, read_function
+from flux_endpoint.functions.fields import quoting_fields
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer
@@ -25,6 +27,8 @@ class TaskSettings:
     run_in_sandbox: bool
     #: Strategies that may be deserialized; `None`: all.
     allowed_serializers: list[str] | None
+    #: Whether values in commands are quoted: the endpoint runs chosen functions only.
+    restricted: bool = False
 
     def directory(self, task_id: str) -> Path:
         """Return the directory in which a task runs."""
@@ -87,7 +91,7 @@ class TaskRunner:
         try:
             self._enter(task_id)
             function, args, kwargs = self._unpack(buffer)
-            with task_timeout():
+            with self._fields(), task_timeout():
                 value = function(*args, **kwargs)
             return self._pack(value, result_serializers, _returncode(function, value))
         except (DeserializationError, SerializationError) as error:
@@ -98,9 +102,13 @@ class TaskRunner:
     def format(self, buffer: str) -> Value | Failure:
         """Return a command task with its arguments in its command, itself as a packed task."""
         try:
-            return Value(formatted_task(*self._unpack(buffer)))
+            with self._fields():
+                return Value(formatted_task(*self._unpack(buffer)))
         except BaseException as error:  # noqa: BLE001 - arguments run code of their own
             return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
+
+    def _fields(self) -> AbstractContextManager[None]:
+        return quoting_fields() if self._settings.restricted else nullcontext()
 
     def _enter(self, task_id: str) -> None:
         """Give the task its environment and directory."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from flux_endpoint.functions.execution import run_command
+from flux_endpoint.functions.fields import format_fields, is_quoting
 from flux_endpoint.functions.result import ShellResult
 
 #: Types whose values are formatted everywhere alike.
@@ -47,7 +48,7 @@ class ShellFunction:
 
     Args:
         cmd: the command line; `{name}` in it stands for the keyword argument `name` of a call,
-            literal braces are written twice.
+            `{name!q}` for it quoted, as one word for the shell; literal braces are written twice.
         stdout: file on the endpoint to append standard output to; by default a new one.
         stderr: the same for standard error.
         walltime: seconds after which the command, with every process that it started, is ended.
@@ -107,7 +108,7 @@ class ShellFunction:
             ValueError: the command line, or one of its fields, can't be formatted.
         """
         try:
-            command = self.cmd.format(**arguments)
+            command = format_fields(self.cmd, arguments)
         except KeyError as error:
             given = ", ".join(arguments) or "none"
             raise TypeError(
@@ -150,6 +151,19 @@ class ShellFunction:
                 }
             )
 
+    def check_paths(self) -> None:
+        """Refuse files for the streams that are not below the task's directory.
+
+        Raises:
+            ValueError: a path is absolute, or leads out of the directory.
+        """
+        for option, path in (("stdout", self.stdout), ("stderr", self.stderr)):
+            if path is not None and (path.startswith("/") or ".." in path.split("/")):
+                raise ValueError(
+                    f"{self.__name__}: {option} is {path!r}, but this endpoint runs chosen "
+                    "functions only: their output goes to files below the task's directory"
+                )
+
     def _refuse_positional(self, args: Sequence[Any]) -> None:
         if args:
             raise TypeError(
@@ -166,6 +180,8 @@ class ShellFunction:
             OSError: the files of its streams can't be written, or there is no `bash`.
         """
         self._refuse_positional(args)
+        if is_quoting():
+            self.check_paths()
         command = self.command_prefix + self.format_command(kwargs)
         execution = run_command(
             command,

@@ -116,9 +116,9 @@ def command_of(task_buffer: str) -> tuple[ShellFunction, dict[str, Any]] | None:
     try:
         function_buffer, args, kwargs = unpack_buffers(task_buffer)
         function = read_command(function_buffer)
-        if function is None or _read_arguments(args) not in ([], ()):
+        if function is None or read_arguments(args) not in ([], ()):
             return None
-        arguments = _read_arguments(kwargs)
+        arguments = read_arguments(kwargs)
     except (DeserializationError, ValueError, TypeError, RecursionError):
         return None
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
@@ -142,8 +142,13 @@ def read_command(function_buffer: str) -> ShellFunction | None:
         return None
 
 
-def _read_arguments(buffer: str) -> Any:
-    """Return args or kwargs that are plain data; raise ValueError for others."""
+def read_arguments(buffer: str) -> Any:
+    """Return args or kwargs that are plain data; nothing is unpickled.
+
+    Raises:
+        DeserializationError, ValueError, TypeError, RecursionError: they are more than that, or
+            malformed, or too large to be looked into.
+    """
     if buffer.startswith(AllDataStrategies.identifier):
         parts = unpack_buffers(buffer[IDENTIFIER_LENGTH:])
         buffer = parts[0] if parts else ""  # its reader takes the first, too

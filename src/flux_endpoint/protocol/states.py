@@ -49,6 +49,7 @@ class ErrorCode(StrEnum):
     MAX_RESULT_SIZE = "MaxResultSizeExceeded"
     COULD_NOT_EXECUTE = "CouldNotExecuteUserTaskError"
     FUNCTION_NOT_ALLOWED = "FUNCTION_NOT_ALLOWED"
+    TASK_NOT_ALLOWED = "TASK_NOT_ALLOWED"
     UNKNOWN = "UNKNOWN_TASK_FAILURE"
     CANCELLED = "TaskCancelled"
     WORKER_LOST = "WorkerLost"

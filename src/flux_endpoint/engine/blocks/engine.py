@@ -61,9 +61,17 @@ class BlockEngine:
         config: options, as in the endpoint's `config.yaml`; with `blocks`.
         endpoint_id: the endpoint's UUID; results name it.
         directory: the endpoint's directory; blocks keep their state in `engine/blocks/` below it.
+        restricted: as of `FluxEngine`.
     """
 
-    def __init__(self, config: FluxEngineConfig, *, endpoint_id: str, directory: Path) -> None:
+    def __init__(
+        self,
+        config: FluxEngineConfig,
+        *,
+        endpoint_id: str,
+        directory: Path,
+        restricted: bool = False,
+    ) -> None:
         self._config = config
         self._blocks_config = config.blocks or BlocksConfig()
         self._endpoint_id = endpoint_id
@@ -74,7 +82,11 @@ class BlockEngine:
             update={"executor": "flux", "blocks": None, "working_dir": working_dir}
         )
         self._settings = TaskSettings(
-            endpoint_id, working_dir, config.run_in_sandbox, config.allowed_serializers
+            endpoint_id,
+            working_dir,
+            config.run_in_sandbox,
+            config.allowed_serializers,
+            restricted,
         )
         self._kept = KeptAttempts(self._directory / "attempts")
         self._attempts: dict[str, list[str]] = {}
@@ -412,6 +424,7 @@ class BlockEngine:
                 uri=self._backend.instance_of(block.jobid),
                 heeds_end=False,  # a block's end is followed here, by its job
                 output=self._output,
+                restricted=self._settings.restricted,
             )
             engine.start(
                 lambda result: self._tell(lambda: self._finished(block, result)),
