@@ -38,6 +38,10 @@ KINDS = ("tasks", "workers")
 _OTHERS = ("start", "start-timeout")
 _KIND_OF = {"workers": "workers"}  # any other mark is a task's
 
+#: Resources are counted so far: beyond that, and at more levels, are too many for any limit.
+_MOST = 2**53
+_DEEPEST = 32
+
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|d|)\Z")
 
@@ -149,7 +153,7 @@ class Policy:
     def complete(self, jobspec, userid):
         """Give a job the site's defaults for what it does not say, in place."""
         rules = self.rules(jobspec, userid) or {}
-        system = jobspec["attributes"]["system"]
+        system = _object(_object(jobspec.get("attributes")).get("system"))
         for key in ("queue", "bank"):
             if key in rules and not system.get(key):
                 system[key] = rules[key]
@@ -159,7 +163,7 @@ class Policy:
     def objections(self, jobspec, userid):
         """Return what a site has against a job, a sentence each."""
         rules = self.rules(jobspec, userid) or {}
-        system = jobspec["attributes"]["system"]
+        system = _object(_object(jobspec.get("attributes")).get("system"))
         found = [_choice(system, "queue", rules.get("queues"))]
         found.append(_choice(system, "bank", rules.get("banks")))
         found.append(_nodes(jobspec, rules.get("max-nodes")))
@@ -172,8 +176,7 @@ class Policy:
 
 def mark_of(jobspec):
     """Return the mark of a job that comes from an endpoint, `None` if it comes from none."""
-    user = jobspec.get("attributes", {}).get("user")
-    mark = user.get(MARK) if isinstance(user, dict) else None
+    mark = _object(_object(jobspec.get("attributes")).get("user")).get(MARK)
     return mark if isinstance(mark, dict) else None
 
 
@@ -187,21 +190,34 @@ def count(jobspec, kind):
 
     A node's count is taken as asked for, whether or not the job shares it.
     """
-    return sum(_count_below(each, kind) for each in jobspec.get("resources", []))
+    return _count_in(jobspec.get("resources"), kind, _DEEPEST)
 
 
-def _count_below(resource, kind):
+def _count_in(resources, kind, levels):
+    if not isinstance(resources, list) or not resources:
+        return 0
+    if not levels:
+        return _MOST
+    return min(_MOST, sum(_count_of(_object(each), kind, levels - 1) for each in resources))
+
+
+def _count_of(resource, kind, levels):
     number = _largest(resource.get("count", 1))
     if resource.get("type") == kind:
         return number
-    return number * sum(_count_below(each, kind) for each in resource.get("with", []))
+    return number * _count_in(resource.get("with"), kind, levels)
 
 
 def _largest(given):
     """Return the most that a count may come to (RFC 14: a number, or a range as an object)."""
     if isinstance(given, dict):
         given = given.get("max", given.get("min", 1))
-    return given if isinstance(given, int) else 1
+    return max(0, min(given, _MOST)) if isinstance(given, int) else 1
+
+
+def _object(value):
+    """Return `value` if it is an object of JSON, else an empty one: Flux refuses such a job."""
+    return value if isinstance(value, dict) else {}
 
 
 def _nodes(jobspec, most):
@@ -223,7 +239,7 @@ def _duration(system, most):
     if most is None or math.isinf(most):
         return None
     duration, limit = system.get("duration") or 0, format_duration(most)
-    if duration == 0:
+    if duration == 0 or not isinstance(duration, (int, float)):
         return "a walltime of at most %s, this one has none" % limit
     if duration > most:
         asked = format_duration(duration)

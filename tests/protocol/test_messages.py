@@ -20,7 +20,8 @@ from flux_endpoint.protocol.states import ActorName, TaskState
 TASK_ID = UUID("0d2c1d77-9a13-4b0c-8bd8-6ab1aabbf3a7")
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | texts
+integers = st.integers(-(2**63), 2**64 - 1)  # what a message may hold
+scalars = st.none() | st.booleans() | integers | st.floats() | texts
 values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8
 )
@@ -58,7 +59,7 @@ FIELDS = {
     "Result": st.fixed_dictionaries(
         {"task_id": st.uuids(), "data": texts},
         optional={
-            "details": st.none() | st.dictionaries(texts | st.integers(), values, max_size=4),
+            "details": st.none() | st.dictionaries(texts | integers, values, max_size=4),
             "error_details": st.none()
             | st.fixed_dictionaries({"code": texts, "user_message": texts}),
             "task_statuses": st.none() | st.lists(transitions, max_size=3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from flux_endpoint.errors import (
     TaskExecutionFailed,
 )
 from flux_endpoint.functions import OUR_RESULT
+from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import JOBID, VERSION_BYTE, Result, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
 from flux_endpoint.serialize import reading_as
@@ -76,21 +78,21 @@ def from_document(document: dict[str, Any]) -> TaskEnd | None:
     completion_t = document.get("completion_t")
     if status not in FINAL_STATES and not completion_t:
         return None
-    result = document.get("result")
-    error = None
-    if status != "success" or result is None:
-        error = (
+    result, details = document.get("result"), document.get("details")
+    value, error = (result, None) if isinstance(result, str) else ("", "")
+    if status != "success" or error is not None:
+        error = str(
             document.get("exception")
             or document.get("reason")
             or f"the service has neither result nor error of this task (status '{status}')"
         )
     return TaskEnd(
         task_id=str(document.get("task_id", "")),
-        value=result or "",
+        value=value,
         error=error,
         error_code=ErrorCode.CANCELLED if (error or "").startswith(_CANCELLED) else None,
         completion_t=str(completion_t or 0),
-        details=document.get("details"),
+        details=details if isinstance(details, dict) else None,
     )
 
 
@@ -133,7 +135,9 @@ def resolve(future: ComputeFuture, end: TaskEnd) -> None:
 
 def _jobid(details: dict[str, Any] | None) -> int | None:
     told = (details or {}).get(JOBID)
-    return int(told) if isinstance(told, str) and told.isdecimal() else None
+    with suppress(ValueError):
+        return parse_jobid(told) if isinstance(told, str) and told.isdecimal() else None
+    return None
 
 
 def _text(error: Exception) -> str:

@@ -101,7 +101,11 @@ def parse_config(text: str, *, source: str) -> EndpointConfig:
     raise ConfigurationError(f"{source}: {len(problems)} problems:{lines}")
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml's, where there is one: the other needs seconds for some hundred levels of nesting.
+_SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc,valid-type]  # chosen just now
     """Refuses a key that is given twice, where plain YAML takes the last without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -113,7 +117,8 @@ class _Loader(yaml.SafeLoader):
                         problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def _parse_yaml(text: str, source: str) -> Any:

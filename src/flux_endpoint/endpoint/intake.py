@@ -13,6 +13,7 @@ from flux_endpoint.endpoint.restrictions import RestrictionError, restricted
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, ResultErrorDetails, pack
 from flux_endpoint.protocol.queues import (
     ATTACH_HEADER,
@@ -161,6 +162,9 @@ def _serializers(value: Any) -> list[str] | None:
 def _attached_job(value: Any) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not value.isascii() or not value.isdecimal():
-        raise InvalidMessageError(f"header {ATTACH_HEADER} must be a job id in decimal")
-    return int(value)
+    try:
+        if isinstance(value, str) and value.isdecimal():
+            return parse_jobid(value)
+    except ValueError:
+        pass
+    raise InvalidMessageError(f"header {ATTACH_HEADER} must be a job id in decimal")

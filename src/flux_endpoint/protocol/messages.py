@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from flux_endpoint.errors import InvalidMessageError, UnrecognizedProtocolVersionError
 from flux_endpoint.protocol.fields import Nanoseconds, ReportedObject, Seconds
@@ -188,7 +189,10 @@ MESSAGES: dict[str, type[Message]] = {
 
 def pack(message: Message) -> bytes:
     """Return `message` as a message body."""
-    data = message.model_dump_json()
+    try:
+        data = message.model_dump_json()
+    except PydanticSerializationError:  # lone surrogates, from a program's output: ASCII has them
+        data = json.dumps(message.model_dump(), default=str)
     return VERSION_BYTE + f'{{"message_type":"{message.message_type}","data":{data}}}'.encode()
 
 

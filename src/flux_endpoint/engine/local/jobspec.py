@@ -86,10 +86,10 @@ class _Rejected(Exception):  # noqa: N818
 def _decode(text: str | bytes) -> Mapping[str, Any]:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-        except yaml.YAMLError as exc:
+        except (yaml.YAMLError, ValueError, RecursionError) as exc:
             reason = " ".join(str(exc).split())
             raise OSError(
                 errno.EINVAL, f"jobspec: invalid JSON: nor is it YAML: {reason}"

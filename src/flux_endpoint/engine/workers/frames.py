@@ -62,7 +62,8 @@ class FrameSocket:
         """Yield the frames that have arrived.
 
         Raises:
-            EOFError: the peer has closed its end; every whole frame was yielded before.
+            EOFError: the peer has closed its end, or what it sent is no frame; every whole frame
+                was yielded before.
         """
         closed = False
         while True:
@@ -92,7 +93,7 @@ class FrameSocket:
             end = body_at + body_length
             if len(data) < end:
                 break
-            yield json.loads(data[header_at:body_at]), bytes(data[body_at:end])
+            yield _header(data[header_at:body_at]), bytes(data[body_at:end])
             start = end
         del data[:start]
 
@@ -102,7 +103,11 @@ class FrameSocket:
 
 
 def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
-    """Block for one frame on a blocking socket; `None` at the end of the stream."""
+    """Block for one frame on a blocking socket; `None` at the end of the stream.
+
+    Raises:
+        EOFError: what was sent is no frame.
+    """
     lengths = _read(sock, _LENGTHS.size)
     if lengths is None:
         return None
@@ -111,7 +116,18 @@ def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
     body = _read(sock, body_length)
     if header is None or body is None:
         return None
-    return json.loads(header), bytes(body)
+    return _header(header), bytes(body)
+
+
+def _header(text: bytearray) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        # A task has written to the socket of its worker: nothing that follows can be trusted.
+        raise EOFError  # noqa: TRY004 - as if it had closed its end
+    return header
 
 
 def write_frame(sock: socket.socket, header: dict[str, Any], body: bytes = b"") -> None:
