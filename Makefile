@@ -11,13 +11,18 @@ JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+FUZZ := .venv-fuzz
+FUZZ_STAMP := $(FUZZ)/.installed
+# For each target of `make fuzz`; which ones (default: all).
+SECONDS ?= 60
+TARGETS ?=
 OFFICIAL := .venv-official
 OFFICIAL_STAMP := $(OFFICIAL)/.installed
 PLUGIN := .venv-plugin
 PLUGIN_STAMP := $(PLUGIN)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv official system demo test check man clean
+.PHONY: help venv official system demo test check fuzz man clean
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,9 +58,16 @@ check: venv ## Lint, check the format and the types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+$(FUZZ_STAMP): pyproject.toml tools/make-venv
+	@PYTHON="$(PYTHON)" tools/make-venv $(FUZZ) fuzz
+	@touch $(FUZZ_STAMP)
+
+fuzz: $(FUZZ_STAMP) ## Look for inputs that break a decoder, SECONDS=60 for each.
+	@$(FUZZ)/bin/python tools/fuzz --seconds $(SECONDS) $(TARGETS)
+
 man: venv ## Write the man page again from the commands' help.
 	$(BIN)/python tools/make-man
 
 clean: ## Remove what make created, .venv included.
-	rm -rf $(VENV) $(OFFICIAL) $(PLUGIN) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) $(PLUGIN) $(FUZZ) .fuzz build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
