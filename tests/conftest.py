@@ -30,7 +30,7 @@ settings.register_profile(
 )
 settings.load_profile("unhurried")
 
-pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages"]
+pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages", "small_disk"]
 
 
 def pytest_configure() -> None:

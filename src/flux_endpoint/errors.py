@@ -96,7 +96,16 @@ class RefusedMessageError(PublishError):
 
 
 class RecordError(FluxEndpointError):
-    """A file that records accepted tasks can't be read or written, such as the journal."""
+    """A file that records accepted tasks can't be read or written, such as the journal.
+
+    Attributes:
+        damaged: whether its content is wrong; else it may be written later, e.g. when its disk is
+            full no more.
+    """
+
+    def __init__(self, message: str, *, damaged: bool = False) -> None:
+        super().__init__(message)
+        self.damaged = damaged
 
 
 class EndpointInUseError(FluxEndpointError):

@@ -106,13 +106,22 @@ def write_private(path: Path, text: str, *, durable: bool = True) -> None:
         path: the file.
         text: its whole content.
         durable: whether it must survive the host's end, and not only that of this process.
+
+    Raises:
+        OSError: it can't be written, and stays as it was; names `path`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        os.fchmod(descriptor, 0o600)  # whatever the umask
-        stream.write(text)
-        stream.flush()
-        if durable:
-            os.fsync(stream.fileno())
-    partial.replace(path)
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            os.fchmod(descriptor, 0o600)  # whatever the umask
+            stream.write(text)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        # An error of writing, unlike one of opening, does not say of which file it is.
+        raise OSError(error.errno, error.strerror, str(path)) from error

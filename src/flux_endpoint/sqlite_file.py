@@ -106,7 +106,8 @@ def told_as_records(verb: str, path: Path, layout: Layout) -> Iterator[None]:
         hint = ""
         if _is_damage(error):
             hint = ". It is damaged: the next start keeps what can be read of it"
-        raise RecordError(f"can't {verb} the {layout.noun} {path}: {error}{hint}") from error
+        text = f"can't {verb} the {layout.noun} {path}: {error}{hint}"
+        raise RecordError(text, damaged=_is_damage(error)) from error
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:

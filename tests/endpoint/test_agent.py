@@ -33,11 +33,12 @@ from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import EngineResult, EngineTask
-from flux_endpoint.errors import EndpointInUseError, InstanceLostError
+from flux_endpoint.errors import EndpointInUseError, InstanceLostError, RecordError
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Result, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import pack_buffers
+from small_disk import SmallDisk
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -559,3 +560,50 @@ def test_an_agent_whose_queue_is_gone_says_so_until_it_is_back(
         service.connection.declare(*topology(service.endpoint_id)).result(PATIENCE)
         assert run.await_state("connected").reason == ""
         service.await_results([service.send()])
+
+
+def test_an_agent_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+    service: Service, held_engine: ObedientEngine, small_disk: SmallDisk
+) -> None:
+    with running(service, held_engine, small_disk.path, heartbeat_period=1) as run:
+        first = service.send()
+        held_engine.next_submitted()
+        small_disk.fill()
+        held_engine.finish(first)
+        status = run.await_state("connected")
+        while not status.reason:
+            status = run.await_state("connected")
+        journal = small_disk.path / "journal.db"
+        assert status.reason.startswith(f"can't write the journal {journal}: database or disk is")
+        while not (report := service.next_report())["trouble"]:
+            pass
+        assert report["trouble"] == status.reason
+        second = service.send()
+        assert run.is_running
+        assert service.counts == {}
+        small_disk.clear()
+        assert run.await_state("connected").reason == ""
+        service.await_results([first])
+        assert held_engine.next_submitted().task_id == second
+        held_engine.finish(second)
+        service.await_results([second])
+    assert run.error is None
+    assert service.counts == {first: 1, second: 1}
+
+
+def test_an_agent_that_is_to_stop_does_not_wait_for_a_full_disk(
+    service: Service, held_engine: ObedientEngine, small_disk: SmallDisk
+) -> None:
+    with running(service, held_engine, small_disk.path) as run:
+        task_id = service.send()
+        held_engine.next_submitted()
+        small_disk.fill()
+        held_engine.finish(task_id)
+        while not run.await_state("connected").reason:
+            pass
+    assert isinstance(run.error, RecordError)
+    small_disk.clear()
+    engine = ObedientEngine()
+    with running(service, engine, small_disk.path):
+        service.await_results([task_id])
+    assert engine.all_submitted == [task_id]

@@ -9,6 +9,7 @@ from engine_world import World, fresh_seconds, processes, until
 
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.protocol.states import ErrorCode
+from small_disk import SmallDisk
 
 ONE, TWO, THREE = ({"num_ranks": count} for count in (1, 2, 3))
 ON_FLUX = pytest.mark.parametrize(
@@ -221,6 +222,20 @@ def test_output_that_cannot_be_written_is_refused_with_its_path(world: World, tm
         assert f"standard output can't be written to {path}: " in end.text
         end = world.call(ShellFunction("echo", stderr=str(path)), spec=ONE)
         assert f"standard error can't be written to {path}: " in end.text
+
+
+@pytest.mark.parametrize("spec", [{}, ONE, TWO])
+def test_output_for_which_there_is_no_room_is_told_with_its_path(
+    world: World, small_disk: SmallDisk, spec
+):
+    small_disk.fill()
+    path = small_disk.path / "output.txt"
+    result = world.call(ShellFunction("seq 100000", stdout=str(path)), spec=spec).value
+    assert f"{path}: No space left on device: the command's output" in result.stderr
+    small_disk.clear()
+    path.unlink()
+    result = world.call(ShellFunction("echo hi", stdout=str(path)), spec=spec).value
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_command_longer_than_an_argument_runs(world: World):

@@ -257,6 +257,26 @@ def test_a_service_and_a_broker_that_die_are_started_again(
             assert client.get(f"{url}/v2/version").status_code == 200
 
 
+def test_a_part_that_fails_again_and_again_does_not_end_the_others(home):
+    home.up()
+    config = home.path / "endpoints" / "local" / "config.yaml"
+    whole = config.read_text()
+    config.write_text("max_in_fligth: 3\n")
+    os.kill(json.loads((home.path / "endpoints" / "local" / "status.json").read_text())["pid"], 9)
+    seen(home, "(7 times in a row)")
+    assert home.version() == 200
+    config.write_text(whole)
+    seen(home, "endpoint  started again")
+
+
+def seen(home, text):
+    """Wait until `up` has said something."""
+    deadline = time.monotonic() + 110
+    while text not in home.log:
+        assert time.monotonic() < deadline, home.log
+        time.sleep(0.1)
+
+
 def test_an_endpoint_that_is_stopped_on_request_stays_stopped(home):
     home.up()
     credentials = home.read("credentials.json")

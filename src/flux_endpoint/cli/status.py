@@ -138,6 +138,8 @@ def _endpoint_lines(view: EndpointView) -> Iterator[Line]:
         yield "Tasks", _waiting(view), None
         return
     as_of = _as_of(view)
+    if report.get("trouble"):
+        yield "Trouble", f"{report['trouble']}{as_of}", "bad"
     for title, text, tone in _flux_lines(report):
         is_number = title != "Blocks" or report.get("blocks")
         yield title, f"{text}{as_of if is_number else ''}", tone

@@ -26,7 +26,7 @@ from flux_endpoint.endpoint.opening import Opening
 from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
-from flux_endpoint.endpoint.status import AgentStatus, Phase
+from flux_endpoint.endpoint.status import AgentStatus, JournalDisk, Phase
 from flux_endpoint.endpoint.turn import (
     BrokerAlarm,
     Command,
@@ -38,7 +38,12 @@ from flux_endpoint.endpoint.turn import (
     Turn,
 )
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
-from flux_endpoint.errors import InstanceLostError, InvalidMessageError, PublishError
+from flux_endpoint.errors import (
+    InstanceLostError,
+    InvalidMessageError,
+    PublishError,
+    RecordError,
+)
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import EndpointStop
 from flux_endpoint.protocol.queues import EndpointQueues
@@ -52,6 +57,8 @@ MAX_TURN = 512
 COMMAND_PREFETCH = 64
 #: Seconds of the AMQP heartbeat: how long a half-dead connection may block the task queue.
 AMQP_HEARTBEAT = 10
+#: Seconds between two attempts to write a journal whose disk is full: at first, and at most.
+FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
 #: Seconds that a stopping agent waits for the broker's last confirms.
 CONFIRM_GRACE = 3.0
 
@@ -95,7 +102,9 @@ class Agent:
         self._reports = StatusReporter(self._endpoint_id, heartbeats, config.heartbeat_period)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._running: set[str] = set()
+        self._put_off: list[Event] = []
         self._paused = False
+        self._disk = JournalDisk()
         self._link = Connectivity(queues.task_queue_info.queue)
         self._phase = Phase.CLAIMING
         self._engine_stopped = False
@@ -228,9 +237,10 @@ class Agent:
     def _take(self) -> list[Event]:
         """Wait for events, or until something is due; return what is there."""
         due = min(self._reports.due, self._outbox.due, self._leave_at)
-        events: list[Event] = []
+        events, self._put_off = self._put_off, []
         try:
-            events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
+            if not events:
+                events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
             while len(events) < MAX_TURN:
                 events.append(self._inbox.get_nowait())
         except queue.Empty:
@@ -239,14 +249,8 @@ class Agent:
 
     def _turn(self, events: list[Event]) -> None:
         turn = self._sort(events)
-        if turn.accepted or turn.finished:
-            with self._journal.batch():
-                self._journal.accept(turn.accepted)
-                self._journal.finish(turn.finished)
-                self._journal.confirmed(turn.confirmed)
-        elif turn.confirmed:
-            with self._journal.batch(durable=False):
-                self._journal.confirmed(turn.confirmed)
+        if turn.accepted or turn.finished or turn.confirmed:
+            self._record(turn)
         if turn.finished or turn.repeated:
             self._engine.settle([*(result.task_id for result in turn.finished), *turn.repeated])
         self._reports.accepted.add(len(turn.accepted))
@@ -271,6 +275,42 @@ class Agent:
             delivery.ack()
         if now >= self._reports.due:  # last: it tells what all of this has come to
             self._report()
+
+    def _record(self, turn: Turn) -> None:
+        """Write what a turn has to record; wait while it can't be, as on a full disk."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                with self._journal.batch(durable=bool(turn.accepted or turn.finished)):
+                    self._journal.accept(turn.accepted)
+                    self._journal.finish(turn.finished)
+                    self._journal.confirmed(turn.confirmed)
+            except RecordError as error:
+                if error.damaged:
+                    raise
+                if self._disk.failed(str(error)):
+                    self._tell_status()
+                if not self._wait_for_room(pause):
+                    raise
+                pause = min(2 * pause, MAX_PAUSE)
+            else:
+                if self._disk.mended():
+                    self._tell_status()
+                return
+
+    def _wait_for_room(self, pause: float) -> bool:
+        """Put off what comes for `pause` seconds; return False if we are asked to stop."""
+        if time.monotonic() >= self._reports.due:
+            self._report()
+        end = time.monotonic() + pause
+        while (left := end - time.monotonic()) > 0:
+            try:
+                self._put_off.append(self._inbox.get(timeout=left))
+            except queue.Empty:
+                return True
+            if self._put_off[-1] is Signal.STOP:
+                return False
+        return True
 
     def _sort(self, events: list[Event]) -> Turn:
         turn = Turn()
@@ -428,7 +468,8 @@ class Agent:
 
     def _report(self, *, active: bool = True) -> None:
         counts = AgentCounts(len(self._running), len(self._outbox), self._paused)
-        self._reports.send(self._connection, self._engine.status(), counts, active=active)
+        status = {**self._engine.status(), "trouble": self._trouble}
+        self._reports.send(self._connection, status, counts, active=active)
 
     # The connection
 
@@ -451,8 +492,11 @@ class Agent:
                 state = "stopping"
         if self._phase is not Phase.CLAIMING:
             executor = self._engine.status().get("executor")
-        reason = self._lost or self._link.trouble or self._link.alarm
-        self._on_status(AgentStatus(state, reason, executor, self._link.patience))
+        self._on_status(AgentStatus(state, self._trouble, executor, self._link.patience))
+
+    @property
+    def _trouble(self) -> str:
+        return self._lost or self._link.trouble or self._disk.trouble or self._link.alarm
 
     # The end
 

@@ -167,6 +167,14 @@ class AgentLock:
             if not isinstance(error, BlockingIOError | PermissionError):
                 raise FluxEndpointError(f"can't lock {lock}: {error}") from error
             raise already_running(self._directory) from None
+        try:
+            self._write_holder()
+        except OSError as error:
+            os.close(self._descriptor)
+            raise OSError(error.errno, error.strerror, str(lock)) from error
+        return self
+
+    def _write_holder(self) -> None:
         content = {
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
@@ -175,7 +183,6 @@ class AgentLock:
         }
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
-        return self
 
     def __exit__(
         self,

@@ -12,6 +12,7 @@ The report is a JSON object, which the service keeps and shows: `flux-endpoint s
 | `executor`, `executor_description` | "flux" or "local", and a line on it |
 | `instance`, `resources` | URI of the Flux instance; its nodes, cores and gpus in all |
 | `usage` | how these are used now, and when the instance ends; see `Backend.usage` |
+| `trouble` | why it takes no tasks, or can't send results; empty if it does |
 | `ending` | whether the instance is ending or gone: nothing more is started |
 | `total_workers`, `idle_workers`, `starting_workers` | workers; those that have nothing to do; those to come |
 | `workers_error` | why the latest group of workers did not start; empty once one has |

@@ -167,7 +167,7 @@ class Runner:
             self._agent.stop()
 
     def _write_status(self, status: AgentStatus) -> None:
-        self._directory.write_status(
+        self._publish_status(
             Status(
                 pid=os.getpid(),
                 state=status.state,
@@ -187,6 +187,12 @@ class Runner:
             told = {"say": status.reason}
             gives_up = status.patience < math.inf
             self._tell({**told, "patience": status.patience} if gives_up else told)
+
+    def _publish_status(self, status: Status) -> None:
+        try:
+            self._directory.write_status(status)
+        except OSError as error:  # a full disk, say: the agent goes on, its reports have the same
+            event(log, logging.WARNING, "the endpoint's status can't be written", reason=error)
 
     def _exit_code(self) -> int:
         received = []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from enum import Enum, auto
+
+from flux_endpoint.logs import event
+
+log = logging.getLogger(__name__)
 
 
 class Phase(Enum):
@@ -32,3 +37,27 @@ class AgentStatus:
     reason: str
     executor: str | None
     patience: float = math.inf
+
+
+class JournalDisk:
+    """Whether the journal can be written, each change told once."""
+
+    def __init__(self) -> None:
+        #: Why it can't be written; empty: it can.
+        self.trouble = ""
+
+    def failed(self, reason: str) -> bool:
+        """Take note that it can't be written; return whether others should know of it."""
+        if self.trouble:
+            return False
+        self.trouble = f"{reason}. No task is taken and no result sent until it can be written"
+        event(log, logging.ERROR, self.trouble)
+        return True
+
+    def mended(self) -> bool:
+        """Take note that it was written; return whether others should know of it."""
+        if not self.trouble:
+            return False
+        self.trouble = ""
+        event(log, logging.WARNING, "the journal can be written again")
+        return True

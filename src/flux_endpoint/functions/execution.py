@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import select
 import signal
-import stat
 import subprocess
 import tempfile
 import threading
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from flux_endpoint.functions.room import lacks_room
 from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.functions.tree import MARK, CommandTree
 
@@ -103,22 +102,8 @@ def run_command(
             outcome,
             last_lines(out, out_start, snippet_lines, limit),
             last_lines(err, err_start, snippet_lines, limit)
-            + _full((out_path, out), (err_path, err)),
+            + (lacks_room(out_path, out) or lacks_room(err_path, err)),
         )
-
-
-def _full(*files: tuple[Path, int]) -> str:
-    """Return what a command could not say itself: that there is no room for its output.
-
-    A program that can't write its output seldom names the file, and its words may not have found
-    room either.
-    """
-    for path, descriptor in files:
-        system = os.fstatvfs(descriptor)
-        room = system.f_bfree if os.geteuid() == 0 else system.f_bavail
-        if system.f_blocks and not room and stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return f"{path}: {os.strerror(errno.ENOSPC)}: the command's output may be incomplete\n"
-    return ""
 
 
 @contextlib.contextmanager

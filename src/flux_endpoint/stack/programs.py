@@ -22,10 +22,8 @@ from flux_endpoint.stack.tails import tail
 
 #: Who has lived so many seconds is healthy: its next failure counts as the first.
 HEALTHY_AFTER = 60.0
-#: Failures in a row after which a program is given up.
-MAX_FAILURES = 6
 FIRST_BACKOFF = 0.5
-MAX_BACKOFF = 15.0
+MAX_BACKOFF = 60.0
 #: Seconds between two looks at whether a program is ready.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
@@ -36,7 +34,10 @@ COMMAND_TIMEOUT = 60.0
 
 
 class Backoff:
-    """How long to wait before a program is started again, and when to give up."""
+    """How long to wait before a program is started again.
+
+    It is never given up: what ends it, such as a full disk, may be mended, and the others go on.
+    """
 
     def __init__(self) -> None:
         self.failures = 0
@@ -46,14 +47,12 @@ class Backoff:
         """Note a start."""
         self._since = time.monotonic()
 
-    def failed(self) -> float | None:
-        """Note a failure; return seconds to wait, or `None`: give up."""
+    def failed(self) -> float:
+        """Note a failure; return seconds to wait."""
         if time.monotonic() - self._since > HEALTHY_AFTER:
             self.failures = 0
         self.failures += 1
-        if self.failures >= MAX_FAILURES:
-            return None
-        longest = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** (self.failures - 1))
+        longest = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self.failures - 1, 16))
         return longest * (0.75 + random.random() / 4)  # noqa: S311 - jitter
 
 

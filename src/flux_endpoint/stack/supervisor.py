@@ -95,7 +95,8 @@ class Stack:
         Raises:
             AlreadyRunningError: if this home has a running stack.
             ConfigurationError: if something is missing or wrong on this machine.
-            FluxEndpointError: if a part can't be started, or fails again and again.
+            FluxEndpointError: if a part can't be started. One that fails later is started again
+                and again; the others go on.
         """
         with StackLock(self._directory) as lock, self._signals():
             try:
@@ -232,7 +233,7 @@ class _Running:
         return Ready(self._state, executor, time.monotonic() - begun)
 
     def supervise(self) -> None:
-        """Start again what ends, until it makes no sense any more."""
+        """Start again what ends, for as long as nobody ends this."""
         due: dict[str, float] = {}
         while True:
             pause = max(0.0, min(due.values()) - time.monotonic()) if due else None
@@ -249,8 +250,8 @@ class _Running:
                 self._backoff[name].started()
                 try:
                     self._restart(name)
-                except FluxEndpointError as error:
-                    self._programs.events.put(Ended(name, str(error)))
+                except (FluxEndpointError, OSError) as error:  # a full disk, say
+                    self._programs.events.put(Ended(name, f"can't be started: {error}"))
 
     def stop(self) -> None:
         """End everything, in the reverse order; what was never started is left alone."""
@@ -268,11 +269,11 @@ class _Running:
             self._say("ended")
 
     def _put_off(self, ended: Ended) -> float:
-        delay = self._backoff[ended.name].failed()
-        if delay is None:
-            raise FluxEndpointError(f"giving up, the {ended.name} {ended.reason}")
+        backoff = self._backoff[ended.name]
+        delay = backoff.failed()
+        times = f" ({backoff.failures} times in a row)" if backoff.failures > 1 else ""
         self._say(f"{ended.name:<9} {ended.reason}")
-        self._say(f"{ended.name:<9} starting again in {delay:.1f} s")
+        self._say(f"{ended.name:<9} starting again in {delay:.1f} s{times}")
         return delay
 
     def _restart(self, name: str) -> None:

@@ -107,7 +107,7 @@ class EndpointChecks:
         elif status.state == "connected":
             age = shown_age(time.time() - status.since)
             if status.reason:
-                mend = "mend the broker; nothing is lost meanwhile"
+                mend = "mend that; nothing is lost meanwhile"
                 yield failed("endpoint.agent", f"{who}: {status.reason}", mend, self._name)
             else:
                 yield ok("endpoint.agent", f"runs as {who}, connected for {age}", self._name)

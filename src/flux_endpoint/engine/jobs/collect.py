@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from flux_endpoint.engine.outcome import TIMEOUT_EXPIRED, Finished
 from flux_endpoint.engine.task import Failure, Value, checked_size
 from flux_endpoint.errors import SerializationError
 from flux_endpoint.functions import ShellResult
+from flux_endpoint.functions.room import lacks_room
 from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer, DillDataBase64
@@ -60,7 +62,7 @@ def _command(
     return shell_result(
         plan.command,
         _tail(plan.stdout, starts[0], lines, limit),
-        _tail(plan.stderr, starts[1], lines, limit),
+        _tail(plan.stderr, starts[1], lines, limit) + _lacking_room(plan),
         outcome,
         result_serializers,
         return_dict=plan.function.return_dict,
@@ -129,7 +131,7 @@ def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
     return Failure(
         ErrorCode.REMOTE_EXECUTION,
         f"The function did not end on every rank: {what}. {outcome.note}\n"
-        f"ranks without a value: {missing}\n{stderr}",
+        f"ranks without a value: {missing}\n{stderr}{_lacking_room(plan)}",
     )
 
 
@@ -156,6 +158,19 @@ def _joined(values: list[str]) -> Value | Failure:
         "the values of several ranks can be joined only if all were serialized with "
         "DillDataBase64, or all with JSONData; ask for one of these as the result serializer",
     )
+
+
+def _lacking_room(plan: CommandPlan | RanksPlan) -> str:
+    """Return a line that says so if there is no room for what a job writes, else ""."""
+    for path in (plan.stdout, plan.stderr):
+        with suppress(OSError):  # nothing was written there
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                if said := lacks_room(path, descriptor):
+                    return said
+            finally:
+                os.close(descriptor)
+    return ""
 
 
 def _tail(path: Path, start: int, lines: int, limit: int) -> str:

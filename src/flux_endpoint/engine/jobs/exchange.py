@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint.engine.task import Failure, TaskSettings, Value
+from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.states import ErrorCode
 
 _TASK_FILE = "task.json"
@@ -20,7 +21,11 @@ def write_task(
     result_serializers: list[str] | None,
     settings: TaskSettings,
 ) -> None:
-    """Leave a task in `directory` for its ranks."""
+    """Leave a task in `directory` for its ranks.
+
+    Raises:
+        OSError: it can't be written; names the file.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     task = {
         "task_id": task_id,
@@ -28,7 +33,7 @@ def write_task(
         "result_serializers": result_serializers,
         "settings": asdict(settings),
     }
-    (directory / _TASK_FILE).write_text(json.dumps(task), encoding="utf-8")
+    write_private(directory / _TASK_FILE, json.dumps(task), durable=False)
 
 
 def read_task(directory: Path) -> dict[str, Any]:

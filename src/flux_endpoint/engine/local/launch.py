@@ -95,7 +95,10 @@ class Launcher:
         self.temporary.mkdir(mode=0o700, exist_ok=True)
         for name, content, mode in self._spec.files:
             path = self.temporary / name
-            path.write_bytes(content)
+            try:
+                path.write_bytes(content)
+            except OSError as error:  # of a full disk it does not say which file it is
+                raise OSError(error.errno, error.strerror, str(path)) from error
             path.chmod(mode)
         base = self._base_environment()
         nodes: list[list[Task]] = []

@@ -1,0 +1,43 @@
+"""A file system of a mebibyte, to be filled; a test is skipped where none can be mounted."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+class SmallDisk:
+    """A file system with little room at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._filling = path / "filling"
+
+    def fill(self) -> None:
+        """Leave no room."""
+        with (
+            contextlib.suppress(OSError),
+            self._filling.open("ab", buffering=0) as file,
+        ):
+            while file.write(b"x" * 512):
+                pass
+
+    def clear(self) -> None:
+        """Make room again."""
+        self._filling.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
+    done = subprocess.run(mount, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"not run: no file system can be mounted here ({done.stderr.strip()})")
+    yield SmallDisk(path)
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
