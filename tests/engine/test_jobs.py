@@ -243,15 +243,31 @@ def test_more_than_there_is_is_refused_with_the_reason(world: World, spec):
     ("spec", "text"),
     [
         ({"num_node": 1}, "'num_nodes'"),
-        ({"num_ranks": 0}, "num_ranks must be an integer, 1 or more"),
+        ({"num_ranks": 0}, "num_ranks must be an integer from 1 to 2147483647"),
         ({"num_nodes": 2, "ranks_per_node": 2, "num_ranks": 3}, "leave one of the three out"),
         ({"walltime": "soon"}, "walltime"),
+        ({"num_ranks": 10**400}, "num_ranks must be an integer from 1 to 2147483647, got 1000"),
+        ({"attributes": {"system.cwd.x.y": 1}}, "attributes['system.cwd.x.y'] can't be set"),
+        ({"attributes": {"a." * 10_000: 1}}, "recursion"),
+        ({"shell_options": {"output": "x"}}, ""),
     ],
 )
 def test_a_wrong_specification_is_refused_with_the_rule(world: World, spec, text):
     end = world.call(MPIFunction("true"), spec=spec)
     assert end.code == "EngineRefusedTask"
     assert text in end.text
+
+
+def test_a_task_of_which_no_job_can_be_made_ends_alone(world: World, monkeypatch):
+    def fails(*_: object) -> None:
+        raise LookupError("a fault of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flux_endpoint.engine.jobs.plan.parse_resources", fails)
+        end = world.call(MPIFunction("true"), spec=ONE)
+    assert end.code == "EngineRefusedTask"
+    assert "LookupError: a fault of ours" in end.text
+    assert world.call(MPIFunction("true"), spec=ONE).code is None
 
 
 def test_a_missing_format_key_is_named(world: World):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flux_endpoint.protocol.resources import ResourceSpecification
+from flux_endpoint.protocol.resources import ResourceSpecification, ResourceSpecificationError
 
 #: What begins a template. Flux's job shell fills it in, in the words of a job's command and in the
 #: paths of its output; there is no way to escape it, but files and variables are left alone.
@@ -152,4 +152,8 @@ def _set_attribute(attributes: dict[str, Any], name: str, value: Any) -> None:
         path.insert(0, "system")
     for part in path[:-1]:
         attributes = attributes.setdefault(part, {})
+        if not isinstance(attributes, dict):
+            raise ResourceSpecificationError(
+                f"resource_specification: attributes[{name!r}] can't be set: {part!r} is no object"
+            )
     attributes[path[-1]] = value

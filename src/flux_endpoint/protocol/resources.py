@@ -15,6 +15,10 @@ from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.moment import parse_moment
 
 URGENCY_MOST = 31
+#: The most of anything that is counted: what Flux's own counts can hold.
+_MOST = 2**31 - 1
+#: How many characters of a wrong value an error shows.
+_SHOWN = 200
 
 
 class ResourceSpecificationError(FluxEndpointError, ValueError):
@@ -147,18 +151,19 @@ def _unknown_key(key: object) -> str:
 
 
 def _wrong(key: str, value: object, rule: str) -> ResourceSpecificationError:
-    return ResourceSpecificationError(
-        f"resource_specification: {key} must be {rule}, got {value!r}"
-    )
+    got = repr(value)
+    if len(got) > _SHOWN:
+        got = f"{got[:_SHOWN]}…"
+    return ResourceSpecificationError(f"resource_specification: {key} must be {rule}, got {got}")
 
 
-def _integer(least: int, most: int | None = None) -> Callable[[str, Any], int]:
-    rule = f"an integer from {least} to {most}" if most else f"an integer, {least} or more"
+def _integer(least: int, most: int = _MOST) -> Callable[[str, Any], int]:
+    rule = f"an integer from {least} to {most}"
 
     def check(key: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong(key, value, rule)
-        if value < least or (most is not None and value > most):
+        if not least <= value <= most:
             raise _wrong(key, value, rule)
         return value
 

@@ -69,6 +69,8 @@ _CATCH_UP = 5.0
 _LAST_PATIENCE = 5.0
 #: Most ends that are read at a time.
 _READERS = 8
+#: What is wrong with a task, or with what it needs here, raises one of these.
+_REFUSALS = (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class JobRunner:
@@ -261,10 +263,12 @@ class JobRunner:
                     self._on_left(task.task_id, attempts)
                     return
                 job = self._submit(task, plan)
-        except (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             if self._backend.is_lost(error):
                 self._leave(task, attempts)
                 return
+            if not isinstance(error, _REFUSALS):  # a fault of ours, which concerns this task alone
+                log.exception("no job could be made of task %s", task.task_id)
             self._end(task, Failure(ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}"))
             return
         job.attempts = attempts

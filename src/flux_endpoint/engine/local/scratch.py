@@ -33,9 +33,12 @@ class ScratchDirectory:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what instances that were killed left in `parent`."""
+    """Remove what this user's instances that were killed left in `parent`."""
     for path in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another user's, in use, or removed just now
+        # In use, removed just now, or nested so deeply that it can't be removed.
+        with contextlib.suppress(OSError, RecursionError):
+            if path.lstat().st_uid != os.getuid():
+                continue
             descriptor = os.open(path / _LOCK, os.O_RDWR)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
