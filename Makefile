@@ -51,12 +51,13 @@ demo: venv system ## Bring up a stack, run the examples on it, take it down.
 	@$(BIN)/python examples/demo.py
 
 test: venv official system ## Run the tests.
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10 $(ARGS)
 
-check: venv ## Lint, check the format and the types.
+check: venv ## Lint, check the format, the types and who imports whom.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo pyproject.toml
 
 $(FUZZ_STAMP): pyproject.toml tools/make-venv
 	@PYTHON="$(PYTHON)" tools/make-venv $(FUZZ) fuzz
