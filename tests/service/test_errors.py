@@ -5,9 +5,14 @@ import uuid
 import pytest
 from fastapi.testclient import TestClient
 from starlette.requests import Request
-from tests.service.conftest import refusal
+from tests.service.conftest import NO_BROKER, refusal
 
 from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES, MAX_SMALL_REQUEST_BYTES
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import users
+from flux_endpoint.service.store.engine import Database
+from small_disk import SmallDisk
 
 
 def test_an_unknown_path_is_named(api: TestClient) -> None:
@@ -36,7 +41,7 @@ def test_every_other_route_needs_a_token(api: TestClient) -> None:
         for method in methods
         if path not in {"/v2/version", "/auth/v2/oauth2/token/revoke"}  # they do nothing
     ]
-    assert len(routes) == 27
+    assert len(routes) == 28
     for method, path in routes:
         filled = path
         for name in ("function_id", "endpoint_id", "task_id", "group_id"):
@@ -121,3 +126,27 @@ def test_a_crash_is_an_answer_with_an_id_that_the_log_has(
     (record,) = [each for each in caplog.records if each.message == "request failed"]
     assert record.fields["request_id"] == body.request_id  # type: ignore[attr-defined]
     assert record.exc_info
+
+
+def test_a_full_database_is_told_as_such_and_nothing_is_stored(
+    small_disk: SmallDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"sqlite:///{small_disk.path / 'service.db'}"
+    database = Database(url)
+    database.migrate()
+    with database.write() as connection:
+        headers = {"Authorization": f"Bearer {users.create_token(connection, 'ada')}"}
+    database.close()
+    settings = ServiceSettings(database_url=url, amqp_url=NO_BROKER, publish_timeout=0.01)
+    with TestClient(create_app(settings), headers=headers) as client:
+        body = {"function_name": "f", "function_code": "3000\n" + "x" * 3000}
+        small_disk.fill()
+        answers = [client.post("/v3/functions", json=body) for _ in range(400)]
+        full = next(each for each in answers if each.status_code != 200)
+        told = refusal(full, 503, "DATABASE_UNAVAILABLE", None)
+        assert "database or disk is full. Nothing of the request was stored" in told.message
+        assert client.get("/v3/status").status_code == 200
+        small_disk.clear()
+        assert client.post("/v3/functions", json=body).status_code == 200
+    (record, *_) = [each for each in caplog.records if "the database fails" in each.getMessage()]
+    assert record.exc_info is None

@@ -164,6 +164,40 @@ def test_two_homes_run_side_by_side_and_down_leaves_nothing(shared, home, proces
     assert shared.version() == 200
 
 
+@pytest.mark.parametrize("content", ["{", '{"pid": "x", "service_port": "80"}', '{"pid": 1}', None])
+def test_a_damaged_state_file_is_in_nobodys_way(home, processes_of, content):
+    home.up("--no-endpoint")
+    state = home.path / "stack" / "state.json"
+    if content is None:
+        state.unlink()
+    else:
+        state.write_bytes(content.encode("latin-1"))
+    said = home.run("up", "--detach")
+    assert "already running (pid" in said.stderr
+    assert "Ended (pid" in home.run("down").stdout
+    assert processes_of(home.path) == {}
+    if content == "{":
+        state.write_text("{")
+        home.up("--no-endpoint")
+        assert home.version() == 200
+
+
+def test_a_stack_whose_home_was_deleted_is_found_and_ended(home, processes_of):
+    home.up("--no-endpoint")
+    running = processes_of(home.path)
+    assert len(running) > 3
+    shutil.rmtree(home.path)
+    home.path.mkdir(mode=0o700)
+    said = home.run("up", "--detach")
+    assert "a stack still runs (pid" in said.stderr
+    assert "was deleted: `flux-endpoint down` ends it" in said.stderr
+    assert "Ended (pid" in home.run("down").stdout
+    assert processes_of(home.path) == {}
+    assert home.run("down").stdout == "Nothing runs here.\n"
+    home.up("--no-endpoint")
+    assert home.version() == 200
+
+
 def test_down_where_nothing_runs_says_so(home):
     done = home.run("down")
     assert (done.returncode, done.stdout) == (0, "Nothing runs here.\n")

@@ -63,11 +63,12 @@ def up(
 def down() -> None:
     """End what `up` runs, and wait until it is gone."""
     with Waiting("Ending", STOP_TIMEOUT + REMAINS_TIMEOUT):
-        state = stop_stack()
-    if state is None:
+        stopped = stop_stack()
+    if stopped is None:
         click.echo("Nothing runs here.")
     else:
-        click.echo(f"Ended (pid {state.pid}, {state.service_url or 'not ready yet'}).")
+        pid, url = stopped.pid or "unknown", stopped.service_url or "URL unknown"
+        click.echo(f"Ended (pid {pid}, {url}).")
 
 
 def _run_in_background(options: StackOptions, reporter: Reporter) -> int:

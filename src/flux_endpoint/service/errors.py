@@ -13,8 +13,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
+from flux_endpoint.logs import event
 from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES, MAX_SMALL_REQUEST_BYTES
 from flux_endpoint.protocol.rest import ErrorBody
+from flux_endpoint.service.store.health import database_trouble
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +164,15 @@ class _Guard:
             await self._app(scope, _limited(receive, most), watched_send)
         except ClientDisconnect:
             pass  # it hung up, or was too slow, before the whole of its body had come
-        except Exception:
+        except Exception as error:
             request_id = str(uuid4())
             fields = {"request_id": request_id, "path": scope["path"], "method": scope["method"]}
+            if (reason := database_trouble(error)) is not None:
+                event(log, logging.ERROR, "the database fails", reason=error, **fields)
+                if not started:
+                    failure = _database_unavailable(reason)
+                    await error_answer(failure, request_id=request_id)(scope, receive, send)
+                return
             log.exception("request failed", extra={"fields": fields})
             if not started:
                 failure = ServiceError(
@@ -173,6 +181,15 @@ class _Guard:
                     code="INTERNAL_ERROR",
                 )
                 await error_answer(failure, request_id=request_id)(scope, receive, send)
+
+
+def _database_unavailable(reason: str) -> ServiceError:
+    return ServiceError(
+        f"the service's database can't do this now: {reason}. Nothing of the request was stored; "
+        "tell whoever runs the service, and try again in a while",
+        http_status=503,
+        code="DATABASE_UNAVAILABLE",
+    )
 
 
 def _too_large(most: int) -> ServiceError:

@@ -8,12 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from flux_endpoint.errors import BackgroundError, FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.processes import is_readable
+from flux_endpoint.processes.holders import Holder
 from flux_endpoint.stack.state import (
     StackDirectory,
     StackLock,
@@ -27,6 +30,19 @@ from flux_endpoint.stack.tails import tail
 STOP_TIMEOUT = 60.0
 #: Seconds until the processes below a killed stack are gone.
 REMAINS_TIMEOUT = 15.0
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What `stop_stack` has ended.
+
+    Attributes:
+        pid: of the process below which all others ran; `None` if that had been killed before.
+        service_url: where the service was, as far as that is known.
+    """
+
+    pid: int | None
+    service_url: str
 
 
 class Reporter:
@@ -107,28 +123,62 @@ def start_detached(options: StackOptions, say: Callable[[str], None]) -> Ready:
     )
 
 
-def stop_stack() -> StackState | None:
+def stop_stack() -> Stopped | None:
     """End this home's stack and wait until all of it is gone; return what ran, `None`: nothing.
+
+    Also one whose directory was deleted under it.
 
     Raises:
         FluxEndpointError: if something does not want to go.
     """
     directory = StackDirectory()
     with StackLock(directory) as lock:
-        if lock.try_acquire():
+        deleted = lock.try_acquire()
+        holders = directory.holders(deleted=deleted)
+        if not holders and not deleted and not lock.acquire(0):
+            raise FluxEndpointError(
+                f"a stack has {directory.path}/lock, and none of its processes can be seen: it "
+                "runs on another host, or as another user; end it there"
+            )
+        if not holders:
             return None
-        state = directory.load()
-        pidfd = open_process(state.pid)
+        supervisor = directory.supervisor(deleted=deleted)
+        state = StackState() if deleted else directory.load()
+        if supervisor is not None:
+            _end(supervisor)
+        # Held by every process of the stack: nobody means gone. Who is left ends by itself.
+        if not _wait_until_gone(holders, REMAINS_TIMEOUT):
+            for each in directory.holders(deleted=deleted):
+                _end(each.pid)
+        left = [str(each.pid) for each in directory.holders(deleted=deleted)]
+        if left:
+            raise FluxEndpointError(
+                f"processes of the stack (pid {', '.join(left)}) still hold {directory.path}/lock"
+            )
+        return Stopped(supervisor, state.service_url)
+
+
+def _wait_until_gone(holders: list[Holder], timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    for each in holders:
+        pidfd = open_process(each.pid)
         if pidfd is not None:
             try:
-                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-                if not is_readable(pidfd, STOP_TIMEOUT):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                if not is_readable(pidfd, max(0.0, deadline - time.monotonic())):
+                    return False
             finally:
                 os.close(pidfd)
-        # Held by every process of the stack: free means gone.
-        if not lock.acquire(REMAINS_TIMEOUT):
-            raise FluxEndpointError(
-                f"processes of the stack (pid {state.pid}) still hold {directory.path}/lock"
-            )
-        return state
+    return True
+
+
+def _end(pid: int) -> None:
+    pidfd = open_process(pid)
+    if pidfd is None:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not is_readable(pidfd, STOP_TIMEOUT):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            is_readable(pidfd, REMAINS_TIMEOUT)
+    finally:
+        os.close(pidfd)

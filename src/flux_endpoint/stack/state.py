@@ -1,8 +1,9 @@
 """What is known of a home's stack on disk, and who holds it.
 
 $FLUX_ENDPOINT_HOME/stack/
-  lock          held by `up` and every process below it
-  state.json    pid (null when nothing runs), ports and URLs; never a secret
+  lock          held by `up`, whose pid it has, and every process below it
+  state.json    pid (null when nothing runs), ports and URLs, for people and for the next start;
+                never a secret
   broker/  service.db  service.log  endpoint.log  up.log
 """
 
@@ -15,11 +16,15 @@ import os
 import subprocess
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from flux_endpoint import paths
-from flux_endpoint.errors import ConfigurationError, FluxEndpointError
+from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.processes import is_readable
+from flux_endpoint.processes.holders import Holder, holders_of
+
+#: In a stack's directory: held by `up` and every process below it.
+LOCK = "lock"
 
 
 class AlreadyRunningError(FluxEndpointError):
@@ -42,7 +47,7 @@ class StackState:
 def start_command(endpoint: str) -> str:
     """Return the command that starts the endpoint of that name here: `up` if it was up's last."""
     if (paths.home() / "stack").is_dir():
-        with contextlib.suppress(ConfigurationError, OSError):
+        with contextlib.suppress(OSError):
             if StackDirectory().load().endpoint_name == endpoint:
                 return "flux-endpoint up"
     return f"flux-endpoint start {endpoint}"
@@ -66,17 +71,44 @@ class StackDirectory:
         return self.path / f"{name}.log"
 
     def load(self) -> StackState:
-        """Return the last state that was saved; unknown keys are left out."""
-        if not self._state_file.exists():
-            return StackState()
+        """Return the last state that was saved; what can't be read of it is left out.
+
+        Nothing depends on it: who runs is told by the lock, and what is not known is found anew.
+        """
         try:
-            content = json.loads(self._state_file.read_text())
-            known = {field.name for field in fields(StackState)}
-            return StackState(**{key: value for key, value in content.items() if key in known})
-        except (ValueError, AttributeError) as error:
-            raise ConfigurationError(
-                f"{self._state_file} is not a state file ({error}); remove it"
-            ) from None
+            content = json.loads(self._state_file.read_bytes())
+        except (OSError, ValueError):
+            return StackState()
+        if not isinstance(content, dict):
+            return StackState()
+        kinds: dict[str, type] = {field.name: type(field.default) for field in fields(StackState)}
+        kinds |= {"pid": int, "started": float, "service_port": int, "amqp_port": int}
+        known: dict[str, Any] = {
+            key: value
+            for key, value in content.items()
+            if key in kinds and isinstance(value, kinds[key]) and not isinstance(value, bool)
+        }
+        return StackState(**known)
+
+    def holders(self, *, deleted: bool) -> list[Holder]:
+        """Return the processes of a stack of this home.
+
+        Args:
+            deleted: of those whose directory was deleted under them; else, of the present one.
+        """
+        lock = self.path.resolve() / LOCK  # as the kernel calls it
+        return [each for each in holders_of(lock) if each.deleted == deleted]
+
+    def supervisor(self, *, deleted: bool) -> int | None:
+        """Return the process of `up`, below which all others run; `None`: there is none.
+
+        When `up` was killed, what it started is being ended, and still has the lock.
+        """
+        holders = self.holders(deleted=deleted)
+        signed = {_pid_in(each.file) for each in holders[:1]}
+        if not deleted:
+            signed.add(self.load().pid)  # an earlier release did not sign
+        return next((each.pid for each in holders if each.pid in signed), None)
 
     def save(self, state: StackState) -> None:
         """Replace `state.json`."""
@@ -87,7 +119,7 @@ class StackLock:
     """The exclusive lock of a stack directory; `descriptor` may be inherited to share it."""
 
     def __init__(self, directory: StackDirectory) -> None:
-        self.descriptor = os.open(directory.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self.descriptor = os.open(directory.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
 
     def try_acquire(self) -> bool:
         """Take the lock if it's free."""
@@ -104,6 +136,12 @@ class StackLock:
         done = subprocess.run(command, pass_fds=(self.descriptor,), check=False)
         return done.returncode == 0
 
+    def sign(self) -> None:
+        """Note that this process runs the stack, for whoever has the lock's file open later."""
+        with contextlib.suppress(OSError):  # a full disk
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
+
     def close(self) -> None:
         """Give the lock back, unless a process that inherited it is alive."""
         os.close(self.descriptor)
@@ -113,6 +151,13 @@ class StackLock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _pid_in(lock: Path) -> int | None:
+    try:
+        return int(lock.read_bytes()[:20])
+    except (OSError, ValueError):
+        return None
 
 
 def open_process(pid: int | None) -> int | None:

@@ -25,7 +25,6 @@ from flux_endpoint.stack.state import (
     StackDirectory,
     StackLock,
     StackState,
-    open_process,
 )
 
 #: Seconds to wait for the remains of a killed stack.
@@ -130,22 +129,27 @@ class Stack:
 
     def _take(self, lock: StackLock) -> None:
         """Get hold of the directory, or say who has it."""
-        if lock.try_acquire():
-            return
-        self._refuse_if_running()
-        if not lock.acquire(LOCK_TIMEOUT):  # what a killed stack left behind is being ended
-            self._refuse_if_running()  # or another one was just starting
+        if not lock.try_acquire():
+            self._refuse_if_running()
+            if not lock.acquire(LOCK_TIMEOUT):  # what a killed stack left behind is being ended
+                self._refuse_if_running()  # or another one was just starting
+                raise AlreadyRunningError(
+                    f"processes of an earlier stack still hold {self._directory.path}/lock"
+                )
+        deleted = self._directory.supervisor(deleted=True)
+        if deleted is not None:
             raise AlreadyRunningError(
-                f"processes of an earlier stack still hold {self._directory.path}/lock"
+                f"a stack still runs (pid {deleted}) whose directory {self._directory.path} was "
+                "deleted: `flux-endpoint down` ends it"
             )
+        lock.sign()
 
     def _refuse_if_running(self) -> None:
-        holder = self._directory.load()
-        pidfd = open_process(holder.pid)
-        if pidfd is not None:
-            os.close(pidfd)
+        pid = self._directory.supervisor(deleted=False)
+        if pid is not None:
+            url = self._directory.load().service_url
             raise AlreadyRunningError(
-                f"already running (pid {holder.pid}, {holder.service_url or 'starting'}) in "
+                f"already running (pid {pid}, {url or 'starting'}) in "
                 f"{self._directory.home}: `flux-endpoint down` ends it; with another "
                 f"${HOME_VARIABLE} a second stack can run beside it"
             )
