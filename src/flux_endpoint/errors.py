@@ -119,15 +119,23 @@ class ServiceError(FluxEndpointError):
         http_status: HTTP status code of the answer.
         code: machine-readable error code, e.g. ``ENDPOINT_NOT_FOUND``.
         field: dotted name of the request's field that was wrong, when one was.
+        retry_after: seconds after which the same request may succeed, when it is refused for now.
     """
 
     def __init__(
-        self, message: str, *, http_status: int, code: str, field: str | None = None
+        self,
+        message: str,
+        *,
+        http_status: int,
+        code: str,
+        field: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.http_status = http_status
         self.code = code
         self.field = field
+        self.retry_after = retry_after
 
 
 class ServiceUnreachableError(FluxEndpointError):

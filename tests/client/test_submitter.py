@@ -88,6 +88,25 @@ def test_wait_submitted_ends_with_the_future(service: Any, executor: Executor) -
     assert executor.submit(double, 1).wait_submitted(TIMEOUT) is None
 
 
+def test_tasks_wait_while_the_service_has_no_room_for_more(
+    service: Any, executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals = 7  # more than one request is repeated
+
+    def react(request: Any) -> Any:
+        nonlocal refusals
+        if request.path.endswith("/submit") and refusals:
+            refusals -= 1
+            return error(429, "TOO_MANY_TASKS", "you have 5 tasks, of at most 5")
+        return None
+
+    service.react = react
+    future = executor.submit(double, 1)
+    assert future.wait_submitted(TIMEOUT)
+    assert caplog.text.count("tasks wait until the service has room") == 1
+    assert "of at most 5" in caplog.text
+
+
 def test_submit_returns_while_the_service_has_yet_to_answer(
     service: Any, executor: Executor
 ) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -193,6 +194,21 @@ def test_a_token_opens_the_service_until_it_is_revoked(
     assert command("token", "revoke", listed.split()[0]).returncode == 0
     assert status() == 401
     assert command("token", "list").stdout == ""
+
+
+def test_a_token_that_expires_says_when(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    assert command("token", "create", "ada").returncode == 0
+    assert command("token", "create", "bob", "--expires", "30d").returncode == 0
+    rows = [line.split() for line in command("token", "list").stdout.splitlines()]
+    assert [(row[2], row[3]) for row in rows] == [("never", "ada"), (rows[1][2], "bob")]
+    expires = datetime.strptime(rows[1][2], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    assert 29 <= (expires - datetime.now(UTC)).days <= 30
+    for wrong in ("soon", "0", "-1d", "infinity"):
+        done = command("token", "create", "ada", f"--expires={wrong}")
+        assert done.returncode == 64
+        assert "--expires" in done.stderr
 
 
 def test_a_client_that_sends_too_much_reads_why(start: Callable[..., ServiceProcess]) -> None:

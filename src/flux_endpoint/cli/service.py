@@ -11,11 +11,15 @@ from pydantic import ValidationError
 
 from flux_endpoint import extras, logs, paths
 from flux_endpoint.errors import ConfigurationError, NotFoundError
+from flux_endpoint.protocol.duration import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flux_endpoint.service.store.engine import Database
+
+# Seconds: 100 years.
+_LONGEST_EXPIRY = 100 * 365 * 86_400
 
 
 def _setting(name: str, text: str, **attributes: Any) -> Callable[[Any], Any]:
@@ -65,6 +69,19 @@ def service() -> None:
     default=256,
     type=int,
 )
+@_setting("keep-tasks", "How long a task is known after its end, with its result.", default="14d")
+@_setting("keep-functions", "How long a function is known after its last use.", default="90d")
+@_setting(
+    "keep-user-results",
+    "Bytes of results of each user (K, M, G, T); the oldest go first.",
+    default="10G",
+)
+@_setting("max-user-requests", "Requests of each user a second.", default=200, type=float)
+@_setting("max-user-tasks", "Tasks of each user that have not ended.", default=200_000, type=int)
+@_setting("max-user-queued", "Bytes of the arguments of these (K, M, G, T).", default="10G")
+@_setting("max-user-functions", "Functions of each user.", default=20_000, type=int)
+@_setting("max-user-endpoints", "Endpoints of each user.", default=200, type=int)
+@_setting("max-user-groups", "Task groups of each user.", default=20_000, type=int)
 @_setting("log-format", "How to log.", type=click.Choice(["text", "json"]), default="text")
 def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""
@@ -96,16 +113,18 @@ def token() -> None:
 
 @token.command()
 @click.argument("user")
+@click.option("--expires", metavar="DURATION", help="Time after which it ends, as 30d or 12h.")
 @_database_url
-def create(user: str, database_url: str | None) -> None:
+def create(user: str, expires: str | None, database_url: str | None) -> None:
     """Print a new token of USER, who is created if missing. It can't be shown again."""
+    expires_at = _expiry(expires)
     if not 0 < len(user) <= 256 or not user.isprintable():
         raise click.BadParameter("USER must have 1 to 256 printable characters")
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
     with database.write() as connection:
-        created = users.create_token(connection, user)
+        created = users.create_token(connection, user, expires_at)
     database.close()
     click.echo(created)
 
@@ -113,7 +132,7 @@ def create(user: str, database_url: str | None) -> None:
 @token.command(name="list")
 @_database_url
 def list_tokens(database_url: str | None) -> None:
-    """List tokens by their ids, with their users."""
+    """List tokens: id, when it was made, when it expires, user."""
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -121,8 +140,8 @@ def list_tokens(database_url: str | None) -> None:
         found = users.list_tokens(connection)
     database.close()
     for each in found:
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each.created_at))
-        click.echo(f"{each.id}  {created}  {each.user}")
+        expires = _moment(each.expires_at) if each.expires_at is not None else "never"
+        click.echo(f"{each.id}  {_moment(each.created_at)}  {expires:20}  {each.user}")
 
 
 @token.command()
@@ -138,6 +157,27 @@ def revoke(id: str, database_url: str | None) -> None:  # noqa: A002 - the argum
     database.close()
     if not revoked:
         raise NotFoundError("no token has that id: `flux-endpoint service token list` shows them")
+
+
+def _expiry(expires: str | None) -> float | None:
+    """Return when a token with the option `--expires` ends; `None`: never."""
+    if expires is None:
+        return None
+    try:
+        seconds = parse_duration(expires)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--expires") from None
+    if not 0 < seconds < _LONGEST_EXPIRY:
+        raise click.BadParameter(
+            "must be more than 0, and less than 100 years; leave it out for "
+            "a token that doesn't expire",
+            param_hint="--expires",
+        )
+    return time.time() + seconds
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _open(database_url: str | None) -> Database:

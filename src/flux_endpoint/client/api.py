@@ -59,17 +59,14 @@ class ServiceApi:
         return self._rest.request("DELETE", f"/v2/functions/{function_id}")
 
     def submit(self, endpoint_id: str, body: _Json, key: str) -> _Json:
-        """Submit tasks; a repetition with the same `key` returns the first answer.
-
-        A service that asks to wait (429) counts as unreachable.
-        """
-        answer = self._post_patiently(f"/v3/endpoints/{endpoint_id}/submit", body, key)
+        """Submit tasks; a repetition with the same `key` returns the first answer."""
+        answer = self._post_once(f"/v3/endpoints/{endpoint_id}/submit", body, key)
         _expected(answer, "tasks", dict)
         return answer
 
     def attach(self, endpoint_id: str, body: _Json, key: str) -> _Json:
         """Make a task that follows a running job, its `task_id`; `key` as of `submit`."""
-        answer = self._post_patiently(f"/v3/endpoints/{endpoint_id}/attach", body, key)
+        answer = self._post_once(f"/v3/endpoints/{endpoint_id}/attach", body, key)
         _expected(answer, "task_id", str)
         return answer
 
@@ -130,11 +127,15 @@ class ServiceApi:
         prefix: str = _expected(answer, "queue_prefix", str)
         return url, prefix
 
-    def _post_patiently(self, path: str, body: _Json, key: str | None = None) -> _Json:
+    def _post_once(self, path: str, body: _Json, key: str) -> _Json:
+        """Send what is done once for each `key`, however often it is sent."""
+        headers = {IDEMPOTENCY_HEADER: key}
+        return self._rest.request("POST", path, json=body, headers=headers, idempotent=True)
+
+    def _post_patiently(self, path: str, body: _Json) -> _Json:
         """Send what may be sent again; a service that asks to wait counts as unreachable."""
-        headers = {IDEMPOTENCY_HEADER: key} if key else None
         try:
-            return self._rest.request("POST", path, json=body, headers=headers, idempotent=True)
+            return self._rest.request("POST", path, json=body, idempotent=True)
         except ServiceError as error:
             if error.http_status == 429:
                 raise ServiceUnreachableError(str(error)) from error

@@ -30,6 +30,8 @@ _Answer = TypeVar("_Answer")
 #: The most that the payloads of one request may be, in characters.
 MAX_BATCH_BYTES = 16 * 2**20
 
+# HTTP status of a request that is refused for now: too many tasks, or requests, of this user.
+_NO_ROOM = 429
 # What is wrong with one of these is wrong for every task of the request.
 _SHARED_FIELDS = ("endpoint", "task_group", "resource_spec", "user_", "result_ser")
 
@@ -285,8 +287,13 @@ class Submitter:
             _fail(tasks, error)
 
     def _patiently(self, call: Callable[[], _Answer]) -> _Answer:
-        """Return what `call` does, trying again while the service is unreachable."""
+        """Return what `call` does, trying again while the service is unreachable.
+
+        It also waits, however long that takes, while the service has no room for more of the user's
+        tasks: there is some when others have ended.
+        """
         lost_at: float | None = None
+        full = False
         for delay in delays():
             try:
                 answer = call()
@@ -304,6 +311,14 @@ class Submitter:
                     raise ServiceUnreachableError(
                         f"{error}; tried for {format_duration(round(now - lost_at))}"
                     ) from error
+            except ServiceError as error:
+                if error.http_status != _NO_ROOM or self._abandoned.is_set():
+                    raise
+                if not full:
+                    full = True
+                    event(log, logging.WARNING, f"tasks wait until the service has room: {error}")
+                if self._abandoned.wait(delay):
+                    raise
             else:
                 if lost_at is not None:
                     event(log, logging.WARNING, f"the service at {self._api.url} is back")

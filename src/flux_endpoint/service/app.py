@@ -11,7 +11,9 @@ from flux_endpoint.service.bodies import Bodies
 from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.identity import Authentication
+from flux_endpoint.service.quotas import Quotas, RequestRate
 from flux_endpoint.service.request_target import AbsoluteTargets
+from flux_endpoint.service.retention import Keep, Retention
 from flux_endpoint.service.routes import (
     amqp,
     attach,
@@ -41,21 +43,27 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.database_url)
-        broker = Broker(settings, database)
+        keep = Keep(settings.keep_tasks, settings.keep_functions, settings.keep_user_results)
+        retention = Retention(database, keep)
+        broker = Broker(settings, database, retention.stored)
         await to_thread.run_sync(database.migrate)
         broker.start()
+        retention.start()
         app.state.observer = broker.observer
-        app.state.context = ServiceContext(settings, database, broker.publisher, broker.dispatcher)
+        app.state.context = ServiceContext(
+            settings, database, broker.publisher, broker.dispatcher, Quotas(settings)
+        )
         try:
             yield
         finally:
             await to_thread.run_sync(broker.close)
+            await to_thread.run_sync(retention.close)
             database.close()
 
     # No pages on the schema: they load scripts from elsewhere, and a browser sends them no token.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Bodies)
-    app.add_middleware(Authentication)
+    app.add_middleware(Authentication, rate=RequestRate(settings.max_user_requests))
     errors.add_handlers(app)
     app.add_middleware(WatchedSubmissions)
     app.add_middleware(AbsoluteTargets)

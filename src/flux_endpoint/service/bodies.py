@@ -199,8 +199,7 @@ class Bodies:
                 body = await to_thread.run_sync(spool.read)
                 await self._app(scope, _replayed(body, receive), send)
         except ServiceError as error:
-            headers = {"Retry-After": str(_RETRY_AFTER)} if error.http_status == 503 else None
-            await error_answer(error, headers=headers)(scope, receive, send)
+            await error_answer(error)(scope, receive, send)
         finally:
             self._in_files[user] -= spool.in_file
             if not self._in_files[user]:
@@ -229,7 +228,10 @@ class Bodies:
 
 def _busy(what: str) -> ServiceError:
     return ServiceError(
-        f"{what}: try again in {_RETRY_AFTER} seconds", http_status=503, code="SERVICE_BUSY"
+        f"{what}: try again in {_RETRY_AFTER} s",
+        http_status=503,
+        code="SERVICE_BUSY",
+        retry_after=_RETRY_AFTER,
     )
 
 

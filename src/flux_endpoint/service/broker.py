@@ -6,6 +6,7 @@ other: a flood of tasks does not hold up results.
 
 import logging
 import threading
+from collections.abc import Callable
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState
 from flux_endpoint.amqp.connection import StateChange
@@ -26,9 +27,17 @@ _CLOSE_TIMEOUT = 3.0
 
 
 class Broker:
-    """Everything of the service that talks AMQP."""
+    """Everything of the service that talks AMQP.
 
-    def __init__(self, settings: ServiceSettings, database: Database) -> None:
+    Args:
+        settings: its URLs, among others.
+        database: what is stored.
+        on_stored: told how many bytes the results have that were stored.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, database: Database, on_stored: Callable[[int], None]
+    ) -> None:
         url = settings.amqp_url
         self._announcer = _Announcer("tasks", "results")
         self._outward = AmqpConnection(
@@ -42,7 +51,7 @@ class Broker:
         )
         self.publisher = TaskPublisher(database, self._outward, self.dispatcher.ready)
         self._consumers = (
-            ResultConsumer(database, self._inward, self.dispatcher.ended),
+            ResultConsumer(database, self._inward, self.dispatcher.ended, on_stored),
             EventConsumer(database, self._inward),
             HeartbeatConsumer(database, self._inward, self.dispatcher.reported),
         )

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from flux_endpoint.service.official.dispatcher import Dispatcher
+from flux_endpoint.service.quotas import Quotas
 from flux_endpoint.service.repeats import Repeats
 from flux_endpoint.service.routing import TaskPublisher
 from flux_endpoint.service.settings import ServiceSettings
@@ -20,6 +21,7 @@ class ServiceContext:
     database: Database
     publisher: TaskPublisher
     dispatcher: Dispatcher
+    quotas: Quotas
     repeats: Repeats = field(default_factory=Repeats)
 
 

@@ -83,6 +83,8 @@ def error_answer(
 ) -> Response:
     """Return `error` as an HTTP answer."""
     text = str(error)[:_MESSAGE_CHARACTERS]
+    if error.retry_after is not None:
+        headers = {**(headers or {}), "Retry-After": str(error.retry_after)}
     body = ErrorBody(
         code=error.code,
         message=text,

@@ -1,5 +1,6 @@
 """Who a request comes from: a bearer token, looked up by its hash before the body is read."""
 
+import time
 from typing import Annotated
 
 from anyio import to_thread
@@ -9,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.errors import CHALLENGE, error_answer
+from flux_endpoint.service.quotas import RequestRate
 from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
 
@@ -21,10 +23,16 @@ _KEY = "flux_endpoint.user"
 
 
 class Authentication:
-    """Refuses requests without a valid token before their body is read, let alone parsed."""
+    """Refuses requests without a valid token before their body is read, let alone parsed.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: the application.
+        rate: counts the requests of each user.
+    """
+
+    def __init__(self, app: ASGIApp, rate: RequestRate) -> None:
         self._app = app
+        self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -41,6 +49,12 @@ class Authentication:
                 await error_answer(error, headers=CHALLENGE)(scope, receive, send)
                 return
             user = None  # there is no such path: that is a better answer
+        if user is not None:
+            try:
+                self._rate.take(user.id)
+            except ServiceError as error:
+                await error_answer(error)(scope, receive, send)
+                return
         await self._app({**scope, _KEY: user}, receive, send)
 
 
@@ -50,7 +64,14 @@ def _user(database: Database, authorization: str | None) -> users.User:
     if authorization[: len(_SCHEME)].lower() != _SCHEME:
         raise unauthorized("the Authorization header is not of the form 'Bearer TOKEN'")
     with database.read() as connection:
-        user = users.user_by_token(connection, authorization[len(_SCHEME) :].strip())
+        token = authorization[len(_SCHEME) :].strip()
+        user = users.user_by_token(connection, token)
+        expired = users.expired_at(connection, token) if user is None else None
+    if expired is not None:
+        raise unauthorized(
+            "the token in the Authorization header has expired on "
+            f"{time.strftime('%Y-%m-%d', time.gmtime(expired))}: ask your site for a new one"
+        )
     if user is None:
         raise unauthorized("the token in the Authorization header is unknown or was revoked")
     return user

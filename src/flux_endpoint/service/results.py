@@ -63,6 +63,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         database: where results are stored.
         connection: the way to the broker.
         on_ended: told the endpoints of batches with tasks that waited for delivery.
+        on_stored: told how many bytes the results of a batch have.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         database: Database,
         connection: AmqpConnection,
         on_ended: Callable[[frozenset[str]], None],
+        on_stored: Callable[[int], None],
     ) -> None:
         super().__init__(connection, queues.RESULTS_QUEUE, noun="result", prefetch=PREFETCH)
         self._database = database
         self._on_ended = on_ended
+        self._on_stored = on_stored
 
     def read(self, delivery: Delivery) -> _Received:
         """Return the outcome in a result message."""
@@ -108,8 +111,9 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                     stored.forward.append((each, route))
                 else:
                     stored.dropped.append(delivery)
-            tasks.complete(connection, [each.outcome for each in accepted.values()])
+            tasks.complete(connection, [each.outcome for each in accepted.values()], known)
             waited = deliveries.remove(connection, accepted)
+        self._on_stored(sum(len(each.outcome.data) for each in accepted.values()))
         if waited:
             self._on_ended(frozenset(known[task_id].endpoint_id for task_id in accepted))
         return stored

@@ -1,12 +1,19 @@
 """What a service needs to know before it starts."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from flux_endpoint.amqp.url import parse_url
 from flux_endpoint.errors import AmqpError
+from flux_endpoint.protocol.duration import parse_duration
+from flux_endpoint.protocol.size import parse_size
+
+#: Seconds; a number, or text with a unit as Flux has it.
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+#: Bytes; a number, or text with a unit.
+Size = Annotated[float, BeforeValidator(parse_size)]
 
 
 class ServiceSettings(BaseModel):
@@ -27,6 +34,15 @@ class ServiceSettings(BaseModel):
         max_connections: most HTTP connections.
         max_connections_per_address: most of them from one address that is not the loopback
             interface; 0: no limit, as behind a proxy, which has one address.
+        keep_tasks: seconds after its end for which a task is known, with its result and events.
+        keep_functions: seconds after their last use for which functions are known.
+        keep_user_results: bytes of results of each user; the oldest go first.
+        max_user_requests: requests of each user a second; for ten seconds' worth more at once.
+        max_user_tasks: tasks of each user that have not ended.
+        max_user_queued: bytes of the arguments of these.
+        max_user_functions: functions of each user.
+        max_user_endpoints: endpoints of each user.
+        max_user_groups: task groups of each user.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +57,15 @@ class ServiceSettings(BaseModel):
     official_window: int = Field(default=2000, ge=1)
     max_connections: int = Field(default=1024, ge=16)
     max_connections_per_address: int = Field(default=256, ge=0)
+    keep_tasks: Duration = Field(default="14d", validate_default=True, gt=0)
+    keep_functions: Duration = Field(default="90d", validate_default=True, gt=0)
+    keep_user_results: Size = Field(default="10G", validate_default=True, gt=0)
+    max_user_requests: float = Field(default=200, ge=1)
+    max_user_tasks: int = Field(default=200_000, ge=1)
+    max_user_queued: Size = Field(default="10G", validate_default=True, gt=0)
+    max_user_functions: int = Field(default=20_000, ge=1)
+    max_user_endpoints: int = Field(default=200, ge=1)
+    max_user_groups: int = Field(default=20_000, ge=1)
 
     @field_validator("amqp_url", "endpoint_amqp_url", "client_amqp_url")
     @classmethod

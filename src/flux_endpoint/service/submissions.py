@@ -8,7 +8,8 @@ from sqlalchemy.exc import IntegrityError
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
 from flux_endpoint.service.errors import endpoint_unknown
-from flux_endpoint.service.store import deliveries, endpoints, tasks
+from flux_endpoint.service.quotas import Quotas
+from flux_endpoint.service.store import deliveries, endpoints, functions, tasks
 from flux_endpoint.service.store.engine import Database
 
 #: Most characters of an idempotency key.
@@ -39,6 +40,7 @@ def earlier(connection: sa.Connection, submission: tasks.Submission) -> tasks.Su
 
 def store(
     database: Database,
+    quotas: Quotas,
     submission: tasks.Submission,
     new: Sequence[tasks.NewTask],
     sizes: Sequence[tuple[str, int]] | None = None,
@@ -47,14 +49,16 @@ def store(
 
     Args:
         database: where to.
+        quotas: what a user may have.
         submission: what its tasks share.
         new: the tasks.
         sizes: of each task, if they are to wait for their delivery.
 
     Raises:
         ServiceError: 403, the task group is somebody else's; 404, the endpoint was deleted at this
-            moment; 422, the key was used differently.
+            moment; 422, the key was used differently; 429, the user has too many open tasks.
     """
+    size = sum(_bytes(task.payload) for task in new)
     attempt = 0
     while True:
         attempt += 1
@@ -65,10 +69,14 @@ def store(
                     return found
                 if not endpoints.lock_existing(connection, submission.endpoint_id):
                     raise endpoint_unknown(submission.endpoint_id)
-                _join(connection, submission.group_id, submission.owner_id)
+                _join(connection, quotas, submission.group_id, submission.owner_id)
                 tasks.add_submission(connection, submission, new)
+                used = {task.function_id for task in new if task.function_id is not None}
+                functions.note_use(connection, used, submission.created_at)
                 if sizes is not None:
                     deliveries.add(connection, submission.endpoint_id, sizes)
+                # At the end: services on one database wait for each other here.
+                quotas.add_tasks(connection, submission.owner_id, len(new), size)
         except IntegrityError:
             if attempt == _STORE_ATTEMPTS:
                 raise
@@ -76,16 +84,20 @@ def store(
             return submission
 
 
-def join_group(database: Database, group_id: str, user_id: str) -> None:
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def join_group(database: Database, quotas: Quotas, group_id: str, user_id: str) -> None:
     """Create a task group of a user's, unless it is there.
 
     Raises:
-        ServiceError: 403, it is somebody else's.
+        ServiceError: 403, it is somebody else's, or the user has too many.
     """
     for attempt in range(1, _STORE_ATTEMPTS + 1):
         try:
             with database.write() as connection:
-                _join(connection, group_id, user_id)
+                _join(connection, quotas, group_id, user_id)
         except IntegrityError:
             if attempt == _STORE_ATTEMPTS:
                 raise
@@ -93,9 +105,10 @@ def join_group(database: Database, group_id: str, user_id: str) -> None:
             return
 
 
-def _join(connection: sa.Connection, group_id: str, user_id: str) -> None:
+def _join(connection: sa.Connection, quotas: Quotas, group_id: str, user_id: str) -> None:
     owner_id = tasks.group_owner(connection, group_id)
     if owner_id is None:
+        quotas.check_groups(connection, user_id)
         tasks.add_group(connection, group_id, user_id)
     elif owner_id != user_id:
         raise ServiceError(

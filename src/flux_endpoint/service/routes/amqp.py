@@ -34,7 +34,7 @@ def open_results(
     group_id: GroupId, request: ResultQueueRequest, service: Service, caller: Caller
 ) -> GroupQueueAnswer:
     """Send a group's results to a queue of the client's own, which exists when this answers."""
-    submissions.join_group(service.database, group_id, caller.id)
+    submissions.join_group(service.database, service.quotas, group_id, caller.id)
     things = topology.results_of_client(group_id, request.client_id)
     with service.database.read() as connection:
         if tasks.wants_group_queue(connection, group_id):
@@ -48,7 +48,7 @@ def open_events(
     group_id: GroupId, service: Service, caller: Caller, request: EventQueueRequest | None = None
 ) -> GroupQueueAnswer:
     """Send the events of a group's jobs to a client's queue, which exists when this answers."""
-    submissions.join_group(service.database, group_id, caller.id)
+    submissions.join_group(service.database, service.quotas, group_id, caller.id)
     client_id = request.client_id if request else None
     things = topology.events_of_client(group_id, client_id)
     return _opened(service, things, queues.task_group_events_queue(group_id, client_id))

@@ -67,7 +67,7 @@ def attach(
             endpoint = _checked_endpoint(connection, endpoint_id, caller)
     if stored is None:
         new = tasks.NewTask(ordered_ids(1)[0], None, "")
-        stored = submissions.store(service.database, submission, [new])
+        stored = submissions.store(service.database, service.quotas, submission, [new])
         if stored is submission:
             service.publisher.publish(stored, [new], {}, service.settings.publish_timeout)
             return _answer(stored, new.id, endpoint)

@@ -213,6 +213,9 @@ def _register(
             "authentication_policy",
             "this service can't enforce any: leave it out; tokens say who may use an endpoint",
         )
+    with service.database.read() as connection:
+        if endpoints.get_endpoint(connection, endpoint_id) is None:
+            service.quotas.check_endpoints(connection, caller.id)
     # The queues come first: a 503 is repeated by clients, and must have left nothing behind.
     own_queues = topology.of_endpoint(endpoint_id)
     if not service.publisher.declare(own_queues, service.settings.publish_timeout):

@@ -18,7 +18,7 @@ router = APIRouter()
 def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
     """Return the events of the job that a task became, in the order in which they came."""
     with service.database.read() as connection:
-        task = owned(connection, task_id, caller)
+        task = owned(connection, task_id, caller, service.settings.keep_tasks)
         found = events_of(connection, task_id)
         endpoint = endpoints.get_endpoint(connection, task.endpoint_id, deleted=True)
     if endpoint is not None and not endpoint.is_own_make:

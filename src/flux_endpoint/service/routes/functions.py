@@ -59,6 +59,7 @@ def register(body: RawBody, service: Service, caller: Caller) -> FunctionAnswer:
     if parts is None or len(parts) != 1:
         raise invalid_field("function_code", "is not one packed buffer (length, newline, text)")
     with service.database.write() as connection:
+        service.quotas.check_functions(connection, caller.id)
         return FunctionAnswer(
             function_uuid=functions.add_function(connection, caller.id, request, code)
         )

@@ -30,7 +30,7 @@ def kill(
     """End a task, or send a signal to its processes; one that has ended stays as it is."""
     signum = request.signum if request else None
     with service.database.read() as connection:
-        task = owned(connection, task_id, caller)
+        task = owned(connection, task_id, caller, service.settings.keep_tasks)
         endpoint = endpoints.get_endpoint(connection, task.endpoint_id, deleted=True)
     if task.completed_at is not None:
         return KillAnswer(task_id=task_id, status=task.status, delivered=False)
@@ -50,7 +50,7 @@ def kill(
     if signum is None and not endpoint.is_online(time.time()):
         _end(service, task_id, task.endpoint_id)
     with service.database.read() as connection:
-        task = owned(connection, task_id, caller)
+        task = owned(connection, task_id, caller, service.settings.keep_tasks)
     return KillAnswer(task_id=task_id, status=task.status, delivered=True)
 
 
@@ -73,6 +73,7 @@ def _end(service: ServiceContext, task_id: str, endpoint_id: str) -> None:
     except AmqpError as error:
         raise broker_unavailable() from error
     with service.database.write() as connection:
-        if not tasks.routes(connection, [task_id])[task_id].ended:
+        known = tasks.routes(connection, [task_id])
+        if not known[task_id].ended:
             outcome = tasks.Outcome(task_id, True, _TEXT, None, time.time())
-            tasks.complete(connection, [outcome])
+            tasks.complete(connection, [outcome], known)

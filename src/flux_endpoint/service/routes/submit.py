@@ -116,7 +116,7 @@ def _submit(
             )
         ]
         sizes = None if endpoint.is_own_make else _sizes(new, code)
-        stored = submissions.store(service.database, submission, new, sizes)
+        stored = submissions.store(service.database, service.quotas, submission, new, sizes)
         if stored is submission:
             # What waits for its delivery is given to its endpoint as it can take it.
             now = new if sizes is None else []

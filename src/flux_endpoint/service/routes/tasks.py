@@ -10,12 +10,14 @@ from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
 from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.duration import format_duration
 from flux_endpoint.protocol.rest import BatchStatus, TaskGroupAnswer, TaskGroupMember, UuidText
 from flux_endpoint.protocol.states import TaskState
 from flux_endpoint.service import topology
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store.ids import made_at
 from flux_endpoint.service.store.users import User
 
 router = APIRouter()
@@ -29,7 +31,7 @@ GroupId = Annotated[UuidText, Path()]
 def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
     """Return the state of one task, and its result if it has ended."""
     with service.database.read() as connection:
-        task = owned(connection, task_id, caller)
+        task = owned(connection, task_id, caller, service.settings.keep_tasks)
     return json_answer(_document(task))
 
 
@@ -43,7 +45,7 @@ def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Respon
             for task in tasks.task_states(connection, caller.id, set(canonical.values()))
         }
     results = {
-        asked: found.get(task_id) or _unknown_document(asked)
+        asked: found.get(task_id) or _unknown_document(asked, service.settings.keep_tasks)
         for asked, task_id in canonical.items()
     }
     return json_answer({"response": "batch", "results": results})
@@ -75,21 +77,43 @@ def read_group(
     )
 
 
-def owned(connection: sa.Connection, task_id: str, caller: User) -> tasks.TaskState:
+def owned(connection: sa.Connection, task_id: str, caller: User, keep: float) -> tasks.TaskState:
     """Return a task of `caller`.
 
+    Args:
+        connection: of a transaction.
+        task_id: which.
+        caller: whose.
+        keep: seconds after its end for which a task is kept.
+
     Raises:
-        ServiceError: 404, there is no such task, or it is somebody else's.
+        ServiceError: 404, there is no such task any more, or never was, or it is somebody else's.
     """
     found = list(tasks.task_states(connection, caller.id, [task_id]))
     if not found:
         raise ServiceError(
-            f"task {task_id} is unknown",
+            _absence(task_id, keep),
             http_status=404,
-            code="TASK_NOT_FOUND",
+            code="TASK_EXPIRED" if _is_old(task_id, keep) else "TASK_NOT_FOUND",
             field="task_id",
         )
     return found[0]
+
+
+def _is_old(task_id: str, keep: float) -> bool:
+    """Return whether a task of that id, if there was one, may have been removed."""
+    made = made_at(task_id)
+    return made is not None and made < time.time() - keep
+
+
+def _absence(task_id: str, keep: float) -> str:
+    if not _is_old(task_id, keep):
+        return f"task {task_id} is unknown: it was not submitted here with this identity"
+    day = time.strftime("%Y-%m-%d", time.gmtime(made_at(task_id)))
+    return (
+        f"task {task_id} is not known any more: by its id it is of {day}, and a task is forgotten "
+        f"{format_duration(keep)} after its end"
+    )
 
 
 def _canonical(task_id: str) -> str:
@@ -118,12 +142,11 @@ def _document(task: tasks.TaskState) -> dict[str, Any]:
     }
 
 
-def _unknown_document(task_id: str) -> dict[str, Any]:
+def _unknown_document(task_id: str, keep: float) -> dict[str, Any]:
     return {
         "task_id": task_id,
         "status": TaskState.FAILED,
-        "exception": f"task {task_id} is unknown: it was never submitted with this identity, or "
-        "its record has expired",
+        "exception": _absence(task_id, keep),
         "completion_t": str(time.time()),
         "details": None,
     }

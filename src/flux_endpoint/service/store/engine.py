@@ -22,6 +22,9 @@ from flux_endpoint.extras import install_command
 #: Seconds to wait for another process that writes to the same SQLite file.
 SQLITE_BUSY_TIMEOUT = 30
 
+#: Bytes that SQLite's write-ahead log keeps on disk when it is empty.
+SQLITE_LOG_BYTES = 64 * 2**20
+
 # Any number, the same in every version: PostgreSQL's name for the migration lock.
 _MIGRATION_LOCK = 0x666C7578
 
@@ -71,6 +74,14 @@ class Database:
             writing = connection.execution_options(flux_endpoint_write=True)
             with writing.begin():
                 yield writing
+
+    def give_back(self, pages: int) -> None:
+        """Return so many unused pages of an SQLite file, if it has them, to the disk."""
+        with self._writing, self.engine.connect() as connection:
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            # As a script: `execute` would stop after the first page.
+            raw.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     def migrate(self) -> None:
         """Bring the schema up to date; services that start at the same time take turns.
@@ -152,6 +163,9 @@ def _create_private(path: Path) -> None:
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # BEGIN is ours: see _begin_sqlite
     connection.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT * 1000}")
+    # Before the first table, or without effect: a file made by an earlier release keeps its size.
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    connection.execute(f"PRAGMA journal_size_limit={SQLITE_LOG_BYTES}")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA cache_size=-65536")  # KiB

@@ -12,6 +12,9 @@ from flux_endpoint.protocol.rest import RegisterFunction
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import functions
 
+#: Seconds to which the last use of a function is known: not each use has to write.
+USED_TO = 86_400.0
+
 
 @dataclass(frozen=True)
 class Code:
@@ -85,6 +88,14 @@ def function_code(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Co
         rows = connection.execute(query)
         found.update((row.id, Code(row.code.decode(), row.name)) for row in rows)
     return found
+
+
+def note_use(connection: sa.Connection, ids: Iterable[str], now: float) -> None:
+    """Note that functions are used, unless that was noted within a day."""
+    for part in chunks(ids):
+        long_ago = functions.c.used_at.is_(None) | (functions.c.used_at <= now - USED_TO)
+        used = sa.update(functions).where(functions.c.id.in_(part), long_ago)
+        connection.execute(used.values(used_at=now))
 
 
 def delete_function(connection: sa.Connection, function_id: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from uuid import UUID
 
 
 def ordered_ids(count: int) -> list[str]:
@@ -18,3 +19,12 @@ def ordered_ids(count: int) -> list[str]:
         text = f"{high:016x}{low:016x}"
         ids.append(f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}")
     return ids
+
+
+def made_at(text: str) -> float | None:
+    """Return when an id was made, in seconds since the epoch; `None` if it doesn't say."""
+    try:
+        value = UUID(text)
+    except ValueError:
+        return None
+    return (value.int >> 80) / 1000 if value.version == 7 else None

@@ -36,6 +36,9 @@ users = Table(
     Column("id", String(36), primary_key=True),
     Column("name", String(256), nullable=False, unique=True),
     Column("created_at", Double, nullable=False),
+    # Tasks that have not ended, and bytes of their arguments.
+    Column("open_tasks", BigInteger, nullable=False, server_default="0"),
+    Column("open_bytes", BigInteger, nullable=False, server_default="0"),
 )
 
 tokens = Table(
@@ -44,6 +47,7 @@ tokens = Table(
     Column("hash", String(64), primary_key=True),  # SHA-256 of the token, hexadecimal
     Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
     Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),  # NULL: never
 )
 
 functions = Table(
@@ -58,6 +62,7 @@ functions = Table(
     Column("meta", JSON(none_as_null=True)),
     Column("created_at", Double, nullable=False),
     Column("deleted_at", Double),
+    Column("used_at", Double),  # to the day; NULL: never
 )
 
 endpoints = Table(
@@ -150,6 +155,7 @@ tasks = Table(
     Column("details", JSON(none_as_null=True)),
 )
 Index("ix_tasks_submission_id_position", tasks.c.submission_id, tasks.c.position)
+Index("ix_tasks_function_id", tasks.c.function_id)
 
 #: Tasks of endpoints of other makes that have not ended: what each of them has been given so far.
 deliveries = Table(

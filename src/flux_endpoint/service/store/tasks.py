@@ -1,7 +1,7 @@
 """Tasks: what was submitted, to whom it goes, and how it ended."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from flux_endpoint.service.store.tables import (
     submissions,
     task_groups,
     tasks,
+    users,
 )
 
 
@@ -79,6 +80,17 @@ class Route:
     presumed: bool = False
     #: Whoever submitted it consumes the group's queue `tg.G`.
     create_queue: bool = False
+    #: Whose it is, and bytes of its arguments while it is open.
+    owner_id: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Open:
+    """How many tasks of a user have not ended, and bytes of their arguments."""
+
+    tasks: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -291,6 +303,8 @@ def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Route]:
                 tasks.c.completed_at,
                 tasks.c.presumed,
                 submissions.c.create_queue,
+                submissions.c.owner_id,
+                sa.func.coalesce(sa.func.length(tasks.c.payload), 0),
             )
             .join_from(tasks, submissions)
             .where(tasks.c.id.in_(part))
@@ -298,9 +312,9 @@ def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Route]:
             .with_for_update(of=tasks)
         )
         for row in connection.execute(query):
-            task_id, endpoint_id, group_id, completed_at, presumed, create_queue = row
+            task_id, endpoint_id, group_id, completed_at, presumed, *rest = row
             ended = completed_at is not None
-            found[task_id] = Route(endpoint_id, group_id, ended, bool(presumed), create_queue)
+            found[task_id] = Route(endpoint_id, group_id, ended, bool(presumed), *rest)
     return found
 
 
@@ -310,8 +324,16 @@ def stored_result(connection: sa.Connection, task_id: str) -> str | None:
     return None if result is None else result.decode(errors="surrogatepass")
 
 
-def complete(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
-    """Store how tasks ended, and drop their arguments."""
+def complete(
+    connection: sa.Connection, outcomes: Sequence[Outcome], known: Mapping[str, Route]
+) -> None:
+    """Store how tasks ended, and drop their arguments.
+
+    Args:
+        connection: of a transaction that writes.
+        outcomes: one for each task at most.
+        known: what `routes` said of them, in this transaction.
+    """
     statement = (
         sa.update(tasks)
         .where(tasks.c.id == sa.bindparam("of_task"))
@@ -337,3 +359,23 @@ def complete(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
     ]
     if rows:
         connection.execute(statement, rows)
+    closed: dict[str, tuple[int, int]] = {}
+    for outcome in outcomes:
+        route = known[outcome.task_id]
+        if not route.ended:
+            count, size = closed.get(route.owner_id, (0, 0))
+            closed[route.owner_id] = count + 1, size + route.size
+    for owner_id in sorted(closed):  # always the same order of locks
+        count, size = closed[owner_id]
+        change_open(connection, owner_id, -count, -size)
+
+
+def change_open(connection: sa.Connection, owner_id: str, count: int, size: int) -> Open:
+    """Add tasks, and bytes of their arguments, to a user's that are open; return these."""
+    changed = (
+        sa.update(users)
+        .where(users.c.id == owner_id)
+        .values(open_tasks=users.c.open_tasks + count, open_bytes=users.c.open_bytes + size)
+        .returning(users.c.open_tasks, users.c.open_bytes)
+    )
+    return Open(*connection.execute(changed).one())

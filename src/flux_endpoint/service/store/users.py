@@ -39,6 +39,8 @@ class Token:
     id: str
     user: str
     created_at: float
+    #: `None`: never.
+    expires_at: float | None = None
 
 
 def user_by_token(connection: sa.Connection, token: str) -> User | None:
@@ -46,14 +48,33 @@ def user_by_token(connection: sa.Connection, token: str) -> User | None:
     query = (
         sa.select(users.c.id, users.c.name)
         .join_from(tokens, users)
-        .where(tokens.c.hash == _hash(token))
+        .where(tokens.c.hash == _hash(token), _is_valid(time.time()))
     )
     row = connection.execute(query).one_or_none()
     return User(row.id, row.name) if row else None
 
 
-def create_token(connection: sa.Connection, user_name: str) -> str:
-    """Return a new token of `user_name`, who is created if missing."""
+def expired_at(connection: sa.Connection, token: str) -> float | None:
+    """Return when `token` has expired; `None` if it has not, or is unknown."""
+    query = sa.select(tokens.c.expires_at).where(
+        tokens.c.hash == _hash(token), ~_is_valid(time.time())
+    )
+    expires_at: float | None = connection.scalar(query)
+    return expires_at
+
+
+def _is_valid(now: float) -> sa.ColumnElement[bool]:
+    return tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now)
+
+
+def create_token(connection: sa.Connection, user_name: str, expires_at: float | None = None) -> str:
+    """Return a new token of `user_name`, who is created if missing.
+
+    Args:
+        connection: of a transaction that writes.
+        user_name: whose it is.
+        expires_at: from when on it is not valid (seconds since the epoch); `None`: always.
+    """
     user_id = connection.scalar(sa.select(users.c.id).where(users.c.name == user_name))
     if user_id is None:
         user_id = str(uuid4())
@@ -62,7 +83,9 @@ def create_token(connection: sa.Connection, user_name: str) -> str:
         )
     token = secrets.token_urlsafe(32)
     connection.execute(
-        sa.insert(tokens).values(hash=_hash(token), user_id=user_id, created_at=time.time())
+        sa.insert(tokens).values(
+            hash=_hash(token), user_id=user_id, created_at=time.time(), expires_at=expires_at
+        )
     )
     return token
 
@@ -77,12 +100,12 @@ def revoke_token(connection: sa.Connection, token_or_id: str) -> bool:
 def list_tokens(connection: sa.Connection) -> list[Token]:
     """Return all tokens, the oldest first."""
     query = (
-        sa.select(tokens.c.hash, users.c.name, tokens.c.created_at)
+        sa.select(tokens.c.hash, users.c.name, tokens.c.created_at, tokens.c.expires_at)
         .join_from(tokens, users)
         .order_by(tokens.c.created_at)
     )
     return [
-        Token(row.hash[:TOKEN_ID_LENGTH], row.name, row.created_at)
+        Token(row.hash[:TOKEN_ID_LENGTH], row.name, row.created_at, row.expires_at)
         for row in connection.execute(query)
     ]
 

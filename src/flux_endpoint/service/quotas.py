@@ -1,0 +1,121 @@
+"""What one user may have, and how often ask, so that there is room for the others."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store.tables import endpoints, functions, task_groups
+
+#: Seconds after which to try again when there are too many tasks.
+TASKS_RETRY_AFTER = 10
+#: Seconds' worth of requests that may come at once.
+BURST_SECONDS = 10
+
+
+class RequestRate:
+    """How many requests each user makes; belongs to one thread.
+
+    Args:
+        per_second: most of them in the long run.
+        clock: tells the time in seconds, which never goes back.
+    """
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._clock = clock
+        #: Requests that each user may make at once now, and since when that holds. Users are those
+        #: of valid tokens: no stranger can make this grow.
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def take(self, user_id: str) -> None:
+        """Count a request.
+
+        Raises:
+            ServiceError: 429, it is one too many.
+        """
+        now = self._clock()
+        most = self._per_second * BURST_SECONDS
+        left, since = self._left.get(user_id, (most, now))
+        left = min(left + (now - since) * self._per_second, most)
+        if left < 1:
+            wait = max(math.ceil((1 - left) / self._per_second), 1)
+            raise ServiceError(
+                f"you make more than {self._per_second:g} requests a second: try again in {wait} s",
+                http_status=429,
+                code="TOO_MANY_REQUESTS",
+                retry_after=wait,
+            )
+        self._left[user_id] = left - 1, now
+
+
+class Quotas:
+    """Checks what a user has; each method within the transaction that adds to it."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+
+    def add_tasks(self, connection: sa.Connection, user_id: str, count: int, size: int) -> None:
+        """Count tasks, and bytes of their arguments, that are about to be stored.
+
+        Raises:
+            ServiceError: 429, there are too many.
+        """
+        now_open = tasks.change_open(connection, user_id, count, size)
+        most, most_bytes = self._settings.max_user_tasks, self._settings.max_user_queued
+        if now_open.tasks > most:
+            what = f"{now_open.tasks - count} tasks that have not ended, of at most {most}"
+        elif now_open.bytes > most_bytes:
+            what = (
+                f"{now_open.bytes - size} bytes of arguments waiting, of at most {most_bytes:.0f}"
+            )
+        else:
+            return
+        raise ServiceError(
+            f"you have {what}: submit more when some have ended",
+            http_status=429,
+            code="TOO_MANY_TASKS",
+            retry_after=TASKS_RETRY_AFTER,
+        )
+
+    def check_functions(self, connection: sa.Connection, user_id: str) -> None:
+        """Refuse one more function than a user may have."""
+        theirs = (functions.c.owner_id == user_id) & functions.c.deleted_at.is_(None)
+        self._check(connection, theirs, self._settings.max_user_functions, "functions")
+
+    def check_endpoints(self, connection: sa.Connection, user_id: str) -> None:
+        """Refuse one more endpoint than a user may have."""
+        theirs = (
+            (endpoints.c.owner_id == user_id)
+            & endpoints.c.deleted_at.is_(None)
+            & endpoints.c.parent_id.is_(None)
+        )
+        self._check(connection, theirs, self._settings.max_user_endpoints, "endpoints")
+
+    def check_groups(self, connection: sa.Connection, user_id: str) -> None:
+        """Refuse one more task group than a user may have."""
+        theirs = task_groups.c.owner_id == user_id
+        self._check(connection, theirs, self._settings.max_user_groups, "task groups")
+
+    @staticmethod
+    def _check(
+        connection: sa.Connection, theirs: sa.ColumnElement[bool], most: int, noun: str
+    ) -> None:
+        count = connection.scalar(sa.select(sa.func.count()).where(theirs)) or 0
+        if count >= most:
+            advice = {
+                "functions": "delete some, or use one function for many tasks",
+                "endpoints": "delete some",
+                "task groups": "use one for many submissions; they go with their tasks",
+            }[noun]
+            raise ServiceError(
+                f"you have {count} {noun}, which is the most: {advice}",
+                http_status=403,
+                code=f"TOO_MANY_{noun.replace(' ', '_').upper()}",
+            )

@@ -1,0 +1,197 @@
+"""What may be removed, and its removal in small steps. Nothing here touches an open task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from flux_endpoint.service.store.engine import Database, chunks
+from flux_endpoint.service.store.tables import (
+    deliveries,
+    functions,
+    submissions,
+    task_events,
+    task_groups,
+    tasks,
+)
+
+#: Most tasks, and bytes of their results, that one transaction removes.
+STEP_TASKS = 500
+STEP_BYTES = 64 * 2**20
+
+# A file with so many unused pages, and so large a part of them, gives them back to the disk.
+_UNUSED_PAGES = 1000
+_UNUSED_PART = 0.25
+_VACUUM_PAGES = 2000
+
+
+@dataclass(frozen=True)
+class OldSubmission:
+    """A submission, the oldest come first."""
+
+    id: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class EndedTask:
+    """A task that has ended, and the bytes of its result."""
+
+    id: str
+    size: int
+
+
+def oldest_submissions(connection: sa.Connection, after_id: str, limit: int) -> list[OldSubmission]:
+    """Return submissions in the order in which they came, those after `after_id`."""
+    query = (
+        sa.select(submissions.c.id, submissions.c.created_at)
+        .where(submissions.c.id > after_id)
+        .order_by(submissions.c.id)
+        .limit(limit)
+    )
+    return [OldSubmission(row.id, row.created_at) for row in connection.execute(query)]
+
+
+def ended_tasks(
+    connection: sa.Connection, submission_ids: Sequence[str], until: float
+) -> list[EndedTask]:
+    """Return a step's worth of tasks of these submissions that ended until then."""
+    found: list[EndedTask] = []
+    for part in chunks(submission_ids):
+        query = _ended(until).where(tasks.c.submission_id.in_(part)).limit(STEP_TASKS - len(found))
+        found += _step(connection, query)
+        if len(found) == STEP_TASKS:
+            break
+    return found
+
+
+def ended_tasks_of(connection: sa.Connection, owner_id: str, until: float) -> list[EndedTask]:
+    """Return a step's worth of a user's tasks that ended until then, the oldest first."""
+    query = (
+        _ended(until)
+        .join_from(tasks, submissions)
+        .where(submissions.c.owner_id == owner_id)
+        .order_by(submissions.c.id, tasks.c.position)
+        .limit(STEP_TASKS)
+    )
+    return _step(connection, query)
+
+
+def first_end(connection: sa.Connection, submission_ids: Sequence[str]) -> float | None:
+    """Return when the first of the ended tasks of these submissions ended; `None`: none has."""
+    ends = [
+        connection.scalar(
+            sa.select(sa.func.min(tasks.c.completed_at)).where(tasks.c.submission_id.in_(part))
+        )
+        for part in chunks(submission_ids)
+    ]
+    return min((each for each in ends if each is not None), default=None)
+
+
+def remove_tasks(connection: sa.Connection, task_ids: Sequence[str]) -> None:
+    """Remove tasks that have ended, with their results and events."""
+    for part in chunks(task_ids):
+        for table in (task_events, deliveries):
+            connection.execute(sa.delete(table).where(table.c.task_id.in_(part)))
+        ended = tasks.c.completed_at.is_not(None)
+        connection.execute(sa.delete(tasks).where(tasks.c.id.in_(part), ended))
+
+
+def remove_empty_submissions(connection: sa.Connection, submission_ids: Sequence[str]) -> int:
+    """Remove those of the submissions that have no task any more; return how many."""
+    removed = 0
+    has_tasks = sa.exists().where(tasks.c.submission_id == submissions.c.id)
+    for part in chunks(submission_ids):
+        removal = sa.delete(submissions).where(submissions.c.id.in_(part), ~has_tasks)
+        removed += connection.execute(removal).rowcount
+    return removed
+
+
+def remove_empty_groups(connection: sa.Connection, until: float) -> int:
+    """Remove a step's worth of task groups without submissions, made until then."""
+    used = sa.exists().where(submissions.c.group_id == task_groups.c.id)
+    old = (
+        sa.select(task_groups.c.id)
+        .where(task_groups.c.created_at <= until, ~used)
+        .limit(STEP_TASKS)
+    )
+    ids = connection.scalars(old).all()
+    connection.execute(sa.delete(task_groups).where(task_groups.c.id.in_(ids), ~used))
+    return len(ids)
+
+
+def remove_functions(connection: sa.Connection, unused_until: float, deleted_until: float) -> int:
+    """Remove a step's worth of functions that no stored task has.
+
+    Args:
+        connection: of a transaction that writes.
+        unused_until: those that were registered, and used last, until then.
+        deleted_until: those that were deleted until then.
+    """
+    has_tasks = sa.exists().where(tasks.c.function_id == functions.c.id)
+    unused = sa.func.coalesce(functions.c.used_at, functions.c.created_at) <= unused_until
+    old = (
+        sa.select(functions.c.id)
+        .where(unused | (functions.c.deleted_at <= deleted_until), ~has_tasks)
+        .limit(STEP_TASKS)
+    )
+    ids = connection.scalars(old).all()
+    connection.execute(sa.delete(functions).where(functions.c.id.in_(ids)))
+    return len(ids)
+
+
+def stored_bytes(connection: sa.Connection) -> int:
+    """Return how large the database is, without space that is free to be used again."""
+    if connection.dialect.name != "sqlite":
+        size = sa.func.pg_database_size(sa.func.current_database())
+        return int(connection.scalar(sa.select(size)) or 0)
+    pages, free, size = (
+        connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+def result_bytes(connection: sa.Connection, until: float) -> dict[str, int]:
+    """Return how many bytes the results of each user have that came until then."""
+    size = sa.func.sum(sa.func.length(tasks.c.result))
+    query = (
+        sa.select(submissions.c.owner_id, size)
+        .join_from(tasks, submissions)
+        .where(tasks.c.completed_at <= until)
+        .group_by(submissions.c.owner_id)
+    )
+    return {owner_id: int(size or 0) for owner_id, size in connection.execute(query)}
+
+
+def give_back_space(database: Database) -> bool:
+    """Give some of an SQLite file's unused space back to the disk; return whether to go on."""
+    with database.read() as connection:
+        if connection.dialect.name != "sqlite":
+            return False  # PostgreSQL does so by itself
+        pages, free, mode = (
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("page_count", "freelist_count", "auto_vacuum")
+        )
+    if mode != 2 or free < max(_UNUSED_PAGES, _UNUSED_PART * pages):
+        return False
+    database.give_back(_VACUUM_PAGES)
+    return True
+
+
+def _ended(until: float) -> sa.Select[Any]:
+    size = sa.func.coalesce(sa.func.length(tasks.c.result), 0)
+    return sa.select(tasks.c.id, size).where(tasks.c.completed_at <= until)
+
+
+def _step(connection: sa.Connection, query: sa.Select[Any]) -> list[EndedTask]:
+    found: list[EndedTask] = []
+    size = 0
+    with connection.execute(query) as rows:
+        for task_id, length in rows:
+            size += length
+            if found and size > STEP_BYTES:
+                break
+            found.append(EndedTask(task_id, length))
+    return found

@@ -1,0 +1,281 @@
+"""What is old, or more than is kept, is forgotten; what is open, new or in use stays."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
+from tests.service.conftest import NO_BROKER, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.test_operations import events, result
+
+from flux_endpoint.service import retention
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.retention import DAY, Keep, Retention
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import retention as store
+from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.store.events import JobEvent, add_events
+from flux_endpoint.service.store.tables import functions, submissions, task_events, task_groups
+from flux_endpoint.service.store.tables import tasks as task_table
+
+AddEndpoint = Callable[..., str]
+AddFunction = Callable[..., str]
+
+
+class World:
+    """Tasks in a database, which end when a test says so."""
+
+    def __init__(self, api: TestClient, database: Database, endpoint_id: str, function_id: str):
+        self.api = api
+        self.database = database
+        self.endpoint_id = endpoint_id
+        self.function_id = function_id
+
+    def submit(self, count: int = 1, *, ago: float = 0, function_id: str = "") -> list[str]:
+        """Submit tasks, as it were some time ago."""
+        function_id = function_id or self.function_id
+        body = {"tasks": {function_id: [PAYLOAD] * count}}
+        answer = self.api.post(f"/v3/endpoints/{self.endpoint_id}/submit", json=body).json()
+        at = time.time() - ago
+        with self.database.write() as connection:
+            for table, column, value in (
+                (submissions, submissions.c.id, answer["request_id"]),
+                (task_groups, task_groups.c.id, answer["task_group_id"]),
+            ):
+                connection.execute(sa.update(table).where(column == value).values(created_at=at))
+            connection.execute(
+                sa.update(functions)
+                .where(functions.c.id == function_id)
+                .values(created_at=at, used_at=at)
+            )
+        ids: list[str] = answer["tasks"][function_id]
+        return ids
+
+    def end(self, ids: list[str], *, ago: float = 0, data: str = "00\ngA") -> None:
+        """Have tasks end, with an event each."""
+        outcomes = [tasks.Outcome(each, False, data, None, time.time() - ago) for each in ids]
+        with self.database.write() as connection:
+            tasks.complete(connection, outcomes, tasks.routes(connection, ids))
+            add_events(connection, [JobEvent(each, 1, "submit", 1.0, {}) for each in ids])
+
+    def known(self, ids: list[str]) -> list[str]:
+        with self.database.read() as connection:
+            query = sa.select(task_table.c.id).where(task_table.c.id.in_(ids))
+            found = set(connection.scalars(query))
+        return [each for each in ids if each in found]
+
+    def count(self, table: sa.Table) -> int:
+        with self.database.read() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+
+@pytest.fixture
+def world(
+    api: TestClient, database: Database, add_endpoint: AddEndpoint, add_function: AddFunction
+) -> World:
+    return World(
+        api, database, add_endpoint(metadata={"flux_endpoint_version": "1"}), add_function()
+    )
+
+
+@pytest.fixture
+def forget(database: Database) -> Iterator[Callable[..., Retention]]:
+    started: list[Retention] = []
+
+    def start(**keep: float) -> Retention:
+        started.append(Retention(database, Keep(**keep)))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+        assert not each._thread.is_alive()
+
+
+Forget = Callable[..., Retention]
+
+
+def test_what_ended_long_ago_goes_with_all_that_belongs_to_it(world: World, forget: Forget) -> None:
+    old = world.submit(3, ago=20 * DAY)
+    world.end(old, ago=15 * DAY)
+    forget(functions=15 * DAY)
+    eventually(lambda: world.known(old) == [])
+    for table in (submissions, task_groups, task_events, functions):
+        eventually(lambda table=table: world.count(table) == 0)  # type: ignore[misc]
+
+
+def test_what_is_open_or_ended_lately_stays(world: World, forget: Forget) -> None:
+    mixed = world.submit(3, ago=20 * DAY)
+    gone, lately, is_open = mixed
+    world.end([gone], ago=15 * DAY)
+    world.end([lately], ago=13 * DAY)
+    new = world.submit(1)
+    world.end(new)
+    forget(functions=15 * DAY)
+    eventually(lambda: world.known(mixed) == [lately, is_open])
+    time.sleep(0.5)
+    assert world.known([*mixed, *new]) == [lately, is_open, *new]
+    assert world.count(submissions) == 2
+    assert world.count(task_events) == 2
+    assert world.count(functions) == 1
+    assert world.api.get(f"/v2/tasks/{lately}").json()["status"] == "success"
+
+
+def test_each_task_goes_when_its_time_has_come(world: World, forget: Forget) -> None:
+    early, late = world.submit(2, ago=10)
+    forget(tasks=4.0)
+    world.end([early], ago=3)
+    world.end([late], ago=1)
+    eventually(lambda: world.known([early, late]) == [late])
+    eventually(lambda: world.known([early, late]) == [])
+
+
+def test_many_are_removed_in_steps(
+    world: World, forget: Forget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "STEP_TASKS", 10)
+    monkeypatch.setattr(retention, "_PAGE", 3)
+    monkeypatch.setattr(retention, "_PAUSE", 0.0)
+    old = [each for _ in range(8) for each in world.submit(25, ago=20 * DAY)]
+    world.end(old, ago=15 * DAY)
+    is_open = world.submit(1, ago=20 * DAY)
+    forget()
+    eventually(lambda: world.known(old) == [])
+    eventually(lambda: world.count(submissions) == 1)
+    assert world.known(is_open) == is_open
+
+
+def test_functions_go_when_nobody_has_used_them_for_long(
+    world: World, forget: Forget, add_function: AddFunction
+) -> None:
+    used, unused, deleted = add_function(), add_function(), add_function()
+    for each, ago in ((used, 100), (unused, 100), (deleted, 20)):
+        ids = world.submit(1, ago=ago * DAY, function_id=each)
+        world.end(ids, ago=(ago - 1) * DAY)
+    assert world.api.delete(f"/v2/functions/{deleted}").status_code == 200
+    with world.database.write() as connection:
+        connection.execute(sa.update(functions).where(functions.c.id == used).values(used_at=None))
+    body = {"tasks": {used: [PAYLOAD]}}
+    again = world.api.post(f"/v3/endpoints/{world.endpoint_id}/submit", json=body)
+    world.end(again.json()["tasks"][used], ago=99 * DAY)
+    forget()
+    eventually(lambda: world.count(submissions) == 1)
+
+    def left() -> set[str]:
+        with world.database.read() as connection:
+            return set(connection.scalars(sa.select(functions.c.id)))
+
+    eventually(lambda: left() == {world.function_id, used, deleted})
+    with world.database.write() as connection:
+        long_ago = sa.update(functions).where(functions.c.id == deleted)
+        connection.execute(long_ago.values(deleted_at=time.time() - 15 * DAY))
+    forget()
+    eventually(lambda: left() == {world.function_id, used})
+
+
+def test_a_user_with_too_much_loses_the_oldest_results(
+    world: World, forget: Forget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, lately = world.submit(10), world.submit(10)
+    world.end(first, ago=7200, data="x" * 100_000)
+    world.end(lately, ago=60, data="x" * 100_000)
+    one = forget(user_bytes=500_000.0)
+    eventually(lambda: world.known(first) == first[5:])
+    time.sleep(0.3)
+    assert world.known([*first, *lately]) == [*first[5:], *lately]
+    # And is looked at again when more has come.
+    monkeypatch.setattr(retention, "AT_LEAST", 0.0)
+    one.stored(1_000_000)
+    eventually(lambda: world.known([*first, *lately]) == lately[5:])
+
+
+def test_others_lose_nothing_by_that(
+    world: World,
+    forget: Forget,
+    bob: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    add_endpoint: AddEndpoint,
+) -> None:
+    monkeypatch.setattr(retention, "AT_LEAST", 0.0)
+    mine = world.submit(10)
+    world.end(mine, data="x" * 100_000)
+    world.endpoint_id = add_endpoint(public=True, metadata={"flux_endpoint_version": "1"})
+    world.api.headers.update(bob)
+    code = {"function_name": "f", "function_code": "12\n01\ngASVabcd\n"}
+    function_id = world.api.post("/v3/functions", json=code).json()["function_uuid"]
+    theirs = world.submit(4, function_id=function_id)
+    world.end(theirs, data="x" * 100_000)
+    forget(user_bytes=500_000.0)
+    eventually(lambda: world.known(mine) == mine[5:])
+    time.sleep(0.3)
+    assert world.known(theirs) == theirs
+
+
+def test_the_file_gives_back_what_it_does_not_need(world: World, forget: Forget) -> None:
+    if world.database.engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL does so by itself")
+
+    def pages() -> int:
+        with world.database.read() as connection:
+            return int(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
+
+    old = world.submit(300, ago=20 * DAY)
+    world.end(old, ago=15 * DAY, data="x" * 100_000)
+    assert pages() > 7000
+    forget()
+    eventually(lambda: world.known(old) == [])
+    eventually(lambda: pages() < 2500)
+
+
+def test_who_asks_for_a_task_of_long_ago_is_told_that_it_was_forgotten(api: TestClient) -> None:
+    made = int((time.time() - 15 * DAY) * 1000)
+    old = str(uuid.UUID(int=made << 80 | 7 << 76 | 2 << 62 | 5))
+    for path in ("", "/events"):
+        answer = api.get(f"/v2/tasks/{old}{path}")
+        assert "14d after its end" in refusal(answer, 404, "TASK_EXPIRED", "task_id").message
+    refusal(api.post(f"/v2/tasks/{old}/kill"), 404, "TASK_EXPIRED", "task_id")
+    never = str(uuid.uuid4())
+    refusal(api.get(f"/v2/tasks/{never}"), 404, "TASK_NOT_FOUND", "task_id")
+    answer = api.post("/v2/batch_status", json={"task_ids": [old, never]}).json()["results"]
+    assert "not known any more" in answer[old]["exception"]
+    assert "not submitted here" in answer[never]["exception"]
+
+
+@pytest.mark.rabbitmq
+def test_a_running_service_forgets(
+    database_url: str, amqp_vhost: str, token_of: Callable[[str], dict[str, str]], peer: Peer
+) -> None:
+    settings = ServiceSettings(
+        database_url=database_url,
+        amqp_url=amqp_vhost,
+        publish_timeout=30,
+        keep_tasks="2s",
+        keep_functions="3s",
+    )
+    with TestClient(create_app(settings), headers=token_of("ada")) as client:
+        rest = Rest(client)
+        endpoint_id = rest.register_endpoint()
+        _, (task_id, is_open) = rest.submit(endpoint_id, 2)
+        peer.send_events(endpoint_id, events(task_id, ("submit", 1.0)))
+        peer.send_result(endpoint_id, result(task_id))
+        eventually(lambda: rest.status(task_id)["status"] == "success")
+        eventually(lambda: rest.status(task_id).get("code") == "TASK_EXPIRED")
+        assert rest.status(is_open)["status"] == "waiting-for-ep"
+
+
+def test_settings_are_durations_and_sizes() -> None:
+    def settings(**what: str) -> ServiceSettings:
+        return ServiceSettings(database_url="sqlite:////none", amqp_url=NO_BROKER, **what)  # type: ignore[arg-type]
+
+    assert settings().keep_tasks == 14 * DAY
+    assert settings(keep_tasks="infinity").keep_tasks == float("inf")
+    assert settings(keep_user_results="1.5G").keep_user_results == 1.5 * 2**30
+    for wrong in ({"keep_tasks": "0"}, {"keep_tasks": "soon"}, {"keep_user_results": "much"}):
+        with pytest.raises(ValueError, match=r"keep_"):
+            settings(**wrong)
