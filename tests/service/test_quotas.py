@@ -23,7 +23,7 @@ from tests.service.test_operations import result
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.quotas import BURST_SECONDS, RequestRate
+from flux_endpoint.service.quotas import BURST_SECONDS, UNDER_WAY, RequestRate
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import tasks, users
 from flux_endpoint.service.store.engine import Database
@@ -110,6 +110,18 @@ class TestRequests:
         assert taken() == 10
         now += 1e6
         assert taken() == 5 * BURST_SECONDS
+
+    def test_so_many_are_under_way(self) -> None:
+        rate = RequestRate(1000)
+        with ExitStack() as stack:
+            for _ in range(UNDER_WAY):
+                stack.enter_context(rate.one("ada"))
+            with pytest.raises(ServiceError, match="under way"), rate.one("ada"):
+                pass
+            with rate.one("bob"):
+                pass
+        with rate.one("ada"):
+            pass
 
     def test_who_asks_too_often_is_told_when_to_ask_again(
         self, limited: Limited, bob: dict[str, str]

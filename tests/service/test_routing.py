@@ -14,6 +14,7 @@ from tests.service.conftest import FUNCTION, NO_BROKER, PAYLOAD, Peer, Relay, Re
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Task, unpack
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
+from flux_endpoint.service import routing
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 
@@ -136,6 +137,25 @@ def test_what_was_submitted_while_the_broker_was_away_is_published_at_the_next_s
         group_id, (task_id,) = submitted[0]
         peer.send_result(endpoint_id, _result(task_id))
         assert peer.take(f"tg.{group_id}").body == _result(task_id)
+
+
+def test_what_was_stored_is_read_as_there_is_room_for_it(
+    live_settings: ServiceSettings,
+    peer: Peer,
+    token_of: Callable[[str], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routing, "_MAX_WAITING_BYTES", 2 * len(PAYLOAD))
+    away = live_settings.model_copy(update={"amqp_url": NO_BROKER, "publish_timeout": 0.01})
+    headers = token_of("ada")
+    with TestClient(create_app(live_settings), headers=headers) as client:
+        endpoint_id = Rest(client).register_endpoint()
+        with TestClient(create_app(away), headers=headers) as other:
+            submitted = [Rest(other).submit(endpoint_id, count=3) for _ in range(30)]
+    with TestClient(create_app(live_settings), headers=headers):
+        expected = {task_id for _, ids in submitted for task_id in ids}
+        arrived = {peer.take(f"{endpoint_id}.tasks").headers["task_uuid"] for _ in expected}
+        assert arrived == expected
 
 
 def test_a_lost_connection_delays_tasks_and_results_and_loses_none(

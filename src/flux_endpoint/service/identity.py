@@ -49,13 +49,15 @@ class Authentication:
                 await error_answer(error, headers=CHALLENGE)(scope, receive, send)
                 return
             user = None  # there is no such path: that is a better answer
-        if user is not None:
-            try:
-                self._rate.take(user.id)
-            except ServiceError as error:
-                await error_answer(error)(scope, receive, send)
-                return
-        await self._app({**scope, _KEY: user}, receive, send)
+        scope = {**scope, _KEY: user}
+        if user is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            with self._rate.one(user.id):
+                await self._app(scope, receive, send)
+        except ServiceError as error:  # the application answers its own
+            await error_answer(error)(scope, receive, send)
 
 
 def _user(database: Database, authorization: str | None) -> users.User:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 
@@ -17,6 +19,9 @@ from flux_endpoint.service.store.tables import endpoints, functions, task_groups
 TASKS_RETRY_AFTER = 10
 #: Seconds' worth of requests that may come at once.
 BURST_SECONDS = 10
+#: Requests of one user that are under way at a time. Each may have a few results in memory until
+#: they are read.
+UNDER_WAY = 64
 
 
 class RequestRate:
@@ -33,6 +38,30 @@ class RequestRate:
         #: Requests that each user may make at once now, and since when that holds. Users are those
         #: of valid tokens: no stranger can make this grow.
         self._left: dict[str, tuple[float, float]] = {}
+        self._under_way: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, user_id: str) -> Iterator[None]:
+        """Count a request as under way.
+
+        Raises:
+            ServiceError: 429, it is one too many.
+        """
+        if self._under_way[user_id] >= UNDER_WAY:
+            raise ServiceError(
+                f"{UNDER_WAY} of your requests are under way: try again when some are answered",
+                http_status=429,
+                code="TOO_MANY_REQUESTS",
+                retry_after=1,
+            )
+        self.take(user_id)
+        self._under_way[user_id] += 1
+        try:
+            yield
+        finally:
+            self._under_way[user_id] -= 1
+            if not self._under_way[user_id]:
+                del self._under_way[user_id]
 
     def take(self, user_id: str) -> None:
         """Count a request.

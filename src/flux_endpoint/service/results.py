@@ -30,8 +30,9 @@ from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
 
-#: Deliveries that the broker may have sent us and we have not acknowledged.
-PREFETCH = 256
+#: Deliveries that the broker may have sent us and we have not acknowledged. They are in memory, and
+#: each may have 10 MiB of value.
+PREFETCH = 64
 
 #: Header of a result that the service itself made, and stores while it is on its way: it is
 #: forwarded although it is known.

@@ -23,14 +23,17 @@ from flux_endpoint.errors import AmqpError, PublishError
 from flux_endpoint.logs import event
 from flux_endpoint.service import topology
 from flux_endpoint.service.countdown import Countdown, pass_on
+from flux_endpoint.service.room import Room
 from flux_endpoint.service.store import endpoints, functions, tasks
 from flux_endpoint.service.store.engine import Database, chunks
 from flux_endpoint.service.task_message import publish_tasks
 
 log = logging.getLogger(__name__)
 
-# Submissions handed over and not yet sent; a request that finds no room leaves it to the outbox.
+# Submissions handed over and not yet confirmed, and bytes of their arguments; a request that finds
+# no room leaves it to the outbox.
 _MAX_WAITING = 64
+_MAX_WAITING_BYTES = 128 * 2**20
 # Submissions read from the database at a time.
 _OUTBOX_PAGE = 20
 _MAX_BACKOFF = 30.0
@@ -48,6 +51,11 @@ class _Outgoing:
     new: Sequence[tasks.NewTask]
     code: dict[str, functions.Code]
     done: Future[None] = field(default_factory=Future)
+
+    @property
+    def size(self) -> int:
+        """Characters of arguments."""
+        return sum(len(task.payload) for task in self.new)
 
 
 @dataclass(frozen=True)
@@ -108,12 +116,14 @@ class TaskPublisher:
         self._connection = connection
         self._on_ready = on_ready
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._room = threading.BoundedSemaphore(_MAX_WAITING)
+        self._room = Room(_MAX_WAITING, _MAX_WAITING_BYTES)
         self._connected = threading.Event()
         self._thread = threading.Thread(target=self._run, name="task-publisher", daemon=True)
         # The thread's own:
         self._in_flight: dict[str, _Outgoing] = {}
         self._declared: dict[str, tuple[float, Future[None]]] = {}
+        #: Whether the database has more than there was room for in memory.
+        self._more = False
         self._retry_at: float | None = None
         self._failures = 0
 
@@ -145,10 +155,12 @@ class TaskPublisher:
         deadline = time.monotonic() + timeout
         if not self._connected.wait(timeout):
             return False  # being connected wakes the outbox
-        if not self._room.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        outgoing = _Outgoing(submission, new, code)
+        size = outgoing.size
+        if not self._room.acquire(size, max(deadline - time.monotonic(), 0)):
             self._inbox.put(_Wake())
             return False
-        outgoing = _Outgoing(submission, new, code)
+        outgoing.done.add_done_callback(lambda _: self._room.release(size))
         self._inbox.put(outgoing)
         try:
             outgoing.done.result(timeout=max(deadline - time.monotonic(), 0))
@@ -176,9 +188,10 @@ class TaskPublisher:
         deadline = time.monotonic() + timeout
         if not self._connected.wait(timeout):
             raise AmqpError("there is no connection to the message broker")
-        if not self._room.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not self._room.acquire(len(body), max(deadline - time.monotonic(), 0)):
             raise AmqpError("too much is waiting for the message broker")
         message = _Message(exchange, routing_key, body, headers, expiration)
+        message.done.add_done_callback(lambda _: self._room.release(len(body)))
         self._inbox.put(message)
         try:
             message.done.result(timeout=max(deadline - time.monotonic(), 0))
@@ -215,7 +228,15 @@ class TaskPublisher:
                 self._handle(items)
             except Exception as error:
                 log.exception("publishing failed", extra={"fields": {"retry_in": _MAX_BACKOFF}})
+                self._give_up(items, error)
                 self._retry_later(error)
+
+    def _give_up(self, items: list[_Item], error: Exception) -> None:
+        """Answer those who wait for what was not sent: the outbox has it."""
+        for item in items:
+            sent = isinstance(item, _Outgoing) and item.submission.id in self._in_flight
+            if isinstance(item, _Outgoing | _Message) and not sent and not item.done.done():
+                item.done.set_exception(error)
 
     def _take(self) -> list[_Item]:
         timeout = None
@@ -228,9 +249,6 @@ class TaskPublisher:
             return [_Restart()]
         while not self._inbox.empty():
             items.append(self._inbox.get())
-        for item in items:
-            if isinstance(item, _Outgoing | _Message):
-                self._room.release()
         return items
 
     def _handle(self, items: list[_Item]) -> None:
@@ -276,6 +294,8 @@ class TaskPublisher:
                 return
         if published:
             self._failures = 0
+            if self._more:
+                self._inbox.put(_Wake())
 
     def _retry_later(self, error: BaseException) -> None:
         delay = min(2.0**self._failures, _MAX_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311
@@ -360,13 +380,18 @@ class TaskPublisher:
         with self._database.read() as connection:
             waiting = tasks.unpublished(connection, _OUTBOX_PAGE + len(self._in_flight))
             fresh = [each for each in waiting if each.id not in self._in_flight][:_OUTBOX_PAGE]
+        sent = 0
         for submission in fresh:
+            if sum(each.size for each in self._in_flight.values()) > _MAX_WAITING_BYTES:
+                break  # each confirm comes here again
             with self._database.read() as connection:
                 new = tasks.unpublished_tasks(connection, submission.id)
                 used = {task.function_id for task in new if task.function_id is not None}
                 code = functions.function_code(connection, used)
             self._send(_Outgoing(submission, new, code))
-        if fresh:
-            event(log, logging.INFO, "publishing stored tasks", submissions=len(fresh))
-        if len(fresh) == _OUTBOX_PAGE:
+            sent += 1
+        if sent:
+            event(log, logging.INFO, "publishing stored tasks", submissions=sent)
+        self._more = sent < len(fresh)
+        if len(fresh) == _OUTBOX_PAGE and not self._more:
             self._inbox.put(_Wake())

@@ -2,25 +2,29 @@
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Path
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.duration import format_duration
-from flux_endpoint.protocol.rest import BatchStatus, TaskGroupAnswer, TaskGroupMember, UuidText
+from flux_endpoint.protocol.rest import BatchStatus, TaskGroupAnswer, UuidText
 from flux_endpoint.protocol.states import TaskState
 from flux_endpoint.service import topology
-from flux_endpoint.service.context import Service
+from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.store import tasks
 from flux_endpoint.service.store.ids import made_at
 from flux_endpoint.service.store.users import User
 
 router = APIRouter()
+
+#: Bytes of results that an answer about many tasks has in memory at a time.
+ANSWER_BYTES = 4 * 2**20
 
 
 TaskId = Annotated[UuidText, Path()]
@@ -37,24 +41,45 @@ def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
 
 @router.post("/v2/batch_status")
 def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Response:
-    """Return the states of many tasks; an unknown one reads as failed: nobody waits for it."""
-    canonical = {asked: _canonical(asked) for asked in request.task_ids}
+    """Return the states of many tasks; an unknown one reads as failed: nobody waits for it.
+
+    The answer is made while it is sent: results of many tasks don't fit into memory.
+    """
+    asked_as: dict[str, list[str]] = {}
+    for asked in dict.fromkeys(request.task_ids):
+        asked_as.setdefault(_canonical(asked), []).append(asked)
     with service.database.read() as connection:
-        found = {
-            task.id: _document(task)
-            for task in tasks.task_states(connection, caller.id, set(canonical.values()))
-        }
-    results = {
-        asked: found.get(task_id) or _unknown_document(asked, service.settings.keep_tasks)
-        for asked, task_id in canonical.items()
-    }
-    return json_answer({"response": "batch", "results": results})
+        parts = tasks.in_groups(connection, caller.id, asked_as, ANSWER_BYTES)
+    return StreamingResponse(
+        _batch(service, caller, parts, asked_as), media_type="application/json"
+    )
 
 
-@router.get("/v2/taskgroup/{group_id}")
+def _batch(
+    service: ServiceContext, caller: User, parts: list[list[str]], asked_as: dict[str, list[str]]
+) -> Iterator[bytes]:
+    """Yield the text of the answer of `read_batch`, with a few results at a time."""
+    between = '{"response":"batch","results":{'
+    for part in parts:
+        with service.database.read() as connection:
+            found = list(tasks.task_states(connection, caller.id, part))
+        while found:
+            task = found.pop()
+            document = _text(_document(task))
+            for asked in asked_as.pop(task.id):
+                yield f"{between}{_text(asked)}:{document}".encode()
+                between = ","
+    for asked in (each for left in asked_as.values() for each in left):
+        document = _text(_unknown_document(asked, service.settings.keep_tasks))
+        yield f"{between}{_text(asked)}:{document}".encode()
+        between = ","
+    yield f"{between if between != ',' else ''}}}}}".encode()
+
+
+@router.get("/v2/taskgroup/{group_id}", response_model=TaskGroupAnswer)
 def read_group(
     group_id: GroupId, service: Service, caller: Caller, *, create_queue: bool = True
-) -> TaskGroupAnswer:
+) -> Response:
     """Return the tasks of a group.
 
     An official client that asks is about to consume the group's queue, which may not exist when
@@ -72,9 +97,8 @@ def read_group(
         service.publisher.declare(topology.of_group(group_id), service.settings.publish_timeout)
     with service.database.read() as connection:
         ids = tasks.group_tasks(connection, group_id)
-    return TaskGroupAnswer(
-        taskgroup_id=group_id, tasks=[TaskGroupMember(id=task_id) for task_id in ids]
-    )
+    # Without a model for each of what may be a million.
+    return json_answer({"taskgroup_id": group_id, "tasks": [{"id": task_id} for task_id in ids]})
 
 
 def owned(connection: sa.Connection, task_id: str, caller: User, keep: float) -> tasks.TaskState:
@@ -125,7 +149,11 @@ def _canonical(task_id: str) -> str:
 
 def json_answer(content: Any) -> Response:
     """Return `content` as JSON in ASCII: a result's text may hold what UTF-8 can't say."""
-    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
+    return Response(_text(content), media_type="application/json")
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"))
 
 
 def _document(task: tasks.TaskState) -> dict[str, Any]:

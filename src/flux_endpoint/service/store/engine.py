@@ -168,7 +168,8 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.execute(f"PRAGMA journal_size_limit={SQLITE_LOG_BYTES}")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute("PRAGMA cache_size=-65536")  # KiB
+    # KiB, of each of up to 50 connections; the kernel has its own cache of the file.
+    connection.execute("PRAGMA cache_size=-16384")
 
 
 def _to_json(value: Any) -> str:

@@ -105,6 +105,9 @@ class Outcome:
     presumed: bool = False
 
 
+# Most tasks that `in_groups` puts together.
+_GROUP_TASKS = 500
+
 _SUBMISSION_COLUMNS = tuple(submissions.c[name] for name in Submission.__dataclass_fields__)
 
 
@@ -289,6 +292,34 @@ def task_states(
         )
         for row in connection.execute(query):
             yield TaskState(*row)
+
+
+def in_groups(
+    connection: sa.Connection, owner_id: str, ids: Iterable[str], size: int
+) -> list[list[str]]:
+    """Split those of the tasks `ids` that belong to `owner_id`, so that each part has little.
+
+    Args:
+        connection: of a transaction.
+        owner_id: whose.
+        ids: which.
+        size: most bytes of results in each part; a single larger one is a part of its own.
+    """
+    parts: list[list[str]] = []
+    room = 0
+    for chunk in chunks(ids):
+        query = (
+            sa.select(tasks.c.id, sa.func.coalesce(sa.func.length(tasks.c.result), 0))
+            .join_from(tasks, submissions)
+            .where(tasks.c.id.in_(chunk), submissions.c.owner_id == owner_id)
+        )
+        for task_id, length in connection.execute(query):
+            if not parts or length > room or len(parts[-1]) == _GROUP_TASKS:
+                parts.append([])
+                room = size
+            parts[-1].append(task_id)
+            room -= length
+    return parts
 
 
 def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Route]:
