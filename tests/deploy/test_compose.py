@@ -141,6 +141,16 @@ class TestFiles:
                 else:
                     assert source in compose["volumes"]
 
+    def test_each_image_that_is_not_built_has_an_exact_version(self, services, tls):
+        images = [
+            each["image"]
+            for each in (*services.values(), *tls["services"].values())
+            if "image" in each
+        ]
+        assert len(images) == 4
+        for image in images:
+            assert re.search(r":\d+\.\d+(\.\d+)?$", image), image
+
     def test_each_image_that_is_built_is_a_stage(self, services):
         stages = Containerfile(DEPLOY / "Containerfile").stages
         for each in services.values():

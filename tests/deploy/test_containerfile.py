@@ -60,7 +60,7 @@ def test_the_endpoint_is_built_on_an_image_that_flux_publishes(file, pyproject):
 
 
 def test_the_services_python_is_one_that_the_project_names(file, pyproject):
-    found = re.search(r"/python:(3\.\d+)-", file.arguments()["PYTHON_IMAGE"])
+    found = re.search(r"/python:(3\.\d+)\.\d+-", file.arguments()["PYTHON_IMAGE"])
     assert found
     assert f"Programming Language :: Python :: {found[1]}" in pyproject["project"]["classifiers"]
 

@@ -75,6 +75,13 @@ class TestEndpoint:
     def unit(self):
         return Unit(ENDPOINT)
 
+    def test_it_gains_no_rights(self, unit):
+        for name in ("NoNewPrivileges", "LockPersonality", "RestrictSUIDSGID"):
+            assert unit.one("Service", name) == "yes"
+
+    def test_flux_finds_its_sockets(self, unit):
+        assert "PrivateTmp" not in unit.sections["Service"]
+
     def test_it_runs_a_command_that_exists(self, unit):
         env, program, *arguments = shlex.split(unit.one("Service", "ExecStart"))
         assert (env, program, arguments[-1]) == ("/usr/bin/env", "flux-endpoint", "%i")

@@ -158,6 +158,20 @@ def test_a_mistake_is_one_sentence(
     assert named in line
 
 
+def test_without_encryption_it_listens_on_loopback_alone(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    start: Callable[..., ServiceProcess],
+) -> None:
+    done = command("run", "--port", "0", "--host", "0.0.0.0")
+    assert done.returncode == 78
+    (line,) = done.stderr.splitlines()
+    assert "--plain-http" in line
+    service = start("--host", "0.0.0.0", "--plain-http")
+    assert service.wait_for("tokens and tasks cross the network")["level"] == "warning"
+    assert service.url
+    assert service.end(signal.SIGTERM) == 0
+
+
 def test_a_token_that_nobody_has_is_not_found(
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:

@@ -48,6 +48,12 @@ def service() -> None:
 @service.command()
 @_setting("host", "Address to listen on.", default="127.0.0.1")
 @_setting("port", "Port to listen on; 0 takes a free one.", default=8080, type=int)
+@_setting(
+    "plain-http",
+    "Listen on other than the loopback interface though tokens and tasks are not encrypted.",
+    is_flag=True,
+    default=False,
+)
 @_database_url
 @_setting(
     "amqp-url",

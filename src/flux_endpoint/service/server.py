@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, cast
 
 import uvicorn
@@ -42,10 +43,12 @@ def run(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: the address can't be listened on, or the database not used.
+        ConfigurationError: the address can't be listened on, or is not to be without TLS; the
+            database can't be used.
     """
     listener = _listen(settings.host, settings.port)
     with listener:
+        _check_encryption(listener, settings)
         database = Database(settings.database_url)
         try:
             database.migrate()  # here, where a failure is one sentence
@@ -124,6 +127,24 @@ def _kill() -> None:
     event(log, logging.WARNING, "service stopped while requests were still being worked on")
     logging.shutdown()
     os._exit(0)
+
+
+def _check_encryption(listener: socket.socket, settings: ServiceSettings) -> None:
+    address = listener.getsockname()[0]
+    if ip_address(address.partition("%")[0]).is_loopback:
+        return
+    if not settings.plain_http:
+        raise ConfigurationError(
+            f"on {address} tokens and tasks would cross the network unencrypted: listen on "
+            "127.0.0.1 behind a web server with TLS (docs/deployment.md), or, in a network whose "
+            "every member you trust, add --plain-http"
+        )
+    event(
+        log,
+        logging.WARNING,
+        "tokens and tasks cross the network unencrypted, unless a web server with TLS is between",
+        address=address,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -22,6 +22,8 @@ class ServiceSettings(BaseModel):
     Attributes:
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
+        plain_http: whether to listen on other than the loopback interface, though the service
+            speaks HTTP without TLS.
         database_url: `sqlite:////path/service.db` or `postgresql://user:password@host/name`; a
             path, of an SQLite file.
         amqp_url: the service's own way to the broker; it declares exchanges and queues.
@@ -49,6 +51,7 @@ class ServiceSettings(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    plain_http: bool = False
     database_url: str | Path = Field(repr=False)
     amqp_url: str = Field(repr=False)
     endpoint_amqp_url: str = Field(default="", repr=False)
