@@ -146,19 +146,21 @@ def test_only_who_may_use_an_endpoint_attaches_there(
     api: TestClient, add_endpoint: Callable[..., str], bob: dict[str, str]
 ) -> None:
     private = add_endpoint(metadata=OWN)
-    public = add_endpoint(metadata=OWN, public=True)
-    picky = add_endpoint(metadata=OWN, public=True, allowed_functions=[])
+    seen = add_endpoint(metadata=OWN, public=True)
+    named = add_endpoint(metadata=OWN, users=["bob"])
+    picky = add_endpoint(metadata=OWN, users=["bob"], allowed_functions=[])
     refusal(post(api, private, bob), 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
     refusal(post(api, str(uuid.uuid4())), 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
     refusal(post(api, picky, bob), 403, "ATTACH_NOT_PERMITTED", "endpoint_id")
-    assert post(api, public, bob).status_code == 200
+    refusal(post(api, seen, bob), 403, "ENDPOINT_NOT_PERMITTED", "endpoint_id")
+    assert post(api, named, bob).status_code == 200
     assert post(api, picky).status_code == 200
 
 
 def test_somebody_elses_group_can_not_be_used(
     api: TestClient, add_endpoint: Callable[..., str], bob: dict[str, str]
 ) -> None:
-    endpoint_id = add_endpoint(metadata=OWN, public=True)
+    endpoint_id = add_endpoint(metadata=OWN, users=["bob"])
     group_id = post(api, endpoint_id).json()["task_group_id"]
     answer = post(api, endpoint_id, bob, task_group_id=group_id)
     refusal(answer, 403, "TASK_GROUP_NOT_PERMITTED", "task_group_id")

@@ -31,6 +31,8 @@ FOREIGN_ENDPOINT = "403 ENDPOINT_NOT_PERMITTED"
 FOREIGN_FUNCTION = "403 FUNCTION_NOT_PERMITTED"
 FOREIGN_GROUP = "403 TASK_GROUP_NOT_PERMITTED"
 UNAUTHORIZED = "401 UNAUTHORIZED"
+SEEN_ONLY = FOREIGN_ENDPOINT
+NOT_FOR_ENDPOINTS = "403 ENDPOINT_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Rule:
         public: the same, if that object is public; `None`: nothing can be public here.
         owner: to the owner.
         nobody: to a request without a valid token.
+        itself: to a request with the token of the endpoint that it names, or of another one if it
+            names none.
+        run: to a user whom the owner has named in a private endpoint's `users` or `groups`; `None`:
+            as to a stranger.
         secret: whether the owner's answer has something that is the owner's alone.
         body: the request's JSON; ids are filled in.
         query: the request's query.
@@ -52,6 +58,8 @@ class Rule:
     public: str | None = None
     owner: str = "200"
     nobody: str = UNAUTHORIZED
+    itself: str = NOT_FOR_ENDPOINTS
+    run: str | None = None
     secret: bool = False
     body: Any = None
     query: str = ""
@@ -62,15 +70,15 @@ REGISTRATION = {"endpoint_name": "lab", "metadata": OWN}
 
 RULES = {
     "GET /openapi.json": Rule(),
-    "HEAD /openapi.json": Rule(nobody="401"),
+    "HEAD /openapi.json": Rule(nobody="401", itself="403"),
     # Who and what there is.
-    "GET /v2/version": Rule(nobody="200"),
+    "GET /v2/version": Rule(nobody="200", itself="200"),
     "GET /v3/status": Rule(),
     "POST /auth/v2/oauth2/token": Rule(
-        body="grant_type=client_credentials&scope=openid", basic=True
+        body="grant_type=client_credentials&scope=openid", basic=True, itself="200"
     ),
-    "POST /auth/v2/oauth2/token/revoke": Rule(nobody="200", body="token=x"),
-    "GET /auth/v2/oauth2/userinfo": Rule(),
+    "POST /auth/v2/oauth2/token/revoke": Rule(nobody="200", body="token=x", itself="200"),
+    "GET /auth/v2/oauth2/userinfo": Rule(itself="200"),
     "GET /auth/v2/api/identities": Rule(query="?ids={user}"),
     # Functions.
     "POST /v3/functions": Rule(body={"function_name": "f", "function_code": FUNCTION}),
@@ -78,20 +86,44 @@ RULES = {
     "DELETE /v2/functions/{function_id}": Rule(UNKNOWN_FUNCTION, FOREIGN_FUNCTION),
     # Endpoints.
     "POST /v3/endpoints": Rule(body=REGISTRATION),
-    "PUT /v3/endpoints/{endpoint_id}": Rule(FOREIGN_ENDPOINT, FOREIGN_ENDPOINT, body=REGISTRATION),
+    "PUT /v3/endpoints/{endpoint_id}": Rule(
+        FOREIGN_ENDPOINT, FOREIGN_ENDPOINT, body=REGISTRATION, itself="200"
+    ),
     "GET /v2/endpoints": Rule(query="?role=any", secret=True),
-    "GET /v2/endpoints/{endpoint_id}": Rule(UNKNOWN_ENDPOINT, "200", secret=True),
-    "GET /v2/endpoints/{endpoint_id}/status": Rule(UNKNOWN_ENDPOINT, "200", secret=True),
-    "GET /v3/endpoints/{endpoint_id}/status": Rule(UNKNOWN_ENDPOINT, "200", secret=True),
-    "GET /v3/endpoints/{endpoint_id}/allowed_functions": Rule(UNKNOWN_ENDPOINT, "200"),
-    "DELETE /v2/endpoints/{endpoint_id}": Rule(UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT),
-    "GET /v3/endpoints/{endpoint_id}/taken": Rule(UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT),
-    "POST /v3/endpoints/{endpoint_id}/lock": Rule(UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT),
+    "GET /v2/endpoints/{endpoint_id}": Rule(
+        UNKNOWN_ENDPOINT, "200", run="200", secret=True, itself="200"
+    ),
+    "GET /v2/endpoints/{endpoint_id}/status": Rule(
+        UNKNOWN_ENDPOINT, "200", run="200", secret=True, itself="200"
+    ),
+    "GET /v3/endpoints/{endpoint_id}/status": Rule(
+        UNKNOWN_ENDPOINT, "200", run="200", secret=True, itself="200"
+    ),
+    "GET /v3/endpoints/{endpoint_id}/allowed_functions": Rule(
+        UNKNOWN_ENDPOINT, "200", run="200", itself="200"
+    ),
+    "DELETE /v2/endpoints/{endpoint_id}": Rule(
+        UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT, run=FOREIGN_ENDPOINT
+    ),
+    "GET /v3/endpoints/{endpoint_id}/taken": Rule(
+        UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT, run=FOREIGN_ENDPOINT, itself="200"
+    ),
+    "POST /v3/endpoints/{endpoint_id}/lock": Rule(
+        UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT, run=FOREIGN_ENDPOINT
+    ),
+    "POST /v3/endpoints/{endpoint_id}/tokens": Rule(
+        UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT, run=FOREIGN_ENDPOINT
+    ),
+    "DELETE /v3/endpoints/{endpoint_id}/tokens": Rule(
+        UNKNOWN_ENDPOINT, FOREIGN_ENDPOINT, run=FOREIGN_ENDPOINT
+    ),
     # Tasks.
     "POST /v3/endpoints/{endpoint_id}/submit": Rule(
-        UNKNOWN_ENDPOINT, "200", body={"tasks": {"{function}": [PAYLOAD]}}
+        UNKNOWN_ENDPOINT, SEEN_ONLY, run="200", body={"tasks": {"{function}": [PAYLOAD]}}
     ),
-    "POST /v3/endpoints/{endpoint_id}/attach": Rule(UNKNOWN_ENDPOINT, "200", body={"jobid": 1}),
+    "POST /v3/endpoints/{endpoint_id}/attach": Rule(
+        UNKNOWN_ENDPOINT, SEEN_ONLY, run="200", body={"jobid": 1}
+    ),
     "GET /v2/tasks/{task_id}": Rule(UNKNOWN_TASK, secret=True),
     "GET /v2/tasks/{task_id}/events": Rule(UNKNOWN_TASK, secret=True),
     "POST /v2/tasks/{task_id}/kill": Rule(UNKNOWN_TASK, body={}),
@@ -132,11 +164,12 @@ def test_each_route_has_a_rule(app: FastAPI) -> None:
 
 @dataclass(frozen=True)
 class World:
-    """What ada owns at a running service: everything once private, and once public."""
+    """What ada owns at a running service: private, public, and private with users of her choice."""
 
     rest: Rest
     private: dict[str, str]
     public: dict[str, str]
+    named: dict[str, str]
 
     def answer(
         self, route: str, ids: dict[str, str], token: str | None, *, scheme: str = "Bearer"
@@ -170,13 +203,16 @@ def _filled(value: Any, ids: dict[str, str]) -> Any:
 def world(live: Rest, peer: Peer) -> World:
     """A service with what ada owns there."""
     client = live.client
-    made: dict[bool, dict[str, str]] = {}
-    for public in (False, True):
-        name = "lab" if public else SECRET
+    made: dict[str, dict[str, str]] = {}
+    for kind in ("private", "public", "named"):
+        public = kind == "public"
+        name = SECRET if kind == "private" else "lab"
         endpoint_id = live.register_endpoint(
             endpoint_name=name,
             display_name=name,
             public=public,
+            users=["carl"] if kind == "named" else None,
+            groups=["chemists"] if kind == "named" else None,
             metadata={**OWN, "endpoint_config": SECRET, "hostname": SECRET, "other": SECRET},
         )
         peer.send_report(
@@ -192,8 +228,8 @@ def world(live: Rest, peer: Peer) -> World:
         )
         code = {"function_name": name, "function_code": FUNCTION, "public": public}
         function_id = client.post("/v3/functions", json=code).json()["function_uuid"]
-        made[public] = {"endpoint_id": endpoint_id, "function_id": function_id}
-    private, public_ones = made[False], made[True]
+        made[kind] = {"endpoint_id": endpoint_id, "function_id": function_id}
+    private, public_ones = made["private"], made["public"]
     group, (task_id,) = live.submit(private["endpoint_id"], create_queue=False)
     peer.send_events(private["endpoint_id"], events(task_id, (SECRET, 1.0)))
     peer.send_result(private["endpoint_id"], result(task_id, SECRET))
@@ -213,7 +249,7 @@ def world(live: Rest, peer: Peer) -> World:
         "task": task_id,
         "user": user,
     }
-    return World(live, {**private, **shared}, {**public_ones, **shared})
+    return World(live, *({**made[kind], **shared} for kind in ("private", "public", "named")))
 
 
 def verdict(answer: Response) -> str:
@@ -224,6 +260,12 @@ def verdict(answer: Response) -> str:
     return f"{answer.status_code} {code}".strip()
 
 
+def endpoint_token(world: World, database: Database, endpoint_id: str) -> str:
+    """Return a new token of one of ada's endpoints."""
+    with database.write() as connection:
+        return users.create_endpoint_token(connection, world.private["user"], endpoint_id)
+
+
 @pytest.mark.parametrize("route", RULES)
 def test_everybody_gets_what_the_rule_says(
     route: str,
@@ -232,9 +274,13 @@ def test_everybody_gets_what_the_rule_says(
     token_of: Callable[[str], dict[str, str]],
 ) -> None:
     rule = RULES[route]
-    ada, bob, revoked = (token_of(name)["Authorization"].split()[1] for name in ("ada", "bob", "a"))
+    names = ("ada", "bob", "carl", "dora", "a")
+    ada, bob, carl, dora, revoked = (token_of(name)["Authorization"].split()[1] for name in names)
     with database.write() as connection:
         assert users.revoke_token(connection, revoked)
+        member = users.user_id_of(connection, "dora")
+        assert member is not None
+        users.join_group(connection, "chemists", member)
 
     def get(ids: dict[str, str], token: str | None, **how: Any) -> str:
         answer = world.answer(route, ids, token, **how)
@@ -251,7 +297,21 @@ def test_everybody_gets_what_the_rule_says(
     assert get(private, "") == rule.nobody
     assert get(private, ada, scheme="Token") == (rule.owner if rule.basic else rule.nobody)
     assert get(private, bob) == rule.stranger
+    run = rule.stranger if rule.run is None else rule.run
+    assert get(world.named, carl) == run
+    assert get(world.named, dora) == run  # a member of a group that is named
     assert get(public, bob) == (rule.stranger if rule.public is None else rule.public)
+    itself, other = (
+        endpoint_token(world, database, ids["endpoint_id"]) for ids in (private, public)
+    )
+    about_itself = world.answer(route, private, itself)
+    assert verdict(about_itself) == rule.itself, about_itself.text
+    if "{endpoint_id}" in route:
+        assert get(private, other) == NOT_FOR_ENDPOINTS
+    else:
+        assert get(private, other) == rule.itself
+    if rule.itself == NOT_FOR_ENDPOINTS:
+        assert SECRET not in about_itself.text
     answer = world.answer(route, private, ada)
     assert verdict(answer) == rule.owner, answer.text
     # Else the marker would not be where it could have been read.

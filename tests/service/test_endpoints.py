@@ -44,13 +44,14 @@ def test_a_list_has_ones_own_and_on_request_the_public_ones(
     api: TestClient, add_endpoint: AddEndpoint, bob: dict[str, str]
 ) -> None:
     private, public = add_endpoint(), add_endpoint(public=True)
+    named = add_endpoint(users=["bob"])
 
     def listed(**how: Any) -> set[str]:
         return {each["uuid"] for each in api.get("/v2/endpoints", **how).json()}
 
-    assert listed() == {private, public}
+    assert listed() == {private, public, named}
     assert listed(headers=bob) == set()
-    assert listed(headers=bob, params={"role": "any"}) == {public}
+    assert listed(headers=bob, params={"role": "any"}) == {public, named}
     answer = api.get("/v2/endpoints", params={"role": "king"})
     refusal(answer, 422, "SEMANTICALLY_INVALID", "role")
 

@@ -126,7 +126,7 @@ def world(
     add_endpoint: Callable[..., str],
 ) -> Iterator[World]:
     settings = ServiceSettings(database_url=database_url, amqp_url=NO_BROKER, publish_timeout=0.01)
-    endpoint_id, token = add_endpoint(public=True), token_of("ada")
+    endpoint_id, token = add_endpoint(users=["*"]), token_of("ada")
     with database.write() as connection:
         ada = users.user_by_token(connection, token["Authorization"].removeprefix("Bearer "))
         assert ada is not None

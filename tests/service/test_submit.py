@@ -12,6 +12,8 @@ from tests.service.conftest import OWN, PAYLOAD, refusal
 
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
+from flux_endpoint.service.store import users as users_of
+from flux_endpoint.service.store.engine import Database
 
 Submit = Callable[..., Response]
 
@@ -119,7 +121,7 @@ def test_somebody_elses_group_can_not_be_used(
     add_endpoint: Callable[..., str],
     bob: dict[str, str],
 ) -> None:
-    function_id, endpoint_id = add_function(public=True), add_endpoint(public=True)
+    function_id, endpoint_id = add_function(public=True), add_endpoint(users=["bob"])
     group_id = submit({function_id: [PAYLOAD]}).json()["task_group_id"]
     answer = submit({function_id: [PAYLOAD]}, to=endpoint_id, task_group_id=group_id, headers=bob)
     refusal(answer, 403, "TASK_GROUP_NOT_PERMITTED", "task_group_id")
@@ -152,6 +154,40 @@ def test_an_unknown_function_is_refused_and_the_others_are_not_stored(
     assert api.get(f"/v2/taskgroup/{group_id}").status_code == 404
 
 
+def test_who_sees_an_endpoint_may_not_run_tasks_there_unless_it_names_him(
+    submit: Submit,
+    add_function: Callable[..., str],
+    add_endpoint: Callable[..., str],
+    bob: dict[str, str],
+    database: Database,
+) -> None:
+    function_id = add_function(public=True)
+
+    def answer(**endpoint: Any) -> Response:
+        return submit({function_id: [PAYLOAD]}, to=add_endpoint(**endpoint), headers=bob)
+
+    for users in (None, [], ["ada", "bobby", "Bob"]):
+        told = refusal(
+            answer(public=True, users=users), 403, "ENDPOINT_NOT_PERMITTED", "endpoint_id"
+        )
+        assert "its owner, ada, and of those whom its config.yaml names" in told.message
+        assert "bob is not among them" in told.message
+        refusal(answer(users=users), 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
+    for users in (["bob"], ["carl", "bob"], ["*"]):
+        assert answer(users=users).status_code == 200
+    refusal(answer(groups=["chemists"]), 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
+    with database.write() as connection:
+        member = users_of.user_id_of(connection, "bob")
+        assert member is not None
+        users_of.join_group(connection, "chemists", member)
+    assert answer(groups=["physicists", "chemists"]).status_code == 200
+    with database.write() as connection:
+        assert users_of.list_groups(connection) == {"chemists": ["bob"]}
+        assert users_of.leave_group(connection, "chemists", member)
+        assert not users_of.leave_group(connection, "chemists", member)
+    refusal(answer(groups=["chemists"]), 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
+
+
 def test_only_permitted_functions_are_taken(
     submit: Submit,
     function_id: str,
@@ -159,7 +195,7 @@ def test_only_permitted_functions_are_taken(
     add_endpoint: Callable[..., str],
     bob: dict[str, str],
 ) -> None:
-    picky, open_to_all = add_endpoint(allowed_functions=[add_function()]), add_endpoint(public=True)
+    picky, open_to_all = add_endpoint(allowed_functions=[add_function()]), add_endpoint(users=["*"])
     for answer in (
         submit({function_id: [PAYLOAD]}, to=picky),
         submit({function_id: [PAYLOAD]}, to=open_to_all, headers=bob),
@@ -273,7 +309,7 @@ def test_keys_of_different_users_do_not_meet(
     add_endpoint: Callable[..., str],
     bob: dict[str, str],
 ) -> None:
-    function_id, to = add_function(public=True), add_endpoint(public=True)
+    function_id, to = add_function(public=True), add_endpoint(users=["bob"])
     mine = submit({function_id: [PAYLOAD]}, key="k1", to=to).json()
     theirs = submit({function_id: [PAYLOAD]}, key="k1", to=to, headers=bob).json()
     assert mine["tasks"] != theirs["tasks"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import click
@@ -69,7 +72,12 @@ def _run(name: str, reporter: lifecycle.Reporter) -> int:
     try:
         from flux_endpoint.endpoint.runner import Runner  # noqa: PLC0415 - only a start needs it
 
-        return Runner(EndpointDirectory(name), tell=reporter.tell).run()
+        def restart(environment: Mapping[str, str]) -> None:
+            reporter.keep_for_restart()
+            arguments = [sys.executable, *sys.orig_argv[1:]]
+            os.execve(sys.executable, arguments, environment)  # noqa: S606 - this very program
+
+        return Runner(EndpointDirectory(name), tell=reporter.tell, restart=restart).run()
     except FluxEndpointError as error:
         reporter.tell({"failed": str(error)})
         raise

@@ -16,6 +16,8 @@ from flux_endpoint.protocol.duration import parse_duration
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import Connection
+
     from flux_endpoint.service.store.engine import Database
 
 # Seconds: 100 years.
@@ -118,19 +120,28 @@ def token() -> None:
 
 
 @token.command()
-@click.argument("user")
+@click.argument("user", callback=lambda _context, _parameter, value: _name("USER", value))
+@click.option(
+    "--endpoint",
+    metavar="ID",
+    help="One that is good for being this endpoint of USER's, and for nothing else.",
+)
 @click.option("--expires", metavar="DURATION", help="Time after which it ends, as 30d or 12h.")
 @_database_url
-def create(user: str, expires: str | None, database_url: str | None) -> None:
+def create(user: str, endpoint: str | None, expires: str | None, database_url: str | None) -> None:
     """Print a new token of USER, who is created if missing. It can't be shown again."""
     expires_at = _expiry(expires)
-    if not 0 < len(user) <= 256 or not user.isprintable():
-        raise click.BadParameter("USER must have 1 to 256 printable characters")
     database = _open(database_url)
-    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+    from flux_endpoint.service.store import endpoints, users  # noqa: PLC0415 - only with the extra
 
     with database.write() as connection:
-        created = users.create_token(connection, user, expires_at)
+        if endpoint is None:
+            created = users.create_token(connection, user, expires_at)
+        else:
+            known = endpoints.get_endpoint(connection, endpoint)
+            if known is None or known.owner != user or known.parent_id is not None:
+                raise NotFoundError(f"{user} has no endpoint with the id {endpoint}")
+            created = users.create_endpoint_token(connection, known.owner_id, known.id, expires_at)
     database.close()
     click.echo(created)
 
@@ -138,7 +149,7 @@ def create(user: str, expires: str | None, database_url: str | None) -> None:
 @token.command(name="list")
 @_database_url
 def list_tokens(database_url: str | None) -> None:
-    """List tokens: id, when it was made, when it expires, user."""
+    """List tokens: id, when it was made, when it expires, user, the endpoint that it is good for."""
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -147,7 +158,8 @@ def list_tokens(database_url: str | None) -> None:
     database.close()
     for each in found:
         expires = _moment(each.expires_at) if each.expires_at is not None else "never"
-        click.echo(f"{each.id}  {_moment(each.created_at)}  {expires:20}  {each.user}")
+        alone = "" if each.endpoint_id is None else f"  endpoint {each.endpoint_id}"
+        click.echo(f"{each.id}  {_moment(each.created_at)}  {expires:20}  {each.user}{alone}")
 
 
 @token.command()
@@ -184,6 +196,71 @@ def _expiry(expires: str | None) -> float | None:
 
 def _moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+@service.group()
+def group() -> None:
+    """Groups of users, which an endpoint's `groups:` can name."""
+
+
+@group.command()
+@click.argument("group", callback=lambda _context, _parameter, value: _name("GROUP", value))
+@click.argument("user", nargs=-1, required=True)
+@_database_url
+def add(group: str, user: tuple[str, ...], database_url: str | None) -> None:
+    """Add each USER to GROUP, which is made if it is missing."""
+    database = _open(database_url)
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    with database.write() as connection:
+        for each in user:
+            users.join_group(connection, group, _user_id(connection, each))
+    database.close()
+
+
+@group.command()
+@click.argument("group")
+@click.argument("user", nargs=-1, required=True)
+@_database_url
+def remove(group: str, user: tuple[str, ...], database_url: str | None) -> None:
+    """Remove each USER from GROUP; one without users is gone."""
+    database = _open(database_url)
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    with database.write() as connection:
+        for each in user:
+            if not users.leave_group(connection, group, _user_id(connection, each)):
+                raise NotFoundError(f"{each} is not in the group {group}")
+    database.close()
+
+
+@group.command(name="list")
+@_database_url
+def list_groups(database_url: str | None) -> None:
+    """List groups with their users."""
+    database = _open(database_url)
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    with database.read() as connection:
+        found = users.list_groups(connection)
+    database.close()
+    for name, members in found.items():
+        click.echo(f"{name}: {', '.join(members)}")
+
+
+def _user_id(connection: Connection, name: str) -> str:
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    found = users.user_id_of(connection, name)
+    if found is None:
+        raise NotFoundError(f"there is no user {name}: `service token create` makes one")
+    return found
+
+
+def _name(what: str, value: str) -> str:
+    if not 0 < len(value) <= 256 or not value.isprintable() or value == "*":
+        raise click.BadParameter(f"{what} must have 1 to 256 printable characters, and not be '*'")
+    return value
 
 
 def _open(database_url: str | None) -> Database:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import ConfigurationError
-from flux_endpoint.protocol.rest import UuidText
+from flux_endpoint.protocol.rest import Principal, UuidText
 
 #: Engines of the official endpoint, which people bring along in their configuration.
 OFFICIAL_ENGINES = frozenset(
@@ -50,6 +50,9 @@ class EndpointConfig(BaseModel):
     allowed_environment: list[str] = Field(default_factory=list)
     #: Whether other people than the owner see the endpoint.
     public: bool = False
+    #: Who may run tasks besides the owner: names of the service's users ("*": all) and groups.
+    users: list[Principal] | None = Field(default=None, max_length=1000)
+    groups: list[Principal] | None = Field(default=None, max_length=1000)
     #: Seconds that running tasks have left when the endpoint is told to stop.
     shutdown_grace: float = Field(default=5, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -222,8 +225,14 @@ TEMPLATE = """\
 # What people see in lists.
 display_name: {display_name}
 
-# Who may use it, and for what.
+# Who may see it: true is everybody who has a token of the service.
 # public: false
+# Who may run tasks besides the owner: users of the service ("*": all), and groups of them.
+# All tasks run as the account that runs this endpoint: whoever may run tasks of their own choice
+# can read and change what this account can, the others' files and tasks and this endpoint's token
+# included. Keep no credentials there. What is kept apart, and what is not: docs/security.md.
+# users: [ada@example.org]
+# groups: [chemistry]
 # Ids of the functions that may run here; default: all. With this line a task is one of them with
 # plain data as arguments; values in commands are quoted, and a resource_specification has amounts,
 # times and queues, but no options, attributes or other variables (see docs/security.md).

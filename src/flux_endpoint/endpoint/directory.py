@@ -88,6 +88,7 @@ class EndpointDirectory:
         self.path = paths.endpoint_dir(name)
         self.config = self.path / "config.yaml"
         self.identity = self.path / "endpoint.json"
+        self.token = self.path / "token.json"
         self.journal = self.path / JOURNAL
         self.log = self.path / "endpoint.log"
         self.output_log = self.path / paths.OUTPUT_LOG

@@ -205,6 +205,11 @@ class Reporter:
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
 
+    def keep_for_restart(self) -> None:
+        """Let this program, started anew in this process, go on with the messages."""
+        if self._descriptor is not None:
+            os.set_inheritable(self._descriptor, True)
+
     def tell(self, message: dict[str, Any]) -> None:
         """Pass on a message; after the last one the other side goes away."""
         if self._descriptor is None:

@@ -205,8 +205,9 @@ def _request(name: str, config: EndpointConfig, config_text: str) -> dict[str, A
             "user_config_schema": None,
         },
     }
-    if config.allowed_functions is not None:
-        request["allowed_functions"] = config.allowed_functions
+    for key in ("allowed_functions", "users", "groups"):
+        if (value := getattr(config, key)) is not None:
+            request[key] = value
     return request
 
 

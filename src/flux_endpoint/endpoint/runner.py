@@ -9,12 +9,11 @@ import queue
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from flux_endpoint import logs
-from flux_endpoint.credentials import load_credentials
+from flux_endpoint import logs, paths
 from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import EndpointConfig, parse_config
 from flux_endpoint.endpoint.directory import (
@@ -23,6 +22,7 @@ from flux_endpoint.endpoint.directory import (
     Status,
     this_machine,
 )
+from flux_endpoint.endpoint.enrolment import Enrolment
 from flux_endpoint.endpoint.registration import BrokerUrl, Registration, last_reporter
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import Engine
@@ -35,6 +35,7 @@ from flux_endpoint.logs import event
 from flux_endpoint.processes import told_of_signals
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.rest import RestClient
+from flux_endpoint.variables import has_secrets, holds_credentials, without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ class Runner:
             the seconds of `"patience"` after which the agent gives up, if it does) while
             something is awaited, `{"ready": {...}}` once tasks can come.
         make_engine: makes the engine; by default the one that the configuration names.
+        restart: given an environment, starts this program anew with it, in this very process, and
+            does not return; called once the endpoint has a token of its own, if the owner's is
+            among the environment variables, where other processes of the account can read it.
     """
 
     def __init__(
@@ -65,10 +69,12 @@ class Runner:
         *,
         tell: Callable[[dict[str, Any]], None] | None = None,
         make_engine: EngineFactory | None = None,
+        restart: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         self._directory = directory
         self._tell = tell or (lambda _message: None)
         self._make_engine = make_engine or _flux_engine
+        self._restart = restart or (lambda _environment: None)
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._agent: Agent | None = None
         self._endpoint_id = ""
@@ -87,36 +93,36 @@ class Runner:
             raise ConfigurationError(f"can't read {self._directory.config}: {error}") from None
         config = parse_config(text, source=str(self._directory.config))
         logs.configure(config.log_level, log_format=config.log_format)
-        credentials = load_credentials()
+        registration = partial(
+            Registration,
+            directory=self._directory.path,
+            name=self._directory.name,
+            config=config,
+            config_text=text,
+        )
         with (
             AgentLock(self._directory),
-            RestClient(credentials, REST_TIMEOUT, attempts=1) as rest,
+            Enrolment(self._directory, registration, REST_TIMEOUT) as enrolment,
             told_of_signals(self._signalled),
         ):
             self._catch_signals()
             self._write_status(AgentStatus("disconnected", "", None))
-            registration = Registration(
-                rest,
-                self._directory.path,
-                name=self._directory.name,
-                config=config,
-                config_text=text,
-            )
-            queues = self._register(registration)
+            queues = self._register(enrolment)
             if queues is None:
                 return self._exit_code()
+            self._leave_secrets(config)
             self._endpoint_id = queues.endpoint_id
             self._agent = Agent(
                 queues,
                 self._make_engine(config, queues.endpoint_id, self._directory),
                 self._directory.path,
                 config,
-                url=BrokerUrl(queues, registration.register),
-                taken=partial(registration.taken, queues.endpoint_id),
+                url=BrokerUrl(queues, enrolment.renew),
+                taken=lambda: enrolment.registration.taken(queues.endpoint_id),
                 on_status=self._write_status,
             )
             if self._signals.empty():
-                self._run_agent(self._agent, rest)
+                self._run_agent(self._agent, enrolment.rest)
         return self._exit_code()
 
     def _run_agent(self, agent: Agent, rest: RestClient) -> None:
@@ -131,7 +137,23 @@ class Runner:
                 "an id of its own then"
             ) from None
 
-    def _register(self, registration: Registration) -> EndpointQueues | None:
+    def _leave_secrets(self, config: EndpointConfig) -> None:
+        """Keep the owner's credentials from tasks, which run as the same account."""
+        if has_secrets(os.environ) and self._signals.empty():
+            self._restart(without_credentials(os.environ))
+        for name in filter(holds_credentials, list(os.environ)):
+            del os.environ[name]
+        file = paths.credentials_file()
+        if (config.users or config.groups) and file.exists():
+            event(
+                log,
+                logging.WARNING,
+                "tasks of other users run as this account, and can read its credentials: move them "
+                "away, the endpoint does not need them any more",
+                file=str(file),
+            )
+
+    def _register(self, registration: Enrolment) -> EndpointQueues | None:
         """Register, however long it takes; return `None` if a signal ended the wait."""
         reason, backoff = "", FIRST_BACKOFF
         while True:

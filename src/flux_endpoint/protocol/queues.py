@@ -39,6 +39,8 @@ RESOURCES_HEADER = "resource_specification"
 RESULT_SERIALIZERS_HEADER = "result_serializers"
 #: What the function is called, for who looks at jobs; of tasks with a resource specification only.
 FUNCTION_NAME_HEADER = "function_name"
+#: The name of the user who submitted the task, for the endpoint's logs.
+SUBMITTER_HEADER = "submitter"
 #: The id, in decimal, of a running job that the task is to follow; the task's buffer is empty then.
 ATTACH_HEADER = "attach_jobid"
 

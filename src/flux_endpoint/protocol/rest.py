@@ -33,6 +33,8 @@ UuidText = Annotated[str, AfterValidator(_canonical_uuid)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 #: A name for people; PostgreSQL stores no NUL.
 Label = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00]*$")]
+#: A user's or a group's name.
+Principal = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 #: What is asked for as a task's id; need not be one.
 TaskIdText = Annotated[str, StringConstraints(max_length=64)]
 
@@ -223,9 +225,19 @@ class RegisterEndpoint(BaseModel):
     multi_user: bool = False
     public: bool = False
     allowed_functions: list[UuidText] | None = Field(default=None, max_length=10_000)
+    #: Who may run tasks there besides the owner: users by name ("*": all), and groups of users.
+    users: list[Principal] | None = Field(default=None, max_length=1000)
+    groups: list[Principal] | None = Field(default=None, max_length=1000)
     high_assurance: bool = False
     authentication_policy: Name | None = None
     metadata: JsonObject = Field(default_factory=dict)
+
+
+class EndpointTokenAnswer(BaseModel):
+    """`POST /v3/endpoints/{id}/tokens`: a token that is good for being this endpoint, no more."""
+
+    endpoint_id: str
+    token: str
 
 
 class EndpointStatusAnswer(BaseModel):

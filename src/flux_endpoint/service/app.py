@@ -18,6 +18,7 @@ from flux_endpoint.service.routes import (
     amqp,
     attach,
     auth,
+    endpoint_tokens,
     endpoints,
     events,
     functions,
@@ -69,6 +70,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(AbsoluteTargets)
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
+    app.include_router(endpoint_tokens.router)
     app.include_router(operations.router)
     app.include_router(taken.router)
     return app

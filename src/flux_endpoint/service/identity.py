@@ -1,5 +1,6 @@
 """Who a request comes from: a bearer token, looked up by its hash before the body is read."""
 
+from http import HTTPStatus
 import time
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.errors import CHALLENGE, error_answer
 from flux_endpoint.service.quotas import RequestRate
+from flux_endpoint.service.scope import is_good_for
 from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
 
@@ -44,9 +46,11 @@ class Authentication:
         database = scope["app"].state.context.database
         try:
             user = await to_thread.run_sync(_user, database, authorization)
+            _check_scope(user, scope)
         except ServiceError as error:
             if any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes):
-                await error_answer(error, headers=CHALLENGE)(scope, receive, send)
+                headers = CHALLENGE if error.http_status == HTTPStatus.UNAUTHORIZED else None
+                await error_answer(error, headers=headers)(scope, receive, send)
                 return
             user = None  # there is no such path: that is a better answer
         scope = {**scope, _KEY: user}
@@ -54,7 +58,7 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            with self._rate.one(user.id):
+            with self._rate.one(user.endpoint_id or user.id):
                 await self._app(scope, receive, send)
         except ServiceError as error:  # the application answers its own
             await error_answer(error)(scope, receive, send)
@@ -77,6 +81,19 @@ def _user(database: Database, authorization: str | None) -> users.User:
     if user is None:
         raise unauthorized("the token in the Authorization header is unknown or was revoked")
     return user
+
+
+def _check_scope(user: users.User, scope: Scope) -> None:
+    """Refuse what an endpoint's token is not good for."""
+    endpoint_id = user.endpoint_id
+    if endpoint_id is not None and not is_good_for(endpoint_id, scope["method"], scope["path"]):
+        raise ServiceError(
+            f"this token is good for being endpoint {endpoint_id}, and for nothing else: use one "
+            "of your own",
+            http_status=HTTPStatus.FORBIDDEN,
+            code="ENDPOINT_TOKEN",
+            field="Authorization",
+        )
 
 
 # async: without it each request would go to a thread and back for one attribute.

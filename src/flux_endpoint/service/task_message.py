@@ -102,6 +102,8 @@ def _settle(
 
 def _shared_headers(submission: tasks.Submission) -> dict[str, object]:
     headers: dict[str, object] = {}
+    if submission.owner:
+        headers[queues.SUBMITTER_HEADER] = submission.owner
     if submission.resource_specification:
         headers[queues.RESOURCES_HEADER] = json.dumps(submission.resource_specification)
     if submission.result_serializers:

@@ -13,6 +13,7 @@ from flux_endpoint.stack import credentials, ports
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.programs import Program, Programs, run_command
 from flux_endpoint.stack.state import StackDirectory
+from flux_endpoint.variables import without_credentials
 
 #: The name of the one user of a stack.
 USER = "local"
@@ -26,9 +27,11 @@ GRACE = 10.0
 
 def _environment(directory: StackDirectory) -> dict[str, str]:
     """Return this process's environment, less what would point to another service."""
-    foreign = ("FLUX_ENDPOINT_SERVICE_", "FLUX_ENDPOINT_TOKEN")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
-    return {**env, HOME_VARIABLE: str(directory.home), "PYTHONUNBUFFERED": "1"}
+    return {
+        **without_credentials(os.environ),
+        HOME_VARIABLE: str(directory.home),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def check_port(wanted: int | None) -> None:

@@ -51,6 +51,7 @@ def attach(
     submission = tasks.Submission(
         id=ordered_ids(1)[0],
         owner_id=caller.id,
+        owner=caller.name,
         endpoint_id=endpoint_id,
         group_id=request.task_group_id or str(uuid4()),
         create_queue=request.create_queue,

@@ -76,9 +76,9 @@ def register_again(
 def read_all(
     service: Service, caller: Caller, role: Literal["owner", "any"] = "owner"
 ) -> list[EndpointSummary]:
-    """List the caller's endpoints; with `role=any` also those that everybody may use."""
+    """List the caller's endpoints; with `role=any` also others that the caller sees."""
     with service.database.read() as connection:
-        found = endpoints.list_endpoints(connection, caller.id, public=role == "any")
+        found = endpoints.list_endpoints(connection, caller, public=role == "any")
     return [
         EndpointSummary(
             uuid=each.id, name=each.name, display_name=each.display_name, owner=each.owner
@@ -159,7 +159,27 @@ def allowed_functions(endpoint_id: EndpointId, service: Service, caller: Caller)
 
 
 def usable(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoint:
-    """Return an endpoint that `caller` may use.
+    """Return an endpoint where `caller` may run tasks.
+
+    Raises:
+        ServiceError: 404, there is no such endpoint, or it is somebody else's private one; 403, it
+            may be seen and no more.
+    """
+    endpoint = visible(connection, endpoint_id, caller)
+    if not endpoints.may_run(connection, endpoint, caller):
+        raise ServiceError(
+            f"endpoint {endpoint_id} is public, so that everybody sees it, but runs tasks only of "
+            f"its owner, {endpoint.owner}, and of those whom its config.yaml names under users: or "
+            f"groups:; {caller.name} is not among them",
+            http_status=403,
+            code="ENDPOINT_NOT_PERMITTED",
+            field="endpoint_id",
+        )
+    return endpoint
+
+
+def visible(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoint:
+    """Return an endpoint that `caller` may see.
 
     Raises:
         ServiceError: 404, there is no such endpoint, or it is somebody else's private one.
@@ -168,7 +188,7 @@ def usable(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoin
     if (
         endpoint is None
         or endpoint.parent_id is not None  # a user endpoint, which has no users but its parent's
-        or not (endpoint.public or endpoint.owner_id == caller.id)
+        or not endpoints.may_see(connection, endpoint, caller)
     ):
         raise endpoint_unknown(endpoint_id)
     return endpoint
@@ -176,14 +196,14 @@ def usable(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoin
 
 def _visible(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoint:
     with service.database.read() as connection:
-        return usable(connection, endpoint_id, caller)
+        return visible(connection, endpoint_id, caller)
 
 
 def owned(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoint:
     """Return an endpoint of `caller`'s.
 
     Raises:
-        ServiceError: 404 as `usable`; 403, it is somebody else's.
+        ServiceError: 404 as `visible`; 403, it is somebody else's.
     """
     endpoint = _visible(service, endpoint_id, caller)
     if endpoint.owner_id != caller.id:
@@ -211,7 +231,8 @@ def _register(
     if request.authentication_policy:
         raise invalid_field(
             "authentication_policy",
-            "this service can't enforce any: leave it out; tokens say who may use an endpoint",
+            "this service can't enforce any: leave it out; an endpoint's users: and groups: say "
+            "who may run tasks there",
         )
     with service.database.read() as connection:
         if endpoints.get_endpoint(connection, endpoint_id) is None:

@@ -26,7 +26,7 @@ from flux_endpoint.service.disclosure import shown_report
 from flux_endpoint.service.errors import invalid_field
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.observer import BrokerObserver
-from flux_endpoint.service.routes.endpoints import usable
+from flux_endpoint.service.routes.endpoints import visible
 from flux_endpoint.service.store.endpoints import Endpoint, heartbeat_period
 from flux_endpoint.service.store.health import database_health
 from flux_endpoint.service.store.listing import Place, Wanted, newest_tasks
@@ -76,7 +76,7 @@ def endpoint_state(
 ) -> EndpointStateAnswer:
     """Return how an endpoint is, since when, and how many tasks wait for it."""
     with service.database.read() as connection:
-        endpoint = usable(connection, endpoint_id, caller)
+        endpoint = visible(connection, endpoint_id, caller)
         waiting, running = waiting_and_running(connection, endpoint_id)
     if endpoint.is_core:
         queue: QueueDocument | None = QueueDocument(messages=waiting, consumers=running)

@@ -83,6 +83,7 @@ def _submit(
     submission = tasks.Submission(
         id=ordered_ids(1)[0],
         owner_id=caller.id,
+        owner=caller.name,
         endpoint_id=endpoint_id,  # of a core endpoint's tasks: see below
         group_id=batch.task_group_id or str(uuid4()),
         create_queue=batch.create_queue,

@@ -11,12 +11,16 @@ import sqlalchemy as sa
 from flux_endpoint.protocol.rest import RegisterEndpoint
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import endpoints, users
+from flux_endpoint.service.store.users import User, groups_of, revoke_endpoint_tokens
 
 #: Seconds between two reports of an endpoint that doesn't say.
 DEFAULT_HEARTBEAT_PERIOD = 30.0
 
 #: Key of an endpoint's metadata by which this project's endpoints are known.
 OWN_MAKE_KEY = "flux_endpoint_version"
+
+#: In the place of a user's name: all users.
+EVERYBODY = "*"
 
 #: An endpoint is offline when it missed so many reports.
 MISSED_REPORTS = 3
@@ -34,6 +38,9 @@ class Endpoint:
     public: bool
     multi_user: bool
     allowed_functions: list[str] | None
+    #: Who may run tasks there besides its owner: names of users ("*": everybody), and of groups.
+    users: list[str] | None
+    groups: list[str] | None
     metadata: dict[str, Any]
     locked_until: float | None
     last_seen: float | None
@@ -115,14 +122,38 @@ def get_endpoint(
     return rows[0] if rows else None
 
 
-def list_endpoints(connection: sa.Connection, user_id: str, *, public: bool) -> list[Endpoint]:
-    """Return the endpoints of a user and, if `public`, everybody's public ones.
+def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> list[Endpoint]:
+    """Return the endpoints of a user and, if `public`, others that the user sees.
 
-    User endpoints are not listed: nobody names them.
+    Those are the public ones, and those where the user may run tasks. User endpoints are not
+    listed: nobody names them.
     """
-    mine = endpoints.c.owner_id == user_id
-    wanted = mine | endpoints.c.public if public else mine
-    return _select(connection, wanted & endpoints.c.parent_id.is_(None))
+    wanted = endpoints.c.owner_id == user.id
+    if public:
+        named = endpoints.c.users.is_not(None) | endpoints.c.groups.is_not(None)
+        wanted = wanted | endpoints.c.public | named
+    found = _select(connection, wanted & endpoints.c.parent_id.is_(None))
+    return [each for each in found if may_see(connection, each, user)]
+
+
+def may_see(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
+    """Return whether a user may know of an endpoint."""
+    return endpoint.public or may_run(connection, endpoint, user)
+
+
+def may_run(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
+    """Return whether a user may run tasks at an endpoint.
+
+    Whoever sees a core endpoint may submit to it: it starts nothing for a user whom its own
+    identity mapping does not know.
+    """
+    if endpoint.owner_id == user.id:
+        return True
+    if endpoint.is_core:
+        return endpoint.public
+    if not {user.name, EVERYBODY}.isdisjoint(endpoint.users or ()):
+        return True
+    return not groups_of(connection, user.id).isdisjoint(endpoint.groups or ())
 
 
 def put_endpoint(
@@ -135,6 +166,8 @@ def put_endpoint(
         "public": request.public,
         "multi_user": request.multi_user,
         "allowed_functions": request.allowed_functions,
+        "users": request.users,
+        "groups": request.groups,
         "metadata": request.metadata,
         "deleted_at": None,
     }
@@ -164,13 +197,14 @@ def lock_endpoint(connection: sa.Connection, endpoint_id: str, until: float) -> 
 def delete_endpoint(connection: sa.Connection, endpoint_id: str, now: float) -> list[str]:
     """Hide an endpoint and its user endpoints, and have them emptied; return their ids.
 
-    Their tasks and the results of these stay.
+    Their tasks and the results of these stay. Their tokens are gone.
     """
     them = (endpoints.c.id == endpoint_id) | (endpoints.c.parent_id == endpoint_id)
     query = sa.select(endpoints.c.id).where(them, endpoints.c.deleted_at.is_(None))
     ids = list(connection.scalars(query))
     deletion = sa.update(endpoints).where(endpoints.c.id.in_(ids))
     connection.execute(deletion.values(deleted_at=now, empty_before=now, run=None))
+    revoke_endpoint_tokens(connection, ids)
     return ids
 
 

@@ -48,6 +48,15 @@ tokens = Table(
     Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),  # NULL: never
+    Column("endpoint_id", String(36), index=True),  # it is good for that endpoint alone
+)
+
+#: Which users a group has; a group without any is not there.
+group_members = Table(
+    "group_members",
+    metadata,
+    Column("name", String(256), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), primary_key=True, index=True),
 )
 
 functions = Table(
@@ -75,6 +84,9 @@ endpoints = Table(
     Column("public", Boolean, nullable=False),
     Column("multi_user", Boolean, nullable=False),
     Column("allowed_functions", JSON(none_as_null=True)),  # NULL: all
+    # Who may run tasks there besides its owner, by name; "*": everybody.
+    Column("users", JSON(none_as_null=True)),
+    Column("groups", JSON(none_as_null=True)),
     Column("metadata", JSON, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("locked_until", Double),

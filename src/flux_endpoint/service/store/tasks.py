@@ -46,6 +46,8 @@ class Submission:
     body_hash: str | None = None
     created_at: float = field(default_factory=time.time)
     published_at: float | None = None
+    #: The name of the user with the id `owner_id`; it is not stored here.
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,13 @@ class Outcome:
 # Most tasks that `in_groups` puts together.
 _GROUP_TASKS = 500
 
-_SUBMISSION_COLUMNS = tuple(submissions.c[name] for name in Submission.__dataclass_fields__)
+_SUBMISSION_COLUMNS = (
+    *(submissions.c[name] for name in Submission.__dataclass_fields__ if name != "owner"),
+    sa.select(users.c.name)
+    .where(users.c.id == submissions.c.owner_id)
+    .scalar_subquery()
+    .label("owner"),
+)
 
 
 def group_owner(connection: sa.Connection, group_id: str) -> str | None:
@@ -153,7 +161,8 @@ def add_submission(
     connection: sa.Connection, submission: Submission, new: Sequence[NewTask]
 ) -> None:
     """Store a submission with its tasks."""
-    connection.execute(sa.insert(submissions).values(**vars(submission)))
+    values = {name: value for name, value in vars(submission).items() if name != "owner"}
+    connection.execute(sa.insert(submissions).values(**values))
     if new:
         rows = [
             {

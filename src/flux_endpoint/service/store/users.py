@@ -1,25 +1,36 @@
-"""Users and their bearer tokens, of which only the SHA-256 is kept."""
+"""Users, their bearer tokens, of which only the SHA-256 is kept, and their groups."""
 
 import hashlib
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import uuid4
 
 import sqlalchemy as sa
 
-from flux_endpoint.service.store.tables import tokens, users
+from flux_endpoint.service.store.tables import group_members, tokens, users
 
 #: So many characters of a token's hash name it to a person.
 TOKEN_ID_LENGTH = 12
 
+#: An endpoint has so many tokens at most: a new one replaces the oldest.
+ENDPOINT_TOKENS = 4
+
 
 @dataclass(frozen=True)
 class User:
-    """Who a request comes from."""
+    """Who a request comes from.
+
+    Attributes:
+        id: a UUID.
+        name: what people call the user.
+        endpoint_id: of the endpoint that the request's token is good for; `None`: it is the user's.
+    """
 
     id: str
     name: str
+    endpoint_id: str | None = None
 
     @property
     def email(self) -> str | None:
@@ -41,17 +52,19 @@ class Token:
     created_at: float
     #: `None`: never.
     expires_at: float | None = None
+    #: The endpoint that it is good for; `None`: it is its user's.
+    endpoint_id: str | None = None
 
 
 def user_by_token(connection: sa.Connection, token: str) -> User | None:
     """Return who owns `token`, or `None` if nobody does."""
     query = (
-        sa.select(users.c.id, users.c.name)
+        sa.select(users.c.id, users.c.name, tokens.c.endpoint_id)
         .join_from(tokens, users)
         .where(tokens.c.hash == _hash(token), _is_valid(time.time()))
     )
     row = connection.execute(query).one_or_none()
-    return User(row.id, row.name) if row else None
+    return User(row.id, row.name, row.endpoint_id) if row else None
 
 
 def expired_at(connection: sa.Connection, token: str) -> float | None:
@@ -75,19 +88,62 @@ def create_token(connection: sa.Connection, user_name: str, expires_at: float | 
         user_name: whose it is.
         expires_at: from when on it is not valid (seconds since the epoch); `None`: always.
     """
-    user_id = connection.scalar(sa.select(users.c.id).where(users.c.name == user_name))
+    user_id = user_id_of(connection, user_name)
     if user_id is None:
         user_id = str(uuid4())
         connection.execute(
             sa.insert(users).values(id=user_id, name=user_name, created_at=time.time())
         )
+    return _new_token(connection, user_id, None, expires_at)
+
+
+def create_endpoint_token(
+    connection: sa.Connection, owner_id: str, endpoint_id: str, expires_at: float | None = None
+) -> str:
+    """Return a new token that is good for one endpoint; its oldest ones are deleted."""
+    newest = connection.scalars(
+        sa.select(tokens.c.hash)
+        .where(tokens.c.endpoint_id == endpoint_id)
+        .order_by(tokens.c.created_at.desc())
+        .limit(ENDPOINT_TOKENS - 1)
+    ).all()
+    revoke_endpoint_tokens(connection, [endpoint_id], keep=newest)
+    return _new_token(connection, owner_id, endpoint_id, expires_at)
+
+
+def revoke_endpoint_tokens(
+    connection: sa.Connection, endpoint_ids: Iterable[str], *, keep: Iterable[str] = ()
+) -> int:
+    """Delete the tokens of endpoints; return how many there were.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_ids: of the endpoints.
+        keep: hashes of tokens that stay.
+    """
+    theirs = tokens.c.endpoint_id.in_(list(endpoint_ids)) & tokens.c.hash.not_in(list(keep))
+    return connection.execute(sa.delete(tokens).where(theirs)).rowcount
+
+
+def _new_token(
+    connection: sa.Connection, user_id: str, endpoint_id: str | None, expires_at: float | None
+) -> str:
     token = secrets.token_urlsafe(32)
     connection.execute(
         sa.insert(tokens).values(
-            hash=_hash(token), user_id=user_id, created_at=time.time(), expires_at=expires_at
+            hash=_hash(token),
+            user_id=user_id,
+            created_at=time.time(),
+            expires_at=expires_at,
+            endpoint_id=endpoint_id,
         )
     )
     return token
+
+
+def user_id_of(connection: sa.Connection, name: str) -> str | None:
+    """Return the id of the user of that name, `None` if there is none."""
+    return connection.scalar(sa.select(users.c.id).where(users.c.name == name))
 
 
 def revoke_token(connection: sa.Connection, token_or_id: str) -> bool:
@@ -100,14 +156,53 @@ def revoke_token(connection: sa.Connection, token_or_id: str) -> bool:
 def list_tokens(connection: sa.Connection) -> list[Token]:
     """Return all tokens, the oldest first."""
     query = (
-        sa.select(tokens.c.hash, users.c.name, tokens.c.created_at, tokens.c.expires_at)
+        sa.select(
+            tokens.c.hash,
+            users.c.name,
+            tokens.c.created_at,
+            tokens.c.expires_at,
+            tokens.c.endpoint_id,
+        )
         .join_from(tokens, users)
         .order_by(tokens.c.created_at)
     )
     return [
-        Token(row.hash[:TOKEN_ID_LENGTH], row.name, row.created_at, row.expires_at)
+        Token(
+            row.hash[:TOKEN_ID_LENGTH], row.name, row.created_at, row.expires_at, row.endpoint_id
+        )
         for row in connection.execute(query)
     ]
+
+
+def groups_of(connection: sa.Connection, user_id: str) -> set[str]:
+    """Return the names of a user's groups."""
+    query = sa.select(group_members.c.name).where(group_members.c.user_id == user_id)
+    return set(connection.scalars(query))
+
+
+def join_group(connection: sa.Connection, group: str, user_id: str) -> None:
+    """Make a user a member of a group, which need not be there."""
+    if group not in groups_of(connection, user_id):
+        connection.execute(sa.insert(group_members).values(name=group, user_id=user_id))
+
+
+def leave_group(connection: sa.Connection, group: str, user_id: str) -> bool:
+    """End a user's membership; return whether there was one."""
+    membership = (group_members.c.name == group) & (group_members.c.user_id == user_id)
+    return connection.execute(sa.delete(group_members).where(membership)).rowcount > 0
+
+
+def list_groups(connection: sa.Connection) -> dict[str, list[str]]:
+    """Return the names of each group's members, all in the order of names."""
+    query = (
+        sa.select(group_members.c.name, users.c.name.label("user"))
+        .join_from(group_members, users)
+        .order_by(group_members.c.name, users.c.name)
+    )
+    found: dict[str, list[str]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.name, []).append(row.user)
+    return found
 
 
 def _hash(token: str) -> str:

@@ -1,0 +1,28 @@
+"""Tokens that are good for being one endpoint."""
+
+from fastapi import APIRouter
+
+from flux_endpoint.protocol.rest import EndpointTokenAnswer
+from flux_endpoint.service.context import Service
+from flux_endpoint.service.identity import Caller
+from flux_endpoint.service.routes.endpoints import EndpointId, owned
+from flux_endpoint.service.store import users
+
+router = APIRouter()
+
+
+@router.post("/v3/endpoints/{endpoint_id}/tokens")
+def create(endpoint_id: EndpointId, service: Service, caller: Caller) -> EndpointTokenAnswer:
+    """Make a token for an endpoint; of those that it has, a few of the newest stay."""
+    owned(service, endpoint_id, caller)
+    with service.database.write() as connection:
+        token = users.create_endpoint_token(connection, caller.id, endpoint_id)
+    return EndpointTokenAnswer(endpoint_id=endpoint_id, token=token)
+
+
+@router.delete("/v3/endpoints/{endpoint_id}/tokens")
+def revoke(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, int]:
+    """Revoke all tokens of an endpoint."""
+    owned(service, endpoint_id, caller)
+    with service.database.write() as connection:
+        return {"revoked": users.revoke_endpoint_tokens(connection, [endpoint_id])}

@@ -1,0 +1,189 @@
+"""An endpoint runs with a token of its own, and its tasks find none of its owner's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service_process import COMMAND, ServiceProcess
+
+from flux_endpoint import Client, Executor, ShellFunction
+from flux_endpoint.credentials import Credentials
+from flux_endpoint.endpoint.directory import EndpointDirectory
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.rest import RestClient
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def run(*arguments: str, fails: bool = False, **variables: str) -> str:
+    """Run a command; return what it says."""
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | variables,
+    )
+    assert (done.returncode != 0) == fails, done
+    assert "Traceback" not in done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def in_environment(credentials: Credentials) -> dict[str, str]:
+    """Return the variables that hold credentials."""
+    return {
+        "FLUX_ENDPOINT_SERVICE_URL": credentials.service_url,
+        "FLUX_ENDPOINT_TOKEN": credentials.token,
+        "GLOBUS_COMPUTE_CLIENT_SECRET": credentials.token,
+    }
+
+
+@pytest.fixture
+def lab(home: Path) -> Iterator[EndpointDirectory]:
+    """A configured endpoint, stopped at the end whatever happened."""
+    run("configure", "lab")
+    yield EndpointDirectory("lab")
+    run("stop", "lab")
+
+
+@pytest.fixture
+def owner(service_process: ServiceProcess) -> Credentials:
+    return service_process.credentials
+
+
+def own_token(lab: EndpointDirectory) -> dict[str, Any]:
+    return dict(json.loads(lab.token.read_text()))
+
+
+def agent_environment(lab: EndpointDirectory) -> str:
+    """Return the environment of the agent, as every process of the account can read it."""
+    holder = lab.holder()
+    assert holder is not None
+    return Path(f"/proc/{holder.pid}/environ").read_text()
+
+
+def test_tasks_find_none_of_the_owners_credentials(
+    lab: EndpointDirectory, owner: Credentials, home: Path
+) -> None:
+    run("start", "lab", "--detach", **in_environment(owner))
+    assert owner.token not in agent_environment(lab)
+    assert lab.token.stat().st_mode & 0o777 == 0o600
+    endpoint_id = own_token(lab)["endpoint_id"]
+    client = Client(owner.service_url, owner.token)
+    everything = ShellFunction(
+        "cat /proc/[0-9]*/environ 2>/dev/null; cat -- $(find {home!q} -type f)"
+    )
+    with Executor(endpoint_id, client=client) as executor:
+        for resources in ({}, {"num_ranks": 1}):
+            executor.resource_specification = resources
+            name = f"read-{len(resources)}"
+            task = ShellFunction(f"({everything.cmd}) > {home.parent / name}; env")
+            env = executor.submit(task, home=str(home)).result(60).stdout
+            assert owner.token not in env
+            assert own_token(lab)["token"] not in env
+            found = (home.parent / name).read_bytes()
+            assert own_token(lab)["token"].encode() in found  # it has looked there
+            # This very process, and those of other tests, have nothing of it in theirs.
+            assert owner.token.encode() not in found
+
+
+def test_what_tasks_find_is_good_for_the_endpoint_alone(
+    lab: EndpointDirectory, owner: Credentials
+) -> None:
+    run("start", "lab", "--detach", **in_environment(owner))
+    own = own_token(lab)
+    with RestClient(Credentials(owner.service_url, own["token"]), 10) as rest:
+        assert rest.request("GET", f"/v2/endpoints/{own['endpoint_id']}")
+        for method, path in (
+            ("GET", "/v2/endpoints?role=any"),
+            ("POST", "/v3/functions"),
+            ("GET", "/v2/get_amqp_result_connection_url"),
+            ("POST", f"/v3/endpoints/{own['endpoint_id']}/tokens"),
+            ("DELETE", f"/v2/endpoints/{own['endpoint_id']}"),
+        ):
+            with pytest.raises(ServiceError, match="good for being endpoint") as refusal:
+                rest.request(method, path)
+            assert (refusal.value.http_status, refusal.value.code) == (403, "ENDPOINT_TOKEN")
+
+
+def test_once_it_has_its_token_it_starts_without_any_other(
+    lab: EndpointDirectory, owner: Credentials
+) -> None:
+    run("start", "lab", "--detach", **in_environment(owner))
+    first = own_token(lab)
+    run("stop", "lab")
+    run("start", "lab", "--detach")
+    assert own_token(lab) == first
+
+
+def test_a_revoked_token_is_replaced_with_the_owners_credentials_or_told(
+    lab: EndpointDirectory, owner: Credentials
+) -> None:
+    run("start", "lab", "--detach", **in_environment(owner))
+    first = own_token(lab)
+    run("stop", "lab")
+    with RestClient(owner, 10) as rest:
+        path = f"/v3/endpoints/{first['endpoint_id']}/tokens"
+        assert rest.request("DELETE", path) == {"revoked": 1}
+    said = run("start", "lab", fails=True)
+    assert "does not know the endpoint's own token in" in said
+    assert "Start it once with its owner's credentials" in said
+    run("start", "lab", "--detach", **in_environment(owner))
+    second = own_token(lab)
+    assert second["endpoint_id"] == first["endpoint_id"]
+    assert second["token"] != first["token"]
+
+
+def test_a_deleted_endpoint_comes_back_with_the_owners_credentials(
+    lab: EndpointDirectory, owner: Credentials
+) -> None:
+    run("start", "lab", "--detach", **in_environment(owner))
+    first = own_token(lab)
+    run("stop", "lab")
+    with RestClient(owner, 10) as rest:
+        rest.request("DELETE", f"/v2/endpoints/{first['endpoint_id']}")
+    run("start", "lab", "--detach", **in_environment(owner))
+    assert own_token(lab)["endpoint_id"] == first["endpoint_id"]
+
+
+def test_a_copy_that_is_to_be_another_endpoint_does_not_use_the_token(
+    lab: EndpointDirectory, owner: Credentials
+) -> None:
+    run("start", "lab", "--detach", **in_environment(owner))
+    first = own_token(lab)
+    run("stop", "lab")
+    lab.identity.unlink()
+    run("start", "lab", "--detach", **in_environment(owner))
+    assert own_token(lab)["endpoint_id"] != first["endpoint_id"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\0"])
+def test_a_damaged_file_is_told(lab: EndpointDirectory, owner: Credentials, content: str) -> None:
+    lab.token.write_text(content)
+    said = run("start", "lab", fails=True, **in_environment(owner))
+    assert f"{lab.token} " in said
+    assert "delete it, and start once with the owner's credentials" in said
+
+
+def test_who_lets_others_run_tasks_is_warned_of_credentials_in_their_reach(
+    lab: EndpointDirectory, owner: Credentials, home: Path
+) -> None:
+    file = home / "credentials.json"
+    file.write_text(json.dumps({"service_url": owner.service_url, "token": owner.token}))
+    file.chmod(0o600)
+    with lab.config.open("a") as config:
+        config.write('users: ["*"]\n')
+    run("start", "lab", "--detach")
+    assert "can read its credentials: move them away" in lab.log.read_text()
+    run("stop", "lab")
+    file.unlink()
+    lab.log.write_text("")
+    run("start", "lab", "--detach")
+    assert "can read its credentials" not in lab.log.read_text()
