@@ -32,12 +32,15 @@ from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.status import AgentStatus
+from flux_endpoint.endpoint.task_records import AUDIT_LOG
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import EndpointInUseError, InstanceLostError, RecordError
+from flux_endpoint.functions import ShellFunction
+from flux_endpoint.logs import said
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Result, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
-from flux_endpoint.serialize import pack_buffers
+from flux_endpoint.serialize import ComputeSerializer, pack_buffers
 from small_disk import SmallDisk
 
 pytestmark = pytest.mark.rabbitmq
@@ -195,6 +198,37 @@ def test_a_malformed_task_fails_and_says_what_was_wrong(
     assert result.error_details.code == ErrorCode.COULD_NOT_EXECUTE
     assert told in result.data
     assert engine.all_submitted == []
+
+
+def test_who_ran_what_is_in_the_log_and_in_the_audit_log(
+    service: Service,
+    engine: ObedientEngine,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    function_id = str(uuid.uuid4())
+    command = ComputeSerializer().serialize(ShellFunction("sleep {seconds}; hostname"))
+    task_id = str(uuid.uuid4())
+    buffer = pack_buffers([command, "11\n[]", '11\n{"seconds": 0}'])
+    body = pack(Task(task_id=uuid.UUID(task_id), task_buffer=buffer))
+    with running(service, engine, tmp_path):
+        service.send(task_id, body, function_uuid=function_id, submitter="ada")
+        service.await_results([task_id])
+        bad = service.send(body=b"no message", function_uuid=function_id, submitter="bob")
+        service.await_results([bad])
+    (line,) = (said(record) for record in caplog.records if record.message == "task accepted")
+    assert f"user=ada task_id={task_id} function_id={function_id}" in line
+    assert 'command="sleep {seconds}; hostname"' in line
+    audit = tmp_path / AUDIT_LOG
+    assert audit.stat().st_mode & 0o777 == 0o600
+    accepted, refused = (json.loads(line) for line in audit.read_text().splitlines())
+    assert (accepted["user"], accepted["task_id"]) == ("ada", task_id)
+    assert (accepted["command"], accepted["arguments"]) == (
+        "sleep {seconds}; hostname",
+        '{"seconds": 0}',
+    )
+    assert (refused["event"], refused["user"], refused["task_id"]) == ("task refused", "bob", bad)
 
 
 def test_a_function_that_is_not_allowed_is_refused(

@@ -42,6 +42,7 @@ def test_the_task_message_has_the_job_and_no_function(live: Rest, peer: Peer) ->
         "task_uuid": task_id,
         "function_uuid": NIL,
         "attach_jobid": str(JOBID),
+        "submitter": "ada",
     }
     eventually(lambda: live.status(task_id)["status"] == "waiting-for-ep")
 

@@ -144,7 +144,7 @@ class TestTasks:
         bob: dict[str, str],
     ) -> None:
         client = limited(max_user_tasks=5)
-        endpoint_id = add_endpoint(public=True, metadata=OWN)
+        endpoint_id = add_endpoint(users=["*"], metadata=OWN)
         ids = submit(client, endpoint_id, 4)
         refused = submit(client, endpoint_id, 2)
         refusal(refused, 429, "TOO_MANY_TASKS")

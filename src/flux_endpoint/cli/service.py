@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 from pydantic import ValidationError
 
 from flux_endpoint import extras, logs, paths
+from flux_endpoint.audit import AuditLog
 from flux_endpoint.errors import ConfigurationError, NotFoundError
 from flux_endpoint.protocol.duration import parse_duration
 
@@ -64,6 +66,11 @@ def service() -> None:
 )
 @_setting("endpoint-amqp-url", "What endpoints are told to use.  [default: --amqp-url]")
 @_setting("client-amqp-url", "What clients are told to use.  [default: --amqp-url]")
+@_setting(
+    "audit-log",
+    "File that says who did what, a JSON object a line.  [default: audit.jsonl beside an SQLite "
+    "database, none with another one]",
+)
 @_setting(
     "official-window",
     "Tasks that an official endpoint is given before they end; as many are lost with it.",
@@ -143,13 +150,20 @@ def create(user: str, endpoint: str | None, expires: str | None, database_url: s
                 raise NotFoundError(f"{user} has no endpoint with the id {endpoint}")
             created = users.create_endpoint_token(connection, known.owner_id, known.id, expires_at)
     database.close()
+    _record(
+        database_url,
+        "token created",
+        user=user,
+        endpoint_id=endpoint,
+        token_id=users.token_id(created),
+    )
     click.echo(created)
 
 
 @token.command(name="list")
 @_database_url
 def list_tokens(database_url: str | None) -> None:
-    """List tokens: id, when it was made, when it expires, user, the endpoint that it is good for."""
+    """List tokens: id, when it was made, when it expires, user, endpoint that it is good for."""
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -173,6 +187,8 @@ def revoke(id: str, database_url: str | None) -> None:  # noqa: A002 - the argum
     with database.write() as connection:
         revoked = users.revoke_token(connection, id)
     database.close()
+    if revoked:
+        _record(database_url, "token revoked", token_id=id if len(id) <= 12 else users.token_id(id))
     if not revoked:
         raise NotFoundError("no token has that id: `flux-endpoint service token list` shows them")
 
@@ -216,6 +232,7 @@ def add(group: str, user: tuple[str, ...], database_url: str | None) -> None:
         for each in user:
             users.join_group(connection, group, _user_id(connection, each))
     database.close()
+    _record(database_url, "users added to a group", group=group, users=list(user))
 
 
 @group.command()
@@ -232,6 +249,7 @@ def remove(group: str, user: tuple[str, ...], database_url: str | None) -> None:
             if not users.leave_group(connection, group, _user_id(connection, each)):
                 raise NotFoundError(f"{each} is not in the group {group}")
     database.close()
+    _record(database_url, "users removed from a group", group=group, users=list(user))
 
 
 @group.command(name="list")
@@ -246,6 +264,16 @@ def list_groups(database_url: str | None) -> None:
     database.close()
     for name, members in found.items():
         click.echo(f"{name}: {', '.join(members)}")
+
+
+def _record(database_url: str | None, what: str, **about: Any) -> None:
+    """Record a change in the service's audit log, if that is where it is by default."""
+    from flux_endpoint.service.audit import default_path  # noqa: PLC0415 - only with the extra
+
+    path = os.environ.get("FLUX_ENDPOINT_SERVICE_AUDIT_LOG")
+    audit = AuditLog(Path(path) if path else default_path(_url(database_url)))
+    audit.write(what, by="the service's command line", **about)
+    audit.close()
 
 
 def _user_id(connection: Connection, name: str) -> str:

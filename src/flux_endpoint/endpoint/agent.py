@@ -27,6 +27,7 @@ from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
 from flux_endpoint.endpoint.status import AgentStatus, JournalDisk, Phase
+from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.endpoint.turn import (
     BrokerAlarm,
     Command,
@@ -111,6 +112,7 @@ class Agent:
         self._asked_to_stop = False
         self._lost = ""
         self._leave_at = float("inf")
+        self._records = TaskRecords(directory)
         self._journal: Journal
         self._connection: AmqpConnection
         self._outbox: Outbox
@@ -173,6 +175,7 @@ class Agent:
                 self._close()
         finally:
             self._journal.close()
+            self._records.close()
         if self._lost and not self._asked_to_stop:
             raise InstanceLostError(
                 f"the endpoint has stopped: {self._lost}. {len(self._running)} tasks stay in its "
@@ -367,6 +370,7 @@ class Agent:
         if kill is None:
             return
         turn.answered.append(delivery)
+        self._records.asked(kill)
         if isinstance(kill, EndpointStop):
             event(log, logging.INFO, "asked by the service to stop")
             if not self._asked_to_stop:  # a request that was repeated is no wish to hurry
@@ -416,6 +420,11 @@ class Agent:
         if not fresh:
             return
         done = self._journal.done(list(fresh))
+        self._records.received(
+            (task, delivery.headers)
+            for task_id, (delivery, task) in fresh.items()
+            if task_id not in done
+        )
         for task_id, (delivery, task) in fresh.items():
             turn.answered.append(delivery)
             if task_id in done:

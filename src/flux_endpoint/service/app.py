@@ -7,6 +7,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from flux_endpoint.service import errors
+from flux_endpoint.service.audit import ServiceAudit, default_path
 from flux_endpoint.service.bodies import Bodies
 from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.context import ServiceContext
@@ -51,8 +52,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         broker.start()
         retention.start()
         app.state.observer = broker.observer
+        audit = ServiceAudit(settings.audit_log or default_path(settings.database_url))
         app.state.context = ServiceContext(
-            settings, database, broker.publisher, broker.dispatcher, Quotas(settings)
+            settings, database, broker.publisher, broker.dispatcher, Quotas(settings), audit
         )
         try:
             yield
@@ -60,6 +62,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             await to_thread.run_sync(broker.close)
             await to_thread.run_sync(retention.close)
             database.close()
+            audit.close()
 
     # No pages on the schema: they load scripts from elsewhere, and a browser sends them no token.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from flux_endpoint.service.audit import ServiceAudit
 from flux_endpoint.service.official.dispatcher import Dispatcher
 from flux_endpoint.service.quotas import Quotas
 from flux_endpoint.service.repeats import Repeats
@@ -22,6 +23,7 @@ class ServiceContext:
     publisher: TaskPublisher
     dispatcher: Dispatcher
     quotas: Quotas
+    audit: ServiceAudit
     repeats: Repeats = field(default_factory=Repeats)
 
 

@@ -1,7 +1,7 @@
 """Who a request comes from: a bearer token, looked up by its hash before the body is read."""
 
-from http import HTTPStatus
 import time
+from http import HTTPStatus
 from typing import Annotated
 
 from anyio import to_thread
@@ -10,6 +10,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
+from flux_endpoint.service.audit import ServiceAudit
 from flux_endpoint.service.errors import CHALLENGE, error_answer
 from flux_endpoint.service.quotas import RequestRate
 from flux_endpoint.service.scope import is_good_for
@@ -43,13 +44,15 @@ class Authentication:
             return
         header = dict(scope["headers"]).get(b"authorization")
         authorization = None if header is None else header.decode("latin-1")
-        database = scope["app"].state.context.database
+        context = scope["app"].state.context
+        user = None
         try:
-            user = await to_thread.run_sync(_user, database, authorization)
+            user = await to_thread.run_sync(_user, context.database, authorization)
             _check_scope(user, scope)
         except ServiceError as error:
             if any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes):
                 headers = CHALLENGE if error.http_status == HTTPStatus.UNAUTHORIZED else None
+                await to_thread.run_sync(_record, context.audit, scope, user, error)
                 await error_answer(error, headers=headers)(scope, receive, send)
                 return
             user = None  # there is no such path: that is a better answer
@@ -81,6 +84,27 @@ def _user(database: Database, authorization: str | None) -> users.User:
     if user is None:
         raise unauthorized("the token in the Authorization header is unknown or was revoked")
     return user
+
+
+def _record(
+    audit: ServiceAudit, scope: Scope, user: users.User | None, error: ServiceError
+) -> None:
+    """Record a refusal; of an endpoint's token that is used for more, with whose it is."""
+    audit.refused(
+        "request refused",
+        address_of(scope),
+        code=error.code,
+        reason=str(error),
+        request=f"{scope['method']} {scope['path']}",
+        user=user and user.name,
+        token_of=user and user.endpoint_id,
+    )
+
+
+def address_of(scope: Scope) -> str:
+    """Return where a request comes from; behind a proxy, that is the proxy."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def _check_scope(user: users.User, scope: Scope) -> None:

@@ -29,6 +29,8 @@ class ServiceSettings(BaseModel):
         amqp_url: the service's own way to the broker; it declares exchanges and queues.
         endpoint_amqp_url: what registered endpoints are told to use, by default `amqp_url`.
         client_amqp_url: what clients are told to use for results, by default `amqp_url`.
+        audit_log: the file that says who did what (see `service.audit`); default: `audit.jsonl`
+            beside an SQLite database, none with another one.
         publish_timeout: seconds that a submission waits for the broker before it answers. The tasks
             are stored by then, and published when the broker is back.
         official_window: most tasks that an endpoint of another make is given before they end,
@@ -56,6 +58,7 @@ class ServiceSettings(BaseModel):
     amqp_url: str = Field(repr=False)
     endpoint_amqp_url: str = Field(default="", repr=False)
     client_amqp_url: str = Field(default="", repr=False)
+    audit_log: Path | None = None
     publish_timeout: float = Field(default=5.0, gt=0)
     official_window: int = Field(default=2000, ge=1)
     max_connections: int = Field(default=1024, ge=16)

@@ -70,6 +70,13 @@ def attach(
         new = tasks.NewTask(ordered_ids(1)[0], None, "")
         stored = submissions.store(service.database, service.quotas, submission, [new])
         if stored is submission:
+            service.audit.did(
+                "job followed",
+                caller.name,
+                endpoint_id=endpoint_id,
+                task_id=new.id,
+                jobid=request.jobid,
+            )
             service.publisher.publish(stored, [new], {}, service.settings.publish_timeout)
             return _answer(stored, new.id, endpoint)
     if stored.create_queue:

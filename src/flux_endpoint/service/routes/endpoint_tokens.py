@@ -17,6 +17,12 @@ def create(endpoint_id: EndpointId, service: Service, caller: Caller) -> Endpoin
     owned(service, endpoint_id, caller)
     with service.database.write() as connection:
         token = users.create_endpoint_token(connection, caller.id, endpoint_id)
+    service.audit.did(
+        "endpoint token created",
+        caller.name,
+        endpoint_id=endpoint_id,
+        token_id=users.token_id(token),
+    )
     return EndpointTokenAnswer(endpoint_id=endpoint_id, token=token)
 
 
@@ -25,4 +31,8 @@ def revoke(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[st
     """Revoke all tokens of an endpoint."""
     owned(service, endpoint_id, caller)
     with service.database.write() as connection:
-        return {"revoked": users.revoke_endpoint_tokens(connection, [endpoint_id])}
+        revoked = users.revoke_endpoint_tokens(connection, [endpoint_id])
+    service.audit.did(
+        "endpoint tokens revoked", caller.name, endpoint_id=endpoint_id, tokens=revoked
+    )
+    return {"revoked": revoked}

@@ -39,7 +39,7 @@ LOCK_SECONDS = 30
 @router.post("/v3/endpoints")
 def register(request: RegisterEndpoint, service: Service, caller: Caller) -> EndpointQueues:
     """Register a new endpoint; its queues exist when this answers."""
-    return _register(service, str(uuid4()), caller, request)
+    return _register(service, str(uuid4()), caller, request, "endpoint registered")
 
 
 @router.put("/v3/endpoints/{endpoint_id}")
@@ -66,7 +66,7 @@ def register_again(
             code="ENDPOINT_LOCKED",
             field="endpoint_id",
         )
-    answer = _register(service, endpoint_id, caller, request)
+    answer = _register(service, endpoint_id, caller, request, "endpoint registered again")
     if known is not None and not known.is_own_make:
         service.dispatcher.registered(endpoint_id, service.settings.publish_timeout)
     return answer
@@ -119,6 +119,7 @@ def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[st
     owned(service, endpoint_id, caller)
     with service.database.write() as connection:
         endpoints.delete_endpoint(connection, endpoint_id, time.time())
+    service.audit.did("endpoint deleted", caller.name, endpoint_id=endpoint_id)
     service.dispatcher.deleted()
     return {"endpoint_id": endpoint_id}
 
@@ -131,6 +132,7 @@ def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> LockAnswe
     until = now + LOCK_SECONDS
     with service.database.write() as connection:
         endpoints.lock_endpoint(connection, endpoint_id, until)
+    service.audit.did("endpoint stopped", caller.name, endpoint_id=endpoint_id)
     timeout = service.settings.publish_timeout
     if endpoint.is_own_make:
         # Whoever starts it once the lock is over does not find this any more.
@@ -221,7 +223,7 @@ def _not_permitted(endpoint_id: str) -> ServiceError:
 
 
 def _register(
-    service: ServiceContext, endpoint_id: str, caller: User, request: RegisterEndpoint
+    service: ServiceContext, endpoint_id: str, caller: User, request: RegisterEndpoint, what: str
 ) -> EndpointQueues:
     for field in ("endpoint_name", "display_name"):
         if "\0" in (getattr(request, field) or ""):
@@ -243,4 +245,15 @@ def _register(
         raise broker_unavailable()
     with service.database.write() as connection:
         endpoints.put_endpoint(connection, endpoint_id, caller.id, request)
+    service.audit.did(
+        what,
+        caller.name,
+        endpoint_id=endpoint_id,
+        name=request.endpoint_name,
+        by="the endpoint" if caller.endpoint_id else None,
+        public=request.public,
+        users=request.users,
+        groups=request.groups,
+        allowed_functions=request.allowed_functions and len(request.allowed_functions),
+    )
     return endpoint_queues(endpoint_id, service.settings.endpoint_amqp_url)

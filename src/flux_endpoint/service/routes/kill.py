@@ -47,6 +47,13 @@ def kill(
     command_endpoint(
         service, task.endpoint_id, pack(TaskKill(task_id=UUID(task_id), signum=signum))
     )
+    service.audit.did(
+        "asked to end a task",
+        caller.name,
+        endpoint_id=task.endpoint_id,
+        task_id=task_id,
+        signum=signum,
+    )
     if signum is None and not endpoint.is_online(time.time()):
         _end(service, task_id, task.endpoint_id)
     with service.database.read() as connection:

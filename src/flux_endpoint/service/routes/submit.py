@@ -119,6 +119,15 @@ def _submit(
         sizes = None if endpoint.is_own_make else _sizes(new, code)
         stored = submissions.store(service.database, service.quotas, submission, new, sizes)
         if stored is submission:
+            service.audit.did(
+                "tasks submitted",
+                caller.name,
+                endpoint_id=endpoint_id,
+                submission_id=stored.id,
+                task_group_id=stored.group_id,
+                tasks=len(new),
+                functions={each.function_id: len(each.payloads) for each in by_function[:20]},
+            )
             # What waits for its delivery is given to its endpoint as it can take it.
             now = new if sizes is None else []
             service.publisher.publish(stored, now, code, service.settings.publish_timeout)

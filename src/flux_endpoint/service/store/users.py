@@ -167,11 +167,14 @@ def list_tokens(connection: sa.Connection) -> list[Token]:
         .order_by(tokens.c.created_at)
     )
     return [
-        Token(
-            row.hash[:TOKEN_ID_LENGTH], row.name, row.created_at, row.expires_at, row.endpoint_id
-        )
+        Token(row.hash[:TOKEN_ID_LENGTH], row.name, row.created_at, row.expires_at, row.endpoint_id)
         for row in connection.execute(query)
     ]
+
+
+def token_id(token: str) -> str:
+    """Return the id by which a token is listed."""
+    return _hash(token)[:TOKEN_ID_LENGTH]
 
 
 def groups_of(connection: sa.Connection, user_id: str) -> set[str]:

@@ -1,0 +1,129 @@
+"""Audit logs: who did what, a JSON object a line, in files of a bounded size."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint.logs import event
+
+log = logging.getLogger(__name__)
+
+#: Bytes after which a file is set aside, and how many of those stay: `audit.jsonl.1` is the newest.
+SIZE = 10 * 2**20
+KEPT = 4
+#: The most characters of a text in a record.
+LONGEST = 500
+
+
+class AuditLog:
+    """Appends records to a file that only its user can read. Safe to use from several threads.
+
+    A record that can't be written, on a full disk for example, is lost: the log says so once.
+
+    Args:
+        path: the file; `None`: records go nowhere.
+        size: bytes after which it is set aside.
+        kept: how many of those stay.
+    """
+
+    def __init__(self, path: Path | None, *, size: int = SIZE, kept: int = KEPT) -> None:
+        self.path = path
+        self._size = size
+        self._kept = kept
+        self._descriptor = -1
+        self._lock = threading.Lock()
+        self._failed = False
+
+    def write(self, what: str, /, **fields: Any) -> None:
+        """Append one record.
+
+        Args:
+            what: what happened.
+            fields: who did it, and to what; those that are `None` are left out.
+        """
+        self.write_all([{"event": what, **fields}])
+
+    def write_all(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append records, each with its `event`; they get the same time."""
+        if self.path is None:
+            return
+        now = time.time()
+        second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+        stamp = {"time": f"{second}.{int(now % 1 * 1000):03}Z"}
+        text = "".join(
+            json.dumps({**stamp, **_bounded(record)}, default=str) + "\n" for record in records
+        )
+        if text:
+            with self._lock:
+                self._append(self.path, text.encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._leave()
+
+    def _append(self, path: Path, data: bytes) -> None:
+        try:
+            self._open(path, len(data))
+            # A line that found no room for its end is no reason to spoil the next one.
+            whole = b"\n" + data if self._failed else data
+            if os.write(self._descriptor, whole) < len(whole):
+                raise OSError("there was no room for the whole of it")
+        except OSError as error:
+            if not self._failed:
+                reason = error.strerror or str(error)
+                event(
+                    log, logging.ERROR, "the audit log can't be written", file=path, reason=reason
+                )
+            self._failed = True
+        else:
+            self._failed = False
+
+    def _open(self, path: Path, more: int) -> None:
+        """Have the file open that is at `path` now, with room for `more` bytes."""
+        if self._descriptor >= 0:
+            ours = os.fstat(self._descriptor)
+            if not _is_at(path, ours):  # somebody has set it aside, or deleted it
+                self._leave()
+            elif ours.st_size and ours.st_size + more > self._size:
+                self._leave()
+                self._set_aside(path)
+        if self._descriptor < 0:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor = os.open(path, flags, 0o600)
+            os.fchmod(self._descriptor, 0o600)  # whatever the umask
+
+    def _set_aside(self, path: Path) -> None:
+        for number in range(self._kept, 0, -1):
+            older = path.with_name(f"{path.name}.{number}")
+            newer = path if number == 1 else path.with_name(f"{path.name}.{number - 1}")
+            if newer.exists():
+                newer.replace(older)
+
+    def _leave(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _is_at(path: Path, ours: os.stat_result) -> bool:
+    try:
+        there = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _bounded(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value[:LONGEST] if isinstance(value, str) else value
+        for key, value in record.items()
+        if value is not None
+    }

@@ -1,0 +1,104 @@
+"""Who ran what: a line of the log for each batch of a user's function, an audit record a task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint.audit import AuditLog
+from flux_endpoint.endpoint.intake import Refused
+from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.errors import DeserializationError
+from flux_endpoint.functions import read_command
+from flux_endpoint.logs import event
+from flux_endpoint.protocol.messages import EndpointStop, TaskKill
+from flux_endpoint.protocol.queues import FUNCTION_ID_HEADER, SUBMITTER_HEADER
+from flux_endpoint.serialize import JSONData, unpack_buffers
+
+log = logging.getLogger(__name__)
+
+#: In an endpoint's directory.
+AUDIT_LOG = "audit.jsonl"
+#: The characters of a command, and of its arguments, that are shown.
+_BEGINNING = 200
+
+
+class TaskRecords:
+    """Records what an agent takes. Belongs to its thread.
+
+    Args:
+        directory: the endpoint's directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._audit = AuditLog(directory / AUDIT_LOG)
+
+    def received(self, tasks: Iterable[tuple[EngineTask | Refused, Mapping[str, Any]]]) -> None:
+        """Record tasks with the headers of their messages: those taken, and those refused."""
+        records: list[dict[str, Any]] = []
+        batches: dict[tuple[Any, ...], list[str]] = {}
+        for task, headers in tasks:
+            user = headers.get(SUBMITTER_HEADER)
+            if isinstance(task, Refused):
+                record = {
+                    "event": "task refused",
+                    "user": user,
+                    "task_id": task.task_id,
+                    "function_id": headers.get(FUNCTION_ID_HEADER),
+                    "reason": task.reason,
+                }
+            else:
+                record = {
+                    "event": "task accepted" if task.attach is None else "job followed",
+                    "user": user,
+                    "task_id": task.task_id,
+                    "function_id": task.function_id if task.attach is None else None,
+                    **_work(task),
+                }
+                kind = (user, record["function_id"], record.get("command"), record.get("jobid"))
+                batches.setdefault(kind, []).append(task.task_id)
+            records.append(record)
+        for (user, function_id, command, jobid), task_ids in batches.items():
+            about = {"function_id": function_id, "command": command, "jobid": jobid}
+            event(
+                log,
+                logging.INFO,
+                "task accepted" if len(task_ids) == 1 else "tasks accepted",
+                user=user,
+                task_id=task_ids[0],
+                **({} if len(task_ids) == 1 else {"tasks": len(task_ids)}),
+                **{key: value for key, value in about.items() if value is not None},
+            )
+        self._audit.write_all(records)
+
+    def asked(self, request: TaskKill | EndpointStop) -> None:
+        """Record what the service has asked for in a user's name."""
+        if isinstance(request, EndpointStop):
+            self._audit.write("asked to stop")
+        else:
+            self._audit.write(
+                "asked to end a task", task_id=str(request.task_id), signum=request.signum
+            )
+
+    def close(self) -> None:
+        """Close the audit log."""
+        self._audit.close()
+
+
+def _work(task: EngineTask) -> dict[str, Any]:
+    """Return what a task does, as far as it can be told without running anything."""
+    if task.attach is not None:
+        return {"jobid": task.attach}
+    work: dict[str, Any] = {"resource_specification": task.resource_specification}
+    try:
+        function, _, arguments = unpack_buffers(task.buffer)
+    except (DeserializationError, ValueError):
+        return work
+    command = read_command(function)
+    if command is not None:
+        work["command"] = command.cmd[:_BEGINNING]
+        if arguments.startswith(JSONData.identifier):
+            work["arguments"] = arguments[len(JSONData.identifier) :][:_BEGINNING]
+    return work
