@@ -19,6 +19,8 @@ import psutil
 import pytest
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes, until
 
+from flux_endpoint.endpoint.restrictions import restricted
+from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.jobs import runner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.errors import EngineError
@@ -410,6 +412,27 @@ def test_a_function_on_ranks_returns_the_list_of_their_values(world: World):
 
 
 def test_a_function_with_one_rank_returns_a_list_of_one(world: World):
+    assert world.call(echo, {"a": 1}, spec=ONE).value == [{"a": 1}]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("spec", [None, ONE, {"num_ranks": 2}])
+@pytest.mark.parametrize("function", [ShellFunction, MPIFunction])
+def test_values_of_chosen_functions_are_quoted_in_every_way_to_run_them(
+    world: World, function, spec
+):
+    value = "a b; id; '$(id)'"
+    buffer = buffer_of(function("printf '%s|' {x} \"{x}\""), x=value)
+    task = restricted(EngineTask("t", "f", buffer, spec))
+    result = world.end(world.submit_buffer(task.buffer, spec)).value
+    times = 2 if function is MPIFunction and spec == {"num_ranks": 2} else 1
+    assert result.stdout == f"{value}|{value}|" * times
+
+
+def test_a_module_in_the_working_directory_takes_no_others_place(world: World):
+    directory = world.directory / "tasks_working_dir"
+    for name in ("dill.py", "flux_endpoint.py"):
+        (directory / name).write_text("raise SystemExit('somebody else runs here')")
     assert world.call(echo, {"a": 1}, spec=ONE).value == [{"a": 1}]
 
 

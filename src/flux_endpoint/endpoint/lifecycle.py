@@ -119,7 +119,7 @@ def start_detached(
         try:
             log = os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
-                command = [sys.executable, "-m", "flux_endpoint", "start", name]
+                command = [sys.executable, "-P", "-m", "flux_endpoint", "start", name]
                 process = subprocess.Popen(
                     [*command, "--report-fd", str(writable)],
                     stdin=subprocess.DEVNULL,

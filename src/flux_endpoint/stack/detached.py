@@ -91,7 +91,7 @@ def start_detached(options: StackOptions, say: Callable[[str], None]) -> Ready:
         os.fdopen(os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as log,
     ):
         process = subprocess.Popen(
-            [sys.executable, "-m", "flux_endpoint", *arguments],
+            [sys.executable, "-P", "-m", "flux_endpoint", *arguments],
             env={**os.environ, HOME_VARIABLE: str(directory.home)},
             cwd=directory.path,
             stdin=subprocess.DEVNULL,

@@ -129,7 +129,7 @@ class Programs:
         program.stopping = False
         program.ended.clear()
         self._programs[program.name] = program
-        argv = [sys.executable, "-m", "flux_endpoint", *program.arguments]
+        argv = [sys.executable, "-P", "-m", "flux_endpoint", *program.arguments]
         command = Command(
             argv, program.env, str(self._directory.path), stdin=self._lock, stdout=log, stderr=log
         )
@@ -229,7 +229,7 @@ def run_command(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> 
     what = f"flux-endpoint {' '.join(arguments)}"
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "flux_endpoint", *arguments],
+            [sys.executable, "-P", "-m", "flux_endpoint", *arguments],
             env=dict(env),
             cwd=cwd,
             stdin=subprocess.DEVNULL,

@@ -215,7 +215,8 @@ class Planner:
 
     def _ranks(self, task: EngineTask, resources: ResourceSpecification) -> RanksPlan:
         directory = self.task_directory(task.task_id)
-        program = (sys.executable, "-m", "flux_endpoint.engine.jobs.rank", str(directory))
+        # -P: a dill.py that another task left where this one runs is not the one that is meant.
+        program = (sys.executable, "-P", "-m", "flux_endpoint.engine.jobs.rank", str(directory))
         request = JobRequest(
             command=program,
             cwd=str(self.tasks.directory(task.task_id)),

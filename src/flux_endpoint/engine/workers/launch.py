@@ -133,7 +133,14 @@ class ManagerLauncher:
         amount = self.amount(workers)
         request = JobRequest(
             # Names of files, commands and what is printed do not depend on the nodes' locale.
-            command=[sys.executable, "-X", "utf8", "-m", "flux_endpoint.engine.workers.manager"],
+            command=[
+                sys.executable,
+                "-P",
+                "-X",
+                "utf8",
+                "-m",
+                "flux_endpoint.engine.workers.manager",
+            ],
             cwd=str(self._directory),
             environment={**job_environment(), VARIABLE: settings.dump()},
             resources=ResourceSpecification(
