@@ -4,7 +4,8 @@ Usage: `killed_engine.py SETTINGS`: a JSON file with
 
 - `kind`: "flux" or "local"; `directory`: the endpoint's; `config`: options of the engine;
 - `tasks`: buffer and resource specification of each task, by id;
-- `dies_at`: where the process kills itself, or null; see `DEATHS`.
+- `dies_at`: where the process kills itself, or null; see `DEATHS`;
+- `orphan_timeout`, `patience`: other than the usual ones, or null; see `Endpoint.start`.
 
 The journal is a file for each result in `DIRECTORY/results`. What has none is submitted. The
 process says `recovered` when it has submitted all of that, and ends when there are all results.
@@ -27,6 +28,7 @@ from engine_world import World
 from flux_endpoint.engine.base import EngineResult
 from flux_endpoint.engine.blocks.block import BlockLauncher
 from flux_endpoint.engine.jobs.records import JobRecords
+from flux_endpoint.engine.workers import launch, recovery
 
 
 def die(*_args: object, **_kwargs: object) -> Any:
@@ -76,6 +78,10 @@ def main(path: str) -> None:
     settings = json.loads(Path(path).read_text())
     if settings["dies_at"] is not None:
         DEATHS[settings["dies_at"]]()
+    if settings["orphan_timeout"] is not None:
+        launch._ORPHAN_TIMEOUT = settings["orphan_timeout"]
+    if settings["patience"] is not None:
+        recovery.PATIENCE = settings["patience"]
     directory = Path(settings["directory"])
     journal = directory / "results"
     journal.mkdir(exist_ok=True)

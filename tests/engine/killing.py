@@ -45,8 +45,19 @@ class Endpoint:
         self.tasks[task_id] = (buffer_of(function, *args, **kwargs), spec)
         return task_id
 
-    def start(self, dies_at: str | None = None) -> subprocess.Popen[str]:
-        """Start an engine, and return when it has all tasks, or has killed itself."""
+    def start(
+        self,
+        dies_at: str | None = None,
+        orphan_timeout: float | None = None,
+        patience: float | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start an engine, and return when it has all tasks, or has killed itself.
+
+        Args:
+            dies_at: where it kills itself.
+            orphan_timeout: seconds for which its managers wait for another.
+            patience: seconds that it waits for managers of before.
+        """
         settings = self.directory / f"settings-{uuid.uuid4().hex[:8]}.json"
         content = {
             "kind": self.kind,
@@ -54,6 +65,8 @@ class Endpoint:
             "config": self.config,
             "tasks": self.tasks,
             "dies_at": dies_at,
+            "orphan_timeout": orphan_timeout,
+            "patience": patience,
         }
         settings.write_text(json.dumps(content))
         process = subprocess.Popen(

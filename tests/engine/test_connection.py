@@ -13,15 +13,19 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import zmq
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes, until
 
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.task import TaskSettings
-from flux_endpoint.engine.workers.launch import _check_address
+from flux_endpoint.engine.workers.files import PoolAddress
+from flux_endpoint.engine.workers.pool_socket import _check_address
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
+from flux_endpoint.engine.workers.spool import read_spool
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.functions import ShellFunction
 
@@ -48,14 +52,16 @@ def settings(directory: Path, address: str) -> ManagerSettings:
     )
     return ManagerSettings(
         manager_id="m1",
+        identity="m1",
+        directory=str(directory),
         connect=address,
-        token="right",
         server_key="",
         public_key="",
         secret_key="",
         workers=1,
         gpus_per_worker=0,
         tasks=tasks,
+        start_timeout=60.0,
         orphan_timeout=60.0,
     )
 
@@ -64,24 +70,25 @@ def settings(directory: Path, address: str) -> ManagerSettings:
 #: workers, nothing before it has obeyed the pool: as if all that came in the same moment.
 _HEARS_LATE = """
 import sys
-from flux_endpoint.engine.workers import manager
-from flux_endpoint.engine.workers.manager import Manager
-manager._SHORT, manager._TAKE_BACK_AFTER = 1e9, 60.0
+from flux_endpoint.engine.workers import manager, staff
+from flux_endpoint.engine.workers.staff import Staff
+staff._SHORT, staff._TAKE_BACK_AFTER = 1e9, 60.0
 obeyed = []
 def obeying(method):
     def obey(self, *order):
-        method(self, *order)
+        answer = method(self, *order)
         obeyed.append(order)
+        return answer
     return obey
-for name in ("_cancel", "_signal", "_terminate"):
-    setattr(Manager, name, obeying(getattr(Manager, name)))
-serve = Manager._serve
+for name in ("cancel", "signal", "terminate"):
+    setattr(Staff, name, obeying(getattr(Staff, name)))
+serve = Staff.serve
 def serve_late(self, source):
     template = [self._control.fileno()]
     workers = [worker.channel.fileno() for worker in self._workers]
     if obeyed or source not in {"template": template, "workers": workers}[sys.argv[1]]:
         serve(self, source)
-Manager._serve = serve_late
+Staff.serve = serve_late
 manager.main()
 """
 
@@ -90,11 +97,11 @@ manager.main()
 _TELLS_LATE = """
 import time
 from flux_endpoint.engine.workers import manager
-tell = manager.Manager._tell_running
+tell = manager.Manager.runs
 def tell_late(*args):
     time.sleep(1)
     tell(*args)
-manager.Manager._tell_running = tell_late
+manager.Manager.runs = tell_late
 manager.main()
 """
 
@@ -125,6 +132,32 @@ class Pool:
             identity, got, *parts = self.socket.recv_multipart()
         assert (identity, got) == (b"m1", kind)
         return parts
+
+    def greet(self) -> dict[str, Any]:
+        """Await a manager's greeting, and let it start tasks."""
+        [greeting] = self.receive(b"hello")
+        self.send(b"go")
+        return json.loads(greeting)
+
+    def ends(self, count: int) -> list[tuple[dict[str, Any], bytes]]:
+        """Return headers and bodies of so many ends."""
+        parts: list[bytes] = []
+        while len(parts) < 2 * count:
+            parts += self.receive(b"ends")[1:]
+        return [(json.loads(h), body) for h, body in zip(parts[::2], parts[1::2], strict=True)]
+
+    def ended(self, count: int) -> list[str]:
+        """Return the ids of the tasks of so many results."""
+        ends = self.ends(count)
+        assert [header.get("end") for header, _ in ends] == [None] * count
+        return [header["id"] for header, _ in ends]
+
+    def held(self) -> dict[str, Any]:
+        """Ask what is held; nothing more is started then."""
+        self.send(b"held?", b"1")
+        number, held = self.receive(b"held")
+        assert number == b"1"
+        return json.loads(held)
 
     def close(self) -> None:
         self.socket.close()
@@ -175,45 +208,114 @@ def task(name: str, function, *args) -> list[bytes]:
     return [json.dumps({"id": name}).encode(), buffer_of(function, *args).encode()]
 
 
-def test_a_manager_greets_works_and_ends_when_told(new_pool, manager):
+def test_a_manager_greets_works_and_ends_when_told(new_pool, manager, tmp_path):
     pool = new_pool()
-    token, greeting = pool.receive(b"hello")
-    assert token == b"right"
-    assert json.loads(greeting)["workers"] == 1
+    assert pool.greet()["workers"] == 1
     pool.send(b"tasks", *task("a", double, 1), *task("b", double, 2))
-    _, *results = pool.receive(b"results")
-    while len(results) < 4:
-        results += pool.receive(b"results")[1:]
-    assert results[::2] == [b"a", b"b"]
+    assert pool.ended(2) == ["a", "b"]
+    pool.send(b"safe", b"a", b"b")
     pool.send(b"stop")
+    assert json.loads(*pool.receive(b"bye")) == {"running": {}}
     assert manager.wait(PATIENCE) == 0
+    assert not (tmp_path / "workers-m1.results").exists()
 
 
-def test_a_manager_greets_again_after_a_break_and_says_what_it_holds(new_pool, manager, tmp_path):
+def test_a_manager_starts_nothing_before_it_is_let(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.receive(b"hello")
+    pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
+    assert pool.held() == {"waiting": ["a"], "running": {}, "ended": []}
+    pool.send(b"go")
+    until((tmp_path / "begun").exists)
+    assert [*pool.held()["running"]] == ["a"]
+
+
+def test_what_has_not_begun_when_a_manager_is_told_to_end_never_begins(new_pool, manager, tmp_path):
+    pool = new_pool()
+    pool.greet()
     pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")), *task("b", double, 2))
-    pool.send(b"held?")
-    assert sorted(pool.receive(b"held")) == [b"a", b"b"]
+    until((tmp_path / "begun").exists)
+    pool.send(b"stop")
+    assert [*json.loads(*pool.receive(b"bye"))["running"]] == ["a"]
+
+
+def test_without_an_agent_nothing_is_started_and_ends_are_kept(new_pool, manager, tmp_path):
+    pool = new_pool()
+    pool.greet()
+    pool.send(
+        b"tasks",
+        *task("a", double, 1),
+        *task("b", hold, str(tmp_path / "gate")),
+        *task("c", hold, str(tmp_path / "gate")),
+    )
+    assert pool.ended(1) == ["a"]
+    until((tmp_path / "begun").exists)
+    pool.close()
+    (tmp_path / "gate").touch()
+    spooled = lambda: [end.header["id"] for end in read_spool(tmp_path / "workers-m1.results")]  # noqa: E731
+    until(lambda: spooled() == ["a", "b"])
+    pool = new_pool()
+    pool.receive(b"hello")
+    assert pool.held() == {"waiting": ["c"], "running": {}, "ended": ["a", "b"]}
+    pool.send(b"go", b"c")
+    assert pool.ended(2) == ["a", "b"]
+    pool.send(b"safe", b"a", b"b")
+    until(lambda: not (tmp_path / "workers-m1.results").exists())
+    assert pool.held() == {"waiting": [], "running": {}, "ended": []}
+
+
+def test_what_nobody_wants_any_more_is_ended_and_not_told(new_pool, manager, tmp_path):
+    pool = new_pool()
+    pool.greet()
+    seconds = fresh_seconds()
+    pool.send(b"tasks", *task("a", ShellFunction(f"sleep {seconds}")))
+    until(lambda: processes(seconds))
     pool.close()
     pool = new_pool()
     pool.receive(b"hello")
-    pool.send(b"held?")
-    assert sorted(pool.receive(b"held")) == [b"a", b"b"]
-    (tmp_path / "gate").touch()
-    results = [*pool.receive(b"results")[1::2]]
-    while len(results) < 2:
-        results += pool.receive(b"results")[1::2]
-    assert results == [b"a", b"b"]
-    pool.send(b"held?")
-    assert pool.receive(b"held") == []
+    assert [*pool.held()["running"]] == ["a"]
+    pool.send(b"go", b"a")
+    until(lambda: not processes(seconds))
+    pool.send(b"tasks", *task("b", double, 2))
+    assert pool.ended(1) == ["b"]
+
+
+def test_a_manager_ends_with_its_job(new_pool, tmp_path, address):
+    pool = new_pool()
+    command = [sys.executable, "-m", "flux_endpoint.engine.workers.manager"]
+    environment = {**job_environment(), VARIABLE: settings(tmp_path, address).dump()}
+    shell = subprocess.Popen(["sh", "-c", '"$@" & wait', "sh", *command], env=environment)
+    pid = pool.greet()["pid"]
+    seconds = fresh_seconds()
+    pool.send(b"tasks", *task("a", double, 1), *task("b", ShellFunction(f"sleep {seconds}")))
+    until(lambda: processes(seconds))
+    shell.kill()
+    shell.wait()
+    assert pool.ended(1) == ["a"]
+    assert [*json.loads(*pool.receive(b"bye"))["running"]] == ["b"]
+    until(lambda: not psutil.pid_exists(pid))
+    assert not processes(seconds)
+    assert [end.header for end in read_spool(tmp_path / "workers-m1.results")] == [{"id": "a"}]
+
+
+def test_a_pool_at_another_address_is_found(new_pool, manager, tmp_path):
+    pool = new_pool()
+    pool.greet()
+    pool.close()
+    elsewhere = PoolAddress(f"ipc://{tmp_path}/elsewhere", "")
+    other = Pool(elsewhere.connect)
+    elsewhere.write(tmp_path)
+    other.greet()
+    other.send(b"stop")
+    assert manager.wait(PATIENCE) == 0
+    other.close()
 
 
 def test_a_manager_that_tells_late_what_runs_knows_since_when(new_pool, tmp_path, address):
     pool = new_pool()
     process = start(settings(tmp_path, address), "-c", _TELLS_LATE)
     try:
-        pool.receive(b"hello")
+        pool.greet()
         pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
         _, kind, name, since = pool.socket.recv_multipart()
         assert (kind, name) == (b"running", b"a")
@@ -226,7 +328,7 @@ def test_a_manager_that_tells_late_what_runs_knows_since_when(new_pool, tmp_path
 
 def test_a_manager_gives_tasks_back_that_have_not_begun(new_pool, manager, tmp_path):
     pool = new_pool()
-    pool.receive(b"hello")
+    pool.greet()
     pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
     until((tmp_path / "begun").exists)
     pool.send(b"tasks", *task("b", double, 2), *task("c", double, 3))
@@ -242,15 +344,18 @@ def test_a_manager_gives_tasks_back_that_have_not_begun(new_pool, manager, tmp_p
 def test_a_task_is_ended_whose_worker_has_just_been_forked(new_pool, start_late, tmp_path, order):
     pool = new_pool()
     start_late("template")
-    pool.receive(b"hello")
+    pool.greet()
     pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
     until((tmp_path / "begun").exists)
     pool.send(*order, *([b"a"] if order[0] != b"terminate" else []))
     if order[0] == b"terminate":
         assert pool.receive(b"returned") == []
-        assert pool.receive(b"lost") == [b"a", b"time"]
+    [(header, body)] = pool.ends(1)
+    assert header.pop("began") > 0
+    if order[0] == b"terminate":
+        assert (header, body) == ({"id": "a", "end": "lost"}, b"time")
     else:
-        assert pool.receive(b"cancelled") == [b"a"]
+        assert header == {"id": "a", "end": "cancelled"}
 
 
 @pytest.mark.parametrize("order", [(b"cancel", b"a"), (b"signal", b"10", b"a")])
@@ -259,13 +364,13 @@ def test_what_ends_a_task_that_was_done_does_not_hit_the_one_after_it(
 ):
     pool = new_pool()
     start_late("workers")
-    pool.receive(b"hello")
+    pool.greet()
     pool.send(b"tasks", *task("a", double, 1), *task("b", hold, str(tmp_path / "gate")))
     until((tmp_path / "begun").exists)
     pool.send(*order)
-    assert pool.receive(b"results")[1::2] == [b"a"]
+    assert pool.ended(1) == ["a"]
     (tmp_path / "gate").touch()
-    assert pool.receive(b"results")[1::2] == [b"b"]
+    assert pool.ended(1) == ["b"]
 
 
 def test_of_two_tasks_the_one_that_runs_is_lost_for_the_reason_that_the_pool_had(
@@ -273,13 +378,14 @@ def test_of_two_tasks_the_one_that_runs_is_lost_for_the_reason_that_the_pool_had
 ):
     pool = new_pool()
     start_late("workers")
-    pool.receive(b"hello")
+    pool.greet()
     pool.send(b"tasks", *task("a", double, 1), *task("b", hold, str(tmp_path / "gate")))
     until((tmp_path / "begun").exists)
     pool.send(b"terminate", b"time")
     assert pool.receive(b"returned") == []
-    assert pool.receive(b"results")[1::2] == [b"a"]
-    assert pool.receive(b"lost") == [b"b", b"time"]
+    (a, _), (b, reason) = pool.ends(2)
+    assert a == {"id": "a"}
+    assert (b["id"], b["end"], reason) == ("b", "lost", b"time")
 
 
 def test_a_manager_of_many_workers_waits_for_a_template_that_is_busy(new_pool, tmp_path, address):
@@ -302,7 +408,7 @@ def test_a_manager_of_many_workers_waits_for_a_template_that_is_busy(new_pool, t
 
 def test_what_a_killed_manager_ran_ends_with_it(new_pool, manager):
     pool = new_pool()
-    pool.receive(b"hello")
+    pool.greet()
     seconds = fresh_seconds()
     pool.send(b"tasks", *task("a", ShellFunction(f"sleep {seconds} & wait")))
     until(lambda: processes(seconds))
@@ -311,19 +417,19 @@ def test_what_a_killed_manager_ran_ends_with_it(new_pool, manager):
 
 
 def test_a_manager_without_an_agent_ends_after_a_while(tmp_path, address):
-    process = start(replace(settings(tmp_path, address), orphan_timeout=0.2))
+    process = start(replace(settings(tmp_path, address), start_timeout=0.2))
     assert process.wait(PATIENCE) == 0
 
 
 def test_a_manager_whose_connections_come_to_nothing_ends_after_a_while(tmp_path):
     often = (
-        "import zmq; from flux_endpoint.engine.workers import manager\n"
-        "new_socket = manager.Manager._new_socket\n"
+        "import zmq; from flux_endpoint.engine.workers import link, manager\n"
+        "new_socket = link.PoolLink._new_socket\n"
         "def impatient(self):\n"
         "    connection = new_socket(self)\n"
         "    connection.setsockopt(zmq.RECONNECT_IVL_MAX, 100)\n"
         "    return connection\n"
-        "manager.Manager._new_socket = impatient\n"
+        "link.PoolLink._new_socket = impatient\n"
         "manager.main()\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -335,7 +441,7 @@ def test_a_manager_whose_connections_come_to_nothing_ends_after_a_while(tmp_path
 
         threading.Thread(target=hang_up, daemon=True).start()
         there = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        process = start(replace(settings(tmp_path, there), orphan_timeout=0.5), "-c", often)
+        process = start(replace(settings(tmp_path, there), start_timeout=0.5), "-c", often)
         try:
             assert process.wait(PATIENCE) == 0
         finally:
@@ -375,7 +481,7 @@ def loses(monkeypatch):
         """Return what waits for that, and has the manager greet the pool again."""
         pool = world.engine._pool
         assert pool is not None
-        real_send, dropped = pool._launcher.send, []
+        real_send, dropped = pool._socket.send, []
 
         def send(manager_id, frames):
             if frames[0] == kind and not dropped:
@@ -388,7 +494,12 @@ def loses(monkeypatch):
             [manager] = pool._managers.values()
             pool._tell(lambda: pool._greeted(manager, {"host": "again"}))
 
-        monkeypatch.setattr(pool._launcher, "send", send)
+        for owner, name in (
+            (pool._socket, "send"),
+            (pool._book, "_send"),
+            (pool._lifecycle, "_send"),
+        ):
+            monkeypatch.setattr(owner, name, send)
         return connect_again
 
     return lose
@@ -423,14 +534,14 @@ def test_workers_end_though_the_connection_broke_when_they_were_told(tmp_path, m
         world.stop()
 
 
-def connection(address: str, token: str) -> zmq.Socket[bytes]:
+def connection(address: str, identity: str) -> zmq.Socket[bytes]:
     """Connect as a manager, and greet the pool; return when the pool's socket has accepted it."""
     connection = zmq.Context.instance().socket(zmq.DEALER)
-    connection.setsockopt(zmq.IDENTITY, b"m1")
+    connection.setsockopt(zmq.IDENTITY, identity.encode())
     connection.setsockopt(zmq.LINGER, 0)
     monitor = connection.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     connection.connect(address)
-    connection.send_multipart([b"hello", token.encode(), b"{}"])
+    connection.send_multipart([b"hello", b'{"host": "h"}'])
     assert monitor.poll(PATIENCE * 1000)
     connection.disable_monitor()
     return connection
@@ -438,30 +549,45 @@ def connection(address: str, token: str) -> zmq.Socket[bytes]:
 
 def test_a_manager_is_heard_that_came_back_before_its_absence_was_noticed(local_world, tmp_path):
     pool = local_world.engine._pool
-    address, token = f"ipc://{tmp_path}/engine/pool.sock", pool._launcher._token
-    first = connection(address, token)
-    until(lambda: b"m1" in pool._launcher._trusted)
+    address = f"ipc://{tmp_path}/engine/pool.sock"
+    pool._tell(lambda: pool._socket.admit("m1", "secret"))
+    first = connection(address, "secret")
     goes_on = threading.Event()
     pool._tell(lambda: goes_on.wait(PATIENCE))
     first.close()
-    second = connection(address, token)
+    second = connection(address, "secret")
     goes_on.set()
 
     def answer():
-        pool._tell(lambda: pool._launcher.send("m1", [b"held?"]))
+        pool._tell(lambda: pool._socket.send("m1", [b"held?"]))
         return second.poll(20) and second.recv_multipart()
 
     assert until(answer) == [b"held?"]
     second.close()
 
 
-def test_nobody_else_can_read_the_job_files_and_the_socket_is_in_a_private_place(
+def test_nobody_speaks_in_the_name_of_a_manager(local_world, tmp_path):
+    assert local_world.call(double, 1).value == 2
+    pool = local_world.engine._pool
+    [manager_id] = pool._managers
+    task = local_world.submit(hold, str(tmp_path / "gate"))
+    until((tmp_path / "begun").exists)
+    impostor = connection(f"ipc://{tmp_path}/engine/pool.sock", manager_id)
+    forged = json.dumps({"id": task}).encode()
+    impostor.send_multipart([b"ends", b'{"ahead": 1}', forged, b"forged"])
+    assert impostor.recv_multipart() == [b"stop"]
+    (tmp_path / "gate").touch()
+    assert local_world.end(task).value is None
+    impostor.close()
+
+
+def test_nobody_else_can_read_what_is_noted_and_the_socket_is_in_a_private_place(
     local_world, tmp_path
 ):
     assert local_world.call(double, 1).value == 2
-    # Noted by another thread than the one that has the workers.
-    [record] = until(lambda: list((tmp_path / "engine").glob("workers-*.job")))
-    assert record.stat().st_mode & 0o077 == 0
+    notes = [*(tmp_path / "engine").glob("workers-*.json"), tmp_path / "engine" / "pool.json"]
+    assert len(notes) == 2
+    assert [note.stat().st_mode & 0o077 for note in notes] == [0, 0]
     assert (tmp_path / "engine" / "pool.sock").exists()
 
 
@@ -482,7 +608,7 @@ def _run_below(directory: Path, temporary: Path) -> None:
 
 
 def test_a_manager_that_never_reaches_its_endpoint_names_the_option(tmp_path, address):
-    alone = replace(settings(tmp_path, address), orphan_timeout=0.1)
+    alone = replace(settings(tmp_path, address), start_timeout=0.1)
     process = subprocess.Popen(
         [sys.executable, "-m", "flux_endpoint.engine.workers.manager"],
         env={**job_environment(), VARIABLE: alone.dump()},

@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from engine_world import World, until
+from engine_world import World, manager_processes, marked, until
 
 from flux_endpoint.functions import MPIFunction
 from foreground import Process
@@ -58,3 +59,56 @@ def test_a_lost_node_is_no_fault_of_the_task(tmp_path: Path) -> None:
         assert "node failure" in end.text
     finally:
         world.stop()
+
+
+def once(directory: str, name: str, seconds: float) -> str:
+    """Say that it begins, if no process that has begun it before lives, and that it completes."""
+    import os
+    import time
+    from pathlib import Path
+
+    begun = Path(directory, f"begun-{name}")
+    for pid in begun.read_text().split() if begun.exists() else ():
+        if Path("/proc", pid).exists():
+            Path(directory, f"twice-{name}").touch()
+    with begun.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(seconds)
+    with Path(directory, "completed").open("a") as file:
+        file.write(f"{name}\n")
+    return name
+
+
+@pytest.mark.usefixtures("instance")
+@pytest.mark.parametrize("retries", [0, 1])
+def test_workers_of_a_lost_node_end_and_what_has_not_begun_runs_elsewhere(
+    tmp_path: Path, mark: str, retries: int
+) -> None:
+    world = World(
+        "flux",
+        tmp_path,
+        min_nodes=2,
+        max_nodes=2,
+        workers_per_node=1,
+        max_retries_on_system_failure=retries,
+    )
+    try:
+        until(lambda: world.engine.status()["total_workers"] == 2)
+        long = [world.submit(once, str(tmp_path), f"long{n}", 6) for n in range(2)]
+        until(lambda: len(list(tmp_path.glob("begun-long*"))) == 2)
+        short = [world.submit(once, str(tmp_path), f"short{n}", 0) for n in range(20)]
+        until(lambda: world.engine.status()["pending_tasks"] < 20)
+        workers = {int(path.read_text()) for path in tmp_path.glob("begun-long*")}
+        lose_a_node()
+        until(lambda: sum(psutil.pid_exists(pid) for pid in workers) == 1)  # it ends at once
+        until(lambda: len(manager_processes(mark)) == 1)
+        ends = world.ends(long)
+        assert sorted(end.code for end in ends if end.code) == ["WorkerLost"] * (1 - retries)
+        assert [end.value for end in world.ends(short)] == [f"short{n}" for n in range(20)]
+        assert list(tmp_path.glob("twice-*")) == []
+        completed = (tmp_path / "completed").read_text().split()
+        assert len(completed) == len(set(completed)) == 21 + retries
+        assert world.repeated == 0
+    finally:
+        world.stop()
+    until(lambda: not marked(mark))

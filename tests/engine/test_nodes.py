@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from engine_world import fresh_seconds, manager_processes, marked, processes, until
 
-from flux_endpoint.engine.workers import pool
+from flux_endpoint.engine.workers import lifecycle
 from flux_endpoint.functions import ShellFunction
 from foreground import Process
 
@@ -112,7 +112,7 @@ def test_a_terminated_manager_takes_its_workers_along_and_another_comes(make_wor
 
 
 def test_workers_that_cannot_start_fail_the_tasks_with_the_reason(make_world, monkeypatch):
-    monkeypatch.setattr(pool, "_FIRST_BACKOFF", 0.05)
+    monkeypatch.setattr(lifecycle, "_FIRST_BACKOFF", 0.05)
     # No attempt is on its way any more when the last one ends.
     world = make_world(min_nodes=0, workers_per_node=1)
     monkeypatch.setenv("PYTHONHOME", "/where/no/python/is")
@@ -240,7 +240,7 @@ def test_stop_just_after_start_ends_a_manager_on_its_way(make_world, mark):
 
 @pytest.mark.usefixtures("whole")
 def test_stop_ends_a_manager_that_does_not_answer(make_world, mark, monkeypatch):
-    monkeypatch.setattr(pool, "_END_PATIENCE", 0.2)
+    monkeypatch.setattr(lifecycle, "_END_PATIENCE", 0.2)
     world = make_world()
     world.call(double, 1)
     [manager] = manager_processes(mark)

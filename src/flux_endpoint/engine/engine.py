@@ -18,12 +18,14 @@ from flux_endpoint.engine.attempts import KeptAttempts
 from flux_endpoint.engine.backend import Backend, choose_backend
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.ended_blocks import end_all_blocks
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.jobs.shell_plugin import find_shell_plugin
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.pool import WorkerPool
+from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import command_of, is_command
 from flux_endpoint.paths import OUTPUT_LOG
@@ -93,6 +95,7 @@ class FluxEngine:
         on_event: Callable[[EngineEvent], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
         on_left: Callable[[str, list[str]], None] | None = None,
+        on_found: Callable[[set[str]], None] | None = None,
     ) -> None:
         """Start; the callbacks are called on the engine's threads.
 
@@ -105,6 +108,8 @@ class FluxEngine:
             on_left: given the id of each task that is left without a result, and why attempts at it
                 failed: after `lose`, or since its `start_before` has come; default: the attempts
                 are kept for an engine to come.
+            on_found: given the ids of the tasks that workers of before a restart have, when all of
+                these have said it, and again if there are more.
 
         Raises:
             EngineError: Flux was asked for and can't be used, or the working directory can't be
@@ -138,6 +143,7 @@ class FluxEngine:
             on_left=leave,
             is_over=self._is_over,
             awaits_loss=self._awaits_loss,
+            on_found=on_found or _ignore,
         )
         self._jobs = JobRunner(
             self._backend,
@@ -165,7 +171,10 @@ class FluxEngine:
             self._pool.make_room,
             self._tasks.mark("workers"),
         )
-        self._pool.start()
+        ends: list[SpooledEnd] = []
+        if self._heeds_end:  # else it may be in a block itself
+            ends = end_all_blocks(self._backend, self._endpoint_id, self._directory / "blocks")
+        self._pool.start(ends)
         self._jobs.start()
 
     def submit(self, task: EngineTask, attempts: Sequence[str] = ()) -> None:
@@ -197,13 +206,17 @@ class FluxEngine:
     def recovered(self) -> None:
         """Take note that all tasks of before a restart have been submitted; see `Engine`."""
         task_ids, self._recovering = self._recovering or set(), None
-        if self._jobs is not None:
-            self._jobs.recovered(task_ids)
+        pool, jobs = self._pool, self._jobs
+        if pool is not None and jobs is not None:
+            pool.recovered()
+            jobs.recovered(task_ids)
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Forget tasks whose results are on disk at the submitter; see `Engine`."""
-        if self._jobs is not None:
-            self._jobs.settle(task_ids)
+        pool, jobs = self._pool, self._jobs  # another thread may stop the engine meanwhile
+        if pool is not None and jobs is not None:
+            pool.settle(task_ids)
+            jobs.settle(task_ids)
 
     def _attempts_at(self, task: EngineTask) -> list[str]:
         return list(self._attempts.get(task.task_id, ()))
@@ -369,5 +382,5 @@ class FluxEngine:
             self._output.close()
 
 
-def _ignore(_reason: str) -> None:
+def _ignore(_: object) -> None:
     """Stand for a callback that has nothing to do."""

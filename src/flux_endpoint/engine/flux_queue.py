@@ -75,8 +75,9 @@ class FluxQueue:
         self._tell()
 
     def _is_ours(self, jobspec: Any) -> bool:
-        with suppress(LookupError, TypeError):
-            return bool(jobspec["attributes"]["user"]["flux_endpoint"] == self._ours)
+        with suppress(LookupError, TypeError, AttributeError):
+            mark = jobspec["attributes"]["user"]["flux_endpoint"]
+            return self._ours is not None and self._ours.items() <= mark.items()
         return False
 
     def _nodes_changed(self, journal: Any) -> None:

@@ -23,6 +23,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,8 @@ HEADER = struct.Struct("=II")
 KILL = 255
 #: Most descriptors that the kernel passes in one message, less a few.
 MAX_DESCRIPTORS = 250
+#: Seconds that commands have to end on their own when the owner is gone, after a SIGTERM.
+NOTICE = 1.0
 #: Exit statuses of a shell that could not start its commands, as a POSIX shell's.
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -309,8 +312,25 @@ class _Helper:
         try:
             if os.getppid() == self._owner:
                 self._serve(watched)
+            if os.getppid() != self._owner:
+                self._give_notice()
         finally:
             end_children()
+
+    def _give_notice(self) -> None:
+        """Have commands end on their own: the owner is gone, and some save what they have."""
+        for pipe in self._pipes.values():
+            with contextlib.suppress(OSError):
+                os.write(pipe, bytes([signal.SIGTERM]))
+        until = time.monotonic() + NOTICE
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        while self._shells and (left := until - time.monotonic()) > 0:
+            poll.poll(left * 1000)
+            _drain(self._wakeup)
+            with contextlib.suppress(ChildProcessError):
+                while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                    self._shells.pop(pid, None)
 
     def _serve(self, owner: int) -> None:
         control, wakeup = self._control.fileno(), self._wakeup.fileno()

@@ -9,7 +9,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from engine_world import buffer_of, until
+from engine_world import buffer_of, marked, until
+from killing import Endpoint
 
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.protocol.jobid import parse_jobid
@@ -49,8 +50,7 @@ def test_a_running_block_is_found_again_and_its_task_goes_on(killed, make_blocks
     command = f"echo run >> {count}; while [ ! -e {gate} ]; do sleep 0.05; done; echo finished"
     task = killed(command, count)
     [before] = recorded(tmp_path)
-    world = make_blocks()
-    world.submit_buffer(buffer_of(ShellFunction(command)), ONE, task_id=task)
+    world = make_blocks(engine={"recovers": {task: (buffer_of(ShellFunction(command)), ONE)}})
     until(lambda: [b["jobid"] for b in world.engine.status()["blocks"] if b["tasks"]] == [before])
     gate.touch()
     assert world.end(task).value.stdout == "finished\n"
@@ -66,9 +66,9 @@ def test_a_block_that_ended_meanwhile_is_forgotten_and_its_task_runs_again(
     handle = flux_module.Flux()
     flux_module.job.cancel(handle, before)
     assert [e.name for e in flux_module.job.event_watch(handle, before)][-1] == "clean"
-    world = make_blocks()
-    again = world.submit_buffer(buffer_of(ShellFunction("echo again")), ONE, task_id=task)
-    assert world.end(again).value.stdout == "again\n"
+    again = (buffer_of(ShellFunction("echo again")), ONE)
+    world = make_blocks(engine={"recovers": {task: again}})
+    assert world.end(task).value.stdout == "again\n"
     assert before not in recorded(tmp_path)
 
 
@@ -80,3 +80,97 @@ def test_blocks_of_another_instance_are_forgotten(make_blocks, tmp_path):
     world = make_blocks()
     assert world.engine.status()["blocks"] == []
     assert not directory.exists()
+
+
+BLOCKS = {"walltime": "10m", "grace": "1m", "idle_timeout": "10m"}
+
+
+@pytest.fixture
+def endpoint(uri, tmp_path, mark):
+    return Endpoint("flux", tmp_path, workers_per_node=1, blocks=BLOCKS)
+
+
+@pytest.fixture
+def active(flux_module):
+    """Gives the ids of the blocks that Flux has."""
+
+    def ask():
+        request = {
+            "max_entries": 0,
+            "attrs": ["name"],
+            "constraint": {"and": [{"name": ["flux-endpoint-block"]}, {"states": ["active"]}]},
+        }
+        jobs = flux_module.Flux().rpc("job-list.list", request).get()["jobs"]
+        return {job["id"] for job in jobs}
+
+    return ask
+
+
+def work(directory, name, seconds):
+    import time
+    from pathlib import Path
+
+    with Path(directory, "begun").open("a") as file:
+        file.write(f"{name}\n")
+    time.sleep(seconds)
+    with Path(directory, "completed").open("a") as file:
+        file.write(f"{name}\n")
+    return name
+
+
+def test_functions_in_a_block_run_once_though_the_engine_is_killed(endpoint):
+    long = endpoint.add(work, str(endpoint.directory), "long", 3)
+    short = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0.05) for n in range(40)]
+    for begun in (1, 10, 25):
+        process = endpoint.start()
+        endpoint.await_begun(begun)
+        endpoint.kill(process)
+    endpoint.finish(endpoint.start())
+    assert [endpoint.end(task).value for task in (long, *short)] == [
+        "long",
+        *(f"f{n}" for n in range(40)),
+    ]
+    assert set(endpoint.runs().values()) == {1}
+    assert endpoint.begun.read_text().split().count("long") == 1
+
+
+def test_a_block_that_was_just_asked_for_is_found_again(endpoint, active):
+    before = active()
+    task = endpoint.add(work, str(endpoint.directory), "f", 0)
+    endpoint.await_death(endpoint.start(dies_at="a block was submitted"))
+    [asked] = until(lambda: active() - before)
+    process = endpoint.start()
+    until(lambda: endpoint.recorded() == 1)
+    assert (endpoint.directory / "results" / task).exists()
+    endpoint.finish(process)
+    assert asked not in active()
+    logs = (endpoint.directory / "engine" / "blocks").glob("*.log")
+    assert list(logs) == []
+
+
+def test_what_a_block_has_left_counts_though_it_has_ended(endpoint, active, flux_module):
+    before = active()
+    tasks = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0) for n in range(5)]
+    endpoint.await_death(endpoint.start(dies_at="a result comes"))
+    done = endpoint.runs()
+    for block in active() - before:
+        flux_module.job.cancel(flux_module.Flux(), block)
+    until(lambda: not active() - before)
+    endpoint.finish(endpoint.start())
+    assert [endpoint.end(task).value for task in tasks] == [f"f{n}" for n in range(5)]
+    assert done
+    assert set(endpoint.runs().values()) == {1}
+
+
+def test_without_blocks_in_the_configuration_those_of_before_end(endpoint, active, mark):
+    before = active()
+    tasks = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0) for n in range(5)]
+    endpoint.await_death(endpoint.start(dies_at="a result comes"))
+    assert active() - before
+    del endpoint.config["blocks"]
+    endpoint.config["max_nodes"] = 1
+    endpoint.finish(endpoint.start())
+    assert not active() - before
+    assert [endpoint.end(task).value for task in tasks] == [f"f{n}" for n in range(5)]
+    assert set(endpoint.runs().values()) == {1}
+    until(lambda: not marked(mark))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,9 +16,12 @@ from flux_endpoint.engine.backend import FluxBackend, JobFuture
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.blocks.meter import Meter
 from flux_endpoint.engine.config import BlocksConfig
+from flux_endpoint.engine.ended_blocks import JOB_NAME, kept_ends, mark_of, take_ends
 from flux_endpoint.engine.engine import FluxEngine
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
+from flux_endpoint.engine.workers.spool import SpooledEnd
+from flux_endpoint.errors import EngineError
 from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.resources import ResourceSpecification
@@ -27,6 +29,9 @@ from flux_endpoint.protocol.resources import ResourceSpecification
 log = logging.getLogger(__name__)
 
 _RECORD = "block.json"
+_ASKED = "asked"
+#: Seconds that Flux may take from a request to a job that its list has.
+_LISTED_AFTER = 5.0
 #: Waits, and keeps none of the broker's streams open, which the job's end would wait for.
 _WAIT = "exec sleep inf < /dev/null > /dev/null 2>&1"
 
@@ -87,9 +92,10 @@ class Block:
     #: Whether its job has left nothing behind, and has ended.
     clean: bool = False
     over: bool = False
-    #: Whether it is of before a restart, and the monotonic time until which its tasks are expected.
+    #: Whether it is of before a restart.
     found: bool = False
-    expects_until: float = math.inf
+    #: Whether its engine knows that all tasks of before are there.
+    is_recovered: bool = False
 
     @property
     def label(self) -> str:
@@ -133,6 +139,8 @@ class BlockLauncher:
     def submit(self) -> JobFuture:
         """Ask for a block: a Flux instance on whole nodes, which waits until it is ended."""
         self._directory.mkdir(parents=True, exist_ok=True)
+        # Should we be killed before we know its id.
+        write_private(self._directory / _ASKED, str(time.time()), durable=False)
         output = str(self._directory / "{{id.dec}}.log")
         request = JobRequest(
             command=["flux", "broker", "sh", "-c", _WAIT],
@@ -145,14 +153,14 @@ class BlockLauncher:
                 walltime=self._config.walltime,
                 queue=self._config.queue,
                 bank=self._config.bank,
-                job_name="flux-endpoint-block",
+                job_name=JOB_NAME,
             ),
             launch="node",
             stdout=output,
             stderr=output,
             # As Flux has it for nested instances.
             shell_options={"mpi": "none", "exit-timeout": "none"},
-            mark={"endpoint": self._endpoint_id, "kind": "block"},
+            mark=mark_of(self._endpoint_id),
         )
         return self._backend.submit(build_jobspec(request))
 
@@ -170,15 +178,42 @@ class BlockLauncher:
         except OSError as error:
             logs.event(log, logging.WARNING, "block not found again after a restart", reason=error)
 
-    def recorded(self) -> Iterator[int]:
-        """Yield the jobs of earlier blocks in this instance; forget those of other instances."""
+    def find(self) -> tuple[set[int], list[SpooledEnd]]:
+        """Return the jobs of earlier blocks in this instance, and ends that others have left.
+
+        Raises:
+            EngineError: Flux does not say which there are.
+        """
+        found = set()
+        ends = list(kept_ends(self._directory))
         for path in sorted(self._directory.glob("*/")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
                 if record["instance"] == self._backend.instance:
-                    yield int(record["jobid"])
+                    found.add(int(record["jobid"]))
                     continue
-            shutil.rmtree(path, ignore_errors=True)
+            ends.extend(take_ends(path))
+        found.update(self._listed())
+        return found, ends
+
+    def _listed(self) -> list[int]:
+        """Return the blocks that Flux has, whether we were told their ids or not."""
+        asked = 0.0
+        with suppress(OSError, ValueError):
+            asked = float((self._directory / _ASKED).read_text(encoding="utf-8"))
+        time.sleep(max(0.0, min(_LISTED_AFTER, asked + _LISTED_AFTER - time.time())))
+        try:
+            jobs = self._backend.marked_jobs(mark_of(self._endpoint_id), name=JOB_NAME)
+        except OSError as error:
+            raise EngineError(
+                f"Flux does not say which blocks of before there are: {error}"
+            ) from error
+        return [job.jobid for job in jobs]
+
+    def has_workers(self, jobid: int) -> bool:
+        """Return whether workers were started in a block, which may have tasks."""
+        engine = self.directory_of(jobid) / "engine"
+        return any(path.suffix in (".json", ".results") for path in engine.glob("workers-*"))
 
     def jobs_in(self, jobid: int) -> Iterator[str]:
         """Yield the ids of the tasks whose jobs were submitted in an earlier block."""
@@ -193,10 +228,10 @@ class BlockLauncher:
             return ""
         return text[-2000:].strip()
 
-    def forget(self, jobid: int) -> None:
-        """Remove all that a block which has ended has left on disk."""
-        shutil.rmtree(self.directory_of(jobid), ignore_errors=True)
+    def forget(self, jobid: int) -> list[SpooledEnd]:
+        """Remove all that a block which has ended has left on disk, but the ends it returns."""
         self._log(jobid).unlink(missing_ok=True)
+        return take_ends(self.directory_of(jobid))
 
     def _log(self, jobid: int) -> Path:
         return self._directory / f"{format_jobid(jobid, 'dec')}.log"

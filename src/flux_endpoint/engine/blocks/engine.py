@@ -19,7 +19,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine import results
-from flux_endpoint.engine.attempts import KeptAttempts
+from flux_endpoint.engine.attempts import KeptAttempts, failure_text
 from flux_endpoint.engine.backend import FluxBackend, JobEvent
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.blocks import deadline
@@ -34,6 +34,8 @@ from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.outcome import end_of_job, error_of
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.engine.workers.recovery import Recovery
+from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.errors import EngineError, FluxEndpointError
 from flux_endpoint.paths import OUTPUT_LOG
 from flux_endpoint.protocol.duration import format_duration
@@ -45,8 +47,6 @@ log = logging.getLogger(__name__)
 _END_PATIENCE = 30.0
 #: Blocks that had too little time left for a task when they came up, before it is given up.
 _MOST_TOO_LATE = 3
-#: Seconds in which the tasks of before a restart are submitted again.
-_RECOVERY = 10.0
 #: Seconds after which a decision that failed is made again.
 _AFTER_FAILURE = 1.0
 
@@ -92,8 +92,10 @@ class BlockEngine:
         self._attempts: dict[str, list[str]] = {}
         self._blocks: dict[str, Block] = {}
         self._names = (f"block-{number}" for number in itertools.count())
-        #: Blocks of before a restart by the tasks whose jobs run in them.
+        #: Recovered blocks, by task id.
         self._homes: dict[str, Block] = {}
+        #: What blocks of before may hold, and what those that ended have left.
+        self._recovery = Recovery((), (), 0.0)
         self._backoff = Backoff(random.random)
         self._stopping = False
         #: Monotonic time until which running tasks may finish when the engine stops.
@@ -152,8 +154,10 @@ class BlockEngine:
             awaits_loss=lambda: False,
         )
         logs.event(log, logging.INFO, f"engine asks for blocks in {self._backend.description}")
-        for jobid in self._launcher.recorded():
-            self._find(jobid)
+        jobids, ends = self._launcher.find()
+        blocks = [self._find(jobid) for jobid in sorted(jobids)]
+        holders = [b.name for b in blocks if b.jobid and self._launcher.has_workers(b.jobid)]
+        self._recovery = Recovery(holders, ends, time.monotonic())
         self._backend.watch(
             lambda _: None,  # what is in a block goes on till Flux ends that
             lambda reason: self._tell(partial(self._lose, reason)),
@@ -177,6 +181,7 @@ class BlockEngine:
 
     def recovered(self) -> None:
         """Take note that all tasks of before a restart have been submitted; see `Engine`."""
+        self._tell(self._complete_recovery)
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Forget tasks whose results are on disk at the submitter; see `Engine`."""
@@ -248,15 +253,79 @@ class BlockEngine:
     def _take(self, task: EngineTask) -> None:
         """Queue a task, or refuse what no block can run."""
         attempts = list(self._attempts.pop(task.task_id, ()))
+        if (end := self._recovery.end(task.task_id)) is not None:
+            self._conclude(Held(task, attempts=attempts), end)
+            return
         try:
             self._waiting.add(task, attempts, runs=task.task_id in self._homes)
         except FluxEndpointError as error:
             self._fail(task.task_id, ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}")
 
     def _settle(self, task_ids: Collection[str]) -> None:
+        self._recovery.settle(task_ids)
         for block in self._blocks.values():
             if block.engine is not None:
                 block.engine.settle(task_ids)
+
+    # Before a restart, and after
+
+    def _found(self, block: Block, task_ids: Collection[str]) -> None:
+        """The workers of a block of before a restart have said which tasks they have."""
+        self._recovery.heard(block.name, {})
+        waiting = {held.task.task_id for held in self._waiting}
+        for task_id in task_ids:
+            if not self._recovery.is_complete or task_id in waiting:
+                self._homes[task_id] = block
+
+    def _complete_recovery(self) -> None:
+        """All tasks of before a restart are here: others that blocks have are not wanted."""
+        self._recovery.complete()
+        waiting = {held.task.task_id for held in self._waiting}
+        self._homes = {each: home for each, home in self._homes.items() if each in waiting}
+
+    def _tell_recovered(self) -> None:
+        """Have the engines of blocks forget what nobody wants."""
+        if not self._recovery.is_complete or self._recovery.is_pending:
+            return
+        for block in self._blocks.values():
+            if block.engine is not None and not block.is_recovered:
+                block.is_recovered = True
+                block.engine.recovered()
+
+    def _conclude(self, held: Held, end: SpooledEnd) -> None:
+        """Deal with an end of a task that its block has left on disk."""
+        task_id, kind = held.task.task_id, end.header.get("end", "result")
+        try:
+            body = end.body()
+        except OSError as error:
+            logs.event(log, logging.ERROR, "a result on disk can't be read", reason=error)
+            kind, body = "unread", b""
+        if kind == "result" and not end.header.get("format"):
+            self._end(EngineResult(task_id, body))
+        elif kind == "cancelled":
+            self._fail_cancelled(task_id)
+        else:
+            self._recovery.settle([task_id])
+            attempts = [*held.attempts, body.decode(errors="replace")]
+            if kind != "lost":
+                self._waiting.put_back(held)
+            elif len(attempts) <= self._config.max_retries_on_system_failure:
+                self._waiting.put_back(replace(held, attempts=attempts))
+            else:
+                self._fail(task_id, ErrorCode.WORKER_LOST, failure_text("WorkerLost", attempts))
+
+    def _take_what_is_left(self, block: Block, ends: list[SpooledEnd]) -> None:
+        """A block has ended; take what its workers have left on disk."""
+        self._recovery.gone(block.name, ends)
+        there = {end.header["id"] for end in ends}
+        for held in [held for held in self._waiting if held.task.task_id in there]:
+            if (end := self._recovery.end(held.task.task_id)) is not None:
+                self._waiting.remove(held)
+                self._conclude(held, end)
+        if self._recovery.is_complete:
+            self._recovery.complete()
+
+    # The ends of tasks
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         held = self._waiting.find(task_id)
@@ -311,7 +380,10 @@ class BlockEngine:
             home = self._homes.get(held.task.task_id)
             if home is not None and home.engine is not None:
                 self._waiting.remove(held)
-                self._send(home, held)  # its job runs there
+                self._send(home, held)  # it runs there
+        self._tell_recovered()
+        if self._recovery.is_pending:
+            return  # any of them may be with a block
         ready = [block for block in self._blocks.values() if block.state == "ready"]
         if not self._stopping and self._waiting and ready:
             for block, held in self._waiting.assign(ready, self._homes, time.time()):
@@ -343,7 +415,7 @@ class BlockEngine:
             decision = decide(
                 self._blocks_config,
                 views,
-                Demand(self._waiting.cores(but=self._homes), self._waiting.capacity),
+                Demand(self._unserved, self._waiting.capacity),
                 now=now,
                 not_before=self._backoff.not_before,
             )
@@ -358,6 +430,11 @@ class BlockEngine:
             self._done.set()
         self._again = max(0.0, min(moments, default=math.inf))
 
+    @property
+    def _unserved(self) -> int:
+        """How many cores the tasks take that no block has."""
+        return 0 if self._recovery.is_pending else self._waiting.cores(but=self._homes)
+
     def _request(self) -> None:
         try:
             future = self._launcher.submit()
@@ -367,7 +444,7 @@ class BlockEngine:
             return
         self._follow(Block(next(self._names), future))
 
-    def _find(self, jobid: int) -> None:
+    def _find(self, jobid: int) -> Block:
         """Take a block of before a restart over."""
         future = self._backend.executor.attach(jobid)
         block = Block(next(self._names), future, jobid=jobid, found=True)
@@ -375,6 +452,7 @@ class BlockEngine:
         for task_id in self._launcher.jobs_in(jobid):
             self._homes[task_id] = block
         self._follow(block)
+        return block
 
     def _follow(self, block: Block) -> None:
         self._blocks[block.name] = block
@@ -431,6 +509,7 @@ class BlockEngine:
                 self._on_event,
                 lambda reason: self._tell(lambda: self._close(block, f"{block.label}: {reason}")),
                 lambda task, attempts: self._tell(lambda: self._left(block, task, attempts)),
+                lambda task_ids: self._tell(lambda: self._found(block, task_ids)),
             )
         except Exception as error:
             if not isinstance(error, (FluxEndpointError, OSError, RuntimeError)):
@@ -459,7 +538,6 @@ class BlockEngine:
             self._stop_engine(block, 0.0)
             return
         block.state = "ready"
-        block.expects_until = time.monotonic() + _RECOVERY
         block.meter.workers = block.capacity
         self._backoff.succeeded()
         logs.event(log, logging.INFO, f"{block.label} is ready", nodes=block.nodes)
@@ -485,8 +563,6 @@ class BlockEngine:
         """Tell the tasks of blocks that are about to end, and give up what goes on regardless."""
         now = time.time()
         for block in list(self._blocks.values()):
-            if time.monotonic() >= block.expects_until:
-                self._forget_homes(block)
             if self._stopping and block.state in ("ready", "draining"):
                 self._finish(block)
             if block.state == "ready" and now >= self._moment(block):
@@ -511,7 +587,6 @@ class BlockEngine:
     def _forget_homes(self, block: Block) -> None:
         for task_id in [each for each, home in self._homes.items() if home is block]:
             del self._homes[task_id]
-        block.expects_until = math.inf
 
     def _out_of_time(self, block: Block) -> str:
         walltime = format_duration(self._blocks_config.walltime)
@@ -527,9 +602,8 @@ class BlockEngine:
 
     def _next_time(self, block: Block) -> float:
         """Return the seconds until something about a block is due."""
-        expected = block.expects_until if block in self._homes.values() else math.inf
-        monotonic = min(expected, self._stop_at if block.state != "ending" else math.inf)
-        return min(self._moment(block) - time.time(), monotonic - time.monotonic())
+        stop_at = self._stop_at if block.state != "ending" else math.inf
+        return min(self._moment(block) - time.time(), stop_at - time.monotonic())
 
     def _ended_by_others(self, block: Block, why: str) -> None:
         """A block comes to an end that we had not planned."""
@@ -621,7 +695,7 @@ class BlockEngine:
             self._requeue(block, held)
         self._forget_homes(block)
         if block.jobid is not None:
-            self._launcher.forget(block.jobid)
+            self._take_what_is_left(block, self._launcher.forget(block.jobid))
 
     # The end
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
@@ -54,22 +54,36 @@ class Backlog:
             self._note_deadline(entry)
             self._entries.appendleft(entry)
 
-    def retry_or_fail(self, entry: Entry, reason: str) -> None:
-        """Queue a task before all others that was lost while it ran, or end it."""
+    def retry_or_fail(self, entry: Entry, reason: str) -> bool:
+        """Queue a task before all others that was lost while it ran, or end it.
+
+        Returns:
+            Whether it is tried again.
+        """
         if entry.cancelled:
             self.end_cancelled(entry)
-            return
+            return False
         entry.attempts.append(reason)
         if len(entry.attempts) <= self._retries:
             entry.started = None
             self._note_deadline(entry)
             self._entries.appendleft(entry)
-            return
+            return True
         _fail(entry, ErrorCode.WORKER_LOST, failure_text("WorkerLost", entry.attempts))
+        return False
 
     def find(self, task_id: str) -> Entry | None:
         """Return a task that waits here."""
         return next((each for each in self._entries if each.task.task_id == task_id), None)
+
+    def extract(self, task_ids: Container[str]) -> list[Entry]:
+        """Take tasks out that somebody has, and return them."""
+        found = [each for each in self._entries if each.task.task_id in task_ids]
+        if found:
+            self._entries = deque(
+                each for each in self._entries if each.task.task_id not in task_ids
+            )
+        return found
 
     def cancel(self, entry: Entry) -> None:
         """End a task that waits here, on request."""

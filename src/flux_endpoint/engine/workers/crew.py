@@ -136,7 +136,9 @@ class Crew:
         coming = [m for m in everyone if m.state == "starting"]
         return Force(
             permanent=sum(
-                m.workers for m in everyone if m.permanent and m.state in {"starting", "ready"}
+                m.workers
+                for m in everyone
+                if m.permanent and m.state in {"found", "starting", "ready"}
             ),
             total=sum(m.workers for m in everyone),
             coming=sum(m.workers for m in coming),
@@ -250,7 +252,7 @@ class Crew:
             node=manager.place,
             amount=manager.amount,
             running=min(len(manager.tasks), manager.workers),
-            leaving=manager.state in {"draining", "stopping"},
+            leaving=manager.state in {"draining", "stopping", "leaving", "over"},
             stays=manager.state in {"starting", "ready"}
             and now < max(self._end_of_turn(manager), self._due)
             and self._has_a_turn(manager, backlog),
@@ -291,7 +293,7 @@ class Crew:
         draining, unborn, kept = [], [], []
         for name, manager in self.managers.items():
             if name not in leaving:
-                if manager.state == "draining":
+                if manager.state == "draining" and manager.is_current:
                     manager.state = "ready"
                     kept.append(manager)
             elif manager.state == "ready":

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-_LENGTHS = struct.Struct("!IQ")
+#: Of header and body, in bytes.
+LENGTHS = struct.Struct("!IQ")
 _CHUNK = 1 << 18
 
 
@@ -37,7 +38,7 @@ class FrameSocket:
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         """Queue a frame and write as much as goes. A peer that is gone shows in `receive`."""
         text = json.dumps(header, separators=(",", ":")).encode()
-        self._outgoing.append(memoryview(_LENGTHS.pack(len(text), len(body)) + text))
+        self._outgoing.append(memoryview(LENGTHS.pack(len(text), len(body)) + text))
         if body:
             self._outgoing.append(memoryview(body))
         self.flush()
@@ -86,9 +87,9 @@ class FrameSocket:
     def _frames(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         start = 0
         data = self._incoming
-        while len(data) - start >= _LENGTHS.size:
-            header_length, body_length = _LENGTHS.unpack_from(data, start)
-            header_at = start + _LENGTHS.size
+        while len(data) - start >= LENGTHS.size:
+            header_length, body_length = LENGTHS.unpack_from(data, start)
+            header_at = start + LENGTHS.size
             body_at = header_at + header_length
             end = body_at + body_length
             if len(data) < end:
@@ -108,10 +109,10 @@ def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
     Raises:
         EOFError: what was sent is no frame.
     """
-    lengths = _read(sock, _LENGTHS.size)
+    lengths = _read(sock, LENGTHS.size)
     if lengths is None:
         return None
-    header_length, body_length = _LENGTHS.unpack(lengths)
+    header_length, body_length = LENGTHS.unpack(lengths)
     header = _read(sock, header_length)
     body = _read(sock, body_length)
     if header is None or body is None:
@@ -133,7 +134,7 @@ def _header(text: bytearray) -> dict[str, Any]:
 def write_frame(sock: socket.socket, header: dict[str, Any], body: bytes = b"") -> None:
     """Write one frame to a blocking socket."""
     text = json.dumps(header, separators=(",", ":")).encode()
-    head = _LENGTHS.pack(len(text), len(body)) + text
+    head = LENGTHS.pack(len(text), len(body)) + text
     if len(body) < _CHUNK:
         sock.sendall(head + body)
     else:

@@ -6,12 +6,10 @@ import json
 import logging
 import math
 import os
-import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,35 +18,33 @@ from typing import Any
 import zmq
 
 from flux_endpoint import logs
-from flux_endpoint.engine.backend import Backend, JobEvent
+from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
-from flux_endpoint.engine.demand import JobDemand, placement_of
-from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
+from flux_endpoint.engine.demand import JobDemand
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import Backlog
+from flux_endpoint.engine.workers.book import TaskBook
 from flux_endpoint.engine.workers.crew import Crew
 from flux_endpoint.engine.workers.launch import ManagerLauncher
-from flux_endpoint.engine.workers.records import Entry, ManagerRecord, ManagerState
-from flux_endpoint.engine.workers.sizing import Limits, Piece
+from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle
+from flux_endpoint.engine.workers.pool_socket import PoolSocket
+from flux_endpoint.engine.workers.records import Entry, ManagerRecord
+from flux_endpoint.engine.workers.recovery import Recovery
+from flux_endpoint.engine.workers.sizing import Limits
 from flux_endpoint.engine.workers.sleep import milliseconds_until
+from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.yielding import Site
 
 log = logging.getLogger(__name__)
 
-#: Seconds before a manager that did not come up is tried again: the first, doubled up to the last.
-_FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 30.0
-#: So many failures to start in a row end the tasks that wait.
-_MOST_FAILURES = 4
 #: Most running tasks that the status names.
 _MOST_NAMED = 1000
 #: Most tasks in one message to a manager.
 _BATCH = 128
 #: Seconds without a result after which the tasks that wait on a node may go elsewhere.
 _STUCK_AFTER = 0.1
-#: Seconds that managers have to end before their jobs are cancelled, then before they are given up.
-_END_PATIENCE, _CANCEL_PATIENCE = 3.0, 15.0
 
 
 class WorkerPool:
@@ -66,15 +62,16 @@ class WorkerPool:
         on_left: Callable[[str, list[str]], None],
         is_over: Callable[[], bool],
         awaits_loss: Callable[[], bool],
+        on_found: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
-        self._backend = backend
-        #: Whether the instance has come to its time limit or its end, and ends jobs.
-        self._is_expired = is_over
-        #: Whether it is ending, and `lose` comes.
-        self._awaits_loss = awaits_loss
+        self._directory = directory
+        self._spans_hosts = backend.spans_hosts
         self._on_result = on_result
+        self._on_found = on_found
+        self._output = output
+        self._socket = PoolSocket(directory, config.address)
         self._launcher = ManagerLauncher(
-            backend, config, tasks=tasks, directory=directory, output=output
+            backend, config, tasks=tasks, directory=directory, socket=self._socket
         )
         self._waiting = Backlog(config.max_retries_on_system_failure, on_left)
         self._crew = Crew(
@@ -83,20 +80,25 @@ class WorkerPool:
             config.idle_timeout,
         )
         self._managers = self._crew.managers
-        #: Tasks that run for a while already, and when each was started (seconds since the epoch).
-        self._running: dict[str, float] = {}
-        self._failures = 0
-        #: Why the latest group of workers did not start, until one has.
-        self._not_started = ""
-        self._not_before = 0.0
+        self._book = TaskBook(self._waiting, self._socket.send)
+        self._lifecycle = ManagerLifecycle(
+            backend,
+            self._launcher,
+            self._crew,
+            self._book,
+            self._waiting,
+            send=self._socket.send,
+            tell=self._tell,
+            on_job_end=self._job_ended,
+            on_gone=self._gone,
+            is_over=is_over,
+            awaits_loss=awaits_loss,
+        )
+        self._recovery = Recovery((), (), 0.0)
         #: Monotonic time of this turn. What is to be done now and what is to be waited for are told
         #: apart by this one reading: what came between two would be neither.
         self._now = 0.0
-        self._stopping = False
-        #: When what has not ended is cancelled, and when it is given up.
-        self._cancel_at = self._give_up_at = math.inf
         self._drained = threading.Event()
-        self._questions = ThreadPoolExecutor(1, thread_name_prefix="pool-questions")
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()
@@ -104,19 +106,33 @@ class WorkerPool:
         self._poller = zmq.Poller()
         self._thread = threading.Thread(target=self._run, name="worker-pool", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread and the managers that are always there."""
-        self._launcher.open()
-        self._poller.register(self._launcher.socket, zmq.POLLIN)
+    def start(self, left: Iterable[SpooledEnd] = ()) -> None:
+        """Find the managers of before a restart, and start the thread and those always there.
+
+        Args:
+            left: ends that others than these managers have left on disk.
+
+        Raises:
+            EngineError: Flux does not say which managers there are.
+            ConfigurationError: `engine.address` is none at which this host is reached.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        found, ends = self._launcher.find()
+        awaited = (each.manager_id for each in found)
+        self._recovery = Recovery(awaited, [*left, *ends], time.monotonic())
+        for each in found:
+            self._lifecycle.adopt(each)
+        self._socket.open(spans_hosts=self._spans_hosts)
+        self._poller.register(self._socket.source, zmq.POLLIN)
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._status = self._counters()
-        self._tell(lambda: None)  # the first turn starts the managers that are always there
+        self._tell(self._tell_found)  # the first turn starts the managers that are always there
         self._thread.start()
 
     def submit(self, task: EngineTask, attempts: list[str]) -> None:
         """Queue a task, after `attempts` that failed; it ends in one call of `on_result`."""
         entry = Entry(task, self._on_result, attempts=attempts)
-        self._tell(lambda: self._waiting.append(entry))
+        self._tell(lambda: self._take(entry))
 
     def format(self, task: EngineTask, on_result: Callable[[EngineResult], None]) -> None:
         """Have a worker put a command task's arguments into its command.
@@ -125,7 +141,15 @@ class WorkerPool:
             task: a command task.
             on_result: given the result, whose value is the formatted task, packed.
         """
-        self._tell(lambda: self._waiting.append(Entry(task, on_result, formats=True)))
+        self._tell(lambda: self._take(Entry(task, on_result, formats=True)))
+
+    def recovered(self) -> None:
+        """Take note that all tasks of before a restart have been submitted."""
+        self._tell(self._complete_recovery)
+
+    def settle(self, task_ids: Collection[str]) -> None:
+        """Forget ends of tasks that are on disk at the submitter."""
+        self._tell(lambda: self._settle(task_ids))
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task that waits or runs; its result says `TaskCancelled`.
@@ -140,7 +164,7 @@ class WorkerPool:
 
     def hold(self) -> None:
         """Start nothing more; what runs goes on."""
-        self._tell(lambda: setattr(self, "_stopping", True))
+        self._tell(lambda: setattr(self._lifecycle, "is_stopping", True))
 
     def lose(self, reason: str) -> None:
         """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
@@ -155,7 +179,7 @@ class WorkerPool:
 
     def status(self) -> dict[str, Any]:
         """Return counters, as of the last thing that happened, and what runs for a while."""
-        running = dict(islice(self._running.copy().items(), _MOST_NAMED))
+        running = dict(islice(self._book.running.copy().items(), _MOST_NAMED))
         return {**self._status, "running_tasks": running}
 
     def stop(self, grace: float) -> None:
@@ -165,8 +189,8 @@ class WorkerPool:
             self._drained.wait(grace)
         self._tell(self._stop_all)
         self._thread.join()
-        self._questions.shutdown(wait=False, cancel_futures=True)
-        self._launcher.close()
+        self._lifecycle.close()
+        self._socket.close()
         with self._wake_lock:
             os.close(self._wake_fd)
             self._wake_fd = -1
@@ -189,15 +213,16 @@ class WorkerPool:
             while self._inbox:
                 self._safely(self._inbox.popleft())
             self._now = time.monotonic()
+            self._expire()
             self._waiting.leave_late(time.time())
-            self._assign()
-            self._balance()
-            if not self._stopping:
-                self._make_room()
-                self._shrink()
-                self._grow()
-            self._insist()
-            if self._stopping and not any(m.tasks for m in self._managers.values()):
+            if not self._recovery.is_pending:
+                self._assign()
+                self._balance()
+                if not self._lifecycle.is_stopping:
+                    self._make_room()
+                    self._shrink()
+                    self._grow()
+            if self._lifecycle.is_stopping and not any(m.tasks for m in self._managers.values()):
                 self._drained.set()
             self._status = self._counters()
 
@@ -207,17 +232,23 @@ class WorkerPool:
         except Exception:
             log.exception("a message to the worker pool could not be dealt with; the others go on")
 
+    def _expire(self) -> None:
+        self._lifecycle.expire(self._now)
+        if self._now >= self._recovery.due:
+            self._recovery.due = math.inf
+            for manager_id in self._recovery.awaited & self._managers.keys():
+                why = "workers of before a restart do not answer"
+                self._lifecycle.give_up(self._managers[manager_id], why)
+
     def _is_over(self) -> bool:
-        if not (self._stopping and self._drained.is_set()):
+        if not (self._lifecycle.is_stopping and self._drained.is_set()):
             return False
-        return not self._managers or self._now >= self._give_up_at
+        return not self._managers or self._now >= self._lifecycle.give_up_at
 
     def _patience(self) -> int | None:
         """Return milliseconds until something must be done even if nothing happens."""
-        moments = [self._cancel_at, self._give_up_at]
-        if self._not_before > self._now:
-            moments.append(self._not_before)
-        if not self._stopping:
+        moments = [*self._lifecycle.moments(self._now), self._recovery.due]
+        if not self._lifecycle.is_stopping:
             moments.extend(self._crew.moments(self._now))
         stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
         # Afterwards `_grow` and `_balance` have done what could be done.
@@ -230,7 +261,7 @@ class WorkerPool:
         held = sum(len(m.tasks) for m in self._managers.values())
         return {
             **self._crew.counters(),
-            "workers_error": self._not_started,
+            "workers_error": self._lifecycle.not_started,
             "pending_tasks": len(self._waiting),
             "outstanding_tasks": held + len(self._waiting),
         }
@@ -238,103 +269,145 @@ class WorkerPool:
     # Messages of the managers
 
     def _receive(self) -> None:
-        while (message := self._launcher.receive()) is not None:
+        while (message := self._socket.receive()) is not None:
             manager_id, kind, parts = message
             manager = self._managers.get(manager_id)
-            if manager is None:
-                continue  # it was given up
-            if kind == b"results":
-                self._take_results(manager, parts)
-            elif kind == b"hello":
-                self._greeted(manager, json.loads(parts[1]))
-            elif kind == b"running":
-                self._started(manager, parts[0].decode(), float(parts[1]))
-            elif kind == b"returned":
-                self._returned(manager, parts)
-            elif kind == b"late":
-                self._late(manager, parts)
-            elif kind == b"held":
-                self._reconcile(manager, {part.decode() for part in parts})
-            elif kind == b"lost":
-                self._lost(manager, parts[0].decode(), parts[1].decode())
-            elif kind == b"cancelled":
-                entry = self._release(manager, parts[0].decode())
-                if entry is not None:
-                    self._waiting.end_cancelled(entry)
+            if kind == b"output":
+                self._output.write(parts[0])
+            elif manager is not None:
+                self._safely(partial(self._hear, manager, kind, parts))
 
-    def _take_results(self, manager: ManagerRecord, parts: list[bytes]) -> None:
+    def _hear(self, manager: ManagerRecord, kind: bytes, parts: list[bytes]) -> None:
+        match kind:
+            case b"hello":
+                self._greeted(manager, json.loads(parts[0]))
+            case b"held" if parts[0] == manager.question:
+                self._told_what_is_held(manager, json.loads(parts[1]))
+            case _ if manager.state == "found":
+                pass  # nothing counts before
+            case b"ends":
+                self._take_ends(manager, parts)
+            case b"running":
+                if (task_id := parts[0].decode()) in manager.tasks:
+                    self._book.running[task_id] = float(parts[1])
+            case b"returned":
+                self._book.returned(manager, [part.decode() for part in parts])
+            case b"late":
+                self._book.late(manager, [part.decode() for part in parts])
+            case b"bye":
+                self._lifecycle.said_bye(manager, json.loads(parts[0])["running"])
+
+    def _take_ends(self, manager: ManagerRecord, parts: list[bytes]) -> None:
         manager.ahead = json.loads(parts[0])["ahead"]
         manager.quiet_since = time.monotonic()
-        for identity, body in zip(parts[1::2], parts[2::2], strict=True):
-            task_id = identity.decode()
-            entry = self._release(manager, task_id)
-            if entry is not None:
-                entry.on_result(EngineResult(task_id, body))
-
-    def _started(self, manager: ManagerRecord, task_id: str, moment: float) -> None:
-        if task_id in manager.tasks:
-            self._running[task_id] = moment
-
-    def _release(self, manager: ManagerRecord, task_id: str) -> Entry | None:
-        entry = manager.tasks.pop(task_id, None)
-        started = self._running.pop(task_id, None)
-        if entry is not None:
-            entry.started = started
-        if not manager.tasks:
-            manager.idle_since = time.monotonic()
-        return entry
-
-    def _returned(self, manager: ManagerRecord, parts: list[bytes]) -> None:
-        for identity in parts:
-            entry = self._release(manager, identity.decode())
-            if entry is not None:
-                self._waiting.requeue(entry)
-
-    def _late(self, manager: ManagerRecord, parts: list[bytes]) -> None:
-        for identity in parts:
-            entry = self._release(manager, identity.decode())
-            if entry is not None:
-                self._waiting.leave(entry)
-
-    def _reconcile(self, manager: ManagerRecord, held: set[str]) -> None:
-        """Queue again what a broken connection has lost, be it the task or its result."""
-        for task_id in manager.asked:
-            if task_id in held:
-                entry = manager.tasks.get(task_id)
-                if entry is not None and entry.cancelled:  # that may not have arrived
-                    self._launcher.send(manager.manager_id, [b"cancel", task_id.encode()])
-                continue
-            entry = self._release(manager, task_id)
-            if entry is not None:
-                logs.event(log, logging.WARNING, "task lost on its way, again", task=task_id)
-                self._waiting.requeue(entry)
-        manager.asked = []
+        for header, body in zip(parts[1::2], parts[2::2], strict=True):
+            self._book.ended(manager, json.loads(header), body)
 
     def _greeted(self, manager: ManagerRecord, greeting: dict[str, Any]) -> None:
-        if manager.state in {"ready", "draining"}:  # it was connected before
-            manager.asked = list(manager.tasks)
-            self._launcher.send(manager.manager_id, [b"held?"])
-        elif manager.state == "stopping":
-            self._launcher.send(manager.manager_id, [b"stop"])  # it may not have had the first
-        if manager.state == "starting":
-            manager.state = "ready"
-            manager.host = greeting["host"]
-            manager.idle_since = manager.greeted_at = time.monotonic()
-            self._failures = 0
-            self._not_started = ""
-            logs.event(
-                log,
-                logging.INFO,
-                "workers ready",
-                host=manager.host,
-                workers=manager.workers,
-                manager=manager.manager_id,
-            )
+        match manager.state:
+            case "starting":
+                self._lifecycle.greeted(manager, greeting["host"])
+                self._socket.send(manager.manager_id, [b"go"])
+            case "found" | "ready" | "draining":
+                manager.host = greeting["host"]
+                manager.asked = list(manager.tasks)
+                manager.question = os.urandom(8)
+                self._socket.send(manager.manager_id, [b"held?", manager.question])
+            case "stopping" | "over":
+                self._socket.send(manager.manager_id, [b"stop"])  # it may not have had the first
+
+    def _told_what_is_held(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
+        manager.question = b""
+        if manager.state != "found":
+            if manager.awaits_go:  # it broke off before all tasks of before were here
+                return
+            unwanted = self._book.reconcile(manager, held)
+            self._go(manager, unwanted)
+            return
+        self._lifecycle.greeted(manager, manager.host)
+        manager.awaits_go = True
+        manager.unwanted = held["waiting"]
+        holdings = {**dict.fromkeys(held["ended"]), **held["running"]}
+        logs.event(
+            log,
+            logging.INFO,
+            "workers taken over",
+            host=manager.host,
+            running=len(held["running"]),
+            ended=len(held["ended"]),
+        )
+        self._recovery.heard(manager.manager_id, holdings)
+        for entry in self._waiting.extract(holdings):
+            self._take(entry)
+        self._tell_found()
+        if self._recovery.is_complete:
+            self._complete_recovery()
+
+    def _go(self, manager: ManagerRecord, unwanted: Collection[str]) -> None:
+        ids = (task_id.encode() for task_id in unwanted)
+        self._socket.send(manager.manager_id, [b"go", *ids])
+
+    # Before a restart, and after
+
+    def _tell_found(self) -> None:
+        if not self._recovery.is_pending:
+            self._on_found(self._recovery.held)
+
+    def _take(self, entry: Entry) -> None:
+        """Queue a task, or find it with a manager, or its end on disk."""
+        task_id = entry.task.task_id
+        if (holding := self._recovery.holding(task_id)) is not None:
+            self._book.give(self._managers[holding.manager_id], entry, holding.began)
+        elif (end := self._recovery.end(task_id)) is not None:
+            self._conclude(entry, end)
+        else:
+            self._waiting.append(entry)
+
+    def _conclude(self, entry: Entry, end: SpooledEnd) -> None:
+        try:
+            body = end.body()
+        except OSError as error:
+            logs.event(log, logging.ERROR, "a result on disk can't be read", reason=error)
+            self._waiting.requeue(entry)
+            return
+        kept = entry.formats == bool(end.header.get("format"))
+        if kept:
+            kept = self._book.conclude(entry, end.header, body, "")
+        else:
+            self._waiting.requeue(entry)
+        if not kept:
+            self._recovery.settle([entry.task.task_id])
+
+    def _complete_recovery(self) -> None:
+        for manager_id, task_ids in self._recovery.complete().items():
+            self._managers[manager_id].unwanted += task_ids
+        for manager in self._managers.values():
+            if manager.awaits_go:
+                manager.awaits_go = False
+                self._go(manager, manager.unwanted)
+                manager.unwanted = []
+
+    def _settle(self, task_ids: Collection[str]) -> None:
+        self._book.settle(task_ids)
+        self._recovery.settle(task_ids)
+
+    def _gone(self, manager: ManagerRecord, ends: list[SpooledEnd]) -> None:
+        """Take what a manager that is gone has left on disk."""
+        self._recovery.gone(manager.manager_id, ends)
+        for task_id in [each.header["id"] for each in ends if each.header["id"] in manager.tasks]:
+            entry, end = self._book.release(manager, task_id), self._recovery.end(task_id)
+            if entry is not None and end is not None:
+                self._conclude(entry, end)
+        for entry in self._waiting.extract(self._recovery.held):
+            self._take(entry)
+        self._tell_found()
+        if self._recovery.is_complete:
+            self._complete_recovery()
 
     # Tasks
 
     def _assign(self) -> None:
-        if not self._waiting or self._stopping:
+        if not self._waiting or self._lifecycle.is_stopping:
             return
         ready = self._crew.ready
         # First every worker gets something to do, those first that stay anyhow or have company:
@@ -350,20 +423,12 @@ class WorkerPool:
             frames = [b"tasks"]
             for _ in range(min(count, _BATCH, len(self._waiting))):
                 entry = self._waiting.take()
-                task = entry.task
-                header: dict[str, Any] = {"id": task.task_id}
-                if task.result_serializers:
-                    header["rs"] = task.result_serializers
-                if entry.formats:
-                    header["format"] = True
-                if task.start_before is not None:
-                    header["before"] = task.start_before
-                frames += (json.dumps(header).encode(), task.buffer.encode())
+                frames += (json.dumps(_header_of(entry)).encode(), entry.task.buffer.encode())
                 if not manager.tasks:
                     manager.quiet_since = time.monotonic()
-                manager.tasks[task.task_id] = entry
+                manager.tasks[entry.task.task_id] = entry
                 count -= 1
-            self._launcher.send(manager.manager_id, frames)
+            self._socket.send(manager.manager_id, frames)
 
     def _balance(self) -> None:
         """Ask for tasks that wait on one node while workers of another have nothing to do.
@@ -372,29 +437,23 @@ class WorkerPool:
         """
         for manager in self._managers.values():
             if manager.state == "draining" and self._is_stuck(manager):
-                self._take_back(manager)
+                self._take_back(manager, len(manager.tasks))
         wanted = sum(m.free for m in self._managers.values())
-        if self._waiting or self._stopping or not wanted:
+        if self._waiting or self._lifecycle.is_stopping or not wanted:
             return
         for manager in self._managers.values():
             if wanted > 0 and manager.state == "ready" and self._is_stuck(manager):
                 count = min(wanted, manager.surplus)
-                self._launcher.send(manager.manager_id, [b"return", str(count).encode()])
-                manager.quiet_since = time.monotonic()
+                self._take_back(manager, count)
                 wanted -= count
 
-    def _take_back(self, manager: ManagerRecord) -> None:
-        """Ask for everything that a manager has not started."""
-        self._launcher.send(manager.manager_id, [b"return", b"%d" % len(manager.tasks)])
+    def _take_back(self, manager: ManagerRecord, count: int) -> None:
+        """Ask for tasks that a manager has not started."""
+        self._socket.send(manager.manager_id, [b"return", b"%d" % count])
         manager.quiet_since = time.monotonic()
 
     def _is_stuck(self, manager: ManagerRecord) -> bool:
         return manager.surplus > 0 and self._now >= manager.quiet_since + _STUCK_AFTER
-
-    def _lost(self, manager: ManagerRecord, task_id: str, reason: str) -> None:
-        entry = self._release(manager, task_id)
-        if entry is not None:
-            self._waiting.retry_or_fail(entry, f"{reason} on {manager.host or 'its node'}")
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         waiting = self._waiting.find(task_id)
@@ -405,13 +464,8 @@ class WorkerPool:
             if held is not None:
                 held.cancelled = held.cancelled or signum is None
                 message = [b"cancel"] if signum is None else [b"signal", str(signum).encode()]
-                self._launcher.send(manager.manager_id, [*message, task_id.encode()])
+                self._socket.send(manager.manager_id, [*message, task_id.encode()])
                 return
-
-    def _terminate(self, reason: str) -> None:
-        self._waiting.close()
-        for manager in self._managers.values():
-            self._launcher.send(manager.manager_id, [b"terminate", reason.encode()])
 
     # Managers
 
@@ -434,9 +488,9 @@ class WorkerPool:
                 running=len(manager.tasks),
             )
             if manager.tasks:
-                self._take_back(manager)
+                self._take_back(manager, len(manager.tasks))
         for manager in review.unborn:
-            self._withdraw(manager, "makes room for a job")
+            self._lifecycle.withdraw(manager, "makes room for a job")
         if review.kept:
             self._assign()
             self._balance()
@@ -445,168 +499,47 @@ class WorkerPool:
         """Start workers where more tasks wait than the coming ones can take."""
         backlog = self._unserved
         for manager in self._crew.withdraw(backlog, self._now):
-            self._withdraw(manager, "found no room")
-        if self._now < self._not_before:
+            self._lifecycle.withdraw(manager, "found no room")
+        if self._now < self._lifecycle.not_before:
             return
         for piece in self._crew.missing(backlog, self._now):
-            if not self._start_manager(piece):
+            if not self._lifecycle.start(piece):
                 return
-
-    def _start_manager(self, piece: Piece) -> bool:
-        manager_id = secrets.token_hex(4)
-        try:
-            job = self._launcher.launch(manager_id, piece.workers, self._crew.urgency)
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
-            if self._backend.is_lost(error):
-                return False
-            self._start_failed(manager_id, f"their job can't be submitted: {error}")
-            return False
-        manager = ManagerRecord(
-            manager_id,
-            piece.workers,
-            job,
-            permanent=piece.permanent,
-            amount=self._launcher.amount(piece.workers),
-            submitted_at=time.monotonic(),
-        )
-        self._managers[manager_id] = manager
-        job.add_event_callback("priority", lambda _, __: self._tell(lambda: _eligible(manager)))
-        job.add_event_callback(
-            "alloc", lambda _, event: self._tell(partial(self._allocated, manager, event))
-        )
-        job.add_done_callback(lambda _: self._tell(lambda: self._ended(manager_id)))
-        return True
-
-    def _allocated(self, manager: ManagerRecord, event: JobEvent) -> None:
-        self._crew.allocated(manager, next(iter(placement_of(event.context)), ""))
 
     def _shrink(self) -> None:
         for manager in self._crew.idle(self._now):
-            self._stop_manager(manager)
+            if not manager.awaits_go:
+                self._lifecycle.stop(manager)
 
-    def _withdraw(self, manager: ManagerRecord, note: str) -> None:
-        """End a manager that has not come up yet."""
-        manager.state = "stopping"
-        self._launcher.cancel(manager.job, note)
-
-    def _stop_manager(self, manager: ManagerRecord) -> None:
-        manager.state = "stopping"
-        self._launcher.send(manager.manager_id, [b"stop"])
-
-    def _stop_all(self) -> None:
-        """End every manager, with what it runs; a job that has not greeted yet is cancelled."""
-        self._drained.set()
-        self._cancel_at = time.monotonic() + _END_PATIENCE
-        for manager in self._managers.values():
-            if manager.state == "starting":
-                self._launcher.cancel(manager.job)
-            elif manager.state in {"ready", "draining"}:
-                self._stop_manager(manager)
-
-    def _insist(self) -> None:
-        """Cancel the jobs of managers that were told to end and have not."""
-        if self._now < self._cancel_at:
-            return
-        self._cancel_at = math.inf
-        self._give_up_at = self._now + _CANCEL_PATIENCE
-        for manager in self._managers.values():
-            logs.event(log, logging.WARNING, "workers do not end", host=manager.host)
-            self._launcher.cancel(manager.job)
-
-    def _ended(self, manager_id: str) -> None:
+    def _job_ended(self, manager_id: str) -> None:
         self._receive()  # what it said before it ended
         manager = self._managers.get(manager_id)
-        error = error_of(manager.job) if manager is not None else None
-        if manager is None or self._backend.is_lost(error):
-            return  # all of them are given up together
-        unasked = not (self._stopping or manager.state == "stopping")
-        if (was_cancelled(error) and unasked) or has_timed_out(error):
-            # Perhaps with the instance. It is asked on another thread, since it may be slow.
-            state, manager.state = manager.state, "stopping"
-            self._questions.submit(self._ask_for_reason, manager, state, error)
-        else:
-            self._gone(manager, manager.state)
+        if manager is not None:
+            self._lifecycle.job_ended(manager)
 
-    def _ask_for_reason(
-        self, manager: ManagerRecord, state: ManagerState, error: BaseException | None
-    ) -> None:
-        """Runs on a thread of its own."""
-        is_over = False
-        try:
-            if was_cancelled(error) and self._awaits_loss():
-                return  # all of them are given up together
-            is_over = self._is_expired()
-        except Exception:
-            log.exception("it is unknown whether the instance ends")
-        self._tell(lambda: self._gone(manager, state, is_over=is_over))
+    # The end
 
-    def _gone(self, manager: ManagerRecord, state: ManagerState, *, is_over: bool = False) -> None:
-        """Forget a manager whose job has ended, when it was in this state.
-
-        If the instance `is_over`, what it ran is for the next start.
-        """
-        manager_id = manager.manager_id
-        if self._managers.pop(manager_id, None) is None:
-            return  # it was given up meanwhile
-        self._stopping |= is_over
-        if (error := error_of(manager.job)) is not None and not hasattr(error, "severity"):
-            # Its job may go on, where nobody gets to know of its end; what it held is run again.
-            self._launcher.cancel(manager.job, "it can't be followed any more")
-        why = end_of_job(manager.job)
-        if state == "starting" and not self._stopping:
-            self._start_failed(manager_id, why)
-        elif state in {"ready", "draining"} and not self._stopping:
-            logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
-            self._delay_next_start()
-        if state == "stopping" or self._stopping:
-            self._launcher.forget(manager_id)
-        if not self._stopping:
-            self._give_back(manager, f"the workers of {manager.host or 'a node'} ended: {why}")
-
-    def _give_back(self, manager: ManagerRecord, reason: str) -> None:
-        """Deal with what a lost manager held: the rest of its tasks had not been started.
-
-        They are started in the order in which they came, so no more than the first of them, one for
-        each worker, can have been running.
-        """
-        held = list(manager.tasks.values())
-        for task_id, entry in manager.tasks.items():
-            entry.started = self._running.pop(task_id, None)
-        for entry in reversed(held[manager.workers :]):
-            self._waiting.requeue(entry)
-        for entry in reversed(held[: manager.workers]):
-            self._waiting.retry_or_fail(entry, reason)
+    def _stop_all(self) -> None:
+        self._drained.set()
+        self._lifecycle.stop_all()
 
     def _lose(self, reason: str) -> None:
-        """Give every manager up; what has not been started, or may be again, is kept."""
         self._receive()
-        self._stopping = True
+        self._lifecycle.lose(reason)
+
+    def _terminate(self, reason: str) -> None:
+        self._waiting.close()
         for manager in self._managers.values():
-            self._launcher.send(manager.manager_id, [b"stop"])
-            self._give_back(manager, f"{reason}, while the task ran")
-            self._launcher.forget(manager.manager_id)
-            if not self._backend.is_lost(None):
-                self._launcher.cancel(manager.job)
-        self._managers.clear()
-        self._waiting.leave_all()
-        self._drained.set()
-
-    def _delay_next_start(self) -> None:
-        self._failures += 1
-        delay = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2 ** (self._failures - 1))
-        self._not_before = time.monotonic() + delay
-
-    def _start_failed(self, manager_id: str, why: str) -> None:
-        self._delay_next_start()
-        self._not_started = why
-        tail = self._launcher.log_tail(manager_id)
-        logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
-        if self._failures < _MOST_FAILURES:
-            return
-        self._waiting.fail_all(
-            f"EngineError: no workers could be started in {self._failures} attempts: {why}\n{tail}"
-        )
+            self._socket.send(manager.manager_id, [b"terminate", reason.encode()])
 
 
-def _eligible(manager: ManagerRecord) -> None:
-    manager.eligible_at = time.monotonic()
+def _header_of(entry: Entry) -> dict[str, Any]:
+    task = entry.task
+    header: dict[str, Any] = {"id": task.task_id}
+    if task.result_serializers:
+        header["rs"] = task.result_serializers
+    if entry.formats:
+        header["format"] = True
+    if task.start_before is not None:
+        header["before"] = task.start_before
+    return header

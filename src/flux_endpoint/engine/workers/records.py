@@ -10,8 +10,13 @@ from typing import Literal
 from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount
+from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
 
-ManagerState = Literal["starting", "ready", "draining", "stopping"]
+#: "found": of before a restart, and has not said what it holds; "starting": it has not greeted us;
+#: "ready"; "draining": it gets no more tasks, and ends when those that it runs have ended;
+#: "stopping": it was told to end; "leaving": it ends, and how its job ended is not known yet;
+#: "over": its job has ended, and its processes may not have.
+ManagerState = Literal["found", "starting", "ready", "draining", "stopping", "leaving", "over"]
 
 
 @dataclass(eq=False)
@@ -40,7 +45,6 @@ class ManagerRecord:
     permanent: bool = False
     #: What it has of its node.
     amount: Amount = field(default_factory=Amount)
-    #: A draining one gets no more tasks, and ends when those that it runs have ended.
     state: ManagerState = "starting"
     #: Monotonic times at which its job was submitted, lacked nothing but resources, and had them,
     #: and at which it came up.
@@ -57,8 +61,27 @@ class ManagerRecord:
     idle_since: float = 0.0
     #: Monotonic time of its latest result, or of what we asked it for since.
     quiet_since: float = 0.0
-    #: What it held when it was asked what it holds.
+    #: What it held when it was asked what it holds, and that question.
     asked: list[str] = field(default_factory=list)
+    question: bytes = b""
+    #: Whether it was started as one would be now; else it gets no new tasks.
+    is_current: bool = True
+    #: Whether it waits for all tasks of before to be submitted, and what nobody wants of it.
+    awaits_go: bool = False
+    unwanted: list[str] = field(default_factory=list)
+    #: When it said that it ends: what it ran then, with the start of each.
+    ran: dict[str, float] | None = None
+    #: Whether its job has left nothing behind, as far as Flux knows.
+    is_clean: bool = False
+    #: Why what it runs is lost, and when it counts as dead if it says nothing, in monotonic time.
+    why: str = ""
+    dead_at: float = math.inf
+
+    @property
+    def is_known_dead(self) -> bool:
+        """Whether Flux has ended its processes; of a node that is lost to Flux, nobody knows."""
+        error = error_of(self.job) if self.job.done() else None
+        return self.is_clean and (was_cancelled(error) or has_timed_out(error))
 
     @property
     def place(self) -> str:

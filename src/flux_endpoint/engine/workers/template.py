@@ -13,10 +13,13 @@ import signal
 import socket
 import struct
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 
 import psutil
 
 from flux_endpoint.engine.output import OutputPipe
+from flux_endpoint.engine.workers.begun import BegunTasks
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.ends import kill_tree
 from flux_endpoint.engine.workers.frames import write_frame
@@ -31,7 +34,21 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PLACE = struct.Struct("!I")
 
 
-def start_template(settings: ManagerSettings, output: OutputPipe) -> tuple[int, socket.socket]:
+@dataclass(frozen=True)
+class _Node:
+    """What workers are forked with."""
+
+    control: socket.socket
+    settings: ManagerSettings
+    #: Variables of the worker in each place.
+    places: list[dict[str, str]]
+    output: OutputPipe
+    begun: BegunTasks | None
+
+
+def start_template(
+    settings: ManagerSettings, output: OutputPipe, begun: BegunTasks | None
+) -> tuple[int, socket.socket]:
     """Fork the template; return its process id and our end of the control channel.
 
     A request is two descriptors, the worker's channel and its claims, with the number of its place
@@ -54,7 +71,7 @@ def start_template(settings: ManagerSettings, output: OutputPipe) -> tuple[int, 
             # What outlives a worker comes to the template, where the manager finds and ends it.
             adopt_orphans()
             install_stand_ins()
-            _serve(theirs, settings, places, output)
+            _serve(_Node(theirs, settings, places, output, begun))
             status = 0
         finally:
             _end_children()  # the manager is gone, and nobody else would
@@ -104,26 +121,21 @@ def _heed_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _serve(
-    control: socket.socket,
-    settings: ManagerSettings,
-    places: list[dict[str, str]],
-    output: OutputPipe,
-) -> None:
+def _serve(node: _Node) -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     _heed_signals()
     signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
     with selectors.DefaultSelector() as selector:
-        selector.register(control, selectors.EVENT_READ)
+        selector.register(node.control, selectors.EVENT_READ)
         selector.register(wake_read, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
                 if key.fd == wake_read:
                     os.read(wake_read, 4096)
-                    _reap(control)
-                elif not _fork_one(control, settings, places, output, (wake_read, wake_write)):
+                    _reap(node.control)
+                elif not _fork_one(node, (wake_read, wake_write)):
                     return
 
 
@@ -136,14 +148,8 @@ def _reap(control: socket.socket) -> None:
             write_frame(control, {"exited": pid, "status": status})
 
 
-def _fork_one(
-    control: socket.socket,
-    settings: ManagerSettings,
-    places: list[dict[str, str]],
-    output: OutputPipe,
-    wake: tuple[int, int],
-) -> bool:
-    data, descriptors, _, _ = socket.recv_fds(control, _PLACE.size, 2)
+def _fork_one(node: _Node, wake: tuple[int, int]) -> bool:
+    data, descriptors, _, _ = socket.recv_fds(node.control, _PLACE.size, 2)
     if not data:
         return False
     template = os.getpid()
@@ -155,20 +161,21 @@ def _fork_one(
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for descriptor in wake:
                 os.close(descriptor)
-            control.close()
+            node.control.close()
             _die_with_parent(template)
             os.setsid()  # its process group is the unit that is ended
             # What a task leaves behind stays below its worker, where it can be found.
             adopt_orphans()
             (place,) = _PLACE.unpack(data)
-            os.environ.update(places[place])
+            os.environ.update(node.places[place])
             channel, claims = descriptors
-            output.become_output()
-            work(socket.socket(fileno=channel), Claims(claims), settings.tasks)
+            node.output.become_output()
+            noted = None if node.begun is None else partial(node.begun.note, place)
+            work(socket.socket(fileno=channel), Claims(claims), node.settings.tasks, noted)
             status = 0
         finally:
             os._exit(status)
     for descriptor in descriptors:
         os.close(descriptor)
-    write_frame(control, {"forked": pid})
+    write_frame(node.control, {"forked": pid})
     return True

@@ -8,6 +8,7 @@ import select
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -32,12 +33,20 @@ class Worker:
         channel: connects it to its manager.
         claims: which of the tasks that come through `channel` may be started.
         settings: how tasks run here.
+        note: given the id of each task that is about to be started.
     """
 
-    def __init__(self, channel: socket.socket, claims: Claims, settings: TaskSettings) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        claims: Claims,
+        settings: TaskSettings,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         self._channel = socket.socket(fileno=out_of_the_way(channel.detach()))
         self._channel_file = _file_of(self._channel)
         self._claims = Claims(out_of_the_way(claims.fileno()))
+        self._note = note or (lambda _task_id: None)
         self._pid = os.getpid()
         self._runner = TaskRunner(settings)
         self._details = results.worker_details(settings.endpoint_id)
@@ -67,6 +76,7 @@ class Worker:
         if header.get("before", math.inf) <= time.time():
             write_frame(self._channel, {"late": task_id})
             return
+        self._note(task_id)
         statuses = [results.transition(TaskState.EXEC_START)]
         end = self._run(header, buffer.decode())
         statuses.append(results.transition(TaskState.EXEC_END))
@@ -108,9 +118,14 @@ class Worker:
                 self._leaves = "a task has left a thread that goes on using the CPU"
 
 
-def work(channel: socket.socket, claims: Claims, settings: TaskSettings) -> None:
+def work(
+    channel: socket.socket,
+    claims: Claims,
+    settings: TaskSettings,
+    note: Callable[[str], None] | None = None,
+) -> None:
     """Be a worker, until `channel` is closed or another process has to take this one's place."""
-    Worker(channel, claims, settings).work()
+    Worker(channel, claims, settings, note).work()
 
 
 def _file_of(channel: socket.socket) -> tuple[int, int] | None:

@@ -1,0 +1,77 @@
+"""What blocks that have ended have left on disk: ends of tasks that no agent has yet."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from flux_endpoint import logs
+from flux_endpoint.engine.backend import Backend
+from flux_endpoint.engine.workers.spool import SpooledEnd, read_spool
+from flux_endpoint.errors import EngineError
+from flux_endpoint.protocol.jobid import format_jobid
+
+log = logging.getLogger(__name__)
+
+#: The name of the jobs that blocks are.
+JOB_NAME = "flux-endpoint-block"
+#: How the names of files begin that have come from the directory of a block.
+_LEFT = "left-"
+#: Seconds that blocks have to end that are not wanted any more.
+_END_PATIENCE = 30.0
+
+
+def mark_of(endpoint_id: str) -> dict[str, str]:
+    """Return the mark that an endpoint's blocks bear; see `TaskSettings.mark`."""
+    return {"endpoint": endpoint_id, "kind": "block"}
+
+
+def take_ends(block_directory: Path) -> list[SpooledEnd]:
+    """Remove the directory of a block that has ended; return the ends in it, which stay on disk."""
+    ends: list[SpooledEnd] = []
+    for path in sorted((block_directory / "engine").glob("workers-*.results")):
+        kept = block_directory.parent / f"{_LEFT}{block_directory.name}-{path.name}"
+        with suppress(OSError):
+            path.replace(kept)
+            ends.extend(read_spool(kept))
+    shutil.rmtree(block_directory, ignore_errors=True)
+    return ends
+
+
+def kept_ends(directory: Path) -> Iterator[SpooledEnd]:
+    """Yield the ends that earlier blocks have left in `engine/blocks`."""
+    for path in sorted(directory.glob(f"{_LEFT}*.results")):
+        yield from read_spool(path)
+
+
+def end_all_blocks(backend: Backend, endpoint_id: str, directory: Path) -> list[SpooledEnd]:
+    """End the blocks of an endpoint that is configured without; return the ends they have left.
+
+    Args:
+        backend: the instance in which they run.
+        endpoint_id: whose they are.
+        directory: theirs, `engine/blocks`.
+
+    Raises:
+        EngineError: Flux does not say which there are.
+    """
+    if not directory.exists():
+        return []
+    try:
+        until = time.monotonic() + _END_PATIENCE
+        while jobs := backend.marked_jobs(mark_of(endpoint_id), name=JOB_NAME):
+            for job in jobs:
+                name = format_jobid(job.jobid)
+                logs.event(log, logging.WARNING, "ending a block of before", job=name)
+                backend.cancel(job.jobid, "the endpoint has no blocks any more")
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.5)
+    except OSError as error:
+        raise EngineError(f"Flux does not say which blocks of before there are: {error}") from error
+    ends = [end for path in sorted(directory.glob("*/")) for end in take_ends(path)]
+    return [*kept_ends(directory), *ends]

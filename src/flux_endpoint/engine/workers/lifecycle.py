@@ -1,0 +1,348 @@
+"""How managers come and end: their jobs, the reasons for their ends, and what becomes of tasks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from flux_endpoint import logs
+from flux_endpoint.engine.backend import Backend, JobEvent
+from flux_endpoint.engine.demand import Amount, placement_of
+from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
+from flux_endpoint.engine.workers.backlog import Backlog
+from flux_endpoint.engine.workers.book import Send, TaskBook
+from flux_endpoint.engine.workers.crew import Crew
+from flux_endpoint.engine.workers.launch import FoundManager, ManagerLauncher
+from flux_endpoint.engine.workers.records import ManagerRecord, ManagerState
+from flux_endpoint.engine.workers.sizing import Piece
+from flux_endpoint.engine.workers.spool import SpooledEnd
+
+log = logging.getLogger(__name__)
+
+#: Seconds before a manager that did not come up is tried again: the first, doubled up to the last.
+_FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 30.0
+#: So many failures to start in a row end the tasks that wait.
+_MOST_FAILURES = 4
+#: Seconds that managers have to end before their jobs are cancelled, then before they are given up.
+_END_PATIENCE, _CANCEL_PATIENCE = 3.0, 15.0
+#: Seconds after its job's end within which a manager has ended, too, wherever it is; and seconds
+#: that it has where the whole instance is gone.
+_DEAD_AFTER, _DEAD_WITH_INSTANCE = 15.0, 3.0
+
+
+class ManagerLifecycle:
+    """Starts managers and deals with their ends. Used by the pool's thread only.
+
+    Args:
+        backend: where their jobs run.
+        launcher: submits their jobs.
+        crew: all managers.
+        book: their tasks.
+        waiting: the tasks that no manager has.
+        send: sends a message to a manager.
+        tell: has something be done on the pool's thread.
+        on_job_end: called there when the job of a manager with this id has ended.
+        on_gone: called when a manager is gone, with the ends that it has left on disk.
+        is_over: whether the instance has come to its time limit or its end, and ends jobs.
+        awaits_loss: whether it is ending, and `lose` comes.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        launcher: ManagerLauncher,
+        crew: Crew,
+        book: TaskBook,
+        waiting: Backlog,
+        *,
+        send: Send,
+        tell: Callable[[Callable[[], None]], None],
+        on_job_end: Callable[[str], None],
+        on_gone: Callable[[ManagerRecord, list[SpooledEnd]], None],
+        is_over: Callable[[], bool],
+        awaits_loss: Callable[[], bool],
+    ) -> None:
+        self._backend = backend
+        self._launcher = launcher
+        self._crew = crew
+        self._managers = crew.managers
+        self._book = book
+        self._waiting = waiting
+        self._send = send
+        self._tell = tell
+        self._on_job_end = on_job_end
+        self._on_gone = on_gone
+        self._is_over = is_over
+        self._awaits_loss = awaits_loss
+        #: Whether nothing more is started, and whether the instance is given up.
+        self.is_stopping = False
+        self._is_lost = False
+        self._failures = 0
+        #: Why the latest group of workers did not start, until one has.
+        self.not_started = ""
+        #: Monotonic time before which none is started.
+        self.not_before = 0.0
+        #: When what has not ended is cancelled, and when it is given up.
+        self._cancel_at = self.give_up_at = math.inf
+        self._questions = ThreadPoolExecutor(1, thread_name_prefix="pool-questions")
+
+    def close(self) -> None:
+        """Ask nothing more."""
+        self._questions.shutdown(wait=False, cancel_futures=True)
+
+    def moments(self, now: float) -> Iterator[float]:
+        """Yield the monotonic times at which there is something to do."""
+        yield from (self._cancel_at, self.give_up_at)
+        if self.not_before > now:
+            yield self.not_before
+        yield from (manager.dead_at for manager in self._managers.values())
+
+    def expire(self, now: float) -> None:
+        """Cancel the jobs of managers that were told to end, and take the silent for dead."""
+        for manager in [m for m in self._managers.values() if now >= m.dead_at]:
+            self._bury(manager)
+        if now < self._cancel_at:
+            return
+        self._cancel_at = math.inf
+        self.give_up_at = now + _CANCEL_PATIENCE
+        for manager in self._managers.values():
+            logs.event(
+                log,
+                logging.WARNING,
+                "workers did not exit in time; cancelling their job",
+                host=manager.host,
+            )
+            self._launcher.cancel(manager.job)
+
+    # The beginning
+
+    def start(self, piece: Piece) -> bool:
+        """Start a manager; return whether its job could be submitted."""
+        manager_id = secrets.token_hex(4)
+        try:
+            job = self._launcher.launch(
+                manager_id, piece.workers, self._crew.urgency, permanent=piece.permanent
+            )
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            if not self._backend.is_lost(error):
+                self._start_failed(manager_id, f"their job can't be submitted: {error}")
+                self._launcher.forget(manager_id, failed=True)
+            return False
+        manager = ManagerRecord(
+            manager_id,
+            piece.workers,
+            job,
+            permanent=piece.permanent,
+            amount=self._launcher.amount(piece.workers),
+            submitted_at=time.monotonic(),
+        )
+        self._follow(manager)
+        return True
+
+    def adopt(self, found: FoundManager) -> None:
+        """Take a manager of before a restart over."""
+        note, now = found.note, time.monotonic()
+        logs.event(log, logging.INFO, "workers found", manager=found.manager_id)
+        manager = ManagerRecord(
+            found.manager_id,
+            note.workers,
+            found.job,
+            permanent=note.permanent and found.is_current,
+            amount=Amount(note.cores, note.gpus),
+            state="found",
+            submitted_at=now,
+            eligible_at=now,
+            allocated_at=now,
+            is_current=found.is_current,
+        )
+        self._follow(manager)
+
+    def _follow(self, manager: ManagerRecord) -> None:
+        job, manager_id = manager.job, manager.manager_id
+        self._managers[manager_id] = manager
+        job.add_event_callback("priority", lambda _, __: self._tell(lambda: _eligible(manager)))
+        job.add_event_callback(
+            "alloc", lambda _, event: self._tell(partial(self._allocated, manager, event))
+        )
+        job.add_event_callback("clean", lambda _, __: self._tell(lambda: self._cleaned(manager)))
+        job.add_done_callback(lambda _: self._tell(lambda: self._on_job_end(manager_id)))
+
+    def _allocated(self, manager: ManagerRecord, event: JobEvent) -> None:
+        self._crew.allocated(manager, next(iter(placement_of(event.context)), ""))
+
+    def greeted(self, manager: ManagerRecord, host: str) -> None:
+        """Take note that a manager has come up."""
+        manager.state = "ready" if manager.is_current else "draining"
+        manager.host = host
+        manager.idle_since = manager.greeted_at = time.monotonic()
+        self._failures = 0
+        self.not_started = ""
+        logs.event(
+            log,
+            logging.INFO,
+            "workers ready",
+            host=host,
+            workers=manager.workers,
+            manager=manager.manager_id,
+        )
+
+    def _start_failed(self, manager_id: str, why: str) -> None:
+        self._delay_next_start()
+        self.not_started = why
+        tail = self._launcher.log_tail(manager_id)
+        logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
+        if self._failures < _MOST_FAILURES:
+            return
+        self._waiting.fail_all(
+            f"EngineError: no workers could be started in {self._failures} attempts: {why}\n{tail}"
+        )
+
+    def _delay_next_start(self) -> None:
+        self._failures += 1
+        delay = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2 ** (self._failures - 1))
+        self.not_before = time.monotonic() + delay
+
+    # Ends that we want
+
+    def withdraw(self, manager: ManagerRecord, note: str) -> None:
+        """End a manager that has not come up yet."""
+        manager.state = "stopping"
+        self._launcher.cancel(manager.job, note)
+
+    def stop(self, manager: ManagerRecord) -> None:
+        """End a manager that has nothing to do."""
+        manager.state = "stopping"
+        self._send(manager.manager_id, [b"stop"])
+
+    def stop_all(self) -> None:
+        """End every manager, with what it runs; a job that has not greeted yet is cancelled."""
+        self._cancel_at = time.monotonic() + _END_PATIENCE
+        for manager in self._managers.values():
+            if manager.state == "starting":
+                self._launcher.cancel(manager.job)
+            elif manager.state in {"found", "ready", "draining"}:
+                self.stop(manager)
+
+    def lose(self, reason: str) -> None:
+        """Give every manager up, since the instance is gone or its time is over.
+
+        What has not been started, or may be again, is left to others.
+        """
+        self.is_stopping = self._is_lost = True
+        self._waiting.close()
+        for manager in list(self._managers.values()):
+            if not self._backend.is_lost(None):
+                self._launcher.cancel(manager.job)
+            self._expect_death(manager, f"{reason}, while the task ran", _DEAD_WITH_INSTANCE)
+
+    def give_up(self, manager: ManagerRecord, why: str) -> None:
+        """End a manager that does not answer."""
+        logs.event(log, logging.WARNING, why, manager=manager.manager_id)
+        self._launcher.cancel(manager.job, why)
+        self._expect_death(manager, why, 2 * _DEAD_AFTER)
+
+    # Ends that come
+
+    def said_bye(self, manager: ManagerRecord, ran: dict[str, float]) -> None:
+        """A manager ends; what it has not begun can go elsewhere at once."""
+        manager.ran = ran
+        if manager.state == "over":
+            self._bury(manager)
+        elif manager.state in {"ready", "draining"}:
+            manager.state = "leaving"
+            manager.why = f"the workers of {manager.host or 'a node'} ended"
+            manager.dead_at = time.monotonic() + 2 * _DEAD_AFTER  # should its job's end not come
+            if not self.is_stopping:
+                self._book.keep_only(manager, ran)
+
+    def job_ended(self, manager: ManagerRecord) -> None:
+        """Deal with the end of a manager's job; all that it has said before was heard."""
+        error = error_of(manager.job)
+        if self._backend.is_lost(error) or manager.state == "over":
+            return  # all of them are given up together, or this one is already
+        unasked = not (self.is_stopping or manager.state == "stopping")
+        if (was_cancelled(error) and unasked) or has_timed_out(error):
+            # Perhaps with the instance. It is asked on another thread, since it may be slow.
+            state, manager.state = manager.state, "stopping"
+            self._questions.submit(self._ask_for_reason, manager, state, error)
+        else:
+            self._end(manager, manager.state)
+
+    def _cleaned(self, manager: ManagerRecord) -> None:
+        """Flux has ended all processes of a job, unless it can't reach them any more."""
+        manager.is_clean = True
+        if manager.state == "over" and manager.is_known_dead:
+            self._bury(manager)
+
+    def _ask_for_reason(
+        self, manager: ManagerRecord, state: ManagerState, error: BaseException | None
+    ) -> None:
+        """Runs on a thread of its own."""
+        is_over = False
+        try:
+            if was_cancelled(error) and self._awaits_loss():
+                return  # all of them are given up together
+            is_over = self._is_over()
+        except Exception:
+            log.exception("it is unknown whether the instance ends")
+        self._tell(lambda: self._end(manager, state, is_over=is_over))
+
+    def _end(self, manager: ManagerRecord, state: ManagerState, *, is_over: bool = False) -> None:
+        """Deal with a manager whose job has ended, when it was in this state.
+
+        If the instance `is_over`, what it ran is for the next start.
+        """
+        if manager.manager_id not in self._managers or manager.state == "over":
+            return  # it was given up meanwhile
+        self.is_stopping |= is_over
+        error = error_of(manager.job)
+        if error is not None and not hasattr(error, "severity"):
+            # Its job may go on, where nobody gets to know of its end.
+            self._launcher.cancel(manager.job, "it can't be followed any more")
+        why = end_of_job(manager.job)
+        manager.why = f"the workers of {manager.host or 'a node'} ended: {why}"
+        if state == "starting" and not self.is_stopping:
+            manager.state = "over"
+            self._start_failed(manager.manager_id, why)
+        elif state in {"ready", "draining", "leaving"} and not self.is_stopping:
+            logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
+            self._delay_next_start()
+        # Flux gives a job up whose node is lost to it, whether its processes live or not.
+        if error is not None and manager.ran is None and state in {"found", "ready", "draining"}:
+            self._expect_death(manager, manager.why, _DEAD_AFTER)
+        else:
+            self._bury(manager, failed=state not in {"stopping", "found"})
+
+    def _expect_death(self, manager: ManagerRecord, why: str, patience: float) -> None:
+        """Tell a manager to end that is given up; until it has, what it runs is not run again."""
+        has_come = manager.greeted_at is not None or manager.state == "found"
+        manager.state = "over"
+        manager.why = why
+        manager.dead_at = time.monotonic() + patience
+        self._send(manager.manager_id, [b"stop"])
+        if manager.ran is not None or not has_come or manager.is_known_dead:
+            self._bury(manager)
+
+    def _bury(self, manager: ManagerRecord, *, failed: bool = True) -> None:
+        """Forget a manager whose processes have ended, and deal with its tasks."""
+        manager_id = manager.manager_id
+        if self._managers.pop(manager_id, None) is None:
+            return
+        ends = list(self._launcher.spooled(manager_id))
+        self._on_gone(manager, ends)
+        if self._is_lost or not self.is_stopping:
+            begun: Container[str] | None = manager.ran
+            if begun is None:
+                begun = self._launcher.begun(manager_id)
+            self._book.give_back(manager, begun, manager.why)
+        failed = failed and not self.is_stopping
+        self._launcher.forget(manager_id, failed=failed, spool=not ends)
+
+
+def _eligible(manager: ManagerRecord) -> None:
+    manager.eligible_at = time.monotonic()

@@ -1,0 +1,138 @@
+"""A manager's connection to the pool of its agent, or of the agent that comes after it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+from pathlib import Path
+
+import zmq
+import zmq.utils.monitor
+
+from flux_endpoint import logs
+from flux_endpoint.engine.workers.files import PoolAddress
+from flux_endpoint.engine.workers.settings import ManagerSettings
+
+log = logging.getLogger(__name__)
+
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+
+
+class Change(Enum):
+    """What has become of the connection."""
+
+    MET = auto()
+    LOST = auto()
+
+
+class PoolLink:
+    """One ZeroMQ connection at a time; each begins with nothing under way in either direction.
+
+    What can't be sent is dropped: whoever greets the pool has to say again what counts.
+
+    Args:
+        settings: the manager's.
+    """
+
+    def __init__(self, settings: ManagerSettings) -> None:
+        self._settings = settings
+        self._address = PoolAddress(settings.connect, settings.server_key)
+        self._context = zmq.Context()
+        self.connected = False
+        #: Since when there is no connection, in monotonic time; `None` while there is one.
+        self.lost_at: float | None = time.monotonic()
+        #: Whether there ever was one.
+        self.was_met = False
+        self.socket: zmq.Socket[bytes]
+        self.monitor: zmq.Socket[bytes]
+        self._open()
+
+    @property
+    def address(self) -> str:
+        """Where the pool is sought."""
+        return self._address.connect
+
+    def _new_socket(self) -> zmq.Socket[bytes]:
+        connection = self._context.socket(zmq.DEALER)
+        connection.setsockopt(zmq.IDENTITY, self._settings.identity.encode())
+        connection.setsockopt(zmq.LINGER, 1000)
+        connection.setsockopt(zmq.SNDHWM, 0)
+        connection.setsockopt(zmq.RCVHWM, 0)  # the pool bounds what it sends
+        connection.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        connection.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20000)
+        connection.setsockopt(zmq.RECONNECT_IVL, 100)
+        connection.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        if self._address.server_key:
+            connection.curve_serverkey = self._address.server_key.encode()
+            connection.curve_publickey = self._settings.public_key.encode()
+            connection.curve_secretkey = self._settings.secret_key.encode()
+        return connection
+
+    def _open(self) -> None:
+        self.socket = self._new_socket()
+        self.monitor = self.socket.get_monitor_socket(_EVENTS)
+        self.socket.connect(self._address.connect)  # only now: the monitor must not miss it
+
+    def _close(self, linger: int) -> None:
+        self.socket.disable_monitor()
+        self.monitor.close()
+        self.socket.close(linger)
+
+    @property
+    def sources(self) -> Sequence[zmq.Socket[bytes]]:
+        """What is to be polled; others after each `Change`."""
+        return self.socket, self.monitor
+
+    def send(self, *frames: bytes) -> None:
+        """Send a message, if there is a connection."""
+        if self.connected:
+            self.socket.send_multipart(frames)
+
+    def receive(self) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Yield the messages that have come, as (kind, parts)."""
+        while True:
+            try:
+                kind, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            yield kind, parts
+
+    def changes(self) -> Iterator[Change]:
+        """Yield what has happened to the connection; `LOST` begins a new one."""
+        while self.monitor.poll(0):
+            event = zmq.utils.monitor.recv_monitor_message(self.monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.connected = self.was_met = True
+                self.lost_at = None
+                yield Change.MET
+            elif event == zmq.EVENT_DISCONNECTED and self.connected:
+                self.connected = False
+                self.lost_at = time.monotonic()
+                self._reopen()
+                yield Change.LOST
+                return
+            elif event == zmq.EVENT_CONNECT_RETRIED and self._has_moved():
+                logs.event(log, logging.INFO, "agent at another address", address=self.address)
+                self._reopen()
+                yield Change.LOST
+                return
+
+    def _reopen(self) -> None:
+        self._close(0)
+        self._has_moved()
+        self._open()
+
+    def _has_moved(self) -> bool:
+        try:
+            address = PoolAddress.read(Path(self._settings.directory))
+        except (OSError, ValueError):
+            return False  # the node may not see the endpoint's directory
+        before, self._address = self._address, address
+        return before != address
+
+    def close(self) -> None:
+        """Send what is under way, for a second at most, and close."""
+        self._close(1000)
+        self._context.term()

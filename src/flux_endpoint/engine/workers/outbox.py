@@ -1,0 +1,131 @@
+"""Ends of tasks in a manager, until the agent has them on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flux_endpoint import logs
+from flux_endpoint.engine.workers.spool import EndHeader, Spool, SpooledEnd
+
+log = logging.getLogger(__name__)
+
+#: Bytes of ends that are under way to the agent, and that are kept in memory, before no task is
+#: started until the agent has some of them.
+_WINDOW = 32 << 20
+_MOST_IN_MEMORY = 64 << 20
+#: Bytes that an end takes beside its body.
+_OVERHEAD = 200
+
+
+@dataclass(slots=True)
+class _End:
+    header: EndHeader
+    #: In memory, or on disk.
+    body: bytes | SpooledEnd
+    size: int
+
+    @property
+    def kept(self) -> int:
+        """How much memory its body takes."""
+        return self.size if isinstance(self.body, bytes) else 0
+
+
+class Outbox:
+    """The ends that the agent does not have on disk yet. Without an agent they go to our disk.
+
+    Args:
+        spool: where they wait without an agent.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._ends: dict[str, _End] = {}
+        self._unsent: deque[str] = deque()
+        #: Bytes under way, and in memory.
+        self._under_way = 0
+        self._in_memory = 0
+        #: Whether there is no agent.
+        self._alone = False
+        self._failed = False
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The tasks whose ends are here."""
+        return list(self._ends)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no task should be started until the agent has some of the ends."""
+        return self._in_memory > _MOST_IN_MEMORY
+
+    def add(self, header: EndHeader, body: bytes) -> None:
+        """Keep the end of a task."""
+        task_id = header["id"]
+        end = _End(header, body, len(body) + _OVERHEAD)
+        self._ends[task_id] = end
+        self._in_memory += end.kept
+        self._unsent.append(task_id)
+        if self._alone:
+            self._write(end)
+
+    def take(self) -> list[tuple[EndHeader, bytes]]:
+        """Return what is to be sent now."""
+        batch: list[tuple[EndHeader, bytes]] = []
+        while self._unsent and self._under_way < _WINDOW:
+            end = self._ends.get(self._unsent.popleft())
+            if end is None:
+                continue
+            try:
+                body = end.body if isinstance(end.body, bytes) else end.body.body()
+            except OSError as error:
+                logs.event(log, logging.ERROR, "an end can't be read again", reason=error)
+                end.header = {"id": end.header["id"], "end": "lost"}
+                body = f"its end can't be read from disk any more: {error}".encode()
+            self._under_way += end.size
+            batch.append((end.header, body))
+        return batch
+
+    def settle(self, task_ids: Iterable[str]) -> None:
+        """Forget ends that the agent has on disk."""
+        for task_id in task_ids:
+            end = self._ends.pop(task_id, None)
+            if end is not None:
+                self._in_memory -= end.kept
+                self._under_way = max(0, self._under_way - end.size)
+        if not self._ends:
+            self._unsent.clear()
+            self._under_way = 0
+            self._spool.clear()
+
+    def lose_agent(self) -> None:
+        """Write all ends to disk, and those to come."""
+        self._alone = True
+        self._unsent.clear()
+        self._under_way = 0
+        for end in self._ends.values():
+            self._write(end)
+
+    def meet_agent(self) -> None:
+        """Send all ends again that are here."""
+        self._alone = False
+        self._unsent = deque(self._ends)
+        self._under_way = 0
+
+    def _write(self, end: _End) -> None:
+        if not isinstance(end.body, bytes):
+            return
+        try:
+            spooled = self._spool.add(end.header, end.body)
+        except OSError as error:
+            if not self._failed:
+                logs.event(log, logging.ERROR, "ends of tasks stay in memory", reason=error)
+            self._failed = True
+            return
+        self._in_memory -= end.kept
+        end.body = spooled

@@ -1,0 +1,100 @@
+"""Ends of tasks that wait on disk for an agent that has them.
+
+A file of frames as they are sent (see `frames`): a JSON header and a body. What a manager was
+writing when it was killed is an incomplete frame at the end, and is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint.engine.workers.frames import LENGTHS
+
+#: What an end's header says: the task's `id`, and how it ended (`end`): "result", which is left
+#: out, "lost" or "cancelled". Of one that ran without a result, `began` is the start, in seconds
+#: since the epoch. `format` is set if the result is a formatted command.
+EndHeader = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledEnd:
+    """An end in a file: its header, and where its body is."""
+
+    path: Path
+    header: EndHeader
+    offset: int
+    length: int
+
+    def body(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.length)
+        if len(data) != self.length:
+            raise OSError(f"{self.path} has become shorter")
+        return data
+
+
+class Spool:
+    """The file of one manager, made when something is added.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def add(self, header: EndHeader, body: bytes) -> SpooledEnd:
+        """Write an end.
+
+        Raises:
+            OSError: it can't be written; the file is as before.
+        """
+        if self._descriptor < 0:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
+        text = json.dumps(header, separators=(",", ":")).encode()
+        start = os.fstat(self._descriptor).st_size
+        data = memoryview(LENGTHS.pack(len(text), len(body)) + text + body)
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, start)
+            raise
+        return SpooledEnd(self._path, header, start + LENGTHS.size + len(text), len(body))
+
+    def clear(self) -> None:
+        """Remove the file: nothing in it is needed any more."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._path.unlink(missing_ok=True)
+
+
+def read_spool(path: Path) -> Iterator[SpooledEnd]:
+    """Yield the ends in a manager's file, oldest first; none if there is no such file."""
+    with suppress(OSError, ValueError), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while len(lengths := file.read(LENGTHS.size)) == LENGTHS.size:
+            header_length, body_length = LENGTHS.unpack(lengths)
+            if file.tell() + header_length + body_length > size:
+                return
+            header = json.loads(file.read(header_length))
+            if not isinstance(header, dict) or not isinstance(header.get("id"), str):
+                return
+            yield SpooledEnd(path, header, file.tell(), body_length)
+            file.seek(body_length, os.SEEK_CUR)
