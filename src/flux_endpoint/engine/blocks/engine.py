@@ -12,20 +12,20 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flux_endpoint import logs
-from flux_endpoint.engine import results
-from flux_endpoint.engine.attempts import KeptAttempts, failure_text
+from flux_endpoint.engine.attempts import KeptAttempts
 from flux_endpoint.engine.backend import FluxBackend, JobEvent
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.blocks import deadline
-from flux_endpoint.engine.blocks.block import Block, BlockLauncher, Held
+from flux_endpoint.engine.blocks.block import Block, BlockLauncher
 from flux_endpoint.engine.blocks.scaling import Backoff, BlockView, Demand, decide
 from flux_endpoint.engine.blocks.summary import summary
+from flux_endpoint.engine.blocks.tasks import BlockTasks
 from flux_endpoint.engine.blocks.waiting import Waiting
 from flux_endpoint.engine.config import BlocksConfig, FluxEngineConfig
 from flux_endpoint.engine.engine import FluxEngine
@@ -34,8 +34,6 @@ from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.outcome import end_of_job, error_of
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
-from flux_endpoint.engine.workers.recovery import Recovery
-from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.errors import EngineError, FluxEndpointError
 from flux_endpoint.paths import OUTPUT_LOG
 from flux_endpoint.protocol.duration import format_duration
@@ -45,8 +43,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds that blocks have to end when the engine stops.
 _END_PATIENCE = 30.0
-#: Blocks that had too little time left for a task when they came up, before it is given up.
-_MOST_TOO_LATE = 3
 #: Seconds after which a decision that failed is made again.
 _AFTER_FAILURE = 1.0
 
@@ -89,13 +85,8 @@ class BlockEngine:
             restricted,
         )
         self._kept = KeptAttempts(self._directory / "attempts")
-        self._attempts: dict[str, list[str]] = {}
         self._blocks: dict[str, Block] = {}
         self._names = (f"block-{number}" for number in itertools.count())
-        #: Recovered blocks, by task id.
-        self._homes: dict[str, Block] = {}
-        #: What blocks of before may hold, and what those that ended have left.
-        self._recovery = Recovery((), (), 0.0)
         self._backoff = Backoff(random.random)
         self._stopping = False
         #: Monotonic time until which running tasks may finish when the engine stops.
@@ -111,6 +102,7 @@ class BlockEngine:
         self._backend: FluxBackend
         self._launcher: BlockLauncher
         self._waiting: Waiting
+        self._tasks: BlockTasks
         self._follower: JobRunner
         self._running = False
 
@@ -128,7 +120,6 @@ class BlockEngine:
         self._on_result = on_result
         self._on_event = on_event or self._on_event
         self._on_lost = on_lost or self._on_lost
-        self._attempts = self._kept.load()
         self._backend = FluxBackend()
         self._launcher = BlockLauncher(
             self._backend,
@@ -138,6 +129,14 @@ class BlockEngine:
         )
         self._waiting = Waiting(
             self._blocks_config, self._config.workers_per_node, self._backend.resources
+        )
+        self._tasks = BlockTasks(
+            self._blocks,
+            self._waiting,
+            self._blocks_config,
+            retries=self._config.max_retries_on_system_failure,
+            kept=self._kept,
+            on_result=on_result,
         )
         # Jobs that are only followed run in the enclosing instance.
         self._follower = JobRunner(
@@ -157,7 +156,8 @@ class BlockEngine:
         jobids, ends = self._launcher.find()
         blocks = [self._find(jobid) for jobid in sorted(jobids)]
         holders = [b.name for b in blocks if b.jobid and self._launcher.has_workers(b.jobid)]
-        self._recovery = Recovery(holders, ends, time.monotonic())
+        homes = {each: b for b in blocks if b.jobid for each in self._launcher.jobs_in(b.jobid)}
+        self._tasks.begin(homes, holders, ends)
         self._backend.watch(
             lambda _: None,  # what is in a block goes on till Flux ends that
             lambda reason: self._tell(partial(self._lose, reason)),
@@ -177,23 +177,23 @@ class BlockEngine:
         if task.attach is not None:
             self._follower.submit(task, [])
         else:
-            self._tell(lambda: self._take(task))
+            self._tell(lambda: self._tasks.take(task))
 
     def recovered(self) -> None:
         """Take note that all tasks of before a restart have been submitted; see `Engine`."""
-        self._tell(self._complete_recovery)
+        self._tell(self._tasks.complete_recovery)
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Forget tasks whose results are on disk at the submitter; see `Engine`."""
         if self._running:
             self._follower.settle(task_ids)
-            self._tell(lambda: self._settle(task_ids))
+            self._tell(lambda: self._tasks.settle(task_ids))
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is; with `signum` signal what it runs instead."""
         if self._running:
             self._follower.cancel(task_id, signum)
-            self._tell(lambda: self._cancel(task_id, signum))
+            self._tell(lambda: self._tasks.cancel(task_id, signum))
 
     def status(self) -> dict[str, Any]:
         """Return the counters of all blocks together, and `blocks`, a list of them."""
@@ -236,7 +236,7 @@ class BlockEngine:
             for _ in range(self._inbox.qsize()):
                 self._safely(self._inbox.get())
             self._safely(self._keep_time)
-            self._safely(self._assign)
+            self._safely(partial(self._tasks.assign, may_start=not self._stopping))
             self._safely(self._scale)
         for held in self._waiting:
             if held.attempts:
@@ -248,156 +248,6 @@ class BlockEngine:
         except Exception:
             log.exception("something about a block could not be dealt with; the others go on")
 
-    # Tasks
-
-    def _take(self, task: EngineTask) -> None:
-        """Queue a task, or refuse what no block can run."""
-        attempts = list(self._attempts.pop(task.task_id, ()))
-        if (end := self._recovery.end(task.task_id)) is not None:
-            self._conclude(Held(task, attempts=attempts), end)
-            return
-        try:
-            self._waiting.add(task, attempts, runs=task.task_id in self._homes)
-        except FluxEndpointError as error:
-            self._fail(task.task_id, ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}")
-
-    def _settle(self, task_ids: Collection[str]) -> None:
-        self._recovery.settle(task_ids)
-        for block in self._blocks.values():
-            if block.engine is not None:
-                block.engine.settle(task_ids)
-
-    # Before a restart, and after
-
-    def _found(self, block: Block, task_ids: Collection[str]) -> None:
-        """The workers of a block of before a restart have said which tasks they have."""
-        self._recovery.heard(block.name, {})
-        waiting = {held.task.task_id for held in self._waiting}
-        for task_id in task_ids:
-            if not self._recovery.is_complete or task_id in waiting:
-                self._homes[task_id] = block
-
-    def _complete_recovery(self) -> None:
-        """All tasks of before a restart are here: others that blocks have are not wanted."""
-        self._recovery.complete()
-        waiting = {held.task.task_id for held in self._waiting}
-        self._homes = {each: home for each, home in self._homes.items() if each in waiting}
-
-    def _tell_recovered(self) -> None:
-        """Have the engines of blocks forget what nobody wants."""
-        if not self._recovery.is_complete or self._recovery.is_pending:
-            return
-        for block in self._blocks.values():
-            if block.engine is not None and not block.is_recovered:
-                block.is_recovered = True
-                block.engine.recovered()
-
-    def _conclude(self, held: Held, end: SpooledEnd) -> None:
-        """Deal with an end of a task that its block has left on disk."""
-        task_id, kind = held.task.task_id, end.header.get("end", "result")
-        try:
-            body = end.body()
-        except OSError as error:
-            logs.event(log, logging.ERROR, "a result on disk can't be read", reason=error)
-            kind, body = "unread", b""
-        if kind == "result" and not end.header.get("format"):
-            self._end(EngineResult(task_id, body))
-        elif kind == "cancelled":
-            self._fail_cancelled(task_id)
-        else:
-            self._recovery.settle([task_id])
-            attempts = [*held.attempts, body.decode(errors="replace")]
-            if kind != "lost":
-                self._waiting.put_back(held)
-            elif len(attempts) <= self._config.max_retries_on_system_failure:
-                self._waiting.put_back(replace(held, attempts=attempts))
-            else:
-                self._fail(task_id, ErrorCode.WORKER_LOST, failure_text("WorkerLost", attempts))
-
-    def _take_what_is_left(self, block: Block, ends: list[SpooledEnd]) -> None:
-        """A block has ended; take what its workers have left on disk."""
-        self._recovery.gone(block.name, ends)
-        there = {end.header["id"] for end in ends}
-        for held in [held for held in self._waiting if held.task.task_id in there]:
-            if (end := self._recovery.end(held.task.task_id)) is not None:
-                self._waiting.remove(held)
-                self._conclude(held, end)
-        if self._recovery.is_complete:
-            self._recovery.complete()
-
-    # The ends of tasks
-
-    def _cancel(self, task_id: str, signum: int | None) -> None:
-        held = self._waiting.find(task_id)
-        if held is not None:
-            if signum is None:
-                self._waiting.remove(held)
-                self._fail_cancelled(task_id)
-            return
-        for block in self._blocks.values():
-            if (running := block.tasks.get(task_id)) is not None:
-                running.cancelled = running.cancelled or signum is None
-                if block.engine is not None:
-                    block.engine.cancel(task_id, signum)
-
-    def _fail_cancelled(self, task_id: str) -> None:
-        self._fail(task_id, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
-
-    def _fail(self, task_id: str, code: ErrorCode, text: str) -> None:
-        self._end(EngineResult(task_id, results.failure(task_id, code, text)))
-
-    def _end(self, result: EngineResult) -> None:
-        self._kept.forget(result.task_id)
-        self._homes.pop(result.task_id, None)
-        self._on_result(result)
-
-    def _finished(self, block: Block, result: EngineResult) -> None:
-        if block.tasks.pop(result.task_id, None) is not None:
-            block.meter.finished(time.monotonic())
-            self._end(result)
-
-    def _left(self, block: Block, task_id: str, attempts: list[str]) -> None:
-        """A block gives a task back that it has not started, or that may be tried again."""
-        held = block.tasks.get(task_id)
-        if held is None:
-            return
-        ran = len(attempts) > len(held.attempts)
-        held.attempts = attempts
-        held.avoid = block.name
-        if not (ran and block.state == "ending"):  # else what it ran is ended before it runs again
-            self._requeue(block, held)
-
-    def _requeue(self, block: Block, held: Held) -> None:
-        task_id = held.task.task_id
-        del block.tasks[task_id]
-        if held.cancelled:
-            self._fail_cancelled(task_id)
-        else:
-            self._waiting.put_back(held)
-
-    def _assign(self) -> None:
-        for held in list(self._waiting) if self._homes else ():
-            home = self._homes.get(held.task.task_id)
-            if home is not None and home.engine is not None:
-                self._waiting.remove(held)
-                self._send(home, held)  # it runs there
-        self._tell_recovered()
-        if self._recovery.is_pending:
-            return  # any of them may be with a block
-        ready = [block for block in self._blocks.values() if block.state == "ready"]
-        if not self._stopping and self._waiting and ready:
-            for block, held in self._waiting.assign(ready, self._homes, time.time()):
-                self._send(block, held)
-
-    def _send(self, block: Block, held: Held) -> None:
-        assert block.engine is not None
-        before = deadline.start_before(block.expires, held.walltime, self._blocks_config)
-        if not block.tasks:
-            block.meter.begins(time.monotonic())
-        block.tasks[held.task.task_id] = held
-        self._homes.pop(held.task.task_id, None)
-        block.engine.submit(replace(held.task, start_before=before), held.attempts)
-
     # Blocks
 
     def _scale(self) -> None:
@@ -405,7 +255,7 @@ class BlockEngine:
         now = time.monotonic()
         for block in self._blocks.values():
             needed = bool(block.tasks) or (block.state != "ready" and bool(self._waiting))
-            if needed or block in self._homes.values():
+            if needed or self._tasks.expects(block):
                 block.idle_since = None
             elif block.idle_since is None:
                 block.idle_since = now
@@ -415,7 +265,7 @@ class BlockEngine:
             decision = decide(
                 self._blocks_config,
                 views,
-                Demand(self._unserved, self._waiting.capacity),
+                Demand(self._tasks.unserved, self._waiting.capacity),
                 now=now,
                 not_before=self._backoff.not_before,
             )
@@ -429,11 +279,6 @@ class BlockEngine:
         elif not self._blocks:
             self._done.set()
         self._again = max(0.0, min(moments, default=math.inf))
-
-    @property
-    def _unserved(self) -> int:
-        """How many cores the tasks take that no block has."""
-        return 0 if self._recovery.is_pending else self._waiting.cores(but=self._homes)
 
     def _request(self) -> None:
         try:
@@ -449,8 +294,6 @@ class BlockEngine:
         future = self._backend.executor.attach(jobid)
         block = Block(next(self._names), future, jobid=jobid, found=True)
         logs.event(log, logging.INFO, f"{block.label} is looked for")
-        for task_id in self._launcher.jobs_in(jobid):
-            self._homes[task_id] = block
         self._follow(block)
         return block
 
@@ -505,11 +348,11 @@ class BlockEngine:
                 restricted=self._settings.restricted,
             )
             engine.start(
-                lambda result: self._tell(lambda: self._finished(block, result)),
+                lambda result: self._tell(lambda: self._tasks.finished(block, result)),
                 self._on_event,
                 lambda reason: self._tell(lambda: self._close(block, f"{block.label}: {reason}")),
-                lambda task, attempts: self._tell(lambda: self._left(block, task, attempts)),
-                lambda task_ids: self._tell(lambda: self._found(block, task_ids)),
+                lambda task, attempts: self._tell(lambda: self._tasks.left(block, task, attempts)),
+                lambda task_ids: self._tell(lambda: self._tasks.found(block, task_ids)),
             )
         except Exception as error:
             if not isinstance(error, (FluxEndpointError, OSError, RuntimeError)):
@@ -542,22 +385,7 @@ class BlockEngine:
         self._backoff.succeeded()
         logs.event(log, logging.INFO, f"{block.label} is ready", nodes=block.nodes)
         if not block.found:
-            self._give_up_what_is_too_long(block)
-
-    def _give_up_what_is_too_long(self, fresh: Block) -> None:
-        """End the tasks that a block which has just come up, as others before, can't run in time.
-
-        One that was slow to come up may not be like the next.
-        """
-        for held in list(self._waiting):
-            if held.walltime is None or held.task.task_id in self._homes:
-                continue
-            before = deadline.start_before(fresh.expires, held.walltime, self._blocks_config)
-            held.too_late += time.time() >= before
-            if held.too_late >= _MOST_TOO_LATE:
-                self._waiting.remove(held)
-                text = deadline.too_late(held.walltime, held.too_late, self._blocks_config)
-                self._fail(held.task.task_id, ErrorCode.ENGINE_REFUSED, f"EngineError: {text}")
+            self._tasks.give_up_what_is_too_long(block)
 
     def _keep_time(self) -> None:
         """Tell the tasks of blocks that are about to end, and give up what goes on regardless."""
@@ -571,7 +399,7 @@ class BlockEngine:
                 assert block.engine is not None
                 block.engine.terminate(self._out_of_time(block))
             if block.state == "draining":
-                unsent = block in self._homes.values()
+                unsent = self._tasks.expects(block)
                 if now >= self._moment(block):
                     self._close(block, self._out_of_time(block))
                 elif not block.tasks and not unsent:
@@ -583,10 +411,6 @@ class BlockEngine:
         if not left or not block.load(jobs=True):
             block.state = "ending"
             self._stop_engine(block, left)
-
-    def _forget_homes(self, block: Block) -> None:
-        for task_id in [each for each, home in self._homes.items() if home is block]:
-            del self._homes[task_id]
 
     def _out_of_time(self, block: Block) -> str:
         walltime = format_duration(self._blocks_config.walltime)
@@ -627,7 +451,7 @@ class BlockEngine:
             return
         for held in self._waiting.take_all():
             text = f"EngineError: no block could be started in {failures} attempts: {why}"
-            self._fail(held.task.task_id, ErrorCode.WORKER_LOST, text)
+            self._tasks.fail(held.task.task_id, ErrorCode.WORKER_LOST, text)
 
     def _close(self, block: Block, reason: str = "") -> None:
         """End a block; `reason` is why what runs in it is lost."""
@@ -692,10 +516,10 @@ class BlockEngine:
         if self._blocks.pop(block.name, None) is None:
             return
         for held in reversed(list(block.tasks.values())):
-            self._requeue(block, held)
-        self._forget_homes(block)
+            self._tasks.requeue(block, held)
+        self._tasks.forget_homes(block)
         if block.jobid is not None:
-            self._take_what_is_left(block, self._launcher.forget(block.jobid))
+            self._tasks.take_what_is_left(block, self._launcher.forget(block.jobid))
 
     # The end
 

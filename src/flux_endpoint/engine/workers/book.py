@@ -88,6 +88,10 @@ class TaskBook:
                 reason = f"{body.decode(errors='replace')} on {host or 'its node'}"
                 return not self._waiting.retry_or_fail(entry, reason)
 
+    def is_unsettled(self, task_id: str) -> bool:
+        """Return whether a task's end was told by a manager and may not be on disk yet."""
+        return task_id in self._unsettled
+
     def settle(self, task_ids: Collection[str]) -> None:
         """Have managers forget ends that are on disk."""
         of_managers: dict[str, list[bytes]] = {}
@@ -114,6 +118,9 @@ class TaskBook:
                 logs.event(log, logging.WARNING, "task lost on its way, again", task=task_id)
                 self._waiting.requeue(entry)
         manager.asked = []
+        self.running |= {
+            task_id: began for task_id, began in held["running"].items() if task_id in manager.tasks
+        }
         return [each for each in there if each not in manager.tasks and each not in self._unsettled]
 
     def give(self, manager: ManagerRecord, entry: Entry, began: float | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -27,11 +26,11 @@ from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import Backlog
 from flux_endpoint.engine.workers.book import TaskBook
 from flux_endpoint.engine.workers.crew import Crew
+from flux_endpoint.engine.workers.handover import Handover
 from flux_endpoint.engine.workers.launch import ManagerLauncher
 from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
 from flux_endpoint.engine.workers.records import Entry, ManagerRecord
-from flux_endpoint.engine.workers.recovery import Recovery
 from flux_endpoint.engine.workers.sizing import Limits
 from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.spool import SpooledEnd
@@ -67,7 +66,6 @@ class WorkerPool:
         self._directory = directory
         self._spans_hosts = backend.spans_hosts
         self._on_result = on_result
-        self._on_found = on_found
         self._output = output
         self._socket = PoolSocket(directory, config.address)
         self._launcher = ManagerLauncher(
@@ -81,6 +79,9 @@ class WorkerPool:
         )
         self._managers = self._crew.managers
         self._book = TaskBook(self._waiting, self._socket.send)
+        self._handover = Handover(
+            self._managers, self._book, self._waiting, self._socket.send, on_found
+        )
         self._lifecycle = ManagerLifecycle(
             backend,
             self._launcher,
@@ -90,11 +91,10 @@ class WorkerPool:
             send=self._socket.send,
             tell=self._tell,
             on_job_end=self._job_ended,
-            on_gone=self._gone,
+            on_gone=self._handover.gone,
             is_over=is_over,
             awaits_loss=awaits_loss,
         )
-        self._recovery = Recovery((), (), 0.0)
         #: Monotonic time of this turn. What is to be done now and what is to be waited for are told
         #: apart by this one reading: what came between two would be neither.
         self._now = 0.0
@@ -118,21 +118,22 @@ class WorkerPool:
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         found, ends = self._launcher.find()
-        awaited = (each.manager_id for each in found)
-        self._recovery = Recovery(awaited, [*left, *ends], time.monotonic())
+        self._handover.begin((each.manager_id for each in found), [*left, *ends])
         for each in found:
             self._lifecycle.adopt(each)
         self._socket.open(spans_hosts=self._spans_hosts)
         self._poller.register(self._socket.source, zmq.POLLIN)
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._status = self._counters()
-        self._tell(self._tell_found)  # the first turn starts the managers that are always there
+        self._tell(
+            self._handover.tell_found
+        )  # the first turn starts the managers that are always there
         self._thread.start()
 
     def submit(self, task: EngineTask, attempts: list[str]) -> None:
         """Queue a task, after `attempts` that failed; it ends in one call of `on_result`."""
         entry = Entry(task, self._on_result, attempts=attempts)
-        self._tell(lambda: self._take(entry))
+        self._tell(lambda: self._handover.take(entry))
 
     def format(self, task: EngineTask, on_result: Callable[[EngineResult], None]) -> None:
         """Have a worker put a command task's arguments into its command.
@@ -141,15 +142,15 @@ class WorkerPool:
             task: a command task.
             on_result: given the result, whose value is the formatted task, packed.
         """
-        self._tell(lambda: self._take(Entry(task, on_result, formats=True)))
+        self._tell(lambda: self._handover.take(Entry(task, on_result, formats=True)))
 
     def recovered(self) -> None:
         """Take note that all tasks of before a restart have been submitted."""
-        self._tell(self._complete_recovery)
+        self._tell(self._handover.complete)
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Forget ends of tasks that are on disk at the submitter."""
-        self._tell(lambda: self._settle(task_ids))
+        self._tell(lambda: self._handover.settle(task_ids))
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task that waits or runs; its result says `TaskCancelled`.
@@ -215,7 +216,7 @@ class WorkerPool:
             self._now = time.monotonic()
             self._expire()
             self._waiting.leave_late(time.time())
-            if not self._recovery.is_pending:
+            if not self._handover.is_pending:
                 self._assign()
                 self._balance()
                 if not self._lifecycle.is_stopping:
@@ -234,11 +235,9 @@ class WorkerPool:
 
     def _expire(self) -> None:
         self._lifecycle.expire(self._now)
-        if self._now >= self._recovery.due:
-            self._recovery.due = math.inf
-            for manager_id in self._recovery.awaited & self._managers.keys():
-                why = "workers of before a restart do not answer"
-                self._lifecycle.give_up(self._managers[manager_id], why)
+        if self._now >= self._handover.due:
+            for manager in self._handover.silent():
+                self._lifecycle.give_up(manager, "workers of before a restart do not answer")
 
     def _is_over(self) -> bool:
         if not (self._lifecycle.is_stopping and self._drained.is_set()):
@@ -247,7 +246,7 @@ class WorkerPool:
 
     def _patience(self) -> int | None:
         """Return milliseconds until something must be done even if nothing happens."""
-        moments = [*self._lifecycle.moments(self._now), self._recovery.due]
+        moments = [*self._lifecycle.moments(self._now), self._handover.due]
         if not self._lifecycle.is_stopping:
             moments.extend(self._crew.moments(self._now))
         stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
@@ -322,87 +321,10 @@ class WorkerPool:
             if manager.awaits_go:  # it broke off before all tasks of before were here
                 return
             unwanted = self._book.reconcile(manager, held)
-            self._go(manager, unwanted)
+            self._handover.go(manager, unwanted)
             return
         self._lifecycle.greeted(manager, manager.host)
-        manager.awaits_go = True
-        manager.unwanted = held["waiting"]
-        holdings = {**dict.fromkeys(held["ended"]), **held["running"]}
-        logs.event(
-            log,
-            logging.INFO,
-            "workers taken over",
-            host=manager.host,
-            running=len(held["running"]),
-            ended=len(held["ended"]),
-        )
-        self._recovery.heard(manager.manager_id, holdings)
-        for entry in self._waiting.extract(holdings):
-            self._take(entry)
-        self._tell_found()
-        if self._recovery.is_complete:
-            self._complete_recovery()
-
-    def _go(self, manager: ManagerRecord, unwanted: Collection[str]) -> None:
-        ids = (task_id.encode() for task_id in unwanted)
-        self._socket.send(manager.manager_id, [b"go", *ids])
-
-    # Before a restart, and after
-
-    def _tell_found(self) -> None:
-        if not self._recovery.is_pending:
-            self._on_found(self._recovery.held)
-
-    def _take(self, entry: Entry) -> None:
-        """Queue a task, or find it with a manager, or its end on disk."""
-        task_id = entry.task.task_id
-        if (holding := self._recovery.holding(task_id)) is not None:
-            self._book.give(self._managers[holding.manager_id], entry, holding.began)
-        elif (end := self._recovery.end(task_id)) is not None:
-            self._conclude(entry, end)
-        else:
-            self._waiting.append(entry)
-
-    def _conclude(self, entry: Entry, end: SpooledEnd) -> None:
-        try:
-            body = end.body()
-        except OSError as error:
-            logs.event(log, logging.ERROR, "a result on disk can't be read", reason=error)
-            self._waiting.requeue(entry)
-            return
-        kept = entry.formats == bool(end.header.get("format"))
-        if kept:
-            kept = self._book.conclude(entry, end.header, body, "")
-        else:
-            self._waiting.requeue(entry)
-        if not kept:
-            self._recovery.settle([entry.task.task_id])
-
-    def _complete_recovery(self) -> None:
-        for manager_id, task_ids in self._recovery.complete().items():
-            self._managers[manager_id].unwanted += task_ids
-        for manager in self._managers.values():
-            if manager.awaits_go:
-                manager.awaits_go = False
-                self._go(manager, manager.unwanted)
-                manager.unwanted = []
-
-    def _settle(self, task_ids: Collection[str]) -> None:
-        self._book.settle(task_ids)
-        self._recovery.settle(task_ids)
-
-    def _gone(self, manager: ManagerRecord, ends: list[SpooledEnd]) -> None:
-        """Take what a manager that is gone has left on disk."""
-        self._recovery.gone(manager.manager_id, ends)
-        for task_id in [each.header["id"] for each in ends if each.header["id"] in manager.tasks]:
-            entry, end = self._book.release(manager, task_id), self._recovery.end(task_id)
-            if entry is not None and end is not None:
-                self._conclude(entry, end)
-        for entry in self._waiting.extract(self._recovery.held):
-            self._take(entry)
-        self._tell_found()
-        if self._recovery.is_complete:
-            self._complete_recovery()
+        self._handover.heard(manager, held)
 
     # Tasks
 

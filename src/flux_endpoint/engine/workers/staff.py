@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,6 +22,8 @@ from flux_endpoint.engine.workers.begun import BegunTasks
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.ends import end_of, kill_tree, signal_tree
 from flux_endpoint.engine.workers.frames import FrameSocket
+from flux_endpoint.engine.workers.handle import WorkerHandle
+from flux_endpoint.engine.workers.node_queue import NodeQueue
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.spool import EndHeader
 from flux_endpoint.engine.workers.template import request_worker, start_template
@@ -47,8 +47,6 @@ _MOST_STILLBORN = 4
 #: Most workers that the template is asked for at a time: the kernel takes few more requests.
 _MOST_UNBORN = 64
 
-Task = tuple[dict[str, Any], bytes]
-
 
 class Listener(Protocol):
     """Who is told what becomes of the tasks."""
@@ -64,44 +62,6 @@ class Listener(Protocol):
 
     def printed(self, data: bytes) -> None:
         """There is something to say to whoever reads what workers print."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    channel: FrameSocket
-    claims: Claims
-    #: Which of the node's workers it is: one that takes a lost one's place gets the same gpus.
-    place: int
-    pid: int | None = None
-    #: What is to be done as soon as that is known.
-    once_born: list[Callable[[], None]] = field(default_factory=list)
-    #: Ids of the tasks that were sent, in order; the first is running.
-    tasks: deque[str] = field(default_factory=deque)
-    #: Those tasks, for the case that the worker is lost.
-    sent: dict[str, Task] = field(default_factory=dict)
-    since: float = 0.0  # monotonic time at which the first of them was started
-    began: float = 0.0  # the same in seconds since the epoch
-    #: Whether the pool was told that it runs.
-    told: bool = False
-    #: How many tasks were taken back that it has not yet come across.
-    skipping: int = 0
-    served: int = 0
-    cancelled: str | None = None
-    #: The signal that somebody had us send to its running task.
-    signalled: int | None = None
-    #: Whether it starts nothing more, since a task has spoilt its process.
-    leaves: bool = False
-    eof: bool = False
-
-    @property
-    def takes_tasks(self) -> bool:
-        ends = self.eof or self.leaves or self.cancelled is not None
-        return not ends and not self.skipping
-
-    def starts(self, now: float) -> None:
-        """Take note that the first of the tasks is started, if there is one."""
-        self.since, self.began = now, time.time()
-        self.told = False
 
 
 class Staff:
@@ -121,17 +81,15 @@ class Staff:
         self._template_pid, control = start_template(settings, output, _begun_tasks(settings))
         self._control_socket = control
         self._control = FrameSocket(control)
-        self._queue: deque[Task] = deque()
-        #: When the first of them must not be started any more, in seconds since the epoch.
-        self._late_at = math.inf
+        self._queue = NodeQueue()
         #: Whether tasks may be started.
         self.may_start = False
         #: Why what ends of SIGTERM is lost, once all was sent it.
         self._terminated = ""
         #: Tasks whose ends nobody wants.
         self._unwanted: set[str] = set()
-        self._workers: list[_Worker] = []
-        self._unborn: deque[_Worker] = deque()
+        self._workers: list[WorkerHandle] = []
+        self._unborn: deque[WorkerHandle] = deque()
         self._free_places = list(range(settings.workers))
         self._task_seconds = 1.0
         self._stillborn = 0
@@ -171,8 +129,7 @@ class Staff:
 
     def add(self, header: dict[str, Any], buffer: bytes) -> None:
         """Queue a task behind all others."""
-        self._queue.append((header, buffer))
-        self._late_at = min(self._late_at, header.get("before", math.inf))
+        self._queue.add((header, buffer))
 
     def hold(self) -> None:
         """Start nothing more, and take back what no worker has begun."""
@@ -182,7 +139,7 @@ class Staff:
 
     def waiting(self) -> list[str]:
         """Return the tasks that have not begun; all of them after `hold`."""
-        return [str(header["id"]) for header, _ in self._queue]
+        return self._queue.task_ids
 
     def running(self) -> dict[str, float]:
         """Return when each task began that a worker has, in seconds since the epoch."""
@@ -195,15 +152,11 @@ class Staff:
 
     def give_back(self, count: int) -> list[str]:
         """Take at most so many tasks out that have not begun, the last first."""
-        taken: list[str] = []
-        while self._queue and len(taken) < count:
-            header, _ = self._queue.pop()
-            taken.append(str(header["id"]))
-        return taken
+        return self._queue.take_last(count)
 
     def drop(self, task_ids: Collection[str]) -> None:
         """Forget tasks that nobody wants any more, and end those that run."""
-        self._queue = deque(task for task in self._queue if task[0]["id"] not in task_ids)
+        self._queue.remove(task_ids)
         for worker in self._workers:
             for task_id in worker.tasks:
                 if task_id in task_ids:
@@ -217,11 +170,11 @@ class Staff:
         for most in (1, self.ahead):
             for worker in self._workers:
                 while self._queue and len(worker.tasks) < most and worker.takes_tasks:
-                    if worker.tasks and len(self._queue[0][1]) > _LARGE:
+                    if worker.tasks and self._queue.next_size > _LARGE:
                         break
-                    self._send(worker, *self._queue.popleft())
+                    self._send(worker, *self._queue.take())
 
-    def _send(self, worker: _Worker, header: dict[str, Any], buffer: bytes) -> None:
+    def _send(self, worker: WorkerHandle, header: dict[str, Any], buffer: bytes) -> None:
         if not worker.tasks:
             worker.starts(time.monotonic())
         task_id = str(header["id"])
@@ -231,14 +184,14 @@ class Staff:
         worker.channel.send(header, buffer)
         self._watch(worker)
 
-    def _take_back(self, worker: _Worker) -> None:
+    def _take_back(self, worker: WorkerHandle) -> None:
         """Put the tasks that `worker` has not started at the head of the queue again."""
         for _ in range(worker.claims.take_all()):
             task_id = worker.tasks.pop()
-            self._put_back(worker.sent.pop(task_id))
+            self._queue.put_back(worker.sent.pop(task_id))
             worker.skipping += 1
 
-    def _settle(self, worker: _Worker) -> None:
+    def _settle(self, worker: WorkerHandle) -> None:
         """Have `worker` be left with no task but the one that it runs, if it runs one.
 
         What it has finished may not have been read yet. It goes on to the next task only if it has
@@ -247,21 +200,6 @@ class Staff:
         self._take_back(worker)
         if not worker.eof:
             self._receive_from_worker(worker)
-
-    def _put_back(self, entry: Task) -> None:
-        self._queue.appendleft(entry)
-        self._late_at = min(self._late_at, entry[0].get("before", math.inf))
-
-    def _return_late(self) -> None:
-        """Give tasks back that must not be started any more."""
-        now = time.time()
-        late = [entry for entry in self._queue if entry[0].get("before", math.inf) <= now]
-        for entry in late:
-            self._queue.remove(entry)
-        if late:
-            self._listener.late([str(header["id"]) for header, _ in late])
-        moments = (header.get("before", math.inf) for header, _ in self._queue)
-        self._late_at = min(moments, default=math.inf)
 
     # Workers
 
@@ -273,7 +211,7 @@ class Staff:
         claims = Claims()
         place = self._free_places.pop(0)
         channel = FrameSocket(request_worker(self._control_socket, claims, place))
-        worker = _Worker(channel, claims, place)
+        worker = WorkerHandle(channel, claims, place)
         self._workers.append(worker)
         self._unborn.append(worker)
         self._poller.register(worker.channel, zmq.POLLIN)
@@ -289,7 +227,7 @@ class Staff:
             logs.event(log, logging.ERROR, "template process lost")
             self.is_useless = True
 
-    def _born(self, worker: _Worker, pid: int) -> None:
+    def _born(self, worker: WorkerHandle, pid: int) -> None:
         worker.pid = pid
         for action in worker.once_born:
             action()
@@ -297,7 +235,7 @@ class Staff:
         self._end_orphans()
         self._fill_places()
 
-    def _receive_from_worker(self, worker: _Worker) -> None:
+    def _receive_from_worker(self, worker: WorkerHandle) -> None:
         try:
             for header, body in worker.channel.receive():
                 if "skipped" in header:
@@ -315,18 +253,18 @@ class Staff:
         worker.channel.flush()
         self._watch(worker)
 
-    def _watch(self, worker: _Worker) -> None:
+    def _watch(self, worker: WorkerHandle) -> None:
         flags = zmq.POLLIN | (zmq.POLLOUT if worker.channel.wants_write else 0)
         self._poller.modify(worker.channel, flags)
 
-    def _replaced(self, worker: _Worker, reason: str) -> None:
+    def _replaced(self, worker: WorkerHandle, reason: str) -> None:
         """A worker ends on its own account, between two tasks; another takes its place."""
         logs.event(log, logging.INFO, "worker replaced", pid=worker.pid, reason=reason)
         self._listener.printed(f"worker {worker.pid} is replaced: {reason}\n".encode())
         worker.leaves = True
         self._take_back(worker)
 
-    def _not_started(self, worker: _Worker, task_id: str) -> None:
+    def _not_started(self, worker: WorkerHandle, task_id: str) -> None:
         """A worker came to a task when its time had passed."""
         worker.tasks.remove(task_id)
         del worker.sent[task_id]
@@ -336,7 +274,9 @@ class Staff:
         else:
             self._listener.late([task_id])
 
-    def _finished(self, worker: _Worker, task_id: str, body: bytes, returncode: int | None) -> None:
+    def _finished(
+        self, worker: WorkerHandle, task_id: str, body: bytes, returncode: int | None
+    ) -> None:
         worker.tasks.remove(task_id)
         formats = worker.sent.pop(task_id)[0].get("format")
         worker.served += 1
@@ -375,10 +315,10 @@ class Staff:
             logs.event(log, logging.ERROR, "workers end before their first task", status=status)
             self.is_useless = True
 
-    def _account_for(self, worker: _Worker, status: int, not_begun: int) -> None:
+    def _account_for(self, worker: WorkerHandle, status: int, not_begun: int) -> None:
         # What was sent ahead has not been started; it keeps its place.
         for _ in range(not_begun):
-            self._put_back(worker.sent[worker.tasks.pop()])
+            self._queue.put_back(worker.sent[worker.tasks.pop()])
         if not worker.tasks:
             self._stillborn += 0 if worker.served else 1
             return
@@ -430,11 +370,8 @@ class Staff:
                     self._end_running(worker, task_id)
                     return
                 break
-        for entry in self._queue:
-            if entry[0]["id"] == task_id:
-                self._queue.remove(entry)
-                self._tell_cancelled(task_id)
-                return
+        if self._queue.remove({task_id}):
+            self._tell_cancelled(task_id)
 
     def terminate(self, reason: str) -> list[str]:
         """Tell all that runs to end, since its node will soon be gone; return what has not begun.
@@ -457,7 +394,7 @@ class Staff:
                 self._settle(worker)  # another task may have followed it
                 self._signal_running(worker, signum, task_id)
 
-    def _signal_running(self, worker: _Worker, signum: int, task_id: str) -> None:
+    def _signal_running(self, worker: WorkerHandle, signum: int, task_id: str) -> None:
         """Signal a running task: what a command has started, or a Python function's worker too."""
         if task_id not in worker.tasks:
             return
@@ -471,7 +408,7 @@ class Staff:
             worker.signalled = signum
             signal_tree(worker.pid, signum)
 
-    def _end_running(self, worker: _Worker, task_id: str) -> None:
+    def _end_running(self, worker: WorkerHandle, task_id: str) -> None:
         """End the task that `worker` runs, and the worker with it: ask first, then kill."""
         worker.cancelled = task_id
         if worker.pid is None:
@@ -480,7 +417,7 @@ class Staff:
         signal_tree(worker.pid, signal.SIGTERM)
         self._deadlines.append((time.monotonic() + KILL_GRACE, partial(self._kill, worker)))
 
-    def _kill(self, worker: _Worker) -> None:
+    def _kill(self, worker: WorkerHandle) -> None:
         if worker in self._workers and worker.pid is not None:
             kill_tree(worker.pid)
 
@@ -491,7 +428,7 @@ class Staff:
         yield from (moment for moment, _ in self._deadlines)
         yield from (w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
         yield from (w.since + _TELL_AFTER for w in self._workers if w.tasks and not w.told)
-        yield time.monotonic() + self._late_at - time.time()
+        yield time.monotonic() + self._queue.late_at - time.time()
 
     def expire(self) -> None:
         """Do what is due."""
@@ -500,8 +437,8 @@ class Staff:
         self._deadlines = [entry for entry in self._deadlines if entry[0] > now]
         for action in due:
             action()
-        if time.time() >= self._late_at:
-            self._return_late()
+        if time.time() >= self._queue.late_at and (late := self._queue.take_late(time.time())):
+            self._listener.late(late)
         for worker in self._workers:
             if len(worker.tasks) > 1 and now - worker.since >= _TAKE_BACK_AFTER:
                 self._take_back(worker)

@@ -1,0 +1,256 @@
+"""The tasks of an engine with blocks: which block has which, also after a restart."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+
+from flux_endpoint import logs
+from flux_endpoint.engine import results
+from flux_endpoint.engine.attempts import KeptAttempts, failure_text
+from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.blocks import deadline
+from flux_endpoint.engine.blocks.block import Block, Held
+from flux_endpoint.engine.blocks.waiting import Waiting
+from flux_endpoint.engine.config import BlocksConfig
+from flux_endpoint.engine.workers.recovery import Recovery
+from flux_endpoint.engine.workers.spool import SpooledEnd
+from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.protocol.states import ErrorCode
+
+log = logging.getLogger(__name__)
+
+#: Blocks that had too little time left for a task when they came up, before it is given up.
+_MOST_TOO_LATE = 3
+
+
+class BlockTasks:
+    """Gives tasks to blocks and takes their ends. Used by the thread of the blocks only.
+
+    Args:
+        blocks: all blocks, by name.
+        waiting: the tasks that none has.
+        config: of the blocks.
+        retries: how often a task is tried again that was lost through no fault of its own.
+        kept: attempts at tasks by earlier engines.
+        on_result: given every task's end.
+    """
+
+    def __init__(
+        self,
+        blocks: dict[str, Block],
+        waiting: Waiting,
+        config: BlocksConfig,
+        *,
+        retries: int,
+        kept: KeptAttempts,
+        on_result: Callable[[EngineResult], None],
+    ) -> None:
+        self._blocks = blocks
+        self._waiting = waiting
+        self._config = config
+        self._retries = retries
+        self._kept = kept
+        self._attempts = kept.load()
+        self._on_result = on_result
+        #: Recovered blocks, by task id.
+        self._homes: dict[str, Block] = {}
+        #: What blocks of before may hold, and what those that ended have left.
+        self._recovery = Recovery((), (), 0.0)
+
+    def begin(
+        self, homes: dict[str, Block], holders: list[str], ends: Iterable[SpooledEnd]
+    ) -> None:
+        """Await what blocks of before have.
+
+        Args:
+            homes: blocks in which jobs of tasks were submitted, by task id.
+            holders: names of the blocks whose workers may have tasks.
+            ends: what those that have ended have left.
+        """
+        self._homes = homes
+        self._recovery = Recovery(holders, ends, time.monotonic())
+
+    def take(self, task: EngineTask) -> None:
+        """Queue a task, or refuse what no block can run."""
+        attempts = list(self._attempts.pop(task.task_id, ()))
+        if (end := self._recovery.end(task.task_id)) is not None:
+            self._conclude(Held(task, attempts=attempts), end)
+            return
+        self._add(task, attempts)
+
+    def _add(self, task: EngineTask, attempts: list[str]) -> None:
+        try:
+            self._waiting.add(task, attempts, runs=task.task_id in self._homes)
+        except FluxEndpointError as error:
+            self.fail(task.task_id, ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}")
+
+    def settle(self, task_ids: Collection[str]) -> None:
+        """Forget ends that are on disk at the submitter."""
+        self._recovery.settle(task_ids)
+        for block in self._blocks.values():
+            if block.engine is not None:
+                block.engine.settle(task_ids)
+
+    def found(self, block: Block, task_ids: Collection[str]) -> None:
+        """The workers of a block of before a restart have said which tasks they have."""
+        self._recovery.heard(block.name, {})
+        waiting = {held.task.task_id for held in self._waiting}
+        for task_id in task_ids:
+            if not self._recovery.is_complete or task_id in waiting:
+                self._homes[task_id] = block
+
+    def complete_recovery(self) -> None:
+        """All tasks of before a restart are here: others that blocks have are not wanted."""
+        self._recovery.complete()
+        waiting = {held.task.task_id for held in self._waiting}
+        self._homes = {each: home for each, home in self._homes.items() if each in waiting}
+
+    def _tell_recovered(self) -> None:
+        """Have the engines of blocks forget what nobody wants."""
+        if not self._recovery.is_complete or self._recovery.is_pending:
+            return
+        for block in self._blocks.values():
+            if block.engine is not None and not block.is_recovered:
+                block.is_recovered = True
+                block.engine.recovered()
+
+    def _conclude(self, held: Held, end: SpooledEnd) -> None:
+        """Deal with an end of a task that its block has left on disk."""
+        task_id, kind = held.task.task_id, end.header.get("end", "result")
+        try:
+            body = end.body()
+        except OSError as error:
+            logs.event(log, logging.ERROR, "a result on disk can't be read", reason=error)
+            kind, body = "unread", b""
+        if kind == "result" and not end.header.get("format"):
+            self._end(EngineResult(task_id, body))
+        elif kind == "cancelled":
+            self._fail_cancelled(task_id)
+        else:
+            self._recovery.settle([task_id])
+            attempts = [*held.attempts, body.decode(errors="replace")]
+            if kind != "lost":
+                self._add(held.task, held.attempts)
+            elif len(attempts) <= self._retries:
+                self._add(held.task, attempts)
+            else:
+                self.fail(task_id, ErrorCode.WORKER_LOST, failure_text("WorkerLost", attempts))
+
+    def take_what_is_left(self, block: Block, ends: list[SpooledEnd]) -> None:
+        """A block has ended; take what its workers have left on disk."""
+        self._recovery.gone(block.name, ends)
+        there = {end.header["id"] for end in ends}
+        for held in [held for held in self._waiting if held.task.task_id in there]:
+            if (end := self._recovery.end(held.task.task_id)) is not None:
+                self._waiting.remove(held)
+                self._conclude(held, end)
+        if self._recovery.is_complete:
+            self._recovery.complete()
+
+    def cancel(self, task_id: str, signum: int | None) -> None:
+        """End a task, wherever it is; with `signum` signal what it runs instead."""
+        held = self._waiting.find(task_id)
+        if held is not None:
+            if signum is None:
+                self._waiting.remove(held)
+                self._fail_cancelled(task_id)
+            return
+        for block in self._blocks.values():
+            if (running := block.tasks.get(task_id)) is not None:
+                running.cancelled = running.cancelled or signum is None
+                if block.engine is not None:
+                    block.engine.cancel(task_id, signum)
+
+    def _fail_cancelled(self, task_id: str) -> None:
+        self.fail(task_id, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
+
+    def fail(self, task_id: str, code: ErrorCode, text: str) -> None:
+        """End a task that no block has."""
+        self._end(EngineResult(task_id, results.failure(task_id, code, text)))
+
+    def _end(self, result: EngineResult) -> None:
+        self._kept.forget(result.task_id)
+        self._homes.pop(result.task_id, None)
+        self._on_result(result)
+
+    def finished(self, block: Block, result: EngineResult) -> None:
+        """A block tells the end of a task."""
+        if block.tasks.pop(result.task_id, None) is not None:
+            block.meter.finished(time.monotonic())
+            self._end(result)
+
+    def left(self, block: Block, task_id: str, attempts: list[str]) -> None:
+        """A block gives a task back that it has not started, or that may be tried again."""
+        held = block.tasks.get(task_id)
+        if held is None:
+            return
+        ran = len(attempts) > len(held.attempts)
+        held.attempts = attempts
+        held.avoid = block.name
+        if not (ran and block.state == "ending"):  # else what it ran is ended before it runs again
+            self.requeue(block, held)
+
+    def requeue(self, block: Block, held: Held) -> None:
+        """Queue a task again that a block had."""
+        task_id = held.task.task_id
+        del block.tasks[task_id]
+        if held.cancelled:
+            self._fail_cancelled(task_id)
+        else:
+            self._waiting.put_back(held)
+
+    def assign(self, *, may_start: bool) -> None:
+        """Give blocks the tasks that they run already, and others if these may be started."""
+        for held in list(self._waiting) if self._homes else ():
+            home = self._homes.get(held.task.task_id)
+            if home is not None and home.engine is not None:
+                self._waiting.remove(held)
+                self._send(home, held)  # it runs there
+        self._tell_recovered()
+        if self._recovery.is_pending:
+            return  # any of them may be with a block
+        ready = [block for block in self._blocks.values() if block.state == "ready"]
+        if may_start and self._waiting and ready:
+            for block, held in self._waiting.assign(ready, self._homes, time.time()):
+                self._send(block, held)
+
+    def _send(self, block: Block, held: Held) -> None:
+        assert block.engine is not None
+        before = deadline.start_before(block.expires, held.walltime, self._config)
+        if not block.tasks:
+            block.meter.begins(time.monotonic())
+        block.tasks[held.task.task_id] = held
+        self._homes.pop(held.task.task_id, None)
+        block.engine.submit(replace(held.task, start_before=before), held.attempts)
+
+    @property
+    def unserved(self) -> int:
+        """How many cores the tasks take that no block has."""
+        return 0 if self._recovery.is_pending else self._waiting.cores(but=self._homes)
+
+    def give_up_what_is_too_long(self, fresh: Block) -> None:
+        """End the tasks that a block which has just come up, as others before, can't run in time.
+
+        One that was slow to come up may not be like the next.
+        """
+        for held in list(self._waiting):
+            if held.walltime is None or held.task.task_id in self._homes:
+                continue
+            before = deadline.start_before(fresh.expires, held.walltime, self._config)
+            held.too_late += time.time() >= before
+            if held.too_late >= _MOST_TOO_LATE:
+                self._waiting.remove(held)
+                text = deadline.too_late(held.walltime, held.too_late, self._config)
+                self.fail(held.task.task_id, ErrorCode.ENGINE_REFUSED, f"EngineError: {text}")
+
+    def expects(self, block: Block) -> bool:
+        """Return whether tasks of before a restart belong to a block that it was not given yet."""
+        return block in self._homes.values()
+
+    def forget_homes(self, block: Block) -> None:
+        """Take note that a block has no tasks of before a restart any more."""
+        for task_id in [each for each, home in self._homes.items() if home is block]:
+            del self._homes[task_id]

@@ -1,0 +1,146 @@
+"""From an earlier pool's managers to this one's tasks: who holds which, or has left its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine.workers.backlog import Backlog
+from flux_endpoint.engine.workers.book import Send, TaskBook
+from flux_endpoint.engine.workers.records import Entry, ManagerRecord
+from flux_endpoint.engine.workers.recovery import Recovery
+from flux_endpoint.engine.workers.spool import SpooledEnd
+
+log = logging.getLogger(__name__)
+
+
+class Handover:
+    """Gives tasks to the managers of before that hold them. Used by the pool's thread only.
+
+    Args:
+        managers: all managers, by id.
+        book: their tasks.
+        waiting: the tasks that no manager has.
+        send: sends a message to a manager.
+        on_found: given the tasks that managers of before hold, when all have said it.
+    """
+
+    def __init__(
+        self,
+        managers: dict[str, ManagerRecord],
+        book: TaskBook,
+        waiting: Backlog,
+        send: Send,
+        on_found: Callable[[set[str]], None],
+    ) -> None:
+        self._managers = managers
+        self._book = book
+        self._waiting = waiting
+        self._send = send
+        self._on_found = on_found
+        self._recovery = Recovery((), (), 0.0)
+
+    def begin(self, awaited: Iterable[str], ends: Iterable[SpooledEnd]) -> None:
+        """Await managers of before; `ends` are on disk already."""
+        self._recovery = Recovery(awaited, ends, time.monotonic())
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it isn't known yet which tasks managers hold: then none may be started."""
+        return self._recovery.is_pending
+
+    @property
+    def due(self) -> float:
+        """Monotonic time at which managers that have said nothing are to be given up."""
+        return self._recovery.due
+
+    def silent(self) -> list[ManagerRecord]:
+        """Return the managers that are to be given up now."""
+        self._recovery.due = float("inf")
+        return [self._managers[each] for each in self._recovery.awaited & self._managers.keys()]
+
+    def heard(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
+        """A manager of before has said what it holds."""
+        manager.awaits_go = True
+        manager.unwanted = held["waiting"]
+        holdings = {**dict.fromkeys(held["ended"]), **held["running"]}
+        logs.event(
+            log,
+            logging.INFO,
+            "workers taken over",
+            host=manager.host,
+            running=len(held["running"]),
+            ended=len(held["ended"]),
+        )
+        self._recovery.heard(manager.manager_id, holdings)
+        for entry in self._waiting.extract(holdings):
+            self.take(entry)
+        self.tell_found()
+        if self._recovery.is_complete:
+            self.complete()
+
+    def tell_found(self) -> None:
+        """Tell which tasks managers of before hold, if all have said it."""
+        if not self._recovery.is_pending:
+            self._on_found(self._recovery.held)
+
+    def take(self, entry: Entry) -> None:
+        """Queue a task, or find it with a manager, or its end on disk."""
+        task_id = entry.task.task_id
+        if (holding := self._recovery.holding(task_id)) is not None:
+            self._book.give(self._managers[holding.manager_id], entry, holding.began)
+        elif (end := self._recovery.end(task_id)) is not None:
+            self._conclude(entry, end)
+        else:
+            self._waiting.append(entry)
+
+    def _conclude(self, entry: Entry, end: SpooledEnd) -> None:
+        try:
+            body = end.body()
+        except OSError as error:
+            logs.event(log, logging.ERROR, "a result on disk can't be read", reason=error)
+            self._waiting.requeue(entry)
+            return
+        if entry.formats != bool(end.header.get("format")):
+            self._waiting.requeue(entry)
+        elif self._book.conclude(entry, end.header, body, ""):
+            return  # it is needed until it is settled
+        self._recovery.settle([entry.task.task_id])
+
+    def complete(self) -> None:
+        """All tasks of before have been submitted: nobody wants what else there is."""
+        for manager_id, task_ids in self._recovery.complete().items():
+            self._managers[manager_id].unwanted += task_ids
+        for manager in self._managers.values():
+            if manager.awaits_go:
+                manager.awaits_go = False
+                self.go(manager, manager.unwanted)
+                manager.unwanted = []
+
+    def settle(self, task_ids: Collection[str]) -> None:
+        """Forget ends that are on disk at the submitter."""
+        self._book.settle(task_ids)
+        self._recovery.settle(task_ids)
+
+    def gone(self, manager: ManagerRecord, ends: list[SpooledEnd]) -> None:
+        """Take what a manager that is gone has left on disk."""
+        self._recovery.gone(manager.manager_id, ends)
+        for task_id in [end.header["id"] for end in ends]:
+            if self._book.is_unsettled(task_id):
+                self._recovery.end(task_id)  # it was told, and is needed until it is settled
+            elif (entry := self._book.release(manager, task_id)) is not None:
+                left = self._recovery.end(task_id)
+                assert left is not None
+                self._conclude(entry, left)
+        for entry in self._waiting.extract(self._recovery.held):
+            self.take(entry)
+        self.tell_found()
+        if self._recovery.is_complete:
+            self.complete()
+
+    def go(self, manager: ManagerRecord, unwanted: Collection[str]) -> None:
+        """Let a manager start tasks; nobody wants these of its."""
+        self._send(manager.manager_id, [b"go", *(task_id.encode() for task_id in unwanted)])
