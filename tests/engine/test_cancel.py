@@ -219,3 +219,13 @@ def test_a_signal_to_a_queued_task_does_nothing(make_world, tmp_path: Path):
     assert is_cancelled(world, last)  # the signals came before that
     (tmp_path / "gate").touch()
     assert [end.value for end in world.ends(ids)] == [0, 1, 2, 3]
+
+
+def test_a_signal_to_a_job_that_waits_does_nothing(world: World):
+    task = world.submit(ShellFunction("true"), spec={**JOB, "urgency": 0})
+    world.event(task, "priority")
+    world.engine.cancel(task, signal.SIGUSR1)
+    assert world.call(ShellFunction("true"), spec=JOB).value.returncode == 0  # it came after that
+    assert not world.has_ended(task)
+    world.engine.cancel(task)
+    assert is_cancelled(world, task)

@@ -160,7 +160,7 @@ class JobRunner:
         self._inbox.put(lambda: self._records.remove_all_but({*task_ids, *self._jobs}))
 
     def cancel(self, task_id: str, signum: int | None) -> None:
-        """End a task's job; with `signum` send that signal to its processes instead."""
+        """End a task's job; with `signum` only send that signal to its processes, if it runs."""
         self._inbox.put(lambda: self._cancel(task_id, signum))
 
     def hold(self) -> None:
@@ -496,8 +496,9 @@ class JobRunner:
         job = self._jobs.get(task_id)
         if job is None or job.concluding:
             return
-        if signum is not None and job.jobid is not None and job.allocated:
-            self._backend.kill(job.jobid, signum)
+        if signum is not None:  # it is for what runs; of one that was found, Flux knows
+            if job.jobid is not None and (job.allocated or job.attached):
+                self._backend.kill(job.jobid, signum)
             return
         job.cancelled = True
         self._withdraw(job, "ended on request")
