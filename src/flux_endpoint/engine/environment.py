@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 #: Set by Flux for one job; a job of ours must not see those of the job that the endpoint runs in.
 _OF_ANOTHER_JOB = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE", "PMI_", "PMIX_", "HYDRA_")
+#: Of our own process alone; see `processes.helper`.
+_OF_THIS_PROCESS = ("FLUX_ENDPOINT_NOTICE",)
 #: Variables whose absence has been logged.
 _reported: set[str] = set()
 
@@ -28,7 +30,7 @@ def job_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     source = os.environ if base is None else base
     environment = {}
     for name, value in source.items():
-        if name.startswith(_OF_ANOTHER_JOB) or holds_credentials(name):
+        if name.startswith((*_OF_ANOTHER_JOB, *_OF_THIS_PROCESS)) or holds_credentials(name):
             continue
         try:
             environment[os.fsencode(name).decode()] = os.fsencode(value).decode()

@@ -17,6 +17,7 @@ import ctypes
 import errno
 import gc
 import json
+import math
 import os
 import select
 import signal
@@ -32,8 +33,9 @@ HEADER = struct.Struct("=II")
 KILL = 255
 #: Most descriptors that the kernel passes in one message, less a few.
 MAX_DESCRIPTORS = 250
-#: Seconds that commands have to end on their own when the owner is gone, after a SIGTERM.
-NOTICE = 1.0
+#: Variable of a command's environment: how many seconds what it leaves has to end on its own, and
+#: the command itself when the owner is gone, after a SIGTERM. All else is killed at once.
+NOTICE = "FLUX_ENDPOINT_NOTICE"
 #: Exit statuses of a shell that could not start its commands, as a POSIX shell's.
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -82,6 +84,11 @@ def end_children(keep: frozenset[int] = frozenset()) -> None:
         for pid in victims:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+
+def notice_of(commands: list[dict[str, Any]]) -> float:
+    """Return how many seconds what a group leaves has to end on its own."""
+    return max(float(command["env"].get(NOTICE, 0)) for command in commands)
 
 
 def _wakeup_socket() -> socket.socket:
@@ -219,13 +226,17 @@ class _Shell:
         self._say("started", list(self._running))
         if self._deferred:
             self._obey(self._deferred)
-        while self._running:
-            for ready, _ in poll.poll():
+        until = math.inf  # when what is left is killed
+        while self._running or (children() and time.monotonic() < until and not self._is_killed):
+            left = None if until == math.inf else max(0.0, until - time.monotonic()) * 1000
+            for ready, _ in poll.poll(left):
                 if ready == self._requests:
                     self._obey(os.read(self._requests, 512))
                 elif signal.SIGTERM in _drain(wakeup):
                     return 128 + signal.SIGTERM
             self._reap()
+            if not self._running and until == math.inf:
+                until = time.monotonic() + notice_of(commands)
         return self._highest
 
     def _start(self, index: int, command: dict[str, Any], descriptors: list[int]) -> None:
@@ -262,7 +273,8 @@ class _Shell:
         self._events.send(json.dumps([what, self._key, *details]).encode())
 
     def _obey(self, requests: bytes) -> None:
-        for number in requests or bytes([KILL]):  # end of file: the helper is gone
+        self._is_killed |= KILL in requests or not requests  # end of file: the helper is gone
+        for number in requests or bytes([KILL]):
             targets = children() if number == KILL else self._running
             for pid in targets:
                 with contextlib.suppress(OSError):
@@ -293,6 +305,7 @@ class _Helper:
         self._owner = owner
         self._shells: dict[int, str] = {}  # pid -> key
         self._pipes: dict[str, int] = {}  # key -> write end of the shell's requests
+        self._notice: dict[str, float] = {}  # key -> seconds
         self._input = bytearray()
         self._descriptors: collections.deque[int] = collections.deque()
         self._unsent: collections.deque[bytes] = collections.deque()
@@ -318,11 +331,11 @@ class _Helper:
             end_children()
 
     def _give_notice(self) -> None:
-        """Have commands end on their own: the owner is gone, and some save what they have."""
-        for pipe in self._pipes.values():
+        """The owner is gone: kill all but what wants to save what it has."""
+        for key, pipe in self._pipes.items():
             with contextlib.suppress(OSError):
-                os.write(pipe, bytes([signal.SIGTERM]))
-        until = time.monotonic() + NOTICE
+                os.write(pipe, bytes([signal.SIGTERM if key in self._notice else KILL]))
+        until = time.monotonic() + max(self._notice.values(), default=0.0)
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
         while self._shells and (left := until - time.monotonic()) > 0:
@@ -330,7 +343,9 @@ class _Helper:
             _drain(self._wakeup)
             with contextlib.suppress(ChildProcessError):
                 while pid := os.waitpid(-1, os.WNOHANG)[0]:
-                    self._shells.pop(pid, None)
+                    self._notice.pop(self._shells.pop(pid, ""), None)
+            if not self._notice:
+                return
 
     def _serve(self, owner: int) -> None:
         control, wakeup = self._control.fileno(), self._wakeup.fileno()
@@ -408,6 +423,8 @@ class _Helper:
             self._be_shell(key, requests, pipe, commands, descriptors)
         os.close(requests)
         os.set_blocking(pipe, False)
+        if seconds := notice_of(commands):
+            self._notice[key] = seconds
         self._shells[pid] = key
         self._pipes[key] = pipe
 
@@ -445,6 +462,7 @@ class _Helper:
                     if os.WIFSIGNALED(status):  # it could not clean up: its orphans are ours now
                         end_children(frozenset(self._shells))
                     os.close(self._pipes.pop(key))
+                    self._notice.pop(key, None)
                     self._say("end", key, status)
 
 

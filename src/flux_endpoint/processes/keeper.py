@@ -49,8 +49,9 @@ class ProcessKeeper:
 
     For each group the helper forks a *shell* that starts the group's commands, waits for them, and
     at its own end kills every descendant that is left, daemons included: helper and shells are
-    child subreapers. When the owner of the keeper dies, in whatever way, the helper sends the
-    commands a SIGTERM, kills everything below it a second later at most, and exits.
+    child subreapers. When the owner of the keeper dies, in whatever way, the helper kills
+    everything below it and exits. A command with `FLUX_ENDPOINT_NOTICE` in its environment has so
+    many seconds then, after a SIGTERM, to end on its own, and so has what it leaves at its end.
 
     A group's callbacks, all from one thread of the keeper, come in this order: `on_started`, any
     number of `on_task_exit`, `on_group_exit`; or, when a command can't be started,

@@ -9,6 +9,7 @@ from typing import Any
 
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceUnreachableError
 from flux_endpoint.paths import HOME_VARIABLE
+from flux_endpoint.processes.helper import NOTICE
 from flux_endpoint.stack import credentials, ports
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.programs import Program, Programs, run_command
@@ -23,6 +24,8 @@ SERVICE_TIMEOUT = 60.0
 ENDPOINT_TIMEOUT = 90.0
 #: Seconds for an orderly end, after which a program is killed.
 GRACE = 10.0
+#: Seconds that the endpoint's workers have to end when it was killed.
+_WORKERS_END = 5.0
 
 
 def _environment(directory: StackDirectory) -> dict[str, str]:
@@ -160,7 +163,8 @@ class EndpointPart:
 
     def launch(self) -> Program:
         """Start the process."""
-        env = _environment(self._directory)
+        # Should it be killed, its workers may write to disk what they have.
+        env = {**_environment(self._directory), NOTICE: f"{_WORKERS_END:g}"}
         program = Program("endpoint", ["start", self.name], env)
         self._programs.start(program)
         return program

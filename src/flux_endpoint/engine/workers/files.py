@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -47,15 +50,45 @@ class ManagerFiles:
         """Ends that wait for an agent."""
         return self._path(_SPOOL)
 
+    @property
+    def lock(self) -> Path:
+        """Locked (flock) as long as it, or a worker of its, lives."""
+        return self._path(".lock")
+
     def _path(self, suffix: str) -> Path:
         return self.directory / f"workers-{self.manager_id}{suffix}"
 
     def remove(self, *, log: bool, spool: bool) -> None:
         """Remove the files, these two only if that is wanted."""
         chosen = [self.log] * log + [self.spool] * spool
-        for path in (self.record, self.begun, *chosen):
+        for path in (self.record, self.begun, self.lock, *chosen):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def hold_lock(self) -> None:
+        """Lock the file for good, for this process and all that it forks."""
+        with suppress(OSError):  # the node may not see the endpoint's directory
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def await_end(self, patience: float) -> bool:
+        """Wait for the end of a manager of this host; return whether it has come.
+
+        Args:
+            patience: seconds to wait at most.
+        """
+        until = time.monotonic() + patience
+        try:
+            with self.lock.open("rb") as file:
+                while True:
+                    with suppress(BlockingIOError):
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        return True
+                    if time.monotonic() >= until:
+                        return False
+                    time.sleep(0.02)
+        except OSError:  # it has not begun
+            return True
 
     @classmethod
     def all(cls, directory: Path) -> Iterator[ManagerFiles]:

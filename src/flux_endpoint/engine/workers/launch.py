@@ -30,6 +30,7 @@ from flux_endpoint.engine.workers.pool_socket import PoolSocket
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
 from flux_endpoint.engine.workers.spool import SpooledEnd, read_spool
 from flux_endpoint.errors import EngineError
+from flux_endpoint.processes.helper import NOTICE
 from flux_endpoint.protocol.resources import ResourceSpecification
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,9 @@ _JOB_NAME = "flux-endpoint-workers"
 #: Seconds that a manager has to reach its agent, and seconds for which it outlives one that is
 #: gone, if it runs nothing: long enough for a service manager to start the next one.
 _START_TIMEOUT, _ORPHAN_TIMEOUT = 10.0, 60.0
+#: Seconds that a manager on the embedded executor has to write its ends to disk when the agent is
+#: gone, and that the next agent waits for that.
+_NOTICE, _NOTICE_PATIENCE = 3.0, 10.0
 _TAIL = 2000  # bytes of a manager's log that an error shows
 #: Variables that differ from one login, or shell, to the next, and say nothing to a task.
 _VOLATILE = frozenset({"_", "OLDPWD", "PWD", "SHLVL", "TERM", "WINDOWID"})
@@ -166,7 +170,11 @@ class ManagerLauncher:
                 "flux_endpoint.engine.workers.manager",
             ],
             cwd=str(self._directory),
-            environment={**job_environment(), VARIABLE: settings.dump()},
+            environment={
+                **job_environment(),
+                VARIABLE: settings.dump(),
+                NOTICE: f"{_NOTICE:g}",
+            },
             resources=ResourceSpecification(
                 num_nodes=1,
                 cores_per_rank=amount.cores,
@@ -202,6 +210,8 @@ class ManagerLauncher:
                     found.append(FoundManager(files.manager_id, note, future, current))
                     continue
                 self._backend.cancel(job.jobid, "their endpoint was killed")
+            if not files.await_end(_NOTICE_PATIENCE):
+                logs.event(log, logging.WARNING, "workers of before live", manager=files.manager_id)
             left = list(read_spool(files.spool))
             ends.extend(left)
             files.remove(log=True, spool=not left)

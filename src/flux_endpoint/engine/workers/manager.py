@@ -32,6 +32,7 @@ from flux_endpoint.engine.workers.spool import EndHeader, Spool
 from flux_endpoint.engine.workers.staff import Staff
 from flux_endpoint.engine.workers.template import adopt_orphans
 from flux_endpoint.errors import EngineError
+from flux_endpoint.processes.helper import NOTICE
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Manager:
 
     def __init__(self, settings: ManagerSettings) -> None:
         self._settings = settings
+        settings.files.hold_lock()
         adopt_orphans()  # should the template be lost, what was below it comes here
         # Before the first ZeroMQ thread exists.
         self._output = OutputPipe()
@@ -248,10 +250,12 @@ class Manager:
     def _end(self) -> None:
         """End the workers, and leave what they have finished to the agent, or on disk."""
         if not self._is_told:
+            self._outbox.lose_agent()  # first of all: we may be killed soon
             self._let_finish()
         running = self._staff.close()
         self.printed(self._output.take())
         if self._greeted_back:
+            self._outbox.meet_agent()
             self._send_ends()
             self._link.send(b"bye", json.dumps({"running": running}).encode())
             self._await_agent()
@@ -306,6 +310,7 @@ def _json(header: EndHeader) -> bytes:
 
 def main() -> None:
     """Run a manager with the settings in the environment."""
+    os.environ.pop(NOTICE, None)
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         sys.exit(f"{VARIABLE} is not set: a manager is started by an endpoint's engine only")
