@@ -135,11 +135,14 @@ class BlockLauncher:
         self._config = config
         self._endpoint_id = endpoint_id
         self._directory = directory
+        #: How many blocks were asked for whose ids we don't know.
+        self._unknown = 0
 
     def submit(self) -> JobFuture:
         """Ask for a block: a Flux instance on whole nodes, which waits until it is ended."""
         self._directory.mkdir(parents=True, exist_ok=True)
         # Should we be killed before we know its id.
+        self._unknown += 1
         write_private(self._directory / _ASKED, str(time.time()), durable=False)
         output = str(self._directory / "{{id.dec}}.log")
         request = JobRequest(
@@ -164,12 +167,20 @@ class BlockLauncher:
         )
         return self._backend.submit(build_jobspec(request))
 
+    def close(self) -> None:
+        """Ask for no more blocks."""
+        with suppress(OSError):
+            (self._directory / _ASKED).unlink(missing_ok=True)
+
     def directory_of(self, jobid: int) -> Path:
         """Return where a block's engine keeps its state."""
         return self._directory / format_jobid(jobid, "dec")
 
     def record(self, jobid: int) -> None:
         """Note a block, so that it is found again after a restart."""
+        self._unknown = max(0, self._unknown - 1)
+        if not self._unknown:
+            self.close()
         directory = self.directory_of(jobid)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

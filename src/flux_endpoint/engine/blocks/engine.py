@@ -219,6 +219,7 @@ class BlockEngine:
         self._tell(self._done.set)  # what has not ended by now is given up
         self._thread.join()
         self._follower.stop(keep=True)
+        self._launcher.close()
         self._backend.close()
         self._output.close()
 
