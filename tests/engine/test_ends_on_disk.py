@@ -1,0 +1,123 @@
+"""Ends of tasks in a manager and on disk, and what its workers have begun."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from flux_endpoint.engine.workers import outbox
+from flux_endpoint.engine.workers.begun import BegunRecord, BegunTasks
+from flux_endpoint.engine.workers.outbox import Outbox
+from flux_endpoint.engine.workers.recovery import Recovery
+from flux_endpoint.engine.workers.spool import Spool, read_spool
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "workers-m.results"
+
+
+@pytest.fixture
+def box(path):
+    return Outbox(Spool(path))
+
+
+def contents(path):
+    return [(end.header["id"], end.body()) for end in read_spool(path)]
+
+
+def taken(box):
+    return [header["id"] for header, _ in box.take()]
+
+
+def test_an_end_that_was_being_written_is_left_out(path):
+    spool = Spool(path)
+    spool.add({"id": "a"}, b"1" * 1000)
+    spool.add({"id": "b"}, b"2" * 1000)
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, len(whole) - 1000, len(whole) - 1010, 1100):
+        path.write_bytes(whole[:length])
+        assert contents(path) == [("a", b"1" * 1000)]
+    path.write_bytes(b"")
+    assert contents(path) == []
+    path.write_bytes(b"\xff" * 2000)
+    assert contents(path) == []
+
+
+def test_without_an_agent_ends_go_to_disk_and_come_back_until_they_are_safe(box, path):
+    box.add({"id": "a"}, b"1")
+    assert taken(box) == ["a"]
+    assert not path.exists()
+    box.lose_agent()
+    box.add({"id": "b"}, b"2")
+    assert contents(path) == [("a", b"1"), ("b", b"2")]
+    box.meet_agent()
+    assert box.take() == [({"id": "a"}, b"1"), ({"id": "b"}, b"2")]
+    box.settle(["a"])
+    assert box.task_ids == ["b"]
+    assert path.exists()
+    box.settle(["b", "unknown"])
+    assert not path.exists()
+    assert len(box) == 0
+
+
+def test_no_more_is_under_way_or_in_memory_than_the_bounds(box, monkeypatch):
+    monkeypatch.setattr(outbox, "_WINDOW", 1000)
+    monkeypatch.setattr(outbox, "_MOST_IN_MEMORY", 3000)
+    for name in "abcd":
+        assert not box.is_full
+        box.add({"id": name}, b"x" * 800)
+    assert box.is_full
+    assert taken(box) == ["a"]
+    assert taken(box) == []
+    box.settle(["a"])
+    assert not box.is_full
+    assert taken(box) == ["b"]
+    box.lose_agent()
+    assert not box.is_full
+
+
+def test_on_a_full_disk_ends_stay_in_memory(box, path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Spool, "add", full)
+    box.add({"id": "a"}, b"1")
+    box.lose_agent()
+    box.meet_agent()
+    assert box.take() == [({"id": "a"}, b"1")]
+
+
+def test_an_end_that_can_not_be_read_again_is_told_as_lost(box, path):
+    box.lose_agent()
+    box.add({"id": "a"}, b"1")
+    path.write_bytes(b"")
+    box.meet_agent()
+    [(header, body)] = box.take()
+    assert header == {"id": "a", "end": "lost"}
+    assert b"can't be read from disk" in body
+
+
+def test_what_workers_have_begun_is_known_though_more_were_begun_than_are_kept(tmp_path):
+    begun = BegunTasks(tmp_path / "begun", 2)
+    for number in range(100):
+        begun.note(1, f"task {number}")
+    record = BegunRecord(tmp_path / "begun")
+    kept = {number for number in range(100) if f"task {number}" in record}
+    assert kept == set(range(100 - 34, 100))  # 17 for each worker
+    assert "another" not in record
+
+
+def test_files_are_kept_until_all_in_them_is_settled_or_unwanted(tmp_path):
+    paths = [tmp_path / name for name in ("one", "two")]
+    for path in paths:
+        spool = Spool(path)
+        spool.add({"id": f"wanted in {path.name}"}, b"")
+        spool.add({"id": f"unwanted in {path.name}"}, b"")
+    recovery = Recovery((), [end for path in paths for end in read_spool(path)], 0.0)
+    assert recovery.end("wanted in one") is not None
+    recovery.complete()
+    assert [path.exists() for path in paths] == [True, False]
+    recovery.settle(["wanted in one"])
+    assert not paths[0].exists()
