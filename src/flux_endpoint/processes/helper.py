@@ -306,6 +306,8 @@ class _Helper:
         self._shells: dict[int, str] = {}  # pid -> key
         self._pipes: dict[str, int] = {}  # key -> write end of the shell's requests
         self._notice: dict[str, float] = {}  # key -> seconds
+        #: Whether the owner has said that it closes its end; else it is gone when that is closed.
+        self._is_closed = False
         self._input = bytearray()
         self._descriptors: collections.deque[int] = collections.deque()
         self._unsent: collections.deque[bytes] = collections.deque()
@@ -325,7 +327,7 @@ class _Helper:
         try:
             if os.getppid() == self._owner:
                 self._serve(watched)
-            if os.getppid() != self._owner:
+            if not self._is_closed:
                 self._give_notice()
         finally:
             end_children()
@@ -401,7 +403,9 @@ class _Helper:
 
     def _handle(self, request: list[Any], descriptors: list[int]) -> None:
         key = request[1]
-        if request[0] == "spawn":
+        if request[0] == "close":
+            self._is_closed = True
+        elif request[0] == "spawn":
             try:
                 self._fork_shell(key, request[2], descriptors)
             except OSError as exc:

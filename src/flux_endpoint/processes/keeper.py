@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import logging
 import os
@@ -162,6 +163,9 @@ class ProcessKeeper:
     def close(self) -> None:
         """Kill all groups and wait until helper and callbacks have ended. May be called again."""
         with self._lock:
+            if self._control is not None:
+                with contextlib.suppress(OSError, RuntimeError):  # the helper has ended
+                    self._send(["close", ""], [])
             control, self._control = self._control, None
             process, reader = self._helper, self._reader
         if control is not None:
