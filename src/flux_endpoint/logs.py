@@ -11,7 +11,12 @@ import json
 import logging
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any, Literal
+
+#: Bytes of a program's log after which it is put aside at the program's next start.
+MAX_LOG_SIZE = 10 * 2**20
 
 LogFormat = Literal["text", "json"]
 
@@ -58,6 +63,17 @@ def said(record: logging.LogRecord) -> str:
 def _quoted(value: Any) -> str:
     text = str(value)
     return json.dumps(text) if not text or any(c in text for c in ' "\n=') else text
+
+
+def put_aside(path: Path) -> None:
+    """Rename a log that has grown large, `.1` added, before a program begins to write it.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    with suppress(FileNotFoundError):
+        if path.stat().st_size > MAX_LOG_SIZE:
+            path.replace(path.with_name(f"{path.name}.1"))
 
 
 def configure(

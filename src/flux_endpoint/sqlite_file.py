@@ -17,6 +17,10 @@ from urllib.parse import quote
 
 from flux_endpoint.errors import RecordError
 
+# Pages that a file may have unused, and that are given back at a time.
+_UNUSED_PAGES = 1000
+# Bytes that the write-ahead log keeps on disk when it is empty.
+_LOG_BYTES = 16 * 2**20
 #: Seconds to wait for another process that writes.
 _BUSY_TIMEOUT = 10
 #: What SQLite calls damage. `SQLITE_ERROR` is "no such table" and the like: statements are ours.
@@ -85,6 +89,20 @@ def open_file(path: Path, layout: Layout) -> tuple[sqlite3.Connection, Condition
         return database, condition
 
 
+def give_back(database: sqlite3.Connection) -> None:
+    """Return some of the file's unused space to the disk, if much of the file is unused.
+
+    Not within a transaction. A file that an earlier release made keeps its size.
+    """
+    pages, free = (
+        database.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count")
+    )
+    if free >= max(_UNUSED_PAGES, pages // 2):
+        # As a script: `execute` would stop after the first page.
+        database.executescript(f"PRAGMA incremental_vacuum({_UNUSED_PAGES})")
+
+
 def examine(path: Path, layout: Layout) -> Condition:
     """Look at a file of records, also beside a process that uses it; nothing is changed.
 
@@ -116,6 +134,8 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         uri, uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT, check_same_thread=False
     )
     if not read_only:
+        database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file; see `give_back`
+        database.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
         database.execute("PRAGMA journal_mode = WAL")
     return database
 

@@ -314,3 +314,20 @@ def test_a_layout_of_another_release_is_left_alone(path: Path) -> None:
     database.close()
     with pytest.raises(FluxEndpointError, match="layout 99"):
         Journal(path)
+
+
+def test_the_file_shrinks_when_its_tasks_have_gone(path: Path) -> None:
+    journal = Journal(path)
+    ids = [str(number) for number in range(200)]
+    with journal.batch():
+        journal.accept([EngineTask(each, "f", "x" * 100_000) for each in ids])
+    with journal.batch():
+        journal.finish([EngineResult(each, b"r") for each in ids])
+    largest = path.stat().st_size
+    for each in ids:
+        with journal.batch(durable=False):
+            journal.confirmed([each])
+        journal.give_back()
+    journal.close()
+    assert path.stat().st_size < largest / 3
+    assert path.with_name("journal.db-wal").exists() is False

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
@@ -21,12 +22,13 @@ from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.directory import JOURNAL
 from flux_endpoint.endpoint.events import EventSender
 from flux_endpoint.endpoint.intake import Refused, read_task, refuse
-from flux_endpoint.endpoint.journal import Journal
+from flux_endpoint.endpoint.journal import Journal, has_open
 from flux_endpoint.endpoint.opening import Opening
 from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
 from flux_endpoint.endpoint.status import AgentStatus, JournalDisk, Phase
+from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.endpoint.turn import (
     BrokerAlarm,
@@ -167,12 +169,19 @@ class Agent:
                 self._inbox.put,
                 lambda reason: self._inbox.put(EngineLost(reason)),
             )
+            files = TaskFiles(
+                self._directory / self._config.engine.working_dir,
+                self._config.keep_task_files,
+                partial(has_open, self._directory / JOURNAL),
+            )
+            files.start()
             try:
                 self._begin()
                 while time.monotonic() < self._leave_at:
                     self._turn(self._take())
             finally:
                 self._close()
+                files.close()
         finally:
             self._journal.close()
             self._records.close()
@@ -288,6 +297,8 @@ class Agent:
                     self._journal.accept(turn.accepted)
                     self._journal.finish(turn.finished)
                     self._journal.confirmed(turn.confirmed)
+                if turn.confirmed:
+                    self._journal.give_back()
             except RecordError as error:
                 if error.damaged:
                     raise

@@ -6,13 +6,22 @@ import difflib
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.rest import Principal, UuidText
 
 #: Engines of the official endpoint, which people bring along in their configuration.
@@ -55,6 +64,9 @@ class EndpointConfig(BaseModel):
     groups: list[Principal] | None = Field(default=None, max_length=1000)
     #: Seconds that running tasks have left when the endpoint is told to stop.
     shutdown_grace: float = Field(default=5, ge=0)
+    #: Seconds after their last change for which directories and output files of tasks are kept that
+    #: are called after the task; infinity: for ever.
+    keep_task_files: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 90 * 86_400.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
@@ -277,6 +289,7 @@ engine:
 # max_in_flight: 1000       # tasks taken and not yet answered; the others wait in the queue
 # prefetch: 512             # tasks that the broker sends ahead of their acknowledgement
 # shutdown_grace: 5         # seconds that running tasks have left at a stop
+# keep_task_files: 90d      # directories and output files called after a task; infinity: for ever
 # log_level: INFO           # DEBUG, INFO, WARNING or ERROR
 # log_format: text          # or json
 """

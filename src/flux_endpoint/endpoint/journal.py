@@ -12,15 +12,16 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import Result, unpack
-from flux_endpoint.sqlite_file import Layout, Row, open_file, told_as_records
+from flux_endpoint.sqlite_file import Layout, Row, give_back, open_file, told_as_records
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,20 @@ CREATE TABLE done (
 CREATE TABLE beginnings (at REAL NOT NULL);
 INSERT INTO beginnings VALUES (strftime('%s', 'now'));
 """
+
+
+def has_open(path: Path, task_id: str) -> bool:
+    """Return whether a journal, beside which its agent may run, has a task that has not ended.
+
+    Raises:
+        RecordError: it can't be read.
+    """
+    with (
+        told_as_records("read", path, LAYOUT),
+        closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database,
+    ):
+        query = "SELECT 1 FROM tasks WHERE task_id = ?"
+        return database.execute(query, (task_id,)).fetchone() is not None
 
 
 class Journal:
@@ -138,6 +153,15 @@ class Journal:
                     if self._database.in_transaction:
                         execute("ROLLBACK")
                 raise
+
+    def give_back(self) -> None:
+        """Return space that is not needed any more to the disk, a little at a time.
+
+        Raises:
+            RecordError: the file can't be written.
+        """
+        with self._told("write"):
+            give_back(self._database)
 
     def accept(self, tasks: Iterable[EngineTask]) -> None:
         """Record tasks; one that is recorded already stays as it is."""

@@ -25,6 +25,7 @@ from flux_endpoint.errors import (
     FluxEndpointError,
     StillTryingError,
 )
+from flux_endpoint.logs import put_aside
 from flux_endpoint.processes import is_readable
 
 #: Seconds that a start in the background is watched; the agent goes on trying after that.
@@ -117,6 +118,7 @@ def start_detached(
     readable, writable = os.pipe()
     with os.fdopen(readable, "rb", buffering=0) as reports:
         try:
+            put_aside(directory.log)
             log = os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 command = [sys.executable, "-P", "-m", "flux_endpoint", "start", name]

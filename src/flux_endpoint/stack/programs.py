@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.logs import put_aside
 from flux_endpoint.processes import Command, ProcessKeeper
 from flux_endpoint.stack.state import StackDirectory
 from flux_endpoint.stack.tails import tail
@@ -27,8 +28,6 @@ MAX_BACKOFF = 60.0
 #: Seconds between two looks at whether a program is ready.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
-#: Bytes after which a log is put aside at the next start of its program.
-MAX_LOG_SIZE = 10 * 2**20
 #: Seconds for one of the short commands (`configure` and the like).
 COMMAND_TIMEOUT = 60.0
 
@@ -123,8 +122,7 @@ class Programs:
     def start(self, program: Program) -> None:
         """Start `program`, whose earlier process must have ended."""
         file = self._directory.program_log(program.name)
-        if file.exists() and file.stat().st_size > MAX_LOG_SIZE:
-            file.replace(file.with_suffix(".log.1"))
+        put_aside(file)
         log = str(file)
         program.stopping = False
         program.ended.clear()
