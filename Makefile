@@ -22,7 +22,7 @@ PLUGIN := .venv-plugin
 PLUGIN_STAMP := $(PLUGIN)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv official system demo test check fuzz man clean
+.PHONY: help venv official system demo test check faults fuzz man clean
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ check: venv ## Lint, check the format, the types and who imports whom.
 $(FUZZ_STAMP): pyproject.toml tools/make-venv
 	@PYTHON="$(PYTHON)" tools/make-venv $(FUZZ) fuzz
 	@touch $(FUZZ_STAMP)
+
+faults: venv system ## Run a mixed load under random faults, and account for each task (ARGS="--seed 1").
+	$(BIN)/python tests/faults/harness.py $(ARGS)
 
 fuzz: $(FUZZ_STAMP) ## Look for inputs that break a decoder, SECONDS=60 for each.
 	@$(FUZZ)/bin/python tools/fuzz --seconds $(SECONDS) $(TARGETS)
