@@ -32,12 +32,15 @@ from typing import Any
 import psutil
 from accounting import Task, account, read_evidence, table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from flux_endpoint import Client, Executor, ShellFunction
+from ports import reserved_port
 
 #: As `flux-endpoint up`, whose pauses before it starts something again do not grow.
 UP = (
     "import flux_endpoint.stack.programs as programs; programs.MAX_BACKOFF = 0.5; "
-    "from flux_endpoint.cli.main import main; main(['up'])"
+    "from flux_endpoint.cli.main import main; import sys; main(['up', '--port', sys.argv[1]])"
 )
 #: Kinds of tasks, and how often each is submitted.
 KINDS = {"function": 6, "command": 3, "job": 1}
@@ -54,9 +57,11 @@ FAULTS = {
     ("stop", "manager"): 2,
 }
 #: Seconds between two faults, and for which a process is stopped.
-PAUSE, STOPPED = (0.3, 3.0), (0.5, 4.0)
+PAUSE, STOPPED = (0.5, 5.0), (0.5, 4.0)
 #: Seconds for the stack to come up, and for all tasks to end once the faults are over.
 START, PATIENCE = 120.0, 300.0
+#: Broken promises that are printed.
+SHOWN = 20
 MANAGER = "flux_endpoint.engine.workers.manager"
 
 
@@ -85,8 +90,9 @@ COMMAND = ShellFunction(
 class Stack:
     """A stack of its own: its processes, and where clients find it."""
 
-    def __init__(self, home: Path, executor: str) -> None:
+    def __init__(self, home: Path, executor: str, port: int) -> None:
         self.home = home
+        self._port = port
         self.on_flux = executor == "flux"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
         self._environment = {**kept, "FLUX_ENDPOINT_HOME": str(home)}
@@ -101,7 +107,7 @@ class Stack:
             json.dumps({"engine": {"max_retries_on_system_failure": 5}, "heartbeat_period": 5})
         )
         self._process = subprocess.Popen(
-            [*self._flux, sys.executable, "-c", UP],
+            [*self._flux, sys.executable, "-c", UP, str(self._port)],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -269,8 +275,12 @@ def run(executor: str, seed: int, *, count: int, seconds: float) -> bool:
     """Run once; return whether each task is accounted for."""
     print(f"{executor}: seed {seed}, {count} tasks in {seconds:g} s", flush=True)
     home = Path(tempfile.mkdtemp(prefix="flux-endpoint-faults-"))
+    with reserved_port() as port:  # nobody else is given it while the service is down
+        return _run(Stack(home, executor, port), seed, count=count, seconds=seconds)
+
+
+def _run(stack: Stack, seed: int, *, count: int, seconds: float) -> bool:
     tasks: dict[str, Task] = {}
-    stack = Stack(home, executor)
     try:
         stack.start()
         with Faults(stack, random.Random(seed)) as faults:
@@ -285,18 +295,18 @@ def run(executor: str, seed: int, *, count: int, seconds: float) -> bool:
         time.sleep(2.0)  # for an end that comes once more
     finally:
         stack.stop()
-    evidence = home / "evidence"
+    evidence = stack.home / "evidence"
     if evidence.exists():
         read_evidence(evidence.read_text(errors="replace").splitlines(), tasks)
     found = account(tasks, faults.worker_kills)
     print(table(found.rows))
     print("faults: " + ", ".join(f"{each} {n}" for each, n in sorted(faults.done.items())))
     if found.broken:
-        print("\n".join(found.broken))
-        print(f"{len(found.broken)} promises broken; what was written is in {home}")
+        print("\n".join(found.broken[:SHOWN]))
+        print(f"{len(found.broken)} promises broken; what was written is in {stack.home}")
         return False
     print(f"{count} tasks, each accounted for; the last {settled:.1f} s after the last fault\n")
-    shutil.rmtree(home)
+    shutil.rmtree(stack.home)
     return True
 
 
