@@ -76,7 +76,8 @@ class OfficialWorld:
         self._command("configure", "lab")
         config = self._home / "endpoints" / "lab" / "config.yaml"
         engine = {"type": "FluxEngine", "local_nodes": 2, "local_cores_per_node": 2, "max_nodes": 1}
-        config.write_text(yaml.safe_dump({"display_name": "Lab", "engine": engine}))
+        who = {"public": True, "users": ["eve"]}
+        config.write_text(yaml.safe_dump({"display_name": "Lab", "engine": engine, **who}))
         self._command("start", "lab", "--detach")
 
     def stop(self) -> None:
@@ -96,6 +97,13 @@ class OfficialWorld:
     def endpoint_id(self) -> str:
         text = (self._home / "endpoints" / "lab" / "endpoint.json").read_text()
         return str(json.loads(text)["endpoint_id"])
+
+    def become(self, user: str) -> None:
+        """Let programs that are started from now on be those of another user."""
+        home = self.directory / user
+        home.mkdir()
+        token = self.service.new_user(user).token
+        self.environment = official_environment(self.service.url, token, home)
 
     def started(self, program: Path, **order: Any) -> subprocess.Popen[str]:
         """Start a program of a user of the official SDK; `order` is its argument, as JSON."""

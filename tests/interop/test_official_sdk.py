@@ -371,3 +371,21 @@ def ended(ours: RestClient, task: str) -> dict:
             return document
         time.sleep(0.1)
     raise AssertionError("the task did not end")
+
+
+class TestUsers:
+    """Who may run tasks at an endpoint of somebody else's; the last tests here, as other users."""
+
+    def test_one_whom_the_endpoint_names_runs_tasks_there(self, official_world):
+        official_world.become("eve")
+        said = official_world.run(PROGRAMS / "guest.py")
+        assert (said["sees"], said.get("value")) == (True, 42), said
+
+    def test_another_sees_a_public_endpoint_and_is_told_why_it_does_not_run_his(
+        self, official_world
+    ):
+        official_world.become("mallory")
+        said = official_world.run(PROGRAMS / "guest.py")
+        assert said["sees"]
+        assert "ENDPOINT_NOT_PERMITTED" in said["error"]
+        assert "whom its config.yaml names under users: or groups:" in said["error"]
