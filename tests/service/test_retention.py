@@ -205,7 +205,7 @@ def test_others_lose_nothing_by_that(
     monkeypatch.setattr(retention, "AT_LEAST", 0.0)
     mine = world.submit(10)
     world.end(mine, data="x" * 100_000)
-    world.endpoint_id = add_endpoint(public=True, metadata={"flux_endpoint_version": "1"})
+    world.endpoint_id = add_endpoint(users=["*"], metadata={"flux_endpoint_version": "1"})
     world.api.headers.update(bob)
     code = {"function_name": "f", "function_code": "12\n01\ngASVabcd\n"}
     function_id = world.api.post("/v3/functions", json=code).json()["function_uuid"]
