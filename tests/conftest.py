@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from alarms import memory_alarm
+from broker_access import Dispatcher, session_broker
 from ports import reserved_port
 
 # No example has a time to be done in: a busy machine stops whom it will, for as long as it will.
@@ -30,6 +31,9 @@ settings.register_profile(
 )
 settings.load_profile("unhurried")
 
+AMQP_URL_VARIABLE = "FLUX_ENDPOINT_TEST_AMQP_URL"
+APART = "kept_apart"
+
 pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages", "small_disk"]
 
 
@@ -40,6 +44,14 @@ def pytest_configure() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get(AMQP_URL_VARIABLE):
+        from not_run import leave_out
+
+        reason = f"tests of accounts at the broker: that of {AMQP_URL_VARIABLE} asks nobody"
+        leave_out(config, items, lambda item: reason if item.get_closest_marker(APART) else None)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,7 +85,7 @@ class Broker:
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    url = os.environ.get("FLUX_ENDPOINT_TEST_AMQP_URL")
+    url = os.environ.get(AMQP_URL_VARIABLE)
     if url:
         command = shlex.split(os.environ.get("FLUX_ENDPOINT_TEST_RABBITMQCTL", "rabbitmqctl"))
 
@@ -82,11 +94,15 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
             done = subprocess.run(whole, check=True, capture_output=True, text=True, timeout=60)
             return done.stdout
 
+        session_broker.shares(ctl)
         yield Broker(url, ctl)
         return
     from flux_endpoint.stack.broker import RabbitNode
 
-    with RabbitNode(tmp_path_factory.mktemp("broker")) as node:
+    dispatcher = Dispatcher()
+    directory = tmp_path_factory.mktemp("broker")
+    with RabbitNode(directory, authorization_url=dispatcher.url) as node:
+        session_broker.keeps_apart(dispatcher, node.management_url)
         yield Broker(node.service_url, node.ctl)
 
 

@@ -49,6 +49,13 @@ def read_variables(path: Path) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def read_settings(text: str) -> dict[str, str]:
+    """Return the settings of a `rabbitmq.conf`."""
+    lines = (line.strip() for line in text.splitlines())
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def command(*path: str) -> click.Command:
     """Return a command of the command line by its name."""
     found: click.Command = cli

@@ -12,13 +12,17 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from broker_access import session_broker
 from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.credentials import Credentials
+from flux_endpoint.errors import PublishError
 from flux_endpoint.protocol.messages import Result, ResultErrorDetails, Task, pack, unpack
 from flux_endpoint.rest import RestClient
 from flux_endpoint.serialize import ComputeSerializer, unpack_buffers
 
 TIMEOUT = 30
+#: Seconds until a refused result is sent again.
+RETRY = 0.2
 
 
 class RunningService:
@@ -29,6 +33,7 @@ class RunningService:
             **os.environ,
             "FLUX_ENDPOINT_HOME": str(home),
             "FLUX_ENDPOINT_SERVICE_AMQP_URL": amqp_url,
+            **session_broker.environment(amqp_url),
         }
         self._port = port
         self.token = self.token_of("ada")
@@ -75,6 +80,7 @@ class ThreadEndpoint:
         self._connection = AmqpConnection(url, name="endpoint")
         self._connection.start()
         queue = queues["task_queue_info"]["queue"]
+        self._closing = threading.Event()
         self.may_run = threading.Event()
         self.may_run.set()
         self._pool = ThreadPoolExecutor(8)
@@ -100,9 +106,18 @@ class ThreadEndpoint:
             details = ResultErrorDetails(code="RemoteExecutionError", user_message="it raised")
             result = Result(task_id=task_id, data=traceback.format_exc(), error_details=details)
         keys = (self._publish["exchange"], self._publish["routing_key"])
-        done = self._connection.publish(*keys, pack(result))
-        done.add_done_callback(lambda _: delivery.ack())
+        while True:
+            try:
+                self._connection.publish(*keys, pack(result)).result(TIMEOUT)
+            except PublishError:
+                # As endpoints do: while no service answers, the broker takes nothing new.
+                if self._closing.wait(RETRY):
+                    return
+            else:
+                break
+        delivery.ack()
 
     def close(self) -> None:
+        self._closing.set()
         self._pool.shutdown(cancel_futures=True)
         self._connection.close()

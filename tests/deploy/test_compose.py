@@ -8,14 +8,26 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deploy_files import DEPLOY, Containerfile, fill_in, read_variables, variables_in
+from deploy_files import (
+    DEPLOY,
+    Containerfile,
+    fill_in,
+    read_settings,
+    read_variables,
+    variables_in,
+)
 from flux_endpoint import credentials
+from flux_endpoint.amqp.authorization import PLUGINS, configuration
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.service.http_protocol import ConnectionLimits
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.stack import broker_files
 
 _PREFIX = "FLUX_ENDPOINT_SERVICE_"
+
+
+def _is_secret(name: str) -> bool:
+    return "PASSWORD" in name or "SECRET" in name
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +50,15 @@ class TestVariables:
         assert set(variables_in(compose)) | set(variables_in(tls)) == set(example)
 
     def test_each_password_must_be_given_and_is_not_in_the_example(self, compose):
-        passwords = {
-            name: must for name, must in variables_in(compose).items() if "PASSWORD" in name
-        }
+        passwords = {name: must for name, must in variables_in(compose).items() if _is_secret(name)}
         example = read_variables(DEPLOY / "example.env")
-        assert len(passwords) == 4
+        assert len(passwords) == 3
         assert all(passwords.values())
         assert not any(example[name] for name in passwords)
 
     def test_without_a_password_nothing_is_made(self, compose, answers):
         for name in answers:
-            if "PASSWORD" in name:
+            if _is_secret(name):
                 with pytest.raises(KeyError, match=name):
                     fill_in(compose, {**answers, name: ""})
 
@@ -75,26 +85,39 @@ class TestService:
         assert (url.username, url.password) == (made["POSTGRES_USER"], made["POSTGRES_PASSWORD"])
         assert url.path == f"/{made['POSTGRES_DB']}"
 
-    @pytest.mark.parametrize("account", ["service", "endpoint", "client"])
-    def test_each_account_is_used_with_the_password_that_it_is_made_with(
-        self, services, settings, account
-    ):
-        urls = {
-            "service": settings.amqp_url,
-            "endpoint": settings.endpoint_amqp_url,
-            "client": settings.client_amqp_url,
-        }
-        url = urlsplit(urls[account])
+    def test_its_account_is_used_with_the_password_that_it_is_made_with(self, services, settings):
+        url = urlsplit(settings.amqp_url)
         made = services["accounts"]["environment"]
-        assert (url.username, url.password) == (account, made[f"AMQP_{account.upper()}_PASSWORD"])
-        assert url.path == "/flux_endpoint"
+        assert (url.username, url.password) == ("service", made["AMQP_SERVICE_PASSWORD"])
+
+    def test_everybody_is_sent_to_the_same_virtual_host(self, settings):
+        urls = (settings.amqp_url, settings.endpoint_amqp_url, settings.client_amqp_url)
+        assert {urlsplit(url).path for url in urls} == {"/flux_endpoint"}
+
+    def test_the_broker_asks_where_the_service_listens_and_nobody_else_can(
+        self, compose, services, answers, settings
+    ):
+        listens = urlsplit(settings.authorization_url)
+        asks = f"http://service:{listens.port}{listens.path}"
+        text = fill_in(compose["configs"]["authorization"]["content"], answers)
+        fixed = read_settings((DEPLOY / "rabbitmq" / "flux-endpoint.conf").read_text())
+        wanted = configuration(asks)
+        assert read_settings(text) | fixed == fixed | wanted
+        assert not any(f":{listens.port}" in port for port in services["service"]["ports"])
+        mounted = {each["target"]: each["source"] for each in services["rabbitmq"]["configs"]}
+        assert mounted == {"/etc/rabbitmq/conf.d/22-authorization.conf": "authorization"}
+
+    def test_connections_are_closed_by_the_management_api_of_the_broker(self, services, settings):
+        url = urlsplit(settings.management_url)
+        assert (url.hostname, url.port) == ("rabbitmq", 15672)
+        assert not any("15672" in port for port in services["rabbitmq"]["ports"])
 
     def test_it_reaches_the_broker_inside_and_the_others_do_from_outside(self, services, settings):
         assert urlsplit(settings.amqp_url).hostname in services
         (published,) = services["rabbitmq"]["ports"]
         outside, _, inside = published.rpartition(":")
         assert urlsplit(settings.amqp_url).port == int(inside)
-        assert urlsplit(settings.client_amqp_url).netloc.endswith(f"@{outside}")
+        assert urlsplit(settings.client_amqp_url).netloc == outside
 
     def test_the_port_that_is_published_is_the_one_it_listens_on(self, services):
         image = Containerfile(DEPLOY / "Containerfile").environment("service")
@@ -174,6 +197,17 @@ class TestFiles:
             f"rabbit@{services['rabbitmq']['hostname']}"
         )
         assert os.access(DEPLOY / "rabbitmq" / "accounts", os.X_OK)
+
+    def test_the_broker_has_the_plugins_by_which_it_asks(self):
+        text = (DEPLOY / "rabbitmq" / "enabled_plugins").read_text()
+        assert text == f"[{','.join(PLUGINS)}].\n"
+
+    def test_packages_ask_as_containers_do(self):
+        template = (DEPLOY / "rabbitmq" / "authorization.conf.template").read_text()
+        url = "http://127.0.0.1:8081/SECRET"
+        filled = read_settings(fill_in(template, {"AUTHORIZATION_URL": url}))
+        assert filled.items() <= configuration(url).items()
+        assert len(filled) == 4
 
     def test_the_brokers_limits_are_those_of_a_stack(self):
         text = (DEPLOY / "rabbitmq" / "flux-endpoint.conf").read_text()

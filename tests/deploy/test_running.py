@@ -4,42 +4,49 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import httpx
 import pika
 import pika.exceptions
+import psutil
 import pytest
 
-from deploy_files import DEPLOY, fill_in
+from broker_access import SECRET, Dispatcher
+from deploy_files import DEPLOY, fill_in, read_settings
 from flux_endpoint import Executor
-from flux_endpoint.protocol import queues
-from flux_endpoint.service import topology
+from flux_endpoint.amqp.authorization import PLUGINS
+from flux_endpoint.service.access.trial import Outcome as TrialOutcome
+from flux_endpoint.service.access.trial import Trial, Verdict
 from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.installation import find_rabbitmq
+from ports import reserved_port
 
 pytestmark = pytest.mark.rabbitmq
 
-ENDPOINT_ID = "00000000-0000-4000-8000-000000000001"
+#: One that RabbitMQ makes by itself, and those of earlier releases.
+SHARED = ("guest", "endpoint", "client")
+ANOTHER_PLUGIN = "rabbitmq_consistent_hash_exchange"
 
 
 @dataclass(frozen=True)
 class Broker:
-    """A node with an account `guest`, as RabbitMQ makes it, and the script that makes ours."""
+    """A node with the accounts `SHARED`, and the script that makes ours."""
 
     node: RabbitNode
     environment: dict[str, str]
 
-    def make_accounts(self, **passwords: str) -> str:
-        variables = {f"AMQP_{name.upper()}_PASSWORD": text for name, text in passwords.items()}
+    def make_account(self, password: str) -> str:
         done = subprocess.run(
             [DEPLOY / "rabbitmq" / "accounts"],
-            env={**self.environment, **variables},
+            env={**self.environment, "AMQP_SERVICE_PASSWORD": password},
             capture_output=True,
             text=True,
             timeout=110,
@@ -55,81 +62,163 @@ class Broker:
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory):
+def broker(tmp_path_factory, answers):
     directory = tmp_path_factory.mktemp("node")
-    with RabbitNode(directory) as node:
-        node.ctl("add_user", "guest", "guest")
-        # A `rabbitmqctl` that finds this node, as the one on a site's PATH finds the site's.
+    with (
+        reserved_port() as port,
+        RabbitNode(
+            directory,
+            authorization_url=f"http://127.0.0.1:{port}/{answers['AUTHORIZATION_SECRET']}",
+        ) as node,
+    ):
+        made = [
+            f'rabbit_auth_backend_internal:add_user(<<"{n}">>, <<"{n}">>, <<>>)' for n in SHARED
+        ]
+        node.ctl("eval", f"{', '.join(made)}.")  # one command: each takes seconds
+        # Programs that find this node, as those on a site's PATH find the site's.
         known = json.loads((directory / "node.json").read_text())
         identity = broker_files.NodeIdentity(**known)
         environment = broker_files.node_environment(directory, identity)
-        program = directory / "bin" / "rabbitmqctl"
-        program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec {shlex.quote(str(find_rabbitmq().ctl))} "$@"\n')
-        program.chmod(0o755)
-        path = f"{program.parent}{os.pathsep}{environment['PATH']}"
+        programs = directory / "bin"
+        programs.mkdir()
+        theirs = find_rabbitmq().ctl.parent
+        for name in ("rabbitmqctl", "rabbitmq-plugins"):
+            _write_program(programs / name, f'exec {shlex.quote(str(theirs / name))} "$@"')
+        path = f"{programs}{os.pathsep}{environment['PATH']}"
         yield Broker(node, {**environment, "PATH": path})
 
 
 @pytest.fixture(scope="module")
 def made(broker, answers):
-    """What the script said; the accounts have the passwords of `answers`."""
-    names = ("service", "endpoint", "client")
-    return broker.make_accounts(
-        **{name: answers[f"AMQP_{name.upper()}_PASSWORD"] for name in names}
-    )
+    """What the script said; the account has the password of `answers`."""
+    return broker.make_account(answers["AMQP_SERVICE_PASSWORD"])
 
 
 class TestAccounts:
-    def test_each_is_made_with_the_rights_that_it_has_in_a_stack(self, broker, made):
+    def test_the_services_may_do_everything(self, broker, made):
         said = broker.node.ctl("list_permissions", "--vhost", "flux_endpoint", "--no-table-headers")
-        rights = {
-            user: (configure, write, read)
-            for user, configure, write, read in (line.split("\t") for line in said.splitlines())
-        }
-        assert rights == broker_files.PERMISSIONS
+        assert said.splitlines() == ["service\t.*\t.*\t.*"]
+        said = broker.node.ctl("list_users", "--no-table-headers")
+        assert said.splitlines() == ["service\t[administrator]"]
 
-    def test_the_account_with_the_well_known_password_is_gone(self, broker, made):
-        assert "guest: removed" in made
+    @pytest.mark.parametrize("name", SHARED)
+    def test_accounts_that_several_people_know_are_gone(self, broker, made, name):
+        assert f"{name}: removed" in made
         with pytest.raises(pika.exceptions.ProbableAuthenticationError):
-            broker.connect("guest", "guest")
+            broker.connect(name, name)
 
-    def test_made_again_they_have_the_new_passwords(self, broker, made, answers):
-        kept = {name: answers[f"AMQP_{name.upper()}_PASSWORD"] for name in ("service", "endpoint")}
-        broker.make_accounts(client="another", **kept)
-        broker.connect("client", "another").close()
-        broker.make_accounts(client=answers["AMQP_CLIENT_PASSWORD"], **kept)
+    def test_made_again_it_has_the_new_password(self, broker, made, answers):
+        broker.make_account("another")
+        broker.connect("service", "another").close()
+        broker.make_account(answers["AMQP_SERVICE_PASSWORD"])
         with pytest.raises(pika.exceptions.ProbableAuthenticationError):
-            broker.connect("client", "another")
+            broker.connect("service", "another")
 
     def test_a_password_that_is_missing_is_named_before_anything_is_done(self, broker):
         with pytest.raises(subprocess.CalledProcessError) as caught:
-            broker.make_accounts(service="a", endpoint="b")
-        assert "AMQP_CLIENT_PASSWORD" in caught.value.stderr
+            broker.make_account("")
+        assert "AMQP_SERVICE_PASSWORD" in caught.value.stderr
 
-    @pytest.mark.parametrize(
-        ("account", "queue"),
-        [
-            ("client", queues.tasks_queue(ENDPOINT_ID)),
-            ("client", queues.RESULTS_QUEUE),
-            ("endpoint", queues.task_group_queue(ENDPOINT_ID)),
-            ("endpoint", queues.task_group_queue(ENDPOINT_ID, ENDPOINT_ID)),
-            ("endpoint", queues.DEAD_LETTERS),
-        ],
+
+@pytest.fixture(scope="module")
+def asked():
+    return Dispatcher()
+
+
+@pytest.fixture(scope="module")
+def conf_d(broker, made, asked, answers, tmp_path_factory):
+    """The files that the script has written for a host with a service and TLS."""
+    directory = tmp_path_factory.mktemp("etc")
+    restarts = directory / "restarts"
+    # The node runs on: it stands for the restarted one.
+    _write_program(directory / "bin" / "service", f'echo "$@" >> {shlex.quote(str(restarts))}')
+    # One that the site has for other purposes.
+    plugins = broker.node.directory / "enabled_plugins"
+    plugins.write_text(f"[{ANOTHER_PLUGIN}].\n")
+    done = subprocess.run(
+        [DEPLOY / "rabbitmq" / "configure"],
+        cwd=broker.node.directory,
+        env={
+            **broker.environment,
+            "PATH": f"{directory / 'bin'}{os.pathsep}{broker.environment['PATH']}",
+            "CONF_D": str(directory / "conf.d"),
+            "GROUP": str(os.getegid()),
+            "LOOPBACK": "yes",
+            "AMQP_SERVICE_PASSWORD": answers["AMQP_SERVICE_PASSWORD"],
+            "FLUX_ENDPOINT_SERVICE_AUTHORIZATION_URL": asked.url,
+        },
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
     )
-    def test_none_reads_what_is_for_another(self, broker, made, answers, account, queue):
-        connection = broker.connect(account, answers[f"AMQP_{account.upper()}_PASSWORD"])
-        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
-            connection.channel().basic_get(queue)
-        connection.close()
+    assert done.returncode == 0, done.stderr
+    assert restarts.read_text() == "rabbitmq-server restart\n"
+    assert "account service" in done.stdout
+    return directory / "conf.d"
 
-    @pytest.mark.parametrize("account", ["client", "endpoint"])
-    def test_only_the_service_makes_queues(self, broker, made, answers, account):
-        connection = broker.connect(account, answers[f"AMQP_{account.upper()}_PASSWORD"])
-        queue, _ = topology.of_group(ENDPOINT_ID)
-        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
-            connection.channel().queue_declare(queue.name, durable=True, arguments=queue.arguments)
-        connection.close()
+
+class TestConfigure:
+    """A RabbitMQ of the host: the script's files, as RabbitMQ reads them."""
+
+    def test_the_secret_is_for_rabbitmqs_group(self, conf_d, asked):
+        file = conf_d / "22-authorization.conf"
+        assert file.stat().st_mode & 0o777 == 0o640
+        others = [each for each in conf_d.iterdir() if each != file]
+        assert not any(SECRET in each.read_text() for each in others)
+
+    def test_the_plugins_are_enabled(self, conf_d, broker):
+        said = (broker.node.directory / "enabled_plugins").read_text()
+        assert {*PLUGINS, ANOTHER_PLUGIN} == set(re.findall(r"\w+", said))
+
+    def test_a_broker_with_these_files_asks_there_and_opens_tls_alone(
+        self, conf_d, asked, tmp_path, monkeypatch, free_port
+    ):
+        certificate = tmp_path / "tls"
+        certificate.mkdir()
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes"),
+                *("-days", "2", "-subj", "/CN=localhost"),
+                *("-keyout", certificate / "key.pem", "-out", certificate / "fullchain.pem"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        files = [*conf_d.glob("*.conf"), DEPLOY / "rabbitmq" / "tls.conf"]
+        text = "\n".join(each.read_text() for each in files)
+        write = broker_files.write_configuration
+
+        def with_these_files(directory, identity, *more):
+            write(directory, identity, *more)
+            file = directory / "rabbitmq.conf"
+            own = read_settings(file.read_text())
+            kept = {k: v for k, v in own.items() if k.split(".")[0] in ("log", "load_definitions")}
+            theirs = (
+                text.replace(":5672", f":{identity.amqp_port}")
+                .replace("= 5671", f"= {free_port}")
+                .replace("/etc/flux-endpoint/tls", str(certificate))
+            )
+            kept["management.tcp.port"] = own["management.tcp.port"]
+            file.write_text("".join(f"{k} = {v}\n" for k, v in kept.items()) + theirs)
+
+        monkeypatch.setattr(broker_files, "write_configuration", with_these_files)
+        trial = Trial()
+        asked.answer = lambda path, body: (
+            b"allow"
+            if trial.answer(path.rpartition("/")[2], dict(parse_qsl(body.decode())))
+            else b"deny"
+        )
+        with RabbitNode(tmp_path / "node") as node:
+            assert trial.run(node.service_url) == TrialOutcome(Verdict.ASKS)
+            listening = {
+                each.laddr.port: each.laddr.ip
+                for each in psutil.net_connections("inet")
+                if each.status == psutil.CONN_LISTEN
+            }
+            inside = (node.port, urlsplit(node.management_url).port)
+            assert {listening[port] for port in inside} == {"127.0.0.1"}
+            assert listening[free_port] in ("::", "0.0.0.0")
 
 
 def _elsewhere(url: str, host: str, port: int) -> str:
@@ -150,6 +239,10 @@ class TestTask:
             for name, value in described.items()
             if "AMQP_URL" in name
         }
+        asked = broker.node.authorization_url
+        name = "FLUX_ENDPOINT_SERVICE_AUTHORIZATION_URL"
+        assert urlsplit(described[name]).path == urlsplit(asked).path
+        moved |= {name: asked, "FLUX_ENDPOINT_SERVICE_MANAGEMENT_URL": broker.node.management_url}
         return {
             **{k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))},
             **described,
@@ -186,6 +279,12 @@ class TestTask:
                 _run(user, "stop", "lab")
             process.terminate()
             assert process.wait(timeout=60) == 0
+
+
+def _write_program(path: Path, line: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
 
 
 def _run(environment: dict[str, str], *arguments: str) -> str:

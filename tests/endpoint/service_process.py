@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from broker_access import session_broker
 from flux_endpoint.credentials import Credentials
 
 COMMAND = [sys.executable, "-m", "flux_endpoint"]
@@ -28,6 +29,7 @@ class ServiceProcess:
             "FLUX_ENDPOINT_HOME": str(directory),
             "FLUX_ENDPOINT_SERVICE_DATABASE_URL": f"sqlite:///{directory / 'service.db'}",
             "FLUX_ENDPOINT_SERVICE_AMQP_URL": amqp_url,
+            **session_broker.environment(amqp_url),
         }
         self.credentials = self.new_user("owner")
         self._process: subprocess.Popen[str] | None = None

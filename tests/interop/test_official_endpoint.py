@@ -14,6 +14,7 @@ from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint, until
 from tests.interop.official_world import official_environment
 from tests.service.http_server import listening
 
+from broker_access import session_broker
 from flux_endpoint import Client, ComputeFuture, Executor, MPIFunction, ShellFunction
 from flux_endpoint.errors import TaskExecutionFailed
 from flux_endpoint.service.app import create_app
@@ -114,6 +115,7 @@ def world(
         database_url=f"sqlite:///{directory / 'service.db'}",
         amqp_url=broker.vhost_url(vhost),
         publish_timeout=30,
+        **session_broker.settings(broker.vhost_url(vhost)),
         official_window=WINDOW,
     )
     with listening(create_app(settings)) as port:

@@ -13,6 +13,7 @@ import pytest
 from tests.service.conftest import NO_BROKER
 from tests.service.http_server import listening
 
+from broker_access import NOBODY_ASKS
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import users
@@ -44,7 +45,9 @@ print(json.dumps(answer))
 def service(tmp_path: Path) -> Iterator[tuple[int, str]]:
     """The port of a service, and a token of ada's."""
     url = f"sqlite:///{tmp_path / 'service.db'}"
-    settings = ServiceSettings(database_url=url, amqp_url=NO_BROKER, publish_timeout=0.01)
+    settings = ServiceSettings(
+        database_url=url, amqp_url=NO_BROKER, publish_timeout=0.01, **NOBODY_ASKS
+    )
     with listening(create_app(settings)) as port:
         database = Database(url)
         with database.write() as connection:

@@ -16,6 +16,7 @@ from tests.interop.official_world import official_environment
 from tests.interop.plugin_world import PluginEnvironment
 from tests.service.http_server import listening
 
+from broker_access import session_broker
 from flux_endpoint import Client, Executor, MPIFunction, ShellFunction, ShellResult
 from flux_endpoint.errors import TaskExecutionFailed
 from flux_endpoint.service.app import create_app
@@ -100,6 +101,7 @@ def world(request, tmp_path_factory, broker, plugin_python, official_python):
         database_url=f"sqlite:///{directory / 'service.db'}",
         amqp_url=broker.vhost_url(vhost),
         publish_timeout=30,
+        **session_broker.settings(broker.vhost_url(vhost)),
     )
     with listening(create_app(settings)) as port:
         database = Database(settings.database_url)

@@ -16,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 
+from broker_access import NOBODY_ASKS, session_broker
 from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.rest import ErrorBody, RegisterEndpoint
@@ -75,7 +76,9 @@ def token_of(database: Database) -> Callable[[str], dict[str, str]]:
 @pytest.fixture
 def api(database_url: str, token_of: Callable[[str], dict[str, str]]) -> Iterator[TestClient]:
     """A client with ada's token of a service whose broker is away."""
-    settings = ServiceSettings(database_url=database_url, amqp_url=NO_BROKER, publish_timeout=0.01)
+    settings = ServiceSettings(
+        database_url=database_url, amqp_url=NO_BROKER, publish_timeout=0.01, **NOBODY_ASKS
+    )
     with TestClient(create_app(settings), headers=token_of("ada")) as client:
         yield client
 
@@ -167,7 +170,17 @@ def peer(amqp_vhost: str) -> Iterator[Peer]:
 @pytest.fixture
 def live_settings(database_url: str, amqp_vhost: str) -> ServiceSettings:
     """Settings with a real broker."""
-    return ServiceSettings(database_url=database_url, amqp_url=amqp_vhost, publish_timeout=30)
+    return ServiceSettings(
+        database_url=database_url,
+        amqp_url=amqp_vhost,
+        publish_timeout=30,
+        **session_broker.settings(amqp_vhost),
+    )
+
+
+def beside(settings: ServiceSettings) -> ServiceSettings:
+    """Return the settings of a second service, which is asked at another port."""
+    return settings.model_copy(update=session_broker.settings(settings.amqp_url))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from httpx import Response
 from tests.service.conftest import FUNCTION, NO_BROKER, OWN, PAYLOAD, Peer, Rest, eventually
 from tests.service.test_operations import events, report, result
 
+from broker_access import NOBODY_ASKS
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import users
@@ -151,7 +152,9 @@ def routes(router: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def app() -> FastAPI:
-    return create_app(ServiceSettings(database_url="sqlite:////none", amqp_url=NO_BROKER))
+    return create_app(
+        ServiceSettings(database_url="sqlite:////none", amqp_url=NO_BROKER, **NOBODY_ASKS)
+    )
 
 
 def test_each_route_has_a_rule(app: FastAPI) -> None:

@@ -7,6 +7,7 @@ from fastapi.testclient import TestClient
 from starlette.requests import Request
 from tests.service.conftest import NO_BROKER, refusal
 
+from broker_access import NOBODY_ASKS
 from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES, MAX_SMALL_REQUEST_BYTES
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
@@ -137,7 +138,9 @@ def test_a_full_database_is_told_as_such_and_nothing_is_stored(
     with database.write() as connection:
         headers = {"Authorization": f"Bearer {users.create_token(connection, 'ada')}"}
     database.close()
-    settings = ServiceSettings(database_url=url, amqp_url=NO_BROKER, publish_timeout=0.01)
+    settings = ServiceSettings(
+        database_url=url, amqp_url=NO_BROKER, publish_timeout=0.01, **NOBODY_ASKS
+    )
     with TestClient(create_app(settings), headers=headers) as client:
         body = {"function_name": "f", "function_code": "3000\n" + "x" * 3000}
         small_disk.fill()

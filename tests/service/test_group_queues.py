@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import PAYLOAD, Peer, Rest, refusal
 
+from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol.messages import Result, TaskEvents, pack, unpack
 
 
@@ -69,10 +70,9 @@ def test_a_client_queue_is_named_after_its_group_and_client(live: Rest, amqp_vho
     group_id, client_id = str(uuid.uuid4()), str(uuid.uuid4())
     for kind, prefix in (("results", "tg"), ("events", "ev")):
         answer = live.client.post(f"/v2/taskgroup/{group_id}/{kind}", json={"client_id": client_id})
-        assert answer.json() == {
-            "queue": f"{prefix}.{group_id}.{client_id}",
-            "connection_url": amqp_vhost,
-        }
+        assert answer.json()["queue"] == f"{prefix}.{group_id}.{client_id}"
+        url = answer.json()["connection_url"]
+        assert without_credentials(url) == without_credentials(amqp_vhost)
     # No official client has used the group: nothing is kept for one.
     assert not exists(amqp_vhost, f"tg.{group_id}")
 

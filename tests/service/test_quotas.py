@@ -21,6 +21,7 @@ from tests.service.conftest import (
 )
 from tests.service.test_operations import result
 
+from broker_access import NOBODY_ASKS, session_broker
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.quotas import BURST_SECONDS, UNDER_WAY, RequestRate
@@ -46,6 +47,7 @@ def limited(database_url: str, token_of: TokenOf) -> Iterator[Callable[..., Test
                 database_url=database_url,
                 amqp_url=amqp_url,
                 publish_timeout=0.01 if amqp_url == NO_BROKER else 30,
+                **(NOBODY_ASKS if amqp_url == NO_BROKER else session_broker.settings(amqp_url)),
                 **limits,
             )
             return stack.enter_context(TestClient(create_app(settings), headers=token_of("ada")))

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from tests.service.conftest import FUNCTION, NO_BROKER, PAYLOAD, refusal
 from tests.service.http_server import listening
 
+from broker_access import NOBODY_ASKS
 from flux_endpoint.protocol.rest import RegisterFunction
 from flux_endpoint.service import repeats, watched
 from flux_endpoint.service.app import create_app
@@ -125,7 +126,9 @@ def world(
     token_of: Callable[[str], dict[str, str]],
     add_endpoint: Callable[..., str],
 ) -> Iterator[World]:
-    settings = ServiceSettings(database_url=database_url, amqp_url=NO_BROKER, publish_timeout=0.01)
+    settings = ServiceSettings(
+        database_url=database_url, amqp_url=NO_BROKER, publish_timeout=0.01, **NOBODY_ASKS
+    )
     endpoint_id, token = add_endpoint(users=["*"]), token_of("ada")
     with database.write() as connection:
         ada = users.user_by_token(connection, token["Authorization"].removeprefix("Bearer "))

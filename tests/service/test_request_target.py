@@ -11,13 +11,16 @@ import pytest
 from tests.service.conftest import NO_BROKER
 from tests.service.http_server import listening
 
+from broker_access import NOBODY_ASKS
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 
 
 @pytest.fixture(params=["h11", "httptools"])
 def port(request: pytest.FixtureRequest, database_url: str) -> Iterator[int]:
-    settings = ServiceSettings(database_url=database_url, amqp_url=NO_BROKER, publish_timeout=0.01)
+    settings = ServiceSettings(
+        database_url=database_url, amqp_url=NO_BROKER, publish_timeout=0.01, **NOBODY_ASKS
+    )
     with listening(create_app(settings), request.param) as port:
         yield port
 

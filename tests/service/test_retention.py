@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import NO_BROKER, PAYLOAD, Peer, Rest, eventually, refusal
 from tests.service.test_operations import events, result
 
+from broker_access import NOBODY_ASKS, session_broker
 from flux_endpoint.service import retention
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.retention import DAY, Keep, Retention
@@ -257,6 +258,7 @@ def test_a_running_service_forgets(
         publish_timeout=30,
         keep_tasks="2s",
         keep_functions="3s",
+        **session_broker.settings(amqp_vhost),
     )
     with TestClient(create_app(settings), headers=token_of("ada")) as client:
         rest = Rest(client)
@@ -271,7 +273,9 @@ def test_a_running_service_forgets(
 
 def test_settings_are_durations_and_sizes() -> None:
     def settings(**what: str) -> ServiceSettings:
-        return ServiceSettings(database_url="sqlite:////none", amqp_url=NO_BROKER, **what)  # type: ignore[arg-type]
+        return ServiceSettings(
+            database_url="sqlite:////none", amqp_url=NO_BROKER, **NOBODY_ASKS, **what
+        )
 
     assert settings().keep_tasks == 14 * DAY
     assert settings(keep_tasks="infinity").keep_tasks == float("inf")

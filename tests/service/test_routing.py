@@ -5,12 +5,14 @@ import logging
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import FUNCTION, NO_BROKER, PAYLOAD, Peer, Relay, Rest, eventually
 
+from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Task, unpack
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
@@ -25,7 +27,9 @@ def test_a_registration_tells_where_everything_is(live: Rest, amqp_vhost: str) -
     body = {"endpoint_name": "lab", "metadata": {"hostname": "n1"}}
     answer = live.client.post("/v3/endpoints", json=body).json()
     endpoint_id = answer["endpoint_id"]
-    url = f"{amqp_vhost}?heartbeat=10"
+    url = answer["task_queue_info"]["connection_url"]
+    assert without_credentials(url) == f"{without_credentials(amqp_vhost)}?heartbeat=10"
+    assert urlsplit(url).username.startswith(f"e-{endpoint_id}-")
     assert answer == queues.endpoint_queues(endpoint_id, url).model_dump()
     assert answer["event_queue_info"]["queue_publish_kwargs"]["exchange"] == "events"
     again = live.client.put(f"/v3/endpoints/{endpoint_id}", json=body).json()
@@ -169,9 +173,7 @@ def test_a_lost_connection_delays_tasks_and_results_and_loses_none(
     with TestClient(create_app(live_settings), headers=headers) as client:
         endpoint_id = Rest(client).register_endpoint()
     caplog.set_level(logging.INFO, "flux_endpoint.service.broker")
-    settings = ServiceSettings(
-        database_url=live_settings.database_url, amqp_url=relay.url, publish_timeout=0.5
-    )
+    settings = live_settings.model_copy(update={"amqp_url": relay.url, "publish_timeout": 0.5})
     with TestClient(create_app(settings), headers=headers) as client:
         rest = Rest(client)
         eventually(lambda: "broker connected" in caplog.messages)

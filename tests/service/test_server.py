@@ -19,6 +19,7 @@ import httpx
 import pytest
 from tests.service.conftest import FUNCTION, NO_BROKER, refusal
 
+from broker_access import NOBODY_ASKS
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES
 from flux_endpoint.rest import RestClient
@@ -75,6 +76,7 @@ def environment(directory: Path) -> dict[str, str]:
         **os.environ,
         "FLUX_ENDPOINT_HOME": str(directory),
         "FLUX_ENDPOINT_SERVICE_AMQP_URL": NO_BROKER,
+        "FLUX_ENDPOINT_SERVICE_AUTHORIZATION_URL": NOBODY_ASKS["authorization_url"],
     }
 
 

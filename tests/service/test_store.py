@@ -1,6 +1,8 @@
 """The database: its schema, its transactions, who may open it."""
 
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -209,3 +211,19 @@ def test_a_database_of_a_later_version_is_explained(database: Database) -> None:
 
 def test_chunks_fit_and_lose_nothing() -> None:
     assert [len(part) for part in chunks(map(str, range(1001)))] == [500, 500, 1]
+
+
+def test_a_second_database_object_takes_no_locks_from_the_first(tmp_path: Path) -> None:
+    """Else another process, the last that it knows of, deletes the log that we go on reading."""
+    file = tmp_path / "service.db"
+    first = Database(file)
+    first.migrate()
+    with first.write() as connection:
+        token = users.create_token(connection, "ada")
+    second = Database(file)
+    revoke = [sys.executable, "-m", "flux_endpoint", "service", "token", "revoke", token]
+    subprocess.run([*revoke, "--database-url", f"sqlite:///{file}"], check=True)
+    for database in (first, second):
+        with database.read() as connection:
+            assert users.user_by_token(connection, token) is None
+        database.close()

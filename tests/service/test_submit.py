@@ -4,12 +4,14 @@ import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 from tests.service.conftest import OWN, PAYLOAD, refusal
 
+from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
 from flux_endpoint.service.store import users as users_of
@@ -316,7 +318,8 @@ def test_keys_of_different_users_do_not_meet(
 
 
 def test_the_result_connection_is_told(api: TestClient) -> None:
-    assert api.get("/v2/get_amqp_result_connection_url").json() == {
-        "queue_prefix": "tg.",
-        "connection_url": "amqp://guest:guest@127.0.0.1:1/%2F",
-    }
+    answer = api.get("/v2/get_amqp_result_connection_url").json()
+    assert answer["queue_prefix"] == "tg."
+    assert without_credentials(answer["connection_url"]) == "amqp://127.0.0.1:1/%2F"
+    me = api.get("/auth/v2/oauth2/userinfo").json()["sub"]
+    assert urlsplit(answer["connection_url"]).username.startswith(f"u-{me}-")

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -15,6 +16,7 @@ from tests.service.conftest import PAYLOAD, Peer, Rest, eventually, refusal
 from tests.service.official_world import CoreEndpoint, Run
 
 from flux_endpoint import MPIFunction, ShellFunction
+from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.functions.official import read_function
 from flux_endpoint.functions.transport import CommandFunctionCode
 from flux_endpoint.protocol import queues
@@ -45,7 +47,9 @@ def test_a_submission_has_a_user_endpoint_started_which_gets_the_tasks(
         "args": [],
     }
     child = arguments["amqp_creds"]["endpoint_id"]
-    url = f"{amqp_vhost}?heartbeat=10"
+    url = arguments["amqp_creds"]["task_queue_info"]["connection_url"]
+    assert without_credentials(url) == f"{without_credentials(amqp_vhost)}?heartbeat=10"
+    assert urlsplit(url).username.startswith(f"e-{child}-")
     credentials = queues.endpoint_queues(child, url).model_dump(exclude={"event_queue_info"})
     assert arguments == {
         "name": f"uep.{core.id}.{child}",

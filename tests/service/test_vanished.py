@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PATIENCE, Peer, Rest, eventually
+from tests.service.conftest import PATIENCE, Peer, Rest, beside, eventually
 from tests.service.official_world import CoreEndpoint, Run
 
 from flux_endpoint.service.app import create_app
@@ -410,7 +410,7 @@ def test_two_services_on_one_database_give_each_task_once(
     headers = token_of("ada")
     with (
         TestClient(create_app(settings), headers=headers) as one,
-        TestClient(create_app(settings), headers=headers) as other,
+        TestClient(create_app(beside(settings)), headers=headers) as other,
     ):
         core = CoreEndpoint(Rest(one), peer)
         core.report()

@@ -27,7 +27,7 @@ def await_end():
 @pytest.fixture
 def kept_ports(tmp_path):
     """Make `tmp_path` the directory of a node whose ports nobody else is given during the test."""
-    names = ("amqp_port", "dist_port", "epmd_port")
+    names = ("amqp_port", "dist_port", "epmd_port", "authorization_port", "management_port")
     with ExitStack() as reservations:
         ports = {name: reservations.enter_context(reserved_port()) for name in names}
         (tmp_path / "node.json").write_text(json.dumps(ports))

@@ -1,23 +1,28 @@
+import json
 import os
 import queue
 import signal
 import socket
 import subprocess
 import sys
+from urllib.parse import parse_qsl, urlsplit
 
+import httpx
 import pika
 import pika.exceptions
 import psutil
 import pytest
 
+from broker_access import Dispatcher
+from flux_endpoint.amqp.url import with_credentials
 from flux_endpoint.errors import AmqpError
+from flux_endpoint.service.access.trial import Outcome, Trial, Verdict
 from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.broker_files import load_identity
+from flux_endpoint.stack.ports import free_ports
 
 pytestmark = pytest.mark.rabbitmq
-
-ENDPOINT = "11111111-2222-3333-4444-555555555555"
 
 
 def connect(url):
@@ -32,30 +37,7 @@ def lasting(commands):
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
     with RabbitNode(tmp_path_factory.mktemp("node")) as node:
-        with connect(node.service_url) as connection:
-            channel = connection.channel()
-            own = ("results", "heartbeats", "events")
-            for queue in (*own, f"{ENDPOINT}.tasks", "tg.1", "ev.1", "other"):
-                channel.queue_declare(queue, durable=True)
-            for exchange in (*own, "tasks"):
-                channel.exchange_declare(exchange, "topic", durable=True)
         yield node
-
-
-@pytest.fixture
-def channel_of(node):
-    connections = []
-
-    def channel_of(user):
-        connection = connect(node.url(user))
-        connections.append(connection)
-        channel = connection.channel()
-        channel.confirm_delivery()
-        return channel
-
-    yield channel_of
-    for connection in connections:
-        connection.close()
 
 
 def test_it_runs_as_the_calling_user(node, processes_of):
@@ -80,7 +62,7 @@ def test_it_listens_on_the_loopback_interface_only(node, processes_of):
 def test_a_node_runs_in_a_directory_of_any_name(tmp_path):
     odd = tmp_path / "a 'b' \"c\" #d %20 $e `f` {{g}} \\h ü?*[i],j:k;l&m"
     with RabbitNode(odd) as node:
-        with connect(node.client_url):
+        with connect(node.service_url):
             pass
         # What `df` says: without it the broker knows of no full disk.
         assert int(node.ctl("eval", "rabbit_disk_monitor:get_disk_free().")) > 0
@@ -108,54 +90,58 @@ def test_there_is_no_guest(node):
         connect(f"amqp://guest:guest@127.0.0.1:{node.port}/%2F")
 
 
-def test_an_endpoint_takes_tasks_and_gives_results_and_job_events(channel_of):
-    channel = channel_of("endpoint")
-    channel.queue_declare("results", passive=True)
-    channel.exchange_declare("results", passive=True)
-    channel.queue_declare(f"{ENDPOINT}.tasks", passive=True)
-    channel_of("service").basic_publish("", f"{ENDPOINT}.tasks", b"task")
-    method, _, body = next(channel.consume(f"{ENDPOINT}.tasks", exclusive=True))
-    assert body == b"task"
-    channel.basic_ack(method.delivery_tag)
-    channel.basic_publish("results", f"{ENDPOINT}.results", b"{}")
-    channel.basic_publish("heartbeats", f"{ENDPOINT}.heartbeats", b"{}")
-    channel.basic_publish("events", f"{ENDPOINT}.events", b"{}")
+@pytest.mark.parametrize("account", ["endpoint", "client", "u-1", "trial"])
+def test_there_is_no_account_but_the_services_while_nobody_answers(node, account):
+    with pytest.raises(pika.exceptions.ProbableAuthenticationError):
+        connect(with_credentials(node.service_url, account, "password"))
 
 
-@pytest.mark.parametrize(
-    ("user", "attempt"),
-    [
-        ("endpoint", lambda c: c.queue_declare("mine")),
-        ("endpoint", lambda c: c.queue_delete("results")),
-        ("endpoint", lambda c: c.basic_get("results")),
-        ("endpoint", lambda c: c.basic_get("events")),
-        ("endpoint", lambda c: c.basic_get("tg.1")),
-        ("endpoint", lambda c: c.basic_get("ev.1")),
-        ("endpoint", lambda c: c.basic_publish("tasks", f"{ENDPOINT}.tasks", b"")),
-        ("endpoint", lambda c: c.basic_publish("", "tg.1", b"")),
-        ("client", lambda c: c.queue_declare("tg.2")),
-        ("client", lambda c: c.queue_declare("ev.2")),
-        ("client", lambda c: c.basic_get("events")),
-        ("client", lambda c: c.basic_get(f"{ENDPOINT}.tasks")),
-        ("client", lambda c: c.basic_get("other")),
-        ("client", lambda c: c.basic_publish("results", "x.results", b"")),
-        ("client", lambda c: c.basic_publish("events", "x.events", b"")),
-        ("client", lambda c: c.basic_publish("", "tg.1", b"")),
-    ],
-)
-def test_what_a_user_may_not_is_refused(channel_of, user, attempt):
-    with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refusal:
-        attempt(channel_of(user))
-    assert refusal.value.reply_code == 403
+def test_it_asks_about_every_step_where_it_says(tmp_path):
+    answers = Dispatcher()
+    with RabbitNode(tmp_path, authorization_url=answers.url) as node:
+        assert node.authorization_url == answers.url
+        trial = Trial()
+        answers.answer = lambda path, body: (
+            b"allow"
+            if trial.answer(path.rpartition("/")[2], dict(parse_qsl(body.decode())))
+            else b"deny"
+        )
+        assert trial.run(node.service_url) == Outcome(Verdict.ASKS)
 
 
-@pytest.mark.parametrize("queue", ["tg.1", "ev.1"])
-def test_a_client_takes_results_and_job_events(channel_of, queue):
-    channel_of("service").basic_publish("", queue, b"result")
-    channel = channel_of("client")
-    method, _, body = channel.basic_get(queue)
-    assert body == b"result"
-    channel.basic_ack(method.delivery_tag)
+def test_the_port_where_it_asks_is_kept_for_the_service(node):
+    port = urlsplit(node.authorization_url).port
+    assert port not in free_ports(200)
+    with pytest.raises(OSError, match="in use"), socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+    for _ in range(2):  # and for the next one
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+
+def test_its_management_api_is_for_the_service_alone(node):
+    account = urlsplit(node.service_url)
+    url = f"{node.management_url}/api/connections"
+    allowed = httpx.get(url, auth=(account.username, account.password), trust_env=False, timeout=60)
+    assert allowed.status_code == 200
+    for auth in (None, (account.username, "wrong"), ("guest", "guest")):
+        assert httpx.get(url, auth=auth, trust_env=False, timeout=60).status_code == 401
+
+
+def test_accounts_that_all_users_shared_are_deleted(tmp_path):
+    with RabbitNode(tmp_path) as node:
+        for name in broker_files.RETIRED:
+            node.ctl("add_user", name, name)
+        url = node.service_url
+    file = tmp_path / "passwords.json"
+    earlier = {"service": json.loads(file.read_text())["service"], "endpoint": "endpoint"}
+    file.write_text(json.dumps({**earlier, "client": "client"}))
+    with RabbitNode(tmp_path) as node:
+        assert node.service_url == url
+        for name in broker_files.RETIRED:
+            with pytest.raises(pika.exceptions.ProbableAuthenticationError):
+                connect(with_credentials(url, name, name))
+    assert set(json.loads(file.read_text())) == {"service", "authorization"}
 
 
 def test_a_second_node_beside_it_does_not_collide_and_a_restart_keeps_what_it_had(

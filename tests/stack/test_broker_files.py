@@ -17,16 +17,15 @@ def test_a_password_hash_is_the_salt_and_the_sha256_of_salt_and_password():
 
 
 def test_no_password_is_written_in_the_clear_where_the_broker_reads(tmp_path):
-    passwords = broker_files.load_passwords(tmp_path)
-    text = json.dumps(broker_files.definitions(passwords))
-    assert not any(password in text for password in passwords.values())
+    secrets = broker_files.load_secrets(tmp_path)
+    assert secrets["service"] not in json.dumps(broker_files.definitions(secrets["service"]))
 
 
-def test_passwords_are_private_different_and_stay(tmp_path):
-    passwords = broker_files.load_passwords(tmp_path)
-    assert set(passwords) == {"service", "endpoint", "client"}
-    assert len(set(passwords.values())) == 3
-    assert broker_files.load_passwords(tmp_path) == passwords
+def test_secrets_are_private_different_and_stay(tmp_path):
+    secrets = broker_files.load_secrets(tmp_path)
+    assert set(secrets) == {"service", "authorization"}
+    assert len(set(secrets.values())) == 2
+    assert broker_files.load_secrets(tmp_path) == secrets
     assert (tmp_path / "passwords.json").stat().st_mode & 0o777 == 0o600
 
 

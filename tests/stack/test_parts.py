@@ -38,7 +38,7 @@ def test_a_port_where_another_stacks_service_answered_and_ended_is_left_for_the_
         return True
 
     monkeypatch.setattr(credentials, "is_valid", is_valid)
-    broker = SimpleNamespace(service_url="", endpoint_url="", client_url="")
+    broker = SimpleNamespace(service_url="", authorization_url="", management_url="")
     service = ServicePart(StackDirectory(tmp_path), programs, broker)
     service.start(None, None, "token")
     assert len(set(programs.ports)) == 2

@@ -6,7 +6,7 @@ import math
 import socket
 import ssl
 from collections.abc import Iterator
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pika
 import pika.exceptions
@@ -92,6 +92,19 @@ def with_port(url: str, port: int) -> str:
     credentials, at, host = parts.netloc.rpartition("@")
     bare = host.rpartition(":")[0] if _has_port(host) else host
     return urlunsplit(parts._replace(netloc=f"{credentials}{at}{bare}:{port}"))
+
+
+def with_credentials(url: str, user: str, password: str) -> str:
+    """Return `url` with another user and password."""
+    parts = urlsplit(url)
+    account = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    return urlunsplit(parts._replace(netloc=f"{account}@{parts.netloc.rpartition('@')[2]}"))
+
+
+def without_credentials(url: str) -> str:
+    """Return `url` without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _has_port(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -40,6 +41,12 @@ _database_url = _setting(
 )
 
 
+_authorization_url = _setting(
+    "authorization-url",
+    "Where RabbitMQ asks this service who may do what, http://HOST:PORT/SECRET.",
+)
+
+
 @click.group()
 def service() -> None:
     """Run the REST service and hand out its tokens.
@@ -64,8 +71,24 @@ def service() -> None:
     "The service's own way to RabbitMQ.",
     default="amqp://guest:guest@127.0.0.1:5672/%2F",
 )
-@_setting("endpoint-amqp-url", "What endpoints are told to use.  [default: --amqp-url]")
-@_setting("client-amqp-url", "What clients are told to use.  [default: --amqp-url]")
+@_authorization_url
+@_setting(
+    "management-url",
+    "RabbitMQ's management API, http://HOST:PORT, which closes connections of revoked tokens.",
+)
+@_setting(
+    "shared-broker-accounts",
+    "Let all users share the accounts in the two URLs below: RabbitMQ does not keep them apart.",
+    is_flag=True,
+)
+@_setting(
+    "endpoint-amqp-url",
+    "Where endpoints find RabbitMQ.  [default: as --amqp-url, without its account]",
+)
+@_setting(
+    "client-amqp-url",
+    "Where clients find RabbitMQ.  [default: as --amqp-url, without its account]",
+)
 @_setting(
     "audit-log",
     "File that says who did what, a JSON object a line.  [default: audit.jsonl beside an SQLite "
@@ -109,8 +132,10 @@ def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) ->
         checked = settings.ServiceSettings(database_url=_url(database_url), **given)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise ConfigurationError(f"{option}: {problem['msg']}") from error
+        said = problem["msg"].removeprefix("Value error, ")
+        # What is wrong with several together names them itself.
+        where = [f"--{str(name).replace('_', '-')}: " for name in problem["loc"][:1]]
+        raise ConfigurationError("".join(where) + said) from error
     server.run(checked)
 
 
@@ -179,8 +204,17 @@ def list_tokens(database_url: str | None) -> None:
 @token.command()
 @click.argument("id")
 @_database_url
-def revoke(id: str, database_url: str | None) -> None:  # noqa: A002 - the argument's shown name
-    """Revoke the token with the ID that `list` shows; the token itself will do too."""
+@_authorization_url
+def revoke(
+    id: str,  # noqa: A002 - the argument's shown name
+    database_url: str | None,
+    authorization_url: str | None,
+) -> None:
+    """Revoke the token with the ID that `list` shows; the token itself will do too.
+
+    Its connections to RabbitMQ are closed at once if --authorization-url reaches the service, else
+    within a minute.
+    """
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -191,6 +225,16 @@ def revoke(id: str, database_url: str | None) -> None:  # noqa: A002 - the argum
         _record(database_url, "token revoked", token_id=id if len(id) <= 12 else users.token_id(id))
     if not revoked:
         raise NotFoundError("no token has that id: `flux-endpoint service token list` shows them")
+    if authorization_url:
+        _tell_service(authorization_url)
+
+
+def _tell_service(authorization_url: str) -> None:
+    """Tell a running service that a token was revoked; if it does not hear it, it will notice."""
+    import httpx  # noqa: PLC0415 - only here
+
+    with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
+        httpx.post(f"{authorization_url.rstrip('/')}/revoked", timeout=5, trust_env=False)
 
 
 def _expiry(expires: str | None) -> float | None:

@@ -7,6 +7,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from flux_endpoint.service import errors
+from flux_endpoint.service.access.control import BrokerAccess, broker_access
 from flux_endpoint.service.audit import ServiceAudit, default_path
 from flux_endpoint.service.bodies import Bodies
 from flux_endpoint.service.broker import Broker
@@ -35,11 +36,16 @@ from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.watched import WatchedSubmissions
 
 
-def create_app(settings: ServiceSettings) -> FastAPI:
+def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) -> FastAPI:
     """Return the service as an ASGI application.
 
     Its start brings the database up to date and begins to connect to the broker; it answers whether
     the broker is there or not.
+
+    Args:
+        settings: of the service.
+        access: who may do what at the broker, already started; default: made and started here. It
+            is closed with the application.
     """
 
     @asynccontextmanager
@@ -47,19 +53,30 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         database = Database(settings.database_url)
         keep = Keep(settings.keep_tasks, settings.keep_functions, settings.keep_user_results)
         retention = Retention(database, keep)
-        broker = Broker(settings, database, retention.stored)
         await to_thread.run_sync(database.migrate)
+        at_broker = access
+        if at_broker is None:
+            at_broker = await to_thread.run_sync(broker_access, settings)
+            at_broker.start()
+        broker = Broker(settings, database, at_broker, retention.stored)
         broker.start()
         retention.start()
         app.state.observer = broker.observer
         audit = ServiceAudit(settings.audit_log or default_path(settings.database_url))
         app.state.context = ServiceContext(
-            settings, database, broker.publisher, broker.dispatcher, Quotas(settings), audit
+            settings,
+            database,
+            broker.publisher,
+            broker.dispatcher,
+            Quotas(settings),
+            audit,
+            at_broker,
         )
         try:
             yield
         finally:
             await to_thread.run_sync(broker.close)
+            await to_thread.run_sync(at_broker.close)
             await to_thread.run_sync(retention.close)
             database.close()
             audit.close()

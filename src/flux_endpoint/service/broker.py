@@ -12,6 +12,7 @@ from flux_endpoint.amqp import AmqpConnection, ConnectionState
 from flux_endpoint.amqp.connection import StateChange
 from flux_endpoint.logs import event
 from flux_endpoint.service import topology
+from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.events import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
 from flux_endpoint.service.observer import BrokerObserver
@@ -32,12 +33,18 @@ class Broker:
     Args:
         settings: its URLs, among others.
         database: what is stored.
+        access: whose URLs are handed out.
         on_stored: told how many bytes the results have that were stored.
     """
 
     def __init__(
-        self, settings: ServiceSettings, database: Database, on_stored: Callable[[int], None]
+        self,
+        settings: ServiceSettings,
+        database: Database,
+        access: BrokerAccess,
+        on_stored: Callable[[int], None],
     ) -> None:
+        self._access = access
         url = settings.amqp_url
         self._announcer = _Announcer("tasks", "results")
         self._outward = AmqpConnection(
@@ -46,9 +53,7 @@ class Broker:
         self._inward = AmqpConnection(
             url, name="service-results", on_state=self._on_inward, on_alarm=self._on_alarm
         )
-        self.dispatcher = Dispatcher(
-            database, self._outward, settings.endpoint_amqp_url, settings.official_window
-        )
+        self.dispatcher = Dispatcher(database, self._outward, access.urls, settings.official_window)
         self.publisher = TaskPublisher(database, self._outward, self.dispatcher.ready)
         self._consumers = (
             ResultConsumer(database, self._inward, self.dispatcher.ended, on_stored),
@@ -83,6 +88,7 @@ class Broker:
         if change.state is ConnectionState.CONNECTED:
             self.publisher.connected()
             self.dispatcher.connected()
+            self._access.broker_connected()
         else:
             self.publisher.disconnected()
             self.dispatcher.disconnected()

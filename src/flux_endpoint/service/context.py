@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.audit import ServiceAudit
 from flux_endpoint.service.official.dispatcher import Dispatcher
 from flux_endpoint.service.quotas import Quotas
@@ -24,6 +25,7 @@ class ServiceContext:
     dispatcher: Dispatcher
     quotas: Quotas
     audit: ServiceAudit
+    access: BrokerAccess
     repeats: Repeats = field(default_factory=Repeats)
 
 

@@ -15,9 +15,11 @@ from fastapi import FastAPI
 
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.logs import event
+from flux_endpoint.service.access.control import broker_access
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.http_protocol import BoundedProtocol, ConnectionLimits, Connections
 from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.sockets import listen
 from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,8 @@ KILL_SECONDS = 20
 _BACKLOG = 128
 
 # Descriptors for other things than connections of clients: above all the database, of which each
-# of up to 40 threads has up to three.
-_RESERVED_DESCRIPTORS = 192
+# of up to 48 threads has up to three, and RabbitMQ's questions.
+_RESERVED_DESCRIPTORS = 224
 _LEAST_CONNECTIONS = 16
 
 
@@ -43,10 +45,10 @@ def run(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: the address can't be listened on, or is not to be without TLS; the
-            database can't be used.
+        ConfigurationError: an address can't be listened on, or is not to be without TLS; the
+            database can't be used; the broker does not ask this service who may do what.
     """
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port, "choose another --port or --host", _BACKLOG)
     with listener:
         _check_encryption(listener, settings)
         database = Database(settings.database_url)
@@ -54,11 +56,14 @@ def run(settings: ServiceSettings) -> None:
             database.migrate()  # here, where a failure is one sentence
         finally:
             database.close()
+        access = broker_access(settings)
+        access.start()
+        access.check()
         limits = ConnectionLimits(
             connections=_possible(settings.max_connections),
             per_address=settings.max_connections_per_address,
         )
-        server = _Server(http_config(create_app(settings), limits))
+        server = _Server(http_config(create_app(settings, access), limits))
         # uvicorn raises the signal again when it has shut down: that must not look like a failure.
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: None)
@@ -145,20 +150,3 @@ def _check_encryption(listener: socket.socket, settings: ServiceSettings) -> Non
         "tokens and tasks cross the network unencrypted, unless a web server with TLS is between",
         address=address,
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: it can't be a name of a host at all
-        reason = getattr(error, "strerror", None) or "that is no name of a host"
-        raise ConfigurationError(
-            f"can't listen on {host}:{port}: {reason}; choose another --port or --host"
-        ) from error
-    return listener

@@ -1,11 +1,13 @@
 """What a service needs to know before it starts."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from flux_endpoint.amqp.url import parse_url
+from flux_endpoint.amqp.url import parse_url, without_credentials
 from flux_endpoint.errors import AmqpError
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.size import parse_size
@@ -14,6 +16,10 @@ from flux_endpoint.protocol.size import parse_size
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 #: Bytes; a number, or text with a unit.
 Size = Annotated[float, BeforeValidator(parse_size)]
+
+#: Fewest characters of the secret in `authorization_url`.
+MIN_SECRET = 16
+_PATH = re.compile(r"[\w/-]+", re.ASCII)
 
 
 class ServiceSettings(BaseModel):
@@ -27,8 +33,15 @@ class ServiceSettings(BaseModel):
         database_url: `sqlite:////path/service.db` or `postgresql://user:password@host/name`; a
             path, of an SQLite file.
         amqp_url: the service's own way to the broker; it declares exchanges and queues.
-        endpoint_amqp_url: what registered endpoints are told to use, by default `amqp_url`.
-        client_amqp_url: what clients are told to use for results, by default `amqp_url`.
+        authorization_url: where the broker asks who may do what: `http://HOST:PORT/SECRET`, which
+            the service listens on.
+        management_url: the broker's management API, by which connections are closed; empty: none
+            are.
+        shared_broker_accounts: the broker does not ask; clients and endpoints are handed out the
+            accounts in the two URLs below.
+        endpoint_amqp_url: where registered endpoints find the broker, by default as in `amqp_url`;
+            an account is in it only with `shared_broker_accounts`.
+        client_amqp_url: the same for clients.
         audit_log: the file that says who did what (see `service.audit`); default: `audit.jsonl`
             beside an SQLite database, none with another one.
         publish_timeout: seconds that a submission waits for the broker before it answers. The tasks
@@ -56,6 +69,9 @@ class ServiceSettings(BaseModel):
     plain_http: bool = False
     database_url: str | Path = Field(repr=False)
     amqp_url: str = Field(repr=False)
+    authorization_url: str = Field(default="", repr=False)
+    management_url: str = Field(default="", repr=False)
+    shared_broker_accounts: bool = False
     endpoint_amqp_url: str = Field(default="", repr=False)
     client_amqp_url: str = Field(default="", repr=False)
     audit_log: Path | None = None
@@ -85,12 +101,85 @@ class ServiceSettings(BaseModel):
                 raise ValueError(str(error)) from None
         return url
 
+    @field_validator("authorization_url")
+    @classmethod
+    def _is_authorization_url(cls, url: str) -> str:
+        if url:
+            parts = _http_parts(url)
+            if parts.scheme != "http" or parts.username or parts.query:
+                raise ValueError("must look like http://HOST:PORT/SECRET")
+            if len(parts.path.rpartition("/")[2]) < MIN_SECRET:
+                raise ValueError(
+                    f"must end in a secret of {MIN_SECRET} characters or more, which RabbitMQ and "
+                    "this service alone know: http://HOST:PORT/SECRET"
+                )
+            if not _PATH.fullmatch(parts.path):
+                raise ValueError("its path may have letters, digits, '-', '_' and '/' only")
+        return url
+
+    @field_validator("management_url")
+    @classmethod
+    def _is_management_url(cls, url: str) -> str:
+        if url:
+            _http_parts(url)
+        return url
+
+    @model_validator(mode="after")
+    def _who_keeps_accounts_apart(self) -> Self:
+        if self.shared_broker_accounts:
+            self._check_shared()
+        elif not self.authorization_url:
+            raise ValueError(
+                "nobody would keep users apart at the broker. Give --authorization-url, where "
+                "RabbitMQ asks this service who may do what; or let all users share accounts, with "
+                "--shared-broker-accounts. docs/deployment.md has both under 'Accounts at the "
+                "broker'"
+            )
+        else:
+            for name in ("endpoint_amqp_url", "client_amqp_url"):
+                if urlsplit(getattr(self, name)).username is not None:
+                    option = "--" + name.replace("_", "-")
+                    raise ValueError(
+                        f"{option} holds an account: leave user and password out, each token has "
+                        "an account of its own (unless --shared-broker-accounts is given)"
+                    )
+        return self
+
+    def _check_shared(self) -> None:
+        own = urlsplit(self.amqp_url).username
+        for name in ("endpoint_amqp_url", "client_amqp_url"):
+            user = urlsplit(getattr(self, name)).username
+            option = "--" + name.replace("_", "-")
+            if user is None:
+                raise ValueError(
+                    f"--shared-broker-accounts needs {option} with the account that is handed out"
+                )
+            if user == own:
+                raise ValueError(
+                    f"{option} holds the service's own account, which may do everything at the "
+                    "broker: make another, docs/deployment.md says with which rights"
+                )
+
     @model_validator(mode="after")
     def _default_urls(self) -> Self:
+        own = without_credentials(self.amqp_url)
         # A half-dead endpoint keeps its queue's only consumer; a short heartbeat frees it soon.
-        endpoint = self.endpoint_amqp_url or self.amqp_url
+        endpoint = self.endpoint_amqp_url or own
         if "heartbeat=" not in endpoint:
             endpoint += ("&" if "?" in endpoint else "?") + "heartbeat=10"
         object.__setattr__(self, "endpoint_amqp_url", endpoint)
-        object.__setattr__(self, "client_amqp_url", self.client_amqp_url or self.amqp_url)
+        object.__setattr__(self, "client_amqp_url", self.client_amqp_url or own)
         return self
+
+
+def _http_parts(url: str) -> SplitResult:
+    """Return the parts of an HTTP URL.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must start with http:// and name a host")
+    _ = parts.port  # raises if it is no number
+    return parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from flux_endpoint.processes import Command, ProcessKeeper
 from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.installation import RabbitInstallation, find_rabbitmq
 from flux_endpoint.stack.notify import NotifySocket
-from flux_endpoint.stack.ports import LOOPBACK
+from flux_endpoint.stack.ports import LOOPBACK, reserve
 from flux_endpoint.stack.tails import tail
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,12 @@ _COLLISION = ("eaddrinuse", "already_used", "ddress already in use", "is in use"
 
 
 class RabbitNode:
-    """A RabbitMQ node of its own: name, ports, users, cookie, epmd, data and log.
+    """A RabbitMQ node of its own: name, ports, cookie, epmd, data and log.
 
     It listens on the loopback interface only. Data, passwords and, as long as they are free, ports
     stay the same when a node is started again on the same directory.
+
+    It has one account, the service's, and asks at `authorization_url` about all others.
 
     Example:
         >>> with RabbitNode(tmp_path) as node:
@@ -52,16 +55,27 @@ class RabbitNode:
 
     Args:
         directory: where everything of the node lives; created with mode 0700.
+        authorization_url: where it asks who may do what; default: a free port of this machine, and
+            a path that nobody else knows.
         on_exit: called, from a thread, with the reason when a node that was ready ended unasked.
             The node may be started again, but not from inside the call.
     """
 
-    def __init__(self, directory: Path, *, on_exit: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        authorization_url: str = "",
+        on_exit: Callable[[str], None] | None = None,
+    ) -> None:
         self.directory = Path(directory).absolute()
+        self._authorization_url = authorization_url
         self._on_exit = on_exit
         self._identity: broker_files.NodeIdentity | None = None
-        self._passwords: dict[str, str] = {}
+        self._secrets: dict[str, str] = {}
         self._lock_file = -1
+        #: The port where it asks, for the service, which starts later and may start again.
+        self._reservation: socket.socket | None = None
         self._keeper: ProcessKeeper | None = None
         self._notify: NotifySocket | None = None
         self._state = threading.Lock()  # of the two below; the keeper's thread has its say
@@ -93,9 +107,21 @@ class RabbitNode:
     def stop(self) -> None:
         """End the node, orderly if it is willing, and everything that belongs to it."""
         self._end_processes()
+        if self._reservation is not None:
+            self._reservation.close()
+            self._reservation = None
         if self._lock_file >= 0:
             os.close(self._lock_file)
             self._lock_file = -1
+
+    def restart(self) -> None:
+        """Start a node again that has ended; it asks where it asked before.
+
+        Raises:
+            AmqpError: if it does not start.
+        """
+        self._end_processes()
+        self._start(find_rabbitmq())
 
     def __enter__(self) -> Self:
         self.start()
@@ -123,23 +149,26 @@ class RabbitNode:
 
     @property
     def service_url(self) -> str:
-        """URL of the user that may do everything."""
-        return self.url("service")
+        """URL with the account that may do everything."""
+        return self.url()
+
+    def url(self, vhost: str = "/") -> str:
+        """Return the AMQP URL of a virtual host, with the account that may do everything."""
+        account = f"{broker_files.SERVICE}:{self._secrets[broker_files.SERVICE]}"
+        return f"amqp://{account}@{LOOPBACK}:{self.port}/{quote(vhost, safe='')}"
 
     @property
-    def endpoint_url(self) -> str:
-        """URL of the user that takes tasks and commands, and publishes results and heartbeats."""
-        return self.url("endpoint")
+    def authorization_url(self) -> str:
+        """Where it asks who may do what: what the service has to listen on. Holds a secret."""
+        if self._authorization_url:
+            return self._authorization_url
+        secret = self._secrets[broker_files.AUTHORIZATION]
+        return f"http://{LOOPBACK}:{self._known().authorization_port}/{secret}"
 
     @property
-    def client_url(self) -> str:
-        """URL of the user that takes results."""
-        return self.url("client")
-
-    def url(self, user: str, vhost: str = "/") -> str:
-        """Return the AMQP URL of one of the three users."""
-        where = f"{LOOPBACK}:{self.port}/{quote(vhost, safe='')}"
-        return f"amqp://{user}:{self._passwords[user]}@{where}"
+    def management_url(self) -> str:
+        """Its management API, for the account of `service_url`."""
+        return f"http://{LOOPBACK}:{self._known().management_port}"
 
     def ctl(self, *args: str, timeout: float = 60) -> str:
         """Run `rabbitmqctl` with `args` on this node; return what it prints.
@@ -191,7 +220,7 @@ class RabbitNode:
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
             self._write_files(fresh_ports=attempt > 1)
-            reason = self._attempt(installation)
+            reason = self._reserve() or self._attempt(installation)
             if not reason:
                 return
             self._end_processes()
@@ -203,10 +232,28 @@ class RabbitNode:
     def _write_files(self, *, fresh_ports: bool) -> None:
         for name in ("data", "log"):
             (self.directory / name).mkdir(mode=0o700, exist_ok=True)
-        self._identity = broker_files.load_identity(self.directory, fresh_ports=fresh_ports)
-        self._passwords = broker_files.load_passwords(self.directory)
-        broker_files.write_configuration(self.directory, self._identity, self._passwords)
+        held = () if self._reservation is None else (self._reservation.getsockname()[1],)
+        self._identity = broker_files.load_identity(
+            self.directory, fresh_ports=fresh_ports, held=held
+        )
+        self._secrets = broker_files.load_secrets(self.directory)
+        broker_files.write_configuration(
+            self.directory,
+            self._identity,
+            self._secrets[broker_files.SERVICE],
+            self.authorization_url,
+        )
         self._output.unlink(missing_ok=True)
+
+    def _reserve(self) -> str:
+        """Keep the port where it asks; return "" or the reason why not."""
+        if not self._authorization_url and self._reservation is None:
+            port = self._known().authorization_port
+            try:
+                self._reservation = reserve(port)
+            except OSError:
+                return f"port {port} is in use"
+        return ""
 
     @property
     def _output(self) -> Path:
@@ -225,6 +272,7 @@ class RabbitNode:
                 return f"it ended at once\n{self._tail()}"
             with pika.BlockingConnection(pika.URLParameters(self.service_url)):
                 pass
+            self._retire_accounts()
         except TimeoutError:
             return f"no sign of progress for {START_TIMEOUT:g} s\n{self._tail()}"
         except pika.exceptions.AMQPError as error:
@@ -234,6 +282,16 @@ class RabbitNode:
                 return f"it ended at once\n{self._tail()}"
             self._ready = True
         return ""
+
+    def _retire_accounts(self) -> None:
+        """Delete the accounts that all users shared in earlier releases."""
+        retired = [name for name in broker_files.RETIRED if name in self._secrets]
+        if not retired:
+            return
+        known = self.ctl("list_users", "--no-table-headers").splitlines()
+        for name in {line.split("\t")[0] for line in known} & {*retired}:
+            self.ctl("delete_user", name)
+        broker_files.forget_retired(self.directory)
 
     def _spawn(self, installation: RabbitInstallation, notify: str) -> None:
         identity = self._known()

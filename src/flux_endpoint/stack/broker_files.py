@@ -1,8 +1,9 @@
-"""The files from which a private RabbitMQ node starts: identity, passwords, configuration.
+"""The files from which a private RabbitMQ node starts: identity, secrets, configuration.
 
 node.json         node name and ports (kept over restarts as long as they are free)
-passwords.json    one password per user; the broker itself only gets salted hashes
-definitions.json  users and permissions, imported by the node at each start
+passwords.json    the service's password, of which the node only gets a salted hash, and the secret
+                  in the URL where the node asks who else may do what
+definitions.json  the service's account, imported by the node at each start
 rabbitmq.conf, enabled_plugins, .erlang.cookie
 data/, log/
 """
@@ -14,22 +15,23 @@ import hashlib
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from flux_endpoint.amqp.authorization import PLUGINS, configuration
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.paths import write_private
 from flux_endpoint.stack.ports import LOOPBACK, free_ports, is_free
 
-#: Who may do what, as (configure, write, read): the service owns the topology, an endpoint takes
-#: its tasks and gives results and job events, a client only takes those. Passive declares need no
-#: permission.
-PERMISSIONS = {
-    "service": (".*", ".*", ".*"),
-    "endpoint": ("^$", r"^(results|heartbeats|events)$", r"\.(tasks|commands)$"),
-    "client": ("^$", "^$", r"^(tg|ev)\."),
-}
+#: The only account of the node's own. It owns exchanges and queues, and closes connections. About
+#: all others the node asks.
+SERVICE = "service"
+#: Accounts that earlier releases made.
+RETIRED = ("endpoint", "client")
+#: What is kept in `passwords.json` beside the service's password.
+AUTHORIZATION = "authorization"
 #: Largest message in bytes: a submission's or a result's 10 MiB, and room for what wraps it.
 MAX_MESSAGE_SIZE = 64 * 2**20
 #: Milliseconds that a consumer may take to acknowledge: a day.
@@ -51,32 +53,55 @@ class NodeIdentity:
     amqp_port: int
     dist_port: int
     epmd_port: int
+    authorization_port: int
+    management_port: int
 
 
-def load_identity(directory: Path, *, fresh_ports: bool = False) -> NodeIdentity:
-    """Return the node's name and ports: the ones it had, unless others use these ports now."""
+_PORTS = tuple(field.name for field in fields(NodeIdentity) if field.name != "name")
+
+
+def load_identity(
+    directory: Path, *, fresh_ports: bool = False, held: Collection[int] = ()
+) -> NodeIdentity:
+    """Return the node's name and ports: the ones it had, unless others use these ports now.
+
+    Args:
+        directory: the node's.
+        fresh_ports: take others.
+        held: ports that are ours, and stay.
+    """
     file = directory / "node.json"
     known: dict[str, Any] = {}
     if file.exists():
         known = _read_object(file)
     name = known.get("name") or f"flux-endpoint-{secrets.token_hex(4)}@localhost"
-    ports = [known.get(key) for key in ("amqp_port", "dist_port", "epmd_port")]
-    if fresh_ports or not all(isinstance(port, int) and is_free(port) for port in ports):
-        ports = list(free_ports(3))
+    ports = [known.get(key) for key in _PORTS]
+    if fresh_ports or not all(
+        isinstance(port, int) and (port in held or is_free(port)) for port in ports
+    ):
+        fresh = free_ports(len(_PORTS))
+        ports = [had if had in held else new for had, new in zip(ports, fresh, strict=True)]
     identity = NodeIdentity(str(name), *ports)  # type: ignore[arg-type]  # checked just above
     write_private(file, json.dumps(asdict(identity)))
     return identity
 
 
-def load_passwords(directory: Path) -> dict[str, str]:
-    """Return each user's password, made on the first call."""
+def load_secrets(directory: Path) -> dict[str, str]:
+    """Return the secrets by name, made on the first call; those of `RETIRED` if there are any."""
     file = directory / "passwords.json"
     known = _read_object(file) if file.exists() else {}
-    if all(isinstance(known.get(user), str) for user in PERMISSIONS):
-        return {user: known[user] for user in PERMISSIONS}
-    made = {user: secrets.token_urlsafe(24) for user in PERMISSIONS}
-    write_private(file, json.dumps(made))
-    return made
+    secret = {name: text for name, text in known.items() if isinstance(text, str)}
+    missing = {SERVICE, AUTHORIZATION} - secret.keys()
+    if missing:
+        secret |= {name: secrets.token_urlsafe(24) for name in missing}
+        write_private(file, json.dumps(secret))
+    return secret
+
+
+def forget_retired(directory: Path) -> None:
+    """Note that the node has none of the accounts `RETIRED` any more."""
+    kept = {name: text for name, text in load_secrets(directory).items() if name not in RETIRED}
+    write_private(directory / "passwords.json", json.dumps(kept))
 
 
 def password_hash(password: str, salt: bytes) -> str:
@@ -84,29 +109,36 @@ def password_hash(password: str, salt: bytes) -> str:
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
-def definitions(passwords: dict[str, str]) -> dict[str, Any]:
-    """Return the users and their permissions as RabbitMQ imports them."""
+def definitions(password: str) -> dict[str, Any]:
+    """Return the service's account as RabbitMQ imports it."""
     return {
         "vhosts": [{"name": "/"}],
         "users": [
             {
-                "name": user,
+                "name": SERVICE,
                 "password_hash": password_hash(password, secrets.token_bytes(4)),
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
-                "tags": [],
+                "tags": ["administrator"],  # to close connections
             }
-            for user, password in passwords.items()
         ],
         "permissions": [
-            {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
-            for user, (configure, write, read) in PERMISSIONS.items()
+            {"user": SERVICE, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
         ],
     }
 
 
-def write_configuration(directory: Path, identity: NodeIdentity, passwords: dict[str, str]) -> None:
-    """Write all that the node reads at its start."""
-    write_private(directory / "definitions.json", json.dumps(definitions(passwords), indent=1))
+def write_configuration(
+    directory: Path, identity: NodeIdentity, password: str, authorization_url: str
+) -> None:
+    """Write all that the node reads at its start.
+
+    Args:
+        directory: the node's.
+        identity: its name and ports.
+        password: the service's.
+        authorization_url: where the node asks who may do what.
+    """
+    write_private(directory / "definitions.json", json.dumps(definitions(password), indent=1))
     settings = {
         "listeners.tcp.1": f"{LOOPBACK}:{identity.amqp_port}",
         "load_definitions": f"{_HERE}/definitions.json",
@@ -119,10 +151,16 @@ def write_configuration(directory: Path, identity: NodeIdentity, passwords: dict
         "consumer_timeout": CONSUMER_TIMEOUT,
         "disk_free_limit.absolute": "50MB",
         "num_acceptors.tcp": 2,
+        **configuration(authorization_url),
+        "management.tcp.ip": LOOPBACK,
+        "management.tcp.port": identity.management_port,
+        # Only connections are asked for, and these it knows without statistics.
+        "management.disable_stats": "true",
+        "management_agent.disable_metrics_collector": "true",
     }
     text = "".join(f"{key} = {value}\n" for key, value in settings.items())
     write_private(directory / "rabbitmq.conf", text)
-    write_private(directory / "enabled_plugins", "[].\n")
+    write_private(directory / "enabled_plugins", f"[{','.join(PLUGINS)}].\n")
     cookie = directory / ".erlang.cookie"
     if not cookie.exists():
         write_private(cookie, secrets.token_hex(20))

@@ -95,8 +95,8 @@ class ServicePart:
             "PORT": str(self.port),
             "DATABASE_URL": self._database_url,
             "AMQP_URL": self._broker.service_url,
-            "ENDPOINT_AMQP_URL": self._broker.endpoint_url,
-            "CLIENT_AMQP_URL": self._broker.client_url,
+            "AUTHORIZATION_URL": self._broker.authorization_url,
+            "MANAGEMENT_URL": self._broker.management_url,
         }
         env = {f"FLUX_ENDPOINT_SERVICE_{key}": value for key, value in settings.items()}
         self._programs.start(

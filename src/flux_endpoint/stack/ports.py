@@ -30,3 +30,22 @@ def free_ports(count: int) -> list[int]:
     finally:
         for sock in sockets:
             sock.close()
+
+
+def reserve(port: int) -> socket.socket:
+    """Keep `port` for who asks for it by its number, until the socket is closed.
+
+    The kernel gives it to nobody who asks for any port. A server takes it all the same, with
+    SO_REUSEADDR, as servers do.
+
+    Raises:
+        OSError: somebody has it.
+    """
+    sock = socket.socket()
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((LOOPBACK, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock

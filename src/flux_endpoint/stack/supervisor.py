@@ -292,8 +292,7 @@ class _Running:
 
     def _restart_broker(self) -> None:
         port = self._broker.port
-        self._broker.stop()
-        self._broker.start()
+        self._broker.restart()
         if self._broker.port == port:
             return  # the others reconnect by themselves
         has_endpoint = self._endpoint is not None and self._programs.is_running("endpoint")

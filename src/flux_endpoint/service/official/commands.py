@@ -17,13 +17,11 @@ from flux_endpoint.service.store.users import User
 COMMAND_SECONDS = 150.0
 
 
-def send_start(
-    connection: AmqpConnection, endpoint: Endpoint, endpoint_amqp_url: str
-) -> Future[None]:
+def send_start(connection: AmqpConnection, endpoint: Endpoint, amqp_url: str) -> Future[None]:
     """Tell a user endpoint's core endpoint to start it; one that runs is left as it is."""
     assert endpoint.parent_id is not None
     owner = User(endpoint.owner_id, endpoint.owner)
-    credentials = queues.endpoint_queues(endpoint.id, endpoint_amqp_url)
+    credentials = queues.endpoint_queues(endpoint.id, amqp_url)
     command = {
         "command": "cmd_start_endpoint",
         "globus_effective_identity": owner.id,

@@ -14,6 +14,7 @@ from flux_endpoint.amqp import AmqpConnection, Custodian
 from flux_endpoint.errors import AmqpError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.service.access.urls import BrokerUrls
 from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.official.releases import STALE_CLAIM, Published, Releases
 from flux_endpoint.service.official.runs import Runs
@@ -94,12 +95,12 @@ class Dispatcher:
     Args:
         database: endpoints, and what waits for them.
         connection: the way to the broker.
-        endpoint_amqp_url: what endpoints are told to connect to.
+        urls: what endpoints are told to connect to.
         window: see `Releases`.
     """
 
     def __init__(
-        self, database: Database, connection: AmqpConnection, endpoint_amqp_url: str, window: int
+        self, database: Database, connection: AmqpConnection, urls: BrokerUrls, window: int
     ) -> None:
         self._database = database
         self._inbox: queue.SimpleQueue[_Posted] = queue.SimpleQueue()
@@ -116,7 +117,7 @@ class Dispatcher:
             self._custodian,
             self._runs,
             self._timers,
-            endpoint_amqp_url=endpoint_amqp_url,
+            urls=urls,
         )
         self._removal = Removal(database, connection, self._custodian)
 

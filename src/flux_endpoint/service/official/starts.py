@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from flux_endpoint.amqp import AmqpConnection, Custodian
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.service.access.urls import BrokerUrls
 from flux_endpoint.service.official.commands import send_start
 from flux_endpoint.service.official.runs import Runs
 from flux_endpoint.service.official.timers import Due, Timers
@@ -53,7 +54,7 @@ class Starts:
         custodian: tells who consumes.
         runs: what takes from the queues.
         timers: when to look again.
-        endpoint_amqp_url: what an endpoint is told to connect to.
+        urls: what an endpoint is told to connect to.
     """
 
     def __init__(
@@ -64,14 +65,14 @@ class Starts:
         runs: Runs,
         timers: Timers,
         *,
-        endpoint_amqp_url: str,
+        urls: BrokerUrls,
     ) -> None:
         self._database = database
         self._connection = connection
         self._custodian = custodian
         self._runs = runs
         self._timers = timers
-        self._url = endpoint_amqp_url
+        self._urls = urls
         self._attempts: dict[str, _Attempts] = {}
 
     def answered(self, endpoint_id: str) -> None:
@@ -115,14 +116,16 @@ class Starts:
             return  # its next report brings us back
         made = 0 if attempts is None else attempts.count
         # More tasks for one that is starting are no further failure to start.
-        self._start(endpoint, made if at_once and made else made + 1)
+        self._start(endpoint, parent, made if at_once and made else made + 1)
 
-    def _start(self, endpoint: Endpoint, count: int) -> None:
+    def _start(self, endpoint: Endpoint, parent: Endpoint, count: int) -> None:
         longest = min(_FIRST_BACKOFF * 2.0 ** min(count - 1, 10), _LAST_BACKOFF)
         wait = random.uniform(longest / 2, longest)  # noqa: S311 - jitter
         self._attempts[endpoint.id] = _Attempts(time.monotonic(), count, wait)
         self._timers.set(Due.START, endpoint.id, wait)
-        send_start(self._connection, endpoint, self._url).result(_TIMEOUT)
+        # Its account is of the token that its core endpoint is registered with.
+        url = self._urls.of_endpoint(endpoint.id, parent.token_id or "")
+        send_start(self._connection, endpoint, url).result(_TIMEOUT)
         event(
             log,
             logging.INFO if count == 1 else logging.WARNING,

@@ -17,15 +17,16 @@ from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.routes.tasks import GroupId
 from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store.users import User
 
 router = APIRouter()
 
 
 @router.get("/v2/get_amqp_result_connection_url")
-def result_connection(service: Service, _caller: Caller) -> ResultConnection:
+def result_connection(service: Service, caller: Caller) -> ResultConnection:
     """Return the broker's URL and how the queues of official clients are named."""
     return ResultConnection(
-        queue_prefix=queues.TASK_GROUP_PREFIX, connection_url=service.settings.client_amqp_url
+        queue_prefix=queues.TASK_GROUP_PREFIX, connection_url=service.access.urls.of_user(caller)
     )
 
 
@@ -40,7 +41,7 @@ def open_results(
         if tasks.wants_group_queue(connection, group_id):
             # That of official clients may be of an earlier release, which did not bind it.
             things += topology.of_group(group_id)
-    return _opened(service, things, queues.task_group_queue(group_id, request.client_id))
+    return _opened(service, caller, things, queues.task_group_queue(group_id, request.client_id))
 
 
 @router.post("/v2/taskgroup/{group_id}/events")
@@ -51,12 +52,12 @@ def open_events(
     submissions.join_group(service.database, service.quotas, group_id, caller.id)
     client_id = request.client_id if request else None
     things = topology.events_of_client(group_id, client_id)
-    return _opened(service, things, queues.task_group_events_queue(group_id, client_id))
+    return _opened(service, caller, things, queues.task_group_events_queue(group_id, client_id))
 
 
 def _opened(
-    service: ServiceContext, things: Sequence[topology.Declaration], queue: str
+    service: ServiceContext, caller: User, things: Sequence[topology.Declaration], queue: str
 ) -> GroupQueueAnswer:
     if not service.publisher.declare(things, service.settings.publish_timeout):
         raise broker_unavailable()
-    return GroupQueueAnswer(queue=queue, connection_url=service.settings.client_amqp_url)
+    return GroupQueueAnswer(queue=queue, connection_url=service.access.urls.of_user(caller))

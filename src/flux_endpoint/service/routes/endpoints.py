@@ -121,6 +121,7 @@ def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[st
         endpoints.delete_endpoint(connection, endpoint_id, time.time())
     service.audit.did("endpoint deleted", caller.name, endpoint_id=endpoint_id)
     service.dispatcher.deleted()
+    service.access.revoked()
     return {"endpoint_id": endpoint_id}
 
 
@@ -244,7 +245,7 @@ def _register(
     if not service.publisher.declare(own_queues, service.settings.publish_timeout):
         raise broker_unavailable()
     with service.database.write() as connection:
-        endpoints.put_endpoint(connection, endpoint_id, caller.id, request)
+        endpoints.put_endpoint(connection, endpoint_id, caller.id, request, caller.token_id)
     service.audit.did(
         what,
         caller.name,
@@ -256,4 +257,6 @@ def _register(
         groups=request.groups,
         allowed_functions=request.allowed_functions and len(request.allowed_functions),
     )
-    return endpoint_queues(endpoint_id, service.settings.endpoint_amqp_url)
+    return endpoint_queues(
+        endpoint_id, service.access.urls.of_endpoint(endpoint_id, caller.token_id)
+    )

@@ -49,6 +49,8 @@ class Endpoint:
     parent_id: str | None
     user_config: dict[str, Any] | None
     user_runtime: dict[str, Any] | None
+    #: Of the token that registered it last.
+    token_id: str | None
     #: Of an endpoint of another make: see `Run`.
     run: float | None
     run_seen: float | None
@@ -157,10 +159,23 @@ def may_run(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
 
 
 def put_endpoint(
-    connection: sa.Connection, endpoint_id: str, owner_id: str, request: RegisterEndpoint
+    connection: sa.Connection,
+    endpoint_id: str,
+    owner_id: str,
+    request: RegisterEndpoint,
+    token_id: str | None = None,
 ) -> None:
-    """Create an endpoint, or replace what it said of itself; a deleted one comes back."""
+    """Create an endpoint, or replace what it said of itself; a deleted one comes back.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: of the endpoint.
+        owner_id: of its user, if it is new.
+        request: what it says of itself.
+        token_id: of the token that registers it.
+    """
     values = {
+        "token_id": token_id,
         "name": request.endpoint_name,
         "display_name": request.display_name,
         "public": request.public,

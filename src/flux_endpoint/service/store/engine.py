@@ -155,7 +155,11 @@ def _parse(url: str | Path) -> sa.URL:
 
 def _create_private(path: Path) -> None:
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Never one that is there: to close it would drop the locks that SQLite holds on it in this
+        # process (fcntl(2)), and another process could delete its log, which we would go on using.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        pass
     except OSError as error:
         raise ConfigurationError(f"can't use the database {path}: {error.strerror}") from error
 

@@ -59,6 +59,14 @@ group_members = Table(
     Column("user_id", ForeignKey("users.id"), primary_key=True, index=True),
 )
 
+#: What no one outside of the service may know, by name.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(128), nullable=False),  # hexadecimal
+)
+
 functions = Table(
     "functions",
     metadata,
@@ -98,6 +106,8 @@ endpoints = Table(
     Column("config_hash", String(64)),
     Column("user_config", JSON(none_as_null=True)),
     Column("user_runtime", JSON(none_as_null=True)),
+    # Of the token that registered it last, which its account at the broker depends on.
+    Column("token_id", String(12)),
     # Of an endpoint of another make: the run that may hold tasks.
     Column("run", Double),  # when it started; NULL: there is none
     Column("run_seen", Double),  # the last report of that run

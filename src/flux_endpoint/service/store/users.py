@@ -26,11 +26,13 @@ class User:
         id: a UUID.
         name: what people call the user.
         endpoint_id: of the endpoint that the request's token is good for; `None`: it is the user's.
+        token_id: of the token that the request came with; empty if there was no request.
     """
 
     id: str
     name: str
     endpoint_id: str | None = None
+    token_id: str = ""
 
     @property
     def email(self) -> str | None:
@@ -58,25 +60,29 @@ class Token:
 
 def user_by_token(connection: sa.Connection, token: str) -> User | None:
     """Return who owns `token`, or `None` if nobody does."""
+    token_hash = _hash(token)
     query = (
         sa.select(users.c.id, users.c.name, tokens.c.endpoint_id)
         .join_from(tokens, users)
-        .where(tokens.c.hash == _hash(token), _is_valid(time.time()))
+        .where(tokens.c.hash == token_hash, is_valid(time.time()))
     )
     row = connection.execute(query).one_or_none()
-    return User(row.id, row.name, row.endpoint_id) if row else None
+    if row is None:
+        return None
+    return User(row.id, row.name, row.endpoint_id, token_hash[:TOKEN_ID_LENGTH])
 
 
 def expired_at(connection: sa.Connection, token: str) -> float | None:
     """Return when `token` has expired; `None` if it has not, or is unknown."""
     query = sa.select(tokens.c.expires_at).where(
-        tokens.c.hash == _hash(token), ~_is_valid(time.time())
+        tokens.c.hash == _hash(token), ~is_valid(time.time())
     )
     expires_at: float | None = connection.scalar(query)
     return expires_at
 
 
-def _is_valid(now: float) -> sa.ColumnElement[bool]:
+def is_valid(now: float) -> sa.ColumnElement[bool]:
+    """Return the condition that a token has not expired."""
     return tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now)
 
 

@@ -1,0 +1,183 @@
+"""Who may do what at the broker, from the service's start to its end."""
+
+import logging
+import threading
+from typing import Protocol
+
+from flux_endpoint.amqp.url import address_of, parse_url, without_credentials
+from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.logs import event
+from flux_endpoint.service.access.authority import Authority
+from flux_endpoint.service.access.connections import ConnectionCloser, Management
+from flux_endpoint.service.access.listener import QuestionListener
+from flux_endpoint.service.access.passwords import Passwords
+from flux_endpoint.service.access.trial import Outcome, Trial, Verdict
+from flux_endpoint.service.access.urls import AccountUrls, BrokerUrls, SharedUrls
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import accounts
+from flux_endpoint.service.store.engine import Database
+
+log = logging.getLogger(__name__)
+
+_REMEDY = (
+    "have RabbitMQ ask this service at --authorization-url, as docs/deployment.md has it under "
+    "'Accounts at the broker'"
+)
+
+
+class BrokerAccess(Protocol):
+    """What the service hands out for the broker, and what it does about it."""
+
+    @property
+    def urls(self) -> BrokerUrls:
+        """The URLs that are handed out."""
+
+    def start(self) -> None:
+        """Begin.
+
+        Raises:
+            ConfigurationError: an address can't be listened on.
+        """
+
+    def check(self) -> None:
+        """Make sure that the broker keeps accounts apart, if it can be reached now.
+
+        Raises:
+            ConfigurationError: it does not.
+        """
+
+    def broker_connected(self) -> None:
+        """The broker can be reached; it may be another one. Returns at once."""
+
+    def revoked(self) -> None:
+        """A token, a user or an endpoint is gone. Returns at once."""
+
+    def close(self) -> None:
+        """End."""
+
+
+def broker_access(settings: ServiceSettings) -> BrokerAccess:
+    """Return what the settings ask for; the database's schema must be up to date."""
+    if settings.shared_broker_accounts:
+        return SharedAccess(settings)
+    return AccountAccess(settings)
+
+
+class SharedAccess:
+    """All clients share one account, and all endpoints another."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.urls = SharedUrls(settings.client_amqp_url, settings.endpoint_amqp_url)
+
+    def start(self) -> None:
+        """Say what that means."""
+        event(
+            log,
+            logging.WARNING,
+            "all users share the accounts of --client-amqp-url and --endpoint-amqp-url at the "
+            "broker: whoever has a token can read, forge and stop what is another user's",
+        )
+
+    def check(self) -> None:
+        """Nothing: it was asked for."""
+
+    def broker_connected(self) -> None:
+        """Nothing."""
+
+    def revoked(self) -> None:
+        """Nothing: shared accounts stay."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class AccountAccess:
+    """Accounts that the broker keeps apart, since it asks this service."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._amqp_url = settings.amqp_url
+        # A pool of its own: an answer does not wait for users' requests.
+        self._database = Database(settings.database_url)
+        with self._database.read() as connection:
+            passwords = Passwords(accounts.account_key(connection))
+        vhost: str = parse_url(settings.amqp_url).virtual_host
+        self._authority = Authority(self._database, passwords, vhost)
+        self._listener = QuestionListener(
+            settings.authorization_url, self._authority.answer, self.revoked
+        )
+        self._closer: ConnectionCloser | None = None
+        if settings.management_url:
+            management = Management(settings.management_url, settings.amqp_url)
+            self._closer = ConnectionCloser(management, vhost, self._ended)
+        self.urls: BrokerUrls = AccountUrls(
+            without_credentials(settings.client_amqp_url),
+            without_credentials(settings.endpoint_amqp_url),
+            passwords,
+        )
+
+    def start(self) -> None:
+        """Begin to answer the broker, and to close connections of accounts that have ended."""
+        self._listener.start()
+        if self._closer is not None:
+            self._closer.start()
+        else:
+            event(
+                log,
+                logging.WARNING,
+                "no --management-url: open connections of revoked tokens and deleted endpoints "
+                "stay until they end by themselves",
+            )
+
+    def check(self) -> None:
+        """Try the broker."""
+        outcome = self._try()
+        if outcome.verdict is Verdict.DOES_NOT_ASK:
+            raise ConfigurationError(self._explanation(outcome))
+
+    def broker_connected(self) -> None:
+        """Try the broker, on a thread."""
+        threading.Thread(target=self._try_and_tell, name="broker-trial", daemon=True).start()
+
+    def revoked(self) -> None:
+        """Have connections closed."""
+        if self._closer is not None:
+            self._closer.wake()
+
+    def close(self) -> None:
+        """End everything."""
+        if self._closer is not None:
+            self._closer.close()
+        self._listener.close()
+        self._database.close()
+
+    def _try(self) -> Outcome:
+        trial = Trial()
+        self._authority.admit(trial)
+        try:
+            return trial.run(self._amqp_url)
+        finally:
+            self._authority.dismiss(trial)
+
+    def _try_and_tell(self) -> None:
+        outcome = self._try()
+        if outcome.verdict is Verdict.DOES_NOT_ASK:
+            event(log, logging.ERROR, self._explanation(outcome))
+
+    def _explanation(self, outcome: Outcome) -> str:
+        reason = outcome.reason
+        if self._listener.misdirected:
+            reason = "it asks by another path than that of --authorization-url"
+        return (
+            f"the broker {address_of(self._amqp_url)} does not ask this service who may do what: "
+            f"{reason}. To keep users apart, {_REMEDY}; or say --shared-broker-accounts to let "
+            "all users share accounts"
+        )
+
+    def _ended(self, users: set[str]) -> set[str]:
+        known = {user: accounts.parse_account(user) for user in users}
+        with self._database.read() as connection:
+            return {
+                user
+                for user, account in known.items()
+                if account is not None and not accounts.is_alive(connection, account)
+            }

@@ -1,0 +1,173 @@
+"""Where RabbitMQ asks: a listener of its own, apart from the users' requests.
+
+It has its own thread, connections and database pool, so that an answer does not wait for users.
+Whoever asks has to know the path, which ends in a secret: RabbitMQ's HTTP backend can send no
+header.
+"""
+
+import asyncio
+import hmac
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import parse_qsl, urlsplit
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from flux_endpoint.amqp.authorization import QUESTIONS
+from flux_endpoint.logs import event
+from flux_endpoint.service.sockets import listen
+
+log = logging.getLogger(__name__)
+
+#: Most bytes of a question: a name and a routing key have 255 each, three times that if escaped.
+MAX_BODY = 16 * 1024
+_MAX_FIELDS = 32
+#: Seconds that an answer may take; RabbitMQ waits longer.
+ANSWER_SECONDS = 5.0
+_THREADS = 8
+_BACKLOG = 128
+_CLOSE_TIMEOUT = 5.0
+
+#: The last part of the path by which a service is told that something was revoked.
+REVOKED = "revoked"
+
+Answer = Callable[[str, Mapping[str, str]], bool]
+
+
+class QuestionListener:
+    """Answers RabbitMQ over HTTP.
+
+    Args:
+        url: where to listen, `http://HOST:PORT/…/SECRET`; port 0 takes a free one.
+        answer: says what to answer; called from several threads.
+        on_revoked: called, from the listener's thread, when something was revoked elsewhere.
+    """
+
+    def __init__(self, url: str, answer: Answer, on_revoked: Callable[[], None]) -> None:
+        self._parts = urlsplit(url)
+        self._path = self._parts.path.rstrip("/").encode()
+        self._answer = answer
+        self._on_revoked = on_revoked
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="broker-questions")
+        self._socket: socket.socket | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        #: A request has come by another path: whoever asks has another secret.
+        self.misdirected = False
+
+    def start(self) -> None:
+        """Begin to answer.
+
+        Raises:
+            ConfigurationError: the address can't be listened on.
+        """
+        host, port = self._parts.hostname or "", self._parts.port or 0
+        self._socket = listen(host, port, "choose another in --authorization-url", _BACKLOG)
+        config = uvicorn.Config(
+            self._serve,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http="h11",
+            ws="none",
+            interface="asgi3",
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), name="broker-questions", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(_CLOSE_TIMEOUT)
+        if self._socket is not None:
+            self._socket.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        status, text = await self._respond(scope, receive)
+        headers = [
+            (b"content-type", b"text/plain"),
+            (b"content-length", str(len(text)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": text})
+
+    async def _respond(self, scope: Scope, receive: Receive) -> tuple[int, bytes]:
+        place, _, last = scope["path"].rpartition("/")
+        if not hmac.compare_digest(place.encode(), self._path):
+            self.misdirected = True
+            return 404, b""
+        if scope["method"] != "POST":
+            return 405, b"POST only: auth_http.http_method = post"
+        if last == REVOKED:
+            self._on_revoked()
+            return 204, b""
+        if last not in QUESTIONS:
+            return 404, b""
+        return await self._judge(last, receive)
+
+    async def _judge(self, question: str, receive: Receive) -> tuple[int, bytes]:
+        try:
+            fields = _fields(await _body(receive))
+            loop = asyncio.get_running_loop()
+            answer = loop.run_in_executor(self._pool, self._answer, question, fields)
+            allowed = await asyncio.wait_for(answer, ANSWER_SECONDS)
+        except (ValueError, KeyError):
+            return 400, b""
+        except Exception as error:  # noqa: BLE001 - no answer is a refusal that is not kept
+            reason = str(error) or type(error).__name__
+            event(log, logging.ERROR, "a question of RabbitMQ's has no answer", reason=reason)
+            return 503, b""
+        if not allowed and question != "user":
+            said = {name: fields[name] for name in _LOGGED if name in fields}
+            event(log, logging.INFO, "RabbitMQ refuses", question=question, **said)
+        return 200, b"allow" if allowed else b"deny"
+
+
+_LOGGED = ("username", "vhost", "resource", "name", "permission", "routing_key")
+
+
+async def _body(receive: Receive) -> bytes:
+    """Return a request's body.
+
+    Raises:
+        ValueError: it is too large, or broke off.
+    """
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ValueError("the request broke off")
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise ValueError(f"more than {MAX_BODY} bytes")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _fields(body: bytes) -> dict[str, str]:
+    """Return the fields of a form.
+
+    Raises:
+        ValueError: it is no form, or a field stands there twice.
+    """
+    pairs = parse_qsl(
+        body.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict"
+    )
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field stands there twice")
+    return fields

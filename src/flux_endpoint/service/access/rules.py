@@ -1,0 +1,92 @@
+"""What an account may do at the broker, as one pure function.
+
+| account of | read (consume, get, purge) | write (publish) |
+|---|---|---|
+| user U | queues `tg.G[.C]` and `ev.G[.C]` of task groups that are U's | nothing |
+| endpoint E | queues `E.tasks` and `E.commands` | exchanges `results`, `heartbeats` and `events`, \
+each with E's routing key only |
+
+Nobody may configure (declare, delete). To bind is to write to a queue and to read from an exchange:
+nobody may do that either.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flux_endpoint.protocol import queues
+from flux_endpoint.service.store.accounts import UUID_PATTERN, Account, AccountKind
+
+_PREFIXES = "|".join(map(re.escape, (queues.TASK_GROUP_PREFIX, queues.TASK_GROUP_EVENTS_PREFIX)))
+_GROUP_QUEUE = re.compile(rf"(?:{_PREFIXES})({UUID_PATTERN})(?:\.{UUID_PATTERN})?")
+
+_KEYS = {
+    queues.RESULTS_EXCHANGE: queues.results_key,
+    queues.HEARTBEATS_EXCHANGE: queues.heartbeats_key,
+    queues.EVENTS_EXCHANGE: queues.events_key,
+}
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A use of a queue or of an exchange.
+
+    Attributes:
+        kind: `queue` or `exchange`.
+        name: its name; `amq.default` is the default exchange.
+        permission: `configure`, `write` or `read`.
+    """
+
+    kind: str
+    name: str
+    permission: str
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A use of a routing key of a topic exchange; asked after the exchange itself.
+
+    Attributes:
+        exchange: name of the exchange.
+        routing_key: the key.
+        permission: `write` to publish with it, `read` to bind with it.
+    """
+
+    exchange: str
+    routing_key: str
+    permission: str
+
+
+def may(account: Account, use: Resource | Topic, owns_group: Callable[[str], bool]) -> bool:
+    """Return whether an account may do something.
+
+    Args:
+        account: one that is alive.
+        use: what it is about to do.
+        owns_group: whether the account's user has the task group of an id; only asked if it
+            matters.
+    """
+    match account.kind:
+        case AccountKind.USER:
+            return _user_may(use, owns_group)
+        case AccountKind.ENDPOINT:
+            return _endpoint_may(account.owner_id, use)
+
+
+def _user_may(use: Resource | Topic, owns_group: Callable[[str], bool]) -> bool:
+    match use:
+        case Resource("queue", name, "read"):
+            group = _GROUP_QUEUE.fullmatch(name)
+            return group is not None and owns_group(group[1])
+    return False
+
+
+def _endpoint_may(endpoint_id: str, use: Resource | Topic) -> bool:
+    match use:
+        case Resource("queue", name, "read"):
+            return name in {queues.tasks_queue(endpoint_id), queues.commands_queue(endpoint_id)}
+        case Resource("exchange", name, "write"):
+            return name in _KEYS
+        case Topic(exchange, routing_key, "write") if exchange in _KEYS:
+            return routing_key == _KEYS[exchange](endpoint_id)
+    return False

@@ -1,0 +1,101 @@
+"""Accounts at the broker: what their names say, and what they depend on.
+
+No account is stored: its name says whose it is and which token asked for it. It is alive as long as
+that token and its endpoint are.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+from flux_endpoint.service.store.tables import endpoints, secrets, task_groups, tokens
+from flux_endpoint.service.store.users import TOKEN_ID_LENGTH, is_valid
+
+#: The row of `secrets` with the key of all passwords.
+ACCOUNT_KEY = "broker-accounts"
+
+UUID_PATTERN = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_NAME = re.compile(f"([ue])-({UUID_PATTERN})-([0-9a-f]{{{TOKEN_ID_LENGTH}}})")
+
+
+class AccountKind(StrEnum):
+    """Whose account it is; the first character of its name."""
+
+    USER = "u"
+    ENDPOINT = "e"
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account at the broker.
+
+    Attributes:
+        kind: whether a user or an endpoint connects with it.
+        owner_id: the id of that user or endpoint.
+        token_id: the id of the token that asked for it.
+    """
+
+    kind: AccountKind
+    owner_id: str
+    token_id: str
+
+    @property
+    def name(self) -> str:
+        """The user name at the broker."""
+        return f"{self.kind}-{self.owner_id}-{self.token_id}"
+
+
+def parse_account(name: str) -> Account | None:
+    """Return the account of that name; `None` if it can't be one of ours."""
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        return None
+    kind, owner_id, token_id = parts.groups()
+    return Account(AccountKind(kind), owner_id, token_id)
+
+
+def account_key(connection: sa.Connection) -> bytes:
+    """Return the key from which the passwords of accounts are made; the migration made it."""
+    text: str = connection.execute(
+        sa.select(secrets.c.value).where(secrets.c.name == ACCOUNT_KEY)
+    ).scalar_one()
+    return bytes.fromhex(text)
+
+
+def is_alive(connection: sa.Connection, account: Account) -> bool:
+    """Return whether an account's token is still valid, and its endpoint not deleted."""
+    token = (sa.func.substr(tokens.c.hash, 1, TOKEN_ID_LENGTH) == account.token_id) & is_valid(
+        time.time()
+    )
+    if account.kind is AccountKind.USER:
+        query = sa.select(tokens.c.user_id).where(
+            tokens.c.user_id == account.owner_id, tokens.c.endpoint_id.is_(None), token
+        )
+    else:
+        # A user endpoint belongs to who submits, but its credentials to who runs its core endpoint.
+        parent = endpoints.alias("parent")
+        is_there = endpoints.c.parent_id.is_(None) | (
+            parent.c.id.is_not(None) & parent.c.deleted_at.is_(None)
+        )
+        registered = sa.func.coalesce(parent.c.id, endpoints.c.id)
+        runs_it = sa.func.coalesce(parent.c.owner_id, endpoints.c.owner_id)
+        query = (
+            sa.select(tokens.c.user_id)
+            .select_from(endpoints)
+            .outerjoin(parent, parent.c.id == endpoints.c.parent_id)
+            .join(tokens, tokens.c.user_id == runs_it)
+            .where(endpoints.c.id == account.owner_id, endpoints.c.deleted_at.is_(None))
+            .where(is_there, token)
+            # The user's own, or one that is good for being this endpoint.
+            .where(tokens.c.endpoint_id.is_(None) | (tokens.c.endpoint_id == registered))
+        )
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def owns_group(connection: sa.Connection, user_id: str, group_id: str) -> bool:
+    """Return whether a task group is a user's."""
+    query = sa.select(task_groups.c.owner_id).where(task_groups.c.id == group_id)
+    return connection.scalar(query) == user_id

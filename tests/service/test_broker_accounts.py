@@ -1,0 +1,415 @@
+"""Accounts at the broker: everything that they must do works, and every crossing is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import pika
+import pika.exceptions
+import pytest
+from fastapi.testclient import TestClient
+from tests.service.conftest import PATIENCE, Peer, Rest, beside, eventually
+
+from broker_access import session_broker
+from flux_endpoint.amqp.url import with_credentials
+from flux_endpoint.service.access import connections
+from flux_endpoint.service.access.trial import Trial, Verdict
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import users
+from flux_endpoint.service.store.engine import Database
+
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.kept_apart]
+
+#: What a broker says to an account that may not.
+REFUSALS = (
+    pika.exceptions.ProbableAuthenticationError,
+    pika.exceptions.ProbableAccessDeniedError,
+)
+
+
+class Account:
+    """Somebody at the broker with a URL that the service handed out."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = urlsplit(url).username or ""
+        self.connection = pika.BlockingConnection(pika.URLParameters(url))
+
+    def does(self, act: Callable[[Any], Any]) -> Any:
+        """Do something on a channel of its own."""
+        channel = self.connection.channel()
+        channel.confirm_delivery()
+        try:
+            return act(channel)
+        finally:
+            if channel.is_open:
+                channel.close()
+
+    def may_not(self, act: Callable[[Any], Any]) -> None:
+        """Try something that the broker must refuse."""
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
+            self.does(act)
+        assert refused.value.reply_code == 403, refused.value
+
+    def close(self) -> None:
+        if self.connection.is_open:
+            self.connection.close()
+
+
+@dataclass
+class Party:
+    """A user with an endpoint, a task group, and the accounts of both."""
+
+    endpoint_id: str
+    group_id: str
+    client_id: str
+    user: Account
+    endpoint: Account
+
+    @property
+    def queues(self) -> list[str]:
+        mine = (self.group_id, self.client_id)
+        return [
+            f"{self.endpoint_id}.tasks",
+            f"{self.endpoint_id}.commands",
+            f"tg.{self.group_id}",
+            "tg.{}.{}".format(*mine),
+            "ev.{}.{}".format(*mine),
+        ]
+
+
+def party(rest: Rest, headers: dict[str, str]) -> Party:
+    client = rest.client
+    body = {"endpoint_name": "lab", "metadata": {"flux_endpoint_version": "1"}, "public": True}
+    answer = client.post("/v3/endpoints", json=body, headers=headers).json()
+    endpoint_id = answer["endpoint_id"]
+    function = {"function_name": "double", "function_code": "12\n01\ngASVabcd\n"}
+    function_id = client.post("/v3/functions", json=function, headers=headers).json()
+    batch = {
+        "tasks": {function_id["function_uuid"]: ["8\n00\ngAQp\n8\n00\ngAR9\n"]},
+        "create_queue": True,
+    }
+    path = f"/v3/endpoints/{endpoint_id}/submit"
+    group_id = client.post(path, json=batch, headers=headers).json()["task_group_id"]
+    client_id = str(uuid.uuid4())
+    for kind in ("results", "events"):
+        path = f"/v2/taskgroup/{group_id}/{kind}"
+        opened = client.post(path, json={"client_id": client_id}, headers=headers).json()
+    url = client.get("/v2/get_amqp_result_connection_url", headers=headers).json()
+    assert url["connection_url"] == opened["connection_url"]
+    urls = {info["connection_url"] for info in answer.values() if isinstance(info, dict)}
+    (endpoint_url,) = urls
+    return Party(
+        endpoint_id, group_id, client_id, Account(opened["connection_url"]), Account(endpoint_url)
+    )
+
+
+@pytest.fixture
+def ada(live: Rest) -> Iterator[Party]:
+    made = party(live, dict(live.client.headers))
+    yield made
+    made.user.close()
+    made.endpoint.close()
+
+
+@pytest.fixture
+def eve(live: Rest, bob: dict[str, str]) -> Iterator[Party]:
+    """Another user, who has what every user has."""
+    made = party(live, bob)
+    yield made
+    made.user.close()
+    made.endpoint.close()
+
+
+def every_use_of_queue(name: str) -> dict[str, Callable[[Any], Any]]:
+    return {
+        "get": lambda channel: channel.basic_get(name),
+        "consume": lambda channel: channel.basic_consume(name, lambda *_: None),
+        "purge": lambda channel: channel.queue_purge(name),
+        "delete": lambda channel: channel.queue_delete(name),
+        "declare": lambda channel: channel.queue_declare(name, durable=True),
+        "unbind": lambda channel: channel.queue_unbind(name, "tasks", name),
+        "bind": lambda channel: channel.queue_bind(name, "results", "*.results"),
+        "publish": lambda channel: channel.basic_publish("", name, b"forged"),
+    }
+
+
+def every_use_of_exchange(name: str, key: str) -> dict[str, Callable[[Any], Any]]:
+    return {
+        "publish": lambda channel: channel.basic_publish(name, key, b"forged"),
+        "delete": lambda channel: channel.exchange_delete(name),
+        "declare": lambda channel: channel.exchange_declare(name, "topic", durable=True),
+        "bind to another": lambda channel: channel.exchange_bind("results", name, key),
+        "bind another": lambda channel: channel.exchange_bind(name, "results", key),
+    }
+
+
+class TestCrossings:
+    @pytest.mark.parametrize("who", ["user", "endpoint"])
+    def test_a_strangers_accounts_reach_no_queue_of_anothers(
+        self, ada: Party, eve: Party, who: str
+    ) -> None:
+        stranger: Account = getattr(eve, who)
+        for queue in ada.queues:
+            for act in every_use_of_queue(queue).values():
+                stranger.may_not(act)
+
+    @pytest.mark.parametrize("who", ["user", "endpoint"])
+    def test_nobody_reaches_the_services_own_queues(self, ada: Party, who: str) -> None:
+        for queue in ("results", "heartbeats", "events", "dead-letters"):
+            for act in every_use_of_queue(queue).values():
+                getattr(ada, who).may_not(act)
+
+    @pytest.mark.parametrize("who", ["user", "endpoint"])
+    def test_nobody_publishes_what_only_the_service_does(
+        self, ada: Party, eve: Party, who: str
+    ) -> None:
+        keys = {
+            "": f"{ada.endpoint_id}.tasks",
+            "tasks": f"{ada.endpoint_id}.tasks",
+            "commands": f"{ada.endpoint_id}.commands",
+            "task-groups": f"tg.{ada.group_id}",
+            "dead-letters": "",
+            "amq.topic": "x",
+            "amq.fanout": "x",
+        }
+        for exchange, key in keys.items():
+            for name, act in every_use_of_exchange(exchange, key).items():
+                if exchange or name == "publish":
+                    getattr(eve, who).may_not(act)
+
+    def test_an_endpoint_speaks_for_itself_alone(self, ada: Party, eve: Party) -> None:
+        for exchange in ("results", "heartbeats", "events"):
+            for key in (f"{ada.endpoint_id}.{exchange}", f"x.{exchange}", "", "#"):
+                for act in every_use_of_exchange(exchange, key).values():
+                    eve.endpoint.may_not(act)
+                    eve.user.may_not(act)
+
+    def test_a_second_routing_key_in_a_header_reaches_nothing_more(
+        self, ada: Party, eve: Party, database: Database, live: Rest
+    ) -> None:
+        """RabbitMQ asks about the first key alone; what counts at the service is that one."""
+        forged = (
+            b'\x01{"message_type":"ep_status_report","data":{"endpoint_id":"%s",'
+            b'"global_state":{"forged":true},"task_statuses":{}}}' % ada.endpoint_id.encode()
+        )
+        headers = {"CC": [f"{ada.endpoint_id}.heartbeats"], "BCC": [f"{ada.endpoint_id}.tasks"]}
+        properties = pika.BasicProperties(headers=headers)
+        mine = f"{eve.endpoint_id}.heartbeats"
+        eve.endpoint.does(
+            lambda channel: channel.basic_publish("heartbeats", mine, forged, properties)
+        )
+        status = live.client.get(f"/v2/endpoints/{ada.endpoint_id}/status")
+        assert "forged" not in status.text
+
+    def test_no_account_makes_anything(self, ada: Party) -> None:
+        for account in (ada.user, ada.endpoint):
+            name = str(uuid.uuid4())
+            account.may_not(lambda channel, name=name: channel.queue_declare(name))
+            account.may_not(lambda channel: channel.queue_declare("", exclusive=True))
+            account.may_not(lambda channel, name=name: channel.exchange_declare(name))
+
+    def test_another_virtual_host_is_closed(self, ada: Party, broker: Any) -> None:
+        for account in (ada.user, ada.endpoint):
+            url = with_credentials(broker.url, account.name, urlsplit(account.url).password or "")
+            with pytest.raises(REFUSALS):
+                Account(url)
+
+    def test_a_wrong_password_and_a_made_up_account_are_refused(self, ada: Party) -> None:
+        password = urlsplit(ada.user.url).password or ""
+        made_up = ada.user.name[:-1] + ("0" if ada.user.name[-1] != "0" else "1")
+        for name, given in (
+            (ada.user.name, "wrong"),
+            (ada.user.name, ""),
+            (ada.endpoint.name, password),
+            (made_up, password),
+            (f"{ada.user.name} ", password),
+            (f"trial-{'0' * 32}", password),
+            ("service", password),
+            ("endpoint", password),
+            ("", ""),
+        ):
+            with pytest.raises(REFUSALS):
+                Account(with_credentials(ada.user.url, name, given))
+
+
+class TestWhatMustWork:
+    def test_an_endpoint_takes_its_tasks_and_commands_and_reports(
+        self, live: Rest, ada: Party
+    ) -> None:
+        endpoint = ada.endpoint
+        for queue in ada.queues[:2]:
+            endpoint.does(
+                lambda channel, queue=queue: channel.basic_consume(
+                    queue, lambda *_: None, exclusive=True
+                )
+            )
+        assert endpoint.does(lambda channel: channel.basic_get(ada.queues[0]))[0] is not None
+        for exchange in ("results", "heartbeats", "events"):
+            key = f"{ada.endpoint_id}.{exchange}"
+            endpoint.does(
+                lambda channel, exchange=exchange, key=key: channel.basic_publish(
+                    exchange, key, b"?", mandatory=True
+                )
+            )
+            endpoint.does(
+                lambda channel, exchange=exchange: channel.exchange_declare(exchange, passive=True)
+            )
+            endpoint.does(
+                lambda channel, exchange=exchange: channel.queue_declare(exchange, passive=True)
+            )
+
+    def test_a_user_takes_the_results_of_own_groups(self, ada: Party) -> None:
+        for queue in ada.queues[2:]:
+            ada.user.does(lambda channel, queue=queue: channel.basic_get(queue))
+            ada.user.does(
+                lambda channel, queue=queue: channel.basic_consume(queue, lambda *_: None)
+            )
+
+    def test_every_token_of_a_user_has_an_account_of_its_own(
+        self, live: Rest, ada: Party, token_of: Callable[[str], dict[str, str]]
+    ) -> None:
+        answer = live.client.get("/v2/get_amqp_result_connection_url", headers=token_of("ada"))
+        other = Account(answer.json()["connection_url"])
+        assert other.name != ada.user.name
+        for queue in ada.queues[2:]:
+            other.does(lambda channel, queue=queue: channel.basic_get(queue))
+        other.close()
+
+    def test_accounts_outlive_the_service(
+        self, live: Rest, ada: Party, live_settings: ServiceSettings
+    ) -> None:
+        """Another service on the same database hands out the same, and knows them."""
+        with TestClient(create_app(beside(live_settings)), headers=live.client.headers) as other:
+            answer = other.get("/v2/get_amqp_result_connection_url").json()
+        assert answer["connection_url"] == ada.user.url
+
+
+def is_refused(url: str) -> bool:
+    try:
+        connection = pika.BlockingConnection(pika.URLParameters(url))
+    except REFUSALS:
+        return True
+    connection.close()
+    return False
+
+
+def is_closed(account: Account) -> bool:
+    try:
+        account.connection.process_data_events(0)
+    except pika.exceptions.AMQPConnectionError:
+        return True
+    return account.connection.is_closed
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that nobody tells looks each second."""
+    monkeypatch.setattr(connections, "PERIOD", 1.0)
+
+
+class TestRevocation:
+    def test_a_revoked_tokens_connections_are_closed_and_refused(
+        self,
+        soon: None,
+        live: Rest,
+        database: Database,
+        token_of: Callable[[str], dict[str, str]],
+    ) -> None:
+        headers = token_of("ada")
+        theirs = party(live, headers)
+        kept = party(live, dict(live.client.headers))
+        token = headers["Authorization"].removeprefix("Bearer ")
+        with database.write() as connection:
+            assert users.revoke_token(connection, token)
+        for account in (theirs.user, theirs.endpoint):
+            eventually(lambda account=account: is_closed(account))
+        # Within the time for which RabbitMQ keeps its answers.
+        for account in (theirs.user, theirs.endpoint):
+            eventually(lambda account=account: is_refused(account.url))
+        for account in (kept.user, kept.endpoint):
+            assert not is_closed(account)
+            account.close()
+
+    def test_a_deleted_endpoints_connections_are_closed_at_once_and_refused(
+        self, live: Rest, ada: Party
+    ) -> None:
+        assert live.client.delete(f"/v2/endpoints/{ada.endpoint_id}").status_code == 200
+        eventually(lambda: is_closed(ada.endpoint))
+        eventually(lambda: is_refused(ada.endpoint.url))
+        assert not is_closed(ada.user)
+
+    def test_who_came_in_by_an_answer_that_rabbitmq_kept_is_closed_again(
+        self, live: Rest, ada: Party
+    ) -> None:
+        live.client.delete(f"/v2/endpoints/{ada.endpoint_id}")
+        eventually(lambda: is_closed(ada.endpoint))
+        late = []
+        with contextlib.suppress(*REFUSALS):
+            while True:
+                late.append(Account(ada.endpoint.url))
+        assert late
+        for account in late:
+            eventually(lambda account=account: is_closed(account))
+
+    def test_what_was_revoked_while_no_service_ran_is_closed_by_the_next(
+        self,
+        live_settings: ServiceSettings,
+        token_of: Callable[[str], dict[str, str]],
+        database: Database,
+    ) -> None:
+        headers = token_of("ada")
+        with TestClient(create_app(live_settings), headers=headers) as client:
+            theirs = party(Rest(client), headers)
+        with database.write() as connection:
+            users.revoke_token(connection, headers["Authorization"].removeprefix("Bearer "))
+        assert not is_closed(theirs.user)
+        with TestClient(create_app(live_settings)):
+            eventually(lambda: is_closed(theirs.user))
+            eventually(lambda: is_closed(theirs.endpoint))
+
+
+class TestTrial:
+    def test_a_broker_that_asks_another_is_told_from_one_that_asks_us(
+        self, live: Rest, live_settings: ServiceSettings
+    ) -> None:
+        """A trial whose questions go elsewhere has none answered."""
+        outcome = Trial().run(live_settings.amqp_url)
+        assert outcome.verdict is Verdict.DOES_NOT_ASK
+        assert "did not ask at all" in outcome.reason
+
+    def test_no_broker_is_no_verdict(self) -> None:
+        outcome = Trial().run("amqp://s:s@127.0.0.1:1/v")
+        assert outcome.verdict is Verdict.UNREACHABLE
+        assert "nothing listens" in outcome.reason
+
+
+def test_the_number_of_questions_does_not_grow_with_the_results(live: Rest, ada: Party) -> None:
+    assert session_broker.dispatcher is not None
+    fresh = Account(ada.endpoint.url)
+    asked = session_broker.dispatcher.asked
+    before = asked.total()
+
+    def publish(channel: Any) -> None:
+        for _ in range(5000):
+            channel.basic_publish("results", f"{ada.endpoint_id}.results", b"\x01?")
+
+    channel = fresh.connection.channel()
+    publish(channel)
+    channel.close()  # after all of them
+    assert asked.total() - before == 2
+    fresh.close()
+
+
+def test_about_the_service_nobody_is_asked(peer: Peer) -> None:
+    """The service's own account connects without a question."""
+    assert session_broker.dispatcher is not None
+    before = session_broker.dispatcher.asked.total()
+    peer.connection.wait_connected(PATIENCE)
+    assert session_broker.dispatcher.asked.total() == before
