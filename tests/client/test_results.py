@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import threading
 import uuid
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -179,6 +180,40 @@ def test_results_of_other_processes_are_dropped(
     strangers = [messages.value(str(uuid.uuid4()), 0) for _ in range(300)]
     queues.publish(executor.task_group_id, *strangers, messages.value(future.task_id, "mine"))
     assert future.result(TIMEOUT) == "mine"
+
+
+class Trap:
+    """A value that does something when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._file,)
+
+
+@pytest.mark.rabbitmq
+def test_only_a_value_that_somebody_waits_for_is_loaded(
+    service: Any, executor: Executor, queues: Any, messages: Any, tmp_path: Path
+) -> None:
+    """Not that of another's task, nor a second one, nor what comes amid a submission."""
+    first, second = submitted(executor, 2)
+    group = executor.task_group_id
+    queues.publish(group, messages.value(first.task_id, "mine"))
+    assert first.result(TIMEOUT) == "mine"
+    traps = [tmp_path / name for name in ("stranger", "again", "early")]
+    for task, file in zip((str(uuid.uuid4()), first.task_id), traps, strict=False):
+        queues.publish(group, messages.value(task, Trap(file)))
+
+    def amid(ids: list[str]) -> None:
+        queues.publish(group, messages.value(str(uuid.uuid4()), Trap(traps[2])))
+        wait_until(lambda: queues.depth(*queues.of(group)) == 0)
+
+    service.before_answer = amid
+    (third,) = submitted(executor)
+    queues.publish(group, *(messages.value(each.task_id, "mine") for each in (second, third)))
+    assert (second.result(TIMEOUT), third.result(TIMEOUT)) == ("mine", "mine")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.rabbitmq

@@ -14,6 +14,7 @@ import pika.exceptions
 import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import PATIENCE, Peer, Rest, beside, eventually
+from tests.service.official_world import CoreEndpoint
 
 from broker_access import session_broker
 from flux_endpoint.amqp.url import with_credentials
@@ -373,6 +374,60 @@ class TestRevocation:
         with TestClient(create_app(live_settings)):
             eventually(lambda: is_closed(theirs.user))
             eventually(lambda: is_closed(theirs.endpoint))
+
+
+class TestRotation:
+    """A user takes a new token, starts what runs with it again, and revokes the old one."""
+
+    def test_an_endpoint_that_registers_with_the_new_token_goes_on(
+        self,
+        soon: None,
+        live: Rest,
+        database: Database,
+        token_of: Callable[[str], dict[str, str]],
+    ) -> None:
+        old, new = token_of("ada"), token_of("ada")
+        first = party(live, old)
+        body = {"endpoint_name": "lab", "metadata": {"flux_endpoint_version": "1"}}
+        path = f"/v3/endpoints/{first.endpoint_id}"
+        answer = live.client.put(path, json=body, headers=new).json()
+        second = Account(answer["task_queue_info"]["connection_url"])
+        with database.write() as connection:
+            users.revoke_token(connection, old["Authorization"].removeprefix("Bearer "))
+        eventually(lambda: is_closed(first.endpoint))
+        assert second.does(lambda channel: channel.basic_get(first.queues[0]))[0] is not None
+        assert not is_closed(second)
+        second.close()
+
+    def test_user_endpoints_have_accounts_of_the_token_that_their_core_endpoint_has_now(
+        self,
+        live: Rest,
+        core: CoreEndpoint,
+        database: Database,
+        token_of: Callable[[str], dict[str, str]],
+    ) -> None:
+        live.submit(core.id)
+        before = core.next_start()["amqp_creds"]["task_queue_info"]["connection_url"]
+        child = Account(before)
+        eventually(
+            lambda: child.does(lambda channel: channel.basic_get(f"{_owner(child)}.tasks"))[0]
+        )
+        old = live.client.headers["Authorization"].removeprefix("Bearer ")
+        live.client.headers.update(token_of("ada"))
+        core.register_again()
+        with database.write() as connection:
+            users.revoke_token(connection, old)
+        eventually(lambda: is_refused(before))
+        core.report()
+        live.submit(core.id, user_endpoint_config={"another": 1})
+        after = Account(core.next_start()["amqp_creds"]["task_queue_info"]["connection_url"])
+        assert after.name.rpartition("-")[2] != child.name.rpartition("-")[2]
+        after.does(lambda channel: channel.basic_get(f"{_owner(after)}.tasks"))
+        after.close()
+
+
+def _owner(account: Account) -> str:
+    return account.name[2:].rpartition("-")[0]
 
 
 class TestTrial:

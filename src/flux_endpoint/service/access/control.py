@@ -96,6 +96,7 @@ class AccountAccess:
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._amqp_url = settings.amqp_url
+        self._closed = False
         # A pool of its own: an answer does not wait for users' requests.
         self._database = Database(settings.database_url)
         with self._database.read() as connection:
@@ -145,6 +146,7 @@ class AccountAccess:
 
     def close(self) -> None:
         """End everything."""
+        self._closed = True
         if self._closer is not None:
             self._closer.close()
         self._listener.close()
@@ -160,7 +162,7 @@ class AccountAccess:
 
     def _try_and_tell(self) -> None:
         outcome = self._try()
-        if outcome.verdict is Verdict.DOES_NOT_ASK:
+        if outcome.verdict is Verdict.DOES_NOT_ASK and not self._closed:
             event(log, logging.ERROR, self._explanation(outcome))
 
     def _explanation(self, outcome: Outcome) -> str:

@@ -74,7 +74,7 @@ class Trial:
         except pika.exceptions.ChannelClosedByBroker as error:
             refused = str(error.reply_text)
         except (pika.exceptions.AMQPError, OSError) as error:
-            if not self.asked and not isinstance(error, _REFUSALS):
+            if not _is_refusal(error):
                 return Outcome(Verdict.UNREACHABLE, f"{address_of(amqp_url)}: {reason_of(error)}")
             refused = reason_of(error)
         missing = [each for each in QUESTIONS if each not in self.asked]
@@ -87,9 +87,17 @@ class Trial:
         return Outcome(Verdict.DOES_NOT_ASK, f"{reason} ({refused or 'allowed all the same'})")
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Return whether the broker has refused the account, and not gone away itself."""
+    if isinstance(error, pika.exceptions.ConnectionClosedByBroker):
+        return error.reply_code in _REFUSED
+    return isinstance(error, _REFUSALS)
+
+
+#: Access refused, not allowed.
+_REFUSED = (403, 530)
 _REFUSALS = (
     pika.exceptions.AuthenticationError,
     pika.exceptions.ProbableAuthenticationError,
     pika.exceptions.ProbableAccessDeniedError,
-    pika.exceptions.ConnectionClosedByBroker,
 )
