@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shlex
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,6 +23,11 @@ log = logging.getLogger(__name__)
 
 URL_VARIABLE = "FLUX_ENDPOINT_SERVICE_URL"
 TOKEN_VARIABLE = "FLUX_ENDPOINT_TOKEN"  # noqa: S105 - a name, not a secret
+
+
+#: Key of `credentials.json` for the lock of the stack whose service it is about. While nobody holds
+#: it, the service does not run, and another user's program may have its port.
+STACK_KEY = "stack_lock"
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ def _from_file(path: Path) -> Credentials:
             f"credentials file {path} must hold a JSON object with service_url and token, "
             f"not a {type(content).__name__}"
         )
+    _check_stack(path, content)
     values: dict[str, str] = {}
     for key in ("service_url", "token"):
         value = content.get(key)
@@ -137,3 +145,30 @@ def _from_file(path: Path) -> Credentials:
             raise ConfigurationError(f"credentials file {path} {what} {key!r}")
         values[key] = value
     return Credentials(values["service_url"], values["token"], source=str(path))
+
+
+def _check_stack(path: Path, content: dict[str, Any]) -> None:
+    """Raise ConfigurationError if the credentials are of a stack that does not run now."""
+    lock = content.get(STACK_KEY)
+    if not isinstance(lock, str):
+        return
+    if not _is_held(path.parent / lock):
+        raise ConfigurationError(
+            f"the stack that {path} is about does not run: start it with `flux-endpoint up`, or "
+            f"set {URL_VARIABLE} and {TOKEN_VARIABLE}"
+        )
+    if not content.get("service_url"):
+        raise ConfigurationError(
+            f"the stack that {path} is about is just starting, or ending: try again in a moment"
+        )
+
+
+def _is_held(file: Path) -> bool:
+    try:
+        with file.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+    except BlockingIOError:
+        return True
+    except OSError:  # the stack's directory is gone
+        return False
+    return False

@@ -46,6 +46,7 @@ def test_a_port_where_another_stacks_service_answered_and_ended_is_left_for_the_
     assert credentials.load_credentials(tmp_path / "credentials.json") == {
         "service_url": service.url,
         "token": "token",
+        "stack_lock": "stack/lock",
     }
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -211,6 +212,38 @@ def test_port_is_used_and_url_and_token_are_the_same_after_a_restart(home, free_
     home.up("--no-endpoint")
     assert home.read("credentials.json") == first
     assert home.version() == 200
+
+
+def test_a_token_is_shown_to_nobody_who_takes_the_port_of_a_stack_that_is_down(home, free_port):
+    home.up("--no-endpoint", "--port", str(free_port))
+    token = home.read("credentials.json")["token"]
+    os.kill(home.state["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        while True:  # what was below the stack is being ended
+            try:
+                thief.bind(("127.0.0.1", free_port))
+                thief.listen()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        done = home.run("tasks")
+        assert done.returncode == 78
+        assert "flux-endpoint up" in done.stderr
+        assert not select.select([thief], [], [], 0)[0]
+        # Nor while another is starting, which has another port.
+        home.up("--no-endpoint")
+        assert not select.select([thief], [], [], 0)[0]
+    assert home.read("credentials.json")["token"] == token
+    assert home.run("tasks").returncode == 0
+    home.run("down")
+    assert home.read("credentials.json") == {
+        "service_url": "",
+        "token": token,
+        "stack_lock": "stack/lock",
+    }
 
 
 def test_a_taken_port_is_refused_at_once_and_nothing_is_left(home, processes_of):

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import httpx
 
+from flux_endpoint.credentials import STACK_KEY
 from flux_endpoint.errors import ConfigurationError, ServiceUnreachableError
 from flux_endpoint.paths import write_private
 
@@ -41,8 +42,15 @@ def load_credentials(file: Path) -> dict[str, Any]:
 
 
 def save_credentials(file: Path, service_url: str, token: str) -> None:
-    """Write `file`, readable by its owner only."""
-    write_private(file, json.dumps({"service_url": service_url, "token": token}, indent=1) + "\n")
+    """Write `file`, readable by its owner only, for as long as the stack beside it runs.
+
+    Args:
+        file: `credentials.json` of the stack's home.
+        service_url: where the service is; empty: nowhere now.
+        token: of the stack's user; kept for the next start.
+    """
+    content = {"service_url": service_url, "token": token, STACK_KEY: "stack/lock"}
+    write_private(file, json.dumps(content, indent=1) + "\n")
 
 
 def is_valid(service_url: str, token: str) -> bool:

@@ -16,7 +16,7 @@ from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.processes import told_of_signals, watch_parent
 from flux_endpoint.stack.broker import RabbitNode
-from flux_endpoint.stack.credentials import load_credentials
+from flux_endpoint.stack.credentials import load_credentials, save_credentials
 from flux_endpoint.stack.installation import find_rabbitmq
 from flux_endpoint.stack.parts import EndpointPart, ServicePart, check_port
 from flux_endpoint.stack.programs import Backoff, Ended, Programs
@@ -210,6 +210,8 @@ class _Running:
         extras.require("service", "`up`, which runs a service,")
         find_rabbitmq()
         token = str(load_credentials(self._directory.credentials).get("token") or "")
+        if token:  # the port of the last time may be another user's meanwhile
+            save_credentials(self._directory.credentials, "", token)
         self._save(pid=os.getpid(), started=time.time(), service_port=last.service_port)
         self._programs.open()
         self._begun = True
@@ -265,6 +267,8 @@ class _Running:
         try:
             if self._endpoint is not None:
                 self._endpoint.stop()
+            if self._service.token:
+                save_credentials(self._directory.credentials, "", self._service.token)
             self._service.stop()
         finally:
             self._broker.stop()
