@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import FUNCTION, NO_BROKER, OWN, PAYLOAD
 
+from broker_access import NOBODY_ASKS
 from flux_endpoint.service import audit as service_audit
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.audit import AUDIT_LOG, REFUSAL_SECONDS, ServiceAudit, default_path
@@ -32,6 +33,7 @@ def audited(
         amqp_url=NO_BROKER,
         publish_timeout=0.01,
         audit_log=path,
+        **NOBODY_ASKS,
     )
     with TestClient(create_app(settings), headers=token_of("ada")) as client:
         yield client

@@ -399,6 +399,22 @@ class TestRotation:
         assert not is_closed(second)
         second.close()
 
+    def test_an_endpoints_own_token_has_the_endpoints_account_and_no_other(
+        self, live: Rest, ada: Party, eve: Party
+    ) -> None:
+        made = live.client.post(f"/v3/endpoints/{ada.endpoint_id}/tokens").json()["token"]
+        headers = {"Authorization": f"Bearer {made}"}
+        body = {"endpoint_name": "lab", "metadata": {"flux_endpoint_version": "1"}}
+        path = f"/v3/endpoints/{ada.endpoint_id}"
+        answer = live.client.put(path, json=body, headers=headers).json()
+        own = Account(answer["task_queue_info"]["connection_url"])
+        assert own.does(lambda channel: channel.basic_get(ada.queues[0]))[0] is not None
+        for queue in [*ada.queues[2:], *eve.queues]:
+            own.may_not(lambda channel, queue=queue: channel.basic_get(queue))
+        own.close()
+        asked = live.client.get("/v2/get_amqp_result_connection_url", headers=headers)
+        assert asked.status_code == 403
+
     def test_user_endpoints_have_accounts_of_the_token_that_their_core_endpoint_has_now(
         self,
         live: Rest,
