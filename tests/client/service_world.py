@@ -70,7 +70,7 @@ class ThreadEndpoint:
     def __init__(self, service: RunningService) -> None:
         rest = RestClient(Credentials(service.url, service.token))
         queues = rest.request(
-            "POST", "/v3/endpoints", json={"endpoint_name": "lab", "public": True}
+            "POST", "/v3/endpoints", json={"endpoint_name": "lab", "public": True, "users": ["*"]}
         )
         rest.close()
         self.id: str = queues["endpoint_id"]

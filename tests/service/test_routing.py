@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import FUNCTION, NO_BROKER, PAYLOAD, Peer, Relay, Rest, eventually
 
+from broker_access import NOBODY_ASKS
 from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Task, unpack
@@ -60,7 +61,7 @@ def test_a_task_message_is_what_an_endpoint_expects(live: Rest, peer: Peer) -> N
     delivery = peer.take(f"{endpoint_id}.tasks")
     task = unpack(delivery.body)
     assert task == Task(task_id=uuid.UUID(task_id), task_buffer=FUNCTION + PAYLOAD)
-    assert delivery.headers.keys() == {"task_uuid", "function_uuid"}
+    assert delivery.headers.keys() == {"task_uuid", "function_uuid", "submitter"}
     assert delivery.headers["task_uuid"] == task_id
     uuid.UUID(delivery.headers["function_uuid"])
     eventually(lambda: live.status(task_id)["status"] == "waiting-for-ep")
@@ -150,7 +151,9 @@ def test_what_was_stored_is_read_as_there_is_room_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(routing, "_MAX_WAITING_BYTES", 2 * len(PAYLOAD))
-    away = live_settings.model_copy(update={"amqp_url": NO_BROKER, "publish_timeout": 0.01})
+    away = live_settings.model_copy(
+        update={"amqp_url": NO_BROKER, "publish_timeout": 0.01, **NOBODY_ASKS}
+    )
     headers = token_of("ada")
     with TestClient(create_app(live_settings), headers=headers) as client:
         endpoint_id = Rest(client).register_endpoint()
