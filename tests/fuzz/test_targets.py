@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from tests.fuzz.targets import TARGETS
 FOUND = Path(__file__).with_name("found")
 #: Damaged inputs for each good one.
 DAMAGED = 300
+
+
+@pytest.fixture(autouse=True)
+def no_logs():
+    """Logs quote what came in, which pytest's own processes can't hand over."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def found() -> list[tuple[str, Path]]:

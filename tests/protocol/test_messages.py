@@ -114,7 +114,7 @@ def test_an_unknown_field_is_ignored_with_a_warning_that_names_it(caplog):
     with caplog.at_level(logging.WARNING, logger="flux_endpoint"):
         message = ours.unpack(body)
     assert message == ours.Task(task_id=TASK_ID, task_buffer="b")
-    assert "colour, shape" in caplog.text
+    assert "'colour', 'shape'" in caplog.text
     assert "task message" in caplog.text
 
 

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 VERSION_BYTE = b"\x01"
 #: Key of a result's `details` that has the return code of a command; negative: a signal.
 RETURNCODE = "returncode"
+#: Unknown fields that are named, and characters of each: they are another party's words.
+_SHOWN = 60
 #: The key that has the id, in decimal, of the Flux job that the task became.
 JOBID = "flux_jobid"
 
@@ -247,5 +249,5 @@ def _warn_of_unknown_fields(envelope: dict[str, Any], message_class: type[Messag
         log.warning(
             "%s message has unknown fields, ignored: %s",
             message_class.message_type,
-            ", ".join(sorted(unknown)),
+            ", ".join(ascii(name)[:_SHOWN] for name in sorted(unknown)[:_SHOWN]),
         )
