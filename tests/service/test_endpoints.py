@@ -27,6 +27,15 @@ def test_without_a_broker_registration_is_refused_and_leaves_nothing(api: TestCl
     assert api.get("/v2/endpoints").json() == []
 
 
+@pytest.mark.parametrize(
+    "name", ["", "../../etc", "a/b", ".hidden", "..", "a\nb", "a\0b", "x" * 257]
+)
+def test_a_name_that_no_directory_can_have_is_refused(api: TestClient, name: str) -> None:
+    answer = api.post("/v3/endpoints", json={"endpoint_name": name})
+    refusal(answer, 422, "SEMANTICALLY_INVALID", "endpoint_name")
+    assert api.get("/v2/endpoints").json() == []
+
+
 def test_an_endpoint_shows_what_it_said(api: TestClient, add_endpoint: AddEndpoint) -> None:
     endpoint_id = add_endpoint(display_name="Lab", metadata={"hostname": "n1", "uuid": "forged"})
     assert api.get(f"/v2/endpoints/{endpoint_id}").json() == {

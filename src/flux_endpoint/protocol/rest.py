@@ -21,6 +21,12 @@ MIN_ENDPOINT_VERSION = "2.0.0"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 
 
+def _directory_name(value: str) -> str:
+    if value.startswith(".") or "/" in value or not value.isprintable():
+        raise ValueError("must not begin with '.', nor have '/' or unprintable characters in it")
+    return value
+
+
 def _canonical_uuid(text: str) -> str:
     try:
         return str(UUID(text))
@@ -33,6 +39,8 @@ UuidText = Annotated[str, AfterValidator(_canonical_uuid)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 #: A name for people; PostgreSQL stores no NUL.
 Label = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00]*$")]
+#: Endpoints keep their files in a directory of this name.
+EndpointName = Annotated[Name, AfterValidator(_directory_name)]
 #: A user's or a group's name.
 Principal = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 #: What is asked for as a task's id; need not be one.
@@ -220,7 +228,7 @@ class RegisterEndpoint(BaseModel):
     The service honours neither `high_assurance` nor `authentication_policy`, and refuses them.
     """
 
-    endpoint_name: Name
+    endpoint_name: EndpointName
     display_name: Label | None = None
     multi_user: bool = False
     public: bool = False
