@@ -159,3 +159,56 @@ class TestQuoting:
                 pytest.raises(ValueError, match=f"{option} is .*chosen functions"),
             ):
                 ShellFunction("date", **{option: path})()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "echo $[{x}+1]",
+        "x={x}; echo $[x*2]",
+        "t=(1 2); t[{x}]=5",
+        "n={x}; t=(1 2 3); t[n]=0",
+        "read -r {x}",
+        "PS4={x}; set -x; true",
+        "compgen -W {x}",
+        "bash '-c' {x}",
+        'bash "-c" {x}',
+        "su --command={x}",
+        "hash -p {x} ls",
+        "enable -f {x} foo",
+        "watch {x}",
+        "find . -name {x}",
+        "printf -v {x} 1",
+    ],
+)
+def test_what_reads_a_word_again_takes_no_characters_of_a_shell(template, tmp_path):
+    value = f"a[$(touch {tmp_path}/ran)]"
+    with quoting_fields(), pytest.raises(ValueError, match="a shell could interpret"):
+        format_fields(template, {"x": value})
+
+
+@pytest.mark.parametrize(
+    ("template", "values"),
+    [
+        ("cat {a}{b}", {"a": "", "b": "--version"}),
+        ('cat "{a}{b}"', {"a": "", "b": "--version"}),
+        ("cat {a:.0}{b}", {"a": "x", "b": "--version"}),
+        ("srun -n 1 -- ls {b}", {"b": "-la"}),
+        ('echo "a -- b" {b}', {"b": "-n"}),
+    ],
+)
+def test_what_is_no_option_by_its_field_can_not_become_one(template, values):
+    with quoting_fields(), pytest.raises(ValueError, match="could take it for an option"):
+        format_fields(template, values)
+
+
+def test_values_behind_two_dashes_may_begin_with_one():
+    with quoting_fields():
+        assert format_fields("ls -- {a} {b}", {"a": "-a", "b": "-b"}) == "ls -- -a -b"
+
+
+def test_a_value_sets_no_variable_of_the_command_behind_it():
+    with quoting_fields():
+        assert format_fields("{x} true", {"x": "LD_PRELOAD=./evil.so"}).startswith("'LD_PRELOAD")
+        with pytest.raises(ValueError, match="a shell could interpret"):
+            format_fields("env {x} ./run", {"x": "LD_PRELOAD=./evil.so"})

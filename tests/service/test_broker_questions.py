@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +19,10 @@ import pytest
 
 from broker_access import SECRET, Dispatcher, session_broker
 from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.processes import is_readable
 from flux_endpoint.service.access import listener as listening
 from flux_endpoint.service.access.control import AccountAccess, SharedAccess, broker_access
-from flux_endpoint.service.access.listener import MAX_BODY, QuestionListener
+from flux_endpoint.service.access.listener import MAX_BODY, MOST_CONNECTIONS, QuestionListener
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.stack.broker import RabbitNode
@@ -133,6 +136,15 @@ def test_a_taken_port_is_said_with_what_to_do(world: World) -> None:
     with pytest.raises(ConfigurationError, match="--authorization-url"):
         other.start()
     other.close()
+
+
+def test_idle_connections_leave_room_for_rabbitmq(world: World) -> None:
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", urlsplit(world.url).port)
+        idle = [stack.enter_context(socket.create_connection(address)) for _ in range(300)]
+        assert world.ask(f"/place/{SECRET}/user") == (200, "allow")
+        closed = [each for each in idle if is_readable(each, 0)]
+        assert len(idle) - len(closed) <= MOST_CONNECTIONS
 
 
 # ---- the service, and a broker that asks or does not

@@ -4,6 +4,7 @@ import stat
 import subprocess
 import sys
 import threading
+import uuid
 from pathlib import Path
 
 import alembic.command
@@ -14,7 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from flux_endpoint.errors import ConfigurationError
-from flux_endpoint.service.store import tasks, users
+from flux_endpoint.protocol.rest import RegisterEndpoint
+from flux_endpoint.service.store import endpoints, tasks, users
 from flux_endpoint.service.store.engine import Database, chunks
 from flux_endpoint.service.store.tables import metadata
 
@@ -159,6 +161,23 @@ def test_a_relative_database_is_named_by_its_whole_path(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match=f"{tmp_path}/missing/service.db"):
         Database("sqlite:///missing/service.db")
+
+
+def test_an_endpoint_is_registered_again_by_its_owner_alone(database: Database) -> None:
+    with database.write() as connection:
+        for name in ("ada", "eve"):
+            users.create_token(connection, name)
+        ada, eve = (users.user_id_of(connection, name) for name in ("ada", "eve"))
+        mine = RegisterEndpoint(endpoint_name="lab", allowed_functions=[str(uuid.uuid4())])
+        assert ada is not None
+        assert eve is not None
+        assert endpoints.put_endpoint(connection, "e", ada, mine)
+        theirs = RegisterEndpoint(endpoint_name="lab", users=["eve"])
+        assert not endpoints.put_endpoint(connection, "e", eve, theirs)
+        found = endpoints.get_endpoint(connection, "e")
+    assert found is not None
+    assert (found.owner_id, found.users) == (ada, None)
+    assert found.allowed_functions == mine.allowed_functions
 
 
 def test_tokens_are_kept_as_hashes(database: Database) -> None:

@@ -27,16 +27,19 @@ _FEW = 8
 _number = re.compile(r"\d+")
 #: Means the same to a shell wherever it stands, quoted or not.
 _HARMLESS = re.compile(r"[A-Za-z0-9_@%+=:,./-]*", re.ASCII)
-#: Command lines whose quotes can't be told by reading them once, or whose words are read again by a
-#: shell or by another language.
+#: Command lines whose quotes can't be told by reading them once, or whose words are read again: by
+#: a shell (arithmetic and the subscripts of arrays run what they name), by another language, or by
+#: a program that runs them.
 _INTERPRETED = re.compile(
-    r"`|\$[({'\"]|<<|\(\(|\[\[|\beval\b|\btrap\b|\blet\b|\bsource\b|\bssh\b|\bawk\b|\bsed\b"
-    r"|\bxargs\b|\bparallel\b|\bdeclare\b|\btypeset\b|\blocal\b|\bexport\b|\breadonly\b"
-    r"|(?:^|\s)\.\s|(?:^|\s)-[A-Za-z]*[cev]\b"
+    r"`|\$[({\['\"]|<<|\(\(|\[\[|\w\[|\}\["
+    r"|\b(?:eval|trap|let|source|ssh|awk|sed|xargs|parallel|declare|typeset|local|export|readonly"
+    r"|read|mapfile|readarray|getopts|unset|printf\s+-v|compgen|complete|enable|hash|alias|coproc"
+    r"|su|watch|find|env|sudo|doas|make|PS[0-4]|PROMPT_COMMAND|BASH_ENV|ENV|IFS)\b"
+    r"|(?:^|\s)\.\s|(?:^|[\s'\"])-[A-Za-z]*[cev]\b|--(?:command|eval|exec)\b"
 )
 _NEGATIVE_NUMBER = re.compile(r"-[0-9.][0-9.eE+-]*", re.ASCII)
 #: Behind this word, programs take nothing for an option.
-_NO_OPTIONS = re.compile(r"(?:^|\s)--\s[^\n;|&]*$")
+_NO_OPTIONS = re.compile(r"(?:^|\s)--\s+(?:['\"]?\0['\"]?\s+)*['\"]?$")
 _BEFORE_A_WORD = frozenset(" \t\n;|&()<>")
 
 _quoting: contextvars.ContextVar[bool] = contextvars.ContextVar("quoting", default=False)
@@ -152,14 +155,15 @@ class _Quoting(_Formatter):
                 "option's name: --option={value}"
             )
         quoted = self._quoted(name, text)
-        place.pass_over_value()
+        place.pass_over_value(text)
         return quoted
 
     def _quoted(self, name: str, text: str) -> str:
         place = self._place
-        if _HARMLESS.fullmatch(text):
+        assigns = "=" in text and place.begins_word  # a variable, unless it is quoted
+        if _HARMLESS.fullmatch(text) and not (assigns and self._is_interpreted):
             is_word = not place.quote and not place.is_hidden and not self._is_interpreted
-            return "''" if is_word and not text else text
+            return f"'{text}'" if is_word and (assigns or not text) else text
         if self._is_interpreted or place.is_hidden:
             raise ValueError(
                 f"the value of {{{name}}} has characters that a shell could interpret, and can't "
@@ -169,6 +173,10 @@ class _Quoting(_Formatter):
         # Out of the quotes that the field stands in, and into them again. A backslash would not do:
         # in some locales it belongs to the character before it.
         return f"{place.quote}{shlex.quote(text)}{place.quote}"
+
+
+#: Stands for a value in what was passed over: no command line has it.
+_VALUE = "\0"
 
 
 class _Place:
@@ -189,6 +197,11 @@ class _Place:
         return self._is_comment or self._is_escaped
 
     @property
+    def begins_word(self) -> bool:
+        """Whether nothing of a word has come but quotes."""
+        return self._has_only_quotes
+
+    @property
     def takes_options(self) -> bool:
         """Whether a program could take what comes next for an option."""
         return self._has_only_quotes and not _NO_OPTIONS.search(self._passed)
@@ -199,11 +212,12 @@ class _Place:
         for character in text:
             self._step(character)
 
-    def pass_over_value(self) -> None:
+    def pass_over_value(self, value: str) -> None:
         """Read a value, which is quoted."""
-        self._passed += "x"
+        self._passed += _VALUE
         self._is_escaped = False
-        self._begins_word = self._has_only_quotes = False
+        self._begins_word = False
+        self._has_only_quotes = self._has_only_quotes and not value
 
     def _step(self, character: str) -> None:
         if self._is_escaped:

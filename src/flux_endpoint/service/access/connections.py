@@ -115,16 +115,16 @@ class ConnectionCloser:
             self._wake.clear()
             if self._stopping:
                 return
-            now = time.monotonic()
-            if woken:
-                again = now + AGAIN
-            elif now >= again:
-                again = float("inf")
-            self._look()
+            closed = self._look()
+            # An answer that RabbitMQ has kept may have let one in again.
+            again = time.monotonic() + AGAIN if woken or closed else float("inf")
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """Close what is to be closed; return whether there was anything."""
+        closed = False
         try:
             for user in self._ended(self._management.users(self._vhost)):
+                closed = True
                 self._management.close_connections(user)
                 event(log, logging.INFO, "connections closed", account=user, reason=_REASON)
         except Exception as error:  # noqa: BLE001 - the next look is soon
@@ -134,3 +134,4 @@ class ConnectionCloser:
             self._failed = True
         else:
             self._failed = False
+        return closed

@@ -12,6 +12,8 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import cast
 from urllib.parse import parse_qsl, urlsplit
 
 import uvicorn
@@ -19,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from flux_endpoint.amqp.authorization import QUESTIONS
 from flux_endpoint.logs import event
+from flux_endpoint.service.http_protocol import BoundedProtocol, ConnectionLimits, Connections
 from flux_endpoint.service.sockets import listen
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,9 @@ _MAX_FIELDS = 32
 ANSWER_SECONDS = 5.0
 _THREADS = 8
 _BACKLOG = 128
+#: RabbitMQ needs few; whoever else reaches the port must not take the service's descriptors.
+MOST_CONNECTIONS = 64
+_LIMITS = ConnectionLimits(connections=MOST_CONNECTIONS)
 _CLOSE_TIMEOUT = 5.0
 
 #: The last part of the path by which a service is told that something was revoked.
@@ -67,12 +73,13 @@ class QuestionListener:
         """
         host, port = self._parts.hostname or "", self._parts.port or 0
         self._socket = listen(host, port, "choose another in --authorization-url", _BACKLOG)
+        protocol = partial(BoundedProtocol, Connections(_LIMITS))
         config = uvicorn.Config(
             self._serve,
             log_config=None,
             access_log=False,
             lifespan="off",
-            http="h11",
+            http=cast("type[BoundedProtocol]", protocol),
             ws="none",
             interface="asgi3",
             proxy_headers=False,

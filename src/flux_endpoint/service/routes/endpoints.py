@@ -245,7 +245,11 @@ def _register(
     if not service.publisher.declare(own_queues, service.settings.publish_timeout):
         raise broker_unavailable()
     with service.database.write() as connection:
-        endpoints.put_endpoint(connection, endpoint_id, caller.id, request, caller.token_id)
+        is_put = endpoints.put_endpoint(
+            connection, endpoint_id, caller.id, request, caller.token_id
+        )
+    if not is_put:  # somebody else has registered the same id meanwhile
+        raise _not_permitted(endpoint_id)
     service.audit.did(
         what,
         caller.name,

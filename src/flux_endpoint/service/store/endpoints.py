@@ -164,13 +164,15 @@ def put_endpoint(
     owner_id: str,
     request: RegisterEndpoint,
     token_id: str | None = None,
-) -> None:
+) -> bool:
     """Create an endpoint, or replace what it said of itself; a deleted one comes back.
+
+    Returns whether that was done: not if there is one of this id that is somebody else's.
 
     Args:
         connection: a transaction that writes.
         endpoint_id: of the endpoint.
-        owner_id: of its user, if it is new.
+        owner_id: of its user.
         request: what it says of itself.
         token_id: of the token that registers it.
     """
@@ -186,10 +188,15 @@ def put_endpoint(
         "metadata": request.metadata,
         "deleted_at": None,
     }
-    known = sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(**values)
-    if connection.execute(known).rowcount == 0:
-        created = {"id": endpoint_id, "owner_id": owner_id, "created_at": time.time()}
-        connection.execute(sa.insert(endpoints).values(**values, **created))
+    its = endpoints.c.id == endpoint_id
+    own = sa.update(endpoints).where(its, endpoints.c.owner_id == owner_id).values(**values)
+    if connection.execute(own).rowcount:
+        return True
+    if connection.scalar(sa.select(endpoints.c.id).where(its)) is not None:
+        return False
+    created = {"id": endpoint_id, "owner_id": owner_id, "created_at": time.time()}
+    connection.execute(sa.insert(endpoints).values(**values, **created))
+    return True
 
 
 def lock_existing(connection: sa.Connection, endpoint_id: str) -> bool:

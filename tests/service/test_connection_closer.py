@@ -1,0 +1,44 @@
+"""Connections of accounts that have ended are closed, however often RabbitMQ lets one in again."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from flux_endpoint.service.access import connections
+from flux_endpoint.service.access.connections import ConnectionCloser
+
+PATIENCE = 60
+
+
+class FakeManagement:
+    """A broker that lets an ended account in twice, as RabbitMQ does while it keeps an answer."""
+
+    def __init__(self) -> None:
+        self.left = 2
+        self.done = threading.Event()
+
+    def users(self, vhost: str) -> set[str]:
+        return {"u"} if self.left else set()
+
+    def close_connections(self, user: str) -> None:
+        self.left -= 1
+        if not self.left:
+            self.done.set()
+
+    def close(self) -> None: ...
+
+
+def test_it_looks_once_more_after_it_has_closed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "AGAIN", 0.1)
+    monkeypatch.setattr(connections, "PERIOD", 10.0 * PATIENCE)
+    management: Any = FakeManagement()
+    management.left = 3  # when it starts, the look after that, and one more
+    closer = ConnectionCloser(management, "/", lambda users: users)
+    closer.start()
+    try:
+        assert management.done.wait(PATIENCE)
+    finally:
+        closer.close()
