@@ -131,6 +131,7 @@ def _service_report(data: bytes) -> None:
     endpoint_id, report = heartbeats._parse(_delivery(data, f"{_ID}.heartbeats"))
     assert endpoint_id == _ID
     _storable(report)
+    json.dumps(report, ensure_ascii=False).encode()
 
 
 def _client_result(data: bytes) -> None:

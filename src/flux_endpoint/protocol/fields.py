@@ -58,6 +58,16 @@ def bounded(value: Any, *, surrogates: bool = False) -> Any:
     return value
 
 
+def readable(value: Any) -> Any:
+    """Return `value`, as it was read from JSON, with `?` for lone surrogates: UTF-8 has none."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.loads(text.encode(errors="replace"))
+    return value
+
+
 def _length(text: str, *, surrogates: bool) -> int:
     if not surrogates and not text.isascii():
         try:

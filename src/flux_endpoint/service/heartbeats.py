@@ -13,6 +13,7 @@ from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.fields import readable
 from flux_endpoint.protocol.messages import EPStatusReport, unpack
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.engine import Database
@@ -114,4 +115,5 @@ def _parse(delivery: Delivery) -> tuple[str, dict[str, Any]]:
     endpoint_id = str(message.endpoint_id)
     if delivery.routing_key != queues.heartbeats_key(endpoint_id):
         raise InvalidMessageError(f"it names endpoint {endpoint_id}, its routing key another")
-    return endpoint_id, message.global_state
+    report: dict[str, Any] = readable(message.global_state)
+    return endpoint_id, report
