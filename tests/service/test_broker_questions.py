@@ -16,11 +16,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from pika.adapters.utils import connection_workflow
 
 from broker_access import SECRET, Dispatcher, session_broker
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.processes import is_readable
 from flux_endpoint.service.access import listener as listening
+from flux_endpoint.service.access import trial
 from flux_endpoint.service.access.control import AccountAccess, SharedAccess, broker_access
 from flux_endpoint.service.access.listener import MAX_BODY, MOST_CONNECTIONS, QuestionListener
 from flux_endpoint.service.settings import ServiceSettings
@@ -288,3 +290,14 @@ def test_users_requests_hold_up_no_answer(
         access.check()
         assert time.monotonic() - begun < 30  # SQLite's busy timeout
     database.close()
+
+
+def test_a_broker_that_does_not_answer_in_time_is_no_broker_that_does_not_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def times_out(_: object) -> None:
+        raise connection_workflow.AMQPConnectorStackTimeout("handshake")  # no AMQPError
+
+    monkeypatch.setattr(trial.pika, "BlockingConnection", times_out)
+    outcome = trial.Trial().run("amqp://a:b@127.0.0.1:1/")
+    assert outcome.verdict is trial.Verdict.UNREACHABLE

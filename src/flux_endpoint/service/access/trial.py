@@ -73,7 +73,7 @@ class Trial:
                 channel.basic_publish(_EXCHANGE, self.name, b"")
         except pika.exceptions.ChannelClosedByBroker as error:
             refused = str(error.reply_text)
-        except (pika.exceptions.AMQPError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - pika has errors of several families
             if not _is_refusal(error):
                 return Outcome(Verdict.UNREACHABLE, f"{address_of(amqp_url)}: {reason_of(error)}")
             refused = reason_of(error)
