@@ -71,7 +71,9 @@ def once(directory: str, name: str, seconds: float) -> str:
 
     begun = Path(directory, f"begun-{name}")
     for pid in begun.read_text().split() if begun.exists() else ():
-        if Path("/proc", pid).exists():
+        stat = Path("/proc", pid, "stat")
+        # One that is dead stays a zombie until pid 1 looks.
+        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
             Path(directory, f"twice-{name}").touch()
     with begun.open("a") as file:
         file.write(f"{os.getpid()}\n")
