@@ -44,6 +44,8 @@ def pytest_configure() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, handler)
+    # They may have it, too; a line that Python prints is two writes then, which others' may part.
+    os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from flux_endpoint import Client, Executor, ShellFunction
 from flux_endpoint.stack.broker_files import NodeIdentity, node_environment
 from flux_endpoint.stack.installation import find_rabbitmq
 from foreground import Process
+from waiting import until
 
 COMMAND = [sys.executable, "-m", "flux_endpoint"]
 #: Seconds after which something that should happen counts as not happening.
@@ -185,13 +184,3 @@ def gate(tmp_path: Path) -> Iterator[Path]:
 
 #: A task that runs until the file `gate` exists.
 WAIT = ShellFunction("until [ -e {gate} ]; do sleep 0.02; done")
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Wait for what another program does soon and can't announce; return what it came to."""
-    deadline = time.monotonic() + PATIENCE
-    pause = threading.Event()
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        pause.wait(0.1)
-    return value

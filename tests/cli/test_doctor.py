@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from tests.cli.conftest import COMMAND, configure, until
+from tests.cli.conftest import COMMAND, configure
 
 from flux_endpoint import __version__
 from flux_endpoint.cli.checks import broker, endpoints, machine
@@ -24,6 +24,7 @@ from flux_endpoint.cli.checks.finding import State, guarded, ok
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.stack.installation import NOT_INSTALLED
+from waiting import until
 
 URL, TOKEN = "FLUX_ENDPOINT_SERVICE_URL", "FLUX_ENDPOINT_TOKEN"
 

@@ -9,11 +9,12 @@ import signal
 import uuid
 
 import pytest
-from tests.cli.conftest import PATIENCE, WAIT, configure, until
+from tests.cli.conftest import PATIENCE, WAIT, configure
 
 from alarms import memory_alarm
 from flux_endpoint import __version__
 from flux_endpoint.processes import is_readable
+from waiting import until
 
 live = pytest.mark.usefixtures("stack")
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]

@@ -6,10 +6,11 @@ import re
 import uuid
 
 import pytest
-from tests.cli.conftest import WAIT, configure, until
+from tests.cli.conftest import WAIT, configure
 
 from flux_endpoint import ShellFunction
 from flux_endpoint.protocol.jobid import parse_jobid
+from waiting import until
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
 TITLES = ["TASK", "FUNCTION", "STATE", "AGE", "RUNTIME", "RC", "JOBID"]

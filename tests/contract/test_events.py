@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from worlds import PATIENCE, FluxWorld, Recorder, shell, text, until
+from worlds import PATIENCE, FluxWorld, Recorder, shell, text
+
+from waiting import until
 
 BEGINNING = ["submit", "depend", "priority", "alloc", "start"]
 END = ["finish", "release", "free", "clean"]

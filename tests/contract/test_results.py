@@ -8,7 +8,9 @@ import signal
 from typing import Any
 
 import pytest
-from worlds import PATIENCE, Recorder, jobspec, shell, text, until
+from worlds import PATIENCE, Recorder, jobspec, shell, text
+
+from waiting import until
 
 
 def result(world, spec: str, **options: Any) -> int:

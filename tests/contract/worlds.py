@@ -7,9 +7,7 @@ import json
 import os
 import queue
 import threading
-import time
 import types
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -147,14 +145,6 @@ def text(*command: str, **options: Any) -> str:
 
 def shell(script: str, **options: Any) -> str:
     return text("sh", "-c", script, **options)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what nothing announces."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class Recorder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -333,12 +332,3 @@ def running(
         yield run
     finally:
         run.stop()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what nothing announces, such as a counter of another process."""
-    deadline = time.monotonic() + PATIENCE
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline
-        pause.wait(0.01)

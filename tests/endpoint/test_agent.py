@@ -21,7 +21,6 @@ from endpoint_world import (
     begin,
     running,
     topology,
-    until,
 )
 
 from flux_endpoint.amqp import Consumer, Delivery, connection
@@ -42,6 +41,7 @@ from flux_endpoint.protocol.messages import Result, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer, pack_buffers
 from small_disk import SmallDisk
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from endpoint_world import PATIENCE, ObedientEngine, Service, running, until
+from endpoint_world import PATIENCE, ObedientEngine, Service, running
 
 from flux_endpoint.endpoint.journal import Journal
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -214,15 +213,6 @@ class World:
 
     def stop(self, grace: float = 0.0) -> None:
         self.engine.stop(grace)
-
-
-def until(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Wait for something that tells nobody when it happens: a process, a file."""
-    deadline = time.monotonic() + patience
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return value
 
 
 def fresh_seconds() -> str:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine_world import PATIENCE, End, buffer_of, lines_of, until
+from engine_world import PATIENCE, End, buffer_of, lines_of
+
+from waiting import until
 
 PROGRAM = Path(__file__).with_name("killed_engine.py")
 

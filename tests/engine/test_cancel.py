@@ -6,10 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from engine_world import World, fresh_seconds, processes, until
+from engine_world import World, fresh_seconds, processes
 
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.protocol.states import TaskState
+from waiting import until
 
 JOB = {"num_ranks": 1}
 #: A command with all the kinds of processes that are hard to get rid of.

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import zmq
-from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes, until
+from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes
 
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.task import TaskSettings
@@ -28,6 +28,7 @@ from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
 from flux_endpoint.engine.workers.spool import read_spool
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.functions import ShellFunction
+from waiting import until
 
 
 def double(x):

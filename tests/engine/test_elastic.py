@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_world import World, manager_processes, until
+from engine_world import World, manager_processes
 
 from flux_endpoint.engine.workers import crew, sizing
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from waiting import until
 
 #: Seconds after which something that should happen counts as not happening: much is started here.
 PATIENCE = 60.0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from engine_world import PATIENCE, World, fresh_seconds, processes, until
+from engine_world import PATIENCE, World, fresh_seconds, processes
 
 from flux_endpoint.engine import flux_executor
 from flux_endpoint.engine.backend import FluxBackend
@@ -18,6 +18,7 @@ from flux_endpoint.engine.lifeline import is_gone
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.protocol.job_events import IN_ORDER
 from flux_endpoint.protocol.states import ErrorCode
+from waiting import until
 
 pytestmark = pytest.mark.flux
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_world import PATIENCE, until
+from engine_world import PATIENCE
 from test_flux_executor import jobspec
 
 from flux_endpoint.engine import flux_futures
 from flux_endpoint.engine.backend import FluxBackend
+from waiting import until
 
 pytestmark = pytest.mark.flux
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_world import World, until
+from engine_world import World
 
 from flux_endpoint.engine.workers.gpus import VARIABLE, shares
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_instance import FluxInstance
+from waiting import until
 
 NODES, CORES, GPUS = 2, 4, 2
 _LOCAL = {"local_nodes": NODES, "local_cores_per_node": CORES, "local_gpus_per_node": GPUS}

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes, until
+from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes
 
 from flux_endpoint.engine.backend import local_uri
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.lifeline import Lifeline, quiet_executors
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_instance import FluxInstance
+from waiting import until
 
 pytestmark = [
     pytest.mark.flux,

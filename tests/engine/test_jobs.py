@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes, until
+from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes
 
 from flux_endpoint.endpoint.restrictions import restricted
 from flux_endpoint.engine.base import EngineTask
@@ -26,6 +26,7 @@ from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, ShellResult
 from flux_endpoint.protocol.jobid import format_jobid, parse_jobid
+from waiting import until
 
 ONE = {"num_ranks": 1}
 FOUR = {"num_nodes": 2, "ranks_per_node": 2}

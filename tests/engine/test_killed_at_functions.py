@@ -6,12 +6,13 @@ import random
 import time
 
 import pytest
-from engine_world import lines_of, manager_processes, marked, until
+from engine_world import lines_of, manager_processes, marked
 from killed_engine import DEATHS
 from killing import Endpoint
 
 from flux_endpoint.engine.workers.spool import read_spool
 from flux_endpoint.functions import ShellFunction
+from waiting import until
 
 #: Kills of an engine in mid-run.
 KILLS = 8

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine_world import World, manager_processes, marked, until
+from engine_world import World, manager_processes, marked
 
 from flux_endpoint.functions import MPIFunction
 from foreground import Process
+from waiting import until
 
 pytestmark = pytest.mark.flux
 

@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from engine_world import fresh_seconds, manager_processes, marked, processes, until
+from engine_world import fresh_seconds, manager_processes, marked, processes
 
 from flux_endpoint.engine.workers import lifecycle
 from flux_endpoint.functions import ShellFunction
 from foreground import Process
+from waiting import until
 
 
 def double(x):

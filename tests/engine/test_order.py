@@ -8,12 +8,13 @@ from dataclasses import asdict
 from decimal import Decimal
 
 import pytest
-from engine_world import PATIENCE, World, fresh_seconds, processes, until
+from engine_world import PATIENCE, World, fresh_seconds, processes
 
 from flux_endpoint.engine import engine
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.local.future import LocalExecutorFuture
 from flux_endpoint.functions import ShellFunction
+from waiting import until
 
 ONE = {"num_ranks": 1}
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from engine_world import PATIENCE, World, manager_processes, until
+from engine_world import PATIENCE, World, manager_processes
 
 from flux_endpoint.engine.workers import crew
+from waiting import until
 
 pytestmark = [pytest.mark.flux, pytest.mark.usefixtures("whole")]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from engine_world import until
 
 from flux_endpoint.engine.output import OutputLog, OutputPipe
 from flux_endpoint.paths import OUTPUT_LOG
+from waiting import until
 
 
 def printed(directory):

@@ -13,7 +13,7 @@ import threading
 import uuid
 
 import pytest
-from engine_world import fresh_seconds, processes, until
+from engine_world import fresh_seconds, processes
 
 from flux_endpoint.engine import backend, results
 from flux_endpoint.engine.environment import job_environment
@@ -24,6 +24,7 @@ from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameSocket, read_frame, write_frame
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ErrorCode
+from waiting import until
 
 TASK = str(uuid.UUID(int=3))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import psutil
 import pytest
-from engine_world import PATIENCE, until
+from engine_world import PATIENCE
 
 from flux_endpoint.functions import ShellFunction
+from waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 import pytest
-from engine_world import World, fresh_seconds, processes, until
+from engine_world import World, fresh_seconds, processes
 
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.protocol.states import ErrorCode
 from small_disk import SmallDisk
+from waiting import until
 
 ONE, TWO, THREE = ({"num_ranks": count} for count in (1, 2, 3))
 ON_FLUX = pytest.mark.parametrize(

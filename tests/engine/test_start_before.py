@@ -7,10 +7,11 @@ import time
 import uuid
 
 import pytest
-from engine_world import PATIENCE, End, buffer_of, until
+from engine_world import PATIENCE, End, buffer_of
 
 from flux_endpoint.engine import FluxEngine, FluxEngineConfig
 from flux_endpoint.engine.base import EngineTask
+from waiting import until
 
 
 def double(x):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 
 import pytest
-from engine_world import fresh_seconds, processes, until
+from engine_world import fresh_seconds, processes
 
 from flux_endpoint.engine.task_timeout import VARIABLE, task_timeout
 from flux_endpoint.functions import ShellFunction
+from waiting import until
 
 # The suite's own time limit would use the same signal.
 pytestmark = pytest.mark.timeout(method="thread")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_world import World, until
+from engine_world import World
 
 from flux_endpoint.engine.workers import crew, pool
 from flux_endpoint.functions import ShellFunction
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("whole")
 

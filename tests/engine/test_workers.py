@@ -7,10 +7,11 @@ import signal
 import time
 
 import pytest
-from engine_world import World, buffer_of, fresh_seconds, processes, until
+from engine_world import World, buffer_of, fresh_seconds, processes
 
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.protocol.states import TaskState
+from waiting import until
 
 MIB = 2**20
 

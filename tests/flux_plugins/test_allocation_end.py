@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from site_world import COMMAND, PATIENCE, PLUGINS
 
 from flux_endpoint import Executor, MPIFunction, ShellFunction, TaskExecutionFailed
 from flux_instance import FluxInstance
+from waiting import until
 
 pytestmark = [pytest.mark.flux, pytest.mark.rabbitmq, pytest.mark.usefixtures("as_user")]
 ONE_RANK = {"num_nodes": 1, "ranks_per_node": 1}
@@ -68,14 +68,6 @@ def blocked(tmp_path):
     yield both
     for each in both:
         each.close()
-
-
-def until(condition):
-    """Wait for what nothing announces."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import yaml
+
+from waiting import until
 
 #: Bound of a wait for a foreign program, in seconds.
 PATIENCE = 100.0
@@ -178,11 +179,3 @@ class OfficialEndpoint:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for what a foreign program will do and can't announce."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint, until
+from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint
 from tests.interop.official_world import official_environment
 from tests.service.http_server import listening
 
@@ -21,6 +21,7 @@ from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import deliveries, user_endpoints, users
 from flux_endpoint.service.store.engine import Database
+from waiting import until
 
 pytestmark = [
     pytest.mark.interop,

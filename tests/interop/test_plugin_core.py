@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint, until
+from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint
 from tests.interop.official_world import official_environment
 from tests.interop.plugin_world import PluginEnvironment
 from tests.service.http_server import listening
@@ -23,6 +23,7 @@ from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
+from waiting import until
 
 pytestmark = [
     pytest.mark.interop,
@@ -46,6 +47,7 @@ TWO_RANKS = {"num_nodes": 1, "ranks_per_node": 2}
 OFFICIAL = """
 import json, os, sys
 from globus_compute_sdk import Client, Executor, MPIFunction, ShellFunction
+from waiting import until
 
 def area(width, height=2):
     return width * height

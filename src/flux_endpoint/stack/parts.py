@@ -30,11 +30,7 @@ _WORKERS_END = 5.0
 
 def _environment(directory: StackDirectory) -> dict[str, str]:
     """Return this process's environment, less what would point to another service."""
-    return {
-        **without_credentials(os.environ),
-        HOME_VARIABLE: str(directory.home),
-        "PYTHONUNBUFFERED": "1",
-    }
+    return {**without_credentials(os.environ), HOME_VARIABLE: str(directory.home)}
 
 
 def check_port(wanted: int | None) -> None:

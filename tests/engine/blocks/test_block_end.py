@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from engine_world import PATIENCE, until
+from engine_world import PATIENCE
 
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.protocol.jobid import parse_jobid
+from waiting import until
 
 pytestmark = pytest.mark.flux
 

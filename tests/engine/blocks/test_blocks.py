@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from engine_world import until
 
 from flux_endpoint.engine import FluxEngine
 from flux_endpoint.engine.blocks.block import BlockLauncher
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.paths import OUTPUT_LOG
 from flux_endpoint.protocol.jobid import format_jobid
+from waiting import until
 
 pytestmark = pytest.mark.flux
 

@@ -9,11 +9,12 @@ import uuid
 from pathlib import Path
 
 import pytest
-from engine_world import buffer_of, marked, until
+from engine_world import buffer_of, marked
 from killing import Endpoint
 
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.protocol.jobid import parse_jobid
+from waiting import until
 
 pytestmark = pytest.mark.flux
 
