@@ -66,7 +66,8 @@ class World:
         directory: the endpoint's.
         uri: see `FluxEngine`.
         heeds_end: see `FluxEngine`.
-        endpoint_id: whose it is.
+        endpoint_id: whose it is; default: one of its own for each directory, as real endpoints
+            have it: they know jobs and blocks in one Flux instance by their endpoint's id.
         recovers: tasks of before a restart: buffer and resource specification of each, by id.
         settles: whether each result is recorded as soon as it comes.
         config: options of the engine.
@@ -79,24 +80,29 @@ class World:
         *,
         uri: str | None = None,
         heeds_end: bool = True,
-        endpoint_id: str = str(uuid.UUID(int=7)),
+        endpoint_id: str | None = None,
         recovers: dict[str, tuple[str, dict[str, Any] | None]] | None = None,
         settles: bool = True,
         **config: Any,
     ) -> None:
         self.kind = kind
         self.directory = directory
+        self.endpoint_id = endpoint_id or str(
+            uuid.uuid5(uuid.NAMESPACE_URL, str(directory.resolve()))
+        )
         self.config = FluxEngineConfig(executor=kind, **config)
         self.events: list[EngineEvent] = []
         self._results: dict[str, list[bytes]] = {}
         self._changed = threading.Condition()
         self.engine: FluxEngine | BlockEngine
         if self.config.blocks is not None:
-            self.engine = BlockEngine(self.config, endpoint_id=endpoint_id, directory=directory)
+            self.engine = BlockEngine(
+                self.config, endpoint_id=self.endpoint_id, directory=directory
+            )
         else:
             self.engine = FluxEngine(
                 self.config,
-                endpoint_id=endpoint_id,
+                endpoint_id=self.endpoint_id,
                 directory=directory,
                 uri=uri,
                 heeds_end=heeds_end,

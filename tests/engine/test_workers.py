@@ -92,7 +92,7 @@ def test_a_task_returns_its_value(world: World):
 def test_a_result_says_who_ran_it_and_when(world: World):
     message = world.call(double, 1).message
     assert message.details["python_version"]
-    assert message.details["endpoint_id"] == "00000000-0000-0000-0000-000000000007"
+    assert message.details["endpoint_id"] == world.endpoint_id
     states = [status.state for status in message.task_statuses]
     assert states == [TaskState.EXEC_START, TaskState.EXEC_END]
     first, last = message.task_statuses
