@@ -93,6 +93,14 @@ def test_every_problem_is_named_with_its_key_what_was_given_and_what_is_allowed(
         assert f"\n  - {line}" in said
 
 
+@pytest.mark.parametrize("option", ["allowed_environment", "plain_programs"])
+def test_options_of_chosen_functions_want_these(option: str) -> None:
+    said = complaint(f"{option}: [a]")
+    assert f"{option} is for endpoints with allowed_functions" in said
+    functions = "allowed_functions: [00000000-0000-0000-0000-000000000000]"
+    assert getattr(parse_config(f"{functions}\n{option}: [a]", source="c"), option) == ["a"]
+
+
 def test_bounds_that_contradict_are_named_with_their_block() -> None:
     said = complaint("engine: {type: FluxEngine, min_workers: 3, max_workers: 2}")
     assert "engine: min_workers (3) is more than max_workers (2)" in said

@@ -58,7 +58,7 @@ def with_specification(**given: Any) -> EngineTask:
 
 def run(task: EngineTask, directory: Path) -> Any:
     """Return the value of a task that passed, as a worker of a restricted endpoint makes it."""
-    runner = TaskRunner(TaskSettings("e", str(directory), False, None, restricted=True))
+    runner = TaskRunner(TaskSettings("e", str(directory), False, None, plain_programs=[]))
     end = runner.run(task.task_id, task.buffer, None)
     assert isinstance(end, Value), end
     with reading_as(OUR_RESULT):
@@ -146,7 +146,10 @@ class TestCommands:
         assert found[0].format_command(found[1]) == "echo Hello 'x; id'"
 
     def test_a_rank_command_is_quoted(self) -> None:
-        found = command_of(restricted(task_of(MPIFunction("app {x}"), x="a b")).buffer)
+        task = task_of(MPIFunction("app {x}"), x="a b")
+        with pytest.raises(RestrictionError, match="app is not known to take every text for data"):
+            restricted(task)
+        found = command_of(restricted(task, programs=["app"]).buffer)
         assert found is not None
         assert isinstance(found[0], MPIFunction)
         assert found[0].format_command({}) == "app 'a b'"
@@ -159,7 +162,7 @@ class TestCommands:
         assert result.stdout == "$(id)\n"
 
     def test_values_that_can_not_be_quoted_are_refused(self) -> None:
-        with pytest.raises(RestrictionError, match=r"\{x\} has characters that a shell could"):
+        with pytest.raises(RestrictionError, match=r"\{x\} must be a number here: .* bash is not"):
             restricted(task_of(ShellFunction("bash -c 'echo {x}'"), x="$(id)"))
 
     @pytest.mark.parametrize("path", ["/tmp/x", "../x"])
@@ -168,7 +171,7 @@ class TestCommands:
             restricted(task_of(ShellFunction("date", stdout=path)))
         serializer = ComputeSerializer(strategy_code=DillCode)
         passed = restricted(task_of(ShellFunction("date", stderr=path), serializer=serializer))
-        end = TaskRunner(TaskSettings("e", str(tmp_path), False, None, restricted=True)).run(
+        end = TaskRunner(TaskSettings("e", str(tmp_path), False, None, plain_programs=[])).run(
             "t", passed.buffer, None
         )
         assert isinstance(end, Failure)

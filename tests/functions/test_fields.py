@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 import string
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.functions.fields import LONGEST, WIDEST, format_fields, quoting_fields
+from flux_endpoint.functions.plain import _BUILTINS
 
 #: What a shell would make of it, if it were not data.
 NASTY = ["x; id", "$(id)", "`id`", "a b", "*", "'; id; echo '", '"; id; "', "~", "é\\", "a\nb", ""]
@@ -86,51 +89,156 @@ class TestQuoting:
             '"\\"{x}\\""',
             "a#'{x}'",
             "\\\n'{x}'",
-            "-n{x}",
+            "n{x}",
         ],
     )
     def test_a_value_arrives_as_it_is(self, template, value):
         with quoting_fields():
-            command = format_fields(f"printf '%s\\0' {template} # it's {{n}}", {"x": value, "n": 1})
+            command = format_fields(
+                f"printf '%s\\0' {template} # it's {{n}}", {"x": value, "n": "a"}
+            )
         around = {
             '"a"\'b\'"{x}"': "ab{}",
             "\\''{x}'": "'{}",
             '"\\"{x}\\""': '"{}"',
             "a#'{x}'": "a#{}",
-            "-n{x}": "-n{}",
+            "n{x}": "n{}",
         }
         assert printed(command) == [around.get(template, "{}").format(value)]
 
     @pytest.mark.parametrize(
-        "template",
+        ("template", "reason"),
         [
-            "cat <<end\n{x}\nend",
-            "echo $(basename {x})",
-            "echo `basename {x}`",
-            'echo "${{y:-{x}}}"',
-            "echo $'{x}'",
-            "[[ {x} -eq 1 ]]",
-            "(( {x} > 1 ))",
-            "eval echo {x}",
-            "bash -c 'echo {x}'",
-            "sh -ec 'echo {x}'",
-            "python3 -c 'print({x})'",
-            "awk '{{print {x}}}'",
-            "echo 1 # {x}",
-            "echo \\{x}",
-            "[ -v {x} ]",
+            ("cat <<end\n{x}\nend", "a here-document"),
+            ("echo $(basename {x})", "'$('"),
+            ("echo `basename {x}`", "a '`'"),
+            ('echo "`basename {x}`"', "a '`'"),
+            ('echo "${{y:-{x}}}"', "'${'"),
+            ("echo $'{x}'", "'$''"),
+            ("echo ${x}", "a '$' right before a field"),
+            ("A=1; echo $A{x}", "a '$' right before a field"),
+            ("[[ {x} -eq 1 ]]", "'[['"),
+            ("(( {x} > 1 ))", "'(('"),
+            ("echo $[{x}+1]", "'$['"),
+            ("cat <(echo {x})", "'<('"),
+            ("echo a >&{x}", "'>&' right before a field"),
+            ("echo \\{x}", "a '\\' right before a field"),
+            ("echo ~{x}", "a '~' right before a field"),
+            ("echo a[{x}]", "a '[' in a word"),
+            ("echo {{{x},b}}", "a '{' in a word"),
+            ("t=(1 2); t[{x}]=5", "'(' inside"),
+            ("t[{x}]=5", "a '[' in a word"),
+            ("f() {{ echo {x}; }}; f", "'(' inside"),
+            ("for i in {x}; do $i; done", "'for'"),
+            ("case {x} in a) id;; esac", "'case'"),
+            ("echo 'a {x}", "a ' that is not closed"),
+            ("time -p {x}", "'-p' for a program"),
+            ("eval echo {x}", "the builtin 'eval'"),
+            ("'eval' echo {x}", "the builtin 'eval'"),
+            ("\\eval echo {x}", "the builtin 'eval'"),
+            ("read -r {x}", "the builtin 'read'"),
+            ("export A={x}", "the builtin 'export'"),
+            ("let n={x}", "the builtin 'let'"),
+            (". {x}", "the builtin '.'"),
+            ("PS4={x}; set -x; true", "it is the value of a variable"),
+            ("PATH={x} ls", "it is the value of a variable"),
+            ('bash -c "echo {x}"', "bash is not known to take"),
+            ("python3 -c 'print({x})'", "python3 is not known to take"),
+            ("awk '{{print {x}}}'", "awk is not known to take"),
+            ("[ -v 'a[{x}]' ]", "[ is not known to take"),
         ],
     )
-    def test_a_place_where_quotes_do_not_help_takes_harmless_values_only(self, template):
+    def test_what_is_not_understood_takes_numbers_only(self, template, reason):
         with quoting_fields():
-            for value in ("7", "a/b.txt", "2026-11-27"):
-                assert value in format_fields(template, {"x": value})
-            for value in filter(None, NASTY):
-                with pytest.raises(ValueError, match=r"\{x\} has characters that a shell could"):
+            for value in (7, -1.5, "1e-3", ".5", "+2"):
+                assert str(value) in format_fields(template, {"x": value})
+            for value in (*NASTY, "a", "a/b.txt", "2026-11-27", "1;id", "1\n", "٣", "0x1f", True):
+                with pytest.raises(
+                    ValueError, match=r"of \{x\} must be a number here: "
+                ) as refused:
                     format_fields(template, {"x": value})
+                assert reason in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("template", "program"),
+        [
+            ("./app --in {x}", "./app"),
+            ("./app --in={x} 2>&1 | tee log", "./app"),
+            ("./app out_{x}.dat", "./app"),
+            ("$HOME/bin/app '{x}'", "$HOME/bin/app"),
+            ("echo {x} | sh", "sh"),
+            ("cd d && timeout 5 cat {x}", "timeout"),
+            ("find . -name {x}", "find"),
+            ("sort --compress-program={x}", "sort --compress-program"),
+            ("sort --compress-program sh {x}", "sort --compress-program"),
+            ("printf -v {x} 1", "printf -v"),
+            ("if [ -f d/{x} ]; then cat d/{x}; fi", "["),
+            ("set {x}; cat a", "set"),
+        ],
+    )
+    def test_a_program_that_is_not_known_takes_plain_words(self, template, program):
+        with quoting_fields():
+            for value in ("7", "a/b.txt", "2026-11-27", "ada@example.org", "a,b", True):
+                assert str(value) in format_fields(template, {"x": value})
+            for value in filter(None, [*NASTY, "a=b", "é", "a[0]", {"a": 1}, b"a", ["a b"]]):
+                with pytest.raises(ValueError, match="must be a plain word here") as refused:
+                    format_fields(template, {"x": value})
+                assert f": {program} is not known to take every text" in str(refused.value)
+                assert "plain_programs" in str(refused.value)
+
+    def test_lists_of_plain_words_are_taken(self):
+        function = ShellFunction("./app {x}")
+        with quoting_fields():
+            assert function.format_command({"x": [1, 2.5, "a.txt", None]}) == (
+                "./app '[1, 2.5, '\"'\"'a.txt'\"'\"', None]'"
+            )
+            numbers = ShellFunction("python3 -c 'print(sum({x}))'").format_command({"x": [1, 2]})
+            assert subprocess.check_output(["bash", "-c", numbers]) == b"3\n"
+
+    def test_a_program_that_the_owner_names_takes_any_text(self):
+        for value in NASTY:
+            with quoting_fields(["printf '%s'", "command_not_known", "./app"]):
+                command = format_fields("./app {x} | cat", {"x": value})
+            assert shlex.split(command) == ["./app", value, "|", "cat"]
+        with quoting_fields(["./app"]), pytest.raises(ValueError, match="app is not known"):
+            format_fields("app {x}", {"x": "a b"})
+
+    @pytest.mark.parametrize("template", ["{x}", "cat a; '{x}' b", "A=1 ./{x}.sh", "a && {x}"])
+    def test_no_value_names_a_program(self, template):
+        for value in ("id", "7", "", "A=1"):
+            with quoting_fields(["id"]), pytest.raises(ValueError, match="would name the program"):
+                format_fields(template, {"x": value})
+
+    def test_what_people_write_is_understood(self):
+        template = (
+            "set -euo pipefail\n"
+            "# the input\n"
+            "mkdir -p {d} && cd {d} || exit 1\n"
+            "(cat -- {f}; echo \"$USER: {t}\") 2>&1 | sort -n >>'log of {d}' &\n"
+            "if true; then {{ wc -l < {f}; }} fi; ! cat <<< {t}\n"
+            "wait\n"
+        )
+        values = {"d": "my dir", "f": "a;b", "t": "$(id)"}
+        with quoting_fields():
+            command = format_fields(template, values)
+        assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
+        words = shlex.split(command, comments=True)
+        for value in values.values():
+            assert any(value in word for word in words)
+
+    def test_a_number_names_no_descriptor(self, tmp_path):
+        with quoting_fields():
+            command = format_fields("cd {d}; echo {x}>f", {"d": tmp_path, "x": 2})
+        subprocess.run(["bash", "-c", command], check=True)
+        assert (tmp_path / "f").read_text() == "2\n"
+
+    def test_all_builtins_are_known(self):
+        """One that a newer bash has would be taken for a program."""
+        listed = subprocess.check_output(["bash", "-c", "compgen -b"], text=True).split()
+        assert set(listed) <= _BUILTINS
 
     def test_no_value_becomes_an_option(self):
-        with quoting_fields():
+        with quoting_fields(["tar", "add"]):
             for template in ("tar cf {x}", "tar cf '{x}'", 'tar -- a; tar cf "{x}"'):
                 with pytest.raises(ValueError, match="begins with '-'"):
                     format_fields(template, {"x": "--checkpoint-action=exec=id"})
@@ -143,8 +251,8 @@ class TestQuoting:
     @pytest.mark.parametrize("template", ["x{x}", '"x{x}"', "'x{x}'"])
     def test_one_word_stays_one_word(self, template, text):
         with quoting_fields():
-            command = format_fields(f"a {template} b", {"x": text})
-        assert shlex.split(command) == ["a", f"x{text}", "b"]
+            command = format_fields(f"echo {template} b", {"x": text})
+        assert shlex.split(command) == ["echo", f"x{text}", "b"]
 
     def test_it_ends_with_its_block(self):
         with quoting_fields():
@@ -161,30 +269,53 @@ class TestQuoting:
                 ShellFunction("date", **{option: path})()
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "echo $[{x}+1]",
-        "x={x}; echo $[x*2]",
-        "t=(1 2); t[{x}]=5",
-        "n={x}; t=(1 2 3); t[n]=0",
-        "read -r {x}",
-        "PS4={x}; set -x; true",
-        "compgen -W {x}",
-        "bash '-c' {x}",
-        'bash "-c" {x}',
-        "su --command={x}",
-        "hash -p {x} ls",
-        "enable -f {x} foo",
-        "watch {x}",
-        "find . -name {x}",
-        "printf -v {x} 1",
-    ],
+#: Of these a command line is made: builtins alone, so that nothing is run but what bash is.
+_PIECES = [
+    "echo ", "cd ", ": ", "printf '%s' ", "set -- ", "{y}", "eval ", "let ", "export ", "exec ",
+    "if ", "then ", "a=", "a[", "]", "-- ", "$", "{{", "}}", "(", ")", "`", "'", '"', "\\", "<<E",
+    "<<<", "<", "> o", "|", "&", ";", "\n", "# ", " ", "~", "1", "E", "!", ",", "\nE\n", "echo {y}",
+]  # fmt: skip
+_PLACES = [
+    "{x}", " {x}", "echo {x}", "'{x}'", '"{x}"', "eval {x}", "eval '{x}'", "`echo {x}`", "$({x})",
+    "$(( {x} ))", "echo $[{x}]", "[[ {x} -eq 1 ]]", "[ -v {x} ]", "a[{x}]=1", "let {x}",
+    "printf -v {x} 1", "$'{x}'", "cat <<E\n{x}\nE\n", ": ${{a:-{x}}}", "for i in {x}; do $i; done",
+    "trap {x} 0", "f() {{ {x}; }}; f", "unset 'a[{x}]'", "declare -i n={x}", "PS4={x}; set -x; :",
+    "a={x}; : $((a))",
+]  # fmt: skip
+_ATTACKS = [
+    "$(echo>ran)", "`echo>ran`", "; echo>ran;", "'; echo>ran; '", '"; echo>ran; "', "\necho>ran\n",
+    "a[$(echo>ran)]", "\\", "&&echo>ran", ">ran", "E\necho>ran", "$'\\n'echo>ran", "|tee ran",
+    "a[`echo>ran`]", "x=a[$(echo>ran)]", "<(echo>ran)", ")echo>ran;(", "}}; echo>ran; {{",
+    "#\necho>ran",
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(_PIECES), max_size=3),
+    st.sampled_from(_PLACES),
+    st.lists(st.sampled_from(_PIECES), max_size=3),
+    st.sampled_from(_ATTACKS),
+    st.sampled_from([*_ATTACKS, "a", "7", "E", "-v"]),
 )
-def test_what_reads_a_word_again_takes_no_characters_of_a_shell(template, tmp_path):
-    value = f"a[$(touch {tmp_path}/ran)]"
-    with quoting_fields(), pytest.raises(ValueError, match="a shell could interpret"):
-        format_fields(template, {"x": value})
+def test_no_value_runs_anything_in_any_command(before, place, after, x, y):
+    template = "".join([*before, place, *after])
+    try:
+        with quoting_fields():
+            command = format_fields(template, {"x": x, "y": y})
+    except (ValueError, KeyError, IndexError):
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(
+            ["/bin/bash", "-c", command],
+            cwd=directory,
+            env={"PATH": ""},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+        assert not Path(directory, "ran").exists(), command
 
 
 @pytest.mark.parametrize(
@@ -194,6 +325,7 @@ def test_what_reads_a_word_again_takes_no_characters_of_a_shell(template, tmp_pa
         ('cat "{a}{b}"', {"a": "", "b": "--version"}),
         ("cat {a:.0}{b}", {"a": "x", "b": "--version"}),
         ("srun -n 1 -- ls {b}", {"b": "-la"}),
+        ("a -- {b}; ls {b}", {"b": "-la"}),
         ('echo "a -- b" {b}', {"b": "-n"}),
     ],
 )
@@ -208,7 +340,6 @@ def test_values_behind_two_dashes_may_begin_with_one():
 
 
 def test_a_value_sets_no_variable_of_the_command_behind_it():
-    with quoting_fields():
-        assert format_fields("{x} true", {"x": "LD_PRELOAD=./evil.so"}).startswith("'LD_PRELOAD")
-        with pytest.raises(ValueError, match="a shell could interpret"):
-            format_fields("env {x} ./run", {"x": "LD_PRELOAD=./evil.so"})
+    for template in ("{x} true", "env {x} ./run", "A=1 {x} ./run"):
+        with quoting_fields(), pytest.raises(ValueError, match=r"plain word|would name"):
+            format_fields(template, {"x": "LD_PRELOAD=./evil.so"})

@@ -412,6 +412,7 @@ class Agent:
                     endpoint_id=self._endpoint_id,
                     allowed_functions=self._allowed,
                     allowed_environment=self._config.allowed_environment,
+                    plain_programs=self._config.plain_programs,
                 )
             except InvalidMessageError as error:
                 event(

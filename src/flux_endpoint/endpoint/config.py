@@ -57,6 +57,8 @@ class EndpointConfig(BaseModel):
     allowed_functions: list[UuidText] | None = None
     #: With these: variables that tasks may set, besides those of `endpoint.restrictions`.
     allowed_environment: list[str] = Field(default_factory=list)
+    #: With these: programs of commands that take any text for data, besides those known for it.
+    plain_programs: list[str] = Field(default_factory=list)
     #: Whether other people than the owner see the endpoint.
     public: bool = False
     #: Who may run tasks besides the owner: names of the service's users ("*": all) and groups.
@@ -71,12 +73,15 @@ class EndpointConfig(BaseModel):
     log_format: Literal["text", "json"] = "text"
 
     @model_validator(mode="after")
-    def _environment_goes_with_functions(self) -> EndpointConfig:
-        if self.allowed_environment and self.allowed_functions is None:
-            raise ValueError(
-                "allowed_environment is for endpoints with allowed_functions: without these, tasks "
-                "may set every variable"
-            )
+    def _what_goes_with_functions(self) -> EndpointConfig:
+        for option, means in (
+            ("allowed_environment", "tasks may set every variable"),
+            ("plain_programs", "commands take every value"),
+        ):
+            if getattr(self, option) and self.allowed_functions is None:
+                raise ValueError(
+                    f"{option} is for endpoints with allowed_functions: without these, {means}"
+                )
         return self
 
 
@@ -251,6 +256,7 @@ display_name: {display_name}
 # allowed_functions:
 #   - 00000000-0000-0000-0000-000000000000
 # allowed_environment: []   # variables that tasks may set then, beside OMP_NUM_THREADS and its like
+# plain_programs: []        # programs of commands that take any text for data (docs/commands.md)
 
 engine:
   type: FluxEngine

@@ -45,6 +45,7 @@ def read_task(
     endpoint_id: str,
     allowed_functions: frozenset[str] | None,
     allowed_environment: Collection[str] = (),
+    plain_programs: Collection[str] = (),
 ) -> EngineTask | Refused:
     """Return the task in a message. Identity comes from the headers alone.
 
@@ -53,7 +54,8 @@ def read_task(
         headers: its headers.
         endpoint_id: of this endpoint.
         allowed_functions: the functions that may run here; `None`: all, with whatever they bring.
-        allowed_environment: as of `restricted`.
+        allowed_environment: `variables` of `restricted`.
+        plain_programs: `programs` of `restricted`.
 
     Raises:
         InvalidMessageError: the headers don't say whose task it is, so nobody can be told.
@@ -73,7 +75,9 @@ def read_task(
             _serializers(headers.get(RESULT_SERIALIZERS_HEADER)),
             _attached_job(headers.get(ATTACH_HEADER)),
         )
-        return task if allowed_functions is None else restricted(task, allowed_environment)
+        if allowed_functions is None:
+            return task
+        return restricted(task, allowed_environment, plain_programs)
     except RestrictionError as error:
         return refuse(task_id, ErrorCode.TASK_NOT_ALLOWED, str(error), str(error))
     except InvalidMessageError as error:

@@ -77,7 +77,9 @@ class RestrictionError(FluxEndpointError, ValueError):
     """A task brings along what a restricted endpoint does not take; the text says what."""
 
 
-def restricted(task: EngineTask, variables: Collection[str] = ()) -> EngineTask:
+def restricted(
+    task: EngineTask, variables: Collection[str] = (), programs: Collection[str] = ()
+) -> EngineTask:
     """Return a task with its arguments as data, and with its command's values quoted.
 
     Nothing is unpickled, and no code of the user's runs.
@@ -85,6 +87,7 @@ def restricted(task: EngineTask, variables: Collection[str] = ()) -> EngineTask:
     Args:
         task: one of an allowed function.
         variables: names that a specification's `environment` may have besides `VARIABLES`.
+        programs: those of commands that take any text for data; see `quoting_fields`.
 
     Raises:
         RestrictionError: it has more than data.
@@ -102,7 +105,7 @@ def restricted(task: EngineTask, variables: Collection[str] = ()) -> EngineTask:
         )
     function, args, kwargs = buffers
     if is_command(task.buffer):
-        return replace(task, buffer=_command(function, args, kwargs))
+        return replace(task, buffer=_command(function, args, kwargs, programs))
     data = [function, _as_data("args", args), _as_data("kwargs", kwargs)]
     return replace(task, buffer=pack_buffers(data))
 
@@ -123,7 +126,7 @@ def _check_specification(given: Mapping[str, Any], variables: Collection[str]) -
             )
 
 
-def _command(function_buffer: str, args: str, kwargs: str) -> str:
+def _command(function_buffer: str, args: str, kwargs: str, programs: Collection[str]) -> str:
     """Return a command task with its values, quoted, in its command."""
     function = read_command(function_buffer)
     if function is None:
@@ -133,7 +136,7 @@ def _command(function_buffer: str, args: str, kwargs: str) -> str:
         raise RestrictionError("kwargs must be a dictionary with text as keys")
     try:
         function.check_paths()
-        with quoting_fields():
+        with quoting_fields(programs):
             return formatted_task(function, positional, named)
     except (TypeError, ValueError) as error:
         raise RestrictionError(str(error)) from None

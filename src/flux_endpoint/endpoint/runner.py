@@ -236,5 +236,5 @@ def _flux_engine(config: EndpointConfig, endpoint_id: str, directory: EndpointDi
         config.engine,
         endpoint_id=endpoint_id,
         directory=directory.path,
-        restricted=config.allowed_functions is not None,
+        plain_programs=None if config.allowed_functions is None else config.plain_programs,
     )

@@ -44,7 +44,7 @@ class FluxEngine:
         uri: the Flux instance; default: as `config.executor` says.
         heeds_end: whether it follows the instance's orderly end; else whoever started it does.
         output: gets what Python functions print; default: the endpoint's file for that.
-        restricted: whether values in commands are quoted, as chosen functions have it.
+        plain_programs: as of `TaskSettings`: given, values in commands are quoted.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class FluxEngine:
         uri: str | None = None,
         heeds_end: bool = True,
         output: OutputLog | None = None,
-        restricted: bool = False,
+        plain_programs: list[str] | None = None,
     ) -> None:
         self._output = output or OutputLog(directory / OUTPUT_LOG)
         self._owns_output = output is None
@@ -70,7 +70,7 @@ class FluxEngine:
             working_dir=str(directory / config.working_dir),
             run_in_sandbox=config.run_in_sandbox,
             allowed_serializers=config.allowed_serializers,
-            restricted=restricted,
+            plain_programs=plain_programs,
         )
         self._kept = KeptAttempts(self._directory / "attempts")
         #: What earlier engines have tried.

@@ -27,8 +27,9 @@ class TaskSettings:
     run_in_sandbox: bool
     #: Strategies that may be deserialized; `None`: all.
     allowed_serializers: list[str] | None
-    #: Whether values in commands are quoted: the endpoint runs chosen functions only.
-    restricted: bool = False
+    #: Where the endpoint runs chosen functions only, so that values in commands are quoted:
+    #: programs that take any text for data (see `functions.fields.quoting_fields`).
+    plain_programs: list[str] | None = None
 
     def directory(self, task_id: str) -> Path:
         """Return the directory in which a task runs."""
@@ -108,7 +109,8 @@ class TaskRunner:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
 
     def _fields(self) -> AbstractContextManager[None]:
-        return quoting_fields() if self._settings.restricted else nullcontext()
+        programs = self._settings.plain_programs
+        return nullcontext() if programs is None else quoting_fields(programs)
 
     def _enter(self, task_id: str) -> None:
         """Give the task its environment and directory."""

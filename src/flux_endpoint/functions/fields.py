@@ -3,8 +3,8 @@
 A command line is formatted as `str.format` does, with one conversion more: `{x!q}` is the value as
 one word for the shell, quoted as `shlex.quote` does.
 
-Inside of `quoting_fields()` every value is data: characters that a shell interprets are quoted to
-fit the field's place, and refused where no quotes would help.
+Inside of `quoting_fields()` every value is data: it is taken where it is known to stay that
+(`functions.plain`), quoted for its place.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import contextvars
 import re
 import shlex
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+from flux_endpoint.functions.plain import FIELD, Place, Takes, places
 
 #: The widest field, and the most digits of a number, that a format may ask for.
 WIDEST = 65_536
@@ -27,28 +29,25 @@ _FEW = 8
 _number = re.compile(r"\d+")
 #: Means the same to a shell wherever it stands, quoted or not.
 _HARMLESS = re.compile(r"[A-Za-z0-9_@%+=:,./-]*", re.ASCII)
-#: Command lines whose quotes can't be told by reading them once, or whose words are read again: by
-#: a shell (arithmetic and the subscripts of arrays run what they name), by another language, or by
-#: a program that runs them.
-_INTERPRETED = re.compile(
-    r"`|\$[({\['\"]|<<|\(\(|\[\[|\w\[|\}\["
-    r"|\b(?:eval|trap|let|source|ssh|awk|sed|xargs|parallel|declare|typeset|local|export|readonly"
-    r"|read|mapfile|readarray|getopts|unset|printf\s+-v|compgen|complete|enable|hash|alias|coproc"
-    r"|su|watch|find|env|sudo|doas|make|PS[0-4]|PROMPT_COMMAND|BASH_ENV|ENV|IFS)\b"
-    r"|(?:^|\s)\.\s|(?:^|[\s'\"])-[A-Za-z]*[cev]\b|--(?:command|eval|exec)\b"
-)
-_NEGATIVE_NUMBER = re.compile(r"-[0-9.][0-9.eE+-]*", re.ASCII)
-#: Behind this word, programs take nothing for an option.
-_NO_OPTIONS = re.compile(r"(?:^|\s)--\s+(?:['\"]?\0['\"]?\s+)*['\"]?$")
-_BEFORE_A_WORD = frozenset(" \t\n;|&()<>")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
+#: Without what sets a variable.
+_WORD = re.compile(r"[A-Za-z0-9_@%+:,./-]*", re.ASCII)
 
-_quoting: contextvars.ContextVar[bool] = contextvars.ContextVar("quoting", default=False)
+#: Inside of `quoting_fields()`: the programs that were named to it.
+_quoting: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar(
+    "quoting", default=None
+)
 
 
 @contextlib.contextmanager
-def quoting_fields() -> Iterator[None]:
-    """Meanwhile, in this context, every value that goes into a command line is quoted."""
-    token = _quoting.set(True)
+def quoting_fields(programs: Collection[str] = ()) -> Iterator[None]:
+    """Meanwhile, in this context, every value that goes into a command line is quoted.
+
+    Args:
+        programs: those that take any text for data, as command lines name them, besides the ones
+            that are known for it.
+    """
+    token = _quoting.set(frozenset(programs))
     try:
         yield
     finally:
@@ -57,7 +56,7 @@ def quoting_fields() -> Iterator[None]:
 
 def is_quoting() -> bool:
     """Return whether this is inside of `quoting_fields()`."""
-    return _quoting.get()
+    return _quoting.get() is not None
 
 
 def format_fields(template: str, values: Mapping[str, Any]) -> str:
@@ -66,11 +65,12 @@ def format_fields(template: str, values: Mapping[str, Any]) -> str:
     Raises:
         KeyError: a field has no value.
         IndexError: a field has no name.
-        ValueError: the command line or a value can't be formatted, or a value must be quoted and
-            can't be.
+        ValueError: the command line or a value can't be formatted, or a value is not known to
+            stay data where its field is.
     """
-    if _quoting.get():
-        return _Quoting(template).fill(template, values)
+    programs = _quoting.get()
+    if programs is not None:
+        return _Quoting(template, programs).fill(template, values)
     if "!q" not in template and ":" not in template and template.count("{") <= _FEW:
         return template.format(**values)
     return _Formatter().fill(template, values)
@@ -132,112 +132,65 @@ class _Quoting(_Formatter):
 
     Args:
         template: the command line, which is trusted.
+        programs: as of `quoting_fields`.
     """
 
-    def __init__(self, template: str) -> None:
-        self._is_interpreted = _INTERPRETED.search(template) is not None
-        self._place = _Place()
-
-    def literal(self, text: str) -> str:
-        """Return a part of the command line between two fields."""
-        self._place.pass_over(text)
-        return text
+    def __init__(self, template: str, programs: Collection[str]) -> None:
+        if FIELD in template:
+            raise ValueError("the command has a null character in it")
+        skeleton = "".join(
+            literal + (FIELD if name is not None else "")
+            for literal, name, _, _ in self.parse(template)
+        )
+        self._places = iter(places(skeleton, programs))
+        #: Words that have more than empty values.
+        self._filled: set[int] = set()
 
     def field(self, name: str, value: Any, conversion: str | None, spec: str) -> str:
         """Return the text of a field, quoted as its place needs it."""
-        place = self._place
+        place = next(self._places)
         kind = None if conversion == "q" else conversion
         text = self.format_field(self.convert_field(value, kind), spec)
-        if text.startswith("-") and place.takes_options and not _NEGATIVE_NUMBER.fullmatch(text):
+        if not _is_taken(place, text, value):
+            raise ValueError(f"the value of {{{name}}} {_refusal(place)}")
+        begins = not place.is_led and place.word not in self._filled
+        if text.startswith("-") and begins and place.may_be_option and not _NUMBER.fullmatch(text):
             raise ValueError(
                 f"the value of {{{name}}} begins with '-', and the program could take it for an "
                 f"option; if the function shall allow that, it has '-- ' before {{{name}}}, or the "
                 "option's name: --option={value}"
             )
-        quoted = self._quoted(name, text)
-        place.pass_over_value(text)
-        return quoted
-
-    def _quoted(self, name: str, text: str) -> str:
-        place = self._place
-        assigns = "=" in text and place.begins_word  # a variable, unless it is quoted
-        if _HARMLESS.fullmatch(text) and not (assigns and self._is_interpreted):
-            is_word = not place.quote and not place.is_hidden and not self._is_interpreted
-            return f"'{text}'" if is_word and (assigns or not text) else text
-        if self._is_interpreted or place.is_hidden:
-            raise ValueError(
-                f"the value of {{{name}}} has characters that a shell could interpret, and can't "
-                "be quoted where this command has it; letters, digits and _@%+=:,./- can be used "
-                "there"
-            )
-        # Out of the quotes that the field stands in, and into them again. A backslash would not do:
-        # in some locales it belongs to the character before it.
-        return f"{place.quote}{shlex.quote(text)}{place.quote}"
+        if text:
+            self._filled.add(place.word)
+        if place.quote:  # out of the quotes that the field stands in, and into them again
+            # A backslash would not do: in some locales it belongs to the character before it.
+            return text if _HARMLESS.fullmatch(text) else place.quote + _word(text) + place.quote
+        return f"'{text}'" if place.needs_quotes and _HARMLESS.fullmatch(text) else _word(text)
 
 
-#: Stands for a value in what was passed over: no command line has it.
-_VALUE = "\0"
+def _word(text: str) -> str:
+    return text if text and _HARMLESS.fullmatch(text) else shlex.quote(text)
 
 
-class _Place:
-    """Where in a command line one is: in which quotes, in a comment, behind a backslash."""
+def _is_taken(place: Place, text: str, value: Any) -> bool:
+    """Return whether a place takes a value, `text` in its format."""
+    if place.takes is Takes.TEXT:
+        return True
+    kind = {Takes.NUMBER: _NUMBER, Takes.WORD: _WORD}.get(place.takes)
+    if kind is None:
+        return False
+    if isinstance(value, list | tuple) and text == str(value) and place.is_understood:
+        return all(kind.fullmatch(str(item)) is not None for item in value)
+    return kind.fullmatch(text) is not None
 
-    def __init__(self) -> None:
-        #: The quotes that are open: `'`, `"` or none.
-        self.quote = ""
-        self._is_comment = False
-        self._is_escaped = False
-        #: Whether a word begins here, and whether it has had only quotes so far.
-        self._begins_word = self._has_only_quotes = True
-        self._passed = ""
 
-    @property
-    def is_hidden(self) -> bool:
-        """Whether what comes next is not read as it stands: it is in a comment, or escaped."""
-        return self._is_comment or self._is_escaped
-
-    @property
-    def begins_word(self) -> bool:
-        """Whether nothing of a word has come but quotes."""
-        return self._has_only_quotes
-
-    @property
-    def takes_options(self) -> bool:
-        """Whether a program could take what comes next for an option."""
-        return self._has_only_quotes and not _NO_OPTIONS.search(self._passed)
-
-    def pass_over(self, text: str) -> None:
-        """Read a part of the command line."""
-        self._passed += text
-        for character in text:
-            self._step(character)
-
-    def pass_over_value(self, value: str) -> None:
-        """Read a value, which is quoted."""
-        self._passed += _VALUE
-        self._is_escaped = False
-        self._begins_word = False
-        self._has_only_quotes = self._has_only_quotes and not value
-
-    def _step(self, character: str) -> None:
-        if self._is_escaped:
-            self._is_escaped = False
-            if character != "\n":  # that one is no character at all, with its backslash
-                self._begins_word = self._has_only_quotes = False
-            return
-        if self._is_comment:
-            self._is_comment = character != "\n"
-        elif self.quote == "'":
-            self.quote = "" if character == "'" else "'"
-        elif character == "\\":
-            self._is_escaped = True
-            return
-        elif self.quote == '"':
-            self.quote = "" if character == '"' else '"'
-        elif character in "'\"":
-            self.quote = character
-        elif character == "#" and self._begins_word:
-            self._is_comment = True
-        is_between = not self.quote and character in _BEFORE_A_WORD
-        self._begins_word = is_between
-        self._has_only_quotes = is_between or (self._has_only_quotes and character in "'\"")
+def _refusal(place: Place) -> str:
+    """Say what a place takes, and why no more."""
+    if place.takes is Takes.NOTHING:
+        return f"can't be used: {place.why}; the command names its programs itself"
+    if place.takes is Takes.NUMBER:
+        return f"must be a number here: {place.why} (docs/commands.md has which commands take more)"
+    return (
+        "must be a plain word here, of letters, digits and _@%+:,./- only, or a list of such: "
+        f"{place.why}"
+    )

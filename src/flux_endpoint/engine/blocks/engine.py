@@ -57,7 +57,7 @@ class BlockEngine:
         config: options, as in the endpoint's `config.yaml`; with `blocks`.
         endpoint_id: the endpoint's UUID; results name it.
         directory: the endpoint's directory; blocks keep their state in `engine/blocks/` below it.
-        restricted: as of `FluxEngine`.
+        plain_programs: as of `FluxEngine`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class BlockEngine:
         *,
         endpoint_id: str,
         directory: Path,
-        restricted: bool = False,
+        plain_programs: list[str] | None = None,
     ) -> None:
         self._config = config
         self._blocks_config = config.blocks or BlocksConfig()
@@ -82,7 +82,7 @@ class BlockEngine:
             working_dir,
             config.run_in_sandbox,
             config.allowed_serializers,
-            restricted,
+            plain_programs,
         )
         self._kept = KeptAttempts(self._directory / "attempts")
         self._blocks: dict[str, Block] = {}
@@ -346,7 +346,7 @@ class BlockEngine:
                 uri=self._backend.instance_of(block.jobid),
                 heeds_end=False,  # a block's end is followed here, by its job
                 output=self._output,
-                restricted=self._settings.restricted,
+                plain_programs=self._settings.plain_programs,
             )
             engine.start(
                 lambda result: self._tell(lambda: self._tasks.finished(block, result)),
