@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from flux_endpoint.engine.local.job import Job, State
-from flux_endpoint.engine.local.timers import Timers
 from flux_endpoint.protocol.jobid import parse_jobid
 
 
@@ -56,7 +55,7 @@ class Dependencies:
 
     Args:
         find: returns the job with an id; raises FileNotFoundError if there is none.
-        timers: of the thread.
+        after: has something be done on the thread in so many seconds.
         on_met: given each job that waits for nothing any more.
         on_failed: given each job that waits in vain, and why.
     """
@@ -64,12 +63,12 @@ class Dependencies:
     def __init__(
         self,
         find: Callable[[int], Job],
-        timers: Timers,
+        after: Callable[[float, Callable[[], None]], None],
         on_met: Callable[[Job], None],
         on_failed: Callable[[Job, str], None],
     ) -> None:
         self._find = find
-        self._timers = timers
+        self._after = after
         self._on_met = on_met
         self._on_failed = on_failed
         self._open: dict[int, set[_Dependency]] = {}  # by the id of who waits
@@ -117,7 +116,7 @@ class Dependencies:
     def _wait_until(self, job: Job, dependency: _Dependency) -> None:
         left = dependency.value - time.time()
         if left > 0:  # also if the clock was set back, or the wait was longer than waits are
-            self._timers.after(left, partial(self._wait_until, job, dependency))
+            self._after(left, partial(self._wait_until, job, dependency))
         else:
             self._meet(job, dependency)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import errno
 import heapq
 import logging
+import math
 import os
-import queue
 import shutil
 import signal
 import socket
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -25,8 +23,7 @@ from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import Launcher
 from flux_endpoint.engine.local.resources import ResourcePool, UnsatisfiableError, summary
 from flux_endpoint.engine.local.scratch import ScratchDirectory
-from flux_endpoint.engine.local.timers import Timers
-from flux_endpoint.logs import event as log_event
+from flux_endpoint.owner_thread import OwnerThread, ThreadStoppedError
 from flux_endpoint.processes import ProcessKeeper
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.jobid import JobIdGenerator, format_jobid
@@ -40,6 +37,7 @@ KILL_TIMEOUT = 5.0
 EXIT_TIMEOUT = 30.0
 #: Ended jobs that can still be attached to.
 MAX_INACTIVE = 2_000
+_SHUT_DOWN = "the executor has been shut down"
 
 T = TypeVar("T")
 
@@ -63,23 +61,21 @@ class Instance:
         self._inactive: OrderedDict[int, Job] = OrderedDict()
         self._pending: list[tuple[int, int]] = []  # heap of (-priority, job id)
         self._group_jobs: dict[str, tuple[Job, int]] = {}  # group key -> job, index of the node
-        self._timers = Timers()
+        self._thread = OwnerThread(
+            name, after_turn=self._schedule, at_end=self._close, on_error=self._fail
+        )
         # By messages: a chain of jobs that wait for each other may be long.
         self._dependencies = Dependencies(
             self._find,
-            self._timers,
-            on_met=lambda job: self._inbox.put(partial(self._ready, job)),
-            on_failed=lambda job, why: self._inbox.put(
+            self._thread.after,
+            on_met=lambda job: self._tell(partial(self._ready, job)),
+            on_failed=lambda job, why: self._tell(
                 partial(self._raise_if_pending, job, "dependency", why)
             ),
         )
         self._default_cwd = str(Path.cwd())
         self._scratch = ScratchDirectory()
         self._keeper: ProcessKeeper | None = None
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._gate = threading.Lock()  # of the one below: nothing enters a closed inbox
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     # ---- called from other threads ----------------------------------------------------------
@@ -125,71 +121,35 @@ class Instance:
 
     def close(self) -> None:
         """Kill what runs, and end the thread."""
-        with self._gate:
-            if not self._closed:
-                self._closed = True
-                self._inbox.put(self._stop)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.stop()
+        self._thread.join()
 
     def _post(self, message: Callable[[], None]) -> None:
-        with self._gate:
-            if self._closed:
-                raise RuntimeError("the executor has been shut down")
-            self._inbox.put(message)
+        if not self._thread.post(message):
+            raise RuntimeError(_SHUT_DOWN)
 
     def _call(self, function: Callable[[], T]) -> T:
-        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+        try:
+            return self._thread.call(function)
+        except ThreadStoppedError:
+            raise RuntimeError(_SHUT_DOWN) from None
 
-        def run() -> None:
-            try:
-                answer.set_result(function())
-            except Exception as exc:  # noqa: BLE001 - it is the caller's
-                answer.set_exception(exc)
-
-        self._post(run)
-        return answer.result()
+    def _tell(self, message: Callable[[], None]) -> None:
+        """Post what nobody waits for; after the end it is dropped."""
+        self._thread.post(message)
 
     # ---- the thread -------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            while True:
-                self._turn()
-        except _Stop:
-            pass
-        except Exception as exc:
-            log.exception("the embedded executor failed")
-            with self._gate:
-                self._closed = True
-            self._on_crash(exc)
-        finally:
-            self._drain_calls()
-            if self._keeper is not None:
-                self._keeper.close()
-            self._scratch.remove()
+    def _fail(self, error: Exception) -> None:
+        """Nothing can be relied on any more."""
+        log.error("the embedded executor failed", exc_info=error)
+        self._thread.stop()
+        self._on_crash(error)
 
-    def _turn(self) -> None:
-        """Wait for something to happen, handle all that has, then schedule once."""
-        try:
-            self._inbox.get(timeout=self._timers.wait())()
-            while True:
-                self._inbox.get_nowait()()
-        except queue.Empty:
-            pass
-        self._timers.fire()
-        self._schedule()
-
-    def _stop(self) -> None:
-        raise _Stop
-
-    def _drain_calls(self) -> None:
-        """Nobody may wait for an answer that will not come."""
-        while not self._inbox.empty():  # nobody else takes any
-            try:
-                self._inbox.get()()
-            except (Exception, _Stop) as exc:  # noqa: BLE001 - closing anyhow
-                log_event(log, logging.DEBUG, "message after the end", error=repr(exc))
+    def _close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.close()
+        self._scratch.remove()
 
     def _find(self, jobid: int) -> Job:
         job = self._jobs.get(jobid) or self._inactive.get(jobid)
@@ -249,7 +209,7 @@ class Instance:
         if job.priority > 0:  # of urgency 0: held
             heapq.heappush(self._pending, (-job.priority, job.id))
 
-    def _schedule(self) -> None:
+    def _schedule(self) -> float:
         """Start jobs in order of priority, then id, as long as the first one fits."""
         while self._pending:
             job = self._jobs.get(self._pending[0][1])
@@ -258,10 +218,11 @@ class Instance:
                 assert not isinstance(job.spec.shape, str)
                 allocation = self._pool.allocate(job.spec.shape)
                 if allocation is None:
-                    return
+                    break
                 job.allocation = allocation
                 self._start(job)
             heapq.heappop(self._pending)
+        return math.inf  # whatever changes that is posted
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -293,12 +254,12 @@ class Instance:
         job.post("start")
         self._dependencies.look_at(job)
         if job.spec.duration > 0:
-            self._timers.after(job.spec.duration, partial(self._expire, job))
+            self._thread.after(job.spec.duration, partial(self._expire, job))
 
     def _spawn(self, job: Job, index: int) -> None:
         key, commands = job.groups[index], [task.command for task in job.tasks[index]]
         if not commands:  # more nodes than tasks
-            self._inbox.put(partial(self._group_exited, key, 0))
+            self._tell(partial(self._group_exited, key, 0))
             return
         for attempt in (1, 2):
             try:
@@ -313,12 +274,12 @@ class Instance:
                 return
 
     def _new_keeper(self) -> ProcessKeeper:
-        put = self._inbox.put
+        tell = self._tell
         keeper = ProcessKeeper(
-            lambda key, pids: put(partial(self._group_started, key, pids)),
-            lambda key, index, status: put(partial(self._task_exited, key, index, status)),
-            lambda key, status: put(partial(self._group_exited, key, status)),
-            lambda key, index, error: put(partial(self._task_not_started, key, index, error)),
+            lambda key, pids: tell(partial(self._group_started, key, pids)),
+            lambda key, index, status: tell(partial(self._task_exited, key, index, status)),
+            lambda key, status: tell(partial(self._group_exited, key, status)),
+            lambda key, index, error: tell(partial(self._task_not_started, key, index, error)),
             name="job-processes",
         )
         keeper.start()
@@ -369,7 +330,7 @@ class Instance:
         limit = _seconds(options.get("exit-timeout"), default=EXIT_TIMEOUT)
         if limit is not None and sum(map(len, job.tasks)) > 1:
             note = f"{what} exited and exit-timeout={limit:g}s has expired"
-            self._timers.after(limit, partial(self._raise_if_running, job, "exec", note))
+            self._thread.after(limit, partial(self._raise_if_running, job, "exec", note))
 
     def _raise_if_pending(self, job: Job, kind: str, note: str) -> None:
         if job.state is State.PENDING:
@@ -397,7 +358,7 @@ class Instance:
         elif not job.doomed:
             job.doomed = True
             self._signal_groups(job, stop_signal)
-            self._timers.after(KILL_TIMEOUT, partial(self._kill_groups, job))
+            self._thread.after(KILL_TIMEOUT, partial(self._kill_groups, job))
 
     def _expire(self, job: Job) -> None:
         if job.state is State.RUNNING and not job.doomed:
@@ -451,10 +412,6 @@ class Instance:
         self._dependencies.look_at(job)
         if len(self._inactive) > MAX_INACTIVE:
             self._inactive.popitem(last=False)
-
-
-class _Stop(BaseException):
-    pass
 
 
 def _exit_code(status: int) -> int:

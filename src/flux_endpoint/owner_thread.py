@@ -1,0 +1,218 @@
+"""A thread that owns state: what others want done to that state, they post."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds after which an `after_turn` that failed is called again.
+_AFTER_FAILURE = 1.0
+#: Seconds; threads can't wait for arbitrarily long.
+_LONGEST_WAIT = 86_400.0
+
+Action = Callable[[], object]
+
+
+class ThreadStoppedError(RuntimeError):
+    """There is no answer to a call, since the thread was stopped."""
+
+
+class OwnerThread:
+    """Runs posted actions and timers, one at a time, on a thread of its own.
+
+    A turn runs what has been posted, then the timers that are due, then `after_turn`. The first
+    turn comes at once; each other one when something is posted or due. An action that fails is
+    reported to `on_error`, and the others go on.
+
+    Args:
+        name: of the thread.
+        after_turn: returns the seconds after which it is to be called again at the latest;
+            `math.inf`: after the next turn that something else causes.
+        at_end: called on the thread as the last thing.
+        on_error: given what any of these has raised; default: it is logged.
+        new_thread: makes the thread from its name and what it runs; default: a daemon thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        after_turn: Callable[[], float] = lambda: math.inf,
+        at_end: Action = lambda: None,
+        on_error: Callable[[Exception], None] | None = None,
+        new_thread: Callable[[str, Callable[[], None]], threading.Thread] | None = None,
+    ) -> None:
+        self._name = name
+        self._after_turn = after_turn
+        self._at_end = at_end
+        self._on_error = on_error or self._log
+        self._thread = (new_thread or _daemon)(name, self._run)
+        self._inbox: queue.SimpleQueue[Action] = queue.SimpleQueue()
+        self._timers = _Timers()
+        #: Nothing enters the inbox once this is set, which its lock sees to: so every `call` is
+        #: answered.
+        self._is_closed = False
+        self._gate = threading.Lock()
+        #: Whether the thread runs nothing more; its own.
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: the interpreter is about to exit.
+        """
+        self._thread.start()
+
+    def post(self, action: Action) -> bool:
+        """Have `action` run on the thread; return `False`, and drop it, once that was stopped."""
+        with self._gate:
+            if not self._is_closed:
+                self._inbox.put(action)
+            return not self._is_closed
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Have `function` run on the thread; return what it returns, or raise what it raises.
+
+        Raises:
+            ThreadStoppedError: the thread was stopped, and has not run `function`.
+        """
+        if self.is_current:
+            return function()
+        call = _Call(function)
+        if not self.post(call):
+            call.refuse()
+        return call.answer.result()
+
+    def after(self, seconds: float, action: Action) -> None:
+        """Have `action` run in so many seconds; from an action of this thread only."""
+        self._timers.add(time.monotonic() + seconds, action)
+
+    def stop(self) -> None:
+        """End the thread.
+
+        From other threads: when all that was posted before has run. From an action of this thread:
+        right after that action. What is posted later is dropped.
+        """
+        if self.is_current:
+            self._has_ended = True
+            return
+        with self._gate:
+            if not self._is_closed:
+                self._is_closed = True
+                self._inbox.put(self.stop)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait at most `timeout` seconds for the thread's end; not at all on the thread itself."""
+        if not self.is_current and self._thread.is_alive():
+            self._thread.join(timeout)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller runs on this thread."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything posted was begun."""
+        return self._inbox.empty()
+
+    # The thread
+
+    def _run(self) -> None:
+        patience = 0.0
+        while not self._has_ended:
+            patience = self._turn(patience)
+        with self._gate:
+            self._is_closed = True
+        while not self.is_idle:
+            self._drop(self._inbox.get())
+        self._attempt(self._at_end)
+
+    def _turn(self, patience: float) -> float:
+        """Wait at most `patience` seconds for something to do; return how long to wait next."""
+        patience = min(patience, self._timers.next_at - time.monotonic())
+        wait = None if math.isinf(patience) else min(max(0.0, patience), _LONGEST_WAIT)
+        with suppress(queue.Empty):
+            self._safely(self._inbox.get(timeout=wait))
+        for _ in range(self._inbox.qsize()):  # what these post waits, so that timers have a turn
+            self._safely(self._inbox.get())
+        while (due := self._timers.take(time.monotonic())) is not None:
+            self._safely(due)
+        again: list[float] = []
+        self._safely(lambda: again.append(self._after_turn()))
+        return again[0] if again else _AFTER_FAILURE
+
+    def _safely(self, action: Action) -> None:
+        if self._has_ended:
+            self._drop(action)
+        else:
+            self._attempt(action)
+
+    def _attempt(self, action: Action) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            self._on_error(error)
+
+    def _drop(self, action: Action) -> None:
+        if isinstance(action, _Call):
+            action.refuse()
+
+    def _log(self, error: Exception) -> None:
+        log.error("an action of the thread %s failed; the others go on", self._name, exc_info=error)
+
+
+class _Timers:
+    """Actions for later, by the monotonic time at which each is due."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Action]] = []
+        self._order = itertools.count()
+
+    def add(self, at: float, action: Action) -> None:
+        heapq.heappush(self._heap, (at, next(self._order), action))
+
+    @property
+    def next_at(self) -> float:
+        """When the next one is due; infinity: there is none."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def take(self, now: float) -> Action | None:
+        """Remove and return the next one that is due."""
+        return heapq.heappop(self._heap)[2] if self.next_at <= now else None
+
+
+@dataclass
+class _Call(Generic[T]):
+    """An action whose poster waits for the answer."""
+
+    function: Callable[[], T]
+    answer: Future[T] = field(default_factory=Future)
+
+    def __call__(self) -> None:
+        try:
+            self.answer.set_result(self.function())
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            self.answer.set_exception(error)
+
+    def refuse(self) -> None:
+        self.answer.set_exception(ThreadStoppedError("the thread was stopped"))
+
+
+def _daemon(name: str, target: Callable[[], None]) -> threading.Thread:
+    return threading.Thread(target=target, name=name, daemon=True)
