@@ -27,9 +27,13 @@ class Claims:
         """Return the descriptor to hand on."""
         return self._descriptor
 
-    def add(self) -> None:
-        """Allow one more task."""
-        os.eventfd_write(self._descriptor, 1)
+    def add(self) -> bool:
+        """Allow one more task; return whether that was possible: not if a task has counted up."""
+        try:
+            os.eventfd_write(self._descriptor, 1)
+        except BlockingIOError:
+            return False
+        return True
 
     def take(self) -> bool:
         """Take one claim; return whether there was one."""
@@ -39,10 +43,10 @@ class Claims:
             return False
         return True
 
-    def take_all(self) -> int:
-        """Take what is left; return how many that were."""
+    def take_all(self, most: int) -> int:
+        """Take what is left, `most` at the most; return how many that were."""
         count = 0
-        while self.take():
+        while count < most and self.take():
             count += 1
         return count
 

@@ -1,6 +1,8 @@
 """Length-prefixed frames over a stream socket that never blocks its owner.
 
 A frame is a 4-byte and an 8-byte big-endian length, then a JSON header and a body of those lengths.
+Who reads without blocking does not trust its peer: what is no frame, or a larger one than there
+are, is an error, and is not waited for.
 """
 
 from __future__ import annotations
@@ -12,9 +14,18 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
+
 #: Of header and body, in bytes.
 LENGTHS = struct.Struct("!IQ")
 _CHUNK = 1 << 18
+#: The most bytes of a header and of a body. JSON writes a byte of a value in six at most.
+MAX_HEADER = 1 << 16
+MAX_BODY = 6 * MAX_PAYLOAD_BYTES + (1 << 20)
+
+
+class NoFrameError(EOFError):
+    """What a peer has sent is no frame: nothing that follows can be read."""
 
 
 class FrameSocket:
@@ -63,8 +74,8 @@ class FrameSocket:
         """Yield the frames that have arrived.
 
         Raises:
-            EOFError: the peer has closed its end, or what it sent is no frame; every whole frame
-                was yielded before.
+            NoFrameError: what the peer has sent is no frame.
+            EOFError: it has closed its end. Every whole frame was yielded before.
         """
         closed = False
         while True:
@@ -89,6 +100,8 @@ class FrameSocket:
         data = self._incoming
         while len(data) - start >= LENGTHS.size:
             header_length, body_length = LENGTHS.unpack_from(data, start)
+            if header_length > MAX_HEADER or body_length > MAX_BODY:
+                raise NoFrameError
             header_at = start + LENGTHS.size
             body_at = header_at + header_length
             end = body_at + body_length
@@ -107,7 +120,7 @@ def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
     """Block for one frame on a blocking socket; `None` at the end of the stream.
 
     Raises:
-        EOFError: what was sent is no frame.
+        NoFrameError: what was sent is no frame.
     """
     lengths = _read(sock, LENGTHS.size)
     if lengths is None:
@@ -126,8 +139,7 @@ def _header(text: bytearray) -> dict[str, Any]:
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        # A task has written to the socket of its worker: nothing that follows can be trusted.
-        raise EOFError  # noqa: TRY004 - as if it had closed its end
+        raise NoFrameError
     return header
 
 

@@ -34,18 +34,29 @@ class WorkerHandle:
     #: How many tasks were taken back that it has not yet come across.
     skipping: int = 0
     served: int = 0
+    #: The task that ended last.
+    ended: str = ""
     cancelled: str | None = None
     #: The signal that somebody had us send to its running task.
     signalled: int | None = None
     #: Whether it starts nothing more, since a task has spoilt its process.
     leaves: bool = False
     eof: bool = False
+    #: Whether it was ended because something else than it has written to its connection.
+    is_distrusted: bool = False
+    #: Whether there were more claims than tasks.
+    has_miscounted: bool = False
 
     @property
     def takes_tasks(self) -> bool:
         """Whether it may be sent more."""
         ends = self.eof or self.leaves or self.cancelled is not None
         return not ends and not self.skipping
+
+    @property
+    def is_astray(self) -> bool:
+        """Whether it should have come back for more: it has no task, and one was taken from it."""
+        return bool(self.pid and self.skipping and not self.tasks and not self.eof)
 
     def starts(self, now: float) -> None:
         """Take note that the first of the tasks is started, if there is one."""

@@ -21,12 +21,20 @@ from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.begun import BegunTasks
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.ends import end_of, kill_tree, signal_tree
-from flux_endpoint.engine.workers.frames import FrameSocket
+from flux_endpoint.engine.workers.frames import FrameSocket, NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.engine.workers.node_queue import NodeQueue
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.spool import EndHeader
 from flux_endpoint.engine.workers.template import request_worker, start_template
+from flux_endpoint.engine.workers.told import (
+    Ended,
+    Late,
+    Leaves,
+    Skipped,
+    UntrueFrameError,
+    told_by,
+)
 from flux_endpoint.functions import command_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +52,14 @@ _TELL_AFTER = 1.0
 _LARGE = 1 << 16
 #: So many workers in a row that end before their first task mean that none can start.
 _MOST_STILLBORN = 4
+#: Seconds after which a worker is ended that has nothing to do and does not come across what was
+#: taken back from it: whatever it does, it is no task's.
+_SILENT = 10.0
+#: Why a task was lost that a worker had whose connection was written to by a task.
+_FORGED = (
+    "something that is not the worker's own was written to its connection, perhaps by the task (a "
+    "descriptor that is not its own?), so that the worker was ended"
+)
 #: Most workers that the template is asked for at a time: the kernel takes few more requests.
 _MOST_UNBORN = 64
 
@@ -180,13 +196,22 @@ class Staff:
         task_id = str(header["id"])
         worker.tasks.append(task_id)
         worker.sent[task_id] = (header, buffer)
-        worker.claims.add()
-        worker.channel.send(header, buffer)
-        self._watch(worker)
+        if worker.ended == task_id:  # it is run again
+            worker.ended = ""
+        if worker.claims.add():
+            worker.channel.send(header, buffer)
+            self._watch(worker)
+        else:
+            worker.has_miscounted = True
+            self._distrust(worker)
 
     def _take_back(self, worker: WorkerHandle) -> None:
         """Put the tasks that `worker` has not started at the head of the queue again."""
-        for _ in range(worker.claims.take_all()):
+        not_begun = _not_begun(worker)
+        if worker.has_miscounted:
+            self._distrust(worker)
+            return
+        for _ in range(not_begun):
             task_id = worker.tasks.pop()
             self._queue.put_back(worker.sent.pop(task_id))
             worker.skipping += 1
@@ -238,20 +263,44 @@ class Staff:
     def _receive_from_worker(self, worker: WorkerHandle) -> None:
         try:
             for header, body in worker.channel.receive():
-                if "skipped" in header:
-                    worker.skipping -= 1
-                elif "late" in header:
-                    self._not_started(worker, header["late"])
-                elif "leaves" in header:
-                    self._replaced(worker, header["leaves"])
-                else:
-                    self._finished(worker, header["id"], body, header["returncode"])
+                self._heed(worker, header, body)
+                if worker.eof:
+                    break
+        except (NoFrameError, UntrueFrameError):
+            self._distrust(worker)
         except EOFError:
+            self._unhear(worker)
+        if not worker.eof:
+            worker.channel.flush()
+            self._watch(worker)
+
+    def _heed(self, worker: WorkerHandle, header: dict[str, Any], body: bytes) -> None:
+        match told_by(worker, header, body):
+            case Skipped():
+                worker.skipping -= 1
+            case Late(task_id):
+                self._not_started(worker, task_id)
+            case Leaves(reason):
+                self._replaced(worker, reason)
+            case Ended(task_id, returncode) if task_id != worker.ended:
+                self._finished(worker, task_id, body, returncode)
+
+    def _unhear(self, worker: WorkerHandle) -> None:
+        """Read no more from a worker."""
+        if not worker.eof:
             worker.eof = True
             self._poller.unregister(worker.channel)
+
+    def _distrust(self, worker: WorkerHandle) -> None:
+        """End a worker whose connection a task has written to: nothing it says can be believed."""
+        if worker.is_distrusted:
             return
-        worker.channel.flush()
-        self._watch(worker)
+        worker.is_distrusted = True
+        self._unhear(worker)
+        if worker.pid is None:
+            worker.once_born.append(partial(self._kill, worker))
+        else:
+            self._kill(worker)
 
     def _watch(self, worker: WorkerHandle) -> None:
         flags = zmq.POLLIN | (zmq.POLLOUT if worker.channel.wants_write else 0)
@@ -263,6 +312,9 @@ class Staff:
         self._listener.printed(f"worker {worker.pid} is replaced: {reason}\n".encode())
         worker.leaves = True
         self._take_back(worker)
+        if worker.tasks:  # it says so in the middle of one
+            raise UntrueFrameError
+        self._deadlines.append((time.monotonic() + KILL_GRACE, partial(self._kill, worker)))
 
     def _not_started(self, worker: WorkerHandle, task_id: str) -> None:
         """A worker came to a task when its time had passed."""
@@ -278,6 +330,7 @@ class Staff:
         self, worker: WorkerHandle, task_id: str, body: bytes, returncode: int | None
     ) -> None:
         worker.tasks.remove(task_id)
+        worker.ended = task_id
         formats = worker.sent.pop(task_id)[0].get("format")
         worker.served += 1
         worker.signalled = None
@@ -299,10 +352,9 @@ class Staff:
             return  # something that outlived its worker
         if not worker.eof:
             self._receive_from_worker(worker)  # what it had finished counts
-        if not worker.eof:
-            self._poller.unregister(worker.channel)
+        self._unhear(worker)
         worker.channel.close()
-        not_begun = worker.claims.take_all()
+        not_begun = _not_begun(worker)
         worker.claims.close()
         self._workers.remove(worker)
         self._free_places.append(worker.place)
@@ -318,20 +370,26 @@ class Staff:
     def _account_for(self, worker: WorkerHandle, status: int, not_begun: int) -> None:
         # What was sent ahead has not been started; it keeps its place.
         for _ in range(not_begun):
-            self._queue.put_back(worker.sent[worker.tasks.pop()])
+            task_id = worker.tasks.pop()
+            if worker.cancelled == task_id:
+                self._tell_cancelled(task_id)
+            else:
+                self._queue.put_back(worker.sent[task_id])
         if not worker.tasks:
-            self._stillborn += 0 if worker.served else 1
+            self._stillborn += 0 if worker.served or worker.is_distrusted else 1
             return
-        running = worker.tasks[0]
+        running, *others = worker.tasks
         wanted = worker.signalled is not None and worker.signalled == os.WTERMSIG(status)
         if self._terminated and wanted and worker.cancelled != running:
             self._tell_lost(running, self._terminated, worker.began)
         elif worker.cancelled == running or wanted:
             self._tell_cancelled(running, worker.began)
         else:
-            reason = end_of(status)
+            reason = _FORGED if worker.is_distrusted else end_of(status)
             logs.event(log, logging.WARNING, "worker lost", pid=worker.pid, reason=reason)
             self._tell_lost(running, reason, worker.began)
+        for task_id in others:  # begun after one whose end could not be read
+            self._tell_lost(task_id, _FORGED, worker.began)
 
     def _end_orphans(self) -> None:
         """Kill what a dead worker left: its children, and theirs, now belong to the template.
@@ -428,6 +486,7 @@ class Staff:
         yield from (moment for moment, _ in self._deadlines)
         yield from (w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
         yield from (w.since + _TELL_AFTER for w in self._workers if w.tasks and not w.told)
+        yield from (w.since + _SILENT for w in self._workers if w.is_astray)
         yield time.monotonic() + self._queue.late_at - time.time()
 
     def expire(self) -> None:
@@ -439,13 +498,18 @@ class Staff:
             action()
         if time.time() >= self._queue.late_at and (late := self._queue.take_late(time.time())):
             self._listener.late(late)
-        for worker in self._workers:
+        for worker in list(self._workers):
             if len(worker.tasks) > 1 and now - worker.since >= _TAKE_BACK_AFTER:
                 self._take_back(worker)
                 worker.since = now  # so that an unread result does not bring us back at once
             elif worker.tasks and not worker.told and now - worker.since >= _TELL_AFTER:
+                # A task that has told its own end may go on: what was sent then is not begun.
+                self._take_back(worker)
                 worker.told = True
-                self._listener.runs(worker.tasks[0], worker.began)
+                if worker.tasks:
+                    self._listener.runs(worker.tasks[0], worker.began)
+            elif worker.is_astray and now - worker.since >= _SILENT:
+                self._distrust(worker)
 
     def close(self) -> dict[str, float]:
         """Kill all workers; return what they had begun and not finished, and when it began."""
@@ -466,3 +530,14 @@ def _begun_tasks(settings: ManagerSettings) -> BegunTasks | None:
     except OSError as error:  # the node may not see the endpoint's directory
         logs.event(log, logging.WARNING, "not noted what is begun", reason=error)
         return None
+
+
+def _not_begun(worker: WorkerHandle) -> int:
+    """Return how many of its tasks a worker has not begun, and let it begin none of them.
+
+    Where a task has counted up: all but the first, which may be that task.
+    """
+    there = len(worker.tasks)
+    left = worker.claims.take_all(there + 1)
+    worker.has_miscounted |= left > there
+    return max(0, there - 1) if worker.has_miscounted else left
