@@ -17,13 +17,14 @@ from tests.service.conftest import PATIENCE, Peer, Rest, beside, eventually
 from tests.service.official_world import CoreEndpoint
 
 from broker_access import session_broker
-from flux_endpoint.amqp.url import with_credentials
+from flux_endpoint.amqp.url import parse_url, reason_of, with_credentials
 from flux_endpoint.service.access import connections
 from flux_endpoint.service.access.trial import Trial, Verdict
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
-from flux_endpoint.service.store import users
+from flux_endpoint.service.store import accounts, users
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.stack.ports import free_ports
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.kept_apart]
 
@@ -290,6 +291,68 @@ class TestWhatMustWork:
         with TestClient(create_app(beside(live_settings)), headers=live.client.headers) as other:
             answer = other.get("/v2/get_amqp_result_connection_url").json()
         assert answer["connection_url"] == ada.user.url
+
+
+class TestLimits:
+    """RabbitMQ itself limits what an account opens; what others have is not touched."""
+
+    def test_an_account_has_so_many_connections_and_channels(
+        self, live: Rest, live_settings: ServiceSettings, bob: dict[str, str], ada: Party
+    ) -> None:
+        few = beside(live_settings).model_copy(update={"max_account_connections": 3})
+        with TestClient(create_app(few), headers=bob) as other:
+            theirs = party(Rest(other), bob)
+            opened = [Account(theirs.user.url) for _ in range(2)]
+            with pytest.raises(REFUSALS) as refused:
+                Account(theirs.user.url)
+            assert "has 3 connections to the broker, which is the most" in reason_of(refused.value)
+            assert not is_refused(ada.user.url)
+            assert not is_refused(theirs.endpoint.url)
+            too_many = pytest.raises(pika.exceptions.ConnectionClosedByBroker, match=r"\(24\)")
+            with too_many:
+                for _ in range(25):
+                    opened[0].connection.channel()
+            opened.pop().close()
+            assert not is_refused(theirs.user.url)
+            for account in (*opened, theirs.user, theirs.endpoint):
+                account.close()
+
+    def test_an_endpoint_has_fewer(self, ada: Party) -> None:
+        more = connections.ENDPOINT_CONNECTIONS - 1
+        opened = [Account(ada.endpoint.url) for _ in range(more)]
+        with pytest.raises(REFUSALS, match="is reached"):
+            Account(ada.endpoint.url)
+        for account in opened:
+            account.close()
+
+    def test_an_accounts_limit_is_no_way_in_and_goes_with_it(
+        self, soon: None, live: Rest, live_settings: ServiceSettings
+    ) -> None:
+        theirs = party(live, dict(live.client.headers))
+        vhost = parse_url(live_settings.amqp_url).virtual_host
+        management = connections.Management(live_settings.management_url, live_settings.amqp_url)
+        assert {theirs.user.name, theirs.endpoint.name} <= management.limited(vhost)
+        assert theirs.user.name not in management.limited(f"{vhost}-other")
+        assert is_refused(with_credentials(theirs.user.url, theirs.user.name, ""))
+        assert live.client.delete(f"/v2/endpoints/{theirs.endpoint_id}").status_code == 200
+        eventually(lambda: theirs.endpoint.name not in management.limited(vhost))
+        assert theirs.user.name in management.limited(vhost)
+        management.close()
+
+    def test_one_whose_limit_can_not_be_set_comes_in_and_is_tried_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (port,) = free_ports(1)
+        management = connections.Management(f"http://127.0.0.1:{port}", "amqp://a:b@h")
+        limits = connections.AccountLimits(management, "/", 5)
+        account = accounts.parse_account(f"u-{uuid.uuid4()}-{'0' * 12}")
+        assert account is not None
+        for _ in range(2):
+            limits.apply(account)
+        assert [record.levelname for record in caplog.records if "limited" in record.message] == [
+            "WARNING"
+        ]
+        management.close()
 
 
 def is_refused(url: str) -> bool:

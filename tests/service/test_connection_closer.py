@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flux_endpoint.service.access import connections
-from flux_endpoint.service.access.connections import ConnectionCloser
+from flux_endpoint.service.access.connections import AccountLimits, ConnectionCloser
 
 PATIENCE = 60
 
@@ -28,6 +28,9 @@ class FakeManagement:
         if not self.left:
             self.done.set()
 
+    def limited(self, vhost: str) -> set[str]:
+        return set()
+
     def close(self) -> None: ...
 
 
@@ -36,7 +39,9 @@ def test_it_looks_once_more_after_it_has_closed_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(connections, "PERIOD", 10.0 * PATIENCE)
     management: Any = FakeManagement()
     management.left = 3  # when it starts, the look after that, and one more
-    closer = ConnectionCloser(management, "/", lambda users: users)
+    closer = ConnectionCloser(
+        management, "/", lambda users: users, AccountLimits(management, "/", 1)
+    )
     closer.start()
     try:
         assert management.done.wait(PATIENCE)

@@ -15,6 +15,7 @@ from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol.messages import EPStatusReport, TaskEvents, pack, unpack
 from flux_endpoint.service import broker
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.events import MAX_CONTEXT, MAX_TASK_EVENTS
 from flux_endpoint.service.settings import ServiceSettings
 
 JOBID = 2**64 - 1
@@ -96,14 +97,16 @@ def test_a_repetition_is_dropped(live: Rest, peer: Peer) -> None:
 @pytest.mark.rabbitmq
 def test_many_events_all_arrive_and_no_message_is_huge(live: Rest, peer: Peer) -> None:
     endpoint_id = live.register_endpoint()
-    group_id, (task_id,) = live.submit(endpoint_id)
+    group_id, ids = live.submit(endpoint_id, count=2)
     queue = follow(live, group_id)
     names = [f"event-{index}" for index in range(1200)]
-    peer.send_events(endpoint_id, message(*(job_event(task_id, name) for name in names)))
+    task_of = {name: ids[index // 600] for index, name in enumerate(names)}
+    peer.send_events(endpoint_id, message(*(job_event(task_of[name], name) for name in names)))
     parts = [names_in(peer.take(queue).body) for _ in range(3)]
     assert [len(part) for part in parts] == [500, 500, 200]
     assert [name for part in parts for name in part] == names
-    assert [each["name"] for each in events_of(live, task_id)] == names
+    stored = [each["name"] for task_id in ids for each in events_of(live, task_id)]
+    assert stored == names
 
 
 @pytest.mark.rabbitmq
@@ -300,3 +303,18 @@ def waiting(url: str, queue: str) -> int:
     count: int = connection.channel().queue_declare(queue, passive=True).method.message_count
     connection.close()
     return count
+
+
+@pytest.mark.rabbitmq
+def test_a_task_has_so_many_events_of_such_a_size(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    _, (task_id, other) = live.submit(endpoint_id, count=2)
+    large = job_event(task_id, "large", 0.5, context={"note": "x" * MAX_CONTEXT})
+    many = [job_event(task_id, "a", number) for number in range(1500)]
+    peer.send_events(endpoint_id, message(large, *many))
+    peer.send_events(endpoint_id, message(job_event(task_id, "late"), job_event(other, "late")))
+    eventually(lambda: [each["name"] for each in events_of(live, other)] == ["late"])
+    first, *kept = events_of(live, task_id)
+    size = MAX_CONTEXT + len('{"note": ""}')
+    assert first["context"] == {"omitted": f"{size} characters, more than {MAX_CONTEXT}"}
+    assert [each["timestamp"] for each in kept] == [*range(MAX_TASK_EVENTS - 1)]

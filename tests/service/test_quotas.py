@@ -214,6 +214,21 @@ def test_there_are_so_many_functions_endpoints_and_groups_of_a_user(
     assert client.post("/v3/functions", json=CODE).status_code == 200
 
 
+def test_the_functions_of_a_user_take_so_many_bytes(limited: Limited, bob: dict[str, str]) -> None:
+    client = limited(max_user_code=250_000)
+    large = {"function_name": "f", "function_code": "a" * 200_000, "serialized": False}
+    described = {**CODE, "description": "é" * 1000}
+    first = client.post("/v3/functions", json=large).json()["function_uuid"]
+    assert client.post("/v3/functions", json=described).status_code == 200
+    assert client.post("/v3/functions", json=large).status_code == 200  # the last that fits in part
+    said = refusal(client.post("/v3/functions", json=CODE), 403, "TOO_MANY_FUNCTIONS").message
+    assert "of at most 250000" in said
+    assert "14 days" in said
+    assert client.delete(f"/v2/functions/{first}").status_code == 200
+    refusal(client.post("/v3/functions", json=CODE), 403, "TOO_MANY_FUNCTIONS")
+    assert client.post("/v3/functions", json=CODE, headers=bob).status_code == 200
+
+
 class TestTokens:
     def test_a_token_may_end(self, api: TestClient, database: Database) -> None:
         def status(token: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -114,6 +115,8 @@ def _has_port(host: str) -> bool:
 def reason_of(error: BaseException) -> str:
     """Return one readable sentence for why a connection failed or ended."""
     causes = list(_causes(error))
+    if limit := next(filter(None, map(_LIMIT.search, map(str, causes))), None):
+        return f"this account has {limit[1]} connections to the broker, which is the most: end some"
     for cause in causes:
         for kind, sentence in _SENTENCES:
             if isinstance(cause, kind):
@@ -127,6 +130,8 @@ def reason_of(error: BaseException) -> str:
     return f"{type(last).__name__}: {last}" if str(last) else type(last).__name__
 
 
+#: Of RabbitMQ's text about the connections of a user or a virtual host; pika keeps only the text.
+_LIMIT = re.compile(r"NOT_ALLOWED.* connection limit \((\d+)\) is reached")
 _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
     (pika.exceptions.ProbableAuthenticationError, "the broker refused the user name or password"),
     (

@@ -107,6 +107,12 @@ def service() -> None:
     default=256,
     type=int,
 )
+@_setting(
+    "max-account-connections",
+    "Connections at RabbitMQ of each user's token, by its management API.",
+    default=256,
+    type=int,
+)
 @_setting("keep-tasks", "How long a task is known after its end, with its result.", default="14d")
 @_setting("keep-functions", "How long a function is known after its last use.", default="90d")
 @_setting(
@@ -118,6 +124,7 @@ def service() -> None:
 @_setting("max-user-tasks", "Tasks of each user that have not ended.", default=200_000, type=int)
 @_setting("max-user-queued", "Bytes of the arguments of these (K, M, G, T).", default="10G")
 @_setting("max-user-functions", "Functions of each user.", default=20_000, type=int)
+@_setting("max-user-code", "Bytes of all functions of each user (K, M, G, T).", default="1G")
 @_setting("max-user-endpoints", "Endpoints of each user.", default=200, type=int)
 @_setting("max-user-groups", "Task groups of each user.", default=20_000, type=int)
 @_setting("log-format", "How to log.", type=click.Choice(["text", "json"]), default="text")

@@ -5,6 +5,7 @@ Nobody needs to listen: who asks later gets the events from the store.
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 
 #: Deliveries that the broker may have sent us and we have not acknowledged; each has many events.
 PREFETCH = 64
+
+#: Most events of a task, and most characters of one's context as JSON; a job of Flux's has some
+#: twenty events.
+MAX_TASK_EVENTS = 1000
+MAX_CONTEXT = 16 * 1024
 
 # Most events of one message to a task group.
 _MESSAGE_EVENTS = 500
@@ -69,6 +75,8 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
             named = {each.task_id for message in received for each in message.events}
             routes = tasks.routes(connection, named)
             seen = known_events(connection, routes)
+            counts = Counter(task_id for task_id, _, _ in seen)
+            full: set[str] = set()
             for message in received:
                 delivery = message.delivery
                 if not _owns_all(delivery.routing_key, message, routes):
@@ -81,6 +89,10 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
                         unknown.add(each.task_id)
                         continue
                     if each.key not in seen:
+                        if counts[each.task_id] >= MAX_TASK_EVENTS:
+                            full.add(each.task_id)
+                            continue
+                        counts[each.task_id] += 1
                         seen.add(each.key)
                         new.append(each)
                     elif not delivery.redelivered:
@@ -90,6 +102,9 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
             add_events(connection, new)
         for task_id in unknown:
             event(log, logging.WARNING, "job events of an unknown task", task_id=task_id)
+        for task_id in full:
+            reason = f"it has {MAX_TASK_EVENTS}"
+            event(log, logging.WARNING, "job events left out", task_id=task_id, reason=reason)
         return stored
 
     def settle(self, stored: _Stored) -> None:
@@ -134,7 +149,11 @@ def _checked(received: TaskEvent) -> JobEvent:
         jobid = None if received.jobid is None else parse_jobid(received.jobid)
     except ValueError as error:
         raise InvalidMessageError(f"event '{name}': {error}") from error
-    return JobEvent(str(received.task_id), jobid, name, received.timestamp, received.context)
+    context = received.context
+    size = len(json.dumps(context))
+    if size > MAX_CONTEXT:
+        context = {"omitted": f"{size} characters, more than {MAX_CONTEXT}"}
+    return JobEvent(str(received.task_id), jobid, name, received.timestamp, context)
 
 
 def _bodies(events: list[JobEvent]) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import functions as function_store
 from flux_endpoint.service.store import tasks
 from flux_endpoint.service.store.tables import endpoints, functions, task_groups
 
@@ -114,9 +115,18 @@ class Quotas:
         )
 
     def check_functions(self, connection: sa.Connection, user_id: str) -> None:
-        """Refuse one more function than a user may have."""
+        """Refuse one more function than a user may have, by number or by size."""
         theirs = (functions.c.owner_id == user_id) & functions.c.deleted_at.is_(None)
         self._check(connection, theirs, self._settings.max_user_functions, "functions")
+        size, most = function_store.code_bytes(connection, user_id), self._settings.max_user_code
+        if size >= most:
+            raise ServiceError(
+                f"your functions take {size} bytes, of at most {most:.0f}: delete some, and pass "
+                "data as arguments or through files; a deleted one counts as long as tasks of it "
+                f"are kept, {self._settings.keep_tasks / 86_400:.3g} days at least",
+                http_status=403,
+                code="TOO_MANY_FUNCTIONS",
+            )
 
     def check_endpoints(self, connection: sa.Connection, user_id: str) -> None:
         """Refuse one more endpoint than a user may have."""

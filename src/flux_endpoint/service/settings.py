@@ -35,8 +35,8 @@ class ServiceSettings(BaseModel):
         amqp_url: the service's own way to the broker; it declares exchanges and queues.
         authorization_url: where the broker asks who may do what: `http://HOST:PORT/SECRET`, which
             the service listens on.
-        management_url: the broker's management API, by which connections are closed; empty: none
-            are.
+        management_url: the broker's management API, by which connections are closed and limited;
+            empty: none are.
         shared_broker_accounts: the broker does not ask; clients and endpoints are handed out the
             accounts in the two URLs below.
         endpoint_amqp_url: where registered endpoints find the broker, by default as in `amqp_url`;
@@ -51,6 +51,8 @@ class ServiceSettings(BaseModel):
         max_connections: most HTTP connections.
         max_connections_per_address: most of them from one address that is not the loopback
             interface; 0: no limit, as behind a proxy, which has one address.
+        max_account_connections: most connections at the broker of each user's token, if there is a
+            `management_url`.
         keep_tasks: seconds after its end for which a task is known, with its result and events.
         keep_functions: seconds after their last use for which functions are known.
         keep_user_results: bytes of results of each user; the oldest go first.
@@ -58,6 +60,7 @@ class ServiceSettings(BaseModel):
         max_user_tasks: tasks of each user that have not ended.
         max_user_queued: bytes of the arguments of these.
         max_user_functions: functions of each user.
+        max_user_code: bytes of these, and of deleted ones that are still kept.
         max_user_endpoints: endpoints of each user.
         max_user_groups: task groups of each user.
     """
@@ -79,6 +82,7 @@ class ServiceSettings(BaseModel):
     official_window: int = Field(default=2000, ge=1)
     max_connections: int = Field(default=1024, ge=16)
     max_connections_per_address: int = Field(default=256, ge=0)
+    max_account_connections: int = Field(default=256, ge=1)
     keep_tasks: Duration = Field(default="14d", validate_default=True, gt=0)
     keep_functions: Duration = Field(default="90d", validate_default=True, gt=0)
     keep_user_results: Size = Field(default="10G", validate_default=True, gt=0)
@@ -86,6 +90,7 @@ class ServiceSettings(BaseModel):
     max_user_tasks: int = Field(default=200_000, ge=1)
     max_user_queued: Size = Field(default="10G", validate_default=True, gt=0)
     max_user_functions: int = Field(default=20_000, ge=1)
+    max_user_code: Size = Field(default="1G", validate_default=True, gt=0)
     max_user_endpoints: int = Field(default=200, ge=1)
     max_user_groups: int = Field(default=20_000, ge=1)
 

@@ -1,6 +1,6 @@
 """The answers to RabbitMQ's questions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flux_endpoint.service.access.passwords import Passwords
 from flux_endpoint.service.access.rules import Resource, Topic, may
@@ -16,9 +16,17 @@ class Authority:
         database: which tokens, endpoints and task groups there are.
         passwords: those of all accounts.
         vhost: the broker's virtual host that the service uses.
+        limit: called before an account is let in.
     """
 
-    def __init__(self, database: Database, passwords: Passwords, vhost: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        passwords: Passwords,
+        vhost: str,
+        limit: Callable[[accounts.Account], None] = lambda _: None,
+    ) -> None:
+        self._limit = limit
         self._database = database
         self._passwords = passwords
         self._vhost = vhost
@@ -53,11 +61,15 @@ class Authority:
         with self._database.read() as connection:
             if not accounts.is_alive(connection, account):
                 return False
-            return question in {"user", "vhost"} or may(
-                account,
-                _use(question, fields),
-                lambda group: accounts.owns_group(connection, account.owner_id, group),
-            )
+            if question not in {"user", "vhost"}:
+                return may(
+                    account,
+                    _use(question, fields),
+                    lambda group: accounts.owns_group(connection, account.owner_id, group),
+                )
+        if question == "user":
+            self._limit(account)
+        return True
 
     def _is_meant(self, question: str, fields: Mapping[str, str]) -> bool:
         """Return whether the password is right, or the virtual host is this service's."""

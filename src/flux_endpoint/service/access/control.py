@@ -8,7 +8,7 @@ from flux_endpoint.amqp.url import address_of, parse_url, without_credentials
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.logs import event
 from flux_endpoint.service.access.authority import Authority
-from flux_endpoint.service.access.connections import ConnectionCloser, Management
+from flux_endpoint.service.access.connections import AccountLimits, ConnectionCloser, Management
 from flux_endpoint.service.access.listener import QuestionListener
 from flux_endpoint.service.access.passwords import Passwords
 from flux_endpoint.service.access.trial import Outcome, Trial, Verdict
@@ -102,14 +102,17 @@ class AccountAccess:
         with self._database.read() as connection:
             passwords = Passwords(accounts.account_key(connection))
         vhost: str = parse_url(settings.amqp_url).virtual_host
-        self._authority = Authority(self._database, passwords, vhost)
-        self._listener = QuestionListener(
-            settings.authorization_url, self._authority.answer, self.revoked
-        )
+        self._limits: AccountLimits | None = None
         self._closer: ConnectionCloser | None = None
         if settings.management_url:
             management = Management(settings.management_url, settings.amqp_url)
-            self._closer = ConnectionCloser(management, vhost, self._ended)
+            self._limits = AccountLimits(management, vhost, settings.max_account_connections)
+            self._closer = ConnectionCloser(management, vhost, self._ended, self._limits)
+        limit = self._limits.apply if self._limits is not None else lambda _: None
+        self._authority = Authority(self._database, passwords, vhost, limit)
+        self._listener = QuestionListener(
+            settings.authorization_url, self._authority.answer, self.revoked
+        )
         self.urls: BrokerUrls = AccountUrls(
             without_credentials(settings.client_amqp_url),
             without_credentials(settings.endpoint_amqp_url),
@@ -126,7 +129,7 @@ class AccountAccess:
                 log,
                 logging.WARNING,
                 "no --management-url: open connections of revoked tokens and deleted endpoints "
-                "stay until they end by themselves",
+                "stay until they end by themselves, and no account's connections are limited",
             )
 
     def check(self) -> None:
@@ -137,6 +140,8 @@ class AccountAccess:
 
     def broker_connected(self) -> None:
         """Try the broker, on a thread."""
+        if self._limits is not None:
+            self._limits.forget()
         threading.Thread(target=self._try_and_tell, name="broker-trial", daemon=True).start()
 
     def revoked(self) -> None:

@@ -16,6 +16,10 @@ from flux_endpoint.service.store.tables import functions
 USED_TO = 86_400.0
 
 
+#: What a function counts besides code, description and metadata: so there are not too many rows.
+ROW_BYTES = 1024
+
+
 @dataclass(frozen=True)
 class Code:
     """What a task's message has of its function."""
@@ -52,6 +56,18 @@ def add_function(
         )
     )
     return function_id
+
+
+def code_bytes(connection: sa.Connection, owner_id: str) -> int:
+    """Return how many bytes a user's functions take, with deleted ones that are still kept."""
+    size = (
+        ROW_BYTES
+        + sa.func.length(functions.c.code)
+        + sa.func.coalesce(sa.func.length(functions.c.description), 0)
+        + sa.func.coalesce(sa.func.length(sa.cast(functions.c.meta, sa.Text)), 0)
+    )
+    query = sa.select(sa.func.sum(size)).where(functions.c.owner_id == owner_id)
+    return int(connection.scalar(query) or 0)
 
 
 def get_function(connection: sa.Connection, function_id: str) -> sa.Row[Any] | None:
