@@ -174,6 +174,26 @@ def test_a_header_has_limited_size(serve: Serve, connect: Connect, line: bytes) 
     assert not received or refusal(received) == (400, "INVALID_HTTP")
 
 
+@pytest.mark.parametrize(
+    ("version", "lengths"),
+    [
+        ("1.1", ["Content-Length: 4", "Transfer-Encoding: chunked"]),
+        ("1.1", ["transfer-encoding: chunked", "content-length: 12"]),
+        ("1.0", ["Transfer-Encoding: chunked"]),
+    ],
+)
+def test_a_body_has_one_length(
+    serve: Serve, connect: Connect, version: str, lengths: list[str]
+) -> None:
+    connection = connect(serve())
+    head = "\r\n".join([f"POST / HTTP/{version}", "Host: h", *lengths])
+    hidden = "GET /hidden HTTP/1.1\r\nHost: h\r\n\r\n"
+    connection.sendall(f"{head}\r\n\r\n2\r\nab\r\n0\r\n\r\n{hidden}".encode())
+    received = all_of(connection)
+    assert refusal(received) == (400, "INVALID_HTTP")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_body_has_limited_time(serve: Serve, connect: Connect, application: Application) -> None:
     connection = connect(serve())
     connection.sendall(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n")

@@ -192,6 +192,19 @@ def test_a_user_without_a_name_is_a_wrong_command_line(
     assert "USER must have 1 to 256 printable characters" in done.stderr
 
 
+def test_a_name_that_people_take_for_another_is_refused(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    assert command("token", "create", "ada").returncode == 0
+    assert command("group", "add", "chemistry", "ada").returncode == 0
+    assert command("group", "add", "ada", "ada").returncode == 0  # groups are no users
+    for made in (("token", "create", "Ada"), ("group", "add", "Chemistry", "ada")):
+        done = command(*made)
+        assert done.returncode == 64
+        assert "in upper and lower case alone" in done.stderr
+    assert command("token", "create", "ada").returncode == 0
+
+
 def test_a_token_opens_the_service_until_it_is_revoked(
     start: Callable[..., ServiceProcess],
     command: Callable[..., subprocess.CompletedProcess[str]],

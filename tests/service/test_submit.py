@@ -198,11 +198,13 @@ def test_only_permitted_functions_are_taken(
     bob: dict[str, str],
 ) -> None:
     picky, open_to_all = add_endpoint(allowed_functions=[add_function()]), add_endpoint(users=["*"])
-    for answer in (
-        submit({function_id: [PAYLOAD]}, to=picky),
-        submit({function_id: [PAYLOAD]}, to=open_to_all, headers=bob),
-    ):
-        refusal(answer, 403, "FUNCTION_NOT_PERMITTED", f"tasks.{function_id}")
+    answer = submit({function_id: [PAYLOAD]}, to=picky)
+    refusal(answer, 403, "FUNCTION_NOT_PERMITTED", f"tasks.{function_id}")
+    # Whether somebody else has it is not told.
+    for unknown in (function_id, str(uuid.uuid4())):
+        answer = submit({unknown: [PAYLOAD]}, to=open_to_all, headers=bob)
+        body = refusal(answer, 404, "FUNCTION_NOT_FOUND", f"tasks.{unknown}")
+        assert body.message == f"function {unknown} is unknown"
 
 
 def test_ten_mebibytes_of_arguments_are_carried_and_one_more_is_not(

@@ -137,6 +137,20 @@ def test_user_endpoints_are_nobodys_to_see_or_to_use(live: Rest, core: CoreEndpo
     assert core.id in refusal(answer, 409, "ENDPOINT_NOT_PERMITTED", "endpoint_id").message
 
 
+def test_a_stranger_is_not_told_whose_user_endpoint_an_id_is(
+    live: Rest, core: CoreEndpoint, bob: dict[str, str]
+) -> None:
+    live.submit(core.id)
+    child = core.next_start()["amqp_creds"]["endpoint_id"]
+    body = {"endpoint_name": "mine"}
+    answers = [
+        live.client.put(f"/v3/endpoints/{each}", json=body, headers=bob)
+        for each in (child, core.id)
+    ]
+    own, other = (refusal(each, 403, "ENDPOINT_NOT_PERMITTED", "endpoint_id") for each in answers)
+    assert own.message == other.message.replace(core.id, child)
+
+
 def test_a_running_user_endpoint_is_not_told_to_start(
     live: Rest, core: CoreEndpoint, begin: Callable[..., Run], amqp_vhost: str
 ) -> None:

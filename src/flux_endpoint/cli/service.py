@@ -17,7 +17,7 @@ from flux_endpoint.errors import ConfigurationError, NotFoundError
 from flux_endpoint.protocol.duration import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy import Connection
 
@@ -159,7 +159,7 @@ def token() -> None:
 
 
 @token.command()
-@click.argument("user", callback=lambda _context, _parameter, value: _name("USER", value))
+@click.argument("user")
 @click.option(
     "--endpoint",
     metavar="ID",
@@ -174,6 +174,7 @@ def create(user: str, endpoint: str | None, expires: str | None, database_url: s
     from flux_endpoint.service.store import endpoints, users  # noqa: PLC0415 - only with the extra
 
     with database.write() as connection:
+        _unlike("USER", user, users.all_names(connection))
         if endpoint is None:
             created = users.create_token(connection, user, expires_at)
         else:
@@ -271,7 +272,7 @@ def group() -> None:
 
 
 @group.command()
-@click.argument("group", callback=lambda _context, _parameter, value: _name("GROUP", value))
+@click.argument("group")
 @click.argument("user", nargs=-1, required=True)
 @_database_url
 def add(group: str, user: tuple[str, ...], database_url: str | None) -> None:
@@ -280,6 +281,7 @@ def add(group: str, user: tuple[str, ...], database_url: str | None) -> None:
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
     with database.write() as connection:
+        _unlike("GROUP", group, users.list_groups(connection))
         for each in user:
             users.join_group(connection, group, _user_id(connection, each))
     database.close()
@@ -336,10 +338,19 @@ def _user_id(connection: Connection, name: str) -> str:
     return found
 
 
-def _name(what: str, value: str) -> str:
-    if not 0 < len(value) <= 256 or not value.isprintable() or value == "*":
-        raise click.BadParameter(f"{what} must have 1 to 256 printable characters, and not be '*'")
-    return value
+def _unlike(what: str, name: str, others: Iterable[str]) -> None:
+    """Refuse a new name that people would take for one that there is."""
+    from flux_endpoint.service.names import fault_of, taken_for  # noqa: PLC0415 - as above
+
+    known = set(others)
+    if name in known:
+        return
+    if fault := fault_of(name):
+        raise click.BadParameter(f"{what} must {fault}")
+    if other := taken_for(name, known):
+        raise click.BadParameter(
+            f"{what} {name} differs from {other}, which there is, in upper and lower case alone"
+        )
 
 
 def _open(database_url: str | None) -> Database:

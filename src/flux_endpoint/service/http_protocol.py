@@ -125,6 +125,29 @@ class _Phase(Enum):
     REFUSED = auto()
 
 
+class _PlainlyFramed(h11.Connection):
+    """Refuses a body whose end a proxy in front of us may see elsewhere than we do.
+
+    Of two lengths, a proxy might believe the other one, and what we take for the next request has
+    passed none of its rules (RFC 9112, 6.1: it ought to be an error, and 11.2). h11 prefers chunks.
+    """
+
+    def next_event(self) -> Any:
+        """Return the next event.
+
+        Raises:
+            h11.RemoteProtocolError: it is no HTTP, or a request with more than one framing.
+        """
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = [name for name, _ in event.headers]
+            if b"transfer-encoding" in names and (
+                b"content-length" in names or event.http_version < b"1.1"
+            ):
+                raise h11.RemoteProtocolError("a body has one length")
+        return event
+
+
 class BoundedProtocol(H11Protocol):
     """One connection.
 
@@ -137,6 +160,7 @@ class BoundedProtocol(H11Protocol):
         super().__init__(**arguments)
         self._all = connections
         self._limits = connections.limits
+        self.conn = _PlainlyFramed(h11.SERVER, self._limits.header_bytes)
         self._phase = _Phase.SILENT
         self._since = 0.0
         self._received = 0
@@ -185,7 +209,7 @@ class BoundedProtocol(H11Protocol):
         """Answer what is not HTTP."""
         error = ServiceError(
             f"{msg} It must be HTTP/1.1, with a header of at most {self._limits.header_bytes} "
-            "bytes",
+            "bytes, and with Content-Length or Transfer-Encoding, not both",
             http_status=400,
             code="INVALID_HTTP",
         )

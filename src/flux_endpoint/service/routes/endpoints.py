@@ -49,6 +49,8 @@ def register_again(
     """Register an endpoint that has an id already, here or in a database that is gone."""
     with service.database.read() as connection:
         known = endpoints.get_endpoint(connection, endpoint_id, deleted=True)
+    if known is not None and known.owner_id != caller.id:
+        raise _not_permitted(endpoint_id)
     if known is not None and known.parent_id is not None:
         raise ServiceError(
             f"endpoint {endpoint_id} is started by endpoint {known.parent_id}, and not registered",
@@ -56,8 +58,6 @@ def register_again(
             code="ENDPOINT_NOT_PERMITTED",
             field="endpoint_id",
         )
-    if known is not None and known.owner_id != caller.id:
-        raise _not_permitted(endpoint_id)
     now = time.time()
     if known is not None and known.locked_until is not None and known.locked_until > now:
         raise ServiceError(

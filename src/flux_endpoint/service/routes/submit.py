@@ -184,24 +184,19 @@ def _permitted(
     for each in by_function:
         field = f"tasks.{each.asked_as}"
         known = found.get(each.function_id)
-        if known is None:
+        # Somebody else's private one is as unknown as one that there is not.
+        if known is None or not (known.public or known.owner_id == caller.id):
             raise ServiceError(
                 f"function {each.function_id} is unknown",
                 http_status=404,
                 code="FUNCTION_NOT_FOUND",
                 field=field,
             )
-        refusal = None
-        if not (known.public or known.owner_id == caller.id):
-            refusal = "belongs to somebody else and is not public"
-        elif (
-            endpoint.allowed_functions is not None
-            and each.function_id not in endpoint.allowed_functions
-        ):
-            refusal = f"is not among those that endpoint {endpoint_id} allows"
-        if refusal:
+        allowed = endpoint.allowed_functions
+        if allowed is not None and each.function_id not in allowed:
             raise ServiceError(
-                f"function {each.function_id} {refusal}",
+                f"function {each.function_id} is not among those that endpoint {endpoint_id} "
+                "allows",
                 http_status=403,
                 code="FUNCTION_NOT_PERMITTED",
                 field=field,

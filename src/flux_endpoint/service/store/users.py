@@ -152,6 +152,11 @@ def user_id_of(connection: sa.Connection, name: str) -> str | None:
     return connection.scalar(sa.select(users.c.id).where(users.c.name == name))
 
 
+def all_names(connection: sa.Connection) -> set[str]:
+    """Return the names of all users."""
+    return set(connection.scalars(sa.select(users.c.name)))
+
+
 def revoke_token(connection: sa.Connection, token_or_id: str) -> bool:
     """Delete the token given itself or by its id; return whether there was one."""
     by_id = sa.func.substr(tokens.c.hash, 1, TOKEN_ID_LENGTH) == token_or_id

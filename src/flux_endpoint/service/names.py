@@ -1,0 +1,43 @@
+"""Names of users and groups: which there may be, and which people take for each other."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+#: Scripts with letters that look like those of another.
+_ALIKE = frozenset({"ARMENIAN", "CHEROKEE", "COPTIC", "CYRILLIC", "GREEK", "LATIN"})
+#: Characters that count as printable and are not seen, as (first, last).
+_UNSEEN = (
+    ("\u034f", "\u034f"),
+    ("\u115f", "\u1160"),
+    ("\u17b4", "\u17b5"),
+    ("\u180b", "\u180f"),
+    ("\ufe00", "\ufe0f"),
+    ("\U000e0100", "\U000e01ef"),
+)
+
+
+def fault_of(name: str) -> str | None:
+    """Return what a name must be and is not, as the end of "it must"; `None`: it may be one."""
+    if not 0 < len(name) <= 256 or not name.isprintable() or name == "*":
+        return "have 1 to 256 printable characters, and not be '*'"
+    if name != name.strip(" ") or "  " in name:
+        return "have no blanks at its ends, nor two in a row"
+    if name != unicodedata.normalize("NFKC", name):
+        return "be in Unicode's form NFKC, which has one way to write what looks the same"
+    if any(first <= each <= last for each in name for first, last in _UNSEEN):
+        return "have no characters that can't be seen"
+    scripts = {unicodedata.name(each, "").partition(" ")[0] for each in name if each.isalpha()}
+    if len(found := sorted(scripts & _ALIKE)) > 1:
+        return f"not mix letters that look alike, of {' and '.join(map(str.title, found))}"
+    return None
+
+
+def taken_for(name: str, others: Iterable[str]) -> str | None:
+    """Return the one among `others` that differs from `name` in upper and lower case alone."""
+    folded = unicodedata.normalize("NFKC", name.casefold())
+    for other in others:
+        if other != name and unicodedata.normalize("NFKC", other.casefold()) == folded:
+            return other
+    return None
