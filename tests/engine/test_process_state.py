@@ -283,7 +283,7 @@ def rings_when_the_task_has_ended():
         raise RuntimeError("too late")
 
     signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
 
 
 def test_a_timer_of_a_task_ends_with_it(one_worker):

@@ -30,12 +30,15 @@ _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 _IMPORT = "<frozen importlib._bootstrap>"
 
-
 #: The functions of `signal` without their wrappers, which cost ten times the call.
 _plain = sys.modules["_signal"]
 _getsignal: Callable[[int], Any] = _plain.getsignal
 _signal: Callable[[int, Any], Any] = _plain.signal
 _pthread_sigmask: Callable[[int, Iterable[int]], set[int]] = _plain.pthread_sigmask
+#: Each is one call of a function in C.
+stop_real_timer, stop_virtual_timer, stop_profiling_timer = (
+    functools.partial(signal.setitimer, timer, 0) for timer in _TIMERS
+)
 
 
 def out_of_the_way(descriptor: int) -> int:

@@ -17,7 +17,13 @@ from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.ends import CONNECTION_CLOSED
 from flux_endpoint.engine.workers.frames import read_frame, write_frame
-from flux_endpoint.engine.workers.process_state import ProcessState, out_of_the_way
+from flux_endpoint.engine.workers.process_state import (
+    ProcessState,
+    out_of_the_way,
+    stop_profiling_timer,
+    stop_real_timer,
+    stop_virtual_timer,
+)
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 #: Seconds without a task after which the threads that were kept are looked at, and the part of a
@@ -89,6 +95,7 @@ class Worker:
     def _run(self, header: dict[str, Any], buffer: str) -> Value | Failure:
         """Run a task, and make this process again what it was before."""
         end: Value | Failure | None = None
+        late: BaseException
         try:
             if header.get("format"):
                 end = self._runner.format(buffer)
@@ -96,10 +103,28 @@ class Worker:
                 end = self._runner.run(header["id"], buffer, header.get("rs"))
             self._end_if_forked()
             self._leaves = self._state.restore()
-        except BaseException:  # noqa: BLE001 - raised by a signal handler, and too late for its task
-            self._end_if_forked()
-            end = end or Failure(ErrorCode.REMOTE_EXECUTION, traceback.format_exc())
-            self._leaves = self._state.restore()
+        except BaseException as error:  # noqa: BLE001 - by a signal handler, too late for its task
+            late = error
+        else:
+            return end
+        # A timer may ring again at any call. Python looks at signals after a function in C has
+        # returned, and at none in between: each of these stops one timer, whatever it raises.
+        try:  # noqa: SIM105
+            stop_real_timer()
+        except BaseException:  # noqa: BLE001, S110
+            pass
+        try:  # noqa: SIM105
+            stop_virtual_timer()
+        except BaseException:  # noqa: BLE001, S110
+            pass
+        try:  # noqa: SIM105
+            stop_profiling_timer()
+        except BaseException:  # noqa: BLE001, S110
+            pass
+        self._end_if_forked()
+        text = "".join(traceback.format_exception(late))
+        end = end or Failure(ErrorCode.REMOTE_EXECUTION, text)
+        self._leaves = self._state.restore()
         return end
 
     def _end_if_forked(self) -> None:
