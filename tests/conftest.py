@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from alarms import memory_alarm
 from broker_access import Dispatcher, session_broker
+from broker_http import ManagementApi
 from ports import reserved_port
 
 # No example has a time to be done in: a busy machine stops whom it will, for as long as it will.
@@ -66,13 +67,18 @@ def pytest_runtest_call() -> None:
 class Broker:
     """The session's RabbitMQ: a node of our own, or the one that the environment names."""
 
-    def __init__(self, url: str, ctl: Callable[..., str]) -> None:
+    def __init__(
+        self, url: str, ctl: Callable[..., str], management: ManagementApi | None = None
+    ) -> None:
         self.url = url
         self._ctl = ctl
+        self._management = management
         self.user = urlsplit(url).username or "guest"
 
     def ctl(self, *args: str) -> str:
-        """Run rabbitmqctl against the node; return what it prints."""
+        """Run rabbitmqctl against the node, or do the same faster; return what it prints."""
+        if self._management is not None and self._management.run(*args):
+            return ""
         return self._ctl(*args)
 
     @contextlib.contextmanager
@@ -105,7 +111,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     directory = tmp_path_factory.mktemp("broker")
     with RabbitNode(directory, authorization_url=dispatcher.url) as node:
         session_broker.keeps_apart(dispatcher, node.management_url)
-        yield Broker(node.service_url, node.ctl)
+        management = ManagementApi(node.management_url, node.service_url)
+        yield Broker(node.service_url, node.ctl, management)
 
 
 @pytest.fixture(scope="session")
