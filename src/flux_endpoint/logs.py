@@ -7,16 +7,26 @@ only programs call `configure`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
+import shutil
+import stat
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-#: Bytes of a program's log after which it is put aside at the program's next start.
+from flux_endpoint import paths
+from flux_endpoint.errors import ConfigurationError
+
+#: Bytes of a program's log after which it is put aside.
 MAX_LOG_SIZE = 10 * 2**20
+
+#: Bytes that are kept beyond that: more was written before somebody looked.
+_SLACK = 2**20
 
 LogFormat = Literal["text", "json"]
 
@@ -76,6 +86,57 @@ def put_aside(path: Path) -> None:
             path.replace(path.with_name(f"{path.name}.1"))
 
 
+class _BoundedHandler(logging.StreamHandler[IO[str]]):
+    """Puts aside what it has written, if it is a file that has grown large."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        keep_bounded(self.stream)
+
+
+def keep_bounded(stream: IO[str] | None = None) -> None:
+    """Put a log that has grown large aside while programs write it, `.1` added.
+
+    It is done only to files below the state directory, where programs in the background log to.
+    Several processes may have the same file open, and each may do it: what is in the file is
+    copied, and the file cut, so that all go on writing to it.
+
+    Args:
+        stream: what writes the log (standard error by default), to a file or not.
+    """
+    with suppress(OSError, ValueError, AttributeError, ConfigurationError):  # it is no such file
+        descriptor = (stream or sys.stderr).fileno()
+        status = os.fstat(descriptor)
+        appends = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND  # else it'd leave a hole
+        if status.st_size <= MAX_LOG_SIZE or not stat.S_ISREG(status.st_mode) or not appends:
+            return
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if not path.is_relative_to(paths.home().resolve()):
+            return
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = os.fstat(file.fileno()).st_size
+            if os.path.samestat(os.fstat(file.fileno()), status) and size > MAX_LOG_SIZE:
+                try:
+                    _copy_end(file, path, size)
+                finally:  # on a full disk, too
+                    file.truncate(0)
+
+
+def _copy_end(file: IO[bytes], path: Path, size: int) -> None:
+    before = path.with_name(f"{path.name}.1")
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        file.seek(max(size - MAX_LOG_SIZE - _SLACK, 0))
+        made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(made, "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        partial.replace(before)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def configure(
     level: int | str = logging.INFO,
     *,
@@ -83,7 +144,7 @@ def configure(
     stream: IO[str] | None = None,
 ) -> None:
     """Send this project's logs at `level` and above to `stream` (standard error by default)."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _BoundedHandler(stream or sys.stderr)
     handler.setFormatter(_Formatter(log_format))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flux_endpoint import paths
 from flux_endpoint.endpoint.config import parse_config
 from flux_endpoint.endpoint.journal import Journal, has_open
 from flux_endpoint.endpoint.task_files import TaskFiles
@@ -150,3 +153,40 @@ def test_a_large_log_is_put_aside_at_the_next_start(tmp_path: Path) -> None:
     put_aside(log)
     assert not log.exists()
     assert before.stat().st_size == MAX_LOG_SIZE + 1
+
+
+_WRITER = """
+import logging, os, subprocess, sys
+from flux_endpoint import logs
+logs.configure()
+log = logging.getLogger("flux_endpoint.test")
+other = subprocess.Popen(["sh", "-c", "read line; echo $line >&2"], stdin=subprocess.PIPE)
+os.write(2, b"x" * logs.MAX_LOG_SIZE * 2)
+log.info("the last of before")
+log.info("the first of after")
+other.communicate(b"another process\\n")
+"""
+
+
+@pytest.mark.parametrize("where", ["home", "elsewhere", "not to append"])
+def test_a_large_log_is_put_aside_while_several_processes_write_it(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(home))
+    log = (tmp_path if where == "elsewhere" else home) / "endpoint.log"
+    with log.open("wb" if where == "not to append" else "ab") as file:
+        subprocess.run([sys.executable, "-c", _WRITER], stderr=file, check=True)
+    if where != "home":
+        assert log.stat().st_size > 2 * MAX_LOG_SIZE
+        assert [each.name for each in log.parent.glob("endpoint.log*")] == ["endpoint.log"]
+        return
+    first, second = log.read_text().splitlines()
+    assert "the first of after" in first
+    assert second == "another process"
+    kept = log.with_name("endpoint.log.1")
+    assert kept.read_text().endswith("the last of before\n")
+    assert MAX_LOG_SIZE < kept.stat().st_size < 1.2 * MAX_LOG_SIZE
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert sorted(each.name for each in home.iterdir()) == ["endpoint.log", "endpoint.log.1"]

@@ -47,7 +47,7 @@ from flux_endpoint.errors import (
     PublishError,
     RecordError,
 )
-from flux_endpoint.logs import event
+from flux_endpoint.logs import event, keep_bounded
 from flux_endpoint.protocol.messages import EndpointStop
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.protocol.states import ErrorCode
@@ -490,6 +490,7 @@ class Agent:
     def _report(self, *, active: bool = True) -> None:
         counts = AgentCounts(len(self._running), len(self._outbox), self._paused)
         status = {**self._engine.status(), "trouble": self._trouble}
+        keep_bounded()  # others write there without logging
         self._reports.send(self._connection, status, counts, active=active)
 
     # The connection
