@@ -112,6 +112,10 @@ class EndpointInUseError(FluxEndpointError):
     """Another agent runs the endpoint, here or on another host."""
 
 
+class EndpointGoneError(FluxEndpointError):
+    """The service does not know the endpoint any more: it was deleted, or its token revoked."""
+
+
 class ServiceError(FluxEndpointError):
     """The REST service refused a request.
 

@@ -16,6 +16,7 @@ from flux_endpoint import Client, Executor, ShellFunction
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.errors import ServiceError
+from flux_endpoint.processes import is_readable
 from flux_endpoint.rest import RestClient
 
 pytestmark = pytest.mark.rabbitmq
@@ -151,6 +152,34 @@ def test_a_deleted_endpoint_comes_back_with_the_owners_credentials(
         rest.request("DELETE", f"/v2/endpoints/{first['endpoint_id']}")
     run("start", "lab", "--detach", **in_environment(owner))
     assert own_token(lab)["endpoint_id"] == first["endpoint_id"]
+
+
+def test_one_that_is_deleted_while_it_runs_ends_and_tells(
+    lab: EndpointDirectory, owner: Credentials
+) -> None:
+    run("start", "lab", "--detach", **in_environment(owner))
+    endpoint_id, holder = own_token(lab)["endpoint_id"], lab.holder()
+    assert holder is not None
+    pidfd = os.pidfd_open(holder.pid)
+    with RestClient(owner, 10) as rest:
+        rest.request("DELETE", f"/v2/endpoints/{endpoint_id}")
+    assert is_readable(pidfd, 100)
+    os.close(pidfd)
+    said = "does not know the endpoint's own token any more: it was revoked, or the endpoint"
+    assert f"endpoint stops: {owner.service_url} {said}" in lab.log.read_text()
+    for command in (["list"], ["status"], ["status", "lab"]):
+        shown = subprocess.run(
+            [*COMMAND, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env=os.environ | in_environment(owner),
+        ).stdout
+        assert said in shown, command
+    run("start", "lab", "--detach", **in_environment(owner))
+    assert own_token(lab)["endpoint_id"] == endpoint_id
+    assert said not in run("list")
 
 
 def test_a_copy_that_is_to_be_another_endpoint_does_not_use_the_token(

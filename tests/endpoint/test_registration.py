@@ -14,7 +14,12 @@ from service_process import ServiceProcess
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.registration import BrokerUrl, Registration, _parse_answer
-from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceError
+from flux_endpoint.errors import (
+    ConfigurationError,
+    FluxEndpointError,
+    ServiceError,
+    ServiceUnreachableError,
+)
 from flux_endpoint.protocol.queues import endpoint_queues
 from flux_endpoint.rest import RestClient
 
@@ -132,3 +137,31 @@ def test_a_broker_url_that_fails_is_asked_for_anew_but_not_at_once_nor_all_the_t
     calm = BrokerUrl(old, register, patience=2, interval=3600)
     assert {calm() for _ in range(9)} == {"amqp://old"}
     assert len(asked) == 1
+
+
+def test_an_endpoint_is_gone_when_the_service_says_so_twice() -> None:
+    def refused(code: str, status: int) -> ServiceError:
+        return ServiceError("no", http_status=status, code=code)
+
+    away = ServiceUnreachableError("away")
+    unknown, deleted = refused("UNAUTHORIZED", 401), refused("ENDPOINT_NOT_FOUND", 404)
+    others = [refused("NOT_A_FLUX_ENDPOINT_SERVICE", 401), refused("ENDPOINT_LOCKED", 403)]
+    for answers, is_gone in (
+        ([away, *others, away, unknown], False),
+        ([unknown, None, unknown], False),
+        ([unknown, away, *others, deleted], True),
+        ([deleted, deleted], True),
+    ):
+        gone: list[str] = []
+        left = iter(answers)
+
+        def register(left: Iterator[ServiceError | None] = left) -> Any:
+            if (error := next(left)) is not None:
+                raise error
+            return endpoint_queues(ID, "amqp://new")
+
+        url = BrokerUrl(endpoint_queues(ID, "amqp://old"), register, patience=0, interval=0)
+        url.on_gone = gone.append
+        for _ in answers:
+            url()
+        assert gone == (["no"] if is_gone else []), answers

@@ -89,6 +89,9 @@ def screen(overview: Overview, *, color: bool) -> Iterator[str]:
         yield from _shown(_endpoint_lines(views[0]), color=color)
     else:
         yield render(_COLUMNS, [_row(view) for view in views], color=color)
+        for local in (view.target.local for view in views):
+            if local is not None and local.pid is None and local.reason:
+                yield f"{local.name}: {local.reason}"
 
 
 def _shown(lines: Iterator[Line], *, color: bool) -> Iterator[str]:
@@ -212,7 +215,8 @@ def _process_line(view: EndpointView) -> Iterator[Line]:
         text = f"pid {local.pid} on {local.hostname}, {local.status}{reason}"
         yield "Process", text, "bad" if local.status == "disconnected" or reason else None
     elif local is not None:
-        yield "Process", "none here: " + start_command(view.target.name), None
+        ended = f"none here, it has ended: {local.reason}. " if local.reason else "none here: "
+        yield "Process", ended + start_command(view.target.name), "bad" if local.reason else None
     elif view.status == "online" and "pid" in report:
         yield "Process", f"pid {report['pid']} on {report.get('hostname', 'unknown')}", None
 

@@ -34,6 +34,7 @@ from flux_endpoint.endpoint.turn import (
     BrokerAlarm,
     Command,
     ConsumeRefused,
+    EndpointGone,
     EngineLost,
     Event,
     QueueGranted,
@@ -42,6 +43,7 @@ from flux_endpoint.endpoint.turn import (
 )
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.errors import (
+    EndpointGoneError,
     InstanceLostError,
     InvalidMessageError,
     PublishError,
@@ -104,6 +106,8 @@ class Agent:
         heartbeats = Target(queues.heartbeat_queue_info)
         self._reports = StatusReporter(self._endpoint_id, heartbeats, config.heartbeat_period)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        if url is not None:
+            url.on_gone = lambda reason: self._inbox.put(EndpointGone(reason))
         self._running: set[str] = set()
         self._put_off: list[Event] = []
         self._paused = False
@@ -113,6 +117,7 @@ class Agent:
         self._engine_stopped = False
         self._asked_to_stop = False
         self._lost = ""
+        self._is_gone = False
         self._leave_at = float("inf")
         self._records = TaskRecords(directory)
         self._journal: Journal
@@ -136,6 +141,7 @@ class Agent:
         Raises:
             EndpointInUseError: another agent has this endpoint's task queue and keeps it; nothing
                 was started.
+            EndpointGoneError: the service does not know the endpoint any more.
             EngineError: the engine can't be started.
             InstanceLostError: the Flux instance is gone; what may be run again is in the journal.
             RecordError: the journal can't be read or written; what was not recorded was not
@@ -185,6 +191,8 @@ class Agent:
         finally:
             self._journal.close()
             self._records.close()
+        if self._is_gone and not self._asked_to_stop:
+            raise EndpointGoneError(self._lost)
         if self._lost and not self._asked_to_stop:
             raise InstanceLostError(
                 f"the endpoint has stopped: {self._lost}. {len(self._running)} tasks stay in its "
@@ -354,7 +362,13 @@ class Agent:
 
     def _note(
         self,
-        change: StateChange | QueueGranted | ConsumeRefused | BrokerAlarm | EngineLost | Signal,
+        change: StateChange
+        | QueueGranted
+        | ConsumeRefused
+        | BrokerAlarm
+        | EngineLost
+        | EndpointGone
+        | Signal,
     ) -> None:
         match change:
             case StateChange():
@@ -366,15 +380,20 @@ class Agent:
                 if self._link.granted():
                     self._tell_status()
             case ConsumeRefused(reason):
-                if self._link.refused(reason):
-                    self._tell_status()
+                self._queue_refused(reason)
             case BrokerAlarm(reason):
                 if self._link.alarmed(reason):
                     self._tell_status()
-            case EngineLost(reason):
-                self._engine_lost(reason)
+            case EngineLost() | EndpointGone():
+                self._has_lost(change)
             case Signal():
                 self._signalled(change)
+
+    def _queue_refused(self, reason: str) -> None:
+        if self._link.refused(reason):
+            self._tell_status()
+        if self._url is not None and self._phase is Phase.WORKING:
+            self._url.ask()  # the queue may be gone, and the endpoint with it
 
     def _commanded(self, delivery: Delivery, turn: Turn) -> None:
         kill = read_command(delivery)
@@ -540,9 +559,10 @@ class Agent:
             self._begin_to_stop(grace)
         self._asked_to_stop = self._asked_to_stop or signal is Signal.STOP
 
-    def _engine_lost(self, reason: str) -> None:
+    def _has_lost(self, loss: EngineLost | EndpointGone) -> None:
         if self._phase is not Phase.STOPPING:  # else it ends anyway
-            self._lost = reason
+            self._lost = reason = loss.reason
+            self._is_gone = isinstance(loss, EndpointGone)
             event(log, logging.ERROR, f"endpoint stops: {reason}", unfinished=len(self._running))
             self._begin_to_stop(self._config.shutdown_grace)
 

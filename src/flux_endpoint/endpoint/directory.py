@@ -18,6 +18,8 @@ from flux_endpoint.errors import ConfigurationError, FluxEndpointError, NotFound
 
 #: In an endpoint's directory: what its agent has accepted.
 JOURNAL = "journal.db"
+#: The last state of an agent that the service did not know any more.
+GONE = "gone"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: `struct flock` of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK = "hhqqi4x"
@@ -140,7 +142,10 @@ class EndpointDirectory:
         paths.write_private(self._status, json.dumps(asdict(status)) + "\n")
 
     def status(self) -> Status | None:
-        """Return what the last agent said of itself; it counts only while there is a holder."""
+        """Return what the last agent said of itself.
+
+        It counts only while there is a holder, or if its state is `GONE`.
+        """
         try:
             return Status(**json.loads(self._status.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

@@ -103,8 +103,8 @@ class Enrolment:
                 raise
             raise ServiceError(
                 f"{self.rest.credentials.service_url} does not know the endpoint's own token any "
-                "more: it was revoked, or the endpoint deleted. Stop it; a new start with its "
-                "owner's credentials registers it again",
+                "more: it was revoked, or the endpoint deleted. A start with its owner's "
+                "credentials registers it again",
                 http_status=error.http_status,
                 code=error.code,
                 field=error.field,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flux_endpoint.endpoint.directory import (
+    GONE,
     EndpointDirectory,
     all_endpoints,
     already_running,
@@ -281,9 +282,10 @@ def list_endpoints() -> list[Listed]:
 
 def _listed(directory: EndpointDirectory) -> Listed:
     holder = directory.holder()
-    status = directory.status() if holder else None
+    status = directory.status()
     if holder is None:
-        state, reason = "stopped", ""
+        gone = status is not None and status.state == GONE
+        state, reason, status = "stopped", status.reason if status and gone else "", None
     elif status is None or status.pid != holder.pid:
         state, reason = "disconnected", "starting"
     else:

@@ -13,8 +13,13 @@ from flux_endpoint.amqp import StateChange
 from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE, Connectivity
 from flux_endpoint.endpoint.intake import refuse
 from flux_endpoint.endpoint.journal import Journal
-from flux_endpoint.endpoint.turn import ConsumeRefused, Event, QueueGranted, Signal
-from flux_endpoint.errors import EndpointInUseError, ServiceError, ServiceUnreachableError
+from flux_endpoint.endpoint.turn import ConsumeRefused, EndpointGone, Event, QueueGranted, Signal
+from flux_endpoint.errors import (
+    EndpointGoneError,
+    EndpointInUseError,
+    ServiceError,
+    ServiceUnreachableError,
+)
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -110,6 +115,7 @@ class Opening:
 
         Raises:
             EndpointInUseError: another agent keeps it.
+            EndpointGoneError: the service does not know the endpoint any more.
         """
         while not self._link.owns_queue:
             patience = max(0.0, self._link.patience)
@@ -119,6 +125,8 @@ class Opening:
                 raise self._in_use() from None
             if each is Signal.STOP:
                 return False
+            if isinstance(each, EndpointGone):
+                raise EndpointGoneError(each.reason)
             if isinstance(each, _Change):
                 self._note(each)
         return True

@@ -7,6 +7,7 @@ import json
 import logging
 import platform
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +116,11 @@ class BrokerUrl:
     """The broker's URL as `AmqpConnection` asks for it before each attempt.
 
     Credentials expire and brokers move: after a few failures it registers again for a new URL.
-    Belongs to the connection's thread.
+    Belongs to the connection's thread, apart from `ask`.
+
+    Attributes:
+        on_gone: given the reason when the service has said twice, `interval` seconds apart, that
+            there is no such endpoint any more, or that its token is not valid.
 
     Args:
         queues: what the last registration gave.
@@ -138,23 +143,46 @@ class BrokerUrl:
         self._interval = interval
         self._attempts = 0
         self._asked = float("-inf")
+        self._asking = threading.Lock()
+        self._is_gone = False
+        self.on_gone: Callable[[str], None] = lambda _reason: None
 
     def __call__(self) -> str:
         """Return the URL for the next attempt."""
         self._attempts += 1
-        now = time.monotonic()
-        if self._attempts > self._patience and now - self._asked >= self._interval:
-            self._asked = now
+        if self._attempts > self._patience:
+            self._renew()
+        return self._url
+
+    def ask(self) -> None:
+        """Register again, on a thread, unless that was done just now. Returns at once."""
+        threading.Thread(target=self._renew, name="registration", daemon=True).start()
+
+    def _renew(self) -> None:
+        with self._asking:
+            if time.monotonic() - self._asked < self._interval:
+                return
+            self._asked = time.monotonic()
             try:
                 self._url = self._register().task_queue_info.connection_url
             except FluxEndpointError as error:
                 # The next attempt with the old URL may well succeed.
                 event(log, logging.WARNING, "not registered again", reason=str(error))
-        return self._url
+                says_gone = isinstance(error, ServiceError) and error.code in _GONE
+                if says_gone and self._is_gone:
+                    self.on_gone(str(error))
+                # A failure in between says neither.
+                self._is_gone = self._is_gone or says_gone
+            else:
+                self._is_gone = False
 
     def connected(self) -> None:
         """Note that the URL was good."""
         self._attempts = 0
+
+
+#: What a service says to an endpoint that it does not know.
+_GONE = frozenset({"UNAUTHORIZED", "ENDPOINT_NOT_FOUND"})
 
 
 def last_reporter(rest: RestClient, endpoint_id: str) -> str:

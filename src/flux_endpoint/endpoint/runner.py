@@ -17,6 +17,7 @@ from flux_endpoint import logs, paths
 from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import EndpointConfig, parse_config
 from flux_endpoint.endpoint.directory import (
+    GONE,
     AgentLock,
     EndpointDirectory,
     Status,
@@ -28,6 +29,7 @@ from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import Engine
 from flux_endpoint.errors import (
     ConfigurationError,
+    EndpointGoneError,
     EndpointInUseError,
     ServiceUnreachableError,
 )
@@ -136,6 +138,9 @@ class Runner:
                 f"{self._directory.identity} and {self._directory.journal} in the copy: it gets "
                 "an id of its own then"
             ) from None
+        except EndpointGoneError as error:
+            self._write_status(AgentStatus(GONE, str(error), None))  # for `status` and `list`
+            raise
 
     def _leave_secrets(self, config: EndpointConfig) -> None:
         """Keep the owner's credentials from tasks, which run as the same account."""

@@ -46,6 +46,13 @@ class EngineLost:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointGone:
+    """The service says that it does not know this endpoint any more."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """A delivery of the command queue."""
 
@@ -63,6 +70,7 @@ Event: TypeAlias = (
     | QueueGranted
     | BrokerAlarm
     | EngineLost
+    | EndpointGone
     | Signal
 )
 
