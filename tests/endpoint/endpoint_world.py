@@ -13,12 +13,14 @@ from typing import Any
 import pika
 
 from flux_endpoint.amqp import AmqpConnection, Binding, Delivery, Exchange, Queue
+from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, pack_bundle, unpack_bundle
 from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import (
+    VERSION_BYTE,
     EPStatusReport,
     Result,
     Task,
@@ -162,6 +164,8 @@ class Service:
         self._reports: queue.SimpleQueue[EPStatusReport] = queue.SimpleQueue()
         self._aside: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[TaskEvents] = queue.SimpleQueue()
+        #: Messages in which results came.
+        self.messages = 0
         #: How often each result came.
         self.counts: dict[str, int] = {}
         self.connection = AmqpConnection(url, name="test service")
@@ -170,12 +174,17 @@ class Service:
         if takes_results:
             self.take_results()
         for name, put in (
-            (f"{self.endpoint_id}.r", self._results.put),
-            (f"{self.endpoint_id}.h", self._reports.put),
-            (f"{self.endpoint_id}.e", self._events.put),
+            (f"{self.endpoint_id}.r", self._take_result),
+            (f"{self.endpoint_id}.h", lambda reports: self._reports.put(*reports)),
+            (f"{self.endpoint_id}.e", lambda events: self._events.put(*events)),
         ):
             self.connection.consume(name, _decoded(put), prefetch=1000)
         self.connection.consume(aside_name(self.endpoint_id), self._take_aside, prefetch=10)
+
+    def _take_result(self, results: list[Result]) -> None:
+        self.messages += 1
+        for result in results:
+            self._results.put(result)
 
     def take_results(self) -> None:
         key = queues.results_key(self.endpoint_id)
@@ -195,6 +204,25 @@ class Service:
             headers={key: value for key, value in headers.items() if value is not None},
         ).result(PATIENCE)
         return task_id
+
+    def send_together(self, count: int, task_ids: list[str] | None = None) -> list[str]:
+        """Publish tasks in one message."""
+        task_ids = task_ids or [str(uuid.uuid4()) for _ in range(count)]
+        function_id = str(uuid.uuid4())
+        parts = [
+            Part(
+                pack(Task(task_id=uuid.UUID(task_id), task_buffer="303\n01\ncode")),
+                headers={"task_uuid": task_id, "function_uuid": function_id},
+            )
+            for task_id in task_ids
+        ]
+        self.connection.publish(
+            queues.TASKS_EXCHANGE,
+            queues.tasks_queue(self.endpoint_id),
+            pack_bundle(parts),
+            content_type=CONTENT_TYPE,
+        ).result(PATIENCE)
+        return task_ids
 
     def send_many(self, count: int) -> list[str]:
         task_ids = [str(uuid.uuid4()) for _ in range(count)]
@@ -266,9 +294,11 @@ class Service:
         delivery.ack()
 
 
-def _decoded(put: Callable[[Any], None]) -> Callable[[Delivery], None]:
+def _decoded(put: Callable[[list[Any]], None]) -> Callable[[Delivery], None]:
     def on_message(delivery: Delivery) -> None:
-        put(unpack(delivery.body))
+        body = delivery.body
+        bodies = [body] if body[:1] == VERSION_BYTE else [p.body for p in unpack_bundle(body)]
+        put([unpack(each) for each in bodies])
         delivery.ack()
 
     return on_message

@@ -115,6 +115,34 @@ def test_the_same_task_twice_runs_once(
     assert service.counts[first] == 1
 
 
+def test_tasks_that_come_together_run_once_each_and_their_results_go_together(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    with running(service, held_engine, tmp_path):
+        task_ids = service.send_together(40)
+        until(lambda: len(held_engine.all_submitted) == 40)
+        service.send_together(0, [*task_ids[:3], str(uuid.uuid4())])  # three of them once more
+        until(lambda: len(held_engine.all_submitted) == 41)
+        until(lambda: service.task_queue()[0] == 0)
+        held_engine.finish(*held_engine.all_submitted)
+        service.await_results(held_engine.all_submitted)
+    assert held_engine.all_submitted[:40] == task_ids
+    assert set(service.counts.values()) == {1}
+    assert service.messages < 30
+
+
+def test_a_service_that_takes_no_bundles_gets_one_result_a_message(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    service.queues = service.queues.model_copy(update={"takes_bundles": False})
+    with running(service, held_engine, tmp_path):
+        task_ids = service.send_together(5)
+        until(lambda: len(held_engine.all_submitted) == 5)
+        held_engine.finish(*task_ids)
+        service.await_results(task_ids)
+    assert service.messages == 5
+
+
 @pytest.mark.parametrize("moment", ["its result", "its confirm"])
 def test_a_task_that_comes_again_at_the_moment_of_its_end_runs_once(
     service: Service, held_engine: ObedientEngine, tmp_path: Path, moment: str
@@ -129,7 +157,7 @@ def test_a_task_that_comes_again_at_the_moment_of_its_end_runs_once(
             if moment == "its result":
                 held_engine.finish(task_id)
             else:
-                run.agent._outbox._on_settled(Settled(task_id, None))
+                run.agent._outbox._on_settled(Settled((task_id,), None))
                 run.agent._running.discard(task_id)
             service.send(task_id)
             until(lambda: inbox.qsize() == 2)

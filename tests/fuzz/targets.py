@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from flux_endpoint.amqp import Delivery
+from flux_endpoint.amqp.bundle import MAX_BYTES, MAX_PARTS, Part, pack_bundle, unpack_bundle
 from flux_endpoint.client import events as client_events
 from flux_endpoint.client import results as client_results
 from flux_endpoint.client.future import ComputeFuture
@@ -73,7 +74,7 @@ class Target:
 
 
 def _delivery(body: bytes, routing_key: str = "") -> Delivery:
-    return Delivery(body, {}, "", routing_key, False, None, None, 0, 0, None)  # type: ignore[arg-type]
+    return Delivery(body, {}, "", routing_key, False, None, None, None)  # type: ignore[arg-type]
 
 
 def _split(data: bytes) -> tuple[Any, bytes]:
@@ -132,6 +133,12 @@ def _service_report(data: bytes) -> None:
     assert endpoint_id == _ID
     _storable(report)
     json.dumps(report, ensure_ascii=False).encode()
+
+
+def _bundle(data: bytes) -> None:
+    parts = unpack_bundle(data)
+    assert 0 < len(parts) <= MAX_PARTS
+    assert sum(len(part.body) for part in parts) <= MAX_PARTS * MAX_BYTES
 
 
 def _client_result(data: bytes) -> None:
@@ -375,6 +382,12 @@ TARGETS: Final[dict[str, Target]] = {
         (ConfigurationError,),
         (b"display_name: x\nengine:\n  type: FluxEngine\n  max_workers: 4\n  idle_timeout: 5m\n",),
         ("engine:", "type:", "&a", "*a", "!!", "<<:", "|", ">", "- ", "? ", "{{", "[["),
+    ),
+    "bundle": Target(
+        _bundle,
+        _INVALID_MESSAGE,
+        (pack_bundle([Part(b"rest", b"head"), Part(b"more", b"head", {"a": "b"}, "id")], {}),),
+        ("heads", "headers", "parts", "null", *_JSON_WORDS),
     ),
     "frames": Target(
         _frames, (EOFError, InvalidMessageError), (b"\0\0\0\x02\0\0\0\0\0\0\0\x01{}x",)

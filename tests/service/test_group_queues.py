@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import PAYLOAD, Peer, Rest, refusal
 
+from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, pack_bundle, unpack_bundle
 from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol.messages import Result, TaskEvents, pack, unpack
 
@@ -16,10 +17,10 @@ def result(task_id: str) -> bytes:
     return pack(Result(task_id=uuid.UUID(task_id), data="00\ngARLDi4=\n"))
 
 
-def opened(rest: Rest, group_id: str, kind: str = "results") -> str:
+def opened(rest: Rest, group_id: str, kind: str = "results", **what: bool) -> str:
     """Open a queue of a new client's and return its name."""
     answer = rest.client.post(
-        f"/v2/taskgroup/{group_id}/{kind}", json={"client_id": str(uuid.uuid4())}
+        f"/v2/taskgroup/{group_id}/{kind}", json={"client_id": str(uuid.uuid4()), **what}
     )
     assert answer.status_code == 200, answer.text
     return str(answer.json()["queue"])
@@ -48,6 +49,73 @@ def test_every_client_of_a_group_gets_each_result(live: Rest, peer: Peer) -> Non
         peer.send_result(endpoint_id, result(task_id))
     for queue in (*queues, f"tg.{group_id}"):
         assert [peer.take(queue).body for _ in range(2)] == [result(ours), result(official)]
+
+
+def send_together(peer: Peer, endpoint_id: str, bodies: list[bytes]) -> None:
+    """Publish results in one message, as an endpoint of ours does."""
+    peer.connection.publish(
+        "results",
+        f"{endpoint_id}.results",
+        pack_bundle([Part(body) for body in bodies]),
+        content_type=CONTENT_TYPE,
+    ).result(60)
+
+
+def taken_together(peer: Peer, name: str, count: int) -> tuple[list[bytes], int]:
+    """Return `count` results from a queue, and in how many messages they came."""
+    found: list[bytes] = []
+    messages = 0
+    while len(found) < count:
+        body = peer.take(name).body
+        messages += 1
+        found += [body] if body[:1] == b"\x01" else [each.body for each in unpack_bundle(body)]
+    return found, messages
+
+
+@pytest.mark.rabbitmq
+def test_results_that_come_together_go_on_together_to_who_takes_them_so(
+    live: Rest, peer: Peer
+) -> None:
+    endpoint_id, group_id = live.register_endpoint(), str(uuid.uuid4())
+    ours = opened(live, group_id, bundles=True)
+    _, tasks = live.submit(endpoint_id, 50, task_group_id=group_id, create_queue=False)
+    bodies = [result(task_id) for task_id in tasks]
+    send_together(peer, endpoint_id, bodies)
+    found, messages = taken_together(peer, ours, 50)
+    assert found == bodies
+    assert messages < 25
+    assert all(live.status(task_id)["status"] == "success" for task_id in tasks)
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("official", ["submits", "reads the group", "opened a queue"])
+def test_every_client_of_a_group_gets_its_results_in_its_way(
+    live: Rest, peer: Peer, official: str
+) -> None:
+    endpoint_id, group_id = live.register_endpoint(), str(uuid.uuid4())
+    ours = opened(live, group_id, bundles=True)
+    create_queue = official == "submits"
+    _, tasks = live.submit(endpoint_id, 3, task_group_id=group_id, create_queue=create_queue)
+    theirs = f"tg.{group_id}"
+    if official == "reads the group":
+        assert live.client.get(f"/v2/taskgroup/{group_id}").status_code == 200
+    elif official == "opened a queue":  # that of an earlier release of ours
+        theirs = opened(live, group_id)
+    bodies = [result(task_id) for task_id in tasks]
+    send_together(peer, endpoint_id, bodies)
+    assert [peer.take(theirs).body for _ in bodies] == bodies
+    assert taken_together(peer, ours, 3)[0] == bodies
+
+
+@pytest.mark.rabbitmq
+def test_a_bad_result_among_good_ones_is_set_aside_alone(live: Rest, peer: Peer) -> None:
+    endpoint_id, group_id = live.register_endpoint(), str(uuid.uuid4())
+    ours = opened(live, group_id, bundles=True)
+    _, (first, last) = live.submit(endpoint_id, 2, task_group_id=group_id, create_queue=False)
+    bodies = [result(first), b"nonsense", result(last)]
+    send_together(peer, endpoint_id, bodies)
+    assert taken_together(peer, ours, 2)[0] == [bodies[0], bodies[2]]
+    assert [each.body for each in unpack_bundle(peer.take("dead-letters").body)] == bodies
 
 
 @pytest.mark.rabbitmq

@@ -10,9 +10,19 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import FUNCTION, NO_BROKER, PAYLOAD, Peer, Relay, Rest, eventually
+from tests.service.conftest import (
+    FUNCTION,
+    NO_BROKER,
+    OWN,
+    PAYLOAD,
+    Peer,
+    Relay,
+    Rest,
+    eventually,
+)
 
 from broker_access import NOBODY_ASKS
+from flux_endpoint.amqp.bundle import unpack_bundle
 from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Task, unpack
@@ -65,6 +75,35 @@ def test_a_task_message_is_what_an_endpoint_expects(live: Rest, peer: Peer) -> N
     assert delivery.headers["task_uuid"] == task_id
     uuid.UUID(delivery.headers["function_uuid"])
     eventually(lambda: live.status(task_id)["status"] == "waiting-for-ep")
+
+
+def test_an_endpoint_that_takes_tasks_together_gets_their_function_once(
+    live: Rest, peer: Peer
+) -> None:
+    endpoint_id = live.register_endpoint(metadata={**OWN, "tasks_per_message": 10})
+    _, task_ids = live.submit(endpoint_id, 21, resource_specification={"num_nodes": 2})
+    queue = f"{endpoint_id}.tasks"
+    messages = [peer.take(queue) for _ in range(3)]
+    parts = [unpack_bundle(each.body) for each in messages[:2]]
+    assert [len(each) for each in parts] == [10, 10]
+    assert all(each.body.count(json.dumps(FUNCTION)[1:-1].encode()) == 1 for each in messages)
+    received = [*parts[0], *parts[1], messages[2]]  # the last one is alone
+    for task_id, message in zip(task_ids, received, strict=True):
+        task = unpack(message.body)
+        assert task == Task(task_id=uuid.UUID(task_id), task_buffer=FUNCTION + PAYLOAD)
+        assert message.headers["task_uuid"] == task_id
+        assert json.loads(message.headers["resource_specification"]) == {"num_nodes": 2}
+        assert message.headers["function_name"] == "double"
+
+
+@pytest.mark.parametrize("told", [None, 0, -1, "10", 1.5, True, [10]])
+def test_an_endpoint_that_does_not_say_how_many_gets_one_task_a_message(
+    live: Rest, peer: Peer, told: object
+) -> None:
+    endpoint_id = live.register_endpoint(metadata={**OWN, "tasks_per_message": told})
+    _, task_ids = live.submit(endpoint_id, 2)
+    for task_id in task_ids:
+        assert peer.take(f"{endpoint_id}.tasks").headers["task_uuid"] == task_id
 
 
 def test_resources_and_serializers_travel_in_headers(live: Rest, peer: Peer) -> None:

@@ -146,6 +146,7 @@ class AmqpConnection:
         *,
         prefetch: int,
         exclusive: bool = False,
+        bundles: bool = False,
         on_accepted: Callable[[], None] | None = None,
         on_refused: Callable[[str], None] | None = None,
     ) -> Consumer:
@@ -156,6 +157,7 @@ class AmqpConnection:
             on_message: takes each delivery, on the connection's thread: hand over, don't work.
             prefetch: most deliveries that are unanswered at a time.
             exclusive: let nobody else consume from the queue.
+            bundles: whether the parts of a bundle are deliveries of their own (see `bundle`).
             on_accepted: called each time that the broker grants the subscription, before the
                 first delivery that it brings.
             on_refused: told the reason each time that the broker refuses or ends the
@@ -171,6 +173,7 @@ class AmqpConnection:
             on_message,
             prefetch=prefetch,
             exclusive=exclusive,
+            bundles=bundles,
             on_accepted=on_accepted,
             on_refused=on_refused,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 from pika.channel import Channel
 
 from flux_endpoint import logs
+from flux_endpoint.amqp.bundle import CONTENT_TYPE, unpack_bundle
+from flux_endpoint.errors import InvalidMessageError
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +54,41 @@ class Delivery:
     #: Seconds since the epoch, if the publisher set it.
     timestamp: int | None
     message_id: str | None
-    _tag: int
-    _generation: int
-    _consumer: Consumer
+    _message: _Message
 
     def ack(self) -> None:
         """Tell the broker that the message has arrived where it should."""
-        self._consumer.settle(self._generation, self._tag, accepted=True)
+        self._message.settle(accepted=True)
 
     def reject(self) -> None:
-        """Set the message aside: the queue's dead-letter exchange gets it, it is never requeued."""
-        self._consumer.settle(self._generation, self._tag, accepted=False)
+        """Set the message aside: the queue's dead-letter exchange gets it, it is never requeued.
+
+        A part of a bundle takes the whole bundle there, once all others have their answers.
+        """
+        self._message.settle(accepted=False)
+
+
+class _Message:
+    """A message of the broker's, and how many deliveries it was that have no answer yet."""
+
+    __slots__ = ("_accepted", "_consumer", "_generation", "_lock", "_open", "_tag")
+
+    def __init__(self, consumer: Consumer, generation: int, tag: int, parts: int = 1) -> None:
+        self._consumer = consumer
+        self._generation = generation
+        self._tag = tag
+        self._open = parts
+        self._accepted = True
+        self._lock = threading.Lock()
+
+    def settle(self, *, accepted: bool) -> None:
+        """Take the answer to one of its deliveries; the broker gets one with the last."""
+        with self._lock:
+            self._open -= 1
+            self._accepted &= accepted
+            if self._open:
+                return
+        self._consumer.settle(self._generation, self._tag, accepted=self._accepted)
 
 
 class Consumer:
@@ -75,6 +102,7 @@ class Consumer:
         *,
         prefetch: int,
         exclusive: bool,
+        bundles: bool,
         on_accepted: Callable[[], None] | None,
         on_refused: Callable[[str], None] | None,
     ) -> None:
@@ -83,6 +111,7 @@ class Consumer:
         self._on_message = on_message
         self._prefetch = prefetch
         self._exclusive = exclusive
+        self._bundles = bundles
         self._on_accepted = on_accepted
         self._on_refused = on_refused
         self._paused = False
@@ -163,19 +192,38 @@ class Consumer:
                 log.exception("a callback for the subscription to %s failed", self._queue)
 
     def _deliver(self, generation: int, method: Any, properties: Any, body: bytes) -> None:
-        delivery = Delivery(
-            body,
-            properties.headers or {},
-            method.exchange,
-            method.routing_key,
-            method.redelivered,
-            properties.timestamp,
-            properties.message_id,
-            method.delivery_tag,
-            generation,
-            self,
-        )
         self._unanswered[method.delivery_tag] = None
+        parts = [(body, properties.headers or {}, properties.message_id)]
+        if self._bundles and properties.content_type == CONTENT_TYPE:
+            try:
+                parts = [(p.body, p.headers, p.message_id) for p in unpack_bundle(body)]
+            except InvalidMessageError as error:
+                logs.event(
+                    log,
+                    logging.ERROR,
+                    "a bundle is set aside",
+                    queue=self._queue,
+                    key=method.routing_key,
+                    reason=error,
+                )
+                self.settle(generation, method.delivery_tag, accepted=False)
+                return
+        message = _Message(self, generation, method.delivery_tag, len(parts))
+        for part, headers, message_id in parts:
+            self._hand_over(
+                Delivery(
+                    part,
+                    headers,
+                    method.exchange,
+                    method.routing_key,
+                    method.redelivered,
+                    properties.timestamp,
+                    message_id,
+                    message,
+                )
+            )
+
+    def _hand_over(self, delivery: Delivery) -> None:
         try:
             self._on_message(delivery)
         except Exception:

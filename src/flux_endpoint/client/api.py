@@ -98,7 +98,10 @@ class ServiceApi:
             The URL of the broker, with another port if wanted, and the queue's name.
         """
         path = f"/v2/taskgroup/{task_group_id}/{kind}"
-        answer = self._post_patiently(path, {"client_id": client_id})
+        request: _Json = {"client_id": client_id}
+        if kind == "results":
+            request["bundles"] = True
+        answer = self._post_patiently(path, request)
         url: str = _expected(answer, "connection_url", str)
         queue: str = _expected(answer, "queue", str)
         return (url if port is None else with_port(url, port)), queue

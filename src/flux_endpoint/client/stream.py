@@ -233,6 +233,7 @@ class ResultStream:
                 name,
                 lambda delivery: self._inbox.put(lambda: self._on_delivery(delivery)),
                 prefetch=PREFETCH,
+                bundles=True,
                 on_refused=lambda reason: self._inbox.put(lambda: self._on_refused(reason)),
             )
         self._refused = False

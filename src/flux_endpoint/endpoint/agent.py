@@ -159,7 +159,12 @@ class Agent:
                 # least of all before the connection is begun.
                 max_unconfirmed=None,
             )
-            self._outbox = Outbox(self._connection, self._queues.result_queue_info, self._inbox.put)
+            self._outbox = Outbox(
+                self._connection,
+                self._queues.result_queue_info,
+                self._inbox.put,
+                bundles=self._queues.takes_bundles,
+            )
             self._events = EventSender(self._connection, self._queues.event_queue_info)
             self._tell_status()
             try:
@@ -214,8 +219,9 @@ class Agent:
         self._consumer = self._connection.consume(
             self._queues.task_queue_info.queue,
             self._inbox.put,
-            prefetch=min(self._config.prefetch, self._config.max_in_flight),
+            prefetch=self._config.messages_ahead,
             exclusive=True,
+            bundles=True,
             on_accepted=lambda: self._inbox.put(QueueGranted()),
             on_refused=lambda reason: self._inbox.put(ConsumeRefused(reason)),
         )
@@ -245,8 +251,7 @@ class Agent:
 
     def _recover(self, unpublished: Iterable[str]) -> None:
         """Go on where an earlier agent of this endpoint stopped."""
-        for task_id in unpublished:
-            self._outbox.publish(task_id, self._journal.result(task_id))
+        self._publish((task_id, self._journal.result(task_id)) for task_id in unpublished)
         for task in self._journal.pending():
             self._running.add(task.task_id)
             self._submit(task)
@@ -279,13 +284,12 @@ class Agent:
             self._submit(task)
         for kill in turn.kills:
             self._engine.cancel(str(kill.task_id), kill.signum)
-        for result in turn.finished:
-            self._publish(result.task_id, result.body)
+        self._publish((result.task_id, result.body) for result in turn.finished)
         self._events.send(turn.job_events)
         now = time.monotonic()
         if now >= self._outbox.due:
-            for task_id in self._outbox.take_refused():
-                self._publish(task_id, self._journal.result(task_id))
+            refused = self._outbox.take_refused()
+            self._publish(((each, self._journal.result(each)) for each in refused), alone=True)
         if self._phase is Phase.STOPPING:
             self._consider_leaving()
         else:
@@ -350,7 +354,7 @@ class Agent:
                     commands.append(delivery)
                 case Settled():
                     if self._outbox.settled(each):
-                        turn.confirmed.append(each.task_id)
+                        turn.confirmed.extend(each.task_ids)
                 case _:
                     self._note(each)
         # A stopping agent leaves them at the broker, for the next one.
@@ -490,11 +494,11 @@ class Agent:
             refused = refuse(task.task_id, ErrorCode.COULD_NOT_EXECUTE, text, text)
             self._inbox.put(refused.result)
 
-    def _publish(self, task_id: str, body: bytes) -> None:
+    def _publish(self, results: Iterable[tuple[str, bytes]], *, alone: bool = False) -> None:
         try:
-            self._outbox.publish(task_id, body)
-        except PublishError:  # closed under our hands: the journal has it
-            event(log, logging.DEBUG, "result left for the next start", task_id=task_id)
+            self._outbox.publish(results, alone=alone)
+        except PublishError:  # closed under our hands: the journal has them
+            event(log, logging.DEBUG, "results left for the next start")
 
     def _regulate(self) -> None:
         """Leave tasks in the queue while enough of them are here."""
@@ -604,7 +608,7 @@ class Agent:
             if isinstance(each, EngineResult):
                 self._finished(each, last)
             elif isinstance(each, Settled) and each.error is None:
-                last.confirmed.append(each.task_id)
+                last.confirmed.extend(each.task_ids)
         with self._journal.batch():
             self._journal.finish(last.finished)
             self._journal.confirmed(last.confirmed)

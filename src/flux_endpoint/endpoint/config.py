@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from flux_endpoint.amqp.bundle import MAX_PARTS
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.protocol.duration import parse_duration
@@ -35,6 +36,8 @@ OFFICIAL_ENGINES = frozenset(
     }
 )
 
+#: So many messages at least are on their way while others are dealt with, if tasks are many.
+_MESSAGES_AHEAD = 16
 #: The protocol's limit of `prefetch`.
 MAX_PREFETCH = 65_535
 
@@ -71,6 +74,20 @@ class EndpointConfig(BaseModel):
     keep_task_files: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 90 * 86_400.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
+
+    @property
+    def tasks_per_message(self) -> int:
+        """Tasks of one submission that may come in one message."""
+        return max(1, min(MAX_PARTS, self._tasks_ahead // _MESSAGES_AHEAD))
+
+    @property
+    def messages_ahead(self) -> int:
+        """Messages that the broker sends ahead, where each may have that many tasks."""
+        return max(1, self._tasks_ahead // self.tasks_per_message)
+
+    @property
+    def _tasks_ahead(self) -> int:
+        return min(self.prefetch, self.max_in_flight)
 
     @model_validator(mode="after")
     def _what_goes_with_functions(self) -> EndpointConfig:

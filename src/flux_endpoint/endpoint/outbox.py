@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.amqp.bundle import CONTENT_TYPE, MAX_PARTS, Part, gather, pack_bundle
 from flux_endpoint.errors import UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.queues import PublishInfo
@@ -24,9 +26,9 @@ MAX_RETRY = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The broker has confirmed a result, or refused it (`error`)."""
+    """The broker has confirmed results that went in one message, or refused them (`error`)."""
 
-    task_id: str
+    task_ids: tuple[str, ...]
     error: BaseException | None
 
 
@@ -48,13 +50,21 @@ class Target:
         self, connection: AmqpConnection, body: bytes, *, message_id: str | None = None
     ) -> Future[None]:
         """Publish `body`."""
+        return self._publish(connection, body, {"message_id": message_id})
+
+    def publish_bundle(self, connection: AmqpConnection, parts: Sequence[Part]) -> Future[None]:
+        """Publish several messages in one."""
+        return self._publish(connection, pack_bundle(parts), {"content_type": CONTENT_TYPE})
+
+    def _publish(
+        self, connection: AmqpConnection, body: bytes, options: dict[str, Any]
+    ) -> Future[None]:
         return connection.publish(
             self._exchange,
             self._routing_key,
             body,
             timestamp=int(time.time()),
-            message_id=message_id,
-            **self._options,
+            **{**self._options, **options},
         )
 
 
@@ -65,6 +75,7 @@ class Outbox:
         connection: where they go.
         info: how they are published.
         on_settled: told of each confirm, on the connection's thread.
+        bundles: whether the service takes several results in one message.
     """
 
     def __init__(
@@ -72,10 +83,13 @@ class Outbox:
         connection: AmqpConnection,
         info: PublishInfo,
         on_settled: Callable[[Settled], None],
+        *,
+        bundles: bool = False,
     ) -> None:
         self._connection = connection
         self._target = Target(info)
         self._on_settled = on_settled
+        self._together = MAX_PARTS if bundles else 1
         self._under_way: set[str] = set()
         self._refused: set[str] = set()
         self._retry = FIRST_RETRY
@@ -93,22 +107,42 @@ class Outbox:
         """Whether the broker has yet to answer for a result."""
         return bool(self._under_way)
 
-    def publish(self, task_id: str, body: bytes) -> None:
-        """Publish a result that is in the journal."""
-        self._refused.discard(task_id)
-        self._under_way.add(task_id)
-        future = self._target.publish(self._connection, body, message_id=task_id)
-        future.add_done_callback(lambda done: self._on_settled(Settled(task_id, done.exception())))
+    def publish(self, results: Iterable[tuple[str, bytes]], *, alone: bool = False) -> None:
+        """Publish results that are in the journal, by their tasks' ids.
+
+        Args:
+            results: each task's id and the body of its result.
+            alone: each in a message of its own.
+
+        Raises:
+            PublishError: the connection was closed.
+        """
+        parts = (Part(body, message_id=task_id) for task_id, body in results)
+        for message in gather(parts, 1 if alone else self._together):
+            task_ids = tuple(str(part.message_id) for part in message)
+            self._refused.difference_update(task_ids)
+            self._under_way.update(task_ids)
+            if len(message) > 1:
+                future = self._target.publish_bundle(self._connection, message)
+            else:
+                future = self._target.publish(
+                    self._connection, message[0].body, message_id=task_ids[0]
+                )
+            future.add_done_callback(partial(self._answered, task_ids))
+
+    def _answered(self, task_ids: tuple[str, ...], done: Future[None]) -> None:
+        """Runs on the connection's thread."""
+        self._on_settled(Settled(task_ids, done.exception()))
 
     def settled(self, outcome: Settled) -> bool:
-        """Note the broker's answer; return whether the result can be forgotten."""
-        self._under_way.discard(outcome.task_id)
+        """Note the broker's answer; return whether the results can be forgotten."""
+        self._under_way.difference_update(outcome.task_ids)
         if outcome.error is None:
             if self._retry > FIRST_RETRY and not self._refused:
                 event(log, logging.WARNING, "the broker takes results again")
                 self._retry = FIRST_RETRY
             return True
-        self._refused.add(outcome.task_id)
+        self._refused.update(outcome.task_ids)
         if self.due == float("inf"):
             first = self._retry == FIRST_RETRY
             self.due = time.monotonic() + self._retry * random.uniform(0.5, 1.0)  # noqa: S311
@@ -120,7 +154,8 @@ class Outbox:
                 "and tried again"
                 if isinstance(outcome.error, UnroutableError)
                 else "the broker refused a result; it is kept and tried again",
-                task_id=outcome.task_id,
+                task_id=outcome.task_ids[0],
+                results=len(outcome.task_ids),
                 reason=str(outcome.error),
             )
         return False

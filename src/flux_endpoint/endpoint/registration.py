@@ -225,6 +225,7 @@ def _request(name: str, config: EndpointConfig, config_text: str) -> dict[str, A
         "metadata": {
             "endpoint_version": __version__,
             "flux_endpoint_version": __version__,
+            "tasks_per_message": config.tasks_per_message,
             "python_version": platform.python_version(),
             "hostname": socket.gethostname(),
             "local_user": _user(),

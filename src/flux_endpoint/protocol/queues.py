@@ -6,7 +6,8 @@ Topology (all durable): direct exchanges `tasks` and `commands`, topic exchanges
 results: topic exchange `events` and its queue `events`.
 
 The service sends on what belongs to a task group G by the direct exchange `task-groups`: results
-with the key `tg.G`, job events with `ev.G`. Every client C of this project that uses the group has
+with the key `tg.G`, and several in one message with `tgb.G` to clients that take them so; job
+events with `ev.G`. Every client C of this project that uses the group has
 queues of its own there, `tg.G.C` and `ev.G.C`, so that each gets everything; `tg.G` is the queue of
 official clients. What no one can read or route ends in the queue `dead-letters`.
 """
@@ -27,6 +28,8 @@ HEARTBEATS_QUEUE = "heartbeats"
 #: Sends each result and job event on to every queue of its task group.
 TASK_GROUPS_EXCHANGE = "task-groups"
 TASK_GROUP_PREFIX = "tg."
+#: The key of a group's results for clients that take several in one message.
+TASK_GROUP_BUNDLES_PREFIX = "tgb."
 #: Job events travel beside the results, so that official clients and endpoints never see them.
 EVENTS_EXCHANGE = "events"
 EVENTS_QUEUE = "events"
@@ -75,6 +78,11 @@ def task_group_key(task_group_id: str) -> str:
     return f"{TASK_GROUP_PREFIX}{task_group_id}"
 
 
+def task_group_bundles_key(task_group_id: str) -> str:
+    """Return the routing key of a task group's results, several in one message."""
+    return f"{TASK_GROUP_BUNDLES_PREFIX}{task_group_id}"
+
+
 def task_group_events_key(task_group_id: str) -> str:
     """Return the routing key of a task group's job events."""
     return f"{TASK_GROUP_EVENTS_PREFIX}{task_group_id}"
@@ -121,6 +129,8 @@ class EndpointQueues(BaseModel):
     heartbeat_queue_info: PublishInfo
     #: For this project's endpoints; others ignore it.
     event_queue_info: PublishInfo | None = None
+    #: Whether the service takes several results in one message; others ignore it.
+    takes_bundles: bool = False
 
 
 def endpoint_queues(endpoint_id: str, connection_url: str) -> EndpointQueues:
@@ -151,4 +161,5 @@ def endpoint_queues(endpoint_id: str, connection_url: str) -> EndpointQueues:
             HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE, heartbeats_key(endpoint_id)
         ),
         event_queue_info=publish(EVENTS_EXCHANGE, EVENTS_QUEUE, events_key(endpoint_id)),
+        takes_bundles=True,
     )

@@ -204,9 +204,13 @@ class TaskEventsAnswer(BaseModel):
 
 
 class ResultQueueRequest(BaseModel):
-    """`POST /v2/taskgroup/{id}/results`: a queue of its own for a client, a UUID of its choice."""
+    """`POST /v2/taskgroup/{id}/results`: a queue of its own for a client, a UUID of its choice.
+
+    With `bundles` several results may come in one message (see `amqp.bundle`).
+    """
 
     client_id: UuidText
+    bundles: bool = False
 
 
 class EventQueueRequest(BaseModel):

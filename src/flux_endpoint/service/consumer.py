@@ -44,16 +44,24 @@ class BatchConsumer(ABC, Generic[R, S]):
         connection: the way to the broker.
         queue_name: what to consume.
         noun: what one message is called in logs.
-        prefetch: deliveries that the broker may have sent us and we have not acknowledged.
+        prefetch: messages that the broker may have sent us and we have not acknowledged.
+        bundles: whether several may come in one.
     """
 
     def __init__(
-        self, connection: AmqpConnection, queue_name: str, *, noun: str, prefetch: int
+        self,
+        connection: AmqpConnection,
+        queue_name: str,
+        *,
+        noun: str,
+        prefetch: int,
+        bundles: bool = False,
     ) -> None:
         self.connection = connection
         self._queue_name = queue_name
         self._noun = noun
         self._prefetch = prefetch
+        self._bundles = bundles
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=queue_name, daemon=True)
@@ -81,7 +89,9 @@ class BatchConsumer(ABC, Generic[R, S]):
     def start(self) -> None:
         """Begin to consume."""
         self._thread.start()
-        self.connection.consume(self._queue_name, self._inbox.put, prefetch=self._prefetch)
+        self.connection.consume(
+            self._queue_name, self._inbox.put, prefetch=self._prefetch, bundles=self._bundles
+        )
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop; what was not acknowledged is delivered again to the next service."""

@@ -26,8 +26,12 @@ class Countdown:
 
 def pass_on(to: Future[None], done: Future[None]) -> None:
     """End `to` as `done` has ended."""
-    error = done.exception()
+    end(to, done.exception())
+
+
+def end(future: Future[None], error: BaseException | None) -> None:
+    """End a future, in an error if there is one."""
     if error is None:
-        to.set_result(None)
+        future.set_result(None)
     else:
-        to.set_exception(error)
+        future.set_exception(error)

@@ -7,16 +7,17 @@ forward.
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 from uuid import UUID
 
 from flux_endpoint.amqp import AmqpConnection, Delivery
+from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, gather, pack_bundle
 from flux_endpoint.errors import InvalidMessageError, PublishError, UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
@@ -38,6 +39,9 @@ PREFETCH = 64
 #: forwarded although it is known.
 STORED_HEADER = "stored_by_service"
 
+#: A group that is gone: its queues may be there yet.
+_ALL = tasks.Listeners(plain=True, bundles=True)
+
 _STATES = frozenset(TaskState)
 _ACTORS = frozenset(ActorName)
 
@@ -55,6 +59,31 @@ class _Stored:
     dropped: list[Delivery] = field(default_factory=list)
     strays: list[Delivery] = field(default_factory=list)
     forward: list[tuple[_Received, tasks.Route]] = field(default_factory=list)
+    #: Who gets them, by task group.
+    listeners: dict[str, tasks.Listeners] = field(default_factory=dict)
+
+
+class _Forwarded:
+    """Acknowledges a result once every message that carries it on was confirmed."""
+
+    def __init__(self, delivery: Delivery, messages: int) -> None:
+        self._delivery = delivery
+        self._left = messages
+        self._lock = threading.Lock()
+        if not messages:  # nobody listens to that group: REST has the result
+            delivery.ack()
+
+    def confirmed(self, done: Future[None]) -> None:
+        """Take note of a message's end; of a failed one the broker sends us the result again."""
+        error = done.exception()
+        if error is not None and not isinstance(error, UnroutableError):
+            event(log, logging.WARNING, "result not forwarded", reason=error)
+            return
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        self._delivery.ack()
 
 
 class ResultConsumer(BatchConsumer[_Received, _Stored]):
@@ -74,7 +103,9 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         on_ended: Callable[[frozenset[str]], None],
         on_stored: Callable[[int], None],
     ) -> None:
-        super().__init__(connection, queues.RESULTS_QUEUE, noun="result", prefetch=PREFETCH)
+        super().__init__(
+            connection, queues.RESULTS_QUEUE, noun="result", prefetch=PREFETCH, bundles=True
+        )
         self._database = database
         self._on_ended = on_ended
         self._on_stored = on_stored
@@ -114,6 +145,10 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                     stored.dropped.append(delivery)
             tasks.complete(connection, [each.outcome for each in accepted.values()], known)
             waited = deliveries.remove(connection, accepted)
+        # After the commit: a client that begins to listen meanwhile asks for what ended before.
+        with self._database.read() as connection:
+            groups = {route.group_id for _, route in stored.forward}
+            stored.listeners.update(tasks.listeners(connection, groups))
         self._on_stored(sum(len(each.outcome.data) for each in accepted.values()))
         if waited:
             self._on_ended(frozenset(known[task_id].endpoint_id for task_id in accepted))
@@ -125,10 +160,50 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             delivery.ack()
         for delivery in stored.strays:
             self.set_aside(delivery, "its task belongs to another endpoint")
-        for received, route in stored.forward:
-            # To the queue of each client of the group; the broker multiplies it.
-            forwarded = self._publish(queues.TASK_GROUPS_EXCHANGE, received, route)
-            forwarded.add_done_callback(partial(self._forwarded, received, route))
+        by_group: dict[str, list[tuple[_Received, tasks.Route]]] = {}
+        for each in stored.forward:
+            by_group.setdefault(each[1].group_id, []).append(each)
+        for group_id, results in by_group.items():
+            self._forward(results, stored.listeners.get(group_id, _ALL))
+
+    def _forward(self, results: list[tuple[_Received, tasks.Route]], to: tasks.Listeners) -> None:
+        """Publish results of a group; the broker multiplies them for its clients."""
+        parts: dict[int, tuple[Part, _Forwarded]] = {}
+        for received, route in results:
+            forwarded = _Forwarded(received.delivery, to.plain + to.bundles)
+            if to.plain:
+                self._forward_alone(received, route, forwarded)
+            if to.bundles:
+                part = Part(received.delivery.body, message_id=received.outcome.task_id)
+                parts[id(part)] = part, forwarded
+        key = queues.task_group_bundles_key(results[0][1].group_id)
+        for message in gather(part for part, _ in parts.values()):
+            is_bundle = len(message) > 1
+            sent = self.connection.publish(
+                queues.TASK_GROUPS_EXCHANGE,
+                key,
+                pack_bundle(message) if is_bundle else message[0].body,
+                content_type=CONTENT_TYPE if is_bundle else None,
+                timestamp=int(results[0][0].outcome.completed_at),
+            )
+            for part in message:
+                sent.add_done_callback(parts[id(part)][1].confirmed)
+
+    def _forward_alone(
+        self, received: _Received, route: tasks.Route, forwarded: _Forwarded
+    ) -> None:
+        sent = self._publish(queues.TASK_GROUPS_EXCHANGE, received, route)
+
+        def directly(done: Future[None]) -> None:
+            # An earlier release made the group's queue, and did not bind it.
+            if isinstance(done.exception(), UnroutableError) and route.create_queue:
+                with suppress(PublishError):  # closed: the next service gets the result again
+                    again = self._publish("", received, route)
+                    again.add_done_callback(forwarded.confirmed)
+            else:
+                forwarded.confirmed(done)
+
+        sent.add_done_callback(directly)
 
     def _publish(self, exchange: str, received: _Received, route: tasks.Route) -> Future[None]:
         return self.connection.publish(
@@ -138,27 +213,9 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             timestamp=int(received.outcome.completed_at),
         )
 
-    def _forwarded(self, received: _Received, route: tasks.Route, done: Future[None]) -> None:
-        if isinstance(done.exception(), UnroutableError) and route.create_queue:
-            # An earlier release made the group's queue, and did not bind it.
-            with suppress(PublishError):  # closed: the next service gets the result again
-                directly = self._publish("", received, route)
-                directly.add_done_callback(partial(_acknowledge, received.delivery))
-        else:
-            _acknowledge(received.delivery, done)
-
 
 def _replaces(received: _Received, earlier: tasks.Route | tasks.Outcome) -> bool:
     return earlier.presumed and not received.outcome.presumed
-
-
-def _acknowledge(delivery: Delivery, forwarded: Future[None]) -> None:
-    error = forwarded.exception()
-    # No queue: nobody consumes that group. REST has the result.
-    if error is None or isinstance(error, UnroutableError):
-        delivery.ack()
-    else:
-        event(log, logging.WARNING, "result not forwarded", reason=error)
 
 
 def _parse(body: bytes) -> tasks.Outcome:

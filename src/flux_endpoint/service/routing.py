@@ -50,6 +50,8 @@ class _Outgoing:
     submission: tasks.Submission
     new: Sequence[tasks.NewTask]
     code: dict[str, functions.Code]
+    #: How many tasks the endpoint takes in one message.
+    together: int = 1
     done: Future[None] = field(default_factory=Future)
 
     @property
@@ -146,16 +148,24 @@ class TaskPublisher:
         new: Sequence[tasks.NewTask],
         code: dict[str, functions.Code],
         timeout: float,
+        together: int = 1,
     ) -> bool:
         """Publish a stored submission; return whether the broker has it all within `timeout`.
 
         What it doesn't have by then is published later. With `create_queue` the queue of the task
         group exists if the answer is true.
+
+        Args:
+            submission: what the tasks share.
+            new: the tasks.
+            code: the functions by their ids.
+            timeout: seconds.
+            together: how many tasks the endpoint takes in one message.
         """
         deadline = time.monotonic() + timeout
         if not self._connected.wait(timeout):
             return False  # being connected wakes the outbox
-        outgoing = _Outgoing(submission, new, code)
+        outgoing = _Outgoing(submission, new, code, together)
         size = outgoing.size
         if not self._room.acquire(size, max(deadline - time.monotonic(), 0)):
             self._inbox.put(_Wake())
@@ -357,14 +367,22 @@ class TaskPublisher:
         if error is not None or not outgoing.new:
             self._on_done(outgoing, error)
             return
-        countdown = Countdown(len(outgoing.new), partial(self._on_done, outgoing))
         try:
-            for confirm in publish_tasks(
-                self._connection, outgoing.submission, outgoing.new, outgoing.code
-            ):
-                confirm.add_done_callback(countdown.one_done)
+            confirms = list(
+                publish_tasks(
+                    self._connection,
+                    outgoing.submission,
+                    outgoing.new,
+                    outgoing.code,
+                    outgoing.together,
+                )
+            )
         except PublishError as closed:  # we are ending: the next service publishes them
             self._on_done(outgoing, closed)
+            return
+        countdown = Countdown(len(confirms), partial(self._on_done, outgoing))
+        for confirm in confirms:
+            confirm.add_done_callback(countdown.one_done)
 
     def _on_done(self, outgoing: _Outgoing, error: BaseException | None) -> None:
         # On the connection's thread, in general.
@@ -388,7 +406,8 @@ class TaskPublisher:
                 new = tasks.unpublished_tasks(connection, submission.id)
                 used = {task.function_id for task in new if task.function_id is not None}
                 code = functions.function_code(connection, used)
-            self._send(_Outgoing(submission, new, code))
+                together = endpoints.takes_together(connection, submission.endpoint_id)
+            self._send(_Outgoing(submission, new, code, together))
             sent += 1
         if sent:
             event(log, logging.INFO, "publishing stored tasks", submissions=sent)

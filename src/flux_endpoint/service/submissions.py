@@ -70,6 +70,8 @@ def store(
                 if not endpoints.lock_existing(connection, submission.endpoint_id):
                     raise endpoint_unknown(submission.endpoint_id)
                 _join(connection, quotas, submission.group_id, submission.owner_id)
+                if submission.create_queue:
+                    tasks.send_results(connection, submission.group_id, bundles=False)
                 tasks.add_submission(connection, submission, new)
                 used = {task.function_id for task in new if task.function_id is not None}
                 functions.note_use(connection, used, submission.created_at)
@@ -88,8 +90,23 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def join_group(database: Database, quotas: Quotas, group_id: str, user_id: str) -> None:
+def join_group(
+    database: Database,
+    quotas: Quotas,
+    group_id: str,
+    user_id: str,
+    *,
+    bundles: bool | None = None,
+) -> None:
     """Create a task group of a user's, unless it is there.
+
+    Args:
+        database: where to.
+        quotas: what a user may have.
+        group_id: the group.
+        user_id: whose it is.
+        bundles: whether a queue that gets its results from now on takes several in one message;
+            `None`: there is no such queue.
 
     Raises:
         ServiceError: 403, it is somebody else's, or the user has too many.
@@ -98,6 +115,8 @@ def join_group(database: Database, quotas: Quotas, group_id: str, user_id: str) 
         try:
             with database.write() as connection:
                 _join(connection, quotas, group_id, user_id)
+                if bundles is not None:
+                    tasks.send_results(connection, group_id, bundles=bundles)
         except IntegrityError:
             if attempt == _STORE_ATTEMPTS:
                 raise

@@ -5,14 +5,16 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, gather, pack_bundle
 from flux_endpoint.errors import PublishError, RefusedMessageError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.states import ErrorCode
-from flux_endpoint.service.countdown import pass_on
+from flux_endpoint.service.countdown import Countdown, end, pass_on
 from flux_endpoint.service.failures import publish_failure
 from flux_endpoint.service.store import tasks
 from flux_endpoint.service.store.functions import Code
@@ -28,8 +30,9 @@ def publish_tasks(
     submission: tasks.Submission,
     new: Sequence[tasks.NewTask],
     code: Mapping[str, Code],
+    together: int = 1,
 ) -> Iterator[Future[None]]:
-    """Publish tasks of a submission one after the other; yield the confirm of each.
+    """Publish tasks of a submission one after the other; yield the confirm of each message.
 
     A task that the broker refuses, as too large for it, ends in a failure instead.
 
@@ -38,66 +41,87 @@ def publish_tasks(
         submission: what they share.
         new: the tasks.
         code: the functions by their ids.
+        together: how many of them the endpoint takes in one message.
 
     Raises:
         PublishError: the connection was closed.
     """
-    shared = _shared_headers(submission)
+    sender = _Sender(connection, submission)
+    for message in gather(_parts(submission, new, code), together):
+        yield sender.send(message)
+
+
+def _parts(
+    submission: tasks.Submission, new: Sequence[tasks.NewTask], code: Mapping[str, Code]
+) -> Iterator[Part]:
     becomes_job = bool(submission.resource_specification)
-    queue_name = queues.tasks_queue(submission.endpoint_id)
-    quoted: dict[str | None, str] = {None: '"'}  # without a function the buffer is empty
-    quoted.update((each, json.dumps(its.text)[:-1]) for each, its in code.items())
-    named = {
-        each: {queues.FUNCTION_NAME_HEADER: its.name} for each, its in code.items() if its.name
-    }
+    start = '\x01{"message_type":"task","data":{"task_buffer":'
+    # Two JSON strings make one: the function's is encoded, and sent, once for all of its tasks.
+    heads: dict[str | None, bytes] = {None: f'{start}"'.encode()}  # without a function: no code
+    heads.update(
+        (each, f"{start}{json.dumps(its.text)[:-1]}".encode()) for each, its in code.items()
+    )
     for task in new:
-        # Two JSON strings make one: the function's is encoded once for all of its tasks.
-        body = (
-            f'\x01{{"message_type":"task","data":{{"task_id":"{task.id}","task_buffer":'
-            f"{quoted[task.function_id]}{json.dumps(task.payload)[1:]}}}}}"
-        ).encode()
-        sent = connection.publish(
-            queues.TASKS_EXCHANGE,
-            queue_name,
-            body,
-            headers={
-                queues.TASK_ID_HEADER: task.id,
-                queues.FUNCTION_ID_HEADER: task.function_id or _NO_FUNCTION,
-                **(named.get(task.function_id or "", {}) if becomes_job else {}),
-                **shared,
-            },
-        )
+        headers: dict[str, object] = {
+            queues.TASK_ID_HEADER: task.id,
+            queues.FUNCTION_ID_HEADER: task.function_id or _NO_FUNCTION,
+        }
+        if becomes_job and (name := code[task.function_id].name if task.function_id else ""):
+            headers[queues.FUNCTION_NAME_HEADER] = name
+        rest = f'{json.dumps(task.payload)[1:]},"task_id":"{task.id}"}}}}'
+        yield Part(rest.encode(), heads[task.function_id], headers)
+
+
+class _Sender:
+    """Publishes tasks of a submission, and follows each message to its confirm."""
+
+    def __init__(self, connection: AmqpConnection, submission: tasks.Submission) -> None:
+        self._connection = connection
+        self._endpoint_id = submission.endpoint_id
+        self._queue_name = queues.tasks_queue(submission.endpoint_id)
+        self._shared = _shared_headers(submission)
+
+    def send(self, parts: Sequence[Part]) -> Future[None]:
+        """Publish tasks in one message; the future is done when all have been dealt with."""
+        if len(parts) > 1:
+            body = pack_bundle(parts, self._shared)
+            sent = self._publish(body, content_type=CONTENT_TYPE)
+        else:
+            sent = self._publish(parts[0].body, headers={**parts[0].headers, **self._shared})
         settled: Future[None] = Future()
-        settle = partial(_settle, settled, connection, submission.endpoint_id, task.id)
-        sent.add_done_callback(settle)
-        yield settled
+        sent.add_done_callback(partial(self._sent, parts, settled))
+        return settled
 
+    def _publish(self, body: bytes, **options: Any) -> Future[None]:
+        return self._connection.publish(queues.TASKS_EXCHANGE, self._queue_name, body, **options)
 
-def _settle(
-    settled: Future[None],
-    connection: AmqpConnection,
-    endpoint_id: str,
-    task_id: str,
-    sent: Future[None],
-) -> None:
-    """End `settled` with the confirm of a task, or of its failure if the broker refuses the task.
-
-    Runs on the connection's thread.
-    """
-    refusal = sent.exception()
-    if not isinstance(refusal, RefusedMessageError):
-        pass_on(settled, sent)
-        return
-    event(log, logging.ERROR, "the broker refuses a task", task_id=task_id, reason=refusal)
-    text = f"the task could not be sent to its endpoint: {refusal}"
-    try:
-        failure = publish_failure(
-            connection, endpoint_id, task_id, ErrorCode.COULD_NOT_EXECUTE, text, presumed=False
-        )
-    except PublishError as closed:  # we are ending: the next service comes here again
-        settled.set_exception(closed)
-    else:
-        failure.add_done_callback(partial(pass_on, settled))
+    def _sent(self, parts: Sequence[Part], settled: Future[None], sent: Future[None]) -> None:
+        """Runs on the connection's thread: a message is confirmed, or refused."""
+        refusal = sent.exception()
+        if not isinstance(refusal, RefusedMessageError):
+            pass_on(settled, sent)
+            return
+        try:
+            if len(parts) > 1:  # perhaps each is small enough
+                countdown = Countdown(len(parts), partial(end, settled))
+                for part in parts:
+                    self.send([part]).add_done_callback(countdown.one_done)
+                return
+            task_id = str(parts[0].headers[queues.TASK_ID_HEADER])
+            event(log, logging.ERROR, "the broker refuses a task", task_id=task_id, reason=refusal)
+            text = f"the task could not be sent to its endpoint: {refusal}"
+            failure = publish_failure(
+                self._connection,
+                self._endpoint_id,
+                task_id,
+                ErrorCode.COULD_NOT_EXECUTE,
+                text,
+                presumed=False,
+            )
+        except PublishError as closed:  # we are ending: the next service comes here again
+            settled.set_exception(closed)
+        else:
+            failure.add_done_callback(partial(pass_on, settled))
 
 
 def _shared_headers(submission: tasks.Submission) -> dict[str, object]:

@@ -68,11 +68,18 @@ def of_group(group_id: str) -> list[Declaration]:
     )
 
 
-def results_of_client(group_id: str, client_id: str) -> list[Declaration]:
-    """Return a client's own queue of a task group's results."""
+def results_of_client(group_id: str, client_id: str, *, bundles: bool) -> list[Declaration]:
+    """Return a client's own queue of a task group's results.
+
+    Args:
+        group_id: the task group.
+        client_id: the client.
+        bundles: whether it takes several results in one message.
+    """
+    key = queues.task_group_bundles_key if bundles else queues.task_group_key
     return _group_queue(
         queues.task_group_queue(group_id, client_id),
-        queues.task_group_key(group_id),
+        key(group_id),
         {"x-expires": CLIENT_QUEUE_EXPIRES},
     )
 

@@ -35,8 +35,9 @@ def open_results(
     group_id: GroupId, request: ResultQueueRequest, service: Service, caller: Caller
 ) -> GroupQueueAnswer:
     """Send a group's results to a queue of the client's own, which exists when this answers."""
-    submissions.join_group(service.database, service.quotas, group_id, caller.id)
-    things = topology.results_of_client(group_id, request.client_id)
+    bundles = request.bundles
+    submissions.join_group(service.database, service.quotas, group_id, caller.id, bundles=bundles)
+    things = topology.results_of_client(group_id, request.client_id, bundles=bundles)
     with service.database.read() as connection:
         if tasks.wants_group_queue(connection, group_id):
             # That of official clients may be of an earlier release, which did not bind it.

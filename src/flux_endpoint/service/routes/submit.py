@@ -130,7 +130,9 @@ def _submit(
             )
             # What waits for its delivery is given to its endpoint as it can take it.
             now = new if sizes is None else []
-            service.publisher.publish(stored, now, code, service.settings.publish_timeout)
+            service.publisher.publish(
+                stored, now, code, service.settings.publish_timeout, endpoint.takes_together
+            )
             return _answer(stored, endpoint_id, by_function, _ids(new), endpoint)
     if stored.create_queue:
         group_queue = topology.of_group(stored.group_id)

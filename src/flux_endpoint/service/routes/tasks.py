@@ -94,6 +94,8 @@ def read_group(
                 field="task_group_id",
             )
     if create_queue:
+        with service.database.write() as connection:
+            tasks.send_results(connection, group_id, bundles=False)
         service.publisher.declare(topology.of_group(group_id), service.settings.publish_timeout)
     with service.database.read() as connection:
         ids = tasks.group_tasks(connection, group_id)

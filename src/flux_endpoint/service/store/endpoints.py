@@ -19,6 +19,9 @@ DEFAULT_HEARTBEAT_PERIOD = 30.0
 #: Key of an endpoint's metadata by which this project's endpoints are known.
 OWN_MAKE_KEY = "flux_endpoint_version"
 
+#: Key of an endpoint's metadata that says how many tasks it takes in one message.
+TOGETHER_KEY = "tasks_per_message"
+
 #: In the place of a user's name: all users.
 EVERYBODY = "*"
 
@@ -73,6 +76,11 @@ class Endpoint:
         return OWN_MAKE_KEY in self.metadata
 
     @property
+    def takes_together(self) -> int:
+        """How many tasks it takes in one message."""
+        return _together(self.metadata)
+
+    @property
     def status(self) -> Literal["online", "offline"]:
         """Whether it is online now."""
         return "online" if self.is_online(time.time()) else "offline"
@@ -100,6 +108,17 @@ class Run:
     start: float
     seen: float
     ends: float
+
+
+def _together(metadata: Mapping[str, Any]) -> int:
+    told = metadata.get(TOGETHER_KEY)
+    return told if type(told) is int and told > 0 else 1
+
+
+def takes_together(connection: sa.Connection, endpoint_id: str) -> int:
+    """Return how many tasks an endpoint takes in one message."""
+    query = sa.select(endpoints.c.metadata).where(endpoints.c.id == endpoint_id)
+    return _together(connection.scalar(query) or {})
 
 
 def heartbeat_period(report: Mapping[str, Any]) -> float:

@@ -19,6 +19,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
+    true,
 )
 
 metadata = MetaData(
@@ -130,6 +132,9 @@ task_groups = Table(
     Column("id", String(36), primary_key=True),
     Column("owner_id", ForeignKey("users.id"), nullable=False, index=True),
     Column("created_at", Double, nullable=False),
+    # Whether queues were asked for that take one result a message, and several.
+    Column("plain", Boolean, nullable=False, server_default=true()),
+    Column("bundles", Boolean, nullable=False, server_default=false()),
 )
 
 #: One row a submission: what its tasks share, and whether the broker has them.

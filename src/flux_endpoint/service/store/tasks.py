@@ -88,6 +88,14 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Listeners:
+    """Whether a task group has queues that take one result a message, and several."""
+
+    plain: bool
+    bundles: bool
+
+
+@dataclass(frozen=True)
 class Open:
     """How many tasks of a user have not ended, and bytes of their arguments."""
 
@@ -125,10 +133,33 @@ def group_owner(connection: sa.Connection, group_id: str) -> str | None:
 
 
 def add_group(connection: sa.Connection, group_id: str, owner_id: str) -> None:
-    """Create a task group."""
+    """Create a task group, whose results go to no queue until one is asked for."""
     connection.execute(
-        sa.insert(task_groups).values(id=group_id, owner_id=owner_id, created_at=time.time())
+        sa.insert(task_groups).values(
+            id=group_id, owner_id=owner_id, created_at=time.time(), plain=False, bundles=False
+        )
     )
+
+
+def send_results(connection: sa.Connection, group_id: str, *, bundles: bool) -> None:
+    """Note that a queue of a group takes results from now on, with `bundles` several a message."""
+    wanted = task_groups.c.bundles if bundles else task_groups.c.plain
+    connection.execute(
+        sa.update(task_groups)
+        .where(task_groups.c.id == group_id, ~wanted)
+        .values({wanted.name: True})
+    )
+
+
+def listeners(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Listeners]:
+    """Return which kinds of queues get the results of task groups."""
+    found: dict[str, Listeners] = {}
+    for part in chunks(ids):
+        query = sa.select(task_groups.c.id, task_groups.c.plain, task_groups.c.bundles).where(
+            task_groups.c.id.in_(part)
+        )
+        found.update((row[0], Listeners(*row[1:])) for row in connection.execute(query))
+    return found
 
 
 def group_tasks(connection: sa.Connection, group_id: str) -> list[str]:
