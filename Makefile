@@ -2,10 +2,14 @@
 #
 #   PYTHON=/path/to/python3.12   the interpreter for .venv (default: the first of 3.11 or newer)
 #   ARGS="-k broker"             more arguments for pytest
+#   ROWS="jobs mpi"              what `make bench` measures: rows or levels (default: see its help)
+#   BUSY=yes                     measure although others use the machine
 #   JOBS=0                       processes that run the tests (default: one more than cores, at most 8)
 
 PYTHON ?=
 ARGS ?=
+ROWS ?=
+BUSY ?=
 # Most of a test's time is waiting for programs: one process more than cores keeps these busy.
 JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
 VENV := .venv
@@ -20,12 +24,14 @@ OFFICIAL := .venv-official
 OFFICIAL_STAMP := $(OFFICIAL)/.installed
 PLUGIN := .venv-plugin
 PLUGIN_STAMP := $(PLUGIN)/.installed
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv official system demo test check faults fuzz man clean
+.PHONY: help venv official system demo test check faults fuzz bench bench-quick man clean
 
 help: ## Show this.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Create .venv with the package, its test and lint tools.
 
@@ -57,6 +63,7 @@ check: venv ## Lint, check the format, the types and who imports whom.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports --no-cache --no-logo pyproject.toml
 
 $(FUZZ_STAMP): pyproject.toml tools/make-venv
@@ -69,9 +76,19 @@ faults: venv system ## Run a mixed load under random faults, and account for eac
 fuzz: $(FUZZ_STAMP) ## Look for inputs that break a decoder, SECONDS=60 for each.
 	@$(FUZZ)/bin/python tools/fuzz --seconds $(SECONDS) $(TARGETS)
 
+$(PEERS_STAMP): tools/make-peers-venv | $(STAMP)
+	@tools/make-peers-venv $(PEERS) $(BIN)/python
+	@touch $(PEERS_STAMP)
+
+bench: venv system $(PEERS_STAMP) ## Measure this project against its peers; writes docs/performance.md (about an hour).
+	$(BIN)/python benchmarks/bench.py --docs $(if $(BUSY),--busy) $(ROWS)
+
+bench-quick: venv system $(PEERS_STAMP) ## The same rows roughly, in less than three minutes; writes .bench only.
+	$(BIN)/python benchmarks/bench.py --quick $(if $(BUSY),--busy) $(ROWS)
+
 man: venv ## Write the man page again from the commands' help.
 	$(BIN)/python tools/make-man
 
 clean: ## Remove what make created, .venv included.
-	rm -rf $(VENV) $(OFFICIAL) $(PLUGIN) $(FUZZ) .fuzz build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) $(PLUGIN) $(PEERS) $(FUZZ) .fuzz .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,21 +20,19 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from mixed_load import KINDS, Task, make_load, shortest
-from step_chart import Area, Line, draw
-from step_functions import Steps, integral, level, steps
 
 from flux_endpoint.engine import FluxEngine, FluxEngineConfig
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.functions import MPIFunction, ShellFunction, serialize_arguments
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.serialize import ComputeSerializer
+from instance import instance
+from mixed_load import KINDS, Task, make_load, shortest
+from step_chart import Area, Line, draw
+from step_functions import Steps, integral, level, steps
 
 #: Seconds between two looks at what is allocated.
 SAMPLE_PERIOD = 0.1
@@ -65,37 +63,6 @@ def command(seconds: float) -> str:
     """Return the work of a rank, which prints when it began and when it ended."""
     now = "echo $FLUX_TASK_RANK $(date +%s.%N)"
     return f"sh -c '{now}; sleep {seconds:.3f}; {now}'"
-
-
-@contextmanager
-def instance(nodes: int, cores: int, gpus: int) -> Iterator[str]:
-    """Run a Flux instance that believes to have these resources; yields its URI."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
-    with tempfile.TemporaryDirectory() as directory:
-        counts = {"ranks": nodes, "cores": cores, "gpus": gpus}
-        ids = {name: ",".join(map(str, range(count))) for name, count in counts.items() if count}
-        encode = ["flux", "R", "encode", *(f"--{name}={value}" for name, value in ids.items())]
-        resources = Path(directory, "R.json")
-        resources.write_bytes(subprocess.run(encode, capture_output=True, check=True).stdout)
-        Path(directory, "resource.toml").write_text(
-            f'[resource]\nnoverify = true\npath = "{resources}"\n'
-        )
-        start = ["flux", "start", f"--test-size={nodes}", f"--config-path={directory}"]
-        program = ["sh", "-c", 'echo "$FLUX_URI"; cat > /dev/null']
-        with subprocess.Popen(
-            [*start, *program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            uri = process.stdout.readline().strip()
-            if not uri:
-                sys.exit(f"`flux start` ended with status {process.wait()}")
-            yield uri
-            process.stdin.close()
 
 
 class Run:
