@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,11 +25,9 @@ PERIOD = 5
 _SITE = Path(__file__).parent / "programs" / "site"
 
 _TEMPLATE = """
-heartbeat_period: {period}
-debug: true
 engine:
-  type: {{{{ engine | default("ThreadPoolEngine") }}}}
-  max_workers: {{{{ workers | default(2) }}}}
+  type: {{ engine | default("ThreadPoolEngine") }}
+  max_workers: {{ workers | default(2) }}
 """
 
 # What its user endpoints are started as: one begins its work when nothing holds it up.
@@ -38,6 +37,23 @@ exec '{command}' "$@"
 """
 
 
+def official_environment(service_url: str, token: str, home: Path) -> dict[str, str]:
+    """Return what docs/interoperability.md tells a user to set."""
+    dropped = ("GLOBUS_", "FLUX_", "PMI_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY", "PYTHONPATH"):
+        kept.pop(name, None)
+    return {
+        **kept,
+        "HOME": str(home),
+        "http_proxy": service_url,
+        "GLOBUS_SDK_ENVIRONMENT": "local",
+        "GLOBUS_SDK_SERVICE_URL_AUTH": "http://localhost:5000/auth/",
+        "GLOBUS_COMPUTE_CLIENT_ID": str(uuid.uuid4()),
+        "GLOBUS_COMPUTE_CLIENT_SECRET": token,
+    }
+
+
 class OfficialEndpoint:
     """A core endpoint, `globus-compute-endpoint start`, with a template for user endpoints.
 
@@ -45,9 +61,21 @@ class OfficialEndpoint:
         home: where it keeps everything.
         python: an interpreter that has the official packages.
         environment: how they reach the service, and as whom.
+        template: what user endpoints run tasks with.
+        period: seconds between two reports.
+        debug: whether they log all that they do.
     """
 
-    def __init__(self, home: Path, python: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        python: str,
+        environment: dict[str, str],
+        *,
+        template: str = _TEMPLATE,
+        period: int = PERIOD,
+        debug: bool = True,
+    ) -> None:
         self._home = home
         self._commands = Path(python).parent
         self._environment = {**environment, "HOME": str(home)}
@@ -55,10 +83,9 @@ class OfficialEndpoint:
         directory = home / ".globus_compute" / "lab"
         self._directory = directory
         self._command("configure", "--contact-email", "admin@example.org", "lab")
-        config = {"heartbeat_period": PERIOD, "email": "admin@example.org", "debug": True}
-        (directory / "config.yaml").write_text(yaml.safe_dump(config))
-        template = _TEMPLATE.format(period=PERIOD)
-        (directory / "user_config_template.yaml.j2").write_text(template)
+        common = yaml.safe_dump({"heartbeat_period": period, "debug": debug})
+        (directory / "config.yaml").write_text(f"{common}email: admin@example.org\n")
+        (directory / "user_config_template.yaml.j2").write_text(common + template)
         (directory / "user_config_schema.json").unlink()
         self._held = home / "held"
         command = home / "bin" / "globus-compute-endpoint"

@@ -5,35 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tests.endpoint.service_process import COMMAND, ServiceProcess
+from tests.interop.official_endpoint import official_environment
 
 #: Bound of a wait for a foreign program, in seconds.
 PATIENCE = 100
 #: The same for all that one does, each step of which has its own bound.
 PROGRAM = 250
-
-
-def official_environment(service_url: str, token: str, home: Path) -> dict[str, str]:
-    """Return what docs/interoperability.md tells a user to set."""
-    dropped = ("GLOBUS_", "FLUX_", "PMI_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY", "PYTHONPATH"):
-        kept.pop(name, None)
-    return {
-        **kept,
-        "HOME": str(home),
-        "http_proxy": service_url,
-        "GLOBUS_SDK_ENVIRONMENT": "local",
-        "GLOBUS_SDK_SERVICE_URL_AUTH": "http://localhost:5000/auth/",
-        "GLOBUS_COMPUTE_CLIENT_ID": str(uuid.uuid4()),
-        "GLOBUS_COMPUTE_CLIENT_SECRET": token,
-    }
 
 
 class OfficialWorld:

@@ -10,8 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint
-from tests.interop.official_world import official_environment
+from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint, official_environment
 from tests.service.http_server import listening
 
 from broker_access import session_broker

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint
-from tests.interop.official_world import official_environment
+from tests.interop.official_endpoint import PATIENCE, OfficialEndpoint, official_environment
 from tests.interop.plugin_world import PluginEnvironment
 from tests.service.http_server import listening
 
