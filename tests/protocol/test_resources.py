@@ -130,6 +130,7 @@ TEXTS = ("queue", "bank", "job_name", "launcher_options")
 OBJECTS = ("constraints", "shell_options", "attributes")
 REFUSED = [
     *((key, value) for key in COUNTS for value in (0, -1, 1.0, "2", True, [1])),
+    ("tasks_per_slot", 4097),
     *(("gpus_per_rank", value) for value in (-1, 0.5, "1", False)),
     *(("urgency", value) for value in (-1, 32, 1.5, "high", True)),
     *(("exclusive", value) for value in (1, 0, "yes", "true", [])),

@@ -17,6 +17,8 @@ from flux_endpoint.protocol.moment import parse_moment
 URGENCY_MOST = 31
 #: The most of anything that is counted: what Flux's own counts can hold.
 _MOST = 2**31 - 1
+#: The most ranks of a slot. It alone is bounded by no resources: so many processes are started.
+_MOST_PER_SLOT = 4096
 #: How many characters of a wrong value an error shows.
 _SHOWN = 200
 
@@ -246,7 +248,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "num_ranks": _integer(1),
     "cores_per_rank": _integer(1),
     "gpus_per_rank": _integer(0),
-    "tasks_per_slot": _integer(1),
+    "tasks_per_slot": _integer(1, _MOST_PER_SLOT),
     "exclusive": _boolean,
     "walltime": _walltime,
     "queue": _text,

@@ -8,12 +8,13 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import dill
 
-from flux_endpoint.engine.jobs.exchange import read_rank
+from flux_endpoint.engine.jobs.exchange import ranks_that_ended, read_rank
 from flux_endpoint.engine.jobs.plan import CommandPlan, RanksPlan
 from flux_endpoint.engine.outcome import TIMEOUT_EXPIRED, Finished
 from flux_endpoint.engine.task import Failure, Value, checked_size
@@ -26,6 +27,8 @@ from flux_endpoint.serialize import ComputeSerializer, DillDataBase64
 
 #: Lines of standard error that a failed task shows.
 _SHOWN_LINES = 30
+#: Ranks without a value that it names.
+_SHOWN_RANKS = 100
 #: Most of each stream of a Python function's ranks that is kept.
 _PRINTED_LINES = 1000
 _PRINTED_BYTES = 1 << 18
@@ -113,16 +116,24 @@ def with_abort_code(outcome: Finished, stderr: str) -> Finished:
 
 
 def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
-    ends = [read_rank(plan.directory, rank) for rank in range(plan.ranks)]
-    for rank, end in enumerate(ends):
+    # Not one by one up to their number, which is whatever the task says: what is there counts.
+    ends = {
+        rank: read_rank(plan.directory, rank)
+        for rank in ranks_that_ended(plan.directory)
+        if rank < plan.ranks
+    }
+    for rank, end in ends.items():
         if isinstance(end, Failure):
             return Failure(end.code, f"Exception on rank {rank} of {plan.ranks}:\n{end.text}")
-    values = [end.data for end in ends if isinstance(end, Value)]
+    values = [end.data for end in ends.values() if isinstance(end, Value)]
     if len(values) == plan.ranks and outcome.returncode == 0:
         return _joined(values)
     stderr = _tail(plan.stderr, 0, _SHOWN_LINES, 1 << 16)
     outcome = with_abort_code(outcome, stderr)
-    missing = ", ".join(str(rank) for rank, end in enumerate(ends) if end is None) or "none"
+    without = (str(rank) for rank in range(plan.ranks) if ends.get(rank) is None)
+    missing = ", ".join(islice(without, _SHOWN_RANKS)) or "none"
+    if (left := plan.ranks - len(values) - _SHOWN_RANKS) > 0:
+        missing += f" and {left} more"
     what = (
         "its walltime ran out"
         if outcome.exception_name == TIMEOUT_EXPIRED
