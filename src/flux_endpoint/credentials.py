@@ -38,11 +38,13 @@ class Credentials:
         service_url: e.g. `https://flux.example.org` or `http://127.0.0.1:5000/base`.
         token: what goes into the `Authorization` header; never shown by `repr`.
         source: where the token came from, for messages.
+        stack_lock: of the stack that runs the service: a file that it has locked; `None`: none.
     """
 
     service_url: str
     token: str = field(repr=False)
     source: str = "the caller"
+    stack_lock: Path | None = None
 
     def __post_init__(self) -> None:
         url = self.service_url.strip().rstrip("/")
@@ -60,6 +62,11 @@ class Credentials:
             )
         object.__setattr__(self, "service_url", url)
         object.__setattr__(self, "token", token)
+
+    @property
+    def stack_is_down(self) -> bool:
+        """Whether the service is a stack's that does not run now: nobody may be sent the token."""
+        return self.stack_lock is not None and not _is_held(self.stack_lock)
 
 
 def _problem_of(url: str) -> str | None:
@@ -144,7 +151,13 @@ def _from_file(path: Path) -> Credentials:
             what = "has no" if key not in content else "needs a non-empty string in"
             raise ConfigurationError(f"credentials file {path} {what} {key!r}")
         values[key] = value
-    return Credentials(values["service_url"], values["token"], source=str(path))
+    lock = content.get(STACK_KEY)
+    return Credentials(
+        values["service_url"],
+        values["token"],
+        source=str(path),
+        stack_lock=path.parent / lock if isinstance(lock, str) else None,
+    )
 
 
 def _check_stack(path: Path, content: dict[str, Any]) -> None:

@@ -129,6 +129,8 @@ class RestClient:
         for attempt in range(1, self._attempts + 1):
             response: httpx.Response | None = None
             try:
+                if self.credentials.stack_is_down:  # whoever has its port is somebody else
+                    raise httpx.ConnectError("the stack that runs it is down")
                 response = self._http.request(
                     method, path, json=json, params=params, headers=headers
                 )

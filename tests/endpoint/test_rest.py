@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,3 +202,20 @@ def test_a_proxy_of_the_site_is_not_asked_for_this_machine(
     script.answers = [OK]
     with client(script.url) as service:
         assert service.request("GET", "/x") == {"fine": True}
+
+
+def test_a_stack_that_is_down_gets_no_token_whoever_has_its_port(
+    script: Script, tmp_path: Path
+) -> None:
+    script.answers = [(401, {"code": "UNAUTHORIZED", "message": "who are you?"}, {})]
+    file = tmp_path / "lock"
+    client = RestClient(Credentials(script.url, "secret", stack_lock=file), attempts=1)
+    with client, file.open("w") as lock:
+        for _ in range(2):
+            with pytest.raises(ServiceUnreachableError, match="stack that runs it is down"):
+                client.request("GET", "/v2/version")
+        assert script.requests == []
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ServiceError, match="who are you"):
+            client.request("GET", "/v2/version")
+        assert len(script.requests) == 1

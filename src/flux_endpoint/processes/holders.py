@@ -27,7 +27,10 @@ class Holder:
 
 
 def holders_of(path: Path) -> list[Holder]:
-    """Return the other processes that have `path` open, as far as this user may know."""
+    """Return the other processes that have `path` open to write, as far as this user may know.
+
+    Who has it open to read looks who has locked it, and is gone in a moment.
+    """
     wanted = {str(path): False, f"{path}{_DELETED}": True}
     found = []
     for process in Path("/proc").iterdir():
@@ -36,7 +39,15 @@ def holders_of(path: Path) -> list[Holder]:
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             for each in (process / "fd").iterdir():
                 target = str(each.readlink())
-                if target in wanted:
+                if target in wanted and _writes(process, each.name):
                     found.append(Holder(int(process.name), each, wanted[target]))
                     break
     return found
+
+
+def _writes(process: Path, descriptor: str) -> bool:
+    for line in (process / "fdinfo" / descriptor).read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "flags":
+            return int(value, 8) & os.O_ACCMODE != os.O_RDONLY
+    return True

@@ -30,6 +30,8 @@ from flux_endpoint.stack.tails import tail
 STOP_TIMEOUT = 60.0
 #: Seconds until the processes below a killed stack are gone.
 REMAINS_TIMEOUT = 15.0
+#: Seconds for which a client may have the lock that looks whether somebody else has it.
+_LOOK = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def stop_stack() -> Stopped | None:
     with StackLock(directory) as lock:
         deleted = lock.try_acquire()
         holders = directory.holders(deleted=deleted)
-        if not holders and not deleted and not lock.acquire(0):
+        if not holders and not deleted and not lock.acquire(_LOOK):
             raise FluxEndpointError(
                 f"a stack has {directory.path}/lock, and none of its processes can be seen: it "
                 "runs on another host, or as another user; end it there"
