@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -24,13 +25,14 @@ from tests.service.test_operations import result
 from broker_access import NOBODY_ASKS, session_broker
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.quotas import BURST_SECONDS, UNDER_WAY, RequestRate
+from flux_endpoint.service.quotas import BURST_SECONDS, UNDER_WAY, ClientQueues, RequestRate
 from flux_endpoint.service.settings import ServiceSettings
-from flux_endpoint.service.store import tasks, users
+from flux_endpoint.service.store import endpoints, tasks, users
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.tables import submissions
 from flux_endpoint.service.store.tables import tasks as task_table
 from flux_endpoint.service.store.tables import users as user_table
+from flux_endpoint.service.store.users import User
 
 TokenOf = Callable[[str], dict[str, str]]
 OWN = {"flux_endpoint_version": "1"}
@@ -242,3 +244,65 @@ class TestTokens:
         day = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86_400))
         assert day in refusal(status(over), 401, "UNAUTHORIZED", "Authorization").message
         eventually(lambda: status(soon).status_code == 401)
+
+
+def test_clients_of_a_user_open_so_many_queues_in_a_while() -> None:
+    now = 0.0
+    opened = ClientQueues(2, 600, lambda: now)
+    opened.open("ada", "a")
+    now = 100
+    opened.open("ada", "b")
+    opened.open("ada", "a")  # again, which counts from now
+    opened.open("bob", "c")
+    now = 650
+    with pytest.raises(ServiceError, match="2 queues") as refused:
+        opened.open("ada", "c")
+    assert (refused.value.code, refused.value.retry_after) == ("TOO_MANY_QUEUES", 50)
+    opened.open("ada", "b")
+    now = 700
+    opened.open("ada", "c")
+    with pytest.raises(ServiceError):
+        opened.open("ada", "a")
+
+
+@pytest.mark.rabbitmq
+def test_queues_of_results_and_events_are_counted_together(
+    limited: Limited, amqp_vhost: str, bob: dict[str, str]
+) -> None:
+    client = limited(amqp_vhost, max_user_queues=2)
+    one, two, three = (str(uuid.uuid4()) for _ in range(3))
+    for kind in ("results", "events", "results"):
+        answer = client.post(f"/v2/taskgroup/{one}/{kind}", json={"client_id": two})
+        assert answer.status_code == 200
+    for kind in ("results", "events"):
+        answer = client.post(f"/v2/taskgroup/{one}/{kind}", json={"client_id": three})
+        refusal(answer, 429, "TOO_MANY_QUEUES")
+    other = client.post(f"/v2/taskgroup/{two}/events", json={"client_id": two}, headers=bob)
+    assert other.status_code == 200
+
+
+@pytest.mark.rabbitmq
+def test_what_endpoints_say_of_themselves_is_bounded_and_not_in_lists(
+    limited: Limited, amqp_vhost: str, database: Database, bob: dict[str, str]
+) -> None:
+    client = limited(amqp_vhost, max_user_endpoints=1)
+    body = {"endpoint_name": "lab", "public": True, "metadata": {**OWN, "x": "é" * 2**17}}
+    refusal(client.post("/v3/endpoints", json=body), 422, "SEMANTICALLY_INVALID", "metadata")
+    body["metadata"] = {**OWN, "x": "x" * 2**17}
+    known = client.post("/v3/endpoints", json=body).json()["endpoint_id"]
+    user = User("nobody", "nobody")
+    with database.read() as connection:
+        (listed,) = endpoints.list_endpoints(connection, user, public=True)
+    assert (listed.id, listed.is_own_make, set(listed.metadata)) == (known, True, set(OWN))
+    for n in range(5):
+        assert client.delete(f"/v2/endpoints/{known}").status_code == 200, n
+        with database.read() as connection:
+            left = endpoints.get_endpoint(connection, known, deleted=True)
+        assert left is not None
+        assert left.is_own_make
+        assert "x" not in left.metadata
+        if n < 4:
+            known = client.post("/v3/endpoints", json=body).json()["endpoint_id"]
+    answer = client.post("/v3/endpoints", json=body)
+    assert "deleted 5" in refusal(answer, 403, "TOO_MANY_ENDPOINTS").message
+    assert client.post("/v3/endpoints", json=body, headers=bob).status_code == 200

@@ -127,6 +127,12 @@ def service() -> None:
 @_setting("max-user-code", "Bytes of all functions of each user (K, M, G, T).", default="1G")
 @_setting("max-user-endpoints", "Endpoints of each user.", default=200, type=int)
 @_setting("max-user-groups", "Task groups of each user.", default=20_000, type=int)
+@_setting(
+    "max-user-queues",
+    "Queues that clients of each user open in ten minutes.",
+    default=2000,
+    type=int,
+)
 @_setting("log-format", "How to log.", type=click.Choice(["text", "json"]), default="text")
 def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from flux_endpoint.errors import ServiceError
+from flux_endpoint.service import topology
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import functions as function_store
 from flux_endpoint.service.store import tasks
@@ -23,6 +25,9 @@ BURST_SECONDS = 10
 #: Requests of one user that are under way at a time. Each may have a few results in memory until
 #: they are read.
 UNDER_WAY = 64
+#: So many times the endpoints that a user may have may be deleted in a day.
+DELETED_A_DAY = 5
+_DAY = 86_400.0
 
 
 class RequestRate:
@@ -85,11 +90,61 @@ class RequestRate:
         self._left[user_id] = left - 1, now
 
 
+class ClientQueues:
+    """How many queues of clients each user has; for any thread.
+
+    One that nobody uses is gone after a while. Those that are in use for longer than that are no
+    longer counted: they take connections, which are counted elsewhere.
+
+    Args:
+        most: of each user.
+        kept: seconds for which a queue is there that nobody uses.
+        clock: tells the time in seconds, which never goes back.
+    """
+
+    def __init__(self, most: int, kept: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._kept = kept
+        self._clock = clock
+        self._lock = threading.Lock()
+        #: When each queue was opened last, by user; the one that was first comes first.
+        self._opened: dict[str, dict[str, float]] = {}
+
+    def open(self, user_id: str, queue: str) -> None:
+        """Count a queue that is opened now, perhaps again.
+
+        Raises:
+            ServiceError: 429, it is one too many.
+        """
+        with self._lock:
+            now = self._clock()
+            theirs = self._opened.setdefault(user_id, {})
+            for each, at in list(theirs.items()):
+                if at > now - self._kept:
+                    break
+                del theirs[each]
+            if queue not in theirs and len(theirs) >= self._most:
+                wait = math.ceil(next(iter(theirs.values())) + self._kept - now)
+                raise ServiceError(
+                    f"you have opened {self._most} queues of results and events in the last "
+                    f"{self._kept / 60:g} minutes, which is the most: use one Executor for many "
+                    "tasks",
+                    http_status=429,
+                    code="TOO_MANY_QUEUES",
+                    retry_after=max(wait, 1),
+                )
+            theirs.pop(queue, None)
+            theirs[queue] = now
+
+
 class Quotas:
     """Checks what a user has; each method within the transaction that adds to it."""
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
+        self.client_queues = ClientQueues(
+            settings.max_user_queues, topology.CLIENT_QUEUE_EXPIRES / 1000
+        )
 
     def add_tasks(self, connection: sa.Connection, user_id: str, count: int, size: int) -> None:
         """Count tasks, and bytes of their arguments, that are about to be stored.
@@ -135,7 +190,17 @@ class Quotas:
             & endpoints.c.deleted_at.is_(None)
             & endpoints.c.parent_id.is_(None)
         )
-        self._check(connection, theirs, self._settings.max_user_endpoints, "endpoints")
+        most = self._settings.max_user_endpoints
+        self._check(connection, theirs, most, "endpoints")
+        lately = (endpoints.c.owner_id == user_id) & (endpoints.c.deleted_at > time.time() - _DAY)
+        count = connection.scalar(sa.select(sa.func.count()).where(lately)) or 0
+        if count >= DELETED_A_DAY * most:  # their ids are kept
+            raise ServiceError(
+                f"you have deleted {count} endpoints in a day, which is the most: register an "
+                "endpoint again by its id (PUT) instead",
+                http_status=403,
+                code="TOO_MANY_ENDPOINTS",
+            )
 
     def check_groups(self, connection: sa.Connection, user_id: str) -> None:
         """Refuse one more task group than a user may have."""

@@ -63,6 +63,7 @@ class ServiceSettings(BaseModel):
         max_user_code: bytes of these, and of deleted ones that are still kept.
         max_user_endpoints: endpoints of each user.
         max_user_groups: task groups of each user.
+        max_user_queues: queues that clients of each user open in ten minutes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,6 +94,7 @@ class ServiceSettings(BaseModel):
     max_user_code: Size = Field(default="1G", validate_default=True, gt=0)
     max_user_endpoints: int = Field(default=200, ge=1)
     max_user_groups: int = Field(default=20_000, ge=1)
+    max_user_queues: int = Field(default=2000, ge=1)
 
     @field_validator("amqp_url", "endpoint_amqp_url", "client_amqp_url")
     @classmethod

@@ -35,6 +35,8 @@ def open_results(
     group_id: GroupId, request: ResultQueueRequest, service: Service, caller: Caller
 ) -> GroupQueueAnswer:
     """Send a group's results to a queue of the client's own, which exists when this answers."""
+    queue = queues.task_group_queue(group_id, request.client_id)
+    service.quotas.client_queues.open(caller.id, queue)
     bundles = request.bundles
     submissions.join_group(service.database, service.quotas, group_id, caller.id, bundles=bundles)
     things = topology.results_of_client(group_id, request.client_id, bundles=bundles)
@@ -42,7 +44,7 @@ def open_results(
         if tasks.wants_group_queue(connection, group_id):
             # That of official clients may be of an earlier release, which did not bind it.
             things += topology.of_group(group_id)
-    return _opened(service, caller, things, queues.task_group_queue(group_id, request.client_id))
+    return _opened(service, caller, things, queue)
 
 
 @router.post("/v2/taskgroup/{group_id}/events")
@@ -50,10 +52,12 @@ def open_events(
     group_id: GroupId, service: Service, caller: Caller, request: EventQueueRequest | None = None
 ) -> GroupQueueAnswer:
     """Send the events of a group's jobs to a client's queue, which exists when this answers."""
-    submissions.join_group(service.database, service.quotas, group_id, caller.id)
     client_id = request.client_id if request else None
+    queue = queues.task_group_events_queue(group_id, client_id)
+    service.quotas.client_queues.open(caller.id, queue)
+    submissions.join_group(service.database, service.quotas, group_id, caller.id)
     things = topology.events_of_client(group_id, client_id)
-    return _opened(service, caller, things, queues.task_group_events_queue(group_id, client_id))
+    return _opened(service, caller, things, queue)
 
 
 def _opened(

@@ -1,5 +1,6 @@
 """Registering endpoints, and what is known of them."""
 
+import json
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -32,6 +33,8 @@ router = APIRouter()
 
 EndpointId = Annotated[UuidText, Path()]
 
+#: Bytes of JSON that an endpoint says of itself: its configuration, template and schema included.
+MAX_METADATA = 256 * 2**10
 #: Seconds for which a lock refuses registrations.
 LOCK_SECONDS = 30
 
@@ -229,6 +232,11 @@ def _register(
     for field in ("endpoint_name", "display_name"):
         if "\0" in (getattr(request, field) or ""):
             raise invalid_field(field, "must not contain NUL")
+    if (
+        len(json.dumps(request.metadata, ensure_ascii=False).encode("utf-8", "replace"))
+        > MAX_METADATA
+    ):
+        raise invalid_field("metadata", f"is larger than {MAX_METADATA} bytes of JSON")
     if request.high_assurance:
         raise invalid_field("high_assurance", "this service has none: leave it out to go without")
     if request.authentication_policy:

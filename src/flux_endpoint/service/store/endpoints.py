@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -135,6 +135,12 @@ _COLUMNS = (
 )
 
 
+#: What lists of endpoints do without.
+_LEFT_OUT = ("metadata", "last_report", "allowed_functions", "user_config", "user_runtime")
+_MAKE = endpoints.c.metadata[OWN_MAKE_KEY].as_string().label("own_make")
+_LISTED = tuple(column for column in _COLUMNS if column.name not in _LEFT_OUT)
+
+
 def get_endpoint(
     connection: sa.Connection, endpoint_id: str, *, deleted: bool = False
 ) -> Endpoint | None:
@@ -147,14 +153,29 @@ def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> li
     """Return the endpoints of a user and, if `public`, others that the user sees.
 
     Those are the public ones, and those where the user may run tasks. User endpoints are not
-    listed: nobody names them.
+    listed: nobody names them. What each said of itself is left out but its make: others could make
+    that long.
     """
     wanted = endpoints.c.owner_id == user.id
     if public:
         named = endpoints.c.users.is_not(None) | endpoints.c.groups.is_not(None)
         wanted = wanted | endpoints.c.public | named
-    found = _select(connection, wanted & endpoints.c.parent_id.is_(None))
-    return [each for each in found if may_see(connection, each, user)]
+    query = (
+        sa.select(*_LISTED, _MAKE)
+        .join_from(endpoints, users)
+        .where(wanted, endpoints.c.parent_id.is_(None), endpoints.c.deleted_at.is_(None))
+        .order_by(endpoints.c.created_at)
+    )
+    found = []
+    for row in connection.execute(query).mappings():
+        said = dict.fromkeys(_LEFT_OUT)
+        make = row["own_make"]
+        about = {} if make is None else {OWN_MAKE_KEY: make}
+        known = {name: value for name, value in row.items() if name != "own_make"}
+        each = Endpoint(**{**said, **known, "metadata": about})
+        if may_see(connection, each, user):
+            found.append(replace(each, users=None, groups=None))
+    return found
 
 
 def may_see(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
@@ -238,11 +259,22 @@ def lock_endpoint(connection: sa.Connection, endpoint_id: str, until: float) -> 
 def delete_endpoint(connection: sa.Connection, endpoint_id: str, now: float) -> list[str]:
     """Hide an endpoint and its user endpoints, and have them emptied; return their ids.
 
-    Their tasks and the results of these stay. Their tokens are gone.
+    Their tasks and the results of these stay. Their tokens are gone, and so is all that they have
+    said of themselves but their make: an id is kept for ever, and must not be large.
     """
     them = (endpoints.c.id == endpoint_id) | (endpoints.c.parent_id == endpoint_id)
-    query = sa.select(endpoints.c.id).where(them, endpoints.c.deleted_at.is_(None))
-    ids = list(connection.scalars(query))
+    query = sa.select(endpoints.c.id, _MAKE).where(them, endpoints.c.deleted_at.is_(None))
+    makes = {row.id: row.own_make for row in connection.execute(query)}
+    ids = list(makes)
+    for own in (True, False):
+        those = [each for each, make in makes.items() if (make is not None) == own]
+        metadata = {OWN_MAKE_KEY: ""} if own else {}
+        left = sa.update(endpoints).where(endpoints.c.id.in_(those))
+        connection.execute(
+            left.values(
+                metadata=metadata, last_report=None, allowed_functions=None, users=None, groups=None
+            )
+        )
     deletion = sa.update(endpoints).where(endpoints.c.id.in_(ids))
     connection.execute(deletion.values(deleted_at=now, empty_before=now, run=None))
     revoke_endpoint_tokens(connection, ids)
