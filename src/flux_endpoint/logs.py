@@ -72,7 +72,9 @@ def said(record: logging.LogRecord) -> str:
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    return json.dumps(text) if not text or any(c in text for c in ' "\n=') else text
+    # What others have chosen must not move a terminal's cursor, nor begin a line.
+    plain = text.isprintable() and not any(c in text for c in ' "=')
+    return text if text and plain else json.dumps(text)
 
 
 def put_aside(path: Path) -> None:

@@ -25,7 +25,7 @@ def here(home: Path, name: str, service_url: str) -> uuid.UUID:
     return endpoint_id
 
 
-def at(service: Any, name: str, display_name: str | None = None) -> uuid.UUID:
+def at(service: Any, name: str, display_name: str | None = None, owner: str = "ada") -> uuid.UUID:
     """Have the service know an endpoint."""
     endpoint_id = uuid.uuid4()
     service.endpoints.append(
@@ -33,7 +33,7 @@ def at(service: Any, name: str, display_name: str | None = None) -> uuid.UUID:
             "uuid": str(endpoint_id),
             "name": name,
             "display_name": display_name,
-            "owner": "ada",
+            "owner": owner,
         }
     )
     return endpoint_id
@@ -91,6 +91,15 @@ def test_a_name_that_several_have_is_told_their_ids(
     with pytest.raises(ValueError, match="2 endpoints are called 'lab'") as raised:
         Executor("lab", client)
     assert all(each in str(raised.value) for each in ids)
+
+
+def test_a_users_own_endpoint_is_meant_whatever_others_call_theirs(
+    service: Any, client: Client, home: Path
+) -> None:
+    own = at(service, "lab")
+    at(service, "lab", owner="eve")
+    at(service, "evil", "lab", owner="eve")
+    assert Executor("lab", client).endpoint_id == own
 
 
 def test_a_damaged_file_is_passed_over(service: Any, client: Client, home: Path) -> None:

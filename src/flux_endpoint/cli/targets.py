@@ -55,10 +55,12 @@ def find_endpoint(text: str, api: ServiceApi) -> Target:
     endpoint_id = _canonical(text)
     if endpoint_id is not None:
         return Target(endpoint_id, endpoint_id)
-    known = api.endpoints("any")
-    named = [each for each in known if text in {each.name, each.display_name}]
-    if len(named) == 1:
-        return Target(named[0].name, named[0].uuid)
+    # The user's own first: others may give theirs the same name.
+    for role in ("owner", "any"):
+        known = api.endpoints(role)
+        named = [each for each in known if text in {each.name, each.display_name}]
+        if len(named) == 1:
+            return Target(named[0].name, named[0].uuid)
     if named:
         ids = ", ".join(f"{each.uuid} (of {each.owner})" for each in named)
         raise click.UsageError(f"{len(named)} endpoints are called {text!r}; name one by id: {ids}")

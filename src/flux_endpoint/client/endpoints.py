@@ -45,10 +45,12 @@ def _of_this_machine(name: str, service_url: str) -> UUID | None:
 
 
 def _of_service(name: str, api: ServiceApi, what: str) -> UUID:
-    known = api.endpoints("any")
-    found = [each for each in known if name in {each.get("name"), each.get("display_name")}]
-    if len(found) == 1:
-        return UUID(found[0]["uuid"])
+    # The user's own first: others may give theirs the same name.
+    for role in ("owner", "any"):
+        known = api.endpoints(role)
+        found = [each for each in known if name in {each.get("name"), each.get("display_name")}]
+        if len(found) == 1:
+            return UUID(found[0]["uuid"])
     if found:
         ids = ", ".join(f"{each['uuid']} (of {each['owner']})" for each in found)
         raise ValueError(f"{what}: {len(found)} endpoints are called {name!r}, take an id: {ids}")

@@ -7,6 +7,7 @@ refuse a value, or a field take any amount of memory.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -17,6 +18,8 @@ MAX_DEPTH = 32
 MAX_VALUES = 20_000
 #: The most characters that all texts of a free-form field may have together.
 MAX_CHARACTERS = 2**20
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 # What 64-bit readers of JSON and every database can hold.
 _LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
@@ -59,12 +62,18 @@ def bounded(value: Any, *, surrogates: bool = False) -> Any:
 
 
 def readable(value: Any) -> Any:
-    """Return `value`, as it was read from JSON, with `?` for lone surrogates: UTF-8 has none."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.loads(text.encode(errors="replace"))
+    """Return `value`, as it was read from JSON, with `?` for what a text shown to people must lack.
+
+    Those are lone surrogates, which UTF-8 has not, and characters that control a terminal or the
+    direction of what follows; tabs and ends of lines stay.
+    """
+    match value:
+        case str():
+            return _CONTROLS.sub("?", value.encode(errors="replace").decode())
+        case dict():
+            return {readable(key): readable(each) for key, each in value.items()}
+        case list():
+            return [readable(each) for each in value]
     return value
 
 

@@ -27,6 +27,12 @@ def _directory_name(value: str) -> str:
     return value
 
 
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must have no unprintable characters in it")
+    return value
+
+
 def _canonical_uuid(text: str) -> str:
     try:
         return str(UUID(text))
@@ -37,8 +43,8 @@ def _canonical_uuid(text: str) -> str:
 #: A UUID as text, normalized to lower case with dashes.
 UuidText = Annotated[str, AfterValidator(_canonical_uuid)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-#: A name for people; PostgreSQL stores no NUL.
-Label = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00]*$")]
+#: A name for people.
+Label = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
 #: Endpoints keep their files in a directory of this name.
 EndpointName = Annotated[Name, AfterValidator(_directory_name)]
 #: A user's or a group's name.
