@@ -30,7 +30,7 @@ def owner() -> Iterator[OwnerThread]:
 def test_actions_run_in_the_order_in_which_they_were_posted(owner: OwnerThread) -> None:
     seen: list[int] = []
     for number in range(1000):
-        assert owner.post(lambda number=number: seen.append(number))
+        assert owner.offer(lambda number=number: seen.append(number))
     assert owner.call(lambda: list(seen)) == list(range(1000))
 
 
@@ -70,7 +70,7 @@ def test_who_wants_the_errors_gets_them() -> None:
     owner.post(lambda: 1 // 0)
     owner.join(PATIENCE)
     assert [type(error) for error in errors] == [ZeroDivisionError]
-    assert not owner.post(lambda: None)
+    assert not owner.offer(lambda: None)
 
 
 @given(delays=st.lists(st.sampled_from([0.0, 0.001, 0.002, 0.003, 0.02]), max_size=8))
@@ -150,7 +150,7 @@ def test_what_was_posted_before_the_stop_runs_and_nothing_after_it() -> None:
     owner = OwnerThread("test", at_end=lambda: seen.append("end"))
     owner.post(lambda: seen.append("before"))
     owner.stop()
-    assert not owner.post(lambda: seen.append("after"))
+    assert not owner.offer(lambda: seen.append("after"))
     with pytest.raises(ThreadStoppedError):
         owner.call(lambda: seen.append("call"))
     owner.start()

@@ -78,8 +78,12 @@ class OwnerThread:
         """
         self._thread.start()
 
-    def post(self, action: Action) -> bool:
-        """Have `action` run on the thread; return `False`, and drop it, once that was stopped."""
+    def post(self, action: Action) -> None:
+        """Have `action` run on the thread; it is dropped if that was stopped."""
+        self.offer(action)
+
+    def offer(self, action: Action) -> bool:
+        """Have `action` run on the thread; return `False`, and drop it, if that was stopped."""
         with self._gate:
             if not self._is_closed:
                 self._inbox.put(action)
@@ -94,7 +98,7 @@ class OwnerThread:
         if self.is_current:
             return function()
         call = _Call(function)
-        if not self.post(call):
+        if not self.offer(call):
             call.refuse()
         return call.answer.result()
 

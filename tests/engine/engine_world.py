@@ -65,7 +65,7 @@ class World:
         kind: which executor runs its jobs.
         directory: the endpoint's.
         uri: see `FluxEngine`.
-        heeds_end: see `FluxEngine`.
+        lent: see `FluxEngine`.
         endpoint_id: whose it is; default: one of its own for each directory, as real endpoints
             have it: they know jobs and blocks in one Flux instance by their endpoint's id.
         recovers: tasks of before a restart: buffer and resource specification of each, by id.
@@ -79,7 +79,7 @@ class World:
         directory: Path,
         *,
         uri: str | None = None,
-        heeds_end: bool = True,
+        lent: bool = False,
         endpoint_id: str | None = None,
         recovers: dict[str, tuple[str, dict[str, Any] | None]] | None = None,
         settles: bool = True,
@@ -105,7 +105,7 @@ class World:
                 endpoint_id=self.endpoint_id,
                 directory=directory,
                 uri=uri,
-                heeds_end=heeds_end,
+                lent=lent,
             )
         #: Why the instance is gone, for each time that it was told.
         self.lost: list[str] = []

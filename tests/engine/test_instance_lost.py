@@ -17,7 +17,8 @@ from types import ModuleType
 import pytest
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes
 
-from flux_endpoint.engine.backend import local_uri
+from flux_endpoint.engine.backend import FluxBackend, local_uri
+from flux_endpoint.engine.instance_state import Condition, Fate, InstanceState, Phase
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.lifeline import Lifeline, quiet_executors
 from flux_endpoint.functions import MPIFunction, ShellFunction
@@ -159,10 +160,11 @@ def test_what_ends_the_thread_of_a_flux_executor_counts_as_the_instances_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     error = OSError(errno.ENODATA, "No data available")
-    lost: list[str] = []
-    lifeline = Lifeline(flux_module, flux_uri, lost.append, lost.append)
+    lost: list[Condition] = []
+    state = InstanceState(FluxBackend(flux_uri), Fate.LEFT, lambda _, now: lost.append(now))
+    lifeline = Lifeline(flux_module, flux_uri, state)
     assert lifeline.explains(error)
-    assert lost == [f"the Flux instance at {flux_uri} is gone: {error}"]
+    assert lost == [Condition(Phase.GONE, f"the Flux instance at {flux_uri} is gone: {error}")]
     lifeline.close()
 
     def fail(_: threading.Thread) -> None:
@@ -393,7 +395,7 @@ def test_an_instance_whose_time_is_over_can_be_given_up_before_it_is_gone(
 def test_what_flux_ends_with_the_instance_of_another_is_lost_for_the_reason_that_this_one_gives(
     flux_module: ModuleType, instance: FluxInstance, tmp_path: Path, mark: str
 ) -> None:
-    world = World("flux", tmp_path, heeds_end=False, max_nodes=1, workers_per_node=1)
+    world = World("flux", tmp_path, lent=True, max_nodes=1, workers_per_node=1)
     tasks = Waiting(tmp_path)
     function = world.submit_buffer(tasks.function)
     job = world.submit_buffer(tasks.job, ONE_RANK)

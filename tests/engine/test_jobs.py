@@ -678,24 +678,24 @@ def test_a_job_that_was_just_being_submitted_is_found_again(
 ):
     begun, stopping = threading.Event(), threading.Event()
     future = flux_module.job.executor.FluxExecutorFuture
-    set_jobid, await_all = future._set_jobid, JobRunner._await
+    set_jobid, try_to_stop = future._set_jobid, JobRunner._try_to_stop
 
     def set_late(self, *args):
         begun.set()
         assert stopping.wait(PATIENCE)
         set_jobid(self, *args)
 
-    def stop(self, is_pending):
+    def stop(self, how):
         stopping.set()
         if ends:
             until(lambda: all(job.future.done() for job in self._jobs.values()))
-        await_all(self, is_pending)
+        return try_to_stop(self, how)
 
     command = f"echo run >> {tmp_path}/count; echo finished"
     first = make_world(tmp_path, min_nodes=0)
     with monkeypatch.context() as patch:
         patch.setattr(future, "_set_jobid", set_late)
-        patch.setattr(JobRunner, "_await", stop)
+        patch.setattr(JobRunner, "_try_to_stop", stop)
         patch.setattr(runner, "_LAST_PATIENCE", PATIENCE)
         task = first.submit(ShellFunction(command), spec=ONE)
         assert begun.wait(PATIENCE)

@@ -69,25 +69,21 @@ def test_an_engine_stops_while_a_job_is_being_submitted(world, monkeypatch):
     assert not world.has_ended(task)
 
 
-def test_what_is_cancelled_because_the_engine_stops_has_no_result(world):
+def test_what_is_cancelled_because_the_engine_stops_has_no_result(world, monkeypatch):
     seconds = fresh_seconds()
     task = world.submit(ShellFunction(f"sleep {seconds}"), spec=ONE)
     until(lambda: processes(seconds))
     jobs, stops = world.engine._jobs, stopper(world)
-    real = jobs._inbox
+    post = jobs._thread.post
 
-    class Inbox:
-        """The runner's; the thread that stops the engine is slow to go on after each message."""
+    def post_slowly(message):
+        """Whoever stops the engine is slow to go on after each message."""
+        posted = post(message)
+        if threading.current_thread() is stops:
+            time.sleep(0.5)
+        return posted
 
-        get = real.get
-
-        @staticmethod
-        def put(message):
-            real.put(message)
-            if threading.current_thread() is stops:
-                time.sleep(0.5)
-
-    jobs._inbox = Inbox
+    monkeypatch.setattr(jobs._thread, "post", post_slowly)
     stops.start()
     finish(stops, seconds)
     assert not world.has_ended(task)

@@ -102,13 +102,13 @@ def test_a_job_keeps_its_end_when_the_instance_is_lost_while_it_is_read(make_wor
 
 
 def test_an_engine_that_stops_waits_for_an_end_that_is_being_read(make_world, slow, monkeypatch):
-    awaiting, wait = threading.Event(), JobRunner._await
+    awaiting, try_to_stop = threading.Event(), JobRunner._try_to_stop
 
-    def told(self, is_pending):
+    def told(self, stop):
         awaiting.set()
-        wait(self, is_pending)
+        return try_to_stop(self, stop)
 
-    monkeypatch.setattr(JobRunner, "_await", told)
+    monkeypatch.setattr(JobRunner, "_try_to_stop", told)
     world = make_world(min_nodes=0)
     task = world.submit(ShellFunction("exit 3"), spec=ONE)
     slow.wait()

@@ -29,6 +29,7 @@ from flux_endpoint.engine.flux_futures import end_orphans, mend_executor
 from flux_endpoint.engine.flux_jobs import JobList, MarkedJob
 from flux_endpoint.engine.flux_queue import FluxQueue, resource_list
 from flux_endpoint.engine.flux_reads import Handles, JobReader, JobReport
+from flux_endpoint.engine.instance_state import InstanceState
 from flux_endpoint.engine.lifeline import ENDING, Lifeline, is_gone, quiet_executors
 from flux_endpoint.engine.local import LocalExecutor
 from flux_endpoint.errors import EngineError
@@ -120,16 +121,14 @@ class Backend(Protocol):
 
     def watch(
         self,
-        on_ending: Callable[[str], None],
-        on_lost: Callable[[str], None],
+        state: InstanceState,
         on_demand: Callable[[JobDemand], None] | None = None,
         ours: Mapping[str, str] | None = None,
     ) -> None:
-        """Have `on_ending` called if the instance begins to end, `on_lost` if it is gone.
+        """Have `state` know when the instance begins to end, and when it is gone.
 
         Args:
-            on_ending: called once at most, with the reason.
-            on_lost: likewise.
+            state: of this instance.
             on_demand: called with what all jobs of the instance wait for and have, whenever that
                 changes; never where Flux tells of our own jobs alone.
             ours: the mark of the jobs that are left out of it.
@@ -145,7 +144,7 @@ class Backend(Protocol):
         """Return whether the instance's time limit has come; Flux gives its jobs none beyond it."""
 
     def is_lost(self, error: BaseException | None) -> bool:
-        """Return whether `error` comes of the instance's end; `on_lost` has been called then."""
+        """Return whether `error` comes of the instance's end, whose state says so then."""
 
     def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
         """Submit a jobspec given as plain data."""
@@ -222,8 +221,7 @@ class LocalBackend:
 
     def watch(
         self,
-        on_ending: Callable[[str], None],
-        on_lost: Callable[[str], None],
+        state: InstanceState,
         on_demand: Callable[[JobDemand], None] | None = None,
         ours: Mapping[str, str] | None = None,
     ) -> None:
@@ -339,15 +337,14 @@ class FluxBackend:
 
     def watch(
         self,
-        on_ending: Callable[[str], None],
-        on_lost: Callable[[str], None],
+        state: InstanceState,
         on_demand: Callable[[JobDemand], None] | None = None,
         ours: Mapping[str, str] | None = None,
     ) -> None:
         """See `Backend`."""
         follow = None if on_demand is None else FluxQueue(self._flux, ours, on_demand).start
         try:
-            self._lifeline = Lifeline(self._flux, self._uri, on_ending, on_lost, follow)
+            self._lifeline = Lifeline(self._flux, self._uri, state, follow)
         except OSError as error:
             where = self._uri or "the default URI"
             raise EngineError(f"the Flux instance at {where} is gone: {error}") from error

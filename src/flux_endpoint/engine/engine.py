@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
@@ -19,11 +18,14 @@ from flux_endpoint.engine.backend import Backend, choose_backend
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.ended_blocks import end_all_blocks
+from flux_endpoint.engine.instance_state import Condition, Fate, InstanceState, Phase
+from flux_endpoint.engine.jobs.job import Listener
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.jobs.shell_plugin import find_shell_plugin
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.engine.task_index import Place, TaskIndex
 from flux_endpoint.engine.workers.pool import WorkerPool
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.errors import EngineError
@@ -42,7 +44,7 @@ class FluxEngine:
         endpoint_id: the endpoint's UUID; results name it.
         directory: the endpoint's directory; the engine keeps its own state in `engine/` below it.
         uri: the Flux instance; default: as `config.executor` says.
-        heeds_end: whether it follows the instance's orderly end; else whoever started it does.
+        lent: whether somebody lends the instance, follows its end, and calls `lose` then.
         output: gets what Python functions print; default: the endpoint's file for that.
         plain_programs: as of `TaskSettings`: given, values in commands are quoted.
     """
@@ -54,13 +56,13 @@ class FluxEngine:
         endpoint_id: str,
         directory: Path,
         uri: str | None = None,
-        heeds_end: bool = True,
+        lent: bool = False,
         output: OutputLog | None = None,
         plain_programs: list[str] | None = None,
     ) -> None:
         self._output = output or OutputLog(directory / OUTPUT_LOG)
         self._owns_output = output is None
-        self._heeds_end = heeds_end
+        self._lent = lent
         self._config = config
         self._uri = uri
         self._endpoint_id = endpoint_id
@@ -73,16 +75,8 @@ class FluxEngine:
             plain_programs=plain_programs,
         )
         self._kept = KeptAttempts(self._directory / "attempts")
-        #: What earlier engines have tried.
-        self._attempts: dict[str, list[str]] = {}
-        #: Tasks that are formatted now, and whether each was cancelled meanwhile.
-        self._formatting: dict[str, bool] = {}
-        self._formats = threading.Lock()
-        #: Tasks that were submitted before `recovered`.
-        self._recovering: set[str] | None = set()
-        self._losing = threading.Lock()
-        self._lost = False
-        self._lost_because = ""
+        self._index = TaskIndex(self._kept)
+        self._instance: InstanceState | None = None
         self._backend: Backend | None = None
         self._pool: WorkerPool | None = None
         self._jobs: JobRunner | None = None
@@ -127,11 +121,13 @@ class FluxEngine:
         left = on_left or self._keep
 
         def leave(task_id: str, attempts: list[str]) -> None:
-            self._formatting.pop(task_id, None)
-            left(task_id, attempts or self._attempts.pop(task_id, []))
+            earlier = self._index.leave(task_id)
+            left(task_id, attempts or earlier)
 
-        self._attempts = self._kept.load()
+        self._index.load()
         self._backend = choose_backend(self._config, self._uri)
+        at_end = Fate.AWAITS_LOSS if self._lent else Fate.LEFT
+        self._instance = InstanceState(self._backend, at_end, self._instance_changed)
         logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
         self._pool = WorkerPool(
             self._backend,
@@ -141,8 +137,7 @@ class FluxEngine:
             output=self._output,
             on_result=self._ended,
             on_left=leave,
-            is_over=self._is_over,
-            awaits_loss=self._awaits_loss,
+            instance=self._instance,
             on_found=on_found or _ignore,
         )
         self._jobs = JobRunner(
@@ -155,24 +150,15 @@ class FluxEngine:
                 if self._backend.kind == "flux"
                 else None,
             ),
-            output=self._output,
+            self._instance,
+            Listener(self._ended, leave, on_event or _ignore, self._pool.make_room),
             endpoint_id=self._endpoint_id,
             retries=self._config.max_retries_on_system_failure,
-            on_result=self._ended,
-            on_left=leave,
-            is_over=self._is_over,
-            awaits_loss=self._awaits_loss,
-            on_event=on_event or (lambda _: None),
-            on_demand=self._pool.make_room,
+            output=self._output,
         )
-        self._backend.watch(
-            self._end_soon if self._heeds_end else _ignore,
-            self.lose,
-            self._pool.make_room,
-            self._tasks.mark("workers"),
-        )
+        self._backend.watch(self._instance, self._pool.make_room, self._tasks.mark("workers"))
         ends: list[SpooledEnd] = []
-        if self._heeds_end:  # else it may be in a block itself
+        if not self._lent:  # else it may be in a block itself
             ends = end_all_blocks(self._backend, self._endpoint_id, self._directory / "blocks")
         self._pool.start(ends)
         self._jobs.start()
@@ -190,26 +176,22 @@ class FluxEngine:
         pool, jobs = self._pool, self._jobs
         if pool is None or jobs is None:
             raise EngineError("the engine is not running")
-        if self._recovering is not None:
-            self._recovering.add(task.task_id)
-        if attempts:
-            self._attempts[task.task_id] = list(attempts)
-        if not task.resource_specification and task.attach is None:
-            pool.submit(task, self._attempts_at(task))
-        elif is_command(task.buffer) and command_of(task.buffer) is None:
-            # Its arguments are Python's: they are read where user code may run.
-            self._formatting[task.task_id] = False
-            pool.format(task, partial(self._formatted, task))
-        else:
-            jobs.submit(task, self._attempts_at(task))
+        place = _place_of(task)
+        attempts = self._index.add(task.task_id, place, attempts)
+        match place:
+            case Place.WORKERS:
+                pool.submit(task, attempts)
+            case Place.FORMATTING:
+                pool.format(task, partial(self._formatted, task))
+            case Place.JOBS:
+                jobs.submit(task, attempts)
 
     def recovered(self) -> None:
         """Take note that all tasks of before a restart have been submitted; see `Engine`."""
-        task_ids, self._recovering = self._recovering or set(), None
         pool, jobs = self._pool, self._jobs
         if pool is not None and jobs is not None:
             pool.recovered()
-            jobs.recovered(task_ids)
+            jobs.recovered(self._index.task_ids())
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Forget tasks whose results are on disk at the submitter; see `Engine`."""
@@ -218,27 +200,22 @@ class FluxEngine:
             pool.settle(task_ids)
             jobs.settle(task_ids)
 
-    def _attempts_at(self, task: EngineTask) -> list[str]:
-        return list(self._attempts.get(task.task_id, ()))
-
     def _formatted(self, task: EngineTask, result: EngineResult) -> None:
         """Runs on the pool's thread: a task's command has its arguments now, or can't have them."""
-        message = json.loads(result.body[1:])["data"]
-        with self._formats:  # from now on, the runner is asked to cancel it
-            if self._formatting.pop(task.task_id, False):
-                text = "TaskCancelled: the task was ended on request"
-                failure = results.failure(task.task_id, ErrorCode.CANCELLED, text)
-                result = EngineResult(task.task_id, failure)
-            elif (jobs := self._jobs) is not None and message["error_details"] is None:
-                formatted = replace(task, buffer=message["data"])
-                jobs.submit(formatted, self._attempts_at(task))
+        message, jobs = json.loads(result.body[1:])["data"], self._jobs
+        if jobs is not None and message["error_details"] is None:
+            formatted = replace(task, buffer=message["data"])
+            if self._index.begin_job(task.task_id, partial(jobs.submit, formatted)):
                 return
+        if self._index.was_cancelled(task.task_id):
+            text = "TaskCancelled: the task was ended on request"
+            failure = results.failure(task.task_id, ErrorCode.CANCELLED, text)
+            result = EngineResult(task.task_id, failure)
         self._ended(result)
 
     def _ended(self, result: EngineResult) -> None:
         """Runs on the pool's or the runner's thread."""
-        if self._attempts.pop(result.task_id, None) is not None:
-            self._kept.forget(result.task_id)
+        self._index.end(result.task_id)
         self._on_result(result)
 
     def lose(self, reason: str) -> None:
@@ -253,59 +230,22 @@ class FluxEngine:
         Args:
             reason: why, as a sentence's beginning: "the Flux instance … is gone: …".
         """
-        with self._losing:
-            if self._lost:
-                return
-            self._lost = True
-        logs.event(log, logging.ERROR, reason)
+        if self._instance is not None:
+            self._instance.lose(reason)
+
+    def _instance_changed(self, before: Phase, now: Condition) -> None:
+        """Runs on the thread that found it out."""
+        logs.event(log, logging.ERROR if now.is_lost else logging.WARNING, now.reason)
         pool, jobs = self._pool, self._jobs
         if pool is not None and jobs is not None:
-            pool.lose(reason)
-            jobs.lose(reason)
-        self._tell_lost(reason)
-
-    def _end_soon(self, reason: str) -> None:
-        """Runs on the lifeline's thread: the Flux instance is ending."""
-        logs.event(log, logging.WARNING, reason)
-        pool, jobs = self._pool, self._jobs
-        if pool is not None and jobs is not None:
-            pool.hold()
-            jobs.hold()
-        self._tell_lost(reason)
-
-    def _is_over(self) -> bool:
-        """Return whether the Flux instance has come to its time limit, or to its end.
-
-        Runs on the pool's or the runner's thread: Flux ends jobs before it says that it ends, and
-        what it says may be heard later than their ends.
-        """
-        backend = self._backend
-        if backend is None or not self._heeds_end:
-            return False
-        if self._lost_because or backend.is_lost(None):
-            return True
-        if backend.is_expired():
-            self._end_soon(f"the Flux instance at {backend.instance} reached its time limit")
-        elif backend.is_ending():
-            self._end_soon(f"the Flux instance at {backend.instance} is ending")
-        else:
-            return False
-        return True
-
-    def _awaits_loss(self) -> bool:
-        """Return whether the Flux instance is ending, and `lose` is on its way, which says why.
-
-        Runs on the pool's or the runner's thread.
-        """
-        backend = self._backend
-        return backend is not None and not self._heeds_end and backend.is_ending()
-
-    def _tell_lost(self, reason: str) -> None:
-        with self._losing:
-            if self._lost_because:
-                return
-            self._lost_because = reason
-        self._on_lost(reason)
+            if now.is_lost:
+                pool.lose(now.reason)
+                jobs.lose()
+            else:
+                pool.hold()
+                jobs.hold()
+        if before is Phase.RUNNING:
+            self._on_lost(now.reason)
 
     def _keep(self, task_id: str, attempts: list[str]) -> None:
         if attempts:
@@ -325,17 +265,18 @@ class FluxEngine:
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a task, wherever it is, with its whole process tree; unknown ids are ignored."""
         pool, jobs = self._pool, self._jobs
-        if pool is not None and jobs is not None:
-            with self._formats:
-                if signum is None and task_id in self._formatting:
-                    self._formatting[task_id] = True
+        if pool is None or jobs is None:
+            return
+        place = self._index.cancel(task_id) if signum is None else self._index.place(task_id)
+        if place is Place.JOBS:
             jobs.cancel(task_id, signum)
+        elif place is not None:
             pool.cancel(task_id, signum)
 
     def status(self) -> dict[str, Any]:
         """Return counters for the status report, and which executor runs the jobs."""
-        backend = self._backend  # another thread may stop the engine meanwhile
-        if backend is None or self._pool is None or self._jobs is None:
+        backend, instance = self._backend, self._instance  # another thread may stop the engine
+        if backend is None or instance is None or self._pool is None or self._jobs is None:
             return {"engine_type": "FluxEngine", "executor": None}
         return {
             "engine_type": "FluxEngine",
@@ -344,7 +285,7 @@ class FluxEngine:
             "instance": backend.instance,
             "resources": asdict(backend.resources),
             "usage": backend.usage(),
-            "ending": bool(self._lost_because),
+            "ending": instance.now.phase is not Phase.RUNNING,
             **self.counters(),
         }
 
@@ -362,9 +303,7 @@ class FluxEngine:
         the instance ends too, they have the same grace. Those of the embedded executor end.
         """
         deadline = time.monotonic() + grace
-        ending = self._heeds_end and bool(self._lost_because)
-        if self._heeds_end and self._backend is not None and not ending:
-            ending = self._backend.is_ending()
+        ending = self._instance is not None and self._instance.is_ending()
         if self._jobs is not None and ending:
             self._jobs.hold()
         if self._pool is not None:
@@ -377,9 +316,18 @@ class FluxEngine:
             self._jobs = None
         if self._backend is not None:
             self._backend.close()
-            self._backend = None
+            self._backend = self._instance = None
         if self._owns_output:
             self._output.close()
+
+
+def _place_of(task: EngineTask) -> Place:
+    if not task.resource_specification and task.attach is None:
+        return Place.WORKERS
+    if is_command(task.buffer) and command_of(task.buffer) is None:
+        # Its arguments are Python's: they are read where user code may run.
+        return Place.FORMATTING
+    return Place.JOBS
 
 
 def _ignore(_: object) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.flux_futures import end_orphans, then
+from flux_endpoint.engine.instance_state import InstanceState, Phase
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +70,12 @@ class Lifeline:
 
     A thread waits for that end, and for the broker's word that the instance is ending, which only
     the instance's owner is told. Whoever gets an error from Flux asks `explains`, since it may know
-    first. The callbacks are called once each at most, on the thread that was first.
+    first.
 
     Args:
         flux: Flux's bindings.
         uri: the instance's; `None`: the default instance's.
-        on_ending: given the reason, a sentence's beginning: from now on Flux starts nothing, and
-            ends what runs.
-        on_lost: given the reason, a sentence's beginning.
+        state: told of both.
         on_start: given the connection, to ask for what else its thread shall hear of.
     """
 
@@ -84,42 +83,37 @@ class Lifeline:
         self,
         flux: ModuleType,
         uri: str | None,
-        on_ending: Callable[[str], None],
-        on_lost: Callable[[str], None],
+        state: InstanceState,
         on_start: Callable[[Any], None] | None = None,
     ) -> None:
         self._flux = flux
         self._on_start = on_start
         self._handle = flux.Flux(uri)
         self._uri = uri or "the default URI"
-        self._on_ending = on_ending
-        self._on_lost = on_lost
-        self._once = threading.Lock()
-        self._lost = False
-        self._ending = False
-        self._closing = False
-        self._closed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._state = state
+        self._is_closing = False
+        self._stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
         self._thread.start()
 
     def explains(self, error: BaseException | None) -> bool:
-        """Return whether `error` comes of the instance's end; `on_lost` has been called then."""
+        """Return whether `error` comes of the instance's end, which `state` knows then."""
         if is_gone(error):
-            self._tell(str(error) if isinstance(error, OSError) else _CLOSED)
-        return self._lost
+            self._vanished(str(error) if isinstance(error, OSError) else _CLOSED)
+        return self._state.now.phase is Phase.GONE
 
     def close(self) -> None:
         """Stop watching; not from a callback."""
-        self._closing = True
-        os.eventfd_write(self._closed, 1)
+        self._is_closing = True
+        os.eventfd_write(self._stop_fd, 1)
         self._thread.join()
         end_orphans()
-        os.close(self._closed)
+        os.close(self._stop_fd)
 
     def _watch(self) -> None:
         handle, constants = self._handle, self._flux.constants
         stop = handle.fd_watcher_create(
-            self._closed, lambda *_: handle.reactor_stop(), constants.FLUX_POLLIN
+            self._stop_fd, lambda *_: handle.reactor_stop(), constants.FLUX_POLLIN
         )
         # Has the reactor look at the connection even where the request below is refused.
         nothing = handle.msg_watcher_create(
@@ -131,8 +125,8 @@ class Lifeline:
             if self._on_start is not None:
                 self._on_start(handle)
             handle.reactor_run()
-        if not self._closing:
-            self._tell(_CLOSED)
+        if not self._is_closing:
+            self._vanished(_CLOSED)
 
     def _state_changed(self, monitor: Any) -> None:
         with suppress(OSError):  # not the owner; or this was the last state
@@ -142,13 +136,8 @@ class Lifeline:
 
     def _state_named(self, answer: Any) -> None:
         with suppress(OSError):
-            if answer.get()["state"] in ENDING and not self._ending:
-                self._ending = True
-                self._on_ending(f"the Flux instance at {self._uri} is ending")
+            if answer.get()["state"] in ENDING:
+                self._state.ends(f"the Flux instance at {self._uri} is ending")
 
-    def _tell(self, detail: str) -> None:
-        with self._once:
-            if self._lost:
-                return
-            self._lost = True
-        self._on_lost(f"the Flux instance at {self._uri} is gone: {detail}")
+    def _vanished(self, detail: str) -> None:
+        self._state.vanished(f"the Flux instance at {self._uri} is gone: {detail}")

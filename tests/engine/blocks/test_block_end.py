@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from engine_world import PATIENCE
 
+from flux_endpoint.engine.blocks.states import BlockState
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.protocol.jobid import parse_jobid
 from waiting import until
@@ -77,10 +78,10 @@ def ends_in(world, seconds):
 
     def shorten():
         for block in world.engine._blocks.values():
-            if block.state == "ready":
+            if block.state is BlockState.READY:
                 block.expires = time.time() + seconds
 
-    world.engine._tell(shorten)
+    world.engine._thread.call(shorten)
 
 
 def test_a_block_s_walltime_as_flux_has_it(make_blocks):

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import FluxBackend, JobFuture
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.blocks.meter import Meter
+from flux_endpoint.engine.blocks.states import BlockState
 from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.engine.ended_blocks import JOB_NAME, kept_ends, mark_of, take_ends
 from flux_endpoint.engine.engine import FluxEngine
@@ -65,8 +66,6 @@ class Block:
 
     Attributes:
         name: what this process calls it; people call it by its job id.
-        state: "pending": it waits for its nodes; "starting": its Flux instance comes up;
-            "ready"; "draining": its tasks were told to end; "ending".
         expires: its end, in seconds since the epoch.
         capacity: workers that it may have; 0 while that is unknown.
         cores: that it has for jobs.
@@ -75,7 +74,7 @@ class Block:
 
     name: str
     future: JobFuture
-    state: Literal["pending", "starting", "ready", "draining", "ending"] = "pending"
+    state: BlockState = BlockState.PENDING
     jobid: int | None = None
     #: When its job was started, in seconds since the epoch.
     started: float = 0.0
@@ -87,13 +86,10 @@ class Block:
     tasks: dict[str, Held] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     idle_since: float | None = None
-    #: Whether its engine is being started by a thread.
-    opening: bool = False
-    #: Whether its job has left nothing behind, and has ended.
-    clean: bool = False
-    over: bool = False
+    #: Whether Flux has said that its job has left nothing behind: with its future, the job's end.
+    is_clean: bool = False
     #: Whether it is of before a restart.
-    found: bool = False
+    was_found: bool = False
     #: Whether its engine knows that all tasks of before are there.
     is_recovered: bool = False
 
@@ -111,7 +107,7 @@ class Block:
         return {
             "jobid": self.jobid,
             "id": None if self.jobid is None else format_jobid(self.jobid),
-            "state": self.state,
+            "state": self.state.reported,
             "nodes": self.nodes,
             "expires": self.expires or None,
             "tasks": len(self.tasks),

@@ -13,6 +13,7 @@ from flux_endpoint.engine.attempts import KeptAttempts, failure_text
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, Held
+from flux_endpoint.engine.blocks.states import BlockState
 from flux_endpoint.engine.blocks.waiting import Waiting
 from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.engine.workers.recovery import Recovery
@@ -190,7 +191,7 @@ class BlockTasks:
         ran = len(attempts) > len(held.attempts)
         held.attempts = attempts
         held.avoid = block.name
-        if not (ran and block.state == "ending"):  # else what it ran is ended before it runs again
+        if not (ran and block.state.is_ending):  # else what it ran is ended before it runs again
             self.requeue(block, held)
 
     def requeue(self, block: Block, held: Held) -> None:
@@ -212,7 +213,7 @@ class BlockTasks:
         self._tell_recovered()
         if self._recovery.is_pending:
             return  # any of them may be with a block
-        ready = [block for block in self._blocks.values() if block.state == "ready"]
+        ready = [block for block in self._blocks.values() if block.state is BlockState.READY]
         if may_start and self._waiting and ready:
             for block, held in self._waiting.assign(ready, self._homes, time.time()):
                 self._send(block, held)

@@ -5,14 +5,24 @@ from __future__ import annotations
 import errno
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flux_endpoint.engine.backend import JobFuture
-from flux_endpoint.engine.base import EngineTask
-from flux_endpoint.engine.demand import Demand
+from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
+from flux_endpoint.engine.demand import Demand, JobDemand
+from flux_endpoint.engine.instance_state import Fate
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan
+from flux_endpoint.engine.jobs.states import (
+    HAS_RESOURCES,
+    JOB_STATES,
+    PROGRESS,
+    JobEvent,
+    JobState,
+    Wish,
+)
 from flux_endpoint.engine.outcome import (
     ENDED_BY_SIGTERM,
     TIMEOUT_EXPIRED,
@@ -34,41 +44,51 @@ class Job:
     future: JobFuture
     #: Sizes of the output files when the job began.
     starts: tuple[int, int]
+    state: JobState = JobState.WAITING
     jobid: int | None = None
-    #: Whether it has its resources.
-    allocated: bool = False
-    cancelled: bool = False
-    #: Whether its processes were started.
-    started: bool = False
-    #: Seconds since the epoch from which on it must not be started, and whether they have come.
+    #: How far it had come when it ended.
+    reached: JobState = JobState.WAITING
+    wish: Wish = Wish.NONE
+    #: Why it is lost if it ends of the SIGTERM that it was sent.
+    terminated: str = ""
+    #: Seconds since the epoch from which on it must not be started.
     start_before: float = math.inf
-    late: bool = False
-    #: Why it is lost if it ends of the signal that all jobs were sent.
-    ending: str = ""
-    #: Whether it had ended, with an exception, before its processes did.
-    failed: bool = False
-    clean: bool = False
-    #: Whether its end is being read, on another thread; nothing is done to it meanwhile.
-    concluding: bool = False
-    #: Whether it was found running, after a restart.
-    attached: bool = False
     attempts: list[str] = field(default_factory=list)
     statuses: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reached = self.state
+
+    def advance(self, event: JobEvent) -> bool:
+        """Go where `event` leads; return whether that is another state."""
+        before, self.state = self.state, JOB_STATES.after(self.state, event)
+        if self.state in PROGRESS:
+            self.reached = self.state
+        return self.state is not before
+
+    def want(self, wish: Wish) -> None:
+        """Take note of what we want of it."""
+        self.wish = max(self.wish, wish)
 
     @property
     def waits(self) -> bool:
         """Whether it waits for resources, and should."""
-        return not (self.allocated or self.late or self.cancelled or self.concluding)
+        return self.state in (JobState.WAITING, JobState.FOUND) and self.wish < Wish.WITHDRAW
 
     @property
-    def runs(self) -> bool:
-        """Whether it has resources, and has not ended as far as is known."""
-        return self.allocated and not self.concluding
+    def has_resources(self) -> bool:
+        """Whether it has, or had, its resources, as far as is known."""
+        return self.reached in HAS_RESOURCES
 
     @property
-    def done(self) -> bool:
-        """Whether its future is."""
-        return self.future.done()
+    def has_ended(self) -> bool:
+        """Whether its task is not here any more, at least not with this job."""
+        return JOB_STATES.is_final(self.state)
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether it is somebody else's."""
+        return isinstance(self.plan, FollowPlan)
 
 
 @dataclass(frozen=True)
@@ -78,9 +98,24 @@ class Ending:
     outcome: Outcome
     #: Of a job that came to an end of its own.
     end: Value | Failure | None = None
-    #: Whether the instance ends with it: it has come to its time limit or its end, or `lose` comes.
-    is_over: bool = False
-    awaits_loss: bool = False
+    fate: Fate = Fate.OWN_END
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what becomes of the tasks, on the runner's thread.
+
+    Attributes:
+        on_result: given every task's end.
+        on_left: given the id of each task that is left to others, and why attempts at it failed.
+        on_event: given every event of every job.
+        on_demand: given what the jobs have and want whenever that has changed.
+    """
+
+    on_result: Callable[[EngineResult], None]
+    on_left: Callable[[str, list[str]], None] = lambda _task_id, _attempts: None
+    on_event: Callable[[EngineEvent], None] = lambda _: None
+    on_demand: Callable[[JobDemand], None] = lambda _: None
 
 
 def demand_of(job: Job) -> Demand:

@@ -56,6 +56,10 @@ class JobRecords:
         self._backend = backend
         self._directory = directory
 
+    def open(self) -> None:
+        """Make room for notes."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+
     def begin(
         self, task_id: str, starts: tuple[int, int], mark: Mapping[str, str]
     ) -> dict[str, str]:

@@ -68,8 +68,8 @@ class Instance:
         self._dependencies = Dependencies(
             self._find,
             self._thread.after,
-            on_met=lambda job: self._tell(partial(self._ready, job)),
-            on_failed=lambda job, why: self._tell(
+            on_met=lambda job: self._thread.post(partial(self._ready, job)),
+            on_failed=lambda job, why: self._thread.post(
                 partial(self._raise_if_pending, job, "dependency", why)
             ),
         )
@@ -125,7 +125,7 @@ class Instance:
         self._thread.join()
 
     def _post(self, message: Callable[[], None]) -> None:
-        if not self._thread.post(message):
+        if not self._thread.offer(message):
             raise RuntimeError(_SHUT_DOWN)
 
     def _call(self, function: Callable[[], T]) -> T:
@@ -133,10 +133,6 @@ class Instance:
             return self._thread.call(function)
         except ThreadStoppedError:
             raise RuntimeError(_SHUT_DOWN) from None
-
-    def _tell(self, message: Callable[[], None]) -> None:
-        """Post what nobody waits for; after the end it is dropped."""
-        self._thread.post(message)
 
     # ---- the thread -------------------------------------------------------------------------
 
@@ -259,7 +255,7 @@ class Instance:
     def _spawn(self, job: Job, index: int) -> None:
         key, commands = job.groups[index], [task.command for task in job.tasks[index]]
         if not commands:  # more nodes than tasks
-            self._tell(partial(self._group_exited, key, 0))
+            self._thread.post(partial(self._group_exited, key, 0))
             return
         for attempt in (1, 2):
             try:
@@ -274,7 +270,7 @@ class Instance:
                 return
 
     def _new_keeper(self) -> ProcessKeeper:
-        tell = self._tell
+        tell = self._thread.post
         keeper = ProcessKeeper(
             lambda key, pids: tell(partial(self._group_started, key, pids)),
             lambda key, index, status: tell(partial(self._task_exited, key, index, status)),

@@ -21,6 +21,7 @@ from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import JobDemand
+from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import Backlog
@@ -59,8 +60,7 @@ class WorkerPool:
         output: OutputLog,
         on_result: Callable[[EngineResult], None],
         on_left: Callable[[str, list[str]], None],
-        is_over: Callable[[], bool],
-        awaits_loss: Callable[[], bool],
+        instance: InstanceState,
         on_found: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
         self._directory = directory
@@ -92,8 +92,8 @@ class WorkerPool:
             tell=self._tell,
             on_job_end=self._job_ended,
             on_gone=self._handover.gone,
-            is_over=is_over,
-            awaits_loss=awaits_loss,
+            is_over=lambda: instance.fate() is Fate.LEFT,
+            awaits_loss=lambda: instance.fate() is Fate.AWAITS_LOSS,
         )
         #: Monotonic time of this turn. What is to be done now and what is to be waited for are told
         #: apart by this one reading: what came between two would be neither.

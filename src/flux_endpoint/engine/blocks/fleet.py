@@ -1,0 +1,393 @@
+"""The blocks of an engine: when they are asked for, followed and ended."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from functools import partial
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine.backend import FluxBackend, JobEvent
+from flux_endpoint.engine.base import EngineEvent
+from flux_endpoint.engine.blocks import deadline
+from flux_endpoint.engine.blocks.block import Block, BlockLauncher
+from flux_endpoint.engine.blocks.scaling import Backoff, BlockView, Demand, decide
+from flux_endpoint.engine.blocks.states import BLOCK_STATES, BlockState
+from flux_endpoint.engine.blocks.states import BlockEvent as Event
+from flux_endpoint.engine.blocks.tasks import BlockTasks
+from flux_endpoint.engine.blocks.waiting import Waiting
+from flux_endpoint.engine.config import BlocksConfig
+from flux_endpoint.engine.engine import FluxEngine
+from flux_endpoint.engine.outcome import end_of_job, error_of
+from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.owner_thread import OwnerThread
+from flux_endpoint.protocol.duration import format_duration
+from flux_endpoint.protocol.states import ErrorCode
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which a decision that failed is made again.
+_AFTER_FAILURE = 1.0
+
+
+class BlockFleet:
+    """Asks for blocks, follows them and ends them. Used by the thread of the blocks only.
+
+    Args:
+        backend: the enclosing instance.
+        config: of the blocks.
+        launcher: submits their jobs.
+        tasks: what runs in them.
+        waiting: the tasks that none has.
+        blocks: all of them, by name; shared with `tasks`.
+        new_engine: makes the engine of the block whose job has this id; may take long.
+        max_workers: of one engine, if that has a limit.
+        on_event: given every event of every job in them.
+        thread: that of the blocks.
+    """
+
+    def __init__(
+        self,
+        backend: FluxBackend,
+        config: BlocksConfig,
+        launcher: BlockLauncher,
+        tasks: BlockTasks,
+        *,
+        waiting: Waiting,
+        blocks: dict[str, Block],
+        new_engine: Callable[[int], FluxEngine],
+        max_workers: int | None,
+        on_event: Callable[[EngineEvent], None],
+        thread: OwnerThread,
+    ) -> None:
+        self._backend = backend
+        self._config = config
+        self._launcher = launcher
+        self._tasks = tasks
+        self._waiting = waiting
+        self._blocks = blocks
+        self._new_engine = new_engine
+        self._max_workers = max_workers
+        self._on_event = on_event
+        self._thread = thread
+        self._names = (f"block-{number}" for number in itertools.count())
+        self._backoff = Backoff(random.random)
+        #: Monotonic time until which running tasks may finish, once the engine stops.
+        self._stop_at = math.inf
+
+    def find(self, jobid: int) -> Block:
+        """Take a block of before a restart over; also before the thread runs."""
+        future = self._backend.executor.attach(jobid)
+        block = Block(next(self._names), future, jobid=jobid, was_found=True)
+        logs.event(log, logging.INFO, f"{block.label} is looked for")
+        self._follow(block)
+        return block
+
+    def stop(self, grace: float) -> None:
+        """End every block; what runs may finish for `grace` seconds. Ends the thread at last."""
+        self._stop_at = time.monotonic() + grace
+        for block in self._blocks.values():
+            if block.state.is_coming:
+                self._advance(block, Event.CLOSE)
+
+    def lose(self, reason: str) -> None:
+        """Give all blocks up, since the enclosing instance is gone."""
+        self._stop_at = time.monotonic()
+        for block in list(self._blocks.values()):
+            self._advance(block, Event.JOB_ENDED, reason)
+
+    def look_after(self) -> float:
+        """Do what is due, and what has become possible; return the seconds until the next look."""
+        again = [math.inf]
+        assign = partial(self._tasks.assign, may_start=not self._is_stopping)
+        done = [self._safely(step) for step in (self._keep_time, assign)]
+        done.append(self._safely(lambda: again.append(self._scale())))
+        return min(again) if all(done) else _AFTER_FAILURE
+
+    @property
+    def _is_stopping(self) -> bool:
+        return not math.isinf(self._stop_at)
+
+    def _safely(self, action: Callable[[], object]) -> bool:
+        try:
+            action()
+        except Exception:
+            log.exception("something about a block could not be dealt with; the others go on")
+            return False
+        return True
+
+    # How many there are
+
+    def _scale(self) -> float:
+        """Ask for blocks and end them; return the seconds until there may be more to do."""
+        now = time.monotonic()
+        for block in self._blocks.values():
+            needed = block.tasks or (block.state is not BlockState.READY and bool(self._waiting))
+            if needed or self._tasks.expects(block):
+                block.idle_since = None
+            elif block.idle_since is None:
+                block.idle_since = now
+        moments = [self._next_time(block) for block in self._blocks.values()]
+        if not self._is_stopping:
+            decision = decide(
+                self._config,
+                [_seen(block) for block in self._blocks.values()],
+                Demand(self._tasks.unserved, self._waiting.capacity),
+                now=now,
+                not_before=self._backoff.not_before,
+            )
+            for name in decision.end:
+                self._safely(partial(self._advance, self._blocks[name], Event.CLOSE))
+            for _ in range(decision.start):
+                self._safely(self._request)
+            moments.append(decision.again - now)
+            if self._backoff.not_before > now:  # by a failure just now, too
+                moments.append(self._backoff.not_before - now)
+        elif not self._blocks:
+            self._thread.stop()
+        return max(0.0, min(moments, default=math.inf))
+
+    def _request(self) -> None:
+        try:
+            future = self._launcher.submit()
+        except (OSError, RuntimeError, ValueError) as error:
+            if not self._backend.is_lost(error):
+                self._start_failed(f"its job can't be submitted: {error}")
+            return
+        self._follow(Block(next(self._names), future))
+
+    def _start_failed(self, why: str) -> None:
+        self._backoff.failed(time.monotonic())
+        failures = self._backoff.failures
+        logs.event(log, logging.ERROR, "a block did not start", reason=why, failures=failures)
+        is_there = any(block.state is BlockState.READY for block in self._blocks.values())
+        if not self._backoff.hopeless or is_there:
+            return
+        for held in self._waiting.take_all():
+            text = f"EngineError: no block could be started in {failures} attempts: {why}"
+            self._tasks.fail(held.task.task_id, ErrorCode.WORKER_LOST, text)
+
+    # What happens to one
+
+    def _follow(self, block: Block) -> None:
+        self._blocks[block.name] = block
+        future, post = block.future, self._thread.post
+        future.add_jobid_callback(lambda _: post(lambda: self._identified(block)))
+        for name in ("start", "exception", "clean"):
+            future.add_event_callback(
+                name, lambda _, event: post(partial(self._event, block, event))
+            )
+        future.add_done_callback(lambda _: post(lambda: self._look_at_job(block)))
+
+    def _identified(self, block: Block) -> None:
+        try:
+            block.jobid = int(block.future.jobid(timeout=0))
+        except (RuntimeError, CancelledError, OSError, ValueError):
+            return  # never submitted; its end says why
+        self._launcher.record(block.jobid)
+        nodes = self._config.nodes_per_block
+        logs.event(log, logging.INFO, f"{block.label} was asked for", nodes=nodes)
+        if block.state.is_ending:
+            self._end_job(block)
+
+    def _event(self, block: Block, event: JobEvent) -> None:
+        if event.name == "start":
+            block.started = event.timestamp
+            self._advance(block, Event.START)
+        elif event.name == "exception" and event.context.get("severity") == 0:
+            note = event.context.get("note") or event.context.get("type")
+            self._ended_by_others(block, Event.CLOSE, f"was ended: {note}")
+        elif event.name == "clean":
+            block.is_clean = True
+            self._look_at_job(block)
+
+    def _look_at_job(self, block: Block) -> None:
+        """The job of a block may have ended, or can't be followed any more."""
+        if not block.future.done():
+            return  # its result comes yet
+        error = error_of(block.future)
+        if hasattr(error, "severity"):
+            if not block.is_clean:
+                return  # its processes are being ended
+        elif error is not None:
+            if self._backend.is_lost(error):
+                return  # all blocks are lost together
+            self._end_job(block)  # it may go on, where nobody gets to know of its end
+        self._ended_by_others(block, Event.JOB_ENDED, f"is gone: {end_of_job(block.future)}")
+
+    def _ended_by_others(self, block: Block, event: Event, why: str) -> None:
+        """A block comes to an end that we may not have planned."""
+        reason = ""
+        if block.state.is_open:
+            reason = f"{block.label} {why}"
+        elif block.state.is_coming and block.was_found:
+            logs.event(log, logging.WARNING, f"{block.label} {why}")
+        elif block.state.is_coming:
+            tail = "" if block.jobid is None else self._launcher.log_tail(block.jobid)
+            self._start_failed(f"{block.label} {why}" + (f"\n{tail}" if tail else ""))
+        self._advance(block, event, reason)
+
+    def _advance(self, block: Block, event: Event, reason: str = "", grace: float = 0.0) -> None:
+        """Take a block to its next state, with what belongs to that.
+
+        Args:
+            block: the block.
+            event: what has happened, or is wanted.
+            reason: why what runs in it is lost, or told to end; default: nothing is lost.
+            grace: seconds that running tasks have if it ends.
+        """
+        before, block.state = block.state, BLOCK_STATES.after(block.state, event)
+        if block.state is before:
+            return
+        if block.state.is_ending and not before.is_ending:
+            level = logging.WARNING if reason else logging.INFO
+            what = reason or f"{block.label} is ended"
+            logs.event(log, level, what, tasks=len(block.tasks))
+        match block.state:
+            case BlockState.STARTING:
+                name = f"{block.name} opens"
+                threading.Thread(target=self._open, args=(block,), name=name, daemon=True).start()
+            case BlockState.READY:
+                self._is_ready(block)
+            case BlockState.DRAINING:
+                logs.event(log, logging.INFO, f"{block.label} ends soon", tasks=len(block.tasks))
+                assert block.engine is not None
+                block.engine.terminate(reason)
+            case BlockState.STOPPING | BlockState.OVER_STOPPING:
+                if before is not BlockState.STOPPING:
+                    self._stop_engine(block, reason, grace)
+            case BlockState.ABANDONED | BlockState.CLEARING:
+                self._end_job(block)  # which ends the start of its engine, too
+            case BlockState.GONE:
+                self._forget(block)
+
+    # Its engine
+
+    def _open(self, block: Block) -> None:
+        """Start the engine of a block; runs on a thread of its own."""
+        assert block.jobid is not None
+        tell, tasks = self._thread.post, self._tasks
+        try:
+            engine = self._new_engine(block.jobid)
+            engine.start(
+                lambda result: tell(lambda: tasks.finished(block, result)),
+                self._on_event,
+                lambda reason: tell(partial(self._lost, block, reason)),
+                lambda task, attempts: tell(lambda: tasks.left(block, task, attempts)),
+                lambda task_ids: tell(lambda: tasks.found(block, task_ids)),
+            )
+        except Exception as error:
+            if not isinstance(error, (FluxEndpointError, OSError, RuntimeError)):
+                log.exception("the engine of a block could not be started")
+            why = f"can't be used: {error}"
+            tell(lambda: self._ended_by_others(block, Event.NOT_OPENED, why))
+        else:
+            status = engine.status()
+            tell(lambda: self._opened(block, engine, status))
+
+    def _lost(self, block: Block, reason: str) -> None:
+        """The engine of a block has lost its instance."""
+        self._advance(block, Event.CLOSE, f"{block.label}: {reason}")
+
+    def _opened(self, block: Block, engine: FluxEngine, status: dict[str, Any]) -> None:
+        block.engine = engine
+        block.nodes = int(status["resources"]["nodes"])
+        workers = self._waiting.workers * block.nodes
+        block.capacity = min(workers, self._max_workers or workers)
+        block.cores = max(1, int(status["resources"]["cores"]))
+        expires = (status.get("usage") or {}).get("expires")
+        block.expires = float(expires or block.started + self._config.walltime)
+        self._advance(block, Event.OPENED)
+
+    def _is_ready(self, block: Block) -> None:
+        block.meter.workers = block.capacity
+        self._backoff.succeeded()
+        logs.event(log, logging.INFO, f"{block.label} is ready", nodes=block.nodes)
+        if not block.was_found:
+            self._tasks.give_up_what_is_too_long(block)
+
+    def _stop_engine(self, block: Block, reason: str, grace: float) -> None:
+        engine = block.engine
+        assert engine is not None
+        if reason:
+            engine.lose(reason)
+
+        def stop() -> None:
+            try:
+                engine.stop(grace)
+            except Exception:
+                log.exception("the engine of a block did not stop in good order")
+            self._thread.post(lambda: self._engine_stopped(block))
+
+        threading.Thread(target=stop, name=f"{block.name} ends", daemon=True).start()
+
+    def _engine_stopped(self, block: Block) -> None:
+        """All results of a block are here."""
+        block.engine = None
+        self._advance(block, Event.STOPPED)
+
+    # Its time, and its end
+
+    def _keep_time(self) -> None:
+        """Tell the tasks of blocks that are about to end, and give up what goes on regardless."""
+        now = time.time()
+        for block in list(self._blocks.values()):
+            if self._is_stopping and block.state.is_open:
+                self._finish(block)
+            if block.state is BlockState.READY and now >= self._moment(block):
+                self._advance(block, Event.DRAIN, self._out_of_time(block))
+            if block.state is BlockState.DRAINING:
+                unsent = self._tasks.expects(block)
+                if now >= self._moment(block):
+                    self._advance(block, Event.CLOSE, self._out_of_time(block))
+                elif not block.tasks and not unsent:
+                    self._advance(block, Event.CLOSE)
+
+    def _finish(self, block: Block) -> None:
+        """End a block as the engine stops: its workers finish what they run, and jobs may end."""
+        left = max(0.0, self._stop_at - time.monotonic())
+        if not left or not block.load(jobs=True):
+            self._advance(block, Event.CLOSE, grace=left)
+
+    def _out_of_time(self, block: Block) -> str:
+        walltime = format_duration(self._config.walltime)
+        return f"{block.label} reached its walltime of {walltime}"
+
+    def _moment(self, block: Block) -> float:
+        """Return when something about a block is due, in seconds since the epoch."""
+        if block.state is BlockState.READY:
+            return deadline.signal_time(block.expires, self._config)
+        if block.state is BlockState.DRAINING:
+            return deadline.end_time(block.expires, self._config)
+        return math.inf
+
+    def _next_time(self, block: Block) -> float:
+        """Return the seconds until something about a block is due."""
+        stop_at = math.inf if block.state.is_ending else self._stop_at
+        return min(self._moment(block) - time.time(), stop_at - time.monotonic())
+
+    def _end_job(self, block: Block) -> None:
+        if block.jobid is not None:
+            self._backend.cancel(block.jobid, "not needed any more")
+        else:
+            block.future.cancel()  # else `_identified` cancels the job
+
+    def _forget(self, block: Block) -> None:
+        del self._blocks[block.name]
+        for held in reversed(list(block.tasks.values())):
+            self._tasks.requeue(block, held)
+        self._tasks.forget_homes(block)
+        if block.jobid is not None:
+            self._tasks.take_what_is_left(block, self._launcher.forget(block.jobid))
+
+
+def _seen(block: Block) -> BlockView:
+    is_ready = block.state is BlockState.READY
+    return BlockView(block.name, block.state.is_coming, is_ready, block.idle_since)

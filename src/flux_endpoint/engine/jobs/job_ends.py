@@ -1,0 +1,105 @@
+"""Reading how a job ended, which asks Flux and reads files, and may take long."""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+from flux_endpoint.engine.backend import Backend
+from flux_endpoint.engine.instance_state import Fate, InstanceState
+from flux_endpoint.engine.jobs.collect import collect, printed, shell_result
+from flux_endpoint.engine.jobs.job import (
+    Ending,
+    Job,
+    has_no_limit,
+    not_followed,
+    was_ended,
+    was_terminated,
+)
+from flux_endpoint.engine.jobs.plan import FollowPlan, RanksPlan
+from flux_endpoint.engine.jobs.states import JobState, Wish
+from flux_endpoint.engine.outcome import (
+    Cancelled,
+    Finished,
+    Lost,
+    Outcome,
+    Refused,
+    error_of,
+    outcome_of,
+    was_cancelled,
+)
+from flux_endpoint.engine.output import OutputLog
+from flux_endpoint.engine.task import Failure, Value
+
+#: Most ends that are read at a time.
+_READERS = 8
+
+
+class EndReader:
+    """Reads the ends of jobs on threads of its own, so that no job waits for another's.
+
+    Args:
+        backend: where the jobs ran.
+        instance: says whether the instance ended them.
+        output: gets what Python functions print.
+    """
+
+    def __init__(self, backend: Backend, instance: InstanceState, output: OutputLog) -> None:
+        self._backend = backend
+        self._instance = instance
+        self._output = output
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="job-ends")
+
+    def read(self, job: Job) -> Future[Ending]:
+        """Begin to find out what the end of a job means, whose future is done."""
+        return self._readers.submit(self._read, job)
+
+    def close(self) -> None:
+        """Read nothing more; what is being read goes on."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, job: Job) -> Ending:
+        error = error_of(job.future)
+        if isinstance(job.plan, FollowPlan) and isinstance(error, (OSError, ValueError)):
+            return Ending(Refused(not_followed(job.plan.jobid, error)))
+        unasked = job.wish is Wish.NONE
+        was_ended_by_others = was_cancelled(error) or isinstance(error, CancelledError)
+        # Flux does so at its end.
+        fate = self._instance.fate() if unasked and was_ended_by_others else Fate.OWN_END
+        if fate is Fate.AWAITS_LOSS:
+            return Ending(Cancelled(""), fate=fate)
+        outcome = self._outcome(job, error)
+        if job.jobid is not None and was_ended(outcome):
+            # No result before the whole process tree is gone.
+            self._backend.sweep(job.jobid, f"GC_TASK_UUID={job.task.task_id}")
+        if has_no_limit(job, outcome):  # but the instance has
+            fate = self._instance.fate()
+        if fate is Fate.LEFT:
+            return Ending(outcome, fate=fate)
+        return Ending(
+            outcome, self._collect(job, outcome) if isinstance(outcome, Finished) else None
+        )
+
+    def _outcome(self, job: Job, error: BaseException | None) -> Outcome:
+        if job.wish is Wish.CANCEL:
+            return Cancelled("ended on request")
+        status = None if error is not None else job.future.result(timeout=0)
+        events: list[dict[str, Any]] = []
+        if job.jobid is not None and status != 0:  # with 0, there is nothing to add
+            events = self._backend.exec_events(job.jobid)
+        outcome = outcome_of(status, error, events, submitted=job.jobid is not None)
+        was_started = job.reached is JobState.RUNNING
+        if job.wish is Wish.WITHDRAW and was_started and isinstance(outcome, Cancelled):
+            return Lost("it was started when it was just being withdrawn")
+        if job.terminated and was_terminated(outcome):
+            return Lost(job.terminated)
+        return outcome
+
+    def _collect(self, job: Job, outcome: Finished) -> Value | Failure:
+        serializers = job.task.result_serializers
+        if isinstance(job.plan, FollowPlan):
+            report = self._backend.report(job.plan.jobid)
+            return shell_result(report.command, report.stdout, report.stderr, outcome, serializers)
+        if isinstance(job.plan, RanksPlan):
+            self._output.write(printed(job.plan))
+        return collect(job.plan, outcome, serializers, job.starts)

@@ -1,0 +1,98 @@
+"""The lifecycle of a task's job: every way that it can go, and how each task ends exactly once."""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+
+from flux_endpoint.engine.state_table import StateTable
+
+
+class JobState(Enum):
+    """How far a job is."""
+
+    #: It has no resources yet.
+    WAITING = "waiting"
+    #: It is of before a restart, and whether it has resources isn't known yet.
+    FOUND = "found"
+    ALLOCATED = "allocated"
+    RUNNING = "running"
+    #: It was ended by an exception, and its processes may live.
+    CLEARING = "clearing"
+    #: Its processes are gone, and its future is not done yet.
+    CLEAN = "clean"
+    #: Another thread reads how it ended; nothing is done to it meanwhile.
+    READING = "reading"
+    #: It ended with the instance, whose loss is told in a moment.
+    AWAITING_LOSS = "awaiting loss"
+    #: Its task's result was told.
+    ENDED = "ended"
+    #: Its task has no result here: it gets another job, or is left to others.
+    RELEASED = "released"
+
+
+class JobEvent(Enum):
+    """What may happen to a job."""
+
+    ALLOC = "alloc"
+    START = "start"
+    CLEAN = "clean"
+    #: Its future has got an exception of the job.
+    EXCEPTION = "exception"
+    #: Its future is done otherwise.
+    DONE = "done"
+    INSTANCE_ENDS = "instance ends"
+    RESULT = "result"
+    RELEASE = "release"
+
+
+#: How far a job can come before it ends; what its end means depends on it.
+PROGRESS = (JobState.WAITING, JobState.FOUND, JobState.ALLOCATED, JobState.RUNNING)
+HAS_RESOURCES = (JobState.ALLOCATED, JobState.RUNNING)
+
+_Ways = dict[JobEvent, JobState]
+_TASK_LEAVES: _Ways = {JobEvent.RESULT: JobState.ENDED, JobEvent.RELEASE: JobState.RELEASED}
+_FROM_RUNNING: _Ways = {
+    JobEvent.CLEAN: JobState.CLEAN,
+    JobEvent.EXCEPTION: JobState.CLEARING,
+    JobEvent.DONE: JobState.READING,
+    JobEvent.INSTANCE_ENDS: JobState.AWAITING_LOSS,
+    **_TASK_LEAVES,
+}
+_FROM_ALLOCATED: _Ways = {JobEvent.START: JobState.RUNNING, **_FROM_RUNNING}
+_FROM_WAITING: _Ways = {JobEvent.ALLOC: JobState.ALLOCATED, **_FROM_ALLOCATED}
+
+JOB_STATES = StateTable[JobState, JobEvent](
+    (JobState.WAITING, JobState.FOUND),
+    {
+        JobState.WAITING: _FROM_WAITING,
+        JobState.FOUND: _FROM_WAITING,
+        JobState.ALLOCATED: _FROM_ALLOCATED,
+        JobState.RUNNING: _FROM_RUNNING,
+        JobState.CLEARING: {JobEvent.CLEAN: JobState.READING, **_TASK_LEAVES},
+        JobState.CLEAN: {
+            JobEvent.EXCEPTION: JobState.READING,
+            JobEvent.DONE: JobState.READING,
+            JobEvent.INSTANCE_ENDS: JobState.AWAITING_LOSS,
+            **_TASK_LEAVES,
+        },
+        JobState.READING: {JobEvent.INSTANCE_ENDS: JobState.AWAITING_LOSS, **_TASK_LEAVES},
+        JobState.AWAITING_LOSS: _TASK_LEAVES,
+    },
+    {
+        "has_task": [s for s in JobState if s not in (JobState.ENDED, JobState.RELEASED)],
+        "alive": PROGRESS,
+    },
+)
+
+
+class Wish(IntEnum):
+    """What we want of a job; a stronger wish replaces a weaker one.
+
+    It is no part of the state: a job may start, or end by itself, after it was asked to end.
+    """
+
+    NONE = 0
+    #: It must not start any more here: its task is left to others.
+    WITHDRAW = 1
+    #: Its task is ended on request.
+    CANCEL = 2
