@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import threading
+import time
 
 import pytest
 
 from flux_endpoint.engine.workers import outbox
 from flux_endpoint.engine.workers.begun import BegunRecord, BegunTasks
+from flux_endpoint.engine.workers.files import ManagerFiles
 from flux_endpoint.engine.workers.outbox import Outbox
 from flux_endpoint.engine.workers.recovery import Recovery
 from flux_endpoint.engine.workers.spool import Spool, read_spool
+
+PATIENCE = 30
 
 
 @pytest.fixture
@@ -121,3 +127,21 @@ def test_files_are_kept_until_all_in_them_is_settled_or_unwanted(tmp_path):
     assert [path.exists() for path in paths] == [True, False]
     recovery.settle(["wanted in one"])
     assert not paths[0].exists()
+
+
+def test_the_end_of_a_manager_is_awaited_for_so_long(tmp_path):
+    files = ManagerFiles(tmp_path, "m")
+    assert files.await_end(0.0)  # it has not begun
+    files.lock.touch()
+    assert files.await_end(PATIENCE)
+    holder = subprocess.Popen(
+        ["flock", str(files.lock), "sh", "-c", "echo held; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout.readline() == b"held\n"
+    assert not files.await_end(0.2)
+    threading.Timer(0.3, holder.communicate, [b"end\n"]).start()
+    begun = time.monotonic()
+    assert files.await_end(PATIENCE)
+    assert 0.2 < time.monotonic() - begun < PATIENCE / 2

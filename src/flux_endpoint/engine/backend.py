@@ -26,7 +26,7 @@ from flux_endpoint.engine.demand import Amount, JobDemand, placement_in
 from flux_endpoint.engine.flux_bindings import import_flux
 from flux_endpoint.engine.flux_executor import FollowingExecutor
 from flux_endpoint.engine.flux_futures import end_orphans, mend_executor
-from flux_endpoint.engine.flux_jobs import JobList, MarkedJob
+from flux_endpoint.engine.flux_jobs import JobList, MarkedJob, await_marked
 from flux_endpoint.engine.flux_queue import FluxQueue, resource_list
 from flux_endpoint.engine.flux_reads import Handles, JobReader, JobReport
 from flux_endpoint.engine.instance_state import InstanceState
@@ -181,6 +181,17 @@ class Backend(Protocol):
             OSError: Flux does not answer.
         """
 
+    def await_marked(self, mark: Mapping[str, str], patience: float) -> int | None:
+        """Wait until a job with all of `mark` is there that has not ended; return its id.
+
+        Args:
+            mark: what it bears.
+            patience: seconds to wait at most; `None` is returned then.
+
+        Raises:
+            OSError: Flux does not answer.
+        """
+
     def usage(self) -> dict[str, Any]:
         """Return how the resources are used now, whoever uses them; empty if that isn't known.
 
@@ -280,6 +291,14 @@ class LocalBackend:
     ) -> list[MarkedJob]:
         """See `Backend`; no job outlives the process that submitted it."""
         return []
+
+    def await_marked(
+        self,
+        mark: Mapping[str, str],  # noqa: ARG002 - the interface's
+        patience: float,  # noqa: ARG002
+    ) -> int | None:
+        """See `Backend`; there is none, and none comes."""
+        return None
 
     def usage(self) -> dict[str, Any]:
         """See `Backend`; the executor's own thread knows it alone."""
@@ -452,6 +471,12 @@ class FluxBackend:
     ) -> list[MarkedJob]:
         """See `Backend`."""
         return _answered(lambda: self._list.find(mark, name=name, since=since))
+
+    def await_marked(self, mark: Mapping[str, str], patience: float) -> int | None:
+        """See `Backend`."""
+        return _answered(
+            lambda: await_marked(self._flux, self._flux.Flux(self._uri), mark, patience)
+        )
 
     def usage(self) -> dict[str, Any]:
         """See `Backend`."""

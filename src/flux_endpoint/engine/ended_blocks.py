@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from flux_endpoint import logs
-from flux_endpoint.engine.backend import Backend
+from flux_endpoint.engine.backend import Backend, JobFuture
 from flux_endpoint.engine.workers.spool import SpooledEnd, read_spool
 from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.jobid import format_jobid
@@ -48,6 +49,15 @@ def kept_ends(directory: Path) -> Iterator[SpooledEnd]:
         yield from read_spool(path)
 
 
+def _end_of(job: JobFuture) -> threading.Event:
+    """Return what is set when a job is over, with all that it ran on, or can't be followed."""
+    over = threading.Event()
+    job.add_event_callback("clean", lambda *_: over.set())
+    # A job that is cancelled has an exception at once, and ends after that.
+    job.add_done_callback(lambda _: over.set() if isinstance(job.exception(), OSError) else None)
+    return over
+
+
 def end_all_blocks(backend: Backend, endpoint_id: str, directory: Path) -> list[SpooledEnd]:
     """End the blocks of an endpoint that is configured without; return the ends they have left.
 
@@ -62,16 +72,16 @@ def end_all_blocks(backend: Backend, endpoint_id: str, directory: Path) -> list[
     if not directory.exists():
         return []
     try:
-        until = time.monotonic() + _END_PATIENCE
-        while jobs := backend.marked_jobs(mark_of(endpoint_id), name=JOB_NAME):
-            for job in jobs:
-                name = format_jobid(job.jobid)
-                logs.event(log, logging.WARNING, "ending a block of before", job=name)
-                backend.cancel(job.jobid, "the endpoint has no blocks any more")
-            if time.monotonic() >= until:
-                break
-            time.sleep(0.5)
+        jobs = backend.marked_jobs(mark_of(endpoint_id), name=JOB_NAME)
     except OSError as error:
         raise EngineError(f"Flux does not say which blocks of before there are: {error}") from error
+    gone: list[threading.Event] = []
+    for job in jobs:
+        logs.event(log, logging.WARNING, "ending a block of before", job=format_jobid(job.jobid))
+        backend.cancel(job.jobid, "the endpoint has no blocks any more")
+        gone.append(_end_of(backend.executor.attach(job.jobid)))
+    until = time.monotonic() + _END_PATIENCE
+    for each in gone:
+        each.wait(max(0.0, until - time.monotonic()))
     ends = [end for path in sorted(directory.glob("*/")) for end in take_ends(path)]
     return [*kept_ends(directory), *ends]

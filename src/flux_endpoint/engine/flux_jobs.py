@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,12 +104,51 @@ class JobList:
         return self._flux.job.kvslookup.job_info_lookup(handle, jobid, keys=["jobspec"])
 
 
+def await_marked(
+    flux: ModuleType, handle: Any, mark: Mapping[str, str], patience: float
+) -> int | None:
+    """Wait until the job manager tells of a job with all of `mark`; return its id.
+
+    The job manager has a job as soon as there is one, its list a moment later. Only the owner of an
+    instance hears it: for a guest, this waits until the list has what there was.
+
+    Args:
+        flux: Flux's bindings.
+        handle: a connection for this alone.
+        mark: what the job bears.
+        patience: seconds to wait at most.
+
+    Raises:
+        OSError: Flux is gone.
+    """
+    until = time.monotonic() + patience
+    wanted = {"full": False, "allow": {"submit": 1}}
+    journal = handle.rpc(
+        "job-manager.events-journal", wanted, flags=flux.constants.FLUX_RPC_STREAMING
+    )
+    try:
+        while (left := until - time.monotonic()) > 0:
+            told = journal.wait_for(left).get()
+            if mark.items() <= _mark_in(told.get("jobspec")).items():
+                return int(told["id"])
+            journal.reset()
+    except PermissionError:
+        time.sleep(max(0.0, until - time.monotonic()))
+    except TimeoutError:
+        pass
+    return None
+
+
 def _mark_of(question: Any, jobid: int) -> dict[str, Any]:
     try:
         jobspec = json.loads(question.wait_for(_PATIENCE).get()["jobspec"])
     except (OSError, LookupError, ValueError) as error:
         logs.event(log, logging.INFO, "unread jobspec", job=format_jobid(jobid), reason=error)
         return {}
+    return _mark_in(jobspec)
+
+
+def _mark_in(jobspec: Any) -> dict[str, Any]:
     with suppress(LookupError, TypeError):
         mark = jobspec["attributes"]["user"]["flux_endpoint"]
         return mark if isinstance(mark, dict) else {}

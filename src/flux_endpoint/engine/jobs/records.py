@@ -102,17 +102,21 @@ class JobRecords:
         return None if jobid is None else Found(jobid, starts)
 
     def _listed(self, submission: str, asked: float) -> int | None:
-        """Return the job that bears a mark, by Flux's list, which may have it a moment later."""
-        while True:
-            is_last = not 0 <= time.time() - asked < _LISTED_AFTER
-            found = self._backend.marked_jobs({"submission": submission}, since=asked - _SKEW)
-            if found:
-                jobid = found[0].jobid
-                logs.event(log, logging.WARNING, "job found by its mark", job=format_jobid(jobid))
-                return jobid
-            if is_last:
-                return None
-            time.sleep(0.2)
+        """Return the job that bears a mark, if there is one, or comes yet: it was asked for."""
+        mark = {"submission": submission}
+        left = asked + _LISTED_AFTER - time.time()
+        jobid = self._in_list(mark, asked)
+        if jobid is None and 0 < left <= _LISTED_AFTER:
+            jobid = self._backend.await_marked(mark, left)
+            if jobid is None:  # it may have ended before somebody listened
+                jobid = self._in_list(mark, asked)
+        if jobid is not None:
+            logs.event(log, logging.WARNING, "job found by its mark", job=format_jobid(jobid))
+        return jobid
+
+    def _in_list(self, mark: Mapping[str, str], asked: float) -> int | None:
+        found = self._backend.marked_jobs(mark, since=asked - _SKEW)
+        return found[0].jobid if found else None
 
     def forget(self, task_id: str) -> None:
         """A job's end is not to be read again: another is to be submitted, or none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -77,18 +77,20 @@ class ManagerFiles:
         Args:
             patience: seconds to wait at most.
         """
-        until = time.monotonic() + patience
         try:
-            with self.lock.open("rb") as file:
-                while True:
-                    with suppress(BlockingIOError):
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        return True
-                    if time.monotonic() >= until:
-                        return False
-                    time.sleep(0.02)
+            file = self.lock.open("rb")
         except OSError:  # it has not begun
             return True
+        ended = threading.Event()
+
+        def wait() -> None:
+            with file, suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            ended.set()
+
+        # `flock` has no timeout. The thread of one that lives on waits for as long as that does.
+        threading.Thread(target=wait, name="manager's end", daemon=True).start()
+        return ended.wait(patience)
 
     @classmethod
     def all(cls, directory: Path) -> Iterator[ManagerFiles]:
