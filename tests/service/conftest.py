@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import shutil
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import pika
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from httpx import Response
 
@@ -25,6 +29,7 @@ from flux_endpoint.service.official import starts
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints, users
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.store.tables import secrets
 
 if TYPE_CHECKING:
     from tests.service.official_world import CoreEndpoint, Run
@@ -53,11 +58,27 @@ def refusal(answer: Response, status: int, code: str, field: str | None = None) 
     return body
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with the schema, to be copied: to make one takes as long as many a test."""
+    path = tmp_path_factory.mktemp("migrated") / "service.db"
+    database = Database(path)
+    database.migrate()
+    database.close()
+    return path
+
+
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(database_url: str, request: pytest.FixtureRequest) -> Iterator[Database]:
     """A migrated database."""
     database = Database(database_url)
-    database.migrate()
+    path = sa.make_url(database_url).database
+    if database_url.startswith("sqlite") and path is not None:
+        shutil.copy(request.getfixturevalue("migrated"), path)
+        with database.write() as connection:  # each has a key of its own
+            connection.execute(sa.update(secrets).values(value=token_hex(32)))
+    else:
+        database.migrate()
     yield database
     database.close()
 

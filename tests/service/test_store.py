@@ -13,11 +13,18 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.protocol.rest import RegisterEndpoint
 from flux_endpoint.service.store import endpoints, tasks, users
-from flux_endpoint.service.store.engine import Database, chunks
+from flux_endpoint.service.store.engine import (
+    MIGRATIONS,
+    Database,
+    chunks,
+    expected_revision,
+    revision_of,
+)
 from flux_endpoint.service.store.tables import metadata
 
 
@@ -219,6 +226,19 @@ def test_a_file_that_is_no_database_is_explained(tmp_path: Path) -> None:
     path.write_text("this is no database, and longer than a header of one would be" * 20)
     with pytest.raises(ConfigurationError, match=r"service\.db"):
         Database(f"sqlite:///{path}").migrate()
+
+
+def test_the_last_migration_is_the_revision_that_a_release_expects(tmp_path: Path) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == expected_revision()
+    database = Database(tmp_path / "service.db")
+    with database.read() as connection:
+        assert revision_of(connection) is None
+    database.migrate()
+    with database.read() as connection:
+        assert revision_of(connection) == expected_revision()
+    database.close()
 
 
 def test_a_database_of_a_later_version_is_explained(database: Database) -> None:

@@ -1,6 +1,7 @@
 """One database: SQLite by default, PostgreSQL by URL. Read and write transactions, migrations."""
 
 import fcntl
+import functools
 import json
 import os
 import threading
@@ -10,10 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 import sqlalchemy as sa
-from alembic.util import CommandError
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from flux_endpoint.errors import ConfigurationError
@@ -94,14 +92,15 @@ class Database:
                 if not self._is_sqlite:
                     lock = sa.text("SELECT pg_advisory_xact_lock(:key)")
                     connection.execute(lock, {"key": _MIGRATION_LOCK})
-                config = alembic.config.Config()
-                config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-                config.attributes["connection"] = connection
-                alembic.command.upgrade(config, "head")
-        except (DatabaseError, CommandError) as error:
-            reason = error.orig if isinstance(error, DatabaseError) else error
+                if revision_of(connection) != expected_revision():
+                    _upgrade(connection)
+        except DatabaseError as error:
             raise ConfigurationError(
-                f"can't use the database {self._url.render_as_string()}: {reason}"
+                f"can't use the database {self._url.render_as_string()}: {error.orig}"
+            ) from error
+        except _UpgradeError as error:
+            raise ConfigurationError(
+                f"can't use the database {self._url.render_as_string()}: {error}"
             ) from error
 
     @contextmanager
@@ -124,6 +123,39 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+class _UpgradeError(Exception):
+    """The schema can't be brought up to date."""
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    # A good part of a start is spent on its import, and it is needed once after an update.
+    import alembic.command  # noqa: PLC0415
+    import alembic.config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        alembic.command.upgrade(config, "head")
+    except CommandError as error:
+        raise _UpgradeError(str(error)) from error
+
+
+def revision_of(connection: sa.Connection) -> str | None:
+    """Return the revision of a database's schema; `None`: it has none."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return revision
+
+
+@functools.cache
+def expected_revision() -> str:
+    """Return the revision of the schema that this release works with: the last migration's."""
+    return max(path.name[1:5] for path in (MIGRATIONS / "versions").glob("v[0-9]*.py"))
 
 
 def chunks(ids: Iterable[str], size: int = 500) -> Iterator[tuple[str, ...]]:

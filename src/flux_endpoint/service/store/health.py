@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
@@ -17,7 +15,7 @@ from sqlalchemy.exc import (
 )
 
 from flux_endpoint.protocol.operations import DatabaseDocument
-from flux_endpoint.service.store.engine import MIGRATIONS, Database
+from flux_endpoint.service.store.engine import Database, expected_revision
 
 #: Errors of a statement or its values, which are a fault of this program.
 _FAULTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
@@ -58,10 +56,3 @@ def database_trouble(error: BaseException) -> str | None:
         return str(error.orig)
     disk_full = getattr(error.orig, "sqlstate", None) == _DISK_FULL
     return "its disk is full" if disk_full else "it can't be reached"  # hosts are its own affair
-
-
-def expected_revision() -> str:
-    """Return the revision of the schema that this release works with."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    return str(ScriptDirectory.from_config(config).get_current_head())
