@@ -3,6 +3,7 @@
 #   PYTHON=/path/to/python3.12   the interpreter for .venv (default: the first of 3.11 or newer)
 #   ARGS="-k broker"             more arguments for pytest
 #   ROWS="jobs mpi"              what `make bench` measures: rows or levels (default: see its help)
+#   TAPS=DIRECTORY               a source tree of TaPS, for ROWS=taps
 #   BUSY=yes                     measure although others use the machine
 #   JOBS=0                       processes that run the tests (default: one more than cores, at most 8)
 
@@ -10,6 +11,7 @@ PYTHON ?=
 ARGS ?=
 ROWS ?=
 BUSY ?=
+TAPS ?=
 # Most of a test's time is waiting for programs: one process more than cores keeps these busy.
 JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
 VENV := .venv
@@ -26,6 +28,8 @@ PLUGIN := .venv-plugin
 PLUGIN_STAMP := $(PLUGIN)/.installed
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
+TAPS_VENV := .venv-taps
+TAPS_STAMP := $(TAPS_VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help venv official system demo test check faults fuzz bench bench-quick man clean
@@ -80,15 +84,19 @@ $(PEERS_STAMP): tools/make-peers-venv | $(STAMP)
 	@tools/make-peers-venv $(PEERS) $(BIN)/python
 	@touch $(PEERS_STAMP)
 
-bench: venv system $(PEERS_STAMP) ## Measure this project against its peers; writes docs/performance.md (about an hour).
+$(TAPS_STAMP): tools/make-taps-venv pyproject.toml | $(STAMP)
+	@tools/make-taps-venv $(TAPS_VENV) $(BIN)/python $(TAPS)
+	@touch $(TAPS_STAMP)
+
+bench: venv system $(PEERS_STAMP) $(if $(TAPS),$(TAPS_STAMP)) ## Measure this project against its peers; writes docs/performance.md (about an hour).
 	$(BIN)/python benchmarks/bench.py --docs $(if $(BUSY),--busy) $(ROWS)
 
-bench-quick: venv system $(PEERS_STAMP) ## The same rows roughly, in less than three minutes; writes .bench only.
+bench-quick: venv system $(PEERS_STAMP) $(if $(TAPS),$(TAPS_STAMP)) ## The same rows roughly, in less than three minutes; writes .bench only.
 	$(BIN)/python benchmarks/bench.py --quick $(if $(BUSY),--busy) $(ROWS)
 
 man: venv ## Write the man page again from the commands' help.
 	$(BIN)/python tools/make-man
 
 clean: ## Remove what make created, .venv included.
-	rm -rf $(VENV) $(OFFICIAL) $(PLUGIN) $(PEERS) $(FUZZ) .fuzz .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) $(PLUGIN) $(PEERS) $(TAPS_VENV) $(FUZZ) .fuzz .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,12 +24,13 @@ from end_to_end_level import END_TO_END
 from engine_level import ENGINE
 from levels import Comparison, Level, Station
 from machine import BUSY, Load, load, this_machine
-from peers import PEERS, ROOT, ContenderError, versions
+from peers import PEERS, ROOT, TAPS, ContenderError, versions
 from ratio_chart import Bar, draw
 from report import Record
 from scaling_level import SCALING
+from taps_level import TAPS_APPS
 
-LEVELS = (ENGINE, END_TO_END, SCALING)
+LEVELS = (ENGINE, END_TO_END, SCALING, TAPS_APPS)
 #: What runs if nothing is chosen.
 DEFAULT = ("engine", "end-to-end")
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -175,6 +176,8 @@ def main() -> int:
         parser.error(str(error))
     if not PEERS.exists():
         parser.error(f"there is no {PEERS}: make bench installs it")
+    if TAPS_APPS in [part.level for part in parts] and not TAPS.exists():
+        parser.error("there is no TaPS: make bench ROWS=taps TAPS=DIRECTORY, its source tree")
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     refuse_busy(load(WATCH), anyway=options.busy)
     failed, found = False, versions()

@@ -28,7 +28,7 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from tests.interop.official_endpoint import OfficialEndpoint, official_environment
 
-_COMMAND = [str(OURS), "-m", "flux_endpoint"]
+_MODULE = ["-m", "flux_endpoint"]
 _PEAKS = ("peak-client", "peak-service", "peak-endpoint", "peak-broker")
 _WORK = ("e2e-functions", "e2e-function-p50", "e2e-commands", "e2e-megabyte")
 #: What an operator writes to have a node's workers on this machine, as ours have them.
@@ -46,7 +46,7 @@ engine:
 
 
 @dataclass(frozen=True)
-class _Service:
+class Service:
     """Broker and service, with a home of their own."""
 
     home: Path
@@ -74,9 +74,9 @@ def _words(process: psutil.Process) -> list[str]:
     return []
 
 
-def _run(*arguments: str, variables: dict[str, str]) -> None:
+def _run(*arguments: str, python: Path, variables: dict[str, str]) -> None:
     done = subprocess.run(
-        [*_COMMAND, *arguments],
+        [python, *_MODULE, *arguments],
         env=variables,
         capture_output=True,
         text=True,
@@ -92,7 +92,7 @@ def _up(home: Path, *arguments: str, **more: str) -> Iterator[None]:
     """Have `flux-endpoint up` in the foreground."""
     variables = environment(OURS, FLUX_ENDPOINT_HOME=str(home), **more)
     with subprocess.Popen(
-        [*_COMMAND, "up", *arguments], env=variables, stdout=subprocess.PIPE, text=True
+        [OURS, *_MODULE, "up", *arguments], env=variables, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         said = []
@@ -110,9 +110,9 @@ def _up(home: Path, *arguments: str, **more: str) -> Iterator[None]:
 
 
 @contextmanager
-def _service(directory: Path) -> Iterator[_Service]:
+def _service(directory: Path) -> Iterator[Service]:
     with _up(directory / "service", "--no-endpoint"):
-        yield _Service(directory / "service")
+        yield Service(directory / "service")
 
 
 class _FirstResult:
@@ -150,59 +150,78 @@ class _FirstResult:
 
 
 @contextmanager
-def _directory() -> Iterator[Path]:
+def private() -> Iterator[Path]:
+    """Yield an empty directory."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
-def _endpoint_id(home: Path, name: str) -> str:
+def endpoint_id_of(home: Path, name: str) -> str:
+    """Return the id of an endpoint of ours."""
     text = (home / "endpoints" / name / "endpoint.json").read_text()
     return str(json.loads(text)["endpoint_id"])
 
 
 def whole_stack(counts: dict[str, int]) -> Iterator[Answer]:
     """Measure the time from `flux-endpoint up` to the first result of a function."""
-    with _directory() as directory, instance(1, WORKERS) as uri, _FirstResult(directory) as first:
+    with private() as directory, instance(1, WORKERS) as uri, _FirstResult(directory) as first:
         begun = time.time()
         with _up(directory, FLUX_URI=uri):
-            came = first.of(_endpoint_id(directory, "local"))
+            came = first.of(endpoint_id_of(directory, "local"))
         for row in counts:
             yield Answer(row, "ours", came - begun)
 
 
 @contextmanager
-def _our_endpoint(home: Path, service: _Service, uri: str) -> Iterator[None]:
+def _our_endpoint(home: Path, service: Service, uri: str, python: Path = OURS) -> Iterator[float]:
+    """Run an endpoint; yields when its start began."""
     credentials = service.credentials
     variables = environment(
-        OURS,
+        python,
         FLUX_ENDPOINT_HOME=str(home),
         FLUX_ENDPOINT_SERVICE_URL=credentials["service_url"],
         FLUX_ENDPOINT_TOKEN=credentials["token"],
         FLUX_URI=uri,
     )
-    if not (home / "endpoints" / "lab").exists():
-        _run("configure", "lab", variables=variables)
-        config = {"engine": {"type": "FluxEngine", "max_workers": WORKERS}}
-        (home / "endpoints" / "lab" / "config.yaml").write_text(yaml.safe_dump(config))
-    _run("start", "lab", "--detach", variables=variables)
+    _run("configure", "lab", python=python, variables=variables)
+    config = {"engine": {"type": "FluxEngine", "max_workers": WORKERS}}
+    (home / "endpoints" / "lab" / "config.yaml").write_text(yaml.safe_dump(config))
+    begun = time.time()
+    _run("start", "lab", "--detach", python=python, variables=variables)
     try:
-        yield
+        yield begun
     finally:
-        _run("stop", "lab", variables=variables)
+        _run("stop", "lab", python=python, variables=variables)
+
+
+@contextmanager
+def running(directory: Path, python: Path) -> Iterator[tuple[Service, Path]]:
+    """Run service and endpoint of ours; yields the service and the endpoint's home.
+
+    Args:
+        directory: an empty one.
+        python: what runs the endpoint, and its tasks.
+    """
+    home = directory / "endpoint"
+    with (
+        instance(1, WORKERS) as uri,
+        _service(directory) as service,
+        _our_endpoint(home, service, uri, python),
+    ):
+        yield service, home
 
 
 def our_endpoint(counts: dict[str, int]) -> Iterator[Answer]:
     """Measure both clients on our endpoint."""
     with (
-        _directory() as directory,
+        private() as directory,
         instance(1, WORKERS) as uri,
         _service(directory) as service,
         _FirstResult(service.home) as first,
     ):
         home = directory / "endpoint"
-        begun = time.time()
-        with _our_endpoint(home, service, uri):
-            endpoint_id = _endpoint_id(home, "lab")
+        with _our_endpoint(home, service, uri) as begun:
+            endpoint_id = endpoint_id_of(home, "lab")
             came = first.of(endpoint_id)
             if "endpoint-start" in counts:
                 yield Answer("endpoint-start", "ours", came - begun)
@@ -213,7 +232,7 @@ def our_endpoint(counts: dict[str, int]) -> Iterator[Answer]:
 def official_endpoint(counts: dict[str, int]) -> Iterator[Answer]:
     """Measure both clients on the official endpoint."""
     with (
-        _directory() as directory,
+        private() as directory,
         _service(directory) as service,
         _FirstResult(service.home) as first,
     ):
@@ -237,7 +256,7 @@ def official_endpoint(counts: dict[str, int]) -> Iterator[Answer]:
 
 
 def _clients(
-    counts: dict[str, int], users: dict[str, str], endpoint_id: str, service: _Service, home: Path
+    counts: dict[str, int], users: dict[str, str], endpoint_id: str, service: Service, home: Path
 ) -> Iterator[Answer]:
     """Let each client work at an endpoint.
 
@@ -267,18 +286,31 @@ def _clients(
 
 
 def _run_client(
-    client: str, counts: dict[str, int], endpoint_id: str, service: _Service, home: Path
+    client: str, counts: dict[str, int], endpoint_id: str, service: Service, home: Path
 ) -> Iterator[tuple[str, float]]:
+    python = OURS if client == "ours" else PEERS
     options = {"client": client, "endpoint_id": endpoint_id}
+    variables = client_variables(client, python, service, home)
+    return run_program(python, "client.py", counts, options, variables)
+
+
+def client_variables(client: str, python: Path, service: Service, home: Path) -> dict[str, str]:
+    """Return the environment of a client.
+
+    Args:
+        client: "ours" or "official".
+        python: what runs it.
+        service: which service it uses.
+        home: where the official one keeps its logins.
+    """
     if client == "ours":
-        variables = environment(OURS, FLUX_ENDPOINT_HOME=str(service.home))
-        return run_program(OURS, "client.py", counts, options, variables)
+        return environment(python, FLUX_ENDPOINT_HOME=str(service.home))
     credentials = service.credentials
     user = official_environment(credentials["service_url"], credentials["token"], home)
-    variables = environment(PEERS) | {
+    found = environment(python) | {
         name: value for name, value in user.items() if os.environ.get(name) != value
     }
-    return run_program(PEERS, "client.py", counts, options, variables)
+    return {name: value for name, value in found.items() if name in user or name == "PYTHONPATH"}
 
 
 def rabbitmq(counts: dict[str, int]) -> Iterator[Answer]:

@@ -15,11 +15,15 @@ from typing import Any
 
 import psutil
 
+from flux_endpoint.stack.installation import find_rabbitmq
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "benchmarks" / "contenders"
 #: This project's Python, and that of what it is measured against.
 OURS = Path(sys.executable)
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
+#: With TaPS and this project, for applications of TaPS.
+TAPS = ROOT / ".venv-taps" / "bin" / "python"
 #: Seconds after which a turn is given up.
 TURN_TIMEOUT = 900.0
 #: Characters of a failed program's output that are shown.
@@ -121,10 +125,13 @@ def versions() -> dict[str, str]:
     command = f"from importlib.metadata import version; print(*map(version, {_PACKAGES}))"
     answer = subprocess.run([PEERS, "-c", command], capture_output=True, text=True, check=True)
     flux = subprocess.run(["flux", "-V"], capture_output=True, text=True, check=True).stdout
+    ctl: list[str | Path] = [find_rabbitmq().ctl, "version"]
+    rabbitmq = subprocess.run(ctl, capture_output=True, text=True, check=True).stdout
     return {
         "this project": f"{version('flux-endpoint')} ({_commit()})",
         "Python": sys.version.split()[0],
         "Flux": flux.split("\n", maxsplit=1)[0].split()[-1],
+        "RabbitMQ": rabbitmq.split()[-1],
         "dill": version("dill"),
         **dict(zip(_NAMES, answer.stdout.split(), strict=True)),
     }
