@@ -77,7 +77,7 @@ $(FUZZ_STAMP): pyproject.toml tools/make-venv
 faults: venv system ## Run a mixed load under random faults, and account for each task (ARGS="--seed 1").
 	$(BIN)/python tests/faults/harness.py $(ARGS)
 
-fuzz: $(FUZZ_STAMP) ## Look for inputs that break a decoder, SECONDS=60 for each.
+fuzz: $(FUZZ_STAMP) ## Look for inputs that break a decoder or the service, SECONDS=60 for each.
 	@$(FUZZ)/bin/python tools/fuzz --seconds $(SECONDS) $(TARGETS)
 
 $(PEERS_STAMP): tools/make-peers-venv | $(STAMP)

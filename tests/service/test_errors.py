@@ -1,5 +1,6 @@
 """Every refusal says what was wrong, in one shape."""
 
+import json
 import uuid
 
 import pytest
@@ -153,3 +154,13 @@ def test_a_full_database_is_told_as_such_and_nothing_is_stored(
         assert client.post("/v3/functions", json=body).status_code == 200
     (record, *_) = [each for each in caplog.records if "the database fails" in each.getMessage()]
     assert record.exc_info is None
+
+
+def test_the_schema_has_the_body_of_every_request_with_json(api: TestClient) -> None:
+    described = api.get("/openapi.json").json()["paths"]
+    for path in ("/v3/functions", "/v3/endpoints/{endpoint_id}/submit"):
+        content = described[path]["post"]["requestBody"]["content"]["application/json"]
+        assert "$ref" not in json.dumps(content["schema"])
+        assert content["schema"]["required"]
+    attach = described["/v3/endpoints/{endpoint_id}/attach"]["post"]["requestBody"]
+    assert "jobid" in attach["content"]["application/json"]["schema"]["properties"]

@@ -16,7 +16,7 @@ from flux_endpoint.service.context import Service
 from flux_endpoint.service.errors import invalid_request
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.routes.endpoints import usable
-from flux_endpoint.service.routes.request import IdempotencyKey, RawBody
+from flux_endpoint.service.routes.request import IdempotencyKey, RawBody, json_body
 from flux_endpoint.service.store import endpoints, tasks
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.ids import ordered_ids
@@ -35,7 +35,11 @@ class _Attach(AttachJob):
     jobid: Annotated[int, BeforeValidator(_jobid)]
 
 
-@router.post("/v3/endpoints/{endpoint_id}/attach", response_model_exclude_none=True)
+@router.post(
+    "/v3/endpoints/{endpoint_id}/attach",
+    response_model_exclude_none=True,
+    openapi_extra=json_body(AttachJob),
+)
 def attach(
     endpoint_id: Annotated[UuidText, Path()],
     body: RawBody,

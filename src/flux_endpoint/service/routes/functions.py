@@ -14,7 +14,7 @@ from flux_endpoint.service import buffers
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.errors import invalid_field, invalid_request, not_json
 from flux_endpoint.service.identity import Caller
-from flux_endpoint.service.routes.request import RawBody
+from flux_endpoint.service.routes.request import RawBody, json_body
 from flux_endpoint.service.store import functions
 from flux_endpoint.service.store.users import User
 
@@ -23,7 +23,7 @@ router = APIRouter()
 FunctionId = Annotated[UuidText, Path()]
 
 
-@router.post("/v3/functions")
+@router.post("/v3/functions", openapi_extra=json_body(RegisterFunction))
 def register(body: RawBody, service: Service, caller: Caller) -> FunctionAnswer:
     """Store a function."""
     try:

@@ -20,7 +20,7 @@ from flux_endpoint.service.errors import invalid_field, invalid_request
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.official.children import running_endpoint
 from flux_endpoint.service.routes.endpoints import usable
-from flux_endpoint.service.routes.request import IdempotencyKey, RawBody
+from flux_endpoint.service.routes.request import IdempotencyKey, RawBody, json_body
 from flux_endpoint.service.store import endpoints, functions, tasks
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.ids import ordered_ids
@@ -50,7 +50,7 @@ class _Payloads:
     payloads: list[str]
 
 
-@router.post("/v3/endpoints/{endpoint_id}/submit")
+@router.post("/v3/endpoints/{endpoint_id}/submit", openapi_extra=json_body(SubmitBatch))
 def submit(
     endpoint_id: Annotated[UuidText, Path()],
     body: RawBody,
