@@ -141,6 +141,16 @@ class ServiceError(FluxEndpointError):
         self.field = field
         self.retry_after = retry_after
 
+    def saying(self, text: str) -> ServiceError:
+        """Return the same refusal with a text that knows more of what it was about."""
+        return ServiceError(
+            text,
+            http_status=self.http_status,
+            code=self.code,
+            field=self.field,
+            retry_after=self.retry_after,
+        )
+
 
 class ServiceUnreachableError(FluxEndpointError):
     """The REST service could not be reached, or kept answering with a server error."""

@@ -46,6 +46,11 @@ def in_environment(credentials: Credentials) -> dict[str, str]:
     }
 
 
+def start(owner: Credentials) -> None:
+    """Start the endpoint as its owner does."""
+    run("start", "lab", "--detach", **in_environment(owner))
+
+
 @pytest.fixture
 def lab(home: Path) -> Iterator[EndpointDirectory]:
     """A configured endpoint, stopped at the end whatever happened."""
@@ -73,7 +78,7 @@ def agent_environment(lab: EndpointDirectory) -> str:
 def test_tasks_find_none_of_the_owners_credentials(
     lab: EndpointDirectory, owner: Credentials, home: Path
 ) -> None:
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     assert owner.token not in agent_environment(lab)
     assert lab.token.stat().st_mode & 0o777 == 0o600
     endpoint_id = own_token(lab)["endpoint_id"]
@@ -98,7 +103,7 @@ def test_tasks_find_none_of_the_owners_credentials(
 def test_what_tasks_find_is_good_for_the_endpoint_alone(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     own = own_token(lab)
     with RestClient(Credentials(owner.service_url, own["token"]), 10) as rest:
         assert rest.request("GET", f"/v2/endpoints/{own['endpoint_id']}")
@@ -117,7 +122,7 @@ def test_what_tasks_find_is_good_for_the_endpoint_alone(
 def test_once_it_has_its_token_it_starts_without_any_other(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     first = own_token(lab)
     run("stop", "lab")
     run("start", "lab", "--detach")
@@ -127,7 +132,7 @@ def test_once_it_has_its_token_it_starts_without_any_other(
 def test_a_revoked_token_is_replaced_with_the_owners_credentials_or_told(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     first = own_token(lab)
     run("stop", "lab")
     with RestClient(owner, 10) as rest:
@@ -136,7 +141,7 @@ def test_a_revoked_token_is_replaced_with_the_owners_credentials_or_told(
     said = run("start", "lab", fails=True)
     assert "does not know the endpoint's own token in" in said
     assert "Start it once with its owner's credentials" in said
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     second = own_token(lab)
     assert second["endpoint_id"] == first["endpoint_id"]
     assert second["token"] != first["token"]
@@ -145,19 +150,19 @@ def test_a_revoked_token_is_replaced_with_the_owners_credentials_or_told(
 def test_a_deleted_endpoint_comes_back_with_the_owners_credentials(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     first = own_token(lab)
     run("stop", "lab")
     with RestClient(owner, 10) as rest:
         rest.request("DELETE", f"/v2/endpoints/{first['endpoint_id']}")
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     assert own_token(lab)["endpoint_id"] == first["endpoint_id"]
 
 
 def test_one_that_is_deleted_while_it_runs_ends_and_tells(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     endpoint_id, holder = own_token(lab)["endpoint_id"], lab.holder()
     assert holder is not None
     pidfd = os.pidfd_open(holder.pid)
@@ -177,7 +182,7 @@ def test_one_that_is_deleted_while_it_runs_ends_and_tells(
             env=os.environ | in_environment(owner),
         ).stdout
         assert said in shown, command
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     assert own_token(lab)["endpoint_id"] == endpoint_id
     assert said not in run("list")
 
@@ -185,11 +190,11 @@ def test_one_that_is_deleted_while_it_runs_ends_and_tells(
 def test_a_copy_that_is_to_be_another_endpoint_does_not_use_the_token(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     first = own_token(lab)
     run("stop", "lab")
     lab.identity.unlink()
-    run("start", "lab", "--detach", **in_environment(owner))
+    start(owner)
     assert own_token(lab)["endpoint_id"] != first["endpoint_id"]
 
 

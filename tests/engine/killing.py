@@ -18,6 +18,19 @@ from waiting import until
 PROGRAM = Path(__file__).with_name("killed_engine.py")
 
 
+def work(directory: str, name: str, seconds: float) -> str:
+    """Note its begin and its end, and take so long."""
+    import time
+    from pathlib import Path
+
+    with Path(directory, "begun").open("a") as file:
+        file.write(f"{name}\n")
+    time.sleep(seconds)
+    with Path(directory, "completed").open("a") as file:
+        file.write(f"{name}\n")
+    return name
+
+
 class Endpoint:
     """One endpoint's directory and tasks; engines for it come and are killed.
 
@@ -46,6 +59,10 @@ class Endpoint:
         task_id = str(uuid.uuid4())
         self.tasks[task_id] = (buffer_of(function, *args, **kwargs), spec)
         return task_id
+
+    def add_work(self, name: str, seconds: float) -> str:
+        """Add a function that notes when it begins and completes; return its task's id."""
+        return self.add(work, str(self.directory), name, seconds)
 
     def start(
         self,

@@ -18,18 +18,6 @@ from waiting import until
 KILLS = 8
 
 
-def work(directory, name, seconds):
-    import time
-    from pathlib import Path
-
-    with Path(directory, "begun").open("a") as file:
-        file.write(f"{name}\n")
-    time.sleep(seconds)
-    with Path(directory, "completed").open("a") as file:
-        file.write(f"{name}\n")
-    return name
-
-
 def shell(endpoint: Endpoint, name: str, seconds: float) -> ShellFunction:
     return ShellFunction(
         f"echo {name} >> {endpoint.begun}; sleep {seconds}; echo {name} >> {endpoint.completed}"
@@ -51,7 +39,7 @@ def mixed(endpoint: Endpoint, count: int, chance: random.Random) -> dict[str, st
         if number % 5 == 4:
             task = endpoint.add(shell(endpoint, name, seconds))
         else:
-            task = endpoint.add(work, str(endpoint.directory), name, seconds)
+            task = endpoint.add_work(name, seconds)
         names[task] = name
     return names
 
@@ -83,7 +71,7 @@ def test_no_completed_function_runs_again_however_often_the_engine_is_killed(end
 @pytest.mark.parametrize("moment", ["a result comes", "a result is recorded"])
 def test_a_function_runs_once_though_the_engine_is_killed_when(endpoint, moment):
     assert moment in DEATHS
-    tasks = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0) for n in range(20)]
+    tasks = [endpoint.add_work(f"f{n}", 0) for n in range(20)]
     endpoint.await_death(endpoint.start(dies_at=moment))
     endpoint.finish(endpoint.start())
     assert [endpoint.end(task).code for task in tasks if endpoint.end(task).code] == []
@@ -101,7 +89,7 @@ class TestOnFlux:
         gate = endpoint.directory / "gate"
         wait = f"echo a >> {endpoint.begun}; while [ ! -e {gate} ]; do sleep 0.05; done"
         first = endpoint.add(ShellFunction(f"{wait}; echo a >> {endpoint.completed}"))
-        others = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0) for n in range(10)]
+        others = [endpoint.add_work(f"f{n}", 0) for n in range(10)]
         process = endpoint.start()
         endpoint.await_begun(1)
         endpoint.kill(process)
@@ -116,7 +104,7 @@ class TestOnFlux:
         assert begun_more_than_once(endpoint) == set()
 
     def test_a_function_that_runs_goes_on_with_the_next_agent(self, endpoint):
-        task = endpoint.add(work, str(endpoint.directory), "long", 4)
+        task = endpoint.add_work("long", 4)
         process = endpoint.start()
         endpoint.await_begun(1)
         endpoint.kill(process)
@@ -125,13 +113,13 @@ class TestOnFlux:
         assert lines_of(endpoint.begun) == ["long"]
 
     def test_managers_of_another_configuration_finish_and_get_nothing_new(self, endpoint, mark):
-        task = endpoint.add(work, str(endpoint.directory), "long", 3)
+        task = endpoint.add_work("long", 3)
         process = endpoint.start()
         endpoint.await_begun(1)
         endpoint.kill(process)
         [before] = manager_processes(mark)
         endpoint.config["run_in_sandbox"] = True
-        after = endpoint.add(work, str(endpoint.directory), "new", 0)
+        after = endpoint.add_work("new", 0)
         endpoint.finish(endpoint.start())
         assert endpoint.end(task).value == "long"
         assert endpoint.end(after).value == "new"
@@ -139,7 +127,7 @@ class TestOnFlux:
         assert not before.is_running()
 
     def test_managers_that_no_agent_comes_for_end_and_leave_their_results(self, endpoint, mark):
-        tasks = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0) for n in range(5)]
+        tasks = [endpoint.add_work(f"f{n}", 0) for n in range(5)]
         endpoint.await_death(endpoint.start(dies_at="a result comes", orphan_timeout=0.5))
         until(lambda: not marked(mark))
         done = endpoint.runs().total()
@@ -154,8 +142,8 @@ class TestOnFlux:
     def test_workers_that_do_not_answer_are_ended_before_their_tasks_run_again(
         self, endpoint, mark
     ):
-        task = endpoint.add(work, str(endpoint.directory), "f", 0)
-        stuck = endpoint.add(work, str(endpoint.directory), "stuck", 1000)
+        task = endpoint.add_work("f", 0)
+        stuck = endpoint.add_work("stuck", 1000)
         process = endpoint.start()
         endpoint.await_begun(2)
         until(lambda: endpoint.recorded() == 1)
@@ -163,7 +151,7 @@ class TestOnFlux:
         before.suspend()
         endpoint.kill(process)
         del endpoint.tasks[stuck]
-        after = endpoint.add(work, str(endpoint.directory), "new", 0)
+        after = endpoint.add_work("new", 0)
         endpoint.finish(endpoint.start(patience=0.5))
         assert not before.is_running()
         assert [endpoint.end(each).value for each in (task, after)] == ["f", "new"]

@@ -101,13 +101,10 @@ class Enrolment:
         except ServiceError as error:
             if error.http_status != HTTPStatus.UNAUTHORIZED:
                 raise
-            raise ServiceError(
+            raise error.saying(
                 f"{self.rest.credentials.service_url} does not know the endpoint's own token any "
                 "more: it was revoked, or the endpoint deleted. A start with its owner's "
-                "credentials registers it again",
-                http_status=error.http_status,
-                code=error.code,
-                field=error.field,
+                "credentials registers it again"
             ) from error
 
     def _enrol(self, owner: Credentials) -> Credentials:
@@ -119,12 +116,9 @@ class Enrolment:
             except ServiceError as error:
                 if error.http_status not in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
                     raise
-                raise ServiceError(
+                raise error.saying(
                     f"{owner.service_url} gives endpoints no tokens of their own: it is of an "
-                    "earlier release. Upgrade the service before its endpoints",
-                    http_status=error.http_status,
-                    code=error.code,
-                    field=error.field,
+                    "earlier release. Upgrade the service before its endpoints"
                 ) from error
         content = {
             "service_url": owner.service_url,
@@ -184,13 +178,10 @@ class Enrolment:
         try:
             owner = load_credentials()
         except FluxEndpointError as error:
-            raise ServiceError(
+            raise refusal.saying(
                 f"{own.service_url} does not know the endpoint's own token in {own.source} any "
                 "more: it was revoked, or the endpoint deleted. Start it once with its owner's "
-                f"credentials, which get it a new one ({error})",
-                http_status=refusal.http_status,
-                code=refusal.code,
-                field=refusal.field,
+                f"credentials, which get it a new one ({error})"
             ) from refusal
         event(
             log, logging.WARNING, "the endpoint's own token is not valid any more; it gets another"

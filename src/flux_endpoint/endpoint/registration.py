@@ -101,13 +101,10 @@ class Registration:
         except ServiceError as error:
             if error.code == "ENDPOINT_NOT_FOUND" or error.http_status == 403:
                 knows = "does not know endpoint" if error.http_status == 404 else "refuses endpoint"
-                raise ServiceError(
+                raise error.saying(
                     f"{self._rest.credentials.service_url} {knows} {endpoint_id} ({error}). If it "
                     f"is the right service, delete {self._file} to register as a new endpoint; "
-                    "whoever submits needs the new id then",
-                    http_status=error.http_status,
-                    code=error.code,
-                    field=error.field,
+                    "whoever submits needs the new id then"
                 ) from error
             raise
 

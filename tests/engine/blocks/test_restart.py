@@ -107,21 +107,9 @@ def active(flux_module):
     return ask
 
 
-def work(directory, name, seconds):
-    import time
-    from pathlib import Path
-
-    with Path(directory, "begun").open("a") as file:
-        file.write(f"{name}\n")
-    time.sleep(seconds)
-    with Path(directory, "completed").open("a") as file:
-        file.write(f"{name}\n")
-    return name
-
-
 def test_functions_in_a_block_run_once_though_the_engine_is_killed(endpoint):
-    long = endpoint.add(work, str(endpoint.directory), "long", 3)
-    short = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0.05) for n in range(40)]
+    long = endpoint.add_work("long", 3)
+    short = [endpoint.add_work(f"f{n}", 0.05) for n in range(40)]
     for begun in (1, 10, 25):
         process = endpoint.start()
         endpoint.await_begun(begun)
@@ -137,7 +125,7 @@ def test_functions_in_a_block_run_once_though_the_engine_is_killed(endpoint):
 
 def test_a_block_that_was_just_asked_for_is_found_again(endpoint, active):
     before = active()
-    task = endpoint.add(work, str(endpoint.directory), "f", 0)
+    task = endpoint.add_work("f", 0)
     endpoint.await_death(endpoint.start(dies_at="a block was submitted"))
     [asked] = until(lambda: active() - before)
     process = endpoint.start()
@@ -151,7 +139,7 @@ def test_a_block_that_was_just_asked_for_is_found_again(endpoint, active):
 
 def test_what_a_block_has_left_counts_though_it_has_ended(endpoint, active, flux_module):
     before = active()
-    tasks = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0) for n in range(5)]
+    tasks = [endpoint.add_work(f"f{n}", 0) for n in range(5)]
     endpoint.await_death(endpoint.start(dies_at="a result comes"))
     done = endpoint.runs()
     for block in active() - before:
@@ -165,7 +153,7 @@ def test_what_a_block_has_left_counts_though_it_has_ended(endpoint, active, flux
 
 def test_without_blocks_in_the_configuration_those_of_before_end(endpoint, active, mark):
     before = active()
-    tasks = [endpoint.add(work, str(endpoint.directory), f"f{n}", 0) for n in range(5)]
+    tasks = [endpoint.add_work(f"f{n}", 0) for n in range(5)]
     endpoint.await_death(endpoint.start(dies_at="a result comes"))
     assert active() - before
     del endpoint.config["blocks"]
