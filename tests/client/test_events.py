@@ -426,7 +426,7 @@ def test_events_that_are_later_than_the_result_still_bring_a_jobid(
     def after_the_first_look(stream: Any, task_id: str) -> None:
         def go_on() -> None:
             assert looked.wait(TIMEOUT)
-            stream._inbox.put(lambda: end(stream, task_id))
+            stream._thread.post(lambda: end(stream, task_id))
 
         threading.Thread(target=go_on).start()
 

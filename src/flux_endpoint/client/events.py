@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
-import queue
+import math
 import threading
 import time
 import uuid
@@ -20,7 +19,7 @@ from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.backoff import delays
 from flux_endpoint.client.future import ComputeFuture, why_no_job
 from flux_endpoint.client.job import JobEvent, JobRecord
-from flux_endpoint.client.threads import ClientThread, start
+from flux_endpoint.client.threads import ClientThread, owner_thread, start
 from flux_endpoint.errors import InvalidMessageError, ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import TaskEvents, unpack
@@ -77,11 +76,9 @@ class EventStream:
         self._amqp_port = amqp_port
         self._client_id = str(uuid.uuid4())  # names our queue
         self._retire = retire
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._held = False
         self._followed: dict[str, _Followed] = {}
-        self._looks: list[tuple[float, str]] = []
         self._connection: AmqpConnection | None = None
         self._consumer: Consumer | None = None
         self._opened = False
@@ -92,8 +89,11 @@ class EventStream:
         self._reopen = False
         self._fetching = False
         self._asking: ClientThread | None = None
-        self._stopped = False
-        self._thread = ClientThread(f"events {task_group_id[:8]}", self._run)
+        self._thread = owner_thread(
+            f"events {task_group_id[:8]}",
+            f"the event stream of task group {task_group_id}",
+            after_turn=self._consider_the_end,
+        )
 
     def start(self) -> None:
         """Start the thread; the connection follows with the first future."""
@@ -101,48 +101,40 @@ class EventStream:
 
     def follow(self, future: ComputeFuture, job: JobRecord) -> None:
         """Fill `job` with the events of `future`'s task, whose id is known."""
-        self._inbox.put(lambda: self._on_follow(future, job))
+        self._thread.post(lambda: self._on_follow(future, job))
 
     def hold(self) -> None:
         """Do not end before `release`."""
-        self._inbox.put(self._on_hold)
+        self._thread.post(self._on_hold)
 
     def release(self) -> None:
         """End as soon as there is nothing more to expect."""
-        self._inbox.put(self._on_release)
+        self._thread.post(self._on_release)
 
     def close(self) -> None:
         """End now; whoever waits for a job's id is told so."""
         self._closing.set()
-        self._inbox.put(self._on_stop)
+        self._thread.post(self._on_stop)
 
     @property
     def idle(self) -> bool:
         """Whether nobody has asked for anything that was not begun."""
-        return self._inbox.empty()
+        return self._thread.is_idle
 
     def join(self, timeout: float) -> None:
         """Wait for the end."""
         deadline = time.monotonic() + timeout
-        for thread in (self._thread, self._asking):
-            if thread and thread.is_alive() and thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        self._thread.join(timeout)
+        asking = self._asking
+        if asking and asking.is_alive() and asking is not threading.current_thread():
+            asking.join(max(0.0, deadline - time.monotonic()))
 
     # All below runs on the stream's thread, unless it says otherwise.
 
-    def _run(self) -> None:
-        while not self._stopped:
-            wait = max(0.0, self._looks[0][0] - time.monotonic()) if self._looks else None
-            try:
-                handle = self._inbox.get(timeout=wait)
-            except queue.Empty:
-                handle = self._on_time
-            try:
-                handle()
-                if not (self._stopped or self._held or self._followed) and self._retire(self):
-                    self._on_stop()
-            except Exception:
-                log.exception("error in the event stream of task group %s", self._group)
+    def _consider_the_end(self) -> float:
+        if not (self._held or self._followed) and self._retire(self):
+            self._on_stop()
+        return math.inf
 
     def _on_follow(self, future: ComputeFuture, job: JobRecord) -> None:
         task_id = future.task_id or ""
@@ -156,16 +148,14 @@ class EventStream:
             self._fetch(task_id)
         else:
             self._connect()
-        future.add_done_callback(lambda _: self._inbox.put(lambda: self._on_end(task_id)))
+        future.add_done_callback(lambda _: self._thread.post(lambda: self._on_end(task_id)))
 
     def _on_end(self, task_id: str) -> None:
-        heapq.heappush(self._looks, (time.monotonic() + GRACE, task_id))
+        self._thread.after(GRACE, lambda: self._look(task_id))
 
-    def _on_time(self) -> None:
-        while self._looks and self._looks[0][0] <= time.monotonic():
-            _, task_id = heapq.heappop(self._looks)
-            if task_id in self._followed:
-                self._fetch(task_id, last=True)
+    def _look(self, task_id: str) -> None:
+        if task_id in self._followed:
+            self._fetch(task_id, last=True)
 
     def _on_hold(self) -> None:
         self._held = True
@@ -177,13 +167,13 @@ class EventStream:
                 del self._followed[task_id]
 
     def _on_stop(self) -> None:
-        self._stopped = True
         self._closing.set()
         for followed in self._followed.values():
             followed.job.fail(RuntimeError("the client was closed before the job's id was known"))
         self._followed.clear()
         if self._connection is not None:
             self._connection.close()
+        self._thread.stop()
 
     # Events.
 
@@ -239,7 +229,7 @@ class EventStream:
             connection = AmqpConnection(
                 self._url,
                 name=f"events {self._group[:8]}",
-                on_state=lambda change: self._inbox.put(lambda: self._on_state(change)),
+                on_state=lambda change: self._thread.post(lambda: self._on_state(change)),
             )
             with suppress(RuntimeError):  # the interpreter is about to exit
                 connection.start()
@@ -250,10 +240,10 @@ class EventStream:
         try:
             url, name = self._open_queue()
         except ServiceError as error:
-            self._inbox.put(partial(self._on_unavailable, error))
+            self._thread.post(partial(self._on_unavailable, error))
             raise
         # Before the connection is up: the queue keeps what comes from now on.
-        self._inbox.put(lambda: self._on_queue(name))
+        self._thread.post(lambda: self._on_queue(name))
         return url
 
     def _open_queue(self) -> tuple[str, str]:
@@ -264,9 +254,9 @@ class EventStream:
         if self._consumer is None and self._connection is not None:
             self._consumer = self._connection.consume(
                 name,
-                lambda delivery: self._inbox.put(lambda: self._on_delivery(delivery)),
+                lambda delivery: self._thread.post(lambda: self._on_delivery(delivery)),
                 prefetch=PREFETCH,
-                on_refused=lambda reason: self._inbox.put(lambda: self._on_refused(reason)),
+                on_refused=lambda reason: self._thread.post(lambda: self._on_refused(reason)),
             )
         self._fetch(*self._followed)
 
@@ -329,11 +319,11 @@ class EventStream:
                 except ServiceError as caught:
                     error = caught
                     event(log, logging.WARNING, f"asking for a job's events failed: {error}")
-                self._inbox.put(partial(self._on_history, task_id, events, error, last))
+                self._thread.post(partial(self._on_history, task_id, events, error, last))
         except ServiceError as error:
             event(log, logging.WARNING, f"asking for the event queue failed: {error}")
         finally:
-            self._inbox.put(self._on_asked)
+            self._thread.post(self._on_asked)
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         for delay in delays():

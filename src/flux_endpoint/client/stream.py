@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import queue
+import math
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery
@@ -21,7 +20,7 @@ from flux_endpoint.client.backoff import delays
 from flux_endpoint.client.endpoint_watch import EndpointState, EndpointWatch, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.results import TaskEnd, from_document, from_message, resolve
-from flux_endpoint.client.threads import ClientThread, start
+from flux_endpoint.client.threads import ClientThread, owner_thread, start
 from flux_endpoint.errors import InvalidMessageError, ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
 
@@ -61,7 +60,6 @@ class ResultStream:
         self._group = task_group_id
         self._amqp_port = amqp_port
         self._client_id = str(uuid.uuid4())  # names our queue
-        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closing = threading.Event()
         # More than one if a task was reloaded before the answer to its submission came.
         self._open: dict[str, tuple[ComputeFuture, ...]] = {}
@@ -79,11 +77,17 @@ class ResultStream:
         #: Endpoints to ask about, after so many seconds without a result.
         self._silent: set[str] = set()
         self._quiet = QUIET
+        #: Monotonic time at which that is over; infinity: nothing is waited for yet.
+        self._quiet_at = math.inf
         self._endpoints = EndpointWatch()
         self._asking = False
         self._asker: ClientThread | None = None
-        self._stopped = False
-        self._resolver = ClientThread(f"results {task_group_id[:8]}", self._run)
+        self._resolver = owner_thread(
+            f"results {task_group_id[:8]}",
+            f"the result stream of task group {task_group_id}",
+            after_turn=self._look_at_the_clock,
+            at_end=self._end_asking,
+        )
 
     def start(self) -> None:
         """Start the resolver; the connection follows with the first submission."""
@@ -91,7 +95,7 @@ class ResultStream:
 
     def submission_begins(self) -> None:
         """Expect results of tasks whose ids are not known yet."""
-        self._inbox.put(self._on_begin)
+        self._resolver.post(self._on_begin)
 
     def submission_ends(
         self, accepted: list[Accepted], endpoint: EndpointState | None = None
@@ -102,7 +106,7 @@ class ResultStream:
             accepted: the tasks.
             endpoint: what the service told of their endpoint.
         """
-        self._inbox.put(lambda: self._on_end(accepted, endpoint))
+        self._resolver.post(lambda: self._on_end(accepted, endpoint))
 
     def follow(self, futures: list[ComputeFuture]) -> list[ComputeFuture]:
         """Follow tasks that were submitted some other time.
@@ -110,35 +114,32 @@ class ResultStream:
         Returns:
             For each, the future that resolves: one that waits for that task already, or the given.
         """
-        answer: Future[list[ComputeFuture]] = Future()
-        if threading.current_thread() is self._resolver:
-            self._on_follow(futures, answer)
-        else:
-            self._inbox.put(lambda: self._on_follow(futures, answer))
-        return answer.result()
+        return self._resolver.call(lambda: self._on_follow(futures))
 
     def close(self) -> None:
         """Close the connection and end the resolver, after what is in its inbox."""
         self._closing.set()
-        self._inbox.put(self._on_stop)
+        self._resolver.post(self._on_stop)
 
     def join(self, timeout: float) -> None:
         """Wait for the end that `close` began."""
-        if self._resolver.is_alive() and threading.current_thread() is not self._resolver:
-            self._resolver.join(timeout)
+        self._resolver.join(timeout)
 
     # All below runs on the resolver's thread, unless it says otherwise.
 
-    def _run(self) -> None:
-        while not self._stopped:
-            try:
-                handle = self._inbox.get(timeout=self._quiet if self._open else None)
-            except queue.Empty:
-                handle = self._on_quiet
-            try:
-                handle()
-            except Exception:
-                log.exception("error in the result stream of task group %s", self._group)
+    def _look_at_the_clock(self) -> float:
+        """Return the seconds until it has been quiet for too long."""
+        now = time.monotonic()
+        if not self._open:
+            self._quiet_at = math.inf
+        elif math.isinf(self._quiet_at):
+            self._quiet_at = now + self._quiet
+        elif now >= self._quiet_at:
+            self._on_quiet()
+            self._quiet_at = now + self._quiet
+        return self._quiet_at - now
+
+    def _end_asking(self) -> None:
         if self._asking and self._asker is not None:
             self._asker.join()
 
@@ -167,10 +168,11 @@ class ResultStream:
             self._missed = bool(self._submissions)
             self._ask_service(each.task_id for each in accepted)
 
-    def _on_follow(self, futures: list[ComputeFuture], answer: Future[list[ComputeFuture]]) -> None:
-        answer.set_result([self._open.setdefault(f.task_id or "", (f,))[0] for f in futures])
+    def _on_follow(self, futures: list[ComputeFuture]) -> list[ComputeFuture]:
+        followed = [self._open.setdefault(f.task_id or "", (f,))[0] for f in futures]
         self._connect()
         self._ask_service(future.task_id or "" for future in futures)
+        return followed
 
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
@@ -182,7 +184,7 @@ class ResultStream:
             return
         waiting = self._open.pop(end.task_id, ())
         if waiting:
-            self._quiet = QUIET
+            self._quiet, self._quiet_at = QUIET, math.inf
             _resolve_all(waiting, end)
             delivery.ack()
         elif self._submissions:
@@ -202,9 +204,9 @@ class ResultStream:
             replaced[1].ack()
 
     def _on_stop(self) -> None:
-        self._stopped = True
         if self._connection is not None:
             self._connection.close()
+        self._resolver.stop()
 
     # The connection.
 
@@ -220,7 +222,7 @@ class ResultStream:
     def _url(self) -> str:
         """Open the queue. Runs on a thread of its own, before each attempt to connect."""
         url, name = self._open_queue()
-        self._inbox.put(lambda: self._on_queue(name))
+        self._resolver.post(lambda: self._on_queue(name))
         return url
 
     def _open_queue(self) -> tuple[str, str]:
@@ -231,10 +233,10 @@ class ResultStream:
         if self._consumer is None and self._connection is not None:
             self._consumer = self._connection.consume(
                 name,
-                lambda delivery: self._inbox.put(lambda: self._on_delivery(delivery)),
+                lambda delivery: self._resolver.post(lambda: self._on_delivery(delivery)),
                 prefetch=PREFETCH,
                 bundles=True,
-                on_refused=lambda reason: self._inbox.put(lambda: self._on_refused(reason)),
+                on_refused=lambda reason: self._resolver.post(lambda: self._on_refused(reason)),
             )
         self._refused = False
         self._missed = self._missed or bool(self._submissions)
@@ -242,7 +244,7 @@ class ResultStream:
 
     def _tell_state(self, change: StateChange) -> None:
         """Runs on the connection's thread."""
-        self._inbox.put(lambda: self._on_state(change))
+        self._resolver.post(lambda: self._on_state(change))
 
     def _on_state(self, change: StateChange) -> None:
         if change.state is ConnectionState.CONNECTED:
@@ -295,16 +297,16 @@ class ResultStream:
                 answer = self._patiently(partial(self._api.endpoint_status, endpoint_id)) or {}
                 state = state_from(endpoint_id, answer.get("status"), answer.get("last_seen"))
                 if state is not None:
-                    self._inbox.put(partial(self._endpoints.hear, state))
+                    self._resolver.post(partial(self._endpoints.hear, state))
             if reopen and (opened := self._patiently(self._open_queue)):
-                self._inbox.put(lambda: self._on_queue(opened[1]))
+                self._resolver.post(lambda: self._on_queue(opened[1]))
             for chunk in _chunks(ids, STATUS_CHUNK):
                 documents = self._patiently(partial(self._api.batch_status, chunk)) or {}
-                self._inbox.put(partial(self._on_documents, documents))
+                self._resolver.post(partial(self._on_documents, documents))
         except ServiceError as error:
             event(log, logging.WARNING, f"asking for the state of open tasks failed: {error}")
         finally:
-            self._inbox.put(self._on_asked)
+            self._resolver.post(self._on_asked)
 
     def _patiently(self, call: Callable[[], _Answer]) -> _Answer | None:
         for delay in delays():

@@ -8,6 +8,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from flux_endpoint.owner_thread import OwnerThread
+
 log = logging.getLogger(__name__)
 
 
@@ -22,12 +24,36 @@ class ClientThread(threading.Thread):
         super().__init__(name=f"flux-endpoint {name}".rstrip(), target=target, daemon=True)
 
 
+def owner_thread(
+    name: str,
+    what: str,
+    *,
+    after_turn: Callable[[], float],
+    at_end: Callable[[], None] = lambda: None,
+) -> OwnerThread:
+    """Return a client thread that owns state.
+
+    Args:
+        name: of the thread.
+        what: it does, for the log, if anything of that fails.
+        after_turn: see `OwnerThread`.
+        at_end: see `OwnerThread`.
+    """
+    return OwnerThread(
+        name,
+        after_turn=after_turn,
+        at_end=at_end,
+        on_error=lambda error: log.error("error in %s", what, exc_info=error),
+        new_thread=ClientThread,
+    )
+
+
 def on_client_thread() -> bool:
     """Return whether the caller runs on one of the client's own threads."""
     return isinstance(threading.current_thread(), ClientThread)
 
 
-def start(thread: ClientThread) -> bool:
+def start(thread: ClientThread | OwnerThread) -> bool:
     """Start `thread`; return `False` if the interpreter, about to exit, allows no new ones."""
     try:
         thread.start()
