@@ -1,8 +1,7 @@
 """Status reports of endpoints: the last of each is kept, with the time at which it came."""
 
 import logging
-import queue
-import threading
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.logs import event
+from flux_endpoint.owner_thread import OwnerThread
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.fields import readable
 from flux_endpoint.protocol.messages import EPStatusReport, unpack
@@ -43,27 +43,30 @@ class HeartbeatConsumer:
         self._database = database
         self._connection = connection
         self._on_reports = on_reports
-        self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+        #: What has come since the last turn.
+        self._batch: list[Delivery] = []
+        self._thread = OwnerThread(
+            "heartbeats", after_turn=self._record_batch, at_end=self._record_batch
+        )
 
     def start(self) -> None:
         """Begin to consume."""
         self._thread.start()
-        self._connection.consume(queues.HEARTBEATS_QUEUE, self._inbox.put, prefetch=_PREFETCH)
+        self._connection.consume(
+            queues.HEARTBEATS_QUEUE,
+            lambda delivery: self._thread.post(lambda: self._batch.append(delivery)),
+            prefetch=_PREFETCH,
+        )
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop."""
-        self._inbox.put(None)
+        self._thread.stop()
         self._thread.join(timeout)
 
-    def _run(self) -> None:
-        stopping = False
-        while not stopping:
-            batch = [self._inbox.get()]
-            while not self._inbox.empty():
-                batch.append(self._inbox.get())
-            stopping = None in batch
-            self._record([delivery for delivery in batch if delivery is not None])
+    def _record_batch(self) -> float:
+        batch, self._batch = self._batch, []
+        self._record(batch)
+        return math.inf
 
     def _record(self, deliveries: list[Delivery]) -> None:
         all_reports: list[tuple[str, dict[str, Any]]] = []

@@ -7,7 +7,7 @@ twice.
 """
 
 import logging
-import queue
+import math
 import random
 import threading
 import time
@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flux_endpoint.amqp import AmqpConnection
 from flux_endpoint.errors import AmqpError, PublishError
 from flux_endpoint.logs import event
+from flux_endpoint.owner_thread import OwnerThread
 from flux_endpoint.service import topology
 from flux_endpoint.service.countdown import Countdown, pass_on
 from flux_endpoint.service.room import Room
@@ -94,11 +95,7 @@ class _Restart(_Wake):
     """The same, and declare all queues first: the broker may have lost them."""
 
 
-class _Stop:
-    """End the thread."""
-
-
-_Item = _Outgoing | _Message | _Declared | _Confirmed | _Wake | _Stop
+_Item = _Outgoing | _Message | _Declared | _Confirmed | _Wake
 
 
 class TaskPublisher:
@@ -117,11 +114,12 @@ class TaskPublisher:
         self._database = database
         self._connection = connection
         self._on_ready = on_ready
-        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._room = Room(_MAX_WAITING, _MAX_WAITING_BYTES)
         self._connected = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="task-publisher", daemon=True)
+        self._thread = OwnerThread("task-publisher", after_turn=self._turn, at_end=self._last_turn)
         # The thread's own:
+        #: What has come since the last turn.
+        self._posted: list[_Item] = []
         self._in_flight: dict[str, _Outgoing] = {}
         self._declared: dict[str, tuple[float, Future[None]]] = {}
         #: Whether the database has more than there was room for in memory.
@@ -136,7 +134,7 @@ class TaskPublisher:
     def connected(self) -> None:
         """Tell that the connection to the broker was made."""
         self._connected.set()
-        self._inbox.put(_Restart())
+        self._post(_Restart())
 
     def disconnected(self) -> None:
         """Tell that the connection to the broker was lost."""
@@ -168,10 +166,10 @@ class TaskPublisher:
         outgoing = _Outgoing(submission, new, code, together)
         size = outgoing.size
         if not self._room.acquire(size, max(deadline - time.monotonic(), 0)):
-            self._inbox.put(_Wake())
+            self._post(_Wake())
             return False
         outgoing.done.add_done_callback(lambda _: self._room.release(size))
-        self._inbox.put(outgoing)
+        self._post(outgoing)
         try:
             outgoing.done.result(timeout=max(deadline - time.monotonic(), 0))
         except Exception as error:  # noqa: BLE001 - logged where it happened, and retried from there
@@ -202,7 +200,7 @@ class TaskPublisher:
             raise AmqpError("too much is waiting for the message broker")
         message = _Message(exchange, routing_key, body, headers, expiration)
         message.done.add_done_callback(lambda _: self._room.release(len(body)))
-        self._inbox.put(message)
+        self._post(message)
         try:
             message.done.result(timeout=max(deadline - time.monotonic(), 0))
         except TimeoutError as error:
@@ -223,23 +221,29 @@ class TaskPublisher:
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop; the connection must be closed first, so that its confirms have all come."""
-        self._inbox.put(_Stop())
+        self._thread.stop()
         self._thread.join(timeout)
+
+    def _post(self, item: _Item) -> None:
+        self._thread.post(lambda: self._posted.append(item))
 
     # What follows runs on the thread.
 
-    def _run(self) -> None:
-        while True:
-            items = self._take()
-            if any(isinstance(item, _Stop) for item in items):
-                self._settle(items)
-                return
-            try:
-                self._handle(items)
-            except Exception as error:
-                log.exception("publishing failed", extra={"fields": {"retry_in": _MAX_BACKOFF}})
-                self._give_up(items, error)
-                self._retry_later(error)
+    def _turn(self) -> float:
+        items, self._posted = self._posted, []
+        if self._retry_at is not None and time.monotonic() >= self._retry_at:
+            self._retry_at = None
+            items.append(_Restart())
+        try:
+            self._handle(items)
+        except Exception as error:
+            log.exception("publishing failed", extra={"fields": {"retry_in": _MAX_BACKOFF}})
+            self._give_up(items, error)
+            self._retry_later(error)
+        return math.inf if self._retry_at is None else self._retry_at - time.monotonic()
+
+    def _last_turn(self) -> None:
+        self._settle(self._posted)
 
     def _give_up(self, items: list[_Item], error: Exception) -> None:
         """Answer those who wait for what was not sent: the outbox has it."""
@@ -247,19 +251,6 @@ class TaskPublisher:
             sent = isinstance(item, _Outgoing) and item.submission.id in self._in_flight
             if isinstance(item, _Outgoing | _Message) and not sent and not item.done.done():
                 item.done.set_exception(error)
-
-    def _take(self) -> list[_Item]:
-        timeout = None
-        if self._retry_at is not None:
-            timeout = max(self._retry_at - time.monotonic(), 0)
-        try:
-            items = [self._inbox.get(timeout=timeout)]
-        except queue.Empty:
-            self._retry_at = None
-            return [_Restart()]
-        while not self._inbox.empty():
-            items.append(self._inbox.get())
-        return items
 
     def _handle(self, items: list[_Item]) -> None:
         restart = any(isinstance(item, _Restart) for item in items)
@@ -305,7 +296,7 @@ class TaskPublisher:
         if published:
             self._failures = 0
             if self._more:
-                self._inbox.put(_Wake())
+                self._post(_Wake())
 
     def _retry_later(self, error: BaseException) -> None:
         delay = min(2.0**self._failures, _MAX_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311
@@ -333,7 +324,7 @@ class TaskPublisher:
             self._publish_all(outgoing, None)
         else:
             declared.add_done_callback(
-                lambda done: self._inbox.put(_Declared(outgoing, done.exception()))
+                lambda done: self._post(_Declared(outgoing, done.exception()))
             )
 
     def _send_message(self, message: _Message) -> None:
@@ -390,7 +381,7 @@ class TaskPublisher:
             outgoing.done.set_result(None)
         else:
             outgoing.done.set_exception(error)
-        self._inbox.put(_Confirmed(outgoing.submission.id, error))
+        self._post(_Confirmed(outgoing.submission.id, error))
 
     def _send_stored(self) -> None:
         if not self._connected.is_set():
@@ -413,4 +404,4 @@ class TaskPublisher:
             event(log, logging.INFO, "publishing stored tasks", submissions=sent)
         self._more = sent < len(fresh)
         if len(fresh) == _OUTBOX_PAGE and not self._more:
-            self._inbox.put(_Wake())
+            self._post(_Wake())

@@ -1,7 +1,7 @@
 """The thread that looks after endpoints of other makes, and after deleted ones."""
 
 import logging
-import queue
+import math
 import random
 import threading
 import time
@@ -13,6 +13,7 @@ from typing import Any
 from flux_endpoint.amqp import AmqpConnection, Custodian
 from flux_endpoint.errors import AmqpError
 from flux_endpoint.logs import event
+from flux_endpoint.owner_thread import OwnerThread
 from flux_endpoint.protocol import queues
 from flux_endpoint.service.access.urls import BrokerUrls
 from flux_endpoint.service.errors import broker_unavailable
@@ -79,13 +80,7 @@ class _Connected:
     """The connection to the broker was made."""
 
 
-class _Stop:
-    """End the thread."""
-
-
-_Posted = (
-    _Ready | _Ended | _Reported | _Registered | _Stopped | _Deleted | _Connected | Published | _Stop
-)
+_Posted = _Ready | _Ended | _Reported | _Registered | _Stopped | _Deleted | _Connected | Published
 _Item = _Posted | tuple[Published, ...]
 
 
@@ -103,13 +98,14 @@ class Dispatcher:
         self, database: Database, connection: AmqpConnection, urls: BrokerUrls, window: int
     ) -> None:
         self._database = database
-        self._inbox: queue.SimpleQueue[_Posted] = queue.SimpleQueue()
+        #: What has come since the last turn.
+        self._posted: list[_Posted] = []
         self._connected = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._thread = OwnerThread("dispatcher", after_turn=self._turn, at_end=self._last_turn)
         # The thread's own:
         self._custodian = Custodian(connection)
         self._timers = Timers()
-        self._releases = Releases(database, connection, self._timers, window, self._inbox.put)
+        self._releases = Releases(database, connection, self._timers, window, self._post)
         self._runs = Runs(database, connection, self._custodian, self._timers)
         self._starts = Starts(
             database,
@@ -127,13 +123,13 @@ class Dispatcher:
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop; the connection must be closed first, so that its confirms have all come."""
-        self._inbox.put(_Stop())
+        self._thread.stop()
         self._thread.join(timeout)
 
     def connected(self) -> None:
         """Tell that the connection to the broker was made."""
         self._connected.set()
-        self._inbox.put(_Connected())
+        self._post(_Connected())
 
     def disconnected(self) -> None:
         """Tell that the connection to the broker was lost."""
@@ -141,21 +137,21 @@ class Dispatcher:
 
     def ready(self, endpoint_id: str) -> None:
         """Tell that tasks of an endpoint may be given to it."""
-        self._inbox.put(_Ready(endpoint_id))
+        self._post(_Ready(endpoint_id))
 
     def ended(self, endpoint_ids: frozenset[str]) -> None:
         """Tell that tasks of endpoints have ended: there may be room for others."""
-        self._inbox.put(_Ended(endpoint_ids))
+        self._post(_Ended(endpoint_ids))
 
     def reported(self, reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Tell what endpoints have reported, in the order in which it came."""
         for endpoint_id, report in reports:
-            self._inbox.put(_Reported(endpoint_id, report))
+            self._post(_Reported(endpoint_id, report))
 
     def registered(self, endpoint_id: str, timeout: float) -> None:
         """Prepare for the start of an endpoint that is being registered, within `timeout`."""
         item = _Registered(endpoint_id)
-        self._inbox.put(item)
+        self._post(item)
         try:
             item.done.result(timeout)
         except Exception as error:  # noqa: BLE001 - it can start all the same
@@ -168,7 +164,7 @@ class Dispatcher:
             ServiceError: 503, the broker did not do it within `timeout`.
         """
         item = _Stopped(endpoint_id)
-        self._inbox.put(item)
+        self._post(item)
         try:
             item.done.result(timeout)
         except (AmqpError, TimeoutError) as error:
@@ -176,29 +172,31 @@ class Dispatcher:
 
     def deleted(self) -> None:
         """Tell that endpoints were deleted."""
-        self._inbox.put(_Deleted())
+        self._post(_Deleted())
+
+    def _post(self, item: _Posted) -> None:
+        self._thread.post(lambda: self._posted.append(item))
 
     # What follows runs on the thread.
 
-    def _run(self) -> None:
-        while True:
-            for item in self._take():
+    def _turn(self) -> float:
+        for item in self._take():
+            self._guarded(item)
+        if not self._connected.is_set():
+            return math.inf
+        for due, endpoint_id in self._timers.take():
+            self._due(due, endpoint_id)
+        wait = self._timers.wait()
+        return math.inf if wait is None else wait
+
+    def _last_turn(self) -> None:
+        for item in self._take():
+            if not isinstance(item, _Ready | _Ended):  # nothing more is released
                 self._guarded(item)
-                if isinstance(item, _Stop):
-                    return
-            if self._connected.is_set():
-                for due, endpoint_id in self._timers.take():
-                    self._due(due, endpoint_id)
 
     def _take(self) -> list[_Item]:
-        timeout = self._timers.wait() if self._connected.is_set() else None
-        try:
-            items = [self._inbox.get(timeout=timeout)]
-        except queue.Empty:
-            return []
-        while not self._inbox.empty():
-            items.append(self._inbox.get())
-        return _coalesced(items)
+        posted, self._posted = self._posted, []
+        return _coalesced(posted)
 
     def _guarded(self, item: _Item) -> None:
         try:
