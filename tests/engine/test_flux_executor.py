@@ -12,7 +12,7 @@ import pytest
 from engine_world import PATIENCE, World, fresh_seconds, processes
 
 from flux_endpoint.engine import flux_executor
-from flux_endpoint.engine.backend import FluxBackend
+from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.flux_executor import FollowingExecutor
 from flux_endpoint.engine.lifeline import is_gone
 from flux_endpoint.functions import ShellFunction

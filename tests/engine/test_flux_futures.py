@@ -16,7 +16,7 @@ from engine_world import PATIENCE
 from test_flux_executor import jobspec
 
 from flux_endpoint.engine import flux_futures
-from flux_endpoint.engine.backend import FluxBackend
+from flux_endpoint.engine.flux_backend import FluxBackend
 from waiting import until
 
 pytestmark = pytest.mark.flux

@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes
 
-from flux_endpoint.engine.backend import FluxBackend, local_uri
+from flux_endpoint.engine.flux_backend import FluxBackend, local_uri
 from flux_endpoint.engine.instance_state import Condition, Fate, InstanceState, Phase
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.lifeline import Lifeline, quiet_executors

@@ -10,8 +10,8 @@ import uuid
 
 import pytest
 
-from flux_endpoint.engine.backend import FluxBackend
 from flux_endpoint.engine.ended_blocks import JOB_NAME, end_all_blocks, mark_of
+from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.jobs.records import JobRecords
 from flux_endpoint.protocol.jobid import parse_jobid
 from waiting import until

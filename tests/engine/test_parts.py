@@ -15,7 +15,7 @@ import uuid
 import pytest
 from engine_world import fresh_seconds, processes
 
-from flux_endpoint.engine import backend, results
+from flux_endpoint.engine import flux_backend, results
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
@@ -229,9 +229,9 @@ def test_the_environment_is_this_process_by_default(monkeypatch):
 @pytest.mark.flux
 def test_ctrl_c_still_goes_to_its_handler_when_flux_does_not_answer(flux_uri, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
-    instance = backend.FluxBackend(flux_uri)
+    instance = flux_backend.FluxBackend(flux_uri)
     try:
-        monkeypatch.setattr(backend, "_ANSWER_TIMEOUT", 0.0)
+        monkeypatch.setattr(flux_backend, "_ANSWER_TIMEOUT", 0.0)
         assert instance.usage() == {}
         assert signal.getsignal(signal.SIGINT) is before
     finally:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from engine_world import PATIENCE, buffer_of
 
-from flux_endpoint.engine import backend
+from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.jobs.runner import JobRunner
+from flux_endpoint.engine.local_backend import LocalBackend
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.protocol.jobid import parse_jobid
 
@@ -30,7 +31,7 @@ class SlowReads:
         self.asked = threading.Event()
         self._gate = threading.Event()
         self.closed = True
-        owner = backend.FluxBackend if kind == "flux" else backend.LocalBackend
+        owner = FluxBackend if kind == "flux" else LocalBackend
         real: Callable[..., Any] = getattr(owner, method)
 
         def slow(*args: Any) -> Any:

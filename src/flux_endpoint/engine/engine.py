@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
@@ -14,15 +15,17 @@ from typing import Any
 from flux_endpoint import logs
 from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import KeptAttempts
-from flux_endpoint.engine.backend import Backend, choose_backend
+from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.ended_blocks import end_all_blocks
+from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.instance_state import Condition, Fate, InstanceState, Phase
 from flux_endpoint.engine.jobs.job import Listener
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.jobs.shell_plugin import find_shell_plugin
+from flux_endpoint.engine.local_backend import LocalBackend
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.task_index import Place, TaskIndex
@@ -125,7 +128,7 @@ class FluxEngine:
             left(task_id, attempts or earlier)
 
         self._index.load()
-        self._backend = choose_backend(self._config, self._uri)
+        self._backend = _backend_for(self._config, self._uri)
         at_end = Fate.AWAITS_LOSS if self._lent else Fate.LEFT
         self._instance = InstanceState(self._backend, at_end, self._instance_changed)
         logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
@@ -319,6 +322,22 @@ class FluxEngine:
             self._backend = self._instance = None
         if self._owns_output:
             self._output.close()
+
+
+def _backend_for(config: FluxEngineConfig, uri: str | None) -> Backend:
+    """Return the backend that `config.executor` asks for; "auto" is Flux where `FLUX_URI` is set.
+
+    Args:
+        config: options.
+        uri: a Flux instance, to run jobs in this one whatever `config.executor` and `FLUX_URI` say.
+
+    Raises:
+        EngineError: Flux was asked for and can't be used.
+    """
+    auto = config.executor == "auto" and os.environ.get("FLUX_URI")
+    if uri is not None or config.executor == "flux" or auto:
+        return FluxBackend(uri)
+    return LocalBackend(config)
 
 
 def _place_of(task: EngineTask) -> Place:

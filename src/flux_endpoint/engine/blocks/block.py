@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint import logs
-from flux_endpoint.engine.backend import FluxBackend, JobFuture
+from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.blocks.meter import Meter
 from flux_endpoint.engine.blocks.states import BlockState
@@ -20,6 +20,7 @@ from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.engine.ended_blocks import JOB_NAME, kept_ends, mark_of, take_ends
 from flux_endpoint.engine.engine import FluxEngine
 from flux_endpoint.engine.environment import job_environment
+from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.errors import EngineError

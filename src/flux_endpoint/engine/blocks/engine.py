@@ -11,7 +11,6 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.attempts import KeptAttempts
-from flux_endpoint.engine.backend import FluxBackend
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.blocks.block import Block, BlockLauncher
 from flux_endpoint.engine.blocks.fleet import BlockFleet
@@ -20,6 +19,7 @@ from flux_endpoint.engine.blocks.tasks import BlockTasks
 from flux_endpoint.engine.blocks.waiting import Waiting
 from flux_endpoint.engine.config import BlocksConfig, FluxEngineConfig
 from flux_endpoint.engine.engine import FluxEngine
+from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.instance_state import Condition, Fate, InstanceState, Phase
 from flux_endpoint.engine.jobs.job import Listener
 from flux_endpoint.engine.jobs.plan import Planner

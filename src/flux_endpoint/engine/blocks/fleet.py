@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from flux_endpoint import logs
-from flux_endpoint.engine.backend import FluxBackend, JobEvent
+from flux_endpoint.engine.backend import JobEvent
 from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, BlockLauncher
@@ -25,6 +25,7 @@ from flux_endpoint.engine.blocks.tasks import BlockTasks
 from flux_endpoint.engine.blocks.waiting import Waiting
 from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.engine.engine import FluxEngine
+from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.outcome import end_of_job, error_of
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.owner_thread import OwnerThread
