@@ -18,7 +18,12 @@ import pytest
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, marked, processes
 
 from flux_endpoint.engine.flux_backend import FluxBackend, local_uri
-from flux_endpoint.engine.instance_state import Condition, Fate, InstanceState, Phase
+from flux_endpoint.engine.instance_state import (
+    Fate,
+    InstanceCondition,
+    InstancePhase,
+    InstanceState,
+)
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.lifeline import Lifeline, quiet_executors
 from flux_endpoint.functions import MPIFunction, ShellFunction
@@ -160,11 +165,13 @@ def test_what_ends_the_thread_of_a_flux_executor_counts_as_the_instances_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     error = OSError(errno.ENODATA, "No data available")
-    lost: list[Condition] = []
+    lost: list[InstanceCondition] = []
     state = InstanceState(FluxBackend(flux_uri), Fate.LEFT, lambda _, now: lost.append(now))
     lifeline = Lifeline(flux_module, flux_uri, state)
     assert lifeline.explains(error)
-    assert lost == [Condition(Phase.GONE, f"the Flux instance at {flux_uri} is gone: {error}")]
+    assert lost == [
+        InstanceCondition(InstancePhase.GONE, f"the Flux instance at {flux_uri} is gone: {error}")
+    ]
     lifeline.close()
 
     def fail(_: threading.Thread) -> None:

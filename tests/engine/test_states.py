@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux_endpoint.engine.blocks.states import BLOCK_STATES, BlockEvent, BlockState
+from flux_endpoint.engine.blocks.states import BLOCK_STATES, BlockChange, BlockState
 from flux_endpoint.engine.instance_state import (
     PHASES,
-    Condition,
     Fate,
-    Happening,
+    InstanceChange,
+    InstanceCondition,
+    InstancePhase,
     InstanceState,
-    Phase,
 )
-from flux_endpoint.engine.jobs.states import JOB_STATES, PROGRESS, JobEvent, JobState
+from flux_endpoint.engine.jobs.states import JOB_STATES, PROGRESS, JobChange, JobState
 from flux_endpoint.engine.state_table import StateTable
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -84,22 +84,22 @@ def test_the_diagram_in_the_docs_is_that_of_the_table(name: str) -> None:
     )
 
 
-JOB_EVENTS = st.lists(st.sampled_from(JobEvent))
+JOB_EVENTS = st.lists(st.sampled_from(JobChange))
 FIRST = st.sampled_from(JOB_STATES.first)
 
 
 @given(first=FIRST, events=JOB_EVENTS)
-def test_a_job_lets_go_of_its_task_once(first: JobState, events: list[JobEvent]) -> None:
+def test_a_job_lets_go_of_its_task_once(first: JobState, events: list[JobChange]) -> None:
     states = walk(JOB_STATES, first, events)
     ends = [after for before, after in pairwise(states) if after is not before]
     assert sum(JOB_STATES.is_final(state) for state in ends) <= 1
-    told = [*events, JobEvent.RESULT]
+    told = [*events, JobChange.RESULT]
     assert JOB_STATES.is_final(walk(JOB_STATES, first, told)[-1])
 
 
 @given(first=FIRST, events=JOB_EVENTS)
 def test_a_jobs_end_is_read_once_at_most_and_only_when_its_processes_are_gone(
-    first: JobState, events: list[JobEvent]
+    first: JobState, events: list[JobChange]
 ) -> None:
     states = walk(JOB_STATES, first, events)
     readings = [
@@ -110,11 +110,11 @@ def test_a_jobs_end_is_read_once_at_most_and_only_when_its_processes_are_gone(
     assert len(readings) <= 1
     for number in readings:
         happened = events[: number + 1]
-        assert JobEvent.DONE in happened or {JobEvent.EXCEPTION, JobEvent.CLEAN} <= set(happened)
+        assert JobChange.DONE in happened or {JobChange.EXCEPTION, JobChange.CLEAN} <= set(happened)
 
 
 @given(first=FIRST, events=JOB_EVENTS)
-def test_a_job_never_goes_back(first: JobState, events: list[JobEvent]) -> None:
+def test_a_job_never_goes_back(first: JobState, events: list[JobChange]) -> None:
     states = walk(JOB_STATES, first, events)
     seen = [after for before, after in pairwise(states) if after is not before]
     assert len(set(seen)) == len(seen)
@@ -122,9 +122,9 @@ def test_a_job_never_goes_back(first: JobState, events: list[JobEvent]) -> None:
     assert progress == sorted(progress, reverse=True)
 
 
-@given(events=st.lists(st.sampled_from(BlockEvent)))
+@given(events=st.lists(st.sampled_from(BlockChange)))
 def test_a_block_is_gone_only_when_neither_its_job_nor_its_engine_is_there(
-    events: list[BlockEvent],
+    events: list[BlockChange],
 ) -> None:
     state, is_over, engine = BlockState.PENDING, False, "none"
     for event in events:
@@ -132,14 +132,14 @@ def test_a_block_is_gone_only_when_neither_its_job_nor_its_engine_is_there(
         if state is before:
             continue
         assert before is not BlockState.GONE
-        is_over = is_over or event is BlockEvent.JOB_ENDED
+        is_over = is_over or event is BlockChange.JOB_ENDED
         match event:
-            case BlockEvent.START:
+            case BlockChange.START:
                 engine = "starting"
-            case BlockEvent.OPENED:
+            case BlockChange.OPENED:
                 assert engine == "starting"
                 engine = "open"
-            case BlockEvent.NOT_OPENED | BlockEvent.STOPPED:
+            case BlockChange.NOT_OPENED | BlockChange.STOPPED:
                 engine = "none"
         assert (state is BlockState.GONE) == (is_over and engine == "none")
         assert state.is_open <= (engine == "open" and not is_over)
@@ -162,15 +162,15 @@ class AnInstance:
 
 def state_of(
     instance: AnInstance, at_end: Fate
-) -> tuple[InstanceState, list[tuple[Phase, Condition]]]:
-    told: list[tuple[Phase, Condition]] = []
+) -> tuple[InstanceState, list[tuple[InstancePhase, InstanceCondition]]]:
+    told: list[tuple[InstancePhase, InstanceCondition]] = []
     return InstanceState(instance, at_end, lambda before, now: told.append((before, now))), told
 
 
 TOLD = {
-    Happening.ENDS: InstanceState.ends,
-    Happening.GIVE_UP: InstanceState.lose,
-    Happening.VANISHES: InstanceState.vanished,
+    InstanceChange.ENDS: InstanceState.ends,
+    InstanceChange.GIVE_UP: InstanceState.lose,
+    InstanceChange.VANISHES: InstanceState.vanished,
 }
 
 
@@ -179,14 +179,16 @@ TOLD = {
     at_end=st.sampled_from(Fate),
 )
 def test_an_instance_that_ends_is_told_once_and_its_loss_once(
-    happenings: list[Happening], at_end: Fate
+    happenings: list[InstanceChange], at_end: Fate
 ) -> None:
     state, told = state_of(AnInstance(), at_end)
     for number, happening in enumerate(happenings):
         TOLD[happening](state, str(number))
     assert [now.is_lost for _, now in told] in ([], [False], [True], [False, True])
-    assert [before for before, _ in told] == [Phase.RUNNING, Phase.ENDING][: len(told)]
-    losses = [n for n, each in enumerate(happenings) if each is not Happening.ENDS]
+    assert [before for before, _ in told] == [InstancePhase.RUNNING, InstancePhase.ENDING][
+        : len(told)
+    ]
+    losses = [n for n, each in enumerate(happenings) if each is not InstanceChange.ENDS]
     if losses:  # the first one's reason stays
         assert state.now.reason == str(losses[0])
     if at_end is not Fate.LEFT:
@@ -196,17 +198,17 @@ def test_an_instance_that_ends_is_told_once_and_its_loss_once(
 @pytest.mark.parametrize(
     ("at_end", "ending", "expired", "fate", "phase"),
     [
-        (Fate.LEFT, False, False, Fate.OWN_END, Phase.RUNNING),
-        (Fate.LEFT, True, False, Fate.LEFT, Phase.ENDING),
-        (Fate.LEFT, False, True, Fate.LEFT, Phase.EXPIRED),
-        (Fate.LEFT, True, True, Fate.LEFT, Phase.EXPIRED),
-        (Fate.AWAITS_LOSS, False, True, Fate.OWN_END, Phase.RUNNING),
-        (Fate.AWAITS_LOSS, True, False, Fate.AWAITS_LOSS, Phase.RUNNING),
-        (Fate.OWN_END, True, True, Fate.OWN_END, Phase.RUNNING),
+        (Fate.LEFT, False, False, Fate.OWN_END, InstancePhase.RUNNING),
+        (Fate.LEFT, True, False, Fate.LEFT, InstancePhase.ENDING),
+        (Fate.LEFT, False, True, Fate.LEFT, InstancePhase.EXPIRED),
+        (Fate.LEFT, True, True, Fate.LEFT, InstancePhase.EXPIRED),
+        (Fate.AWAITS_LOSS, False, True, Fate.OWN_END, InstancePhase.RUNNING),
+        (Fate.AWAITS_LOSS, True, False, Fate.AWAITS_LOSS, InstancePhase.RUNNING),
+        (Fate.OWN_END, True, True, Fate.OWN_END, InstancePhase.RUNNING),
     ],
 )
 def test_the_fate_of_a_task_whose_job_was_ended(
-    at_end: Fate, ending: bool, expired: bool, fate: Fate, phase: Phase
+    at_end: Fate, ending: bool, expired: bool, fate: Fate, phase: InstancePhase
 ) -> None:
     instance = AnInstance()
     state, told = state_of(instance, at_end)

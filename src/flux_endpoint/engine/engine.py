@@ -20,8 +20,13 @@ from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.ended_blocks import end_all_blocks
 from flux_endpoint.engine.flux_backend import FluxBackend
-from flux_endpoint.engine.instance_state import Condition, Fate, InstanceState, Phase
-from flux_endpoint.engine.jobs.job import Listener
+from flux_endpoint.engine.instance_state import (
+    Fate,
+    InstanceCondition,
+    InstancePhase,
+    InstanceState,
+)
+from flux_endpoint.engine.jobs.job import JobListener
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.jobs.shell_plugin import find_shell_plugin
@@ -154,7 +159,7 @@ class FluxEngine:
                 else None,
             ),
             self._instance,
-            Listener(self._ended, leave, on_event or _ignore, self._pool.make_room),
+            JobListener(self._ended, leave, on_event or _ignore, self._pool.make_room),
             endpoint_id=self._endpoint_id,
             retries=self._config.max_retries_on_system_failure,
             output=self._output,
@@ -236,7 +241,7 @@ class FluxEngine:
         if self._instance is not None:
             self._instance.lose(reason)
 
-    def _instance_changed(self, before: Phase, now: Condition) -> None:
+    def _instance_changed(self, before: InstancePhase, now: InstanceCondition) -> None:
         """Runs on the thread that found it out."""
         logs.event(log, logging.ERROR if now.is_lost else logging.WARNING, now.reason)
         pool, jobs = self._pool, self._jobs
@@ -247,7 +252,7 @@ class FluxEngine:
             else:
                 pool.hold()
                 jobs.hold()
-        if before is Phase.RUNNING:
+        if before is InstancePhase.RUNNING:
             self._on_lost(now.reason)
 
     def _keep(self, task_id: str, attempts: list[str]) -> None:
@@ -288,7 +293,7 @@ class FluxEngine:
             "instance": backend.instance,
             "resources": asdict(backend.resources),
             "usage": backend.usage(),
-            "ending": instance.now.phase is not Phase.RUNNING,
+            "ending": instance.now.phase is not InstancePhase.RUNNING,
             **self.counters(),
         }
 

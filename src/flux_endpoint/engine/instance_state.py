@@ -11,7 +11,7 @@ from typing import Protocol
 from flux_endpoint.engine.state_table import StateTable
 
 
-class Phase(Enum):
+class InstancePhase(Enum):
     """How far the instance is."""
 
     RUNNING = "running"
@@ -25,7 +25,7 @@ class Phase(Enum):
     GONE = "gone"
 
 
-class Happening(Enum):
+class InstanceChange(Enum):
     """What may happen to it."""
 
     ENDS = "Flux ends it"
@@ -34,34 +34,37 @@ class Happening(Enum):
     VANISHES = "connection closed"
 
 
-_LOST = {Happening.GIVE_UP: Phase.GIVEN_UP, Happening.VANISHES: Phase.GONE}
-PHASES = StateTable[Phase, Happening](
-    (Phase.RUNNING,),
+_LOST = {
+    InstanceChange.GIVE_UP: InstancePhase.GIVEN_UP,
+    InstanceChange.VANISHES: InstancePhase.GONE,
+}
+PHASES = StateTable[InstancePhase, InstanceChange](
+    (InstancePhase.RUNNING,),
     {
-        Phase.RUNNING: {
-            Happening.ENDS: Phase.ENDING,
-            Happening.EXPIRES: Phase.EXPIRED,
+        InstancePhase.RUNNING: {
+            InstanceChange.ENDS: InstancePhase.ENDING,
+            InstanceChange.EXPIRES: InstancePhase.EXPIRED,
             **_LOST,
         },
-        Phase.ENDING: _LOST,
-        Phase.EXPIRED: _LOST,
-        Phase.GIVEN_UP: {Happening.VANISHES: Phase.GONE},
+        InstancePhase.ENDING: _LOST,
+        InstancePhase.EXPIRED: _LOST,
+        InstancePhase.GIVEN_UP: {InstanceChange.VANISHES: InstancePhase.GONE},
     },
-    {"there": (Phase.RUNNING, Phase.ENDING, Phase.EXPIRED)},
+    {"there": (InstancePhase.RUNNING, InstancePhase.ENDING, InstancePhase.EXPIRED)},
 )
 
 
 @dataclass(frozen=True)
-class Condition:
+class InstanceCondition:
     """How it is, and why it is not running any more: a sentence's beginning."""
 
-    phase: Phase
+    phase: InstancePhase
     reason: str = ""
 
     @property
     def is_lost(self) -> bool:
         """Whether nothing runs in it any more."""
-        return self.phase in (Phase.GIVEN_UP, Phase.GONE)
+        return self.phase in (InstancePhase.GIVEN_UP, InstancePhase.GONE)
 
 
 class Fate(Enum):
@@ -75,7 +78,7 @@ class Fate(Enum):
     AWAITS_LOSS = "awaits loss"
 
 
-class Instance(Protocol):
+class QuestionedInstance(Protocol):
     """What can be asked of a Flux instance; see `Backend`."""
 
     instance: str
@@ -97,38 +100,38 @@ class InstanceState:
 
     def __init__(
         self,
-        instance: Instance,
+        instance: QuestionedInstance,
         at_end: Fate,
-        on_change: Callable[[Phase, Condition], None],
+        on_change: Callable[[InstancePhase, InstanceCondition], None],
     ) -> None:
         self._instance = instance
         self._at_end = at_end
         self._on_change = on_change
         self._lock = threading.Lock()
-        self._now = Condition(Phase.RUNNING)
+        self._now = InstanceCondition(InstancePhase.RUNNING)
 
     @property
-    def now(self) -> Condition:
+    def now(self) -> InstanceCondition:
         """How it is, as far as is known."""
         return self._now
 
     @property
     def ends_jobs(self) -> bool:
         """Whether tasks whose jobs were cancelled are left for an engine to come."""
-        return self._at_end is Fate.LEFT and self._now.phase is not Phase.RUNNING
+        return self._at_end is Fate.LEFT and self._now.phase is not InstancePhase.RUNNING
 
     def ends(self, reason: str) -> None:
         """Take note that Flux says that the instance is ending."""
         if self._at_end is Fate.LEFT:
-            self._take(Happening.ENDS, reason)
+            self._take(InstanceChange.ENDS, reason)
 
     def lose(self, reason: str) -> None:
         """Give the instance up."""
-        self._take(Happening.GIVE_UP, reason)
+        self._take(InstanceChange.GIVE_UP, reason)
 
     def vanished(self, reason: str) -> None:
         """Take note that no broker answers any more."""
-        self._take(Happening.VANISHES, reason)
+        self._take(InstanceChange.VANISHES, reason)
 
     def is_ending(self) -> bool:
         """Return whether tasks are to be left for an engine to come; may ask Flux."""
@@ -148,16 +151,18 @@ class InstanceState:
             return Fate.OWN_END
         if not self.ends_jobs and self._instance.is_expired():
             where = self._instance.instance
-            self._take(Happening.EXPIRES, f"the Flux instance at {where} reached its time limit")
+            self._take(
+                InstanceChange.EXPIRES, f"the Flux instance at {where} reached its time limit"
+            )
         return Fate.LEFT if self.is_ending() else Fate.OWN_END
 
-    def _take(self, happening: Happening, reason: str) -> None:
+    def _take(self, happening: InstanceChange, reason: str) -> None:
         with self._lock:
             before = self._now
             phase = PHASES.after(before.phase, happening)
             if phase is before.phase:
                 return
             # What runs was lost when it was given up, for that reason.
-            self._now = Condition(phase, before.reason if before.is_lost else reason)
+            self._now = InstanceCondition(phase, before.reason if before.is_lost else reason)
         if not before.is_lost:
             self._on_change(before.phase, self._now)

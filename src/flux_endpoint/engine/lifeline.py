@@ -14,7 +14,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.flux_futures import end_orphans, then
-from flux_endpoint.engine.instance_state import InstanceState, Phase
+from flux_endpoint.engine.instance_state import InstancePhase, InstanceState
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Lifeline:
         """Return whether `error` comes of the instance's end, which `state` knows then."""
         if is_gone(error):
             self._vanished(str(error) if isinstance(error, OSError) else _CLOSED)
-        return self._state.now.phase is Phase.GONE
+        return self._state.now.phase is InstancePhase.GONE
 
     def close(self) -> None:
         """Stop watching; not from a callback."""

@@ -20,8 +20,13 @@ from flux_endpoint.engine.blocks.waiting import Waiting
 from flux_endpoint.engine.config import BlocksConfig, FluxEngineConfig
 from flux_endpoint.engine.engine import FluxEngine
 from flux_endpoint.engine.flux_backend import FluxBackend
-from flux_endpoint.engine.instance_state import Condition, Fate, InstanceState, Phase
-from flux_endpoint.engine.jobs.job import Listener
+from flux_endpoint.engine.instance_state import (
+    Fate,
+    InstanceCondition,
+    InstancePhase,
+    InstanceState,
+)
+from flux_endpoint.engine.jobs.job import JobListener
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
 from flux_endpoint.engine.output import OutputLog
@@ -130,7 +135,7 @@ class BlockEngine:
             self._backend,
             Planner("flux", self._directory / "jobs", self._settings),
             instance,
-            Listener(on_result, on_event=on_event),
+            JobListener(on_result, on_event=on_event),
             output=self._output,
             endpoint_id=self._settings.endpoint_id,
             retries=0,
@@ -218,7 +223,7 @@ class BlockEngine:
         self._backend.close()
         self._output.close()
 
-    def _instance_changed(self, _: Phase, now: Condition) -> None:
+    def _instance_changed(self, _: InstancePhase, now: InstanceCondition) -> None:
         """Runs on the thread that found it out."""
         self._thread.post(partial(self._lose, now.reason))
 

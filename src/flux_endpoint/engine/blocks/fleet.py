@@ -19,8 +19,7 @@ from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, BlockLauncher
 from flux_endpoint.engine.blocks.scaling import Backoff, BlockView, Demand, decide
-from flux_endpoint.engine.blocks.states import BLOCK_STATES, BlockState
-from flux_endpoint.engine.blocks.states import BlockEvent as Event
+from flux_endpoint.engine.blocks.states import BLOCK_STATES, BlockChange, BlockState
 from flux_endpoint.engine.blocks.tasks import BlockTasks
 from flux_endpoint.engine.blocks.waiting import Waiting
 from flux_endpoint.engine.config import BlocksConfig
@@ -96,13 +95,13 @@ class BlockFleet:
         self._stop_at = time.monotonic() + grace
         for block in self._blocks.values():
             if block.state.is_coming:
-                self._advance(block, Event.CLOSE)
+                self._advance(block, BlockChange.CLOSE)
 
     def lose(self, reason: str) -> None:
         """Give all blocks up, since the enclosing instance is gone."""
         self._stop_at = time.monotonic()
         for block in list(self._blocks.values()):
-            self._advance(block, Event.JOB_ENDED, reason)
+            self._advance(block, BlockChange.JOB_ENDED, reason)
 
     def look_after(self) -> float:
         """Do what is due, and what has become possible; return the seconds until the next look."""
@@ -145,7 +144,7 @@ class BlockFleet:
                 not_before=self._backoff.not_before,
             )
             for name in decision.end:
-                self._safely(partial(self._advance, self._blocks[name], Event.CLOSE))
+                self._safely(partial(self._advance, self._blocks[name], BlockChange.CLOSE))
             for _ in range(decision.start):
                 self._safely(self._request)
             moments.append(decision.again - now)
@@ -201,10 +200,10 @@ class BlockFleet:
     def _event(self, block: Block, event: JobEvent) -> None:
         if event.name == "start":
             block.started = event.timestamp
-            self._advance(block, Event.START)
+            self._advance(block, BlockChange.START)
         elif event.name == "exception" and event.context.get("severity") == 0:
             note = event.context.get("note") or event.context.get("type")
-            self._ended_by_others(block, Event.CLOSE, f"was ended: {note}")
+            self._ended_by_others(block, BlockChange.CLOSE, f"was ended: {note}")
         elif event.name == "clean":
             block.is_clean = True
             self._look_at_job(block)
@@ -221,9 +220,9 @@ class BlockFleet:
             if self._backend.is_lost(error):
                 return  # all blocks are lost together
             self._end_job(block)  # it may go on, where nobody gets to know of its end
-        self._ended_by_others(block, Event.JOB_ENDED, f"is gone: {end_of_job(block.future)}")
+        self._ended_by_others(block, BlockChange.JOB_ENDED, f"is gone: {end_of_job(block.future)}")
 
-    def _ended_by_others(self, block: Block, event: Event, why: str) -> None:
+    def _ended_by_others(self, block: Block, event: BlockChange, why: str) -> None:
         """A block comes to an end that we may not have planned."""
         reason = ""
         if block.state.is_open:
@@ -235,7 +234,9 @@ class BlockFleet:
             self._start_failed(f"{block.label} {why}" + (f"\n{tail}" if tail else ""))
         self._advance(block, event, reason)
 
-    def _advance(self, block: Block, event: Event, reason: str = "", grace: float = 0.0) -> None:
+    def _advance(
+        self, block: Block, event: BlockChange, reason: str = "", grace: float = 0.0
+    ) -> None:
         """Take a block to its next state, with what belongs to that.
 
         Args:
@@ -288,14 +289,14 @@ class BlockFleet:
             if not isinstance(error, (FluxEndpointError, OSError, RuntimeError)):
                 log.exception("the engine of a block could not be started")
             why = f"can't be used: {error}"
-            tell(lambda: self._ended_by_others(block, Event.NOT_OPENED, why))
+            tell(lambda: self._ended_by_others(block, BlockChange.NOT_OPENED, why))
         else:
             status = engine.status()
             tell(lambda: self._opened(block, engine, status))
 
     def _lost(self, block: Block, reason: str) -> None:
         """The engine of a block has lost its instance."""
-        self._advance(block, Event.CLOSE, f"{block.label}: {reason}")
+        self._advance(block, BlockChange.CLOSE, f"{block.label}: {reason}")
 
     def _opened(self, block: Block, engine: FluxEngine, status: dict[str, Any]) -> None:
         block.engine = engine
@@ -305,7 +306,7 @@ class BlockFleet:
         block.cores = max(1, int(status["resources"]["cores"]))
         expires = (status.get("usage") or {}).get("expires")
         block.expires = float(expires or block.started + self._config.walltime)
-        self._advance(block, Event.OPENED)
+        self._advance(block, BlockChange.OPENED)
 
     def _is_ready(self, block: Block) -> None:
         block.meter.workers = block.capacity
@@ -332,7 +333,7 @@ class BlockFleet:
     def _engine_stopped(self, block: Block) -> None:
         """All results of a block are here."""
         block.engine = None
-        self._advance(block, Event.STOPPED)
+        self._advance(block, BlockChange.STOPPED)
 
     # Its time, and its end
 
@@ -343,19 +344,19 @@ class BlockFleet:
             if self._is_stopping and block.state.is_open:
                 self._finish(block)
             if block.state is BlockState.READY and now >= self._moment(block):
-                self._advance(block, Event.DRAIN, self._out_of_time(block))
+                self._advance(block, BlockChange.DRAIN, self._out_of_time(block))
             if block.state is BlockState.DRAINING:
                 unsent = self._tasks.expects(block)
                 if now >= self._moment(block):
-                    self._advance(block, Event.CLOSE, self._out_of_time(block))
+                    self._advance(block, BlockChange.CLOSE, self._out_of_time(block))
                 elif not block.tasks and not unsent:
-                    self._advance(block, Event.CLOSE)
+                    self._advance(block, BlockChange.CLOSE)
 
     def _finish(self, block: Block) -> None:
         """End a block as the engine stops: its workers finish what they run, and jobs may end."""
         left = max(0.0, self._stop_at - time.monotonic())
         if not left or not block.load(jobs=True):
-            self._advance(block, Event.CLOSE, grace=left)
+            self._advance(block, BlockChange.CLOSE, grace=left)
 
     def _out_of_time(self, block: Block) -> str:
         walltime = format_duration(self._config.walltime)

@@ -50,7 +50,7 @@ class BlockState(Enum):
         return not (self.is_coming or self.is_open)
 
 
-class BlockEvent(Enum):
+class BlockChange(Enum):
     """What may happen to a block."""
 
     START = "job starts"
@@ -62,44 +62,44 @@ class BlockEvent(Enum):
     JOB_ENDED = "job ended"
 
 
-BLOCK_STATES = StateTable[BlockState, BlockEvent](
+BLOCK_STATES = StateTable[BlockState, BlockChange](
     (BlockState.PENDING,),
     {
         BlockState.PENDING: {
-            BlockEvent.START: BlockState.STARTING,
-            BlockEvent.CLOSE: BlockState.CLEARING,
-            BlockEvent.JOB_ENDED: BlockState.GONE,
+            BlockChange.START: BlockState.STARTING,
+            BlockChange.CLOSE: BlockState.CLEARING,
+            BlockChange.JOB_ENDED: BlockState.GONE,
         },
         BlockState.STARTING: {
-            BlockEvent.OPENED: BlockState.READY,
-            BlockEvent.NOT_OPENED: BlockState.CLEARING,
-            BlockEvent.CLOSE: BlockState.ABANDONED,
-            BlockEvent.JOB_ENDED: BlockState.OVER_STARTING,
+            BlockChange.OPENED: BlockState.READY,
+            BlockChange.NOT_OPENED: BlockState.CLEARING,
+            BlockChange.CLOSE: BlockState.ABANDONED,
+            BlockChange.JOB_ENDED: BlockState.OVER_STARTING,
         },
         BlockState.READY: {
-            BlockEvent.DRAIN: BlockState.DRAINING,
-            BlockEvent.CLOSE: BlockState.STOPPING,
-            BlockEvent.JOB_ENDED: BlockState.OVER_STOPPING,
+            BlockChange.DRAIN: BlockState.DRAINING,
+            BlockChange.CLOSE: BlockState.STOPPING,
+            BlockChange.JOB_ENDED: BlockState.OVER_STOPPING,
         },
         BlockState.DRAINING: {
-            BlockEvent.CLOSE: BlockState.STOPPING,
-            BlockEvent.JOB_ENDED: BlockState.OVER_STOPPING,
+            BlockChange.CLOSE: BlockState.STOPPING,
+            BlockChange.JOB_ENDED: BlockState.OVER_STOPPING,
         },
         BlockState.ABANDONED: {
-            BlockEvent.OPENED: BlockState.STOPPING,
-            BlockEvent.NOT_OPENED: BlockState.CLEARING,
-            BlockEvent.JOB_ENDED: BlockState.OVER_STARTING,
+            BlockChange.OPENED: BlockState.STOPPING,
+            BlockChange.NOT_OPENED: BlockState.CLEARING,
+            BlockChange.JOB_ENDED: BlockState.OVER_STARTING,
         },
         BlockState.STOPPING: {
-            BlockEvent.STOPPED: BlockState.CLEARING,
-            BlockEvent.JOB_ENDED: BlockState.OVER_STOPPING,
+            BlockChange.STOPPED: BlockState.CLEARING,
+            BlockChange.JOB_ENDED: BlockState.OVER_STOPPING,
         },
-        BlockState.CLEARING: {BlockEvent.JOB_ENDED: BlockState.GONE},
+        BlockState.CLEARING: {BlockChange.JOB_ENDED: BlockState.GONE},
         BlockState.OVER_STARTING: {
-            BlockEvent.OPENED: BlockState.OVER_STOPPING,
-            BlockEvent.NOT_OPENED: BlockState.GONE,
+            BlockChange.OPENED: BlockState.OVER_STOPPING,
+            BlockChange.NOT_OPENED: BlockState.GONE,
         },
-        BlockState.OVER_STOPPING: {BlockEvent.STOPPED: BlockState.GONE},
+        BlockState.OVER_STOPPING: {BlockChange.STOPPED: BlockState.GONE},
     },
     {"open": (BlockState.READY, BlockState.DRAINING)},
 )

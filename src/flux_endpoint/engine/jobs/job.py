@@ -19,7 +19,7 @@ from flux_endpoint.engine.jobs.states import (
     HAS_RESOURCES,
     JOB_STATES,
     PROGRESS,
-    JobEvent,
+    JobChange,
     JobState,
     Wish,
 )
@@ -59,7 +59,7 @@ class Job:
     def __post_init__(self) -> None:
         self.reached = self.state
 
-    def advance(self, event: JobEvent) -> bool:
+    def advance(self, event: JobChange) -> bool:
         """Go where `event` leads; return whether that is another state."""
         before, self.state = self.state, JOB_STATES.after(self.state, event)
         if self.state in PROGRESS:
@@ -102,7 +102,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Listener:
+class JobListener:
     """Who is told what becomes of the tasks, on the runner's thread.
 
     Attributes:

@@ -21,13 +21,12 @@ from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import placement_of
 from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.job_queue import JobQueue
-from flux_endpoint.engine.jobs.job import Ending, Job, Listener, demand_of, is_job_exception
+from flux_endpoint.engine.jobs.job import Ending, Job, JobListener, demand_of, is_job_exception
 from flux_endpoint.engine.jobs.job_ends import EndReader
 from flux_endpoint.engine.jobs.job_starter import JobStarter
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.records import JobRecords
-from flux_endpoint.engine.jobs.states import JobEvent as Event
-from flux_endpoint.engine.jobs.states import JobState, Wish
+from flux_endpoint.engine.jobs.states import JobChange, JobState, Wish
 from flux_endpoint.engine.jobs.verdict import Again, Left, Verdict, verdict_on, verdict_on_lost
 from flux_endpoint.engine.leftovers import kill_tasks
 from flux_endpoint.engine.outcome import error_of
@@ -54,7 +53,7 @@ _TASK_STATES = {
     "start": TaskState.EXEC_START,
     "finish": TaskState.EXEC_END,
 }
-_JOB_EVENTS = {"alloc": Event.ALLOC, "start": Event.START, "clean": Event.CLEAN}
+_JOB_EVENTS = {"alloc": JobChange.ALLOC, "start": JobChange.START, "clean": JobChange.CLEAN}
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class JobRunner:
         backend: Backend,
         planner: Planner,
         instance: InstanceState,
-        listener: Listener,
+        listener: JobListener,
         *,
         endpoint_id: str,
         retries: int,
@@ -264,7 +263,7 @@ class JobRunner:
 
     # What happens to jobs
 
-    def _advance(self, job: Job, event: Event) -> bool:
+    def _advance(self, job: Job, event: JobChange) -> bool:
         """Take a job to its next state, with what belongs to that; return whether it is another."""
         if not job.advance(event):
             return False
@@ -292,12 +291,12 @@ class JobRunner:
         """A job's future is done: the job has ended, or can't be followed any more."""
         if job.has_ended:
             return
-        error, event = error_of(job.future), Event.DONE
+        error, event = error_of(job.future), JobChange.DONE
         if is_job_exception(error):
             if job.jobid is not None:
-                event = Event.EXCEPTION  # no result before its processes are gone
+                event = JobChange.EXCEPTION  # no result before its processes are gone
         elif error is not None and self._backend.is_lost(error):
-            event = Event.INSTANCE_ENDS
+            event = JobChange.INSTANCE_ENDS
         elif error is not None and job.jobid is not None:
             self._queue.forget(job.jobid)  # no events of it come any more
             if job.state is JobState.FOUND and isinstance(error, ValueError):
@@ -314,7 +313,7 @@ class JobRunner:
                 if self._instance.now.is_lost:
                     self._lose_job(job, was_started=job.has_resources)
                 else:
-                    self._advance(job, Event.INSTANCE_ENDS)
+                    self._advance(job, JobChange.INSTANCE_ENDS)
                 return
             verdict = verdict_on(
                 job,
@@ -339,18 +338,18 @@ class JobRunner:
         task = job.task
         match verdict:
             case Left(attempts):
-                if self._advance(job, Event.RELEASE):
+                if self._advance(job, JobChange.RELEASE):
                     self._leave(task, attempts)
             case Again(attempts):
                 why = attempts[-1]
                 logs.event(log, logging.WARNING, "job lost, again", task=task.task_id, why=why)
                 self._again(job, attempts)
             case _:
-                if self._advance(job, Event.RESULT):
+                if self._advance(job, JobChange.RESULT):
                     self._tell_end(task, verdict, job)
 
     def _again(self, job: Job, attempts: list[str]) -> None:
-        if self._advance(job, Event.RELEASE):
+        if self._advance(job, JobChange.RELEASE):
             self._records.forget(job.task.task_id)
             self._begin(job.task, attempts)
 

@@ -30,7 +30,7 @@ class JobState(Enum):
     RELEASED = "released"
 
 
-class JobEvent(Enum):
+class JobChange(Enum):
     """What may happen to a job."""
 
     ALLOC = "alloc"
@@ -49,33 +49,33 @@ class JobEvent(Enum):
 PROGRESS = (JobState.WAITING, JobState.FOUND, JobState.ALLOCATED, JobState.RUNNING)
 HAS_RESOURCES = (JobState.ALLOCATED, JobState.RUNNING)
 
-_Ways = dict[JobEvent, JobState]
-_TASK_LEAVES: _Ways = {JobEvent.RESULT: JobState.ENDED, JobEvent.RELEASE: JobState.RELEASED}
+_Ways = dict[JobChange, JobState]
+_TASK_LEAVES: _Ways = {JobChange.RESULT: JobState.ENDED, JobChange.RELEASE: JobState.RELEASED}
 _FROM_RUNNING: _Ways = {
-    JobEvent.CLEAN: JobState.CLEAN,
-    JobEvent.EXCEPTION: JobState.CLEARING,
-    JobEvent.DONE: JobState.READING,
-    JobEvent.INSTANCE_ENDS: JobState.AWAITING_LOSS,
+    JobChange.CLEAN: JobState.CLEAN,
+    JobChange.EXCEPTION: JobState.CLEARING,
+    JobChange.DONE: JobState.READING,
+    JobChange.INSTANCE_ENDS: JobState.AWAITING_LOSS,
     **_TASK_LEAVES,
 }
-_FROM_ALLOCATED: _Ways = {JobEvent.START: JobState.RUNNING, **_FROM_RUNNING}
-_FROM_WAITING: _Ways = {JobEvent.ALLOC: JobState.ALLOCATED, **_FROM_ALLOCATED}
+_FROM_ALLOCATED: _Ways = {JobChange.START: JobState.RUNNING, **_FROM_RUNNING}
+_FROM_WAITING: _Ways = {JobChange.ALLOC: JobState.ALLOCATED, **_FROM_ALLOCATED}
 
-JOB_STATES = StateTable[JobState, JobEvent](
+JOB_STATES = StateTable[JobState, JobChange](
     (JobState.WAITING, JobState.FOUND),
     {
         JobState.WAITING: _FROM_WAITING,
         JobState.FOUND: _FROM_WAITING,
         JobState.ALLOCATED: _FROM_ALLOCATED,
         JobState.RUNNING: _FROM_RUNNING,
-        JobState.CLEARING: {JobEvent.CLEAN: JobState.READING, **_TASK_LEAVES},
+        JobState.CLEARING: {JobChange.CLEAN: JobState.READING, **_TASK_LEAVES},
         JobState.CLEAN: {
-            JobEvent.EXCEPTION: JobState.READING,
-            JobEvent.DONE: JobState.READING,
-            JobEvent.INSTANCE_ENDS: JobState.AWAITING_LOSS,
+            JobChange.EXCEPTION: JobState.READING,
+            JobChange.DONE: JobState.READING,
+            JobChange.INSTANCE_ENDS: JobState.AWAITING_LOSS,
             **_TASK_LEAVES,
         },
-        JobState.READING: {JobEvent.INSTANCE_ENDS: JobState.AWAITING_LOSS, **_TASK_LEAVES},
+        JobState.READING: {JobChange.INSTANCE_ENDS: JobState.AWAITING_LOSS, **_TASK_LEAVES},
         JobState.AWAITING_LOSS: _TASK_LEAVES,
     },
     {
