@@ -298,6 +298,28 @@ def test_a_timer_of_a_task_ends_with_it(one_worker):
 # What stays.
 
 
+def imports_a_module_with_a_thread(directory):
+    import os
+    import pathlib
+    import sys
+
+    pathlib.Path(directory, "with_a_thread.py").write_text(
+        "import threading\n"
+        "threading.Thread(target=threading.main_thread().join, name='of the module').start()\n"
+    )
+    sys.path.insert(0, directory)
+    import with_a_thread  # noqa: F401
+
+    return os.getpid()
+
+
+def test_a_thread_that_a_module_starts_while_it_is_imported_is_no_reason_to_go(
+    one_worker, tmp_path
+):
+    first = one_worker.call(imports_a_module_with_a_thread, str(tmp_path)).value
+    assert [one_worker.call(pid).value for _ in range(3)] == [first] * 3
+
+
 def remember(directory):
     import os
     import sys

@@ -7,6 +7,8 @@ import functools
 import pickle
 import subprocess
 import sys
+from enum import IntEnum
+from fractions import Fraction
 
 import dill
 import pytest
@@ -15,7 +17,13 @@ from hypothesis import strategies as st
 
 from flux_endpoint import serialize
 from flux_endpoint.errors import DeserializationError, SerializationError
-from flux_endpoint.serialize import ComputeSerializer, SerializationStrategy, pack_buffers
+from flux_endpoint.serialize import (
+    ComputeSerializer,
+    PureSourceTextInspect,
+    SerializationStrategy,
+    pack_buffers,
+)
+from flux_endpoint.serialize.data import dill_from_text, dill_to_text
 
 IDENTIFIERS = {
     "DillCode": "01\n",
@@ -253,3 +261,40 @@ def test_a_variation_of_a_combination_can_be_chosen():
     for missing in (3, -1):
         with pytest.raises(DeserializationError, match=f"2 variations, no #{missing}"):
             combined.deserialize(parts, variation=missing)
+
+
+class Colour(IntEnum):
+    RED = 1
+
+
+class Name(str):
+    pass
+
+
+@given(value=st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary())
+def test_plain_values_are_written_as_dill_writes_them(value):
+    assert dill_to_text(value) == base64.encodebytes(dill.dumps(value)).decode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (1, [2.5, {"a": {b"c"}}], frozenset({None})),
+        complex(1, 2),
+        [range(3), Fraction(1, 3)],
+        Colour.RED,
+        Name("a name"),
+    ],
+)
+def test_what_refers_to_classes_is_read_too(value):
+    again = dill_from_text(dill_to_text(value))
+    assert again == value
+    assert type(again).__name__ == type(value).__name__
+
+
+def test_a_function_from_source_is_new_each_time():
+    source = "def count(seen=[]):\n    global total\n    total = globals().get('total', 0) + 1\n"
+    source += "    seen.append(1)\n    return total, len(seen)\n"
+    payload = f"st\ncount:{source}"
+    for _ in range(3):
+        assert PureSourceTextInspect().deserialize(payload)() == (1, 1)

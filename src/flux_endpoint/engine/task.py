@@ -120,8 +120,11 @@ class TaskRunner:
             else:
                 os.environ[name] = value
         directory = self._settings.directory(task_id)
-        directory.mkdir(parents=True, exist_ok=True)
-        os.chdir(directory)
+        try:
+            os.chdir(directory)
+        except FileNotFoundError:
+            directory.mkdir(parents=True, exist_ok=True)
+            os.chdir(directory)
 
     def _unpack(self, buffer: str) -> list[Any]:
         try:

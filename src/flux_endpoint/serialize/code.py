@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pickle
 import textwrap
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import dill.source
@@ -17,10 +19,22 @@ from flux_endpoint.serialize.data import base64_bytes, dill_from_text, dill_to_t
 from flux_endpoint.serialize.state import State, state_by_name, state_by_value
 from flux_endpoint.serialize.strategies import SerializationStrategy
 
+#: Characters of source whose code is kept.
+_KEPT_SOURCE = 65_536
+
 
 def _dill_source(function: Callable[..., Any]) -> str:
     source: str = dill.source.getsource(function, lstrip=True)
     return source
+
+
+@functools.lru_cache(128)
+def _compiled(name: str, source: str) -> CodeType:
+    """Return the code of `source`: a worker runs the same function again and again.
+
+    What it makes when it is run is new each time, so nothing goes from one task to the next.
+    """
+    return compile(source, f"<source of {name}>", "exec")
 
 
 def _run_source(name: str, source: str) -> Any:
@@ -28,7 +42,8 @@ def _run_source(name: str, source: str) -> Any:
     if source[:1].isspace():  # a function that was defined inside something else
         source = textwrap.dedent(source)
     namespace: dict[str, Any] = {}
-    exec(compile(source, f"<source of {name}>", "exec"), namespace)  # noqa: S102 - what this is for
+    compiled = _compiled if len(source) <= _KEPT_SOURCE else _compiled.__wrapped__
+    exec(compiled(name, source), namespace)  # noqa: S102 - what this is for
     if name not in namespace:
         raise DeserializationError(f"the source defines no {name!r}")
     return namespace[name]

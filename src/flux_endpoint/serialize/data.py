@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import io
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,9 +38,28 @@ class _Unpickler(dill.Unpickler):  # type: ignore[misc]  # dill has no types
         return (_read_as.get() or {}).get((module, name)) or super().find_class(module, name)
 
 
+class _NeedsDillError(Exception):
+    """A pickle refers to something by name."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads pickles of built-in types, ten times as fast as dill, which is in Python."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise _NeedsDillError(module, name)
+
+
+#: Types whose values dill and pickle write alike: these themselves, no subclasses.
+_PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
+
+
 def dill_to_text(data: Any) -> str:
     """Return `data` through dill as base64, a newline after every 76 characters and at the end."""
-    return base64.encodebytes(dill.dumps(data)).decode()
+    if type(data) in _PLAIN:
+        pickled = pickle.dumps(data, dill.settings["protocol"])
+    else:
+        pickled = dill.dumps(data)
+    return base64.encodebytes(pickled).decode()
 
 
 def dill_from_text(text: str) -> Any:
@@ -49,6 +69,8 @@ def dill_from_text(text: str) -> Any:
         DeserializationError: `text` is no base64. Everything else comes from the object itself.
     """
     pickled = base64_bytes(text)
+    with contextlib.suppress(_NeedsDillError):  # before that, nothing of the pickle's has run
+        return _PlainUnpickler(io.BytesIO(pickled)).load()
     if not _read_as.get():
         return dill.loads(pickled)  # noqa: S301 - what this is for
     return _Unpickler(io.BytesIO(pickled)).load()

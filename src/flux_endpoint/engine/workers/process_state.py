@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import FrameType
@@ -71,7 +72,21 @@ class ProcessState:
         self._scheduling = _scheduling()
         self._limits = _Limits()
         self._threads = set(threading.enumerate())
+        #: Threads that modules have started while they were imported.
+        self._of_modules: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._note_threads()
         self._most_descriptors = os.sysconf("SC_OPEN_MAX") // 2
+
+    def _note_threads(self) -> None:
+        start = threading.Thread.start
+
+        @functools.wraps(start)
+        def noting(thread: threading.Thread) -> None:
+            if _is_importing():
+                self._of_modules.add(thread)
+            start(thread)
+
+        threading.Thread.start = noting  # type: ignore[assignment, method-assign]
 
     def restore(self) -> str:
         """Put back what a task has changed; return why this process can't go on, or nothing."""
@@ -128,12 +143,13 @@ class ProcessState:
         """Return why threads that the last task left don't let the process go on.
 
         A daemon thread may be left behind by its nature, and a pool keeps its threads; a kept
-        module or object may need them.
+        module or object may need them. What a module starts while it is imported is the module's:
+        that of the official SDK starts a thread that waits for the process's end.
         """
         pools = sys.modules.get("concurrent.futures.thread")
         kept = getattr(pools, "_threads_queues", ())
         current = set(threading.enumerate())
-        for thread in current - self._threads:
+        for thread in current - self._threads - set(self._of_modules):
             if not thread.daemon and thread not in kept:
                 return f"a task has left the thread {thread.name} running"
         self._threads = current
