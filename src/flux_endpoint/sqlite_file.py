@@ -50,7 +50,7 @@ class Layout:
 
 
 @dataclass
-class Condition:
+class FileCondition:
     """How a file of records was found.
 
     Attributes:
@@ -66,7 +66,7 @@ class Condition:
     aside: Path | None = None
 
 
-def open_file(path: Path, layout: Layout) -> tuple[sqlite3.Connection, Condition]:
+def open_file(path: Path, layout: Layout) -> tuple[sqlite3.Connection, FileCondition]:
     """Open a file of records; make it if it is missing, and anew if it is damaged.
 
     Returns:
@@ -77,7 +77,7 @@ def open_file(path: Path, layout: Layout) -> tuple[sqlite3.Connection, Condition
     """
     try:
         _finish_repair(path)
-        condition = _examined(path, layout) if path.exists() else Condition(is_new=True)
+        condition = _examined(path, layout) if path.exists() else FileCondition(is_new=True)
         if condition.damage:
             condition.aside = _repair(path, layout)
         database = _connect(path)
@@ -103,7 +103,7 @@ def give_back(database: sqlite3.Connection) -> None:
         database.executescript(f"PRAGMA incremental_vacuum({_UNUSED_PAGES})")
 
 
-def examine(path: Path, layout: Layout) -> Condition:
+def examine(path: Path, layout: Layout) -> FileCondition:
     """Look at a file of records, also beside a process that uses it; nothing is changed.
 
     Raises:
@@ -146,15 +146,15 @@ def _create(database: sqlite3.Connection, layout: Layout) -> None:
     )
 
 
-def _examined(path: Path, layout: Layout) -> Condition:
-    condition = Condition()
+def _examined(path: Path, layout: Layout) -> FileCondition:
+    condition = FileCondition()
     with contextlib.closing(_connect(path, read_only=True)) as database:
         database.text_factory = _text
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not version and not tables:
-                return Condition(is_new=True)
+                return FileCondition(is_new=True)
             if version not in {0, layout.version}:
                 raise RecordError(
                     f"the {layout.noun} {path} has layout {version}, this release reads "

@@ -11,7 +11,7 @@ from tests.cli.conftest import COMMAND, PATIENCE, WAIT, configure
 
 from flux_endpoint import ComputeFuture, ShellFunction
 from flux_endpoint.cli import attach as module
-from flux_endpoint.cli.targets import Target
+from flux_endpoint.cli.targets import EndpointTarget
 from flux_endpoint.client.job import JobEvent
 from flux_endpoint.functions import ShellResult
 from flux_endpoint.protocol.jobid import JobID, format_jobid, parse_jobid
@@ -185,7 +185,7 @@ def test_events_that_came_before_they_are_asked_for_are_shown_in_their_order(cap
     told = [(7, JobEvent(name, float(at))) for at, name in enumerate(names)]
     future._job_record().add_events(told)
     future.set_result(ShellResult("", "", "", returncode=0))
-    target = Target("lab", None)
+    target = EndpointTarget("lab", None)
     assert module._follow(future, JobID(7), target, as_json=True) == 0
     *events, _end = map(json.loads, capsys.readouterr().out.splitlines())
     assert [each["event"] for each in events] == names

@@ -20,7 +20,7 @@ from tests.cli.conftest import COMMAND, configure
 
 from flux_endpoint import __version__
 from flux_endpoint.cli.checks import broker, endpoints, machine
-from flux_endpoint.cli.checks.finding import State, guarded, ok
+from flux_endpoint.cli.checks.finding import FindingState, guarded, ok
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.stack.installation import NOT_INSTALLED
@@ -173,7 +173,7 @@ def test_a_home_that_can_not_be_read_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(tmp_path))
     monkeypatch.setattr(machine.Path, "iterdir", refuse)  # root may read everything
     (finding,) = machine._home()
-    assert finding.state is State.FAILED
+    assert finding.state is FindingState.FAILED
     assert f"{tmp_path} can't be read: Permission denied" in finding.said
 
 
@@ -208,10 +208,10 @@ def test_few_open_files_are_too_few(bare, limit, state):
 @pytest.mark.parametrize(
     ("free", "inodes", "state"),
     [
-        (2 << 30, 10**6, State.OK),
-        (500 << 20, 10**6, State.WARNING),
-        (50 << 20, 10**6, State.FAILED),
-        (2 << 30, 10, State.FAILED),
+        (2 << 30, 10**6, FindingState.OK),
+        (500 << 20, 10**6, FindingState.WARNING),
+        (50 << 20, 10**6, FindingState.FAILED),
+        (2 << 30, 10, FindingState.FAILED),
     ],
 )
 def test_a_full_disk_is_found(tmp_path, monkeypatch, free, inodes, state):
@@ -233,15 +233,15 @@ def test_a_missing_mpiexec_is_a_warning_where_endpoints_use_it(monkeypatch, need
     monkeypatch.setattr(machine, "find_mpiexec", lambda: None)
     finding = machine._mpiexec(needed=needed)
     if needed and flux_uri is None:
-        assert (finding.state, "[mpi]" in finding.mend) == (State.WARNING, True)
+        assert (finding.state, "[mpi]" in finding.mend) == (FindingState.WARNING, True)
     else:
-        assert finding.state is State.SKIPPED
+        assert finding.state is FindingState.SKIPPED
 
 
 def test_missing_packages_of_the_service_are_only_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     finding = machine._service_extra()
-    assert (finding.state, finding.mend) == (State.SKIPPED, "")
+    assert (finding.state, finding.mend) == (FindingState.SKIPPED, "")
     assert "fastapi not installed (pip install" in finding.said
     assert "[service]" in finding.said
 
@@ -250,7 +250,7 @@ def test_missing_packages_of_the_service_are_only_said(monkeypatch):
 def test_what_belongs_to_somebody_else_fails(tmp_path):
     os.chown(tmp_path, 12345, -1)
     finding = machine.check_private("machine.home", tmp_path)
-    assert (finding.state, "12345" in finding.said) == (State.FAILED, True)
+    assert (finding.state, "12345" in finding.said) == (FindingState.FAILED, True)
 
 
 # The service
@@ -509,19 +509,19 @@ def test_a_broker_that_refuses_the_password_is_found(bare, fake, amqp_url):
 
 
 def test_a_broker_of_another_kind_or_age_is_a_warning():
-    assert broker._version("RabbitMQ 4.1.0").state is State.OK
-    assert broker._version("RabbitMQ 3.10.8").state is State.OK
-    assert broker._version("RabbitMQ 3.7.28").state is State.WARNING
-    assert broker._version("LavinMQ 2.0").state is State.WARNING
-    assert broker._version("").state is State.WARNING
+    assert broker._version("RabbitMQ 4.1.0").state is FindingState.OK
+    assert broker._version("RabbitMQ 3.10.8").state is FindingState.OK
+    assert broker._version("RabbitMQ 3.7.28").state is FindingState.WARNING
+    assert broker._version("LavinMQ 2.0").state is FindingState.WARNING
+    assert broker._version("").state is FindingState.WARNING
 
 
 def test_a_broker_that_the_service_tells_by_its_own_loopback_is_found():
     local, remote = "amqp://u:p@127.0.0.1:5672/", "amqp://u:p@mq.example.org:5672/"
     (finding,) = broker._address(local, "127.0.0.1:5672/", "https://service.example.org")
-    assert (finding.state, "--endpoint-amqp-url" in finding.mend) == (State.FAILED, True)
+    assert (finding.state, "--endpoint-amqp-url" in finding.mend) == (FindingState.FAILED, True)
     (finding,) = broker._address(remote, "mq.example.org:5672/", "https://service.example.org")
-    assert (finding.state, "amqps://" in finding.mend) == (State.WARNING, True)
+    assert (finding.state, "amqps://" in finding.mend) == (FindingState.WARNING, True)
     assert list(broker._address(local, "127.0.0.1:5672/", "http://127.0.0.1:8080")) == []
 
 
@@ -531,7 +531,7 @@ def test_a_missing_installation_is_only_said(monkeypatch):
 
     monkeypatch.setattr(broker, "find_rabbitmq", find)
     finding = broker._installed()
-    assert (finding.state, finding.mend) == (State.SKIPPED, "")
+    assert (finding.state, finding.mend) == (FindingState.SKIPPED, "")
 
 
 # Flux
@@ -685,7 +685,7 @@ def test_a_working_directory_that_can_not_be_written_is_found(lab, monkeypatch):
     monkeypatch.setattr(endpoints.os, "access", lambda *_: False)  # root may write everywhere
     checks = endpoints.EndpointChecks(EndpointDirectory("lab"), None, flux_reachable=False)
     found = {each.check: each for each in checks.run()}
-    assert found["endpoint.working_dir"].state is State.FAILED
+    assert found["endpoint.working_dir"].state is FindingState.FAILED
     assert "engine.working_dir" in found["endpoint.working_dir"].mend
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from flux_endpoint.cli.overview import EndpointView, Overview, ServiceView
 from flux_endpoint.cli.status import screen
-from flux_endpoint.cli.targets import Target
+from flux_endpoint.cli.targets import EndpointTarget
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.operations import EndpointStateAnswer
 
@@ -20,7 +20,7 @@ def line(title, report):
         status="online",
         report=report,
     )
-    overview = Overview(ServiceView(None), [EndpointView(Target("lab", "1"), state)])
+    overview = Overview(ServiceView(None), [EndpointView(EndpointTarget("lab", "1"), state)])
     (found,) = [each for each in screen(overview, color=False) if each.startswith(f"{title} ")]
     return found.removeprefix(title).strip()
 

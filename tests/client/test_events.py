@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, ComputeFuture, Executor, TaskCancelled
-from flux_endpoint.client import events as events_module
 from flux_endpoint.client import future as future_module
+from flux_endpoint.client import job_events as events_module
 from flux_endpoint.client import streams as streams_module
 from flux_endpoint.protocol.job_events import IN_ORDER
 

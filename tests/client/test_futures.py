@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, ComputeFuture, Executor
-from flux_endpoint.client.backlog import Backlog, PendingTask, Route
+from flux_endpoint.client.backlog import PendingTask, SubmissionBacklog, SubmissionRoute
 from flux_endpoint.client.registry import FunctionRegistration
 
 TIMEOUT = 20
@@ -83,8 +83,8 @@ def test_a_cancellation_is_told_once_however_many_cancel(
 
 
 def test_a_cancelled_task_leaves_its_room_to_another() -> None:
-    backlog = Backlog(max_tasks=1)
-    route, function = Route("g", "e"), FunctionRegistration("f", function_id="id")
+    backlog = SubmissionBacklog(max_tasks=1)
+    route, function = SubmissionRoute("g", "e"), FunctionRegistration("f", function_id="id")
     first, second = (PendingTask(ComputeFuture(), route, function, "x" * n) for n in (1, 2))
     assert backlog.put(first)
     backlog.discard(second.future)  # which is not there

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flux_endpoint import ComputeSerializer, Executor, MPIFunction, ShellFunction
-from flux_endpoint.client.backlog import Backlog, PendingTask, Route
+from flux_endpoint.client.backlog import PendingTask, SubmissionBacklog, SubmissionRoute
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.registry import FunctionRegistration, FunctionRegistry
 from flux_endpoint.errors import SerializationError
@@ -296,11 +296,11 @@ def test_code_that_was_sent_is_not_kept() -> None:
 
 def test_code_that_waits_to_be_sent_counts_once_against_the_backlog() -> None:
     registration = FunctionRegistry().prepare(Model("x" * 10_000), SERIALIZER)
-    route = Route("group", "endpoint")
+    route = SubmissionRoute("group", "endpoint")
     tasks = [PendingTask(ComputeFuture(), route, registration, "args") for _ in range(2)]
     assert tasks[0].size > 10_000
     assert tasks[1].size == len("args")
-    backlog = Backlog(max_bytes=10_000)
+    backlog = SubmissionBacklog(max_bytes=10_000)
     assert backlog.put(tasks[0])
     registration.registered_as("an id")
     assert backlog.take(1, 1) == [tasks[0]]

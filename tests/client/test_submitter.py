@@ -12,7 +12,7 @@ import pytest
 
 from flux_endpoint import Client, ComputeFuture, Executor
 from flux_endpoint.client import exits
-from flux_endpoint.client.backlog import Backlog, PendingTask, Route
+from flux_endpoint.client.backlog import PendingTask, SubmissionBacklog, SubmissionRoute
 from flux_endpoint.client.registry import FunctionRegistration
 from flux_endpoint.errors import (
     PayloadTooLargeError,
@@ -526,7 +526,7 @@ def test_ctrl_c_while_submit_waits_leaves_nothing_to_wait_for(
 
     executor = Executor(str(uuid.uuid4()), client)
     with monkeypatch.context() as patch:
-        patch.setattr(Backlog, "put", interrupted)
+        patch.setattr(SubmissionBacklog, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             executor.submit(double, 1)
     shutdown = threading.Thread(target=executor.shutdown, daemon=True)
@@ -541,11 +541,13 @@ def test_an_executor_that_nobody_holds_sends_what_it_has(service: Any, client: C
 
 
 def _pending(size: int = 1) -> PendingTask:
-    return PendingTask(ComputeFuture(), Route("g", "e"), FunctionRegistration("f"), "x" * size)
+    return PendingTask(
+        ComputeFuture(), SubmissionRoute("g", "e"), FunctionRegistration("f"), "x" * size
+    )
 
 
 def test_submit_waits_while_the_backlog_is_full() -> None:
-    backlog = Backlog(max_tasks=2, max_bytes=100)
+    backlog = SubmissionBacklog(max_tasks=2, max_bytes=100)
     for size in (1, 100):
         assert backlog.put(_pending(size))
     added = threading.Event()

@@ -22,8 +22,7 @@ from broker_access import SECRET, Dispatcher
 from deploy_files import DEPLOY, fill_in, read_settings
 from flux_endpoint import Executor
 from flux_endpoint.amqp.authorization import PLUGINS
-from flux_endpoint.service.access.trial import Outcome as TrialOutcome
-from flux_endpoint.service.access.trial import Trial, Verdict
+from flux_endpoint.service.access.trial import Trial, TrialOutcome, Verdict
 from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.installation import find_rabbitmq

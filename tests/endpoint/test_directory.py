@@ -9,7 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flux_endpoint.endpoint.directory import AgentLock, EndpointDirectory, Holder, this_machine
+from flux_endpoint.endpoint.directory import (
+    AgentLock,
+    DirectoryHolder,
+    EndpointDirectory,
+    this_machine,
+)
 
 HOLD = """
 import fcntl, os, sys
@@ -33,9 +38,11 @@ def test_who_has_the_lock_and_has_not_written_yet_is_not_taken_for_an_earlier_on
     ) as holding:
         assert holding.stdout is not None
         assert holding.stdout.readline() == "locked\n"
-        assert directory.holder() == Holder(holding.pid, socket.gethostname(), this_machine())
+        assert directory.holder() == DirectoryHolder(
+            holding.pid, socket.gethostname(), this_machine()
+        )
         directory.lock.write_text(json.dumps({**earlier, "hostname": "elsewhere"}))
-        assert directory.holder() == Holder(os.getpid(), "elsewhere")
+        assert directory.holder() == DirectoryHolder(os.getpid(), "elsewhere")
 
 
 def test_a_holder_is_here_whatever_its_host_is_called_by_now(home: Path) -> None:
@@ -48,8 +55,8 @@ def test_a_holder_is_here_whatever_its_host_is_called_by_now(home: Path) -> None
         command = [sys.executable, "-c", script, str(directory.lock)]
         written = json.loads(subprocess.check_output(command))
     assert written["machine"] == this_machine()
-    renamed = Holder(os.getpid(), "as-it-was-called", written["machine"])
+    renamed = DirectoryHolder(os.getpid(), "as-it-was-called", written["machine"])
     assert renamed.is_here
-    assert not Holder(os.getpid(), socket.gethostname(), "another boot/1").is_here
-    assert Holder(os.getpid(), socket.gethostname()).is_here
-    assert not Holder(os.getpid(), "elsewhere").is_here
+    assert not DirectoryHolder(os.getpid(), socket.gethostname(), "another boot/1").is_here
+    assert DirectoryHolder(os.getpid(), socket.gethostname()).is_here
+    assert not DirectoryHolder(os.getpid(), "elsewhere").is_here

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flux_endpoint.endpoint.intake import Refused, read_task
+from flux_endpoint.endpoint.intake import RefusedTask, read_task
 from flux_endpoint.endpoint.restrictions import KEYS, VARIABLES, RestrictionError, restricted
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
@@ -249,8 +249,8 @@ def test_a_message_that_breaks_a_rule_is_refused_alone(is_restricted: bool) -> N
     body = b"\x01" + json.dumps({"message_type": "task", "data": data}).encode()
     allowed = frozenset({function_id}) if is_restricted else None
     read = read_task(body, headers, endpoint_id="e", allowed_functions=allowed)
-    assert isinstance(read, Refused if is_restricted else EngineTask)
-    if isinstance(read, Refused):
+    assert isinstance(read, RefusedTask if is_restricted else EngineTask)
+    if isinstance(read, RefusedTask):
         told = json.loads(read.result.body[1:])["data"]
         assert told["error_details"]["code"] == ErrorCode.TASK_NOT_ALLOWED
         assert "environment['BASH_ENV'] can't be set here" in told["data"]

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_world import PATIENCE, World, marked
 from memory_cgroup import MemoryCgroup
 
-from flux_endpoint.engine.workers import crew, sizing
+from flux_endpoint.engine.workers import manager_registry, sizing
 
 #: Like the Flux instance of the tests: several nodes of two cores.
 _LOCAL = {"local_nodes": 4, "local_cores_per_node": 2}
@@ -82,7 +82,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     For tests that count managers, not workers.
     """
-    for module in (crew, sizing):
+    for module in (manager_registry, sizing):
         monkeypatch.setattr(module, "STALLED_AFTER", PATIENCE)
 
 

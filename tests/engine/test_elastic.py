@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from engine_world import World, manager_processes
 
-from flux_endpoint.engine.workers import crew, sizing
+from flux_endpoint.engine.workers import manager_registry, sizing
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from waiting import until
 
@@ -116,7 +116,7 @@ def test_idle_workers_are_given_back_down_to_min_workers(make_world, tmp_path, m
 
 
 def test_workers_take_the_cores_that_jobs_leave_of_each_node(make_world, tmp_path, monkeypatch):
-    for module in (crew, sizing):
+    for module in (manager_registry, sizing):
         monkeypatch.setattr(module, "STALLED_AFTER", 0.3)
     world = make_world(min_workers=0, max_workers=ALL)
     nodes, cores = nodes_and_cores(world)
@@ -137,7 +137,7 @@ def test_workers_take_the_cores_that_jobs_leave_of_each_node(make_world, tmp_pat
 def test_a_job_that_needs_everything_runs_in_a_stream_of_functions_that_never_ends(
     make_world, monkeypatch
 ):
-    monkeypatch.setattr(crew, "_TURN", 0.3)
+    monkeypatch.setattr(manager_registry, "_TURN", 0.3)
     world = make_world(max_workers=ALL)
     nodes, cores = nodes_and_cores(world)
     with stream(world, 3 * nodes * cores, nap, 1) as results:
@@ -155,7 +155,7 @@ def test_a_job_that_needs_everything_runs_in_a_stream_of_functions_that_never_en
 def test_functions_get_their_turn_in_a_stream_of_jobs_that_never_ends(make_world, monkeypatch):
     world = make_world(min_workers=0, max_workers=ALL)
     nodes, cores = nodes_and_cores(world)
-    monkeypatch.setattr(crew, "_TURN", 0.3)
+    monkeypatch.setattr(manager_registry, "_TURN", 0.3)
     spec = {"num_nodes": 1, "cores_per_rank": cores}
     with stream(world, 2 * nodes, ShellFunction("sleep 0.1"), spec=spec) as results:
         until(lambda: len(results) > 2)
@@ -170,7 +170,7 @@ def test_functions_get_their_turn_in_a_stream_of_jobs_that_never_ends(make_world
 def test_only_as_many_workers_leave_as_a_job_needs_and_what_they_held_runs_elsewhere(
     make_world, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(crew, "_TURN", 0.1)
+    monkeypatch.setattr(manager_registry, "_TURN", 0.1)
     world = make_world(min_nodes=4, max_nodes=4)
     _, cores = nodes_and_cores(world)
     ids = hold_many(world, tmp_path, 12 * cores)
@@ -187,7 +187,7 @@ def test_only_as_many_workers_leave_as_a_job_needs_and_what_they_held_runs_elsew
 def test_workers_go_on_when_the_job_that_they_made_room_for_is_gone(
     make_world, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(crew, "_TURN", 0.1)
+    monkeypatch.setattr(manager_registry, "_TURN", 0.1)
     world = make_world(min_nodes=2, max_nodes=2)
     nodes, cores = nodes_and_cores(world)
     ids = hold_many(world, tmp_path, 2 * cores)
@@ -204,8 +204,8 @@ def test_workers_go_on_when_the_job_that_they_made_room_for_is_gone(
 
 @pytest.mark.usefixtures("whole")
 def test_a_job_that_may_run_on_one_node_only_gets_that_one(make_world, monkeypatch):
-    monkeypatch.setattr(crew, "_BLIND_AFTER", 0.1)
-    monkeypatch.setattr(crew, "_TURN", 0.3)
+    monkeypatch.setattr(manager_registry, "_BLIND_AFTER", 0.1)
+    monkeypatch.setattr(manager_registry, "_TURN", 0.3)
     world = make_world(min_nodes=4, max_nodes=4)
     until(lambda: status(world, "managers") == 4)
     spec = {"num_nodes": 1, "exclusive": True, "constraints": {"ranks": ["3"]}}

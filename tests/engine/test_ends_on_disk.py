@@ -12,7 +12,7 @@ import pytest
 from flux_endpoint.engine.workers import outbox
 from flux_endpoint.engine.workers.begun import BegunRecord, BegunTasks
 from flux_endpoint.engine.workers.files import ManagerFiles
-from flux_endpoint.engine.workers.outbox import Outbox
+from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.recovery import Recovery
 from flux_endpoint.engine.workers.spool import Spool, read_spool
 
@@ -26,7 +26,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def box(path):
-    return Outbox(Spool(path))
+    return EndsOutbox(Spool(path))
 
 
 def contents(path):

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from engine_world import PATIENCE, World, manager_processes
 
-from flux_endpoint.engine.workers import crew
+from flux_endpoint.engine.workers import manager_registry
 from waiting import until
 
 pytestmark = [pytest.mark.flux, pytest.mark.usefixtures("whole")]
@@ -136,7 +136,7 @@ def test_no_worker_leaves_for_a_job_whose_node_is_drained(make_world, mark):
 def test_busy_workers_finish_what_they_run_before_they_leave(
     make_world, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(crew, "_TURN", 0.1)
+    monkeypatch.setattr(manager_registry, "_TURN", 0.1)
     world = make_world(min_nodes=4, max_nodes=4)
     wait_for_managers(world, 4)
     ids = [world.submit(hold, str(tmp_path), number) for number in range(8)]

@@ -19,7 +19,7 @@ from flux_endpoint.engine import flux_backend, results
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
-from flux_endpoint.engine.workers import ends
+from flux_endpoint.engine.workers import process_tree
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameSocket, read_frame, write_frame
 from flux_endpoint.protocol.messages import Result, unpack
@@ -146,11 +146,11 @@ def test_claims_are_never_shared_by_two_takers():
 
 
 def test_a_tree_is_killed_to_the_last_process_by_one_who_was_kept_from_running(monkeypatch):
-    monkeypatch.setattr(ends, "_PATIENCE", 0.0)  # when it goes on, the time is over
+    monkeypatch.setattr(process_tree, "_PATIENCE", 0.0)  # when it goes on, the time is over
     seconds = fresh_seconds()
     with subprocess.Popen(["sh", "-c", f"sleep {seconds} & sleep {seconds} & wait"]) as tree:
         until(lambda: len(processes(seconds)) == 3)
-        ends.kill_tree(tree.pid)
+        process_tree.kill_tree(tree.pid)
     try:
         until(lambda: not processes(seconds))
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from engine_world import World
 
-from flux_endpoint.engine.workers import crew, pool
+from flux_endpoint.engine.workers import manager_registry, pool
 from flux_endpoint.functions import ShellFunction
 from waiting import until
 
@@ -48,14 +48,14 @@ def preempted(monkeypatch):
         time.sleep(PREEMPTED)
         return decide_how_long(self)
 
-    monkeypatch.setattr(crew, "_TURN", 0.3)
+    monkeypatch.setattr(manager_registry, "_TURN", 0.3)
     return lambda: monkeypatch.setattr(pool.WorkerPool, "_patience", patience)
 
 
 def test_a_job_gets_room_though_its_time_came_before_the_pool_slept(make_world, preempted):
     world = make_world(min_nodes=1, max_nodes=1)
     until(lambda: status(world, "managers") == 1)
-    time.sleep(2 * crew._TURN)  # nothing of the workers' own wakes the pool
+    time.sleep(2 * manager_registry._TURN)  # nothing of the workers' own wakes the pool
     preempted()
     nodes = status(world, "resources")["nodes"]
     spec = {"num_nodes": nodes, "exclusive": True}
@@ -89,7 +89,7 @@ def test_workers_that_need_not_leave_after_all_take_what_waits(make_world, tmp_p
 def test_workers_that_need_not_leave_after_all_take_what_waits_on_other_nodes(
     make_world, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(crew, "_TURN", 0.1)
+    monkeypatch.setattr(manager_registry, "_TURN", 0.1)
     world = make_world(min_nodes=2, max_nodes=2, workers_per_node=2)
     until(lambda: status(world, "managers") == 2)
     names = [f"task{number}" for number in range(4)]

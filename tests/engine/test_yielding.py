@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flux_endpoint.engine.demand import Amount, Demand, JobDemand, placement_of
-from flux_endpoint.engine.workers.crew import Crew
+from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.sizing import Limits
-from flux_endpoint.engine.workers.yielding import Departures, Holder, Site, to_drain
+from flux_endpoint.engine.workers.yielding import Departures, ResourceHolder, Site, to_drain
 from flux_endpoint.protocol.resources import parse_resources
 
 SITE = Site(4, Amount(4))
 
 
-def holder(name: str, node: str, cores: int = 4, running: int = 0, **more: bool) -> Holder:
-    return Holder(name, node, Amount(cores), running, **more)
+def holder(name: str, node: str, cores: int = 4, running: int = 0, **more: bool) -> ResourceHolder:
+    return ResourceHolder(name, node, Amount(cores), running, **more)
 
 
 def whole(nodes: int) -> Demand:
@@ -104,7 +104,7 @@ def test_a_slot_must_be_on_one_node():
 
 def test_gpus_are_counted_like_cores():
     site = Site(2, Amount(4, 2))
-    holders = [Holder("a", "n0", Amount(1, 1)), Holder("b", "n1", Amount(1, 2))]
+    holders = [ResourceHolder("a", "n0", Amount(1, 1)), ResourceHolder("b", "n1", Amount(1, 2))]
     demand = Demand("job", nodes=1, slot=Amount(1, 2))
     assert leaving([demand], holders, {}, site) == {"a"}
     anywhere = Demand("job", nodes=None, slots=2, slot=Amount(1, 2))
@@ -279,12 +279,12 @@ def test_whole_nodes_are_cleared_where_the_least_must_be_waited_for(situation):
 
 
 def test_what_is_known_of_all_jobs_is_not_replaced_by_what_is_known_of_some():
-    crew = Crew(Limits(1, 4, 4), SITE, 60.0)
+    registry = ManagerRegistry(Limits(1, 4, 4), SITE, 60.0)
     own = JobDemand((Demand("own", urgency=9),), least_urgency=9)
-    crew.demand(own)
-    assert crew.urgency == 9
-    crew.demand(JobDemand((Demand("all", urgency=5),), complete=True, least_urgency=5))
-    crew.demand(own)
-    assert crew.urgency == 5
-    crew.demand(JobDemand(complete=True))
-    assert crew.urgency == 16
+    registry.demand(own)
+    assert registry.urgency == 9
+    registry.demand(JobDemand((Demand("all", urgency=5),), complete=True, least_urgency=5))
+    registry.demand(own)
+    assert registry.urgency == 5
+    registry.demand(JobDemand(complete=True))
+    assert registry.urgency == 16

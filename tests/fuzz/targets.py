@@ -17,11 +17,11 @@ from typing import Any, Final
 
 from flux_endpoint.amqp import Delivery
 from flux_endpoint.amqp.bundle import MAX_BYTES, MAX_PARTS, Part, pack_bundle, unpack_bundle
-from flux_endpoint.client import events as client_events
+from flux_endpoint.client import job_events as client_events
 from flux_endpoint.client import results as client_results
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.endpoint.config import parse_config
-from flux_endpoint.endpoint.intake import Refused, read_task
+from flux_endpoint.endpoint.intake import RefusedTask, read_task
 from flux_endpoint.engine.local.jobspec import read_jobspec
 from flux_endpoint.engine.workers.frames import FrameSocket
 from flux_endpoint.errors import (
@@ -41,7 +41,7 @@ from flux_endpoint.protocol.messages import pack, unpack
 from flux_endpoint.protocol.moment import parse_moment
 from flux_endpoint.protocol.resources import ResourceSpecificationError, parse_resources
 from flux_endpoint.serialize import ComputeSerializer, JSONData, pack_buffers, unpack_buffers
-from flux_endpoint.service import events, heartbeats, results
+from flux_endpoint.service import event_consumer, heartbeats, results
 
 _ID = "01234567-89ab-cdef-0123-456789abcdef"
 #: Forms of job ids that are read, too.
@@ -112,7 +112,7 @@ def _task(data: bytes) -> None:
     headers, body = _split(data)
     if isinstance(headers, dict):
         task = read_task(body, headers, endpoint_id=_ID, allowed_functions=None)
-        if not isinstance(task, Refused):
+        if not isinstance(task, RefusedTask):
             _storable([task.task_id, task.function_id, task.buffer, task.attach])
 
 
@@ -123,9 +123,9 @@ def _service_result(data: bytes) -> None:
 
 def _service_events(data: bytes) -> None:
     message = unpack(data)
-    if isinstance(message, events.TaskEvents):
+    if isinstance(message, event_consumer.TaskEvents):
         for each in message.events:
-            events._checked(each)
+            event_consumer._checked(each)
 
 
 def _service_report(data: bytes) -> None:

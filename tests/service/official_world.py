@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.service.conftest import PATIENCE, Peer, Rest, eventually
 
-from flux_endpoint.amqp import AmqpConnection, Custodian, Delivery
+from flux_endpoint.amqp import AmqpConnection, Delivery, QueueAdmin
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import EPStatusReport, Result, pack
 
@@ -116,5 +116,5 @@ class Run:
         sent.result(PATIENCE)
 
     def _consumers(self, name: str) -> int:
-        count = Custodian(self._connection).count(name).result(PATIENCE)
+        count = QueueAdmin(self._connection).count(name).result(PATIENCE)
         return count.consumers if count is not None else 0

@@ -15,7 +15,7 @@ from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol.messages import EPStatusReport, TaskEvents, pack, unpack
 from flux_endpoint.service import broker
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.events import MAX_CONTEXT, MAX_TASK_EVENTS
+from flux_endpoint.service.event_consumer import MAX_CONTEXT, MAX_TASK_EVENTS
 from flux_endpoint.service.settings import ServiceSettings
 
 JOBID = 2**64 - 1

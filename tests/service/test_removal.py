@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import NO_BROKER, PATIENCE, PAYLOAD, Peer, Rest, eventually, refusal
 from tests.service.official_world import CoreEndpoint, Run
 
-from flux_endpoint.amqp import Custodian
+from flux_endpoint.amqp import QueueAdmin
 from flux_endpoint.protocol.messages import Result, pack
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.official.dispatcher import Dispatcher
@@ -100,19 +100,19 @@ def test_user_endpoints_go_with_their_core_endpoint(
 def test_one_that_is_registered_again_while_its_queues_go_has_them(
     live: Rest, core: CoreEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delete_queue, registered = Custodian.delete, Dispatcher.registered
+    delete_queue, registered = QueueAdmin.delete, Dispatcher.registered
     going, stored = threading.Event(), threading.Event()
 
-    def delete_later(custodian: Custodian, queue: str) -> Any:
+    def delete_later(queue_admin: QueueAdmin, queue: str) -> Any:
         going.set()
         assert stored.wait(PATIENCE)
-        return delete_queue(custodian, queue)
+        return delete_queue(queue_admin, queue)
 
     def announce(*of: Any) -> None:
         stored.set()
         registered(*of)
 
-    monkeypatch.setattr(Custodian, "delete", delete_later)
+    monkeypatch.setattr(QueueAdmin, "delete", delete_later)
     monkeypatch.setattr(Dispatcher, "registered", announce)
     delete(live.client, core.id)
     assert going.wait(PATIENCE)

@@ -20,7 +20,7 @@ from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import retention as store
 from flux_endpoint.service.store import tasks
 from flux_endpoint.service.store.engine import Database
-from flux_endpoint.service.store.events import JobEvent, add_events
+from flux_endpoint.service.store.events import StoredEvent, add_events
 from flux_endpoint.service.store.tables import functions, submissions, task_events, task_groups
 from flux_endpoint.service.store.tables import tasks as task_table
 
@@ -59,10 +59,10 @@ class World:
 
     def end(self, ids: list[str], *, ago: float = 0, data: str = "00\ngA") -> None:
         """Have tasks end, with an event each."""
-        outcomes = [tasks.Outcome(each, False, data, None, time.time() - ago) for each in ids]
+        outcomes = [tasks.TaskOutcome(each, False, data, None, time.time() - ago) for each in ids]
         with self.database.write() as connection:
             tasks.complete(connection, outcomes, tasks.routes(connection, ids))
-            add_events(connection, [JobEvent(each, 1, "submit", 1.0, {}) for each in ids])
+            add_events(connection, [StoredEvent(each, 1, "submit", 1.0, {}) for each in ids])
 
     def known(self, ids: list[str]) -> list[str]:
         with self.database.read() as connection:

@@ -16,7 +16,7 @@ import pytest
 from broker_access import Dispatcher
 from flux_endpoint.amqp.url import with_credentials
 from flux_endpoint.errors import AmqpError
-from flux_endpoint.service.access.trial import Outcome, Trial, Verdict
+from flux_endpoint.service.access.trial import Trial, TrialOutcome, Verdict
 from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.broker_files import load_identity
@@ -106,7 +106,7 @@ def test_it_asks_about_every_step_where_it_says(tmp_path):
             if trial.answer(path.rpartition("/")[2], dict(parse_qsl(body.decode())))
             else b"deny"
         )
-        assert trial.run(node.service_url) == Outcome(Verdict.ASKS)
+        assert trial.run(node.service_url) == TrialOutcome(Verdict.ASKS)
 
 
 def test_the_port_where_it_asks_is_kept_for_the_service(node):

@@ -1,11 +1,11 @@
 """How long a part of the stack is waited for before it is started again."""
 
 from flux_endpoint.stack import programs
-from flux_endpoint.stack.programs import Backoff
+from flux_endpoint.stack.programs import RestartBackoff
 
 
 def test_pauses_grow_to_a_minute_and_never_end():
-    backoff = Backoff()
+    backoff = RestartBackoff()
     pauses = [backoff.failed() for _ in range(100)]
     assert pauses[0] <= programs.FIRST_BACKOFF
     assert 0.75 * programs.MAX_BACKOFF <= pauses[-1] <= programs.MAX_BACKOFF
@@ -13,7 +13,7 @@ def test_pauses_grow_to_a_minute_and_never_end():
 
 
 def test_who_was_healthy_for_a_while_starts_anew(monkeypatch):
-    backoff = Backoff()
+    backoff = RestartBackoff()
     for _ in range(10):
         backoff.failed()
     backoff.started()

@@ -2,7 +2,7 @@
 
 from flux_endpoint.amqp.connection import AmqpConnection, ConnectionState, StateChange
 from flux_endpoint.amqp.consumer import Consumer, Delivery
-from flux_endpoint.amqp.custodian import Custodian, QueueCount
+from flux_endpoint.amqp.queue_admin import QueueAdmin, QueueCount
 from flux_endpoint.amqp.topology import Binding, Exchange, Queue
 
 __all__ = [
@@ -10,10 +10,10 @@ __all__ = [
     "Binding",
     "ConnectionState",
     "Consumer",
-    "Custodian",
     "Delivery",
     "Exchange",
     "Queue",
+    "QueueAdmin",
     "QueueCount",
     "StateChange",
 ]

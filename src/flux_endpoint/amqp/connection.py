@@ -18,13 +18,13 @@ from pika.channel import Channel
 from flux_endpoint import logs
 from flux_endpoint.amqp.consumer import Consumer, Delivery
 from flux_endpoint.amqp.declarer import Declaration, Declarer, Thing, check
-from flux_endpoint.amqp.mailbox import Mailbox
-from flux_endpoint.amqp.publisher import Message, Publisher
+from flux_endpoint.amqp.flow_control import FlowControl
+from flux_endpoint.amqp.publisher import OutgoingMessage, Publisher
 from flux_endpoint.amqp.state import ConnectionState, StateChange
 from flux_endpoint.amqp.topology import Queue
 from flux_endpoint.amqp.url import address_of, connection_parameters, reason_of
-from flux_endpoint.amqp.window import Window
 from flux_endpoint.amqp.wire import WireConnection
+from flux_endpoint.amqp.work_queue import WorkQueue
 from flux_endpoint.errors import AmqpError, PublishError
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,9 @@ class AmqpConnection:
         self._closing = False
         self._ended = False
         self._connected = threading.Event()
-        self._mailbox = Mailbox(lambda: self._ioloop.add_callback_threadsafe(self._drain))
+        self._work = WorkQueue(lambda: self._ioloop.add_callback_threadsafe(self._drain))
         self._may_block = max_unconfirmed is not None
-        self._window = Window(max_unconfirmed or 0, _MAX_UNCONFIRMED_BYTES)
+        self._window = FlowControl(max_unconfirmed or 0, _MAX_UNCONFIRMED_BYTES)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # Any thread
@@ -109,7 +109,7 @@ class AmqpConnection:
         Raises:
             AmqpError: the connection was closed.
         """
-        if self._mailbox.closed:
+        if self._work.closed:
             raise AmqpError(self._closed_text)
         self._thread.start()
 
@@ -135,7 +135,7 @@ class AmqpConnection:
         except AmqpError as error:
             declaration.done.set_exception(error)
             return declaration.done
-        if not self._mailbox.post_if_open(lambda: self._declarer.add(declaration)):
+        if not self._work.post_if_open(lambda: self._declarer.add(declaration)):
             declaration.done.set_exception(AmqpError(self._closed_text))
         return declaration.done
 
@@ -222,10 +222,10 @@ class AmqpConnection:
             expiration=None if expiration is None else str(round(expiration * 1000)),
             message_id=message_id,
         )
-        message = Message(exchange, routing_key, body, properties, mandatory)
+        message = OutgoingMessage(exchange, routing_key, body, properties, mandatory)
         wait = self._may_block and threading.current_thread() is not self._thread
         self._window.enter(len(body), wait=wait)
-        if not self._mailbox.post_if_open(lambda: self._publisher.add(message)):
+        if not self._work.post_if_open(lambda: self._publisher.add(message)):
             raise PublishError(self._closed_text)
         return message.done
 
@@ -236,7 +236,7 @@ class AmqpConnection:
         out of reach.
         """
         deadline = time.monotonic() + timeout
-        first = self._mailbox.close(lambda: self._begin_close(deadline))
+        first = self._work.close(lambda: self._begin_close(deadline))
         self._window.close()
         if self._thread.ident is None:
             if first:
@@ -254,11 +254,11 @@ class AmqpConnection:
 
     def post(self, action: Callable[[], None]) -> None:
         """Run `action` soon on the connection's thread; many posts cost one wake-up."""
-        self._mailbox.post(action)
+        self._work.post(action)
 
     def post_if_open(self, action: Callable[[], None]) -> bool:
         """Like `post`; return `False` if the connection was closed."""
-        return self._mailbox.post_if_open(action)
+        return self._work.post_if_open(action)
 
     @property
     def _closed_text(self) -> str:
@@ -276,7 +276,7 @@ class AmqpConnection:
     def _end(self) -> None:
         self._ended = True
         self._connected.set()  # nobody has to wait for it any more
-        self._mailbox.end()
+        self._work.end()
         self._window.close()
         self._publisher.fail_all(self._closed_text)
         self._declarer.fail_all(self._closed_text)
@@ -284,10 +284,10 @@ class AmqpConnection:
 
     def _drain(self) -> None:
         if self._connection is None:
-            self._mailbox.run()
+            self._work.run()
         else:
             with self._connection.gathering():
-                self._mailbox.run()
+                self._work.run()
                 self._publisher.flush()
 
     def later(self, delay: float, action: Callable[[], None]) -> None:
@@ -436,7 +436,7 @@ class AmqpConnection:
         if self._ready:
             consumer.open()
 
-    def _settled(self, message: Message) -> None:
+    def _settled(self, message: OutgoingMessage) -> None:
         self._window.leave(len(message.body))
         if self._closing and self._publisher.idle:
             self._finish_close()

@@ -29,7 +29,7 @@ _EXCHANGE = re.compile(r"(?:no|access to) exchange '([^']*)'")
 
 
 @dataclass(eq=False)
-class Message:
+class OutgoingMessage:
     """A message and what became of it."""
 
     exchange: str
@@ -52,12 +52,14 @@ class Publisher:
         reopen: asks for another channel after this one was closed by the broker.
     """
 
-    def __init__(self, on_settled: Callable[[Message], None], reopen: Callable[[], None]) -> None:
+    def __init__(
+        self, on_settled: Callable[[OutgoingMessage], None], reopen: Callable[[], None]
+    ) -> None:
         self._on_settled = on_settled
         self._reopen = reopen
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[OutgoingMessage] = deque()
         #: By delivery tag; tags rise by one with each message of a channel.
-        self._unconfirmed: dict[int, Message] = {}
+        self._unconfirmed: dict[int, OutgoingMessage] = {}
         self._lowest = 1
         self._next = 1
         self._channel: Channel | None = None
@@ -69,7 +71,7 @@ class Publisher:
         """Whether every message has been settled."""
         return not self._waiting and not self._unconfirmed
 
-    def add(self, message: Message) -> None:
+    def add(self, message: OutgoingMessage) -> None:
         """Queue a message; `flush` sends it."""
         self._waiting.append(message)
 
@@ -91,7 +93,7 @@ class Publisher:
                 return  # the confirm of the one under way calls again
             self._send(self._channel, self._waiting.popleft())
 
-    def _send(self, channel: Channel, message: Message) -> None:
+    def _send(self, channel: Channel, message: OutgoingMessage) -> None:
         try:
             channel.basic_publish(
                 message.exchange,
@@ -141,7 +143,7 @@ class Publisher:
         if self._waiting:  # one by one, as long as there are suspects
             self.flush()
 
-    def _settle(self, message: Message, error: Exception | None) -> None:
+    def _settle(self, message: OutgoingMessage, error: Exception | None) -> None:
         self._suspects = max(0, self._suspects - 1)
         if message.done.set_running_or_notify_cancel():
             if error is None:

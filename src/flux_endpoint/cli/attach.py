@@ -16,9 +16,9 @@ from click.shell_completion import CompletionItem
 from flux_endpoint import logs
 from flux_endpoint.cli.exits import ExitCode
 from flux_endpoint.cli.options import complete_endpoint, json_option, put_json, task_or_job
-from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import shown_age, shown_jobid, shown_moment
-from flux_endpoint.cli.targets import Target, find_endpoint
+from flux_endpoint.cli.targets import EndpointTarget, find_endpoint
 from flux_endpoint.cli.tasks import find_task
 from flux_endpoint.client import Client, ComputeFuture, Executor
 from flux_endpoint.client.job import JobEvent
@@ -71,7 +71,7 @@ def _attach(which: tuple[str, ...], *, as_json: bool) -> int:
         raise click.UsageError(
             f"at which endpoint is job {last}? flux-endpoint attach ENDPOINT {last}"
         )
-    api = ServiceApi()
+    api = OperatorApi()
     target = find_endpoint(before[0], api) if before else None
     if isinstance(wanted, UUID):
         target, jobid = _job_of(str(wanted), target, api)
@@ -87,7 +87,9 @@ def _attach(which: tuple[str, ...], *, as_json: bool) -> int:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _job_of(task_id: str, target: Target | None, api: ServiceApi) -> tuple[Target, JobID]:
+def _job_of(
+    task_id: str, target: EndpointTarget | None, api: OperatorApi
+) -> tuple[EndpointTarget, JobID]:
     """Return a task's job, and the endpoint that has it.
 
     Raises:
@@ -104,7 +106,7 @@ def _job_of(task_id: str, target: Target | None, api: ServiceApi) -> tuple[Targe
     return target or find_endpoint(task.endpoint_id, api), JobID(task.jobid)
 
 
-def _say_if_offline(target: Target, state: EndpointStateAnswer) -> None:
+def _say_if_offline(target: EndpointTarget, state: EndpointStateAnswer) -> None:
     if state.status == "online":
         return
     since = f" for {shown_age(time.time() - state.since)}" if state.since is not None else ""
@@ -114,7 +116,7 @@ def _say_if_offline(target: Target, state: EndpointStateAnswer) -> None:
     )
 
 
-def _follow(future: ComputeFuture, jobid: JobID, target: Target, *, as_json: bool) -> int:
+def _follow(future: ComputeFuture, jobid: JobID, target: EndpointTarget, *, as_json: bool) -> int:
     inbox: queue.SimpleQueue[JobEvent | None] = queue.SimpleQueue()
     for name in IN_ORDER:
         future.add_event_callback(name, lambda _, event: inbox.put(event))
@@ -139,7 +141,7 @@ def _follow(future: ComputeFuture, jobid: JobID, target: Target, *, as_json: boo
     return _end(future.result(), jobid, as_json=as_json)
 
 
-def _fail(error: BaseException, jobid: JobID, target: Target) -> NoReturn:
+def _fail(error: BaseException, jobid: JobID, target: EndpointTarget) -> NoReturn:
     if _UNKNOWN in str(error):
         raise NotFoundError(
             f"endpoint {target.name} knows no job {shown_jobid(jobid)}: `flux-endpoint tasks` "

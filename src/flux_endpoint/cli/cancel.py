@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
 from flux_endpoint.cli.options import json_option, put_json, task_or_job
 from flux_endpoint.cli.progress import counted
-from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import Column, Row, Tone, color_option, render, shown_jobid
 from flux_endpoint.cli.tasks import MOST_SEARCHED, fetch
 from flux_endpoint.errors import FluxEndpointError, ServiceUnreachableError
@@ -29,7 +29,7 @@ _COLUMNS = [Column("TASK"), Column("OUTCOME"), Column("")]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CancelOutcome:
     """What became of a request to end a task.
 
     Attributes:
@@ -50,7 +50,7 @@ def _complete_task(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Return the newest open tasks whose ids begin so."""
-    found, _ = fetch(ServiceApi(), states=OPEN_STATES, limit=MAX_LISTED)
+    found, _ = fetch(OperatorApi(), states=OPEN_STATES, limit=MAX_LISTED)
     return [
         CompletionItem(each.task_id, help=each.function_name)
         for each in found
@@ -64,7 +64,9 @@ def _ids(
     return tuple(task_or_job(value) for value in values)
 
 
-def _task_ids(api: ServiceApi, wanted: tuple[UUID | JobID, ...]) -> tuple[list[str], list[Outcome]]:
+def _task_ids(
+    api: OperatorApi, wanted: tuple[UUID | JobID, ...]
+) -> tuple[list[str], list[CancelOutcome]]:
     """Return the ids of tasks, jobs replaced by theirs, and what to say of jobs that have none."""
     ids = [str(each) for each in wanted if isinstance(each, UUID)]
     jobs = [each for each in wanted if isinstance(each, JobID)]
@@ -79,13 +81,13 @@ def _task_ids(api: ServiceApi, wanted: tuple[UUID | JobID, ...]) -> tuple[list[s
             ids += found
         elif found:  # jobs of several endpoints
             several = f"{len(found)} tasks have a job of that id, name one: {', '.join(found)}"
-            failures.append(Outcome(shown, "failed", error=several))
+            failures.append(CancelOutcome(shown, "failed", error=several))
         else:
             none = (
                 "none of your open tasks has that job; in a Flux instance, `flux cancel` ends "
                 "any other"
             )
-            failures.append(Outcome(shown, "failed", error=none))
+            failures.append(CancelOutcome(shown, "failed", error=none))
     return ids, failures
 
 
@@ -104,7 +106,7 @@ def cancel(
     """
     if not tasks and group is None:
         raise click.UsageError("name a task, or a task group with --group")
-    api = ServiceApi()
+    api = OperatorApi()
     ids, failures = _task_ids(api, tasks)
     if group is not None:
         found, _ = fetch(api, task_group_id=str(group), states=OPEN_STATES, limit=_MOST_OF_A_GROUP)
@@ -126,9 +128,9 @@ def cancel(
     return code
 
 
-def _end(api: ServiceApi, ids: list[str]) -> tuple[ExitCode, list[Outcome]]:
+def _end(api: OperatorApi, ids: list[str]) -> tuple[ExitCode, list[CancelOutcome]]:
     code = ExitCode.OK
-    outcomes: list[Outcome] = []
+    outcomes: list[CancelOutcome] = []
     ender = _Ender(api)
     threads = ThreadPoolExecutor(_AT_A_TIME)
     try:
@@ -144,11 +146,11 @@ def _end(api: ServiceApi, ids: list[str]) -> tuple[ExitCode, list[Outcome]]:
 class _Ender:
     """Ends tasks; asks no more when the service can't be reached: the others fare no better."""
 
-    def __init__(self, api: ServiceApi) -> None:
+    def __init__(self, api: OperatorApi) -> None:
         self._api = api
         self._unreachable: ServiceUnreachableError | None = None
 
-    def end(self, task_id: str) -> tuple[Outcome, ExitCode]:
+    def end(self, task_id: str) -> tuple[CancelOutcome, ExitCode]:
         try:
             if self._unreachable is not None:
                 raise self._unreachable
@@ -156,9 +158,9 @@ class _Ender:
         except FluxEndpointError as error:
             if isinstance(error, ServiceUnreachableError):
                 self._unreachable = error
-            return Outcome(task_id, "failed", error=str(error)), exit_code_of(error)
+            return CancelOutcome(task_id, "failed", error=str(error)), exit_code_of(error)
         if not answer.delivered:
             outcome = "ended before"
         else:
             outcome = "cancelled" if answer.status in FINAL_STATES else "ending"
-        return Outcome(task_id, outcome, answer.status), ExitCode.OK
+        return CancelOutcome(task_id, outcome, answer.status), ExitCode.OK

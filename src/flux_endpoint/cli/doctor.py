@@ -12,7 +12,7 @@ import click
 from flux_endpoint import logs
 from flux_endpoint.cli.checks.broker import check_broker
 from flux_endpoint.cli.checks.endpoints import EndpointChecks
-from flux_endpoint.cli.checks.finding import Finding, State, guarded
+from flux_endpoint.cli.checks.finding import Finding, FindingState, guarded
 from flux_endpoint.cli.checks.flux import FluxChecks
 from flux_endpoint.cli.checks.machine import check_machine
 from flux_endpoint.cli.checks.service import ServiceChecks
@@ -29,11 +29,11 @@ _TITLES = {
     "flux": "Flux",
     "endpoint": "Endpoint",
 }
-_TONES: dict[State, Tone] = {
-    State.OK: "good",
-    State.WARNING: "active",
-    State.FAILED: "bad",
-    State.SKIPPED: "quiet",
+_TONES: dict[FindingState, Tone] = {
+    FindingState.OK: "good",
+    FindingState.WARNING: "active",
+    FindingState.FAILED: "bad",
+    FindingState.SKIPPED: "quiet",
 }
 _WIDTH = 100
 
@@ -51,7 +51,7 @@ def doctor(*, endpoint: str | None, as_json: bool, color: bool) -> int:
     logs.configure("CRITICAL")  # what is logged on the way is found, too
     if endpoint is not None:
         EndpointDirectory(endpoint).require()
-    counts: Counter[State] = Counter()
+    counts: Counter[FindingState] = Counter()
     findings: list[Finding] = []
     title = ""
     for finding in find(endpoint):
@@ -67,12 +67,12 @@ def doctor(*, endpoint: str | None, as_json: bool, color: bool) -> int:
     if as_json:
         document = {
             "findings": [asdict(each) for each in findings],
-            "counts": {state.value: counts[state] for state in State},
+            "counts": {state.value: counts[state] for state in FindingState},
         }
         put_json(document)
     else:
         click.echo(f"\n{_sum(counts)}")
-    return ExitCode.FAILED if counts[State.FAILED] else ExitCode.OK
+    return ExitCode.FAILED if counts[FindingState.FAILED] else ExitCode.OK
 
 
 def find(endpoint: str | None) -> Iterator[Finding]:
@@ -118,12 +118,15 @@ def _shown(finding: Finding, *, color: bool) -> str:
     return "\n".join(lines)
 
 
-def _sum(counts: Counter[State]) -> str:
-    if not counts[State.FAILED] and not counts[State.WARNING]:
+def _sum(counts: Counter[FindingState]) -> str:
+    if not counts[FindingState.FAILED] and not counts[FindingState.WARNING]:
         return "Nothing is wrong."
     parts = [
         f"{counts[state]} {what}"
-        for state, what in ((State.FAILED, "failed"), (State.WARNING, "to be looked at"))
+        for state, what in (
+            (FindingState.FAILED, "failed"),
+            (FindingState.WARNING, "to be looked at"),
+        )
         if counts[state]
     ]
     return f"Of {counts.total()} things looked at, {' and '.join(parts)}."

@@ -11,7 +11,7 @@ from dataclasses import asdict
 import click
 
 from flux_endpoint.cli.options import complete_endpoint
-from flux_endpoint.cli.progress import Waiting
+from flux_endpoint.cli.progress import WaitingLine
 from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
 from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.endpoint.directory import EndpointDirectory
@@ -59,7 +59,7 @@ def start(name: str, *, detach: bool, timeout: float | None, report_fd: int | No
     if not detach:
         return _run(name, lifecycle.Reporter(report_fd))
     limit = lifecycle.START_TIMEOUT if timeout is None else timeout
-    with Waiting(f"Starting {name}", limit) as waiting:
+    with WaitingLine(f"Starting {name}", limit) as waiting:
         started = lifecycle.start_detached(
             name, timeout=timeout, say=lambda line: waiting.say(f"Waiting: {line}")
         )
@@ -99,7 +99,7 @@ def _run(name: str, reporter: lifecycle.Reporter) -> int:
 @click.option("--pid", type=int, help="Only if this process runs it.")
 def stop(name: str, *, timeout: float, pid: int | None) -> None:
     """Stop an endpoint, and wait until it is gone."""
-    with Waiting(f"Stopping {name}", timeout):
+    with WaitingLine(f"Stopping {name}", timeout):
         outcome = lifecycle.stop_endpoint(name, timeout=timeout, pid=pid)
     if outcome is None:
         by = "" if pid is None else f" as process {pid}"

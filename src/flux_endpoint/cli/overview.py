@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flux_endpoint.cli.service_api import ServiceApi
-from flux_endpoint.cli.targets import Target, find_endpoint, local_endpoint
+from flux_endpoint.cli.service_api import OperatorApi
+from flux_endpoint.cli.targets import EndpointTarget, find_endpoint, local_endpoint
 from flux_endpoint.endpoint.directory import EndpointDirectory, this_machine
 from flux_endpoint.endpoint.lifecycle import Listed, list_endpoints
 from flux_endpoint.errors import FluxEndpointError, NotFoundError, ServiceError
@@ -52,7 +52,7 @@ class ServiceView:
 class EndpointView:
     """An endpoint as the service and as this machine see it; either may know nothing of it."""
 
-    target: Target
+    target: EndpointTarget
     state: EndpointStateAnswer | None = None
     error: FluxEndpointError | None = None
 
@@ -104,7 +104,7 @@ def collect(name: str | None) -> Overview:
     """
     here = list_endpoints()
     try:
-        api = ServiceApi()
+        api = OperatorApi()
     except FluxEndpointError as error:
         return _without_service(ServiceView(None, error), name, here)
     service = _look_at_service(api)
@@ -119,7 +119,7 @@ def collect(name: str | None) -> Overview:
     return Overview(service, views)
 
 
-def _look_at_service(api: ServiceApi) -> ServiceView:
+def _look_at_service(api: OperatorApi) -> ServiceView:
     before = time.time()
     try:
         answer = api.status()
@@ -130,7 +130,7 @@ def _look_at_service(api: ServiceApi) -> ServiceView:
 
 
 def _without_service(service: ServiceView, name: str | None, here: list[Listed]) -> Overview:
-    targets = [Target(each.name, each.endpoint_id, each) for each in here]
+    targets = [EndpointTarget(each.name, each.endpoint_id, each) for each in here]
     if name is not None:
         found = local_endpoint(name, here)
         if found is None:
@@ -140,14 +140,14 @@ def _without_service(service: ServiceView, name: str | None, here: list[Listed])
     return Overview(service, [EndpointView(target) for target in targets])
 
 
-def _all_targets(api: ServiceApi, here: list[Listed]) -> list[Target]:
-    targets = [Target(each.name, each.endpoint_id, each) for each in here]
+def _all_targets(api: OperatorApi, here: list[Listed]) -> list[EndpointTarget]:
+    targets = [EndpointTarget(each.name, each.endpoint_id, each) for each in here]
     ids = {each.endpoint_id for each in here}
     others = (each for each in api.endpoints("any") if each.uuid not in ids)
-    return targets + [Target(each.name, each.uuid) for each in others]
+    return targets + [EndpointTarget(each.name, each.uuid) for each in others]
 
 
-def _look_at_endpoint(api: ServiceApi, target: Target) -> EndpointView:
+def _look_at_endpoint(api: OperatorApi, target: EndpointTarget) -> EndpointView:
     if target.endpoint_id is None:
         return EndpointView(target)
     try:
@@ -162,7 +162,7 @@ def _look_at_endpoint(api: ServiceApi, target: Target) -> EndpointView:
         return EndpointView(target, error=error)
 
 
-def _as_known_here(state: EndpointStateAnswer, target: Target) -> EndpointStateAnswer:
+def _as_known_here(state: EndpointStateAnswer, target: EndpointTarget) -> EndpointStateAnswer:
     """Return how an endpoint is, by what this machine knows if the service can't know it yet."""
     local = target.local
     if state.status == "offline" or local is None or local.pid is not None:

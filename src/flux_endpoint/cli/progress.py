@@ -35,7 +35,7 @@ def counted(items: Iterable[Item], length: int, label: str) -> Iterator[Iterable
         yield bar
 
 
-class Waiting:
+class WaitingLine:
     """Shows for how long something has been waited for, as a part of the most that it may take.
 
     Use it in a `with` statement; the line is gone at its end.
@@ -52,7 +52,7 @@ class Waiting:
         self._drawing = threading.Lock()
         self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> WaitingLine:
         self._begun = time.monotonic()
         if sys.stderr.isatty():
             self._thread.start()

@@ -25,7 +25,7 @@ TIMEOUT = 15.0
 ATTEMPTS = 2
 
 
-class ServiceApi:
+class OperatorApi:
     """One method a route; may be used by several threads at once.
 
     Every method raises `ServiceError` if the service refuses or its answer makes no sense, and

@@ -10,7 +10,7 @@ import sys
 import click
 
 from flux_endpoint import logs, paths
-from flux_endpoint.cli.progress import Waiting
+from flux_endpoint.cli.progress import WaitingLine
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.stack.detached import (
@@ -62,7 +62,7 @@ def up(
 @click.command()
 def down() -> None:
     """End what `up` runs, and wait until it is gone."""
-    with Waiting("Ending", STOP_TIMEOUT + REMAINS_TIMEOUT):
+    with WaitingLine("Ending", STOP_TIMEOUT + REMAINS_TIMEOUT):
         stopped = stop_stack()
     if stopped is None:
         click.echo("Nothing runs here.")

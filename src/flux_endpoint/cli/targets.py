@@ -7,14 +7,14 @@ from uuid import UUID
 
 import click
 
-from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.endpoint.lifecycle import Listed, list_endpoints
 from flux_endpoint.errors import NotFoundError
 from flux_endpoint.stack.state import start_command
 
 
 @dataclass(frozen=True)
-class Target:
+class EndpointTarget:
     """An endpoint.
 
     Attributes:
@@ -41,7 +41,7 @@ class Target:
         return self.endpoint_id
 
 
-def find_endpoint(text: str, api: ServiceApi) -> Target:
+def find_endpoint(text: str, api: OperatorApi) -> EndpointTarget:
     """Return the endpoint that `text` names.
 
     Raises:
@@ -54,13 +54,13 @@ def find_endpoint(text: str, api: ServiceApi) -> Target:
         return found
     endpoint_id = _canonical(text)
     if endpoint_id is not None:
-        return Target(endpoint_id, endpoint_id)
+        return EndpointTarget(endpoint_id, endpoint_id)
     # The user's own first: others may give theirs the same name.
     for role in ("owner", "any"):
         known = api.endpoints(role)
         named = [each for each in known if text in {each.name, each.display_name}]
         if len(named) == 1:
-            return Target(named[0].name, named[0].uuid)
+            return EndpointTarget(named[0].name, named[0].uuid)
     if named:
         ids = ", ".join(f"{each.uuid} (of {each.owner})" for each in named)
         raise click.UsageError(f"{len(named)} endpoints are called {text!r}; name one by id: {ids}")
@@ -71,12 +71,12 @@ def find_endpoint(text: str, api: ServiceApi) -> Target:
     )
 
 
-def local_endpoint(text: str, here: list[Listed]) -> Target | None:
+def local_endpoint(text: str, here: list[Listed]) -> EndpointTarget | None:
     """Return the endpoint of this machine that has `text` as its name or id."""
     endpoint_id = _canonical(text)
     for each in here:
         if text == each.name or (endpoint_id is not None and endpoint_id == each.endpoint_id):
-            return Target(each.name, each.endpoint_id, each)
+            return EndpointTarget(each.name, each.endpoint_id, each)
     return None
 
 

@@ -12,7 +12,7 @@ import click
 
 from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
 from flux_endpoint.cli.progress import counted
-from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import (
     Column,
     Row,
@@ -94,7 +94,7 @@ def tasks(
     ENDPOINT is a name or an id; without it your tasks of all endpoints are shown. Other users'
     tasks never are.
     """
-    api = ServiceApi()
+    api = OperatorApi()
     target = find_endpoint(endpoint, api) if endpoint is not None else None
     found, more = fetch(
         api,
@@ -125,7 +125,7 @@ def chosen(states: Iterable[str]) -> frozenset[ListedState]:
 
 
 def fetch(
-    api: ServiceApi,
+    api: OperatorApi,
     *,
     limit: int,
     until: Callable[[ListedTask], bool] = lambda _: False,
@@ -156,7 +156,7 @@ def fetch(
     return found, before is not None
 
 
-def find_task(api: ServiceApi, task_id: str) -> ListedTask:
+def find_task(api: OperatorApi, task_id: str) -> ListedTask:
     """Return the user's task of that id.
 
     Raises:

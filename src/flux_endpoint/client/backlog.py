@@ -15,7 +15,7 @@ MAX_TASKS = 100_000
 MAX_BYTES = 512 * 2**20
 
 
-class Route(NamedTuple):
+class SubmissionRoute(NamedTuple):
     """What all tasks of one request share. Dictionaries are JSON text, "" if absent."""
 
     task_group_id: str
@@ -37,7 +37,7 @@ class PendingTask:
     """
 
     future: ComputeFuture
-    route: Route
+    route: SubmissionRoute
     function: FunctionRegistration
     payload: str
     size: int = field(init=False)
@@ -46,7 +46,7 @@ class PendingTask:
         self.size = len(self.payload) + self.function.take_size()
 
 
-class Backlog:
+class SubmissionBacklog:
     """Filled by any thread, emptied by the submitter's. No call does I/O."""
 
     def __init__(self, max_tasks: int = MAX_TASKS, max_bytes: int = MAX_BYTES) -> None:

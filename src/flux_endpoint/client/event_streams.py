@@ -7,9 +7,9 @@ import threading
 import time
 
 from flux_endpoint.client.api import ServiceApi
-from flux_endpoint.client.events import EventStream
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.job import JobRecord
+from flux_endpoint.client.job_events import EventStream
 
 _Key = tuple[int, tuple[str, str], str, int | None]
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 from uuid import UUID
 
-from flux_endpoint.client.backlog import PendingTask, Route
+from flux_endpoint.client.backlog import PendingTask, SubmissionRoute
 from flux_endpoint.client.checks import (
     checked_batch_size,
     checked_dict,
@@ -410,7 +410,7 @@ class Executor(FuturesExecutor):
         """
         self._refuse_if_shut_down()
         number = parse_jobid(jobid)
-        route = Route(
+        route = SubmissionRoute(
             self._group(),
             self._route().endpoint_id,
             result_serializers=self._result_serializer_paths,
@@ -509,7 +509,7 @@ class Executor(FuturesExecutor):
 
     def _put(
         self,
-        route: Route,
+        route: SubmissionRoute,
         function: FunctionRegistration,
         serializer: ComputeSerializer,
         args: Any,
@@ -524,7 +524,7 @@ class Executor(FuturesExecutor):
         self._submitter.put(PendingTask(future, route, function, payload))
         return future
 
-    def _route(self) -> Route:
+    def _route(self) -> SubmissionRoute:
         if self._endpoint_id is None:
             raise ValueError(
                 "No endpoint_id set: pass it to the constructor, Executor(endpoint_id=...), or "
@@ -536,7 +536,7 @@ class Executor(FuturesExecutor):
         if wanted != self._checked:
             checked_resources(resources)
             self._checked = wanted
-        return Route(
+        return SubmissionRoute(
             self._group(),
             str(self._endpoint_id),
             wanted,

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from flux_endpoint.client.api import ServiceApi, user_runtime
-from flux_endpoint.client.backlog import Backlog, PendingTask, Route
+from flux_endpoint.client.backlog import PendingTask, SubmissionBacklog, SubmissionRoute
 from flux_endpoint.client.backoff import delays
 from flux_endpoint.client.endpoint_watch import EndpointState, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
@@ -61,7 +61,7 @@ class Submitter:
         self.submitted = 0
         self._api = api.background()
         self._streams = streams
-        self._backlog = Backlog()
+        self._backlog = SubmissionBacklog()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._label = label
@@ -158,7 +158,7 @@ class Submitter:
     def _run(self) -> None:
         while batch := self._backlog.take(self.batch_size, MAX_BATCH_BYTES):
             self._in_hand = len(batch)
-            by_route: dict[Route, list[PendingTask]] = {}
+            by_route: dict[SubmissionRoute, list[PendingTask]] = {}
             for task in batch:
                 # From here on it can't be cancelled; what was cancelled before is dropped.
                 if task.future._begin():
@@ -194,7 +194,7 @@ class Submitter:
                 usable.extend(same)
         return usable
 
-    def _send(self, route: Route, tasks: list[PendingTask]) -> None:
+    def _send(self, route: SubmissionRoute, tasks: list[PendingTask]) -> None:
         if not tasks:
             return
         by_function: dict[str, list[PendingTask]] = {}
@@ -237,7 +237,7 @@ class Submitter:
             accepted.extend(Accepted(task.future, id_, function_id) for task, id_ in pairs)
         return accepted
 
-    def _attach(self, route: Route, tasks: list[PendingTask]) -> None:
+    def _attach(self, route: SubmissionRoute, tasks: list[PendingTask]) -> None:
         body: dict[str, Any] = {
             "jobid": route.attach_jobid,
             "task_group_id": route.task_group_id,
@@ -264,7 +264,7 @@ class Submitter:
     def _refused(
         self,
         error: ServiceError,
-        route: Route,
+        route: SubmissionRoute,
         tasks: list[PendingTask],
         by_function: dict[str, list[PendingTask]],
     ) -> None:
@@ -326,7 +326,9 @@ class Submitter:
         raise AssertionError("delays() never ends")
 
 
-def _submission(route: Route, by_function: dict[str, list[PendingTask]]) -> dict[str, Any]:
+def _submission(
+    route: SubmissionRoute, by_function: dict[str, list[PendingTask]]
+) -> dict[str, Any]:
     body: dict[str, Any] = {
         "tasks": {id_: [task.payload for task in tasks] for id_, tasks in by_function.items()},
         "task_group_id": route.task_group_id,
@@ -341,7 +343,7 @@ def _submission(route: Route, by_function: dict[str, list[PendingTask]]) -> dict
     return body
 
 
-def _endpoint_state(route: Route, answer: dict[str, Any]) -> EndpointState | None:
+def _endpoint_state(route: SubmissionRoute, answer: dict[str, Any]) -> EndpointState | None:
     status, last_seen = answer.get("endpoint_status"), answer.get("endpoint_last_seen")
     return state_from(route.endpoint_id, status, last_seen)
 

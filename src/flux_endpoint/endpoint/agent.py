@@ -20,19 +20,10 @@ from flux_endpoint.endpoint.commands import cancelled_before_it_came, read_comma
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.directory import JOURNAL
-from flux_endpoint.endpoint.events import EventSender
-from flux_endpoint.endpoint.intake import Refused, read_task, refuse
-from flux_endpoint.endpoint.journal import Journal, has_open
-from flux_endpoint.endpoint.opening import Opening
-from flux_endpoint.endpoint.outbox import Outbox, Settled, Target
-from flux_endpoint.endpoint.registration import BrokerUrl
-from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
-from flux_endpoint.endpoint.status import AgentStatus, JournalDisk, Phase
-from flux_endpoint.endpoint.task_files import TaskFiles
-from flux_endpoint.endpoint.task_records import TaskRecords
-from flux_endpoint.endpoint.turn import (
+from flux_endpoint.endpoint.event_sender import EventSender
+from flux_endpoint.endpoint.inbox_events import (
     BrokerAlarm,
-    Command,
+    CommandDelivery,
     ConsumeRefused,
     EndpointGone,
     EngineLost,
@@ -41,6 +32,15 @@ from flux_endpoint.endpoint.turn import (
     Signal,
     Turn,
 )
+from flux_endpoint.endpoint.intake import RefusedTask, read_task, refuse
+from flux_endpoint.endpoint.journal import Journal, has_open
+from flux_endpoint.endpoint.opening import Opening
+from flux_endpoint.endpoint.outbox import PublishTarget, ResultOutbox, Settled
+from flux_endpoint.endpoint.registration import BrokerUrl
+from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
+from flux_endpoint.endpoint.status import AgentPhase, AgentStatus, JournalDisk
+from flux_endpoint.endpoint.task_files import TaskFiles
+from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.errors import (
     EndpointGoneError,
@@ -103,7 +103,7 @@ class Agent:
         self._url = url
         self._taken = taken
         self._on_status = on_status
-        heartbeats = Target(queues.heartbeat_queue_info)
+        heartbeats = PublishTarget(queues.heartbeat_queue_info)
         self._reports = StatusReporter(self._endpoint_id, heartbeats, config.heartbeat_period)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         if url is not None:
@@ -113,7 +113,7 @@ class Agent:
         self._paused = False
         self._disk = JournalDisk()
         self._link = Connectivity(queues.task_queue_info.queue)
-        self._phase = Phase.CLAIMING
+        self._phase = AgentPhase.CLAIMING
         self._engine_stopped = False
         self._asked_to_stop = False
         self._lost = ""
@@ -122,7 +122,7 @@ class Agent:
         self._records = TaskRecords(directory)
         self._journal: Journal
         self._connection: AmqpConnection
-        self._outbox: Outbox
+        self._outbox: ResultOutbox
         self._events: EventSender
         self._consumer: Consumer
 
@@ -159,7 +159,7 @@ class Agent:
                 # least of all before the connection is begun.
                 max_unconfirmed=None,
             )
-            self._outbox = Outbox(
+            self._outbox = ResultOutbox(
                 self._connection,
                 self._queues.result_queue_info,
                 self._inbox.put,
@@ -228,7 +228,7 @@ class Agent:
         return opening.claim()
 
     def _begin(self) -> None:
-        self._phase = Phase.WORKING
+        self._phase = AgentPhase.WORKING
         unpublished = self._journal.unpublished()
         self._recover(unpublished)
         event(
@@ -244,7 +244,7 @@ class Agent:
         self._reports.due = 0.0
         self._connection.consume(
             self._queues.command_queue_info.queue,
-            lambda delivery: self._inbox.put(Command(delivery)),
+            lambda delivery: self._inbox.put(CommandDelivery(delivery)),
             prefetch=COMMAND_PREFETCH,
         )
         self._regulate()
@@ -290,7 +290,7 @@ class Agent:
         if now >= self._outbox.due:
             refused = self._outbox.take_refused()
             self._publish(((each, self._journal.result(each)) for each in refused), alone=True)
-        if self._phase is Phase.STOPPING:
+        if self._phase is AgentPhase.STOPPING:
             self._consider_leaving()
         else:
             self._regulate()
@@ -350,7 +350,7 @@ class Agent:
                     self._finished(each, turn)
                 case EngineEvent():
                     turn.job_events.append(each)
-                case Command(delivery):
+                case CommandDelivery(delivery):
                     commands.append(delivery)
                 case Settled():
                     if self._outbox.settled(each):
@@ -358,7 +358,7 @@ class Agent:
                 case _:
                     self._note(each)
         # A stopping agent leaves them at the broker, for the next one.
-        if deliveries and self._phase is not Phase.STOPPING:
+        if deliveries and self._phase is not AgentPhase.STOPPING:
             self._received(deliveries, turn)
         for delivery in commands:
             self._commanded(delivery, turn)
@@ -396,7 +396,7 @@ class Agent:
     def _queue_refused(self, reason: str) -> None:
         if self._link.refused(reason):
             self._tell_status()
-        if self._url is not None and self._phase is Phase.WORKING:
+        if self._url is not None and self._phase is AgentPhase.WORKING:
             self._url.ask()  # the queue may be gone, and the endpoint with it
 
     def _commanded(self, delivery: Delivery, turn: Turn) -> None:
@@ -424,7 +424,7 @@ class Agent:
         return ending or task_id in self._outbox or bool(self._journal.done([task_id]))
 
     def _received(self, deliveries: list[Delivery], turn: Turn) -> None:
-        fresh: dict[str, tuple[Delivery, EngineTask | Refused]] = {}
+        fresh: dict[str, tuple[Delivery, EngineTask | RefusedTask]] = {}
         # What this very turn ends is neither running any more nor in the journal's new place yet.
         ending = {result.task_id for result in turn.finished}.union(turn.confirmed)
         for delivery in deliveries:
@@ -464,7 +464,7 @@ class Agent:
             turn.answered.append(delivery)
             if task_id in done:
                 event(log, logging.DEBUG, "finished task redelivered", task_id=task_id)
-            elif isinstance(task, Refused):
+            elif isinstance(task, RefusedTask):
                 event(log, logging.WARNING, "task refused", task_id=task_id, reason=task.reason)
                 turn.finished.append(task.result)
             else:
@@ -529,13 +529,13 @@ class Agent:
             return
         executor = None
         match self._phase:
-            case Phase.CLAIMING:
+            case AgentPhase.CLAIMING:
                 state = "disconnected"
-            case Phase.WORKING:
+            case AgentPhase.WORKING:
                 state = "connected" if self._link.takes_tasks else "disconnected"
-            case Phase.STOPPING:
+            case AgentPhase.STOPPING:
                 state = "stopping"
-        if self._phase is not Phase.CLAIMING:
+        if self._phase is not AgentPhase.CLAIMING:
             executor = self._engine.status().get("executor")
         self._on_status(AgentStatus(state, self._trouble, executor, self._link.patience))
 
@@ -551,7 +551,7 @@ class Agent:
         elif self._asked_to_stop:
             event(log, logging.WARNING, "endpoint stops at once")
             self._leave_at = 0.0
-        elif self._phase is not Phase.STOPPING:
+        elif self._phase is not AgentPhase.STOPPING:
             grace = self._config.shutdown_grace
             event(
                 log,
@@ -564,14 +564,14 @@ class Agent:
         self._asked_to_stop = self._asked_to_stop or signal is Signal.STOP
 
     def _has_lost(self, loss: EngineLost | EndpointGone) -> None:
-        if self._phase is not Phase.STOPPING:  # else it ends anyway
+        if self._phase is not AgentPhase.STOPPING:  # else it ends anyway
             self._lost = reason = loss.reason
             self._is_gone = isinstance(loss, EndpointGone)
             event(log, logging.ERROR, f"endpoint stops: {reason}", unfinished=len(self._running))
             self._begin_to_stop(self._config.shutdown_grace)
 
     def _begin_to_stop(self, grace: float) -> None:
-        self._phase = Phase.STOPPING
+        self._phase = AgentPhase.STOPPING
         self._consumer.cancel()
         self._tell_status()
         threading.Thread(
@@ -596,8 +596,10 @@ class Agent:
             self._leave_at = min(self._leave_at, time.monotonic() + CONFIRM_GRACE)
 
     def _close(self) -> None:
-        if self._phase is not Phase.STOPPING:  # by an error: don't let the engine work for nobody
-            self._phase = Phase.STOPPING
+        if (
+            self._phase is not AgentPhase.STOPPING
+        ):  # by an error: don't let the engine work for nobody
+            self._phase = AgentPhase.STOPPING
             self._engine.stop(0)
         self._report(active=False)
         self._connection.close(CONFIRM_GRACE if self._link.connected else 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from flux_endpoint.amqp import Delivery
-from flux_endpoint.endpoint.intake import Refused, refuse
+from flux_endpoint.endpoint.intake import RefusedTask, refuse
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import EndpointStop, TaskKill, unpack
@@ -34,7 +34,7 @@ def read_command(delivery: Delivery) -> TaskKill | EndpointStop | None:
     return None
 
 
-def cancelled_before_it_came(task_id: str) -> Refused:
+def cancelled_before_it_came(task_id: str) -> RefusedTask:
     """Return the end of a task that is not here; the record of it keeps the task from starting."""
     text = "TaskCancelled: the task was ended on request before it was started"
     return refuse(task_id, ErrorCode.CANCELLED, text, "The task was ended on request.")

@@ -38,7 +38,7 @@ def this_machine() -> str:
 
 
 @dataclass(frozen=True)
-class Holder:
+class DirectoryHolder:
     """The process that runs an endpoint's agent.
 
     Attributes:
@@ -60,7 +60,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Status:
+class DirectoryStatus:
     """What the running agent says of itself in `status.json`."""
 
     pid: int
@@ -108,7 +108,7 @@ class EndpointDirectory:
             f"Make it with: flux-endpoint configure {self.name}"
         )
 
-    def holder(self) -> Holder | None:
+    def holder(self) -> DirectoryHolder | None:
         """Return who runs the agent now, `None` if nobody does."""
         try:
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
@@ -122,11 +122,11 @@ class EndpointDirectory:
             if kind == fcntl.F_UNLCK:
                 return None
             text = file.read()
-        locking = Holder(pid, socket.gethostname(), this_machine())
+        locking = DirectoryHolder(pid, socket.gethostname(), this_machine())
         try:
             content = json.loads(text)
             machine = content.get("machine")
-            named = Holder(int(content["pid"]), str(content["hostname"]), machine)
+            named = DirectoryHolder(int(content["pid"]), str(content["hostname"]), machine)
         except (
             ValueError,
             KeyError,
@@ -137,17 +137,17 @@ class EndpointDirectory:
         # What an earlier one wrote stands there until then.
         return locking if named.is_here and pid > 0 else named
 
-    def write_status(self, status: Status) -> None:
+    def write_status(self, status: DirectoryStatus) -> None:
         """Publish what the agent does; only the lock's holder may."""
         paths.write_private(self._status, json.dumps(asdict(status)) + "\n")
 
-    def status(self) -> Status | None:
+    def status(self) -> DirectoryStatus | None:
         """Return what the last agent said of itself.
 
         It counts only while there is a holder, or if its state is `GONE`.
         """
         try:
-            return Status(**json.loads(self._status.read_text(encoding="utf-8")))
+            return DirectoryStatus(**json.loads(self._status.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

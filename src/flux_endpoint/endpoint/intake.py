@@ -30,7 +30,7 @@ _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedTask:
     """A message whose task is known but can't run; `result` tells its owner why."""
 
     task_id: str
@@ -46,7 +46,7 @@ def read_task(
     allowed_functions: frozenset[str] | None,
     allowed_environment: Collection[str] = (),
     plain_programs: Collection[str] = (),
-) -> EngineTask | Refused:
+) -> EngineTask | RefusedTask:
     """Return the task in a message. Identity comes from the headers alone.
 
     Args:
@@ -89,11 +89,11 @@ def read_task(
         )
 
 
-def refuse(task_id: str, code: ErrorCode, text: str, user_message: str) -> Refused:
+def refuse(task_id: str, code: ErrorCode, text: str, user_message: str) -> RefusedTask:
     """Return the refusal of a task, with `text` as what the client's exception says."""
     error = ResultErrorDetails(code=code.value, user_message=user_message)
     result = Result(task_id=UUID(task_id), data=text, error_details=error, task_statuses=[])
-    return Refused(task_id, text, EngineResult(task_id, pack(result)))
+    return RefusedTask(task_id, text, EngineResult(task_id, pack(result)))
 
 
 def _identity(headers: Mapping[str, Any], name: str) -> str:

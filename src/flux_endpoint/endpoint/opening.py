@@ -11,9 +11,15 @@ from collections.abc import Callable
 
 from flux_endpoint.amqp import StateChange
 from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE, Connectivity
+from flux_endpoint.endpoint.inbox_events import (
+    ConsumeRefused,
+    EndpointGone,
+    Event,
+    QueueGranted,
+    Signal,
+)
 from flux_endpoint.endpoint.intake import refuse
 from flux_endpoint.endpoint.journal import Journal
-from flux_endpoint.endpoint.turn import ConsumeRefused, EndpointGone, Event, QueueGranted, Signal
 from flux_endpoint.errors import (
     EndpointGoneError,
     EndpointInUseError,

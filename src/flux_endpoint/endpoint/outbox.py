@@ -32,7 +32,7 @@ class Settled:
     error: BaseException | None
 
 
-class Target:
+class PublishTarget:
     """An exchange and the properties with which the service wants messages published there."""
 
     def __init__(self, info: PublishInfo) -> None:
@@ -68,7 +68,7 @@ class Target:
         )
 
 
-class Outbox:
+class ResultOutbox:
     """Which results await their confirm; belongs to the agent's thread.
 
     Args:
@@ -87,7 +87,7 @@ class Outbox:
         bundles: bool = False,
     ) -> None:
         self._connection = connection
-        self._target = Target(info)
+        self._target = PublishTarget(info)
         self._on_settled = on_settled
         self._together = MAX_PARTS if bundles else 1
         self._under_way: set[str] = set()

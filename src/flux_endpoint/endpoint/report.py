@@ -37,8 +37,8 @@ from uuid import UUID
 
 from flux_endpoint import __version__
 from flux_endpoint.amqp import AmqpConnection
-from flux_endpoint.endpoint.meter import Meter
-from flux_endpoint.endpoint.outbox import Target
+from flux_endpoint.endpoint.outbox import PublishTarget
+from flux_endpoint.endpoint.rates import RateMeter
 from flux_endpoint.errors import PublishError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import EPStatusReport, pack
@@ -74,7 +74,7 @@ class StatusReporter:
         period: seconds between two.
     """
 
-    def __init__(self, endpoint_id: str, target: Target, period: float) -> None:
+    def __init__(self, endpoint_id: str, target: PublishTarget, period: float) -> None:
         self._endpoint_id = endpoint_id
         self._target = target
         self._period = period
@@ -84,8 +84,8 @@ class StatusReporter:
         #: Monotonic time at which the next is to be sent; the first when there is a connection.
         self.due = time.monotonic() + period
         #: Tasks that were accepted, and results.
-        self.accepted = Meter()
-        self.finished = Meter()
+        self.accepted = RateMeter()
+        self.finished = RateMeter()
 
     def send(
         self,

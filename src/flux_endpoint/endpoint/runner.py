@@ -19,8 +19,8 @@ from flux_endpoint.endpoint.config import EndpointConfig, parse_config
 from flux_endpoint.endpoint.directory import (
     GONE,
     AgentLock,
+    DirectoryStatus,
     EndpointDirectory,
-    Status,
     this_machine,
 )
 from flux_endpoint.endpoint.enrolment import Enrolment
@@ -195,7 +195,7 @@ class Runner:
 
     def _write_status(self, status: AgentStatus) -> None:
         self._publish_status(
-            Status(
+            DirectoryStatus(
                 pid=os.getpid(),
                 state=status.state,
                 reason=status.reason,
@@ -215,7 +215,7 @@ class Runner:
             gives_up = status.patience < math.inf
             self._tell({**told, "patience": status.patience} if gives_up else told)
 
-    def _publish_status(self, status: Status) -> None:
+    def _publish_status(self, status: DirectoryStatus) -> None:
         try:
             self._directory.write_status(status)
         except OSError as error:  # a full disk, say: the agent goes on, its reports have the same

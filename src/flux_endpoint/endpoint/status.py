@@ -12,7 +12,7 @@ from flux_endpoint.logs import event
 log = logging.getLogger(__name__)
 
 
-class Phase(Enum):
+class AgentPhase(Enum):
     """How far an agent is."""
 
     #: It waits until the broker gives it the task queue; the engine was not started.

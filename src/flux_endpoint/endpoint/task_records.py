@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint.audit import AuditLog
-from flux_endpoint.endpoint.intake import Refused
+from flux_endpoint.endpoint.intake import RefusedTask
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.errors import DeserializationError
 from flux_endpoint.functions import read_command
@@ -35,13 +35,13 @@ class TaskRecords:
     def __init__(self, directory: Path) -> None:
         self._audit = AuditLog(directory / AUDIT_LOG)
 
-    def received(self, tasks: Iterable[tuple[EngineTask | Refused, Mapping[str, Any]]]) -> None:
+    def received(self, tasks: Iterable[tuple[EngineTask | RefusedTask, Mapping[str, Any]]]) -> None:
         """Record tasks with the headers of their messages: those taken, and those refused."""
         records: list[dict[str, Any]] = []
         batches: dict[tuple[Any, ...], list[str]] = {}
         for task, headers in tasks:
             user = headers.get(SUBMITTER_HEADER)
-            if isinstance(task, Refused):
+            if isinstance(task, RefusedTask):
                 record = {
                     "event": "task refused",
                     "user": user,

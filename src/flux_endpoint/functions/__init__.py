@@ -7,7 +7,7 @@ from flux_endpoint.functions.execution import (
     GRACE,
     OUT_OF_TIME,
     WALLTIME_RETURNCODE,
-    Outcome,
+    ExecutionOutcome,
     outcome_of,
 )
 from flux_endpoint.functions.mpi import MPIFunction
@@ -37,9 +37,9 @@ __all__ = [
     "OUT_OF_TIME",
     "WALLTIME_RETURNCODE",
     "CommandFunctionCode",
+    "ExecutionOutcome",
     "MPIFunction",
     "OfficialShellResult",
-    "Outcome",
     "ShellFunction",
     "ShellResult",
     "command_arguments",

@@ -36,31 +36,31 @@ _LONGEST_POLL = 2**31 // 1000 - 1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExecutionOutcome:
     """How a command ended: a return code, and the name of the error that stands for it."""
 
     returncode: int
     exception_name: str | None
 
 
-def outcome_of(returncode: int) -> Outcome:
+def outcome_of(returncode: int) -> ExecutionOutcome:
     """Return the outcome of a command that ended by itself.
 
     Args:
         returncode: its exit code, or minus the signal that killed it.
     """
-    return Outcome(returncode, _FAILED if returncode else None)
+    return ExecutionOutcome(returncode, _FAILED if returncode else None)
 
 
 #: The outcome of a command whose walltime ran out.
-OUT_OF_TIME = Outcome(WALLTIME_RETURNCODE, _OUT_OF_TIME)
+OUT_OF_TIME = ExecutionOutcome(WALLTIME_RETURNCODE, _OUT_OF_TIME)
 
 
 @dataclass(frozen=True)
 class Execution:
     """A command's outcome, and the last lines of its streams."""
 
-    outcome: Outcome
+    outcome: ExecutionOutcome
     stdout: str
     stderr: str
 
@@ -117,7 +117,9 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _run(command: str, directory: Path, out: int, err: int, walltime: float | None) -> Outcome:
+def _run(
+    command: str, directory: Path, out: int, err: int, walltime: float | None
+) -> ExecutionOutcome:
     limited = walltime is not None and math.isfinite(walltime)
     mark = uuid.uuid4().hex
     with (

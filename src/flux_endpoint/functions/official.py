@@ -17,15 +17,15 @@ from typing import Any, ClassVar, Final
 import dill
 
 from flux_endpoint.errors import DeserializationError
-from flux_endpoint.functions.inert import (
+from flux_endpoint.functions.mpi import MPIFunction
+from flux_endpoint.functions.result import ShellResult
+from flux_endpoint.functions.safe_pickle import (
     Instance,
     NotInertError,
     Reference,
     read_inert,
     require_plain,
 )
-from flux_endpoint.functions.mpi import MPIFunction
-from flux_endpoint.functions.result import ShellResult
 from flux_endpoint.functions.shell import ShellFunction
 from flux_endpoint.serialize import DillCode, DillDataBase64, unpack_buffers
 

@@ -12,7 +12,7 @@ _DELETED = " (deleted)"
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """A process that has a file open.
 
     Attributes:
@@ -26,7 +26,7 @@ class Holder:
     deleted: bool
 
 
-def holders_of(path: Path) -> list[Holder]:
+def holders_of(path: Path) -> list[LockHolder]:
     """Return the other processes that have `path` open to write, as far as this user may know.
 
     Who has it open to read looks who has locked it, and is gone in a moment.
@@ -40,7 +40,7 @@ def holders_of(path: Path) -> list[Holder]:
             for each in (process / "fd").iterdir():
                 target = str(each.readlink())
                 if target in wanted and _writes(process, each.name):
-                    found.append(Holder(int(process.name), each, wanted[target]))
+                    found.append(LockHolder(int(process.name), each, wanted[target]))
                     break
     return found
 

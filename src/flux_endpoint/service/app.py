@@ -12,6 +12,7 @@ from flux_endpoint.service.audit import ServiceAudit, default_path
 from flux_endpoint.service.bodies import Bodies
 from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.context import ServiceContext
+from flux_endpoint.service.disconnects import WatchedSubmissions
 from flux_endpoint.service.identity import Authentication
 from flux_endpoint.service.quotas import Quotas, RequestRate
 from flux_endpoint.service.request_target import AbsoluteTargets
@@ -33,7 +34,6 @@ from flux_endpoint.service.routes import (
 )
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
-from flux_endpoint.service.watched import WatchedSubmissions
 
 
 def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) -> FastAPI:

@@ -13,14 +13,14 @@ from flux_endpoint.amqp.connection import StateChange
 from flux_endpoint.logs import event
 from flux_endpoint.service import topology
 from flux_endpoint.service.access.control import BrokerAccess
-from flux_endpoint.service.events import EventConsumer
+from flux_endpoint.service.event_consumer import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
 from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.official.dispatcher import Dispatcher
 from flux_endpoint.service.results import ResultConsumer
-from flux_endpoint.service.routing import TaskPublisher
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.task_publisher import TaskPublisher
 
 log = logging.getLogger(__name__)
 

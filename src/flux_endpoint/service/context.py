@@ -7,12 +7,12 @@ from fastapi import Depends, Request
 
 from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.audit import ServiceAudit
+from flux_endpoint.service.duplicate_submissions import Repeats
 from flux_endpoint.service.official.dispatcher import Dispatcher
 from flux_endpoint.service.quotas import Quotas
-from flux_endpoint.service.repeats import Repeats
-from flux_endpoint.service.routing import TaskPublisher
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.task_publisher import TaskPublisher
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
 
-from flux_endpoint.amqp import AmqpConnection, ConnectionState, Custodian, StateChange
+from flux_endpoint.amqp import AmqpConnection, ConnectionState, QueueAdmin, StateChange
 from flux_endpoint.errors import PublishError
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.operations import BrokerDocument, QueueDocument
@@ -29,7 +29,7 @@ class BrokerObserver:
     def __init__(self, inward: AmqpConnection, outward: AmqpConnection) -> None:
         self._connections = (inward, outward)
         self._outward = outward
-        self._custodian = Custodian(inward)
+        self._queue_admin = QueueAdmin(inward)
         self._probing = threading.Lock()
         self._probe: Future[None] | None = None
         self._answered = threading.Event()
@@ -80,7 +80,7 @@ class BrokerObserver:
             AmqpError: the broker does not tell.
             TimeoutError: it does not tell within `timeout` seconds.
         """
-        headers = self._custodian.look(queue).result(timeout)
+        headers = self._queue_admin.look(queue).result(timeout)
         if headers is None:
             return None
         return {str(each.get(queues.TASK_ID_HEADER)) for each in headers}
@@ -103,7 +103,7 @@ class BrokerObserver:
         """Return those of the queues that the broker tells of within `timeout` seconds."""
         if not self.connected:
             return {}
-        asked = {name: self._custodian.count(name) for name in names}
+        asked = {name: self._queue_admin.count(name) for name in names}
         wait(asked.values(), timeout)
         found = {}
         for name, future in asked.items():

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 
-from flux_endpoint.amqp import AmqpConnection, Custodian
+from flux_endpoint.amqp import AmqpConnection, QueueAdmin
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.states import ErrorCode
@@ -23,15 +23,15 @@ class Removal:
     Args:
         database: which endpoints were deleted.
         connection: the way to the broker.
-        custodian: deletes the queues.
+        queue_admin: deletes the queues.
     """
 
     def __init__(
-        self, database: Database, connection: AmqpConnection, custodian: Custodian
+        self, database: Database, connection: AmqpConnection, queue_admin: QueueAdmin
     ) -> None:
         self._database = database
         self._connection = connection
-        self._custodian = custodian
+        self._queue_admin = queue_admin
 
     def empty_all(self) -> None:
         """Fail what was submitted to deleted endpoints before their deletion; repeatable.
@@ -58,7 +58,7 @@ class Removal:
         with self._database.read() as connection:
             registered_again = endpoints.get_endpoint(connection, endpoint_id) is not None
         for name in (queues.tasks_queue(endpoint_id), queues.commands_queue(endpoint_id)):
-            act = self._custodian.purge if registered_again else self._custodian.delete
+            act = self._queue_admin.purge if registered_again else self._queue_admin.delete
             act(name).result(_TIMEOUT)
         with self._database.write() as connection:
             endpoints.emptied(connection, endpoint_id, before)

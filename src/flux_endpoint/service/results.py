@@ -49,7 +49,7 @@ _ACTORS = frozenset(ActorName)
 @dataclass(frozen=True)
 class _Received:
     delivery: Delivery
-    outcome: tasks.Outcome
+    outcome: tasks.TaskOutcome
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Stored:
 
     dropped: list[Delivery] = field(default_factory=list)
     strays: list[Delivery] = field(default_factory=list)
-    forward: list[tuple[_Received, tasks.Route]] = field(default_factory=list)
+    forward: list[tuple[_Received, tasks.TaskRoute]] = field(default_factory=list)
     #: Who gets them, by task group.
     listeners: dict[str, tasks.Listeners] = field(default_factory=dict)
 
@@ -160,13 +160,15 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             delivery.ack()
         for delivery in stored.strays:
             self.set_aside(delivery, "its task belongs to another endpoint")
-        by_group: dict[str, list[tuple[_Received, tasks.Route]]] = {}
+        by_group: dict[str, list[tuple[_Received, tasks.TaskRoute]]] = {}
         for each in stored.forward:
             by_group.setdefault(each[1].group_id, []).append(each)
         for group_id, results in by_group.items():
             self._forward(results, stored.listeners.get(group_id, _ALL))
 
-    def _forward(self, results: list[tuple[_Received, tasks.Route]], to: tasks.Listeners) -> None:
+    def _forward(
+        self, results: list[tuple[_Received, tasks.TaskRoute]], to: tasks.Listeners
+    ) -> None:
         """Publish results of a group; the broker multiplies them for its clients."""
         parts: dict[int, tuple[Part, _Forwarded]] = {}
         for received, route in results:
@@ -190,7 +192,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                 sent.add_done_callback(parts[id(part)][1].confirmed)
 
     def _forward_alone(
-        self, received: _Received, route: tasks.Route, forwarded: _Forwarded
+        self, received: _Received, route: tasks.TaskRoute, forwarded: _Forwarded
     ) -> None:
         sent = self._publish(queues.TASK_GROUPS_EXCHANGE, received, route)
 
@@ -205,7 +207,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
 
         sent.add_done_callback(directly)
 
-    def _publish(self, exchange: str, received: _Received, route: tasks.Route) -> Future[None]:
+    def _publish(self, exchange: str, received: _Received, route: tasks.TaskRoute) -> Future[None]:
         return self.connection.publish(
             exchange,
             queues.task_group_key(route.group_id),
@@ -214,11 +216,11 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         )
 
 
-def _replaces(received: _Received, earlier: tasks.Route | tasks.Outcome) -> bool:
+def _replaces(received: _Received, earlier: tasks.TaskRoute | tasks.TaskOutcome) -> bool:
     return earlier.presumed and not received.outcome.presumed
 
 
-def _parse(body: bytes) -> tasks.Outcome:
+def _parse(body: bytes) -> tasks.TaskOutcome:
     """Return the outcome in a result message: `messages.unpack` without the cost of a model."""
     try:
         envelope: Any = json.loads(body[1:]) if body[:1] == VERSION_BYTE else None
@@ -264,8 +266,8 @@ def _is_scalar(value: object) -> bool:
     return is_number or isinstance(value, str | float | None)
 
 
-def _outcome(task_id: str, data: dict[str, Any]) -> tasks.Outcome:
-    return tasks.Outcome(
+def _outcome(task_id: str, data: dict[str, Any]) -> tasks.TaskOutcome:
+    return tasks.TaskOutcome(
         task_id=task_id,
         failed=data.get("error_details") is not None,
         data=data["data"],

@@ -21,9 +21,9 @@ from flux_endpoint.logs import event
 from flux_endpoint.processes import Command, ProcessKeeper
 from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.installation import RabbitInstallation, find_rabbitmq
+from flux_endpoint.stack.log_tail import tail
 from flux_endpoint.stack.notify import NotifySocket
 from flux_endpoint.stack.ports import LOOPBACK, reserve
-from flux_endpoint.stack.tails import tail
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from typing import Any
 from flux_endpoint.errors import BackgroundError, FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.processes import is_readable
-from flux_endpoint.processes.holders import Holder
+from flux_endpoint.processes.holders import LockHolder
+from flux_endpoint.stack.log_tail import tail
 from flux_endpoint.stack.state import (
     StackDirectory,
     StackLock,
@@ -24,7 +25,6 @@ from flux_endpoint.stack.state import (
     open_process,
 )
 from flux_endpoint.stack.supervisor import Ready, StackOptions
-from flux_endpoint.stack.tails import tail
 
 #: Seconds for an orderly end of everything, after which it is killed.
 STOP_TIMEOUT = 60.0
@@ -160,7 +160,7 @@ def stop_stack() -> Stopped | None:
         return Stopped(supervisor, state.service_url)
 
 
-def _wait_until_gone(holders: list[Holder], timeout: float) -> bool:
+def _wait_until_gone(holders: list[LockHolder], timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     for each in holders:
         pidfd = open_process(each.pid)

@@ -18,8 +18,8 @@ from pathlib import Path
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.logs import put_aside
 from flux_endpoint.processes import Command, ProcessKeeper
+from flux_endpoint.stack.log_tail import tail
 from flux_endpoint.stack.state import StackDirectory
-from flux_endpoint.stack.tails import tail
 
 #: Who has lived so many seconds is healthy: its next failure counts as the first.
 HEALTHY_AFTER = 60.0
@@ -32,7 +32,7 @@ LONGEST_PAUSE = 0.5
 COMMAND_TIMEOUT = 60.0
 
 
-class Backoff:
+class RestartBackoff:
     """How long to wait before a program is started again.
 
     It is never given up: what ends it, such as a full disk, may be mended, and the others go on.

@@ -21,7 +21,7 @@ from typing import Any, Self
 from flux_endpoint import paths
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.processes import is_readable
-from flux_endpoint.processes.holders import Holder, holders_of
+from flux_endpoint.processes.holders import LockHolder, holders_of
 
 #: In a stack's directory: held by `up` and every process below it.
 LOCK = "lock"
@@ -90,7 +90,7 @@ class StackDirectory:
         }
         return StackState(**known)
 
-    def holders(self, *, deleted: bool) -> list[Holder]:
+    def holders(self, *, deleted: bool) -> list[LockHolder]:
         """Return the processes of a stack of this home.
 
         Args:

@@ -19,7 +19,7 @@ from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.credentials import load_credentials, save_credentials
 from flux_endpoint.stack.installation import find_rabbitmq
 from flux_endpoint.stack.parts import EndpointPart, ServicePart, check_port
-from flux_endpoint.stack.programs import Backoff, Ended, Programs
+from flux_endpoint.stack.programs import Ended, Programs, RestartBackoff
 from flux_endpoint.stack.state import (
     AlreadyRunningError,
     StackDirectory,
@@ -197,7 +197,7 @@ class _Running:
         self._service = service
         self._endpoint = endpoint
         self._say = say
-        self._backoff = {name: Backoff() for name in ("broker", "service", "endpoint")}
+        self._backoff = {name: RestartBackoff() for name in ("broker", "service", "endpoint")}
         self._state = StackState()
         self._begun = False
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from flux_endpoint.engine.blocks.scaling import Backoff, BlockView, Demand, decide
+from flux_endpoint.engine.blocks.scaling import BlockBackoff, BlockDemand, BlockView, decide
 from flux_endpoint.engine.config import BlocksConfig
 
 NOW = 1000.0
@@ -33,7 +33,7 @@ def ending(name="ending"):
 
 
 def decided(blocks, waiting=0, not_before=0.0, capacity=8, **options):
-    demand = Demand(waiting, capacity)
+    demand = BlockDemand(waiting, capacity)
     return decide(config(**options), blocks, demand, now=NOW, not_before=not_before)
 
 
@@ -93,7 +93,7 @@ def test_after_a_failure_nothing_is_started_before_its_time():
 
 @pytest.mark.parametrize(("jitter", "share"), [(0.0, 0.5), (1.0, 1.0)])
 def test_the_wait_after_a_failure_doubles_and_has_jitter_and_a_limit(jitter, share):
-    backoff = Backoff(lambda: jitter, first=1, last=4)
+    backoff = BlockBackoff(lambda: jitter, first=1, last=4)
     waits = []
     for _ in range(4):
         backoff.failed(NOW)

@@ -11,7 +11,7 @@ from flux_endpoint.amqp import AmqpConnection, ConnectionState, StateChange
 from flux_endpoint.amqp.url import address_of
 from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
 from flux_endpoint.cli.checks.service import LOOPBACK
-from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.errors import AmqpError, ConfigurationError, FluxEndpointError
 from flux_endpoint.stack.installation import find_rabbitmq
 
@@ -21,7 +21,7 @@ OLDEST = (3, 10)
 _TIMEOUT = 20.0
 
 
-def check_broker(api: ServiceApi | None) -> Iterator[Finding]:
+def check_broker(api: OperatorApi | None) -> Iterator[Finding]:
     """Yield how the broker is, as clients are told to reach it."""
     yield _installed()
     if api is None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
 from flux_endpoint.cli.checks.machine import check_disk, check_private
-from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import shown_age
 from flux_endpoint.endpoint.config import EndpointConfig, load_config
 from flux_endpoint.endpoint.directory import EndpointDirectory
@@ -38,7 +38,7 @@ class EndpointChecks:
     """
 
     def __init__(
-        self, directory: EndpointDirectory, api: ServiceApi | None, *, flux_reachable: bool
+        self, directory: EndpointDirectory, api: OperatorApi | None, *, flux_reachable: bool
     ) -> None:
         self._directory = directory
         self._api = api
@@ -199,7 +199,9 @@ class EndpointChecks:
         url = content.get("service_url")
         return url if isinstance(url, str) else None
 
-    def _at_service(self, endpoint_id: str, api: ServiceApi, *, running: bool) -> Iterator[Finding]:
+    def _at_service(
+        self, endpoint_id: str, api: OperatorApi, *, running: bool
+    ) -> Iterator[Finding]:
         try:
             state = api.endpoint_state(endpoint_id)
         except FluxEndpointError as error:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from flux_endpoint.errors import FluxEndpointError
 
 
-class State(StrEnum):
+class FindingState(StrEnum):
     """How something is."""
 
     OK = "ok"
@@ -33,7 +33,7 @@ class Finding:
     """
 
     check: str
-    state: State
+    state: FindingState
     said: str
     mend: str = ""
     subject: str | None = None
@@ -41,22 +41,22 @@ class Finding:
 
 def ok(check: str, said: str, subject: str | None = None) -> Finding:
     """Return that something is well."""
-    return Finding(check, State.OK, said, subject=subject)
+    return Finding(check, FindingState.OK, said, subject=subject)
 
 
 def warning(check: str, said: str, mend: str, subject: str | None = None) -> Finding:
     """Return that something could be better."""
-    return Finding(check, State.WARNING, said, mend, subject)
+    return Finding(check, FindingState.WARNING, said, mend, subject)
 
 
 def failed(check: str, said: str, mend: str, subject: str | None = None) -> Finding:
     """Return that something is wrong."""
-    return Finding(check, State.FAILED, said, mend, subject)
+    return Finding(check, FindingState.FAILED, said, mend, subject)
 
 
 def skipped(check: str, said: str, subject: str | None = None) -> Finding:
     """Return that something was not looked at: there is nothing to mend about it."""
-    return Finding(check, State.SKIPPED, said, subject=subject)
+    return Finding(check, FindingState.SKIPPED, said, subject=subject)
 
 
 def guarded(

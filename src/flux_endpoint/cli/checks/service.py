@@ -15,7 +15,7 @@ import httpx
 from flux_endpoint import __version__
 from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
 from flux_endpoint.cli.checks.machine import ENOUGH_DISK, LEAST_DISK, check_private
-from flux_endpoint.cli.service_api import ServiceApi
+from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import shown_bytes, shown_duration
 from flux_endpoint.credentials import TOKEN_VARIABLE, URL_VARIABLE, Credentials, load_credentials
 from flux_endpoint.errors import FluxEndpointError, ServiceError
@@ -44,7 +44,7 @@ class ServiceChecks:
     """
 
     def __init__(self) -> None:
-        self.api: ServiceApi | None = None
+        self.api: OperatorApi | None = None
         self.answer: ServiceStatusAnswer | None = None
 
     def run(self) -> Iterator[Finding]:
@@ -62,7 +62,7 @@ class ServiceChecks:
         yield from self._ask()
 
     def _ask(self) -> Iterator[Finding]:
-        api = ServiceApi()
+        api = OperatorApi()
         before = time.time()
         try:
             answer = api.status()

@@ -14,7 +14,7 @@ from typing import Any
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineTask
-from flux_endpoint.engine.blocks.meter import Meter
+from flux_endpoint.engine.blocks.rates import BlockRates
 from flux_endpoint.engine.blocks.states import BlockState
 from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.engine.ended_blocks import JOB_NAME, kept_ends, mark_of, take_ends
@@ -85,7 +85,7 @@ class Block:
     cores: int = 0
     engine: FluxEngine | None = None
     tasks: dict[str, Held] = field(default_factory=dict)
-    meter: Meter = field(default_factory=Meter)
+    meter: BlockRates = field(default_factory=BlockRates)
     idle_since: float | None = None
     #: Whether Flux has said that its job has left nothing behind: with its future, the job's end.
     is_clean: bool = False

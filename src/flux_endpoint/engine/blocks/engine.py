@@ -16,7 +16,7 @@ from flux_endpoint.engine.blocks.block import Block, BlockLauncher
 from flux_endpoint.engine.blocks.fleet import BlockFleet
 from flux_endpoint.engine.blocks.summary import summary
 from flux_endpoint.engine.blocks.tasks import BlockTasks
-from flux_endpoint.engine.blocks.waiting import Waiting
+from flux_endpoint.engine.blocks.waiting import WaitingTasks
 from flux_endpoint.engine.config import BlocksConfig, FluxEngineConfig
 from flux_endpoint.engine.engine import FluxEngine
 from flux_endpoint.engine.flux_backend import FluxBackend
@@ -76,7 +76,7 @@ class BlockEngine:
         self._on_lost: Callable[[str], None] = lambda _: None
         self._backend: FluxBackend
         self._launcher: BlockLauncher
-        self._waiting: Waiting
+        self._waiting: WaitingTasks
         self._blocks: dict[str, Block] = {}
         self._tasks: BlockTasks
         self._fleet: BlockFleet
@@ -107,7 +107,7 @@ class BlockEngine:
             endpoint_id=self._settings.endpoint_id,
             directory=self._directory / "blocks",
         )
-        self._waiting = Waiting(config, self._config.workers_per_node, self._backend.resources)
+        self._waiting = WaitingTasks(config, self._config.workers_per_node, self._backend.resources)
         self._tasks = BlockTasks(
             self._blocks,
             self._waiting,

@@ -18,10 +18,10 @@ from flux_endpoint.engine.backend import JobEvent
 from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, BlockLauncher
-from flux_endpoint.engine.blocks.scaling import Backoff, BlockView, Demand, decide
+from flux_endpoint.engine.blocks.scaling import BlockBackoff, BlockDemand, BlockView, decide
 from flux_endpoint.engine.blocks.states import BLOCK_STATES, BlockChange, BlockState
 from flux_endpoint.engine.blocks.tasks import BlockTasks
-from flux_endpoint.engine.blocks.waiting import Waiting
+from flux_endpoint.engine.blocks.waiting import WaitingTasks
 from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.engine.engine import FluxEngine
 from flux_endpoint.engine.flux_backend import FluxBackend
@@ -60,7 +60,7 @@ class BlockFleet:
         launcher: BlockLauncher,
         tasks: BlockTasks,
         *,
-        waiting: Waiting,
+        waiting: WaitingTasks,
         blocks: dict[str, Block],
         new_engine: Callable[[int], FluxEngine],
         max_workers: int | None,
@@ -78,7 +78,7 @@ class BlockFleet:
         self._on_event = on_event
         self._thread = thread
         self._names = (f"block-{number}" for number in itertools.count())
-        self._backoff = Backoff(random.random)
+        self._backoff = BlockBackoff(random.random)
         #: Monotonic time until which running tasks may finish, once the engine stops.
         self._stop_at = math.inf
 
@@ -139,7 +139,7 @@ class BlockFleet:
             decision = decide(
                 self._config,
                 [_seen(block) for block in self._blocks.values()],
-                Demand(self._tasks.unserved, self._waiting.capacity),
+                BlockDemand(self._tasks.unserved, self._waiting.capacity),
                 now=now,
                 not_before=self._backoff.not_before,
             )

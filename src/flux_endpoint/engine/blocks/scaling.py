@@ -31,7 +31,7 @@ class BlockView:
 
 
 @dataclass(frozen=True)
-class Demand:
+class BlockDemand:
     """Work that no ready block can take now, and how much a new block takes (1 or more)."""
 
     waiting: int
@@ -51,7 +51,7 @@ class Decision:
 def decide(
     config: BlocksConfig,
     blocks: Sequence[BlockView],
-    demand: Demand,
+    demand: BlockDemand,
     *,
     now: float,
     not_before: float,
@@ -88,7 +88,7 @@ def decide(
     return Decision(start, tuple(end), min((m for m in again if m > now), default=math.inf))
 
 
-def _wanted(config: BlocksConfig, active: Sequence[BlockView], demand: Demand) -> int:
+def _wanted(config: BlocksConfig, active: Sequence[BlockView], demand: BlockDemand) -> int:
     """Return how many more blocks are called for, whatever the most may be."""
     coming = sum(demand.capacity for block in active if block.coming)
     more = math.ceil(max(0, demand.waiting - coming) / demand.capacity)
@@ -96,7 +96,7 @@ def _wanted(config: BlocksConfig, active: Sequence[BlockView], demand: Demand) -
 
 
 @dataclass
-class Backoff:
+class BlockBackoff:
     """Failures to start in a row, and how long to wait after each.
 
     Args:

@@ -14,7 +14,7 @@ from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, Held
 from flux_endpoint.engine.blocks.states import BlockState
-from flux_endpoint.engine.blocks.waiting import Waiting
+from flux_endpoint.engine.blocks.waiting import WaitingTasks
 from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.engine.workers.recovery import Recovery
 from flux_endpoint.engine.workers.spool import SpooledEnd
@@ -42,7 +42,7 @@ class BlockTasks:
     def __init__(
         self,
         blocks: dict[str, Block],
-        waiting: Waiting,
+        waiting: WaitingTasks,
         config: BlocksConfig,
         *,
         retries: int,

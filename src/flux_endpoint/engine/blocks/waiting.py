@@ -18,7 +18,7 @@ from flux_endpoint.protocol.resources import ResourceSpecification, parse_resour
 _AHEAD = 4
 
 
-class Waiting:
+class WaitingTasks:
     """The tasks that no block has, in the order in which they came.
 
     Args:

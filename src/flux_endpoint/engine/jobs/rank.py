@@ -17,7 +17,7 @@ from pathlib import Path
 from flux_endpoint.engine.jobs.exchange import rank_file, read_task
 from flux_endpoint.engine.jobs.mpi_rank import end_others
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings
-from flux_endpoint.functions.standins import install_stand_ins
+from flux_endpoint.functions.sdk_shims import install_stand_ins
 
 #: Who says which rank we are: Flux, then what MPI launchers set.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "FLUX_TASK_RANK")

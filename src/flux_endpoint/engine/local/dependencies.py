@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from flux_endpoint.engine.local.job import Job, State
+from flux_endpoint.engine.local.job import LocalJob, LocalJobState
 from flux_endpoint.protocol.jobid import parse_jobid
 
 
@@ -62,19 +62,21 @@ class Dependencies:
 
     def __init__(
         self,
-        find: Callable[[int], Job],
+        find: Callable[[int], LocalJob],
         after: Callable[[float, Callable[[], None]], None],
-        on_met: Callable[[Job], None],
-        on_failed: Callable[[Job, str], None],
+        on_met: Callable[[LocalJob], None],
+        on_failed: Callable[[LocalJob, str], None],
     ) -> None:
         self._find = find
         self._after = after
         self._on_met = on_met
         self._on_failed = on_failed
         self._open: dict[int, set[_Dependency]] = {}  # by the id of who waits
-        self._dependents: dict[int, list[tuple[Job, _Dependency]]] = {}  # by whom is waited for
+        self._dependents: dict[
+            int, list[tuple[LocalJob, _Dependency]]
+        ] = {}  # by whom is waited for
 
-    def add(self, job: Job, others: Iterable[Job]) -> bool:
+    def add(self, job: LocalJob, others: Iterable[LocalJob]) -> bool:
         """Return whether a new job must wait; `on_met` or `on_failed` is called later then.
 
         Args:
@@ -100,7 +102,7 @@ class Dependencies:
                 self._dependents.setdefault(int(dependency.value), []).append((job, dependency))
         return True
 
-    def look_at(self, target: Job) -> None:
+    def look_at(self, target: LocalJob) -> None:
         """Go on with those that wait for a job that has started or ended."""
         waiting = self._dependents.pop(target.id, [])
         for job, dependency in waiting:
@@ -113,16 +115,16 @@ class Dependencies:
                 why = "can never be satisfied" if _has(target, "alloc") else "job never started"
                 self._on_failed(job, f"dependency {dependency.kind.value}={dependency.text} {why}")
 
-    def _wait_until(self, job: Job, dependency: _Dependency) -> None:
+    def _wait_until(self, job: LocalJob, dependency: _Dependency) -> None:
         left = dependency.value - time.time()
         if left > 0:  # also if the clock was set back, or the wait was longer than waits are
             self._after(left, partial(self._wait_until, job, dependency))
         else:
             self._meet(job, dependency)
 
-    def _meet(self, job: Job, dependency: _Dependency) -> None:
+    def _meet(self, job: LocalJob, dependency: _Dependency) -> None:
         left = self._open.get(job.id)
-        if left is None or job.state is State.INACTIVE:
+        if left is None or job.state is LocalJobState.INACTIVE:
             self._open.pop(job.id, None)  # it was cancelled meanwhile
             return
         left.discard(dependency)
@@ -131,7 +133,7 @@ class Dependencies:
             self._on_met(job)
 
     def _read(
-        self, job: Job, scheme: str, value: str, others: Iterable[Job]
+        self, job: LocalJob, scheme: str, value: str, others: Iterable[LocalJob]
     ) -> Iterator[_Dependency]:
         """Yield what of a dependency is not met yet."""
         assert job.spec is not None
@@ -159,7 +161,7 @@ class Dependencies:
         else:
             raise _refusal(f'dependency scheme "{scheme}" not supported')
 
-    def _target(self, scheme: str, value: str) -> Job:
+    def _target(self, scheme: str, value: str) -> LocalJob:
         try:
             return self._find(parse_jobid(value))
         except ValueError:
@@ -168,11 +170,11 @@ class Dependencies:
             raise _refusal(f"dependency: {scheme}: id {value}: job not found") from None
 
 
-def _is_met(kind: _Kind, target: Job) -> bool | None:
+def _is_met(kind: _Kind, target: LocalJob) -> bool | None:
     """Return whether a job has come so far; `None`: that is open."""
     if kind is _Kind.START and _has(target, "start"):
         return True
-    if target.state is not State.INACTIVE:
+    if target.state is not LocalJobState.INACTIVE:
         return None
     if kind is _Kind.ANY:
         return True
@@ -187,7 +189,7 @@ def _is_met(kind: _Kind, target: Job) -> bool | None:
     return succeeded is (kind is _Kind.SUCCESS)
 
 
-def _has(job: Job, event: str) -> bool:
+def _has(job: LocalJob, event: str) -> bool:
     return any(each.name == event for each in job.events)
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
-from flux_endpoint.engine.local.events import EventLogEvent, JobException
+from flux_endpoint.engine.local.event_log import EventLogEvent, JobException
 from flux_endpoint.engine.local.future import LocalExecutorFuture
-from flux_endpoint.engine.local.instance import Instance
+from flux_endpoint.engine.local.instance import LocalInstance
 from flux_endpoint.engine.local.jobspec import read_jobspec
 from flux_endpoint.engine.local.resources import ResourcePool
 from flux_endpoint.protocol import job_events
@@ -78,7 +78,7 @@ class LocalExecutor:
         self._broken_event = threading.Event()
         prefix = thread_name_prefix or f"{type(self).__name__}-{next(self._counter)}"
         self._shared = shared = _Shared(self._broken_event)
-        shared.instance = Instance(
+        shared.instance = LocalInstance(
             ResourcePool(nodes, cores, gpus_per_node),
             name=f"{prefix}-instance",
             on_crash=shared.crash,
@@ -167,7 +167,7 @@ class LocalExecutor:
         self.shutdown(wait=True)
 
     @property
-    def _instance(self) -> Instance:
+    def _instance(self) -> LocalInstance:
         assert self._shared.instance is not None
         return self._shared.instance
 
@@ -206,7 +206,7 @@ class _Shared:
     broken_event: threading.Event
     lock: threading.Lock = field(default_factory=threading.Lock)
     is_shut_down: bool = False
-    instance: Instance | None = None
+    instance: LocalInstance | None = None
     threads: list[_FutureThread] = field(default_factory=list)
     running: int = 0
 
@@ -350,7 +350,7 @@ class _FutureThread(threading.Thread):
         future.set_exception(error)
 
     @property
-    def _instance(self) -> Instance:
+    def _instance(self) -> LocalInstance:
         assert self._shared.instance is not None
         return self._shared.instance
 

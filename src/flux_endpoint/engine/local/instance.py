@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from flux_endpoint.engine.local.dependencies import Dependencies
-from flux_endpoint.engine.local.events import EventLogEvent
-from flux_endpoint.engine.local.job import Job, State, Watcher
+from flux_endpoint.engine.local.event_log import EventLogEvent
+from flux_endpoint.engine.local.job import LocalJob, LocalJobState, Watcher
 from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import Launcher
 from flux_endpoint.engine.local.resources import ResourcePool, UnsatisfiableError, summary
@@ -42,7 +42,7 @@ _SHUT_DOWN = "the executor has been shut down"
 T = TypeVar("T")
 
 
-class Instance:
+class LocalInstance:
     """Owns all jobs, in one thread; every method may be called from any thread.
 
     Args:
@@ -57,10 +57,12 @@ class Instance:
         self._pool = pool
         self._on_crash = on_crash
         self._ids = JobIdGenerator()
-        self._jobs: dict[int, Job] = {}
-        self._inactive: OrderedDict[int, Job] = OrderedDict()
+        self._jobs: dict[int, LocalJob] = {}
+        self._inactive: OrderedDict[int, LocalJob] = OrderedDict()
         self._pending: list[tuple[int, int]] = []  # heap of (-priority, job id)
-        self._group_jobs: dict[str, tuple[Job, int]] = {}  # group key -> job, index of the node
+        self._group_jobs: dict[
+            str, tuple[LocalJob, int]
+        ] = {}  # group key -> job, index of the node
         self._thread = OwnerThread(
             name, after_turn=self._schedule, at_end=self._close, on_error=self._fail
         )
@@ -147,7 +149,7 @@ class Instance:
             self._keeper.close()
         self._scratch.remove()
 
-    def _find(self, jobid: int) -> Job:
+    def _find(self, jobid: int) -> LocalJob:
         job = self._jobs.get(jobid) or self._inactive.get(jobid)
         if job is None:
             raise FileNotFoundError(errno.ENOENT, "unknown job id")
@@ -171,7 +173,7 @@ class Instance:
         answer: Callable[[int | OSError], None],
         watcher: Watcher,
     ) -> None:
-        job = Job(self._ids.next(), spec, urgency)
+        job = LocalJob(self._ids.next(), spec, urgency)
         try:
             waits = self._dependencies.add(job, self._jobs.values())
         except OSError as exc:
@@ -184,9 +186,9 @@ class Instance:
         if not waits:
             self._ready(job)
 
-    def _ready(self, job: Job) -> None:
+    def _ready(self, job: LocalJob) -> None:
         """Queue a job that waits for no other."""
-        if job.state is not State.PENDING:
+        if job.state is not LocalJobState.PENDING:
             return
         assert job.spec is not None
         shape = job.spec.shape
@@ -209,7 +211,7 @@ class Instance:
         """Start jobs in order of priority, then id, as long as the first one fits."""
         while self._pending:
             job = self._jobs.get(self._pending[0][1])
-            if job is not None and job.state is State.PENDING:
+            if job is not None and job.state is LocalJobState.PENDING:
                 assert job.spec is not None
                 assert not isinstance(job.spec.shape, str)
                 allocation = self._pool.allocate(job.spec.shape)
@@ -222,9 +224,9 @@ class Instance:
 
     # ---- running ----------------------------------------------------------------------------
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: LocalJob) -> None:
         assert job.spec is not None
-        job.state = State.RUNNING
+        job.state = LocalJobState.RUNNING
         job.post("alloc", annotations={"sched": {"resource_summary": summary(job.allocation)}})
         job.post_exec("init")
         job.post_exec("starting")
@@ -252,7 +254,7 @@ class Instance:
         if job.spec.duration > 0:
             self._thread.after(job.spec.duration, partial(self._expire, job))
 
-    def _spawn(self, job: Job, index: int) -> None:
+    def _spawn(self, job: LocalJob, index: int) -> None:
         key, commands = job.groups[index], [task.command for task in job.tasks[index]]
         if not commands:  # more nodes than tasks
             self._thread.post(partial(self._group_exited, key, 0))
@@ -315,7 +317,7 @@ class Instance:
             job.task_exited = True
             self._first_exit(job, task.rank, status)
 
-    def _first_exit(self, job: Job, rank: int, status: int) -> None:
+    def _first_exit(self, job: LocalJob, rank: int, status: int) -> None:
         """Don't let the tasks that wait for the one that is gone hold their resources for ever."""
         assert job.spec is not None
         what = f"{job.spec.command[0]}: task rank {rank} on host {socket.gethostname()}"
@@ -328,12 +330,12 @@ class Instance:
             note = f"{what} exited and exit-timeout={limit:g}s has expired"
             self._thread.after(limit, partial(self._raise_if_running, job, "exec", note))
 
-    def _raise_if_pending(self, job: Job, kind: str, note: str) -> None:
-        if job.state is State.PENDING:
+    def _raise_if_pending(self, job: LocalJob, kind: str, note: str) -> None:
+        if job.state is LocalJobState.PENDING:
             self._raise(job, kind, note)
 
-    def _raise_if_running(self, job: Job, kind: str, note: str) -> None:
-        if job.state is State.RUNNING and not job.doomed:
+    def _raise_if_running(self, job: LocalJob, kind: str, note: str) -> None:
+        if job.state is LocalJobState.RUNNING and not job.doomed:
             self._raise(job, kind, note)
 
     def _group_exited(self, key: str, status: int) -> None:
@@ -345,10 +347,12 @@ class Instance:
 
     # ---- the end ----------------------------------------------------------------------------
 
-    def _raise(self, job: Job, kind: str, note: str, stop_signal: int = signal.SIGTERM) -> None:
+    def _raise(
+        self, job: LocalJob, kind: str, note: str, stop_signal: int = signal.SIGTERM
+    ) -> None:
         """Post a fatal exception; end the job."""
         job.post("exception", type=kind, severity=0, note=note, userid=os.getuid())
-        if job.state is State.PENDING:
+        if job.state is LocalJobState.PENDING:
             job.post("clean")
             self._retire(job)
         elif not job.doomed:
@@ -356,13 +360,13 @@ class Instance:
             self._signal_groups(job, stop_signal)
             self._thread.after(KILL_TIMEOUT, partial(self._kill_groups, job))
 
-    def _expire(self, job: Job) -> None:
-        if job.state is State.RUNNING and not job.doomed:
+    def _expire(self, job: LocalJob) -> None:
+        if job.state is LocalJobState.RUNNING and not job.doomed:
             self._raise(job, "timeout", "resource allocation expired", signal.SIGALRM)
 
     def _cancel(self, jobid: int, note: str) -> None:
         job = self._find(jobid)
-        if job.state is State.INACTIVE:
+        if job.state is LocalJobState.INACTIVE:
             raise FileNotFoundError(errno.ENOENT, "job is inactive")
         self._raise(job, "cancel", note)
 
@@ -372,23 +376,23 @@ class Instance:
         job = self._jobs.get(jobid) or self._inactive.get(jobid)
         if job is None:
             raise OSError(errno.EINVAL, "unknown job id")
-        if job.state is State.INACTIVE:
+        if job.state is LocalJobState.INACTIVE:
             raise OSError(errno.EINVAL, "job is inactive")
-        if job.state is State.PENDING:
+        if job.state is LocalJobState.PENDING:
             raise OSError(errno.EINVAL, "job is not running")
         self._signal_groups(job, signum)
 
-    def _signal_groups(self, job: Job, signum: int) -> None:
+    def _signal_groups(self, job: LocalJob, signum: int) -> None:
         if self._keeper is not None:
             for group in job.groups:
                 self._keeper.signal(group, signum)
 
-    def _kill_groups(self, job: Job) -> None:
+    def _kill_groups(self, job: LocalJob) -> None:
         if self._keeper is not None:
             for group in job.groups:
                 self._keeper.kill(group)
 
-    def _finish(self, job: Job, status: int) -> None:
+    def _finish(self, job: LocalJob, status: int) -> None:
         job.post_exec("complete", status=status)
         job.post_exec("done")
         # Who is told of the end finds the temporary directory gone, as with Flux's job shell.
@@ -401,7 +405,7 @@ class Instance:
         job.post("clean")
         self._retire(job)
 
-    def _retire(self, job: Job) -> None:
+    def _retire(self, job: LocalJob) -> None:
         job.retire()
         del self._jobs[job.id]
         self._inactive[job.id] = job

@@ -6,9 +6,9 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-from flux_endpoint.engine.local.events import EventLogEvent
+from flux_endpoint.engine.local.event_log import EventLogEvent
 from flux_endpoint.engine.local.jobspec import LocalJobspec
-from flux_endpoint.engine.local.launch import Launcher, Task
+from flux_endpoint.engine.local.launch import LaunchedTask, Launcher
 from flux_endpoint.engine.local.resources import Allocation
 
 #: Gets each event of a job, and at last `None`. Called from the instance's thread: must not block.
@@ -18,7 +18,7 @@ Watcher = Callable[[EventLogEvent | None], None]
 EXPEDITE = 4294967295
 
 
-class State(enum.Enum):
+class LocalJobState(enum.Enum):
     """Where a job is."""
 
     PENDING = "pending"
@@ -26,20 +26,20 @@ class State(enum.Enum):
     INACTIVE = "inactive"
 
 
-class Job:
+class LocalJob:
     """A job's record. Owned by the instance's thread."""
 
     def __init__(self, jobid: int, spec: LocalJobspec, urgency: int) -> None:
         self.id = jobid
         self.spec: LocalJobspec | None = spec  # dropped at the end: environments are large
         self.priority = EXPEDITE if urgency == 31 else urgency
-        self.state = State.PENDING
+        self.state = LocalJobState.PENDING
         self.events: list[EventLogEvent] = []
         #: The execution's own eventlog, Flux's `guest.exec.eventlog`.
         self.exec_events: list[EventLogEvent] = []
         self.allocation: Allocation = ()
         self.launcher: Launcher | None = None
-        self.tasks: list[list[Task]] = []
+        self.tasks: list[list[LaunchedTask]] = []
         #: Keys of the process groups, one for each node.
         self.groups: list[str] = []
         self.pids: dict[int, int] = {}  # task rank -> pid
@@ -54,7 +54,7 @@ class Job:
         """Give `watcher` all events, past ones first."""
         for event in self.events:
             watcher(event)
-        if self.state is State.INACTIVE:
+        if self.state is LocalJobState.INACTIVE:
             watcher(None)
         else:
             self._watchers.append(watcher)
@@ -72,7 +72,7 @@ class Job:
 
     def retire(self) -> None:
         """Make the job inactive: no event comes any more."""
-        self.state = State.INACTIVE
+        self.state = LocalJobState.INACTIVE
         watchers, self._watchers = self._watchers, []
         self.spec = self.launcher = None
         self.tasks, self.groups = [], []

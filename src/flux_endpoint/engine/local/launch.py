@@ -29,7 +29,7 @@ _TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class LaunchedTask:
     """One process of a job: where it is and what it is started with."""
 
     rank: int
@@ -83,7 +83,7 @@ class Launcher:
                 blocks.append([index, 1, count, 1])
         return blocks
 
-    def plan(self) -> list[list[Task]]:
+    def plan(self) -> list[list[LaunchedTask]]:
         """Return the tasks of each node, ranks in blocks; their output files exist then.
 
         Raises:
@@ -101,7 +101,7 @@ class Launcher:
                 raise OSError(error.errno, error.strerror, str(path)) from error
             path.chmod(mode)
         base = self._base_environment()
-        nodes: list[list[Task]] = []
+        nodes: list[list[LaunchedTask]] = []
         rank = 0
         for index, share in enumerate(self._allocation):
             tasks = []
@@ -113,7 +113,7 @@ class Launcher:
 
     def _task(
         self, index: int, share: NodeShare, rank: int, local_id: int, base: dict[str, str]
-    ) -> Task:
+    ) -> LaunchedTask:
         env = {
             **base,
             "FLUX_TASK_RANK": str(rank),
@@ -136,7 +136,7 @@ class Launcher:
         stderr = self._output(stream_options(options, "output", "stderr"), "err", names)
         stdin = stream_options(options, "input", "stdin").get("path")
         argv = [self._render(word, names) for word in self._spec.command]
-        return Task(rank, local_id, Command(argv, env, self._cwd, stdin, stdout, stderr))
+        return LaunchedTask(rank, local_id, Command(argv, env, self._cwd, stdin, stdout, stderr))
 
     def _base_environment(self) -> dict[str, str]:
         env = {

@@ -9,11 +9,11 @@ from collections.abc import Callable, Container
 from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
 from flux_endpoint.engine.base import EngineResult
-from flux_endpoint.engine.workers.records import Entry
+from flux_endpoint.engine.workers.records import TaskEntry
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 
-class Backlog:
+class TaskBacklog:
     """The tasks that no manager has, in the order in which they are to be run.
 
     Args:
@@ -22,7 +22,7 @@ class Backlog:
     """
 
     def __init__(self, retries: int, on_left: Callable[[str, list[str]], None]) -> None:
-        self._entries: deque[Entry] = deque()
+        self._entries: deque[TaskEntry] = deque()
         self._retries = retries
         self._on_left = on_left
         #: When the first of them must not be started any more, in seconds since the epoch.
@@ -32,20 +32,20 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: TaskEntry) -> None:
         """Queue a task behind all others."""
         self._note_deadline(entry)
         self._entries.append(entry)
 
-    def _note_deadline(self, entry: Entry) -> None:
+    def _note_deadline(self, entry: TaskEntry) -> None:
         if entry.task.start_before is not None:
             self.late_at = min(self.late_at, entry.task.start_before)
 
-    def take(self) -> Entry:
+    def take(self) -> TaskEntry:
         """Return the task that is to be run next, which waits no more."""
         return self._entries.popleft()
 
-    def requeue(self, entry: Entry) -> None:
+    def requeue(self, entry: TaskEntry) -> None:
         """Queue a task before all others: it was given to a manager, and not started."""
         entry.started = None
         if entry.cancelled:
@@ -54,7 +54,7 @@ class Backlog:
             self._note_deadline(entry)
             self._entries.appendleft(entry)
 
-    def retry_or_fail(self, entry: Entry, reason: str) -> bool:
+    def retry_or_fail(self, entry: TaskEntry, reason: str) -> bool:
         """Queue a task before all others that was lost while it ran, or end it.
 
         Returns:
@@ -72,11 +72,11 @@ class Backlog:
         _fail(entry, ErrorCode.WORKER_LOST, failure_text("WorkerLost", entry.attempts))
         return False
 
-    def find(self, task_id: str) -> Entry | None:
+    def find(self, task_id: str) -> TaskEntry | None:
         """Return a task that waits here."""
         return next((each for each in self._entries if each.task.task_id == task_id), None)
 
-    def extract(self, task_ids: Container[str]) -> list[Entry]:
+    def extract(self, task_ids: Container[str]) -> list[TaskEntry]:
         """Take tasks out that somebody has, and return them."""
         found = [each for each in self._entries if each.task.task_id in task_ids]
         if found:
@@ -85,12 +85,12 @@ class Backlog:
             )
         return found
 
-    def cancel(self, entry: Entry) -> None:
+    def cancel(self, entry: TaskEntry) -> None:
         """End a task that waits here, on request."""
         self._entries.remove(entry)
         self.end_cancelled(entry)
 
-    def end_cancelled(self, entry: Entry) -> None:
+    def end_cancelled(self, entry: TaskEntry) -> None:
         """End a task that nobody has any more, on request."""
         _fail(entry, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
 
@@ -99,7 +99,7 @@ class Backlog:
         while self._entries:
             _fail(self._entries.popleft(), ErrorCode.WORKER_LOST, text)
 
-    def leave(self, entry: Entry) -> None:
+    def leave(self, entry: TaskEntry) -> None:
         """Leave a task to others that nobody has any more."""
         if entry.cancelled:
             self.end_cancelled(entry)
@@ -129,7 +129,7 @@ class Backlog:
             self.leave(self._entries.popleft())
 
 
-def _fail(entry: Entry, code: ErrorCode, text: str) -> None:
+def _fail(entry: TaskEntry, code: ErrorCode, text: str) -> None:
     task_id, statuses = entry.task.task_id, []
     if entry.started is not None:
         statuses = [

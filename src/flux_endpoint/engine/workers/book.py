@@ -9,8 +9,8 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.base import EngineResult
-from flux_endpoint.engine.workers.backlog import Backlog
-from flux_endpoint.engine.workers.records import Entry, ManagerRecord
+from flux_endpoint.engine.workers.backlog import TaskBacklog
+from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
 from flux_endpoint.engine.workers.spool import EndHeader
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class TaskBook:
         send: sends a message to a manager.
     """
 
-    def __init__(self, waiting: Backlog, send: Send) -> None:
+    def __init__(self, waiting: TaskBacklog, send: Send) -> None:
         self._waiting = waiting
         self._send = send
         #: Tasks that run for a while already, and when each was started (seconds since the epoch).
@@ -35,7 +35,7 @@ class TaskBook:
         #: Tasks whose ends managers keep until these are on disk, and which manager.
         self._unsettled: dict[str, str] = {}
 
-    def release(self, manager: ManagerRecord, task_id: str) -> Entry | None:
+    def release(self, manager: ManagerRecord, task_id: str) -> TaskEntry | None:
         """A manager has a task no more; return it, if it had it."""
         entry = manager.tasks.pop(task_id, None)
         started = self.running.pop(task_id, None)
@@ -74,7 +74,7 @@ class TaskBook:
             return
         self._send(manager.manager_id, [b"safe", task_id.encode()])
 
-    def conclude(self, entry: Entry, header: EndHeader, body: bytes, host: str) -> bool:
+    def conclude(self, entry: TaskEntry, header: EndHeader, body: bytes, host: str) -> bool:
         """Deal with the end of a task; return whether it has to be kept until it is settled."""
         entry.started = header.get("began") or entry.started
         match header.get("end", "result"):
@@ -123,7 +123,7 @@ class TaskBook:
         }
         return [each for each in there if each not in manager.tasks and each not in self._unsettled]
 
-    def give(self, manager: ManagerRecord, entry: Entry, began: float | None) -> None:
+    def give(self, manager: ManagerRecord, entry: TaskEntry, began: float | None) -> None:
         """Take note that a manager of before a restart has a task."""
         manager.tasks[entry.task.task_id] = entry
         if began is not None:

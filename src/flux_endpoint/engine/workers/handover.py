@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from flux_endpoint import logs
-from flux_endpoint.engine.workers.backlog import Backlog
+from flux_endpoint.engine.workers.backlog import TaskBacklog
 from flux_endpoint.engine.workers.book import Send, TaskBook
-from flux_endpoint.engine.workers.records import Entry, ManagerRecord
+from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
 from flux_endpoint.engine.workers.recovery import Recovery
 from flux_endpoint.engine.workers.spool import SpooledEnd
 
@@ -32,7 +32,7 @@ class Handover:
         self,
         managers: dict[str, ManagerRecord],
         book: TaskBook,
-        waiting: Backlog,
+        waiting: TaskBacklog,
         send: Send,
         on_found: Callable[[set[str]], None],
     ) -> None:
@@ -87,7 +87,7 @@ class Handover:
         if not self._recovery.is_pending:
             self._on_found(self._recovery.held)
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: TaskEntry) -> None:
         """Queue a task, or find it with a manager, or its end on disk."""
         task_id = entry.task.task_id
         if (holding := self._recovery.holding(task_id)) is not None:
@@ -97,7 +97,7 @@ class Handover:
         else:
             self._waiting.append(entry)
 
-    def _conclude(self, entry: Entry, end: SpooledEnd) -> None:
+    def _conclude(self, entry: TaskEntry, end: SpooledEnd) -> None:
         try:
             body = end.body()
         except OSError as error:

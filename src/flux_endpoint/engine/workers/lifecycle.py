@@ -14,10 +14,10 @@ from flux_endpoint import logs
 from flux_endpoint.engine.backend import Backend, JobEvent
 from flux_endpoint.engine.demand import Amount, placement_of
 from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
-from flux_endpoint.engine.workers.backlog import Backlog
+from flux_endpoint.engine.workers.backlog import TaskBacklog
 from flux_endpoint.engine.workers.book import Send, TaskBook
-from flux_endpoint.engine.workers.crew import Crew
 from flux_endpoint.engine.workers.launch import FoundManager, ManagerLauncher
+from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.records import ManagerRecord, ManagerState
 from flux_endpoint.engine.workers.sizing import Piece
 from flux_endpoint.engine.workers.spool import SpooledEnd
@@ -41,7 +41,7 @@ class ManagerLifecycle:
     Args:
         backend: where their jobs run.
         launcher: submits their jobs.
-        crew: all managers.
+        registry: all managers.
         book: their tasks.
         waiting: the tasks that no manager has.
         send: sends a message to a manager.
@@ -56,9 +56,9 @@ class ManagerLifecycle:
         self,
         backend: Backend,
         launcher: ManagerLauncher,
-        crew: Crew,
+        registry: ManagerRegistry,
         book: TaskBook,
-        waiting: Backlog,
+        waiting: TaskBacklog,
         *,
         send: Send,
         tell: Callable[[Callable[[], None]], None],
@@ -69,8 +69,8 @@ class ManagerLifecycle:
     ) -> None:
         self._backend = backend
         self._launcher = launcher
-        self._crew = crew
-        self._managers = crew.managers
+        self._registry = registry
+        self._managers = registry.managers
         self._book = book
         self._waiting = waiting
         self._send = send
@@ -126,7 +126,7 @@ class ManagerLifecycle:
         manager_id = secrets.token_hex(4)
         try:
             job = self._launcher.launch(
-                manager_id, piece.workers, self._crew.urgency, permanent=piece.permanent
+                manager_id, piece.workers, self._registry.urgency, permanent=piece.permanent
             )
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             if not self._backend.is_lost(error):
@@ -173,7 +173,7 @@ class ManagerLifecycle:
         job.add_done_callback(lambda _: self._tell(lambda: self._on_job_end(manager_id)))
 
     def _allocated(self, manager: ManagerRecord, event: JobEvent) -> None:
-        self._crew.allocated(manager, next(iter(placement_of(event.context)), ""))
+        self._registry.allocated(manager, next(iter(placement_of(event.context)), ""))
 
     def greeted(self, manager: ManagerRecord, host: str) -> None:
         """Take note that a manager has come up."""

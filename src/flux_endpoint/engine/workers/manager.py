@@ -25,7 +25,7 @@ import zmq
 from flux_endpoint import logs
 from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.link import Change, PoolLink
-from flux_endpoint.engine.workers.outbox import Outbox
+from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
 from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.spool import EndHeader, Spool
@@ -56,7 +56,7 @@ class Manager:
         #: When the output is to be looked at again.
         self._output_at: float | None = None
         self._staff = Staff(settings, self._output, self)
-        self._outbox = Outbox(Spool(settings.files.spool))
+        self._outbox = EndsOutbox(Spool(settings.files.spool))
         self._running = True
         #: Whether the agent wants us to end.
         self._is_told = False

@@ -33,7 +33,7 @@ class _End:
         return self.size if isinstance(self.body, bytes) else 0
 
 
-class Outbox:
+class EndsOutbox:
     """The ends that the agent does not have on disk yet. Without an agent they go to our disk.
 
     Args:

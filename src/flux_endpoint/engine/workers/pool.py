@@ -24,14 +24,14 @@ from flux_endpoint.engine.demand import JobDemand
 from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
-from flux_endpoint.engine.workers.backlog import Backlog
+from flux_endpoint.engine.workers.backlog import TaskBacklog
 from flux_endpoint.engine.workers.book import TaskBook
-from flux_endpoint.engine.workers.crew import Crew
 from flux_endpoint.engine.workers.handover import Handover
 from flux_endpoint.engine.workers.launch import ManagerLauncher
 from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle
+from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
-from flux_endpoint.engine.workers.records import Entry, ManagerRecord
+from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
 from flux_endpoint.engine.workers.sizing import Limits
 from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.spool import SpooledEnd
@@ -71,13 +71,13 @@ class WorkerPool:
         self._launcher = ManagerLauncher(
             backend, config, tasks=tasks, directory=directory, socket=self._socket
         )
-        self._waiting = Backlog(config.max_retries_on_system_failure, on_left)
-        self._crew = Crew(
+        self._waiting = TaskBacklog(config.max_retries_on_system_failure, on_left)
+        self._registry = ManagerRegistry(
             Limits.of(config, backend.resources, self._launcher.workers),
             Site.of(backend.resources, backend.nodes()),
             config.idle_timeout,
         )
-        self._managers = self._crew.managers
+        self._managers = self._registry.managers
         self._book = TaskBook(self._waiting, self._socket.send)
         self._handover = Handover(
             self._managers, self._book, self._waiting, self._socket.send, on_found
@@ -85,7 +85,7 @@ class WorkerPool:
         self._lifecycle = ManagerLifecycle(
             backend,
             self._launcher,
-            self._crew,
+            self._registry,
             self._book,
             self._waiting,
             send=self._socket.send,
@@ -132,7 +132,7 @@ class WorkerPool:
 
     def submit(self, task: EngineTask, attempts: list[str]) -> None:
         """Queue a task, after `attempts` that failed; it ends in one call of `on_result`."""
-        entry = Entry(task, self._on_result, attempts=attempts)
+        entry = TaskEntry(task, self._on_result, attempts=attempts)
         self._tell(lambda: self._handover.take(entry))
 
     def format(self, task: EngineTask, on_result: Callable[[EngineResult], None]) -> None:
@@ -142,7 +142,7 @@ class WorkerPool:
             task: a command task.
             on_result: given the result, whose value is the formatted task, packed.
         """
-        self._tell(lambda: self._handover.take(Entry(task, on_result, formats=True)))
+        self._tell(lambda: self._handover.take(TaskEntry(task, on_result, formats=True)))
 
     def recovered(self) -> None:
         """Take note that all tasks of before a restart have been submitted."""
@@ -161,7 +161,7 @@ class WorkerPool:
 
     def make_room(self, demand: JobDemand) -> None:
         """Take note of what the endpoint's jobs have and want; workers make room for those."""
-        self._tell(lambda: self._crew.demand(demand))
+        self._tell(lambda: self._registry.demand(demand))
 
     def hold(self) -> None:
         """Start nothing more; what runs goes on."""
@@ -248,7 +248,7 @@ class WorkerPool:
         """Return milliseconds until something must be done even if nothing happens."""
         moments = [*self._lifecycle.moments(self._now), self._handover.due]
         if not self._lifecycle.is_stopping:
-            moments.extend(self._crew.moments(self._now))
+            moments.extend(self._registry.moments(self._now))
         stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
         # Afterwards `_grow` and `_balance` have done what could be done.
         moments.extend(moment for moment in stuck if moment > self._now)
@@ -259,7 +259,7 @@ class WorkerPool:
     def _counters(self) -> dict[str, Any]:
         held = sum(len(m.tasks) for m in self._managers.values())
         return {
-            **self._crew.counters(),
+            **self._registry.counters(),
             "workers_error": self._lifecycle.not_started,
             "pending_tasks": len(self._waiting),
             "outstanding_tasks": held + len(self._waiting),
@@ -331,7 +331,7 @@ class WorkerPool:
     def _assign(self) -> None:
         if not self._waiting or self._lifecycle.is_stopping:
             return
-        ready = self._crew.ready
+        ready = self._registry.ready
         # First every worker gets something to do, those first that stay anyhow or have company:
         # the others may then be given back.
         for manager in sorted(ready, key=lambda m: (not m.permanent, m.free)):
@@ -399,7 +399,7 @@ class WorkerPool:
 
     def _make_room(self) -> None:
         """Have managers leave for jobs that wait."""
-        review = self._crew.review(self._unserved, self._now)
+        review = self._registry.review(self._unserved, self._now)
         for manager in review.draining:
             logs.event(
                 log,
@@ -420,16 +420,16 @@ class WorkerPool:
     def _grow(self) -> None:
         """Start workers where more tasks wait than the coming ones can take."""
         backlog = self._unserved
-        for manager in self._crew.withdraw(backlog, self._now):
+        for manager in self._registry.withdraw(backlog, self._now):
             self._lifecycle.withdraw(manager, "found no room")
         if self._now < self._lifecycle.not_before:
             return
-        for piece in self._crew.missing(backlog, self._now):
+        for piece in self._registry.missing(backlog, self._now):
             if not self._lifecycle.start(piece):
                 return
 
     def _shrink(self) -> None:
-        for manager in self._crew.idle(self._now):
+        for manager in self._registry.idle(self._now):
             if not manager.awaits_go:
                 self._lifecycle.stop(manager)
 
@@ -455,7 +455,7 @@ class WorkerPool:
             self._socket.send(manager.manager_id, [b"terminate", reason.encode()])
 
 
-def _header_of(entry: Entry) -> dict[str, Any]:
+def _header_of(entry: TaskEntry) -> dict[str, Any]:
     task = entry.task
     header: dict[str, Any] = {"id": task.task_id}
     if task.result_serializers:

@@ -20,7 +20,7 @@ ManagerState = Literal["found", "starting", "ready", "draining", "stopping", "le
 
 
 @dataclass(eq=False)
-class Entry:
+class TaskEntry:
     """A task that has not ended."""
 
     task: EngineTask
@@ -57,7 +57,7 @@ class ManagerRecord:
     host: str = ""
     #: How many tasks each of its workers may hold: more than one where tasks are short.
     ahead: int = 1
-    tasks: dict[str, Entry] = field(default_factory=dict)
+    tasks: dict[str, TaskEntry] = field(default_factory=dict)
     idle_since: float = 0.0
     #: Monotonic time of its latest result, or of what we asked it for since.
     quiet_since: float = 0.0

@@ -20,10 +20,10 @@ from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
 from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.begun import BegunTasks
 from flux_endpoint.engine.workers.claims import Claims
-from flux_endpoint.engine.workers.ends import end_of, kill_tree, signal_tree
 from flux_endpoint.engine.workers.frames import FrameSocket, NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.engine.workers.node_queue import NodeQueue
+from flux_endpoint.engine.workers.process_tree import end_of, kill_tree, signal_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.spool import EndHeader
 from flux_endpoint.engine.workers.template import request_worker, start_template

@@ -15,7 +15,6 @@ from typing import Any
 from flux_endpoint.engine import results
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
 from flux_endpoint.engine.workers.claims import Claims
-from flux_endpoint.engine.workers.ends import CONNECTION_CLOSED
 from flux_endpoint.engine.workers.frames import read_frame, write_frame
 from flux_endpoint.engine.workers.process_state import (
     ProcessState,
@@ -24,6 +23,7 @@ from flux_endpoint.engine.workers.process_state import (
     stop_real_timer,
     stop_virtual_timer,
 )
+from flux_endpoint.engine.workers.process_tree import CONNECTION_CLOSED
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 #: Seconds without a task after which the threads that were kept are looked at, and the part of a

@@ -42,7 +42,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Holder:
+class ResourceHolder:
     """A manager that has resources.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Node:
     capacity: Amount
     #: What others than our managers have.
     taken: Amount = field(default_factory=Amount)
-    holders: list[Holder] = field(default_factory=list)
+    holders: list[ResourceHolder] = field(default_factory=list)
 
     def free(self, leaving: set[str]) -> Amount:
         rest = self.capacity - self.taken
@@ -84,10 +84,10 @@ class _Node:
                 rest -= holder.amount
         return rest
 
-    def cheapest(self, demand: Demand, leaving: set[str]) -> list[Holder] | None:
+    def cheapest(self, demand: Demand, leaving: set[str]) -> list[ResourceHolder] | None:
         """Return who has to leave so that this can be a node of `demand`'s; `None`: it can't."""
         staying = [h for h in self.holders if h.name not in leaving]
-        going: list[Holder] = []
+        going: list[ResourceHolder] = []
         if not self.capacity.covers(demand.per_node):
             return None
         if demand.exclusive:
@@ -124,7 +124,7 @@ class Departures:
 
 def to_drain(
     demands: Sequence[Demand],
-    holders: Iterable[Holder],
+    holders: Iterable[ResourceHolder],
     held: Mapping[str, Amount],
     site: Site,
     blind: int = 0,
@@ -156,12 +156,14 @@ def to_drain(
     return Departures(frozenset(leaving), len(demands))
 
 
-def room(holders: Iterable[Holder], held: Mapping[str, Amount], site: Site) -> list[Amount]:
+def room(holders: Iterable[ResourceHolder], held: Mapping[str, Amount], site: Site) -> list[Amount]:
     """Return what is free on each node, as far as is known."""
     return [node.free(set()) for node in _nodes(holders, held, site)]
 
 
-def _nodes(holders: Iterable[Holder], held: Mapping[str, Amount], site: Site) -> list[_Node]:
+def _nodes(
+    holders: Iterable[ResourceHolder], held: Mapping[str, Amount], site: Site
+) -> list[_Node]:
     nodes: dict[str, _Node] = {}
     for name, amount in held.items():
         nodes.setdefault(name, site.empty(name)).taken += amount
@@ -172,7 +174,7 @@ def _nodes(holders: Iterable[Holder], held: Mapping[str, Amount], site: Site) ->
     return [*nodes.values(), *empty]
 
 
-def _cost(holders: Sequence[Holder]) -> tuple[int, int, int]:
+def _cost(holders: Sequence[ResourceHolder]) -> tuple[int, int, int]:
     running = sum(holder.running for holder in holders)
     cores = sum(holder.amount.cores for holder in holders if not holder.leaving)
     return running, cores, len(holders)

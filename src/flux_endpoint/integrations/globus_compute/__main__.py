@@ -7,7 +7,7 @@ import sys
 import click
 
 from flux_endpoint.errors import ConfigurationError
-from flux_endpoint.integrations.globus_compute import switch
+from flux_endpoint.integrations.globus_compute import pth_install
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,11 +21,12 @@ def main() -> None:
 @main.command()
 def enable() -> None:
     """Write one file into this environment's site-packages."""
-    click.echo(f"Enabled: wrote {switch.enable()}")
-    release = switch.official_release()
-    if release is not None and not release.startswith(f"{switch.TESTED}."):
+    click.echo(f"Enabled: wrote {pth_install.enable()}")
+    release = pth_install.official_release()
+    if release is not None and not release.startswith(f"{pth_install.TESTED}."):
         click.echo(
-            f"Note: {switch.OFFICIAL} {release} is installed; this is tested with {switch.TESTED}.",
+            f"Note: {pth_install.OFFICIAL} {release} is installed; this is tested with "
+            f"{pth_install.TESTED}.",
             err=True,
         )
 
@@ -33,15 +34,17 @@ def enable() -> None:
 @main.command()
 def disable() -> None:
     """Remove that file."""
-    was_there = switch.disable()
-    click.echo(f"Disabled: removed {switch.path_of_file()}" if was_there else "It is not enabled.")
+    was_there = pth_install.disable()
+    click.echo(
+        f"Disabled: removed {pth_install.path_of_file()}" if was_there else "It is not enabled."
+    )
 
 
 @main.command()
 def status() -> None:
     """Say how it stands; exit status 1 unless a new process finds the engine."""
-    found = switch.status()
-    click.echo(f"{switch.OFFICIAL:<24} {found.official or 'not installed here'}")
+    found = pth_install.status()
+    click.echo(f"{pth_install.OFFICIAL:<24} {found.official or 'not installed here'}")
     click.echo(f"{'file':<24} {found.file}{'' if found.enabled else ' (not there)'}")
     click.echo(f"{'type: FluxEngine':<24} {found.engine or 'unknown to the official endpoint'}")
     if found.problem:

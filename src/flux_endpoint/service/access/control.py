@@ -11,7 +11,7 @@ from flux_endpoint.service.access.authority import Authority
 from flux_endpoint.service.access.connections import AccountLimits, ConnectionCloser, Management
 from flux_endpoint.service.access.listener import QuestionListener
 from flux_endpoint.service.access.passwords import Passwords
-from flux_endpoint.service.access.trial import Outcome, Trial, Verdict
+from flux_endpoint.service.access.trial import Trial, TrialOutcome, Verdict
 from flux_endpoint.service.access.urls import AccountUrls, BrokerUrls, SharedUrls
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import accounts
@@ -157,7 +157,7 @@ class AccountAccess:
         self._listener.close()
         self._database.close()
 
-    def _try(self) -> Outcome:
+    def _try(self) -> TrialOutcome:
         trial = Trial()
         self._authority.admit(trial)
         try:
@@ -170,7 +170,7 @@ class AccountAccess:
         if outcome.verdict is Verdict.DOES_NOT_ASK and not self._closed:
             event(log, logging.ERROR, self._explanation(outcome))
 
-    def _explanation(self, outcome: Outcome) -> str:
+    def _explanation(self, outcome: TrialOutcome) -> str:
         reason = outcome.reason
         if self._listener.misdirected:
             reason = "it asks by another path than that of --authorization-url"

@@ -28,7 +28,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What a trial has shown.
 
     Attributes:
@@ -61,7 +61,7 @@ class Trial:
                 return (fields["name"], fields["permission"]) == (_EXCHANGE, "write")
         return False
 
-    def run(self, amqp_url: str) -> Outcome:
+    def run(self, amqp_url: str) -> TrialOutcome:
         """Go through all steps at the broker of `amqp_url`; takes its time to be refused."""
         url = with_credentials(amqp_url, self.name, self.password)
         parameters = connection_parameters(url, name="service-trial", heartbeat=_HEARTBEAT)
@@ -75,16 +75,18 @@ class Trial:
             refused = str(error.reply_text)
         except Exception as error:  # noqa: BLE001 - pika has errors of several families
             if not _is_refusal(error):
-                return Outcome(Verdict.UNREACHABLE, f"{address_of(amqp_url)}: {reason_of(error)}")
+                return TrialOutcome(
+                    Verdict.UNREACHABLE, f"{address_of(amqp_url)}: {reason_of(error)}"
+                )
             refused = reason_of(error)
         missing = [each for each in QUESTIONS if each not in self.asked]
         if not missing and refused:
-            return Outcome(Verdict.ASKS)
+            return TrialOutcome(Verdict.ASKS)
         if not self.asked:
-            return Outcome(Verdict.DOES_NOT_ASK, "it did not ask at all")
+            return TrialOutcome(Verdict.DOES_NOT_ASK, "it did not ask at all")
         what = " and ".join(missing)
         reason = f"it did not ask about {what}" if missing else "it did not heed the answer"
-        return Outcome(Verdict.DOES_NOT_ASK, f"{reason} ({refused or 'allowed all the same'})")
+        return TrialOutcome(Verdict.DOES_NOT_ASK, f"{reason} ({refused or 'allowed all the same'})")
 
 
 def _is_refusal(error: BaseException) -> bool:

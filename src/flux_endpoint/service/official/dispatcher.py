@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from flux_endpoint.amqp import AmqpConnection, Custodian
+from flux_endpoint.amqp import AmqpConnection, QueueAdmin
 from flux_endpoint.errors import AmqpError
 from flux_endpoint.logs import event
 from flux_endpoint.owner_thread import OwnerThread
@@ -103,19 +103,19 @@ class Dispatcher:
         self._connected = threading.Event()
         self._thread = OwnerThread("dispatcher", after_turn=self._turn, at_end=self._last_turn)
         # The thread's own:
-        self._custodian = Custodian(connection)
+        self._queue_admin = QueueAdmin(connection)
         self._timers = Timers()
         self._releases = Releases(database, connection, self._timers, window, self._post)
-        self._runs = Runs(database, connection, self._custodian, self._timers)
+        self._runs = Runs(database, connection, self._queue_admin, self._timers)
         self._starts = Starts(
             database,
             connection,
-            self._custodian,
+            self._queue_admin,
             self._runs,
             self._timers,
             urls=urls,
         )
-        self._removal = Removal(database, connection, self._custodian)
+        self._removal = Removal(database, connection, self._queue_admin)
 
     def start(self) -> None:
         """Begin; work begins with the connection."""
@@ -245,7 +245,7 @@ class Dispatcher:
                 self._prepare(item.endpoint_id)
                 item.done.set_result(None)
             case _Stopped():
-                self._custodian.delete(queues.commands_queue(item.endpoint_id)).result(_TIMEOUT)
+                self._queue_admin.delete(queues.commands_queue(item.endpoint_id)).result(_TIMEOUT)
                 self._releases.forget_queues()
                 item.done.set_result(None)
             case _Deleted():
@@ -318,7 +318,7 @@ class Dispatcher:
         self._releases.declare(endpoint_id)
         if endpoint.is_core:
             # Commands that have waited for it are too old for it by now, or will be.
-            self._custodian.purge(queues.commands_queue(endpoint_id)).result(_TIMEOUT)
+            self._queue_admin.purge(queues.commands_queue(endpoint_id)).result(_TIMEOUT)
             for each in self._user_endpoints(endpoint_id):
                 self._starts.answered(each.id)
         else:

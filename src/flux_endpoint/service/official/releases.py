@@ -96,7 +96,7 @@ class Releases:
         room = self._window
         if endpoint.last_report:
             room = max(room, 2 * capacity(endpoint.last_report))
-        window = deliveries.Window(room, WINDOW_SIZE)
+        window = deliveries.DeliveryWindow(room, WINDOW_SIZE)
         self.settle([])
         while True:
             with self._database.read() as connection:

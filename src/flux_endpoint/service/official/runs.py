@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from flux_endpoint.amqp import AmqpConnection, Custodian
+from flux_endpoint.amqp import AmqpConnection, QueueAdmin
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.states import ErrorCode
@@ -47,7 +47,7 @@ class Runs:
     Args:
         database: the runs, and what their endpoints were given.
         connection: the way to the broker.
-        custodian: looks into queues.
+        queue_admin: looks into queues.
         timers: when to look again.
     """
 
@@ -55,12 +55,12 @@ class Runs:
         self,
         database: Database,
         connection: AmqpConnection,
-        custodian: Custodian,
+        queue_admin: QueueAdmin,
         timers: Timers,
     ) -> None:
         self._database = database
         self._connection = connection
-        self._custodian = custodian
+        self._queue_admin = queue_admin
         self._timers = timers
 
     def resume(self, endpoint: Endpoint, now: float) -> None:
@@ -240,14 +240,14 @@ class Runs:
         if not released and not on_their_way:
             return released
         queue = queues.tasks_queue(endpoint_id)
-        there = self._custodian.look(queue).result(_TIMEOUT)
+        there = self._queue_admin.look(queue).result(_TIMEOUT)
         if there is None:
             return None
         found = {headers.get(queues.TASK_ID_HEADER) for headers in there}
         return None if on_their_way - found else released - found
 
     def _consumes(self, endpoint_id: str) -> bool:
-        count = self._custodian.count(queues.tasks_queue(endpoint_id)).result(_TIMEOUT)
+        count = self._queue_admin.count(queues.tasks_queue(endpoint_id)).result(_TIMEOUT)
         return count is not None and count.consumers > 0
 
     def _presume(self, endpoint: Endpoint, now: float) -> None:
@@ -293,7 +293,7 @@ class Runs:
             waiting = deliveries.open_tasks(connection, endpoint.id)
         text = f"endpoint {endpoint.public_id} could not start what runs the task: {reason}"
         self._fail(endpoint, waiting, ErrorCode.ENDPOINT_NOT_STARTED, text[:_LONGEST_REASON])
-        self._custodian.purge(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
+        self._queue_admin.purge(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
 
     def _fail(
         self, endpoint: Endpoint, task_ids: Iterable[str], code: ErrorCode, text: str

@@ -11,7 +11,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from flux_endpoint.amqp import AmqpConnection, Custodian
+from flux_endpoint.amqp import AmqpConnection, QueueAdmin
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.service.access.urls import BrokerUrls
@@ -51,7 +51,7 @@ class Starts:
     Args:
         database: which endpoints there are, and what waits for them.
         connection: the way to the broker.
-        custodian: tells who consumes.
+        queue_admin: tells who consumes.
         runs: what takes from the queues.
         timers: when to look again.
         urls: what an endpoint is told to connect to.
@@ -61,7 +61,7 @@ class Starts:
         self,
         database: Database,
         connection: AmqpConnection,
-        custodian: Custodian,
+        queue_admin: QueueAdmin,
         runs: Runs,
         timers: Timers,
         *,
@@ -69,7 +69,7 @@ class Starts:
     ) -> None:
         self._database = database
         self._connection = connection
-        self._custodian = custodian
+        self._queue_admin = queue_admin
         self._runs = runs
         self._timers = timers
         self._urls = urls
@@ -99,7 +99,7 @@ class Starts:
             if not deliveries.has_open_tasks(connection, endpoint.id):
                 self._attempts.pop(endpoint.id, None)
                 return
-        count = self._custodian.count(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
+        count = self._queue_admin.count(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
         ready, consumers = (0, 0) if count is None else (count.messages, count.consumers)
         if consumers:
             return

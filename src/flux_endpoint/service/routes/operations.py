@@ -29,7 +29,7 @@ from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.routes.endpoints import visible
 from flux_endpoint.service.store.endpoints import Endpoint, heartbeat_period
 from flux_endpoint.service.store.health import database_health
-from flux_endpoint.service.store.listing import Place, Wanted, newest_tasks
+from flux_endpoint.service.store.listing import PagePosition, Wanted, newest_tasks
 from flux_endpoint.service.store.user_endpoints import waiting_and_running
 
 router = APIRouter()
@@ -105,7 +105,7 @@ def list_tasks(
     """List the caller's tasks, the newest first."""
     states = frozenset(query.state or ListedState)
     try:
-        after = Place.parse(query.before) if query.before is not None else None
+        after = PagePosition.parse(query.before) if query.before is not None else None
     except ValueError as error:
         raise invalid_field("before", str(error)) from error
     # What the database can tell apart; the rest is told apart below.
@@ -121,14 +121,14 @@ def list_tasks(
 
 
 def _matching(
-    tasks: Iterator[tuple[Place, ListedTask]], states: frozenset[ListedState]
-) -> Iterator[tuple[Place, ListedTask]]:
+    tasks: Iterator[tuple[PagePosition, ListedTask]], states: frozenset[ListedState]
+) -> Iterator[tuple[PagePosition, ListedTask]]:
     return (each for each in tasks if each[1].state in states)
 
 
-def _answer(found: Iterator[tuple[Place, ListedTask]], limit: int) -> TasksAnswer:
+def _answer(found: Iterator[tuple[PagePosition, ListedTask]], limit: int) -> TasksAnswer:
     listed: list[ListedTask] = []
-    last: Place | None = None
+    last: PagePosition | None = None
     for place, task in found:
         if len(listed) == limit:
             return TasksAnswer(tasks=listed, next=str(last))

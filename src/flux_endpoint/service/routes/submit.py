@@ -16,6 +16,7 @@ from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import SubmitAnswer, SubmitBatch, UuidText
 from flux_endpoint.service import buffers, submissions, topology
 from flux_endpoint.service.context import Service, ServiceContext
+from flux_endpoint.service.disconnects import Watched
 from flux_endpoint.service.errors import invalid_field, invalid_request
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.official.children import running_endpoint
@@ -25,7 +26,6 @@ from flux_endpoint.service.store import endpoints, functions, tasks
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.ids import ordered_ids
 from flux_endpoint.service.store.users import User
-from flux_endpoint.service.watched import Watched
 
 router = APIRouter()
 

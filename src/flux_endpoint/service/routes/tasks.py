@@ -103,7 +103,7 @@ def read_group(
     return json_answer({"taskgroup_id": group_id, "tasks": [{"id": task_id} for task_id in ids]})
 
 
-def owned(connection: sa.Connection, task_id: str, caller: User, keep: float) -> tasks.TaskState:
+def owned(connection: sa.Connection, task_id: str, caller: User, keep: float) -> tasks.StoredTask:
     """Return a task of `caller`.
 
     Args:
@@ -158,7 +158,7 @@ def _text(content: Any) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-def _document(task: tasks.TaskState) -> dict[str, Any]:
+def _document(task: tasks.StoredTask) -> dict[str, Any]:
     if task.completed_at is None:
         return {"task_id": task.id, "status": task.status}
     return {

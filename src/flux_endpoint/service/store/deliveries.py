@@ -21,7 +21,7 @@ PAGE_SIZE = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Window:
+class DeliveryWindow:
     """How much an endpoint may have been given that has not ended; one task always may."""
 
     tasks: int
@@ -44,7 +44,9 @@ def add(connection: sa.Connection, endpoint_id: str, sizes: Iterable[tuple[str, 
     connection.execute(sa.insert(deliveries), rows)
 
 
-def claim(connection: sa.Connection, endpoint_id: str, window: Window, now: float) -> list[Claimed]:
+def claim(
+    connection: sa.Connection, endpoint_id: str, window: DeliveryWindow, now: float
+) -> list[Claimed]:
     """Take the next tasks of an endpoint, as far as there is room; each is taken once."""
     # Two services that look at the same time would both find the same room.
     connection.execute(

@@ -14,7 +14,7 @@ EventKey = tuple[str, str, float]
 
 
 @dataclass(frozen=True)
-class JobEvent:
+class StoredEvent:
     """An event as it is stored and sent on; its fields are those of `messages.TaskEvent`."""
 
     task_id: str
@@ -39,7 +39,7 @@ def known_events(connection: sa.Connection, task_ids: Iterable[str]) -> set[Even
     return found
 
 
-def add_events(connection: sa.Connection, new: Sequence[JobEvent]) -> None:
+def add_events(connection: sa.Connection, new: Sequence[StoredEvent]) -> None:
     """Store events that are not known yet, in this order."""
     rows = [
         {**vars(event), "jobid": None if event.jobid is None else str(event.jobid)} for event in new
@@ -48,7 +48,7 @@ def add_events(connection: sa.Connection, new: Sequence[JobEvent]) -> None:
         connection.execute(sa.insert(task_events), rows)
 
 
-def events_of(connection: sa.Connection, task_id: str) -> list[JobEvent]:
+def events_of(connection: sa.Connection, task_id: str) -> list[StoredEvent]:
     """Return the events of a task in the order in which they came."""
     query = (
         sa.select(task_events)
@@ -56,7 +56,7 @@ def events_of(connection: sa.Connection, task_id: str) -> list[JobEvent]:
         .order_by(task_events.c.sequence)
     )
     return [
-        JobEvent(
+        StoredEvent(
             row.task_id,
             None if row.jobid is None else int(row.jobid),
             row.name,

@@ -33,7 +33,7 @@ _JOB_EVENTS = ("submit", "start", "finish")
 
 
 @dataclass(frozen=True)
-class Place:
+class PagePosition:
     """Where a list goes on: after the task at this place."""
 
     submission_id: str
@@ -78,8 +78,8 @@ class Wanted:
 
 
 def newest_tasks(
-    connection: sa.Connection, wanted: Wanted, after: Place | None = None
-) -> Iterator[tuple[Place, ListedTask]]:
+    connection: sa.Connection, wanted: Wanted, after: PagePosition | None = None
+) -> Iterator[tuple[PagePosition, ListedTask]]:
     """Yield tasks with their places, the newest first."""
     query = (
         sa.select(
@@ -123,9 +123,9 @@ def _of_page(
     connection: sa.Connection,
     wanted: Wanted,
     page: Sequence[Any],
-    after: Place | None,
+    after: PagePosition | None,
     running: dict[str, dict[str, Any]],
-) -> Iterator[tuple[Place, ListedTask]]:
+) -> Iterator[tuple[PagePosition, ListedTask]]:
     by_id = {row.id: row for row in page}
     length = sa.func.length(tasks.c.result)
     start = sa.case((length > _ERROR_BYTES, length - _ERROR_BYTES + 1), else_=1)
@@ -166,7 +166,7 @@ def _of_page(
             if row.completed_at is None and known is None:
                 known = _running(connection, submission.endpoint_id)
                 running[submission.endpoint_id] = known
-            place = Place(row.submission_id, row.position)
+            place = PagePosition(row.submission_id, row.position)
             yield place, _listed(row, submission, jobs.get(row.id, _Job()), known or {})
 
 

@@ -51,7 +51,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class TaskState:
+class StoredTask:
     """A task as its owner sees it."""
 
     id: str
@@ -72,7 +72,7 @@ class TaskState:
 
 
 @dataclass(frozen=True)
-class Route:
+class TaskRoute:
     """Where a task runs, where its result goes, and whether it has one already."""
 
     endpoint_id: str
@@ -104,7 +104,7 @@ class Open:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """How a task ended."""
 
     task_id: str
@@ -314,7 +314,7 @@ def mark_published(connection: sa.Connection, ids: Iterable[str]) -> None:
 
 def task_states(
     connection: sa.Connection, owner_id: str, ids: Iterable[str]
-) -> Iterator[TaskState]:
+) -> Iterator[StoredTask]:
     """Yield the states of those of the tasks `ids` that belong to `owner_id`."""
     for part in chunks(ids):
         query = (
@@ -331,7 +331,7 @@ def task_states(
             .where(tasks.c.id.in_(part), submissions.c.owner_id == owner_id)
         )
         for row in connection.execute(query):
-            yield TaskState(*row)
+            yield StoredTask(*row)
 
 
 def in_groups(
@@ -362,9 +362,9 @@ def in_groups(
     return parts
 
 
-def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Route]:
+def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, TaskRoute]:
     """Return the routes of the tasks `ids` and lock their rows; unknown tasks are left out."""
-    found: dict[str, Route] = {}
+    found: dict[str, TaskRoute] = {}
     for part in chunks(ids):
         query = (
             sa.select(
@@ -385,7 +385,7 @@ def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Route]:
         for row in connection.execute(query):
             task_id, endpoint_id, group_id, completed_at, presumed, *rest = row
             ended = completed_at is not None
-            found[task_id] = Route(endpoint_id, group_id, ended, bool(presumed), *rest)
+            found[task_id] = TaskRoute(endpoint_id, group_id, ended, bool(presumed), *rest)
     return found
 
 
@@ -396,7 +396,7 @@ def stored_result(connection: sa.Connection, task_id: str) -> str | None:
 
 
 def complete(
-    connection: sa.Connection, outcomes: Sequence[Outcome], known: Mapping[str, Route]
+    connection: sa.Connection, outcomes: Sequence[TaskOutcome], known: Mapping[str, TaskRoute]
 ) -> None:
     """Store how tasks ended, and drop their arguments.
 

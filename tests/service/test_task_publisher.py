@@ -27,7 +27,7 @@ from flux_endpoint.amqp.url import without_credentials
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Task, unpack
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
-from flux_endpoint.service import routing
+from flux_endpoint.service import task_publisher
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 
@@ -189,7 +189,7 @@ def test_what_was_stored_is_read_as_there_is_room_for_it(
     token_of: Callable[[str], dict[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(routing, "_MAX_WAITING_BYTES", 2 * len(PAYLOAD))
+    monkeypatch.setattr(task_publisher, "_MAX_WAITING_BYTES", 2 * len(PAYLOAD))
     away = live_settings.model_copy(
         update={"amqp_url": NO_BROKER, "publish_timeout": 0.01, **NOBODY_ASKS}
     )

@@ -53,7 +53,7 @@ class EndpointGone:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandDelivery:
     """A delivery of the command queue."""
 
     delivery: Delivery
@@ -65,7 +65,7 @@ Event: TypeAlias = (
     | EngineEvent
     | Settled
     | StateChange
-    | Command
+    | CommandDelivery
     | ConsumeRefused
     | QueueGranted
     | BrokerAlarm

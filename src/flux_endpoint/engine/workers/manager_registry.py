@@ -22,7 +22,7 @@ from flux_endpoint.engine.workers.sizing import (
     to_start,
     to_withdraw,
 )
-from flux_endpoint.engine.workers.yielding import Holder, Site, room, to_drain
+from flux_endpoint.engine.workers.yielding import ResourceHolder, Site, room, to_drain
 
 #: Seconds that tasks wait before workers are started for them, so that those that come together
 #: are counted together.
@@ -57,7 +57,7 @@ class Review:
     kept: tuple[ManagerRecord, ...] = ()
 
 
-class Crew:
+class ManagerRegistry:
     """All managers whose jobs have not ended. Used by the pool's thread only.
 
     What is decided and when it is to be looked at again goes by one reading of the monotonic clock,
@@ -246,8 +246,8 @@ class Crew:
     def _holding(self) -> list[ManagerRecord]:
         return [m for m in self.managers.values() if m.allocated_at is not None]
 
-    def _holder(self, manager: ManagerRecord, backlog: int, now: float) -> Holder:
-        return Holder(
+    def _holder(self, manager: ManagerRecord, backlog: int, now: float) -> ResourceHolder:
+        return ResourceHolder(
             name=manager.manager_id,
             node=manager.place,
             amount=manager.amount,

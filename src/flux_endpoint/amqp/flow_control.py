@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 
-class Window:
+class FlowControl:
     """Blocks publishers while too much is unconfirmed.
 
     Args:

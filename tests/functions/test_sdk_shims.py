@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-INSTALL = "from flux_endpoint.functions.standins import install_stand_ins\ninstall_stand_ins()\n"
+INSTALL = "from flux_endpoint.functions.sdk_shims import install_stand_ins\ninstall_stand_ins()\n"
 
 
 def run(program, path=()):
@@ -66,7 +66,7 @@ for statement in (
     try:
         exec(statement)
     except ImportError as error:
-        print("not installed where tasks run" in str(error), "standins.py" in str(error))
+        print("not installed where tasks run" in str(error), "sdk_shims.py" in str(error))
 print(hasattr(globus_compute_sdk, "Executor"))
 """)
         == "True False\nFalse True\nFalse True\nFalse\n"
@@ -107,7 +107,7 @@ before = list(sys.meta_path)
 install_stand_ins()
 print(sys.meta_path == before, type(before[-1]).__module__)
 """)
-        == "True flux_endpoint.functions.standins\n"
+        == "True flux_endpoint.functions.sdk_shims\n"
     )
 
 

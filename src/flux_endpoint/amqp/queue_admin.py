@@ -30,7 +30,7 @@ class QueueCount:
 
 
 class _Connection(Protocol):
-    """What a custodian needs of its connection."""
+    """What a queue admin needs of its connection."""
 
     def post_if_open(self, action: Callable[[], None]) -> bool:
         """Run `action` soon on the connection's thread; `False`: it was closed."""
@@ -42,7 +42,7 @@ class _Connection(Protocol):
         """Open a channel, which is returned, if the connection is up."""
 
 
-class Custodian:
+class QueueAdmin:
     """Asks the broker about single queues; its methods are for any thread.
 
     Nothing is repeated after a reconnect: a future fails with `AmqpError` when the connection is

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux_endpoint.functions import ShellFunction
-from flux_endpoint.functions.inert import (
+from flux_endpoint.functions.safe_pickle import (
     LARGEST,
     MOST_OPCODES,
     Instance,

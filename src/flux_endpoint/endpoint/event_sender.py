@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from uuid import UUID
 
 from flux_endpoint.amqp import AmqpConnection
-from flux_endpoint.endpoint.outbox import Target
+from flux_endpoint.endpoint.outbox import PublishTarget
 from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.errors import PublishError
 from flux_endpoint.logs import event
@@ -30,7 +30,7 @@ class EventSender:
 
     def __init__(self, connection: AmqpConnection, info: PublishInfo | None) -> None:
         self._connection = connection
-        self._target = None if info is None else Target(info)
+        self._target = None if info is None else PublishTarget(info)
         self._under_way: list[Future[None]] = []
         self._dropped = 0
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 
-class Mailbox:
+class WorkQueue:
     """Actions that any thread leaves, and one thread carries out in their order.
 
     Args:

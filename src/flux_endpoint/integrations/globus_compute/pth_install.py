@@ -44,7 +44,7 @@ except Exception as error:
 
 
 @dataclass(frozen=True)
-class Status:
+class InstallStatus:
     """How it stands in this environment.
 
     Attributes:
@@ -116,7 +116,7 @@ def official_release() -> str | None:
         return None
 
 
-def status() -> Status:
+def status() -> InstallStatus:
     """Look at the environment, and at what a new process in it finds."""
     path = path_of_file()
     try:
@@ -137,4 +137,4 @@ def status() -> Status:
     if enabled and engine is None and problem is None:
         turned_off = os.environ.get(VARIABLE, "").lower() in OFF
         problem = f"{VARIABLE} turns it off" if turned_off else "site-packages' files are not read"
-    return Status(path, enabled, release, engine, problem)
+    return InstallStatus(path, enabled, release, engine, problem)

@@ -10,8 +10,8 @@ import pytest
 from amqp_world import PATIENCE, Hand, Sink, States, numbered
 from proxy import Proxy
 
-from flux_endpoint.amqp import AmqpConnection, Custodian, QueueCount
-from flux_endpoint.amqp import custodian as custodian_module
+from flux_endpoint.amqp import AmqpConnection, QueueAdmin, QueueCount
+from flux_endpoint.amqp import queue_admin as custodian_module
 from flux_endpoint.errors import AmqpError
 
 pytestmark = pytest.mark.rabbitmq
@@ -26,25 +26,25 @@ def connection(connect: Connect) -> AmqpConnection:
 
 
 @pytest.fixture
-def custodian(connection: AmqpConnection) -> Custodian:
-    return Custodian(connection)
+def queue_admin(connection: AmqpConnection) -> QueueAdmin:
+    return QueueAdmin(connection)
 
 
 def test_messages_and_consumers_are_counted(
-    connection: AmqpConnection, custodian: Custodian, queue: str, hand: Hand
+    connection: AmqpConnection, queue_admin: QueueAdmin, queue: str, hand: Hand
 ) -> None:
     hand.put(queue, *numbered(3))
     hand.until_depth(queue, 3)
-    assert custodian.count(queue).result(PATIENCE) == QueueCount(3, 0)
+    assert queue_admin.count(queue).result(PATIENCE) == QueueCount(3, 0)
     sink = Sink()
     connection.consume(queue, sink, prefetch=10)
     sink.wait_for(3)
-    assert custodian.count(queue).result(PATIENCE) == QueueCount(0, 1)
+    assert queue_admin.count(queue).result(PATIENCE) == QueueCount(0, 1)
 
 
 @pytest.mark.parametrize("count", [0, 1, 1500])
 def test_a_look_shows_the_headers_and_leaves_everything_in_its_order(
-    connection: AmqpConnection, custodian: Custodian, queue: str, hand: Hand, count: int
+    connection: AmqpConnection, queue_admin: QueueAdmin, queue: str, hand: Hand, count: int
 ) -> None:
     for number in range(count):
         sent = connection.publish("", queue, b"%d" % number, headers={"number": number})
@@ -52,7 +52,7 @@ def test_a_look_shows_the_headers_and_leaves_everything_in_its_order(
         sent.result(PATIENCE)
     hand.until_depth(queue, count)
     for _ in range(2):
-        seen = custodian.look(queue).result(PATIENCE)
+        seen = queue_admin.look(queue).result(PATIENCE)
         assert seen is not None
         assert [headers["number"] for headers in seen] == list(range(count))
     hand.until_depth(queue, count)
@@ -60,7 +60,7 @@ def test_a_look_shows_the_headers_and_leaves_everything_in_its_order(
 
 
 def test_a_look_sees_what_a_vanished_consumer_had_not_acknowledged(
-    connect: Connect, custodian: Custodian, queue: str, hand: Hand
+    connect: Connect, queue_admin: QueueAdmin, queue: str, hand: Hand
 ) -> None:
     def acknowledge_odd_ones(delivery):  # type: ignore[no-untyped-def]
         if delivery.headers["number"] % 2:
@@ -71,50 +71,52 @@ def test_a_look_sees_what_a_vanished_consumer_had_not_acknowledged(
     for number in range(4):
         other.publish("", queue, b"x", headers={"number": number})
     sink.wait_for(4)
-    assert custodian.look(queue).result(PATIENCE) is None
+    assert queue_admin.look(queue).result(PATIENCE) is None
     other.close()
     hand.until_depth(queue, 2)  # a slow broker puts them back a moment after the consumer is gone
-    seen = custodian.look(queue).result(PATIENCE)
+    seen = queue_admin.look(queue).result(PATIENCE)
     assert seen is not None
     assert [headers["number"] for headers in seen] == [0, 2]
 
 
-def test_a_message_without_headers_shows_none(custodian: Custodian, queue: str, hand: Hand) -> None:
+def test_a_message_without_headers_shows_none(
+    queue_admin: QueueAdmin, queue: str, hand: Hand
+) -> None:
     hand.put(queue, b"x")
     hand.until_depth(queue, 1)
-    assert custodian.look(queue).result(PATIENCE) == [{}]
+    assert queue_admin.look(queue).result(PATIENCE) == [{}]
 
 
-def test_a_purge_empties_a_queue(custodian: Custodian, queue: str, hand: Hand) -> None:
+def test_a_purge_empties_a_queue(queue_admin: QueueAdmin, queue: str, hand: Hand) -> None:
     hand.put(queue, *numbered(3))
     hand.until_depth(queue, 3)
-    custodian.purge(queue).result(PATIENCE)
+    queue_admin.purge(queue).result(PATIENCE)
     assert hand.depth(queue) == 0
 
 
 def test_a_deleted_queue_is_gone_although_it_was_in_use(
-    connection: AmqpConnection, custodian: Custodian, queue: str, hand: Hand
+    connection: AmqpConnection, queue_admin: QueueAdmin, queue: str, hand: Hand
 ) -> None:
     sink = Sink()
     connection.consume(queue, sink, prefetch=1)
     hand.put(queue, b"x")
     sink.wait_for(1)
-    custodian.delete(queue).result(PATIENCE)
-    assert custodian.count(queue).result(PATIENCE) is None
+    queue_admin.delete(queue).result(PATIENCE)
+    assert queue_admin.count(queue).result(PATIENCE) is None
 
 
-def test_a_queue_that_is_not_there_is_no_error(custodian: Custodian, name: str) -> None:
-    assert custodian.count(name).result(PATIENCE) is None
-    assert custodian.look(name).result(PATIENCE) == []
-    custodian.purge(name).result(PATIENCE)
-    custodian.delete(name).result(PATIENCE)
+def test_a_queue_that_is_not_there_is_no_error(queue_admin: QueueAdmin, name: str) -> None:
+    assert queue_admin.count(name).result(PATIENCE) is None
+    assert queue_admin.look(name).result(PATIENCE) == []
+    queue_admin.purge(name).result(PATIENCE)
+    queue_admin.delete(name).result(PATIENCE)
 
 
 def test_what_the_broker_refuses_is_an_error_with_its_words(
-    custodian: Custodian, name: str, hand: Hand
+    queue_admin: QueueAdmin, name: str, hand: Hand
 ) -> None:
     hand.channel.queue_declare(name, exclusive=True)  # for that connection alone
-    for refused in (custodian.count(name), custodian.look(name), custodian.delete(name)):
+    for refused in (queue_admin.count(name), queue_admin.look(name), queue_admin.delete(name)):
         with pytest.raises(AmqpError, match=name):
             refused.result(PATIENCE)
 
@@ -143,13 +145,13 @@ def test_an_answer_that_comes_too_late_disturbs_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(custodian_module._Call, "_opened", hold_and_begin)
         patch.setattr(connection, "later", lambda _delay, action: give_up.append(action))
-        looking = Custodian(connection).look(queue)
+        looking = QueueAdmin(connection).look(queue)
         assert begun.wait(PATIENCE)
     connection.post(give_up[0])
     with pytest.raises(AmqpError, match="no answer in"):
         looking.result(PATIENCE)
     proxy.release()
-    assert Custodian(connection).count(queue).result(PATIENCE) == QueueCount(1, 0)
+    assert QueueAdmin(connection).count(queue).result(PATIENCE) == QueueCount(1, 0)
     assert [change.state for change in states.items] == ["connected"]
 
 
@@ -159,13 +161,13 @@ def test_a_lost_connection_fails_what_is_under_way(
     connection = connect(proxy_url)
     assert connection.wait_connected(PATIENCE)
     proxy.black_hole()
-    custodian = Custodian(connection, patience=3600)
-    waiting = custodian.count(queue)
+    queue_admin = QueueAdmin(connection, patience=3600)
+    waiting = queue_admin.count(queue)
     proxy.cut()
     with pytest.raises(AmqpError, match="did not do"):
         waiting.result(PATIENCE)
     with pytest.raises(AmqpError, match="no connection"):
-        custodian.count(queue).result(PATIENCE)
+        queue_admin.count(queue).result(PATIENCE)
     connection.close()
     with pytest.raises(AmqpError, match="was closed"):
-        custodian.count(queue).result(PATIENCE)
+        queue_admin.count(queue).result(PATIENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flux_endpoint.endpoint.meter import Meter
+from flux_endpoint.endpoint.rates import RateMeter
 
 
 class Clock:
@@ -22,7 +22,7 @@ def clock():
 
 @pytest.fixture
 def meter(clock):
-    return Meter(clock)
+    return RateMeter(clock)
 
 
 def test_in_the_beginning_nothing_has_happened(meter):

@@ -12,7 +12,7 @@ WINDOWS = {"1m": 60.0, "5m": 300.0, "15m": 900.0}
 _BUCKET = 5.0
 
 
-class Meter:
+class RateMeter:
     """Counts events, in buckets of some seconds; belongs to one thread.
 
     Args:

@@ -20,7 +20,7 @@ from flux_endpoint.service.consumer import BatchConsumer
 from flux_endpoint.service.countdown import Countdown
 from flux_endpoint.service.store import tasks
 from flux_endpoint.service.store.engine import Database
-from flux_endpoint.service.store.events import JobEvent, add_events, known_events
+from flux_endpoint.service.store.events import StoredEvent, add_events, known_events
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _MAX_NAME = 256
 @dataclass(frozen=True)
 class _Received:
     delivery: Delivery
-    events: list[JobEvent]
+    events: list[StoredEvent]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Stored:
 
     accepted: list[Delivery] = field(default_factory=list)
     strays: list[Delivery] = field(default_factory=list)
-    forward: dict[str, list[JobEvent]] = field(default_factory=dict)  # by task group
+    forward: dict[str, list[StoredEvent]] = field(default_factory=dict)  # by task group
 
 
 class EventConsumer(BatchConsumer[_Received, _Stored]):
@@ -69,7 +69,7 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
     def store(self, received: Sequence[_Received]) -> _Stored:
         """Store the events that are new."""
         stored = _Stored()
-        new: list[JobEvent] = []
+        new: list[StoredEvent] = []
         unknown: set[str] = set()
         with self._database.write() as connection:
             named = {each.task_id for message in received for each in message.events}
@@ -133,12 +133,12 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
             sent.add_done_callback(countdown.one_done)
 
 
-def _owns_all(routing_key: str, message: _Received, routes: dict[str, tasks.Route]) -> bool:
+def _owns_all(routing_key: str, message: _Received, routes: dict[str, tasks.TaskRoute]) -> bool:
     owners = {routes[each.task_id].endpoint_id for each in message.events if each.task_id in routes}
     return all(routing_key == queues.events_key(owner) for owner in owners)
 
 
-def _checked(received: TaskEvent) -> JobEvent:
+def _checked(received: TaskEvent) -> StoredEvent:
     """Return an event whose values every database can store."""
     name = received.name
     if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
@@ -153,10 +153,10 @@ def _checked(received: TaskEvent) -> JobEvent:
     size = len(json.dumps(context))
     if size > MAX_CONTEXT:
         context = {"omitted": f"{size} characters, more than {MAX_CONTEXT}"}
-    return JobEvent(str(received.task_id), jobid, name, received.timestamp, context)
+    return StoredEvent(str(received.task_id), jobid, name, received.timestamp, context)
 
 
-def _bodies(events: list[JobEvent]) -> Iterator[bytes]:
+def _bodies(events: list[StoredEvent]) -> Iterator[bytes]:
     left = iter(events)
     while part := list(islice(left, _MESSAGE_EVENTS)):
         # ASCII: a context may hold what UTF-8 can't say.

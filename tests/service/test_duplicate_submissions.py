@@ -18,12 +18,12 @@ from tests.service.http_server import listening
 
 from broker_access import NOBODY_ASKS
 from flux_endpoint.protocol.rest import RegisterFunction
-from flux_endpoint.service import repeats, watched
+from flux_endpoint.service import disconnects, duplicate_submissions
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.routing import TaskPublisher
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import functions, users
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.task_publisher import TaskPublisher
 
 
 class Gate:
@@ -108,9 +108,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
     monkeypatch.setattr(TaskPublisher, "publish", gate.pass_through)
     for of, name, happened in (
-        (watched.Connection, "lose", gate.lost),
-        (repeats.Repeats, "_adopt", gate.adopted),
-        (repeats.Repeats, "_ended", gate.ended),
+        (disconnects.Connection, "lose", gate.lost),
+        (duplicate_submissions.Repeats, "_adopt", gate.adopted),
+        (duplicate_submissions.Repeats, "_ended", gate.ended),
     ):
         monkeypatch.setattr(of, name, announced(getattr(of, name), happened))
     yield gate
@@ -219,7 +219,7 @@ def test_one_of_somebody_else_or_with_another_body_is_no_repetition(
 def test_one_that_was_lost_before_anybody_looked_at_it_is_not_made_besides_its_repetition(
     world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = repeats.Repeats.answer
+    answer = duplicate_submissions.Repeats.answer
     held, go, over = (threading.Event() for _ in range(3))
 
     def answer_later(*of: Any) -> Any:
@@ -232,7 +232,7 @@ def test_one_that_was_lost_before_anybody_looked_at_it_is_not_made_besides_its_r
         finally:
             over.set()
 
-    monkeypatch.setattr(repeats.Repeats, "answer", answer_later)
+    monkeypatch.setattr(duplicate_submissions.Repeats, "answer", answer_later)
     first = world.send()
     assert held.wait(60)
     first.hang_up()
@@ -250,7 +250,7 @@ def test_who_hangs_up_at_the_moment_of_the_answer_has_not_got_it() -> None:
         gone = asyncio.Event()
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
-            scope[watched._KEY].on_end(written.append)
+            scope[disconnects._KEY].on_end(written.append)
             await receive()
             await asyncio.sleep(0)  # from now on somebody waits for the end of the connection
             gone.set()
@@ -268,7 +268,7 @@ def test_who_hangs_up_at_the_moment_of_the_answer_has_not_got_it() -> None:
             pass
 
         scope = {"type": "http", "method": "POST", "path": "/v3/endpoints/e/submit"}
-        await watched.WatchedSubmissions(app)(scope, receive, send)
+        await disconnects.WatchedSubmissions(app)(scope, receive, send)
 
     asyncio.run(exchange())
     assert written == [False]
@@ -277,7 +277,7 @@ def test_who_hangs_up_at_the_moment_of_the_answer_has_not_got_it() -> None:
 def test_after_a_while_it_is_no_repetition_any_more(
     world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repeats, "REPEATED_WITHIN", -1)
+    monkeypatch.setattr(duplicate_submissions, "REPEATED_WITHIN", -1)
     lost_while_under_way(world, gate)
     gate.open()
     assert gate.ended.wait(60)
@@ -288,7 +288,7 @@ def test_after_a_while_it_is_no_repetition_any_more(
 def test_only_so_many_lost_answers_are_kept(
     world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repeats, "MOST_KEPT", 0)
+    monkeypatch.setattr(duplicate_submissions, "MOST_KEPT", 0)
     lost_while_under_way(world, gate)
     gate.open()
     assert gate.ended.wait(60)

@@ -17,7 +17,7 @@ from functools import partial
 from fastapi.responses import Response
 
 from flux_endpoint.errors import ServiceError
-from flux_endpoint.service.watched import Connection
+from flux_endpoint.service.disconnects import Connection
 
 #: Seconds within which a client repeats a request; the official one does so within ten.
 REPEATED_WITHIN = 60.0

@@ -8,7 +8,7 @@ _SHORT = 0.1
 _ROUNDS = 4
 
 
-class Meter:
+class BlockRates:
     """Measures the pace of a block's workers.
 
     Over so many results that each worker has had several: many long tasks that begin and end
