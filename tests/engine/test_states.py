@@ -22,9 +22,15 @@ from flux_endpoint.engine.instance_state import (
 )
 from flux_endpoint.engine.jobs.states import JOB_STATES, PROGRESS, JobChange, JobState
 from flux_endpoint.engine.state_table import StateTable
+from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
-TABLES = {"job": JOB_STATES, "block": BLOCK_STATES, "Flux instance": PHASES}
+TABLES = {
+    "job": JOB_STATES,
+    "block": BLOCK_STATES,
+    "worker manager": MANAGER_STATES,
+    "Flux instance": PHASES,
+}
 
 table = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
 
@@ -220,3 +226,20 @@ def test_the_fate_of_a_task_whose_job_was_ended(
         assert state.fate() is Fate.LEFT
         assert len(told) == 1
         assert "local:///there" in state.now.reason
+
+
+@given(
+    first=st.sampled_from(MANAGER_STATES.first),
+    events=st.lists(st.sampled_from(ManagerChange)),
+)
+def test_a_manager_is_forgotten_once_and_serves_no_more_once_it_ends(
+    first: ManagerState, events: list[ManagerChange]
+) -> None:
+    states = walk(MANAGER_STATES, first, events)
+    gone = [after for before, after in pairwise(states) if after is not before].count(
+        ManagerState.GONE
+    )
+    assert gone <= 1
+    ending = next((n for n, state in enumerate(states) if state.is_ending), len(states))
+    assert all(state.is_ending for state in states[ending:])
+    assert MANAGER_STATES.after(states[-1], ManagerChange.DEAD) is ManagerState.GONE

@@ -18,9 +18,10 @@ from flux_endpoint.engine.workers.backlog import TaskBacklog
 from flux_endpoint.engine.workers.book import Send, TaskBook
 from flux_endpoint.engine.workers.launch import FoundManager, ManagerLauncher
 from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
-from flux_endpoint.engine.workers.records import ManagerRecord, ManagerState
+from flux_endpoint.engine.workers.records import ManagerRecord
 from flux_endpoint.engine.workers.sizing import Piece
 from flux_endpoint.engine.workers.spool import SpooledEnd
+from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class ManagerLifecycle:
             found.job,
             permanent=note.permanent and found.is_current,
             amount=Amount(note.cores, note.gpus),
-            state="found",
+            state=ManagerState.FOUND,
             submitted_at=now,
             eligible_at=now,
             allocated_at=now,
@@ -177,7 +178,8 @@ class ManagerLifecycle:
 
     def greeted(self, manager: ManagerRecord, host: str) -> None:
         """Take note that a manager has come up."""
-        manager.state = "ready" if manager.is_current else "draining"
+        outdated = not manager.is_current
+        manager.change(ManagerChange.OUTDATED_GREETING if outdated else ManagerChange.GREETING)
         manager.host = host
         manager.idle_since = manager.greeted_at = time.monotonic()
         self._failures = 0
@@ -211,21 +213,21 @@ class ManagerLifecycle:
 
     def withdraw(self, manager: ManagerRecord, note: str) -> None:
         """End a manager that has not come up yet."""
-        manager.state = "stopping"
+        manager.change(ManagerChange.STOP)
         self._launcher.cancel(manager.job, note)
 
     def stop(self, manager: ManagerRecord) -> None:
         """End a manager that has nothing to do."""
-        manager.state = "stopping"
+        manager.change(ManagerChange.STOP)
         self._send(manager.manager_id, [b"stop"])
 
     def stop_all(self) -> None:
         """End every manager, with what it runs; a job that has not greeted yet is cancelled."""
         self._cancel_at = time.monotonic() + _END_PATIENCE
         for manager in self._managers.values():
-            if manager.state == "starting":
+            if manager.state is ManagerState.STARTING:
                 self._launcher.cancel(manager.job)
-            elif manager.state in {"found", "ready", "draining"}:
+            elif manager.state is ManagerState.FOUND or manager.state.is_serving:
                 self.stop(manager)
 
     def lose(self, reason: str) -> None:
@@ -251,10 +253,10 @@ class ManagerLifecycle:
     def said_bye(self, manager: ManagerRecord, ran: dict[str, float]) -> None:
         """A manager ends; what it has not begun can go elsewhere at once."""
         manager.ran = ran
-        if manager.state == "over":
+        if manager.state is ManagerState.OVER:
             self._bury(manager)
-        elif manager.state in {"ready", "draining"}:
-            manager.state = "leaving"
+        elif manager.state.is_serving:
+            manager.change(ManagerChange.BYE)
             manager.why = f"the workers of {manager.host or 'a node'} ended"
             manager.dead_at = time.monotonic() + 2 * _DEAD_AFTER  # should its job's end not come
             if not self.is_stopping:
@@ -263,12 +265,13 @@ class ManagerLifecycle:
     def job_ended(self, manager: ManagerRecord) -> None:
         """Deal with the end of a manager's job; all that it has said before was heard."""
         error = error_of(manager.job)
-        if self._backend.is_lost(error) or manager.state == "over":
+        if self._backend.is_lost(error) or manager.state is ManagerState.OVER:
             return  # all of them are given up together, or this one is already
-        unasked = not (self.is_stopping or manager.state == "stopping")
+        unasked = not (self.is_stopping or manager.state is ManagerState.STOPPING)
         if (was_cancelled(error) and unasked) or has_timed_out(error):
             # Perhaps with the instance. It is asked on another thread, since it may be slow.
-            state, manager.state = manager.state, "stopping"
+            state = manager.state
+            manager.change(ManagerChange.JOB_ENDED)
             self._questions.submit(self._ask_for_reason, manager, state, error)
         else:
             self._end(manager, manager.state)
@@ -276,7 +279,7 @@ class ManagerLifecycle:
     def _cleaned(self, manager: ManagerRecord) -> None:
         """Flux has ended all processes of a job, unless it can't reach them any more."""
         manager.is_clean = True
-        if manager.state == "over" and manager.is_known_dead:
+        if manager.state is ManagerState.OVER and manager.is_known_dead:
             self._bury(manager)
 
     def _ask_for_reason(
@@ -297,7 +300,7 @@ class ManagerLifecycle:
 
         If the instance `is_over`, what it ran is for the next start.
         """
-        if manager.manager_id not in self._managers or manager.state == "over":
+        if manager.manager_id not in self._managers or manager.state is ManagerState.OVER:
             return  # it was given up meanwhile
         self.is_stopping |= is_over
         error = error_of(manager.job)
@@ -306,22 +309,23 @@ class ManagerLifecycle:
             self._launcher.cancel(manager.job, "it can't be followed any more")
         why = end_of_job(manager.job)
         manager.why = f"the workers of {manager.host or 'a node'} ended: {why}"
-        if state == "starting" and not self.is_stopping:
-            manager.state = "over"
+        if state is ManagerState.STARTING and not self.is_stopping:
+            manager.change(ManagerChange.GIVE_UP)
             self._start_failed(manager.manager_id, why)
-        elif state in {"ready", "draining", "leaving"} and not self.is_stopping:
+        elif (state.is_serving or state is ManagerState.LEAVING) and not self.is_stopping:
             logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
             self._delay_next_start()
         # Flux gives a job up whose node is lost to it, whether its processes live or not.
-        if error is not None and manager.ran is None and state in {"found", "ready", "draining"}:
+        has_come = state is ManagerState.FOUND or state.is_serving
+        if error is not None and manager.ran is None and has_come:
             self._expect_death(manager, manager.why, _DEAD_AFTER)
         else:
-            self._bury(manager, failed=state not in {"stopping", "found"})
+            self._bury(manager, failed=state not in (ManagerState.STOPPING, ManagerState.FOUND))
 
     def _expect_death(self, manager: ManagerRecord, why: str, patience: float) -> None:
         """Tell a manager to end that is given up; until it has, what it runs is not run again."""
-        has_come = manager.greeted_at is not None or manager.state == "found"
-        manager.state = "over"
+        has_come = manager.greeted_at is not None or manager.state is ManagerState.FOUND
+        manager.change(ManagerChange.GIVE_UP)
         manager.why = why
         manager.dead_at = time.monotonic() + patience
         self._send(manager.manager_id, [b"stop"])
@@ -333,6 +337,7 @@ class ManagerLifecycle:
         manager_id = manager.manager_id
         if self._managers.pop(manager_id, None) is None:
             return
+        manager.change(ManagerChange.DEAD)
         ends = list(self._launcher.spooled(manager_id))
         self._on_gone(manager, ends)
         if self._is_lost or not self.is_stopping:

@@ -22,6 +22,7 @@ from flux_endpoint.engine.workers.sizing import (
     to_start,
     to_withdraw,
 )
+from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
 from flux_endpoint.engine.workers.yielding import ResourceHolder, Site, room, to_drain
 
 #: Seconds that tasks wait before workers are started for them, so that those that come together
@@ -38,6 +39,8 @@ _START_PATIENCE = 60.0
 _BLIND_AFTER = 2.0
 #: Least seconds between two looks at who has to leave, or waits in vain.
 _REVIEW_AFTER = 0.05
+#: Managers that count as permanent workers.
+_STAYING = (ManagerState.FOUND, ManagerState.STARTING, ManagerState.READY)
 #: The urgency of managers' jobs, which is Flux's default.
 _URGENCY = 16
 
@@ -94,7 +97,7 @@ class ManagerRegistry:
     @property
     def ready(self) -> list[ManagerRecord]:
         """The managers that may get tasks."""
-        return [m for m in self.managers.values() if m.state == "ready"]
+        return [m for m in self.managers.values() if m.state is ManagerState.READY]
 
     @property
     def urgency(self) -> int:
@@ -133,13 +136,9 @@ class ManagerRegistry:
 
     def _force(self) -> Force:
         everyone = self.managers.values()
-        coming = [m for m in everyone if m.state == "starting"]
+        coming = [m for m in everyone if m.state is ManagerState.STARTING]
         return Force(
-            permanent=sum(
-                m.workers
-                for m in everyone
-                if m.permanent and m.state in {"found", "starting", "ready"}
-            ),
+            permanent=sum(m.workers for m in everyone if m.permanent and m.state in _STAYING),
             total=sum(m.workers for m in everyone),
             coming=sum(m.workers for m in coming),
             free=sum(m.free for m in everyone),
@@ -185,7 +184,7 @@ class ManagerRegistry:
         return [self.managers[name] for name in to_withdraw(pieces, backlog, step, left)]
 
     def _pending(self) -> list[ManagerRecord]:
-        starting = (m for m in self.managers.values() if m.state == "starting")
+        starting = (m for m in self.managers.values() if m.state is ManagerState.STARTING)
         return [m for m in starting if m.allocated_at is None]
 
     # Shrinking
@@ -195,13 +194,13 @@ class ManagerRegistry:
         return [
             m
             for m in self.managers.values()
-            if (m.state == "draining" and not m.tasks)
+            if (m.state is ManagerState.DRAINING and not m.tasks)
             or (self._is_spare(m) and now >= m.idle_since + self._idle_timeout)
         ]
 
     @staticmethod
     def _is_spare(manager: ManagerRecord) -> bool:
-        return manager.state == "ready" and not manager.tasks and not manager.permanent
+        return manager.state is ManagerState.READY and not manager.tasks and not manager.permanent
 
     # Making room for jobs
 
@@ -252,8 +251,8 @@ class ManagerRegistry:
             node=manager.place,
             amount=manager.amount,
             running=min(len(manager.tasks), manager.workers),
-            leaving=manager.state in {"draining", "stopping", "leaving", "over"},
-            stays=manager.state in {"starting", "ready"}
+            leaving=manager.state is ManagerState.DRAINING or manager.state.is_ending,
+            stays=manager.state in (ManagerState.STARTING, ManagerState.READY)
             and now < max(self._end_of_turn(manager), self._due)
             and self._has_a_turn(manager, backlog),
         )
@@ -293,13 +292,13 @@ class ManagerRegistry:
         draining, unborn, kept = [], [], []
         for name, manager in self.managers.items():
             if name not in leaving:
-                if manager.state == "draining" and manager.is_current:
-                    manager.state = "ready"
+                if manager.state is ManagerState.DRAINING and manager.is_current:
+                    manager.change(ManagerChange.KEEP)
                     kept.append(manager)
-            elif manager.state == "ready":
-                manager.state = "draining"
+            elif manager.state is ManagerState.READY:
+                manager.change(ManagerChange.DRAIN)
                 draining.append(manager)
-            elif manager.state == "starting":
+            elif manager.state is ManagerState.STARTING:
                 unborn.append(manager)
         return Review(tuple(draining), tuple(unborn), tuple(kept))
 
@@ -329,11 +328,11 @@ class ManagerRegistry:
 
     def counters(self) -> dict[str, int]:
         """Return what the status report says of the managers."""
-        serving = [m for m in self.managers.values() if m.state in {"ready", "draining"}]
+        serving = [m for m in self.managers.values() if m.state.is_serving]
         return {
             "managers": len(serving),
             "active_managers": sum(1 for m in serving if m.tasks),
-            "draining_managers": sum(1 for m in serving if m.state == "draining"),
+            "draining_managers": sum(1 for m in serving if m.state is ManagerState.DRAINING),
             "worker_nodes": len({m.place for m in serving}),
             "total_workers": sum(m.workers for m in serving),
             "idle_workers": sum(max(0, m.workers - len(m.tasks)) for m in serving),

@@ -35,6 +35,7 @@ from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
 from flux_endpoint.engine.workers.sizing import Limits
 from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.spool import SpooledEnd
+from flux_endpoint.engine.workers.states import ManagerState
 from flux_endpoint.engine.workers.yielding import Site
 
 log = logging.getLogger(__name__)
@@ -282,7 +283,7 @@ class WorkerPool:
                 self._greeted(manager, json.loads(parts[0]))
             case b"held" if parts[0] == manager.question:
                 self._told_what_is_held(manager, json.loads(parts[1]))
-            case _ if manager.state == "found":
+            case _ if manager.state is ManagerState.FOUND:
                 pass  # nothing counts before
             case b"ends":
                 self._take_ends(manager, parts)
@@ -304,20 +305,20 @@ class WorkerPool:
 
     def _greeted(self, manager: ManagerRecord, greeting: dict[str, Any]) -> None:
         match manager.state:
-            case "starting":
+            case ManagerState.STARTING:
                 self._lifecycle.greeted(manager, greeting["host"])
                 self._socket.send(manager.manager_id, [b"go"])
-            case "found" | "ready" | "draining":
+            case ManagerState.FOUND | ManagerState.READY | ManagerState.DRAINING:
                 manager.host = greeting["host"]
                 manager.asked = list(manager.tasks)
                 manager.question = os.urandom(8)
                 self._socket.send(manager.manager_id, [b"held?", manager.question])
-            case "stopping" | "over":
+            case ManagerState.STOPPING | ManagerState.UNEXPLAINED | ManagerState.OVER:
                 self._socket.send(manager.manager_id, [b"stop"])  # it may not have had the first
 
     def _told_what_is_held(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
         manager.question = b""
-        if manager.state != "found":
+        if manager.state is not ManagerState.FOUND:
             if manager.awaits_go:  # it broke off before all tasks of before were here
                 return
             unwanted = self._book.reconcile(manager, held)
@@ -358,13 +359,13 @@ class WorkerPool:
         And for all that wait on one whose workers are to end.
         """
         for manager in self._managers.values():
-            if manager.state == "draining" and self._is_stuck(manager):
+            if manager.state is ManagerState.DRAINING and self._is_stuck(manager):
                 self._take_back(manager, len(manager.tasks))
         wanted = sum(m.free for m in self._managers.values())
         if self._waiting or self._lifecycle.is_stopping or not wanted:
             return
         for manager in self._managers.values():
-            if wanted > 0 and manager.state == "ready" and self._is_stuck(manager):
+            if wanted > 0 and manager.state is ManagerState.READY and self._is_stuck(manager):
                 count = min(wanted, manager.surplus)
                 self._take_back(manager, count)
                 wanted -= count

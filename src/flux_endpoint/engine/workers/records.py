@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
-
-#: "found": of before a restart, and has not said what it holds; "starting": it has not greeted us;
-#: "ready"; "draining": it gets no more tasks, and ends when those that it runs have ended;
-#: "stopping": it was told to end; "leaving": it ends, and how its job ended is not known yet;
-#: "over": its job has ended, and its processes may not have.
-ManagerState = Literal["found", "starting", "ready", "draining", "stopping", "leaving", "over"]
+from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
 
 
 @dataclass(eq=False)
@@ -45,7 +39,7 @@ class ManagerRecord:
     permanent: bool = False
     #: What it has of its node.
     amount: Amount = field(default_factory=Amount)
-    state: ManagerState = "starting"
+    state: ManagerState = ManagerState.STARTING
     #: Monotonic times at which its job was submitted, lacked nothing but resources, and had them,
     #: and at which it came up.
     submitted_at: float = 0.0
@@ -77,6 +71,10 @@ class ManagerRecord:
     why: str = ""
     dead_at: float = math.inf
 
+    def change(self, event: ManagerChange) -> None:
+        """Take note of what happens to it; what means nothing in its state changes nothing."""
+        self.state = MANAGER_STATES.after(self.state, event)
+
     @property
     def is_known_dead(self) -> bool:
         """Whether Flux has ended its processes; of a node that is lost to Flux, nobody knows."""
@@ -96,11 +94,11 @@ class ManagerRecord:
     @property
     def free(self) -> int:
         """How many of its workers have nothing to do."""
-        return max(0, self.workers - len(self.tasks)) if self.state == "ready" else 0
+        return max(0, self.workers - len(self.tasks)) if self.state is ManagerState.READY else 0
 
     @property
     def surplus(self) -> int:
         """How many of its tasks wait for a worker."""
-        if self.state not in {"ready", "draining"}:
+        if not self.state.is_serving:
             return 0
         return max(0, len(self.tasks) - self.workers)
