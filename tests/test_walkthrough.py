@@ -1,0 +1,26 @@
+"""The walk through the code names files that are there; a task's way grows no longer unseen."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
+#: The most files that a task may pass, by the heading of its walk.
+MOST = {"A function, from `submit` to its future": 50, "An MPI job": 30, "A kill": 15}
+
+
+def files_of(text: str) -> set[str]:
+    return set(re.findall(r"`([a-z_/]+\.py)`", text))
+
+
+def test_every_file_is_there() -> None:
+    missing = [name for name in files_of(TEXT) if not (ROOT / "src/flux_endpoint" / name).is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("heading", MOST)
+def test_a_walk_is_short(heading: str) -> None:
+    walks = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
+    assert 0 < len(files_of(walks[heading])) <= MOST[heading]
