@@ -109,3 +109,11 @@ def test_backends_that_are_closed_leave_no_descriptors(flux_uri: str):
         return descriptors() <= before
 
     until(closed)
+
+
+def test_bindings_that_keep_futures_otherwise_are_told(backend, flux_module, caplog, monkeypatch):
+    flux_futures.mend_executor(flux_module)
+    assert not caplog.text
+    monkeypatch.setattr(flux_futures, "_WAITING", "_NOT_THERE")
+    flux_futures.mend_executor(flux_module)
+    assert "the end of a job may be missed" in caplog.text

@@ -12,11 +12,17 @@ belong: at their last answer, or once their thread has ended.
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
 import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+#: Where the bindings keep futures with a callback; private to them.
+_WAITING = "_THEN_HANDLES"
 #: The functions of `flux.job.executor` whose futures FluxExecutor gives a callback.
 _MADE_BY_EXECUTOR = ("submit_async", "event_watch_async")
 
@@ -59,6 +65,11 @@ def end_orphans() -> None:
 
 def mend_executor(flux: ModuleType) -> None:
     """Have the futures behind `flux.job.FluxExecutor` end on its threads, in this process."""
+    if not hasattr(_bindings(), _WAITING):
+        log.warning(
+            "Flux's Python bindings keep their futures in another way than those of the releases "
+            "that this is tested with: the end of a job may be missed when Python's collector runs"
+        )
     module = flux.job.executor
     for name in _MADE_BY_EXECUTOR:
         made = getattr(module, name)
@@ -89,9 +100,12 @@ class _Then:
 
 def _waiting() -> dict[Any, int]:
     """Return the bindings' futures that are to be called, and how often each is so far."""
-    module = __import__("flux.future", fromlist=["future"])
-    found: dict[Any, int] = getattr(module, "_THEN_HANDLES", {})
+    found: dict[Any, int] = getattr(_bindings(), _WAITING, {})
     return found
+
+
+def _bindings() -> ModuleType:
+    return importlib.import_module("flux.future")
 
 
 def _end(future: Any) -> None:
