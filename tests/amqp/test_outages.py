@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 
 import pytest
@@ -244,3 +246,40 @@ def test_rejections_survive_a_cut_as_redeliveries(
     proxy.cut()
     hand.put(queue, *[b"later-" + body for body in numbered(50)])
     sink.wait(lambda items: len({delivery.body for delivery in items}) == 100)
+
+
+def test_an_error_within_pika_costs_a_connection_and_not_its_thread(
+    connect: Connect, queue: str, hand: Hand
+) -> None:
+    states, sink = States(), Sink()
+    connection = connect(on_state=states)
+    connection.consume(queue, sink, prefetch=10)
+    states.wait_state("connected")
+
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    connection._ioloop.add_callback_threadsafe(fail)
+    states.wait_state("connected", "lost", "connected")
+    hand.put(queue, b"after")
+    assert [each.body for each in sink.wait_for(1)] == [b"after"]
+    connection.publish("", queue, b"published").result(PATIENCE)
+
+
+def test_an_error_within_pika_during_an_attempt_is_followed_by_another(
+    url: str, queue: str, hand: Hand
+) -> None:
+    states, sink = States(), Sink()
+    connection = AmqpConnection(url, name="fails", on_state=states, max_backoff=0.3)
+
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    connection._ioloop.add_callback_threadsafe(fail)  # before anything of the attempt's
+    connection.start()
+    connection.consume(queue, sink, prefetch=10)
+    states.wait_state("unreachable", "connected")
+    hand.put(queue, b"after")
+    sink.wait_for(1)
+    connection.close()
+    assert sink.bodies == [b"after"]

@@ -46,7 +46,6 @@ TWO_RANKS = {"num_nodes": 1, "ranks_per_node": 2}
 OFFICIAL = """
 import json, os, sys
 from globus_compute_sdk import Client, Executor, MPIFunction, ShellFunction
-from waiting import until
 
 def area(width, height=2):
     return width * height

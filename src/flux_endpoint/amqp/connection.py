@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,8 @@ __all__ = ["AmqpConnection", "ConnectionState", "StateChange"]
 #: Seconds before the second attempt to connect; doubled with each attempt until a connection has
 #: lasted for `max_backoff` seconds, so that one that ends at once is not made in a tight loop.
 _FIRST_BACKOFF = 0.2
+#: Seconds after an error within pika before the connection is made anew.
+_AFTER_ERROR = 0.1
 #: Bytes of message bodies that may await their confirm.
 _MAX_UNCONFIRMED_BYTES = 64 << 20
 #: Seconds that the broker may take to answer our closing.
@@ -91,6 +94,8 @@ class AmqpConnection:
         self._consumers: list[Consumer] = []
         self._failures = 0
         self._attempting = False
+        #: Counts attempts: what is heard of an earlier one means nothing.
+        self._number = 0
         self._since = 0.0
         self._ready = False
         self._closing = False
@@ -269,9 +274,33 @@ class AmqpConnection:
     def _run(self) -> None:
         self._attempt()
         try:
-            self._ioloop.start()
+            while not self._ended:
+                try:
+                    self._ioloop.start()
+                except Exception as error:  # noqa: BLE001 - whatever pika's callbacks let out
+                    self._interrupted(error)
         finally:
             self._end()
+
+    def _interrupted(self, error: Exception) -> None:
+        """Make the connection anew after an error within pika, such as "too many open files"."""
+        logs.event(
+            log,
+            logging.WARNING,
+            "a connection to the broker is made anew after an error",
+            name=self._name,
+            reason=repr(error),
+        )
+        time.sleep(_AFTER_ERROR)  # should the error come each time
+        connection = self._connection
+        if self._attempting:
+            self._number += 1
+            if connection is not None:
+                with suppress(Exception):  # it may be in any state
+                    connection.close()
+            self._not_connected(str(error) or type(error).__name__)
+        elif connection is not None:
+            connection.abort()  # its end follows
 
     def _end(self) -> None:
         self._ended = True
@@ -329,15 +358,26 @@ class AmqpConnection:
         try:
             self._address = address_of(url)
             parameters = connection_parameters(url, name=self._name, heartbeat=self._heartbeat)
+            self._number += 1
             self._connection = WireConnection(
                 parameters,
-                on_open_callback=self._opened,
-                on_open_error_callback=self._refused,
-                on_close_callback=self._lost,
+                on_open_callback=self._if_current(self._opened),
+                on_open_error_callback=self._if_current(self._refused),
+                on_close_callback=self._if_current(self._lost),
                 custom_ioloop=self._ioloop,
             )
         except Exception as error:  # noqa: BLE001 - whatever a wrong URL makes of it
             self._not_connected(str(error) or type(error).__name__)
+
+    def _if_current(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """Return a callback of the connection that is made now; a later one silences it."""
+        number = self._number
+
+        def current(*args: Any) -> None:
+            if number == self._number:
+                callback(*args)
+
+        return current
 
     def _retry(self, state: ConnectionState, reason: str) -> None:
         longest = min(self._max_backoff, _FIRST_BACKOFF * 2 ** min(self._failures, 16))
