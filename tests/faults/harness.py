@@ -118,6 +118,9 @@ class Stack:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the stack does not come up:\n{self.said()}")
             time.sleep(0.1)
+        # What is not found is not killed either, and a run would promise more than it has seen.
+        if missing := [what for what in ("agent", "service", "broker") if not self.processes(what)]:
+            raise SystemExit(f"these parts of the stack are not found: {', '.join(missing)}")
 
     def stop(self) -> None:
         assert self._process is not None
@@ -174,9 +177,9 @@ class Stack:
         above = parent.cmdline() if parent is not None else []
         match what:
             case "agent":
-                return command[1:4] == ["-m", "flux_endpoint", "start"]
+                return _module(command)[:2] == ["flux_endpoint", "start"]
             case "service":
-                return command[1:5] == ["-m", "flux_endpoint", "service", "run"]
+                return _module(command)[:3] == ["flux_endpoint", "service", "run"]
             case "broker":
                 return process.name() == "beam.smp"
             case "manager":
@@ -185,6 +188,11 @@ class Stack:
                 over = parent.parent() if parent is not None else None
                 deep = over is not None and MANAGER in over.cmdline()
                 return MANAGER in command and MANAGER in above and deep
+
+
+def _module(command: list[str]) -> list[str]:
+    """Return the module that Python runs in a process, and its arguments."""
+    return command[command.index("-m") + 1 :] if "-m" in command else []
 
 
 class Faults:
