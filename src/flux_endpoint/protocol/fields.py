@@ -7,6 +7,7 @@ refuse a value, or a field take any amount of memory.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Annotated, Any
 
@@ -25,12 +26,13 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 _LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
 
 
-def bounded(value: Any, *, surrogates: bool = False) -> Any:
+def bounded(value: Any, *, reported: bool = False) -> Any:
     """Return `value`, as it was read from JSON, if it is within the bounds of a free-form field.
 
     Args:
         value: any value that `json.loads` returns.
-        surrogates: whether texts may hold lone surrogates, which UTF-8 can't express.
+        reported: whether it may hold what a program has come to and no request has: lone
+            surrogates, which UTF-8 can't express, and infinite numbers, which JSON can't.
 
     Raises:
         ValueError: it nests too deeply, is too large, or holds a number or text that can't be
@@ -47,7 +49,7 @@ def bounded(value: Any, *, surrogates: bool = False) -> Any:
         below: list[Any] = []
         for each in level:
             if isinstance(each, str):
-                characters += _length(each, surrogates=surrogates)
+                characters += _length(each, surrogates=reported)
             elif isinstance(each, dict):
                 below.extend(each)
                 below.extend(each.values())
@@ -55,6 +57,8 @@ def bounded(value: Any, *, surrogates: bool = False) -> Any:
                 below.extend(each)
             elif isinstance(each, int) and not _LEAST_INTEGER <= each <= _MOST_INTEGER:
                 raise ValueError("has an integer of more than 64 bits")
+            elif isinstance(each, float) and not (reported or math.isfinite(each)):
+                raise ValueError(f"has the number {each}, which JSON can't express")
         if characters > MAX_CHARACTERS:
             raise ValueError(f"has more than {MAX_CHARACTERS} characters")
         level, depth = below, depth + 1
@@ -65,7 +69,8 @@ def readable(value: Any) -> Any:
     """Return `value`, as it was read from JSON, with `?` for what a text shown to people must lack.
 
     Those are lone surrogates, which UTF-8 has not, and characters that control a terminal or the
-    direction of what follows; tabs and ends of lines stay.
+    direction of what follows; tabs and ends of lines stay. Numbers that JSON can't express are
+    `None`, as pydantic writes them.
     """
     match value:
         case str():
@@ -74,6 +79,8 @@ def readable(value: Any) -> Any:
             return {readable(key): readable(each) for key, each in value.items()}
         case list():
             return [readable(each) for each in value]
+        case float() if not math.isfinite(value):
+            return None
     return value
 
 
@@ -88,7 +95,7 @@ def _length(text: str, *, surrogates: bool) -> int:
 
 def _from_endpoint(value: Any) -> Any:
     # What an endpoint reports may quote any output of a program; it is written as ASCII.
-    return bounded(value, surrogates=True)
+    return bounded(value, reported=True)
 
 
 def _of_task(value: Any) -> Any:

@@ -7,6 +7,7 @@ forward.
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, gather, pack_bundle
 from flux_endpoint.errors import InvalidMessageError, PublishError, UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
-from flux_endpoint.protocol.fields import MAX_NANOSECONDS
+from flux_endpoint.protocol.fields import MAX_NANOSECONDS, readable
 from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
 from flux_endpoint.protocol.states import ActorName, TaskState
 from flux_endpoint.service.consumer import BatchConsumer
@@ -236,7 +237,10 @@ def _parse(body: bytes) -> tasks.TaskOutcome:
 
 def _dumped(result: Result) -> dict[str, Any]:
     statuses = result.task_statuses
-    return {"task_statuses": statuses and [each.model_dump(mode="json") for each in statuses]}
+    return {
+        "task_statuses": statuses and [each.model_dump(mode="json") for each in statuses],
+        "details": readable(result.details),
+    }
 
 
 def _is_plain(data: dict[str, Any]) -> bool:
@@ -263,7 +267,8 @@ def _is_plain(data: dict[str, Any]) -> bool:
 
 def _is_scalar(value: object) -> bool:
     is_number = isinstance(value, int) and abs(value) < MAX_NANOSECONDS
-    return is_number or isinstance(value, str | float | None)
+    is_number = is_number or (isinstance(value, float) and math.isfinite(value))
+    return is_number or isinstance(value, str | None)
 
 
 def _outcome(task_id: str, data: dict[str, Any]) -> tasks.TaskOutcome:
