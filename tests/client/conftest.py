@@ -20,8 +20,7 @@ import pytest
 from tests.client.service_world import RunningService, ThreadEndpoint
 
 from flux_endpoint import Client, Executor
-from flux_endpoint.client import executor as executor_module
-from flux_endpoint.client import exits
+from flux_endpoint.client import executor_settings, exits
 from flux_endpoint.client.threads import ClientThread
 from flux_endpoint.protocol.messages import (
     Result,
@@ -198,7 +197,7 @@ def service() -> Iterator[Service]:
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test has a task group of its own, and leaves no thread behind but the janitor's."""
-    monkeypatch.setattr(executor_module, "_default_groups", {})
+    monkeypatch.setattr(executor_settings, "_default_groups", {})
     monkeypatch.setattr(exits, "EXIT_FLUSH", 1.0)
     yield
     exits.end_all()

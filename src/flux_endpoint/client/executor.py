@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor as FuturesExecutor
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
-from uuid import UUID
 
 from flux_endpoint.client.backlog import PendingTask, SubmissionRoute
 from flux_endpoint.client.checks import (
     checked_batch_size,
-    checked_dict,
-    checked_port,
-    checked_resources,
     checked_seconds,
     is_int,
-    refuse_misspelt,
     refuse_unknown,
 )
 from flux_endpoint.client.client import Client, hardware_source
-from flux_endpoint.client.endpoints import find_endpoint
+from flux_endpoint.client.executor_settings import ExecutorSettings
 from flux_endpoint.client.exits import see_to_the_end
 from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.future import ComputeFuture
-from flux_endpoint.client.ids import UuidLike, as_optional_uuid, as_uuid
+from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.client.mapping import map_calls
 from flux_endpoint.client.registry import (
     FunctionRegistration,
     FunctionRegistry,
     serialize_call,
 )
-from flux_endpoint.client.results import from_document, resolve
-from flux_endpoint.client.stream import STATUS_CHUNK
+from flux_endpoint.client.reloading import reload_group
 from flux_endpoint.client.streams import ResultStreams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.jobid import parse_jobid
-from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
+from flux_endpoint.serialize import ComputeSerializer, Strategylike
 
 log = logging.getLogger(__name__)
 
 #: Seconds for which an unreachable service is tried again before tasks fail.
 GIVE_UP_AFTER = 600.0
-
-#: The groups of Executors that name none, by process and user.
-_default_groups: dict[tuple[int, tuple[str, str]], UUID] = {}
 
 _MPI_WITHOUT_RESOURCES = (
     "an MPIFunction is submitted without a resource_specification: its command runs once, on one "
@@ -62,7 +50,7 @@ _MPI_WITHOUT_RESOURCES = (
 )
 
 
-class Executor(FuturesExecutor):
+class Executor(ExecutorSettings, FuturesExecutor):
     """Runs functions on an endpoint; a `concurrent.futures.Executor`.
 
     Use it in a `with` statement, or call `shutdown` at the end. The block's end waits for all
@@ -121,8 +109,7 @@ class Executor(FuturesExecutor):
         refuse_unknown(type(self), unknown)
         self.client = client or Client()
         self.endpoint_id = endpoint_id
-        default_group = _default_groups.get(self._default_group_key)
-        self.task_group_id = task_group_id or default_group or uuid.uuid4()
+        self.task_group_id = task_group_id or self._default_group()
         self.resource_specification = resource_specification
         self.user_endpoint_config = user_endpoint_config
         self.label = label
@@ -148,120 +135,6 @@ class Executor(FuturesExecutor):
     def __repr__(self) -> str:
         label = f"{self.label!r}, " if self.label else ""
         return f"<Executor {label}endpoint {self.endpoint_id}, task group {self.task_group_id}>"
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Set an attribute; one that is nearly called like an argument is taken for a slip."""
-        if not name.startswith("_") and not hasattr(type(self), name):
-            refuse_misspelt(type(self), name)
-        super().__setattr__(name, value)
-
-    # What is set at construction or later.
-
-    @property
-    def endpoint_id(self) -> UUID | None:
-        """Where tasks run; assign a UUID, its text, or the endpoint's name."""
-        return self._endpoint_id
-
-    @endpoint_id.setter
-    def endpoint_id(self, value: UuidLike | None) -> None:
-        self._endpoint_id = (
-            None if value is None else find_endpoint(value, self.client.api, "endpoint_id")
-        )
-
-    @property
-    def task_group_id(self) -> UUID | None:
-        """The group of tasks submitted from now on; later Executors of the user use it by default.
-
-        Assign a UUID or its text to take up an earlier group. `None` begins a new one with the next
-        submission; until then there is none.
-        """
-        return self._task_group_id
-
-    @task_group_id.setter
-    def task_group_id(self, value: UuidLike | None) -> None:
-        group = as_optional_uuid(value, "task_group_id")
-        self._next_group = uuid.uuid4()  # one, whichever thread submits first
-        self._task_group_id = group
-        if group is not None:
-            _default_groups[self._default_group_key] = group
-
-    @property
-    def _default_group_key(self) -> tuple[int, tuple[str, str]]:
-        # A forked child and its parent are two clients, and a group belongs to one user.
-        return os.getpid(), self.client.api.identity
-
-    @property
-    def resource_specification(self) -> dict[str, Any] | None:
-        """Resources that each task asks for; a dictionary that JSON can hold."""
-        return self._resource_specification
-
-    @resource_specification.setter
-    def resource_specification(self, value: Mapping[str, Any] | None) -> None:
-        self._resource_specification = checked_resources(value)
-        self._checked = ""
-
-    @property
-    def user_endpoint_config(self) -> dict[str, Any] | None:
-        """Values for the endpoint's configuration template; a dictionary that JSON can hold."""
-        return self._user_endpoint_config
-
-    @user_endpoint_config.setter
-    def user_endpoint_config(self, value: Mapping[str, Any] | None) -> None:
-        self._user_endpoint_config = checked_dict(value, "user_endpoint_config")
-
-    @property
-    def batch_size(self) -> int:
-        """The most tasks in one request, at least 1."""
-        return self._submitter.batch_size
-
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        self._submitter.batch_size = checked_batch_size(value)
-
-    @property
-    def give_up_after(self) -> float:
-        """Seconds for which an unreachable service is tried again before tasks fail."""
-        return self._submitter.give_up_after
-
-    @give_up_after.setter
-    def give_up_after(self, value: float) -> None:
-        self._submitter.give_up_after = checked_seconds(value, "give_up_after")
-
-    @property
-    def amqp_port(self) -> int | None:
-        """Port of the message broker; `None` is the one that the service tells."""
-        return self._streams.amqp_port
-
-    @amqp_port.setter
-    def amqp_port(self, value: int | None) -> None:
-        self._streams.amqp_port = checked_port(value)
-
-    @property
-    def serializer(self) -> ComputeSerializer:
-        """Turns functions and arguments into text, and results back: the client's serializer."""
-        return self.client.fx_serializer
-
-    @serializer.setter
-    def serializer(self, value: ComputeSerializer) -> None:
-        if not isinstance(value, ComputeSerializer):
-            raise TypeError(
-                f"Expected ComputeSerializer, got {type(value).__name__}: set "
-                "executor.serializer = ComputeSerializer(...)"
-            )
-        self.client.fx_serializer = value
-
-    @property
-    def result_serializers(self) -> Sequence[Strategylike] | None:
-        """Strategies for the endpoint to try on each result, in order; `None`: its defaults."""
-        return self._result_serializers
-
-    @result_serializers.setter
-    def result_serializers(self, value: Iterable[Strategylike] | None) -> None:
-        self._result_serializers = None if value is None else list(value)
-        self._result_serializer_paths = tuple(
-            validate_strategylike(strategy).import_path
-            for strategy in self._result_serializers or ()
-        )
 
     @property
     def task_count_submitted(self) -> int:
@@ -475,37 +348,15 @@ class Executor(FuturesExecutor):
         under_way: Future[None] = Future()  # a shutdown waits until the tasks are followed
         self._submitter.track(under_way)
         try:
-            return self._reload(group)
+            return reload_group(
+                group,
+                self.client.api,
+                self._streams,
+                self.serializer.deserialize,
+                self._submitter.track,
+            )
         finally:
             under_way.set_result(None)
-
-    def _reload(self, group: str) -> list[ComputeFuture]:
-        api = self.client.api
-        futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
-        for future in futures.values():
-            future.set_running_or_notify_cancel()
-            future._load = self.serializer.deserialize
-            future._events = self._streams.events
-        ended = self._resolve_ended(futures)
-        pending = [future for task_id, future in futures.items() if task_id not in ended]
-        if pending:
-            # Whatever ends between the two questions, the stream asks again once it follows them.
-            for future in self._streams.get(group).follow(pending):
-                futures[future.task_id or ""] = future
-                self._submitter.track(future)
-        return list(futures.values())
-
-    def _resolve_ended(self, futures: dict[str, ComputeFuture]) -> set[str]:
-        ids = list(futures)
-        ended: set[str] = set()
-        for start in range(0, len(ids), STATUS_CHUNK):
-            documents = self.client.api.batch_status(ids[start : start + STATUS_CHUNK])
-            for task_id, document in documents.items():
-                end = from_document({**document, "task_id": task_id})
-                if end is not None and task_id in futures:
-                    resolve(futures[task_id], end)
-                    ended.add(task_id)
-        return ended
 
     def _put(
         self,
@@ -523,32 +374,6 @@ class Executor(FuturesExecutor):
         future._events = self._streams.events
         self._submitter.put(PendingTask(future, route, function, payload))
         return future
-
-    def _route(self) -> SubmissionRoute:
-        if self._endpoint_id is None:
-            raise ValueError(
-                "No endpoint_id set: pass it to the constructor, Executor(endpoint_id=...), or "
-                "assign executor.endpoint_id; `flux-endpoint list` shows yours"
-            )
-        # Dumped each time: the dictionaries may have been changed in place.
-        resources, config = self._resource_specification, self._user_endpoint_config
-        wanted = json.dumps(resources, sort_keys=True) if resources else ""
-        if wanted != self._checked:
-            checked_resources(resources)
-            self._checked = wanted
-        return SubmissionRoute(
-            self._group(),
-            str(self._endpoint_id),
-            wanted,
-            json.dumps(config, sort_keys=True) if config else "",
-            self._result_serializer_paths,
-        )
-
-    def _group(self) -> str:
-        """Return the group of a task that is submitted now."""
-        if self._task_group_id is None:
-            self.task_group_id = self._next_group
-        return str(self._task_group_id)
 
     # The end.
 

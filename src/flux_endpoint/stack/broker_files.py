@@ -156,6 +156,7 @@ def write_configuration(
         "management.tcp.port": identity.management_port,
         # Only connections are asked for, and these it knows without statistics.
         "management.disable_stats": "true",
+        "management.rates_mode": "none",  # else RabbitMQ counts each message for each exchange
         "management_agent.disable_metrics_collector": "true",
     }
     text = "".join(f"{key} = {value}\n" for key, value in settings.items())

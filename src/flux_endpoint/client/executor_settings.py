@@ -1,0 +1,181 @@
+"""What an Executor is set to: checked when it is assigned, read when a task is submitted."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from flux_endpoint.client.backlog import SubmissionRoute
+from flux_endpoint.client.checks import (
+    checked_batch_size,
+    checked_dict,
+    checked_port,
+    checked_resources,
+    checked_seconds,
+    refuse_misspelt,
+)
+from flux_endpoint.client.client import Client
+from flux_endpoint.client.endpoints import find_endpoint
+from flux_endpoint.client.ids import UuidLike, as_optional_uuid
+from flux_endpoint.client.streams import ResultStreams
+from flux_endpoint.client.submitter import Submitter
+from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
+
+#: The groups of Executors that name none, by process and user.
+_default_groups: dict[tuple[int, tuple[str, str]], UUID] = {}
+
+
+class ExecutorSettings:
+    """The attributes of an Executor that may be assigned at any time.
+
+    The Executor sets `client`, `_streams` and `_submitter`, which some of them belong to, first.
+    """
+
+    client: Client
+    _streams: ResultStreams
+    _submitter: Submitter
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; one that is nearly called like an argument is taken for a slip."""
+        if not name.startswith("_") and not hasattr(type(self), name):
+            refuse_misspelt(type(self), name)
+        super().__setattr__(name, value)
+
+    @property
+    def endpoint_id(self) -> UUID | None:
+        """Where tasks run; assign a UUID, its text, or the endpoint's name."""
+        return self._endpoint_id
+
+    @endpoint_id.setter
+    def endpoint_id(self, value: UuidLike | None) -> None:
+        self._endpoint_id = (
+            None if value is None else find_endpoint(value, self.client.api, "endpoint_id")
+        )
+
+    @property
+    def task_group_id(self) -> UUID | None:
+        """The group of tasks submitted from now on; later Executors of the user use it by default.
+
+        Assign a UUID or its text to take up an earlier group. `None` begins a new one with the next
+        submission; until then there is none.
+        """
+        return self._task_group_id
+
+    @task_group_id.setter
+    def task_group_id(self, value: UuidLike | None) -> None:
+        group = as_optional_uuid(value, "task_group_id")
+        self._next_group = uuid.uuid4()  # one, whichever thread submits first
+        self._task_group_id = group
+        if group is not None:
+            _default_groups[self._default_group_key] = group
+
+    def _default_group(self) -> UUID:
+        return _default_groups.get(self._default_group_key) or uuid.uuid4()
+
+    @property
+    def _default_group_key(self) -> tuple[int, tuple[str, str]]:
+        # A forked child and its parent are two clients, and a group belongs to one user.
+        return os.getpid(), self.client.api.identity
+
+    @property
+    def resource_specification(self) -> dict[str, Any] | None:
+        """Resources that each task asks for; a dictionary that JSON can hold."""
+        return self._resource_specification
+
+    @resource_specification.setter
+    def resource_specification(self, value: Mapping[str, Any] | None) -> None:
+        self._resource_specification = checked_resources(value)
+        self._checked = ""
+
+    @property
+    def user_endpoint_config(self) -> dict[str, Any] | None:
+        """Values for the endpoint's configuration template; a dictionary that JSON can hold."""
+        return self._user_endpoint_config
+
+    @user_endpoint_config.setter
+    def user_endpoint_config(self, value: Mapping[str, Any] | None) -> None:
+        self._user_endpoint_config = checked_dict(value, "user_endpoint_config")
+
+    @property
+    def batch_size(self) -> int:
+        """The most tasks in one request, at least 1."""
+        return self._submitter.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._submitter.batch_size = checked_batch_size(value)
+
+    @property
+    def give_up_after(self) -> float:
+        """Seconds for which an unreachable service is tried again before tasks fail."""
+        return self._submitter.give_up_after
+
+    @give_up_after.setter
+    def give_up_after(self, value: float) -> None:
+        self._submitter.give_up_after = checked_seconds(value, "give_up_after")
+
+    @property
+    def amqp_port(self) -> int | None:
+        """Port of the message broker; `None` is the one that the service tells."""
+        return self._streams.amqp_port
+
+    @amqp_port.setter
+    def amqp_port(self, value: int | None) -> None:
+        self._streams.amqp_port = checked_port(value)
+
+    @property
+    def serializer(self) -> ComputeSerializer:
+        """Turns functions and arguments into text, and results back: the client's serializer."""
+        return self.client.fx_serializer
+
+    @serializer.setter
+    def serializer(self, value: ComputeSerializer) -> None:
+        if not isinstance(value, ComputeSerializer):
+            raise TypeError(
+                f"Expected ComputeSerializer, got {type(value).__name__}: set "
+                "executor.serializer = ComputeSerializer(...)"
+            )
+        self.client.fx_serializer = value
+
+    @property
+    def result_serializers(self) -> Sequence[Strategylike] | None:
+        """Strategies for the endpoint to try on each result, in order; `None`: its defaults."""
+        return self._result_serializers
+
+    @result_serializers.setter
+    def result_serializers(self, value: Iterable[Strategylike] | None) -> None:
+        self._result_serializers = None if value is None else list(value)
+        self._result_serializer_paths = tuple(
+            validate_strategylike(strategy).import_path
+            for strategy in self._result_serializers or ()
+        )
+
+    def _route(self) -> SubmissionRoute:
+        if self._endpoint_id is None:
+            raise ValueError(
+                "No endpoint_id set: pass it to the constructor, Executor(endpoint_id=...), or "
+                "assign executor.endpoint_id; `flux-endpoint list` shows yours"
+            )
+        # Dumped each time: the dictionaries may have been changed in place.
+        resources, config = self._resource_specification, self._user_endpoint_config
+        wanted = json.dumps(resources, sort_keys=True) if resources else ""
+        if wanted != self._checked:
+            checked_resources(resources)
+            self._checked = wanted
+        return SubmissionRoute(
+            self._group(),
+            str(self._endpoint_id),
+            wanted,
+            json.dumps(config, sort_keys=True) if config else "",
+            self._result_serializer_paths,
+        )
+
+    def _group(self) -> str:
+        """Return the group of a task that is submitted now."""
+        if self._task_group_id is None:
+            self.task_group_id = self._next_group
+        return str(self._task_group_id)

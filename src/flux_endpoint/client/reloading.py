@@ -1,0 +1,61 @@
+"""Futures for the tasks of a group that somebody submitted before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from flux_endpoint.client.api import ServiceApi
+from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.results import from_document, resolve
+from flux_endpoint.client.stream import STATUS_CHUNK
+from flux_endpoint.client.streams import ResultStreams
+
+
+def reload_group(
+    group: str,
+    api: ServiceApi,
+    streams: ResultStreams,
+    load: Callable[[str], Any],
+    track: Callable[[Future[Any]], None],
+) -> list[ComputeFuture]:
+    """Return a future for each task of a group.
+
+    Args:
+        group: its id.
+        api: the service.
+        streams: where results come from.
+        load: turns the text of a result into its value.
+        track: given each future that is not done.
+
+    Raises:
+        ServiceError: the service does not know the group, or it is somebody else's.
+        ServiceUnreachableError: the service can't be reached.
+    """
+    futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
+    for future in futures.values():
+        future.set_running_or_notify_cancel()
+        future._load = load
+        future._events = streams.events
+    ended = _resolve_ended(futures, api)
+    pending = [future for task_id, future in futures.items() if task_id not in ended]
+    if pending:
+        # Whatever ends between the two questions, the stream asks again once it follows them.
+        for future in streams.get(group).follow(pending):
+            futures[future.task_id or ""] = future
+            track(future)
+    return list(futures.values())
+
+
+def _resolve_ended(futures: dict[str, ComputeFuture], api: ServiceApi) -> set[str]:
+    ids = list(futures)
+    ended: set[str] = set()
+    for start in range(0, len(ids), STATUS_CHUNK):
+        documents = api.batch_status(ids[start : start + STATUS_CHUNK])
+        for task_id, document in documents.items():
+            end = from_document({**document, "task_id": task_id})
+            if end is not None and task_id in futures:
+                resolve(futures[task_id], end)
+                ended.add(task_id)
+    return ended
