@@ -6,17 +6,14 @@ import gc
 import threading
 import uuid
 
-import pytest
-
 from flux_endpoint import Client, Executor
-from flux_endpoint.client import event_streams, streams
+from flux_endpoint.client import streams
 
 
-@pytest.mark.parametrize("lock", [streams._shared.lock, event_streams._shared.lock])
-def test_collecting_one_waits_for_no_lock(client: Client, lock) -> None:
+def test_collecting_one_waits_for_no_lock(client: Client) -> None:
     executors = [Executor(uuid.uuid4(), client)]
     collector = threading.Thread(target=lambda: (executors.clear(), gc.collect()), daemon=True)
-    with lock:  # as a thread has it that is just then starting a stream
+    with streams._shared.lock:  # as a thread has it that is just then starting a stream
         collector.start()
         collector.join(10)
         assert not collector.is_alive()

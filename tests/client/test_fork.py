@@ -59,13 +59,12 @@ def test_the_child_may_make_an_executor_of_its_own(run_script: Any) -> None:
 #: A fork while another thread has all locks that the Executors of a process share.
 FORK_AMID = """\
     import threading
-    from flux_endpoint.client import event_streams, future as futures, streams
+    from flux_endpoint.client import future as futures, streams
     locked, forked = threading.Event(), threading.Event()
     def hold():
-        with event_streams._shared.lock, streams._shared.lock:
-            with futures._recording, futures._submitted:
-                locked.set()
-                forked.wait()
+        with streams._shared.lock, futures._recording, futures._submitted:
+            locked.set()
+            forked.wait()
     os.register_at_fork(before=lambda: (threading.Thread(target=hold).start(), locked.wait()))
     os.register_at_fork(after_in_parent=forked.set)
     child = os.fork()

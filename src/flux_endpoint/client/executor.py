@@ -30,7 +30,7 @@ from flux_endpoint.client.registry import (
     serialize_call,
 )
 from flux_endpoint.client.reloading import reload_group
-from flux_endpoint.client.streams import ResultStreams
+from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.functions import MPIFunction, ShellFunction
@@ -115,7 +115,7 @@ class Executor(ExecutorSettings, FuturesExecutor):
         self.label = label
         if serializer is not None:
             self.serializer = serializer
-        self._streams = ResultStreams(self.client.api)
+        self._streams = Streams(self.client.api)
         self.amqp_port = amqp_port
         self.result_serializers = result_serializers
         self._functions = FunctionRegistry()
@@ -291,7 +291,7 @@ class Executor(ExecutorSettings, FuturesExecutor):
         )
         future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
         future._load = self.serializer.deserialize
-        future._events = self._streams.events
+        future._events = self._streams
         future._job_record().set_jobid(number)
         self._submitter.put(PendingTask(future, route, FunctionRegistration("attach"), ""))
         return future
@@ -371,7 +371,7 @@ class Executor(ExecutorSettings, FuturesExecutor):
         )
         future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
         future._load = serializer.deserialize
-        future._events = self._streams.events
+        future._events = self._streams
         self._submitter.put(PendingTask(future, route, function, payload))
         return future
 

@@ -21,7 +21,7 @@ from flux_endpoint.client.checks import (
 from flux_endpoint.client.client import Client
 from flux_endpoint.client.endpoints import find_endpoint
 from flux_endpoint.client.ids import UuidLike, as_optional_uuid
-from flux_endpoint.client.streams import ResultStreams
+from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
@@ -36,7 +36,7 @@ class ExecutorSettings:
     """
 
     client: Client
-    _streams: ResultStreams
+    _streams: Streams
     _submitter: Submitter
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -6,8 +6,8 @@ import atexit
 import time
 import weakref
 
-from flux_endpoint.client.event_streams import end_event_streams
 from flux_endpoint.client.fork import Birthplace
+from flux_endpoint.client.streams import end_event_streams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import janitor
 

@@ -10,13 +10,13 @@ from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.results import from_document, resolve
 from flux_endpoint.client.stream import STATUS_CHUNK
-from flux_endpoint.client.streams import ResultStreams
+from flux_endpoint.client.streams import Streams
 
 
 def reload_group(
     group: str,
     api: ServiceApi,
-    streams: ResultStreams,
+    streams: Streams,
     load: Callable[[str], Any],
     track: Callable[[Future[Any]], None],
 ) -> list[ComputeFuture]:
@@ -37,12 +37,12 @@ def reload_group(
     for future in futures.values():
         future.set_running_or_notify_cancel()
         future._load = load
-        future._events = streams.events
+        future._events = streams
     ended = _resolve_ended(futures, api)
     pending = [future for task_id, future in futures.items() if task_id not in ended]
     if pending:
         # Whatever ends between the two questions, the stream asks again once it follows them.
-        for future in streams.get(group).follow(pending):
+        for future in streams.results(group).follow(pending):
             futures[future.task_id or ""] = future
             track(future)
     return list(futures.values())

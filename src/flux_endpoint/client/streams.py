@@ -1,26 +1,32 @@
-"""Which result streams this process has, and who uses them."""
+"""Which streams this process has, and which Executors use them."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from typing import TypeVar
 
 from flux_endpoint.client.api import ServiceApi
-from flux_endpoint.client.event_streams import EventStreams
+from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.group_stream import GroupStream
+from flux_endpoint.client.job import JobRecord
+from flux_endpoint.client.job_events import EventStream
 from flux_endpoint.client.stream import ResultStream
 
 #: Seconds that the orderly end of a stream may take before its user goes on without.
 CLOSE_TIMEOUT = 5.0
 
-_Key = tuple[int, tuple[str, str], str, int | None]
+_Key = tuple[int, type[GroupStream], tuple[str, str], str, int | None]
+_Stream = TypeVar("_Stream", ResultStream, EventStream)
 
 
 class _Shared:
+    """The streams of this process; its lock guards them, and the number of their users."""
+
     def __init__(self) -> None:
         self.renew_lock()
-        self.streams: dict[_Key, ResultStream] = {}
-        self.users: dict[_Key, int] = {}
+        self.streams: dict[_Key, GroupStream] = {}
 
     def renew_lock(self) -> None:
         self.lock = threading.Lock()
@@ -31,61 +37,94 @@ _shared = _Shared()
 os.register_at_fork(after_in_child=_shared.renew_lock)
 
 
-class ResultStreams:
-    """What one Executor uses of the streams that all Executors of the process share.
+class Streams:
+    """What one Executor and its futures use of the streams that all of the process share.
 
-    There is one stream for each service, task group and AMQP port. It ends with its last user.
+    There is one stream of results, and one of job events, for each service, task group and AMQP
+    port. That of results ends with its last user. That of events begins with the first future that
+    wants events, and ends when it has no user and no future wants anything more of it: so it may
+    outlive the Executors, or begin after them.
 
     Attributes:
-        events: streams of job events, which end with these.
+        api: the service.
+        amqp_port: port of the broker for streams begun from now on; `None` is the one in its URL.
     """
 
     def __init__(self, api: ServiceApi) -> None:
-        self.events = EventStreams(api)
-        self._api = api
-        self._mine: dict[_Key, ResultStream] = {}
-        self._ended: list[ResultStream] = []
+        self.api = api
+        self.amqp_port: int | None = None
+        self._mine: set[GroupStream] = set()
+        self._ending: list[GroupStream] = []
+        self._released = False
 
-    @property
-    def amqp_port(self) -> int | None:
-        """Port of the broker for streams begun from now on; `None` is the one in its URL."""
-        return self.events.amqp_port
-
-    @amqp_port.setter
-    def amqp_port(self, value: int | None) -> None:
-        self.events.amqp_port = value
-
-    def get(self, task_group_id: str) -> ResultStream:
-        """Return the stream of a task group, started if nobody uses it yet."""
-        # A forked child has no threads, hence no streams: its process id sets it apart.
-        key = (os.getpid(), self._api.identity, task_group_id, self.amqp_port)
+    def results(self, task_group_id: str) -> ResultStream:
+        """Return the stream of a task group's results, started if nobody uses it yet."""
         with _shared.lock:
-            stream = self._mine.get(key)
-            if stream is None:
-                stream = _shared.streams.get(key)
-                if stream is None:
-                    stream = ResultStream(self._api.background(), task_group_id, key[3])
-                    stream.start()
-                    _shared.streams[key] = stream
-                self._mine[key] = stream
-                _shared.users[key] = _shared.users.get(key, 0) + 1
-            return stream
+            return self._use(self._get(ResultStream, task_group_id))
+
+    def follow(self, future: ComputeFuture, job: JobRecord) -> None:
+        """Have `job` filled with the events of `future`'s task, whose id is known."""
+        with _shared.lock:
+            stream = self._get(EventStream, future.task_group_id or "")
+            if not self._released:
+                self._use(stream)
+            # Under the lock: a stream that is about to end looks into its inbox first.
+            stream.follow(future, job)
 
     def release(self) -> None:
-        """Stop using all streams; end those that nobody else uses."""
+        """Stop using all streams; those that nobody else uses end when they have nothing to do."""
         with _shared.lock:
-            for key, stream in self._mine.items():
-                _shared.users[key] -= 1
-                if not _shared.users[key]:
-                    del _shared.users[key], _shared.streams[key]
-                    stream.close()
-                    self._ended.append(stream)
+            self._released = True
+            for stream in self._mine:
+                stream.users -= 1
+                if not stream.users:
+                    stream.release()
+                    self._ending.append(stream)
             self._mine.clear()
-        self.events.release()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the streams that `release` ended are closed, at most `timeout` seconds."""
-        deadline = time.monotonic() + (CLOSE_TIMEOUT if timeout is None else timeout)
-        while self._ended:
-            self._ended.pop().join(max(0.0, deadline - time.monotonic()))
-        self.events.join(max(0.0, deadline - time.monotonic()))
+        """Wait until the streams that `release` let go have ended, at most `timeout` seconds."""
+        _join(self._ending, CLOSE_TIMEOUT if timeout is None else timeout)
+
+    def _get(self, kind: type[_Stream], task_group_id: str) -> _Stream:
+        # A forked child has no threads, hence no streams: its process id sets it apart.
+        key = (os.getpid(), kind, self.api.identity, task_group_id, self.amqp_port)
+        stream = _shared.streams.get(key)
+        if stream is None:
+            stream = kind(self.api.background(), task_group_id, self.amqp_port)
+            stream.start(_retire)
+            _shared.streams[key] = stream
+        assert isinstance(stream, kind)
+        return stream
+
+    def _use(self, stream: _Stream) -> _Stream:
+        if stream not in self._mine:
+            self._mine.add(stream)
+            stream.users += 1
+        return stream
+
+
+def end_event_streams(timeout: float) -> None:
+    """End all streams of events of this process, at most within `timeout` seconds."""
+    with _shared.lock:
+        keys = [key for key in _shared.streams if key[:2] == (os.getpid(), EventStream)]
+        streams = [_shared.streams.pop(key) for key in keys]
+    for stream in streams:
+        stream.close()
+    _join(streams, timeout)
+
+
+def _join(streams: list[GroupStream], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while streams:
+        streams.pop().join(max(0.0, deadline - time.monotonic()))
+
+
+def _retire(stream: GroupStream) -> bool:
+    """Forget `stream` if nobody uses it; runs on its thread."""
+    with _shared.lock:
+        if stream.users or not stream.is_idle:
+            return False
+        for key in [key for key, known in _shared.streams.items() if known is stream]:
+            del _shared.streams[key]
+        return True

@@ -18,7 +18,7 @@ from flux_endpoint.client.backlog import PendingTask, SubmissionBacklog, Submiss
 from flux_endpoint.client.backoff import delays
 from flux_endpoint.client.endpoint_watch import EndpointState, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
-from flux_endpoint.client.streams import ResultStreams
+from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.threads import ClientThread, on_client_thread
 from flux_endpoint.errors import ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
@@ -50,7 +50,7 @@ class Submitter:
     def __init__(
         self,
         api: ServiceApi,
-        streams: ResultStreams,
+        streams: Streams,
         *,
         label: str,
         batch_size: int,
@@ -202,7 +202,7 @@ class Submitter:
             by_function.setdefault(task.function.function_id or "", []).append(task)
         body = _submission(route, by_function)
         key = uuid.uuid4().hex
-        stream = self._streams.get(route.task_group_id)
+        stream = self._streams.results(route.task_group_id)
         stream.submission_begins()
         accepted: list[Accepted] = []
         answer: dict[str, Any] = {}
@@ -244,7 +244,7 @@ class Submitter:
         }
         if route.result_serializers:
             body["result_serializers"] = list(route.result_serializers)
-        stream = self._streams.get(route.task_group_id)
+        stream = self._streams.results(route.task_group_id)
         for task in tasks:
             key = uuid.uuid4().hex
             stream.submission_begins()

@@ -1,0 +1,274 @@
+"""What the streams of a task group share: a queue of their own, and questions to the service."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery
+from flux_endpoint.amqp.connection import StateChange
+from flux_endpoint.client.api import ServiceApi
+from flux_endpoint.client.backoff import delays
+from flux_endpoint.client.threads import ClientThread, owner_thread, start
+from flux_endpoint.errors import InvalidMessageError, ServiceError, ServiceUnreachableError
+from flux_endpoint.logs import event
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something that a stream asks the service.
+
+    Attributes:
+        ask: makes the request, on a thread where it may block; may raise `ServiceError`.
+        take: takes the answer, on the stream's thread.
+        fail: takes an error of the service, on the stream's thread; without it, an error ends the
+            asking, since the questions behind it would hardly do better.
+    """
+
+    ask: Callable[[], Any]
+    take: Callable[[Any], object]
+    fail: Callable[[ServiceError], object] | None = None
+
+
+class GroupStream(ABC):
+    """The consumer of its own queue of a task group.
+
+    One thread owns all that is mutable here. The methods that other threads call put a message
+    into its inbox; so does the AMQP connection for each delivery. The inbox needs no bound of its
+    own: the broker sends no more than `prefetch` deliveries ahead.
+
+    The service opens the queue before each attempt to connect, and again if the broker refuses it.
+    It is also asked for what came before the queue, or was lost with it.
+
+    Args:
+        api: the service.
+        task_group_id: the group.
+        amqp_port: port of the broker, if not the one that the service tells.
+
+    Attributes:
+        users: number of the Executors that use the stream; `streams` counts them, under its lock.
+    """
+
+    #: What the queue brings.
+    kind: ClassVar[Literal["results", "events"]]
+    #: Messages that the broker sends ahead of our acknowledgements.
+    prefetch: ClassVar[int]
+    #: Whether a message may have several parts, which are deliveries of their own.
+    bundles: ClassVar[bool] = False
+
+    def __init__(self, api: ServiceApi, task_group_id: str, amqp_port: int | None) -> None:
+        self.users = 0
+        self._api = api
+        self._group = task_group_id
+        self._amqp_port = amqp_port
+        self._client_id = str(uuid.uuid4())  # names our queue
+        self._name = f"{self.kind} {task_group_id[:8]}"
+        self._closing = threading.Event()
+        self._connection: AmqpConnection | None = None
+        self._consumer: Consumer | None = None
+        #: The connection is lost, and that was logged.
+        self._troubled = False
+        #: The broker has refused the queue since it was opened, and whether it is to be reopened.
+        self._refused = self._reopen = False
+        self._asker: ClientThread | None = None
+        self._retire: Callable[[GroupStream], bool] = lambda _: False
+        self._thread = owner_thread(
+            self._name,
+            f"the stream of {self.kind} of task group {task_group_id}",
+            after_turn=self._after_turn,
+            at_end=self._join_asker,
+        )
+
+    def start(self, retire: Callable[[GroupStream], bool]) -> None:
+        """Start the thread; the connection follows when there is something to wait for.
+
+        Args:
+            retire: asked on the thread, when there is neither a user nor anything to do; if it
+                returns true, the stream ends.
+        """
+        self._retire = retire
+        start(self._thread)
+
+    def release(self) -> None:
+        """Let the stream end when it has nothing more to do: the last user is gone."""
+        self._thread.post(lambda: None)  # a turn, after which it looks
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody has asked for anything that was not begun."""
+        return self._thread.is_idle
+
+    def close(self) -> None:
+        """Close the connection and end the thread, after what is in its inbox."""
+        self._closing.set()
+        self._thread.post(self._on_stop)
+
+    def join(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for the end that `close` began."""
+        self._thread.join(timeout)
+
+    # For the kinds of streams. All below runs on the stream's thread, unless it says otherwise.
+
+    @property
+    @abstractmethod
+    def _is_awaited(self) -> bool:
+        """Whether anybody waits for what the queue brings."""
+
+    @abstractmethod
+    def _take(self, delivery: Delivery) -> None:
+        """Take a delivery, and answer it.
+
+        Raises:
+            InvalidMessageError: it can't be read; nothing was done.
+        """
+
+    @abstractmethod
+    def _catch_up(self) -> None:
+        """Ask the service for what the queue may not have."""
+
+    @abstractmethod
+    def _questions(self) -> list[Question]:
+        """Return, and forget, what the service is to be asked."""
+
+    def _has_work(self) -> bool:
+        """Return whether there is something to do even if no Executor uses the stream."""
+        return False
+
+    def _next_look(self) -> float:
+        """Look at the clock after each turn; return the seconds until the next look."""
+        return math.inf
+
+    def _after_turn(self) -> float:
+        if not (self.users or self._has_work()) and self._retire(self):
+            self._on_stop()
+        return self._next_look()
+
+    def _on_stop(self) -> None:
+        self._closing.set()
+        if self._connection is not None:
+            self._connection.close()
+        self._thread.stop()
+
+    # The queue.
+
+    def _connect(self) -> None:
+        if self._connection is None:
+            connection = AmqpConnection(
+                self._url,
+                name=self._name,
+                on_state=lambda change: self._thread.post(lambda: self._on_state(change)),
+            )
+            with suppress(RuntimeError):  # the interpreter is about to exit
+                connection.start()
+                self._connection = connection
+
+    def _url(self) -> str:
+        """Open the queue. Runs on a thread of its own, before each attempt to connect."""
+        opened = self._open_queue()
+        # Before the connection is up: the queue keeps what comes from now on.
+        self._thread.post(partial(self._on_queue, opened))
+        return opened[0]
+
+    def _open_queue(self) -> tuple[str, str]:
+        return self._api.open_queue(self.kind, self._group, self._client_id, self._amqp_port)
+
+    def _on_queue(self, opened: tuple[str, str]) -> None:
+        """From now on the queue gets all messages; what came before is asked for."""
+        if self._consumer is None and self._connection is not None:
+            self._consumer = self._connection.consume(
+                opened[1],
+                lambda delivery: self._thread.post(lambda: self._on_delivery(delivery)),
+                prefetch=self.prefetch,
+                bundles=self.bundles,
+                on_refused=lambda reason: self._thread.post(lambda: self._on_refused(reason)),
+            )
+        self._refused = False
+        self._catch_up()
+
+    def _on_refused(self, reason: str) -> None:
+        level = logging.DEBUG if self._refused else logging.INFO
+        what = f"no queue of {self.kind}, opening it again"
+        event(log, level, what, group=self._group, reason=reason)
+        self._refused = self._reopen = True
+        self._catch_up()
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        try:
+            self._take(delivery)
+        except InvalidMessageError as error:
+            what = f"a message for task group {self._group} can't be read, set aside: {error}"
+            event(log, logging.ERROR, what, message_id=delivery.message_id)
+            delivery.reject()
+
+    def _on_state(self, change: StateChange) -> None:
+        if change.state is ConnectionState.CONNECTED:
+            if self._troubled:
+                text = f"{self.kind}: connected to {change.address} again"
+                event(log, logging.WARNING, text)
+            self._troubled = False
+        elif change.state is not ConnectionState.CLOSED:
+            if self._troubled or not self._is_awaited:
+                return  # without anybody who waits, it is nobody's trouble
+            self._troubled = True
+            lost = change.state is ConnectionState.LOST
+            what = "lost the connection" if lost else "no connection"
+            text = f"{self.kind}: {what} to {change.address}, trying again: {change.reason}"
+            event(log, logging.WARNING, text)
+
+    # What the queue does not tell, the service does.
+
+    def _ask_service(self) -> None:
+        """Ask the service what there is to ask; if it is being asked already, then after that."""
+        if self._asker is not None or self._closing.is_set():
+            return
+        questions = self._questions()
+        if self._reopen:
+            self._reopen = False
+            questions.insert(0, Question(self._open_queue, self._on_queue))
+        if questions:
+            asker = ClientThread(f"asking {self._name}", partial(self._ask, questions))
+            self._asker = asker if start(asker) else None
+
+    def _ask(self, questions: list[Question]) -> None:
+        """Runs on a thread of its own, one at a time."""
+        try:
+            for question in questions:
+                try:
+                    self._put(question)
+                except ServiceError as error:
+                    text = f"{self.kind}: a request to the service failed: {error}"
+                    event(log, logging.WARNING, text)
+                    if question.fail is None:
+                        break
+                    self._thread.post(partial(question.fail, error))
+        finally:
+            self._thread.post(self._on_asked)
+
+    def _put(self, question: Question) -> None:
+        for delay in delays():
+            if self._closing.is_set():
+                return
+            try:
+                self._thread.post(partial(question.take, question.ask()))
+            except ServiceUnreachableError:
+                self._closing.wait(delay)
+            else:
+                return
+
+    def _on_asked(self) -> None:
+        self._asker = None
+        self._ask_service()
+
+    def _join_asker(self) -> None:
+        if self._asker is not None:
+            self._asker.join()
