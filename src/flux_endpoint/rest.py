@@ -5,7 +5,6 @@ from __future__ import annotations
 import email.utils
 import logging
 import os
-import random
 import time
 from collections.abc import Mapping
 from threading import Event
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from flux_endpoint import __version__
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.errors import ConfigurationError, ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 #: Methods that may be sent again although an earlier one may have been carried out.
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
-#: Seconds before the second attempt; doubles from there, with jitter.
-FIRST_BACKOFF = 0.25
+#: Seconds before the second attempt at most; doubles from there, with jitter.
+FIRST_BACKOFF = 1 / 3
 #: Seconds; the longest wait between two attempts, and the most of a `Retry-After` that is obeyed.
 MAX_BACKOFF = 10.0
 
@@ -126,6 +126,7 @@ class RestClient:
         if self._pid != os.getpid():
             # A forked child must not speak on connections, nor wait for locks, of its parent.
             self._http, self._pid = self._pool(), os.getpid()
+        backoff = Backoff(FIRST_BACKOFF, MAX_BACKOFF)
         for attempt in range(1, self._attempts + 1):
             response: httpx.Response | None = None
             try:
@@ -151,7 +152,7 @@ class RestClient:
                 reason = f"it answered {status} {response.reason_phrase}"
             if not again or attempt == self._attempts:
                 break
-            wait = _wait_before_next(attempt, response)
+            wait = _wait_before_next(next(backoff), response)
             event(log, logging.DEBUG, "request will be repeated", url=url, reason=reason, wait=wait)
             if self._closed.wait(wait):
                 break
@@ -237,11 +238,10 @@ def _unreachable(
     return f"the service can't serve {method} {url} now{tried}: {reason}{said}"
 
 
-def _wait_before_next(attempt: int, response: httpx.Response | None) -> float:
-    backoff = min(FIRST_BACKOFF * 2.0 ** (attempt - 1), MAX_BACKOFF) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+def _wait_before_next(pause: float, response: httpx.Response | None) -> float:
     if response is None:
-        return min(backoff, MAX_BACKOFF)
-    return min(max(backoff, _retry_after(response.headers.get("Retry-After"))), MAX_BACKOFF)
+        return pause
+    return min(max(pause, _retry_after(response.headers.get("Retry-After"))), MAX_BACKOFF)
 
 
 def _retry_after(value: str | None) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from flux_endpoint.amqp.topology import Queue
 from flux_endpoint.amqp.url import address_of, connection_parameters, reason_of
 from flux_endpoint.amqp.wire import WireConnection
 from flux_endpoint.amqp.work_queue import WorkQueue
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.errors import AmqpError, PublishError
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class AmqpConnection:
         self._publisher = Publisher(self._settled, self._open_publisher)
         self._declarer = Declarer(self.open_channel)
         self._consumers: list[Consumer] = []
-        self._failures = 0
+        self._backoff = Backoff(_FIRST_BACKOFF, max_backoff)
         self._attempting = False
         #: Counts attempts: what is heard of an earlier one means nothing.
         self._number = 0
@@ -380,9 +380,7 @@ class AmqpConnection:
         return current
 
     def _retry(self, state: ConnectionState, reason: str) -> None:
-        longest = min(self._max_backoff, _FIRST_BACKOFF * 2 ** min(self._failures, 16))
-        delay = random.uniform(longest / 2, longest)  # noqa: S311 - jitter
-        self._failures += 1
+        delay = next(self._backoff)
         self._report(StateChange(state, self._address, reason, delay))
         self._ioloop.call_later(delay, self._attempt)
 
@@ -425,7 +423,7 @@ class AmqpConnection:
             self._finish_close()
             return
         if was_ready and time.monotonic() - self._since > self._max_backoff:
-            self._failures = 0
+            self._backoff.reset()
         state = ConnectionState.LOST if was_ready else ConnectionState.UNREACHABLE
         self._retry(state, reason_of(error))
 

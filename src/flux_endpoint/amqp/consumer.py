@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,12 +13,13 @@ from pika.channel import Channel
 
 from flux_endpoint import logs
 from flux_endpoint.amqp.bundle import CONTENT_TYPE, unpack_bundle
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.errors import InvalidMessageError
 
 log = logging.getLogger(__name__)
 
 #: Seconds before a refused subscription is tried again: at first, and at most.
-_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+_FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
 
 
 class _Loop(Protocol):
@@ -123,7 +123,7 @@ class Consumer:
         #: Tags of this channel's deliveries that have no answer yet; they rise.
         self._unanswered: dict[int, None] = {}
         self._answers: deque[tuple[int, int, bool]] = deque()
-        self._refusals = 0
+        self._backoff = Backoff(_FIRST_RETRY, _LAST_RETRY)
         #: Counts losses, so that a retry is not made besides the next connection's subscription.
         self._losses = 0
 
@@ -184,7 +184,7 @@ class Consumer:
         )
 
     def _accepted(self) -> None:
-        self._refusals = 0
+        self._backoff.reset()
         if self._on_accepted is not None:
             try:
                 self._on_accepted()
@@ -291,7 +291,6 @@ class Consumer:
         """Try again later, unless the connection is lost before: then the next one subscribes."""
         self.lost()
         losses = self._losses
-        self._refusals += 1
         logs.event(log, logging.INFO, "subscription refused", queue=self._queue, reason=reason)
         if self._on_refused is not None:
             try:
@@ -303,5 +302,4 @@ class Consumer:
             if losses == self._losses:
                 self.open()
 
-        longest = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._refusals, 10))
-        self._loop.later(random.uniform(longest / 2, longest), retry)  # noqa: S311 - jitter
+        self._loop.later(next(self._backoff), retry)

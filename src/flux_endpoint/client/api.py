@@ -19,6 +19,8 @@ _Json = dict[str, Any]
 
 # Callers that try again themselves get to say so soon.
 _PATIENT_ATTEMPTS = 2
+#: The first and the longest pause (s) between such a caller's attempts.
+PAUSES = 0.25, 15.0
 
 
 class ServiceApi:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery
 from flux_endpoint.amqp.connection import StateChange
-from flux_endpoint.client.api import ServiceApi
-from flux_endpoint.client.backoff import delays
+from flux_endpoint.backoff import Backoff
+from flux_endpoint.client.api import PAUSES, ServiceApi
 from flux_endpoint.client.threads import ClientThread, owner_thread, start
 from flux_endpoint.errors import InvalidMessageError, ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
@@ -255,13 +255,13 @@ class GroupStream(ABC):
             self._thread.post(self._on_asked)
 
     def _put(self, question: Question) -> None:
-        for delay in delays():
+        for pause in Backoff(*PAUSES):
             if self._closing.is_set():
                 return
             try:
                 self._thread.post(partial(question.take, question.ask()))
             except ServiceUnreachableError:
-                self._closing.wait(delay)
+                self._closing.wait(pause)
             else:
                 return
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from flux_endpoint.amqp import ConnectionState, Delivery
 from flux_endpoint.amqp.connection import StateChange
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.endpoint_watch import EndpointState, EndpointWatch, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
@@ -58,7 +59,7 @@ class ResultStream(GroupStream):
         self._wanted: dict[str, None] = {}
         #: Endpoints to ask about, after so many seconds without a result.
         self._silent: set[str] = set()
-        self._quiet = QUIET
+        self._quiet = Backoff(QUIET, MAX_QUIET, jitter=0)
         #: Monotonic time at which that is over; infinity: nothing is waited for yet.
         self._quiet_at = math.inf
         self._endpoints = EndpointWatch()
@@ -96,12 +97,12 @@ class ResultStream(GroupStream):
         """Return the seconds until it has been quiet for too long."""
         now = time.monotonic()
         if not self._open:
+            self._quiet.reset()
             self._quiet_at = math.inf
-        elif math.isinf(self._quiet_at):
-            self._quiet_at = now + self._quiet
-        elif now >= self._quiet_at:
-            self._on_quiet()
-            self._quiet_at = now + self._quiet
+        elif now >= self._quiet_at or math.isinf(self._quiet_at):
+            if now >= self._quiet_at:
+                self._on_quiet()
+            self._quiet_at = now + next(self._quiet)
         return self._quiet_at - now
 
     def _on_begin(self) -> None:
@@ -139,7 +140,8 @@ class ResultStream(GroupStream):
         end = from_message(delivery.body, delivery.timestamp)
         waiting = self._open.pop(end.task_id, ())
         if waiting:
-            self._quiet, self._quiet_at = QUIET, math.inf
+            self._quiet.reset()
+            self._quiet_at = math.inf
             _resolve_all(waiting, end)
             delivery.ack()
         elif self._submissions:
@@ -162,7 +164,6 @@ class ResultStream(GroupStream):
 
     def _on_quiet(self) -> None:
         """Nothing has come for a while: is there anybody who could send it?"""
-        self._quiet = min(2 * self._quiet, MAX_QUIET)
         waited_for = (future.endpoint_id for each in self._open.values() for future in each)
         self._silent = set(islice({id_ for id_ in waited_for if id_}, MAX_SILENT))
         self._ask_service()

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from flux_endpoint.client.api import ServiceApi, user_runtime
+from flux_endpoint.backoff import Backoff
+from flux_endpoint.client.api import PAUSES, ServiceApi, user_runtime
 from flux_endpoint.client.backlog import PendingTask, SubmissionBacklog, SubmissionRoute
-from flux_endpoint.client.backoff import delays
 from flux_endpoint.client.endpoint_watch import EndpointState, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.streams import Streams
@@ -294,7 +294,7 @@ class Submitter:
         """
         lost_at: float | None = None
         full = False
-        for delay in delays():
+        for pause in Backoff(*PAUSES):
             try:
                 answer = call()
             except ServiceUnreachableError as error:
@@ -305,7 +305,7 @@ class Submitter:
                     how_long = format_duration(self.give_up_after)
                     text = f"{what}, trying again for {how_long} (give_up_after): {error}"
                     event(log, logging.WARNING, text)
-                if self._abandoned.is_set() or self._abandoned.wait(delay):
+                if self._abandoned.is_set() or self._abandoned.wait(pause):
                     raise
                 if now - lost_at > self.give_up_after:
                     raise ServiceUnreachableError(
@@ -317,13 +317,13 @@ class Submitter:
                 if not full:
                     full = True
                     event(log, logging.WARNING, f"tasks wait until the service has room: {error}")
-                if self._abandoned.wait(delay):
+                if self._abandoned.wait(pause):
                     raise
             else:
                 if lost_at is not None:
                     event(log, logging.WARNING, f"the service at {self._api.url} is back")
                 return answer
-        raise AssertionError("delays() never ends")
+        raise AssertionError("pauses never end")
 
 
 def _submission(

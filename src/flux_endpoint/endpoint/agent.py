@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.endpoint.commands import cancelled_before_it_came, read_command
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.connectivity import Connectivity
@@ -302,7 +303,7 @@ class Agent:
 
     def _record(self, turn: Turn) -> None:
         """Write what a turn has to record; wait while it can't be, as on a full disk."""
-        pause = FIRST_PAUSE
+        pauses = Backoff(FIRST_PAUSE, MAX_PAUSE, jitter=0)
         while True:
             try:
                 with self._journal.batch(durable=bool(turn.accepted or turn.finished)):
@@ -316,9 +317,8 @@ class Agent:
                     raise
                 if self._disk.failed(str(error)):
                     self._tell_status()
-                if not self._wait_for_room(pause):
+                if not self._wait_for_room(next(pauses)):
                     raise
-                pause = min(2 * pause, MAX_PAUSE)
             else:
                 if self._disk.mended():
                     self._tell_status()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
 
 from flux_endpoint.amqp import StateChange
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE, Connectivity
 from flux_endpoint.endpoint.inbox_events import (
     ConsumeRefused,
@@ -88,7 +88,7 @@ class Opening:
         """
         if not journal.lacks_earlier:
             return True
-        pause, give_up = _FIRST_PAUSE, time.monotonic() + ASKING
+        pauses, give_up = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE), time.monotonic() + ASKING
         while True:
             try:
                 self._end_missing(journal, taken())
@@ -107,11 +107,10 @@ class Opening:
             else:
                 return True
             try:
-                self._inbox.get(timeout=pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                self._inbox.get(timeout=next(pauses))
             except queue.Empty:
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            else:  # nothing but a request to stop can come before there is a connection
-                return False
+                continue
+            return False  # nothing but a request to stop can come before there is a connection
 
     def claim(self) -> bool:
         """Wait until the task queue is ours: until then another agent may run what we recorded.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from typing import Any
 
 from flux_endpoint.amqp import AmqpConnection
 from flux_endpoint.amqp.bundle import CONTENT_TYPE, MAX_PARTS, Part, gather, pack_bundle
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.errors import UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.queues import PublishInfo
@@ -92,7 +92,7 @@ class ResultOutbox:
         self._together = MAX_PARTS if bundles else 1
         self._under_way: set[str] = set()
         self._refused: set[str] = set()
-        self._retry = FIRST_RETRY
+        self._backoff = Backoff(FIRST_RETRY, MAX_RETRY)
         #: Monotonic time at which refused results are due again; `inf` if there are none.
         self.due = float("inf")
 
@@ -138,18 +138,16 @@ class ResultOutbox:
         """Note the broker's answer; return whether the results can be forgotten."""
         self._under_way.difference_update(outcome.task_ids)
         if outcome.error is None:
-            if self._retry > FIRST_RETRY and not self._refused:
+            if self._backoff.failures and not self._refused:
                 event(log, logging.WARNING, "the broker takes results again")
-                self._retry = FIRST_RETRY
+                self._backoff.reset()
             return True
         self._refused.update(outcome.task_ids)
         if self.due == float("inf"):
-            first = self._retry == FIRST_RETRY
-            self.due = time.monotonic() + self._retry * random.uniform(0.5, 1.0)  # noqa: S311
-            self._retry = min(2 * self._retry, MAX_RETRY)
+            self.due = time.monotonic() + next(self._backoff)
             event(
                 log,
-                logging.ERROR if first else logging.DEBUG,
+                logging.ERROR if self._backoff.failures == 1 else logging.DEBUG,
                 "the broker has no queue for results: the service must declare it; they are kept "
                 "and tried again"
                 if isinstance(outcome.error, UnroutableError)

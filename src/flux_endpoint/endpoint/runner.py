@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import queue
-import random
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from flux_endpoint import logs, paths
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import EndpointConfig, parse_config
 from flux_endpoint.endpoint.directory import (
@@ -160,7 +160,7 @@ class Runner:
 
     def _register(self, registration: Enrolment) -> EndpointQueues | None:
         """Register, however long it takes; return `None` if a signal ended the wait."""
-        reason, backoff = "", FIRST_BACKOFF
+        reason, backoff = "", Backoff(FIRST_BACKOFF, MAX_BACKOFF)
         while True:
             try:
                 queues = registration.register()
@@ -174,12 +174,10 @@ class Runner:
                     event(log, logging.WARNING, "the service is back")
                 return queues
             try:
-                wait = random.uniform(backoff / 2, backoff)  # noqa: S311 - jitter
-                self._signals.put(self._signals.get(timeout=wait))
+                self._signals.put(self._signals.get(timeout=next(backoff)))
             except queue.Empty:
-                backoff = min(2 * backoff, MAX_BACKOFF)
-            else:
-                return None
+                continue
+            return None
 
     def _catch_signals(self) -> None:
         # SIGALRM is what a batch script gets when its allocation's time limit has come.

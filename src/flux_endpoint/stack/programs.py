@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import random
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.logs import put_aside
 from flux_endpoint.processes import Command, ProcessKeeper
@@ -32,14 +32,14 @@ LONGEST_PAUSE = 0.5
 COMMAND_TIMEOUT = 60.0
 
 
-class RestartBackoff:
+class RestartBackoff(Backoff):
     """How long to wait before a program is started again.
 
     It is never given up: what ends it, such as a full disk, may be mended, and the others go on.
     """
 
     def __init__(self) -> None:
-        self.failures = 0
+        super().__init__(FIRST_BACKOFF, MAX_BACKOFF, jitter=0.25)
         self._since = time.monotonic()
 
     def started(self) -> None:
@@ -49,10 +49,8 @@ class RestartBackoff:
     def failed(self) -> float:
         """Note a failure; return seconds to wait."""
         if time.monotonic() - self._since > HEALTHY_AFTER:
-            self.failures = 0
-        self.failures += 1
-        longest = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self.failures - 1, 16))
-        return longest * (0.75 + random.random() / 4)  # noqa: S311 - jitter
+            self.reset()
+        return next(self)
 
 
 class Program:
@@ -176,17 +174,16 @@ class Programs:
             FluxEndpointError: if `limit` seconds have passed, or another part ended.
         """
         deadline = time.monotonic() + limit
-        pause = FIRST_PAUSE
+        pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE, factor=1.5, jitter=0)
         while not ready():
             if time.monotonic() > deadline:
                 log = self._directory.program_log(name)
                 raise FluxEndpointError(f"the {name} is not ready after {limit:g} s; see {log}")
-            ended = self.next_event(pause)
+            ended = self.next_event(next(pauses))
             if ended is not None and ended.name == name:
                 return ended
             if ended is not None:
                 raise FluxEndpointError(f"the {ended.name} {ended.reason}")
-            pause = min(pause * 1.5, LONGEST_PAUSE)
         return None
 
     def describe_exit(self, name: str, lines: int = 8) -> str:

@@ -159,7 +159,7 @@ def test_a_task_that_waits_for_a_block_can_be_ended(make_blocks, tmp_path):
 
 
 def test_blocks_that_never_start_fail_the_tasks_with_the_reason(make_blocks, monkeypatch):
-    monkeypatch.setattr("flux_endpoint.engine.blocks.scaling.FIRST_BACKOFF", 0.02)
+    monkeypatch.setattr("flux_endpoint.engine.blocks.fleet.FIRST_BACKOFF", 0.02)
     world = make_blocks(nodes_per_block=99)
     end = world.call(double, 1)
     assert end.code == "WorkerLost"
@@ -175,14 +175,14 @@ def test_a_block_that_could_not_be_asked_for_is_asked_for_again(make_blocks, mon
             raise failure
         return submit(self)
 
-    monkeypatch.setattr("flux_endpoint.engine.blocks.scaling.FIRST_BACKOFF", 0.05)
+    monkeypatch.setattr("flux_endpoint.engine.blocks.fleet.FIRST_BACKOFF", 0.05)
     world = make_blocks()
     monkeypatch.setattr(BlockLauncher, "submit", fails_once)
     assert world.call(double, 4).value == 8
 
 
 def test_a_block_that_can_not_be_used_is_followed_by_another(make_blocks, monkeypatch):
-    monkeypatch.setattr("flux_endpoint.engine.blocks.scaling.FIRST_BACKOFF", 0.02)
+    monkeypatch.setattr("flux_endpoint.engine.blocks.fleet.FIRST_BACKOFF", 0.02)
     start, failed = FluxEngine.start, []
 
     def start_second(self, *args):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from flux_endpoint.engine.blocks.scaling import BlockBackoff, BlockDemand, BlockView, decide
+from flux_endpoint.engine.blocks.scaling import BlockDemand, BlockView, decide
 from flux_endpoint.engine.config import BlocksConfig
 
 NOW = 1000.0
@@ -89,17 +89,3 @@ def test_after_a_failure_nothing_is_started_before_its_time():
     assert decision.start == 0
     assert decision.again == NOW + 5
     assert decided([], 8, not_before=NOW).start == 1
-
-
-@pytest.mark.parametrize(("jitter", "share"), [(0.0, 0.5), (1.0, 1.0)])
-def test_the_wait_after_a_failure_doubles_and_has_jitter_and_a_limit(jitter, share):
-    backoff = BlockBackoff(lambda: jitter, first=1, last=4)
-    waits = []
-    for _ in range(4):
-        backoff.failed(NOW)
-        waits.append(backoff.not_before - NOW)
-    assert waits == [share, 2 * share, 4 * share, 4 * share]
-    assert backoff.hopeless
-    backoff.succeeded()
-    assert not backoff.hopeless
-    assert backoff.not_before <= NOW

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -14,11 +13,12 @@ from functools import partial
 from typing import Any
 
 from flux_endpoint import logs
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.engine.backend import JobEvent
 from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, BlockLauncher
-from flux_endpoint.engine.blocks.scaling import BlockBackoff, BlockDemand, BlockView, decide
+from flux_endpoint.engine.blocks.scaling import BlockDemand, BlockView, decide
 from flux_endpoint.engine.blocks.states import BLOCK_STATES, BlockChange, BlockState
 from flux_endpoint.engine.blocks.tasks import BlockTasks
 from flux_endpoint.engine.blocks.waiting import WaitingTasks
@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which a decision that failed is made again.
 _AFTER_FAILURE = 1.0
+#: The first and the longest pause (s) before a block is asked for again, since one did not start.
+FIRST_BACKOFF, LAST_BACKOFF = 1.0, 300.0
+#: So many failures to start in a row end the tasks that wait.
+MOST_FAILURES = 4
 
 
 class BlockFleet:
@@ -78,7 +82,9 @@ class BlockFleet:
         self._on_event = on_event
         self._thread = thread
         self._names = (f"block-{number}" for number in itertools.count())
-        self._backoff = BlockBackoff(random.random)
+        self._backoff = Backoff(FIRST_BACKOFF, LAST_BACKOFF)
+        #: Monotonic time before which no block is asked for, since one did not start.
+        self._not_before = 0.0
         #: Monotonic time until which running tasks may finish, once the engine stops.
         self._stop_at = math.inf
 
@@ -141,15 +147,15 @@ class BlockFleet:
                 [_seen(block) for block in self._blocks.values()],
                 BlockDemand(self._tasks.unserved, self._waiting.capacity),
                 now=now,
-                not_before=self._backoff.not_before,
+                not_before=self._not_before,
             )
             for name in decision.end:
                 self._safely(partial(self._advance, self._blocks[name], BlockChange.CLOSE))
             for _ in range(decision.start):
                 self._safely(self._request)
             moments.append(decision.again - now)
-            if self._backoff.not_before > now:  # by a failure just now, too
-                moments.append(self._backoff.not_before - now)
+            if self._not_before > now:  # by a failure just now, too
+                moments.append(self._not_before - now)
         elif not self._blocks:
             self._thread.stop()
         return max(0.0, min(moments, default=math.inf))
@@ -164,11 +170,11 @@ class BlockFleet:
         self._follow(Block(next(self._names), future))
 
     def _start_failed(self, why: str) -> None:
-        self._backoff.failed(time.monotonic())
+        self._not_before = time.monotonic() + next(self._backoff)
         failures = self._backoff.failures
         logs.event(log, logging.ERROR, "a block did not start", reason=why, failures=failures)
         is_there = any(block.state is BlockState.READY for block in self._blocks.values())
-        if not self._backoff.hopeless or is_there:
+        if failures < MOST_FAILURES or is_there:
             return
         for held in self._waiting.take_all():
             text = f"EngineError: no block could be started in {failures} attempts: {why}"
@@ -310,7 +316,8 @@ class BlockFleet:
 
     def _is_ready(self, block: Block) -> None:
         block.meter.workers = block.capacity
-        self._backoff.succeeded()
+        self._backoff.reset()
+        self._not_before = 0.0
         logs.event(log, logging.INFO, f"{block.label} is ready", nodes=block.nodes)
         if not block.was_found:
             self._tasks.give_up_what_is_too_long(block)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flux_endpoint.engine.config import BlocksConfig
-
-#: Seconds before a block that did not start is tried again: the first, doubled up to the last.
-FIRST_BACKOFF, LAST_BACKOFF = 1.0, 300.0
-#: So many failures to start in a row end the tasks that wait.
-MOST_FAILURES = 4
 
 
 @dataclass(frozen=True)
@@ -93,35 +88,3 @@ def _wanted(config: BlocksConfig, active: Sequence[BlockView], demand: BlockDema
     coming = sum(demand.capacity for block in active if block.coming)
     more = math.ceil(max(0, demand.waiting - coming) / demand.capacity)
     return max(more, config.min_blocks - len(active))
-
-
-@dataclass
-class BlockBackoff:
-    """Failures to start in a row, and how long to wait after each.
-
-    Args:
-        jitter: gives a number from 0 to 1.
-    """
-
-    jitter: Callable[[], float]
-    failures: int = 0
-    #: Monotonic time before which nothing is tried.
-    not_before: float = 0.0
-    first: float = field(default_factory=lambda: FIRST_BACKOFF)
-    last: float = field(default_factory=lambda: LAST_BACKOFF)
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether what waits should be told."""
-        return self.failures >= MOST_FAILURES
-
-    def failed(self, now: float) -> None:
-        """Count a failure."""
-        self.failures += 1
-        delay = min(self.last, self.first * 2 ** min(self.failures - 1, 30))
-        self.not_before = now + delay * (0.5 + self.jitter() / 2)
-
-    def succeeded(self) -> None:
-        """Forget the failures."""
-        self.failures = 0
-        self.not_before = 0.0

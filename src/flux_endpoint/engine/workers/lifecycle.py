@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from flux_endpoint import logs
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.engine.backend import Backend, JobEvent
 from flux_endpoint.engine.demand import Amount, placement_of
 from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
@@ -83,7 +84,7 @@ class ManagerLifecycle:
         #: Whether nothing more is started, and whether the instance is given up.
         self.is_stopping = False
         self._is_lost = False
-        self._failures = 0
+        self._backoff = Backoff(_FIRST_BACKOFF, _LAST_BACKOFF, jitter=0)
         #: Why the latest group of workers did not start, until one has.
         self.not_started = ""
         #: Monotonic time before which none is started.
@@ -182,7 +183,7 @@ class ManagerLifecycle:
         manager.change(ManagerChange.OUTDATED_GREETING if outdated else ManagerChange.GREETING)
         manager.host = host
         manager.idle_since = manager.greeted_at = time.monotonic()
-        self._failures = 0
+        self._backoff.reset()
         self.not_started = ""
         logs.event(
             log,
@@ -198,16 +199,15 @@ class ManagerLifecycle:
         self.not_started = why
         tail = self._launcher.log_tail(manager_id)
         logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
-        if self._failures < _MOST_FAILURES:
+        failures = self._backoff.failures
+        if failures < _MOST_FAILURES:
             return
         self._waiting.fail_all(
-            f"EngineError: no workers could be started in {self._failures} attempts: {why}\n{tail}"
+            f"EngineError: no workers could be started in {failures} attempts: {why}\n{tail}"
         )
 
     def _delay_next_start(self) -> None:
-        self._failures += 1
-        delay = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2 ** (self._failures - 1))
-        self.not_before = time.monotonic() + delay
+        self.not_before = time.monotonic() + next(self._backoff)
 
     # Ends that we want
 
