@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -225,3 +226,18 @@ class TaskPending(TaskError):  # noqa: N818 - the official client's name for it
     def __init__(self, reason: str) -> None:
         super().__init__(f"the task has not ended yet, its state is '{reason}'")
         self.reason = reason
+
+
+def suggestion(name: object, known: Iterable[str], otherwise: str) -> str:
+    """Return what to say of an unknown name.
+
+    Args:
+        name: what was given.
+        known: what might have been.
+        otherwise: introduces all of these, if none is near.
+    """
+    import difflib  # noqa: PLC0415 - only for a mistake
+
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(known)}"

@@ -88,6 +88,29 @@ def put_aside(path: Path) -> None:
             path.replace(path.with_name(f"{path.name}.1"))
 
 
+def tail(path: Path, lines: int = 20, size: int = 16 * 2**10) -> str:
+    """Return the end of a log, for an error message.
+
+    Args:
+        path: the log; one that is not there is empty.
+        lines: how many lines at most; empty ones do not count.
+        size: how many bytes at most.
+
+    Returns:
+        The lines, indented; where they can't be read, a line that says why.
+    """
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
+            text = stream.read(size).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        text = f"({path} can't be read: {error.strerror})"
+    kept = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(f"    {line}" for line in kept[-lines:])
+
+
 class _BoundedHandler(logging.StreamHandler[IO[str]]):
     """Puts aside what it has written, if it is a file that has grown large."""
 

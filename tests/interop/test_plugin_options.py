@@ -82,7 +82,7 @@ def test_what_is_wrong_is_said_by_name(loaded):
     }
     blocks = [{name: value} for name, value in wrong.items()]
     texts = loaded(*blocks, {"max_workers": 1, "max_nodes": 1}, {"blocks": {"max_blocks": 2}})
-    assert "max_node is no option of it; did you mean max_nodes?" in texts[0]
+    assert "max_node is no option of it; did you mean 'max_nodes'?" in texts[0]
     assert "provider is no option of it: there are no blocks to provide" in texts[1]
     assert "max_workers_per_node is no option of it: set workers_per_node" in texts[2]
     assert "max_nodes: Input should be greater than 0, not -1" in texts[3]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import difflib
 import importlib
 import locale
 import os
@@ -22,6 +21,7 @@ from click.shell_completion import CompletionItem
 from flux_endpoint.cli.exits import ExitCode
 from flux_endpoint.cli.failures import tell
 from flux_endpoint.cli.process import prepare_process
+from flux_endpoint.errors import suggestion
 
 #: In the environment, when the shell asks for completions.
 COMPLETE_VARIABLE = "_FLUX_ENDPOINT_COMPLETE"
@@ -101,8 +101,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
+            hint = suggestion(args[0], COMMANDS, "there are:")
             raise click.UsageError(f"no command is called {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

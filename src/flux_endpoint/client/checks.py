@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from flux_endpoint.errors import suggestion
 from flux_endpoint.protocol.resources import parse_resources
 
 # Of the official Executor, which limits its own rate; accepted so that its scripts run.
@@ -29,8 +30,7 @@ def refuse_unknown(executor: type, unknown: dict[str, Any]) -> None:
     """Raise `TypeError` for an argument that `executor` does not take, with the nearest one."""
     known = _arguments(executor)
     for name in unknown.keys() - _IGNORED:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+        hint = suggestion(name, known, "it takes")
         raise TypeError(f"'{name}' is an invalid argument for {executor.__name__}: {hint}")
 
 

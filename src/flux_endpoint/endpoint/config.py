@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Hashable
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import (
 
 from flux_endpoint.amqp.bundle import MAX_PARTS
 from flux_endpoint.engine.config import FluxEngineConfig
-from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.errors import ConfigurationError, suggestion
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.rest import Principal, UuidText
 
@@ -176,8 +175,7 @@ def _problem(detail: dict[str, Any], schema: dict[str, Any]) -> str:
     given = detail["input"]
     if detail["type"] == "extra_forbidden":
         known = _keys(_lookup(schema, location[:-1], schema), schema)
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+        hint = suggestion(location[-1], sorted(known), "known here:")
         return f"{key}: unknown key; {hint}"
     if location == ("engine", "type") and given in OFFICIAL_ENGINES:
         return f"{key}: {given!r} given; this endpoint runs FluxEngine: set engine.type: FluxEngine"

@@ -26,7 +26,7 @@ from flux_endpoint.errors import (
     FluxEndpointError,
     StillTryingError,
 )
-from flux_endpoint.logs import put_aside
+from flux_endpoint.logs import put_aside, tail
 from flux_endpoint.processes import is_readable
 
 #: Seconds that a start in the background is watched; the agent goes on trying after that.
@@ -38,7 +38,6 @@ STOP_TIMEOUT = 30.0
 #: Seconds that a killed process has to disappear.
 KILL_TIMEOUT = 10.0
 #: Lines and bytes of a log that are shown with a failure.
-TAIL_LINES, TAIL_BYTES = 20, 16_384
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _await_ready(
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise BackgroundError(
                 f"endpoint {directory.name!r} ended before it was ready ({how}); the end of "
-                f"{directory.log}:\n{_tail(directory.log)}",
+                f"{directory.log}:\n{tail(directory.log) or '(nothing)'}",
                 exit_status=code,
             )
         *lines, unread = (unread + chunk).split(b"\n")
@@ -309,13 +308,3 @@ def _endpoint_id(file: Path) -> str | None:
         return str(json.loads(file.read_text(encoding="utf-8"))["endpoint_id"])
     except (OSError, ValueError, KeyError, TypeError):  # a start says what is wrong with it
         return None
-
-
-def _tail(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError as error:
-        return f"(can't be read: {error})"
-    return "\n".join(lines[-TAIL_LINES:]) or "(nothing)"

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from flux_endpoint.errors import suggestion
 from flux_endpoint.functions.execution import run_command
 from flux_endpoint.functions.fields import format_fields, is_quoting
 from flux_endpoint.functions.result import ShellResult
@@ -242,8 +243,7 @@ def _refuse_unknown(function: type, unknown: Mapping[str, Any]) -> None:
         if its:
             hint = f"pass it to the Executor, or set executor.{its[0]}"
         else:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+            hint = suggestion(name, known, "it takes")
         raise TypeError(f"{function.__name__} takes no argument '{name}': {hint}")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.errors import FluxEndpointError, suggestion
 from flux_endpoint.protocol.constraints import parse_constraints
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.moment import parse_moment
@@ -147,9 +146,8 @@ def _unknown_key(key: object) -> str:
             "resource_specification: 'priority' is for endpoints of Globus Compute; Flux orders "
             f"jobs by 'urgency', 0 to {URGENCY_MOST}"
         )
-    near = difflib.get_close_matches(str(key), _CHECKS, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(_CHECKS)}"
-    return f"resource_specification has the unknown key '{key}'{hint}"
+    hint = suggestion(key, _CHECKS, "known keys:")
+    return f"resource_specification has the unknown key '{key}'; {hint}"
 
 
 def _wrong(key: str, value: object, rule: str) -> ResourceSpecificationError:

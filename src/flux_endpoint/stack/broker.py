@@ -17,11 +17,10 @@ import pika
 import pika.exceptions
 
 from flux_endpoint.errors import AmqpError
-from flux_endpoint.logs import event
+from flux_endpoint.logs import event, tail
 from flux_endpoint.processes import Command, ProcessKeeper
 from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.installation import RabbitInstallation, find_rabbitmq
-from flux_endpoint.stack.log_tail import tail
 from flux_endpoint.stack.notify import NotifySocket
 from flux_endpoint.stack.ports import LOOPBACK, reserve
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from flux_endpoint.errors import BackgroundError, FluxEndpointError
+from flux_endpoint.logs import tail
 from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.processes import is_readable
 from flux_endpoint.processes.holders import LockHolder
-from flux_endpoint.stack.log_tail import tail
 from flux_endpoint.stack.state import (
     StackDirectory,
     StackLock,
@@ -120,7 +120,7 @@ def start_detached(options: StackOptions, say: Callable[[str], None]) -> Ready:
         status = process.wait()
     raise BackgroundError(
         f"the stack ended with status {status} before it was ready; the end of "
-        f"{directory.log}:\n{tail(directory.log)}",
+        f"{directory.log}:\n{tail(directory.log, 12)}",
         exit_status=status,
     )
 

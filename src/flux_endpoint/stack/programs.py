@@ -16,9 +16,8 @@ from pathlib import Path
 
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.errors import FluxEndpointError
-from flux_endpoint.logs import put_aside
+from flux_endpoint.logs import put_aside, tail
 from flux_endpoint.processes import Command, ProcessKeeper
-from flux_endpoint.stack.log_tail import tail
 from flux_endpoint.stack.state import StackDirectory
 
 #: Who has lived so many seconds is healthy: its next failure counts as the first.

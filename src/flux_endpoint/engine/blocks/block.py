@@ -230,11 +230,7 @@ class BlockLauncher:
 
     def log_tail(self, jobid: int) -> str:
         """Return the end of what a block's Flux instance had to say."""
-        try:
-            text = self._log(jobid).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-        return text[-2000:].strip()
+        return logs.tail(self._log(jobid), 40, 2000)
 
     def forget(self, jobid: int) -> list[SpooledEnd]:
         """Remove all that a block which has ended has left on disk, but the ends it returns."""

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -42,7 +41,6 @@ _START_TIMEOUT, _ORPHAN_TIMEOUT = 10.0, 60.0
 #: Seconds that a manager on the embedded executor has to write its ends to disk when the agent is
 #: gone, and that the next agent waits for that.
 _NOTICE, _NOTICE_PATIENCE = 3.0, 10.0
-_TAIL = 2000  # bytes of a manager's log that an error shows
 #: Variables that differ from one login, or shell, to the next, and say nothing to a task.
 _VOLATILE = frozenset({"_", "OLDPWD", "PWD", "SHLVL", "TERM", "WINDOWID"})
 _VOLATILE_PREFIXES = ("DBUS_", "SSH_", "TMUX", "XDG_")
@@ -246,12 +244,7 @@ class ManagerLauncher:
 
     def log_tail(self, manager_id: str) -> str:
         """Return the end of a manager's log."""
-        try:
-            with ManagerFiles(self._directory, manager_id).log.open("rb") as stream:
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
-                return stream.read().decode(errors="replace").strip()
-        except OSError:
-            return ""
+        return logs.tail(ManagerFiles(self._directory, manager_id).log, 40, 2000)
 
     def forget(self, manager_id: str, *, failed: bool = False, spool: bool = True) -> None:
         """Hear a manager no more, and remove what it has left on disk.

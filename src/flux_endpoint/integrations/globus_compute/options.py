@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.errors import suggestion
 
 #: Options of the official engines that have no meaning here, and what takes their place.
 _ELSEWHERE = {
@@ -64,6 +64,4 @@ def _problem(detail: dict[str, Any]) -> str:
     if name in _ELSEWHERE:
         return f"{name} is no option of it: {_ELSEWHERE[name]}"
     known = sorted(PluginOptions.model_fields.keys() - {"type", "blocks"})
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"{name} is no option of it; {hint}"
+    return f"{name} is no option of it; {suggestion(name, known, 'there are')}"
