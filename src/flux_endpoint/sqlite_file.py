@@ -7,15 +7,20 @@ of it goes into a new one. Whoever opens it is told, so that nothing ends withou
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from flux_endpoint.errors import RecordError
+from flux_endpoint.logs import event
+
+log = logging.getLogger(__name__)
 
 # Pages that a file may have unused, and that are given back at a time.
 _UNUSED_PAGES = 1000
@@ -66,41 +71,91 @@ class FileCondition:
     aside: Path | None = None
 
 
-def open_file(path: Path, layout: Layout) -> tuple[sqlite3.Connection, FileCondition]:
-    """Open a file of records; make it if it is missing, and anew if it is damaged.
+class RecordFile:
+    """An open file of records: made if it is missing, and anew, with a word, if it is damaged.
 
-    Returns:
-        A connection in autocommit mode and WAL mode, for any thread, and how the file was found.
+    Its connection is in autocommit mode and WAL mode, for any thread.
+
+    Args:
+        path: the file.
+        layout: what it holds.
 
     Raises:
         RecordError: it can't be read or written, or another release wrote it.
+
+    Attributes:
+        is_new: whether there was none, or an empty one.
     """
-    try:
-        _finish_repair(path)
-        condition = _examined(path, layout) if path.exists() else FileCondition(is_new=True)
-        if condition.damage:
-            condition.aside = _repair(path, layout)
-        database = _connect(path)
-        if condition.is_new:
-            _create(database, layout)
-    except (sqlite3.Error, OSError) as error:
-        raise RecordError(f"can't open the {layout.noun} {path}: {error}") from error
-    else:
-        return database, condition
 
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._path, self._layout = path, layout
+        try:
+            _finish_repair(path)
+            found = _examined(path, layout) if path.exists() else FileCondition(is_new=True)
+            if found.damage:
+                found.aside = _repair(path, layout)
+            self._database = connect(path)
+            if found.is_new:
+                _create(self._database, layout)
+        except (sqlite3.Error, OSError) as error:
+            raise RecordError(f"can't open the {layout.noun} {path}: {error}") from error
+        self.is_new = found.is_new
+        if found.damage:
+            what = "was damaged; what can be read of it was kept, and the damaged one set aside"
+            text = f"the {layout.noun} {what}"
+            rows = found.rows
+            event(log, logging.ERROR, text, damage=found.damage, aside=found.aside, **rows)
 
-def give_back(database: sqlite3.Connection) -> None:
-    """Return some of the file's unused space to the disk, if much of the file is unused.
+    def give_back(self) -> None:
+        """Return some of the file's unused space to the disk, if much of the file is unused.
 
-    Not within a transaction. A file that an earlier release made keeps its size.
-    """
-    pages, free = (
-        database.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("page_count", "freelist_count")
-    )
-    if free >= max(_UNUSED_PAGES, pages // 2):
-        # As a script: `execute` would stop after the first page.
-        database.executescript(f"PRAGMA incremental_vacuum({_UNUSED_PAGES})")
+        Not within a transaction. A file that an earlier release made keeps its size.
+
+        Raises:
+            RecordError: the file can't be written.
+        """
+        with self._told("write"):
+            pages, free = (
+                self._database.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count")
+            )
+            if free >= max(_UNUSED_PAGES, pages // 2):
+                # As a script: `execute` would stop after the first page.
+                self._database.executescript(f"PRAGMA incremental_vacuum({_UNUSED_PAGES})")
+
+    def close(self) -> None:
+        """Close the file; what was committed is safe with or without this."""
+        self._database.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Make what is done inside one transaction.
+
+        Raises:
+            RecordError: nothing of it is in the file (e.g. the disk is full).
+        """
+        with self._told("write"):
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
+                    if self._database.in_transaction:
+                        self._database.execute("ROLLBACK")
+                raise
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return all that `query` finds.
+
+        Raises:
+            RecordError: the file can't be read.
+        """
+        with self._told("read"):
+            return self._database.execute(query, values).fetchall()
+
+    def _told(self, verb: str) -> contextlib.AbstractContextManager[None]:
+        return told_as_records(verb, self._path, self._layout)
 
 
 def examine(path: Path, layout: Layout) -> FileCondition:
@@ -128,7 +183,8 @@ def told_as_records(verb: str, path: Path, layout: Layout) -> Iterator[None]:
         raise RecordError(text, damaged=_is_damage(error)) from error
 
 
-def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Return a connection to a file of records, as it is; errors are SQLite's."""
     uri = f"file:{quote(str(path))}{'?mode=ro' if read_only else ''}"
     database = sqlite3.connect(
         uri, uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT, check_same_thread=False
@@ -148,7 +204,7 @@ def _create(database: sqlite3.Connection, layout: Layout) -> None:
 
 def _examined(path: Path, layout: Layout) -> FileCondition:
     condition = FileCondition()
-    with contextlib.closing(_connect(path, read_only=True)) as database:
+    with contextlib.closing(connect(path, read_only=True)) as database:
         database.text_factory = _text
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -226,7 +282,7 @@ def _repair(path: Path, layout: Layout) -> Path:
     fresh = _fresh(path)
     fresh.unlink(missing_ok=True)
     with (
-        contextlib.closing(_connect(path, read_only=True)) as damaged,
+        contextlib.closing(connect(path, read_only=True)) as damaged,
         contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as database,
     ):
         damaged.text_factory = _text

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 from uuid import UUID
 
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import Result, unpack
-from flux_endpoint.sqlite_file import Layout, Row, give_back, open_file, told_as_records
+from flux_endpoint.sqlite_file import Layout, RecordFile, Row, connect, told_as_records
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +63,13 @@ def has_open(path: Path, task_id: str) -> bool:
     """
     with (
         told_as_records("read", path, LAYOUT),
-        closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database,
+        closing(connect(path, read_only=True)) as database,
     ):
         query = "SELECT 1 FROM tasks WHERE task_id = ?"
         return database.execute(query, (task_id,)).fetchone() is not None
 
 
-class Journal:
+class Journal(RecordFile):
     """The agent's record; belongs to the thread that opens it.
 
     Args:
@@ -84,21 +82,10 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, max_done: int = MAX_DONE) -> None:
-        self._path = path
+        super().__init__(path, LAYOUT)
         self._max_done = max_done
         self._confirmed_since_prune = 0
-        self._database, found = open_file(path, LAYOUT)
-        if found.damage:
-            event(
-                log,
-                logging.ERROR,
-                "the journal was damaged; what can be read of it was kept, and the damaged one set "
-                "aside",
-                damage=found.damage,
-                aside=found.aside,
-                **found.rows,
-            )
-        elif found.is_new:
+        if self.is_new:
             event(log, logging.INFO, "a new journal begins", path=path)
         with self._told("read"):
             # One of an earlier release has none: its tasks are in it.
@@ -108,14 +95,10 @@ class Journal:
                 "SELECT coalesce(max(number), 0) FROM done"
             ).fetchone()
 
-    def _told(self, verb: str) -> AbstractContextManager[None]:
-        return told_as_records(verb, self._path, LAYOUT)
-
     @property
     def lacks_earlier(self) -> bool:
         """Whether an earlier journal may have had tasks that this one lacks, and nobody said so."""
-        with self._told("read"):
-            return self._database.execute("SELECT 1 FROM beginnings").fetchone() is not None
+        return bool(self._rows("SELECT 1 FROM beginnings"))
 
     def accounted(self) -> None:
         """Note that what an earlier journal had and this one lacks has been given an end."""
@@ -123,11 +106,8 @@ class Journal:
 
     def held(self) -> set[str]:
         """Return the ids of all tasks that are here: without a result, or with one."""
-        with self._told("read"):
-            rows = self._database.execute(
-                "SELECT task_id FROM tasks UNION SELECT task_id FROM results"
-            )
-            return {task_id for (task_id,) in rows}
+        rows = self._rows("SELECT task_id FROM tasks UNION SELECT task_id FROM results")
+        return {task_id for (task_id,) in rows}
 
     @contextmanager
     def batch(self, *, durable: bool = True) -> Iterator[None]:
@@ -141,27 +121,10 @@ class Journal:
         Raises:
             RecordError: nothing of the batch is in the journal (e.g. the disk is full).
         """
-        execute = self._database.execute
         with self._told("write"):
-            execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # the first error is the one to tell
-                    if self._database.in_transaction:
-                        execute("ROLLBACK")
-                raise
-
-    def give_back(self) -> None:
-        """Return space that is not needed any more to the disk, a little at a time.
-
-        Raises:
-            RecordError: the file can't be written.
-        """
-        with self._told("write"):
-            give_back(self._database)
+            self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        with self._transaction():
+            yield
 
     def accept(self, tasks: Iterable[EngineTask]) -> None:
         """Record tasks; one that is recorded already stays as it is."""
@@ -214,12 +177,8 @@ class Journal:
 
     def done(self, task_ids: Sequence[str]) -> set[str]:
         """Return those of `task_ids` whose result was confirmed."""
-        with self._told("read"):
-            rows = self._database.execute(
-                "SELECT task_id FROM done WHERE task_id IN (SELECT value FROM json_each(?))",
-                (json.dumps(task_ids),),
-            )
-            return {task_id for (task_id,) in rows}
+        query = "SELECT task_id FROM done WHERE task_id IN (SELECT value FROM json_each(?))"
+        return {task_id for (task_id,) in self._rows(query, json.dumps(task_ids))}
 
     def pending(self) -> Iterator[EngineTask]:
         """Yield the tasks that have not ended, in the order in which they came."""
@@ -233,9 +192,7 @@ class Journal:
 
     def unpublished(self) -> list[str]:
         """Return the ids of the results that the broker has not confirmed, oldest first."""
-        with self._told("read"):
-            rows = self._database.execute("SELECT task_id FROM results ORDER BY rowid")
-            return [task_id for (task_id,) in rows]
+        return [task_id for (task_id,) in self._rows("SELECT task_id FROM results ORDER BY rowid")]
 
     def result(self, task_id: str) -> bytes:
         """Return the unconfirmed result of a task.
@@ -243,18 +200,9 @@ class Journal:
         Raises:
             KeyError: there is none.
         """
-        with self._told("read"):
-            row = self._database.execute(
-                "SELECT body FROM results WHERE task_id = ?", (task_id,)
-            ).fetchone()
-        if row is None:
-            raise KeyError(task_id)
-        body: bytes = row[0]
-        return body
-
-    def close(self) -> None:
-        """Close the database; what was committed is safe with or without this."""
-        self._database.close()
+        for (body,) in self._rows("SELECT body FROM results WHERE task_id = ?", task_id):
+            return bytes(body)
+        raise KeyError(task_id)
 
 
 def _to_json(value: object) -> str | None:

@@ -6,18 +6,12 @@ The official endpoint acknowledges them to the broker at once, and forgets them 
 from __future__ import annotations
 
 import json
-import logging
-import sqlite3
 import threading
 import time
-from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from flux_endpoint.engine.base import EngineResult, EngineTask
-from flux_endpoint.logs import event
-from flux_endpoint.sqlite_file import Layout, Row, open_file, told_as_records
-
-log = logging.getLogger(__name__)
+from flux_endpoint.sqlite_file import Layout, RecordFile, Row
 
 #: Seconds for which a result is kept after it was handed over: its publication takes a moment, and
 #: nothing says when it was confirmed. One that is published twice does no harm.
@@ -38,7 +32,7 @@ CREATE INDEX by_time ON results (at)
 """
 
 
-class TaskRecord:
+class TaskRecord(RecordFile):
     """Accepted tasks and fresh results; any thread may use it.
 
     It survives the end of the process, not that of the machine.
@@ -52,20 +46,9 @@ class TaskRecord:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        super().__init__(path, LAYOUT)
         self._lock = threading.Lock()
-        self._database, found = open_file(path, LAYOUT)
         self._database.execute("PRAGMA synchronous = NORMAL")
-        if found.damage:
-            event(
-                log,
-                logging.ERROR,
-                "the record of tasks was damaged; what can be read of it was kept, and the damaged "
-                "one set aside",
-                damage=found.damage,
-                aside=found.aside,
-                **found.rows,
-            )
 
     def accept(self, task: EngineTask) -> None:
         """Record a task.
@@ -110,11 +93,11 @@ class TaskRecord:
         Raises:
             RecordError: they can't be read.
         """
-        with self._lock, self._told("read"):
-            rows = self._database.execute(
+        with self._lock:
+            rows = self._rows(
                 "SELECT task_id, function_id, resource_specification, result_serializers, buffer"
                 " FROM tasks ORDER BY rowid"
-            ).fetchall()
+            )
         return [_task(row) for row in rows]
 
     def result(self, task_id: str) -> bytes | None:
@@ -123,11 +106,9 @@ class TaskRecord:
         Raises:
             RecordError: it can't be read.
         """
-        with self._lock, self._told("read"):
-            row = self._database.execute(
-                "SELECT body FROM results WHERE task_id = ?", (task_id,)
-            ).fetchone()
-        return None if row is None else bytes(row[0])
+        with self._lock:
+            rows = self._rows("SELECT body FROM results WHERE task_id = ?", task_id)
+        return bytes(rows[0][0]) if rows else None
 
     def fresh_results(self) -> list[EngineResult]:
         """Return the results that may not have been published, oldest first.
@@ -135,32 +116,19 @@ class TaskRecord:
         Raises:
             RecordError: they can't be read.
         """
-        with self._lock, self._told("read"):
-            rows = self._database.execute(
-                "SELECT task_id, body FROM results ORDER BY at"
-            ).fetchall()
+        with self._lock:
+            rows = self._rows("SELECT task_id, body FROM results ORDER BY at")
         return [EngineResult(task_id, body) for task_id, body in rows]
 
     def close(self) -> None:
         """Close the database."""
         with self._lock:
-            self._database.close()
-
-    def _told(self, verb: str) -> AbstractContextManager[None]:
-        return told_as_records(verb, self._path, LAYOUT)
+            super().close()
 
     def _write(self, statements: list[tuple[str, tuple[object, ...]]]) -> None:
-        with self._lock, self._told("write"):
-            try:
-                self._database.execute("BEGIN IMMEDIATE")
-                for statement, values in statements:
-                    self._database.execute(statement, values)
-                self._database.execute("COMMIT")
-            except sqlite3.Error:
-                with suppress(sqlite3.Error):  # the first error is the one to tell
-                    if self._database.in_transaction:
-                        self._database.execute("ROLLBACK")
-                raise
+        with self._lock, self._transaction():
+            for statement, values in statements:
+                self._database.execute(statement, values)
 
 
 def _task(row: Row) -> EngineTask:
