@@ -165,7 +165,7 @@ def test_a_value_is_a_result_message():
     statuses = [results.transition(results.TaskState.EXEC_START)]
     message = unpack(results.body_of(TASK, Value("00\nabc"), {"os": "x"}, statuses))
     assert isinstance(message, Result)
-    assert (str(message.task_id), message.data, message.is_error) == (TASK, "00\nabc", False)
+    assert (str(message.task_id), message.data, message.error_details) == (TASK, "00\nabc", None)
     assert message.details == {"os": "x"}
     assert message.task_statuses is not None
     assert message.task_statuses[0].state == "execution-start"

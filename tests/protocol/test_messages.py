@@ -103,12 +103,6 @@ def test_what_the_official_library_packs_we_read_and_it_reads_ours(name, data):
     assert theirs.model_dump_json() == message.model_dump_json()
 
 
-def test_a_result_is_an_error_exactly_when_it_has_error_details():
-    details = {"code": "RemoteExecutionError", "user_message": "sorry"}
-    assert not ours.Result(task_id=TASK_ID, data="00\n").is_error
-    assert ours.Result(task_id=TASK_ID, data="boom", error_details=details).is_error
-
-
 def test_an_unknown_field_is_ignored_with_a_warning_that_names_it(caplog):
     body = _body("task", task_id=str(TASK_ID), task_buffer="b", colour="red", shape=[1])
     with caplog.at_level(logging.WARNING, logger="flux_endpoint"):

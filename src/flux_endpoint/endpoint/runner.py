@@ -47,9 +47,6 @@ REST_TIMEOUT = 15.0
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 15.0
 
-#: Makes the engine of an endpoint with this configuration, id and directory.
-EngineFactory = Callable[[EndpointConfig, str, EndpointDirectory], Engine]
-
 
 class Runner:
     """Runs one endpoint on the main thread, until a signal ends it.
@@ -59,7 +56,6 @@ class Runner:
         tell: given what the one who started us in the background waits for: `{"say": line}` (with
             the seconds of `"patience"` after which the agent gives up, if it does) while
             something is awaited, `{"ready": {...}}` once tasks can come.
-        make_engine: makes the engine; by default the one that the configuration names.
         restart: given an environment, starts this program anew with it, in this very process, and
             does not return; called once the endpoint has a token of its own, if the owner's is
             among the environment variables, where other processes of the account can read it.
@@ -70,12 +66,10 @@ class Runner:
         directory: EndpointDirectory,
         *,
         tell: Callable[[dict[str, Any]], None] | None = None,
-        make_engine: EngineFactory | None = None,
         restart: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         self._directory = directory
         self._tell = tell or (lambda _message: None)
-        self._make_engine = make_engine or _flux_engine
         self._restart = restart or (lambda _environment: None)
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._agent: Agent | None = None
@@ -116,7 +110,7 @@ class Runner:
             self._endpoint_id = queues.endpoint_id
             self._agent = Agent(
                 queues,
-                self._make_engine(config, queues.endpoint_id, self._directory),
+                _new_engine(config, queues.endpoint_id, self._directory),
                 self._directory.path,
                 config,
                 url=BrokerUrl(queues, enrolment.renew),
@@ -230,7 +224,7 @@ class Runner:
         return code
 
 
-def _flux_engine(config: EndpointConfig, endpoint_id: str, directory: EndpointDirectory) -> Engine:
+def _new_engine(config: EndpointConfig, endpoint_id: str, directory: EndpointDirectory) -> Engine:
     from flux_endpoint.engine import FluxEngine  # noqa: PLC0415 - brings Flux along
     from flux_endpoint.engine.blocks import BlockEngine  # noqa: PLC0415 - brings Flux along
 

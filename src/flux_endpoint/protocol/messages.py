@@ -146,11 +146,6 @@ class Result(Message):
     error_details: ResultErrorDetails | None = None
     task_statuses: list[TaskTransition] | None = None
 
-    @property
-    def is_error(self) -> bool:
-        """Whether the task failed."""
-        return self.error_details is not None
-
 
 class EPStatusReport(Message):
     """An endpoint's heartbeat."""

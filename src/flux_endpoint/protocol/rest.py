@@ -130,13 +130,6 @@ class BatchStatus(BaseModel):
     task_ids: list[TaskIdText] = Field(max_length=MAX_STATUS_IDS)
 
 
-class BatchStatusAnswer(BaseModel):
-    """Task documents by task id."""
-
-    response: Literal["batch"] = "batch"
-    results: dict[str, TaskDocument]
-
-
 class TaskGroupMember(BaseModel):
     """One task of a group."""
 

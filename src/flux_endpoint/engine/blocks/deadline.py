@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.config import BlocksConfig
@@ -85,9 +84,3 @@ def start_before(expires: float, walltime: float | None, config: BlocksConfig) -
         config: of the blocks.
     """
     return signal_time(expires, config) - (walltime or 0.0)
-
-
-def next_moment(moments: Iterable[float], now: float) -> float | None:
-    """Return how many seconds remain until the first of `moments`; `None` if there are none."""
-    first = min(moments, default=math.inf)
-    return None if math.isinf(first) else max(0.0, first - now)
