@@ -55,7 +55,7 @@ def official_environment(service_url: str, token: str, home: Path) -> dict[str, 
 
 
 class OfficialEndpoint:
-    """A core endpoint, `globus-compute-endpoint start`, with a template for user endpoints.
+    """A multi-user endpoint, `globus-compute-endpoint start`, with a template for user endpoints.
 
     Args:
         home: where it keeps everything.

@@ -1,4 +1,4 @@
-"""The official user endpoint with our engine inside, and what its core endpoint is to it."""
+"""The official user endpoint with our engine inside, and what its multi-user endpoint is to it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class PluginEnvironment:
 
 
 class UserEndpoint:
-    """A user endpoint as its core endpoint would start it, and the broker's side of it.
+    """A user endpoint as its multi-user endpoint would start it, and the broker's side of it.
 
     Args:
         environment: where the official package and the plugin are.
@@ -275,7 +275,7 @@ class UserEndpoint:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-        # As a core endpoint does: it refuses to start beside one that looks alive.
+        # As a multi-user endpoint does: it refuses to start beside one that looks alive.
         for path in self.directory.glob("*.pid"):
             path.unlink()
 

@@ -271,7 +271,7 @@ def test_what_waits_for_a_stopped_endpoint_runs_when_it_is_back(world: World) ->
 def test_a_killed_endpoint_takes_its_user_endpoints_along_and_every_future_ends(
     world: World, tmp_path: Path
 ) -> None:
-    with world.executor(user_endpoint_config={"purpose": "killed core"}) as executor:
+    with world.executor(user_endpoint_config={"purpose": "killed multi-user endpoint"}) as executor:
         go, count = tmp_path / "go", 2 * WINDOW
         paths = [str(tmp_path / f"task{number}") for number in range(count)]
         futures = [executor.submit(touch_and_wait, path, str(go)) for path in paths]

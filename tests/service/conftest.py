@@ -32,7 +32,7 @@ from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.tables import secrets
 
 if TYPE_CHECKING:
-    from tests.service.official_world import CoreEndpoint, Run
+    from tests.service.official_world import MultiUserEndpoint, Run
 
 #: Nobody listens there: port 1 is privileged and unused.
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/%2F"
@@ -329,14 +329,14 @@ def one_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def core(live: Rest, peer: Peer) -> CoreEndpoint:
-    """A core endpoint that has just reported."""
-    from tests.service.official_world import CoreEndpoint
+def multi_user(live: Rest, peer: Peer) -> MultiUserEndpoint:
+    """A multi-user endpoint that has just reported."""
+    from tests.service.official_world import MultiUserEndpoint
 
-    core = CoreEndpoint(live, peer)
-    core.report()
-    core.until("online")
-    return core
+    multi_user = MultiUserEndpoint(live, peer)
+    multi_user.report()
+    multi_user.until("online")
+    return multi_user
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A core endpoint and its user endpoints, as far as a service sees them."""
+"""A multi-user endpoint and its user endpoints, as far as a service sees them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def send_report(peer: Peer, endpoint_id: str, **state: Any) -> None:
     peer.send_report(endpoint_id, pack(message))
 
 
-class CoreEndpoint:
+class MultiUserEndpoint:
     """Registered by ada; it starts nothing itself, tests do."""
 
     def __init__(self, rest: Rest, peer: Peer, **what: Any) -> None:

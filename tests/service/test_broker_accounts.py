@@ -14,7 +14,7 @@ import pika.exceptions
 import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import PATIENCE, Peer, Rest, beside, eventually
-from tests.service.official_world import CoreEndpoint
+from tests.service.official_world import MultiUserEndpoint
 
 from broker_access import session_broker
 from flux_endpoint.amqp.url import parse_url, reason_of, with_credentials
@@ -480,28 +480,28 @@ class TestRotation:
         asked = live.client.get("/v2/get_amqp_result_connection_url", headers=headers)
         assert asked.status_code == 403
 
-    def test_user_endpoints_have_accounts_of_the_token_that_their_core_endpoint_has_now(
+    def test_user_endpoints_have_accounts_of_the_token_that_their_multi_user_endpoint_has_now(
         self,
         live: Rest,
-        core: CoreEndpoint,
+        multi_user: MultiUserEndpoint,
         database: Database,
         token_of: Callable[[str], dict[str, str]],
     ) -> None:
-        live.submit(core.id)
-        before = core.next_start()["amqp_creds"]["task_queue_info"]["connection_url"]
+        live.submit(multi_user.id)
+        before = multi_user.next_start()["amqp_creds"]["task_queue_info"]["connection_url"]
         child = Account(before)
         eventually(
             lambda: child.does(lambda channel: channel.basic_get(f"{_owner(child)}.tasks"))[0]
         )
         old = live.client.headers["Authorization"].removeprefix("Bearer ")
         live.client.headers.update(token_of("ada"))
-        core.register_again()
+        multi_user.register_again()
         with database.write() as connection:
             users.revoke_token(connection, old)
         eventually(lambda: is_refused(before))
-        core.report()
-        live.submit(core.id, user_endpoint_config={"another": 1})
-        after = Account(core.next_start()["amqp_creds"]["task_queue_info"]["connection_url"])
+        multi_user.report()
+        live.submit(multi_user.id, user_endpoint_config={"another": 1})
+        after = Account(multi_user.next_start()["amqp_creds"]["task_queue_info"]["connection_url"])
         assert after.name.rpartition("-")[2] != child.name.rpartition("-")[2]
         after.does(lambda channel: channel.basic_get(f"{_owner(after)}.tasks"))
         after.close()

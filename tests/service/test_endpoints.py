@@ -10,7 +10,7 @@ import pika
 import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import Rest, refusal
-from tests.service.official_world import CoreEndpoint
+from tests.service.official_world import MultiUserEndpoint
 from tests.service.test_removal import exists
 
 from flux_endpoint.protocol.messages import EndpointStop, unpack
@@ -122,19 +122,19 @@ def test_an_endpoint_that_is_stopped_is_told_so_while_the_lock_lasts(
 
 
 @pytest.mark.rabbitmq
-def test_a_core_endpoint_is_stopped_by_the_end_of_its_command_queue(
-    live: Rest, core: CoreEndpoint, amqp_vhost: str, database: Database
+def test_a_multi_user_endpoint_is_stopped_by_the_end_of_its_command_queue(
+    live: Rest, multi_user: MultiUserEndpoint, amqp_vhost: str, database: Database
 ) -> None:
-    assert exists(amqp_vhost, f"{core.id}.commands")
-    answer = live.client.post(f"/v3/endpoints/{core.id}/lock").json()
+    assert exists(amqp_vhost, f"{multi_user.id}.commands")
+    answer = live.client.post(f"/v3/endpoints/{multi_user.id}/lock").json()
     assert answer["delivered"] is True
-    assert not exists(amqp_vhost, f"{core.id}.commands")
-    answer = live.client.put(f"/v3/endpoints/{core.id}", json={"endpoint_name": "lab"})
+    assert not exists(amqp_vhost, f"{multi_user.id}.commands")
+    answer = live.client.put(f"/v3/endpoints/{multi_user.id}", json={"endpoint_name": "lab"})
     refusal(answer, 423, "ENDPOINT_LOCKED", "endpoint_id")
     with database.write() as connection:
-        endpoints.lock_endpoint(connection, core.id, time.time())
-    core.register_again()
-    assert exists(amqp_vhost, f"{core.id}.commands")
+        endpoints.lock_endpoint(connection, multi_user.id, time.time())
+    multi_user.register_again()
+    assert exists(amqp_vhost, f"{multi_user.id}.commands")
 
 
 @pytest.mark.parametrize(

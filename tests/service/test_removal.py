@@ -12,7 +12,7 @@ import pika
 import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import NO_BROKER, PATIENCE, PAYLOAD, Peer, Rest, eventually, refusal
-from tests.service.official_world import CoreEndpoint, Run
+from tests.service.official_world import MultiUserEndpoint, Run
 
 from flux_endpoint.amqp import QueueAdmin
 from flux_endpoint.protocol.messages import Result, pack
@@ -74,31 +74,35 @@ def test_a_result_that_it_still_sends_replaces_the_failure(live: Rest, peer: Pee
     assert live.status(task_id)["status"] == "success"
 
 
-def test_user_endpoints_go_with_their_core_endpoint(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Callable[..., Run], amqp_vhost: str
+def test_user_endpoints_go_with_their_multi_user_endpoint(
+    live: Rest,
+    peer: Peer,
+    multi_user: MultiUserEndpoint,
+    begin: Callable[..., Run],
+    amqp_vhost: str,
 ) -> None:
-    group_id, ids = live.submit(core.id, count=2)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=2)
+    arguments = multi_user.next_start()
     run = begin(arguments)
     run.take(1)
-    delete(live.client, core.id)
+    delete(live.client, multi_user.id)
     for task_id in ids:
         data = json.loads(peer.take(f"tg.{group_id}").body[1:])["data"]
         assert (data["task_id"], data["error_details"]["code"]) == (task_id, "EndpointDeleted")
-        assert f"endpoint {core.id} was deleted" in data["data"]
+        assert f"endpoint {multi_user.id} was deleted" in data["data"]
     eventually(lambda: not exists(amqp_vhost, f"{run.endpoint_id}.tasks"))
     run.vanish()
     # What is registered again under the same id begins anew.
-    core.register_again()
-    core.report()
-    _, more = live.submit(core.id)
-    assert core.next_start() == arguments
+    multi_user.register_again()
+    multi_user.report()
+    _, more = live.submit(multi_user.id)
+    assert multi_user.next_start() == arguments
     assert exists(amqp_vhost, f"{run.endpoint_id}.tasks")
     assert begin(arguments, start=2.0).take(1) == more
 
 
 def test_one_that_is_registered_again_while_its_queues_go_has_them(
-    live: Rest, core: CoreEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
+    live: Rest, multi_user: MultiUserEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delete_queue, registered = QueueAdmin.delete, Dispatcher.registered
     going, stored = threading.Event(), threading.Event()
@@ -114,11 +118,11 @@ def test_one_that_is_registered_again_while_its_queues_go_has_them(
 
     monkeypatch.setattr(QueueAdmin, "delete", delete_later)
     monkeypatch.setattr(Dispatcher, "registered", announce)
-    delete(live.client, core.id)
+    delete(live.client, multi_user.id)
     assert going.wait(PATIENCE)
-    core.register_again()
+    multi_user.register_again()
     for kind in ("tasks", "commands"):
-        assert exists(amqp_vhost, f"{core.id}.{kind}")
+        assert exists(amqp_vhost, f"{multi_user.id}.{kind}")
 
 
 def test_a_deletion_without_a_broker_ends_when_it_is_back(

@@ -67,8 +67,8 @@ def test_while_somebody_consumes_nobody_can_tell(live: Rest, peer: Peer) -> None
 
 
 @pytest.mark.rabbitmq
-def test_tasks_of_an_endpoint_of_another_make_are_not_told(core: Any, live: Rest) -> None:
-    answer = live.client.get(f"/v3/endpoints/{core.id}/taken")
+def test_tasks_of_an_endpoint_of_another_make_are_not_told(multi_user: Any, live: Rest) -> None:
+    answer = live.client.get(f"/v3/endpoints/{multi_user.id}/taken")
     refusal(answer, 409, "ENDPOINT_NOT_PERMITTED", "endpoint_id")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import PATIENCE, Peer, Rest, beside, eventually
-from tests.service.official_world import CoreEndpoint, Run
+from tests.service.official_world import MultiUserEndpoint, Run
 
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.official import dispatcher, releases, runs, starts
@@ -38,22 +38,22 @@ class Group:
         data: dict[str, Any] = json.loads(self._peer.take(self._queue).body[1:])["data"]
         return data
 
-    def next_lost(self, core: CoreEndpoint) -> str:
+    def next_lost(self, multi_user: MultiUserEndpoint) -> str:
         """Return the id of the next task that has failed with its endpoint."""
         data = self.next()
         assert data["error_details"]["code"] == "EndpointLost", data
-        assert data["data"].startswith(f"EndpointLost: endpoint {core.id} vanished"), data
+        assert data["data"].startswith(f"EndpointLost: endpoint {multi_user.id} vanished"), data
         assert data["details"] is None
         return str(data["task_id"])
 
 
 @pytest.mark.parametrize("how", ["silence", "goodbye"])
 def test_what_it_held_ends_and_what_it_had_not_taken_goes_to_the_next_run(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, how: str
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin, how: str
 ) -> None:
-    group_id, ids = live.submit(core.id, count=3)
+    group_id, ids = live.submit(multi_user.id, count=3)
     group = Group(peer, group_id)
-    arguments = core.next_start()
+    arguments = multi_user.next_start()
     first = begin(arguments)
     assert first.take(3) == ids
     first.finish(ids[0], "done")
@@ -63,10 +63,10 @@ def test_what_it_held_ends_and_what_it_had_not_taken_goes_to_the_next_run(
     else:
         first.report(active=False, period=0.3)
     first.vanish()
-    _, more = live.submit(core.id, count=2, task_group_id=group_id)
-    assert {group.next_lost(core) for _ in range(2)} == set(ids[1:])
+    _, more = live.submit(multi_user.id, count=2, task_group_id=group_id)
+    assert {group.next_lost(multi_user) for _ in range(2)} == set(ids[1:])
     assert live.status(ids[1])["status"] == "failed"
-    assert core.next_start()["name"] == arguments["name"]
+    assert multi_user.next_start()["name"] == arguments["name"]
     second = begin(arguments, start=2.0)
     assert second.take(2) == more
     second.finish(more[0], "later")
@@ -74,25 +74,25 @@ def test_what_it_held_ends_and_what_it_had_not_taken_goes_to_the_next_run(
 
 
 def test_what_it_took_and_had_not_acknowledged_is_not_lost(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
-    group_id, ids = live.submit(core.id, count=4)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=4)
+    arguments = multi_user.next_start()
     first = begin(arguments)
     first.take(2)
     assert first.take(2, ack=False) == ids[2:]
     first.report(period=0.3)
     first.vanish()
     group = Group(peer, group_id)
-    assert {group.next_lost(core) for _ in range(2)} == set(ids[:2])
+    assert {group.next_lost(multi_user) for _ in range(2)} == set(ids[:2])
     assert begin(arguments, start=2.0).take(2) == ids[2:]
 
 
 def test_one_that_comes_back_holds_what_it_held(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
-    group_id, ids = live.submit(core.id, count=2)
-    run = begin(core.next_start())
+    group_id, ids = live.submit(multi_user.id, count=2)
+    run = begin(multi_user.next_start())
     run.take(2)
     run.report(active=False, period=2)  # as before each reconnect
     run.report(period=600)
@@ -101,35 +101,40 @@ def test_one_that_comes_back_holds_what_it_held(
     assert group.next()["data"] == "x"
     run.stop_consuming()
     run.report(period=0.2)
-    assert group.next_lost(core) == ids[1]
+    assert group.next_lost(multi_user) == ids[1]
 
 
 def test_one_that_vanished_before_its_first_report_leaves_the_rest_for_the_next_run(
-    live: Rest, peer: Peer, core: CoreEndpoint, amqp_vhost: str, begin: Begin
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, amqp_vhost: str, begin: Begin
 ) -> None:
-    group_id, ids = live.submit(core.id, count=3)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=3)
+    arguments = multi_user.next_start()
     first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
     first.consume()
     first.take(1)
     first.take(2, ack=False)
     first.vanish()
-    core.report(period=0.2)  # nobody knows that of the run
+    multi_user.report(period=0.2)  # nobody knows that of the run
     # The next one finds the mark of the first.
     second = Run(amqp_vhost, first.endpoint_id)
     second.report(error="another instance is running", period=3)
     second.vanish()
-    assert Group(peer, group_id).next_lost(core) == ids[0]
-    core.report()
+    assert Group(peer, group_id).next_lost(multi_user) == ids[0]
+    multi_user.report()
     assert begin(arguments, start=2.0).take(2) == ids[1:]
 
 
 @pytest.mark.parametrize("reported", [False, True])
 def test_what_a_run_took_unheard_ends_when_the_next_one_begins(
-    live: Rest, peer: Peer, core: CoreEndpoint, amqp_vhost: str, begin: Begin, reported: bool
+    live: Rest,
+    peer: Peer,
+    multi_user: MultiUserEndpoint,
+    amqp_vhost: str,
+    begin: Begin,
+    reported: bool,
 ) -> None:
-    group_id, ids = live.submit(core.id, count=3)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=3)
+    arguments = multi_user.next_start()
     first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
     if reported:  # before it was given anything
         first.report()
@@ -139,12 +144,12 @@ def test_what_a_run_took_unheard_ends_when_the_next_one_begins(
     assert first.take(1, ack=False) == ids[2:]
     first.vanish()
     # The next one is started before anybody could miss the first.
-    live.submit(core.id, task_group_id=group_id)
-    assert core.next_start() == arguments
+    live.submit(multi_user.id, task_group_id=group_id)
+    assert multi_user.next_start() == arguments
     second = begin(arguments, start=2.0)
     assert second.take(1) == ids[2:]
     group = Group(peer, group_id)
-    assert {group.next_lost(core) for _ in range(2)} == set(ids[:2])
+    assert {group.next_lost(multi_user) for _ in range(2)} == set(ids[:2])
     second.finish(ids[2])
     assert group.next()["task_id"] == ids[2]
 
@@ -158,24 +163,24 @@ def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("frequent_looks")
 def test_what_a_run_took_unheard_ends_when_nobody_begins_another(
-    live: Rest, peer: Peer, core: CoreEndpoint, amqp_vhost: str, begin: Begin
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, amqp_vhost: str, begin: Begin
 ) -> None:
-    group_id, ids = live.submit(core.id, count=2)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=2)
+    arguments = multi_user.next_start()
     first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
     first.consume()
     first.take(1)
     first.take(1, ack=False)
-    core.report(period=0.1)
-    core.until("offline")  # its host is gone, which the broker has not noticed
+    multi_user.report(period=0.1)
+    multi_user.until("offline")  # its host is gone, which the broker has not noticed
     first.vanish()
-    assert Group(peer, group_id).next_lost(core) == ids[0]
-    core.report()
-    assert core.next_start() == arguments
+    assert Group(peer, group_id).next_lost(multi_user) == ids[0]
+    multi_user.report()
+    assert multi_user.next_start() == arguments
     assert begin(arguments, start=2.0).take(1) == ids[1:]
 
 
-def test_an_endpoint_without_a_core_endpoint_that_took_tasks_unheard_is_missed_too(
+def test_an_endpoint_without_a_multi_user_endpoint_that_took_tasks_unheard_is_missed_too(
     live: Rest, peer: Peer, amqp_vhost: str
 ) -> None:
     endpoint_id = live.register_endpoint(metadata={})
@@ -205,49 +210,53 @@ def test_what_a_run_left_ends_though_the_service_was_restarted_meanwhile(
         TestClient(create_app(live_settings), headers=headers) as client,
     ):
         patch.setattr(runs.Runs, "settle", lambda *_: None)
-        core = CoreEndpoint(Rest(client), peer)
-        core.report()
-        group_id, ids = Rest(client).submit(core.id, count=2)
-        arguments = core.next_start()
+        multi_user = MultiUserEndpoint(Rest(client), peer)
+        multi_user.report()
+        group_id, ids = Rest(client).submit(multi_user.id, count=2)
+        arguments = multi_user.next_start()
         first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
         first.consume()
         first.take(1)
         first.take(1, ack=False)
         first.vanish()
-        Rest(client).submit(core.id, task_group_id=group_id)
-        assert core.next_start() == arguments
+        Rest(client).submit(multi_user.id, task_group_id=group_id)
+        assert multi_user.next_start() == arguments
         second = begin(arguments, start=2.0)
         assert second.take(1) == ids[1:]
         eventually(lambda: _period(client, first.endpoint_id) == 600)
     with TestClient(create_app(live_settings), headers=headers):
         group = Group(peer, group_id)
-        assert group.next_lost(core) == ids[0]
+        assert group.next_lost(multi_user) == ids[0]
         second.finish(ids[1])
         assert group.next()["task_id"] == ids[1]
 
 
 def test_one_that_is_silent_and_keeps_its_queue_is_not_waited_for_for_ever(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+    live: Rest,
+    peer: Peer,
+    multi_user: MultiUserEndpoint,
+    begin: Begin,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runs, "_GONE_AGAIN", 0.1)
     monkeypatch.setattr(runs, "_STUCK_CONSUMER", 0.3)
-    group_id, (task_id,) = live.submit(core.id)
-    run = begin(core.next_start())
+    group_id, (task_id,) = live.submit(multi_user.id)
+    run = begin(multi_user.next_start())
     run.take(1)
     run.report(period=0.1)
-    assert Group(peer, group_id).next_lost(core) == task_id
+    assert Group(peer, group_id).next_lost(multi_user) == task_id
 
 
 def test_a_late_result_replaces_the_failure(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
-    group_id, (task_id,) = live.submit(core.id)
-    run = begin(core.next_start())
+    group_id, (task_id,) = live.submit(multi_user.id)
+    run = begin(multi_user.next_start())
     run.take(1)
     run.stop_consuming()
     run.report(period=0.1)
     group = Group(peer, group_id)
-    assert group.next_lost(core) == task_id
+    assert group.next_lost(multi_user) == task_id
     for data in ("from disk", "again"):
         run.finish(task_id, data)
     assert group.next()["data"] == "from disk"
@@ -255,14 +264,18 @@ def test_a_late_result_replaces_the_failure(
     assert (document["status"], document["result"]) == ("success", "from disk")
     assert "exception" not in document
     # The first of its results stays.
-    _, (other,) = live.submit(core.id, task_group_id=group_id)
+    _, (other,) = live.submit(multi_user.id, task_group_id=group_id)
     run.finish(other)
     assert group.next()["task_id"] == other
     assert live.status(task_id)["result"] == "from disk"
 
 
 def test_a_run_that_followed_another_unseen_ends_what_that_had_taken(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+    live: Rest,
+    peer: Peer,
+    multi_user: MultiUserEndpoint,
+    begin: Begin,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settle, in_time = runs.Runs.settle, threading.Event()
 
@@ -271,24 +284,28 @@ def test_a_run_that_followed_another_unseen_ends_what_that_had_taken(
         settle(*of)
 
     monkeypatch.setattr(runs.Runs, "settle", settle_later)
-    group_id, ids = live.submit(core.id, count=2)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=2)
+    arguments = multi_user.next_start()
     first = begin(arguments)
     first.take(2)
     first.report(active=False)
     first.vanish()
     # It is started at once, because the first may have left results on its disk.
-    core.next_start()
+    multi_user.next_start()
     second = begin(arguments, start=2.0)
     second.finish(ids[0], "from disk")
     group = Group(peer, group_id)
     assert group.next()["data"] == "from disk"
     in_time.set()
-    assert group.next_lost(core) == ids[1]
+    assert group.next_lost(multi_user) == ids[1]
 
 
 def test_what_the_broker_confirms_late_is_not_overlooked(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+    live: Rest,
+    peer: Peer,
+    multi_user: MultiUserEndpoint,
+    begin: Begin,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     on_published, late = releases.Releases._on_published, []
 
@@ -299,8 +316,8 @@ def test_what_the_broker_confirms_late_is_not_overlooked(
         held.set()
 
     monkeypatch.setattr(releases.Releases, "_on_published", hold)
-    group_id, ids = live.submit(core.id, count=2)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=2)
+    arguments = multi_user.next_start()
     first = begin(arguments)
     assert first.take(2) == ids
     assert held.wait(PATIENCE)
@@ -309,64 +326,68 @@ def test_what_the_broker_confirms_late_is_not_overlooked(
     first.report(active=False)
     first.vanish()
     assert looked.wait(PATIENCE)
-    live.submit(core.id, user_endpoint_config={"other": 1})
-    assert core.next_start()["user_opts"] == {"other": 1}
+    live.submit(multi_user.id, user_endpoint_config={"other": 1})
+    assert multi_user.next_start()["user_opts"] == {"other": 1}
     for each in late:
         each()
-    assert core.next_start() == arguments
+    assert multi_user.next_start() == arguments
     begin(arguments, start=2.0)
     group = Group(peer, group_id)
-    assert {group.next_lost(core) for _ in ids} == set(ids)
+    assert {group.next_lost(multi_user) for _ in ids} == set(ids)
 
 
-def test_when_the_core_endpoint_ends_so_do_its_user_endpoints(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+def test_when_the_multi_user_endpoint_ends_so_do_its_user_endpoints(
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
-    group_id, ids = live.submit(core.id, count=2)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=2)
+    arguments = multi_user.next_start()
     run = begin(arguments)
     run.take(2)
-    core.report(period=0)
+    multi_user.report(period=0)
     run.vanish()
     group = Group(peer, group_id)
-    assert {group.next_lost(core) for _ in ids} == set(ids)
-    _, more = live.submit(core.id, task_group_id=group_id)
-    core.register_again()
-    core.report()
-    assert core.next_start() == arguments
+    assert {group.next_lost(multi_user) for _ in ids} == set(ids)
+    _, more = live.submit(multi_user.id, task_group_id=group_id)
+    multi_user.register_again()
+    multi_user.report()
+    assert multi_user.next_start() == arguments
     assert begin(arguments, start=2.0).take(1) == more
 
 
 def test_nothing_is_told_to_start_while_the_broker_holds_on_to_a_dead_consumer(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+    live: Rest,
+    peer: Peer,
+    multi_user: MultiUserEndpoint,
+    begin: Begin,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runs, "_GONE_AGAIN", 0.1)
-    group_id, ids = live.submit(core.id, count=1)
-    arguments = core.next_start()
+    group_id, ids = live.submit(multi_user.id, count=1)
+    arguments = multi_user.next_start()
     dead = begin(arguments)
     dead.take(1)
     dead.report(period=0.1)
-    _, more = live.submit(core.id, task_group_id=group_id)
+    _, more = live.submit(multi_user.id, task_group_id=group_id)
     dead.take(1, ack=False)
     # Another configuration's start is told after it would have been.
-    live.submit(core.id, user_endpoint_config={"other": 1})
-    assert core.next_start()["user_opts"] == {"other": 1}
+    live.submit(multi_user.id, user_endpoint_config={"other": 1})
+    assert multi_user.next_start()["user_opts"] == {"other": 1}
     assert live.status(ids[0])["status"] == "waiting-for-ep"
     dead.vanish()
-    assert Group(peer, group_id).next_lost(core) == ids[0]
-    assert core.next_start() == arguments
+    assert Group(peer, group_id).next_lost(multi_user) == ids[0]
+    assert multi_user.next_start() == arguments
     assert begin(arguments, start=2.0).take(1) == more
 
 
 def test_one_that_reports_and_takes_nothing_is_told_to_start(
-    live: Rest, core: CoreEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
+    live: Rest, multi_user: MultiUserEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "DEAF_AFTER", 0.2)
-    live.submit(core.id)
-    arguments = core.next_start()
+    live.submit(multi_user.id)
+    arguments = multi_user.next_start()
     deaf = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
     deaf.report()
-    assert core.next_start() == arguments
+    assert multi_user.next_start() == arguments
     deaf.vanish()
 
 
@@ -379,10 +400,10 @@ def test_a_window_of_tasks_is_given_and_the_rest_as_they_end(
     settings = live_settings.model_copy(update={"official_window": 3})
     with TestClient(create_app(settings), headers=token_of("ada")) as client:
         live = Rest(client)
-        core = CoreEndpoint(live, peer)
-        core.report()
-        group_id, ids = live.submit(core.id, count=7)
-        arguments = core.next_start()
+        multi_user = MultiUserEndpoint(live, peer)
+        multi_user.report()
+        group_id, ids = live.submit(multi_user.id, count=7)
+        arguments = multi_user.next_start()
         run = begin(arguments)
         held = run.take(3)
         group = Group(peer, group_id)
@@ -396,7 +417,7 @@ def test_a_window_of_tasks_is_given_and_the_rest_as_they_end(
         # So many are lost with it, and no more.
         run.report(period=0.1)
         run.vanish()
-        assert {group.next_lost(core) for _ in held} == set(held)
+        assert {group.next_lost(multi_user) for _ in held} == set(held)
         assert begin(arguments, start=2.0).take(1) == ids[6:]
 
 
@@ -412,12 +433,12 @@ def test_two_services_on_one_database_give_each_task_once(
         TestClient(create_app(settings), headers=headers) as one,
         TestClient(create_app(beside(settings)), headers=headers) as other,
     ):
-        core = CoreEndpoint(Rest(one), peer)
-        core.report()
-        core.until("online")
-        group_id, ids = Rest(one).submit(core.id, count=20)
-        _, more = Rest(other).submit(core.id, count=20, task_group_id=group_id)
-        run = begin(core.next_start())
+        multi_user = MultiUserEndpoint(Rest(one), peer)
+        multi_user.report()
+        multi_user.until("online")
+        group_id, ids = Rest(one).submit(multi_user.id, count=20)
+        _, more = Rest(other).submit(multi_user.id, count=20, task_group_id=group_id)
+        run = begin(multi_user.next_start())
         given = []
         for _ in (*ids, *more):
             given += run.take(1)
@@ -436,10 +457,10 @@ def test_one_that_can_run_more_at_a_time_is_given_more(
     settings = live_settings.model_copy(update={"official_window": 1})
     with TestClient(create_app(settings), headers=token_of("ada")) as client:
         live = Rest(client)
-        core = CoreEndpoint(live, peer)
-        core.report()
-        _, ids = live.submit(core.id, count=10)
-        run = begin(core.next_start())
+        multi_user = MultiUserEndpoint(live, peer)
+        multi_user.report()
+        _, ids = live.submit(multi_user.id, count=10)
+        run = begin(multi_user.next_start())
         run.take(1)
         run.report(total_workers=4)
         assert run.take(7) == ids[1:8]
@@ -448,11 +469,11 @@ def test_one_that_can_run_more_at_a_time_is_given_more(
 
 
 def test_the_window_has_a_size_too(
-    live: Rest, core: CoreEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
+    live: Rest, multi_user: MultiUserEndpoint, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(releases, "WINDOW_SIZE", 1)
-    _, ids = live.submit(core.id, count=2)
-    run = begin(core.next_start())
+    _, ids = live.submit(multi_user.id, count=2)
+    run = begin(multi_user.next_start())
     assert run.take(1) == ids[:1]  # one always may
     run.finish(ids[0])
     assert run.take(1) == ids[1:]
@@ -466,10 +487,10 @@ def test_a_service_that_was_away_meanwhile_ends_them_all_the_same(
 ) -> None:
     headers = token_of("ada")
     with TestClient(create_app(live_settings), headers=headers) as client:
-        core = CoreEndpoint(Rest(client), peer)
-        core.report()
-        group_id, ids = Rest(client).submit(core.id, count=2)
-        arguments = core.next_start()
+        multi_user = MultiUserEndpoint(Rest(client), peer)
+        multi_user.report()
+        group_id, ids = Rest(client).submit(multi_user.id, count=2)
+        arguments = multi_user.next_start()
         run = begin(arguments)
         run.take(1)
         assert run.take(1, ack=False) == ids[1:]
@@ -478,11 +499,11 @@ def test_a_service_that_was_away_meanwhile_ends_them_all_the_same(
         eventually(lambda: _period(client, child) == 0.1)
         run.vanish()
     with TestClient(create_app(live_settings), headers=headers) as client:
-        assert Group(peer, group_id).next_lost(core) == ids[0]
+        assert Group(peer, group_id).next_lost(multi_user) == ids[0]
         assert begin(arguments, start=2.0).take(1) == ids[1:]
 
 
-def test_an_endpoint_without_a_core_endpoint_is_looked_after_too(
+def test_an_endpoint_without_a_multi_user_endpoint_is_looked_after_too(
     live: Rest, peer: Peer, amqp_vhost: str
 ) -> None:
     endpoint_id = live.register_endpoint(metadata={})
@@ -508,10 +529,10 @@ def test_an_endpoint_without_a_core_endpoint_is_looked_after_too(
 
 
 def test_a_failure_is_behind_the_results_that_came_before_it(
-    live: Rest, peer: Peer, core: CoreEndpoint, begin: Begin
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
-    group_id, ids = live.submit(core.id, count=50)
-    run = begin(core.next_start())
+    group_id, ids = live.submit(multi_user.id, count=50)
+    run = begin(multi_user.next_start())
     run.take(50)
     for task_id in ids:
         run.finish(task_id)

@@ -1,4 +1,4 @@
-"""Which endpoint runs what is submitted to another: a core endpoint has its user endpoints."""
+"""Which endpoint runs a submission: a multi-user endpoint has its user endpoints do so."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.user_endpoints import find_user_endpoint, put_user_endpoint
 from flux_endpoint.service.store.users import User
 
-#: Characters of JSON. A core endpoint hands all of it over through a pipe of 64 KiB, with the
+#: Characters of JSON. A multi-user endpoint hands all of it over through a pipe of 64 KiB, with the
 #: configuration that it makes of it.
 MAX_CONFIG = 16 * 1024
 
@@ -32,14 +32,14 @@ def running_endpoint(
         database: which endpoints there are.
         endpoint: what the user submits to.
         user: who.
-        config: the user's values for the template of a core endpoint's configuration.
+        config: the user's values for the template of a multi-user endpoint's configuration.
         runtime: what the user's program says of itself.
 
     Raises:
         ServiceError: 422, `config` is too large, or the endpoint has no template.
     """
     config = config or {}
-    if not endpoint.is_core:
+    if not endpoint.starts_user_endpoints:
         if config:
             raise invalid_field(
                 "user_endpoint_config",

@@ -1,4 +1,4 @@
-"""The command that has a core endpoint start a user endpoint.
+"""The command that has a multi-user endpoint start a user endpoint.
 
 Plain JSON without an envelope, as `globus-compute-endpoint` 4.19 reads it.
 """
@@ -12,13 +12,13 @@ from flux_endpoint.protocol import queues
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.users import User
 
-#: Seconds after which a command is dropped: a core endpoint refuses those older than 180 s, and
-#: fails the tasks with them.
+#: Seconds after which a command is dropped: a multi-user endpoint refuses those older than 180 s,
+#: and fails the tasks with them.
 COMMAND_SECONDS = 150.0
 
 
 def send_start(connection: AmqpConnection, endpoint: Endpoint, amqp_url: str) -> Future[None]:
-    """Tell a user endpoint's core endpoint to start it; one that runs is left as it is."""
+    """Tell a user endpoint's multi-user endpoint to start it; one that runs is left as it is."""
     assert endpoint.parent_id is not None
     owner = User(endpoint.owner_id, endpoint.owner)
     credentials = queues.endpoint_queues(endpoint.id, amqp_url)

@@ -66,7 +66,7 @@ class _Registered:
 
 @dataclass(frozen=True)
 class _Stopped:
-    """A core endpoint is to stop."""
+    """A multi-user endpoint is to stop."""
 
     endpoint_id: str
     done: Future[None] = field(default_factory=Future)
@@ -158,7 +158,7 @@ class Dispatcher:
             event(log, logging.WARNING, "endpoint not prepared", id=endpoint_id, reason=error)
 
     def stopped(self, endpoint_id: str, timeout: float) -> None:
-        """Have a core endpoint stop, which it does when its command queue is gone.
+        """Have a multi-user endpoint stop, which it does when its command queue is gone.
 
         Raises:
             ServiceError: 503, the broker did not do it within `timeout`.
@@ -295,7 +295,7 @@ class Dispatcher:
         if endpoint is None:
             return
         now = time.time()
-        if endpoint.is_core:
+        if endpoint.starts_user_endpoints:
             stops = endpoints.heartbeat_period(item.report) <= 0
             for each in self._user_endpoints(endpoint.id):
                 if stops:
@@ -316,7 +316,7 @@ class Dispatcher:
             return
         # The queues that its registration found may have been those of its deletion, here, since.
         self._releases.declare(endpoint_id)
-        if endpoint.is_core:
+        if endpoint.starts_user_endpoints:
             # Commands that have waited for it are too old for it by now, or will be.
             self._queue_admin.purge(queues.commands_queue(endpoint_id)).result(_TIMEOUT)
             for each in self._user_endpoints(endpoint_id):

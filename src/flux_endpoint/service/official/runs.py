@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 #: Seconds that a new run has to send what an earlier one left on disk.
 SETTLE_SECONDS = 15.0
 
-#: Seconds after which a core endpoint that stops has ended its user endpoints by force.
+#: Seconds after which a multi-user endpoint that stops has ended its user endpoints by force.
 PARENT_STOPS = 20.0
 
 #: Seconds that the broker has to drop the connection of a run that is gone.
@@ -115,7 +115,7 @@ class Runs:
                 endpoints.set_run_left(connection, endpoint.id, None)
 
     def parent_stops(self, endpoint: Endpoint, now: float) -> None:
-        """Its core endpoint has said that it ends."""
+        """Its multi-user endpoint has said that it ends."""
         if endpoint.run is None or endpoint.run_seen is None or endpoint.run_ends is None:
             return
         ends = min(endpoint.run_ends, now + PARENT_STOPS)

@@ -123,7 +123,7 @@ class Starts:
         wait = random.uniform(longest / 2, longest)  # noqa: S311 - jitter
         self._attempts[endpoint.id] = _Attempts(time.monotonic(), count, wait)
         self._timers.set(Due.START, endpoint.id, wait)
-        # Its account is of the token that its core endpoint is registered with.
+        # Its account is of the token that its multi-user endpoint is registered with.
         url = self._urls.of_endpoint(endpoint.id, parent.token_id or "")
         send_start(self._connection, endpoint, url).result(_TIMEOUT)
         event(

@@ -142,14 +142,15 @@ def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> LockAnswe
         # Whoever starts it once the lock is over does not find this any more.
         message = EndpointStop(endpoint_id=UUID(endpoint_id))
         command_endpoint(service, endpoint_id, pack(message), expiration=LOCK_SECONDS)
-    elif endpoint.is_core:
+    elif endpoint.starts_user_endpoints:
         service.dispatcher.stopped(endpoint_id, timeout)
     return LockAnswer(
         endpoint_id=endpoint_id,
         lock_expiration_timestamp=datetime.fromtimestamp(until, UTC)
         .replace(tzinfo=None)
         .isoformat(timespec="seconds"),
-        delivered=endpoint.is_online(now) and (endpoint.is_own_make or endpoint.is_core),
+        delivered=endpoint.is_online(now)
+        and (endpoint.is_own_make or endpoint.starts_user_endpoints),
     )
 
 

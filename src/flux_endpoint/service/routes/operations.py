@@ -78,7 +78,7 @@ def endpoint_state(
     with service.database.read() as connection:
         endpoint = visible(connection, endpoint_id, caller)
         waiting, running = waiting_and_running(connection, endpoint_id)
-    if endpoint.is_core:
+    if endpoint.starts_user_endpoints:
         queue: QueueDocument | None = QueueDocument(messages=waiting, consumers=running)
     else:
         name = queues.tasks_queue(endpoint_id)
@@ -142,7 +142,7 @@ def _absence(endpoint: Endpoint) -> Absence | None:
         return None
     if endpoint.last_report is None:
         return Absence.NEVER
-    ends = heartbeat_period(endpoint.last_report) <= 0  # a core endpoint's last word
+    ends = heartbeat_period(endpoint.last_report) <= 0  # a multi-user endpoint's last word
     stopped = ends or endpoint.last_report.get("active") is False
     return Absence.STOPPED if stopped else Absence.SILENT
 

@@ -84,7 +84,7 @@ def _submit(
         id=ordered_ids(1)[0],
         owner_id=caller.id,
         owner=caller.name,
-        endpoint_id=endpoint_id,  # of a core endpoint's tasks: see below
+        endpoint_id=endpoint_id,  # of a multi-user endpoint's tasks: see below
         group_id=batch.task_group_id or str(uuid4()),
         create_queue=batch.create_queue,
         resource_specification=batch.resource_specification or None,

@@ -75,7 +75,8 @@ def is_alive(connection: sa.Connection, account: Account) -> bool:
             tokens.c.user_id == account.owner_id, tokens.c.endpoint_id.is_(None), token
         )
     else:
-        # A user endpoint belongs to who submits, but its credentials to who runs its core endpoint.
+        # A user endpoint belongs to who submits, but its credentials belong to who runs its
+        # multi-user endpoint.
         parent = endpoints.alias("parent")
         is_there = endpoints.c.parent_id.is_(None) | (
             parent.c.id.is_not(None) & parent.c.deleted_at.is_(None)

@@ -48,7 +48,7 @@ class Endpoint:
     locked_until: float | None
     last_seen: float | None
     last_report: dict[str, Any] | None
-    #: Of a user endpoint: the core endpoint that starts it, and with what.
+    #: Of a user endpoint: the multi-user endpoint that starts it, and with what.
     parent_id: str | None
     user_config: dict[str, Any] | None
     user_runtime: dict[str, Any] | None
@@ -61,8 +61,8 @@ class Endpoint:
     run_left: float | None
 
     @property
-    def is_core(self) -> bool:
-        """Whether it runs nothing itself, but starts user endpoints that do."""
+    def starts_user_endpoints(self) -> bool:
+        """Whether it is a multi-user endpoint: it runs nothing itself, its user endpoints do."""
         return self.multi_user and not self.is_own_make
 
     @property
@@ -186,12 +186,12 @@ def may_see(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
 def may_run(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
     """Return whether a user may run tasks at an endpoint.
 
-    Whoever sees a core endpoint may submit to it: it starts nothing for a user whom its own
+    Whoever sees a multi-user endpoint may submit to it: it starts nothing for a user whom its own
     identity mapping does not know.
     """
     if endpoint.owner_id == user.id:
         return True
-    if endpoint.is_core:
+    if endpoint.starts_user_endpoints:
         return endpoint.public
     if not {user.name, EVERYBODY}.isdisjoint(endpoint.users or ()):
         return True

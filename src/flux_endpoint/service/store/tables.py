@@ -103,7 +103,8 @@ endpoints = Table(
     Column("deleted_at", Double),
     Column("last_seen", Double),
     Column("last_report", JSON(none_as_null=True)),
-    # Of a user endpoint: which core endpoint starts it, and with what. It belongs to who submits.
+    # Of a user endpoint, which belongs to who submits: the multi-user endpoint that starts it, and
+    # with what.
     Column("parent_id", String(36)),
     Column("config_hash", String(64)),
     Column("user_config", JSON(none_as_null=True)),

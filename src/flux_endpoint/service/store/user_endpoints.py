@@ -1,4 +1,4 @@
-"""The user endpoints that core endpoints start: one for each user and each configuration."""
+"""The user endpoints that multi-user endpoints start: one for each user and each configuration."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def put_user_endpoint(
 
 
 def user_endpoints_of(connection: sa.Connection, parent_id: str) -> list[str]:
-    """Return the ids of a core endpoint's user endpoints."""
+    """Return the ids of a multi-user endpoint's user endpoints."""
     query = sa.select(endpoints.c.id).where(
         endpoints.c.parent_id == parent_id, endpoints.c.deleted_at.is_(None)
     )
@@ -77,7 +77,7 @@ def user_endpoints_of(connection: sa.Connection, parent_id: str) -> list[str]:
 
 
 def waiting_and_running(connection: sa.Connection, parent_id: str) -> tuple[int, int]:
-    """Return how many open tasks the user endpoints of a core endpoint have, and how many run."""
+    """Return how many open tasks a multi-user endpoint's user endpoints have, and how many run."""
     theirs = endpoints.c.parent_id == parent_id
     waiting = sa.select(sa.func.count()).select_from(deliveries).join(endpoints).where(theirs)
     running = sa.select(sa.func.count()).where(theirs, endpoints.c.run.is_not(None))

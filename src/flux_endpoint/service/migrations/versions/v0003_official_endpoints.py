@@ -1,4 +1,4 @@
-"""User endpoints of core endpoints, what they were given, failures that a result replaces."""
+"""User endpoints of multi-user endpoints, what they were given, failures that a result replaces."""
 
 from typing import Any
 

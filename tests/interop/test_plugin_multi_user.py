@@ -1,4 +1,4 @@
-"""The official core endpoint on our service, with our engine in its user endpoints."""
+"""The official multi-user endpoint on our service, with our engine in its user endpoints."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def sandbox():
 
 
 class World:
-    """A service, a core endpoint with the plugin, and a user's way to both."""
+    """A service, a multi-user endpoint with the plugin, and a user's way to both."""
 
     def __init__(self, client, endpoint, environment, python):
         self.client = client
@@ -91,7 +91,7 @@ class World:
 @pytest.fixture(scope="module", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
 def world(request, tmp_path_factory, broker, plugin_python, official_python):
     flux_uri = request.getfixturevalue("flux_uri") if request.param == "flux" else None
-    directory = tmp_path_factory.mktemp("plugin-core")
+    directory = tmp_path_factory.mktemp("multi-user")
     packages = PluginEnvironment(directory / "venv", plugin_python)
     packages.switch("enable")
     vhost = f"test-{uuid.uuid4().hex}"
