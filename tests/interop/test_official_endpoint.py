@@ -17,8 +17,9 @@ from broker_access import session_broker
 from flux_endpoint import Client, ComputeFuture, Executor, MPIFunction, ShellFunction
 from flux_endpoint.errors import TaskExecutionFailed
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.official.store import deliveries, user_endpoints
 from flux_endpoint.service.settings import ServiceSettings
-from flux_endpoint.service.store import deliveries, user_endpoints, users
+from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
 from waiting import until
 

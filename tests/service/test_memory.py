@@ -17,7 +17,7 @@ from tests.service.test_server import ServiceProcess
 from flux_endpoint.protocol.rest import RegisterEndpoint
 from flux_endpoint.service.room import Room
 from flux_endpoint.service.routes.tasks import ANSWER_BYTES
-from flux_endpoint.service.store import endpoints, tasks, users
+from flux_endpoint.service.store import endpoints, task_groups, tasks, users
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.ids import ordered_ids
 
@@ -50,7 +50,7 @@ def test_an_answer_of_many_results_is_made_as_it_is_sent(
         assert user is not None
         request = RegisterEndpoint(endpoint_name="lab")
         endpoints.put_endpoint(connection, "e", user.id, request)
-        tasks.add_group(connection, "g", user.id)
+        task_groups.add_group(connection, "g", user.id)
         ids = ordered_ids(COUNT)
         submission = tasks.Submission("s", user.id, "e", "g", False)
         new = [tasks.NewTask(each, None, "") for each in ids]

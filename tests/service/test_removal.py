@@ -17,7 +17,7 @@ from tests.service.official_world import MultiUserEndpoint, Run
 from flux_endpoint.amqp import QueueAdmin
 from flux_endpoint.protocol.messages import Result, pack
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.official.dispatcher import Dispatcher
+from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.engine import Database
@@ -104,7 +104,7 @@ def test_user_endpoints_go_with_their_multi_user_endpoint(
 def test_one_that_is_registered_again_while_its_queues_go_has_them(
     live: Rest, multi_user: MultiUserEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delete_queue, registered = QueueAdmin.delete, Dispatcher.registered
+    delete_queue, registered = QueueAdmin.delete, OfficialEndpoints.registered_again
     going, stored = threading.Event(), threading.Event()
 
     def delete_later(queue_admin: QueueAdmin, queue: str) -> Any:
@@ -117,7 +117,7 @@ def test_one_that_is_registered_again_while_its_queues_go_has_them(
         registered(*of)
 
     monkeypatch.setattr(QueueAdmin, "delete", delete_later)
-    monkeypatch.setattr(Dispatcher, "registered", announce)
+    monkeypatch.setattr(OfficialEndpoints, "registered_again", announce)
     delete(live.client, multi_user.id)
     assert going.wait(PATIENCE)
     multi_user.register_again()

@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.protocol.rest import RegisterEndpoint
-from flux_endpoint.service.store import endpoints, tasks, users
+from flux_endpoint.service.store import endpoints, task_groups, tasks, users
 from flux_endpoint.service.store.engine import (
     MIGRATIONS,
     Database,
@@ -42,7 +42,7 @@ def test_a_database_of_the_first_release_keeps_what_it_has(database: Database) -
     with database.read() as connection:
         (task,) = tasks.task_states(connection, "u", ["t"])
         assert (task.status, task.completed_at) == ("success", 2)
-        assert tasks.group_tasks(connection, "g") == ["t"]
+        assert task_groups.group_tasks(connection, "g") == ["t"]
 
 
 def test_a_migration_can_be_undone(database: Database) -> None:

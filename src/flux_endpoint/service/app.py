@@ -67,7 +67,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
             settings,
             database,
             broker.publisher,
-            broker.dispatcher,
+            broker.official,
             Quotas(settings),
             audit,
             at_broker,

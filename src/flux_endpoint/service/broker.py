@@ -16,7 +16,7 @@ from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.event_consumer import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
 from flux_endpoint.service.observer import BrokerObserver
-from flux_endpoint.service.official.dispatcher import Dispatcher
+from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.results import ResultConsumer
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
@@ -53,12 +53,14 @@ class Broker:
         self._inward = AmqpConnection(
             url, name="service-results", on_state=self._on_inward, on_alarm=self._on_alarm
         )
-        self.dispatcher = Dispatcher(database, self._outward, access.urls, settings.official_window)
-        self.publisher = TaskPublisher(database, self._outward, self.dispatcher.ready)
+        self.official = OfficialEndpoints(
+            database, self._outward, access.urls, settings.official_window
+        )
+        self.publisher = TaskPublisher(database, self._outward, self.official)
         self._consumers = (
-            ResultConsumer(database, self._inward, self.dispatcher.ended, on_stored),
+            ResultConsumer(database, self._inward, self.official, on_stored),
             EventConsumer(database, self._inward),
-            HeartbeatConsumer(database, self._inward, self.dispatcher.reported),
+            HeartbeatConsumer(database, self._inward, self.official.reported),
         )
 
         self.observer = BrokerObserver(self._inward, self._outward)
@@ -68,7 +70,7 @@ class Broker:
         for connection in (self._outward, self._inward):
             connection.declare(*topology.shared())
         self.publisher.start()
-        self.dispatcher.start()
+        self.official.start()
         for consumer in self._consumers:
             consumer.start()
         self._outward.start()
@@ -81,17 +83,17 @@ class Broker:
         self._inward.close(_CLOSE_TIMEOUT)
         self._outward.close(_CLOSE_TIMEOUT)
         self.publisher.close(_CLOSE_TIMEOUT)
-        self.dispatcher.close(_CLOSE_TIMEOUT)
+        self.official.close(_CLOSE_TIMEOUT)
 
     def _on_outward(self, change: StateChange) -> None:
         self._announcer.tell("tasks", change)
         if change.state is ConnectionState.CONNECTED:
             self.publisher.connected()
-            self.dispatcher.connected()
+            self.official.connected()
             self._access.broker_connected()
         else:
             self.publisher.disconnected()
-            self.dispatcher.disconnected()
+            self.official.disconnected()
 
     def _on_alarm(self, reason: str) -> None:
         self.observer.alarmed(reason)

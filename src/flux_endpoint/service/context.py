@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.audit import ServiceAudit
 from flux_endpoint.service.duplicate_submissions import Repeats
-from flux_endpoint.service.official.dispatcher import Dispatcher
+from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.quotas import Quotas
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
@@ -22,7 +22,7 @@ class ServiceContext:
     settings: ServiceSettings
     database: Database
     publisher: TaskPublisher
-    dispatcher: Dispatcher
+    official: OfficialEndpoints
     quotas: Quotas
     audit: ServiceAudit
     access: BrokerAccess

@@ -31,7 +31,7 @@ class HeartbeatConsumer:
     Args:
         database: where reports are kept.
         connection: the way to the broker.
-        on_reports: told those of endpoints of other makes, by endpoint, in their order.
+        on_reports: told those of endpoints of another make, by endpoint, in their order.
     """
 
     def __init__(

@@ -1,14 +1,16 @@
 """What a deleted endpoint leaves behind: open tasks, which fail, and queues, which go."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import sqlalchemy as sa
 
 from flux_endpoint.amqp import AmqpConnection, QueueAdmin
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.service.failures import publish_failures
-from flux_endpoint.service.store import deliveries, endpoints, tasks
+from flux_endpoint.service.store import endpoints, tasks
 from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -24,14 +26,20 @@ class Removal:
         database: which endpoints were deleted.
         connection: the way to the broker.
         queue_admin: deletes the queues.
+        forget: called for tasks that have failed, in a transaction.
     """
 
     def __init__(
-        self, database: Database, connection: AmqpConnection, queue_admin: QueueAdmin
+        self,
+        database: Database,
+        connection: AmqpConnection,
+        queue_admin: QueueAdmin,
+        forget: Callable[[sa.Connection, list[str]], object],
     ) -> None:
         self._database = database
         self._connection = connection
         self._queue_admin = queue_admin
+        self._forget = forget
 
     def empty_all(self) -> None:
         """Fail what was submitted to deleted endpoints before their deletion; repeatable.
@@ -53,7 +61,7 @@ class Removal:
         for page in self._pages(endpoint_id, before):
             publish_failures(self._connection, endpoint_id, page, ErrorCode.ENDPOINT_DELETED, text)
             with self._database.write() as connection:
-                deliveries.remove(connection, page)
+                self._forget(connection, page)
             failed += len(page)
         with self._database.read() as connection:
             registered_again = endpoints.get_endpoint(connection, endpoint_id) is not None

@@ -27,7 +27,8 @@ from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
 from flux_endpoint.protocol.states import ActorName, TaskState
 from flux_endpoint.service.consumer import BatchConsumer
 from flux_endpoint.service.failures import PRESUMED_HEADER
-from flux_endpoint.service.store import deliveries, listing, tasks
+from flux_endpoint.service.official import OfficialEndpoints
+from flux_endpoint.service.store import listing, task_groups, tasks
 from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ PREFETCH = 64
 STORED_HEADER = "stored_by_service"
 
 #: A group that is gone: its queues may be there yet.
-_ALL = tasks.Listeners(plain=True, bundles=True)
+_ALL = task_groups.Listeners(plain=True, bundles=True)
 
 _STATES = frozenset(TaskState)
 _ACTORS = frozenset(ActorName)
@@ -61,7 +62,7 @@ class _Stored:
     strays: list[Delivery] = field(default_factory=list)
     forward: list[tuple[_Received, tasks.TaskRoute]] = field(default_factory=list)
     #: Who gets them, by task group.
-    listeners: dict[str, tasks.Listeners] = field(default_factory=dict)
+    listeners: dict[str, task_groups.Listeners] = field(default_factory=dict)
 
 
 class _Forwarded:
@@ -93,7 +94,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
     Args:
         database: where results are stored.
         connection: the way to the broker.
-        on_ended: told the endpoints of batches with tasks that waited for delivery.
+        official: gives endpoints of another make more tasks as others end.
         on_stored: told how many bytes the results of a batch have.
     """
 
@@ -101,14 +102,14 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         self,
         database: Database,
         connection: AmqpConnection,
-        on_ended: Callable[[frozenset[str]], None],
+        official: OfficialEndpoints,
         on_stored: Callable[[int], None],
     ) -> None:
         super().__init__(
             connection, queues.RESULTS_QUEUE, noun="result", prefetch=PREFETCH, bundles=True
         )
         self._database = database
-        self._on_ended = on_ended
+        self._official = official
         self._on_stored = on_stored
 
     def read(self, delivery: Delivery) -> _Received:
@@ -145,14 +146,14 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                 else:
                     stored.dropped.append(delivery)
             tasks.complete(connection, [each.outcome for each in accepted.values()], known)
-            waited = deliveries.remove(connection, accepted)
+            ran_at = {task_id: known[task_id].endpoint_id for task_id in accepted}
+            have_room = self._official.results_stored(connection, ran_at)
         # After the commit: a client that begins to listen meanwhile asks for what ended before.
         with self._database.read() as connection:
             groups = {route.group_id for _, route in stored.forward}
-            stored.listeners.update(tasks.listeners(connection, groups))
+            stored.listeners.update(task_groups.listeners(connection, groups))
         self._on_stored(sum(len(each.outcome.data) for each in accepted.values()))
-        if waited:
-            self._on_ended(frozenset(known[task_id].endpoint_id for task_id in accepted))
+        self._official.have_room(have_room)
         return stored
 
     def settle(self, stored: _Stored) -> None:
@@ -168,7 +169,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             self._forward(results, stored.listeners.get(group_id, _ALL))
 
     def _forward(
-        self, results: list[tuple[_Received, tasks.TaskRoute]], to: tasks.Listeners
+        self, results: list[tuple[_Received, tasks.TaskRoute]], to: task_groups.Listeners
     ) -> None:
         """Publish results of a group; the broker multiplies them for its clients."""
         parts: dict[int, tuple[Part, _Forwarded]] = {}

@@ -1,6 +1,6 @@
 """Accepting a submission: once under each key, into a task group of the caller's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -9,7 +9,7 @@ from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
 from flux_endpoint.service.errors import endpoint_unknown
 from flux_endpoint.service.quotas import Quotas
-from flux_endpoint.service.store import deliveries, endpoints, functions, tasks
+from flux_endpoint.service.store import endpoints, functions, task_groups, tasks
 from flux_endpoint.service.store.engine import Database
 
 #: Most characters of an idempotency key.
@@ -43,7 +43,7 @@ def store(
     quotas: Quotas,
     submission: tasks.Submission,
     new: Sequence[tasks.NewTask],
-    sizes: Sequence[tuple[str, int]] | None = None,
+    also: Callable[[sa.Connection], None] = lambda _: None,
 ) -> tasks.Submission:
     """Store a submission and return it, or return what was stored under its key before.
 
@@ -52,7 +52,7 @@ def store(
         quotas: what a user may have.
         submission: what its tasks share.
         new: the tasks.
-        sizes: of each task, if they are to wait for their delivery.
+        also: stores what else belongs to it, in the same transaction.
 
     Raises:
         ServiceError: 403, the task group is somebody else's; 404, the endpoint was deleted at this
@@ -71,12 +71,11 @@ def store(
                     raise endpoint_unknown(submission.endpoint_id)
                 _join(connection, quotas, submission.group_id, submission.owner_id)
                 if submission.create_queue:
-                    tasks.send_results(connection, submission.group_id, bundles=False)
+                    task_groups.send_results(connection, submission.group_id, bundles=False)
                 tasks.add_submission(connection, submission, new)
                 used = {task.function_id for task in new if task.function_id is not None}
                 functions.note_use(connection, used, submission.created_at)
-                if sizes is not None:
-                    deliveries.add(connection, submission.endpoint_id, sizes)
+                also(connection)
                 # At the end: services on one database wait for each other here.
                 quotas.add_tasks(connection, submission.owner_id, len(new), size)
         except IntegrityError:
@@ -116,7 +115,7 @@ def join_group(
             with database.write() as connection:
                 _join(connection, quotas, group_id, user_id)
                 if bundles is not None:
-                    tasks.send_results(connection, group_id, bundles=bundles)
+                    task_groups.send_results(connection, group_id, bundles=bundles)
         except IntegrityError:
             if attempt == _STORE_ATTEMPTS:
                 raise
@@ -125,10 +124,10 @@ def join_group(
 
 
 def _join(connection: sa.Connection, quotas: Quotas, group_id: str, user_id: str) -> None:
-    owner_id = tasks.group_owner(connection, group_id)
+    owner_id = task_groups.group_owner(connection, group_id)
     if owner_id is None:
         quotas.check_groups(connection, user_id)
-        tasks.add_group(connection, group_id, user_id)
+        task_groups.add_group(connection, group_id, user_id)
     elif owner_id != user_id:
         raise ServiceError(
             f"task group {group_id} belongs to somebody else",

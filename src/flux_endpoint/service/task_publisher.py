@@ -11,7 +11,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,7 @@ from flux_endpoint.logs import event
 from flux_endpoint.owner_thread import OwnerThread
 from flux_endpoint.service import topology
 from flux_endpoint.service.countdown import Countdown, pass_on
+from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.room import Room
 from flux_endpoint.service.store import endpoints, functions, tasks
 from flux_endpoint.service.store.engine import Database, chunks
@@ -104,16 +105,15 @@ class TaskPublisher:
     Args:
         database: what is stored.
         connection: the way to the broker.
-        on_ready: told the endpoint of each submission whose task group has its queue, and of which
-            nothing was to be published here.
+        official: holds tasks of endpoints of another make, which are not published here.
     """
 
     def __init__(
-        self, database: Database, connection: AmqpConnection, on_ready: Callable[[str], None]
+        self, database: Database, connection: AmqpConnection, official: OfficialEndpoints
     ) -> None:
         self._database = database
         self._connection = connection
-        self._on_ready = on_ready
+        self._official = official
         self._room = Room(_MAX_WAITING, _MAX_WAITING_BYTES)
         self._connected = threading.Event()
         self._thread = OwnerThread("task-publisher", after_turn=self._turn, at_end=self._last_turn)
@@ -287,7 +287,7 @@ class TaskPublisher:
             self._retry_later(error)
         for item, outgoing in settled:
             if item.error is None and not outgoing.new:
-                self._on_ready(outgoing.submission.endpoint_id)
+                self._official.submission_published(outgoing.submission.endpoint_id)
         for item in confirmed:
             if item.error is not None:
                 self._declared.clear()
@@ -394,7 +394,7 @@ class TaskPublisher:
             if sum(each.size for each in self._in_flight.values()) > _MAX_WAITING_BYTES:
                 break  # each confirm comes here again
             with self._database.read() as connection:
-                new = tasks.unpublished_tasks(connection, submission.id)
+                new = tasks.unpublished_tasks(connection, submission.id, self._official.not_held)
                 used = {task.function_id for task in new if task.function_id is not None}
                 code = functions.function_code(connection, used)
                 together = endpoints.takes_together(connection, submission.endpoint_id)

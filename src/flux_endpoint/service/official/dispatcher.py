@@ -1,28 +1,40 @@
-"""The thread that looks after endpoints of other makes, and after deleted ones."""
+"""The thread that looks after endpoints of another make, and after deleted ones.
+
+Both on one thread: else the queues of an endpoint that is registered again could be deleted, as
+those of its deletion, after they were declared.
+"""
 
 import logging
 import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from flux_endpoint.amqp import AmqpConnection, QueueAdmin
-from flux_endpoint.errors import AmqpError
 from flux_endpoint.logs import event
 from flux_endpoint.owner_thread import OwnerThread
 from flux_endpoint.protocol import queues
 from flux_endpoint.service.access.urls import BrokerUrls
-from flux_endpoint.service.errors import broker_unavailable
-from flux_endpoint.service.official.releases import STALE_CLAIM, Published, Releases
+from flux_endpoint.service.official.inbox import (
+    BrokerConnected,
+    EndpointRegistered,
+    EndpointReported,
+    EndpointsDeleted,
+    EndpointStopping,
+    Item,
+    Posted,
+    TasksEnded,
+    TasksReady,
+    coalesced,
+)
+from flux_endpoint.service.official.releases import STALE_CLAIM, Releases
 from flux_endpoint.service.official.runs import Runs
 from flux_endpoint.service.official.starts import DEAF_AFTER, Starts
+from flux_endpoint.service.official.store import deliveries, runs, user_endpoints
 from flux_endpoint.service.official.timers import Due, Timers
 from flux_endpoint.service.removal import Removal
-from flux_endpoint.service.store import deliveries, endpoints, user_endpoints
+from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.engine import Database
 
@@ -34,54 +46,6 @@ SWEEP_PERIOD = STALE_CLAIM
 _RETRY = 5.0
 _TIMEOUT = 20.0
 _ALL = ""  # stands for no endpoint in particular
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """An endpoint has new tasks."""
-
-    endpoint_id: str
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """Tasks of these endpoints have ended."""
-
-    endpoint_ids: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Reported:
-    endpoint_id: str
-    report: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Registered:
-    """An endpoint was registered, and is about to start."""
-
-    endpoint_id: str
-    done: Future[None] = field(default_factory=Future)
-
-
-@dataclass(frozen=True)
-class _Stopped:
-    """A multi-user endpoint is to stop."""
-
-    endpoint_id: str
-    done: Future[None] = field(default_factory=Future)
-
-
-class _Deleted:
-    """Endpoints were deleted."""
-
-
-class _Connected:
-    """The connection to the broker was made."""
-
-
-_Posted = _Ready | _Ended | _Reported | _Registered | _Stopped | _Deleted | _Connected | Published
-_Item = _Posted | tuple[Published, ...]
 
 
 class Dispatcher:
@@ -99,13 +63,13 @@ class Dispatcher:
     ) -> None:
         self._database = database
         #: What has come since the last turn.
-        self._posted: list[_Posted] = []
+        self._posted: list[Posted] = []
         self._connected = threading.Event()
         self._thread = OwnerThread("dispatcher", after_turn=self._turn, at_end=self._last_turn)
         # The thread's own:
         self._queue_admin = QueueAdmin(connection)
         self._timers = Timers()
-        self._releases = Releases(database, connection, self._timers, window, self._post)
+        self._releases = Releases(database, connection, self._timers, window, self.tell)
         self._runs = Runs(database, connection, self._queue_admin, self._timers)
         self._starts = Starts(
             database,
@@ -115,7 +79,7 @@ class Dispatcher:
             self._timers,
             urls=urls,
         )
-        self._removal = Removal(database, connection, self._queue_admin)
+        self._removal = Removal(database, connection, self._queue_admin, deliveries.remove)
 
     def start(self) -> None:
         """Begin; work begins with the connection."""
@@ -129,52 +93,14 @@ class Dispatcher:
     def connected(self) -> None:
         """Tell that the connection to the broker was made."""
         self._connected.set()
-        self._post(_Connected())
+        self.tell(BrokerConnected())
 
     def disconnected(self) -> None:
         """Tell that the connection to the broker was lost."""
         self._connected.clear()
 
-    def ready(self, endpoint_id: str) -> None:
-        """Tell that tasks of an endpoint may be given to it."""
-        self._post(_Ready(endpoint_id))
-
-    def ended(self, endpoint_ids: frozenset[str]) -> None:
-        """Tell that tasks of endpoints have ended: there may be room for others."""
-        self._post(_Ended(endpoint_ids))
-
-    def reported(self, reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-        """Tell what endpoints have reported, in the order in which it came."""
-        for endpoint_id, report in reports:
-            self._post(_Reported(endpoint_id, report))
-
-    def registered(self, endpoint_id: str, timeout: float) -> None:
-        """Prepare for the start of an endpoint that is being registered, within `timeout`."""
-        item = _Registered(endpoint_id)
-        self._post(item)
-        try:
-            item.done.result(timeout)
-        except Exception as error:  # noqa: BLE001 - it can start all the same
-            event(log, logging.WARNING, "endpoint not prepared", id=endpoint_id, reason=error)
-
-    def stopped(self, endpoint_id: str, timeout: float) -> None:
-        """Have a multi-user endpoint stop, which it does when its command queue is gone.
-
-        Raises:
-            ServiceError: 503, the broker did not do it within `timeout`.
-        """
-        item = _Stopped(endpoint_id)
-        self._post(item)
-        try:
-            item.done.result(timeout)
-        except (AmqpError, TimeoutError) as error:
-            raise broker_unavailable() from error
-
-    def deleted(self) -> None:
-        """Tell that endpoints were deleted."""
-        self._post(_Deleted())
-
-    def _post(self, item: _Posted) -> None:
+    def tell(self, item: Posted) -> None:
+        """Tell what has happened."""
         self._thread.post(lambda: self._posted.append(item))
 
     # What follows runs on the thread.
@@ -191,29 +117,29 @@ class Dispatcher:
 
     def _last_turn(self) -> None:
         for item in self._take():
-            if not isinstance(item, _Ready | _Ended):  # nothing more is released
+            if not isinstance(item, TasksReady | TasksEnded):  # nothing more is released
                 self._guarded(item)
 
-    def _take(self) -> list[_Item]:
+    def _take(self) -> list[Item]:
         posted, self._posted = self._posted, []
-        return _coalesced(posted)
+        return coalesced(posted)
 
-    def _guarded(self, item: _Item) -> None:
+    def _guarded(self, item: Item) -> None:
         try:
             self._handle(item)
         except Exception as error:  # noqa: BLE001 - what it concerned is looked at again
             self._failed(error)
-            if isinstance(item, _Registered | _Stopped):
+            if isinstance(item, EndpointRegistered | EndpointStopping):
                 item.done.set_exception(error)
             elif isinstance(item, tuple):
                 self._timers.within(Due.RELEASE, item[0].endpoint_id, _soon())
-            elif isinstance(item, _Deleted | _Connected):
+            elif isinstance(item, EndpointsDeleted | BrokerConnected):
                 self._timers.set(Due.EMPTY, _ALL, _soon())
                 self._timers.set(Due.SWEEP, _ALL, _soon())
-            elif isinstance(item, _Ready):
+            elif isinstance(item, TasksReady):
                 self._timers.within(Due.RELEASE, item.endpoint_id, _soon())
                 self._timers.within(Due.START, item.endpoint_id, _soon())
-            elif isinstance(item, _Ended):
+            elif isinstance(item, TasksEnded):
                 for each in item.endpoint_ids:
                     self._timers.within(Due.RELEASE, each, _soon())
 
@@ -229,28 +155,28 @@ class Dispatcher:
         level = logging.WARNING if self._connected.is_set() else logging.DEBUG
         event(log, level, "endpoints not looked after, retrying", reason=repr(error))
 
-    def _handle(self, item: _Item) -> None:
+    def _handle(self, item: Item) -> None:
         match item:
             case tuple():
                 self._releases.settle(item)
-            case _Ended():
+            case TasksEnded():
                 for endpoint_id in item.endpoint_ids:
                     self._release(endpoint_id)
-            case _Ready():
+            case TasksReady():
                 self._release(item.endpoint_id)
                 self._start(item.endpoint_id, at_once=True)
-            case _Reported():
+            case EndpointReported():
                 self._take_report(item)
-            case _Registered():
+            case EndpointRegistered():
                 self._prepare(item.endpoint_id)
                 item.done.set_result(None)
-            case _Stopped():
+            case EndpointStopping():
                 self._queue_admin.delete(queues.commands_queue(item.endpoint_id)).result(_TIMEOUT)
                 self._releases.forget_queues()
                 item.done.set_result(None)
-            case _Deleted():
+            case EndpointsDeleted():
                 self._empty()
-            case _Connected():
+            case BrokerConnected():
                 self._resume()
 
     def _come_back(self, due: Due, endpoint_id: str) -> None:
@@ -290,7 +216,7 @@ class Dispatcher:
         if endpoint is not None and self._connected.is_set():
             self._starts.consider(endpoint, at_once=at_once)
 
-    def _take_report(self, item: _Reported) -> None:
+    def _take_report(self, item: EndpointReported) -> None:
         endpoint = self._endpoint(item.endpoint_id)
         if endpoint is None:
             return
@@ -336,7 +262,7 @@ class Dispatcher:
 
     def _look_after_all(self, follow: Callable[[Endpoint, float], None]) -> None:
         with self._database.read() as connection:
-            running = endpoints.running_endpoints(connection)
+            running = runs.running_endpoints(connection)
             busy = deliveries.busy_endpoints(connection)
         for endpoint_id in running:
             endpoint = self._endpoint(endpoint_id)
@@ -360,20 +286,6 @@ class Dispatcher:
             ids = user_endpoints.user_endpoints_of(connection, parent_id)
             found = [endpoints.get_endpoint(connection, each) for each in ids]
         return [each for each in found if each is not None]
-
-
-def _coalesced(items: Sequence[_Posted]) -> list[_Item]:
-    """Look at an endpoint once for all the results and submissions that have come meanwhile."""
-    published = tuple(each for each in items if isinstance(each, Published))
-    ended = [each.endpoint_ids for each in items if isinstance(each, _Ended)]
-    ready = dict.fromkeys(each for each in items if isinstance(each, _Ready))
-    others = [each for each in items if not isinstance(each, Published | _Ended | _Ready)]
-    return [
-        *([published] if published else []),
-        *others,
-        *([_Ended(frozenset[str]().union(*ended))] if ended else []),
-        *ready,
-    ]
 
 
 def _soon() -> float:

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,8 +18,10 @@ from flux_endpoint.functions.transport import CommandFunctionCode
 from flux_endpoint.logs import event
 from flux_endpoint.service import buffers, topology
 from flux_endpoint.service.countdown import Countdown
+from flux_endpoint.service.official.inbox import TasksPublished
+from flux_endpoint.service.official.store import deliveries
 from flux_endpoint.service.official.timers import Due, Timers
-from flux_endpoint.service.store import deliveries, functions, tasks
+from flux_endpoint.service.store import functions, tasks
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.task_message import publish_tasks
@@ -38,15 +39,6 @@ _RETRY = 5.0
 _CODE = CommandFunctionCode.instance()
 
 
-@dataclass(frozen=True)
-class Published:
-    """What became of a page of tasks."""
-
-    endpoint_id: str
-    task_ids: Sequence[str]
-    error: BaseException | None
-
-
 class Releases:
     """For the dispatcher's thread.
 
@@ -56,7 +48,7 @@ class Releases:
         timers: when to try again.
         window: most tasks that an endpoint may have been given and not ended, unless it says that
             it can run more at a time.
-        post: hands a `Published` to the dispatcher, from any thread.
+        post: hands a `TasksPublished` to the dispatcher, from any thread.
     """
 
     def __init__(
@@ -65,7 +57,7 @@ class Releases:
         connection: AmqpConnection,
         timers: Timers,
         window: int,
-        post: Callable[[Published], None],
+        post: Callable[[TasksPublished], None],
     ) -> None:
         self._database = database
         self._connection = connection
@@ -74,7 +66,7 @@ class Releases:
         self._post = post
         self._declared: set[str] = set()
         self._in_flight: set[str] = set()
-        self._unsettled: list[Published] = []
+        self._unsettled: list[TasksPublished] = []
 
     def forget_queues(self) -> None:
         """Queues may be gone: the broker may be another, or endpoints were deleted."""
@@ -110,10 +102,10 @@ class Releases:
             try:
                 self._publish(endpoint.id, claimed)
             except Exception as error:  # nothing was published
-                self._post(Published(endpoint.id, [each.task.id for each in claimed], error))
+                self._post(TasksPublished(endpoint.id, [each.task.id for each in claimed], error))
                 raise
 
-    def settle(self, published: Sequence[Published]) -> None:
+    def settle(self, published: Sequence[TasksPublished]) -> None:
         """Note what the broker has confirmed; the rest waits for another try."""
         self._unsettled += published
         if not self._unsettled:
@@ -172,7 +164,7 @@ class Releases:
         self, endpoint_id: str, ids: Sequence[str], error: BaseException | None
     ) -> None:
         # On the connection's thread, in general.
-        self._post(Published(endpoint_id, ids, error))
+        self._post(TasksPublished(endpoint_id, ids, error))
 
 
 def capacity(report: Mapping[str, Any]) -> int:

@@ -16,9 +16,11 @@ from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.service.failures import publish_failures
+from flux_endpoint.service.official.store import deliveries, runs
+from flux_endpoint.service.official.store.runs import Run
 from flux_endpoint.service.official.timers import Due, Timers
-from flux_endpoint.service.store import deliveries, endpoints
-from flux_endpoint.service.store.endpoints import MISSED_REPORTS, Endpoint, Run, heartbeat_period
+from flux_endpoint.service.store import endpoints
+from flux_endpoint.service.store.endpoints import MISSED_REPORTS, Endpoint, heartbeat_period
 from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -100,8 +102,8 @@ class Runs:
             if another:
                 self._replaced(connection, endpoint, now)
             elif leaves:  # since somebody looked it may have taken more
-                endpoints.set_run_left(connection, endpoint.id, None)
-            endpoints.set_run(connection, endpoint.id, run)
+                runs.set_run_left(connection, endpoint.id, None)
+            runs.set_run(connection, endpoint.id, run)
         self._timers.set(Due.GONE, endpoint.id, run.ends - now)
         self._settle_later(endpoint.id, now)
         if leaves:
@@ -112,7 +114,7 @@ class Runs:
             # It was away for a moment, at most: it holds what it held.
             with self._database.write() as connection:
                 deliveries.keep(connection, endpoint.id)
-                endpoints.set_run_left(connection, endpoint.id, None)
+                runs.set_run_left(connection, endpoint.id, None)
 
     def parent_stops(self, endpoint: Endpoint, now: float) -> None:
         """Its multi-user endpoint has said that it ends."""
@@ -121,7 +123,7 @@ class Runs:
         ends = min(endpoint.run_ends, now + PARENT_STOPS)
         with self._database.write() as connection:
             run = Run(endpoint.run, endpoint.run_seen, ends)
-            endpoints.set_run(connection, endpoint.id, run)
+            runs.set_run(connection, endpoint.id, run)
         self._timers.set(Due.GONE, endpoint.id, ends - now)
 
     def look(self, endpoint: Endpoint, now: float) -> bool:
@@ -150,7 +152,7 @@ class Runs:
             return self._look(endpoint, now)
         if endpoint.run is not None and endpoint.run_left is None:
             with self._database.write() as connection:
-                endpoints.set_run_left(connection, endpoint.id, now)
+                runs.set_run_left(connection, endpoint.id, now)
         return True
 
     def expire(self, endpoint: Endpoint, now: float, *, at_once: bool = False) -> bool:
@@ -184,7 +186,7 @@ class Runs:
         self._timers.clear(Due.GONE, endpoint.id)
         self._timers.clear(Due.LOOK, endpoint.id)
         with self._database.write() as connection:
-            endpoints.set_run(connection, endpoint.id, None)
+            runs.set_run(connection, endpoint.id, None)
         return True
 
     def settle(self, endpoint: Endpoint, now: float) -> None:
@@ -203,7 +205,7 @@ class Runs:
             mine = [task_id for task_id, since in released.items() if since < before]
             deliveries.take(connection, mine, now)
         deliveries.leave(connection, endpoint.id, now + SETTLE_SECONDS)
-        endpoints.set_run_left(connection, endpoint.id, None)
+        runs.set_run_left(connection, endpoint.id, None)
 
     def _settle_later(self, endpoint_id: str, now: float) -> None:
         # Another service may have seen that they were left.
@@ -221,7 +223,7 @@ class Runs:
         with self._database.write() as connection:
             deliveries.take(connection, taken, now)
             if endpoint.run is not None:
-                endpoints.set_run_left(connection, endpoint.id, now)
+                runs.set_run_left(connection, endpoint.id, now)
         if taken and endpoint.run is None:
             self._presume(endpoint, now)
         return True
@@ -256,8 +258,8 @@ class Runs:
             parent = endpoint.parent_id and endpoints.get_endpoint(connection, endpoint.parent_id)
             report = (parent.last_report if parent else endpoint.last_report) or {}
             ends = now + MISSED_REPORTS * heartbeat_period(report)
-            endpoints.set_run(connection, endpoint.id, Run(0, now, ends))
-            endpoints.set_run_left(connection, endpoint.id, now)
+            runs.set_run(connection, endpoint.id, Run(0, now, ends))
+            runs.set_run_left(connection, endpoint.id, now)
         self._timers.set(Due.GONE, endpoint.id, ends - now)
 
     def _not_started(

@@ -17,8 +17,9 @@ from flux_endpoint.protocol import queues
 from flux_endpoint.service.access.urls import BrokerUrls
 from flux_endpoint.service.official.commands import send_start
 from flux_endpoint.service.official.runs import Runs
+from flux_endpoint.service.official.store import deliveries
 from flux_endpoint.service.official.timers import Due, Timers
-from flux_endpoint.service.store import deliveries, endpoints
+from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.engine import Database
 

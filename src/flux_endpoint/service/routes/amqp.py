@@ -16,7 +16,7 @@ from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.routes.tasks import GroupId
-from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store import task_groups
 from flux_endpoint.service.store.users import User
 
 router = APIRouter()
@@ -41,7 +41,7 @@ def open_results(
     submissions.join_group(service.database, service.quotas, group_id, caller.id, bundles=bundles)
     things = topology.results_of_client(group_id, request.client_id, bundles=bundles)
     with service.database.read() as connection:
-        if tasks.wants_group_queue(connection, group_id):
+        if task_groups.wants_group_queue(connection, group_id):
             # That of official clients may be of an earlier release, which did not bind it.
             things += topology.of_group(group_id)
     return _opened(service, caller, things, queue)

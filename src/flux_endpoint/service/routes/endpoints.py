@@ -70,8 +70,8 @@ def register_again(
             field="endpoint_id",
         )
     answer = _register(service, endpoint_id, caller, request, "endpoint registered again")
-    if known is not None and not known.is_own_make:
-        service.dispatcher.registered(endpoint_id, service.settings.publish_timeout)
+    if known is not None:
+        service.official.registered_again(known, service.settings.publish_timeout)
     return answer
 
 
@@ -123,7 +123,7 @@ def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[st
     with service.database.write() as connection:
         endpoints.delete_endpoint(connection, endpoint_id, time.time())
     service.audit.did("endpoint deleted", caller.name, endpoint_id=endpoint_id)
-    service.dispatcher.deleted()
+    service.official.deleted()
     service.access.revoked()
     return {"endpoint_id": endpoint_id}
 
@@ -137,20 +137,19 @@ def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> LockAnswe
     with service.database.write() as connection:
         endpoints.lock_endpoint(connection, endpoint_id, until)
     service.audit.did("endpoint stopped", caller.name, endpoint_id=endpoint_id)
-    timeout = service.settings.publish_timeout
     if endpoint.is_own_make:
         # Whoever starts it once the lock is over does not find this any more.
         message = EndpointStop(endpoint_id=UUID(endpoint_id))
         command_endpoint(service, endpoint_id, pack(message), expiration=LOCK_SECONDS)
-    elif endpoint.starts_user_endpoints:
-        service.dispatcher.stopped(endpoint_id, timeout)
+        stops = True
+    else:
+        stops = service.official.stop(endpoint, service.settings.publish_timeout)
     return LockAnswer(
         endpoint_id=endpoint_id,
         lock_expiration_timestamp=datetime.fromtimestamp(until, UTC)
         .replace(tzinfo=None)
         .isoformat(timespec="seconds"),
-        delivered=endpoint.is_online(now)
-        and (endpoint.is_own_make or endpoint.starts_user_endpoints),
+        delivered=endpoint.is_online(now) and stops,
     )
 
 

@@ -16,7 +16,6 @@ from flux_endpoint.protocol.operations import (
     ListedState,
     ListedTask,
     ListTasks,
-    QueueDocument,
     ServiceStatusAnswer,
     TasksAnswer,
 )
@@ -30,7 +29,6 @@ from flux_endpoint.service.routes.endpoints import visible
 from flux_endpoint.service.store.endpoints import Endpoint, heartbeat_period
 from flux_endpoint.service.store.health import database_health
 from flux_endpoint.service.store.listing import PagePosition, Wanted, newest_tasks
-from flux_endpoint.service.store.user_endpoints import waiting_and_running
 
 router = APIRouter()
 
@@ -77,10 +75,8 @@ def endpoint_state(
     """Return how an endpoint is, since when, and how many tasks wait for it."""
     with service.database.read() as connection:
         endpoint = visible(connection, endpoint_id, caller)
-        waiting, running = waiting_and_running(connection, endpoint_id)
-    if endpoint.starts_user_endpoints:
-        queue: QueueDocument | None = QueueDocument(messages=waiting, consumers=running)
-    else:
+        queue = service.official.queue(connection, endpoint)
+    if queue is None:
         name = queues.tasks_queue(endpoint_id)
         queue = observer.queues([name], QUEUE_PATIENCE).get(name)
     absence = _absence(endpoint)

@@ -19,7 +19,6 @@ from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.disconnects import Watched
 from flux_endpoint.service.errors import invalid_field, invalid_request
 from flux_endpoint.service.identity import Caller
-from flux_endpoint.service.official.children import running_endpoint
 from flux_endpoint.service.routes.endpoints import usable
 from flux_endpoint.service.routes.request import IdempotencyKey, RawBody, json_body
 from flux_endpoint.service.store import endpoints, functions, tasks
@@ -99,25 +98,16 @@ def _submit(
         if stored is None:
             endpoint, code = _permitted(connection, endpoint_id, by_function, caller)
     if stored is None:
-        runs_at = running_endpoint(
-            service.database,
-            endpoint,
-            caller,
-            batch.user_endpoint_config,
-            batch.user_runtime,
+        runs_at = service.official.running_endpoint(
+            endpoint, caller, batch.user_endpoint_config, batch.user_runtime
         )
         submission = replace(submission, endpoint_id=runs_at)
-        payloads = [
-            (each.function_id, payload) for each in by_function for payload in each.payloads
-        ]
-        new = [
-            tasks.NewTask(task_id, function_id, payload)
-            for task_id, (function_id, payload) in zip(
-                ordered_ids(len(payloads)), payloads, strict=True
-            )
-        ]
-        sizes = None if endpoint.is_own_make else _sizes(new, code)
-        stored = submissions.store(service.database, service.quotas, submission, new, sizes)
+        new = _new_tasks(by_function)
+        # Those for an endpoint of another make are held, and given to it as it can take them.
+        hold = partial(
+            service.official.hold, endpoint=endpoint, runs_at=runs_at, new=new, code=code
+        )
+        stored = submissions.store(service.database, service.quotas, submission, new, hold)
         if stored is submission:
             service.audit.did(
                 "tasks submitted",
@@ -128,10 +118,12 @@ def _submit(
                 tasks=len(new),
                 functions={each.function_id: len(each.payloads) for each in by_function[:20]},
             )
-            # What waits for its delivery is given to its endpoint as it can take it.
-            now = new if sizes is None else []
             service.publisher.publish(
-                stored, now, code, service.settings.publish_timeout, endpoint.takes_together
+                stored,
+                service.official.publishable(endpoint, new),
+                code,
+                service.settings.publish_timeout,
+                endpoint.takes_together,
             )
             return _answer(stored, endpoint_id, by_function, _ids(new), endpoint)
     if stored.create_queue:
@@ -206,8 +198,13 @@ def _permitted(
     return endpoint, {function_id: function.code for function_id, function in found.items()}
 
 
-def _sizes(new: list[tasks.NewTask], code: dict[str, functions.Code]) -> list[tuple[str, int]]:
-    return [(task.id, len(code[task.function_id or ""].text) + len(task.payload)) for task in new]
+def _new_tasks(by_function: list[_Payloads]) -> list[tasks.NewTask]:
+    payloads = [(each.function_id, payload) for each in by_function for payload in each.payloads]
+    ids = ordered_ids(len(payloads))
+    return [
+        tasks.NewTask(task_id, function_id, payload)
+        for task_id, (function_id, payload) in zip(ids, payloads, strict=True)
+    ]
 
 
 def _ids(new: list[tasks.NewTask]) -> dict[str | None, list[str]]:

@@ -17,7 +17,7 @@ from flux_endpoint.protocol.states import TaskState
 from flux_endpoint.service import topology
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.identity import Caller
-from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store import task_groups, tasks
 from flux_endpoint.service.store.ids import made_at
 from flux_endpoint.service.store.users import User
 
@@ -86,7 +86,7 @@ def read_group(
     only clients with queues of their own have used the group. Those say `create_queue=false`.
     """
     with service.database.read() as connection:
-        if tasks.group_owner(connection, group_id) != caller.id:
+        if task_groups.group_owner(connection, group_id) != caller.id:
             raise ServiceError(
                 f"task group {group_id} is unknown",
                 http_status=404,
@@ -95,10 +95,10 @@ def read_group(
             )
     if create_queue:
         with service.database.write() as connection:
-            tasks.send_results(connection, group_id, bundles=False)
+            task_groups.send_results(connection, group_id, bundles=False)
         service.publisher.declare(topology.of_group(group_id), service.settings.publish_timeout)
     with service.database.read() as connection:
-        ids = tasks.group_tasks(connection, group_id)
+        ids = task_groups.group_tasks(connection, group_id)
     # Without a model for each of what may be a million.
     return json_answer({"taskgroup_id": group_id, "tasks": [{"id": task_id} for task_id in ids]})
 

@@ -54,7 +54,7 @@ class Endpoint:
     user_runtime: dict[str, Any] | None
     #: Of the token that registered it last.
     token_id: str | None
-    #: Of an endpoint of another make: see `Run`.
+    #: Of an endpoint of another make: its run that may hold tasks.
     run: float | None
     run_seen: float | None
     run_ends: float | None
@@ -93,21 +93,6 @@ class Endpoint:
         if report.get("active") is False or report.get("error"):
             return False
         return now - self.last_seen < MISSED_REPORTS * heartbeat_period(report)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of an endpoint that may hold tasks.
-
-    Attributes:
-        start: when it began, by its own clock; 0 if it doesn't say.
-        seen: when its last report came.
-        ends: when it counts as gone, unless it reports again.
-    """
-
-    start: float
-    seen: float
-    ends: float
 
 
 def _together(metadata: Mapping[str, Any]) -> int:
@@ -296,26 +281,6 @@ def emptied(connection: sa.Connection, endpoint_id: str, before: float) -> None:
         .where(endpoints.c.id == endpoint_id, endpoints.c.empty_before == before)
         .values(empty_before=None)
     )
-
-
-def set_run(connection: sa.Connection, endpoint_id: str, run: Run | None) -> None:
-    """Note the run of an endpoint that may hold tasks, or that there is none."""
-    values: dict[str, float | None] = {"run": None, "run_left": None}  # when it was seen stays
-    if run is not None:
-        values = {"run": run.start, "run_seen": run.seen, "run_ends": run.ends}
-    connection.execute(sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(**values))
-
-
-def set_run_left(connection: sa.Connection, endpoint_id: str, at: float | None) -> None:
-    """Note when it was known what a run had taken that consumes no more; `None`: it is not."""
-    connection.execute(
-        sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(run_left=at)
-    )
-
-
-def running_endpoints(connection: sa.Connection) -> list[str]:
-    """Return the endpoints of other makes that have a run."""
-    return list(connection.scalars(sa.select(endpoints.c.id).where(endpoints.c.run.is_not(None))))
 
 
 def endpoint_ids(connection: sa.Connection) -> list[str]:

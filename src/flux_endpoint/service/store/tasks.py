@@ -10,10 +10,8 @@ import sqlalchemy as sa
 from flux_endpoint.protocol import states
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import (
-    deliveries,
     endpoints,
     submissions,
-    task_groups,
     tasks,
     users,
 )
@@ -88,14 +86,6 @@ class TaskRoute:
 
 
 @dataclass(frozen=True)
-class Listeners:
-    """Whether a task group has queues that take one result a message, and several."""
-
-    plain: bool
-    bundles: bool
-
-
-@dataclass(frozen=True)
 class Open:
     """How many tasks of a user have not ended, and bytes of their arguments."""
 
@@ -125,58 +115,6 @@ _SUBMISSION_COLUMNS = (
     .scalar_subquery()
     .label("owner"),
 )
-
-
-def group_owner(connection: sa.Connection, group_id: str) -> str | None:
-    """Return the id of the user who created a task group, `None` if there is no such group."""
-    return connection.scalar(sa.select(task_groups.c.owner_id).where(task_groups.c.id == group_id))
-
-
-def add_group(connection: sa.Connection, group_id: str, owner_id: str) -> None:
-    """Create a task group, whose results go to no queue until one is asked for."""
-    connection.execute(
-        sa.insert(task_groups).values(
-            id=group_id, owner_id=owner_id, created_at=time.time(), plain=False, bundles=False
-        )
-    )
-
-
-def send_results(connection: sa.Connection, group_id: str, *, bundles: bool) -> None:
-    """Note that a queue of a group takes results from now on, with `bundles` several a message."""
-    wanted = task_groups.c.bundles if bundles else task_groups.c.plain
-    connection.execute(
-        sa.update(task_groups)
-        .where(task_groups.c.id == group_id, ~wanted)
-        .values({wanted.name: True})
-    )
-
-
-def listeners(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Listeners]:
-    """Return which kinds of queues get the results of task groups."""
-    found: dict[str, Listeners] = {}
-    for part in chunks(ids):
-        query = sa.select(task_groups.c.id, task_groups.c.plain, task_groups.c.bundles).where(
-            task_groups.c.id.in_(part)
-        )
-        found.update((row[0], Listeners(*row[1:])) for row in connection.execute(query))
-    return found
-
-
-def group_tasks(connection: sa.Connection, group_id: str) -> list[str]:
-    """Return the ids of a group's tasks in the order in which they were submitted."""
-    query = (
-        sa.select(tasks.c.id)
-        .join_from(submissions, tasks)
-        .where(submissions.c.group_id == group_id)
-        .order_by(submissions.c.created_at, submissions.c.id, tasks.c.position)
-    )
-    return list(connection.scalars(query))
-
-
-def wants_group_queue(connection: sa.Connection, group_id: str) -> bool:
-    """Return whether somebody has asked for the queue that a group's official clients share."""
-    query = sa.exists().where(submissions.c.group_id == group_id, submissions.c.create_queue)
-    return bool(connection.scalar(sa.select(query)))
 
 
 def submission_by_key(connection: sa.Connection, owner_id: str, key: str) -> Submission | None:
@@ -235,16 +173,17 @@ def unpublished(connection: sa.Connection, limit: int) -> list[Submission]:
     return [Submission(**row) for row in connection.execute(query).mappings()]
 
 
-def unpublished_tasks(connection: sa.Connection, submission_id: str) -> list[NewTask]:
-    """Return the tasks of a submission that have not ended and don't wait for their delivery."""
-    waits = sa.exists().where(deliveries.c.task_id == tasks.c.id)
+def unpublished_tasks(
+    connection: sa.Connection, submission_id: str, which: sa.ColumnElement[bool]
+) -> list[NewTask]:
+    """Return those tasks of a submission that have not ended; `which`: a condition on them."""
     query = (
         sa.select(tasks.c.id, tasks.c.function_id, tasks.c.payload)
         .where(
             tasks.c.submission_id == submission_id,
             tasks.c.completed_at.is_(None),
             tasks.c.payload.is_not(None),
-            ~waits,
+            which,
         )
         .order_by(tasks.c.position)
     )

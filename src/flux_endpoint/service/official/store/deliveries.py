@@ -1,4 +1,4 @@
-"""What endpoints of other makes were given of their tasks that have not ended.
+"""What endpoints of another make were given of their tasks that have not ended.
 
 Such an endpoint holds what it takes in memory only. A task waits here until there is room for it;
 it is claimed by the service that publishes it, and released once the endpoint's queue has it. It
@@ -18,6 +18,9 @@ from flux_endpoint.service.store.tasks import NewTask
 #: Most tasks, and most characters of them, that are claimed at a time.
 PAGE_TASKS = 500
 PAGE_SIZE = 16 * 2**20
+
+#: Which rows of `tasks` are those of tasks that don't wait here, nor did.
+NOT_HELD = ~sa.exists().where(deliveries.c.task_id == tasks.c.id)
 
 
 @dataclass(frozen=True)

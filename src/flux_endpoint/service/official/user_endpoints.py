@@ -7,9 +7,12 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from flux_endpoint.service.errors import invalid_field
+from flux_endpoint.service.official.store.user_endpoints import (
+    find_user_endpoint,
+    put_user_endpoint,
+)
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.engine import Database
-from flux_endpoint.service.store.user_endpoints import find_user_endpoint, put_user_endpoint
 from flux_endpoint.service.store.users import User
 
 #: Characters of JSON. A multi-user endpoint hands all of it over through a pipe of 64 KiB, with the

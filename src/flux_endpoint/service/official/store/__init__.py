@@ -1,0 +1,1 @@
+"""What the database knows of endpoints of another make alone."""

@@ -1,0 +1,70 @@
+"""Task groups: whose they are, what is in them, and which kinds of queues get their results."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from flux_endpoint.service.store.engine import chunks
+from flux_endpoint.service.store.tables import submissions, task_groups, tasks
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Whether a task group has queues that take one result a message, and several."""
+
+    plain: bool
+    bundles: bool
+
+
+def group_owner(connection: sa.Connection, group_id: str) -> str | None:
+    """Return the id of the user who created a task group, `None` if there is no such group."""
+    return connection.scalar(sa.select(task_groups.c.owner_id).where(task_groups.c.id == group_id))
+
+
+def add_group(connection: sa.Connection, group_id: str, owner_id: str) -> None:
+    """Create a task group, whose results go to no queue until one is asked for."""
+    connection.execute(
+        sa.insert(task_groups).values(
+            id=group_id, owner_id=owner_id, created_at=time.time(), plain=False, bundles=False
+        )
+    )
+
+
+def send_results(connection: sa.Connection, group_id: str, *, bundles: bool) -> None:
+    """Note that a queue of a group takes results from now on, with `bundles` several a message."""
+    wanted = task_groups.c.bundles if bundles else task_groups.c.plain
+    connection.execute(
+        sa.update(task_groups)
+        .where(task_groups.c.id == group_id, ~wanted)
+        .values({wanted.name: True})
+    )
+
+
+def listeners(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Listeners]:
+    """Return which kinds of queues get the results of task groups."""
+    found: dict[str, Listeners] = {}
+    for part in chunks(ids):
+        query = sa.select(task_groups.c.id, task_groups.c.plain, task_groups.c.bundles).where(
+            task_groups.c.id.in_(part)
+        )
+        found.update((row[0], Listeners(*row[1:])) for row in connection.execute(query))
+    return found
+
+
+def group_tasks(connection: sa.Connection, group_id: str) -> list[str]:
+    """Return the ids of a group's tasks in the order in which they were submitted."""
+    query = (
+        sa.select(tasks.c.id)
+        .join_from(submissions, tasks)
+        .where(submissions.c.group_id == group_id)
+        .order_by(submissions.c.created_at, submissions.c.id, tasks.c.position)
+    )
+    return list(connection.scalars(query))
+
+
+def wants_group_queue(connection: sa.Connection, group_id: str) -> bool:
+    """Return whether somebody has asked for the queue that a group's official clients share."""
+    query = sa.exists().where(submissions.c.group_id == group_id, submissions.c.create_queue)
+    return bool(connection.scalar(sa.select(query)))
