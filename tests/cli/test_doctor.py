@@ -585,7 +585,7 @@ def test_another_package_of_that_name_is_told_by_its_path(fake_flux, tmp_path):
     terminal = fake_flux(NO_BINDINGS)
     configure(terminal, "lab")
     found = findings(terminal, status=1, PYTHONPATH=str(tmp_path))
-    said = f"Python takes {tmp_path / 'flux' / '__init__.py'} for them"
+    said = f"Python imports {tmp_path / 'flux' / '__init__.py'} instead"
     assert_found(found, "flux.bindings", "failed", said, "PYTHONPATH")
 
 

@@ -112,7 +112,7 @@ def test_what_is_no_frame_ends_the_worker_at_once(world: World, raw):
     before = world.call(manager).value
     end = world.call(forge, [], raw=raw, seconds=60)
     assert end.code == "WorkerLost"
-    assert "written to its connection" in end.text
+    assert "written to the worker's connection" in end.text
     assert world.call(manager).value == before
 
 

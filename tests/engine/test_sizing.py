@@ -65,8 +65,8 @@ def test_fewer_workers_than_cores_on_a_node_bound_all_of_them_but_may_be_raised(
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"max_workers": 4, "max_nodes": 1}, "max_workers and max_nodes say the same"),
-        ({"min_workers": 4, "min_nodes": 1}, "min_workers and min_nodes say the same"),
+        ({"max_workers": 4, "max_nodes": 1}, "max_workers and max_nodes set the same limit"),
+        ({"min_workers": 4, "min_nodes": 1}, "min_workers and min_nodes set the same limit"),
         ({"max_workers": 4, "min_workers": 5}, r"min_workers \(5\) is more than max_workers \(4\)"),
         ({"max_nodes": 1, "min_nodes": 2}, r"min_nodes \(2\) is more than max_nodes \(1\)"),
     ],

@@ -87,7 +87,7 @@ def test_what_is_wrong_is_said_by_name(loaded):
     assert "max_workers_per_node is no option of it: set workers_per_node" in texts[2]
     assert "max_nodes: Input should be greater than 0, not -1" in texts[3]
     assert "nonsense is no option of it; there are address, " in texts[4]
-    assert "FluxEngine: max_workers and max_nodes say the same in two units" in texts[5]
+    assert "FluxEngine: max_workers and max_nodes set the same limit in two units" in texts[5]
     assert "blocks is an option of Flux Endpoint's own endpoints only" in texts[6]
     assert all(text.startswith("ClickException: FluxEngine: ") for text in texts)
 

@@ -186,13 +186,13 @@ class Publisher:
             return  # no message's fault
         logs.event(log, logging.WARNING, "broker closed the publishing channel", reason=str(reason))
         named = _EXCHANGE.search(str(reason))
-        guilty = [each for each in in_flight if named is not None and each.exchange == named[1]]
+        refused = [each for each in in_flight if named is not None and each.exchange == named[1]]
         refusal = PublishError
-        if not guilty and len(in_flight) == 1:
-            guilty, refusal = in_flight, RefusedMessageError
-        if not guilty:
+        if not refused and len(in_flight) == 1:
+            refused, refusal = in_flight, RefusedMessageError
+        if not refused:
             self._suspects = len(in_flight)
-        for message in guilty:
+        for message in refused:
             self._waiting.remove(message)
             self._settle(message, refusal(f"the broker refused {message}: {reason}"))
         if connection_open:

@@ -1,7 +1,7 @@
-"""A task becomes work on Flux, and its end becomes a result.
+"""Turns tasks into work on Flux, and the ends of that work into results.
 
-Names are imported when they are first used: a manager, which needs only a part of this package,
-starts with less work that way.
+Names are imported on first use, so that a manager, which needs only a part of this package,
+starts faster.
 """
 
 from __future__ import annotations

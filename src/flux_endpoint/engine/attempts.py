@@ -1,4 +1,4 @@
-"""Attempts at a task that failed through no fault of its own, and how its user is told of them."""
+"""Failed attempts at a task that is retried, and the text that reports them to its user."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ log = logging.getLogger(__name__)
 
 
 class KeptAttempts:
-    """What was tried for tasks that are left for an engine to come: a file for each.
+    """Records failed attempts across restarts of the engine: one file for each task.
 
-    Without it, a task that ends every instance it runs in would be tried for ever.
+    Without it, a task that crashes every instance it runs in would be retried forever.
+
+    Args:
+        directory: the directory of these files; it is created when needed.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def keep(self, task_id: str, attempts: list[str]) -> None:
-        """Note why each attempt so far has failed."""
+        """Record why each attempt so far has failed."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_private(self._directory / task_id, json.dumps(attempts))
@@ -33,7 +36,7 @@ class KeptAttempts:
             )
 
     def load(self) -> dict[str, list[str]]:
-        """Return what was noted, by task."""
+        """Return the recorded reasons by task id."""
         found: dict[str, list[str]] = {}
         for path in self._directory.glob("*"):
             with suppress(OSError, ValueError, TypeError):
@@ -41,13 +44,13 @@ class KeptAttempts:
         return found
 
     def forget(self, task_id: str) -> None:
-        """A task has ended."""
+        """Remove the record of a task that has ended."""
         with suppress(OSError):
             (self._directory / task_id).unlink(missing_ok=True)
 
 
 def failure_text(kind: str, attempts: list[str]) -> str:
-    """Return why a task is given up.
+    """Return the text of the failure with which a task is given up.
 
     Args:
         kind: the failure's name, such as "WorkerLost".

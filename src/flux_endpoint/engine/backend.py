@@ -1,7 +1,7 @@
-"""Where jobs run: the interface of `FluxBackend` and of `LocalBackend`, which is this machine.
+"""Where jobs run: the interface of `FluxBackend` and of `LocalBackend` (this machine).
 
-`executor` is a `flux.job.FluxExecutor`, or a `LocalExecutor`, which has the same interface; the
-backend adds the few things that an engine needs and that FluxExecutor does not offer.
+`executor` is a `flux.job.FluxExecutor`, or a `LocalExecutor` with the same interface. The
+backend adds the few operations that an engine needs and that FluxExecutor does not offer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class JobEvent(Protocol):
 
 
 class JobFuture(Protocol):
-    """What `submit` and `attach` return: see `flux.job.executor.FluxExecutorFuture`."""
+    """The future that `submit` and `attach` return: see `flux.job.executor.FluxExecutorFuture`."""
 
     def jobid(self, timeout: float | None = None) -> int: ...  # noqa: D102
     def add_jobid_callback(self, callback: Callable[[Any], object]) -> Any: ...  # noqa: D102
@@ -55,7 +55,7 @@ class JobExecutor(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What there is to allocate, in all."""
+    """The total resources of an instance: nodes, cores and gpus."""
 
     nodes: int
     cores: int
@@ -68,21 +68,21 @@ class Resources:
 
     @property
     def cores_per_node(self) -> int:
-        """Cores of a node; the least that every node has where they differ is unknown here."""
+        """Average cores of a node, rounded down, at least 1; nodes may differ."""
         return max(1, self.cores // max(1, self.nodes))
 
 
 class Backend(Protocol):
-    """A job executor and what belongs to it."""
+    """A job executor and the further operations of an instance that an engine uses."""
 
     kind: Literal["flux", "local"]
-    #: One line for a person: which instance, how large.
+    #: One line for people: which instance, and its size.
     description: str
     executor: JobExecutor
-    #: Identity of the instance, for finding a job again after a restart.
+    #: Identifies the instance, so that a job is found again after a restart.
     instance: str
     resources: Resources
-    #: Whether jobs may run on another host than this process.
+    #: Whether jobs may run on hosts other than this process's.
     spans_hosts: bool
 
     def watch(
@@ -91,87 +91,87 @@ class Backend(Protocol):
         on_demand: Callable[[JobDemand], None] | None = None,
         ours: Mapping[str, str] | None = None,
     ) -> None:
-        """Have `state` know when the instance begins to end, and when it is gone.
+        """Report to `state` when the instance begins to end and when it is gone.
 
         Args:
-            state: of this instance.
-            on_demand: called with what all jobs of the instance wait for and have, whenever that
-                changes; never where Flux tells of our own jobs alone.
-            ours: the mark of the jobs that are left out of it.
+            state: the state of this instance.
+            on_demand: called with the waiting jobs' requests and the allocated resources, on each
+                change; never called where Flux reports only our own jobs.
+            ours: mark of the jobs to leave out of that.
 
         Raises:
-            EngineError: it is gone already.
+            EngineError: the instance is gone already.
         """
 
     def is_ending(self) -> bool:
-        """Ask the instance whether it is about to end; it starts nothing more then."""
+        """Ask the instance whether it is ending; it starts no more jobs then."""
 
     def is_expired(self) -> bool:
-        """Return whether the instance's time limit has come; Flux gives its jobs none beyond it."""
+        """Return whether the instance has reached its time limit; no job may outlast it."""
 
     def is_lost(self, error: BaseException | None) -> bool:
-        """Return whether `error` comes of the instance's end, whose state says so then."""
+        """Return whether `error` was caused by the end of the instance; records it in the state."""
 
     def submit(self, jobspec: dict[str, Any], *, urgency: int = 16) -> JobFuture:
-        """Submit a jobspec given as plain data."""
+        """Submit a jobspec (plain data) and return the job's future."""
 
     def cancel(self, jobid: int, note: str) -> None:
-        """Cancel a job; one that has ended already is left alone."""
+        """Cancel a job; does nothing if it has ended."""
 
     def kill(self, jobid: int, signum: int) -> None:
-        """Send a signal to a running job's tasks."""
+        """Send a signal to the tasks of a running job."""
 
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
-        """Return a finished job's `guest.exec.eventlog`, as far as there is one."""
+        """Return the `guest.exec.eventlog` of a finished job, or the part of it that exists."""
 
     def sweep(self, jobid: int, variable: str) -> None:
-        """Kill what a job that was ended has left on its nodes.
+        """Kill the processes that a cancelled job has left on its nodes.
 
         Args:
             jobid: the job.
-            variable: `NAME=value`, which all of its processes have in their environment.
+            variable: `NAME=value` in the environment of all of its processes.
         """
 
     def nodes(self) -> Mapping[str, Amount]:
-        """Return what each node has, by the names that jobs' placements have."""
+        """Return the resources of each node, by the node names used in job placements."""
 
     def report(self, jobid: int) -> JobReport:
-        """Return what a finished job was and what it wrote, whoever started it."""
+        """Return the command and the output of a finished job, whoever submitted it."""
 
     def marked_jobs(
         self, mark: Mapping[str, str], *, name: str | None = None, since: float | None = None
     ) -> list[MarkedJob]:
-        """Return this user's jobs with all of `mark`, the latest first; see `JobList.find`.
+        """Return this user's jobs whose mark includes `mark`, the latest first; see `JobList.find`.
 
         Raises:
             OSError: Flux does not answer.
         """
 
     def await_marked(self, mark: Mapping[str, str], patience: float) -> int | None:
-        """Wait until a job with all of `mark` is there that has not ended; return its id.
+        """Wait until an active job has a mark that includes `mark`; return its id.
 
         Args:
-            mark: what it bears.
-            patience: seconds to wait at most; `None` is returned then.
+            mark: entries that the job's mark must have.
+            patience: the longest time to wait, in seconds; then `None` is returned.
 
         Raises:
             OSError: Flux does not answer.
         """
 
     def usage(self) -> dict[str, Any]:
-        """Return how the resources are used now, whoever uses them; empty if that isn't known.
+        """Return the current use of the resources by all users; empty if it is unknown.
 
         Returns:
             `nodes_down`, `cores_allocated`, `cores_free`, `gpus_allocated`, `gpus_free`, and
-            `expires`, the end of the instance in seconds since the epoch, or `None`.
+            `expires`: the end of the instance in seconds since the epoch, or `None`.
         """
 
     def close(self) -> None:
-        """Let go of the executor; jobs should have ended."""
+        """Release the executor; all jobs should have ended."""
 
 
 def tolerate_ended(jobid: int, action: Callable[[], object]) -> None:
-    """Do something to a job that may end on its own at the same moment: that is not an error."""
+    """Run `action` on a job; ignore the error if the job has ended in the meantime."""
     try:
         action()
     except OSError as error:

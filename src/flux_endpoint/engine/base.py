@@ -1,4 +1,4 @@
-"""What the endpoint's agent and an engine say to each other."""
+"""The interface between the endpoint's agent and an engine."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class EngineTask:
-    """A task as the engine gets it; nothing of the user's has been deserialized."""
+    """A task as the engine receives it; the user's data is still serialized."""
 
     task_id: str
     function_id: str
-    #: Function, args and kwargs, serialized and packed.
+    #: The function and its arguments, serialized and packed.
     buffer: str
     resource_specification: dict[str, Any] | None = None
     #: Import paths of the strategies to try on the result, in order; `None`: the defaults.
     result_serializers: list[str] | None = None
-    #: A job that runs already and is only to be followed; there is no function then.
+    #: Id of a running job to follow; such a task has no function.
     attach: int | None = None
-    #: The moment from which on it must not be started any more, in seconds since the epoch.
+    #: The task must not start at or after this time (seconds since the epoch).
     start_before: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """The end of a task: a packed `Result` message, ready to be published."""
+    """The end of a task: a packed `Result` message, ready to publish."""
 
     task_id: str
     body: bytes
@@ -34,7 +34,7 @@ class EngineResult:
 
 @dataclass(frozen=True, slots=True)
 class EngineEvent:
-    """An event of the job that a task became (RFC 21): Flux's name, time and context."""
+    """An event of a task's job (RFC 21): Flux's name, timestamp and context."""
 
     task_id: str
     jobid: int | None
@@ -46,7 +46,7 @@ class EngineEvent:
 class Engine(Protocol):
     """Runs tasks.
 
-    All methods but `start` and `stop` return at once; callbacks come from the engine's threads.
+    All methods except `start` and `stop` return at once. Callbacks run on the engine's threads.
     """
 
     def start(
@@ -55,50 +55,56 @@ class Engine(Protocol):
         on_event: Callable[[EngineEvent], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        """Start; give every task's end to `on_result`, every event of its job to `on_event`.
+        """Start the engine.
 
-        `on_lost` is told the reason, once, if what the tasks run on is gone or begins to end. A
-        task gets no result then if it had not been started, or may be tried again: it stays with
-        whoever submitted it, for an engine to come. Others have had theirs when `stop` returns.
+        If the instance under the engine is gone or begins to end, `on_lost` is called once. Tasks
+        that had not started, or that may be retried, then get no result: the submitter keeps them
+        and gives them to the next engine. All other tasks have their results when `stop` returns.
+
+        Args:
+            on_result: called with the end of each task.
+            on_event: called with each event of each task's job.
+            on_lost: called with the reason.
 
         Raises:
-            EngineError: it can't start; says what to do.
+            EngineError: the engine can't start; the text says what to do.
         """
 
     def submit(self, task: EngineTask) -> None:
-        """Take a task. Every submitted task ends in exactly one `on_result`, a refusal included."""
+        """Take a task. Each submitted task ends in exactly one `on_result`, even if refused."""
 
     def recovered(self) -> None:
-        """Take note that all tasks of before a restart have been submitted.
+        """Signal that all tasks of the previous run have been submitted again.
 
-        What an earlier engine has left of others is not needed. To be called once after `start`,
-        also if there were none.
+        The engine then discards what it finds of any other task. Call this once after `start`, also
+        if there were no tasks.
         """
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Forget tasks whose results are on disk at the submitter.
+        """Discard tasks whose results the submitter has on disk.
 
-        A result that is not settled is kept, and given once more to the submitter that comes after
-        one that was killed: so no function that has completed is run again.
+        The engine keeps a result until then. If the submitter is killed, its successor gets the
+        result again, so that no completed function runs twice.
         """
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
-        """End a task, wherever it is, with its whole process tree; unknown ids are ignored.
+        """End a task and its whole process tree, wherever it is; unknown ids are ignored.
 
         Args:
             task_id: the task.
-            signum: send this signal to a running task's processes instead.
+            signum: send this signal to the running task's processes instead of ending it.
         """
 
     def status(self) -> dict[str, Any]:
         """Return counters for the status report.
 
-        The official names where they exist (`total_workers`, `idle_workers`, `pending_tasks`,
-        `outstanding_tasks`, `managers`, `engine_type`), and `executor`: "flux" or "local".
+        Counters have the official names where these exist (`total_workers`, `idle_workers`,
+        `pending_tasks`, `outstanding_tasks`, `managers`, `engine_type`); `executor` is "flux" or
+        "local".
         """
 
     def stop(self, grace: float) -> None:
-        """Let running tasks finish for at most `grace` seconds, then end everything.
+        """Let running tasks finish for at most `grace` seconds, then end them.
 
-        Tasks that did not finish get no result (the agent's journal keeps them).
+        Unfinished tasks get no result (the agent's journal keeps them).
         """

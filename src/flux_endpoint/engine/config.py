@@ -1,4 +1,4 @@
-"""What a site may set under `engine:` in an endpoint's `config.yaml`."""
+"""The options under `engine:` in an endpoint's `config.yaml`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ def _finite_duration(value: object) -> float:
     return seconds
 
 
-#: Seconds, given as such or in Flux Standard Duration.
+#: A duration in seconds: a number, or Flux Standard Duration.
 Duration = Annotated[float, BeforeValidator(_finite_duration)]
 
 
 class BlocksConfig(BaseModel):
-    """Allocations that an endpoint asks the Flux instance for, and runs its tasks in."""
+    """Options of blocks, the allocations that an endpoint requests and runs its tasks in."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    #: Whole nodes of each block.
+    #: Number of (whole) nodes of each block.
     nodes_per_block: PositiveInt = 1
-    #: Blocks that are kept when there is nothing to do.
+    #: Number of blocks that are kept when idle.
     min_blocks: int = Field(default=0, ge=0)
-    #: Most blocks at once, those that wait for their nodes included.
+    #: The most blocks at once, including those that wait for nodes.
     max_blocks: PositiveInt = 1
-    #: How long a block lasts.
+    #: Time limit of a block.
     walltime: Duration = 3600.0
-    #: How long before its end a block's running tasks are told to end (SIGTERM).
+    #: A block's running tasks get SIGTERM this long before its end.
     grace: Duration = 60.0
-    #: How long a block has nothing to do before it is ended.
+    #: An idle block is ended after this time.
     idle_timeout: Duration = 120.0
     #: Queue that blocks are submitted to, and bank that is charged; default: the instance's.
     queue: str | None = Field(default=None, min_length=1)
@@ -44,7 +44,7 @@ class BlocksConfig(BaseModel):
 
     @property
     def longest_task(self) -> float:
-        """Seconds of the longest walltime that a task may have."""
+        """The longest walltime, in seconds, that a task may have."""
         return self.walltime - self.grace
 
     @model_validator(mode="after")
@@ -63,46 +63,46 @@ class BlocksConfig(BaseModel):
 
 
 class FluxEngineConfig(BaseModel):
-    """Options of `FluxEngine`; every default fits a laptop and an allocation alike."""
+    """Options of `FluxEngine`; the defaults suit laptops and allocations alike."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: Literal["FluxEngine"] = "FluxEngine"
-    #: Where jobs run: a Flux instance, local processes, or Flux if `FLUX_URI` is set.
+    #: Where jobs run: "flux", "local", or "auto": Flux if `FLUX_URI` is set, else local processes.
     executor: Literal["auto", "flux", "local"] = "auto"
-    #: Most resident workers at once; default: `workers_per_node` for each node of the instance.
+    #: The most resident workers at once; default: `workers_per_node` for each node of the instance.
     max_workers: PositiveInt | None = None
-    #: Workers that stay when there is nothing to do; default: `workers_per_node`.
+    #: Workers that stay when idle; default: `workers_per_node`.
     min_workers: int | None = Field(default=None, ge=0)
-    #: The same two in whole nodes, each of `workers_per_node` workers.
+    #: The same two limits in whole nodes, each of `workers_per_node` workers.
     max_nodes: PositiveInt | None = None
     min_nodes: int | None = Field(default=None, ge=0)
-    #: Most workers that are started together on a node; default: as many as have a core each, or
-    #: their gpus.
+    #: The most workers that start together on a node; default: limited by the cores (one each), or
+    #: by the gpus.
     workers_per_node: PositiveInt | None = None
-    #: Cores that each worker's threads have; more than one: a node has as many workers as that
-    #: allows.
+    #: Cores of each worker; more than one limits the number of workers of a node accordingly.
     cores_per_worker: PositiveInt = 1
-    #: Gpus that each worker has for itself; the workers of a node are as many as its gpus allow.
+    #: Gpus of each worker, for its exclusive use; they limit the number of workers of a node.
     gpus_per_worker: int = Field(default=0, ge=0)
-    #: After how long idle workers end and give their cores back; infinity: never.
+    #: Idle workers end after this time and release their cores; infinity: never.
     idle_timeout: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 60.0
-    #: Directory in which tasks run; relative paths start at the endpoint's directory.
+    #: Working directory of tasks; a relative path starts at the endpoint's directory.
     working_dir: str = "tasks_working_dir"
     #: Give every task a directory of its own below `working_dir`.
     run_in_sandbox: bool = False
-    #: Have Flux's job shell prepare command tasks, by the plugin `flux-endpoint.lua`: "auto" where
-    #: it is installed for the shell, "always" (else from this package, as nodes see it), "never".
+    #: Whether Flux's job shell prepares command tasks, by the plugin `flux-endpoint.lua`: "auto"
+    #: (where the shell has it installed), "always" (else from this package, as the nodes see it),
+    #: "never".
     shell_plugin: Literal["auto", "always", "never"] = "auto"
-    #: How often a task is tried again that lost its worker or node through no fault of its own.
+    #: How often a task is retried that lost its worker or node through no fault of its own.
     max_retries_on_system_failure: int = Field(default=0, ge=0)
-    #: Allocations of its own to run tasks in; default: none, they run in the instance itself.
+    #: Options of blocks to run tasks in; default: none, tasks run in the instance itself.
     blocks: BlocksConfig | None = None
     #: Strategies that tasks may be serialized with; default: all.
     allowed_serializers: list[str] | None = None
-    #: Address at which this host is reached from the nodes; default: found out.
+    #: Address of this host for connections from the nodes; default: determined automatically.
     address: str | None = None
-    #: Virtual nodes, and cores and gpus of each, of the embedded executor (ignored on Flux).
+    #: Virtual nodes of the embedded executor, with cores and gpus of each (ignored on Flux).
     local_nodes: PositiveInt = 1
     local_cores_per_node: PositiveInt | None = None
     local_gpus_per_node: int = Field(default=0, ge=0)
@@ -113,7 +113,7 @@ class FluxEngineConfig(BaseModel):
             given = {unit: getattr(self, f"{bound}_{unit}") for unit in ("workers", "nodes")}
             if None not in given.values():
                 raise ValueError(
-                    f"{bound}_workers and {bound}_nodes say the same in two units "
+                    f"{bound}_workers and {bound}_nodes set the same limit in two units "
                     f"({given['workers']} workers, {given['nodes']} nodes): leave one of them out"
                 )
         for unit in ("workers", "nodes"):

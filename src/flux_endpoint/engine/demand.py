@@ -1,4 +1,4 @@
-"""What jobs have of the instance, and what those that wait ask for."""
+"""The resources that jobs have of an instance, and the resources that waiting jobs request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from flux_endpoint.protocol.resources import ResourceSpecification
 
-#: A part of a resource summary: broker ranks, and ids of what is taken of each.
+#: One part of a resource summary: broker ranks, and the ids of the resources on each.
 _SHARE = re.compile(r"rank(\[[\d,-]+\]|\d+)/(\S+)", re.ASCII)
 _KIND = re.compile(r"(core|gpu)(\[[\d,-]+\]|\d+)", re.ASCII)
 
@@ -29,22 +29,22 @@ class Amount:
         return Amount(self.cores - other.cores, self.gpus - other.gpus)
 
     def covers(self, other: Amount) -> bool:
-        """Return whether there is as much of each as in `other`."""
+        """Return whether this has at least the cores and the gpus of `other`."""
         return self.cores >= other.cores and self.gpus >= other.gpus
 
 
 @dataclass(frozen=True)
 class Demand:
-    """A job that waits for nothing but resources.
+    """A job that waits for resources only.
 
     Attributes:
-        name: what it is known by.
-        nodes: how many nodes it needs; `None`: its slots may be anywhere.
-        slots: slots on each node, or in all where `nodes` is `None`.
-        slot: what a slot is made of.
-        exclusive: whether the nodes must be its alone.
-        urgency: Flux's: 0 to 31.
-        since: monotonic time from which on it waited.
+        name: identifies the job.
+        nodes: number of nodes it needs; `None`: its slots may be anywhere.
+        slots: number of slots on each node, or in total if `nodes` is `None`.
+        slot: resources of one slot.
+        exclusive: whether it needs exclusive nodes.
+        urgency: Flux's urgency, 0 to 31.
+        since: monotonic time at which it began to wait.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Demand:
 
     @classmethod
     def of(cls, name: str, wanted: ResourceSpecification) -> Demand:
-        """Return what a job with the resources `wanted` asks for."""
+        """Return the demand of a job with the resource specification `wanted`."""
         slots = wanted.num_ranks
         if wanted.num_nodes is not None:
             slots = math.ceil(wanted.num_ranks / wanted.num_nodes) // wanted.tasks_per_slot
@@ -72,38 +72,37 @@ class Demand:
 
     @classmethod
     def of_jobspec(cls, name: str, jobspec: Any) -> Demand:
-        """Return what a job asks for by its jobspec (RFC 14), whoever wrote that.
+        """Return the demand of a job by its jobspec (RFC 14), from any source.
 
-        Where a count is a range, the job asks for its least. A job whose resources are of an
-        unknown shape asks for a core.
+        A range counts as its minimum. A job whose resources have an unknown shape counts as one
+        core.
         """
         shape = _Shape()
         try:
             shape.read(jobspec["resources"])
         except (LookupError, TypeError, ValueError, AttributeError):
             return cls(name)
-        # A node without cores below it is meant as a whole.
+        # A node without cores below it is requested as a whole.
         exclusive = shape.exclusive or (shape.nodes is not None and not shape.cores)
         slot = Amount(max(1, shape.cores), shape.gpus)
         return cls(name, shape.nodes, shape.slots, slot, exclusive=exclusive)
 
     @property
     def per_node(self) -> Amount:
-        """What it needs of each of its nodes."""
+        """Resources that it needs on each of its nodes."""
         return Amount(self.slot.cores * self.slots, self.slot.gpus * self.slots)
 
 
 @dataclass(frozen=True)
 class JobDemand:
-    """What the jobs that wait ask for, and what is not to be had of the nodes.
+    """The requests of waiting jobs, and the resources that are not available.
 
     Attributes:
-        waiting: the first jobs that wait for nothing but resources, in the order in which Flux
-            looks at them.
-        held: what jobs have of each node, by its name; and all of a node that is down.
-        complete: whether this is of all jobs of the instance but our workers'; else it is of the
-            endpoint's own.
-        least_urgency: of all that wait.
+        waiting: the first jobs that wait for resources only, in Flux's scheduling order.
+        held: resources of each node, by name, that jobs have; all resources of a node that is down.
+        complete: whether this covers all jobs of the instance except our workers'; else it covers
+          the endpoint's own jobs only.
+        least_urgency: the lowest urgency among all waiting jobs.
     """
 
     waiting: tuple[Demand, ...] = ()
@@ -125,7 +124,7 @@ class _Shape:
             count, within = _least(resource.get("count", 1)), resource.get("with", ())
             self.exclusive |= resource.get("exclusive") is True
             match resource["type"]:
-                case "node":  # slots around nodes are nodes
+                case "node":  # slots around nodes count as nodes
                     self.nodes, self.slots = self.slots * count, 1
                     self.read(within)
                 case "slot":
@@ -135,19 +134,19 @@ class _Shape:
                     self.cores += count * times
                 case "gpu":
                     self.gpus += count * times
-                case _:  # sockets, and whatever else nodes and cores are grouped by
+                case _:  # sockets and other groups of nodes or cores
                     self.read(within, times * count)
 
 
 def _least(count: Any) -> int:
-    """Return a count, the least of a range: `{"min": 2, "max": 4}` or `"2-4"`."""
+    """Return a count; for a range, its minimum: `{"min": 2, "max": 4}` or `"2-4"`."""
     if isinstance(count, Mapping):
         count = count["min"]
     return int(re.split(r"\D", count, maxsplit=1)[0]) if isinstance(count, str) else int(count)
 
 
 def placement_in(allocated: Any) -> dict[str, Amount]:
-    """Return what a resource set (RFC 20) has of which node; empty if it can't be read."""
+    """Return the resources of each node in a resource set (RFC 20); empty if it is unreadable."""
     found: dict[str, Amount] = {}
     try:
         for share in allocated["execution"]["R_lite"]:
@@ -161,10 +160,10 @@ def placement_in(allocated: Any) -> dict[str, Amount]:
 
 
 def placement_of(alloc: Mapping[str, Any]) -> dict[str, Amount]:
-    """Return what a job got of which node, from the context of its `alloc` event.
+    """Return the resources that a job got on each node, from the context of its `alloc` event.
 
-    Flux's schedulers may annotate it with a summary such as `rank[0-1]/core[0-3],gpu0 rank2/core0`;
-    without one the placement is unknown, and empty here.
+    Flux's schedulers may annotate the event with a summary such as
+    `rank[0-1]/core[0-3],gpu0 rank2/core0`; without one the placement is unknown, and empty here.
     """
     try:
         summary = str(alloc["annotations"]["sched"]["resource_summary"])

@@ -1,4 +1,4 @@
-"""What blocks that have ended have left on disk: ends of tasks that no agent has yet."""
+"""Task ends that ended blocks have left on disk and no agent has processed yet."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
 
-#: The name of the jobs that blocks are.
+#: Name of the jobs of blocks.
 JOB_NAME = "flux-endpoint-block"
-#: How the names of files begin that have come from the directory of a block.
+#: Prefix of files that were moved out of a block's directory.
 _LEFT = "left-"
-#: Seconds that blocks have to end that are not wanted any more.
+#: Seconds that unwanted blocks have to end.
 _END_PATIENCE = 30.0
 
 
 def mark_of(endpoint_id: str) -> dict[str, str]:
-    """Return the mark that an endpoint's blocks bear; see `TaskSettings.mark`."""
+    """Return the mark of an endpoint's blocks; see `TaskSettings.mark`."""
     return {"endpoint": endpoint_id, "kind": "block"}
 
 
 def take_ends(block_directory: Path) -> list[SpooledEnd]:
-    """Remove the directory of a block that has ended; return the ends in it, which stay on disk."""
+    """Remove an ended block's directory; return the task ends in it, which stay on disk."""
     ends: list[SpooledEnd] = []
     for path in sorted((block_directory / "engine").glob("workers-*.results")):
         kept = block_directory.parent / f"{_LEFT}{block_directory.name}-{path.name}"
@@ -44,41 +44,41 @@ def take_ends(block_directory: Path) -> list[SpooledEnd]:
 
 
 def kept_ends(directory: Path) -> Iterator[SpooledEnd]:
-    """Yield the ends that earlier blocks have left in `engine/blocks`."""
+    """Yield the task ends that earlier blocks have left in `engine/blocks`."""
     for path in sorted(directory.glob(f"{_LEFT}*.results")):
         yield from read_spool(path)
 
 
 def _end_of(job: JobFuture) -> threading.Event:
-    """Return what is set when a job is over, with all that it ran on, or can't be followed."""
+    """Return an event that is set when a job is inactive, or can't be followed any more."""
     over = threading.Event()
     job.add_event_callback("clean", lambda *_: over.set())
-    # A job that is cancelled has an exception at once, and ends after that.
+    # A cancelled job has an exception at once, but ends later.
     job.add_done_callback(lambda _: over.set() if isinstance(job.exception(), OSError) else None)
     return over
 
 
 def end_all_blocks(backend: Backend, endpoint_id: str, directory: Path) -> list[SpooledEnd]:
-    """End the blocks of an endpoint that is configured without; return the ends they have left.
+    """End the blocks of an endpoint whose configuration has none; return the ends they left.
 
     Args:
         backend: the instance in which they run.
-        endpoint_id: whose they are.
-        directory: theirs, `engine/blocks`.
+        endpoint_id: UUID of the endpoint that owns them.
+        directory: `engine/blocks` in the endpoint's directory.
 
     Raises:
-        EngineError: Flux does not say which there are.
+        EngineError: Flux does not list the blocks.
     """
     if not directory.exists():
         return []
     try:
         jobs = backend.marked_jobs(mark_of(endpoint_id), name=JOB_NAME)
     except OSError as error:
-        raise EngineError(f"Flux does not say which blocks of before there are: {error}") from error
+        raise EngineError(f"Flux does not list the endpoint's blocks: {error}") from error
     gone: list[threading.Event] = []
     for job in jobs:
-        logs.event(log, logging.WARNING, "ending a block of before", job=format_jobid(job.jobid))
-        backend.cancel(job.jobid, "the endpoint has no blocks any more")
+        logs.event(log, logging.WARNING, "ending an unwanted block", job=format_jobid(job.jobid))
+        backend.cancel(job.jobid, "the endpoint is configured without blocks")
         gone.append(_end_of(backend.executor.attach(job.jobid)))
     until = time.monotonic() + _END_PATIENCE
     for each in gone:

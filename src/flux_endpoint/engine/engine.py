@@ -1,4 +1,4 @@
-"""`FluxEngine`: takes tasks, decides how each is run, and returns every task's end."""
+"""`FluxEngine`: takes tasks, decides how each is run, and returns the end of each."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class FluxEngine:
         config: options, as in the endpoint's `config.yaml`.
         endpoint_id: the endpoint's UUID; results name it.
         directory: the endpoint's directory; the engine keeps its own state in `engine/` below it.
-        uri: the Flux instance; default: as `config.executor` says.
-        lent: whether somebody lends the instance, follows its end, and calls `lose` then.
-        output: gets what Python functions print; default: the endpoint's file for that.
-        plain_programs: as of `TaskSettings`: given, values in commands are quoted.
+        uri: the Flux instance; default: chosen by `config.executor`.
+        lent: whether the instance has an owner that follows its end and then calls `lose`.
+        output: log for the output of Python functions; default: the endpoint's log file.
+        plain_programs: as of `TaskSettings`; if given, values in commands are quoted.
     """
 
     def __init__(
@@ -99,23 +99,24 @@ class FluxEngine:
         on_left: Callable[[str, list[str]], None] | None = None,
         on_found: Callable[[set[str]], None] | None = None,
     ) -> None:
-        """Start; the callbacks are called on the engine's threads.
+        """Start. The callbacks run on the engine's threads.
 
         Args:
-            on_result: given every task's end.
-            on_event: given every event of every job that a task became.
-            on_lost: given the reason, once, if the Flux instance is gone (see `lose`) or begins to
-                end: then nothing more is started, and what runs has until `stop` and its grace,
-                or until Flux ends it; without a result, it is for an engine to come.
-            on_left: given the id of each task that is left without a result, and why attempts at it
-                failed: after `lose`, or since its `start_before` has come; default: the attempts
-                are kept for an engine to come.
-            on_found: given the ids of the tasks that workers of before a restart have, when all of
-                these have said it, and again if there are more.
+            on_result: called with the end of each task.
+            on_event: called with every event of every task's job.
+            on_lost: called once with the reason when the Flux instance is gone (see `lose`) or
+                begins to end. Nothing more is started then. Running tasks have until the grace
+                of `stop` is over, or until Flux ends them; those without a result are left for the
+                next engine.
+            on_left: called with the id of each task that is left without a result, after `lose` or
+                because its `start_before` has passed, and the reasons of its failed attempts;
+                default: the attempts are kept for the next engine.
+            on_found: called with the ids of tasks that recovered workers have, once all of these
+                workers have reported, and again if there are more.
 
         Raises:
-            EngineError: Flux was asked for and can't be used, or the working directory can't be
-                made; says what to do.
+            EngineError: Flux is required and unusable, or the working directory can't be created;
+                the text says what to do.
         """
         self._on_result = on_result
         if on_lost is not None:
@@ -124,7 +125,7 @@ class FluxEngine:
             Path(self._tasks.working_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EngineError(
-                f"engine.working_dir: {self._tasks.working_dir} can't be made: {error.strerror}"
+                f"engine.working_dir: {self._tasks.working_dir} can't be created: {error.strerror}"
             ) from error
         left = on_left or self._keep
 
@@ -166,17 +167,17 @@ class FluxEngine:
         )
         self._backend.watch(self._instance, self._pool.make_room, self._tasks.mark("workers"))
         ends: list[SpooledEnd] = []
-        if not self._lent:  # else it may be in a block itself
+        if not self._lent:  # a lent instance may be a block itself
             ends = end_all_blocks(self._backend, self._endpoint_id, self._directory / "blocks")
         self._pool.start(ends)
         self._jobs.start()
 
     def submit(self, task: EngineTask, attempts: Sequence[str] = ()) -> None:
-        """Take a task; it ends in exactly one `on_result`, a refusal included.
+        """Take a task; it ends in exactly one `on_result`, also if it is refused.
 
         Args:
             task: the task.
-            attempts: why earlier attempts at it elsewhere have failed.
+            attempts: why earlier attempts elsewhere have failed.
 
         Raises:
             EngineError: the engine is not running.
@@ -195,21 +196,21 @@ class FluxEngine:
                 jobs.submit(task, attempts)
 
     def recovered(self) -> None:
-        """Take note that all tasks of before a restart have been submitted; see `Engine`."""
+        """Signal that all tasks of the previous run have been submitted again; see `Engine`."""
         pool, jobs = self._pool, self._jobs
         if pool is not None and jobs is not None:
             pool.recovered()
             jobs.recovered(self._index.task_ids())
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Forget tasks whose results are on disk at the submitter; see `Engine`."""
-        pool, jobs = self._pool, self._jobs  # another thread may stop the engine meanwhile
+        """Discard tasks whose results the submitter has on disk; see `Engine`."""
+        pool, jobs = self._pool, self._jobs  # another thread may stop the engine in the meantime
         if pool is not None and jobs is not None:
             pool.settle(task_ids)
             jobs.settle(task_ids)
 
     def _formatted(self, task: EngineTask, result: EngineResult) -> None:
-        """Runs on the pool's thread: a task's command has its arguments now, or can't have them."""
+        """Handle a command that a worker has formatted, or could not. On the pool's thread."""
         message, jobs = json.loads(result.body[1:])["data"], self._jobs
         if jobs is not None and message["error_details"] is None:
             formatted = replace(task, buffer=message["data"])
@@ -222,27 +223,28 @@ class FluxEngine:
         self._ended(result)
 
     def _ended(self, result: EngineResult) -> None:
-        """Runs on the pool's or the runner's thread."""
+        """Handle the end of a task. Runs on the pool's or the runner's thread."""
         self._index.end(result.task_id)
         self._on_result(result)
 
     def lose(self, reason: str) -> None:
-        """Give the Flux instance up: it is gone, or its time is over. From any thread.
+        """Give up the Flux instance: it is gone, or its time is over. May be called by any thread.
 
-        The engine finds out by itself that an instance is gone; whoever lends it for a time may say
-        so earlier. What ran fails with the reason, unless `max_retries_on_system_failure` lets it
-        be tried again. That, what had not been started and what is submitted from now on gets no
-        result: it is for an engine to come, which counts the attempts if it has the same
-        directory. `on_lost` is called, once; `stop` returns when all others have their results.
+        The engine detects by itself that an instance is gone; the owner of a lent instance may
+        report it earlier. Running tasks fail with the reason, or are left for a retry if
+        `max_retries_on_system_failure` allows one. Tasks that had not started, that are to be
+        retried, or that are submitted later get no result: they are left for the next engine,
+        which counts the attempts if it uses the same directory. `on_lost` is called once; `stop`
+        returns when all other tasks have their results.
 
         Args:
-            reason: why, as a sentence's beginning: "the Flux instance … is gone: …".
+            reason: the beginning of a sentence, such as "the Flux instance … is gone: …".
         """
         if self._instance is not None:
             self._instance.lose(reason)
 
     def _instance_changed(self, before: InstancePhase, now: InstanceCondition) -> None:
-        """Runs on the thread that found it out."""
+        """Act on a change of the instance. Runs on the thread that detected it."""
         logs.event(log, logging.ERROR if now.is_lost else logging.WARNING, now.reason)
         pool, jobs = self._pool, self._jobs
         if pool is not None and jobs is not None:
@@ -260,10 +262,10 @@ class FluxEngine:
             self._kept.keep(task_id, attempts)
 
     def terminate(self, reason: str) -> None:
-        """Tell all that runs to end (SIGTERM), since its time will soon be over.
+        """Send SIGTERM to all running tasks, because their time will soon be over.
 
-        What ends of that is lost for `reason`, or tried again as `max_retries_on_system_failure`
-        has it; what ends in a way of its own has its own result.
+        A task that this ends is lost for `reason`, or retried if `max_retries_on_system_failure`
+        allows it. A task that ends in its own way has its own result.
         """
         pool, jobs = self._pool, self._jobs
         if pool is not None and jobs is not None:
@@ -271,7 +273,7 @@ class FluxEngine:
             jobs.terminate(reason)
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
-        """End a task, wherever it is, with its whole process tree; unknown ids are ignored."""
+        """End a task and its whole process tree, wherever it is; unknown ids are ignored."""
         pool, jobs = self._pool, self._jobs
         if pool is None or jobs is None:
             return
@@ -282,7 +284,7 @@ class FluxEngine:
             pool.cancel(task_id, signum)
 
     def status(self) -> dict[str, Any]:
-        """Return counters for the status report, and which executor runs the jobs."""
+        """Return the counters for the status report, and which executor runs the jobs."""
         backend, instance = self._backend, self._instance  # another thread may stop the engine
         if backend is None or instance is None or self._pool is None or self._jobs is None:
             return {"engine_type": "FluxEngine", "executor": None}
@@ -298,17 +300,17 @@ class FluxEngine:
         }
 
     def counters(self) -> dict[str, Any]:
-        """Return what `status` counts of tasks, workers and jobs."""
+        """Return the counters of tasks, workers and jobs in `status`."""
         pool, jobs = self._pool, self._jobs
         if pool is None or jobs is None:
             return {}
         return {**pool.status(), **jobs.status()}
 
     def stop(self, grace: float) -> None:
-        """Let running tasks finish for at most `grace` seconds, then let go of them.
+        """Let running tasks finish for at most `grace` seconds, then release them.
 
-        Workers are ended. Jobs in a Flux instance go on, and are found again after a restart; if
-        the instance ends too, they have the same grace. Those of the embedded executor end.
+        Workers are ended. Jobs in a Flux instance go on and are found again after a restart; if the
+        instance ends too, they have the same grace. Jobs of the embedded executor are ended.
         """
         deadline = time.monotonic() + grace
         ending = self._instance is not None and self._instance.is_ending()
@@ -330,14 +332,14 @@ class FluxEngine:
 
 
 def _backend_for(config: FluxEngineConfig, uri: str | None) -> Backend:
-    """Return the backend that `config.executor` asks for; "auto" is Flux where `FLUX_URI` is set.
+    """Return the backend that `config.executor` selects ("auto": Flux where `FLUX_URI` is set).
 
     Args:
         config: options.
-        uri: a Flux instance, to run jobs in this one whatever `config.executor` and `FLUX_URI` say.
+        uri: a Flux instance that is used whatever `config.executor` and `FLUX_URI` say.
 
     Raises:
-        EngineError: Flux was asked for and can't be used.
+        EngineError: Flux is required and unusable.
     """
     auto = config.executor == "auto" and os.environ.get("FLUX_URI")
     if uri is not None or config.executor == "flux" or auto:
@@ -349,10 +351,10 @@ def _place_of(task: EngineTask) -> Place:
     if not task.resource_specification and task.attach is None:
         return Place.WORKERS
     if is_command(task.buffer) and command_of(task.buffer) is None:
-        # Its arguments are Python's: they are read where user code may run.
+        # Its arguments are pickled: only a worker, where user code may run, deserializes them.
         return Place.FORMATTING
     return Place.JOBS
 
 
 def _ignore(_: object) -> None:
-    """Stand for a callback that has nothing to do."""
+    """Default for a callback that is not given."""

@@ -1,4 +1,4 @@
-"""The environment that jobs start with."""
+"""The environment in which jobs start."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from flux_endpoint.variables import holds_credentials
 
 log = logging.getLogger(__name__)
 
-#: Set by Flux for one job; a job of ours must not see those of the job that the endpoint runs in.
+#: Set by Flux per job; our jobs must not inherit the values of the endpoint's own job.
 _OF_ANOTHER_JOB = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE", "PMI_", "PMIX_", "HYDRA_")
-#: Of our own process alone; see `processes.helper`.
+#: For our own process only; see `processes.helper`.
 _OF_THIS_PROCESS = ("FLUX_ENDPOINT_NOTICE",)
-#: Variables whose absence has been logged.
+#: Variables that a warning was already logged for.
 _reported: set[str] = set()
 
 
 def job_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return `base` without what belongs to other jobs, without secrets, and as UTF-8.
+    """Return `base` as UTF-8 text, without secrets and without variables of other jobs.
 
-    A jobspec is JSON, and can't have a variable that is not UTF-8: it is left out, and the log says
-    so once, with its name. Whatever the locale is, a job gets the bytes that `base` has.
+    A jobspec is JSON, so it can't have a variable that is not UTF-8: that one is left out, and its
+    name is logged once. Values are the same bytes as in `base`, whatever the locale.
 
     Args:
         base: an environment; default: this process's.
@@ -42,6 +42,6 @@ def job_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
 def _report(name: str) -> None:
     if name not in _reported:
         _reported.add(name)
-        # Never the value: it may be secret.
+        # Never log the value: it may be secret.
         shown = name if name.isprintable() else ascii(name)
         log.warning("jobs start without the variable %s: it is not UTF-8", shown)

@@ -33,26 +33,26 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-#: Seconds between FluxExecutor's looks at its queue of new jobs; its default of 0.1 alone makes
-#: each lone job take 100 ms.
+#: Seconds between FluxExecutor's checks of its submission queue; its default of 0.1 delays each
+#: single job by up to 100 ms.
 _POLL_INTERVAL = 0.01
-#: Kills every process of ours with the variable $1 in its environment; twice, for what was forked
-#: meanwhile.
+#: Kills all of the user's processes with the variable $1 in their environment; the second pass is
+#: for processes forked during the first.
 _SWEEP = """for _ in 1 2; do
   grep -lzsxF -- "$1" /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do kill -9 "$pid"; done
 done"""
 _SWEEP_TIMEOUT = 30.0  # seconds
-#: Seconds that Flux has to tell how it is: in a status report, and where tasks depend on it.
+#: Timeouts (s) for asking Flux for its state: for a status report, and where tasks depend on it.
 _ANSWER_TIMEOUT, _LONG_ANSWER_TIMEOUT = 1.0, 10.0
-#: Seconds by which the time limits of an instance and of the jobs in it may be apart.
+#: Seconds by which the time limits of an instance and of its jobs may differ.
 _SLACK = 1.0
 
 
 class FluxBackend:
-    """Jobs run in a Flux instance.
+    """Runs jobs in a Flux instance.
 
     Args:
-        uri: of the instance; default: what `FLUX_URI` says, else the default instance.
+        uri: the instance's; default: `FLUX_URI`, else the default instance.
     """
 
     kind: Literal["flux", "local"] = "flux"
@@ -61,7 +61,7 @@ class FluxBackend:
         self._flux = import_flux()
         quiet_executors()
         mend_executor(self._flux)
-        end_orphans()  # of executors that were not waited for
+        end_orphans()  # of executors that were not shut down with `wait`
         self._uri = uri or os.environ.get("FLUX_URI") or None
         where = self._uri or "the default instance (FLUX_URI is not set)"
         self._handles = Handles(self._flux, self._uri)
@@ -78,7 +78,7 @@ class FluxBackend:
             ) from error
         self.resources = Resources(listing.nnodes, listing.ncores, listing.ngpus)
         self._everything = listing
-        #: The instance's end in seconds since the epoch, as it was last heard of.
+        #: The last known end of the instance, in seconds since the epoch.
         self._expires = _expiration(listing)
         self.instance = self._uri or ""
         self.spans_hosts = listing.nnodes > 1
@@ -122,7 +122,7 @@ class FluxBackend:
     def is_expired(self) -> bool:
         """See `Backend`."""
         usage = self._usage(_LONG_ANSWER_TIMEOUT)
-        self._expires = usage.get("expires", self._expires)  # it may have been changed
+        self._expires = usage.get("expires", self._expires)  # the limit may have been changed
         return self._expires is not None and time.time() >= self._expires - _SLACK
 
     def is_lost(self, error: BaseException | None) -> bool:
@@ -130,17 +130,17 @@ class FluxBackend:
         return self._lifeline is not None and self._lifeline.explains(error)
 
     def instance_of(self, jobid: int) -> str:
-        """Wait until the Flux instance that a job is runs; return its URI as seen from here.
+        """Wait until the Flux instance in a job is up; return its URI as seen from here.
 
         Raises:
-            EngineError: the job has ended, or is no instance.
-            OSError: the instance can't be reached.
+            EngineError: the job has ended, or is not an instance.
+            OSError: the enclosing instance can't be reached.
         """
-        watcher = self._flux.Flux(self._uri)  # for as long as that takes
+        watcher = self._flux.Flux(self._uri)  # its own connection, since this may take long
         for event in self._flux.job.event_watch(watcher, jobid):
             if event.name == "memo" and "uri" in event.context:
                 uri = local_uri(event.context["uri"])
-                # Its broker answers all else only then.
+                # Other requests to its broker are answered only from then on.
                 self._flux.Flux(uri).rpc("state-machine.wait", {}).get()
                 return uri
             if event.name == "finish":
@@ -161,7 +161,7 @@ class FluxBackend:
         self._send(jobid, "job-manager.kill", {"id": int(jobid), "signum": int(signum)})
 
     def _send(self, jobid: int, topic: str, request: dict[str, Any]) -> None:
-        """Send a request about a job, without waiting until Flux has dealt with it."""
+        """Send a request about a job, without waiting for the answer."""
 
         def send() -> None:
             with self._handles.lend() as handle:
@@ -174,11 +174,11 @@ class FluxBackend:
         return self._reader.exec_events(jobid)
 
     def sweep(self, jobid: int, variable: str) -> None:
-        """See `Backend`. Flux ends a job's tasks; what has left their sessions, it can't find."""
+        """See `Backend`. Flux ends a job's tasks, but misses processes that left its sessions."""
         try:
             ranks = ",".join(self._reader.ranks(jobid))
         except (OSError, LookupError, ValueError) as error:
-            logs.event(log, logging.WARNING, "unknown where a job ran", reason=str(error))
+            logs.event(log, logging.WARNING, "can't tell where a job ran", reason=str(error))
             return
         if not ranks:
             return
@@ -193,9 +193,7 @@ class FluxBackend:
                 env=environment,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            logs.event(
-                log, logging.WARNING, "could not look for a job's leftovers", reason=str(error)
-            )
+            logs.event(log, logging.WARNING, "could not clean up after a job", reason=str(error))
 
     def nodes(self) -> Mapping[str, Amount]:
         """See `Backend`."""
@@ -229,7 +227,7 @@ class FluxBackend:
                 ask = partial(resource_list, handle)
                 listing = _answered(lambda: ask().wait_for(patience).get())
         except OSError as error:
-            logs.event(log, logging.WARNING, "Flux tells nothing of its resources", reason=error)
+            logs.event(log, logging.WARNING, "Flux does not report its resources", reason=error)
             return {}
         return {
             "nodes_down": listing.down.nnodes,
@@ -244,15 +242,15 @@ class FluxBackend:
         """See `Backend`."""
         if self._lifeline is not None:
             self._lifeline.close()
-        # Jobs that go on would be waited for; nothing that we started to follow them outlives us.
+        # Do not wait for jobs that go on; the threads that follow them end all the same.
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _answered(call: Callable[[], _T]) -> _T:
-    """Return what `call`, which waits for Flux, returns; not on the main thread.
+    """Return the result of `call`, which waits for Flux; run it off the main thread.
 
-    There Flux's bindings have SIGINT end the process while they wait, past its handlers, and
-    forget to undo this when the answer is an error.
+    On the main thread, Flux's bindings let SIGINT end the process while they wait, bypassing its
+    handlers, and do not restore these when the answer is an error.
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
@@ -261,9 +259,9 @@ def _answered(call: Callable[[], _T]) -> _T:
 
 
 def local_uri(uri: str) -> str:
-    """Return the URI of an instance without the way over SSH if its first broker is on this host.
+    """Return the URI of an instance without its SSH part if its first broker is on this host.
 
-    `FLUX_URI_RESOLVE_LOCAL` in the environment says that it is, as for Flux's own commands.
+    `FLUX_URI_RESOLVE_LOCAL` in the environment says so, as for Flux's own commands.
     """
     parts = urlsplit(uri)
     here = parts.hostname == platform.node().lower() or os.environ.get("FLUX_URI_RESOLVE_LOCAL")
@@ -271,6 +269,6 @@ def local_uri(uri: str) -> str:
 
 
 def _expiration(resources: Any) -> float | None:
-    """Return when resources are taken back, in seconds since the epoch, as RFC 20 has it."""
-    # ResourceSet has an attribute for it only from Flux 0.83 on.
+    """Return the expiration of a resource set (RFC 20), in seconds since the epoch."""
+    # ResourceSet has an attribute for it only since Flux 0.83.
     return json.loads(resources.encode())["execution"].get("expiration") or None

@@ -1,7 +1,7 @@
-"""Flux's own Python bindings, taken from the Flux that is installed here.
+"""Flux's own Python bindings, imported from the Flux installation of this host.
 
-They are built for the stable ABI, so any CPython can import them from where `flux config builtin
-python_path` says they are; they match the running Flux, which a wheel might not.
+They are built for the stable ABI, so any CPython can import them from the directory that
+`flux config builtin python_path` prints. They match the running Flux, which a wheel might not.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from types import ModuleType
 from flux_endpoint.errors import EngineError
 from flux_endpoint.extras import install_command
 
-#: Modules that Flux's bindings import and don't bring along.
+#: Modules that Flux's bindings import but do not include.
 _NEEDED = frozenset({"_cffi_backend", "cffi", "ply", "yaml"})
-_TIMEOUT = 20.0  # seconds for a command that prints one line
+_TIMEOUT = 20.0  # seconds, for a command that prints one line
 
 
 def import_flux() -> ModuleType:
@@ -70,9 +70,9 @@ def _incomplete(error: ImportError) -> EngineError:
     if error.name in _NEEDED:
         mend = f"They need cffi, ply and pyyaml: {install_command('flux')}"
     elif error.name == "flux":
-        mend = "They are not where `flux config builtin python_path` says: is Flux whole?"
+        mend = "They are not where `flux config builtin python_path` says: is Flux fully installed?"
     else:
         found = importlib.util.find_spec("flux")
         where = found.origin if found is not None else "unknown"
-        mend = f"Python takes {where} for them: are they those of the Flux on PATH? See PYTHONPATH"
+        mend = f"Python imports {where} instead: check PYTHONPATH; it must match the Flux on PATH"
     return EngineError(f"Flux's Python bindings can't be imported: {error}. {mend}")

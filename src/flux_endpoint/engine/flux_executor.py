@@ -1,9 +1,9 @@
-"""`flux.job.FluxExecutor`, with futures that outlive what goes wrong in following their jobs.
+"""`flux.job.FluxExecutor`, with futures that survive failures in following their jobs.
 
-FluxExecutor follows a job by watching its eventlog. On a busy machine a watch can end with an
-error (seen: `FileExistsError` in `event_watch_get`) although the job goes on; its future ends with
-the error then, and if the job's end was known before, FluxExecutor's thread does, with all futures.
-Here whoever has a job's id attaches to it again, and the future's end is the job's.
+FluxExecutor follows a job by watching its eventlog. On a busy machine a watch can fail (seen:
+`FileExistsError` in `event_watch_get`) although the job goes on. Its future then ends with that
+error; if the job's end was already known, FluxExecutor's thread dies, with all of its futures.
+Here a future with a known job id attaches to the job again, and ends when the job ends.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
 
-#: Seconds from a watch that fails to each of the next attempts, as long as none brings an event.
+#: Seconds from a failed watch to each further attempt, as long as none brings an event.
 DELAYS = (0.02, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(eq=False)
 class _Watch:
-    """One watch of a job's events; FluxExecutor may tell of its failure more than once."""
+    """One watch of a job's events; FluxExecutor may report its failure more than once."""
 
     broken: bool = False
-    #: How many events it told, by name.
+    #: Number of events it has reported, by name.
     seen: Counter[str] = field(default_factory=Counter)
 
 
 class FollowedFuture(LocalExecutorFuture):
-    """The future of a job, whatever becomes of the watches that follow it.
+    """The future of a job, independent of the watches that follow it.
 
     Args:
-        inner: the future of the first watch, FluxExecutor's.
-        attach: returns FluxExecutor's future of a further watch.
-        is_final: whether an error is told, not mended.
+        inner: FluxExecutor's future of the first watch.
+        attach: returns FluxExecutor's future of another watch.
+        is_final: whether an error ends the future; else the job is attached again.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class FollowedFuture(LocalExecutorFuture):
         self._attach = attach
         self._is_final = is_final
         self._lock = threading.Lock()
-        #: How many events there were, by name, and how many attempts since the last one.
+        #: Number of events by name, and number of attempts since the last event.
         self._known: Counter[str] = Counter()
         self._attempts = 0
         self._follow(inner)
 
     def cancel(self) -> bool:
         """See `LocalExecutorFuture`."""
-        self._inner.cancel()  # its end is ours
+        self._inner.cancel()  # its end ends this future
         return self.cancelled()
 
     def running(self) -> bool:
@@ -76,7 +76,7 @@ class FollowedFuture(LocalExecutorFuture):
     def _refuse_to_deadlock(self) -> None:
         if not self.done() and not self._inner.done():
             with suppress(concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
-                self._inner.exception(timeout=0)  # refuses if it is called on its thread
+                self._inner.exception(timeout=0)  # raises if called on FluxExecutor's thread
 
     def _follow(self, inner: Any) -> None:
         watch = _Watch()
@@ -84,10 +84,10 @@ class FollowedFuture(LocalExecutorFuture):
 
         def set_exception(error: BaseException | None) -> None:
             if error is not None:
-                error.__traceback__ = None  # it holds Flux's future, which ends on this thread
+                error.__traceback__ = None  # refers to Flux's future, which must end on this thread
             if not inner.done():
                 tell(error)
-            elif error is not None:  # its job's end was known: its last events are missing
+            elif error is not None:  # the job's end was known, but its last events are missing
                 self._resume(watch, error)
 
         inner.set_exception = set_exception
@@ -101,14 +101,14 @@ class FollowedFuture(LocalExecutorFuture):
         inner.add_done_callback(partial(self._ended, watch))
 
     def _identified(self, inner: Any) -> None:
-        with suppress(RuntimeError, concurrent.futures.CancelledError):  # its end says why not
+        with suppress(RuntimeError, concurrent.futures.CancelledError):  # the end has the reason
             self._set_jobid(inner.jobid(timeout=0))
 
     def _happened(self, watch: _Watch, _: Any, event: Event) -> None:
         with self._lock:
             watch.seen[event.name] += 1
             if watch.broken or watch.seen[event.name] <= self._known[event.name]:
-                return  # a further watch tells all of them from the first on
+                return  # another watch reports them all, from the first
             self._known[event.name] += 1
             self._attempts = 0
         self._set_event(event)
@@ -127,7 +127,7 @@ class FollowedFuture(LocalExecutorFuture):
             self.set_exception(error)
 
     def _resume(self, watch: _Watch, error: BaseException) -> bool:
-        """Attach to the job again in a while; return whether that is tried."""
+        """Schedule another attachment to the job; return whether there will be one."""
         if self._is_final(error):
             return False
         with self._lock:
@@ -139,7 +139,7 @@ class FollowedFuture(LocalExecutorFuture):
         logs.event(
             log,
             logging.WARNING,
-            "attaching again: a job's events broke off",
+            "a job's events broke off; attaching again",
             job=format_jobid(jobid),
             reason=error,
         )
@@ -151,21 +151,21 @@ class FollowedFuture(LocalExecutorFuture):
     def _attach_again(self, jobid: int, error: BaseException) -> None:
         try:
             self._follow(self._attach(jobid))
-        except RuntimeError as refused:  # the executor is shut down, or broken
+        except RuntimeError as refused:  # the executor is shut down or broken
             logs.event(log, logging.DEBUG, "not attached again", reason=refused)
             if not self.done():
                 self.set_exception(error)
 
 
 class FollowingExecutor:
-    """A `FluxExecutor`, and its interface, with futures whose end is their job's.
+    """A `FluxExecutor` with the same interface, whose futures end when their jobs end.
 
     Args:
-        executor: the FluxExecutor; no one else's.
+        executor: the FluxExecutor, for exclusive use.
         is_gone: whether an error says that the whole instance is gone.
     """
 
-    #: Names of the events that futures' `add_event_callback` takes.
+    #: Event names that the futures' `add_event_callback` accepts.
     EVENTS = job_events.EVENTS
 
     def __init__(self, executor: Any, is_gone: Callable[[BaseException], bool]) -> None:
@@ -187,7 +187,7 @@ class FollowingExecutor:
         """See `FluxExecutor`."""
         with self._changed:
             self._closed = True
-            if wait and not cancel_futures:  # whoever lost a job must be able to attach again
+            if wait and not cancel_futures:  # futures must be able to attach again while we wait
                 self._changed.wait_for(lambda: not self._open)
         self._executor.shutdown(wait=wait, cancel_futures=cancel_futures)
 
@@ -201,7 +201,7 @@ class FollowingExecutor:
         with self._changed:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            # Futures don't keep it alive: an executor that is forgotten ends its threads.
+            # Futures don't keep the executor alive: its threads end when it is collected.
             attach = partial(_attach, weakref.ref(self._executor))
             future = FollowedFuture(start(), attach, self._is_final)
             self._open.add(future)
@@ -223,6 +223,6 @@ def _finished(changed: threading.Condition, pending: set[Any], future: Any) -> N
 
 
 def _is_final(is_gone: Callable[[BaseException], bool], error: BaseException) -> bool:
-    """Return whether to attach again is no use: another user's job, no job, no Flux."""
+    """Return whether attaching again is useless: another user's job, no job, or no Flux."""
     final = (PermissionError, ValueError, TypeError, OverflowError)
     return isinstance(error, final) or is_gone(error)

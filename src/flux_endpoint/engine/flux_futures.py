@@ -1,12 +1,13 @@
-"""Futures of Flux's bindings that end on the thread of their connection.
+"""Futures of Flux's bindings, destroyed on the thread of their connection.
 
-A connection to Flux serves one thread. A future with a callback stays in a reference cycle when it
-has had its last answer, and Python's collector ends it on whichever thread it runs: there it gives
-the tag of its answers back, beside the connection's own thread, and a watch sends a request. A tag
-is then given out twice, and an answer is lost or comes to another's future (seen: jobs whose end
-is never told, `FileExistsError` from a watch). Futures that still wait when their thread ends are
-kept by the bindings for ever, with the connection. So those of this module are ended where they
-belong: at their last answer, or once their thread has ended.
+A connection to Flux serves one thread. A future with a callback is part of a reference cycle
+after its last answer, so Python's collector destroys it on whichever thread it runs. There it
+returns the matchtag of its answers while the connection's own thread may be using it, and a watch
+even sends a request. The matchtag is then allocated twice, and an answer is lost or delivered to
+another future (seen: jobs whose end is never reported, `FileExistsError` from a watch). The
+bindings also keep futures that still wait when their thread ends, and with them the connection,
+forever. So the futures of this module are destroyed on the right thread: after their last answer,
+or once their thread has ended.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MADE_BY_EXECUTOR = ("submit_async", "event_watch_async")
 
 
 class _Callback:
-    """What Flux calls with each answer; it ends the future after the last one."""
+    """Called by Flux with each answer; destroys the future after the last one."""
 
     def __init__(self, callback: Callable[..., object]) -> None:
         self._callback = callback
@@ -37,25 +38,26 @@ class _Callback:
     def __call__(self, future: Any, *args: Any, **kwargs: Any) -> None:
         expected = _waiting().get(future)
         self._callback(future, *args, **kwargs)
-        # One that was reset is called again, and counted once more.
+        # A future that was reset is called again, and counted once more.
         if expected is not None and _waiting().get(future) == expected:
             _end(future)
 
 
 def then(future: Any, callback: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
-    """Have `callback` called with each answer to `future`, on this thread; return the future.
+    """Register `callback` for each answer to `future`, on this thread; return the future.
 
     Args:
-        future: Flux's. Nobody else needs it once it has had its last answer.
-        callback: as `flux.future.Future.then` calls it. A future that it does not reset is ended.
-        args: for the callback, after the future.
-        kwargs: for the callback.
+        future: Flux's. Nobody else may need it after its last answer.
+        callback: called as by `flux.future.Future.then`. A future that it does not reset is
+            destroyed.
+        args: further arguments of the callback.
+        kwargs: keyword arguments of the callback.
     """
     return type(future).then(future, _Callback(callback), *args, **kwargs)
 
 
 def end_orphans() -> None:
-    """End the futures whose threads have ended: no callback of theirs is ever called."""
+    """Destroy the futures whose threads have ended: their callbacks are never called."""
     for future in list(_waiting()):
         callback = future.then_cb
         if isinstance(callback, _Callback) and not callback.thread.is_alive():
@@ -64,11 +66,11 @@ def end_orphans() -> None:
 
 
 def mend_executor(flux: ModuleType) -> None:
-    """Have the futures behind `flux.job.FluxExecutor` end on its threads, in this process."""
+    """Make the futures of `flux.job.FluxExecutor` end on its threads, in this process."""
     if not hasattr(_bindings(), _WAITING):
         log.warning(
-            "Flux's Python bindings keep their futures in another way than those of the releases "
-            "that this is tested with: the end of a job may be missed when Python's collector runs"
+            "Flux's Python bindings keep their futures differently from the tested releases: "
+            "the end of a job may be missed when Python's garbage collector runs"
         )
     module = flux.job.executor
     for name in _MADE_BY_EXECUTOR:
@@ -86,7 +88,7 @@ def _mended(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Then:
-    """As much of a future as FluxExecutor uses: to give it a callback."""
+    """The part of a future that FluxExecutor uses: registering a callback."""
 
     def __init__(self, future: Any) -> None:
         self._future = future
@@ -99,7 +101,7 @@ class _Then:
 
 
 def _waiting() -> dict[Any, int]:
-    """Return the bindings' futures that are to be called, and how often each is so far."""
+    """Return the bindings' futures with callbacks, and how often each was registered."""
     found: dict[Any, int] = getattr(_bindings(), _WAITING, {})
     return found
 
@@ -112,5 +114,5 @@ def _end(future: Any) -> None:
     future.then_cb = future.cb_handle = None
     if hasattr(future, "needs_cancel"):
         future.needs_cancel = False  # its stream is at its end
-    with future.pimpl:  # which ends it; whoever has it yet gets errors from it
+    with future.pimpl:  # destroys it; later uses of it raise errors
         pass

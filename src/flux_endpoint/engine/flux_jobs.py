@@ -1,4 +1,4 @@
-"""The jobs of an instance that bear an endpoint's mark, as Flux lists them."""
+"""The jobs of an instance that have an endpoint's mark, from Flux's job list."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
 
-#: Seconds that Flux has for each answer.
+#: Timeout (s) of each request to Flux.
 _PATIENCE = 10.0
-#: States of a job (RFC 21) in which it has its resources.
+#: States of a job (RFC 21) that has its resources.
 _RUNNING = 16 | 32  # RUN, CLEANUP
 _INACTIVE = 64
 
@@ -43,7 +43,7 @@ class MarkedJob:
 
 
 class JobList:
-    """Finds this user's jobs by their mark. May take long; from any thread but the main one."""
+    """Finds this user's jobs by their mark. May take long; for any thread but the main one."""
 
     def __init__(self, flux: ModuleType, handles: Handles) -> None:
         self._flux = flux
@@ -56,13 +56,13 @@ class JobList:
         name: str | None = None,
         since: float | None = None,
     ) -> list[MarkedJob]:
-        """Return the jobs whose mark has all of `mark`, the latest first.
+        """Return the jobs whose mark includes `mark`, the latest first.
 
         Args:
-            mark: what they bear.
-            name: only jobs of this name.
-            since: also those that have ended, if they were submitted from then on, in seconds
-                since the epoch; default: only those that have not ended.
+            mark: entries that a job's mark must have.
+            name: only jobs with this name.
+            since: also include inactive jobs that were submitted at or after this time, in seconds
+                since the epoch; default: only active jobs.
 
         Raises:
             OSError: Flux does not answer.
@@ -87,7 +87,7 @@ class JobList:
     ) -> list[MarkedJob]:
         answer = handle.rpc("job-list.list", request).wait_for(_PATIENCE).get()
         jobs = sorted(answer["jobs"], key=lambda job: -job.get("t_submit", 0.0))
-        # All questions first: each alone would take a round trip.
+        # Send all requests first: waiting for each answer would add a round trip per request.
         asked = [(job, self._ask(handle, job["id"])) for job in jobs]
         return [
             MarkedJob(
@@ -107,16 +107,16 @@ class JobList:
 def await_marked(
     flux: ModuleType, handle: Any, mark: Mapping[str, str], patience: float
 ) -> int | None:
-    """Wait until the job manager tells of a job with all of `mark`; return its id.
+    """Wait until the job manager reports a job whose mark includes `mark`; return its id.
 
-    The job manager has a job as soon as there is one, its list a moment later. Only the owner of an
-    instance hears it: for a guest, this waits until the list has what there was.
+    The job manager knows a job at once, the job list a moment later. Only the owner of an instance
+    may watch the job manager: for a guest, this waits until the job list has caught up.
 
     Args:
         flux: Flux's bindings.
-        handle: a connection for this alone.
-        mark: what the job bears.
-        patience: seconds to wait at most.
+        handle: a connection that nothing else uses.
+        mark: entries that the job's mark must have.
+        patience: the longest time to wait, in seconds.
 
     Raises:
         OSError: Flux is gone.
@@ -143,7 +143,7 @@ def _mark_of(question: Any, jobid: int) -> dict[str, Any]:
     try:
         jobspec = json.loads(question.wait_for(_PATIENCE).get()["jobspec"])
     except (OSError, LookupError, ValueError) as error:
-        logs.event(log, logging.INFO, "unread jobspec", job=format_jobid(jobid), reason=error)
+        logs.event(log, logging.INFO, "unreadable jobspec", job=format_jobid(jobid), reason=error)
         return {}
     return _mark_in(jobspec)
 

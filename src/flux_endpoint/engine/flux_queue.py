@@ -1,4 +1,4 @@
-"""All jobs of a Flux instance, whoever submitted them, as its job manager tells of them."""
+"""All jobs of a Flux instance, whoever submitted them, as its job manager reports them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from flux_endpoint.engine.job_queue import JobQueue
 
 log = logging.getLogger(__name__)
 
-#: The events that tell what a job waits for and what it has.
+#: Events that change a job's request or its resources.
 _EVENTS = ("submit", "urgency", "priority", "alloc", "exception", "free", "clean")
 
 
 class FluxQueue:
-    """Tells what jobs wait for and what is taken, whenever that changes. Used by one thread.
+    """Reports waiting jobs and allocated resources on each change. Used by one thread.
 
-    Only the owner of an instance is told of all its jobs; a guest hears nothing here.
+    Only the owner of an instance may watch all of its jobs; for a guest, this reports nothing.
 
     Args:
         flux: Flux's bindings.
-        ours: the mark of the jobs that are left out.
-        on_demand: told; on the thread that runs the handle's reactor.
+        ours: mark of the jobs to leave out.
+        on_demand: called with each report, on the thread that runs the handle's reactor.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class FluxQueue:
         self._ours = ours
         self._on_demand = on_demand
         self._queue = JobQueue(complete=True)
-        #: Whether the jobs of before have been told.
+        #: Whether the jobs that existed at the start have all been reported.
         self._caught_up = False
         self._handle: Any = None
-        #: Whether it is being asked which nodes are down, and whether that has changed since.
+        #: Whether a request for the down nodes is pending, and whether they have changed since.
         self._asking = self._outdated = False
 
     def start(self, handle: Any) -> None:
-        """Ask for the events; they come when the handle's reactor runs."""
+        """Subscribe to the events; they arrive when the handle's reactor runs."""
         self._handle = handle
         streaming = self._flux.constants.FLUX_RPC_STREAMING
         wanted = {"full": False, "allow": dict.fromkeys(_EVENTS, 1)}
@@ -60,11 +60,11 @@ class FluxQueue:
             self._take(journal.get())
             journal.reset()
         except OSError as error:
-            logs.event(log, logging.INFO, "Flux tells nothing of others' jobs", reason=error)
+            logs.event(log, logging.INFO, "Flux does not report other users' jobs", reason=error)
 
     def _take(self, told: Mapping[str, Any]) -> None:
         jobid, jobspec = told["id"], told.get("jobspec")
-        if not told["events"]:  # what was before ends so, and it has no jobs' ids
+        if not told["events"]:  # the end of the backlog; this entry has no job id
             self._caught_up = True
         elif jobspec is None or not self._is_ours(jobspec):
             for event in told["events"]:
@@ -81,7 +81,7 @@ class FluxQueue:
         return False
 
     def _nodes_changed(self, journal: Any) -> None:
-        with suppress(OSError):  # not the owner, or a Flux that has no such journal
+        with suppress(OSError):  # not the owner, or a Flux without this journal
             journal.get()
             journal.reset()
             self._outdated = True
@@ -106,6 +106,6 @@ class FluxQueue:
 
 
 def resource_list(handle: Any) -> Any:
-    """Ask for the resources of an instance, and how each is; returns Flux's future."""
+    """Request the resources of an instance and their states; return Flux's future."""
     resource = __import__("flux.resource", fromlist=["resource_list"])
     return resource.resource_list(handle)

@@ -1,4 +1,4 @@
-"""Asking a Flux instance from several threads at once, and reading what its jobs have left."""
+"""Requests to a Flux instance from several threads, and the records of its finished jobs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
 
-#: Seconds that Flux has for each answer; for the largest output it keeps (10 MB), it takes about
-#: as many as there are ten thousands of lines.
+#: Timeout (s) of each request. The largest output that Flux keeps (10 MB) takes about one second
+#: for every ten thousand lines.
 _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class JobReport:
-    """What there is to know of a job that somebody else started."""
+    """The known facts of a job that somebody else started."""
 
     command: str
     #: The last lines of its output.
@@ -36,10 +36,10 @@ class JobReport:
 
 
 class Handles:
-    """Connections to an instance. One serves one thread at a time, so each thread borrows its own.
+    """Connections to an instance. Each serves one thread at a time, so threads borrow them.
 
-    There are as many as there ever were threads that asked at once. A future of one must have
-    ended when it is given back: let no variable hold it.
+    There are as many as the most threads that ever asked at once. A connection's futures must be
+    destroyed before it is given back, so no variable may refer to one.
     """
 
     def __init__(self, flux: ModuleType, uri: str | None) -> None:
@@ -57,21 +57,21 @@ class Handles:
         try:
             yield handle
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # they hold the future that failed
+            traceback.clear_frames(error.__traceback__)  # they refer to the failed future
             raise
         finally:
             self._free.append(handle)
 
 
 class JobReader:
-    """Reads what Flux keeps of jobs that have ended. May take long; from any thread."""
+    """Reads Flux's records of finished jobs. May take long; for any thread."""
 
     def __init__(self, flux: ModuleType, handles: Handles) -> None:
         self._flux = flux
         self._handles = handles
 
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
-        """Return a job's `guest.exec.eventlog`, as far as there is one."""
+        """Return a job's `guest.exec.eventlog`, or the part of it that exists."""
         try:
             return list(self._events(jobid, "guest.exec.eventlog"))
         except (OSError, ValueError) as error:
@@ -87,7 +87,7 @@ class JobReader:
         return [str(share["rank"]) for share in shares]
 
     def report(self, jobid: int) -> JobReport:
-        """Return what a job was and what it wrote, whoever started it."""
+        """Return a job's command and output, whoever submitted it."""
         command, cwd = f"job {format_jobid(jobid)}", "/"
         try:
             jobspec = json.loads(self._lookup(jobid, "jobspec") or "{}")
@@ -98,12 +98,12 @@ class JobReader:
         try:
             return JobReport(command, *_tail_of_output(self._events(jobid, "guest.output"), cwd))
         except FileNotFoundError:
-            return JobReport(command)  # it never got so far
+            return JobReport(command)  # it has no output: it never started
         except (OSError, LookupError, TypeError, ValueError) as error:
             return JobReport(command, stderr=f"[its output could not be read: {error}]\n")
 
     def _events(self, jobid: int, key: str) -> Iterator[dict[str, Any]]:
-        """Read a whole eventlog, in one piece: event by event it would take ten times as long."""
+        """Read a whole eventlog in one request: event by event would take ten times as long."""
         text = self._lookup(jobid, key)
         if text is None:
             self._wait_until_kept(jobid)
@@ -120,10 +120,10 @@ class JobReader:
         return str(answer[key])
 
     def _wait_until_kept(self, jobid: int) -> None:
-        """Wait until what a job has left is where it stays: just after its end it is not yet.
+        """Wait until a finished job's records are in their final place, a moment after its end.
 
         Raises:
-            FileNotFoundError: it was never started.
+            FileNotFoundError: the job was never started.
         """
         with self._handles.lend() as handle:
             _read_to_end(self._flux.job.event_watch_async(handle, jobid, "guest.exec.eventlog"))
@@ -135,11 +135,11 @@ def _read_to_end(events: Any) -> None:
 
 
 def _tail_of_output(events: Iterable[dict[str, Any]], cwd: str) -> tuple[str, str]:
-    """Return the ends of a job's output streams from its output eventlog (RFC 24).
+    """Return the last lines of a job's output streams from its output eventlog (RFC 24).
 
     Args:
-        events: what is in it.
-        cwd: the job's working directory, from which the files are named that it wrote to.
+        events: the eventlog's entries.
+        cwd: the job's working directory, for relative paths of its output files.
     """
     tails = {"stdout": Tail(), "stderr": Tail()}
     files = set()
@@ -151,6 +151,6 @@ def _tail_of_output(events: Iterable[dict[str, Any]], cwd: str) -> tuple[str, st
                 text = base64.b64decode(text).decode("utf-8", "replace")
             tails[context["stream"]].add(text * int(context.get("repeat", 1)))
         elif event["name"] == "redirect" and (path := context.get("path")) not in files:
-            files.add(path)  # both streams may go to the same
+            files.add(path)  # both streams may go to the same file
             tails[context["stream"]].add(end_of_file(str(path), cwd))
     return tails["stdout"].text, tails["stderr"].text

@@ -1,4 +1,4 @@
-"""What becomes of the Flux instance under an engine, and of tasks whose jobs Flux ends with it."""
+"""The state of the Flux instance under an engine, and the fate of tasks whose jobs it ends."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from flux_endpoint.engine.state_table import StateTable
 
 
 class InstancePhase(Enum):
-    """How far the instance is."""
+    """Phases of the instance's lifecycle."""
 
     RUNNING = "running"
-    #: Flux starts nothing more, and ends what runs.
+    #: Flux starts no more jobs and ends the running ones.
     ENDING = "ending"
-    #: Its time limit has come: Flux gives its jobs none beyond it.
+    #: It has reached its time limit; no job may outlast it.
     EXPIRED = "expired"
-    #: Whoever lends it takes it back: nothing of ours may run in it.
+    #: Its owner takes it back: none of our jobs may run in it.
     GIVEN_UP = "given up"
     #: No broker answers any more.
     GONE = "gone"
 
 
 class InstanceChange(Enum):
-    """What may happen to it."""
+    """Events of the instance."""
 
     ENDS = "Flux ends it"
     EXPIRES = "time limit"
@@ -56,7 +56,7 @@ PHASES = StateTable[InstancePhase, InstanceChange](
 
 @dataclass(frozen=True)
 class InstanceCondition:
-    """How it is, and why it is not running any more: a sentence's beginning."""
+    """The phase, and the reason why it is not running any more: the beginning of a sentence."""
 
     phase: InstancePhase
     reason: str = ""
@@ -68,18 +68,18 @@ class InstanceCondition:
 
 
 class Fate(Enum):
-    """What becomes of a task whose job Flux has ended, or cut off."""
+    """What becomes of a task whose job Flux has ended, or stopped following."""
 
-    #: The job's end is the task's: the instance has nothing to do with it.
+    #: The job's end is the task's end: the instance is not the cause.
     OWN_END = "own end"
-    #: The job ended with the instance; the task is left for an engine to come.
+    #: The job ended with the instance; the task is left for the next engine.
     LEFT = "left"
-    #: The job ended with the instance, and whoever lends that says in a moment what happened.
+    #: The job ended with the instance, whose owner will report the reason in a moment.
     AWAITS_LOSS = "awaits loss"
 
 
 class QuestionedInstance(Protocol):
-    """What can be asked of a Flux instance; see `Backend`."""
+    """The questions that a Flux instance answers; see `Backend`."""
 
     instance: str
 
@@ -88,14 +88,14 @@ class QuestionedInstance(Protocol):
 
 
 class InstanceState:
-    """The owner of what becomes of a Flux instance. For any thread.
+    """Owns the state of a Flux instance. For any thread.
 
     Args:
         instance: the instance.
-        at_end: what becomes of the tasks whose jobs Flux ends with the instance. Unless this is
-            `Fate.LEFT`, its orderly end is somebody else's to follow: it stays `RUNNING` here.
-        on_change: called with the phase before, and the condition now, on the thread on which that
-            was found out; not when an instance that was given up is gone.
+        at_end: what becomes of tasks whose jobs Flux ends with the instance. Unless this is
+            `Fate.LEFT`, somebody else follows its orderly end, and it stays `RUNNING` here.
+        on_change: called with the previous phase and the new condition, on the thread that detected
+            the change; not called when an instance that was given up is gone.
     """
 
     def __init__(
@@ -112,38 +112,38 @@ class InstanceState:
 
     @property
     def now(self) -> InstanceCondition:
-        """How it is, as far as is known."""
+        """The condition, as far as it is known."""
         return self._now
 
     @property
     def ends_jobs(self) -> bool:
-        """Whether tasks whose jobs were cancelled are left for an engine to come."""
+        """Whether tasks of cancelled jobs are left for the next engine."""
         return self._at_end is Fate.LEFT and self._now.phase is not InstancePhase.RUNNING
 
     def ends(self, reason: str) -> None:
-        """Take note that Flux says that the instance is ending."""
+        """Record that Flux reports the end of the instance."""
         if self._at_end is Fate.LEFT:
             self._take(InstanceChange.ENDS, reason)
 
     def lose(self, reason: str) -> None:
-        """Give the instance up."""
+        """Give up the instance."""
         self._take(InstanceChange.GIVE_UP, reason)
 
     def vanished(self, reason: str) -> None:
-        """Take note that no broker answers any more."""
+        """Record that no broker answers any more."""
         self._take(InstanceChange.VANISHES, reason)
 
     def is_ending(self) -> bool:
-        """Return whether tasks are to be left for an engine to come; may ask Flux."""
+        """Return whether tasks should be left for the next engine; may ask Flux."""
         if self._at_end is Fate.LEFT and not self.ends_jobs and self._instance.is_ending():
             self.ends(f"the Flux instance at {self._instance.instance} is ending")
         return self.ends_jobs
 
     def fate(self) -> Fate:
-        """Return what becomes of a task whose job was ended, and not by us; may ask Flux.
+        """Return what becomes of a task whose job was ended by others; may ask Flux.
 
-        Flux ends jobs before it says that it ends, and what it says may be heard later than their
-        ends.
+        Flux ends jobs before it announces its own end, and the announcement may arrive after the
+        jobs' ends.
         """
         if self._at_end is Fate.AWAITS_LOSS and self._instance.is_ending():
             return Fate.AWAITS_LOSS
@@ -162,7 +162,7 @@ class InstanceState:
             phase = PHASES.after(before.phase, happening)
             if phase is before.phase:
                 return
-            # What runs was lost when it was given up, for that reason.
+            # Running tasks were lost for this reason when the instance was given up.
             self._now = InstanceCondition(phase, before.reason if before.is_lost else reason)
         if not before.is_lost:
             self._on_change(before.phase, self._now)

@@ -1,4 +1,4 @@
-"""The end of what a job wrote into a file that it was told to."""
+"""The last lines of the files that a job's output was redirected to."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 
 from flux_endpoint.functions.snippet import last_lines
 
-#: Lines and bytes that are read at most.
+#: The most lines and bytes that are read.
 _LINES, _BYTES = 1000, 1 << 20
 
 
 def end_of_file(path: str, cwd: str) -> str:
-    """Return the last lines of a file; where it can't be read from here, a line that names it.
+    """Return the last lines of a file, or a line that names it if it can't be read from here.
 
     Args:
-        path: the file, as its job was given it.
-        cwd: the job's working directory, where a relative path begins.
+        path: the file, as the job's specification has it.
+        cwd: the job's working directory, the base of a relative path.
     """
     whole = os.path.join(cwd, path)  # noqa: PTH118 - text in, text out
     try:
-        # A named pipe must not hold us up.
+        # Opening a named pipe must not block.
         descriptor = os.open(whole, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         return f"[output is in {whole}, which can't be read here: {error.strerror}]\n"

@@ -1,4 +1,4 @@
-"""Which jobs wait for resources, and what the others have: kept up to date event by event."""
+"""Which jobs wait for resources, and which resources the others have, updated by events."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from flux_endpoint.engine.demand import Amount, Demand, JobDemand
 
-#: Most jobs that room is made for at a time.
+#: The most waiting jobs that workers make room for at a time.
 MOST_WAITING = 64
 
 
 @dataclass
 class _Job:
     demand: Demand
-    #: Its place among those that wait.
+    #: Its position among the waiting jobs.
     place: tuple[int, int] | None = None
     held: Mapping[str, Amount] = field(default_factory=dict)
-    #: Whether it has had its resources, or won't get any.
+    #: Whether it has had its resources, or will not get any.
     settled: bool = False
 
 
@@ -29,7 +29,7 @@ class JobQueue:
     """Follows jobs by their events (RFC 21). Used by one thread.
 
     Args:
-        complete: whether it is told of all jobs of the instance but our workers'.
+        complete: whether it gets all jobs of the instance except our workers'.
     """
 
     def __init__(self, *, complete: bool) -> None:
@@ -42,11 +42,11 @@ class JobQueue:
         self._changed = complete
 
     def add(self, jobid: int, demand: Demand) -> None:
-        """Follow a job; of one that is followed already, the events may come once more."""
+        """Follow a job; if it is followed already, its events may arrive once more."""
         self._jobs.setdefault(jobid, _Job(demand))
 
     def forget(self, jobid: int) -> None:
-        """Follow a job no more; one that is unknown is ignored."""
+        """Stop following a job; an unknown job is ignored."""
         if jobid in self._jobs:
             self._settle(jobid)
             self._free(self._jobs.pop(jobid))
@@ -54,13 +54,13 @@ class JobQueue:
     def event(
         self, jobid: int, name: str, context: Mapping[str, Any], placement: Mapping[str, Amount]
     ) -> None:
-        """Take note of a job's event; of a job that is unknown it is ignored.
+        """Record an event of a job; an unknown job is ignored.
 
         Args:
             jobid: the job.
-            name: the event's.
-            context: the event's.
-            placement: what the job got of which node, if the event is `alloc`.
+            name: the event's name.
+            context: the event's context.
+            placement: for an `alloc` event: the resources that the job got on each node.
         """
         job = self._jobs.get(jobid)
         if job is None:
@@ -85,13 +85,13 @@ class JobQueue:
                 self.forget(jobid)
 
     def set_down(self, nodes: Mapping[str, Amount]) -> None:
-        """Take note of the nodes that are down, drained or excluded, with all that they have."""
+        """Record the nodes that are down, drained or excluded, with all of their resources."""
         if nodes != self._down:
             self._down = nodes
             self._changed = True
 
     def news(self) -> JobDemand | None:
-        """Return what waits and what is taken, if that is not as it was last time."""
+        """Return the waiting jobs and allocated resources, if they changed since the last call."""
         if not self._changed:
             return None
         self._changed = False
@@ -110,7 +110,7 @@ class JobQueue:
         since = job.demand.since if job.place is not None else time.monotonic()
         self._leave(job)
         job.demand = replace(job.demand, since=since)
-        if priority > 0:  # else it is held
+        if priority > 0:  # else the job is held
             job.place = (-priority, jobid)
             insort(self._waiting, job.place)
         self._changed = True

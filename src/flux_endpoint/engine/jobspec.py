@@ -10,8 +10,8 @@ from typing import Any
 
 from flux_endpoint.protocol.resources import ResourceSpecification, ResourceSpecificationError
 
-#: What begins a template. Flux's job shell fills it in, in the words of a job's command and in the
-#: paths of its output; there is no way to escape it, but files and variables are left alone.
+#: Begins a template, which Flux's job shell expands in a job's command and in its output paths. It
+#: can't be escaped there, but the contents of files and variables are not expanded.
 TEMPLATE = "{{"
 _SCRIPT = "script"
 
@@ -20,24 +20,24 @@ _SCRIPT = "script"
 class JobRequest:
     """What a job runs, and what it needs."""
 
-    #: The command's words; it gets them as they are, whatever Flux would make of them.
+    #: The command's arguments, passed unchanged: Flux expands no templates in them.
     command: Sequence[str]
     cwd: str
     environment: Mapping[str, str]
     resources: ResourceSpecification = field(default_factory=ResourceSpecification)
-    #: Run the command once on each node, or once in all, instead of once for each rank.
+    #: Run the command for each rank, once on each node, or once in total.
     launch: str = "rank"  # "rank", "node" or "once"
-    #: Paths that Flux writes the output to; may hold `{{id}}`. Appended to if `append`.
+    #: Paths of output files; may contain `{{id}}`. Output is appended if `append`.
     stdout: str | None = None
     stderr: str | None = None
     append: bool = False
-    #: Further options of the job shell; those of `resources` win.
+    #: Further options of the job shell; those of `resources` take precedence.
     shell_options: Mapping[str, Any] = field(default_factory=dict)
-    #: Text of a script; the path of a file that holds it becomes the command's last word.
+    #: Text of a script; the path of its file becomes the command's last argument.
     script: str | None = None
-    #: Further files by name, in the script's directory. All of them are executable.
+    #: Further files by name, in the script's directory. All are executable.
     files: Mapping[str, str] = field(default_factory=dict)
-    #: What tells a site that the job is an endpoint's: the attribute `user.flux_endpoint`.
+    #: The attribute `user.flux_endpoint`, by which sites recognize an endpoint's jobs.
     mark: Mapping[str, str] | None = None
 
 
@@ -65,7 +65,7 @@ def build_jobspec(request: JobRequest) -> dict[str, Any]:
     attributes: dict[str, Any] = {"system": system}
     for name, value in wanted.attributes.items():
         _set_attribute(attributes, name, value)
-    if request.mark is not None:  # last: not for a submission to choose
+    if request.mark is not None:  # set last, so that a submission can't override it
         _set_attribute(attributes, "user.flux_endpoint", dict(request.mark))
     return {
         "version": 1,
@@ -76,7 +76,7 @@ def build_jobspec(request: JobRequest) -> dict[str, Any]:
 
 
 def _command(request: JobRequest) -> tuple[list[str], dict[str, str]]:
-    """Return the words that Flux is given, and the files that they need."""
+    """Return the command for the jobspec, and the files that it needs."""
     words, files = list(request.command), dict(request.files)
     if request.script is not None:
         files[_SCRIPT] = request.script
@@ -108,14 +108,14 @@ def _resources(request: JobRequest) -> tuple[dict[str, Any], dict[str, int]]:
     node: dict[str, Any] = {"type": "node", "count": wanted.num_nodes, "with": [slot]}
     if wanted.exclusive:
         node["exclusive"] = True
-    # Flux's job shell takes no other number of tasks per slot than 1.
+    # Flux's job shell supports one task per slot only.
     uneven = slot["count"] * wanted.num_nodes != wanted.num_ranks and request.launch == "rank"
     return node, once or ({"total": wanted.num_ranks} if uneven else {"per_slot": 1})
 
 
 def _shell_options(request: JobRequest) -> dict[str, Any]:
-    # Nobody will write to it; left open, a program that reads it would wait for ever.
-    # (The timeout, in seconds, delays each job's end; Flux's default is 0.5.)
+    # Nobody writes to it; left open, a program that reads it would wait forever. (The timeout, in
+    # seconds, delays each job's end; Flux's default is 0.5.)
     nothing = {"stdin": {"type": "file", "path": "/dev/null"}, "batch-timeout": 0.001}
     options = {"input": nothing, **request.shell_options, **request.resources.shell_options}
     if request.launch == "node":
@@ -146,7 +146,7 @@ def _archive(files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _set_attribute(attributes: dict[str, Any], name: str, value: Any) -> None:
-    """Set a dotted name, below `system` unless it begins with that or `user`, as Flux does."""
+    """Set a dotted attribute; one outside `system` and `user` goes below `system`, as in Flux."""
     path = name.split(".")
     if path[0] not in {"system", "user"}:
         path.insert(0, "system")

@@ -1,4 +1,4 @@
-"""Processes of this host that a task has left, found by what they inherited from it."""
+"""Processes of a task that are left on this host, found by their inherited environment."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import suppress
 
 import psutil
 
-#: Passes over the process table: the second for what was forked meanwhile.
+#: Passes over the process table; the second is for processes forked during the first.
 _PASSES = 2
 
 
 def kill_tasks(task_ids: Collection[str]) -> set[str]:
-    """Kill every process of ours that was started by one of these tasks; return which had any."""
+    """Kill all of the user's processes that these tasks started; return the tasks that had any."""
     found = set()
     for _ in range(_PASSES if task_ids else 0):
         for process in psutil.process_iter():

@@ -1,4 +1,4 @@
-"""Seeing that the Flux instance ends, or is gone, at the moment when it happens."""
+"""Detects at once that the Flux instance is ending or gone."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from flux_endpoint.engine.instance_state import InstancePhase, InstanceState
 
 log = logging.getLogger(__name__)
 
-#: What a call fails with when there is no broker to answer it, or no way to rank 0 any more.
+#: Errors of calls that no broker answers, or that have no route to rank 0.
 _GONE = {
     errno.ECONNRESET,
     errno.ECONNREFUSED,
     errno.EPIPE,
     errno.ENOTCONN,
     errno.EHOSTUNREACH,
-    errno.ENODATA,  # FluxExecutor's reactor, when what it watches comes to an early end
+    errno.ENODATA,  # from FluxExecutor's reactor, when a watch ends early
 }
-#: How what FluxExecutor says begins when its own connection is gone.
+#: Prefixes of FluxExecutor's errors after its own connection broke.
 _BROKEN = ("Executor is broken", "reactor start failed")
 _CLOSED = "its broker has closed the connection"
-#: States of a broker (by name: their numbers differ between releases) that lead to its end.
+#: Broker states that lead to its end (by name: the numbers differ between releases).
 ENDING = frozenset({"cleanup", "shutdown", "finalize", "goodbye", "unload-builtins", "exit"})
 
 
 def is_gone(error: BaseException | None) -> bool:
-    """Return whether `error`, from Flux's bindings, says that there is no broker to answer them."""
+    """Return whether an error of Flux's bindings means that the broker is gone."""
     if isinstance(error, OSError):
         return error.errno in _GONE
     return isinstance(error, RuntimeError) and str(error).startswith(_BROKEN)
 
 
 def quiet_executors() -> None:
-    """Have what ends FluxExecutor's threads when their instance goes be logged, not printed.
+    """Log, instead of print, errors that end FluxExecutor's threads when their instance is gone.
 
-    Their futures tell it, or nobody waits for them any more.
+    The affected futures report the error, or nobody waits for them any more.
     """
     before = threading.excepthook
     if getattr(before, "is_quiet", False):
@@ -55,28 +55,28 @@ def quiet_executors() -> None:
         broken = isinstance(error, RuntimeError) and str(error).startswith(_BROKEN)
         if isinstance(error, OSError) and type(what.thread).__module__ == "flux.job.executor":
             broken = error.errno in _GONE
-        # It tells a job again that its events come no more, whose future has its end already.
+        # It reports the end of events again for a job whose future is done already.
         if broken or (isinstance(error, InvalidStateError) and "FluxExecutorFuture" in str(error)):
             logs.event(log, logging.DEBUG, "a thread of FluxExecutor has ended", reason=error)
         else:
             before(what)
 
-    hook.is_quiet = True  # type: ignore[attr-defined]  # so that it is there once
+    hook.is_quiet = True  # type: ignore[attr-defined]  # marks it as installed
     threading.excepthook = hook
 
 
 class Lifeline:
-    """A connection of its own to the broker, whose end is the broker's.
+    """A dedicated connection to the broker, which closes when the broker ends.
 
-    A thread waits for that end, and for the broker's word that the instance is ending, which only
-    the instance's owner is told. Whoever gets an error from Flux asks `explains`, since it may know
-    first.
+    A thread waits for the close, and for the broker's announcement that the instance is ending
+    (only the instance's owner gets it). Code that gets an error from Flux calls `explains`, since
+    it may see the end before this thread does.
 
     Args:
         flux: Flux's bindings.
-        uri: the instance's; `None`: the default instance's.
-        state: told of both.
-        on_start: given the connection, to ask for what else its thread shall hear of.
+        uri: the instance's; `None`: the default instance.
+        state: gets both events.
+        on_start: called with the connection, to subscribe to further events on its thread.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class Lifeline:
         self._thread.start()
 
     def explains(self, error: BaseException | None) -> bool:
-        """Return whether `error` comes of the instance's end, which `state` knows then."""
+        """Return whether `error` was caused by the instance's end; then `state` has it, too."""
         if is_gone(error):
             self._vanished(str(error) if isinstance(error, OSError) else _CLOSED)
         return self._state.now.phase is InstancePhase.GONE
 
     def close(self) -> None:
-        """Stop watching; not from a callback."""
+        """Stop watching; must not be called from a callback."""
         self._is_closing = True
         os.eventfd_write(self._stop_fd, 1)
         self._thread.join()
@@ -115,7 +115,7 @@ class Lifeline:
         stop = handle.fd_watcher_create(
             self._stop_fd, lambda *_: handle.reactor_stop(), constants.FLUX_POLLIN
         )
-        # Has the reactor look at the connection even where the request below is refused.
+        # Wakes the reactor even if the request below fails.
         nothing = handle.msg_watcher_create(
             lambda *_: None, constants.FLUX_MSGTYPE_EVENT, "flux-endpoint.nothing"
         )
@@ -129,7 +129,7 @@ class Lifeline:
             self._vanished(_CLOSED)
 
     def _state_changed(self, monitor: Any) -> None:
-        with suppress(OSError):  # not the owner; or this was the last state
+        with suppress(OSError):  # not the owner, or this was the last state
             monitor.get()
             monitor.reset()
             then(self._handle.rpc("state-machine.get"), self._state_named)

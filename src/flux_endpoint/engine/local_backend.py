@@ -24,7 +24,7 @@ from flux_endpoint.protocol.jobid import format_jobid
 
 
 class LocalBackend:
-    """Jobs are process trees of this machine, below this process."""
+    """Runs jobs as process trees on this machine, below this process."""
 
     kind: Literal["flux", "local"] = "local"
     spans_hosts = False
@@ -55,7 +55,7 @@ class LocalBackend:
         on_demand: Callable[[JobDemand], None] | None = None,
         ours: Mapping[str, str] | None = None,
     ) -> None:
-        """See `Backend`; the executor is a part of this process, and all its jobs are ours."""
+        """See `Backend`; the executor is part of this process, and all its jobs are ours."""
 
     def is_ending(self) -> bool:
         """See `Backend`."""
@@ -85,11 +85,11 @@ class LocalBackend:
         """See `Backend`."""
         try:
             return [_plain(event) for event in self._local.exec_events(jobid)]
-        except OSError:  # there is no such job
+        except OSError:  # no such job
             return []
 
     def sweep(self, jobid: int, variable: str) -> None:
-        """See `Backend`; the executor leaves nothing."""
+        """See `Backend`; the executor leaves no processes."""
 
     def nodes(self) -> Mapping[str, Amount]:
         """See `Backend`."""
@@ -116,11 +116,11 @@ class LocalBackend:
         mark: Mapping[str, str],  # noqa: ARG002 - the interface's
         patience: float,  # noqa: ARG002
     ) -> int | None:
-        """See `Backend`; there is none, and none comes."""
+        """See `Backend`; there is never such a job."""
         return None
 
     def usage(self) -> dict[str, Any]:
-        """See `Backend`; the executor's own thread knows it alone."""
+        """See `Backend`; only the executor's own thread knows it."""
         return {}
 
     def close(self) -> None:

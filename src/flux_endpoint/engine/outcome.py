@@ -1,21 +1,21 @@
-"""How a job ended, and what that means for the task.
+"""How a job ended, and what that means for its task.
 
 | the job | the task |
 |---|---|
 | exit code n | finished, n |
 | a task killed by signal s | finished, -s (Python's `subprocess` convention) |
 | duration ran out (exception `timeout`) | finished, 124 |
-| program not found, can't be started for another reason (`exec`) | finished, 127, 126, and why |
+| program not found; can't be started otherwise (`exec`) | finished, 127; 126; with the reason |
 | a rank failed, and the job was ended for it (`exec`) | finished, as that rank |
-| a rank called `MPI_Abort` (`exec`) | finished, with the code that it was called with |
+| a rank called `MPI_Abort` (`exec`) | finished, with its code |
 | cancelled (exception `cancel`) | cancelled |
-| can't ever be satisfied, not valid, a dependency failed | refused, with Flux's reason |
-| node, job shell or scheduler failed (`_SYSTEM`, `_SYSTEM_TYPES`) | lost: may be tried again |
-| any other exception | failed, with Flux's words |
+| can never be satisfied, invalid, or a dependency failed | refused, with Flux's reason |
+| node, job shell or scheduler failed (`_SYSTEM`, `_SYSTEM_TYPES`) | lost: may be retried |
+| any other exception | failed, with Flux's text |
 
-Only what is known to be the system's fault counts as lost. An exception that nothing is known of
-may come from the task itself, after it did half of its work, or from a person or a site's plugin
-that ended it on purpose: running it again could do harm. Its text lets the user decide on that.
+Only a failure that is known to be the system's fault counts as lost. An unknown exception may come
+from the task itself after it did half of its work, or from a person or a site's plugin that ended
+the task on purpose. Running it again could do harm, so the user decides, by the exception's text.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ from typing import Any, Protocol
 CALLED_PROCESS_ERROR = "subprocess.CalledProcessError"
 TIMEOUT_EXPIRED = "subprocess.TimeoutExpired"
 
-#: Return codes of programs that were not found, or can't be started for another reason, as shells
-#: have them.
+#: Shells' return codes for programs that were not found, or can't be started for another reason.
 NOT_FOUND, NOT_STARTED = 127, 126
 
-#: A rank that ended the job: it failed where `exit-on-error` is set, or the others went on for
-#: longer than an `exit-timeout` of the user's. ("shell" instead of "task": its node is lost.)
+#: A rank that ended the job: it failed while `exit-on-error` was set, or the others ran for longer
+#: than the user's `exit-timeout`. ("shell" instead of "task" means that its node is lost.)
 _ENDED_BY_RANK = re.compile(
     r"task rank \d+ .*?(?:failed|exited)(?: \(Exit (\d+)\))?.* "
     r"(?:exit-on-error is set|exit-timeout=\S+ has expired)"
 )
 #: The job shell could not start a program; the reason is the system's text for an error number.
 _NOT_STARTED = re.compile(r"start failed: .*: (?P<reason>[^:]+)$", re.DOTALL)
-#: Reasons of that kind that are the node's: it lacks memory or processes, or its file system fails.
+#: Such reasons that are the node's fault: no memory, no processes, or a failing file system.
 _NODE_AT_FAULT = frozenset(
     os.strerror(number)
     for number in (
@@ -57,11 +56,11 @@ _NODE_AT_FAULT = frozenset(
         errno.ETIMEDOUT,
     )
 )
-#: What the job shell says when the program itself had it end the job.
+#: Text of the job shell when the program itself ended the job.
 _ABORTED = "PMI_Abort"
 _PROTOCOL_ERROR = "wire protocol error"
 
-#: How Flux's execution system words its own failures (exceptions of type `exec`).
+#: Texts of Flux's execution system for its own failures (exceptions of type `exec`).
 _SYSTEM = re.compile(
     r"""
       node\ failure\ on | lost\ contact\ with | unkillable\ processes
@@ -76,13 +75,13 @@ _SYSTEM = re.compile(
     """,
     re.VERBOSE,
 )
-#: Types of exceptions that are raised on a job for what it has nothing to do with.
+#: Types of exceptions that are raised on a job without any fault of the job.
 _SYSTEM_TYPES = frozenset({"alloc-check", "node-failure", "prolog", "scheduler-restart"})
-#: Types by which a job that never started is turned down.
+#: Types of exceptions that refuse a job before it starts.
 _REFUSALS = frozenset({"alloc", "depend", "dependency", "validate"})
-#: Among those, what the job manager itself could not do.
+#: Texts of refusals that are failures of the job manager itself.
 _MANAGER_FAILED = re.compile(r"failed to (?:commit R|post alloc|remove)", re.IGNORECASE)
-#: Errors of a submission that say nothing of the job.
+#: Errors of a submission that are not the job's fault.
 _UNANSWERED = frozenset(
     {
         errno.EAGAIN,
@@ -92,16 +91,16 @@ _UNANSWERED = frozenset(
         errno.EIO,
         errno.ENOMEM,
         errno.ENOSPC,
-        errno.ENOSYS,  # a part of Flux is not loaded, or just reloaded
+        errno.ENOSYS,  # a module of Flux is not loaded, or is being reloaded
         errno.EPIPE,
         errno.ETIMEDOUT,
     }
 )
 
-#: What a shell, and Flux, add to a signal's number to make an exit code of it.
+#: Shells and Flux report a signal as this number plus the signal's.
 _SIGNAL_BASE = 128
 
-#: Return codes of what SIGTERM has ended: as Python has them, and as a shell does.
+#: Return codes of programs that SIGTERM has ended: as Python and as a shell report them.
 ENDED_BY_SIGTERM = (-signal.SIGTERM, _SIGNAL_BASE + signal.SIGTERM)
 
 
@@ -114,11 +113,11 @@ class Ended(Protocol):
 
 @dataclass(frozen=True)
 class Finished:
-    """The program came to an end."""
+    """The program ended."""
 
     returncode: int
     exception_name: str | None = None
-    #: What Flux has to say that the program's output does not.
+    #: Flux's text about the end, where the program's output says nothing.
     note: str = ""
     #: Whether a rank called `MPI_Abort`; its code is in the program's output only.
     aborted: bool = False
@@ -133,21 +132,21 @@ class Cancelled:
 
 @dataclass(frozen=True)
 class Refused:
-    """The job could never run; trying again is no use."""
+    """The job can never run; a retry is useless."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The job was ended for a reason that is not known to be the system's; not tried again."""
+    """The job was ended for a reason that is not known to be the system's; it is not retried."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The system failed the job."""
+    """The job failed because of the system."""
 
     reason: str
 
@@ -156,7 +155,7 @@ Outcome = Finished | Cancelled | Refused | Failed | Lost
 
 
 def error_of(job: Ended) -> BaseException | None:
-    """Return the exception of a future that is done, a cancellation included."""
+    """Return the exception of a future that is done, also if it was cancelled."""
     try:
         return job.exception(timeout=0)
     except CancelledError as cancelled:
@@ -164,17 +163,17 @@ def error_of(job: Ended) -> BaseException | None:
 
 
 def has_timed_out(error: BaseException | None) -> bool:
-    """Return whether a job was ended since its time was over."""
+    """Return whether a job was ended because its time was over."""
     return getattr(error, "type", None) == "timeout"
 
 
 def was_cancelled(error: BaseException | None) -> bool:
-    """Return whether somebody ended a job, Flux itself included."""
+    """Return whether a job was cancelled by anyone, including Flux itself."""
     return getattr(error, "type", None) == "cancel"
 
 
 def end_of_job(job: Ended) -> str:
-    """Say how a job ended whose future is done."""
+    """Return a text that says how a job with a done future ended."""
     error = error_of(job)
     if isinstance(error, CancelledError):
         return "its job was cancelled"
@@ -192,14 +191,14 @@ def outcome_of(
     *,
     submitted: bool = True,
 ) -> Outcome:
-    """Return what the end of a job means.
+    """Return what the end of a job means for its task.
 
     Args:
-        status: the future's result, the highest of the ranks' exit statuses.
-        error: the future's exception, if it has one.
-        exec_events: entries of the job's `guest.exec.eventlog`; only they tell a task that was
-            killed by a signal from one that exits with 128 plus its number.
-        submitted: whether the job has an id: then no error can mean that Flux refused it.
+        status: the future's result, the highest exit status of the ranks.
+        error: the future's exception, if any.
+        exec_events: entries of the job's `guest.exec.eventlog`; only they distinguish a task that
+            was killed by a signal from one that exits with 128 plus the signal's number.
+        submitted: whether the job has an id; then Flux can't have refused it.
     """
     if error is None:
         return _of_status(status or 0, exec_events)
@@ -227,7 +226,7 @@ def outcome_of(
 
 
 def _of_execution(note: str, exec_events: Sequence[dict[str, Any]]) -> Outcome:
-    """Return what an exception of Flux's execution system or of a job shell (`exec`) means."""
+    """Return the meaning of an exception of Flux's execution system or a job shell (`exec`)."""
     if (failed := _ENDED_BY_RANK.search(note)) is not None:
         return _of_status(_first_failure(exec_events) or int(failed[1] or 0) or 1, exec_events)
     if (unable := _NOT_STARTED.search(note)) is not None:
@@ -247,8 +246,8 @@ def _of_start(reason: str, note: str) -> Outcome:
 
 
 def _of_no_job(error: BaseException, note: str, *, submitted: bool) -> Outcome:
-    """Return what an error means that is no exception of the job's own."""
-    # Without the error's number: a site's validator says it in a sentence.
+    """Return the meaning of an error that is not an exception of the job itself."""
+    # Without the error number: a site's validator explains it in a sentence.
     reason = getattr(error, "strerror", None) or note
     if submitted:
         return Lost(f"the job can't be followed any more: {reason}")
@@ -260,7 +259,7 @@ def _of_no_job(error: BaseException, note: str, *, submitted: bool) -> Outcome:
 
 
 def _note_of(error: BaseException | None) -> str:
-    """Return what Flux, or whoever ended the job, has to say of its exception."""
+    """Return the note of the job's exception, by Flux or by the person who ended the job."""
     return str(getattr(error, "note", None) or "")
 
 
@@ -275,7 +274,7 @@ def _of_status(status: int, exec_events: Sequence[dict[str, Any]]) -> Outcome:
 
 
 def _first_failure(exec_events: Sequence[dict[str, Any]]) -> int:
-    """Return the exit status of the first task that failed, 0 if none is known."""
+    """Return the exit status of the first task that failed; 0 if none is known."""
     exits = (e["context"].get("exitcode", 0) for e in exec_events if e["name"] == "shell.task-exit")
     return next((int(code) for code in exits if code), 0)
 

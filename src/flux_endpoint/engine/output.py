@@ -1,4 +1,4 @@
-"""What Python functions print: from their processes to one log of the endpoint, in bounded size."""
+"""The output of Python functions, from their processes to the endpoint's log, in bounded size."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-#: Bytes that the log has at most; a second file has what came before.
+#: Largest size of the log in bytes; a second file has the older output.
 _MOST = 5 << 20
-#: Bytes that wait for a slow disk at most.
+#: The most bytes that wait for a slow disk.
 _MOST_WAITING = 4 << 20
-#: Seconds for what waits to be written at the end.
+#: Seconds in which `close` waits for pending output to be written.
 _CLOSE_PATIENCE = 5.0
-#: Bytes a second that a group of workers may print, and that it may print at once.
+#: Bytes per second that a group of workers may print, and the size of a burst.
 _RATE = 1 << 20
 _BURST = 4 << 20
 
 
 class OutputLog:
-    """The endpoint's log of what functions print; may be used by several threads.
+    """The endpoint's log of functions' output. For several threads.
 
-    Once it has grown to its full size it is renamed, `.1` added, and begun anew.
+    When it is full it is renamed with the suffix `.1`, and a new file is begun.
 
     Args:
-        path: the file; it is made when there is something to write.
-        most_bytes: its size; the file of before may have as much.
+        path: the file; created with the first output.
+        most_bytes: largest size of the file; the renamed file may have the same size.
     """
 
     def __init__(self, path: Path, most_bytes: int = _MOST) -> None:
@@ -46,7 +46,7 @@ class OutputLog:
         self._thread: threading.Thread | None = None
 
     def write(self, data: bytes) -> None:
-        """Have `data` written soon, by a thread; what is too much for the disk is left out."""
+        """Hand `data` to the writing thread; data beyond the disk's speed is dropped."""
         with self._changed:
             if self._closed or not data:
                 return
@@ -61,7 +61,7 @@ class OutputLog:
             self._changed.notify()
 
     def close(self) -> None:
-        """Write what waits, and nothing that comes after."""
+        """Write the pending output; ignore later output."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -82,8 +82,8 @@ class OutputLog:
                     self._append(data[at : at + self._most])
                 self._failed = False
             except OSError as error:
-                if not self._failed:  # else it was said
-                    log.warning("what functions print can't be written: %s", error)
+                if not self._failed:  # log it once
+                    log.warning("can't write functions' output: %s", error)
                 self._failed = True
 
     def _append(self, data: bytes) -> None:
@@ -96,17 +96,17 @@ class OutputLog:
 
 
 class OutputPipe:
-    """The pipe that a group of workers prints to, and its end in their manager."""
+    """The pipe that a group of workers prints to; their manager reads it."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
-        with suppress(OSError):  # a user may not have so much in all
+        with suppress(OSError):  # the user's limit for pipes may be lower
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._allowance = float(_BURST)
         self._refilled = time.monotonic()
         self._left_out = 0
-        #: Whether nobody can write any more.
+        #: Whether all writers have closed the pipe.
         self.ended = False
 
     def leave_writing_to_others(self) -> None:
@@ -114,7 +114,7 @@ class OutputPipe:
         os.close(self.writer)
 
     def become_output(self) -> None:
-        """Make the pipe standard output and error of this process, which keeps nothing else."""
+        """Make the pipe this process's standard output and error; close its other descriptors."""
         for number in (1, 2):
             os.dup2(self.writer, number)
         os.close(self.writer)
@@ -124,7 +124,7 @@ class OutputPipe:
         os.close(self.reader)
 
     def take(self) -> bytes:
-        """Return what was printed since the last time; what goes beyond the rate is left out."""
+        """Return the output since the last call; output beyond the rate is dropped."""
         data = b"".join(self._read())
         now = time.monotonic()
         self._allowance = min(_BURST, self._allowance + (now - self._refilled) * _RATE)
@@ -150,4 +150,4 @@ class OutputPipe:
 def _note(left_out: int) -> bytes:
     if not left_out:
         return b""
-    return b"\n[%d bytes that were printed here are left out: too much at once]\n" % left_out
+    return b"\n[%d bytes of output were dropped here: too much at once]\n" % left_out

@@ -1,4 +1,4 @@
-"""Result messages as the worker, the manager and the engine write them."""
+"""Result messages, as workers, managers and engines write them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from flux_endpoint.protocol.compatible import COMPATIBLE_SDK
 from flux_endpoint.protocol.messages import RETURNCODE, VERSION_BYTE
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
-#: Characters that the text of a failure may have; its middle is cut out.
+#: Longest text of a failure, in characters; the middle of a longer one is cut out.
 _LONGEST_TEXT = 1 << 18
 
-#: What a user is told of each kind of failure; the result's text has the rest.
+#: Short messages for users by kind of failure; the result's text has the details.
 _USER_MESSAGES = {
     ErrorCode.REMOTE_EXECUTION: "The function raised an exception.",
     ErrorCode.COULD_NOT_EXECUTE: "The task could not be run.",
-    ErrorCode.MAX_RESULT_SIZE: "The function's result is larger than the service takes.",
+    ErrorCode.MAX_RESULT_SIZE: "The function's result is larger than the service accepts.",
     ErrorCode.CANCELLED: "The task was ended on request.",
     ErrorCode.WORKER_LOST: "The worker, node or job that ran the task was lost.",
     ErrorCode.ENGINE_REFUSED: "The endpoint's engine refused the task.",
@@ -28,7 +28,7 @@ _USER_MESSAGES = {
 
 
 def worker_details(endpoint_id: str) -> dict[str, Any]:
-    """Return what a client wants to know of the Python that ran its task."""
+    """Return facts about the worker's Python for the client."""
     return {
         "os": platform.platform(),
         "python_version": platform.python_version(),
@@ -41,7 +41,7 @@ def worker_details(endpoint_id: str) -> dict[str, Any]:
 def transition(
     state: TaskState, actor: ActorName = ActorName.WORKER, moment: float | None = None
 ) -> dict[str, Any]:
-    """Return a transition to `state`, at a moment in seconds since the epoch; default: now."""
+    """Return a transition to `state` at `moment` (seconds since the epoch); default: now."""
     nanoseconds = time.time_ns() if moment is None else int(moment * 1e9)
     return {"timestamp": nanoseconds, "state": state.value, "actor": actor.value}
 
@@ -52,7 +52,7 @@ def body_of(
     details: dict[str, Any] | None,
     statuses: list[dict[str, Any]],
 ) -> bytes:
-    """Return the message body that tells a task's end."""
+    """Return the message body of a task's end."""
     if isinstance(end, Value):
         if end.returncode is not None:
             details = {**(details or {}), RETURNCODE: end.returncode}
@@ -68,7 +68,7 @@ def failure(
     details: dict[str, Any] | None = None,
     statuses: list[dict[str, Any]] | None = None,
 ) -> bytes:
-    """Return the body of a failed result; `text` is what the client's exception will say."""
+    """Return the body of a failed result; `text` becomes the text of the client's exception."""
     error = {"code": code.value, "user_message": _USER_MESSAGES.get(code, "The task failed.")}
     return _body(task_id, _shortened(text), error, details, statuses or [])
 

@@ -11,13 +11,12 @@ E = TypeVar("E", bound=Enum)
 
 
 class StateTable(Generic[S, E]):
-    """The transitions of one kind of thing.
+    """The transitions of one kind of object.
 
     Args:
-        first: the states in which such a thing begins.
-        transitions: by state, then by event; a state without any is final.
-        groups: states that have much in common, for the diagram: name and members, the outer ones
-            first.
+        first: the initial states.
+        transitions: by state, then by event; a state without transitions is final.
+        groups: groups of states for the diagram: name and members, outer groups first.
     """
 
     def __init__(
@@ -31,7 +30,7 @@ class StateTable(Generic[S, E]):
         self._groups = groups or {}
 
     def after(self, state: S, event: E) -> S:
-        """Return the state that `event` leads to; an event that means nothing now leads nowhere."""
+        """Return the state after `event`; the same state if the table has no such transition."""
         return self.transitions.get(state, {}).get(event, state)
 
     def is_final(self, state: S) -> bool:
@@ -39,7 +38,7 @@ class StateTable(Generic[S, E]):
         return not self.transitions.get(state)
 
     def diagram(self) -> str:
-        """Return it as a Mermaid state diagram; what all of a group do, the group does."""
+        """Return a Mermaid state diagram; a group's common transitions are drawn from the group."""
         everything = tuple(type(self.first[0]))
         members = {"": everything, **self._groups, **{_name(s): (s,) for s in everything}}
         arrows: dict[tuple[str, str], list[str]] = {}
@@ -54,7 +53,7 @@ class StateTable(Generic[S, E]):
         lines: dict[str, list[str]] = {name: [] for name in ("", *self._groups)}
 
         def add(line: str, *ends: str) -> None:
-            """Put a line into the smallest group that has all of `ends`."""
+            """Add a line to the smallest group that has all of `ends`."""
             states = {state for end in ends for state in members[end]}
             around = [g for g in lines if states <= {*members[g]} and g not in ends]
             lines[around[-1]].append(line)

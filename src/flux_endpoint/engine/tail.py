@@ -4,12 +4,12 @@ from __future__ import annotations
 
 _LINES = 1000
 _CHARACTERS = 1 << 20
-#: Pieces that are kept apart: joining them each time would copy the whole text for every line.
+#: Number of pieces that are kept unjoined: joining each time would copy the text for every line.
 _PIECES = 4096
 
 
 class Tail:
-    """Keeps the last lines of what is added, at most a thousand of them and a MiB."""
+    """Keeps the last lines of added text: at most a thousand lines and one MiB."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []

@@ -1,4 +1,4 @@
-"""A task in the process that runs it: its surroundings, its function, its value."""
+"""A task in the process that runs it: its environment, its function, its value."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from flux_endpoint.serialize import ComputeSerializer
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What an endpoint's configuration says about how tasks run."""
+    """The options of an endpoint's configuration that affect how tasks run."""
 
     endpoint_id: str
     working_dir: str
     run_in_sandbox: bool
     #: Strategies that may be deserialized; `None`: all.
     allowed_serializers: list[str] | None
-    #: Where the endpoint runs chosen functions only, so that values in commands are quoted:
-    #: programs that take any text for data (see `functions.fields.quoting_fields`).
+    #: Set where only chosen functions may run, so that values in commands are quoted: programs that
+    #: treat any argument as data (see `functions.fields.quoting_fields`).
     plain_programs: list[str] | None = None
 
     def directory(self, task_id: str) -> Path:
@@ -36,12 +36,12 @@ class TaskSettings:
         return Path(self.working_dir, task_id) if self.run_in_sandbox else Path(self.working_dir)
 
     def mark(self, kind: Literal["task", "workers"], task_id: str | None = None) -> dict[str, str]:
-        """Return what tells a site's Flux what a job of this endpoint is for."""
+        """Return the mark by which a site's Flux recognizes what a job of this endpoint is for."""
         mark = {"endpoint": self.endpoint_id, "kind": kind}
         return mark if task_id is None else {**mark, "task": task_id}
 
     def variables(self, task_id: str) -> dict[str, str | None]:
-        """Return the variables that a task sees; `None`: one that it must not see."""
+        """Return the environment variables for a task; `None`: the variable must be unset."""
         sandbox = str(self.directory(task_id)) if self.run_in_sandbox else None
         return {"GC_TASK_UUID": task_id, "GC_TASK_SANDBOX_DIR": sandbox}
 
@@ -52,7 +52,7 @@ class Value:
 
     Attributes:
         data: its text.
-        returncode: of the command, if the task was one.
+        returncode: the command's, if the task was one.
     """
 
     data: str
@@ -61,14 +61,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task has no value: a text for its user, with the traceback where there is one."""
+    """Why a task has no value: a text for its user, with a traceback where there is one."""
 
     code: ErrorCode
     text: str
 
 
 class _TaskSerializer(ComputeSerializer):
-    """Reads the official command functions as ours: they end with all that they started."""
+    """Reads official command functions as ours, which end with all processes that they started."""
 
     def deserialize(self, payload: str) -> Any:
         function = read_function(payload)
@@ -88,7 +88,7 @@ class TaskRunner:
     def run(
         self, task_id: str, buffer: str, result_serializers: list[str] | None
     ) -> Value | Failure:
-        """Run one task; never raises for what a task does."""
+        """Run one task; never raises for an error of the task."""
         try:
             self._enter(task_id)
             function, args, kwargs = self._unpack(buffer)
@@ -101,7 +101,7 @@ class TaskRunner:
             return Failure(ErrorCode.REMOTE_EXECUTION, _text_of(error))
 
     def format(self, buffer: str) -> Value | Failure:
-        """Return a command task with its arguments in its command, itself as a packed task."""
+        """Return a command task with its arguments formatted into its command, packed again."""
         try:
             with self._fields():
                 return Value(formatted_task(*self._unpack(buffer)))
@@ -113,7 +113,7 @@ class TaskRunner:
         return nullcontext() if programs is None else quoting_fields(programs)
 
     def _enter(self, task_id: str) -> None:
-        """Give the task its environment and directory."""
+        """Set the task's environment and working directory."""
         for name, value in self._settings.variables(task_id).items():
             if value is None:
                 os.environ.pop(name, None)
@@ -131,7 +131,7 @@ class TaskRunner:
             return self._serializer.unpack_and_deserialize(buffer)
         except Exception as error:
             raise DeserializationError(
-                f"the task can't be deserialized on this worker: {error}. A module that the "
+                f"the task can't be deserialized on this worker: {error}. The modules that the "
                 "function needs must be installed there, and its Python must have the same minor "
                 "version as the submitting one."
             ) from error
@@ -142,17 +142,17 @@ class TaskRunner:
         try:
             data: str = self._serializer.serialize_result(value, strategies)
         except SerializationError as error:
-            # Without a traceback: it would be of this package and the serializers alone.
+            # Without a traceback, which would have frames of this package and the serializers only.
             return Failure(
                 ErrorCode.COULD_NOT_EXECUTE,
-                "SerializationError: the function ran, but its result can't be sent; have it "
-                f"return plain data, or the path of a file. {error}",
+                "SerializationError: the function ran, but its result can't be serialized; return "
+                f"plain data, or the path of a file. {error}",
             )
         return checked_size(data, returncode)
 
 
 def checked_size(data: str, returncode: int | None = None) -> Value | Failure:
-    """Return a serialized value, or the failure that it is if it is too large."""
+    """Return a serialized value, or a failure if it is too large."""
     size = carried_bytes(data)
     if size <= MAX_PAYLOAD_BYTES:
         return Value(data, returncode)

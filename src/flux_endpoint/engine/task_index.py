@@ -1,4 +1,4 @@
-"""Where each task is that an engine has, and what was tried for it before."""
+"""Where each task of an engine is, and which earlier attempts it had."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flux_endpoint.engine.attempts import KeptAttempts
 
 
 class Place(Enum):
-    """Which part of an engine has a task."""
+    """The part of an engine that has a task."""
 
     WORKERS = "workers"
-    #: A worker puts its arguments into its command; it becomes a job then.
+    #: A worker formats its command; then it becomes a job.
     FORMATTING = "formatting"
     JOBS = "jobs"
 
@@ -22,14 +22,14 @@ class Place(Enum):
 @dataclass
 class _Known:
     place: Place
-    #: Why each attempt at it before it came here has failed.
+    #: Why each earlier attempt has failed.
     attempts: list[str] = field(default_factory=list)
-    #: Whether it was cancelled while it was formatted.
+    #: Whether it was cancelled while its command was formatted.
     cancelled: bool = False
 
 
 class TaskIndex:
-    """The tasks of one engine that have not ended. For any thread.
+    """The unfinished tasks of one engine. For any thread.
 
     Args:
         kept: attempts by earlier engines.
@@ -42,16 +42,16 @@ class TaskIndex:
         self._lock = threading.Lock()
 
     def load(self) -> None:
-        """Read what earlier engines have tried."""
+        """Read the attempts by earlier engines."""
         self._earlier = self._kept.load()
 
     def add(self, task_id: str, place: Place, attempts: Sequence[str]) -> list[str]:
-        """Take a task that is about to be given to `place`.
+        """Add a task that is about to be given to `place`.
 
         Args:
             task_id: the task.
-            place: who gets it.
-            attempts: why attempts elsewhere have failed; default: as earlier engines have noted.
+            place: the part that gets it.
+            attempts: why attempts elsewhere have failed; default: those that earlier engines noted.
 
         Returns:
             The attempts.
@@ -62,7 +62,7 @@ class TaskIndex:
             return list(self._tasks[task_id].attempts)
 
     def cancel(self, task_id: str) -> Place | None:
-        """Take note of a wish to end a task; return who has it, and is to be told."""
+        """Record that a task should end; return the part that has it and must be notified."""
         with self._lock:
             known = self._tasks.get(task_id)
             if known is None:
@@ -71,17 +71,17 @@ class TaskIndex:
             return known.place
 
     def place(self, task_id: str) -> Place | None:
-        """Return who has a task."""
+        """Return the part that has a task."""
         known = self._tasks.get(task_id)
         return None if known is None else known.place
 
     def begin_job(self, task_id: str, submit: Callable[[list[str]], None]) -> bool:
-        """Have a formatted task become a job, unless it was cancelled meanwhile.
+        """Turn a formatted task into a job, unless it was cancelled in the meantime.
 
         Args:
             task_id: the task.
-            submit: hands it over, given the attempts. Who cancels it waits that long: so the wish
-                comes after it.
+            submit: hands it over, called with the attempts. A concurrent `cancel` waits for it, so
+                that the cancellation reaches the job.
 
         Returns:
             Whether it was handed over.
@@ -95,24 +95,24 @@ class TaskIndex:
             return True
 
     def was_cancelled(self, task_id: str) -> bool:
-        """Return whether a task was cancelled while it was formatted."""
+        """Return whether a task was cancelled while its command was formatted."""
         known = self._tasks.get(task_id)
         return known is not None and known.cancelled
 
     def end(self, task_id: str) -> None:
-        """Forget a task that has ended, and the attempts at it."""
+        """Forget a task that has ended, and its attempts."""
         with self._lock:
             known = self._tasks.pop(task_id, None)
         if known is not None and known.attempts:
             self._kept.forget(task_id)
 
     def leave(self, task_id: str) -> list[str]:
-        """Forget a task that is left without an end; return the attempts before it came here."""
+        """Forget a task that is left without a result; return its earlier attempts."""
         with self._lock:
             known = self._tasks.pop(task_id, None)
         return [] if known is None else known.attempts
 
     def task_ids(self) -> set[str]:
-        """Return the tasks that have not ended."""
+        """Return the ids of the unfinished tasks."""
         with self._lock:
             return set(self._tasks)

@@ -1,4 +1,4 @@
-"""The walltime of Python functions: `GC_TASK_TIMEOUT`, seconds, in the environment of a worker."""
+"""The walltime of Python functions: `GC_TASK_TIMEOUT` (seconds) in a worker's environment."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ VARIABLE: Final = "GC_TASK_TIMEOUT"
 
 @contextlib.contextmanager
 def task_timeout() -> Iterator[None]:
-    """Raise `TimeoutError` into what runs inside, in the main thread, when its time is over.
+    """Raise `TimeoutError` in the enclosed code, on the main thread, when its time is over.
 
-    Without the variable, or with 0, there is no limit. A function that is blocked outside of
-    Python, in a library, is interrupted when it comes back.
+    Without the variable, or with 0, there is no limit. A function that is blocked in a library's
+    native code is interrupted when it returns to Python.
 
     Raises:
-        ValueError: the variable is no number of seconds.
+        ValueError: the variable is not a number of seconds.
     """
     seconds = _limit(os.environ.get(VARIABLE, ""))
     if not seconds:

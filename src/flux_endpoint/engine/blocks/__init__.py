@@ -1,4 +1,4 @@
-"""Allocations that an endpoint asks its Flux instance for, to run tasks in: blocks."""
+"""Blocks: allocations that an endpoint requests from its Flux instance to run tasks in."""
 
 from flux_endpoint.engine.blocks.engine import BlockEngine
 

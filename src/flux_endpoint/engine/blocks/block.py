@@ -1,4 +1,4 @@
-"""A block and its tasks, and how it is asked for, found again and forgotten."""
+"""A block with its tasks, and the launcher that submits, recovers and removes blocks."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ log = logging.getLogger(__name__)
 
 _RECORD = "block.json"
 _ASKED = "asked"
-#: Seconds that Flux may take from a request to a job that its list has.
+#: Seconds until a submitted job must appear in Flux's job list.
 _LISTED_AFTER = 5.0
-#: Waits, and keeps none of the broker's streams open, which the job's end would wait for.
+#: Sleeps with the broker's standard streams closed; else the job's end would wait for them.
 _WAIT = "exec sleep inf < /dev/null > /dev/null 2>&1"
 
 
 @dataclass(eq=False)
 class Held:
-    """A task that has not ended.
+    """A task that has not ended yet.
 
     Attributes:
-        walltime: seconds that it may run at most, if anything says that.
+        walltime: the task's time limit in seconds; `None`: it has none.
         job: whether it becomes a job of its own.
-        cores: that it takes.
-        attempts: why each attempt so far was lost.
+        cores: the number of cores it takes.
+        attempts: why each earlier attempt has failed.
     """
 
     task: EngineTask
@@ -57,27 +57,27 @@ class Held:
     cancelled: bool = False
     #: The block that did not start it in time.
     avoid: str = ""
-    #: How many blocks had too little time left for it as soon as they could run anything.
+    #: Number of new blocks that had too little time left for it.
     too_late: int = 0
 
 
 @dataclass(eq=False)
 class Block:
-    """An allocation of the endpoint's own.
+    """An allocation that belongs to the endpoint.
 
     Attributes:
-        name: what this process calls it; people call it by its job id.
+        name: its name in this process; users see its job id.
         expires: its end, in seconds since the epoch.
-        capacity: workers that it may have; 0 while that is unknown.
-        cores: that it has for jobs.
-        idle_since: monotonic time since when it has had nothing to do.
+        capacity: the most workers it may have; 0 while unknown.
+        cores: the cores it has for jobs.
+        idle_since: monotonic time at which it became idle.
     """
 
     name: str
     future: JobFuture
     state: BlockState = BlockState.PENDING
     jobid: int | None = None
-    #: When its job was started, in seconds since the epoch.
+    #: Start of its job, in seconds since the epoch.
     started: float = 0.0
     expires: float = 0.0
     nodes: int = 0
@@ -87,24 +87,24 @@ class Block:
     tasks: dict[str, Held] = field(default_factory=dict)
     meter: BlockRates = field(default_factory=BlockRates)
     idle_since: float | None = None
-    #: Whether Flux has said that its job has left nothing behind: with its future, the job's end.
+    #: Whether Flux has reported `clean`; the job has ended once its future is done, too.
     is_clean: bool = False
-    #: Whether it is of before a restart.
+    #: Whether it was started before a restart.
     was_found: bool = False
-    #: Whether its engine knows that all tasks of before are there.
+    #: Whether its engine knows that all earlier tasks have been submitted again.
     is_recovered: bool = False
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """The block's name for people."""
         return "a block" if self.jobid is None else f"the block {format_jobid(self.jobid)}"
 
     def load(self, *, jobs: bool) -> int:
-        """Return how many cores its jobs, or its other tasks, take."""
+        """Return the number of cores that its jobs, or its other tasks, take."""
         return sum(held.cores for held in self.tasks.values() if held.job == jobs)
 
     def view(self) -> dict[str, Any]:
-        """Return it for the status report."""
+        """Return the block's entry in the status report."""
         return {
             "jobid": self.jobid,
             "id": None if self.jobid is None else format_jobid(self.jobid),
@@ -116,13 +116,13 @@ class Block:
 
 
 class BlockLauncher:
-    """Submits the jobs that blocks are, and keeps a directory for each.
+    """Submits the jobs of blocks, and keeps a directory for each block.
 
     Args:
         backend: the enclosing instance.
-        config: of the blocks.
-        endpoint_id: whose blocks they are.
-        directory: theirs, `engine/blocks` in the endpoint's.
+        config: options of the blocks.
+        endpoint_id: UUID of the endpoint that owns the blocks.
+        directory: `engine/blocks` in the endpoint's directory.
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class BlockLauncher:
         self._config = config
         self._endpoint_id = endpoint_id
         self._directory = directory
-        #: How many blocks were asked for whose ids we don't know.
+        #: Number of submitted blocks whose job ids are still unknown.
         self._unknown = 0
 
     def submit(self) -> JobFuture:
-        """Ask for a block: a Flux instance on whole nodes, which waits until it is ended."""
+        """Submit a block: a Flux instance on whole nodes, which runs until it is cancelled."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        # Should we be killed before we know its id.
+        # In case this process is killed before it knows the job id.
         self._unknown += 1
         write_private(self._directory / _ASKED, str(time.time()), durable=False)
         output = str(self._directory / "{{id.dec}}.log")
@@ -158,23 +158,23 @@ class BlockLauncher:
             launch="node",
             stdout=output,
             stderr=output,
-            # As Flux has it for nested instances.
+            # As Flux sets it for nested instances.
             shell_options={"mpi": "none", "exit-timeout": "none"},
             mark=mark_of(self._endpoint_id),
         )
         return self._backend.submit(build_jobspec(request))
 
     def close(self) -> None:
-        """Ask for no more blocks."""
+        """Submit no more blocks."""
         with suppress(OSError):
             (self._directory / _ASKED).unlink(missing_ok=True)
 
     def directory_of(self, jobid: int) -> Path:
-        """Return where a block's engine keeps its state."""
+        """Return the directory of a block's engine."""
         return self._directory / format_jobid(jobid, "dec")
 
     def record(self, jobid: int) -> None:
-        """Note a block, so that it is found again after a restart."""
+        """Record a block, so that it is found again after a restart."""
         self._unknown = max(0, self._unknown - 1)
         if not self._unknown:
             self.close()
@@ -184,13 +184,13 @@ class BlockLauncher:
             record = {"jobid": jobid, "instance": self._backend.instance}
             write_private(directory / _RECORD, json.dumps(record))
         except OSError as error:
-            logs.event(log, logging.WARNING, "block not found again after a restart", reason=error)
+            logs.event(log, logging.WARNING, "can't record a block for restarts", reason=error)
 
     def find(self) -> tuple[set[int], list[SpooledEnd]]:
-        """Return the jobs of earlier blocks in this instance, and ends that others have left.
+        """Return the jobs of earlier blocks in this instance, and the ends that others have left.
 
         Raises:
-            EngineError: Flux does not say which there are.
+            EngineError: Flux does not list the jobs.
         """
         found = set()
         ends = list(kept_ends(self._directory))
@@ -205,7 +205,7 @@ class BlockLauncher:
         return found, ends
 
     def _listed(self) -> list[int]:
-        """Return the blocks that Flux has, whether we were told their ids or not."""
+        """Return the job ids of the blocks that Flux knows, recorded or not."""
         asked = 0.0
         with suppress(OSError, ValueError):
             asked = float((self._directory / _ASKED).read_text(encoding="utf-8"))
@@ -214,17 +214,17 @@ class BlockLauncher:
             jobs = self._backend.marked_jobs(mark_of(self._endpoint_id), name=JOB_NAME)
         except OSError as error:
             raise EngineError(
-                f"Flux does not say which blocks of before there are: {error}"
+                f"Flux does not list the blocks from before the restart: {error}"
             ) from error
         return [job.jobid for job in jobs]
 
     def has_workers(self, jobid: int) -> bool:
-        """Return whether workers were started in a block, which may have tasks."""
+        """Return whether workers were started in a block; these may have tasks."""
         engine = self.directory_of(jobid) / "engine"
         return any(path.suffix in (".json", ".results") for path in engine.glob("workers-*"))
 
     def jobs_in(self, jobid: int) -> Iterator[str]:
-        """Yield the ids of the tasks whose jobs were submitted in an earlier block."""
+        """Yield the ids of tasks whose jobs were submitted in an earlier block."""
         for path in (self.directory_of(jobid) / "engine" / "jobs").glob("*/job.json"):
             yield path.parent.name
 
@@ -233,7 +233,7 @@ class BlockLauncher:
         return logs.tail(self._log(jobid), 40, 2000)
 
     def forget(self, jobid: int) -> list[SpooledEnd]:
-        """Remove all that a block which has ended has left on disk, but the ends it returns."""
+        """Remove an ended block's files; return the task ends among them, which stay on disk."""
         self._log(jobid).unlink(missing_ok=True)
         return take_ends(self.directory_of(jobid))
 

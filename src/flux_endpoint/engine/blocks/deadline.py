@@ -1,4 +1,4 @@
-"""When a task may start in a block that ends, and whether it may at all. Pure."""
+"""Whether and until when a task may start in a block with a time limit. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from flux_endpoint.protocol.resources import ResourceSpecification
 from flux_endpoint.serialize import unpack_buffers
 
 #: A block's tasks are given up this many seconds before its end, or a quarter of its grace if that
-#: is less: by us, who can say why, before Flux does it.
+#: is less. So the endpoint, which knows the reason, ends them before Flux does.
 _MARGIN = 2.0
 
 
 def walltime_of(task: EngineTask, resources: ResourceSpecification) -> float | None:
-    """Return for how many seconds a task may run at most; `None` if nothing says that.
+    """Return the time limit of a task in seconds; `None` if it has none.
 
     Args:
-        task: the task; nothing of the user's is run.
+        task: the task; none of the user's code is run.
         resources: its resource specification.
     """
     limits: list[float] = [resources.walltime] if resources.walltime else []
@@ -29,7 +29,7 @@ def walltime_of(task: EngineTask, resources: ResourceSpecification) -> float | N
         try:
             function = read_command(unpack_buffers(task.buffer)[0])
         except (DeserializationError, IndexError):
-            function = None  # whoever runs it will say what is wrong with it
+            function = None  # the worker or job that runs it reports the error
         if function is not None and function.walltime is not None:
             limits.append(function.walltime)
     shortest = min(limits, default=math.inf)
@@ -39,7 +39,7 @@ def walltime_of(task: EngineTask, resources: ResourceSpecification) -> float | N
 def refusal(
     walltime: float | None, resources: ResourceSpecification, config: BlocksConfig
 ) -> str | None:
-    """Return why no block can ever run a task, with the numbers; `None` if one can."""
+    """Return why no block can ever run a task, with the numbers; `None` if a block can."""
     if walltime is not None and walltime > config.longest_task:
         return (
             f"the task's walltime is {format_duration(walltime)}, and this endpoint's blocks run "
@@ -56,7 +56,7 @@ def refusal(
 
 
 def too_late(walltime: float, blocks: int, config: BlocksConfig) -> str:
-    """Return why a task is given up for which `blocks` fresh blocks had too little time left."""
+    """Return why a task is given up that `blocks` new blocks had too little time for."""
     return (
         f"the task's walltime is {format_duration(walltime)}, and {blocks} blocks had less than "
         f"that left, with a grace of {format_duration(config.grace)}, when they came up: their "
@@ -66,21 +66,21 @@ def too_late(walltime: float, blocks: int, config: BlocksConfig) -> str:
 
 
 def signal_time(expires: float, config: BlocksConfig) -> float:
-    """Return when the tasks of a block are told to end; all times in seconds since the epoch."""
+    """Return when a block's tasks get SIGTERM; all times in seconds since the epoch."""
     return expires - config.grace
 
 
 def end_time(expires: float, config: BlocksConfig) -> float:
-    """Return when a block's tasks that still run are given up, shortly before Flux does it."""
+    """Return when a block's remaining tasks are given up, shortly before Flux ends them."""
     return expires - min(_MARGIN, config.grace / 4)
 
 
 def start_before(expires: float, walltime: float | None, config: BlocksConfig) -> float:
-    """Return the moment from which on a task must not be started in a block.
+    """Return the time from which on a task must not start in a block.
 
     Args:
         expires: the end of the block.
-        walltime: of the task; one without may start until its block's tasks are told to end.
-        config: of the blocks.
+        walltime: the task's; a task without one may start until the block's tasks get SIGTERM.
+        config: options of the blocks.
     """
     return signal_time(expires, config) - (walltime or 0.0)

@@ -1,4 +1,4 @@
-"""`BlockEngine`: runs tasks in allocations of its own, which it asks the Flux instance for."""
+"""`BlockEngine`: runs tasks in blocks, which it requests from the enclosing Flux instance."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _END_PATIENCE = 30.0
 
 
 class BlockEngine:
-    """Runs tasks in blocks. One thread owns all state; other threads leave messages.
+    """Runs tasks in blocks. One thread owns all state; other threads post messages to it.
 
-    In each block a `FluxEngine` runs tasks on the block's own Flux instance. What no block has
-    waits here; what becomes of a block is in `states.py`.
+    In each block, a `FluxEngine` runs tasks on the block's own Flux instance. Tasks without a
+    block wait here. `states.py` has the lifecycle of a block.
 
     Args:
-        config: options, as in the endpoint's `config.yaml`; with `blocks`.
+        config: options, as in the endpoint's `config.yaml`; has `blocks`.
         endpoint_id: the endpoint's UUID; results name it.
         directory: the endpoint's directory; blocks keep their state in `engine/blocks/` below it.
         plain_programs: as of `FluxEngine`.
@@ -92,10 +92,10 @@ class BlockEngine:
         on_event: Callable[[EngineEvent], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        """Start, and find the blocks of before a restart; see `Engine`.
+        """Start, and find the blocks from before a restart; see `Engine`.
 
         Raises:
-            EngineError: there is no Flux instance to ask for blocks; says what to do.
+            EngineError: there is no Flux instance to request blocks from; the text says what to do.
         """
         on_event = on_event or (lambda _: None)
         self._on_lost = on_lost or self._on_lost
@@ -128,7 +128,7 @@ class BlockEngine:
             on_event=on_event,
             thread=self._thread,
         )
-        # What is in a block goes on till Flux ends that, however the enclosing instance is.
+        # Tasks in blocks go on until Flux ends the blocks, whatever the enclosing instance's state.
         instance = InstanceState(self._backend, Fate.OWN_END, self._instance_changed)
         # Jobs that are only followed run in the enclosing instance.
         self._follower = JobRunner(
@@ -140,7 +140,7 @@ class BlockEngine:
             endpoint_id=self._settings.endpoint_id,
             retries=0,
         )
-        logs.event(log, logging.INFO, f"engine asks for blocks in {self._backend.description}")
+        logs.event(log, logging.INFO, f"engine requests blocks in {self._backend.description}")
         jobids, ends = self._launcher.find()
         blocks = [self._fleet.find(jobid) for jobid in sorted(jobids)]
         holders = [b.name for b in blocks if b.jobid and self._launcher.has_workers(b.jobid)]
@@ -152,7 +152,7 @@ class BlockEngine:
         self._thread.start()
 
     def _new_engine(self, jobid: int) -> FluxEngine:
-        """Runs on a thread of its own: it waits for the block's Flux instance."""
+        """Return the engine of a block. Runs on its own thread: waits for the block's instance."""
         settings = self._settings
         return FluxEngine(
             self._config.model_copy(
@@ -161,13 +161,13 @@ class BlockEngine:
             endpoint_id=settings.endpoint_id,
             directory=self._launcher.directory_of(jobid),
             uri=self._backend.instance_of(jobid),
-            lent=True,  # a block's end is followed here, by its job
+            lent=True,  # the end of a block is followed here, by its job
             output=self._output,
             plain_programs=settings.plain_programs,
         )
 
     def submit(self, task: EngineTask) -> None:
-        """Take a task; it ends in one `on_result`, a refusal included.
+        """Take a task; it ends in exactly one `on_result`, also if it is refused.
 
         Raises:
             EngineError: the engine is not running.
@@ -180,23 +180,23 @@ class BlockEngine:
             self._thread.post(lambda: self._tasks.take(task))
 
     def recovered(self) -> None:
-        """Take note that all tasks of before a restart have been submitted; see `Engine`."""
+        """Signal that all tasks of the previous run have been submitted again; see `Engine`."""
         self._thread.post(self._tasks.complete_recovery)
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Forget tasks whose results are on disk at the submitter; see `Engine`."""
+        """Discard tasks whose results the submitter has on disk; see `Engine`."""
         if self._running:
             self._follower.settle(task_ids)
             self._thread.post(lambda: self._tasks.settle(task_ids))
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
-        """End a task, wherever it is; with `signum` signal what it runs instead."""
+        """End a task wherever it is, or send `signum` to its processes."""
         if self._running:
             self._follower.cancel(task_id, signum)
             self._thread.post(lambda: self._tasks.cancel(task_id, signum))
 
     def status(self) -> dict[str, Any]:
-        """Return the counters of all blocks together, and `blocks`, a list of them."""
+        """Return the summed counters of all blocks, and `blocks`, a list of them."""
         if not self._running:
             return {"engine_type": "FluxEngine", "executor": None}
         return {
@@ -210,13 +210,13 @@ class BlockEngine:
         }
 
     def stop(self, grace: float) -> None:
-        """Let running tasks finish for at most `grace` seconds, then end every block."""
+        """Let running tasks finish for at most `grace` seconds, then end all blocks."""
         if not self._running:
             return
         self._running = False
         self._thread.post(lambda: self._fleet.stop(grace))
         self._thread.join(grace + _END_PATIENCE)
-        self._thread.stop()  # what has not ended by now is given up
+        self._thread.stop()  # blocks that have not ended by now are given up
         self._thread.join()
         self._follower.stop(keep=True)
         self._launcher.close()
@@ -224,10 +224,10 @@ class BlockEngine:
         self._output.close()
 
     def _instance_changed(self, _: InstancePhase, now: InstanceCondition) -> None:
-        """Runs on the thread that found it out."""
+        """Runs on the thread that detected the change."""
         self._thread.post(partial(self._lose, now.reason))
 
-    # The thread of the blocks
+    # On the blocks' thread
 
     def _look_after(self) -> float:
         return self._fleet.look_after()

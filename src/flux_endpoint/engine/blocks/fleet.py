@@ -1,4 +1,4 @@
-"""The blocks of an engine: when they are asked for, followed and ended."""
+"""The blocks of an engine: when they are requested, followed and ended."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ MOST_FAILURES = 4
 
 
 class BlockFleet:
-    """Asks for blocks, follows them and ends them. Used by the thread of the blocks only.
+    """Requests blocks, follows them and ends them. Used by the blocks' thread only.
 
     Args:
         backend: the enclosing instance.
-        config: of the blocks.
+        config: options of the blocks.
         launcher: submits their jobs.
-        tasks: what runs in them.
-        waiting: the tasks that none has.
-        blocks: all of them, by name; shared with `tasks`.
-        new_engine: makes the engine of the block whose job has this id; may take long.
-        max_workers: of one engine, if that has a limit.
-        on_event: given every event of every job in them.
-        thread: that of the blocks.
+        tasks: the tasks in blocks.
+        waiting: the tasks without a block.
+        blocks: all blocks by name; shared with `tasks`.
+        new_engine: returns the engine of the block with this job id; may take long.
+        max_workers: the most workers of one engine; `None`: no limit.
+        on_event: called with every event of every job in the blocks.
+        thread: the blocks' thread.
     """
 
     def __init__(
@@ -89,28 +89,28 @@ class BlockFleet:
         self._stop_at = math.inf
 
     def find(self, jobid: int) -> Block:
-        """Take a block of before a restart over; also before the thread runs."""
+        """Recover a block from before a restart; may be called before the thread runs."""
         future = self._backend.executor.attach(jobid)
         block = Block(next(self._names), future, jobid=jobid, was_found=True)
-        logs.event(log, logging.INFO, f"{block.label} is looked for")
+        logs.event(log, logging.INFO, f"recovering {block.label}")
         self._follow(block)
         return block
 
     def stop(self, grace: float) -> None:
-        """End every block; what runs may finish for `grace` seconds. Ends the thread at last."""
+        """End all blocks, then the thread; running tasks may finish for `grace` seconds."""
         self._stop_at = time.monotonic() + grace
         for block in self._blocks.values():
             if block.state.is_coming:
                 self._advance(block, BlockChange.CLOSE)
 
     def lose(self, reason: str) -> None:
-        """Give all blocks up, since the enclosing instance is gone."""
+        """Give up all blocks, because the enclosing instance is gone."""
         self._stop_at = time.monotonic()
         for block in list(self._blocks.values()):
             self._advance(block, BlockChange.JOB_ENDED, reason)
 
     def look_after(self) -> float:
-        """Do what is due, and what has become possible; return the seconds until the next look."""
+        """Do what is due or newly possible; return the seconds until the next call."""
         again = [math.inf]
         assign = partial(self._tasks.assign, may_start=not self._is_stopping)
         done = [self._safely(step) for step in (self._keep_time, assign)]
@@ -125,14 +125,14 @@ class BlockFleet:
         try:
             action()
         except Exception:
-            log.exception("something about a block could not be dealt with; the others go on")
+            log.exception("an action on a block failed; the other blocks go on")
             return False
         return True
 
-    # How many there are
+    # The number of blocks
 
     def _scale(self) -> float:
-        """Ask for blocks and end them; return the seconds until there may be more to do."""
+        """Request and end blocks; return the seconds until the next decision."""
         now = time.monotonic()
         for block in self._blocks.values():
             needed = block.tasks or (block.state is not BlockState.READY and bool(self._waiting))
@@ -180,7 +180,7 @@ class BlockFleet:
             text = f"EngineError: no block could be started in {failures} attempts: {why}"
             self._tasks.fail(held.task.task_id, ErrorCode.WORKER_LOST, text)
 
-    # What happens to one
+    # Events of one block
 
     def _follow(self, block: Block) -> None:
         self._blocks[block.name] = block
@@ -199,7 +199,7 @@ class BlockFleet:
             return  # never submitted; its end says why
         self._launcher.record(block.jobid)
         nodes = self._config.nodes_per_block
-        logs.event(log, logging.INFO, f"{block.label} was asked for", nodes=nodes)
+        logs.event(log, logging.INFO, f"{block.label} was requested", nodes=nodes)
         if block.state.is_ending:
             self._end_job(block)
 
@@ -215,9 +215,9 @@ class BlockFleet:
             self._look_at_job(block)
 
     def _look_at_job(self, block: Block) -> None:
-        """The job of a block may have ended, or can't be followed any more."""
+        """Check whether a block's job has ended, or can't be followed any more."""
         if not block.future.done():
-            return  # its result comes yet
+            return  # its future is not done yet
         error = error_of(block.future)
         if hasattr(error, "severity"):
             if not block.is_clean:
@@ -225,11 +225,11 @@ class BlockFleet:
         elif error is not None:
             if self._backend.is_lost(error):
                 return  # all blocks are lost together
-            self._end_job(block)  # it may go on, where nobody gets to know of its end
+            self._end_job(block)  # it may still run, but its end could not be seen
         self._ended_by_others(block, BlockChange.JOB_ENDED, f"is gone: {end_of_job(block.future)}")
 
     def _ended_by_others(self, block: Block, event: BlockChange, why: str) -> None:
-        """A block comes to an end that we may not have planned."""
+        """Handle the end of a block that the fleet may not have asked for."""
         reason = ""
         if block.state.is_open:
             reason = f"{block.label} {why}"
@@ -243,13 +243,13 @@ class BlockFleet:
     def _advance(
         self, block: Block, event: BlockChange, reason: str = "", grace: float = 0.0
     ) -> None:
-        """Take a block to its next state, with what belongs to that.
+        """Move a block to its next state and perform the actions that belong to it.
 
         Args:
             block: the block.
             event: what has happened, or is wanted.
-            reason: why what runs in it is lost, or told to end; default: nothing is lost.
-            grace: seconds that running tasks have if it ends.
+            reason: why its tasks are lost or told to end; default: no task is lost.
+            grace: seconds that running tasks have, if the block ends.
         """
         before, block.state = block.state, BLOCK_STATES.after(block.state, event)
         if block.state is before:
@@ -272,14 +272,14 @@ class BlockFleet:
                 if before is not BlockState.STOPPING:
                     self._stop_engine(block, reason, grace)
             case BlockState.ABANDONED | BlockState.CLEARING:
-                self._end_job(block)  # which ends the start of its engine, too
+                self._end_job(block)  # this also ends the start of its engine
             case BlockState.GONE:
                 self._forget(block)
 
-    # Its engine
+    # A block's engine
 
     def _open(self, block: Block) -> None:
-        """Start the engine of a block; runs on a thread of its own."""
+        """Start the engine of a block; runs on its own thread."""
         assert block.jobid is not None
         tell, tasks = self._thread.post, self._tasks
         try:
@@ -301,7 +301,7 @@ class BlockFleet:
             tell(lambda: self._opened(block, engine, status))
 
     def _lost(self, block: Block, reason: str) -> None:
-        """The engine of a block has lost its instance."""
+        """Handle that the engine of a block has lost its instance."""
         self._advance(block, BlockChange.CLOSE, f"{block.label}: {reason}")
 
     def _opened(self, block: Block, engine: FluxEngine, status: dict[str, Any]) -> None:
@@ -332,20 +332,20 @@ class BlockFleet:
             try:
                 engine.stop(grace)
             except Exception:
-                log.exception("the engine of a block did not stop in good order")
+                log.exception("the engine of a block did not stop cleanly")
             self._thread.post(lambda: self._engine_stopped(block))
 
         threading.Thread(target=stop, name=f"{block.name} ends", daemon=True).start()
 
     def _engine_stopped(self, block: Block) -> None:
-        """All results of a block are here."""
+        """Handle that a block's engine has stopped: all of its results are here."""
         block.engine = None
         self._advance(block, BlockChange.STOPPED)
 
-    # Its time, and its end
+    # A block's time limit and end
 
     def _keep_time(self) -> None:
-        """Tell the tasks of blocks that are about to end, and give up what goes on regardless."""
+        """Send SIGTERM to tasks of blocks that are about to end; later give up what still runs."""
         now = time.time()
         for block in list(self._blocks.values()):
             if self._is_stopping and block.state.is_open:
@@ -360,7 +360,7 @@ class BlockFleet:
                     self._advance(block, BlockChange.CLOSE)
 
     def _finish(self, block: Block) -> None:
-        """End a block as the engine stops: its workers finish what they run, and jobs may end."""
+        """End a block because the engine stops: workers finish their tasks, and jobs may end."""
         left = max(0.0, self._stop_at - time.monotonic())
         if not left or not block.load(jobs=True):
             self._advance(block, BlockChange.CLOSE, grace=left)
@@ -370,7 +370,7 @@ class BlockFleet:
         return f"{block.label} reached its walltime of {walltime}"
 
     def _moment(self, block: Block) -> float:
-        """Return when something about a block is due, in seconds since the epoch."""
+        """Return when the next action on a block is due, in seconds since the epoch."""
         if block.state is BlockState.READY:
             return deadline.signal_time(block.expires, self._config)
         if block.state is BlockState.DRAINING:
@@ -378,15 +378,15 @@ class BlockFleet:
         return math.inf
 
     def _next_time(self, block: Block) -> float:
-        """Return the seconds until something about a block is due."""
+        """Return the seconds until the next action on a block is due."""
         stop_at = math.inf if block.state.is_ending else self._stop_at
         return min(self._moment(block) - time.time(), stop_at - time.monotonic())
 
     def _end_job(self, block: Block) -> None:
         if block.jobid is not None:
-            self._backend.cancel(block.jobid, "not needed any more")
+            self._backend.cancel(block.jobid, "no longer needed")
         else:
-            block.future.cancel()  # else `_identified` cancels the job
+            block.future.cancel()  # if that is too late, `_identified` cancels the job
 
     def _forget(self, block: Block) -> None:
         del self._blocks[block.name]

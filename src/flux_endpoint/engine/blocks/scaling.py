@@ -1,4 +1,4 @@
-"""How many blocks there should be. Pure: blocks and backlog in, what to do out."""
+"""How many blocks there should be. Pure: blocks and backlog in, decision out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from flux_endpoint.engine.config import BlocksConfig
 
 @dataclass(frozen=True)
 class BlockView:
-    """What the decision needs to know of a block.
+    """The properties of a block that the decision depends on.
 
     Attributes:
-        coming: whether it is asked for and not ready yet.
+        coming: whether it was requested and is not ready yet.
         ready: whether it takes tasks.
-        idle_since: monotonic time since when it has had nothing to do, `None` while it has.
+        idle_since: monotonic time at which it became idle; `None` while it is busy.
     """
 
     name: str
@@ -27,7 +27,7 @@ class BlockView:
 
 @dataclass(frozen=True)
 class BlockDemand:
-    """Work that no ready block can take now, and how much a new block takes (1 or more)."""
+    """Work that no ready block can take now, and how much of it a new block takes (1 or more)."""
 
     waiting: int
     capacity: int
@@ -35,11 +35,11 @@ class BlockDemand:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now: blocks to ask for, blocks to end, and when to look again."""
+    """The blocks to request, the blocks to end, and when to decide again."""
 
     start: int = 0
     end: tuple[str, ...] = ()
-    #: Monotonic time; infinity if nothing will change by itself.
+    #: Monotonic time; infinity if time alone changes nothing.
     again: float = math.inf
 
 
@@ -51,14 +51,14 @@ def decide(
     now: float,
     not_before: float,
 ) -> Decision:
-    """Return what to do about the number of blocks.
+    """Return how many blocks to request and which to end.
 
     Args:
         config: the limits.
-        blocks: all that hold or ask for nodes, those that end included.
-        demand: what waits.
+        blocks: all blocks that hold or await nodes, also those that are ending.
+        demand: the waiting work.
         now: monotonic time.
-        not_before: monotonic time before which no block is asked for.
+        not_before: monotonic time before which no block is requested.
     """
     active = [block for block in blocks if block.coming or block.ready]
     idle = [block for block in active if block.idle_since is not None]
@@ -66,7 +66,7 @@ def decide(
     end = [block.name for block in over[: max(0, len(active) - config.min_blocks)]]
     wanted = _wanted(config, active, demand)
     if wanted and len(blocks) >= config.max_blocks:
-        # An idle block ends too soon for what waits, else it would have it: make room for another.
+        # An idle block did not take the waiting work because it ends too soon: replace it.
         useless = [b.name for b in idle if b.ready and b.name not in end]
         end += useless[: max(0, wanted - len(end))]
     start = 0
@@ -84,7 +84,7 @@ def decide(
 
 
 def _wanted(config: BlocksConfig, active: Sequence[BlockView], demand: BlockDemand) -> int:
-    """Return how many more blocks are called for, whatever the most may be."""
+    """Return how many more blocks are needed, regardless of the maximum."""
     coming = sum(demand.capacity for block in active if block.coming)
     more = math.ceil(max(0, demand.waiting - coming) / demand.capacity)
     return max(more, config.min_blocks - len(active))

@@ -1,4 +1,4 @@
-"""The lifecycle of a block: its job comes and ends, and its engine is started and stopped."""
+"""The lifecycle of a block: its job starts and ends; its engine is started and stopped."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from flux_endpoint.engine.state_table import StateTable
 
 
 class BlockState(Enum):
-    """How far a block is. The value is what the status report calls it."""
+    """The state of a block. The value has its name in the status report."""
 
-    #: Its job waits for its nodes.
+    #: Its job waits for nodes.
     PENDING = "pending", "pending"
-    #: Its Flux instance comes up, and a thread starts its engine.
+    #: Its Flux instance starts, and a thread starts its engine.
     STARTING = "starting", "starting"
     READY = "ready", "ready"
-    #: Its tasks were told to end, since its walltime is nearly over.
+    #: Its tasks got SIGTERM because its walltime is nearly over.
     DRAINING = "draining", "draining"
-    #: It is to end, and its engine is still being started.
+    #: It should end while its engine is still starting.
     ABANDONED = "abandoned", "ending"
     #: Its engine is being stopped.
     STOPPING = "stopping", "ending"
     #: It has no engine, and its job was cancelled.
     CLEARING = "clearing", "ending"
-    #: Its job has ended, and its engine is still being started, or being stopped.
+    #: Its job has ended while its engine is still starting, or stopping.
     OVER_STARTING = "over, starting", "ending"
     OVER_STOPPING = "over, stopping", "ending"
-    #: Nothing is left of it.
+    #: Its job and its engine have ended.
     GONE = "gone", "ending"
 
     @property
     def reported(self) -> str:
-        """What the status report calls it."""
+        """The state's name in the status report."""
         return self.value[1]
 
     @property
     def is_coming(self) -> bool:
-        """Whether it can't run tasks yet, and will."""
+        """Whether it can't run tasks yet, but will."""
         return self in (BlockState.PENDING, BlockState.STARTING)
 
     @property
@@ -46,12 +46,12 @@ class BlockState(Enum):
 
     @property
     def is_ending(self) -> bool:
-        """Whether it comes to its end."""
+        """Whether it is ending."""
         return not (self.is_coming or self.is_open)
 
 
 class BlockChange(Enum):
-    """What may happen to a block."""
+    """Events of a block."""
 
     START = "job starts"
     OPENED = "engine started"

@@ -1,4 +1,4 @@
-"""The counters of all blocks together, as the status report has them."""
+"""The summed counters of all blocks, for the status report."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _COUNTERS = (
 
 
 def summary(blocks: Iterable[Block], followed: Mapping[str, Any], waiting: int) -> dict[str, Any]:
-    """Return the sums over `blocks`, and the blocks themselves.
+    """Return the sums over `blocks`, and an entry for each block.
 
     Args:
-        blocks: all there are.
+        blocks: all blocks.
         followed: counters of the jobs that are only followed.
-        waiting: tasks that no block has.
+        waiting: number of tasks without a block.
     """
     views = []
     sums: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))

@@ -1,4 +1,4 @@
-"""The tasks of an engine with blocks: which block has which, also after a restart."""
+"""The tasks of an engine with blocks: which block has which task, also after a restart."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
 
-#: Blocks that had too little time left for a task when they came up, before it is given up.
+#: A task is given up after this many new blocks had too little time left for it.
 _MOST_TOO_LATE = 3
 
 
 class BlockTasks:
-    """Gives tasks to blocks and takes their ends. Used by the thread of the blocks only.
+    """Assigns tasks to blocks and handles their ends. Used by the blocks' thread only.
 
     Args:
-        blocks: all blocks, by name.
-        waiting: the tasks that none has.
-        config: of the blocks.
-        retries: how often a task is tried again that was lost through no fault of its own.
-        kept: attempts at tasks by earlier engines.
-        on_result: given every task's end.
+        blocks: all blocks by name.
+        waiting: the tasks without a block.
+        config: options of the blocks.
+        retries: how often a task is retried after a system failure.
+        kept: attempts by earlier engines.
+        on_result: called with the end of each task.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class BlockTasks:
         self._on_result = on_result
         #: Recovered blocks, by task id.
         self._homes: dict[str, Block] = {}
-        #: What blocks of before may hold, and what those that ended have left.
+        #: Blocks from before a restart that may have tasks, and ends that ended blocks have left.
         self._recovery = Recovery((), (), 0.0)
 
     def begin(
         self, homes: dict[str, Block], holders: list[str], ends: Iterable[SpooledEnd]
     ) -> None:
-        """Await what blocks of before have.
+        """Set what earlier blocks have.
 
         Args:
             homes: blocks in which jobs of tasks were submitted, by task id.
             holders: names of the blocks whose workers may have tasks.
-            ends: what those that have ended have left.
+            ends: task ends that ended blocks have left.
         """
         self._homes = homes
         self._recovery = Recovery(holders, ends, time.monotonic())
 
     def take(self, task: EngineTask) -> None:
-        """Queue a task, or refuse what no block can run."""
+        """Queue a task, or refuse it if no block can run it."""
         attempts = list(self._attempts.pop(task.task_id, ()))
         if (end := self._recovery.end(task.task_id)) is not None:
             self._conclude(Held(task, attempts=attempts), end)
@@ -89,14 +89,14 @@ class BlockTasks:
             self.fail(task.task_id, ErrorCode.ENGINE_REFUSED, f"{type(error).__name__}: {error}")
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Forget ends that are on disk at the submitter."""
+        """Discard ends that the submitter has on disk."""
         self._recovery.settle(task_ids)
         for block in self._blocks.values():
             if block.engine is not None:
                 block.engine.settle(task_ids)
 
     def found(self, block: Block, task_ids: Collection[str]) -> None:
-        """The workers of a block of before a restart have said which tasks they have."""
+        """Record the tasks that the workers of a recovered block report."""
         self._recovery.heard(block.name, {})
         waiting = {held.task.task_id for held in self._waiting}
         for task_id in task_ids:
@@ -104,13 +104,13 @@ class BlockTasks:
                 self._homes[task_id] = block
 
     def complete_recovery(self) -> None:
-        """All tasks of before a restart are here: others that blocks have are not wanted."""
+        """Record that all earlier tasks are here; the blocks' other tasks are discarded."""
         self._recovery.complete()
         waiting = {held.task.task_id for held in self._waiting}
         self._homes = {each: home for each, home in self._homes.items() if each in waiting}
 
     def _tell_recovered(self) -> None:
-        """Have the engines of blocks forget what nobody wants."""
+        """Have the engines of blocks discard tasks that nobody submitted again."""
         if not self._recovery.is_complete or self._recovery.is_pending:
             return
         for block in self._blocks.values():
@@ -119,7 +119,7 @@ class BlockTasks:
                 block.engine.recovered()
 
     def _conclude(self, held: Held, end: SpooledEnd) -> None:
-        """Deal with an end of a task that its block has left on disk."""
+        """Process a task's end that its block has left on disk."""
         task_id, kind = held.task.task_id, end.header.get("end", "result")
         try:
             body = end.body()
@@ -141,7 +141,7 @@ class BlockTasks:
                 self.fail(task_id, ErrorCode.WORKER_LOST, failure_text("WorkerLost", attempts))
 
     def take_what_is_left(self, block: Block, ends: list[SpooledEnd]) -> None:
-        """A block has ended; take what its workers have left on disk."""
+        """Take the ends that an ended block's workers have left on disk."""
         self._recovery.gone(block.name, ends)
         there = {end.header["id"] for end in ends}
         for held in [held for held in self._waiting if held.task.task_id in there]:
@@ -152,7 +152,7 @@ class BlockTasks:
             self._recovery.complete()
 
     def cancel(self, task_id: str, signum: int | None) -> None:
-        """End a task, wherever it is; with `signum` signal what it runs instead."""
+        """End a task wherever it is, or send `signum` to its processes."""
         held = self._waiting.find(task_id)
         if held is not None:
             if signum is None:
@@ -169,7 +169,7 @@ class BlockTasks:
         self.fail(task_id, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
 
     def fail(self, task_id: str, code: ErrorCode, text: str) -> None:
-        """End a task that no block has."""
+        """End a task that has no block with a failure."""
         self._end(EngineResult(task_id, results.failure(task_id, code, text)))
 
     def _end(self, result: EngineResult) -> None:
@@ -178,24 +178,24 @@ class BlockTasks:
         self._on_result(result)
 
     def finished(self, block: Block, result: EngineResult) -> None:
-        """A block tells the end of a task."""
+        """Handle a task's end that a block reports."""
         if block.tasks.pop(result.task_id, None) is not None:
             block.meter.finished(time.monotonic())
             self._end(result)
 
     def left(self, block: Block, task_id: str, attempts: list[str]) -> None:
-        """A block gives a task back that it has not started, or that may be tried again."""
+        """Take a task back that a block has not started, or that may be retried."""
         held = block.tasks.get(task_id)
         if held is None:
             return
         ran = len(attempts) > len(held.attempts)
         held.attempts = attempts
         held.avoid = block.name
-        if not (ran and block.state.is_ending):  # else what it ran is ended before it runs again
+        if not (ran and block.state.is_ending):  # else its processes must end before the retry
             self.requeue(block, held)
 
     def requeue(self, block: Block, held: Held) -> None:
-        """Queue a task again that a block had."""
+        """Queue a block's task again."""
         task_id = held.task.task_id
         del block.tasks[task_id]
         if held.cancelled:
@@ -204,15 +204,15 @@ class BlockTasks:
             self._waiting.put_back(held)
 
     def assign(self, *, may_start: bool) -> None:
-        """Give blocks the tasks that they run already, and others if these may be started."""
+        """Assign tasks to the blocks that run them already, and if allowed start others."""
         for held in list(self._waiting) if self._homes else ():
             home = self._homes.get(held.task.task_id)
             if home is not None and home.engine is not None:
                 self._waiting.remove(held)
-                self._send(home, held)  # it runs there
+                self._send(home, held)  # it is running there
         self._tell_recovered()
         if self._recovery.is_pending:
-            return  # any of them may be with a block
+            return  # a recovered block may still report any of them
         ready = [block for block in self._blocks.values() if block.state is BlockState.READY]
         if may_start and self._waiting and ready:
             for block, held in self._waiting.assign(ready, self._homes, time.time()):
@@ -229,13 +229,13 @@ class BlockTasks:
 
     @property
     def unserved(self) -> int:
-        """How many cores the tasks take that no block has."""
+        """Return the number of cores that the tasks without a block take."""
         return 0 if self._recovery.is_pending else self._waiting.cores(but=self._homes)
 
     def give_up_what_is_too_long(self, fresh: Block) -> None:
-        """End the tasks that a block which has just come up, as others before, can't run in time.
+        """Fail tasks that a new block, like others before, has too little time for.
 
-        One that was slow to come up may not be like the next.
+        One block that started slowly is no reason: the next may be faster.
         """
         for held in list(self._waiting):
             if held.walltime is None or held.task.task_id in self._homes:
@@ -248,10 +248,10 @@ class BlockTasks:
                 self.fail(held.task.task_id, ErrorCode.ENGINE_REFUSED, f"EngineError: {text}")
 
     def expects(self, block: Block) -> bool:
-        """Return whether tasks of before a restart belong to a block that it was not given yet."""
+        """Return whether a recovered block has tasks that were not submitted again yet."""
         return block in self._homes.values()
 
     def forget_homes(self, block: Block) -> None:
-        """Take note that a block has no tasks of before a restart any more."""
+        """Record that a block has no earlier tasks any more."""
         for task_id in [each for each, home in self._homes.items() if home is block]:
             del self._homes[task_id]

@@ -1,4 +1,4 @@
-"""Tasks that no block has, and which block each of them goes to."""
+"""Tasks without a block, and the choice of a block for each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.resources import ResourceSpecification, parse_resources
 
-#: How many tasks that take no time a worker may have waiting in its block.
+#: The most very short tasks that may queue per worker in a block.
 _AHEAD = 4
 
 
 class WaitingTasks:
-    """The tasks that no block has, in the order in which they came.
+    """The tasks without a block, in the order of their arrival.
 
     Args:
-        config: of the blocks.
-        workers_per_node: workers of each node, if that is set.
+        config: options of the blocks.
+        workers_per_node: workers of each node, if configured.
         resources: of the enclosing instance.
     """
 
@@ -44,20 +44,20 @@ class WaitingTasks:
 
     @property
     def capacity(self) -> int:
-        """Cores of a block, as far as its workers use them."""
+        """Number of cores of a block that its workers can use."""
         return self.workers * self._config.nodes_per_block
 
     def add(self, task: EngineTask, attempts: list[str], *, runs: bool) -> None:
-        """Queue a task behind all others.
+        """Append a task.
 
         Args:
             task: the task.
-            attempts: why earlier attempts at it have failed.
-            runs: whether a block runs it already, from before a restart.
+            attempts: why earlier attempts have failed.
+            runs: whether a block has run it since before a restart.
 
         Raises:
-            EngineError: no block can ever run it; says why, with the numbers.
-            ResourceSpecificationError: its resource specification is wrong.
+            EngineError: no block can ever run it; the text says why, with the numbers.
+            ResourceSpecificationError: its resource specification is invalid.
         """
         resources = parse_resources(task.resource_specification or {})
         walltime = deadline.walltime_of(task, resources)
@@ -69,7 +69,7 @@ class WaitingTasks:
         self._tasks.append(Held(task, walltime, job, cores, attempts))
 
     def _cores(self, resources: ResourceSpecification) -> int:
-        """Return how much of a block a job takes."""
+        """Return how many of a block's cores a job takes."""
         if resources.exclusive:
             cores = (resources.num_nodes or 1) * self._cores_per_node
         else:
@@ -78,36 +78,36 @@ class WaitingTasks:
         return min(cores, self._cores_per_node * self._config.nodes_per_block)
 
     def put_back(self, held: Held) -> None:
-        """Queue a task before all others that a block had."""
+        """Put a block's task back before all others."""
         self._tasks.appendleft(held)
 
     def find(self, task_id: str) -> Held | None:
-        """Return a task that waits here."""
+        """Return a waiting task, or `None`."""
         return next((held for held in self._tasks if held.task.task_id == task_id), None)
 
     def remove(self, held: Held) -> None:
-        """Take a task out that waits here."""
+        """Remove a waiting task."""
         self._tasks.remove(held)
 
     def take_all(self) -> list[Held]:
-        """Take all tasks out."""
+        """Remove and return all tasks."""
         held, self._tasks = list(self._tasks), deque()
         return held
 
     def cores(self, but: Collection[str]) -> int:
-        """Return how many cores all that waits takes, without the tasks with the ids in `but`."""
+        """Return the number of cores that the waiting tasks take, except those in `but`."""
         return sum(held.cores for held in self._tasks if held.task.task_id not in but)
 
     def assign(
         self, ready: Sequence[Block], but: Collection[str], now: float
     ) -> list[tuple[Block, Held]]:
-        """Take out what may start in blocks: each with the one that has most room for it.
+        """Remove and return tasks that may start, each with the ready block with the most room.
 
-        Jobs and other tasks are counted apart, so that neither keeps the other from a block.
+        Jobs and other tasks are counted separately, so that neither blocks the other.
 
         Args:
             ready: blocks that take tasks.
-            but: ids of tasks that wait for a block of their own.
+            but: ids of tasks that wait for one particular block.
             now: seconds since the epoch.
         """
         room = {jobs: {b: self._room(b, jobs=jobs) for b in ready} for jobs in (False, True)}
@@ -130,11 +130,11 @@ class WaitingTasks:
 
     def _fits(self, held: Held, block: Block, room: int, now: float) -> bool:
         before = deadline.start_before(block.expires, held.walltime, self._config)
-        # A block with no job takes any: whether it has what the job asks for, Flux says.
+        # A block without jobs may get any job: Flux decides whether it has the resources.
         needed = min(held.cores, block.cores) if held.job else held.cores
         return room >= needed and now < before and held.avoid != block.name
 
     def _room(self, block: Block, *, jobs: bool) -> int:
-        """Return how many cores' worth of jobs, or of other tasks, a block may be given now."""
+        """Return how many more cores' worth of jobs, or of other tasks, a block may get now."""
         most = block.cores if jobs else block.capacity * block.meter.ahead(_AHEAD)
         return most - block.load(jobs=jobs)

@@ -1,1 +1,1 @@
-"""Tasks that are jobs of their own: planned, submitted, followed, and turned into results."""
+"""Tasks that become jobs of their own: planned, submitted, followed and collected."""

@@ -1,4 +1,4 @@
-"""From the end of a job to the task's value."""
+"""Turns the end of a job into the task's value."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer, DillDataBase64
 
-#: Lines of standard error that a failed task shows.
+#: Number of lines of standard error that a failed task shows.
 _SHOWN_LINES = 30
-#: Ranks without a value that it names.
+#: The most ranks without a value that an error names.
 _SHOWN_RANKS = 100
-#: Most of each stream of a Python function's ranks that is kept.
+#: The most bytes of each output stream of a Python function's ranks that are kept.
 _PRINTED_LINES = 1000
 _PRINTED_BYTES = 1 << 18
-#: How MPICH (and what comes of it) and OpenMPI say which code a rank gave to `MPI_Abort`.
+#: How MPICH (and its derivatives) and OpenMPI report the code that a rank gave to `MPI_Abort`.
 _ABORT_CODE = re.compile(r"^Abort\((-?\d+)\) on node \d+|\bwith errorcode (-?\d+)", re.MULTILINE)
 
 
@@ -42,11 +42,11 @@ def collect(
     result_serializers: list[str] | None,
     starts: tuple[int, int],
 ) -> Value | Failure:
-    """Return the end of a task whose job has come to its own.
+    """Return the value or failure of a task whose job has finished.
 
     Args:
         plan: the job's plan.
-        outcome: how it ended.
+        outcome: how the job ended.
         result_serializers: strategies that the submitter asked for.
         starts: sizes of the output files before the job, in bytes.
     """
@@ -83,7 +83,7 @@ def shell_result(
     return_dict: bool = False,
     result_type: type[ShellResult] = ShellResult,
 ) -> Value | Failure:
-    """Return a serialized `ShellResult`; what only Flux has to say is added to standard error."""
+    """Return a serialized `ShellResult`; Flux's note on the end is appended to standard error."""
     outcome = with_abort_code(outcome, stderr)
     if outcome.note and outcome.note not in stderr:
         stderr += ("" if not stderr or stderr.endswith("\n") else "\n") + f"{outcome.note}\n"
@@ -97,7 +97,7 @@ def shell_result(
 
 
 def printed(plan: RanksPlan) -> bytes:
-    """Return the last lines that the ranks of a Python function have printed."""
+    """Return the last lines of output of a Python function's ranks."""
     streams = (
         _tail(path, 0, _PRINTED_LINES, _PRINTED_BYTES) for path in (plan.stdout, plan.stderr)
     )
@@ -107,7 +107,7 @@ def printed(plan: RanksPlan) -> bytes:
 def with_abort_code(outcome: Finished, stderr: str) -> Finished:
     """Return `outcome` with the code of the `MPI_Abort` that ended the job, if one did.
 
-    Flux does not say it, but MPI does, on standard error; as a process's exit code, it has 8 bits.
+    Flux does not report it, but MPI does on standard error; as an exit code it has 8 bits.
     """
     found = _ABORT_CODE.search(stderr) if outcome.aborted else None
     if found is None:
@@ -116,7 +116,7 @@ def with_abort_code(outcome: Finished, stderr: str) -> Finished:
 
 
 def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
-    # Not one by one up to their number, which is whatever the task says: what is there counts.
+    # Iterate over the existing files: the task may set the number of ranks to anything.
     ends = {
         rank: read_rank(plan.directory, rank)
         for rank in ranks_that_ended(plan.directory)
@@ -147,7 +147,7 @@ def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
 
 
 class _Pickled:
-    """Stands for a value in a list without being unpickled here: its reader's `dill` does that."""
+    """A value in a list that is not unpickled here: the reader's `dill` unpickles it."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -157,7 +157,7 @@ class _Pickled:
 
 
 def _joined(values: list[str]) -> Value | Failure:
-    """Return the list of serialized values as one, without looking into what users serialized."""
+    """Return a list of serialized values as one value, without deserializing users' data."""
     identifiers = {value[:3] for value in values}
     if identifiers <= {"00\n", "01\n"}:
         parts = [_Pickled(base64.b64decode(value[3:])) for value in values]
@@ -172,9 +172,9 @@ def _joined(values: list[str]) -> Value | Failure:
 
 
 def _lacking_room(plan: CommandPlan | RanksPlan) -> str:
-    """Return a line that says so if there is no room for what a job writes, else ""."""
+    """Return a line that says so if the disk is full where the job writes, else ""."""
     for path in (plan.stdout, plan.stderr):
-        with suppress(OSError):  # nothing was written there
+        with suppress(OSError):  # nothing was written to this file
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 if said := lacks_room(path, descriptor):
@@ -186,7 +186,7 @@ def _lacking_room(plan: CommandPlan | RanksPlan) -> str:
 
 def _tail(path: Path, start: int, lines: int, limit: int) -> str:
     try:
-        # A named pipe has nothing to read, and its other end may never be opened.
+        # Opening a named pipe could block: its other end may never be opened.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return ""

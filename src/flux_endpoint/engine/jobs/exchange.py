@@ -1,4 +1,4 @@
-"""What the engine and a task's ranks leave for each other in a directory."""
+"""The files by which the engine and a task's ranks exchange the task and its values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flux_endpoint.protocol.states import ErrorCode
 
 _TASK_FILE = "task.json"
 _RANK_FILE = re.compile(r"rank-(0|[1-9]\d{0,9})\.json")
-#: Bytes of a rank's end: JSON writes a byte of a value in six at most.
+#: Largest file of a rank in bytes: JSON needs at most six bytes for one byte of a value.
 _LARGEST = 6 * MAX_PAYLOAD_BYTES + (1 << 20)
 
 
@@ -28,10 +28,10 @@ def write_task(
     result_serializers: list[str] | None,
     settings: TaskSettings,
 ) -> None:
-    """Leave a task in `directory` for its ranks.
+    """Write a task into `directory` for its ranks.
 
     Raises:
-        OSError: it can't be written; names the file.
+        OSError: it can't be written; the error names the file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     task = {
@@ -44,18 +44,18 @@ def write_task(
 
 
 def read_task(directory: Path) -> dict[str, Any]:
-    """Return what `write_task` was given."""
+    """Return the arguments of `write_task`."""
     task: dict[str, Any] = json.loads((directory / _TASK_FILE).read_text(encoding="utf-8"))
     return task
 
 
 def rank_file(directory: Path, rank: int) -> Path:
-    """Return where a rank leaves its end."""
+    """Return the path of the file in which a rank writes its value or failure."""
     return directory / f"rank-{rank}.json"
 
 
 def read_rank(directory: Path, rank: int) -> Value | Failure | None:
-    """Return a rank's end, `None` if it has left none."""
+    """Return a rank's value or failure; `None` if it has not written one."""
     try:
         return _read(rank_file(directory, rank))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -63,7 +63,7 @@ def read_rank(directory: Path, rank: int) -> Value | Failure | None:
 
 
 def ranks_that_ended(directory: Path) -> list[int]:
-    """Return the ranks that have left an end, in their order; they may be far fewer than asked."""
+    """Return the ranks that have written a file, in order; these may be far fewer than asked."""
     try:
         names = os.listdir(directory)  # noqa: PTH208 - names alone
     except OSError:
@@ -73,7 +73,7 @@ def ranks_that_ended(directory: Path) -> list[int]:
 
 
 def _read(path: Path) -> Value | Failure:
-    # A task can leave there what it likes: a pipe that nobody writes to, or all of a disk.
+    # The task may have put anything there: a named pipe without a writer, or a huge file.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
         status = os.fstat(descriptor)

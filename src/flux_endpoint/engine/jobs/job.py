@@ -1,4 +1,4 @@
-"""A job that a task became: what is known of it, and how its ends are told apart."""
+"""A task's job and its known state, and checks that classify how it ended."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from flux_endpoint.protocol.jobid import format_jobid
 
 @dataclass(eq=False)
 class Job:
-    """A job, or one to be, and what its runner knows of it."""
+    """A job, submitted or not, and its runner's knowledge of it."""
 
     task: EngineTask
     plan: JobPlan
@@ -46,12 +46,12 @@ class Job:
     starts: tuple[int, int]
     state: JobState = JobState.WAITING
     jobid: int | None = None
-    #: How far it had come when it ended.
+    #: The state it had reached when it ended.
     reached: JobState = JobState.WAITING
     wish: Wish = Wish.NONE
-    #: Why it is lost if it ends of the SIGTERM that it was sent.
+    #: The reason for which it is lost if the SIGTERM that it was sent ends it.
     terminated: str = ""
-    #: Seconds since the epoch from which on it must not be started.
+    #: It must not start at or after this time, in seconds since the epoch.
     start_before: float = math.inf
     attempts: list[str] = field(default_factory=list)
     statuses: list[dict[str, Any]] = field(default_factory=list)
@@ -60,19 +60,19 @@ class Job:
         self.reached = self.state
 
     def advance(self, event: JobChange) -> bool:
-        """Go where `event` leads; return whether that is another state."""
+        """Apply `event`; return whether the state has changed."""
         before, self.state = self.state, JOB_STATES.after(self.state, event)
         if self.state in PROGRESS:
             self.reached = self.state
         return self.state is not before
 
     def want(self, wish: Wish) -> None:
-        """Take note of what we want of it."""
+        """Record what we want of it."""
         self.wish = max(self.wish, wish)
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for resources, and should."""
+        """Whether it waits for resources and should get them."""
         return self.state in (JobState.WAITING, JobState.FOUND) and self.wish < Wish.WITHDRAW
 
     @property
@@ -82,34 +82,34 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its task is not here any more, at least not with this job."""
+        """Whether this job no longer has its task."""
         return JOB_STATES.is_final(self.state)
 
     @property
     def is_followed(self) -> bool:
-        """Whether it is somebody else's."""
+        """Whether somebody else submitted it and it is only followed."""
         return isinstance(self.plan, FollowPlan)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What was found out of a job that has ended."""
+    """The results of reading the end of a job."""
 
     outcome: Outcome
-    #: Of a job that came to an end of its own.
+    #: Set if the job ended by itself.
     end: Value | Failure | None = None
     fate: Fate = Fate.OWN_END
 
 
 @dataclass(frozen=True)
 class JobListener:
-    """Who is told what becomes of the tasks, on the runner's thread.
+    """Callbacks for what becomes of tasks, called on the runner's thread.
 
     Attributes:
-        on_result: given every task's end.
-        on_left: given the id of each task that is left to others, and why attempts at it failed.
-        on_event: given every event of every job.
-        on_demand: given what the jobs have and want whenever that has changed.
+        on_result: called with the end of each task.
+        on_left: called with the id of each task that is left to others, and its failed attempts.
+        on_event: called with every event of every job.
+        on_demand: called with the jobs' resources and requests whenever these change.
     """
 
     on_result: Callable[[EngineResult], None]
@@ -119,10 +119,10 @@ class JobListener:
 
 
 def demand_of(job: Job) -> Demand:
-    """Return what a job asks for."""
+    """Return the resources that a job requests."""
     name = job.task.task_id
     if isinstance(job.plan, FollowPlan):
-        return Demand(name)  # of somebody else's job we don't know what it asks for
+        return Demand(name)  # the request of somebody else's job is unknown
     return Demand.of(name, job.plan.request.resources)
 
 
@@ -134,24 +134,24 @@ def was_ended(outcome: Outcome) -> bool:
 
 
 def has_no_limit(job: Job, outcome: Outcome) -> bool:
-    """Return whether a job's time was over although its task has no walltime."""
+    """Return whether a job reached a time limit although its task has no walltime."""
     if isinstance(job.plan, FollowPlan) or job.plan.request.resources.walltime:
         return False
     return isinstance(outcome, Finished) and outcome.exception_name == TIMEOUT_EXPIRED
 
 
 def was_terminated(outcome: Outcome) -> bool:
-    """Return whether a job may have ended of a SIGTERM."""
+    """Return whether a SIGTERM may have ended the job."""
     return isinstance(outcome, Finished) and outcome.returncode in ENDED_BY_SIGTERM
 
 
 def is_job_exception(error: BaseException | None) -> bool:
-    """Return whether `error` is a job's own end, and none of the way to it."""
+    """Return whether `error` is the job's own end, and not a failure to follow it."""
     return hasattr(error, "severity")
 
 
 def not_followed(jobid: int, error: Exception) -> str:
-    """Return why a job that somebody else started can't be followed."""
+    """Return why a job that somebody else submitted can't be followed."""
     name = format_jobid(jobid)
     if isinstance(error, PermissionError):
         return (
@@ -165,10 +165,10 @@ def not_followed(jobid: int, error: Exception) -> str:
 
 
 def prepare_output(plan: JobPlan) -> tuple[int, int]:
-    """Make room for the output files, and return how many bytes they have already.
+    """Create the output files, and return the sizes that they have already, in bytes.
 
     Raises:
-        EngineError: one of them can't be written; Flux's job shell would say so without its name.
+        EngineError: one can't be written; Flux's job shell would report that without its name.
     """
     if not isinstance(plan, CommandPlan):
         return 0, 0
@@ -182,7 +182,7 @@ def prepare_output(plan: JobPlan) -> tuple[int, int]:
             if target is not None and target != str(path):
                 link = Path(target)
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.unlink(missing_ok=True)  # of an earlier attempt
+                link.unlink(missing_ok=True)  # from an earlier attempt
                 link.symlink_to(path)
             sizes.append(_size_of_writable(path))
         except OSError as error:
@@ -192,7 +192,7 @@ def prepare_output(plan: JobPlan) -> tuple[int, int]:
 
 
 def _size_of_writable(path: Path) -> int:
-    """Return the size of a file that may be appended to, 0 where there is none yet."""
+    """Return the size of a file that can be appended to; 0 if it does not exist yet."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -201,7 +201,7 @@ def _size_of_writable(path: Path) -> int:
 
 
 def failure_of(plan: JobPlan, reason: str) -> str:
-    """Return why a job failed, with the files that the job shell could not open if it was that."""
+    """Return why a job failed; names the output files if the job shell could not open them."""
     if "shell_init" not in reason or not isinstance(plan, CommandPlan):
         return reason
     return (

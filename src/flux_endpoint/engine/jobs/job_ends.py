@@ -1,4 +1,4 @@
-"""Reading how a job ended, which asks Flux and reads files, and may take long."""
+"""Reads how a job ended. This asks Flux and reads files, and may take long."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from flux_endpoint.engine.outcome import (
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import Failure, Value
 
-#: Most ends that are read at a time.
+#: The most ends that are read at a time.
 _READERS = 8
 
 
 class EndReader:
-    """Reads the ends of jobs on threads of its own, so that no job waits for another's.
+    """Reads the ends of jobs on its own threads, so that no job waits for another's.
 
     Args:
         backend: where the jobs ran.
-        instance: says whether the instance ended them.
-        output: gets what Python functions print.
+        instance: knows whether the instance ended them.
+        output: log for the output of Python functions.
     """
 
     def __init__(self, backend: Backend, instance: InstanceState, output: OutputLog) -> None:
@@ -51,11 +51,11 @@ class EndReader:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="job-ends")
 
     def read(self, job: Job) -> Future[Ending]:
-        """Begin to find out what the end of a job means, whose future is done."""
+        """Start reading the end of a job whose future is done."""
         return self._readers.submit(self._read, job)
 
     def close(self) -> None:
-        """Read nothing more; what is being read goes on."""
+        """Start no more reads; running ones go on."""
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, job: Job) -> Ending:
@@ -64,7 +64,7 @@ class EndReader:
             return Ending(Refused(not_followed(job.plan.jobid, error)))
         unasked = job.wish is Wish.NONE
         was_ended_by_others = was_cancelled(error) or isinstance(error, CancelledError)
-        # Flux does so at its end.
+        # Flux also cancels jobs when the instance ends.
         fate = self._instance.fate() if unasked and was_ended_by_others else Fate.OWN_END
         if fate is Fate.AWAITS_LOSS:
             return Ending(Cancelled(""), fate=fate)
@@ -72,7 +72,7 @@ class EndReader:
         if job.jobid is not None and was_ended(outcome):
             # No result before the whole process tree is gone.
             self._backend.sweep(job.jobid, f"GC_TASK_UUID={job.task.task_id}")
-        if has_no_limit(job, outcome):  # but the instance has
+        if has_no_limit(job, outcome):  # the limit was the instance's
             fate = self._instance.fate()
         if fate is Fate.LEFT:
             return Ending(outcome, fate=fate)
@@ -85,12 +85,12 @@ class EndReader:
             return Cancelled("ended on request")
         status = None if error is not None else job.future.result(timeout=0)
         events: list[dict[str, Any]] = []
-        if job.jobid is not None and status != 0:  # with 0, there is nothing to add
+        if job.jobid is not None and status != 0:  # with status 0 the log adds nothing
             events = self._backend.exec_events(job.jobid)
         outcome = outcome_of(status, error, events, submitted=job.jobid is not None)
         was_started = job.reached is JobState.RUNNING
         if job.wish is Wish.WITHDRAW and was_started and isinstance(outcome, Cancelled):
-            return Lost("it was started when it was just being withdrawn")
+            return Lost("it started while it was being withdrawn")
         if job.terminated and was_terminated(outcome):
             return Lost(job.terminated)
         return outcome

@@ -1,4 +1,4 @@
-"""How a task's job begins: it is submitted, or found to run since before a restart."""
+"""How a task's job begins: it is submitted, or found again after a restart."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class JobStarter:
-    """Makes jobs of tasks. Used by the runner's thread only.
+    """Submits, finds or follows the jobs of tasks. Used by the runner's thread only.
 
     Args:
         backend: where jobs run.
-        planner: decides what job a task becomes.
-        records: what is noted of jobs on disk.
+        planner: decides which job a task becomes.
+        records: the jobs recorded on disk.
     """
 
     def __init__(self, backend: Backend, planner: Planner, records: JobRecords) -> None:
@@ -37,7 +37,7 @@ class JobStarter:
         self.plan = planner.plan
 
     def find(self, task: EngineTask, plan: JobPlan) -> Job | None:
-        """Return the job that was submitted for a task before a restart, if there is one."""
+        """Return the job that was submitted for a task before a restart, or `None`."""
         found = self._records.find(task.task_id)
         if found is None:
             return None
@@ -48,12 +48,12 @@ class JobStarter:
         return Job(task, plan, future, found.starts, JobState.FOUND, found.jobid)
 
     def submit(self, task: EngineTask, plan: JobPlan) -> Job:
-        """Submit a task's job, or begin to follow somebody else's."""
+        """Submit a task's job, or follow somebody else's job."""
         if isinstance(plan, FollowPlan):
             return Job(task, plan, self._backend.executor.attach(plan.jobid), (0, 0))
         Path(plan.request.cwd).mkdir(parents=True, exist_ok=True)
         if isinstance(plan, RanksPlan):
-            shutil.rmtree(plan.directory, ignore_errors=True)  # of an earlier attempt
+            shutil.rmtree(plan.directory, ignore_errors=True)  # from an earlier attempt
             write_task(
                 plan.directory,
                 task.task_id,

@@ -1,7 +1,7 @@
-"""One rank of a program that an MPI launcher starts, with what Flux's job shell would do for it.
+"""One rank of a program under an MPI launcher; does what Flux's job shell would do for it.
 
-Run as `python -I -S mpi_rank.py PROGRAM [ARGUMENT...]`, by the launcher. Launchers neither set
-Flux's variables nor agree on what becomes of a rank that can't be started, fails or is killed.
+The launcher runs it as `python -I -S mpi_rank.py PROGRAM [ARGUMENT...]`. Launchers do not set
+Flux's variables, and differ in how they treat a rank that can't be started, fails or is killed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import signal
 import stat
 import sys
 
-#: Flux's variable, and what launchers call the same.
+#: Flux's variables, and the launchers' equivalents.
 _VARIABLES = {
     "FLUX_TASK_RANK": ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"),
     "FLUX_TASK_LOCAL_ID": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "FLUX_JOB_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"),
 }
-#: Node and gpus of each slot of the job, as the embedded executor has them: `0:0,1;1:0,1`.
+#: Node and gpus of each of the job's slots, set by the embedded executor: `0:0,1;1:0,1`.
 _SLOTS = "FLUX_ENDPOINT_LOCAL_SLOTS"
-#: A file's name, without the number of the signal that is its ending: a rank was killed by it.
+#: Prefix of a file whose suffix is the number of the signal that killed a rank.
 KILLED = "FLUX_ENDPOINT_KILLED"
-#: Descriptors of the launcher's own standard output and error, which ranks inherit.
+#: Descriptors of the launcher's own standard output and error, inherited by the ranks.
 OUTPUT = "FLUX_ENDPOINT_OUTPUT"
-#: What is sent to the whole process group reaches the program by itself.
+#: Signals that are sent to the whole process group, and so reach the program directly.
 _FOR_THE_PROGRAM = (
     signal.SIGHUP,
     signal.SIGINT,
@@ -35,12 +35,12 @@ _FOR_THE_PROGRAM = (
     signal.SIGUSR2,
     signal.SIGALRM,
 )
-#: What Python ignores from its start on.
+#: Signals that Python ignores by default.
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def rank_variables(environment: dict[str, str]) -> dict[str, str]:
-    """Return Flux's variables of a rank by what its launcher has set."""
+    """Return Flux's variables of a rank, from those of its launcher."""
     found = {}
     for ours, theirs in _VARIABLES.items():
         value = next((environment[name] for name in theirs if environment.get(name)), None)
@@ -50,7 +50,7 @@ def rank_variables(environment: dict[str, str]) -> dict[str, str]:
 
 
 def _place(environment: dict[str, str], rank: dict[str, str]) -> dict[str, str]:
-    """Return node and gpus of a rank: those of its slot; where ranks share slots, evenly."""
+    """Return node and gpus of a rank: those of its slot; ranks that share slots spread evenly."""
     slots = [slot.partition(":") for slot in environment.get(_SLOTS, "").split(";") if slot]
     number, size = int(rank.get("FLUX_TASK_RANK", "0")), int(rank.get("FLUX_JOB_SIZE", "1"))
     if size > len(slots):
@@ -63,9 +63,9 @@ def _place(environment: dict[str, str], rank: dict[str, str]) -> dict[str, str]:
 
 
 def end_others(code: int) -> None:
-    """Have the launcher, or Flux's job shell, end all ranks: this one has failed with `code`.
+    """Make the launcher, or Flux's job shell, end all ranks, since this one failed with `code`.
 
-    Without effect where ranks are not started by PMI's simple protocol: other launchers end the
+    Does nothing where ranks are not started by PMI's simple protocol: other launchers end the
     ranks of a failed one by themselves.
     """
     with contextlib.suppress(ValueError, KeyError, OSError):
@@ -75,10 +75,10 @@ def end_others(code: int) -> None:
 
 
 def _write_past_launcher() -> None:
-    """Take the launcher's output for our own: what it has to pass on, it loses with an abort."""
+    """Write to the launcher's own output: after an abort it loses output that it has to forward."""
     with contextlib.suppress(KeyError, ValueError, OSError):
         out, err = map(int, os.environ.pop(OUTPUT).split())
-        os.fstat(err)  # some launchers hand nothing down
+        os.fstat(err)  # some launchers do not pass it on
         os.dup2(out, 1)
         os.dup2(err, 2)
         os.close(out)
@@ -86,7 +86,7 @@ def _write_past_launcher() -> None:
 
 
 def _start(arguments: list[str]) -> int:
-    """Start the program with signals as they were here; return its process id."""
+    """Start the program with the original signal settings; return its process id."""
     environment = {**os.environ, **rank_variables(dict(os.environ))}
     ours = [s for s in _FOR_THE_PROGRAM if signal.getsignal(s) is not signal.SIG_IGN]
     for number in ours:
@@ -97,7 +97,7 @@ def _start(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise
-        # A script that does not say what runs it: a shell, as everywhere.
+        # A script without an interpreter line: run it with a shell, as everywhere.
         arguments = ["/bin/sh", *arguments]
         return os.posix_spawn(arguments[0], arguments, environment, setsigdef=default)
 

@@ -1,4 +1,4 @@
-"""What job a task becomes. Pure: nothing is submitted, no code of the user's runs."""
+"""Decides which job a task becomes. Pure: submits nothing and runs none of the user's code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flux_endpoint.functions import MPIFunction, ShellFunction, command_of
 from flux_endpoint.protocol.resources import ResourceSpecification, parse_resources
 from flux_endpoint.serialize import ComputeSerializer, unpack_buffers
 
-#: OpenMPI's launcher wants to be told that a laptop's root and few cores are all right.
+#: Lets OpenMPI's launcher run as root and with more ranks than cores, as on a laptop.
 _LOCAL_MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -30,11 +30,11 @@ _LOCAL_MPI = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 _LAUNCH = str(Path(__file__).with_name("mpiexec.sh"))
-#: Goes with a script: the nodes need not see this package.
+#: Sent along with a script, because the nodes may not see this package.
 _LAUNCH_RANKS = Path(__file__).with_name("launch.sh")
-#: Ranks may end as far apart as they like; one that fails ends the others, who may wait for it.
+#: Ranks may end at any distance in time; a failed one ends the others, which may wait for it.
 _RANKS_END = {"exit-timeout": "none", "exit-on-error": 1}
-#: Linux starts no program with an argument of so many bytes (MAX_ARG_STRLEN).
+#: Longest argument with which Linux starts a program, in bytes (MAX_ARG_STRLEN).
 _LONGEST_WORD = 1 << 17
 #: The shortest walltime, in seconds.
 _SHORTEST = 0.01
@@ -47,11 +47,11 @@ _NO_MPIEXEC = (
 
 @dataclass(frozen=True)
 class CommandPlan:
-    """A command function as a job; its end is a `ShellResult`."""
+    """A command function as a job; its value is a `ShellResult`."""
 
     request: JobRequest
     function: ShellFunction
-    #: The command line as the result reports it.
+    #: The command line that the result reports.
     command: str
     stdout: Path
     stderr: Path
@@ -59,10 +59,10 @@ class CommandPlan:
 
 @dataclass(frozen=True)
 class RanksPlan:
-    """A Python function on every rank; its end is the list of the ranks' values."""
+    """A Python function on every rank; its value is the list of the ranks' values."""
 
     request: JobRequest
-    #: Where the ranks find the task and leave their values.
+    #: The directory of the task and of the ranks' values.
     directory: Path
     ranks: int
     stdout: Path
@@ -71,7 +71,7 @@ class RanksPlan:
 
 @dataclass(frozen=True)
 class FollowPlan:
-    """Somebody else's job, which is only followed; its end is a `ShellResult`."""
+    """Somebody else's job, which is only followed; its value is a `ShellResult`."""
 
     jobid: int
 
@@ -85,9 +85,9 @@ class Planner:
 
     Attributes:
         kind: the backend's kind.
-        directory: where jobs of this endpoint keep their files.
+        directory: directory for the files of this endpoint's jobs.
         tasks: how tasks run here.
-        shell_plugin: prepares command tasks on their nodes, where it is in use.
+        shell_plugin: prepares command tasks on their nodes, if it is in use.
     """
 
     kind: Literal["flux", "local"]
@@ -99,9 +99,9 @@ class Planner:
         """Return the job that `task` becomes.
 
         Raises:
-            ResourceSpecificationError: the specification is wrong; the text names key and rule.
+            ResourceSpecificationError: the specification is invalid; the text names key and rule.
             EngineError: there is no MPI launcher.
-            DeserializationError: the endpoint does not allow how it was serialized.
+            DeserializationError: the endpoint does not allow the task's serialization strategy.
             TypeError, ValueError: the command can't be formatted with its arguments.
         """
         if task.attach is not None:
@@ -111,14 +111,14 @@ class Planner:
         if command is None:
             return self._ranks(task, resources)
         if self.tasks.allowed_serializers is not None:
-            # Nothing of a command task is code, but a site's list of strategies holds for it too.
+            # A command task contains no code, but a site's list of strategies applies to it too.
             allowed = ComputeSerializer(allowed_deserializer_types=self.tasks.allowed_serializers)
             for buffer in unpack_buffers(task.buffer):
                 allowed.allowed_strategy(buffer)
         return self._command(task.task_id, *command, resources)
 
     def task_directory(self, task_id: str) -> Path:
-        """Return where a task's job keeps its files."""
+        """Return the directory for the files of a task's job."""
         return self.directory / task_id
 
     def _command(
@@ -129,7 +129,7 @@ class Planner:
         resources: ResourceSpecification,
     ) -> CommandPlan:
         if function.walltime is not None and math.isfinite(function.walltime):
-            # A duration of 0 would be none at all.
+            # A duration of 0 would mean no limit.
             limit = min(max(function.walltime, _SHORTEST), resources.walltime or math.inf)
             resources = replace(resources, walltime=limit)
         command = function.format_command(arguments)
@@ -154,7 +154,7 @@ class Planner:
         return CommandPlan(request, function, whole, stdout, stderr)
 
     def _output(self, path: Path, task_id: str, stream: str) -> str:
-        """Return the path that Flux writes to: a link to `path` where it would fill that in."""
+        """Return the path that Flux writes to: a link to `path` if Flux would expand that."""
         return str(self.task_directory(task_id) / stream if TEMPLATE in str(path) else path)
 
     def _launched(self, request: JobRequest, command: str, *, is_mpi: bool) -> JobRequest:
@@ -176,8 +176,8 @@ class Planner:
             environment["PARSL_MPI_PREFIX"] = ""  # the one rank is the job's only task
             return _by_bash(replace(request, environment=environment, launch="rank"), command)
         launched = 'PARSL_MPI_PREFIX="/bin/bash ${0%/*}/launch $PARSL_MPI_PREFIX --"'
-        # An instance of the task's own holds the allocation from the script's first line to its
-        # last, and is where the prefix launches the ranks.
+        # A Flux instance of the task's own holds the allocation while the script runs; the prefix
+        # launches the ranks in it.
         return replace(
             request,
             command=("flux", "broker"),
@@ -189,7 +189,7 @@ class Planner:
         )
 
     def _prefix(self, resources: ResourceSpecification, *, needed: bool) -> str:
-        """Return the launcher for exactly the specified ranks."""
+        """Return the command that launches exactly the specified ranks."""
         if self.kind == "local":
             mpiexec = find_mpiexec()
             if mpiexec is None:
@@ -215,7 +215,7 @@ class Planner:
 
     def _ranks(self, task: EngineTask, resources: ResourceSpecification) -> RanksPlan:
         directory = self.task_directory(task.task_id)
-        # -P: a dill.py that another task left where this one runs is not the one that is meant.
+        # -P: do not import a dill.py that another task has left in the working directory.
         program = (sys.executable, "-P", "-m", "flux_endpoint.engine.jobs.rank", str(directory))
         request = JobRequest(
             command=program,
@@ -263,12 +263,12 @@ def _named(resources: ResourceSpecification, name: str) -> ResourceSpecification
 
 
 def _name_of(function: ShellFunction, command: str) -> str:
-    """Return what a command function is called: by its user, else its program."""
+    """Return a command function's name: the one that its user gave it, else its program's."""
     name = function.__name__
     return (program_of(command) or name) if name == type(function).__name__ else name
 
 
 def find_mpiexec() -> str | None:
-    """Return the path of an MPI launcher: beside this Python (as wheels have it), or on `PATH`."""
+    """Return the path of an MPI launcher: next to this Python (as with wheels), or on `PATH`."""
     beside = Path(sys.executable).parent
     return shutil.which("mpiexec", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")

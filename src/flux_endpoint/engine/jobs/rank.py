@@ -1,9 +1,9 @@
-"""One rank of a Python function that runs on several.
+"""One rank of a Python function that runs on several ranks.
 
 Run as `python -m flux_endpoint.engine.jobs.rank DIR`.
 
-Reads the task from DIR, runs it, and leaves what came of it there. The ranks find each other as the
-ranks of any MPI program do: a function that uses `mpi4py` has all of them in `COMM_WORLD`.
+Reads the task from DIR, runs it, and writes its value or failure there. The ranks connect like
+those of any MPI program: with `mpi4py`, `COMM_WORLD` has all of them.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from flux_endpoint.engine.jobs.mpi_rank import end_others
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings
 from flux_endpoint.functions.sdk_shims import install_stand_ins
 
-#: Who says which rank we are: Flux, then what MPI launchers set.
+#: Variables with the rank of this process: Flux's, then those of MPI launchers.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "FLUX_TASK_RANK")
 
 
 def own_rank() -> int:
-    """Return this process's rank; 0 if nothing says otherwise."""
+    """Return this process's rank; 0 if no variable has it."""
     named = (os.environ.get(name) for name in _RANK_VARIABLES)
     return next((int(rank) for rank in named if rank), 0)
 
 
 def main() -> None:
-    """Run this rank's part of the task."""
+    """Run the task on this rank."""
     directory = Path(sys.argv[1])
     task = read_task(directory)
     rank = own_rank()
     install_stand_ins()
-    for stream in (sys.stdout, sys.stderr):  # as on workers: no print fails for its characters
+    for stream in (sys.stdout, sys.stderr):  # as on workers: printing never fails on a character
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     runner = TaskRunner(TaskSettings(**task["settings"]))
     end = runner.run(task["task_id"], task["buffer"], task["result_serializers"])
@@ -47,7 +47,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         end_others(1)  # the job shell ends them only if this is the first rank to exit
-        os._exit(1)  # not through MPI_Finalize, which waits for ranks that wait for this one
+        os._exit(1)  # skips MPI_Finalize, which would wait for ranks that wait for this one
 
 
 if __name__ == "__main__":

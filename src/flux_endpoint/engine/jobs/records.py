@@ -1,8 +1,8 @@
-"""What is noted of each task's job on disk, so that an agent to come finds the job again.
+"""Records of tasks' jobs on disk, by which the next agent finds the jobs again.
 
-A note is made before the job is submitted, and gets the job's id as soon as there is one. A note
-without an id is of an agent that was killed in between: then Flux's own list says whether there is
-such a job, by the mark that it bears.
+A record is written before its job is submitted, and gets the job id when that is known. A record
+without an id was left by an agent that was killed in between. Then Flux's job list is searched for
+a job with the record's mark.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from flux_endpoint.protocol.jobid import format_jobid
 log = logging.getLogger(__name__)
 
 _RECORD = "job.json"
-#: Seconds that Flux may take from a request to a job that its list has.
+#: Seconds until a submitted job must appear in Flux's job list.
 _LISTED_AFTER = 5.0
-#: Seconds by which the clocks of hosts may be apart.
+#: Seconds by which the clocks of hosts may differ.
 _SKEW = 60.0
 
 
@@ -45,11 +45,11 @@ class Found:
 
 
 class JobRecords:
-    """The notes of one endpoint's jobs. Used by the runner's thread only.
+    """The records of one endpoint's jobs. Used by the runner's thread only.
 
     Args:
         backend: where the jobs run.
-        directory: has a directory for each task, with what belongs to its job.
+        directory: has a directory for each task, with the files of its job.
     """
 
     def __init__(self, backend: Backend, directory: Path) -> None:
@@ -57,36 +57,36 @@ class JobRecords:
         self._directory = directory
 
     def open(self) -> None:
-        """Make room for notes."""
+        """Create the directory."""
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def begin(
         self, task_id: str, starts: tuple[int, int], mark: Mapping[str, str]
     ) -> dict[str, str]:
-        """Note that a job is about to be submitted; return the mark that it has to bear."""
+        """Record that a job is about to be submitted; return the mark that it must have."""
         submission = secrets.token_hex(8)
         self._write(task_id, {"submission": submission, "asked": time.time(), "starts": starts})
         return {**mark, "submission": submission}
 
     def identified(self, task_id: str, jobid: int, starts: tuple[int, int]) -> None:
-        """Note the id of a task's job."""
+        """Record the id of a task's job."""
         self._write(task_id, {"jobid": jobid, "starts": starts})
 
     def _write(self, task_id: str, record: dict[str, object]) -> None:
         path = self._path(task_id)
-        # With this host, the instance would be gone, too.
+        # No fsync: if this host crashes, the instance is gone, too.
         text = json.dumps({"instance": self._backend.instance, **record})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_private(path, text, durable=False)
         except OSError as error:
-            logs.event(log, logging.WARNING, "job not found again after a restart", reason=error)
+            logs.event(log, logging.WARNING, "can't record a job for restarts", reason=error)
 
     def find(self, task_id: str) -> Found | None:
-        """Return the job that was submitted for a task in this instance, if there is one.
+        """Return the job that was submitted for a task in this instance, or `None`.
 
         Raises:
-            OSError: Flux would have to say it, and does not answer.
+            OSError: Flux must be asked, and does not answer.
         """
         try:
             record = json.loads(self._path(task_id).read_text(encoding="utf-8"))
@@ -102,13 +102,13 @@ class JobRecords:
         return None if jobid is None else Found(jobid, starts)
 
     def _listed(self, submission: str, asked: float) -> int | None:
-        """Return the job that bears a mark, if there is one, or comes yet: it was asked for."""
+        """Return the job with a mark; wait for it, because its submission was requested."""
         mark = {"submission": submission}
         left = asked + _LISTED_AFTER - time.time()
         jobid = self._in_list(mark, asked)
         if jobid is None and 0 < left <= _LISTED_AFTER:
             jobid = self._backend.await_marked(mark, left)
-            if jobid is None:  # it may have ended before somebody listened
+            if jobid is None:  # it may have ended before the subscription
                 jobid = self._in_list(mark, asked)
         if jobid is not None:
             logs.event(log, logging.WARNING, "job found by its mark", job=format_jobid(jobid))
@@ -119,16 +119,16 @@ class JobRecords:
         return found[0].jobid if found else None
 
     def forget(self, task_id: str) -> None:
-        """A job's end is not to be read again: another is to be submitted, or none."""
+        """Invalidate a job's record: the task gets another job, or none."""
         with suppress(OSError):
             self._path(task_id).unlink(missing_ok=True)
 
     def remove(self, task_id: str) -> None:
-        """Remove all that a task's job has left."""
+        """Remove all files of a task's job."""
         shutil.rmtree(self._directory / task_id, ignore_errors=True)
 
     def remove_all_but(self, task_ids: Collection[str]) -> None:
-        """Remove what jobs of other tasks have left."""
+        """Remove the files of other tasks' jobs."""
         with suppress(OSError):
             for path in list(self._directory.iterdir()):
                 if path.name not in task_ids:

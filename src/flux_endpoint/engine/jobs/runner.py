@@ -1,4 +1,4 @@
-"""Following the jobs that tasks became, from submission to the task's result."""
+"""Follows the jobs of tasks, from submission to the task's result."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
 log = logging.getLogger(__name__)
 
-#: Seconds in which the events of a job that was found again come in.
+#: Seconds in which the events of a recovered job arrive.
 _CATCH_UP = 5.0
-#: Seconds that Flux has to take a job, and threads to read the end of one, when the engine stops.
+#: Timeouts (s) for submissions and for reading ends when the engine stops.
 _LAST_PATIENCE = 5.0
-#: What is wrong with a task, or with what it needs here, raises one of these.
+#: Errors that mean a faulty task, or missing prerequisites on this host.
 _REFUSALS = (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError)
-#: The states that events of a job mean for its task.
+#: The task states that events of its job imply.
 _TASK_STATES = {
     "submit": TaskState.WAITING_FOR_NODES,
     "start": TaskState.EXEC_START,
@@ -58,26 +58,26 @@ _JOB_EVENTS = {"alloc": JobChange.ALLOC, "start": JobChange.START, "clean": JobC
 
 @dataclass(frozen=True)
 class _Stop:
-    """How the runner stops: whether jobs go on, and until when what is under way is awaited."""
+    """How the runner stops: whether jobs go on, and until when pending work is awaited."""
 
     keep: bool
     until: float
 
 
 class JobRunner:
-    """Runs tasks as jobs of their own. One thread owns all state; others leave messages.
+    """Runs tasks as jobs of their own. One thread owns all state; others post messages to it.
 
-    What becomes of a job is in `states.py`. What a job's end means takes questions to Flux and
-    files that may be large or slow: an `EndReader` finds it out.
+    `states.py` has the lifecycle of a job. Reading the end of a job may be slow, since it asks Flux
+    and reads files, so an `EndReader` does that.
 
     Args:
         backend: where jobs run.
-        planner: decides what job a task becomes.
-        instance: what becomes of the Flux instance.
-        listener: told what becomes of the tasks.
-        endpoint_id: results name it.
-        retries: how often a task is tried again that the system, not its user, failed.
-        output: gets what Python functions print.
+        planner: decides which job a task becomes.
+        instance: state of the Flux instance.
+        listener: callbacks for what becomes of tasks.
+        endpoint_id: UUID that results name.
+        retries: how often a task is retried after a failure of the system.
+        output: log for the output of Python functions.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class JobRunner:
         self._jobs: dict[str, Job] = {}
         #: Tasks whose ends the submitter may not have recorded yet.
         self._unsettled: set[str] = set()
-        # On the embedded executor there are no others.
+        # On the embedded executor there are no other jobs.
         self._queue = JobQueue(complete=backend.kind == "local")
-        #: Whether tasks become jobs; else only jobs of before are followed.
+        #: Whether tasks become jobs; else only earlier jobs are followed.
         self._may_start = True
-        #: Set when nothing more is started and nothing runs.
+        #: Set when nothing runs and nothing more will start.
         self._drained = threading.Event()
         self._stopping: _Stop | None = None
         self._thread = OwnerThread("job-runner", after_turn=self._after_turn)
@@ -117,30 +117,30 @@ class JobRunner:
         self._thread.start()
 
     def submit(self, task: EngineTask, attempts: list[str]) -> None:
-        """Take a task; one whose job still runs, from before a restart, is attached to it.
+        """Take a task; if its job from before a restart still exists, attach to it.
 
         Args:
             task: the task.
-            attempts: why earlier attempts at it have failed.
+            attempts: why earlier attempts have failed.
         """
         self._thread.post(lambda: self._begin(task, attempts))
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Forget jobs of tasks whose ends the submitter has recorded."""
+        """Forget the jobs of tasks whose ends the submitter has recorded."""
         self._thread.post(lambda: self._settle(task_ids))
 
     def recovered(self, task_ids: Collection[str]) -> None:
-        """Remove what an earlier runner has left of other tasks than these and those known here."""
+        """Remove the files of earlier tasks, except `task_ids` and those known here."""
         self._thread.post(
             lambda: self._records.remove_all_but({*task_ids, *self._jobs, *self._unsettled})
         )
 
     def cancel(self, task_id: str, signum: int | None) -> None:
-        """End a task's job; with `signum` only send that signal to its processes, if it runs."""
+        """End a task's job; with `signum`, only send that signal to its running processes."""
         self._thread.post(lambda: self._cancel(task_id, signum))
 
     def hold(self) -> None:
-        """Start nothing more, and keep what waits: Flux is about to end."""
+        """Start nothing more and keep waiting tasks: Flux is about to end."""
         self._thread.post(self._hold)
 
     def wait(self, timeout: float) -> None:
@@ -148,18 +148,18 @@ class JobRunner:
         self._drained.wait(timeout)
 
     def lose(self) -> None:
-        """End what runs and may not be tried again, and keep the rest: the instance is lost."""
+        """Handle the loss of the instance: fail what ran and may not be retried; leave the rest."""
         self._thread.post(self._lose)
 
     def terminate(self, reason: str) -> None:
-        """Signal all that runs (SIGTERM), and start nothing more.
+        """Send SIGTERM to all running jobs, and start nothing more.
 
-        What ends of the signal is lost for this reason.
+        Jobs that this ends are lost for `reason`.
         """
         self._thread.post(lambda: self._terminate(reason))
 
     def status(self) -> dict[str, Any]:
-        """Return counters."""
+        """Return the counters of jobs."""
         jobs = list(self._jobs.values())
         return {
             "jobs": len(jobs),
@@ -167,12 +167,12 @@ class JobRunner:
         }
 
     def stop(self, *, keep: bool) -> None:
-        """Stop following jobs; `keep` leaves them running, to be found after a restart."""
+        """Stop following jobs; with `keep` they go on, to be found after a restart."""
         self._thread.post(lambda: self._begin_to_stop(keep=keep))
         self._thread.join()
         self._ends.close()
 
-    # The runner's thread
+    # On the runner's thread
 
     def _after_turn(self) -> float:
         self._end_late()
@@ -188,10 +188,10 @@ class JobRunner:
         self._stopping = _Stop(keep, time.monotonic() + _LAST_PATIENCE)
 
     def _try_to_stop(self, stop: _Stop) -> float:
-        """Stop, unless there is something to wait for; return for how many seconds at most.
+        """Stop unless something must be awaited; return for how many seconds at most.
 
-        Else jobs would not be found, and what has just ended would run again. Nothing is told any
-        more then, not even that what is cancelled here was cancelled.
+        Otherwise jobs would not be found again, and tasks that have just ended would run again.
+        After the stop nothing is reported, not even the jobs that are cancelled here.
         """
         left = stop.until - time.monotonic()
         pending = not self._thread.is_idle or any(
@@ -206,7 +206,7 @@ class JobRunner:
         self._thread.stop()
         return math.inf
 
-    # The beginning of jobs
+    # Starting jobs
 
     def _begin(self, task: EngineTask, attempts: list[str]) -> None:
         if self._instance.now.is_lost:
@@ -224,14 +224,14 @@ class JobRunner:
             if self._backend.is_lost(error):
                 self._leave(task, attempts)
                 return
-            if not isinstance(error, _REFUSALS):  # a fault of ours, which concerns this task alone
+            if not isinstance(error, _REFUSALS):  # an internal error, which affects this task only
                 log.exception("no job could be made of task %s", task.task_id)
             text = f"{type(error).__name__}: {error}"
             self._tell_end(task, Failure(ErrorCode.ENGINE_REFUSED, text))
             return
         job.attempts = attempts
         if task.start_before is not None:
-            # Whether one that was found again runs already is not known yet.
+            # It is not known yet whether a recovered job is running.
             known = time.time() + _CATCH_UP if job.state is JobState.FOUND else 0.0
             job.start_before = max(task.start_before, known)
         self._jobs[task.task_id] = job
@@ -261,10 +261,10 @@ class JobRunner:
             log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
         )
 
-    # What happens to jobs
+    # Events of jobs
 
     def _advance(self, job: Job, event: JobChange) -> bool:
-        """Take a job to its next state, with what belongs to that; return whether it is another."""
+        """Apply an event to a job and act on it; return whether its state has changed."""
         if not job.advance(event):
             return False
         if job.state is JobState.READING:
@@ -288,7 +288,7 @@ class JobRunner:
             self._advance(job, happening)
 
     def _done(self, job: Job) -> None:
-        """A job's future is done: the job has ended, or can't be followed any more."""
+        """Handle a done future: the job has ended, or can't be followed any more."""
         if job.has_ended:
             return
         error, event = error_of(job.future), JobChange.DONE
@@ -298,11 +298,11 @@ class JobRunner:
         elif error is not None and self._backend.is_lost(error):
             event = JobChange.INSTANCE_ENDS
         elif error is not None and job.jobid is not None:
-            self._queue.forget(job.jobid)  # no events of it come any more
+            self._queue.forget(job.jobid)  # there are no more events of it
             if job.state is JobState.FOUND and isinstance(error, ValueError):
-                self._again(job, job.attempts)  # Flux knows nothing of that job any more
+                self._again(job, job.attempts)  # Flux no longer knows that job
                 return
-            # It may go on, where nobody gets to know of its end: its task must not run twice.
+            # It may still run, but its end could not be seen: its task must not run twice.
             self._cancel_all([job], "it can't be followed any more")
         self._advance(job, event)
 
@@ -334,7 +334,7 @@ class JobRunner:
         )
 
     def _conclude(self, job: Job, verdict: Verdict) -> None:
-        """Let go of a job, and of its task unless that gets another job."""
+        """Finish a job, and its task unless that gets another job."""
         task = job.task
         match verdict:
             case Left(attempts):
@@ -342,7 +342,7 @@ class JobRunner:
                     self._leave(task, attempts)
             case Again(attempts):
                 why = attempts[-1]
-                logs.event(log, logging.WARNING, "job lost, again", task=task.task_id, why=why)
+                logs.event(log, logging.WARNING, "job lost, retrying", task=task.task_id, why=why)
                 self._again(job, attempts)
             case _:
                 if self._advance(job, JobChange.RESULT):
@@ -354,14 +354,14 @@ class JobRunner:
             self._begin(job.task, attempts)
 
     def _leave(self, task: EngineTask, attempts: list[str]) -> None:
-        """Leave a task without an end: it is run again when there is something to run it on."""
+        """Leave a task without a result: it runs again when there are resources for it."""
         self._records.forget(task.task_id)
         self._listener.on_left(task.task_id, attempts)
 
     def _tell_end(self, task: EngineTask, end: Value | Failure, job: Job | None = None) -> None:
         details, statuses = self._details, [] if job is None else job.statuses
         if job is not None and job.jobid is not None:
-            # The job's events go another way than its result, and may come later.
+            # The job's events travel separately from its result, and may arrive later.
             details = {**details, JOBID: str(job.jobid)}
         self._unsettled.add(task.task_id)
         body = results.body_of(task.task_id, end, details, statuses)
@@ -373,13 +373,13 @@ class JobRunner:
                 self._unsettled.remove(task_id)
                 self._records.remove(task_id)
 
-    # Ends that we want
+    # Ending jobs on request
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         job = self._jobs.get(task_id)
         if job is None or job.state is JobState.READING:
             return
-        if signum is not None:  # it is for what runs; of one that was found, Flux knows
+        if signum is not None:  # for a running job; of a recovered one, Flux knows whether it runs
             if job.jobid is not None and job.reached is not JobState.WAITING:
                 self._backend.kill(job.jobid, signum)
             return
@@ -390,10 +390,10 @@ class JobRunner:
         if job.jobid is not None:
             self._backend.cancel(job.jobid, note)
         else:
-            job.future.cancel()  # else `_identified` cancels the job
+            job.future.cancel()  # if that is too late, `_identified` cancels the job
 
     def _end_late(self) -> None:
-        """End the jobs that wait for resources and must not be started any more."""
+        """Withdraw waiting jobs whose latest start has passed."""
         now = time.time()
         for job in list(self._jobs.values()):
             if job.waits and job.start_before <= now:
@@ -403,7 +403,7 @@ class JobRunner:
     def _terminate(self, reason: str) -> None:
         self._may_start = False
         for job in self._jobs.values():
-            if job.reached is not JobState.FOUND:  # else it isn't known yet whether it runs
+            if job.reached is not JobState.FOUND:  # else it is not known yet whether it runs
                 job.start_before = 0.0
         self._end_late()
         for job in self._jobs.values():
@@ -418,15 +418,15 @@ class JobRunner:
             if job.has_resources or job.state is JobState.READING:
                 continue
             if not job.is_followed and job.wish is not Wish.CANCEL:
-                job.want(Wish.WITHDRAW)  # by `_identified`, where it has no id yet
+                job.want(Wish.WITHDRAW)  # `_identified` does it if there is no id yet
                 self._withdraw(job, "the Flux instance is ending")
                 self._conclude(job, Left(job.attempts))
 
     def _lose(self) -> None:
         self._may_start = False
         jobs = {id_: job for id_, job in self._jobs.items() if job.state is not JobState.READING}
-        # Flux ends them no more; those of other hosts are for whoever lent the hosts. What it has
-        # started, it may not have told yet.
+        # Flux no longer ends them. The owner of the hosts cleans up processes on other hosts. Flux
+        # may have started jobs that it has not reported yet.
         started = kill_tasks(jobs)
         for task_id, job in jobs.items():
             self._lose_job(job, was_started=job.has_resources or task_id in started)
@@ -439,10 +439,10 @@ class JobRunner:
                 continue
             if job.jobid is not None:
                 self._backend.cancel(job.jobid, note)
-            elif not job.future.cancel():  # it is being submitted, and nobody hears of its id here
+            elif not job.future.cancel():  # it is being submitted, and its id will not be seen here
                 job.future.add_jobid_callback(partial(self._cancel_late, note))
 
     def _cancel_late(self, note: str, future: JobFuture) -> None:
-        """Runs on the executor's thread."""
+        """Cancel a job once it has an id. Runs on the executor's thread."""
         with suppress(RuntimeError, CancelledError):  # it was never submitted
             self._backend.cancel(future.jobid(timeout=0), note)

@@ -1,4 +1,4 @@
-"""Having Flux's job shell prepare command tasks, with the plugin `shell/flux-endpoint.lua`."""
+"""Lets Flux's job shell prepare command tasks, with the plugin `shell/flux-endpoint.lua`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flux_endpoint.engine.flux_bindings import import_flux
 from flux_endpoint.engine.jobspec import JobRequest
 from flux_endpoint.plugins import plugin_directory
 
-#: The file's name, and without its ending that of the shell option with what it needs to know.
+#: The file's name; without its suffix, the name of the shell option with the plugin's settings.
 _FILE = "flux-endpoint.lua"
 _OPTION = "flux-endpoint"
-#: What the plugin puts into a task's environment.
+#: Variables that the plugin sets in a task's environment.
 _VARIABLES = (
     "GC_TASK_UUID",
     "GC_TASK_SANDBOX_DIR",
@@ -30,15 +30,15 @@ class ShellPlugin:
     """The plugin, in use.
 
     Attributes:
-        userrc: the file that each job names; `None` if the job shell loads it by itself.
+        userrc: the file that each job names; `None` if the job shell loads the plugin by itself.
     """
 
     userrc: Path | None = None
 
     def prepare(self, request: JobRequest) -> JobRequest:
-        """Return a command task's request with what the plugin does left to the plugin."""
+        """Return a command task's request without the parts that the plugin handles."""
         if self.userrc is not None and "userrc" in request.resources.shell_options:
-            return request  # a job has one such file, and this one brings its own
+            return request  # a job has only one such file, and this one brings its own
         environment = dict(request.environment)
         given = {name: environment.pop(name, None) for name in _VARIABLES}
         sandbox = given["GC_TASK_SANDBOX_DIR"]
@@ -54,17 +54,17 @@ class ShellPlugin:
             request,
             environment=environment,
             shell_options={**request.shell_options, **more},
-            # The shell goes to its directory before the plugin can make the sandbox.
+            # The shell changes to its directory before the plugin can create the sandbox.
             cwd="/" if sandbox else request.cwd,
         )
 
 
 def find_shell_plugin(mode: Literal["auto", "always", "never"]) -> ShellPlugin | None:
-    """Return the plugin if jobs of this Flux instance are to use it.
+    """Return the plugin if jobs of this Flux instance should use it.
 
     Args:
-        mode: "auto": if the job shell loads it by itself; "always": else from this package, whose
-            files must be readable on the nodes.
+        mode: "auto": only if the job shell loads it by itself; "always": otherwise from this
+            package, whose files must be readable on the nodes; "never".
 
     Raises:
         EngineError: Flux's bindings can't be imported.
@@ -80,7 +80,7 @@ def find_shell_plugin(mode: Literal["auto", "always", "never"]) -> ShellPlugin |
 
 
 def _initrc() -> Path:
-    """Return the path of the file with which the instance's job shells start."""
+    """Return the path of the file that initializes the instance's job shells."""
     flux = import_flux()
     try:
         return Path(flux.Flux().attr_get("conf.shell_initrc"))

@@ -1,4 +1,4 @@
-"""The lifecycle of a task's job: every way that it can go, and how each task ends exactly once."""
+"""The lifecycle of a task's job: all transitions; each task ends exactly once."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from flux_endpoint.engine.state_table import StateTable
 
 
 class JobState(Enum):
-    """How far a job is."""
+    """The state of a job."""
 
     #: It has no resources yet.
     WAITING = "waiting"
-    #: It is of before a restart, and whether it has resources isn't known yet.
+    #: It was submitted before a restart; whether it has resources is not known yet.
     FOUND = "found"
     ALLOCATED = "allocated"
     RUNNING = "running"
-    #: It was ended by an exception, and its processes may live.
+    #: An exception ended it; its processes may still be alive.
     CLEARING = "clearing"
     #: Its processes are gone, and its future is not done yet.
     CLEAN = "clean"
-    #: Another thread reads how it ended; nothing is done to it meanwhile.
+    #: Another thread reads how it ended; until then nothing is done to it.
     READING = "reading"
-    #: It ended with the instance, whose loss is told in a moment.
+    #: It ended with the instance, whose loss will be reported in a moment.
     AWAITING_LOSS = "awaiting loss"
-    #: Its task's result was told.
+    #: Its task has a result.
     ENDED = "ended"
     #: Its task has no result here: it gets another job, or is left to others.
     RELEASED = "released"
 
 
 class JobChange(Enum):
-    """What may happen to a job."""
+    """Events of a job."""
 
     ALLOC = "alloc"
     START = "start"
     CLEAN = "clean"
-    #: Its future has got an exception of the job.
+    #: Its future has an exception of the job.
     EXCEPTION = "exception"
     #: Its future is done otherwise.
     DONE = "done"
@@ -45,7 +45,7 @@ class JobChange(Enum):
     RELEASE = "release"
 
 
-#: How far a job can come before it ends; what its end means depends on it.
+#: The phases that a job can reach before it ends; the meaning of its end depends on them.
 PROGRESS = (JobState.WAITING, JobState.FOUND, JobState.ALLOCATED, JobState.RUNNING)
 HAS_RESOURCES = (JobState.ALLOCATED, JobState.RUNNING)
 
@@ -86,13 +86,13 @@ JOB_STATES = StateTable[JobState, JobChange](
 
 
 class Wish(IntEnum):
-    """What we want of a job; a stronger wish replaces a weaker one.
+    """What the endpoint wants of a job; a stronger wish replaces a weaker one.
 
-    It is no part of the state: a job may start, or end by itself, after it was asked to end.
+    It is not part of the state: a job may start, or end by itself, after it was asked to end.
     """
 
     NONE = 0
-    #: It must not start any more here: its task is left to others.
+    #: It must not start here any more: its task is left to others.
     WITHDRAW = 1
-    #: Its task is ended on request.
+    #: Its task was cancelled.
     CANCEL = 2

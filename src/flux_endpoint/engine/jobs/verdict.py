@@ -1,4 +1,4 @@
-"""What becomes of a task whose job has ended. Pure: nothing is asked or told here."""
+"""Decides what becomes of a task whose job has ended. Pure."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flux_endpoint.protocol.states import ErrorCode
 
 @dataclass(frozen=True)
 class Left:
-    """The task has no end here: it is left to others, with the attempts that have failed."""
+    """The task has no result here: it is left to others, with its failed attempts."""
 
     attempts: list[str]
 
 
 @dataclass(frozen=True)
 class Again:
-    """The task gets another job, after the attempts that have failed."""
+    """The task gets another job, with its failed attempts."""
 
     attempts: list[str]
 
@@ -39,10 +39,10 @@ def verdict_on(
 
     Args:
         job: the job.
-        ending: what was found out of its end.
-        retries: how often a task is tried again that the system failed.
-        ends_jobs: whether Flux ends jobs with its instance by now.
-        resources: what there is to allocate, for a person.
+        ending: what was read about its end.
+        retries: how often a task is retried after a failure of the system.
+        ends_jobs: whether Flux is ending the jobs of the instance.
+        resources: all resources of the instance, for a text.
     """
     by_flux = ending.fate is Fate.LEFT
     match ending.outcome:
@@ -51,7 +51,7 @@ def verdict_on(
         ):
             return Left(job.attempts)
         case Finished() if by_flux:
-            return Left(job.attempts)  # the time that is over is the instance's
+            return Left(job.attempts)  # the time limit was the instance's
         case Lost(reason):
             attempts = [*job.attempts, reason]
             if len(attempts) <= retries:
@@ -85,8 +85,8 @@ def verdict_on_lost(job: Job, why: str, *, was_started: bool, retries: int) -> V
     Args:
         job: the job.
         why: why the instance is lost.
-        was_started: whether the job had been started.
-        retries: how often a task is tried again that the system failed.
+        was_started: whether the job had started.
+        retries: how often a task is retried after a failure of the system.
     """
     attempts = [*job.attempts, f"{why}, while the task's job ran"]
     if job.wish is Wish.CANCEL:

@@ -1,4 +1,4 @@
-"""What a job waits for before it may ask for resources: other jobs, or a moment (RFC 26)."""
+"""What a job waits for before it may request resources: other jobs, or a time (RFC 26)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flux_endpoint.protocol.jobid import parse_jobid
 
 
 class _Kind(enum.Enum):
-    """What of another job is waited for, in the words of Flux's notes."""
+    """The condition on another job; values have the words of Flux's notes."""
 
     START = "after-start"
     ANY = "after-finish"
     SUCCESS = "after-success"
     FAILURE = "after-failure"
     EXCEPT = "after-except"
-    #: None of a job: a moment.
+    #: No other job: a time.
     TIME = "begin-time"
 
 
@@ -44,20 +44,20 @@ _UNMET = {
 @dataclass(frozen=True, slots=True)
 class _Dependency:
     kind: _Kind
-    #: A job's id, or seconds since the epoch.
+    #: A job id, or seconds since the epoch.
     value: float
-    #: As the jobspec has it.
+    #: The text in the jobspec.
     text: str
 
 
 class Dependencies:
-    """Which jobs wait for what. Owned by the instance's thread.
+    """Which jobs wait for which. Owned by the instance's thread.
 
     Args:
         find: returns the job with an id; raises FileNotFoundError if there is none.
-        after: has something be done on the thread in so many seconds.
-        on_met: given each job that waits for nothing any more.
-        on_failed: given each job that waits in vain, and why.
+        after: calls a function on the thread after a number of seconds.
+        on_met: called with each job whose dependencies are met.
+        on_failed: called with each job whose dependencies can't be met, and the reason.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class Dependencies:
         self._after = after
         self._on_met = on_met
         self._on_failed = on_failed
-        self._open: dict[int, set[_Dependency]] = {}  # by the id of who waits
+        self._open: dict[int, set[_Dependency]] = {}  # by the id of the waiting job
         self._dependents: dict[
             int, list[tuple[LocalJob, _Dependency]]
-        ] = {}  # by whom is waited for
+        ] = {}  # by the id of the job that is waited for
 
     def add(self, job: LocalJob, others: Iterable[LocalJob]) -> bool:
-        """Return whether a new job must wait; `on_met` or `on_failed` is called later then.
+        """Return whether a new job must wait; if so, `on_met` or `on_failed` is called later.
 
         Args:
             job: the job.
             others: all jobs that have not ended.
 
         Raises:
-            OSError: EINVAL: a dependency makes no sense, or can't be met any more.
+            OSError: EINVAL: a dependency is invalid, or can't be met any more.
         """
         assert job.spec is not None
         found = {
@@ -103,7 +103,7 @@ class Dependencies:
         return True
 
     def look_at(self, target: LocalJob) -> None:
-        """Go on with those that wait for a job that has started or ended."""
+        """Check the jobs that wait for a job that has started or ended."""
         waiting = self._dependents.pop(target.id, [])
         for job, dependency in waiting:
             met = _is_met(dependency.kind, target)
@@ -117,7 +117,7 @@ class Dependencies:
 
     def _wait_until(self, job: LocalJob, dependency: _Dependency) -> None:
         left = dependency.value - time.time()
-        if left > 0:  # also if the clock was set back, or the wait was longer than waits are
+        if left > 0:  # the clock was set back, or the wait exceeds the longest timer
             self._after(left, partial(self._wait_until, job, dependency))
         else:
             self._meet(job, dependency)
@@ -125,7 +125,7 @@ class Dependencies:
     def _meet(self, job: LocalJob, dependency: _Dependency) -> None:
         left = self._open.get(job.id)
         if left is None or job.state is LocalJobState.INACTIVE:
-            self._open.pop(job.id, None)  # it was cancelled meanwhile
+            self._open.pop(job.id, None)  # it was cancelled in the meantime
             return
         left.discard(dependency)
         if not left:
@@ -135,7 +135,7 @@ class Dependencies:
     def _read(
         self, job: LocalJob, scheme: str, value: str, others: Iterable[LocalJob]
     ) -> Iterator[_Dependency]:
-        """Yield what of a dependency is not met yet."""
+        """Yield the conditions of a dependency that are not met yet."""
         assert job.spec is not None
         if scheme == "begin-time":
             moment = _moment(value)
@@ -171,7 +171,7 @@ class Dependencies:
 
 
 def _is_met(kind: _Kind, target: LocalJob) -> bool | None:
-    """Return whether a job has come so far; `None`: that is open."""
+    """Return whether a job has met a condition; `None`: not yet known."""
     if kind is _Kind.START and _has(target, "start"):
         return True
     if target.state is not LocalJobState.INACTIVE:

@@ -1,4 +1,4 @@
-"""What happens to a job, in the shape of Flux's eventlogs (RFC 18, RFC 21)."""
+"""Events of jobs in the format of Flux's eventlogs (RFC 18, RFC 21)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class EventLogEvent(dict[str, Any]):
 
     @classmethod
     def now(cls, name: str, **context: Any) -> EventLogEvent:
-        """Return an event of this moment."""
+        """Return an event with the current time."""
         return cls(timestamp=time.time(), name=name, context=context)
 
     @property
     def name(self) -> str:
-        """What happened."""
+        """The event's name."""
         return str(self["name"])
 
     @property
@@ -26,7 +26,7 @@ class EventLogEvent(dict[str, Any]):
 
     @property
     def context(self) -> dict[str, Any]:
-        """Details, with the keys that RFC 21 gives the event."""
+        """Details, with the keys that RFC 21 defines for the event."""
         context: dict[str, Any] = self.get("context", {})
         return context
 
@@ -39,8 +39,8 @@ class JobException(Exception):  # noqa: N818 - Flux's name for it
 
     Attributes:
         timestamp: seconds since the epoch.
-        type: `alloc`, `cancel`, `exec`, `timeout`, or what someone raised.
-        note: explanation for a person.
+        type: `alloc`, `cancel`, `exec`, `timeout`, or the type that someone raised.
+        note: explanation for people.
         severity: 0, fatal.
     """
 

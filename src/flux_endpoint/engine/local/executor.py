@@ -31,25 +31,25 @@ _FLAG_PRE_SIGNED, _FLAG_DEBUG, _FLAG_WAITABLE, _FLAG_NOVALIDATE = 1, 2, 4, 8
 class LocalExecutor:
     """Runs jobs on virtual nodes of this machine, as `FluxExecutor` runs them on a Flux instance.
 
-    Where the two differ is told in `docs/executors.md`.
+    `docs/executors.md` lists the differences.
 
     Args:
-        threads: how many threads complete futures and call their callbacks.
-        thread_name_prefix: of the names of those threads.
-        poll_interval: without effect: nothing here polls.
-        handle_args: without effect: there is no Flux handle.
-        handle_kwargs: without effect.
-        nodes: how many virtual nodes there are.
+        threads: number of threads that complete futures and call their callbacks.
+        thread_name_prefix: prefix of these threads' names.
+        poll_interval: ignored: nothing here polls.
+        handle_args: ignored: there is no Flux handle.
+        handle_kwargs: ignored.
+        nodes: number of virtual nodes.
         cores_per_node: cores of each; by default this machine's.
-        gpus_per_node: GPUs of each. All virtual nodes are this machine: the GPU ids of two nodes
-            overlap.
+        gpus_per_node: GPUs of each. All virtual nodes are this machine, so the GPU ids of two
+            nodes overlap.
 
     Raises:
         ValueError: a number is out of range.
     """
 
     _counter = itertools.count()
-    #: Names of the events that futures take callbacks for.
+    #: Event names that futures accept callbacks for.
     EVENTS = job_events.EVENTS
 
     def __init__(
@@ -87,11 +87,11 @@ class LocalExecutor:
         for thread in shared.threads:
             thread.start()
         self._next_thread = itertools.cycle(shared.threads)
-        # Also at the interpreter's end: futures are completed then, as with other executors.
+        # Also at the interpreter's exit: futures are completed then, as with other executors.
         self._finalizer = weakref.finalize(self, shared.shutdown, wait=True)
 
     def submit(self, *args: Any, **kwargs: Any) -> LocalExecutorFuture:
-        """Submit a job; takes what `flux.job.submit` does after its handle.
+        """Submit a job; takes the arguments of `flux.job.submit` after the handle.
 
         Args:
             *args: `jobspec` (an object with a method `dumps`, or a version-1 jobspec as JSON or
@@ -100,8 +100,8 @@ class LocalExecutor:
             **kwargs: the same by name.
 
         Returns:
-            Its future. What is wrong with the arguments is set on the future, an OSError in
-            general.
+            Its future. An invalid argument sets an exception on the future, an OSError in most
+            cases.
 
         Raises:
             RuntimeError: the executor was shut down, or is broken.
@@ -109,7 +109,7 @@ class LocalExecutor:
         return self._enqueue(lambda future: _Submission(future, args, kwargs))
 
     def attach(self, jobid: int) -> LocalExecutorFuture:
-        """Return a future that follows a job of this executor; it gets all events from the first.
+        """Return a future that follows a job of this executor; it gets all events from the start.
 
         Raises:
             RuntimeError: the executor was shut down, or is broken.
@@ -122,7 +122,7 @@ class LocalExecutor:
         return self._enqueue(package)
 
     def cancel_job(self, jobid: int, note: str = "") -> None:
-        """Cancel a job, pending or running: what `flux.job.cancel` does.
+        """Cancel a pending or running job, as `flux.job.cancel`.
 
         Raises:
             FileNotFoundError: there is no such job, or it has ended.
@@ -131,7 +131,7 @@ class LocalExecutor:
         self._instance.cancel(_jobid_number(jobid), note)
 
     def kill_job(self, jobid: int, signum: int = 15) -> None:
-        """Send a signal to all tasks of a running job: what `flux.job.kill` does.
+        """Send a signal to all tasks of a running job, as `flux.job.kill`.
 
         Raises:
             OSError: EINVAL: there is no such job or signal, or the job is not running.
@@ -140,10 +140,10 @@ class LocalExecutor:
         self._instance.kill(_jobid_number(jobid), signum)
 
     def exec_events(self, jobid: int) -> list[EventLogEvent]:
-        """Return the execution's own eventlog so far: Flux's `guest.exec.eventlog`.
+        """Return the job's execution eventlog so far: Flux's `guest.exec.eventlog`.
 
-        Its `shell.task-exit` events tell a task that was killed from one that exited: `signaled`
-        is the signal's number, or 0.
+        Its `shell.task-exit` events distinguish a killed task from one that exited: `signaled` is
+        the signal's number, or 0.
 
         Raises:
             FileNotFoundError: there is no such job.
@@ -152,10 +152,10 @@ class LocalExecutor:
         return self._instance.exec_events(_jobid_number(jobid))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs; may be called again.
+        """Accept no more jobs; may be called more than once.
 
         Args:
-            wait: return only when all futures are done and everything is cleaned up.
+            wait: return only when all futures are done and all files and processes are cleaned up.
             cancel_futures: cancel the futures whose jobs were not submitted yet.
         """
         self._shared.shutdown(wait=wait, cancel_futures=cancel_futures)
@@ -201,7 +201,7 @@ class _Attachment:
 
 @dataclass
 class _Shared:
-    """What the executor's threads share; they must not keep the executor itself alive."""
+    """State that the executor's threads share; they must not keep the executor itself alive."""
 
     broken_event: threading.Event
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -226,7 +226,7 @@ class _Shared:
                 self.instance.close()
 
     def crash(self, reason: Exception) -> None:
-        """Fail all futures: the instance can't go on."""
+        """Fail all futures, because the instance has crashed."""
         self.broken_event.set()
         for thread in self.threads:
             thread.inbox.put(partial(thread.fail_all, reason))
@@ -240,12 +240,12 @@ class _Shared:
 
 
 class _FutureThread(threading.Thread):
-    """Completes futures by what the instance says of their jobs, and calls the callbacks."""
+    """Completes futures from the instance's reports on jobs, and calls the callbacks."""
 
     def __init__(self, shared: _Shared, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._shared = shared
-        #: Futures without a job; each comes with one `take_package` in the inbox.
+        #: Futures without a job; for each, the inbox has one `take_package`.
         self.packages: collections.deque[_Submission | _Attachment] = collections.deque()
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._open: set[LocalExecutorFuture] = set()
@@ -268,7 +268,7 @@ class _FutureThread(threading.Thread):
         self._shutting_down = True
 
     def cancel_packages(self) -> None:
-        """Cancel the futures that wait for being submitted. Called from any thread."""
+        """Cancel the futures that are not submitted yet. Called from any thread."""
         while self.packages:
             try:
                 future = self.packages.popleft().future
@@ -383,7 +383,7 @@ def _set_result(future: LocalExecutorFuture, status: int) -> None:
 
 
 def _jobid_number(jobid: Any) -> int:
-    """Return `jobid` as an unsigned 64-bit number, or raise what Flux's bindings do."""
+    """Return `jobid` as an unsigned 64-bit number; raises the errors of Flux's bindings."""
     number = int(jobid)
     if number < 0:
         raise OverflowError("can't convert negative number to unsigned")

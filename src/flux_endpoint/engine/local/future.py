@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Event(Protocol):
-    """What an event callback gets: an `EventLogEvent`, Flux's or ours."""
+    """The argument of an event callback: an `EventLogEvent`, Flux's or ours."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -28,16 +28,16 @@ class Event(Protocol):
 class LocalExecutorFuture(concurrent.futures.Future[int]):
     """A `concurrent.futures.Future` for one job, with the interface of `FluxExecutorFuture`.
 
-    Its result is the highest exit status of the job's processes, or `-signum` when the job shell
-    was ended by a signal. Callbacks that raise are logged and otherwise ignored. Events go on
-    after the future is done.
+    Its result is the highest exit status of the job's processes, or `-signum` if a signal ended the
+    job shell. Exceptions of callbacks are logged and otherwise ignored. Events may follow after the
+    future is done.
 
     Args:
-        owning_thread_id: `ident` of the thread that will complete the future. In that thread, which
-            runs the callbacks, waiting for it raises RuntimeError.
+        owning_thread_id: `ident` of the thread that will complete the future. That thread runs the
+            callbacks; waiting for the future on it raises RuntimeError.
     """
 
-    #: Names of the events that `add_event_callback` takes.
+    #: Event names that `add_event_callback` accepts.
     EVENTS = job_events.EVENTS
 
     def __init__(self, owning_thread_id: int | None) -> None:
@@ -55,11 +55,11 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
         self._event_callbacks = defaultdict(list)
 
     def jobid(self, timeout: float | None = None) -> int:
-        """Return the job's id, waiting for it at most `timeout` seconds; `None`: without limit.
+        """Return the job's id; wait for it at most `timeout` seconds (`None`: without limit).
 
         Raises:
-            concurrent.futures.TimeoutError: there was none in time.
-            concurrent.futures.CancelledError: the future was cancelled before it had one.
+            concurrent.futures.TimeoutError: there was no id in time.
+            concurrent.futures.CancelledError: the future was cancelled before it had an id.
             RuntimeError: the job could not be submitted.
         """
         with self._jobid_ready:
@@ -71,9 +71,9 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
         return jobid
 
     def add_jobid_callback(self, callback: Callable[[Self], object]) -> Self:
-        """Call `callback` with this future as soon as `jobid` will not block; at once if so now."""
+        """Call `callback` with this future once `jobid` would not block; at once if so already."""
         with self._jobid_ready:
-            # A job that could not be submitted will never have an id: late callbacks wait for ever.
+            # A job that could not be submitted never gets an id; later callbacks are never called.
             if self._jobid is None:
                 self._jobid_callbacks.append(callback)
                 return self
@@ -81,10 +81,10 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
         return self
 
     def add_event_callback(self, event: str, callback: Callable[[Self, Any], object]) -> Self:
-        """Call `callback` with this future and each `event`, past ones now and others as they come.
+        """Call `callback` with this future and each `event`: past events now, others as they come.
 
         Raises:
-            ValueError: there is no such event.
+            ValueError: `event` is unknown.
         """
         if event not in self.EVENTS:
             raise ValueError(event)
@@ -95,22 +95,22 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
         return self
 
     def add_done_callback(self, fn: Callable[[Self], object]) -> Self:  # type: ignore[override]  # returns self
-        """Call `fn` with this future when it is done, at once if it is; return self."""
+        """Call `fn` with this future when it is done; at once if it is already. Return self."""
         super().add_done_callback(fn)  # type: ignore[arg-type]  # Self is what it is called with
         return self
 
     def result(self, timeout: float | None = None) -> int:
-        """Return the job's result, waiting at most `timeout` seconds.
+        """Return the job's result; wait at most `timeout` seconds.
 
         Raises:
-            RuntimeError: called from inside a callback, where waiting would never end.
+            RuntimeError: called inside a callback, where waiting would never end.
             JobException: the job had a fatal exception.
         """
         self._refuse_to_deadlock()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what `result` would raise of the job's, or `None`; waits as `result`."""
+        """Return the exception of the job that `result` would raise, or `None`; waits like it."""
         self._refuse_to_deadlock()
         return super().exception(timeout)
 
@@ -124,7 +124,7 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
         return cancelled
 
     def set_exception(self, exception: BaseException | None) -> None:
-        """For executors and tests: complete the future; without a job id so far it gets none."""
+        """Complete the future; without a job id, `jobid` fails too. For executors and tests."""
         self._settle_jobid(RuntimeError(f"job could not be submitted due to {exception!r}"))
         super().set_exception(exception)
 
@@ -135,7 +135,7 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
         self._set_jobid(None, error)
 
     def _set_jobid(self, jobid: Any, exc: BaseException | None = None) -> None:
-        """For executors and tests: say which id the job got, or why there is none."""
+        """Set the job's id, or the reason why there is none. For executors and tests."""
         with self._jobid_ready:
             if self._jobid_is_set:
                 raise RuntimeError("invalid state: the job id is already set")
@@ -146,12 +146,12 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
             self._call(callback)
 
     def _set_event(self, event: Event) -> None:
-        """For executors and tests: pass an event to the callbacks, and keep it for later ones."""
+        """Pass an event to the callbacks, and keep it for later ones. For executors and tests."""
         if event.name not in self.EVENTS:
             raise ValueError(event.name)
         with self._event_lock:
             self._events[event.name].append(event)
-            # One that is added meanwhile, by a callback, has got the event then.
+            # A callback that is added meanwhile, by another callback, has got the event already.
             for callback in list(self._event_callbacks[event.name]):
                 self._call(callback, event)
 

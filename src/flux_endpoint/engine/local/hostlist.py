@@ -1,4 +1,4 @@
-"""Lists of hosts as text (RFC 29), such as `node[1-3,7],login`."""
+"""Host lists as text (RFC 29), such as `node[1-3,7],login`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _PART = re.compile(rf"([^\[\],\s]+)(?:\[({_RANGE}(?:,{_RANGE})*)\]([^\[\],\s]*))
 
 
 def expand(hostlist: str) -> Iterator[str]:
-    """Return the hosts of a list, one after another: there may be very many.
+    """Yield the hosts of a list; there may be very many.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a host list.
     """
     parts = []
     at = 0

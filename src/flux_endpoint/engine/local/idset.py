@@ -9,12 +9,12 @@ _IDSET = re.compile(r"\[?\d+(-\d+)?(,\d+(-\d+)?)*\]?", re.ASCII)
 
 
 def is_idset(value: object) -> bool:
-    """Return whether `value` is the text of an idset that is not empty."""
+    """Return whether `value` is the text of a nonempty idset."""
     return isinstance(value, str) and _IDSET.fullmatch(value) is not None
 
 
 def contains(idset: str, number: int) -> bool:
-    """Return whether `number` is in `idset`, which must be one; it is not expanded."""
+    """Return whether `number` is in `idset`, which must be valid; it is not expanded."""
     for part in idset.removeprefix("[").removesuffix("]").split(","):
         first, _, last = part.partition("-")
         if int(first) <= number <= int(last or first):
@@ -23,7 +23,7 @@ def contains(idset: str, number: int) -> bool:
 
 
 def encode(ids: Iterable[int]) -> str:
-    """Return `ids` as an idset with brackets around more than one."""
+    """Return `ids` as an idset, with brackets if there is more than one."""
     runs: list[list[int]] = []
     for number in sorted(ids):
         if runs and number == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""The embedded instance: queues jobs, gives them resources, runs them and tells what happens."""
+"""The embedded instance: queues jobs, allocates resources, runs the jobs and reports events."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds between the signal that asks a job's tasks to end and SIGKILL.
 KILL_TIMEOUT = 5.0
-#: Seconds that the other tasks have when one has exited, unless the shell option `exit-timeout`
-#: says otherwise.
+#: Seconds that the other tasks have after one has exited, unless the shell option `exit-timeout`
+#: sets another limit.
 EXIT_TIMEOUT = 30.0
-#: Ended jobs that can still be attached to.
+#: Number of ended jobs that can still be attached to.
 MAX_INACTIVE = 2_000
 _SHUT_DOWN = "the executor has been shut down"
 
@@ -43,12 +43,12 @@ T = TypeVar("T")
 
 
 class LocalInstance:
-    """Owns all jobs, in one thread; every method may be called from any thread.
+    """Owns all jobs, on one thread; every method may be called from any thread.
 
     Args:
-        pool: what there is to allocate.
-        name: of the thread.
-        on_crash: called when the thread can't go on, with the reason.
+        pool: the resources.
+        name: the thread's name.
+        on_crash: called with the reason when the thread can't go on.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LocalInstance:
         self._thread = OwnerThread(
             name, after_turn=self._schedule, at_end=self._close, on_error=self._fail
         )
-        # By messages: a chain of jobs that wait for each other may be long.
+        # By messages rather than recursion: a chain of dependent jobs may be long.
         self._dependencies = Dependencies(
             self._find,
             self._thread.after,
@@ -90,15 +90,15 @@ class LocalInstance:
         answer: Callable[[int | OSError], None],
         watcher: Watcher,
     ) -> None:
-        """Queue a job: `answer` gets its id, or why it is refused, then `watcher` its events."""
+        """Queue a job. `answer` gets its id, or the refusal; then `watcher` gets its events."""
         self._post(partial(self._submit, spec, urgency, flags, answer, watcher))
 
     def attach(self, jobid: int, watcher: Watcher, on_unknown: Callable[[], None]) -> None:
-        """Give `watcher` the job's events from its first one on."""
+        """Give `watcher` the job's events, from the first on."""
         self._post(partial(self._attach, jobid, watcher, on_unknown))
 
     def cancel(self, jobid: int, note: str) -> None:
-        """Raise a fatal exception of type `cancel` on a job; returns when that is done.
+        """Raise a fatal exception of type `cancel` on a job; returns when it has been raised.
 
         Raises:
             FileNotFoundError: there is no such job, or it has ended.
@@ -109,7 +109,7 @@ class LocalInstance:
         """Send a signal to all tasks of a running job.
 
         Raises:
-            OSError: EINVAL: no such job, it is not running, or there is no such signal.
+            OSError: EINVAL: there is no such job or signal, or the job is not running.
         """
         self._call(lambda: self._signal_job(jobid, signum))
 
@@ -122,7 +122,7 @@ class LocalInstance:
         return self._call(lambda: list(self._find(jobid).exec_events))
 
     def close(self) -> None:
-        """Kill what runs, and end the thread."""
+        """Kill all jobs, and end the thread."""
         self._thread.stop()
         self._thread.join()
 
@@ -139,7 +139,7 @@ class LocalInstance:
     # ---- the thread -------------------------------------------------------------------------
 
     def _fail(self, error: Exception) -> None:
-        """Nothing can be relied on any more."""
+        """Handle a crash: the state is unreliable from now on."""
         log.error("the embedded executor failed", exc_info=error)
         self._thread.stop()
         self._on_crash(error)
@@ -187,7 +187,7 @@ class LocalInstance:
             self._ready(job)
 
     def _ready(self, job: LocalJob) -> None:
-        """Queue a job that waits for no other."""
+        """Queue a job that has no open dependencies."""
         if job.state is not LocalJobState.PENDING:
             return
         assert job.spec is not None
@@ -204,11 +204,11 @@ class LocalInstance:
         except UnsatisfiableError as exc:
             self._raise(job, "alloc", str(exc))
             return
-        if job.priority > 0:  # of urgency 0: held
+        if job.priority > 0:  # else the job is held (urgency 0)
             heapq.heappush(self._pending, (-job.priority, job.id))
 
     def _schedule(self) -> float:
-        """Start jobs in order of priority, then id, as long as the first one fits."""
+        """Start jobs by priority, then id, as long as the first one fits."""
         while self._pending:
             job = self._jobs.get(self._pending[0][1])
             if job is not None and job.state is LocalJobState.PENDING:
@@ -220,7 +220,7 @@ class LocalInstance:
                 job.allocation = allocation
                 self._start(job)
             heapq.heappop(self._pending)
-        return math.inf  # whatever changes that is posted
+        return math.inf  # every change of that posts a message
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -264,7 +264,7 @@ class LocalInstance:
                 if self._keeper is None:
                     self._keeper = self._new_keeper()
                 self._keeper.spawn(key, commands)
-            except RuntimeError:  # its helper was killed; its groups are reported as ended
+            except RuntimeError:  # the helper was killed; its groups are reported as ended
                 self._keeper = None
                 if attempt == 2:
                     raise
@@ -318,7 +318,7 @@ class LocalInstance:
             self._first_exit(job, task.rank, status)
 
     def _first_exit(self, job: LocalJob, rank: int, status: int) -> None:
-        """Don't let the tasks that wait for the one that is gone hold their resources for ever."""
+        """Limit the time of the other tasks, which may wait for the ended one."""
         assert job.spec is not None
         what = f"{job.spec.command[0]}: task rank {rank} on host {socket.gethostname()}"
         options = job.spec.shell_options
@@ -335,7 +335,7 @@ class LocalInstance:
             self._raise(job, kind, note)
 
     def _raise_if_running(self, job: LocalJob, kind: str, note: str) -> None:
-        if job.state is LocalJobState.RUNNING and not job.doomed:
+        if job.state is LocalJobState.RUNNING and not job.is_ending:
             self._raise(job, kind, note)
 
     def _group_exited(self, key: str, status: int) -> None:
@@ -350,18 +350,18 @@ class LocalInstance:
     def _raise(
         self, job: LocalJob, kind: str, note: str, stop_signal: int = signal.SIGTERM
     ) -> None:
-        """Post a fatal exception; end the job."""
+        """Post a fatal exception and end the job."""
         job.post("exception", type=kind, severity=0, note=note, userid=os.getuid())
         if job.state is LocalJobState.PENDING:
             job.post("clean")
             self._retire(job)
-        elif not job.doomed:
-            job.doomed = True
+        elif not job.is_ending:
+            job.is_ending = True
             self._signal_groups(job, stop_signal)
             self._thread.after(KILL_TIMEOUT, partial(self._kill_groups, job))
 
     def _expire(self, job: LocalJob) -> None:
-        if job.state is LocalJobState.RUNNING and not job.doomed:
+        if job.state is LocalJobState.RUNNING and not job.is_ending:
             self._raise(job, "timeout", "resource allocation expired", signal.SIGALRM)
 
     def _cancel(self, jobid: int, note: str) -> None:
@@ -395,7 +395,7 @@ class LocalInstance:
     def _finish(self, job: LocalJob, status: int) -> None:
         job.post_exec("complete", status=status)
         job.post_exec("done")
-        # Who is told of the end finds the temporary directory gone, as with Flux's job shell.
+        # The temporary directory is gone before the end is reported, as with Flux's job shell.
         if job.launcher is not None:
             shutil.rmtree(job.launcher.temporary, ignore_errors=True)
         job.post("finish", status=status)

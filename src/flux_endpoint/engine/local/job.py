@@ -1,4 +1,4 @@
-"""One job of the embedded executor: its state, its events and who watches them."""
+"""One job of the embedded executor: its state, its events and their watchers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import LaunchedTask, Launcher
 from flux_endpoint.engine.local.resources import Allocation
 
-#: Gets each event of a job, and at last `None`. Called from the instance's thread: must not block.
+#: Called with each event of a job, finally with `None`, on the instance's thread. Must not block.
 Watcher = Callable[[EventLogEvent | None], None]
 
-#: Priority of a job of urgency 31, as Flux has it.
+#: Flux's priority of a job with urgency 31.
 EXPEDITE = 4294967295
 
 
 class LocalJobState(enum.Enum):
-    """Where a job is."""
+    """States of a job."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -35,7 +35,7 @@ class LocalJob:
         self.priority = EXPEDITE if urgency == 31 else urgency
         self.state = LocalJobState.PENDING
         self.events: list[EventLogEvent] = []
-        #: The execution's own eventlog, Flux's `guest.exec.eventlog`.
+        #: The execution eventlog, Flux's `guest.exec.eventlog`.
         self.exec_events: list[EventLogEvent] = []
         self.allocation: Allocation = ()
         self.launcher: Launcher | None = None
@@ -46,8 +46,8 @@ class LocalJob:
         self.shell_started = False
         self.statuses: dict[int, int] = {}  # index of the node -> wait status of its shell
         self.task_exited = False
-        #: Whether a fatal exception is ending it already.
-        self.doomed = False
+        #: Whether a fatal exception is already ending it.
+        self.is_ending = False
         self._watchers: list[Watcher] = []
 
     def watch(self, watcher: Watcher) -> None:
@@ -67,11 +67,11 @@ class LocalJob:
             watcher(event)
 
     def post_exec(self, name: str, **context: Any) -> None:
-        """Add an event to the execution's eventlog."""
+        """Add an event to the execution eventlog."""
         self.exec_events.append(EventLogEvent.now(name, **context))
 
     def retire(self) -> None:
-        """Make the job inactive: no event comes any more."""
+        """Make the job inactive: there are no more events."""
         self.state = LocalJobState.INACTIVE
         watchers, self._watchers = self._watchers, []
         self.spec = self.launcher = None

@@ -1,4 +1,4 @@
-"""Read and check a version-1 jobspec (RFC 14, RFC 25) as Flux's ingest does, with its errors."""
+"""Reads and checks a version-1 jobspec (RFC 14, RFC 25) as Flux's ingest does, with its errors."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PER_RESOURCE = ("node", "core")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The resources of a job: `slots` in all, each of `cores` and `gpus` on one node."""
+    """The resources of a job: the number of slots, each with `cores` and `gpus` on one node."""
 
     slots: int
     cores: int
     gpus: int = 0
-    #: Over how many nodes the slots are spread evenly; 0: however they fit.
+    #: Number of nodes over which the slots are spread evenly; 0: wherever they fit.
     nodes: int = 0
     exclusive: bool = False
     constraints: dict[str, Any] | None = None
@@ -37,12 +37,12 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class LocalJobspec:
-    """What the embedded executor needs of a jobspec."""
+    """The parts of a jobspec that the embedded executor uses."""
 
     command: tuple[str, ...]
-    #: Resources, or why they can't be told: Flux lets the scheduler find that out.
+    #: Resources, or why they are unclear: Flux leaves it to the scheduler to report that.
     shape: Shape | str
-    #: Tasks for each slot, unless `total` says how many there are in all.
+    #: Tasks per slot, unless `total` has their total number.
     per_slot: int = 1
     total: int | None = None
     duration: float = 0.0
@@ -50,22 +50,22 @@ class LocalJobspec:
     environment: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
     shell_options: Mapping[str, Any] = field(default_factory=dict)
-    #: Name, content and mode of each file that the tasks find in their temporary directory.
+    #: Name, content and mode of each file for the tasks' temporary directory.
     files: tuple[tuple[str, bytes, int], ...] = ()
-    #: Scheme and value of each.
+    #: Scheme and value of each dependency.
     dependencies: tuple[tuple[str, str], ...] = ()
 
 
 def read_jobspec(jobspec: Any, *, pre_signed: bool = False) -> LocalJobspec:
-    """Return the parts of `jobspec` that matter here.
+    """Return the parts of `jobspec` that are used here.
 
     Args:
         jobspec: an object with a method `dumps`, or JSON or YAML text.
-        pre_signed: the text is wrapped by Flux's signing, with the mechanism `none`.
+        pre_signed: whether the text is wrapped by Flux's signing with the mechanism `none`.
 
     Raises:
-        TypeError: it is nothing of that kind.
-        OSError: the text can't be read (EINVAL), or its content was rejected (PermissionError).
+        TypeError: `jobspec` is neither.
+        OSError: the text can't be read (EINVAL), or its content is rejected (PermissionError).
     """
     if jobspec is None:
         raise OSError(errno.EINVAL, "jobspec must not be None/NULL")
@@ -238,7 +238,7 @@ def _check_constraints(constraint: Any) -> None:
 
 
 def _check_hosts(hostlist: Any) -> None:
-    """Refuse hosts that there are not: there is one, whose name the virtual nodes have."""
+    """Reject unknown hosts: the only one is this host, whose name all virtual nodes have."""
     try:
         hosts = expand(hostlist)
     except (TypeError, ValueError):
@@ -309,7 +309,7 @@ def _dependencies(system: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _refuse_queue(system: Mapping[str, Any]) -> None:
-    """Raise OSError for a queue, as Flux does where none is configured."""
+    """Reject a queue with OSError, as Flux does where no queues are configured."""
     queue = system.get("queue")
     if queue is not None:
         raise OSError(errno.EINVAL, f"'{queue}' is not a valid queue: there are none here")
@@ -334,7 +334,7 @@ def _shell_options(system: Mapping[str, Any]) -> Mapping[str, Any]:
 def stream_options(options: Mapping[str, Any], direction: str, stream: str) -> Mapping[str, Any]:
     """Return the shell options of `stdin`, `stdout` or `stderr`.
 
-    What is not said of `stderr` is as for `stdout`.
+    `stderr` inherits the options of `stdout` that it does not set.
     """
     name = f"attributes.system.shell.options.{direction}"
     streams = _mapping(options.get(direction) or {}, name)

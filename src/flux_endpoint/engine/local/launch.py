@@ -1,4 +1,4 @@
-"""From a jobspec and an allocation to the processes of a job, as Flux's job shell."""
+"""Turns a jobspec and an allocation into the processes of a job, as Flux's job shell does."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from flux_endpoint.engine.local.resources import Allocation, NodeShare
 from flux_endpoint.processes import Command
 from flux_endpoint.protocol.jobid import Form, format_jobid
 
-#: What belongs to a Flux instance or to a launcher above us, and would mislead the tasks.
+#: Variables of an enclosing Flux instance or launcher, which would mislead the tasks.
 _NOT_INHERITED = ("FLUX_URI", "FLUX_KVS_NAMESPACE", "FLUX_JOB_ID_PATH")
 _NOT_INHERITED_PREFIX = ("PMI_", "PMIX_")
-#: Names the variable that tells the launcher of a task's ranks where each slot of the job is.
+#: Tells the launcher of a task's ranks the places of the job's slots.
 PLACES = "FLUX_ENDPOINT_LOCAL_SLOTS"
-#: Tasks of one job; each is a process of this machine.
+#: The most tasks of one job; each is a process of this machine.
 MAX_TASKS = 10_000
-#: As Flux's job shell finds it: up to the first braces that close, whatever is before them.
+#: A template as Flux's job shell finds it: up to the first closing braces.
 _TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedTask:
-    """One process of a job: where it is and what it is started with."""
+    """One process of a job: its place and its arguments."""
 
     rank: int
     local_id: int
@@ -42,11 +42,10 @@ class Launcher:
 
     Args:
         jobid: the job's id.
-        spec: what it runs.
-        allocation: what it runs on.
-        directory: where its output goes unless the jobspec says otherwise, and its temporary
-            directory is.
-        default_cwd: where it runs unless the jobspec says otherwise.
+        spec: its jobspec.
+        allocation: its resources.
+        directory: default directory of its output, and parent of its temporary directory.
+        default_cwd: its working directory, unless the jobspec has one.
     """
 
     def __init__(
@@ -68,13 +67,13 @@ class Launcher:
         cwd = spec.cwd or default_cwd
         self._cwd = cwd if os.path.isdir(cwd) else "/tmp"  # noqa: PTH112, S108 - as Flux's shell
         self._opened: set[str] = set()
-        #: Names files: not every locale's file names can have the ƒ.
+        #: For file names: not every locale allows ƒ in these.
         self._number = format_jobid(jobid, "dec")
         self.temporary = directory / f"tmp-{self._number}"
 
     @property
     def taskmap(self) -> list[list[int]]:
-        """The tasks of each node as RFC 34 maps them: first node, nodes, tasks for each, repeat."""
+        """The task map of RFC 34: entries of first node, nodes, tasks per node, repetitions."""
         blocks: list[list[int]] = []
         for index, count in enumerate(self._counts):
             if blocks and blocks[-1][2] == count:
@@ -84,7 +83,7 @@ class Launcher:
         return blocks
 
     def plan(self) -> list[list[LaunchedTask]]:
-        """Return the tasks of each node, ranks in blocks; their output files exist then.
+        """Return the tasks of each node, ranks in blocks; creates their output files.
 
         Raises:
             OSError: an output file can't be opened.
@@ -97,7 +96,7 @@ class Launcher:
             path = self.temporary / name
             try:
                 path.write_bytes(content)
-            except OSError as error:  # of a full disk it does not say which file it is
+            except OSError as error:  # when the disk is full, it does not name the file
                 raise OSError(error.errno, error.strerror, str(path)) from error
             path.chmod(mode)
         base = self._base_environment()
@@ -153,7 +152,7 @@ class Launcher:
         return env
 
     def _places(self) -> str:
-        """Return node and gpus of each slot, for ranks that the job's one task starts there."""
+        """Return node and gpus of each slot, for ranks that the job's single task starts there."""
         places = []
         for share in self._allocation:
             for slot in range(share.slots):
@@ -179,7 +178,7 @@ class Launcher:
         path = self._cwd_path(self._render(options["path"], names))
         if path not in self._opened:
             self._opened.add(path)
-            # Tasks append: those that share a file must not overwrite one another.
+            # Tasks append, so that those that share a file do not overwrite one another.
             appended = self._spec.shell_options["output"].get("mode") == "append"
             _create(path, appended=appended)
         return path
@@ -202,15 +201,15 @@ class Launcher:
                     return str(self._size)
                 case "nnodes":
                     return str(len(self._allocation))
-            return found[0]  # unknown: left as it is
+            return found[0]  # an unknown template stays as it is
 
         return _TEMPLATE.sub(value, template)
 
 
 def _create(path: str, *, appended: bool) -> None:
-    """Make an output file, empty unless it is appended to; raises OSError if that can't be.
+    """Create an output file, empty unless it is appended to; raises OSError if that fails.
 
-    A named pipe is left alone: its task opens it, and waits until somebody reads.
+    A named pipe is left alone: its task opens it, and waits for a reader.
     """
     with suppress(FileNotFoundError):
         if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116 - text in
@@ -240,7 +239,7 @@ def _task_counts(spec: LocalJobspec, allocation: Allocation) -> list[int]:
         return [each * len(share.cores) for share in allocation]
     if spec.total is None:
         return [spec.per_slot * share.slots for share in allocation]
-    # One task for each slot in the order of the nodes; what is left over goes around again.
+    # One task per slot in the order of the nodes; the remaining tasks start over again.
     counts = [0] * len(allocation)
     left = spec.total
     while left and sum(counts) <= MAX_TASKS:

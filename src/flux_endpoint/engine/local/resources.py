@@ -1,4 +1,4 @@
-"""Virtual nodes with cores and GPUs, allocated and freed as Flux's scheduler does."""
+"""Virtual nodes with cores and GPUs, allocated and freed as by Flux's scheduler."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flux_endpoint.engine.local.jobspec import Shape
 
 
 class UnsatisfiableError(Exception):
-    """The request can't be met even when nothing else runs."""
+    """The request can't be met even if nothing else runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What a job has of one node."""
+    """A job's resources on one node."""
 
     rank: int
     cores: tuple[int, ...]
@@ -36,7 +36,7 @@ class _Node:
 
 
 class ResourcePool:
-    """All there is, and what of it is free. Owned by one thread."""
+    """All resources, and which of them are free. Owned by one thread."""
 
     def __init__(self, nodes: int, cores_per_node: int, gpus_per_node: int) -> None:
         self.cores_per_node = cores_per_node
@@ -47,7 +47,7 @@ class ResourcePool:
         ]
 
     def check(self, shape: Shape) -> None:
-        """Raise UnsatisfiableError, in the words of Flux's scheduler, if `shape` never fits."""
+        """Raise UnsatisfiableError, with the text of Flux's scheduler, if `shape` never fits."""
         candidates = [n for n in self._nodes if matches(n.rank, shape.constraints)]
         cores, gpus = self.cores_per_node, self.gpus_per_node
         if shape.exclusive:
@@ -81,7 +81,7 @@ class ResourcePool:
                     )
 
     def allocate(self, shape: Shape) -> Allocation | None:
-        """Take what `shape` asks for; `None` if it is not free now."""
+        """Allocate the resources of `shape`; `None` if they are not free now."""
         candidates = [n for n in self._nodes if matches(n.rank, shape.constraints)]
         candidates.sort(key=lambda node: (-len(node.cores), node.rank))  # spread the load
         plan = self._plan(shape, candidates)
@@ -93,7 +93,7 @@ class ResourcePool:
         )
 
     def free(self, allocation: Allocation) -> None:
-        """Give an allocation back."""
+        """Free an allocation."""
         for share in allocation:
             node = self._nodes[share.rank]
             node.cores.update(share.cores)

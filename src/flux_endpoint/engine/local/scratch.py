@@ -1,4 +1,4 @@
-"""The private directory of an instance, removed with it, or by a later one if it was killed."""
+"""An instance's private directory; if the instance is killed, a later one removes it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _LOCK = "lock"
 
 
 class ScratchDirectory:
-    """A new directory below the system's one for temporary files."""
+    """A new directory in the system's directory for temporary files."""
 
     def __init__(self) -> None:
         _sweep(Path(tempfile.gettempdir()))
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # Held for as long as we live: how another instance knows that somebody needs the directory.
-        # It gets its name when it is locked: one that starts just now must not find it free.
+        # The lock, held as long as we live, shows other instances that the directory is in use. The
+        # directory gets its name after it is locked, so that none finds it unlocked.
         unnamed = self.path / f"{_LOCK}.new"
         self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         unnamed.rename(self.path / _LOCK)
 
     def remove(self) -> None:
-        """Remove the directory with all that is in it."""
+        """Remove the directory and its contents."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what this user's instances that were killed left in `parent`."""
+    """Remove the directories that killed instances of this user have left in `parent`."""
     for path in parent.glob(f"{_PREFIX}*"):
-        # In use, removed just now, or nested so deeply that it can't be removed.
+        # In use, just removed, or nested too deeply to be removed.
         with contextlib.suppress(OSError, RecursionError):
             if path.lstat().st_uid != os.getuid():
                 continue

@@ -1,1 +1,1 @@
-"""Resident workers: the pool in the agent, a manager on each node, the workers it forks."""
+"""Resident workers: the pool in the agent, a manager on each node, and the workers it forks."""

@@ -1,4 +1,4 @@
-"""Tasks that wait for a worker, and the ends of those that get none."""
+"""Tasks that wait for a worker, and the ends of tasks that never get one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 
 class TaskBacklog:
-    """The tasks that no manager has, in the order in which they are to be run.
+    """The tasks that no manager has, in the order in which they should run.
 
     Args:
-        retries: how often a task is tried again that lost its worker through no fault of its own.
-        on_left: told the id of each task that is left to others, and why attempts at it failed.
+        retries: how often a task is retried that lost its worker through no fault of its own.
+        on_left: called with the id of each task that is left to others, and its failed attempts.
     """
 
     def __init__(self, retries: int, on_left: Callable[[str, list[str]], None]) -> None:
         self._entries: deque[TaskEntry] = deque()
         self._retries = retries
         self._on_left = on_left
-        #: When the first of them must not be started any more, in seconds since the epoch.
+        #: The earliest `start_before` of the tasks, in seconds since the epoch.
         self.late_at = math.inf
         self._closed = False
 
@@ -33,7 +33,7 @@ class TaskBacklog:
         return len(self._entries)
 
     def append(self, entry: TaskEntry) -> None:
-        """Queue a task behind all others."""
+        """Append a task."""
         self._note_deadline(entry)
         self._entries.append(entry)
 
@@ -42,11 +42,11 @@ class TaskBacklog:
             self.late_at = min(self.late_at, entry.task.start_before)
 
     def take(self) -> TaskEntry:
-        """Return the task that is to be run next, which waits no more."""
+        """Remove and return the next task."""
         return self._entries.popleft()
 
     def requeue(self, entry: TaskEntry) -> None:
-        """Queue a task before all others: it was given to a manager, and not started."""
+        """Put a task first that was sent to a manager and not started."""
         entry.started = None
         if entry.cancelled:
             self.end_cancelled(entry)
@@ -55,10 +55,10 @@ class TaskBacklog:
             self._entries.appendleft(entry)
 
     def retry_or_fail(self, entry: TaskEntry, reason: str) -> bool:
-        """Queue a task before all others that was lost while it ran, or end it.
+        """Put a task first that was lost while it ran, or fail it after too many attempts.
 
         Returns:
-            Whether it is tried again.
+            Whether it is retried.
         """
         if entry.cancelled:
             self.end_cancelled(entry)
@@ -73,11 +73,11 @@ class TaskBacklog:
         return False
 
     def find(self, task_id: str) -> TaskEntry | None:
-        """Return a task that waits here."""
+        """Return a waiting task, or `None`."""
         return next((each for each in self._entries if each.task.task_id == task_id), None)
 
     def extract(self, task_ids: Container[str]) -> list[TaskEntry]:
-        """Take tasks out that somebody has, and return them."""
+        """Remove and return the tasks with these ids, which managers have."""
         found = [each for each in self._entries if each.task.task_id in task_ids]
         if found:
             self._entries = deque(
@@ -86,28 +86,28 @@ class TaskBacklog:
         return found
 
     def cancel(self, entry: TaskEntry) -> None:
-        """End a task that waits here, on request."""
+        """Remove a waiting task and end it as cancelled."""
         self._entries.remove(entry)
         self.end_cancelled(entry)
 
     def end_cancelled(self, entry: TaskEntry) -> None:
-        """End a task that nobody has any more, on request."""
+        """End a task as cancelled that no manager has any more."""
         _fail(entry, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
 
     def fail_all(self, text: str) -> None:
-        """End every task: there will be no workers."""
+        """Fail all tasks: there will be no workers."""
         while self._entries:
             _fail(self._entries.popleft(), ErrorCode.WORKER_LOST, text)
 
     def leave(self, entry: TaskEntry) -> None:
-        """Leave a task to others that nobody has any more."""
+        """Leave a task to others that no manager has any more."""
         if entry.cancelled:
             self.end_cancelled(entry)
         else:
             self._on_left(entry.task.task_id, [] if entry.formats else entry.attempts)
 
     def leave_late(self, now: float) -> None:
-        """Leave to others what must not be started any more."""
+        """Leave the tasks to others whose `start_before` has passed."""
         if self._closed:
             self.leave_all()
         if now < self.late_at:
@@ -120,11 +120,11 @@ class TaskBacklog:
         self.late_at = min(moments, default=math.inf)
 
     def close(self) -> None:
-        """From now on, have all that comes here left to others by `leave_late`."""
+        """From now on, have `leave_late` leave every new task to others."""
         self._closed = True
 
     def leave_all(self) -> None:
-        """Leave all that waits to others."""
+        """Leave all waiting tasks to others."""
         while self._entries:
             self.leave(self._entries.popleft())
 

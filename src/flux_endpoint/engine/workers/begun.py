@@ -1,7 +1,7 @@
-"""Which tasks the workers of a node have begun, for when nobody there is left to tell.
+"""Which tasks a node's workers have begun, readable after the node's manager was killed.
 
-A file that all workers have in their memory: each writes the task that it is about to start into a
-ring of its own. Who finds the file after a manager was killed knows what never began.
+All workers share a memory-mapped file. Each writes the tasks that it is about to start into its own
+ring. A task that is not in the file was never started.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import mmap
 import os
 from pathlib import Path
 
-#: Bytes of a task's entry.
+#: Size of an entry in bytes.
 _SIZE = 16
-#: Tasks that the pool lets a manager hold for each worker: one that runs, and those sent ahead.
+#: The most tasks per worker that a manager holds: a running one, and those sent ahead.
 _HELD = 17
-#: Most entries of a worker.
+#: The most entries of a worker.
 _MOST = 4096
 _NOTHING = bytes(_SIZE)
 
@@ -25,14 +25,14 @@ def _entry(task_id: str) -> bytes:
 
 
 class BegunTasks:
-    """The rings of a node's workers; made by the manager, written by each worker.
+    """The rings of a node's workers; created by the manager, written by each worker.
 
     Args:
-        path: the file; made anew.
-        workers: how many workers there are.
+        path: the file; an existing one is replaced.
+        workers: number of workers.
 
     Raises:
-        OSError: the file can't be made.
+        OSError: the file can't be created.
     """
 
     def __init__(self, path: Path, workers: int) -> None:
@@ -46,14 +46,14 @@ class BegunTasks:
         self._next = 0
 
     def note(self, place: int, task_id: str) -> None:
-        """Note that the worker in `place` starts a task; only one process may be that worker."""
+        """Record that the worker in `place` starts a task; only one process may be that worker."""
         at = (place * self._slots + self._next) * _SIZE
         self._memory[at : at + _SIZE] = _entry(task_id)
         self._next = (self._next + 1) % self._slots
 
 
 class BegunRecord:
-    """What a manager's file says of tasks.
+    """The tasks in a manager's file of begun tasks.
 
     Args:
         path: the file.

@@ -15,7 +15,7 @@ from flux_endpoint.engine.workers.spool import EndHeader
 
 log = logging.getLogger(__name__)
 
-#: Sends frames to a manager, by its id.
+#: Sends a message to the manager with an id.
 Send = Callable[[str, list[bytes]], None]
 
 
@@ -30,13 +30,13 @@ class TaskBook:
     def __init__(self, waiting: TaskBacklog, send: Send) -> None:
         self._waiting = waiting
         self._send = send
-        #: Tasks that run for a while already, and when each was started (seconds since the epoch).
+        #: Tasks that have been running for a while, with their starts (seconds since the epoch).
         self.running: dict[str, float] = {}
-        #: Tasks whose ends managers keep until these are on disk, and which manager.
+        #: Tasks whose ends a manager keeps until they are on disk, with that manager's id.
         self._unsettled: dict[str, str] = {}
 
     def release(self, manager: ManagerRecord, task_id: str) -> TaskEntry | None:
-        """A manager has a task no more; return it, if it had it."""
+        """Remove a task from a manager; return it, or `None` if the manager did not have it."""
         entry = manager.tasks.pop(task_id, None)
         started = self.running.pop(task_id, None)
         if entry is not None:
@@ -53,16 +53,16 @@ class TaskBook:
                 self._waiting.requeue(entry)
 
     def late(self, manager: ManagerRecord, task_ids: Collection[str]) -> None:
-        """Leave tasks to others that a manager must not begin any more."""
+        """Leave tasks to others whose `start_before` passed before a manager began them."""
         for task_id in task_ids:
             entry = self.release(manager, task_id)
             if entry is not None:
                 self._waiting.leave(entry)
 
-    # Ends
+    # Ends of tasks
 
     def ended(self, manager: ManagerRecord, header: EndHeader, body: bytes) -> None:
-        """A manager tells the end of a task, perhaps not for the first time."""
+        """Handle the end of a task as a manager reports it, perhaps not for the first time."""
         task_id = header["id"]
         entry = manager.tasks.get(task_id)
         if entry is not None and entry.formats == bool(header.get("format")):
@@ -75,7 +75,7 @@ class TaskBook:
         self._send(manager.manager_id, [b"safe", task_id.encode()])
 
     def conclude(self, entry: TaskEntry, header: EndHeader, body: bytes, host: str) -> bool:
-        """Deal with the end of a task; return whether it has to be kept until it is settled."""
+        """Process a task's end; return whether it must be kept until it is settled."""
         entry.started = header.get("began") or entry.started
         match header.get("end", "result"):
             case "result":
@@ -89,11 +89,11 @@ class TaskBook:
                 return not self._waiting.retry_or_fail(entry, reason)
 
     def is_unsettled(self, task_id: str) -> bool:
-        """Return whether a task's end was told by a manager and may not be on disk yet."""
+        """Return whether a manager has reported a task's end that may not be on disk yet."""
         return task_id in self._unsettled
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Have managers forget ends that are on disk."""
+        """Let managers discard ends that are on disk."""
         of_managers: dict[str, list[bytes]] = {}
         for task_id in task_ids:
             manager_id = self._unsettled.pop(task_id, None)
@@ -102,20 +102,20 @@ class TaskBook:
         for manager_id, frames in of_managers.items():
             self._send(manager_id, frames)
 
-    # Managers that come again, and those that are gone
+    # Reconnected managers and lost managers
 
     def reconcile(self, manager: ManagerRecord, held: dict[str, Any]) -> list[str]:
-        """Queue again what a broken connection has lost; return what nobody has given it."""
+        """Queue tasks again that a broken connection lost; return tasks for the manager to drop."""
         there = {*held["waiting"], *held["running"], *held["ended"]}
         for task_id in manager.asked:
             if task_id in there:
                 entry = manager.tasks.get(task_id)
-                if entry is not None and entry.cancelled:  # that may not have arrived
+                if entry is not None and entry.cancelled:  # the cancellation may not have arrived
                     self._send(manager.manager_id, [b"cancel", task_id.encode()])
                 continue
             entry = self.release(manager, task_id)
             if entry is not None:
-                logs.event(log, logging.WARNING, "task lost on its way, again", task=task_id)
+                logs.event(log, logging.WARNING, "task lost in transit, retrying", task=task_id)
                 self._waiting.requeue(entry)
         manager.asked = []
         self.running |= {
@@ -124,7 +124,7 @@ class TaskBook:
         return [each for each in there if each not in manager.tasks and each not in self._unsettled]
 
     def give(self, manager: ManagerRecord, entry: TaskEntry, began: float | None) -> None:
-        """Take note that a manager of before a restart has a task."""
+        """Record that a recovered manager has a task."""
         manager.tasks[entry.task.task_id] = entry
         if began is not None:
             self.running[entry.task.task_id] = began
@@ -132,18 +132,18 @@ class TaskBook:
             self._send(manager.manager_id, [b"cancel", entry.task.task_id.encode()])
 
     def keep_only(self, manager: ManagerRecord, task_ids: Container[str]) -> None:
-        """Queue all tasks of a manager again but these."""
+        """Queue all tasks of a manager again, except these."""
         self.returned(manager, [each for each in reversed(manager.tasks) if each not in task_ids])
 
     def give_back(self, manager: ManagerRecord, begun: Container[str] | None, reason: str) -> None:
-        """Deal with what a manager held that is gone.
+        """Handle the tasks of a manager that is gone.
 
         Args:
-            manager: which; its processes have ended.
-            begun: the tasks that were begun, or may have been; `None`: that is not known. Tasks are
-                started in the order in which they came, so no more than the first of them, one for
-                each worker, can have been running then.
-            reason: why those are lost.
+            manager: the manager; its processes have ended.
+            begun: the tasks that have, or may have, begun; `None`: unknown. Tasks start in the
+            order
+                of their arrival, so at most the first ones, one per worker, can have been running.
+            reason: why the running tasks are lost.
         """
         if begun is None:
             begun = frozenset(list(manager.tasks)[: manager.workers])

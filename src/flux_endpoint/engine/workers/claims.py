@@ -1,4 +1,4 @@
-"""Who may start a task that was sent to a worker ahead of its turn: the worker, or nobody."""
+"""Decides whether the worker or its manager gets a task that was sent ahead."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 
 
 class Claims:
-    """A counter that manager and worker share: so many of the tasks that were sent may be started.
+    """A counter shared by manager and worker: how many of the sent tasks may still start.
 
-    The worker takes one claim before each task and skips the task if there is none; the manager
-    takes all that are left when it wants the tasks back. The kernel sees to it that nobody gets
-    the same claim.
+    The worker takes one claim before each task, and skips the task if there is none. The manager
+    takes all remaining claims when it wants tasks back. The kernel makes each claim go to only one
+    of them.
 
     Args:
-        descriptor: the counter that somebody else made; by default a new one.
+        descriptor: an existing counter; by default a new one is created.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -24,11 +24,11 @@ class Claims:
         )
 
     def fileno(self) -> int:
-        """Return the descriptor to hand on."""
+        """Return the descriptor, for passing it on."""
         return self._descriptor
 
     def add(self) -> bool:
-        """Allow one more task; return whether that was possible: not if a task has counted up."""
+        """Allow one more task; return False if that fails because a task has raised the counter."""
         try:
             os.eventfd_write(self._descriptor, 1)
         except BlockingIOError:
@@ -44,7 +44,7 @@ class Claims:
         return True
 
     def take_all(self, most: int) -> int:
-        """Take what is left, `most` at the most; return how many that were."""
+        """Take the remaining claims, at most `most`; return their number."""
         count = 0
         while count < most and self.take():
             count += 1

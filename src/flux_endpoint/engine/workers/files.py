@@ -1,4 +1,4 @@
-"""The files of managers in the engine's directory, which agent and nodes share."""
+"""The files of managers in the engine's directory, shared by agent and nodes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ManagerFiles:
     """The files of one manager.
 
     Attributes:
-        directory: the engine's.
-        manager_id: whose they are.
+        directory: the engine's directory.
+        manager_id: the manager's id.
     """
 
     directory: Path
@@ -32,54 +32,54 @@ class ManagerFiles:
 
     @property
     def log(self) -> Path:
-        """What it says itself, and Flux of its job."""
+        """Log of the manager, and of Flux about its job."""
         return self._path(".log")
 
     @property
     def record(self) -> Path:
-        """What an agent to come has to know of it."""
+        """The record by which the next agent finds the manager."""
         return self._path(_RECORD)
 
     @property
     def begun(self) -> Path:
-        """Which tasks its workers have begun."""
+        """The tasks that its workers have begun."""
         return self._path(".begun")
 
     @property
     def spool(self) -> Path:
-        """Ends that wait for an agent."""
+        """Task ends that wait for an agent."""
         return self._path(_SPOOL)
 
     @property
     def lock(self) -> Path:
-        """Locked (flock) as long as it, or a worker of its, lives."""
+        """Locked (flock) as long as the manager or one of its workers lives."""
         return self._path(".lock")
 
     def _path(self, suffix: str) -> Path:
         return self.directory / f"workers-{self.manager_id}{suffix}"
 
     def remove(self, *, log: bool, spool: bool) -> None:
-        """Remove the files, these two only if that is wanted."""
+        """Remove the files; log and spool only if requested."""
         chosen = [self.log] * log + [self.spool] * spool
         for path in (self.record, self.begun, self.lock, *chosen):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
     def hold_lock(self) -> None:
-        """Lock the file for good, for this process and all that it forks."""
-        with suppress(OSError):  # the node may not see the endpoint's directory
+        """Lock the file until this process and all processes that it forks have ended."""
+        with suppress(OSError):  # the node may not mount the endpoint's directory
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def await_end(self, patience: float) -> bool:
-        """Wait for the end of a manager of this host; return whether it has come.
+        """Wait until a manager on this host has ended; return whether it has.
 
         Args:
-            patience: seconds to wait at most.
+            patience: the longest time to wait, in seconds.
         """
         try:
             file = self.lock.open("rb")
-        except OSError:  # it has not begun
+        except OSError:  # it has not started yet
             return True
         ended = threading.Event()
 
@@ -88,7 +88,7 @@ class ManagerFiles:
                 fcntl.flock(file, fcntl.LOCK_EX)
             ended.set()
 
-        # `flock` has no timeout. The thread of one that lives on waits for as long as that does.
+        # `flock` has no timeout. If the manager lives on, this thread waits until it ends.
         threading.Thread(target=wait, name="manager's end", daemon=True).start()
         return ended.wait(patience)
 
@@ -102,17 +102,17 @@ class ManagerFiles:
 
 @dataclass(frozen=True)
 class ManagerNote:
-    """What is noted of a manager before its job is submitted.
+    """The record of a manager, written before its job is submitted.
 
     Attributes:
-        instance: where its job runs.
-        identity: what it is known by on ZeroMQ; a secret.
-        configuration: a digest of all that it was started with; a manager that was started with
-            something else gets no new tasks.
-        workers: how many it has.
-        permanent: whether it stays when it has nothing to do.
-        cores: that it has of its node.
-        gpus: that it has of its node.
+        instance: the Flux instance of its job.
+        identity: its ZeroMQ identity; a secret.
+        configuration: digest of everything it was started with; a manager with another digest
+          gets no new tasks.
+        workers: number of its workers.
+        permanent: whether it stays when idle.
+        cores: cores that it has on its node.
+        gpus: gpus that it has on its node.
     """
 
     instance: str
@@ -124,13 +124,13 @@ class ManagerNote:
     gpus: int
 
     def write(self, files: ManagerFiles) -> None:
-        """Write it. Raises OSError where that can't be done."""
-        # It is for when the agent is killed: with the host, its managers are gone, too.
+        """Write the record. Raises OSError if that fails."""
+        # No fsync: if this host crashes, its managers are gone, too.
         write_private(files.record, json.dumps(asdict(self)), durable=False)
 
     @classmethod
     def read(cls, files: ManagerFiles) -> ManagerNote | None:
-        """Return what was noted of a manager, if that can be read."""
+        """Return the record of a manager, or `None` if it can't be read."""
         try:
             values = json.loads(files.record.read_text(encoding="utf-8"))
             return cls(
@@ -148,7 +148,7 @@ class ManagerNote:
 
 @dataclass(frozen=True)
 class PoolAddress:
-    """Where the pool is reached.
+    """The address of the pool.
 
     Attributes:
         connect: its ZeroMQ address.
@@ -159,21 +159,21 @@ class PoolAddress:
     server_key: str
 
     def write(self, directory: Path) -> None:
-        """Have managers find it. Raises OSError where that can't be done."""
+        """Write the address for managers. Raises OSError if that fails."""
         write_private(_address(directory), json.dumps(asdict(self)))
 
     @staticmethod
     def remove(directory: Path) -> None:
-        """Have nobody find it any more."""
+        """Remove the address, so that managers do not find it any more."""
         with suppress(OSError):
             _address(directory).unlink(missing_ok=True)
 
     @classmethod
     def read(cls, directory: Path) -> PoolAddress:
-        """Return where the latest pool is, or was.
+        """Return the address of the latest pool, which may be gone.
 
         Raises:
-            OSError, ValueError: it isn't known.
+            OSError, ValueError: it can't be read.
         """
         values: dict[str, Any] = json.loads(_address(directory).read_text(encoding="utf-8"))
         try:

@@ -1,8 +1,7 @@
-"""Length-prefixed frames over a stream socket that never blocks its owner.
+"""Length-prefixed frames over a nonblocking stream socket.
 
-A frame is a 4-byte and an 8-byte big-endian length, then a JSON header and a body of those lengths.
-Who reads without blocking does not trust its peer: what is no frame, or a larger one than there
-are, is an error, and is not waited for.
+A frame is a 4-byte and an 8-byte big-endian length, then a JSON header and a body of these lengths.
+A nonblocking reader does not trust its peer: invalid or oversized frames raise an error at once.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from typing import Any
 
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 
-#: Of header and body, in bytes.
+#: The two lengths in bytes.
 LENGTHS = struct.Struct("!IQ")
 _CHUNK = 1 << 18
-#: The most bytes of a header and of a body. JSON writes a byte of a value in six at most.
+#: Maximum sizes of a header and a body. JSON needs at most six bytes for one byte of a value.
 MAX_HEADER = 1 << 16
 MAX_BODY = 6 * MAX_PAYLOAD_BYTES + (1 << 20)
 
 
 class NoFrameError(EOFError):
-    """What a peer has sent is no frame: nothing that follows can be read."""
+    """The peer has sent something that is not a frame: the rest can't be read."""
 
 
 class FrameSocket:
-    """Frames in and out of a socket; reads and writes only what is possible now."""
+    """Sends and receives frames on a socket without blocking."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -43,11 +42,11 @@ class FrameSocket:
 
     @property
     def wants_write(self) -> bool:
-        """Whether something waits for the socket to become writable."""
+        """Whether unsent data waits for the socket to become writable."""
         return bool(self._outgoing)
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
-        """Queue a frame and write as much as goes. A peer that is gone shows in `receive`."""
+        """Queue a frame and write as much as possible. A closed peer is reported by `receive`."""
         text = json.dumps(header, separators=(",", ":")).encode()
         self._outgoing.append(memoryview(LENGTHS.pack(len(text), len(body)) + text))
         if body:
@@ -55,7 +54,7 @@ class FrameSocket:
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits, as far as the socket takes it."""
+        """Write as much queued data as the socket accepts."""
         while self._outgoing:
             part = self._outgoing[0]
             try:
@@ -74,8 +73,8 @@ class FrameSocket:
         """Yield the frames that have arrived.
 
         Raises:
-            NoFrameError: what the peer has sent is no frame.
-            EOFError: it has closed its end. Every whole frame was yielded before.
+            NoFrameError: the peer has sent something that is not a frame.
+            EOFError: the peer has closed its end. All complete frames were yielded before.
         """
         closed = False
         while True:
@@ -117,10 +116,10 @@ class FrameSocket:
 
 
 def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
-    """Block for one frame on a blocking socket; `None` at the end of the stream.
+    """Read one frame from a blocking socket; return `None` at the end of the stream.
 
     Raises:
-        NoFrameError: what was sent is no frame.
+        NoFrameError: the data is not a frame.
     """
     lengths = _read(sock, LENGTHS.size)
     if lengths is None:

@@ -1,4 +1,4 @@
-"""Cores and gpus of workers: how many workers a node has, which of its gpus each of them sees."""
+"""Cores and gpus of workers: the number of workers on a node, and the gpus of each."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 from flux_endpoint.errors import EngineError
 
-if TYPE_CHECKING:  # a manager does without
+if TYPE_CHECKING:  # a manager does not need these
     from flux_endpoint.engine.backend import Backend
     from flux_endpoint.engine.config import FluxEngineConfig
 
-#: What Flux's job shell, and the embedded executor, set for a job's tasks. It is CUDA's, and AMD's
-#: HIP heeds it too.
+#: Set by Flux's job shell, and by the embedded executor, for a job's tasks. CUDA reads it, and so
+#: does AMD's HIP.
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def workers_of_node(backend: Backend, config: FluxEngineConfig) -> int:
-    """Return how many workers fit on a node: by its gpus if each worker has some, else its cores.
+    """Return how many workers fit on a node, by its gpus if each worker has some, else its cores.
 
-    Workers of one core may be more than that, and share cores then.
+    Workers of one core each may exceed that number; they share cores then.
 
     Raises:
-        EngineError: the nodes do not have the cores or gpus that the configuration asks for.
+        EngineError: the nodes lack the cores or gpus that the configuration requires.
     """
     each, asked = config.gpus_per_worker, config.workers_per_node
     by_cores = _by_cores(backend.resources.cores_per_node, config)
@@ -52,7 +52,7 @@ def workers_of_node(backend: Backend, config: FluxEngineConfig) -> int:
 
 
 def _by_cores(cores: int, config: FluxEngineConfig) -> int:
-    """Return how many workers have cores of their own on a node of so many."""
+    """Return how many workers with exclusive cores fit on a node with `cores` cores."""
     each, asked = config.cores_per_worker, config.workers_per_node
     if each > cores:
         raise EngineError(
@@ -68,15 +68,15 @@ def _by_cores(cores: int, config: FluxEngineConfig) -> int:
 
 
 def shares(environment: Mapping[str, str], workers: int, each: int) -> list[dict[str, str]]:
-    """Return what is set in the environment of each of a manager's workers.
+    """Return the environment variables that each of a manager's workers gets.
 
     Args:
         environment: the manager's.
-        workers: how many there are.
-        each: gpus of a worker.
+        workers: number of workers.
+        each: gpus of each worker.
 
     Raises:
-        EngineError: the manager does not see as many gpus as its workers need.
+        EngineError: the manager has fewer visible gpus than its workers need.
     """
     if not each:
         return [{} for _ in range(workers)]

@@ -1,4 +1,4 @@
-"""What a manager knows of one of its workers."""
+"""A manager's state of one worker."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from flux_endpoint.engine.workers.node_queue import Task
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker, and what it was sent."""
+    """A worker, and the tasks that it was sent."""
 
     channel: FrameSocket
     claims: Claims
-    #: Which of the node's workers it is: one that takes a lost one's place gets the same gpus.
+    #: Its place among the node's workers; the replacement of a lost worker gets the same gpus.
     place: int
     pid: int | None = None
-    #: What is to be done as soon as that is known.
+    #: Called once the process id is known.
     once_born: list[Callable[[], None]] = field(default_factory=list)
-    #: Ids of the tasks that were sent, in order; the first is running.
+    #: Ids of the sent tasks, in order; the first is running.
     tasks: deque[str] = field(default_factory=deque)
-    #: Those tasks, for the case that the worker is lost.
+    #: These tasks' messages, in case the worker is lost.
     sent: dict[str, Task] = field(default_factory=dict)
-    since: float = 0.0  # monotonic time at which the first of them was started
+    since: float = 0.0  # monotonic time at which the first of them started
     began: float = 0.0  # the same in seconds since the epoch
-    #: Whether the pool was told that it runs.
+    #: Whether the pool was told that the first task is running.
     told: bool = False
-    #: How many tasks were taken back that it has not yet come across.
+    #: Number of tasks that were taken back and that the worker has not skipped yet.
     skipping: int = 0
     served: int = 0
-    #: The task that ended last.
+    #: The latest task that has ended.
     ended: str = ""
     cancelled: str | None = None
-    #: The signal that somebody had us send to its running task.
+    #: The signal that was sent to its running task on request.
     signalled: int | None = None
-    #: Whether it starts nothing more, since a task has spoilt its process.
+    #: Whether it starts no more tasks, since a task has damaged its process.
     leaves: bool = False
     eof: bool = False
-    #: Whether it was ended because something else than it has written to its connection.
+    #: Whether it was ended because its connection had invalid data.
     is_distrusted: bool = False
     #: Whether there were more claims than tasks.
     has_miscounted: bool = False
 
     @property
     def takes_tasks(self) -> bool:
-        """Whether it may be sent more."""
+        """Whether it may get more tasks."""
         ends = self.eof or self.leaves or self.cancelled is not None
         return not ends and not self.skipping
 
     @property
     def is_astray(self) -> bool:
-        """Whether it should have come back for more: it has no task, and one was taken from it."""
+        """Whether it should be reading its connection: it is idle, and tasks were taken back."""
         return bool(self.pid and self.skipping and not self.tasks and not self.eof)
 
     def starts(self, now: float) -> None:
-        """Take note that the first of the tasks is started, if there is one."""
+        """Record that the first of its tasks, if any, has started."""
         self.since, self.began = now, time.time()
         self.told = False

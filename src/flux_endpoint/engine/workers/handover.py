@@ -1,4 +1,4 @@
-"""From an earlier pool's managers to this one's tasks: who holds which, or has left its end."""
+"""Matches submitted tasks with the managers of an earlier pool that hold them or their ends."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class Handover:
-    """Gives tasks to the managers of before that hold them. Used by the pool's thread only.
+    """Assigns tasks to the recovered managers that hold them. Used by the pool's thread only.
 
     Args:
-        managers: all managers, by id.
-        book: their tasks.
+        managers: all managers by id.
+        book: the tasks that managers have.
         waiting: the tasks that no manager has.
         send: sends a message to a manager.
-        on_found: given the tasks that managers of before hold, when all have said it.
+        on_found: called with the tasks that recovered managers hold, once all have reported.
     """
 
     def __init__(
@@ -44,26 +44,26 @@ class Handover:
         self._recovery = Recovery((), (), 0.0)
 
     def begin(self, awaited: Iterable[str], ends: Iterable[SpooledEnd]) -> None:
-        """Await managers of before; `ends` are on disk already."""
+        """Wait for the reports of recovered managers; `ends` are on disk already."""
         self._recovery = Recovery(awaited, ends, time.monotonic())
 
     @property
     def is_pending(self) -> bool:
-        """Whether it isn't known yet which tasks managers hold: then none may be started."""
+        """Whether reports are missing: no task may start until then."""
         return self._recovery.is_pending
 
     @property
     def due(self) -> float:
-        """Monotonic time at which managers that have said nothing are to be given up."""
+        """Monotonic time at which managers without a report are given up."""
         return self._recovery.due
 
     def silent(self) -> list[ManagerRecord]:
-        """Return the managers that are to be given up now."""
+        """Return the managers to give up now."""
         self._recovery.due = float("inf")
         return [self._managers[each] for each in self._recovery.awaited & self._managers.keys()]
 
     def heard(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
-        """A manager of before has said what it holds."""
+        """Process a recovered manager's report of the tasks that it holds."""
         manager.awaits_go = True
         manager.unwanted = held["waiting"]
         holdings = {**dict.fromkeys(held["ended"]), **held["running"]}
@@ -83,12 +83,12 @@ class Handover:
             self.complete()
 
     def tell_found(self) -> None:
-        """Tell which tasks managers of before hold, if all have said it."""
+        """Report the tasks that recovered managers hold, once all have reported."""
         if not self._recovery.is_pending:
             self._on_found(self._recovery.held)
 
     def take(self, entry: TaskEntry) -> None:
-        """Queue a task, or find it with a manager, or its end on disk."""
+        """Queue a task, unless a manager has it or its end is on disk."""
         task_id = entry.task.task_id
         if (holding := self._recovery.holding(task_id)) is not None:
             self._book.give(self._managers[holding.manager_id], entry, holding.began)
@@ -107,11 +107,11 @@ class Handover:
         if entry.formats != bool(end.header.get("format")):
             self._waiting.requeue(entry)
         elif self._book.conclude(entry, end.header, body, ""):
-            return  # it is needed until it is settled
+            return  # kept until it is settled
         self._recovery.settle([entry.task.task_id])
 
     def complete(self) -> None:
-        """All tasks of before have been submitted: nobody wants what else there is."""
+        """Discard what was not submitted again, now that all earlier tasks have been."""
         for manager_id, task_ids in self._recovery.complete().items():
             self._managers[manager_id].unwanted += task_ids
         for manager in self._managers.values():
@@ -121,16 +121,16 @@ class Handover:
                 manager.unwanted = []
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Forget ends that are on disk at the submitter."""
+        """Discard ends that the submitter has on disk."""
         self._book.settle(task_ids)
         self._recovery.settle(task_ids)
 
     def gone(self, manager: ManagerRecord, ends: list[SpooledEnd]) -> None:
-        """Take what a manager that is gone has left on disk."""
+        """Take the ends that a lost manager has left on disk."""
         self._recovery.gone(manager.manager_id, ends)
         for task_id in [end.header["id"] for end in ends]:
             if self._book.is_unsettled(task_id):
-                self._recovery.end(task_id)  # it was told, and is needed until it is settled
+                self._recovery.end(task_id)  # already reported; kept until it is settled
             elif (entry := self._book.release(manager, task_id)) is not None:
                 left = self._recovery.end(task_id)
                 assert left is not None
@@ -142,5 +142,5 @@ class Handover:
             self.complete()
 
     def go(self, manager: ManagerRecord, unwanted: Collection[str]) -> None:
-        """Let a manager start tasks; nobody wants these of its."""
+        """Allow a manager to start tasks, and let it drop the `unwanted` ones."""
         self._send(manager.manager_id, [b"go", *(task_id.encode() for task_id in unwanted)])

@@ -1,4 +1,4 @@
-"""Starting managers as jobs, and finding those of before a restart."""
+"""Starts managers as jobs, and finds managers from before a restart."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from flux_endpoint.protocol.resources import ResourceSpecification
 log = logging.getLogger(__name__)
 
 _JOB_NAME = "flux-endpoint-workers"
-#: Seconds that a manager has to reach its agent, and seconds for which it outlives one that is
-#: gone, if it runs nothing: long enough for a service manager to start the next one.
+#: Seconds in which a new manager must reach its agent, and for which an idle manager outlives its
+#: agent: long enough for a service manager to start the next agent.
 _START_TIMEOUT, _ORPHAN_TIMEOUT = 10.0, 60.0
 #: Seconds that a manager on the embedded executor has to write its ends to disk when the agent is
-#: gone, and that the next agent waits for that.
+#: gone; the next agent waits as long.
 _NOTICE, _NOTICE_PATIENCE = 3.0, 10.0
 #: Variables that differ from one login, or shell, to the next, and say nothing to a task.
 _VOLATILE = frozenset({"_", "OLDPWD", "PWD", "SHLVL", "TERM", "WINDOWID"})
@@ -48,13 +48,13 @@ _VOLATILE_PREFIXES = ("DBUS_", "SSH_", "TMUX", "XDG_")
 
 @dataclass(frozen=True)
 class FoundManager:
-    """A manager of before a restart.
+    """A manager from before a restart.
 
     Attributes:
-        manager_id: which.
-        note: what was noted of it.
-        job: its job, if that has not ended.
-        is_current: whether it was started as one would be now.
+        manager_id: its id.
+        note: its record.
+        job: its job, if that is still active.
+        is_current: whether its configuration is the present one.
     """
 
     manager_id: str
@@ -68,10 +68,10 @@ class ManagerLauncher:
 
     Args:
         backend: where the jobs run.
-        config: of the engine.
+        config: options of the engine.
         tasks: how tasks run.
-        directory: the engine's.
-        socket: where managers connect to.
+        directory: the engine's directory.
+        socket: the socket that managers connect to.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class ManagerLauncher:
         self._tasks = tasks
         self._directory = directory
         self._socket = socket
-        #: Most workers of one manager.
+        #: The most workers of one manager.
         self.workers = workers_of_node(backend, config)
 
     def _configuration(self) -> str:
-        """Return a digest of all that a manager is started with."""
+        """Return a digest of everything a manager is started with."""
         environment = {
             name: value
             for name, value in job_environment().items()
@@ -109,9 +109,9 @@ class ManagerLauncher:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def amount(self, workers: int) -> Amount:
-        """Return what a manager of so many workers has of its node: cores, and gpus, for each.
+        """Return the cores and gpus that a manager of `workers` workers has on its node.
 
-        Where a node shall have more workers than cores, they share them.
+        If a node is configured with more workers than cores, the workers share cores.
         """
         cores = self._backend.resources.cores_per_node
         return Amount(
@@ -120,10 +120,10 @@ class ManagerLauncher:
         )
 
     def launch(self, manager_id: str, workers: int, urgency: int, *, permanent: bool) -> JobFuture:
-        """Submit the job of a new manager: one node, one task. It is noted before.
+        """Submit the job (one node, one task) of a new manager; its record is written before.
 
         Raises:
-            OSError, RuntimeError, TypeError, ValueError: it can't be.
+            OSError, RuntimeError, TypeError, ValueError: it can't be submitted.
         """
         files = ManagerFiles(self._directory, manager_id)
         amount = self.amount(workers)
@@ -158,7 +158,7 @@ class ManagerLauncher:
             orphan_timeout=_ORPHAN_TIMEOUT,
         )
         return JobRequest(
-            # Names of files, commands and what is printed do not depend on the nodes' locale.
+            # File names, commands and output must not depend on the nodes' locale.
             command=[
                 sys.executable,
                 "-P",
@@ -184,16 +184,16 @@ class ManagerLauncher:
             mark={**self._tasks.mark("workers"), "manager": files.manager_id},
         )
 
-    # Those of before a restart
+    # Managers from before a restart
 
     def find(self) -> tuple[list[FoundManager], list[SpooledEnd]]:
-        """Return the managers of earlier agents that may hold tasks, and what others have left.
+        """Return the managers of earlier agents that may hold tasks, and the ends that others left.
 
-        Jobs of managers that have not started are cancelled. Those of another instance can't be
-        followed: they are not heard any more, and what they have left counts.
+        Jobs of managers that have not started are cancelled. Managers in another instance can't be
+        followed: they are ignored, except for the ends that they have left.
 
         Raises:
-            EngineError: Flux does not say which there are.
+            EngineError: Flux does not list the jobs.
         """
         jobs = self._jobs()
         found: list[FoundManager] = []
@@ -209,7 +209,8 @@ class ManagerLauncher:
                     continue
                 self._backend.cancel(job.jobid, "their endpoint was killed")
             if not files.await_end(_NOTICE_PATIENCE):
-                logs.event(log, logging.WARNING, "workers of before live", manager=files.manager_id)
+                text = "workers of an earlier run are alive"
+                logs.event(log, logging.WARNING, text, manager=files.manager_id)
             left = list(read_spool(files.spool))
             ends.extend(left)
             files.remove(log=True, spool=not left)
@@ -222,14 +223,14 @@ class ManagerLauncher:
             jobs = self._backend.marked_jobs(self._tasks.mark("workers"), name=_JOB_NAME)
         except OSError as error:
             raise EngineError(
-                f"Flux does not say which workers of before there are: {error}"
+                f"Flux does not list the workers from before the restart: {error}"
             ) from error
         return {str(job.mark.get("manager")): job for job in jobs}
 
-    # What managers leave
+    # Files of managers
 
     def begun(self, manager_id: str) -> BegunRecord | None:
-        """Return which tasks a manager's workers have begun, if that is known."""
+        """Return which tasks a manager's workers have begun; `None` if unknown."""
         with suppress(OSError):
             return BegunRecord(ManagerFiles(self._directory, manager_id).begun)
         return None
@@ -239,7 +240,7 @@ class ManagerLauncher:
         return read_spool(ManagerFiles(self._directory, manager_id).spool)
 
     def cancel(self, job: JobFuture, note: str = "the endpoint stops") -> None:
-        """Cancel a manager's job, now or as soon as it has an id."""
+        """Cancel a manager's job, now or once it has an id."""
         job.add_jobid_callback(lambda future: self._backend.cancel(future.jobid(timeout=0), note))
 
     def log_tail(self, manager_id: str) -> str:
@@ -247,12 +248,12 @@ class ManagerLauncher:
         return logs.tail(ManagerFiles(self._directory, manager_id).log, 40, 2000)
 
     def forget(self, manager_id: str, *, failed: bool = False, spool: bool = True) -> None:
-        """Hear a manager no more, and remove what it has left on disk.
+        """Stop accepting messages of a manager, and remove its files.
 
         Args:
-            manager_id: which; it has ended.
-            failed: whether its log should stay.
-            spool: whether there are no ends on disk that are needed.
+            manager_id: the manager, which has ended.
+            failed: whether to keep its log.
+            spool: whether to remove its spool as well: no end in it is needed.
         """
         self._socket.dismiss(manager_id)
         ManagerFiles(self._directory, manager_id).remove(log=not failed, spool=spool)

@@ -1,4 +1,4 @@
-"""How managers come and end: their jobs, the reasons for their ends, and what becomes of tasks."""
+"""Starts and ends managers: their jobs, why these end, and what becomes of the managers' tasks."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
 
 log = logging.getLogger(__name__)
 
-#: Seconds before a manager that did not come up is tried again: the first, doubled up to the last.
+#: Seconds before a failed start is retried: the first delay, doubled up to the last.
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 30.0
-#: So many failures to start in a row end the tasks that wait.
+#: After this many failed starts in a row, the waiting tasks fail.
 _MOST_FAILURES = 4
 #: Seconds that managers have to end before their jobs are cancelled, then before they are given up.
 _END_PATIENCE, _CANCEL_PATIENCE = 3.0, 15.0
-#: Seconds after its job's end within which a manager has ended, too, wherever it is; and seconds
-#: that it has where the whole instance is gone.
+#: Seconds after the end of its job within which a manager has ended on any node, and the same if
+#: the whole instance is gone.
 _DEAD_AFTER, _DEAD_WITH_INSTANCE = 15.0, 3.0
 
 
 class ManagerLifecycle:
-    """Starts managers and deals with their ends. Used by the pool's thread only.
+    """Starts managers and handles their ends. Used by the pool's thread only.
 
     Args:
         backend: where their jobs run.
         launcher: submits their jobs.
         registry: all managers.
-        book: their tasks.
+        book: the tasks that managers have.
         waiting: the tasks that no manager has.
         send: sends a message to a manager.
-        tell: has something be done on the pool's thread.
-        on_job_end: called there when the job of a manager with this id has ended.
-        on_gone: called when a manager is gone, with the ends that it has left on disk.
-        is_over: whether the instance has come to its time limit or its end, and ends jobs.
-        awaits_loss: whether it is ending, and `lose` comes.
+        tell: calls a function on the pool's thread.
+        on_job_end: called there with the id of a manager whose job has ended.
+        on_gone: called with the ends that a lost manager has left on disk.
+        is_over: returns whether the instance is at its time limit or ending, and ends jobs.
+        awaits_loss: returns whether the instance is ending and `lose` will be called.
     """
 
     def __init__(
@@ -81,31 +81,31 @@ class ManagerLifecycle:
         self._on_gone = on_gone
         self._is_over = is_over
         self._awaits_loss = awaits_loss
-        #: Whether nothing more is started, and whether the instance is given up.
+        #: Whether no more managers are started, and whether the instance is given up.
         self.is_stopping = False
         self._is_lost = False
         self._backoff = Backoff(_FIRST_BACKOFF, _LAST_BACKOFF, jitter=0)
         #: Why the latest group of workers did not start, until one has.
         self.not_started = ""
-        #: Monotonic time before which none is started.
+        #: Monotonic time before which no manager is started.
         self.not_before = 0.0
-        #: When what has not ended is cancelled, and when it is given up.
+        #: When the jobs of remaining managers are cancelled, and when the managers are given up.
         self._cancel_at = self.give_up_at = math.inf
         self._questions = ThreadPoolExecutor(1, thread_name_prefix="pool-questions")
 
     def close(self) -> None:
-        """Ask nothing more."""
+        """Stop the thread that asks Flux for reasons."""
         self._questions.shutdown(wait=False, cancel_futures=True)
 
     def moments(self, now: float) -> Iterator[float]:
-        """Yield the monotonic times at which there is something to do."""
+        """Yield the monotonic times at which something is due."""
         yield from (self._cancel_at, self.give_up_at)
         if self.not_before > now:
             yield self.not_before
         yield from (manager.dead_at for manager in self._managers.values())
 
     def expire(self, now: float) -> None:
-        """Cancel the jobs of managers that were told to end, and take the silent for dead."""
+        """Cancel the jobs of managers that did not end in time; treat silent ones as dead."""
         for manager in [m for m in self._managers.values() if now >= m.dead_at]:
             self._bury(manager)
         if now < self._cancel_at:
@@ -121,7 +121,7 @@ class ManagerLifecycle:
             )
             self._launcher.cancel(manager.job)
 
-    # The beginning
+    # Starting
 
     def start(self, piece: Piece) -> bool:
         """Start a manager; return whether its job could be submitted."""
@@ -147,7 +147,7 @@ class ManagerLifecycle:
         return True
 
     def adopt(self, found: FoundManager) -> None:
-        """Take a manager of before a restart over."""
+        """Take over a manager from before a restart."""
         note, now = found.note, time.monotonic()
         logs.event(log, logging.INFO, "workers found", manager=found.manager_id)
         manager = ManagerRecord(
@@ -178,7 +178,7 @@ class ManagerLifecycle:
         self._registry.allocated(manager, next(iter(placement_of(event.context)), ""))
 
     def greeted(self, manager: ManagerRecord, host: str) -> None:
-        """Take note that a manager has come up."""
+        """Record that a manager is up."""
         outdated = not manager.is_current
         manager.change(ManagerChange.OUTDATED_GREETING if outdated else ManagerChange.GREETING)
         manager.host = host
@@ -209,20 +209,20 @@ class ManagerLifecycle:
     def _delay_next_start(self) -> None:
         self.not_before = time.monotonic() + next(self._backoff)
 
-    # Ends that we want
+    # Ending on request
 
     def withdraw(self, manager: ManagerRecord, note: str) -> None:
-        """End a manager that has not come up yet."""
+        """Cancel a manager that is not up yet."""
         manager.change(ManagerChange.STOP)
         self._launcher.cancel(manager.job, note)
 
     def stop(self, manager: ManagerRecord) -> None:
-        """End a manager that has nothing to do."""
+        """End an idle manager."""
         manager.change(ManagerChange.STOP)
         self._send(manager.manager_id, [b"stop"])
 
     def stop_all(self) -> None:
-        """End every manager, with what it runs; a job that has not greeted yet is cancelled."""
+        """End all managers and their tasks; jobs of managers that are not up yet are cancelled."""
         self._cancel_at = time.monotonic() + _END_PATIENCE
         for manager in self._managers.values():
             if manager.state is ManagerState.STARTING:
@@ -231,9 +231,9 @@ class ManagerLifecycle:
                 self.stop(manager)
 
     def lose(self, reason: str) -> None:
-        """Give every manager up, since the instance is gone or its time is over.
+        """Give up all managers, because the instance is gone or its time is over.
 
-        What has not been started, or may be again, is left to others.
+        Tasks that have not started, or may be retried, are left to others.
         """
         self.is_stopping = self._is_lost = True
         self._waiting.close()
@@ -248,28 +248,28 @@ class ManagerLifecycle:
         self._launcher.cancel(manager.job, why)
         self._expect_death(manager, why, 2 * _DEAD_AFTER)
 
-    # Ends that come
+    # Unrequested ends
 
     def said_bye(self, manager: ManagerRecord, ran: dict[str, float]) -> None:
-        """A manager ends; what it has not begun can go elsewhere at once."""
+        """Handle a manager's announcement that it ends: tasks that it has not begun are queued."""
         manager.ran = ran
         if manager.state is ManagerState.OVER:
             self._bury(manager)
         elif manager.state.is_serving:
             manager.change(ManagerChange.BYE)
             manager.why = f"the workers of {manager.host or 'a node'} ended"
-            manager.dead_at = time.monotonic() + 2 * _DEAD_AFTER  # should its job's end not come
+            manager.dead_at = time.monotonic() + 2 * _DEAD_AFTER  # if its job's end is not seen
             if not self.is_stopping:
                 self._book.keep_only(manager, ran)
 
     def job_ended(self, manager: ManagerRecord) -> None:
-        """Deal with the end of a manager's job; all that it has said before was heard."""
+        """Handle the end of a manager's job; all of its messages were received before."""
         error = error_of(manager.job)
         if self._backend.is_lost(error) or manager.state is ManagerState.OVER:
-            return  # all of them are given up together, or this one is already
+            return  # this or every manager is given up already
         unasked = not (self.is_stopping or manager.state is ManagerState.STOPPING)
         if (was_cancelled(error) and unasked) or has_timed_out(error):
-            # Perhaps with the instance. It is asked on another thread, since it may be slow.
+            # Perhaps the instance has ended it. Another thread asks, since the answer may be slow.
             state = manager.state
             manager.change(ManagerChange.JOB_ENDED)
             self._questions.submit(self._ask_for_reason, manager, state, error)
@@ -277,7 +277,7 @@ class ManagerLifecycle:
             self._end(manager, manager.state)
 
     def _cleaned(self, manager: ManagerRecord) -> None:
-        """Flux has ended all processes of a job, unless it can't reach them any more."""
+        """Handle the `clean` event: Flux has ended all processes of a job that it can reach."""
         manager.is_clean = True
         if manager.state is ManagerState.OVER and manager.is_known_dead:
             self._bury(manager)
@@ -285,27 +285,27 @@ class ManagerLifecycle:
     def _ask_for_reason(
         self, manager: ManagerRecord, state: ManagerState, error: BaseException | None
     ) -> None:
-        """Runs on a thread of its own."""
+        """Find out why a manager's job has ended. Runs on its own thread."""
         is_over = False
         try:
             if was_cancelled(error) and self._awaits_loss():
                 return  # all of them are given up together
             is_over = self._is_over()
         except Exception:
-            log.exception("it is unknown whether the instance ends")
+            log.exception("can't tell whether the instance is ending")
         self._tell(lambda: self._end(manager, state, is_over=is_over))
 
     def _end(self, manager: ManagerRecord, state: ManagerState, *, is_over: bool = False) -> None:
-        """Deal with a manager whose job has ended, when it was in this state.
+        """Handle the end of the job of a manager that was in `state`.
 
-        If the instance `is_over`, what it ran is for the next start.
+        If the instance `is_over`, the manager's running tasks are left for the next engine.
         """
         if manager.manager_id not in self._managers or manager.state is ManagerState.OVER:
-            return  # it was given up meanwhile
+            return  # it was given up in the meantime
         self.is_stopping |= is_over
         error = error_of(manager.job)
         if error is not None and not hasattr(error, "severity"):
-            # Its job may go on, where nobody gets to know of its end.
+            # Its job may still run, but its end could not be seen.
             self._launcher.cancel(manager.job, "it can't be followed any more")
         why = end_of_job(manager.job)
         manager.why = f"the workers of {manager.host or 'a node'} ended: {why}"
@@ -315,7 +315,7 @@ class ManagerLifecycle:
         elif (state.is_serving or state is ManagerState.LEAVING) and not self.is_stopping:
             logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
             self._delay_next_start()
-        # Flux gives a job up whose node is lost to it, whether its processes live or not.
+        # Flux gives up a job whose node it has lost, whether the job's processes live or not.
         has_come = state is ManagerState.FOUND or state.is_serving
         if error is not None and manager.ran is None and has_come:
             self._expect_death(manager, manager.why, _DEAD_AFTER)
@@ -323,7 +323,7 @@ class ManagerLifecycle:
             self._bury(manager, failed=state not in (ManagerState.STOPPING, ManagerState.FOUND))
 
     def _expect_death(self, manager: ManagerRecord, why: str, patience: float) -> None:
-        """Tell a manager to end that is given up; until it has, what it runs is not run again."""
+        """Tell a manager that is given up to end; until then, its running tasks are not retried."""
         has_come = manager.greeted_at is not None or manager.state is ManagerState.FOUND
         manager.change(ManagerChange.GIVE_UP)
         manager.why = why
@@ -333,7 +333,7 @@ class ManagerLifecycle:
             self._bury(manager)
 
     def _bury(self, manager: ManagerRecord, *, failed: bool = True) -> None:
-        """Forget a manager whose processes have ended, and deal with its tasks."""
+        """Forget a manager whose processes have ended, and handle its tasks."""
         manager_id = manager.manager_id
         if self._managers.pop(manager_id, None) is None:
             return

@@ -1,4 +1,4 @@
-"""A manager's connection to the pool of its agent, or of the agent that comes after it."""
+"""A manager's connection to the pool of its agent, or of the next agent."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CON
 
 
 class Change(Enum):
-    """What has become of the connection."""
+    """Changes of the connection."""
 
     MET = auto()
     LOST = auto()
 
 
 class PoolLink:
-    """One ZeroMQ connection at a time; each begins with nothing under way in either direction.
+    """One ZeroMQ connection at a time; no messages are left over from an earlier one.
 
-    What can't be sent is dropped: whoever greets the pool has to say again what counts.
+    Messages that can't be sent are dropped: after its greeting, a manager repeats what matters.
 
     Args:
         settings: the manager's.
@@ -41,7 +41,7 @@ class PoolLink:
         self._address = PoolAddress(settings.connect, settings.server_key)
         self._context = zmq.Context()
         self.connected = False
-        #: Since when there is no connection, in monotonic time; `None` while there is one.
+        #: Monotonic time since when there is no connection; `None` while there is one.
         self.lost_at: float | None = time.monotonic()
         #: Whether there ever was one.
         self.was_met = False
@@ -51,7 +51,7 @@ class PoolLink:
 
     @property
     def address(self) -> str:
-        """Where the pool is sought."""
+        """The pool's address."""
         return self._address.connect
 
     def _new_socket(self) -> zmq.Socket[bytes]:
@@ -59,7 +59,7 @@ class PoolLink:
         connection.setsockopt(zmq.IDENTITY, self._settings.identity.encode())
         connection.setsockopt(zmq.LINGER, 1000)
         connection.setsockopt(zmq.SNDHWM, 0)
-        connection.setsockopt(zmq.RCVHWM, 0)  # the pool bounds what it sends
+        connection.setsockopt(zmq.RCVHWM, 0)  # the pool bounds the number of its messages
         connection.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         connection.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20000)
         connection.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -73,7 +73,7 @@ class PoolLink:
     def _open(self) -> None:
         self.socket = self._new_socket()
         self.monitor = self.socket.get_monitor_socket(_EVENTS)
-        self.socket.connect(self._address.connect)  # only now: the monitor must not miss it
+        self.socket.connect(self._address.connect)  # only now, so that the monitor misses nothing
 
     def _close(self, linger: int) -> None:
         self.socket.disable_monitor()
@@ -82,16 +82,16 @@ class PoolLink:
 
     @property
     def sources(self) -> Sequence[zmq.Socket[bytes]]:
-        """What is to be polled; others after each `Change`."""
+        """The sockets to poll; they differ after each `Change`."""
         return self.socket, self.monitor
 
     def send(self, *frames: bytes) -> None:
-        """Send a message, if there is a connection."""
+        """Send a message; it is dropped if there is no connection."""
         if self.connected:
             self.socket.send_multipart(frames)
 
     def receive(self) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Yield the messages that have come, as (kind, parts)."""
+        """Yield the received messages, as (kind, parts)."""
         while True:
             try:
                 kind, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -100,7 +100,7 @@ class PoolLink:
             yield kind, parts
 
     def changes(self) -> Iterator[Change]:
-        """Yield what has happened to the connection; `LOST` begins a new one."""
+        """Yield the changes of the connection; a new one is started after `LOST`."""
         while self.monitor.poll(0):
             event = zmq.utils.monitor.recv_monitor_message(self.monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -114,7 +114,7 @@ class PoolLink:
                 yield Change.LOST
                 return
             elif event == zmq.EVENT_CONNECT_RETRIED and self._has_moved():
-                logs.event(log, logging.INFO, "agent at another address", address=self.address)
+                logs.event(log, logging.INFO, "agent has another address", address=self.address)
                 self._reopen()
                 yield Change.LOST
                 return
@@ -128,11 +128,11 @@ class PoolLink:
         try:
             address = PoolAddress.read(Path(self._settings.directory))
         except (OSError, ValueError):
-            return False  # the node may not see the endpoint's directory
+            return False  # the node may not mount the endpoint's directory
         before, self._address = self._address, address
         return before != address
 
     def close(self) -> None:
-        """Send what is under way, for a second at most, and close."""
+        """Send pending messages, for at most a second, and close."""
         self._close(1000)
         self._context.term()

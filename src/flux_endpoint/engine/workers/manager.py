@@ -1,11 +1,11 @@
-"""The worker manager: one on each node, itself a job, between the pool and the node's workers.
+"""The worker manager: a job on each node, between the pool and the node's workers.
 
-Run as `python -m flux_endpoint.engine.workers.manager`; its settings come in the environment. What
-it and the pool say to each other is in `messages`.
+Run as `python -m flux_endpoint.engine.workers.manager`; the environment has its settings. The
+module `messages` defines its protocol with the pool.
 
-Without an agent it starts nothing. What runs goes on, and what has ended waits, on disk, for the
-next agent. It ends when it is told to, with its job, or when it runs nothing and no agent has come
-for a while; then the ends that no agent has are in its spool.
+Without an agent it starts no tasks. Running tasks go on, and ends wait on disk for the next agent.
+It ends when it is told to, when its job ends, or when it runs nothing and no agent connects for a
+while. Ends that no agent has are then in its spool.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ from flux_endpoint.processes.helper import NOTICE
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at what workers print.
+#: Seconds between two reads of the workers' output.
 _OUTPUT_PAUSE = 0.02
-#: Seconds that the agent has to say that it has the last ends; then they are left on disk.
+#: Seconds that the agent has to confirm the last ends; after that they are left on disk.
 _LAST_PATIENCE = 3.0
-#: Seconds that functions have to finish where something else than the agent ends them all.
+#: Seconds that functions have to finish when something other than the agent ends them all.
 _FINISHING = 0.3
 
 
 class Manager:
-    """One thread, one poller: everything that happens on this node passes through `run`."""
+    """One thread and one poller: `run` handles everything that happens on this node."""
 
     def __init__(self, settings: ManagerSettings) -> None:
         self._settings = settings
         settings.files.hold_lock()
-        adopt_orphans()  # should the template be lost, what was below it comes here
-        # Before the first ZeroMQ thread exists.
+        adopt_orphans()  # if the template dies, its children become ours
+        # Must come before the first ZeroMQ thread exists.
         self._output = OutputPipe()
-        #: When the output is to be looked at again.
+        #: When the output is read next.
         self._output_at: float | None = None
         self._staff = Staff(settings, self._output, self)
         self._outbox = EndsOutbox(Spool(settings.files.spool))
         self._running = True
-        #: Whether the agent wants us to end.
+        #: Whether the agent wants this manager to end.
         self._is_told = False
-        #: Whether the agent has said that we may start tasks, since we met it.
+        #: Whether the present agent has allowed us to start tasks.
         self._greeted_back = False
         self._poller = zmq.Poller()
         self._link = PoolLink(settings)
@@ -79,9 +79,9 @@ class Manager:
             self._poller.register(source, zmq.POLLIN)
 
     def run(self) -> int:
-        """Serve until told to stop, or until there is no agent for too long; return the exit code.
+        """Serve until told to stop, or until no agent has come for too long; return the exit code.
 
-        What has ended is with the agent then, or on disk.
+        The agent then has all ends, or they are on disk.
         """
         self._wake_on_signals()
         self._staff.start(self._poller)
@@ -99,13 +99,13 @@ class Manager:
         self._signal_read, signal_write = os.pipe()
         os.set_blocking(signal_write, False)
         signal.set_wakeup_fd(signal_write)
-        # Flux sends SIGALRM when the instance's time limit has come.
+        # Flux sends SIGALRM at the instance's time limit.
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(signum, lambda _signum, _frame: setattr(self, "_running", False))
         self._poller.register(self._signal_read, zmq.POLLIN)
 
     def _patience(self) -> int | None:
-        """Return milliseconds until something must be done even if nothing happens."""
+        """Return the milliseconds until something is due even if no message arrives."""
         moments = [*self._staff.moments(), self._gives_up_at]
         if self._output_at is not None:
             moments.append(self._output_at)
@@ -113,7 +113,7 @@ class Manager:
 
     @property
     def _gives_up_at(self) -> float:
-        """When we end if there is no agent, in monotonic time."""
+        """When this manager ends if no agent comes, in monotonic time."""
         lost_at, settings = self._link.lost_at, self._settings
         if lost_at is None or not self._staff.is_idle:
             return float("inf")
@@ -200,7 +200,7 @@ class Manager:
             frames = (part for header, body in ends for part in (_json(header), body))
             self._link.send(b"ends", report, *frames)
 
-    # What the workers have to say
+    # Reports of the workers
 
     def ended(self, header: EndHeader, body: bytes) -> None:
         """See `staff.Listener`."""
@@ -220,7 +220,7 @@ class Manager:
             self._link.send(b"output", data)
 
     def _take_output(self) -> None:
-        """Send what workers have printed, and look again in a moment: each line would wake us."""
+        """Send the workers' output, then pause: otherwise each line would wake this process."""
         self.printed(self._output.take())
         self._poller.unregister(self._output.reader)
         self._output_at = time.monotonic() + _OUTPUT_PAUSE
@@ -245,12 +245,12 @@ class Manager:
             )
         logs.event(log, logging.WARNING, what, address=self._link.address)
 
-    # The end
+    # Ending
 
     def _end(self) -> None:
-        """End the workers, and leave what they have finished to the agent, or on disk."""
+        """End the workers; the ends of finished tasks go to the agent, or stay on disk."""
         if not self._is_told:
-            self._outbox.lose_agent()  # first of all: we may be killed soon
+            self._outbox.lose_agent()  # this comes first: we may be killed soon
             self._let_finish()
         running = self._staff.close()
         self.printed(self._output.take())
@@ -264,7 +264,7 @@ class Manager:
         self._link.close()
 
     def _let_finish(self) -> None:
-        """Have what is just about to end do so: it would be run again."""
+        """Let tasks finish that are just about to end, since they would run again."""
         self._staff.hold()
         until = time.monotonic() + _FINISHING
         while not (self._staff.is_idle or self._staff.is_useless):
@@ -275,7 +275,7 @@ class Manager:
                 self._serve(source)
 
     def _await_agent(self) -> None:
-        """Wait until the agent has all ends, it is gone, or its time is over."""
+        """Wait until the agent has all ends, is gone, or has taken too long."""
         until = time.monotonic() + _LAST_PATIENCE
         poller = zmq.Poller()
         for source in self._link.sources:
@@ -294,7 +294,7 @@ class Manager:
 
 
 def _watch_parent() -> int | None:
-    """Return a descriptor that can be read when whoever runs our job is gone, and so is our job."""
+    """Return a descriptor that becomes readable when the process that runs our job is gone."""
     with suppress(OSError):
         return os.pidfd_open(os.getppid())
     return None
@@ -315,7 +315,7 @@ def main() -> None:
     if text is None:
         sys.exit(f"{VARIABLE} is not set: a manager is started by an endpoint's engine only")
     logs.configure(logging.INFO)
-    # Flux leaves a job's standard input open for whoever attaches; a task must not wait for that.
+    # Flux keeps a job's standard input open for `flux job attach`; a task must not wait for it.
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     try:

@@ -1,6 +1,6 @@
-"""The managers: who there is, who comes, and who goes so that jobs can run.
+"""All managers: present, starting, and ending so that jobs can run.
 
-The numbers are decided by `sizing` and `yielding`; this is the state that they are decided on.
+`sizing` and `yielding` make the decisions; this module keeps the state for them.
 """
 
 from __future__ import annotations
@@ -25,51 +25,51 @@ from flux_endpoint.engine.workers.sizing import (
 from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
 from flux_endpoint.engine.workers.yielding import ResourceHolder, Site, room, to_drain
 
-#: Seconds that tasks wait before workers are started for them, so that those that come together
+#: Seconds that tasks wait before workers are started for them, so that tasks that arrive together
 #: are counted together.
 _GROW_AFTER = 0.03
-#: Seconds that a job waits for resources before managers with something to do make room for it.
+#: Seconds that a job waits for resources before busy managers make room for it.
 _YIELD_AFTER = 0.3
-#: Seconds that managers with something to do are left at it, once they are up. Those that Flux
-#: preferred to a job that waits all the time have twice as long each time, up to the last.
+#: Seconds for which busy managers are left alone after they came up. Managers that Flux preferred
+#: to a waiting job have twice as long each time, up to the second value.
 _TURN, _LONGEST_TURN = 3.0, 3600.0
 #: Seconds that managers have to come up, before that.
 _START_PATIENCE = 60.0
 #: Seconds that a job waits although there seems to be room before more nodes are cleared for it.
 _BLIND_AFTER = 2.0
-#: Least seconds between two looks at who has to leave, or waits in vain.
+#: The least seconds between two checks for managers that should leave or wait in vain.
 _REVIEW_AFTER = 0.05
-#: Managers that count as permanent workers.
+#: Managers whose workers count as permanent.
 _STAYING = (ManagerState.FOUND, ManagerState.STARTING, ManagerState.READY)
-#: The urgency of managers' jobs, which is Flux's default.
+#: Urgency of managers' jobs, Flux's default.
 _URGENCY = 16
 
 
 @dataclass(frozen=True)
 class Review:
-    """What a look at who has to leave has changed.
+    """The changes that a review has made.
 
     Attributes:
-        draining: managers that leave, from now on.
-        unborn: managers that have to leave and had not come up yet: their jobs should be cancelled.
-        kept: managers that were to leave and need not any more.
+        draining: managers that begin to leave now.
+        starting: managers that should leave but are not up yet: their jobs should be cancelled.
+        kept: managers that were leaving and now stay.
     """
 
     draining: tuple[ManagerRecord, ...] = ()
-    unborn: tuple[ManagerRecord, ...] = ()
+    starting: tuple[ManagerRecord, ...] = ()
     kept: tuple[ManagerRecord, ...] = ()
 
 
 class ManagerRegistry:
     """All managers whose jobs have not ended. Used by the pool's thread only.
 
-    What is decided and when it is to be looked at again goes by one reading of the monotonic clock,
-    `now`: a moment that came between two readings would be neither dealt with nor waited for.
+    Decisions and the time of the next review use one reading `now` of the monotonic clock: a
+    deadline between two readings would be neither handled nor waited for.
 
     Args:
         limits: how many workers there may be.
         site: the instance.
-        idle_timeout: seconds after which an idle manager that isn't permanent ends.
+        idle_timeout: seconds after which an idle manager that is not permanent ends.
     """
 
     def __init__(self, limits: Limits, site: Site, idle_timeout: float) -> None:
@@ -84,11 +84,11 @@ class ManagerRegistry:
         self._looked = True
         self._backlog_since = math.inf
         self._demand = JobDemand()
-        #: The job that waits first, and how often Flux has preferred managers to it, since when.
+        #: The first waiting job, how often Flux preferred managers to it, and since when.
         self._head: Demand | None = None
         self._turns = 0
         self._turn_began = -math.inf
-        #: How many nodes more than it asks for are cleared for it, and since when that is done.
+        #: How many nodes more than it requests are cleared for it, and since when.
         self._blind = 0
         self._cleared_since = math.inf
         self._review_at = 0.0
@@ -101,10 +101,10 @@ class ManagerRegistry:
 
     @property
     def urgency(self) -> int:
-        """Urgency with which a manager comes after the jobs that wait already."""
+        """Urgency with which a manager is queued behind the jobs that already wait."""
         return min(_URGENCY, self._demand.least_urgency)
 
-    # Growing
+    # More workers
 
     def missing(self, backlog: int, now: float) -> list[Piece]:
         """Return the managers to start while `backlog` tasks find no room."""
@@ -118,18 +118,18 @@ class ManagerRegistry:
         pieces = to_start(self.limits, force, backlog, self._step)
         if not pieces:
             return []
-        if self._demand.waiting:  # what is free is theirs
+        if self._demand.waiting:  # free resources are for these jobs
             return pieces if backlog > 0 else []
         left = self._room(now)
         for manager in self._pending():
             largest = left.index(max(left))
             left[largest] = max(0, left[largest] - manager.workers)
-        # Workers that nothing waits for take what is free, and no place in Flux's queue.
+        # Workers that no task waits for use free resources, but do not queue in Flux.
         queues = backlog > 0 or not self._demand.complete
         return to_start(self.limits, force, backlog, self._step, left, queues=queues)
 
     def _room(self, now: float) -> list[int]:
-        """Return for how many workers there is room on each node, as far as is known."""
+        """Return for how many workers each node has room, as far as is known."""
         holders = [self._holder(m, 0, now) for m in self._holding()]
         free = room(holders, self._demand.held, self._site)
         return [self.limits.fit(amount) for amount in free]
@@ -146,7 +146,7 @@ class ManagerRegistry:
         )
 
     def allocated(self, manager: ManagerRecord, node: str) -> None:
-        """Take note that a manager's job has its resources, on `node` if that is known."""
+        """Record that a manager's job has its resources, on `node` if that is known."""
         now = time.monotonic()
         manager.allocated_at = now
         manager.node = node
@@ -179,7 +179,7 @@ class ManagerRegistry:
             )
             for m in pending
         ]
-        # Where all is known that jobs have, what should fit and has to wait is not too large.
+        # If all jobs' resources are known, a job that should fit but waits is not too large.
         step = None if self._demand.complete else self._step
         return [self.managers[name] for name in to_withdraw(pieces, backlog, step, left)]
 
@@ -187,10 +187,10 @@ class ManagerRegistry:
         starting = (m for m in self.managers.values() if m.state is ManagerState.STARTING)
         return [m for m in starting if m.allocated_at is None]
 
-    # Shrinking
+    # Fewer workers
 
     def idle(self, now: float) -> list[ManagerRecord]:
-        """Return the managers that have had nothing to do for long enough, and those drained."""
+        """Return the managers that have been idle long enough, and drained ones."""
         return [
             m
             for m in self.managers.values()
@@ -205,7 +205,7 @@ class ManagerRegistry:
     # Making room for jobs
 
     def demand(self, demand: JobDemand) -> None:
-        """Take note of what jobs have and want: those of the instance, or else the endpoint's."""
+        """Set the jobs' resources and requests: of the whole instance, or the endpoint's only."""
         if self._demand.complete and not demand.complete:
             return
         self._demand = demand
@@ -223,10 +223,10 @@ class ManagerRegistry:
         return min(_LONGEST_TURN, _TURN * 2.0 ** max(0, self._turns - 1))
 
     def review(self, backlog: int, now: float) -> Review:
-        """Decide anew which managers make room for jobs.
+        """Decide again which managers make room for jobs.
 
         Args:
-            backlog: tasks that find no room.
+            backlog: number of tasks that find no room.
             now: monotonic time.
         """
         if now < self._review_at:
@@ -239,7 +239,7 @@ class ManagerRegistry:
         holders = [self._holder(m, backlog, now) for m in self._holding()]
         waiting = self._demand.waiting
         leaving = to_drain(waiting, holders, self._demand.held, self._site, self._blind)
-        self._look_for_strangers(now, seems_clear=leaving.served > 0 and not leaving.managers)
+        self._check_unknown_holders(now, seems_clear=leaving.served > 0 and not leaving.managers)
         return self._drain(leaving.managers)
 
     def _holding(self) -> list[ManagerRecord]:
@@ -259,7 +259,7 @@ class ManagerRegistry:
 
     @property
     def _due(self) -> float:
-        """When managers with something to do make room for the job that waits first."""
+        """When busy managers make room for the first waiting job."""
         return -math.inf if self._head is None else self._head.since + _YIELD_AFTER
 
     def _end_of_turn(self, manager: ManagerRecord) -> float:
@@ -268,16 +268,16 @@ class ManagerRegistry:
         return manager.greeted_at + self._turn
 
     def _has_a_turn(self, manager: ManagerRecord, backlog: int) -> bool:
-        """Return whether it should be left at it: there is something to do, or Flux wants it so.
+        """Return whether a manager may go on: it has work, or Flux keeps preferring managers.
 
-        That is, Flux has preferred managers to the first job again and again.
+        The latter means that Flux has preferred managers to the first job repeatedly.
         """
         if manager.tasks or backlog > 0:
             return True
         began = manager.allocated_at or 0.0
         return self._head is not None and began >= self._head.since and self._turns > 1
 
-    def _look_for_strangers(self, now: float, *, seems_clear: bool) -> None:
+    def _check_unknown_holders(self, now: float, *, seems_clear: bool) -> None:
         if not seems_clear or self._blind >= self._site.nodes:
             self._cleared_since = math.inf
         elif self._cleared_since == math.inf:
@@ -289,7 +289,7 @@ class ManagerRegistry:
             self._reviewed = False
 
     def _drain(self, leaving: frozenset[str]) -> Review:
-        draining, unborn, kept = [], [], []
+        draining, starting, kept = [], [], []
         for name, manager in self.managers.items():
             if name not in leaving:
                 if manager.state is ManagerState.DRAINING and manager.is_current:
@@ -299,16 +299,16 @@ class ManagerRegistry:
                 manager.change(ManagerChange.DRAIN)
                 draining.append(manager)
             elif manager.state is ManagerState.STARTING:
-                unborn.append(manager)
-        return Review(tuple(draining), tuple(unborn), tuple(kept))
+                starting.append(manager)
+        return Review(tuple(draining), tuple(starting), tuple(kept))
 
-    # Time and numbers
+    # Times and numbers
 
     def moments(self, now: float) -> Iterator[float]:
-        """Yield the monotonic times at which there may be something to do.
+        """Yield the monotonic times at which something may be due.
 
         Args:
-            now: what the decisions were made at.
+            now: the clock reading of the latest decisions.
         """
         yield from (m.idle_since + self._idle_timeout for m in self.ready if self._is_spare(m))
         for manager in self._pending():
@@ -327,7 +327,7 @@ class ManagerRegistry:
         yield from (moment for moment in (self._due, *ends_of_turns) if moment > now)
 
     def counters(self) -> dict[str, int]:
-        """Return what the status report says of the managers."""
+        """Return the managers' counters for the status report."""
         serving = [m for m in self.managers.values() if m.state.is_serving]
         return {
             "managers": len(serving),

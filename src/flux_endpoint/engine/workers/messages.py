@@ -1,27 +1,28 @@
-"""What the pool and its managers say to each other: a kind, then parts.
+"""The protocol between the pool and its managers: messages of a kind and parts.
 
 From the pool:
 
-- `held?`, a question's number: what is here?
-- `go`, ids: from now on, tasks may be started; these are wanted by nobody.
-- `tasks`, then header and buffer of each.
-- `return`, how many tasks are wanted back that have not begun.
-- `safe`, ids: the ends of these are on disk.
-- `cancel`, an id; `signal`, a number and an id; `terminate`, why; `stop`.
+- `held?`, number of the question: which tasks does the manager hold?
+- `go`, ids: tasks may start from now on; the tasks with these ids are to be dropped.
+- `tasks`, then header and buffer of each task.
+- `return`, number of tasks that should be given back if they have not begun.
+- `safe`, ids: the ends of these tasks are on disk.
+- `cancel`, an id; `signal`, a number and an id; `terminate`, a reason; `stop`.
 
 To the pool:
 
-- `hello`, a JSON object: first, on each connection. Nothing is started before `go`.
-- `held`, the question's number, a JSON object: ids that are `waiting`, when each that is `running`
-  began, ids that have `ended`.
-- `ends`, a JSON object, then header and body of each (`spool.EndHeader`); again on each connection,
-  until they are `safe`.
-- `returned`, ids of tasks that have not begun; `late`, ids of those that must not any more.
+- `hello`, a JSON object: first on each connection. No task starts before `go`.
+- `held`, the question's number, a JSON object: ids of `waiting` tasks, start times of `running`
+  tasks, ids of tasks that have `ended`.
+- `ends`, a JSON object, then header and body of each end (`spool.EndHeader`); repeated on each
+  connection until they are `safe`.
+- `returned`, ids of tasks that have not begun; `late`, ids of tasks whose `start_before` passed.
 - `running`, id and start of a task that takes long.
-- `output`, what workers have printed.
-- `bye`, a JSON object: it ends; when each task began that was `running`. The others never began.
+- `output`, output of the workers.
+- `bye`, a JSON object: the manager ends; start times of tasks that were `running`. Its other tasks
+  never began.
 
-A manager's identity on ZeroMQ is a secret between the agent that starts it, the manager, and the
-agents to come, which read it in the engine's directory: nobody else can speak in its name. Across
-hosts the connection is encrypted (CURVE), and the pool is known by its key.
+A manager's ZeroMQ identity is a secret of its agent, the manager and later agents, which read it in
+the engine's directory: nobody else can impersonate the manager. Between hosts the connection is
+encrypted (CURVE), and the pool is authenticated by its key.
 """

@@ -12,11 +12,11 @@ Task = tuple[dict[str, Any], bytes]
 
 
 class NodeQueue:
-    """Tasks in the order in which they are to be started."""
+    """Tasks in the order in which they should start."""
 
     def __init__(self) -> None:
         self._tasks: deque[Task] = deque()
-        #: When the first of them must not be started any more, in seconds since the epoch.
+        #: The earliest `start_before` of the tasks, in seconds since the epoch.
         self.late_at = math.inf
 
     def __len__(self) -> int:
@@ -29,16 +29,16 @@ class NodeQueue:
 
     @property
     def next_size(self) -> int:
-        """Bytes of the next task's buffer."""
+        """Size in bytes of the next task's buffer."""
         return len(self._tasks[0][1])
 
     def add(self, task: Task) -> None:
-        """Queue a task behind all others."""
+        """Append a task."""
         self._tasks.append(task)
         self._note(task)
 
     def put_back(self, task: Task) -> None:
-        """Queue a task before all others."""
+        """Put a task first."""
         self._tasks.appendleft(task)
         self._note(task)
 
@@ -46,15 +46,15 @@ class NodeQueue:
         self.late_at = min(self.late_at, task[0].get("before", math.inf))
 
     def take(self) -> Task:
-        """Take the next task out."""
+        """Remove and return the next task."""
         return self._tasks.popleft()
 
     def take_last(self, count: int) -> list[str]:
-        """Take at most so many tasks out, the last first; return their ids."""
+        """Remove at most `count` tasks, the last first; return their ids."""
         return [str(self._tasks.pop()[0]["id"]) for _ in range(min(count, len(self._tasks)))]
 
     def take_late(self, now: float) -> list[str]:
-        """Take the tasks out that must not be started any more; return their ids."""
+        """Remove the tasks whose `start_before` has passed; return their ids."""
         late = {str(h["id"]) for h, _ in self._tasks if h.get("before", math.inf) <= now}
         self.remove(late)
         moments = (header.get("before", math.inf) for header, _ in self._tasks)
@@ -62,7 +62,7 @@ class NodeQueue:
         return list(late)
 
     def remove(self, task_ids: Collection[str]) -> bool:
-        """Take tasks out; return whether there were any."""
+        """Remove tasks; return whether there were any."""
         before = len(self._tasks)
         self._tasks = deque(task for task in self._tasks if task[0]["id"] not in task_ids)
         return len(self._tasks) < before

@@ -12,11 +12,11 @@ from flux_endpoint.engine.workers.spool import EndHeader, Spool, SpooledEnd
 
 log = logging.getLogger(__name__)
 
-#: Bytes of ends that are under way to the agent, and that are kept in memory, before no task is
-#: started until the agent has some of them.
+#: The most bytes of ends in transit to the agent, and in memory. Beyond either, no task starts
+#: until the agent has confirmed some ends.
 _WINDOW = 32 << 20
 _MOST_IN_MEMORY = 64 << 20
-#: Bytes that an end takes beside its body.
+#: Bytes that an end takes in addition to its body.
 _OVERHEAD = 200
 
 
@@ -29,22 +29,22 @@ class _End:
 
     @property
     def kept(self) -> int:
-        """How much memory its body takes."""
+        """Bytes of memory that its body takes."""
         return self.size if isinstance(self.body, bytes) else 0
 
 
 class EndsOutbox:
-    """The ends that the agent does not have on disk yet. Without an agent they go to our disk.
+    """The ends that the agent does not have on disk yet. Without an agent they go to this disk.
 
     Args:
-        spool: where they wait without an agent.
+        spool: stores them while there is no agent.
     """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._ends: dict[str, _End] = {}
         self._unsent: deque[str] = deque()
-        #: Bytes under way, and in memory.
+        #: Bytes in transit, and in memory.
         self._under_way = 0
         self._in_memory = 0
         #: Whether there is no agent.
@@ -61,7 +61,7 @@ class EndsOutbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether no task should be started until the agent has some of the ends."""
+        """Whether no task should start until the agent has confirmed some ends."""
         return self._in_memory > _MOST_IN_MEMORY
 
     def add(self, header: EndHeader, body: bytes) -> None:
@@ -75,7 +75,7 @@ class EndsOutbox:
             self._write(end)
 
     def take(self) -> list[tuple[EndHeader, bytes]]:
-        """Return what is to be sent now."""
+        """Return the ends to send now."""
         batch: list[tuple[EndHeader, bytes]] = []
         while self._unsent and self._under_way < _WINDOW:
             end = self._ends.get(self._unsent.popleft())
@@ -92,7 +92,7 @@ class EndsOutbox:
         return batch
 
     def settle(self, task_ids: Iterable[str]) -> None:
-        """Forget ends that the agent has on disk."""
+        """Discard ends that the agent has on disk."""
         for task_id in task_ids:
             end = self._ends.pop(task_id, None)
             if end is not None:
@@ -104,7 +104,7 @@ class EndsOutbox:
             self._spool.clear()
 
     def lose_agent(self) -> None:
-        """Write all ends to disk, and those to come."""
+        """Write all ends, also future ones, to disk."""
         self._alone = True
         self._unsent.clear()
         self._under_way = 0
@@ -112,7 +112,7 @@ class EndsOutbox:
             self._write(end)
 
     def meet_agent(self) -> None:
-        """Send all ends again that are here."""
+        """Send all kept ends again."""
         self._alone = False
         self._unsent = deque(self._ends)
         self._under_way = 0

@@ -1,4 +1,4 @@
-"""The worker pool: which task waits, which manager holds which; managers come and go."""
+"""The worker pool: which task waits, which manager has which; starts and ends managers."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from flux_endpoint.engine.workers.yielding import Site
 
 log = logging.getLogger(__name__)
 
-#: Most running tasks that the status names.
+#: The most running tasks that the status lists.
 _MOST_NAMED = 1000
-#: Most tasks in one message to a manager.
+#: The most tasks in one message to a manager.
 _BATCH = 128
-#: Seconds without a result after which the tasks that wait on a node may go elsewhere.
+#: Seconds without a result after which a node's waiting tasks may move to other nodes.
 _STUCK_AFTER = 0.1
 
 
 class WorkerPool:
-    """Runs tasks on resident workers. One thread owns all state; other threads leave messages."""
+    """Runs tasks on resident workers. One thread owns all state; other threads post messages."""
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class WorkerPool:
             is_over=lambda: instance.fate() is Fate.LEFT,
             awaits_loss=lambda: instance.fate() is Fate.AWAITS_LOSS,
         )
-        #: Monotonic time of this turn. What is to be done now and what is to be waited for are told
-        #: apart by this one reading: what came between two would be neither.
+        #: Monotonic time of this turn. One reading decides both what is due now and how long to
+        #: wait: a deadline between two readings would be missed.
         self._now = 0.0
         self._drained = threading.Event()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -108,14 +108,14 @@ class WorkerPool:
         self._thread = threading.Thread(target=self._run, name="worker-pool", daemon=True)
 
     def start(self, left: Iterable[SpooledEnd] = ()) -> None:
-        """Find the managers of before a restart, and start the thread and those always there.
+        """Find the managers from before a restart; start the thread and the permanent managers.
 
         Args:
             left: ends that others than these managers have left on disk.
 
         Raises:
-            EngineError: Flux does not say which managers there are.
-            ConfigurationError: `engine.address` is none at which this host is reached.
+            EngineError: Flux does not list the managers.
+            ConfigurationError: `engine.address` is not an address of this host.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         found, ends = self._launcher.find()
@@ -126,66 +126,64 @@ class WorkerPool:
         self._poller.register(self._socket.source, zmq.POLLIN)
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._status = self._counters()
-        self._tell(
-            self._handover.tell_found
-        )  # the first turn starts the managers that are always there
+        self._tell(self._handover.tell_found)  # the first turn starts the permanent managers
         self._thread.start()
 
     def submit(self, task: EngineTask, attempts: list[str]) -> None:
-        """Queue a task, after `attempts` that failed; it ends in one call of `on_result`."""
+        """Queue a task that had `attempts` that failed; it ends in one call of `on_result`."""
         entry = TaskEntry(task, self._on_result, attempts=attempts)
         self._tell(lambda: self._handover.take(entry))
 
     def format(self, task: EngineTask, on_result: Callable[[EngineResult], None]) -> None:
-        """Have a worker put a command task's arguments into its command.
+        """Have a worker format the arguments of a command task into its command.
 
         Args:
             task: a command task.
-            on_result: given the result, whose value is the formatted task, packed.
+            on_result: called with the result, whose value is the packed formatted task.
         """
         self._tell(lambda: self._handover.take(TaskEntry(task, on_result, formats=True)))
 
     def recovered(self) -> None:
-        """Take note that all tasks of before a restart have been submitted."""
+        """Signal that all tasks of the previous run have been submitted again."""
         self._tell(self._handover.complete)
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Forget ends of tasks that are on disk at the submitter."""
+        """Discard ends of tasks that the submitter has on disk."""
         self._tell(lambda: self._handover.settle(task_ids))
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
-        """End a task that waits or runs; its result says `TaskCancelled`.
+        """End a waiting or running task with the result `TaskCancelled`.
 
-        With `signum`, only send that signal to the processes of a task that runs.
+        With `signum`, only send that signal to the processes of a running task.
         """
         self._tell(lambda: self._cancel(task_id, signum))
 
     def make_room(self, demand: JobDemand) -> None:
-        """Take note of what the endpoint's jobs have and want; workers make room for those."""
+        """Set the endpoint's jobs' resources and requests; workers make room for these."""
         self._tell(lambda: self._registry.demand(demand))
 
     def hold(self) -> None:
-        """Start nothing more; what runs goes on."""
+        """Start no more tasks; running ones go on."""
         self._tell(lambda: setattr(self._lifecycle, "is_stopping", True))
 
     def lose(self, reason: str) -> None:
-        """End what runs and may not be tried again, and keep the rest: nothing runs any more."""
+        """Handle the loss of the instance: fail what ran and may not be retried; keep the rest."""
         self._tell(lambda: self._lose(reason))
 
     def terminate(self, reason: str) -> None:
-        """Signal all that runs (SIGTERM), and start nothing more.
+        """Send SIGTERM to all running tasks, and start no more.
 
-        What ends of the signal is lost for this reason.
+        Tasks that this ends are lost for `reason`.
         """
         self._tell(lambda: self._terminate(reason))
 
     def status(self) -> dict[str, Any]:
-        """Return counters, as of the last thing that happened, and what runs for a while."""
+        """Return the counters as of the latest event, and the tasks that run for a while."""
         running = dict(islice(self._book.running.copy().items(), _MOST_NAMED))
         return {**self._status, "running_tasks": running}
 
     def stop(self, grace: float) -> None:
-        """Let what runs finish for at most `grace` seconds, then end every manager."""
+        """Let running tasks finish for at most `grace` seconds, then end all managers."""
         self.hold()
         if grace > 0:
             self._drained.wait(grace)
@@ -203,7 +201,7 @@ class WorkerPool:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
 
-    # The pool's thread
+    # On the pool's thread
 
     def _run(self) -> None:
         while not self._is_over():
@@ -232,13 +230,13 @@ class WorkerPool:
         try:
             action()
         except Exception:
-            log.exception("a message to the worker pool could not be dealt with; the others go on")
+            log.exception("the worker pool could not process a message; it goes on")
 
     def _expire(self) -> None:
         self._lifecycle.expire(self._now)
         if self._now >= self._handover.due:
             for manager in self._handover.silent():
-                self._lifecycle.give_up(manager, "workers of before a restart do not answer")
+                self._lifecycle.give_up(manager, "the workers found after a restart do not answer")
 
     def _is_over(self) -> bool:
         if not (self._lifecycle.is_stopping and self._drained.is_set()):
@@ -246,12 +244,12 @@ class WorkerPool:
         return not self._managers or self._now >= self._lifecycle.give_up_at
 
     def _patience(self) -> int | None:
-        """Return milliseconds until something must be done even if nothing happens."""
+        """Return the milliseconds until something is due even if no message arrives."""
         moments = [*self._lifecycle.moments(self._now), self._handover.due]
         if not self._lifecycle.is_stopping:
             moments.extend(self._registry.moments(self._now))
         stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
-        # Afterwards `_grow` and `_balance` have done what could be done.
+        # By then `_grow` and `_balance` have done what was possible.
         moments.extend(moment for moment in stuck if moment > self._now)
         now = time.monotonic()
         moments.append(now + self._waiting.late_at - time.time())
@@ -266,7 +264,7 @@ class WorkerPool:
             "outstanding_tasks": held + len(self._waiting),
         }
 
-    # Messages of the managers
+    # Messages from the managers
 
     def _receive(self) -> None:
         while (message := self._socket.receive()) is not None:
@@ -284,7 +282,7 @@ class WorkerPool:
             case b"held" if parts[0] == manager.question:
                 self._told_what_is_held(manager, json.loads(parts[1]))
             case _ if manager.state is ManagerState.FOUND:
-                pass  # nothing counts before
+                pass  # ignore other messages before the greeting
             case b"ends":
                 self._take_ends(manager, parts)
             case b"running":
@@ -314,12 +312,12 @@ class WorkerPool:
                 manager.question = os.urandom(8)
                 self._socket.send(manager.manager_id, [b"held?", manager.question])
             case ManagerState.STOPPING | ManagerState.UNEXPLAINED | ManagerState.OVER:
-                self._socket.send(manager.manager_id, [b"stop"])  # it may not have had the first
+                self._socket.send(manager.manager_id, [b"stop"])  # the first may not have arrived
 
     def _told_what_is_held(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
         manager.question = b""
         if manager.state is not ManagerState.FOUND:
-            if manager.awaits_go:  # it broke off before all tasks of before were here
+            if manager.awaits_go:  # its connection broke before all earlier tasks were submitted
                 return
             unwanted = self._book.reconcile(manager, held)
             self._handover.go(manager, unwanted)
@@ -327,17 +325,17 @@ class WorkerPool:
         self._lifecycle.greeted(manager, manager.host)
         self._handover.heard(manager, held)
 
-    # Tasks
+    # Distributing tasks
 
     def _assign(self) -> None:
         if not self._waiting or self._lifecycle.is_stopping:
             return
         ready = self._registry.ready
-        # First every worker gets something to do, those first that stay anyhow or have company:
-        # the others may then be given back.
+        # First give every worker one task, starting with managers that stay anyway or are busy, so
+        # that the others may be given back.
         for manager in sorted(ready, key=lambda m: (not m.permanent, m.free)):
             self._send(manager, manager.free)
-        # Then what may wait close to it.
+        # Then send tasks ahead to where they may wait.
         for manager in sorted(ready, key=lambda m: len(m.tasks) / m.workers):
             self._send(manager, manager.room)
 
@@ -354,9 +352,9 @@ class WorkerPool:
             self._socket.send(manager.manager_id, frames)
 
     def _balance(self) -> None:
-        """Ask for tasks that wait on one node while workers of another have nothing to do.
+        """Take waiting tasks back from one node while workers of another are idle.
 
-        And for all that wait on one whose workers are to end.
+        Also take back all tasks from managers that should end.
         """
         for manager in self._managers.values():
             if manager.state is ManagerState.DRAINING and self._is_stuck(manager):
@@ -371,7 +369,7 @@ class WorkerPool:
                 wanted -= count
 
     def _take_back(self, manager: ManagerRecord, count: int) -> None:
-        """Ask for tasks that a manager has not started."""
+        """Ask a manager to return tasks that it has not started."""
         self._socket.send(manager.manager_id, [b"return", b"%d" % count])
         manager.quiet_since = time.monotonic()
 
@@ -390,16 +388,16 @@ class WorkerPool:
                 self._socket.send(manager.manager_id, [*message, task_id.encode()])
                 return
 
-    # Managers
+    # The number of managers
 
     @property
     def _unserved(self) -> int:
-        """How many tasks find no worker."""
+        """Number of tasks that find no worker."""
         stuck = (m.surplus for m in self._managers.values() if self._is_stuck(m))
         return len(self._waiting) + sum(stuck)
 
     def _make_room(self) -> None:
-        """Have managers leave for jobs that wait."""
+        """Let managers end for waiting jobs."""
         review = self._registry.review(self._unserved, self._now)
         for manager in review.draining:
             logs.event(
@@ -412,14 +410,14 @@ class WorkerPool:
             )
             if manager.tasks:
                 self._take_back(manager, len(manager.tasks))
-        for manager in review.unborn:
+        for manager in review.starting:
             self._lifecycle.withdraw(manager, "makes room for a job")
         if review.kept:
             self._assign()
             self._balance()
 
     def _grow(self) -> None:
-        """Start workers where more tasks wait than the coming ones can take."""
+        """Start workers if more tasks wait than the starting workers can take."""
         backlog = self._unserved
         for manager in self._registry.withdraw(backlog, self._now):
             self._lifecycle.withdraw(manager, "found no room")
@@ -435,12 +433,12 @@ class WorkerPool:
                 self._lifecycle.stop(manager)
 
     def _job_ended(self, manager_id: str) -> None:
-        self._receive()  # what it said before it ended
+        self._receive()  # its last messages
         manager = self._managers.get(manager_id)
         if manager is not None:
             self._lifecycle.job_ended(manager)
 
-    # The end
+    # Ending
 
     def _stop_all(self) -> None:
         self._drained.set()

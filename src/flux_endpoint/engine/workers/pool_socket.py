@@ -1,4 +1,4 @@
-"""The one ZeroMQ socket that all managers of an endpoint connect to."""
+"""The ZeroMQ socket that all managers of an endpoint connect to."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from flux_endpoint.paths import write_private
 
 log = logging.getLogger(__name__)
 
-#: Bytes that the path of a Unix socket may have (sun_path, less the final NUL and some room).
+#: Longest path of a Unix socket in bytes (sun_path without the final NUL, and some reserve).
 _LONGEST_SOCKET_PATH = 100
-#: Seconds for this host to reach itself.
+#: Timeout (s) of this host's connection to itself.
 _CONNECT_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True)
 class _Key:
-    """What makes a pool the one that came before it, for managers on other hosts.
+    """Makes a pool recognizable to managers on other hosts after a restart.
 
     Attributes:
         secret: its CURVE secret key.
-        port: where it listened; 0: nowhere yet.
+        port: its latest port; 0 if there is none yet.
     """
 
     secret: str
@@ -44,7 +44,7 @@ class _Key:
             values = json.loads(path.read_text(encoding="utf-8"))
             key = cls(str(values["secret"]), int(values["port"]))
             zmq.curve_public(key.secret.encode())
-        except (OSError, ValueError, LookupError, TypeError):  # none yet, or damaged
+        except (OSError, ValueError, LookupError, TypeError):  # missing or damaged
             _, secret = zmq.curve_keypair()
             return cls(secret.decode(), 0)
         return key
@@ -54,14 +54,14 @@ class _Key:
 
 
 class PoolSocket:
-    """Listens for managers, and knows each by an identity that nobody else has. For one thread.
+    """Listens for managers, and knows each by its secret identity. For one thread.
 
-    Where every job runs on this host it is a Unix socket in a private directory, else TCP with
-    CURVE. Where and by which key it listens is the same after a restart, if that can be had.
+    If all jobs run on this host it is a Unix socket in a private directory, else TCP with CURVE.
+    Address and key stay the same after a restart, if possible.
 
     Args:
-        directory: the engine's.
-        address: at which the nodes reach this host; default: found out.
+        directory: the engine's directory.
+        address: address of this host for the nodes; default: determined automatically.
     """
 
     def __init__(self, directory: Path, address: str | None) -> None:
@@ -75,29 +75,29 @@ class PoolSocket:
         self._managers: dict[bytes, str] = {}
         self._identities: dict[str, bytes] = {}
         self.address = PoolAddress("", "")
-        #: CURVE pair of managers, who are known by their identities.
+        #: CURVE key pair that all managers share; their identities distinguish them.
         self.client_public = self.client_secret = ""
 
     def open(self, *, spans_hosts: bool) -> None:
-        """Listen, and have managers of before find this.
+        """Listen, and publish the address for recovered managers.
 
         Args:
             spans_hosts: whether managers may be on other hosts.
 
         Raises:
-            ConfigurationError: `engine.address` is none at which this host is reached.
+            ConfigurationError: `engine.address` is not an address of this host.
         """
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)  # the pool bounds what managers hold
         self._socket.setsockopt(zmq.LINGER, 500)
-        # A manager may connect again before we have noticed that its connection broke: without
-        # this it would not be heard any more.
+        # A manager may reconnect before this side has noticed the broken connection; without this
+        # option the new connection would be ignored.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.address = self._listen_on_network() if spans_hosts else self._listen_here()
         try:
             self.address.write(self._directory)
         except OSError as error:
-            logs.event(log, logging.WARNING, "workers not found after a restart", reason=error)
+            logs.event(log, logging.WARNING, "can't publish the pool's address", reason=error)
 
     def _listen_here(self) -> PoolAddress:
         path = self._directory / "pool.sock"
@@ -116,7 +116,7 @@ class PoolSocket:
         self._socket.curve_server = True
         self._socket.curve_secretkey = key.secret.encode()
         port = self._bind(key.port)
-        with suppress(OSError):  # managers of before find the new address, but not by this key
+        with suppress(OSError):  # then recovered managers find the address, but reject the new key
             _Key(key.secret, port).write(self._key_file)
         if self._own_address is not None:
             _check_address(self._own_address, port)
@@ -125,30 +125,30 @@ class PoolSocket:
 
     def _bind(self, port: int) -> int:
         if port:
-            with suppress(zmq.ZMQError):  # somebody else has it now
+            with suppress(zmq.ZMQError):  # somebody else has the port now
                 self._socket.bind(f"tcp://*:{port}")
                 return port
         return self._socket.bind_to_random_port("tcp://*")
 
     def admit(self, manager_id: str, identity: str) -> None:
-        """From now on, hear a manager."""
+        """Accept messages of a manager from now on."""
         self._managers[identity.encode()] = manager_id
         self._identities[manager_id] = identity.encode()
 
     def dismiss(self, manager_id: str) -> None:
-        """Hear a manager no more; if it greets, it is told to end."""
+        """Accept no more messages of a manager; if it greets, it is told to end."""
         identity = self._identities.pop(manager_id, None)
         if identity is not None:
             del self._managers[identity]
 
     def send(self, manager_id: str, frames: list[bytes]) -> None:
-        """Send a message to a manager; one that is gone loses it (its job's end says so)."""
+        """Send a message to a manager; if the manager is gone, it is lost."""
         identity = self._identities.get(manager_id)
         if identity is not None:
             self._socket.send_multipart([identity, *frames])
 
     def receive(self) -> tuple[str, bytes, list[bytes]] | None:
-        """Return the next message as (manager, kind, parts), or `None` if there is none now."""
+        """Return the next message as (manager, kind, parts), or `None` if there is none."""
         while True:
             try:
                 identity, kind, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -158,17 +158,17 @@ class PoolSocket:
             if manager_id is not None:
                 return manager_id, kind, parts
             if kind == b"hello":
-                # In general a manager that was given up, and comes back.
-                logs.event(log, logging.WARNING, "rejected a manager that is not one of ours")
+                # Most likely a manager that was given up and comes back.
+                logs.event(log, logging.WARNING, "rejected a manager with an unknown identity")
                 self._socket.send_multipart([identity, b"stop"])
 
     @property
     def source(self) -> zmq.Socket[bytes]:
-        """What is to be polled."""
+        """The socket to poll."""
         return self._socket
 
     def close(self) -> None:
-        """Close the socket and remove its path; managers have ended, and seek nobody."""
+        """Close the socket and remove its path; the managers have ended."""
         self._socket.close()
         self._context.term()
         PoolAddress.remove(self._directory)
@@ -180,7 +180,7 @@ class PoolSocket:
 
 
 def _own_address() -> str:
-    """Return the address under which this host's name is known; the loopback one if it has none."""
+    """Return the address of this host's name; the loopback address if there is none."""
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
@@ -188,7 +188,7 @@ def _own_address() -> str:
 
 
 def _check_address(address: str, port: int) -> None:
-    """Raise `ConfigurationError` unless this process listens at `address`, on all interfaces."""
+    """Raise `ConfigurationError` unless this process can listen at `address`."""
     try:
         found = socket.getaddrinfo(address, port, socket.AF_INET, socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -200,7 +200,7 @@ def _check_address(address: str, port: int) -> None:
     with socket.socket() as own, suppress(OSError):
         own.bind((host, 0))
         return
-    try:  # not of this host's own, but it may be translated
+    try:  # not an address of this host itself, but it may be translated (NAT)
         socket.create_connection((host, port), _CONNECT_TIMEOUT).close()
     except OSError as error:
         shown = host if host == address else f"{address} ({host})"

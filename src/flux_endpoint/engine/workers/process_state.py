@@ -1,8 +1,8 @@
-"""What a task may change of its worker's process, and how it is put back before the next task.
+"""The process state of a worker that tasks may change, and its restoration after each task.
 
-Everything here is checked after each task, so it has to be cheap: a system call or less for each.
-What can't be put back cheaply or surely is a reason to replace the worker: a fork of the template
-costs milliseconds. Modules and what they hold (caches, connections) are not touched.
+All of this runs after each task, so it must be cheap: at most one system call for each item.
+Changes that can't be undone cheaply or reliably are a reason to replace the worker: a fork of the
+template takes milliseconds. Modules and their contents (caches, connections) are left alone.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO, Any, cast
 
-#: Descriptors of ours are moved up to here, where a task that closes or counts a few never comes.
+#: Our descriptors are moved to this number or higher, out of the range that tasks may close.
 _OUT_OF_THE_WAY = 500
-#: The per-task variables: set anew for each task.
+#: The per-task variables, which are set for each task.
 _PER_TASK = frozenset({b"GC_TASK_UUID", b"GC_TASK_SANDBOX_DIR"})
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 _IMPORT = "<frozen importlib._bootstrap>"
 
-#: The functions of `signal` without their wrappers, which cost ten times the call.
+#: The functions of `signal` without their wrappers, which take ten times as long.
 _plain = sys.modules["_signal"]
 _getsignal: Callable[[int], Any] = _plain.getsignal
 _signal: Callable[[int, Any], Any] = _plain.signal
 _pthread_sigmask: Callable[[int, Iterable[int]], set[int]] = _plain.pthread_sigmask
-#: Each is one call of a function in C.
+#: Each is a single call of a C function.
 stop_real_timer, stop_virtual_timer, stop_profiling_timer = (
     functools.partial(signal.setitimer, timer, 0) for timer in _TIMERS
 )
 
 
 def out_of_the_way(descriptor: int) -> int:
-    """Move a descriptor to a high number, closed on exec, and return that."""
+    """Move a descriptor to a high number with close-on-exec; return the number."""
     for lowest in (_OUT_OF_THE_WAY, 100, 3):
-        with suppress(OSError):  # there may be no number so high
+        with suppress(OSError):  # the limit of descriptors may be too low
             moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)
             os.close(descriptor)
             return int(moved)
@@ -53,9 +53,9 @@ def out_of_the_way(descriptor: int) -> int:
 
 
 class ProcessState:
-    """The state of this process between tasks, as it is when this object is made.
+    """The state of this process between tasks, as it is when this object is created.
 
-    To be made, once, and used in the main thread of a process that has no other thread.
+    Create and use it once, on the main thread of a process without other threads.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class ProcessState:
         self._scheduling = _scheduling()
         self._limits = _Limits()
         self._threads = set(threading.enumerate())
-        #: Threads that modules have started while they were imported.
+        #: Threads that modules started while they were imported.
         self._of_modules: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._note_threads()
         self._most_descriptors = os.sysconf("SC_OPEN_MAX") // 2
@@ -89,8 +89,8 @@ class ProcessState:
         threading.Thread.start = noting  # type: ignore[assignment, method-assign]
 
     def restore(self) -> str:
-        """Put back what a task has changed; return why this process can't go on, or nothing."""
-        self._signals.disarm()  # first: what a task left armed must not interrupt the rest
+        """Undo a task's changes; return why this process can't go on, or an empty text."""
+        self._signals.disarm()  # first: timers of the task must not interrupt the rest
         trace, profile, *_ = self._interpreter
         if sys.gettrace() is not trace or sys.getprofile() is not profile:
             sys.settrace(trace)
@@ -119,9 +119,9 @@ class ProcessState:
             yield self._left_threads()
 
     def _restore_path(self) -> None:
-        """Keep what was added, as the modules that came from there are; put back what is missing.
+        """Keep added entries, since imported modules came from there; restore missing ones.
 
-        It must not grow with each task.
+        The path must not grow with each task.
         """
         now = sys.path if isinstance(sys.path, list | tuple) else ()
         places = [each for each in now if isinstance(each, str)]
@@ -134,17 +134,17 @@ class ProcessState:
                 locale.setlocale(locale.LC_ALL, self._locale)
             except locale.Error:
                 return f"a task has changed the locale, and {self._locale} can't be set again"
-        if time.tzname != self._zone:  # by tzset; TZ itself is restored
+        if time.tzname != self._zone:  # changed by tzset; TZ itself is restored
             time.tzset()
             self._zone = time.tzname
         return ""
 
     def _left_threads(self) -> str:
-        """Return why threads that the last task left don't let the process go on.
+        """Return why threads left by the last task prevent the process from going on.
 
-        A daemon thread may be left behind by its nature, and a pool keeps its threads; a kept
-        module or object may need them. What a module starts while it is imported is the module's:
-        that of the official SDK starts a thread that waits for the process's end.
+        Daemon threads may stay, and pools keep their threads; modules or objects that are kept may
+        need them. Threads that a module starts while it is imported belong to the module: the
+        official SDK, for example, starts a thread that waits for the end of the process.
         """
         pools = sys.modules.get("concurrent.futures.thread")
         kept = getattr(pools, "_threads_queues", ())
@@ -157,19 +157,19 @@ class ProcessState:
 
     @property
     def has_threads(self) -> bool:
-        """Whether there are other threads that were kept."""
+        """Whether other threads were kept."""
         return threading.active_count() > 1
 
 
 class _Signals:
-    """Handlers, the mask, and what raises signals by itself."""
+    """Signal handlers, the signal mask, and sources of signals."""
 
     def __init__(self) -> None:
         self._handlers = list(map(_getsignal, _SIGNALS))
         self._mask = _pthread_sigmask(signal.SIG_BLOCK, ())
 
     def disarm(self) -> None:
-        """Stop timers, and the thread by which `faulthandler` watches the time."""
+        """Stop timers, and the watchdog thread of `faulthandler`."""
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
         if (watchdog := sys.modules.get("faulthandler")) is not None:
@@ -178,14 +178,14 @@ class _Signals:
     def restore(self) -> str:
         signal.set_wakeup_fd(-1)
         if _pthread_sigmask(signal.SIG_BLOCK, ()) != self._mask:
-            # One that is pending would hit the next task, or this process, if it were let through.
+            # A pending signal would hit the next task, or this process, if it were unblocked.
             return "a task has blocked or unblocked signals"
-        # Whoever ignored this one, be it a library in C: exit codes of commands would be lost.
+        # SIGCHLD may be ignored, also by a C library; then exit codes of commands would be lost.
         _signal(signal.SIGCHLD, _plain.SIG_DFL)
         handlers = list(map(_getsignal, _SIGNALS))
         if handlers != self._handlers:
             for number, now, before in zip(_SIGNALS, handlers, self._handlers, strict=True):
-                if now != before and before is not None:  # None: not Python's
+                if now != before and before is not None:  # None: not installed by Python
                     _signal(number, before)
         return ""
 
@@ -200,8 +200,8 @@ class _Streams:
 
     @staticmethod
     def _new(number: int) -> IO[str]:
-        # A task may close the stream, but not the descriptor with it. What is printed is written
-        # at once, for whoever follows the log, and never fails for its characters.
+        # A task that closes the stream leaves the descriptor open. Output is written at once, for
+        # people who follow the log, and never fails on a character.
         return cast(
             "IO[str]",
             open(
@@ -220,7 +220,7 @@ class _Streams:
 
     def restore(self) -> str:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # a task may have put anything there
+            with suppress(Exception):  # a task may have replaced it with anything
                 stream.flush()
         try:
             for number, copy in enumerate(self._copies):
@@ -240,15 +240,15 @@ class _Streams:
 def _is_open(stream: IO[str]) -> bool:
     try:
         return not stream.closed
-    except ValueError:  # its buffer was detached
+    except ValueError:  # its buffer is detached
         return False
 
 
 class _Environment:
-    """The environment; what is written to it is noted where it is written.
+    """The environment; changes are recorded when they are made.
 
-    What a module sets while it is imported belongs to the module, which is imported only once: it
-    stays. Whatever else a task sets is put back.
+    Changes that a module makes while it is imported stay, since it is imported only once. All
+    others are undone.
     """
 
     def __init__(self) -> None:
@@ -265,7 +265,7 @@ class _Environment:
             self._unsetenv(name)
             self._note(os.fsencode(name), None)
 
-        # `os.environ` calls these by their names in `os`.
+        # `os.environ` calls these as globals of `os`.
         os.putenv, os.unsetenv = putenv, unsetenv
 
     def _note(self, name: bytes, value: bytes | None) -> None:
@@ -282,7 +282,7 @@ class _Environment:
             if name in self._wanted:
                 os.environb[name] = self._wanted[name]
             else:
-                with suppress(KeyError):  # it may have been put beside `os.environ`
+                with suppress(KeyError):  # it may have been set without `os.environ`
                     del os.environb[name]
                 self._unsetenv(name)
         self._written.clear()
@@ -298,7 +298,7 @@ def _is_importing() -> bool:
 
 
 class _Limits:
-    """The limits of `setrlimit`; that one was called is noted where it is called."""
+    """The limits of `setrlimit`; calls are recorded when they are made."""
 
     def __init__(self) -> None:
         names = (name for name in dir(resource) if name.startswith("RLIMIT_"))

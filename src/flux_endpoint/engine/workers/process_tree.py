@@ -1,4 +1,4 @@
-"""How processes end: signalling and killing trees, and saying what a wait status means."""
+"""Signals and kills process trees, and describes wait statuses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from itertools import count
 
 import psutil
 
-#: Seconds for what was killed to be gone, and looks at what is left that there are in any case.
+#: Kill timeout (s), and the least number of scans for remaining processes.
 _PATIENCE = 1.0
 _LEAST_ROUNDS = 10
-#: Exit code of a worker whose task has closed the descriptor of its connection to the manager.
+#: Exit code of a worker whose task has closed the connection to the manager.
 CONNECTION_CLOSED = 78
 
 
 def signal_tree(pid: int, signum: int, *, itself: bool = True) -> None:
-    """Send a signal to everything below `pid`, then to itself."""
+    """Send a signal to all descendants of `pid`, then to `pid` unless `itself` is false."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         victims = process.children(recursive=True)
@@ -28,7 +28,7 @@ def signal_tree(pid: int, signum: int, *, itself: bool = True) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill `pid` and everything below it, what is forked meanwhile included."""
+    """Kill `pid` and all of its descendants, also those forked in the meantime."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.suspend()
@@ -52,7 +52,7 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def end_of(status: int) -> str:
-    """Say how a worker with this wait status ended."""
+    """Return a text that says how a worker with this wait status ended."""
     if os.WIFSIGNALED(status):
         signum = os.WTERMSIG(status)
         name = signal.Signals(signum).name if signum in list(signal.Signals) else str(signum)

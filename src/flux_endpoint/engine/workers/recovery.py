@@ -1,9 +1,9 @@
-"""What an earlier pool's managers hold: tasks that must not be run again.
+"""The tasks that an earlier pool's managers hold and that must not run again.
 
-After a restart, nobody but the managers knows which tasks they run or have finished. So no task is
-given to a worker before each manager of before has said that, or is known to be gone. What they
-hold is then given to the tasks as these are submitted; what nobody has submitted when all of before
-has been is not wanted any more.
+After a restart only the managers know which tasks they run or have finished. So no task goes to a
+worker before each recovered manager has reported its tasks, or is known to be gone. The reported
+tasks are matched with the submitted ones; what is left when all earlier tasks have been submitted
+is discarded.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from flux_endpoint.engine.workers.spool import SpooledEnd
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a manager of before has to greet us; then its job is cancelled.
+#: Seconds that a recovered manager has to connect; then its job is cancelled.
 PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
 class Holding:
-    """Where a task of before is: with a manager that runs it, or has its end."""
+    """Where an earlier task is: with a manager that runs it or has its end."""
 
     manager_id: str
-    #: When it began, if it runs, in seconds since the epoch.
+    #: Its start if it is running, in seconds since the epoch.
     began: float | None
 
 
@@ -37,7 +37,7 @@ class Recovery:
 
     Args:
         awaited: managers that may hold tasks.
-        ends: what managers that are gone have left on disk.
+        ends: ends that lost managers have left on disk.
         now: monotonic time.
     """
 
@@ -45,37 +45,37 @@ class Recovery:
         self._awaited = set(awaited)
         self._held: dict[str, Holding] = {}
         self._ends: dict[str, SpooledEnd] = {}
-        #: How many ends each file is needed for.
+        #: For each file, the number of ends in it that are still needed.
         self._needed: dict[Path, int] = {}
         self._add(ends)
         self._given: dict[str, Path] = {}
-        #: Whether all tasks of before have been submitted.
+        #: Whether all earlier tasks have been submitted.
         self.is_complete = False
         self.due = now + PATIENCE if self._awaited else math.inf
 
     @property
     def is_pending(self) -> bool:
-        """Whether it isn't known yet which tasks managers hold."""
+        """Whether reports of managers are missing."""
         return bool(self._awaited)
 
     @property
     def awaited(self) -> frozenset[str]:
-        """The managers that have not said what they hold."""
+        """The managers that have not reported yet."""
         return frozenset(self._awaited)
 
     @property
     def held(self) -> set[str]:
-        """The tasks that have been found, and not been submitted."""
+        """The tasks that were found and not submitted yet."""
         return {*self._held, *self._ends}
 
     def heard(self, manager_id: str, held: dict[str, float | None]) -> None:
-        """A manager has said what it holds: running tasks, with their start, and others' ends."""
+        """Process a manager's report: running tasks with their starts, and ended tasks."""
         self._resolve(manager_id)
         for task_id, began in held.items():
             self._held[task_id] = Holding(manager_id, began)
 
     def gone(self, manager_id: str, ends: Iterable[SpooledEnd]) -> None:
-        """A manager's job has ended; this is what it has left on disk."""
+        """Take the ends that a manager has left on disk, since its job has ended."""
         self._resolve(manager_id)
         self._held = {
             task_id: holding
@@ -97,18 +97,18 @@ class Recovery:
             self.due = math.inf
 
     def holding(self, task_id: str) -> Holding | None:
-        """Return who has a task that is submitted now; it is that manager's from now on."""
+        """Return who has a task that is being submitted; from now on that manager owns it."""
         return self._held.pop(task_id, None)
 
     def end(self, task_id: str) -> SpooledEnd | None:
-        """Return the end of a task that is submitted now, if it waits on disk."""
+        """Return the end of a task that is being submitted, if it is on disk."""
         end = self._ends.pop(task_id, None)
         if end is not None:
             self._given[task_id] = end.path
         return end
 
     def settle(self, task_ids: Collection[str]) -> None:
-        """Forget ends that the agent has on disk."""
+        """Discard ends that the agent has on disk."""
         if not self._given:
             return
         for task_id in task_ids:
@@ -119,7 +119,7 @@ class Recovery:
                     self._remove(path)
 
     def complete(self) -> dict[str, list[str]]:
-        """All tasks of before were submitted; return what else there is, for each manager."""
+        """Record that all earlier tasks were submitted; return the rest, by manager."""
         self.is_complete = True
         for end in self._ends.values():
             self._needed[end.path] -= 1
@@ -137,4 +137,4 @@ class Recovery:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            logs.event(log, logging.WARNING, "results that were taken stay on disk", reason=error)
+            logs.event(log, logging.WARNING, "can't remove results from disk", reason=error)

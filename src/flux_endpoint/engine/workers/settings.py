@@ -1,4 +1,4 @@
-"""What a manager is told at its start, through one environment variable."""
+"""The settings of a manager, passed in one environment variable."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ VARIABLE = "FLUX_ENDPOINT_MANAGER"
 
 @dataclass(frozen=True)
 class ManagerSettings:
-    """Everything that a manager needs; secrets included, so it never goes on a command line."""
+    """Everything that a manager needs. It has secrets, so it never goes on a command line."""
 
     manager_id: str
-    #: What the pool knows it by, and nobody else knows: its identity on ZeroMQ.
+    #: Its ZeroMQ identity, a secret by which the pool recognizes it.
     identity: str
-    #: Where its files are, and `pool.json`, by which a later pool says where it is.
+    #: Directory of its files, and of `pool.json`, which has the address of a later pool.
     directory: str
     #: ZeroMQ address of the pool that starts it.
     connect: str
-    #: CURVE public key of the pool, and this manager's pair; empty on a host-local connection.
+    #: CURVE public key of the pool, and this manager's key pair; empty on a host-local connection.
     server_key: str
     public_key: str
     secret_key: str
     workers: int
     gpus_per_worker: int
     tasks: TaskSettings
-    #: Seconds that it has to reach the agent for the first time.
+    #: Seconds in which it must first reach the agent.
     start_timeout: float
-    #: Seconds for which it outlives the loss of its agent, if it runs nothing.
+    #: Seconds for which it outlives its agent if it runs nothing.
     orphan_timeout: float
 
     @property
     def files(self) -> ManagerFiles:
-        """The names of its files."""
+        """The manager's files."""
         return ManagerFiles(Path(self.directory), self.manager_id)
 
     def dump(self) -> str:
@@ -46,7 +46,7 @@ class ManagerSettings:
 
     @classmethod
     def load(cls, text: str) -> ManagerSettings:
-        """Return the settings that `dump` wrote."""
+        """Return the settings from a text that `dump` wrote."""
         values = json.loads(text)
         values["tasks"] = TaskSettings(**values["tasks"])
         return cls(**values)

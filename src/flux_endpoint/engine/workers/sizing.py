@@ -1,8 +1,8 @@
-"""How many workers there should be. Pure: the pool says what there is, and does what comes out.
+"""How many workers there should be. Pure: pool state in, actions out.
 
-Workers come in pieces: a manager's job is one piece, and gives its cores back as a whole. The first
-`least` workers are *permanent*: managers of exactly so many that stay when there is nothing to do.
-The others come as tasks wait, in pieces that fit the backlog, and go when they are idle for long.
+Workers come in pieces: a piece is the job of one manager, and is released as a whole. The first
+`least` workers are *permanent*: managers with exactly this many workers, which stay when idle. The
+others start when tasks wait, in pieces that fit the backlog, and end after a long idle time.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from flux_endpoint.engine.backend import Resources
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import Amount
 
-#: Growth is by at least this part of what there is: a slowly growing backlog on large nodes must
-#: not end in a manager for each worker.
+#: Growth is by at least this fraction of the present size: otherwise a slowly growing backlog on
+#: large nodes would create one manager per worker.
 _LEAST_GROWTH = 8
-#: Seconds after which a manager's job that waits although there is some room does not fit.
+#: Seconds after which a manager's job that waits although there is room counts as too large.
 STALLED_AFTER = 1.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many workers there may be.
+    """The limits for the number of workers.
 
     Attributes:
-        least: these stay when there is nothing to do.
-        most: at once, in all.
-        per_manager: of one manager, which is on one node.
-        cores_per_worker: less than 1 where workers share cores.
-        gpus_per_worker: of each worker's own.
+        least: workers that stay when idle.
+        most: the most workers in total.
+        per_manager: the most workers of one manager, which is on one node.
+        cores_per_worker: less than 1 if workers share cores.
+        gpus_per_worker: gpus of each worker, not shared.
     """
 
     least: int
@@ -41,10 +41,10 @@ class Limits:
 
     @classmethod
     def of(cls, config: FluxEngineConfig, resources: Resources, per_manager: int) -> Limits:
-        """Return what `config` says for an instance; what it leaves open is in whole nodes."""
+        """Return the limits of `config` for an instance; the defaults are whole nodes."""
         most = resources.nodes * per_manager
         if config.max_workers is not None:
-            # More than there are cores, or gpus, for would wait for ever.
+            # Workers beyond the available cores or gpus would wait forever.
             fitting = max(per_manager, resources.cores_per_node // config.cores_per_worker)
             if config.gpus_per_worker:
                 gpus_per_node = resources.gpus // resources.nodes
@@ -59,7 +59,7 @@ class Limits:
         return cls(min(least, most), most, per_manager, share, config.gpus_per_worker)
 
     def fit(self, free: Amount) -> int:
-        """Return for how many workers there is room in `free`."""
+        """Return how many workers fit into `free`."""
         workers = max(0, int(free.cores / self.cores_per_worker))
         if self.gpus_per_worker:
             workers = min(workers, max(0, free.gpus // self.gpus_per_worker))
@@ -68,13 +68,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Force:
-    """The workers that there are.
+    """The present workers.
 
     Attributes:
-        permanent: workers of permanent managers that stay, those on their way included.
+        permanent: workers of permanent managers that stay, including those that are starting.
         total: workers of all managers whose jobs have not ended.
-        coming: workers of managers that have not greeted yet.
-        free: workers that have nothing to do, and may get tasks.
+        coming: workers of managers that have not connected yet.
+        free: idle workers that may get tasks.
         pending: managers whose jobs have no resources yet.
     """
 
@@ -99,12 +99,12 @@ class Pending:
 
     Attributes:
         name: its id.
-        workers: how many it would have.
-        permanent: whether it would stay.
-        waited: seconds for which only resources were missing.
-        stalled: seconds of them in which there was room somewhere.
-        behind: whether a job of the endpoint that came before it waits too.
-        ahead: whether one that came after it does.
+        workers: number of its workers.
+        permanent: whether it is permanent.
+        waited: seconds for which it has waited for resources only.
+        stalled: seconds of these during which there was room somewhere.
+        behind: whether an earlier job of the endpoint waits, too.
+        ahead: whether a later job of the endpoint waits, too.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Pending:
 
 
 class Step:
-    """The largest piece that fits now: less than a node where others have a part of each node."""
+    """The largest piece that fits now: less than a node if others use part of each node."""
 
     def __init__(self, most: int) -> None:
         self.size = most
@@ -126,19 +126,19 @@ class Step:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether a larger piece did not find room."""
+        """Whether a larger piece did not fit."""
         return self.size < self._most
 
     def stalled(self, workers: int) -> None:
-        """Take note that a piece found no room: try half of it."""
+        """Record that a piece did not fit: try half of it."""
         self.size = max(1, min(self.size, workers // 2))
         self._placed = 0
 
     def placed(self, workers: int) -> None:
-        """Take note that a piece found room.
+        """Record that a piece did fit.
 
-        After a stall at twice its size one more does not fit: if a second one did, there is more
-        room than there was.
+        After a stall at twice its size one more should not fit; if a second one does, there is more
+        room than before.
         """
         if workers < self.size:
             return
@@ -160,12 +160,12 @@ def to_start(
     """Return the managers to start.
 
     Args:
-        limits: the site's bounds.
-        force: what there is.
-        backlog: tasks for which no worker has room, for longer than a moment.
+        limits: the site's limits.
+        force: the present workers.
+        backlog: number of tasks for which no worker has had room for more than a moment.
         step: the largest piece that fits now.
-        room: for how many workers there is room on each node, as far as is known.
-        queues: whether those for which there is none wait in Flux's queue.
+        room: for how many workers each node has room, as far as is known.
+        queues: whether managers without room wait in Flux's queue.
     """
     more = max(0, limits.most - force.total)
     stay = max(0, min(limits.least - force.permanent, more))
@@ -177,14 +177,14 @@ def to_start(
     left = list(room)
     pieces = [Piece(workers, permanent=True) for workers in _cut(stay, size, left, queues)]
     pieces += [Piece(workers, permanent=False) for workers in _cut(come, size, left, queues)]
-    # Where it is not known what fits, one at a time finds out.
+    # If it is unknown what fits, start one at a time to find out.
     return pieces[: max(0, 1 - force.pending)] if step.is_reduced else pieces
 
 
 def _cut(workers: int, size: int, room: list[int], queues: bool) -> Iterator[int]:
-    """Cut workers into pieces that fit the room there is; where there is none, as large as may be.
+    """Split workers into pieces that fit the room; without room, into the largest pieces.
 
-    The latter wait in Flux's queue until others end, if they may.
+    The latter wait in Flux's queue until others end, if `queues` allows that.
     """
     while workers > 0:
         piece = min(workers, size)
@@ -203,16 +203,16 @@ def to_withdraw(
 ) -> list[str]:
     """Return the managers whose jobs should no longer wait for resources.
 
-    Those that nobody needs any more, or not before a job that would come after them; and those that
-    are too large for what is free: smaller ones take their place. What waits behind a job of the
-    endpoint, or where nothing is free, keeps its place in Flux's queue.
+    These are no longer needed, or not before a job that would come after them, or are too large for
+    the free resources: smaller ones replace them. A manager that waits behind a job of the
+    endpoint, or while nothing is free, keeps its place in Flux's queue.
 
     Args:
-        pending: the managers that wait.
-        backlog: tasks for which no worker has room.
-        step: is told of what should have found room, and did not; `None`: what should find room
-            does so, be Flux as slow as it may.
-        room: for how many workers there is room on each node, as far as is known.
+        pending: the waiting managers.
+        backlog: number of tasks for which no worker has room.
+        step: gets the sizes that should have fit and did not; `None`: what should fit does, however
+            slow Flux is.
+        room: for how many workers each node has room, as far as is known.
     """
     largest = max(room, default=0)
     needless, stalled = [], []
@@ -225,6 +225,6 @@ def to_withdraw(
     surprising = [piece for piece in stalled if piece.workers <= largest]
     if step is None:
         stalled = [piece for piece in stalled if piece.workers > largest]
-    elif surprising:  # somebody else has what seems to be free
+    elif surprising:  # another job has the resources that seem to be free
         step.stalled(max(piece.workers for piece in surprising))
     return [piece.name for piece in (*needless, *stalled)]

@@ -1,11 +1,11 @@
-"""How long a loop may sleep that has something to do at given moments."""
+"""How long a loop with timers may sleep."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-#: `poll` takes its time in milliseconds as a C int: 24.8 days, after which a loop looks again.
+#: `poll` takes milliseconds as a C int: at most 24.8 days, after which the loop checks again.
 _LONGEST = 2**31 - 1
 
 
@@ -13,11 +13,11 @@ def milliseconds_until(moments: Iterable[float], now: float) -> int | None:
     """Return the timeout of a poll that ends just after the first of `moments`.
 
     Args:
-        moments: in seconds, of the clock that `now` was read from; infinity is never.
-        now: the present moment, in seconds.
+        moments: times in seconds, of the same clock as `now`; infinity means never.
+        now: the current time, in seconds.
 
     Returns:
-        Milliseconds, or `None` for a poll without end.
+        Milliseconds, or `None` for a poll without timeout.
     """
     first = min(moments, default=math.inf)
     if first == math.inf:

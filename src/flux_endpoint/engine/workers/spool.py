@@ -1,7 +1,7 @@
-"""Ends of tasks that wait on disk for an agent that has them.
+"""Ends of tasks on disk that wait for an agent.
 
-A file of frames as they are sent (see `frames`): a JSON header and a body. What a manager was
-writing when it was killed is an incomplete frame at the end, and is left out.
+The file has frames as they are sent (see `frames`): a JSON header and a body each. An incomplete
+frame at the end, which a killed manager was writing, is ignored.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 from flux_endpoint.engine.workers.frames import LENGTHS
 
-#: What an end's header says: the task's `id`, and how it ended (`end`): "result", which is left
-#: out, "lost" or "cancelled". Of one that ran without a result, `began` is the start, in seconds
-#: since the epoch. `format` is set if the result is a formatted command.
+#: Header of an end: the task's `id`; `end`: "result" (the default, left out), "lost" or
+#: "cancelled"; `began`: for a task that ran without a result, its start in seconds since the epoch;
+#: `format`: set if the result is a formatted command.
 EndHeader = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class SpooledEnd:
-    """An end in a file: its header, and where its body is."""
+    """An end in a file: its header, and the position of its body."""
 
     path: Path
     header: EndHeader
@@ -41,12 +41,12 @@ class SpooledEnd:
             file.seek(self.offset)
             data = file.read(self.length)
         if len(data) != self.length:
-            raise OSError(f"{self.path} has become shorter")
+            raise OSError(f"{self.path} was truncated")
         return data
 
 
 class Spool:
-    """The file of one manager, made when something is added.
+    """The file of one manager, created with its first entry.
 
     Args:
         path: the file.
@@ -60,7 +60,7 @@ class Spool:
         """Write an end.
 
         Raises:
-            OSError: it can't be written; the file is as before.
+            OSError: it can't be written; the file is unchanged.
         """
         if self._descriptor < 0:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -86,7 +86,7 @@ class Spool:
 
 
 def read_spool(path: Path) -> Iterator[SpooledEnd]:
-    """Yield the ends in a manager's file, oldest first; none if there is no such file."""
+    """Yield the ends in a manager's file, oldest first; none if the file does not exist."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         while len(lengths := file.read(LENGTHS.size)) == LENGTHS.size:

@@ -1,4 +1,4 @@
-"""The workers of a node: which of them runs what, and what waits for one of them."""
+"""The workers of a node: their tasks, and the tasks that wait for them."""
 
 from __future__ import annotations
 
@@ -27,57 +27,57 @@ from flux_endpoint.engine.workers.process_tree import end_of, kill_tree, signal_
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.spool import EndHeader
 from flux_endpoint.engine.workers.template import request_worker, start_template
-from flux_endpoint.engine.workers.told import (
+from flux_endpoint.engine.workers.worker_reports import (
     Ended,
+    FalseReportError,
     Late,
     Leaves,
     Skipped,
-    UntrueFrameError,
-    told_by,
+    report_in,
 )
 from flux_endpoint.functions import command_of
 
 log = logging.getLogger(__name__)
 
-#: Seconds between asking a cancelled task to end and killing it.
+#: Seconds between SIGTERM and SIGKILL for a cancelled task.
 KILL_GRACE = 3.0
 #: Tasks shorter than this many seconds are sent to a worker several at a time.
 _SHORT = 0.002
 _MOST_AHEAD = 16
-#: Seconds for which a task may run before those sent after it are taken back.
+#: Seconds that a task runs before tasks that were sent after it are taken back.
 _TAKE_BACK_AFTER = 0.05
-#: Seconds after which the pool is told that a task runs.
+#: Seconds after which the pool is told that a task is running.
 _TELL_AFTER = 1.0
-#: A task with a larger buffer (bytes) waits for an idle worker.
+#: A task with a larger buffer (bytes) is only sent to an idle worker.
 _LARGE = 1 << 16
-#: So many workers in a row that end before their first task mean that none can start.
-_MOST_STILLBORN = 4
-#: Seconds after which a worker is ended that has nothing to do and does not come across what was
-#: taken back from it: whatever it does, it is no task's.
+#: If this many workers in a row end before their first task, none can start.
+_MAX_FAILED_STARTS = 4
+#: Seconds after which an idle worker is ended that does not skip the tasks that were taken back
+#: from it: it is busy with something that is not a task.
 _SILENT = 10.0
-#: Why a task was lost that a worker had whose connection was written to by a task.
+#: Why a worker's task was lost after another process wrote to the worker's connection.
 _FORGED = (
-    "something that is not the worker's own was written to its connection, perhaps by the task (a "
-    "descriptor that is not its own?), so that the worker was ended"
+    "invalid data was written to the worker's connection, perhaps by the task (through a "
+    "descriptor that is not its own?), so the worker was ended"
 )
-#: Most workers that the template is asked for at a time: the kernel takes few more requests.
-_MOST_UNBORN = 64
+#: The most pending requests to the template: the kernel queues only a few more.
+_MAX_STARTING = 64
 
 
 class Listener(Protocol):
-    """Who is told what becomes of the tasks."""
+    """Callbacks for what becomes of the tasks."""
 
     def ended(self, header: EndHeader, body: bytes) -> None:
-        """A task has ended; see `spool.EndHeader`."""
+        """Handle the end of a task; see `spool.EndHeader`."""
 
     def late(self, task_ids: list[str]) -> None:
-        """Tasks were not started in time, and are not here any more."""
+        """Handle tasks that were not started in time and were removed."""
 
     def runs(self, task_id: str, began: float) -> None:
-        """A task runs for a while already, since `began`, in seconds since the epoch."""
+        """Handle that a task has been running for a while; `began` in seconds since the epoch."""
 
     def printed(self, data: bytes) -> None:
-        """There is something to say to whoever reads what workers print."""
+        """Add a line to the workers' output."""
 
 
 class Staff:
@@ -85,11 +85,11 @@ class Staff:
 
     Args:
         settings: the manager's.
-        output: what workers print to.
-        listener: told what becomes of the tasks.
+        output: the pipe for the workers' output.
+        listener: callbacks for what becomes of the tasks.
 
     Raises:
-        EngineError: the workers' gpus are not here.
+        EngineError: the workers' gpus are not visible here.
     """
 
     def __init__(self, settings: ManagerSettings, output: OutputPipe, listener: Listener) -> None:
@@ -98,32 +98,32 @@ class Staff:
         self._control_socket = control
         self._control = FrameSocket(control)
         self._queue = NodeQueue()
-        #: Whether tasks may be started.
+        #: Whether tasks may start.
         self.may_start = False
-        #: Why what ends of SIGTERM is lost, once all was sent it.
+        #: After a SIGTERM to all tasks: why the tasks that it ends are lost.
         self._terminated = ""
-        #: Tasks whose ends nobody wants.
+        #: Tasks whose ends are dropped.
         self._unwanted: set[str] = set()
         self._workers: list[WorkerHandle] = []
-        self._unborn: deque[WorkerHandle] = deque()
+        self._starting: deque[WorkerHandle] = deque()
         self._free_places = list(range(settings.workers))
         self._task_seconds = 1.0
-        self._stillborn = 0
-        #: Whether workers can't be had.
+        self._failed_starts = 0
+        #: Whether workers can't start.
         self.is_useless = False
-        #: Whether a worker has ended whose processes may live on.
+        #: Whether a worker has ended whose descendants may live on.
         self._orphans = False
         self._deadlines: list[tuple[float, Callable[[], None]]] = []
         self._poller: zmq.Poller
 
     def start(self, poller: zmq.Poller) -> None:
-        """Start the workers; `poller` gets what is to be served."""
+        """Start the workers; `poller` gets the descriptors to serve."""
         self._poller = poller
         poller.register(self._control, zmq.POLLIN)
         self._fill_places()
 
     def serve(self, source: object) -> None:
-        """Deal with what has become ready."""
+        """Process a descriptor that is ready."""
         if source == self._control.fileno():
             self._receive_from_template()
             return
@@ -131,11 +131,11 @@ class Staff:
         if worker is not None and not worker.eof:
             self._receive_from_worker(worker)
 
-    # Tasks
+    # Waiting tasks
 
     @property
     def ahead(self) -> int:
-        """How many tasks a worker may hold: one, or more where tasks are short."""
+        """The most tasks per worker: one, or more if tasks are short."""
         return max(1, min(_MOST_AHEAD, int(_SHORT / max(self._task_seconds, 1e-6))))
 
     @property
@@ -144,21 +144,21 @@ class Staff:
         return not any(worker.tasks for worker in self._workers)
 
     def add(self, header: dict[str, Any], buffer: bytes) -> None:
-        """Queue a task behind all others."""
+        """Append a task."""
         self._queue.add((header, buffer))
 
     def hold(self) -> None:
-        """Start nothing more, and take back what no worker has begun."""
+        """Start no more tasks, and take back those that no worker has begun."""
         self.may_start = False
         for worker in list(self._workers):
             self._settle(worker)
 
     def waiting(self) -> list[str]:
-        """Return the tasks that have not begun; all of them after `hold`."""
+        """Return the tasks that have not begun; after `hold`, that is all of them."""
         return self._queue.task_ids
 
     def running(self) -> dict[str, float]:
-        """Return when each task began that a worker has, in seconds since the epoch."""
+        """Return the running tasks with their starts, in seconds since the epoch."""
         return {
             task_id: worker.began
             for worker in self._workers
@@ -167,11 +167,11 @@ class Staff:
         }
 
     def give_back(self, count: int) -> list[str]:
-        """Take at most so many tasks out that have not begun, the last first."""
+        """Remove at most `count` tasks that have not begun, the last first; return their ids."""
         return self._queue.take_last(count)
 
     def drop(self, task_ids: Collection[str]) -> None:
-        """Forget tasks that nobody wants any more, and end those that run."""
+        """Forget unwanted tasks, and end those of them that run."""
         self._queue.remove(task_ids)
         for worker in self._workers:
             for task_id in worker.tasks:
@@ -180,7 +180,7 @@ class Staff:
                     self._end_running(worker, task_id)
 
     def dispatch(self) -> None:
-        """Give workers what waits, if that may be started."""
+        """Send waiting tasks to workers, if tasks may start."""
         if not self._queue or not self.may_start:
             return
         for most in (1, self.ahead):
@@ -206,7 +206,7 @@ class Staff:
             self._distrust(worker)
 
     def _take_back(self, worker: WorkerHandle) -> None:
-        """Put the tasks that `worker` has not started at the head of the queue again."""
+        """Put the tasks that `worker` has not started back at the head of the queue."""
         not_begun = _not_begun(worker)
         if worker.has_miscounted:
             self._distrust(worker)
@@ -217,10 +217,10 @@ class Staff:
             worker.skipping += 1
 
     def _settle(self, worker: WorkerHandle) -> None:
-        """Have `worker` be left with no task but the one that it runs, if it runs one.
+        """Make sure that `worker` has no task but the running one.
 
-        What it has finished may not have been read yet. It goes on to the next task only if it has
-        the claim, and only when its result is written: so first nobody must have one any more.
+        A result may be written but not read yet. The worker goes on to the next task only with a
+        claim, and only after writing its result: so all claims are taken first.
         """
         self._take_back(worker)
         if not worker.eof:
@@ -229,7 +229,7 @@ class Staff:
     # Workers
 
     def _fill_places(self) -> None:
-        while self._free_places and len(self._unborn) < _MOST_UNBORN:
+        while self._free_places and len(self._starting) < _MAX_STARTING:
             self._new_worker()
 
     def _new_worker(self) -> None:
@@ -238,21 +238,21 @@ class Staff:
         channel = FrameSocket(request_worker(self._control_socket, claims, place))
         worker = WorkerHandle(channel, claims, place)
         self._workers.append(worker)
-        self._unborn.append(worker)
+        self._starting.append(worker)
         self._poller.register(worker.channel, zmq.POLLIN)
 
     def _receive_from_template(self) -> None:
         try:
             for header, _ in self._control.receive():
                 if "forked" in header:
-                    self._born(self._unborn.popleft(), header["forked"])
+                    self._forked(self._starting.popleft(), header["forked"])
                 else:
                     self._worker_exited(header["exited"], header["status"])
         except EOFError:
             logs.event(log, logging.ERROR, "template process lost")
             self.is_useless = True
 
-    def _born(self, worker: WorkerHandle, pid: int) -> None:
+    def _forked(self, worker: WorkerHandle, pid: int) -> None:
         worker.pid = pid
         for action in worker.once_born:
             action()
@@ -263,10 +263,10 @@ class Staff:
     def _receive_from_worker(self, worker: WorkerHandle) -> None:
         try:
             for header, body in worker.channel.receive():
-                self._heed(worker, header, body)
+                self._handle(worker, header, body)
                 if worker.eof:
                     break
-        except (NoFrameError, UntrueFrameError):
+        except (NoFrameError, FalseReportError):
             self._distrust(worker)
         except EOFError:
             self._unhear(worker)
@@ -274,25 +274,25 @@ class Staff:
             worker.channel.flush()
             self._watch(worker)
 
-    def _heed(self, worker: WorkerHandle, header: dict[str, Any], body: bytes) -> None:
-        match told_by(worker, header, body):
+    def _handle(self, worker: WorkerHandle, header: dict[str, Any], body: bytes) -> None:
+        match report_in(worker, header, body):
             case Skipped():
                 worker.skipping -= 1
             case Late(task_id):
-                self._not_started(worker, task_id)
+                self._late(worker, task_id)
             case Leaves(reason):
                 self._replaced(worker, reason)
             case Ended(task_id, returncode) if task_id != worker.ended:
                 self._finished(worker, task_id, body, returncode)
 
     def _unhear(self, worker: WorkerHandle) -> None:
-        """Read no more from a worker."""
+        """Stop reading from a worker."""
         if not worker.eof:
             worker.eof = True
             self._poller.unregister(worker.channel)
 
     def _distrust(self, worker: WorkerHandle) -> None:
-        """End a worker whose connection a task has written to: nothing it says can be believed."""
+        """End a worker with invalid data on its connection: none of its messages can be trusted."""
         if worker.is_distrusted:
             return
         worker.is_distrusted = True
@@ -307,17 +307,17 @@ class Staff:
         self._poller.modify(worker.channel, flags)
 
     def _replaced(self, worker: WorkerHandle, reason: str) -> None:
-        """A worker ends on its own account, between two tasks; another takes its place."""
+        """Replace a worker that ends by itself between two tasks."""
         logs.event(log, logging.INFO, "worker replaced", pid=worker.pid, reason=reason)
         self._listener.printed(f"worker {worker.pid} is replaced: {reason}\n".encode())
         worker.leaves = True
         self._take_back(worker)
-        if worker.tasks:  # it says so in the middle of one
-            raise UntrueFrameError
+        if worker.tasks:  # it announced its end during a task
+            raise FalseReportError
         self._deadlines.append((time.monotonic() + KILL_GRACE, partial(self._kill, worker)))
 
-    def _not_started(self, worker: WorkerHandle, task_id: str) -> None:
-        """A worker came to a task when its time had passed."""
+    def _late(self, worker: WorkerHandle, task_id: str) -> None:
+        """Handle that a worker did not start a task because its `start_before` had passed."""
         worker.tasks.remove(task_id)
         del worker.sent[task_id]
         worker.starts(time.monotonic())
@@ -334,12 +334,12 @@ class Staff:
         formats = worker.sent.pop(task_id)[0].get("format")
         worker.served += 1
         worker.signalled = None
-        self._stillborn = 0
+        self._failed_starts = 0
         now, began = time.monotonic(), worker.began
-        # Weighted towards the recent: one long task at once ends sending ahead.
+        # Weighted towards recent tasks: one long task immediately stops sending ahead.
         self._task_seconds += (now - worker.since - self._task_seconds) * 0.2
         worker.starts(now)
-        if worker.cancelled == task_id:  # it may have come to an end because of that
+        if worker.cancelled == task_id:  # the cancellation may have ended it
             self._tell_cancelled(task_id, began)
         elif self._terminated and returncode in ENDED_BY_SIGTERM:
             self._tell_lost(task_id, self._terminated, began)
@@ -349,9 +349,9 @@ class Staff:
     def _worker_exited(self, pid: int, status: int) -> None:
         worker = next((w for w in self._workers if w.pid == pid), None)
         if worker is None:
-            return  # something that outlived its worker
+            return  # a process that outlived its worker
         if not worker.eof:
-            self._receive_from_worker(worker)  # what it had finished counts
+            self._receive_from_worker(worker)  # results that it wrote before it ended
         self._unhear(worker)
         worker.channel.close()
         not_begun = _not_begun(worker)
@@ -361,14 +361,14 @@ class Staff:
         self._orphans = True
         self._end_orphans()
         self._account_for(worker, status, not_begun)
-        if self._stillborn < _MOST_STILLBORN:
+        if self._failed_starts < _MAX_FAILED_STARTS:
             self._fill_places()
         else:
             logs.event(log, logging.ERROR, "workers end before their first task", status=status)
             self.is_useless = True
 
     def _account_for(self, worker: WorkerHandle, status: int, not_begun: int) -> None:
-        # What was sent ahead has not been started; it keeps its place.
+        # Tasks that were sent ahead have not started; they keep their places.
         for _ in range(not_begun):
             task_id = worker.tasks.pop()
             if worker.cancelled == task_id:
@@ -376,7 +376,7 @@ class Staff:
             else:
                 self._queue.put_back(worker.sent[task_id])
         if not worker.tasks:
-            self._stillborn += 0 if worker.served or worker.is_distrusted else 1
+            self._failed_starts += 0 if worker.served or worker.is_distrusted else 1
             return
         running, *others = worker.tasks
         wanted = worker.signalled is not None and worker.signalled == os.WTERMSIG(status)
@@ -388,15 +388,15 @@ class Staff:
             reason = _FORGED if worker.is_distrusted else end_of(status)
             logs.event(log, logging.WARNING, "worker lost", pid=worker.pid, reason=reason)
             self._tell_lost(running, reason, worker.began)
-        for task_id in others:  # begun after one whose end could not be read
+        for task_id in others:  # begun after a task whose end could not be read
             self._tell_lost(task_id, _FORGED, worker.began)
 
     def _end_orphans(self) -> None:
-        """Kill what a dead worker left: its children, and theirs, now belong to the template.
+        """Kill the descendants of a dead worker, which now belong to the template.
 
-        While a new worker's process id is not known it would look like one of them.
+        While a new worker's process id is unknown, the worker would look like one of them.
         """
-        if not self._orphans or self._unborn:
+        if not self._orphans or self._starting:
             return
         self._orphans = False
         workers = {worker.pid for worker in self._workers}
@@ -405,7 +405,7 @@ class Staff:
                 if child.pid not in workers:
                     kill_tree(child.pid)
 
-    # Ends
+    # Ending tasks
 
     def _ended(self, header: EndHeader, body: bytes) -> None:
         if header["id"] in self._unwanted:
@@ -423,7 +423,7 @@ class Staff:
         """End a task, wherever it is."""
         for worker in self._workers:
             if task_id in worker.tasks:
-                self._settle(worker)  # the others that it held have nothing to do with it
+                self._settle(worker)  # its other tasks are not affected
                 if task_id in worker.tasks:
                     self._end_running(worker, task_id)
                     return
@@ -432,9 +432,9 @@ class Staff:
             self._tell_cancelled(task_id)
 
     def terminate(self, reason: str) -> list[str]:
-        """Tell all that runs to end, since its node will soon be gone; return what has not begun.
+        """Send SIGTERM to all tasks, because the node is about to end; return those not begun.
 
-        What ends of that is lost for `reason`.
+        Tasks that this ends are lost for `reason`.
         """
         self._terminated = reason
         for worker in list(self._workers):
@@ -446,14 +446,14 @@ class Staff:
         return returned
 
     def signal(self, signum: int, task_id: str) -> None:
-        """Send a signal to what a running task has started, or to a Python function itself."""
+        """Send a signal to the processes that a running task started, or to a Python function."""
         for worker in self._workers:
             if task_id in worker.tasks:
-                self._settle(worker)  # another task may have followed it
+                self._settle(worker)  # the worker may have gone on to another task
                 self._signal_running(worker, signum, task_id)
 
     def _signal_running(self, worker: WorkerHandle, signum: int, task_id: str) -> None:
-        """Signal a running task: what a command has started, or a Python function's worker too."""
+        """Signal a running task: a command's processes; for a Python function the worker, too."""
         if task_id not in worker.tasks:
             return
         if worker.pid is None:
@@ -467,7 +467,7 @@ class Staff:
             signal_tree(worker.pid, signum)
 
     def _end_running(self, worker: WorkerHandle, task_id: str) -> None:
-        """End the task that `worker` runs, and the worker with it: ask first, then kill."""
+        """End the running task of `worker`, and the worker with it: SIGTERM, then SIGKILL."""
         worker.cancelled = task_id
         if worker.pid is None:
             worker.once_born.append(partial(self._end_running, worker, task_id))
@@ -479,7 +479,7 @@ class Staff:
         if worker in self._workers and worker.pid is not None:
             kill_tree(worker.pid)
 
-    # Time
+    # Timers
 
     def moments(self) -> Iterator[float]:
         """Yield the monotonic times at which something is due."""
@@ -501,9 +501,9 @@ class Staff:
         for worker in list(self._workers):
             if len(worker.tasks) > 1 and now - worker.since >= _TAKE_BACK_AFTER:
                 self._take_back(worker)
-                worker.since = now  # so that an unread result does not bring us back at once
+                worker.since = now  # so that an unread result does not wake us again at once
             elif worker.tasks and not worker.told and now - worker.since >= _TELL_AFTER:
-                # A task that has told its own end may go on: what was sent then is not begun.
+                # A task that reported its own end may go on running: later tasks do not begin.
                 self._take_back(worker)
                 worker.told = True
                 if worker.tasks:
@@ -512,13 +512,13 @@ class Staff:
                 self._distrust(worker)
 
     def close(self) -> dict[str, float]:
-        """Kill all workers; return what they had begun and not finished, and when it began."""
+        """Kill all workers; return the tasks that they had begun and not finished, with starts."""
         self.hold()
         for child in psutil.Process().children():
             kill_tree(child.pid)
         with suppress(ChildProcessError):
             os.waitpid(self._template_pid, 0)
-        for worker in self._workers:  # what was done before they were killed
+        for worker in self._workers:  # results from before they were killed
             if not worker.eof:
                 self._receive_from_worker(worker)
         return self.running()
@@ -527,15 +527,15 @@ class Staff:
 def _begun_tasks(settings: ManagerSettings) -> BegunTasks | None:
     try:
         return BegunTasks(settings.files.begun, settings.workers)
-    except OSError as error:  # the node may not see the endpoint's directory
-        logs.event(log, logging.WARNING, "not noted what is begun", reason=error)
+    except OSError as error:  # the node may not mount the endpoint's directory
+        logs.event(log, logging.WARNING, "can't record which tasks begin", reason=error)
         return None
 
 
 def _not_begun(worker: WorkerHandle) -> int:
-    """Return how many of its tasks a worker has not begun, and let it begin none of them.
+    """Return the number of a worker's tasks that have not begun, and revoke their claims.
 
-    Where a task has counted up: all but the first, which may be that task.
+    If a task has raised the counter: all but the first, which may be that task.
     """
     there = len(worker.tasks)
     left = worker.claims.take_all(there + 1)

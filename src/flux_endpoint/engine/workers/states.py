@@ -1,4 +1,4 @@
-"""The lifecycle of a worker manager: its job starts, it greets the pool, and it ends."""
+"""The lifecycle of a worker manager: its job starts, it connects to the pool, and it ends."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from flux_endpoint.engine.state_table import StateTable
 
 
 class ManagerState(Enum):
-    """How far a manager is."""
+    """The state of a manager."""
 
-    #: Recovered after a restart; it has not said yet which tasks it holds.
+    #: Recovered after a restart; it has not reported its tasks yet.
     FOUND = "found"
-    #: Its job was submitted, and it has not greeted the pool.
+    #: Its job was submitted, and it has not connected to the pool yet.
     STARTING = "starting"
     READY = "ready"
-    #: It gets no more tasks, and ends when those that it runs have ended.
+    #: It gets no more tasks, and ends after its running tasks.
     DRAINING = "draining"
     #: It was told to end, or its job was cancelled.
     STOPPING = "stopping"
     #: It has said that it ends; how its job ended is not known yet.
     LEAVING = "leaving"
-    #: Its job has ended; whether the Flux instance ends with it is being asked.
+    #: Its job has ended; Flux is being asked whether the instance ends with it.
     UNEXPLAINED = "unexplained"
     #: It is given up; its processes may still run.
     OVER = "over"
-    #: Its processes have ended, and it was forgotten.
+    #: Its processes have ended, and it is forgotten.
     GONE = "gone"
 
     @property
@@ -35,7 +35,7 @@ class ManagerState(Enum):
 
     @property
     def is_ending(self) -> bool:
-        """Whether it ends, or has ended."""
+        """Whether it is ending, or has ended."""
         return self in (
             ManagerState.STOPPING,
             ManagerState.LEAVING,
@@ -46,10 +46,10 @@ class ManagerState(Enum):
 
 
 class ManagerChange(Enum):
-    """What may happen to a manager."""
+    """Events of a manager."""
 
     GREETING = "greets"
-    #: It was started with another configuration than one would be now.
+    #: It was started with another configuration than the present one.
     OUTDATED_GREETING = "greets, outdated"
     DRAIN = "a job needs its cores"
     KEEP = "no job does any more"

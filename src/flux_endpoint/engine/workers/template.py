@@ -1,7 +1,7 @@
-"""The template process: single-threaded, with everything imported, from which workers are forked.
+"""The template: a single-threaded process with all imports done, from which workers are forked.
 
-Forking here, and not in the manager with its ZeroMQ threads, means that a worker never inherits a
-lock in mid-use, and that a lost one is replaced within milliseconds.
+The manager has ZeroMQ threads; the template has none. So a forked worker never inherits a lock that
+is in use, and a lost worker is replaced within milliseconds.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from flux_endpoint.functions.sdk_shims import install_stand_ins
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-#: A request: the number of a place among the node's workers.
+#: A request: the worker's place among the node's workers.
 _PLACE = struct.Struct("!I")
 
 
 @dataclass(frozen=True)
 class _Node:
-    """What workers are forked with."""
+    """The arguments of forked workers."""
 
     control: socket.socket
     settings: ManagerSettings
-    #: Variables of the worker in each place.
+    #: Environment variables of the worker in each place.
     places: list[dict[str, str]]
     output: OutputPipe
     begun: BegunTasks | None
@@ -51,13 +51,12 @@ def start_template(
 ) -> tuple[int, socket.socket]:
     """Fork the template; return its process id and our end of the control channel.
 
-    A request is two descriptors, the worker's channel and its claims, with the number of its place
-    among the node's workers, of which it gets the gpus. Answers are the frames
-    `{"forked": pid}` in the order of requests, and `{"exited": pid, "status": wait status}`
-    whenever a worker ends.
+    A request has two descriptors, the worker's channel and its claims, and the worker's place,
+    which determines its gpus. The answers are the frames `{"forked": pid}`, in the order of the
+    requests, and `{"exited": pid, "status": wait status}` whenever a worker ends.
 
     Raises:
-        EngineError: the workers' gpus are not here.
+        EngineError: the workers' gpus are not visible here.
     """
     places = shares(os.environ, settings.workers, settings.gpus_per_worker)
     ours, theirs = socket.socketpair()
@@ -67,14 +66,15 @@ def start_template(
         try:
             ours.close()
             output.leave_reading_to_others()
-            os.setsid()  # a signal to the job's process group is for the manager alone
-            # What outlives a worker comes to the template, where the manager finds and ends it.
+            os.setsid()  # signals to the job's process group are for the manager only
+            # Processes that outlive a worker become children of the template; the manager ends
+            # them.
             adopt_orphans()
             install_stand_ins()
             _serve(_Node(theirs, settings, places, output, begun))
             status = 0
         finally:
-            _end_children()  # the manager is gone, and nobody else would
+            _end_children()  # the manager is gone, and nobody else would end them
             os._exit(status)
     theirs.close()
     output.leave_writing_to_others()
@@ -87,7 +87,7 @@ def _end_children() -> None:
 
 
 def request_worker(control: socket.socket, claims: Claims, place: int) -> socket.socket:
-    """Ask the template for a worker in a place that is free, and return the channel to it."""
+    """Ask the template for a worker in a free place; return the channel to the worker."""
     ours, theirs = socket.socketpair()
     socket.send_fds(control, [_PLACE.pack(place)], [theirs.fileno(), claims.fileno()])
     theirs.close()
@@ -95,26 +95,26 @@ def request_worker(control: socket.socket, claims: Claims, place: int) -> socket
 
 
 def adopt_orphans() -> None:
-    """Become the parent of all descendants whose own parent dies."""
+    """Become the parent of all descendants whose parents die."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _prctl(option: int, value: int) -> None:
-    # Those used here can't fail on a Linux of this century.
+    # The prctl calls used here can't fail on any supported Linux.
     ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def _die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)
 
 
-def _heed_signals() -> None:
-    """Undo what nohup, or a shell that started us in the background, left ignored.
+def _reset_ignored_signals() -> None:
+    """Reset signals that nohup, or a shell that started us in the background, left ignored.
 
-    A task and its commands would inherit it: no Ctrl-C, no SIGHUP would end them. What Python
-    itself ignores stays.
+    Otherwise tasks and their commands would inherit that, and ignore Ctrl-C and SIGHUP. Signals
+    that Python ignores by default stay ignored.
     """
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -125,7 +125,7 @@ def _serve(node: _Node) -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
-    _heed_signals()
+    _reset_ignored_signals()
     signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
     with selectors.DefaultSelector() as selector:
         selector.register(node.control, selectors.EVENT_READ)
@@ -163,8 +163,8 @@ def _fork_one(node: _Node, wake: tuple[int, int]) -> bool:
                 os.close(descriptor)
             node.control.close()
             _die_with_parent(template)
-            os.setsid()  # its process group is the unit that is ended
-            # What a task leaves behind stays below its worker, where it can be found.
+            os.setsid()  # the process group is the unit that is ended
+            # A task's remaining processes stay below its worker, where they can be found.
             adopt_orphans()
             (place,) = _PLACE.unpack(data)
             os.environ.update(node.places[place])

@@ -26,20 +26,20 @@ from flux_endpoint.engine.workers.process_state import (
 from flux_endpoint.engine.workers.process_tree import CONNECTION_CLOSED
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 
-#: Seconds without a task after which the threads that were kept are looked at, and the part of a
-#: CPU from which on they are busy.
+#: Seconds without a task after which remaining threads are checked, and the share of a CPU from
+#: which on they count as busy.
 _QUIET = 1.0
 _BUSY = 0.1
 
 
 class Worker:
-    """Runs tasks in this process, and nothing else; the process is its own.
+    """Runs tasks in this process, which does nothing else.
 
     Args:
-        channel: connects it to its manager.
-        claims: which of the tasks that come through `channel` may be started.
+        channel: the connection to its manager.
+        claims: decides which of the received tasks may start.
         settings: how tasks run here.
-        note: given the id of each task that is about to be started.
+        note: called with the id of each task that is about to start.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Worker:
         self._leaves = ""
 
     def work(self) -> None:
-        """Run what is sent and may be started, until the channel is closed or a task spoils this.
+        """Run the tasks that may start until the channel is closed or a task damages the process.
 
-        The manager is told of the latter: `{"leaves": why}`.
+        In the latter case the manager gets `{"leaves": why}`.
         """
         while not self._leaves:
             if self._state.has_threads:
@@ -87,13 +87,13 @@ class Worker:
         end = self._run(header, buffer.decode())
         statuses.append(results.transition(TaskState.EXEC_END))
         if _file_of(self._channel) != self._channel_file:
-            os._exit(CONNECTION_CLOSED)  # whatever has its number now is not for us to write to
+            os._exit(CONNECTION_CLOSED)  # the descriptor may belong to something else by now
         told = {"id": task_id, "returncode": end.returncode if isinstance(end, Value) else None}
         write_frame(self._channel, told, results.body_of(task_id, end, self._details, statuses))
         _reap()
 
     def _run(self, header: dict[str, Any], buffer: str) -> Value | Failure:
-        """Run a task, and make this process again what it was before."""
+        """Run a task, and restore the state of this process."""
         end: Value | Failure | None = None
         late: BaseException
         try:
@@ -107,8 +107,8 @@ class Worker:
             late = error
         else:
             return end
-        # A timer may ring again at any call. Python looks at signals after a function in C has
-        # returned, and at none in between: each of these stops one timer, whatever it raises.
+        # A timer may fire at any call. Python handles signals after a C function has returned,
+        # never inside it: each of these calls stops one timer, even if it raises.
         try:  # noqa: SIM105
             stop_real_timer()
         except BaseException:  # noqa: BLE001, S110
@@ -128,12 +128,12 @@ class Worker:
         return end
 
     def _end_if_forked(self) -> None:
-        """End this process if it is one that a task has forked, and that came back here."""
+        """End this process if a task has forked it and it has returned here."""
         if os.getpid() != self._pid:
             os._exit(0)
 
     def _watch_threads(self) -> None:
-        """Wait a while for a task; if none comes, find out whether other threads use the CPU."""
+        """Wait a while for a task; if none comes, check whether other threads use the CPU."""
         wall, used = time.monotonic(), time.process_time()
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
@@ -149,7 +149,7 @@ def work(
     settings: TaskSettings,
     note: Callable[[str], None] | None = None,
 ) -> None:
-    """Be a worker, until `channel` is closed or another process has to take this one's place."""
+    """Run as a worker until `channel` is closed or another process must replace this one."""
     Worker(channel, claims, settings, note).work()
 
 
@@ -162,7 +162,7 @@ def _file_of(channel: socket.socket) -> tuple[int, int] | None:
 
 
 def _reap() -> None:
-    """Collect what a task left behind and what has ended since: its worker is its subreaper."""
+    """Collect the exited processes that tasks left: this worker is their subreaper."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass

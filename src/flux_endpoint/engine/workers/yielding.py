@@ -1,9 +1,9 @@
-"""Which managers make room for jobs that wait. Pure: the pool says what there is.
+"""Which managers make room for waiting jobs. Pure: pool state in, decision out.
 
-Nodes are modelled by what is known of them: what our managers have, and what jobs have. Where that
-is too little, because Flux tells us of the endpoint's own jobs only or because a job may not run
-everywhere, a job goes on waiting although there seems to be room; then more nodes are cleared for
-it (`blind`), twice as many each time.
+The model of a node has the known resources of our managers and of jobs. It may be incomplete: Flux
+may report the endpoint's own jobs only, or a job may not run everywhere. Then a job keeps waiting
+although there seems to be room, and more nodes are cleared for it (`blind`), twice as many each
+time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from flux_endpoint.engine.demand import Amount, Demand
 
 @dataclass(frozen=True)
 class Site:
-    """The instance: how many nodes, and what each has.
+    """The instance: its nodes and their resources.
 
     Attributes:
-        nodes: how many there are.
-        node: what one has that is not in `each`.
-        each: what others have, by their names.
+        nodes: number of nodes.
+        node: resources of a node that is not in `each`.
+        each: resources of the other nodes, by name.
     """
 
     nodes: int
@@ -32,12 +32,12 @@ class Site:
 
     @classmethod
     def of(cls, resources: Resources, nodes: Mapping[str, Amount]) -> Site:
-        """Return what an instance with `resources`, on these `nodes`, is made of."""
+        """Return the site of an instance with `resources` on these `nodes`."""
         gpus = resources.gpus // max(1, resources.nodes)
         return cls(resources.nodes, Amount(resources.cores_per_node, gpus), nodes)
 
     def empty(self, name: str) -> _Node:
-        """Return a node with nothing on it."""
+        """Return an empty node."""
         return _Node(self.each.get(name, self.node))
 
 
@@ -47,11 +47,11 @@ class ResourceHolder:
 
     Attributes:
         name: its id.
-        node: which node it is on.
-        amount: what it has of it.
-        running: how many tasks it runs.
+        node: its node.
+        amount: its resources there.
+        running: number of its running tasks.
         leaving: whether it is draining or ending.
-        stays: whether it must not be asked yet.
+        stays: whether it must not be asked to leave yet.
     """
 
     name: str
@@ -63,9 +63,9 @@ class ResourceHolder:
 
     @property
     def cost(self) -> tuple[int, bool, int, str]:
-        """What its end costs: first what must be waited for, then what stops for it.
+        """The cost of its end: first whether it must be waited for, then the work that stops.
 
-        What leaves runs less and less, so the choice does not swing between two that are alike.
+        A leaving manager runs ever fewer tasks, so the choice does not alternate between equals.
         """
         return (self.running, not self.leaving, self.amount.cores, self.name)
 
@@ -73,7 +73,7 @@ class ResourceHolder:
 @dataclass
 class _Node:
     capacity: Amount
-    #: What others than our managers have.
+    #: Resources of others than our managers.
     taken: Amount = field(default_factory=Amount)
     holders: list[ResourceHolder] = field(default_factory=list)
 
@@ -85,7 +85,7 @@ class _Node:
         return rest
 
     def cheapest(self, demand: Demand, leaving: set[str]) -> list[ResourceHolder] | None:
-        """Return who has to leave so that this can be a node of `demand`'s; `None`: it can't."""
+        """Return the managers that must leave so that `demand` can use this node, or `None`."""
         staying = [h for h in self.holders if h.name not in leaving]
         going: list[ResourceHolder] = []
         if not self.capacity.covers(demand.per_node):
@@ -102,7 +102,7 @@ class _Node:
             free += holder.amount
         if not free.covers(demand.per_node):
             return None
-        for holder in reversed(going):  # those that turned out to be of no use
+        for holder in reversed(going):  # remove those that turned out not to be needed
             if (free - holder.amount).covers(demand.per_node):
                 going = [h for h in going if h is not holder]
                 free -= holder.amount
@@ -111,11 +111,11 @@ class _Node:
 
 @dataclass(frozen=True)
 class Departures:
-    """Who has to leave.
+    """The managers that should leave.
 
     Attributes:
-        managers: their ids, those included that leave already.
-        served: how many of the jobs, from the first on, can run then, as far as is known.
+        managers: their ids, including those that are leaving already.
+        served: number of jobs, counted from the first, that can run then, as far as is known.
     """
 
     managers: frozenset[str]
@@ -129,18 +129,18 @@ def to_drain(
     site: Site,
     blind: int = 0,
 ) -> Departures:
-    """Return the managers that have to leave so that jobs can run.
+    """Return the managers that must leave so that jobs can run.
 
-    Nobody leaves for a job that could not run all the same, because other jobs have what it needs:
-    until they end, functions may use what is left. Nor for the jobs behind it, which have to wait
+    Workers are not drained for a job that would still be blocked by other jobs: until these end,
+    functions may use the resources. Nor are they drained for the jobs behind it, which must wait
     for it.
 
     Args:
-        demands: jobs that wait, in the order in which Flux looks at them.
+        demands: waiting jobs, in Flux's scheduling order.
         holders: our managers.
-        held: what the endpoint's jobs have, by node.
+        held: resources of jobs, by node.
         site: the instance.
-        blind: how many nodes more than it asks for are cleared for the first job.
+        blind: how many nodes more than it requests are cleared for the first job.
     """
     nodes = _nodes(holders, held, site)
     leaving: set[str] = set()
@@ -157,7 +157,7 @@ def to_drain(
 
 
 def room(holders: Iterable[ResourceHolder], held: Mapping[str, Amount], site: Site) -> list[Amount]:
-    """Return what is free on each node, as far as is known."""
+    """Return the free resources of each node, as far as is known."""
     return [node.free(set()) for node in _nodes(holders, held, site)]
 
 
@@ -207,7 +207,7 @@ def _clear_slots(
         if sum(_slots(node, demand, leaving | going) for node in nodes) >= wanted:
             break
         going.add(holder.name)
-    for holder in reversed(movable):  # those that turned out to be of no use
+    for holder in reversed(movable):  # remove those that turned out not to be needed
         fewer = leaving | going - {holder.name}
         if holder.name in going and sum(_slots(n, demand, fewer) for n in nodes) >= wanted:
             going.discard(holder.name)

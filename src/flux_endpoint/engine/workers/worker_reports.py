@@ -1,9 +1,8 @@
-"""What a worker tells its manager, held against what the manager has sent it.
+"""Checks what a worker reports against what its manager has sent it.
 
-Tasks run in the worker's process: each can write to the worker's connection whatever it likes. What
-does not fit what the worker was sent is not true, and nothing else that comes this way can be
-believed then. A task can so spoil its own end, and no other's but that of one which the same worker
-has begun meanwhile.
+Tasks run in the worker's process, so a task can write anything to the worker's connection. A report
+that does not match the sent tasks is false, and nothing else on that connection can be trusted. A
+task can thus forge only its own end, or that of a task that the same worker has begun meanwhile.
 """
 
 from __future__ import annotations
@@ -15,48 +14,48 @@ from typing import Any
 from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.protocol.messages import VERSION_BYTE
 
-#: Characters of a worker's reason to be replaced.
+#: Longest reason for a worker's replacement, in characters.
 _LONGEST_REASON = 1000
 
 
-class UntrueFrameError(ValueError):
-    """A worker that does what it was made for would not have said that now."""
+class FalseReportError(ValueError):
+    """The frame does not match what the worker was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """It has come across a task that was taken back from it."""
+    """The worker has skipped a task that was taken back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """It came to its first task when the time of that had passed."""
+    """The worker came to its first task after the task's `start_before`."""
 
     task_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """It ends, between two tasks."""
+    """The worker ends, between two tasks."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Its first task has ended, or the one before, which was told already."""
+    """The worker's first task has ended, or the previous one, which was reported already."""
 
     task_id: str
     returncode: int | None
 
 
-def told_by(
+def report_in(
     worker: WorkerHandle, header: dict[str, Any], body: bytes
 ) -> Skipped | Late | Leaves | Ended:
-    """Return what a worker says with a frame.
+    """Return the report in a frame.
 
     Raises:
-        UntrueFrameError: that can't be, as far as the manager knows.
+        FalseReportError: the report does not match what the manager has sent.
     """
     match header:
         case {"skipped": str()} if worker.skipping > 0:
@@ -71,7 +70,7 @@ def told_by(
                 _is_first(worker, task_id) and _is_result_of(task_id, body)
             ):
                 return Ended(task_id, returncode)
-    raise UntrueFrameError
+    raise FalseReportError
 
 
 def _is_first(worker: WorkerHandle, task_id: str) -> bool:
@@ -79,7 +78,7 @@ def _is_first(worker: WorkerHandle, task_id: str) -> bool:
 
 
 def _is_result_of(task_id: str, body: bytes) -> bool:
-    """Return whether `body` is a result, and of no other task: the service believes it."""
+    """Return whether `body` is a result of this very task: the service trusts the id in it."""
     try:
         message: Any = json.loads(str(body[1:], "ascii")) if body[:1] == VERSION_BYTE else None
         data = message["data"]
