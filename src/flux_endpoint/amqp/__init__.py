@@ -1,4 +1,4 @@
-"""One reconnecting AMQP connection, used by the service, the endpoint and the client alike."""
+"""One reconnecting AMQP connection, for service, endpoint and client."""
 
 from flux_endpoint.amqp.connection import AmqpConnection, ConnectionState, StateChange
 from flux_endpoint.amqp.consumer import Consumer, Delivery

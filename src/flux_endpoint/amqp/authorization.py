@@ -1,24 +1,24 @@
-"""How RabbitMQ asks another program who may do what: its HTTP authorization backend."""
+"""How RabbitMQ asks another program for permissions: its HTTP authorization backend."""
 
 from __future__ import annotations
 
-#: What RabbitMQ asks about, in this order; the last part of the path of a question.
+#: The kinds of RabbitMQ's questions, in their order; each is the last part of a request's path.
 QUESTIONS = ("user", "vhost", "resource", "topic")
 
-#: Seconds for which RabbitMQ keeps an answer that allows something.
+#: Seconds for which RabbitMQ caches a positive answer.
 CACHE_SECONDS = 10
 
 #: Seconds that RabbitMQ waits for an answer.
 REQUEST_SECONDS = 10
 
-#: The plugins: the backend, what keeps its answers, and what closes connections on request.
+#: The plugins: the backend, its cache, and the one that closes connections on request.
 PLUGINS = ("rabbitmq_auth_backend_http", "rabbitmq_auth_backend_cache", "rabbitmq_management")
 
 
 def configuration(url: str) -> dict[str, str]:
-    """Return the settings of `rabbitmq.conf` by which RabbitMQ asks at `url`.
+    """Return the settings of `rabbitmq.conf` with which RabbitMQ asks at `url`.
 
-    Accounts that RabbitMQ itself has come first: whoever answers can connect without being asked.
+    RabbitMQ's own accounts take precedence, so the program that answers can connect by itself.
     """
     return {
         "auth_backends.1": "internal",

@@ -1,14 +1,14 @@
-"""Bundles: many small messages in one, between programs of this project.
+"""Bundles: many small messages in one, between this project's programs.
 
-A broker's work is per message, so is that of confirms and acknowledgements. A publisher packs
-messages of one exchange and routing key into a bundle where it knows that the consumer reads them;
-the consumer takes the parts as deliveries of their own, and acknowledges the bundle with the last.
+Brokers, confirms and acknowledgements cost work per message. A publisher packs messages with the
+same exchange and routing key into a bundle if it knows that the consumer can read bundles. The
+consumer handles the parts as separate deliveries, and acknowledges the bundle with the last one.
 
-The body of a message with the content type `CONTENT_TYPE`: four bytes, big-endian, that say how
-long the index is; the index; the heads, one behind the other; the rest of each part. The index is
-UTF-8 JSON: `heads`, the lengths of the heads; `headers`, what all parts have; `parts`, for each the
-number of its head (or null), the length of its rest, its own headers and its message id (or null).
-A part's body is its head and its rest: so what many parts begin with is there once.
+The body of a message with the content type `CONTENT_TYPE` is: the length of the index (four bytes,
+big-endian); the index; all heads; the rest of each part. The index is UTF-8 JSON: `heads`, the
+lengths of the heads; `headers`, common to all parts; `parts`, for each part the number of its head
+(or null), the length of its rest, its own headers and its message id (or null). The body of a part
+is its head and its rest, so a common beginning of many parts is sent once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from flux_endpoint.errors import InvalidMessageError
 
 CONTENT_TYPE = "application/vnd.flux-endpoint.bundle"
-#: Most parts of a bundle, and most bytes of their bodies; a larger message goes alone.
+#: The most parts of a bundle, and bytes of their bodies; a larger message is sent alone.
 MAX_PARTS, MAX_BYTES = 64, 256 << 10
 
 _LENGTH = struct.Struct(">I")
@@ -34,10 +34,10 @@ class Part:
     """A message of a bundle.
 
     Attributes:
-        rest: its body, without the head.
-        head: what its body begins with; the same object for all parts that share it.
-        headers: AMQP headers that JSON can hold; of the part alone.
-        message_id: identity that logs can name.
+        rest: its body without the head.
+        head: the beginning of its body; the same object for all parts that share it.
+        headers: the part's own AMQP headers; values must be JSON.
+        message_id: identifies the message in logs.
     """
 
     rest: bytes
@@ -53,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """A part as its consumer gets it."""
+    """A part as its consumer receives it."""
 
     body: bytes
     headers: Mapping[str, Any]
@@ -61,11 +61,11 @@ class Unpacked:
 
 
 def gather(parts: Iterable[Part], limit: int = MAX_PARTS) -> Iterator[list[Part]]:
-    """Yield parts in their order, in lists that are each one message: a bundle, or one part alone.
+    """Yield the parts in order, in lists that fit one message: a bundle, or a single part.
 
     Args:
-        parts: what is to be sent.
-        limit: most parts of a bundle, for a consumer that takes fewer than `MAX_PARTS`.
+        parts: the messages to send.
+        limit: the most parts of a bundle, for a consumer that accepts fewer than `MAX_PARTS`.
     """
     together: list[Part] = []
     heads: set[int] = set()
@@ -88,7 +88,7 @@ def pack_bundle(parts: Sequence[Part], headers: Mapping[str, Any] = _NO_HEADERS)
 
     Args:
         parts: its messages.
-        headers: AMQP headers that all of them have.
+        headers: AMQP headers common to all of them.
     """
     numbers: dict[int, int] = {}
     heads: list[bytes] = []
@@ -109,7 +109,7 @@ def unpack_bundle(body: bytes) -> list[Unpacked]:
     """Return the messages in the body of a bundle.
 
     Raises:
-        InvalidMessageError: it is not one; the text says why.
+        InvalidMessageError: the body is not a bundle; the text says why.
     """
     try:
         (length,) = _LENGTH.unpack_from(body)

@@ -1,4 +1,4 @@
-"""A connection to the message broker, in a thread of its own, that reconnects for ever."""
+"""A connection to the message broker, on its own thread, that always reconnects."""
 
 from __future__ import annotations
 
@@ -33,38 +33,39 @@ log = logging.getLogger(__name__)
 __all__ = ["AmqpConnection", "ConnectionState", "StateChange"]
 
 #: Seconds before the second attempt to connect; doubled with each attempt until a connection has
-#: lasted for `max_backoff` seconds, so that one that ends at once is not made in a tight loop.
+#: lasted `max_backoff` seconds, so that one that ends at once does not cause a tight loop.
 _FIRST_BACKOFF = 0.2
-#: Seconds after an error within pika before the connection is made anew.
+#: Seconds before reconnecting after an error within pika.
 _AFTER_ERROR = 0.1
-#: Bytes of message bodies that may await their confirm.
+#: The most bytes of message bodies that may await their confirms.
 _MAX_UNCONFIRMED_BYTES = 64 << 20
-#: Seconds that the broker may take to answer our closing.
+#: Seconds that the broker may take to answer our close.
 _CLOSING_TIMEOUT = 2.0
 
-# Connections come and go, and what becomes of each is reported by this module.
+# pika logs every connection and its errors; this module reports them itself.
 if logging.getLogger("pika").level == logging.NOTSET:
     logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
 class AmqpConnection:
-    """A connection that comes back by itself, and everything that goes over it.
+    """A connection that reconnects by itself, and all of its publishers and consumers.
 
-    Publishing and declaring may begin before it is up. All methods may be called from any thread;
-    callbacks come on the connection's own and must not block it.
+    Publishing and declaring may begin before it is up. All methods may be called from any thread.
+    Callbacks run on the connection's own thread and must not block it.
 
     Args:
-        url: where to connect; a callable is asked before every attempt, on a thread where it may
-            block, and may raise.
-        name: of the thread, and of the connection in the broker's lists.
-        on_state: told every change of state.
-        on_alarm: told why the broker takes no messages of this connection now (e.g. "low on disk"),
-            and "" when it takes them again. A broker only tells this to who publishes.
-        heartbeat: seconds after which a silent peer is given up (after ten more than
-            twice that at the latest).
-        max_backoff: most seconds between two attempts.
-        max_unconfirmed: `publish` blocks its caller while so many messages, or very many bytes,
-            await their confirm; `None`: it never does, since the caller bounds them itself.
+        url: the broker's URL, or a callable that returns it before each attempt; the callable runs
+            on its own thread, may block, and may raise.
+        name: name of the thread, and of the connection in the broker's lists.
+        on_state: called with every change of state.
+        on_alarm: called with the reason (such as "low on disk") when the broker blocks publishing
+            on this connection, and with "" when it accepts messages again. A broker reports this
+            only to connections that publish.
+        heartbeat: seconds after which a silent peer is given up (at the latest, ten seconds after
+            twice that time).
+        max_backoff: the most seconds between two attempts.
+        max_unconfirmed: `publish` blocks its caller while this many messages, or too many bytes,
+            await their confirms; `None`: it never blocks, because the caller limits them itself.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class AmqpConnection:
         self._name = name
         self._on_state = on_state
         self._on_alarm = on_alarm
-        #: Why the broker takes no messages now; empty: it does, or nobody has tried.
+        #: Why the broker blocks publishing; empty: it does not, or nobody has tried.
         self.alarm = ""
         self._heartbeat = heartbeat
         self._max_backoff = max_backoff
@@ -94,7 +95,7 @@ class AmqpConnection:
         self._consumers: list[Consumer] = []
         self._backoff = Backoff(_FIRST_BACKOFF, max_backoff)
         self._attempting = False
-        #: Counts attempts: what is heard of an earlier one means nothing.
+        #: Counts attempts: callbacks of an earlier one are ignored.
         self._number = 0
         self._since = 0.0
         self._ready = False
@@ -106,10 +107,10 @@ class AmqpConnection:
         self._window = FlowControl(max_unconfirmed or 0, _MAX_UNCONFIRMED_BYTES)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    # Any thread
+    # On any thread
 
     def start(self) -> None:
-        """Begin to connect; returns at once.
+        """Start connecting; returns at once.
 
         Raises:
             AmqpError: the connection was closed.
@@ -119,19 +120,19 @@ class AmqpConnection:
         self._thread.start()
 
     def wait_connected(self, timeout: float | None = None) -> bool:
-        """Wait until the connection is up, for at most `timeout` seconds; return whether it is."""
+        """Wait at most `timeout` seconds until the connection is up; return whether it is."""
         return self._connected.wait(timeout) and not self._ended
 
     def declare(self, *things: Thing) -> Future[None]:
-        """Declare `things` now, and again first thing after every reconnect.
+        """Declare `things` now, and first of all after every reconnect.
 
-        Declarations are made in the order in which they are asked for. The future is done when the
-        broker has confirmed them; it fails with `AmqpError` when the broker refuses one.
+        Declarations are made in the order of the calls. The future is done when the broker has
+        confirmed them; it fails with `AmqpError` if the broker refuses one.
         """
         return self._declare(Declaration(things, lasting=True))
 
     def declare_once(self, *things: Thing) -> Future[None]:
-        """Like `declare`, without the repetition after a reconnect."""
+        """Like `declare`, but not repeated after a reconnect."""
         return self._declare(Declaration(things, lasting=False))
 
     def _declare(self, declaration: Declaration) -> Future[None]:
@@ -158,18 +159,18 @@ class AmqpConnection:
         """Subscribe to `queue`.
 
         Args:
-            queue: need not exist yet.
-            on_message: takes each delivery, on the connection's thread: hand over, don't work.
-            prefetch: most deliveries that are unanswered at a time.
-            exclusive: let nobody else consume from the queue.
-            bundles: whether the parts of a bundle are deliveries of their own (see `bundle`).
-            on_accepted: called each time that the broker grants the subscription, before the
-                first delivery that it brings.
-            on_refused: told the reason each time that the broker refuses or ends the
-                subscription, which is then tried again with backoff.
+            queue: its name; it need not exist yet.
+            on_message: called with each delivery on the connection's thread; must return quickly.
+            prefetch: the most unanswered deliveries at a time.
+            exclusive: whether nobody else may consume from the queue.
+            bundles: whether the parts of a bundle become separate deliveries (see `bundle`).
+            on_accepted: called each time the broker grants the subscription, before its first
+                delivery.
+            on_refused: called with the reason each time the broker refuses or ends the
+                subscription, which is then retried with backoff.
 
         Raises:
-            AmqpError: `queue` is no name for a queue.
+            AmqpError: `queue` is not a valid queue name.
         """
         check((Queue(queue),))
         consumer = Consumer(
@@ -201,20 +202,20 @@ class AmqpConnection:
     ) -> Future[None]:
         """Publish a message; the future is done when the broker has confirmed it.
 
-        What the broker has not confirmed is published again after a reconnect, so a message arrives
-        at least once. Blocks while too much awaits its confirm, unless it was told not to.
+        Unconfirmed messages are published again after a reconnect, so a message arrives at least
+        once. Blocks while too many await their confirms, unless `max_unconfirmed` is `None`.
 
         Args:
             exchange: its name; empty for the default exchange.
-            routing_key: routing key, the queue's name on the default exchange.
+            routing_key: the routing key; on the default exchange, the queue's name.
             body: the message.
             headers: AMQP headers.
             mandatory: fail with `UnroutableError` if no queue takes the message.
-            persistent: have the broker write it to disk.
+            persistent: whether the broker writes it to disk.
             timestamp: seconds since the epoch.
             content_type: MIME type.
             expiration: seconds after which the broker drops it.
-            message_id: identity that logs can name.
+            message_id: identifies the message in logs.
 
         Raises:
             PublishError: the connection was closed.
@@ -235,10 +236,10 @@ class AmqpConnection:
         return message.done
 
     def close(self, timeout: float = 5.0) -> None:
-        """Wait for open confirms, for at most `timeout` seconds, then close for good.
+        """Wait at most `timeout` seconds for outstanding confirms, then close for good.
 
-        Messages that were not confirmed by then fail with `PublishError`, at once if the broker was
-        out of reach.
+        Messages that are unconfirmed by then fail with `PublishError`; they fail at once if the
+        broker is unreachable.
         """
         deadline = time.monotonic() + timeout
         first = self._work.close(lambda: self._begin_close(deadline))
@@ -258,18 +259,18 @@ class AmqpConnection:
         self.close()
 
     def post(self, action: Callable[[], None]) -> None:
-        """Run `action` soon on the connection's thread; many posts cost one wake-up."""
+        """Run `action` soon on the connection's thread; several posts cost one wake-up."""
         self._work.post(action)
 
     def post_if_open(self, action: Callable[[], None]) -> bool:
-        """Like `post`; return `False` if the connection was closed."""
+        """Like `post`, but return `False` if the connection was closed."""
         return self._work.post_if_open(action)
 
     @property
     def _closed_text(self) -> str:
         return f"the connection to {self._address} is closed"
 
-    # The connection's thread
+    # On the connection's thread
 
     def _run(self) -> None:
         self._attempt()
@@ -283,15 +284,15 @@ class AmqpConnection:
             self._end()
 
     def _interrupted(self, error: Exception) -> None:
-        """Make the connection anew after an error within pika, such as "too many open files"."""
+        """Reconnect after an error within pika, such as "too many open files"."""
         logs.event(
             log,
             logging.WARNING,
-            "a connection to the broker is made anew after an error",
+            "reconnecting to the broker after an internal error",
             name=self._name,
             reason=repr(error),
         )
-        time.sleep(_AFTER_ERROR)  # should the error come each time
+        time.sleep(_AFTER_ERROR)  # in case the error happens every time
         connection = self._connection
         if self._attempting:
             self._number += 1
@@ -300,11 +301,11 @@ class AmqpConnection:
                     connection.close()
             self._not_connected(str(error) or type(error).__name__)
         elif connection is not None:
-            connection.abort()  # its end follows
+            connection.abort()  # the callback for its end follows
 
     def _end(self) -> None:
         self._ended = True
-        self._connected.set()  # nobody has to wait for it any more
+        self._connected.set()  # wakes all waiting threads
         self._work.end()
         self._window.close()
         self._publisher.fail_all(self._closed_text)
@@ -324,14 +325,14 @@ class AmqpConnection:
         self._ioloop.call_later(delay, action)
 
     def open_channel(self, on_open: Callable[[Channel], None]) -> Channel | None:
-        """Open a channel, which is returned, if the connection is up; else nothing happens."""
+        """Open a channel and return it if the connection is up; else do nothing."""
         if self._connection is None or not self._connection.is_open:
             return None
         channel: Channel = self._connection.channel(on_open_callback=on_open)
         return channel
 
     def forget(self, consumer: Consumer) -> None:
-        """Let go of a consumer that was cancelled."""
+        """Remove a cancelled consumer."""
         self._consumers.remove(consumer)
 
     def _attempt(self) -> None:
@@ -345,7 +346,7 @@ class AmqpConnection:
             threading.Thread(target=asking, name=f"{self._name} url", daemon=True).start()
 
     def _ask(self, function: Callable[[], str]) -> None:
-        """Runs on a thread of its own: meanwhile the connection can be closed."""
+        """Get the URL. Runs on its own thread, so that the connection can be closed meanwhile."""
         try:
             url = function()
         except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
@@ -370,7 +371,7 @@ class AmqpConnection:
             self._not_connected(str(error) or type(error).__name__)
 
     def _if_current(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """Return a callback of the connection that is made now; a later one silences it."""
+        """Return a callback of the present connection attempt that later attempts disable."""
         number = self._number
 
         def current(*args: Any) -> None:
@@ -413,7 +414,7 @@ class AmqpConnection:
     def _lost(self, _connection: Any, error: BaseException) -> None:
         self._connection = None
         was_ready, self._ready = self._ready, False
-        self._alarmed("")  # the next connection is told anew
+        self._alarmed("")  # the next connection gets its own alarms
         self._connected.clear()
         self._publisher.lost()
         self._declarer.lost()
@@ -445,7 +446,7 @@ class AmqpConnection:
         logs.event(
             log,
             logging.WARNING,
-            "the broker takes no messages now" if reason else "the broker takes messages again",
+            "the broker blocks publishing" if reason else "the broker accepts messages again",
             name=self._name,
             address=self._address,
             reason=reason,
@@ -499,7 +500,7 @@ class AmqpConnection:
         elif not connection.is_closing:
             for consumer in self._consumers:
                 consumer.flush()
-            # The connection's end, which comes through `_lost` or `_refused`, ends the loop.
+            # The connection's end, reported to `_lost` or `_refused`, ends the loop.
             if connection.is_open:
                 self._ioloop.call_later(_CLOSING_TIMEOUT, connection.abort)
             connection.close()

@@ -23,7 +23,7 @@ _FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
 
 
 class _Loop(Protocol):
-    """What a consumer needs of its connection."""
+    """The methods of a connection that a consumer uses."""
 
     def post(self, action: Callable[[], None]) -> None:
         """Run `action` soon on the connection's thread."""
@@ -35,15 +35,15 @@ class _Loop(Protocol):
         """Open a channel, if the connection is up."""
 
     def forget(self, consumer: Consumer) -> None:
-        """Let go of a consumer that was cancelled."""
+        """Remove a cancelled consumer."""
 
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One message taken from a queue.
+    """One message from a queue.
 
-    `ack` and `reject` may be called from any thread, one of them once. After the channel that
-    brought the message is gone they do nothing: the broker delivers it again.
+    `ack` or `reject` must be called once, from any thread. They do nothing if the channel that
+    brought the message is gone: the broker then delivers it again.
     """
 
     body: bytes
@@ -57,19 +57,19 @@ class Delivery:
     _message: _Message
 
     def ack(self) -> None:
-        """Tell the broker that the message has arrived where it should."""
+        """Acknowledge the message: it is stored or processed."""
         self._message.settle(accepted=True)
 
     def reject(self) -> None:
-        """Set the message aside: the queue's dead-letter exchange gets it, it is never requeued.
+        """Dead-letter the message: the queue's dead-letter exchange gets it; it is never requeued.
 
-        A part of a bundle takes the whole bundle there, once all others have their answers.
+        If it is part of a bundle, the whole bundle is dead-lettered once all parts are answered.
         """
         self._message.settle(accepted=False)
 
 
 class _Message:
-    """A message of the broker's, and how many deliveries it was that have no answer yet."""
+    """A message from the broker, and its number of unanswered deliveries."""
 
     __slots__ = ("_accepted", "_consumer", "_generation", "_lock", "_open", "_tag")
 
@@ -82,7 +82,7 @@ class _Message:
         self._lock = threading.Lock()
 
     def settle(self, *, accepted: bool) -> None:
-        """Take the answer to one of its deliveries; the broker gets one with the last."""
+        """Record the answer to one of its deliveries; the last one is sent to the broker."""
         with self._lock:
             self._open -= 1
             self._accepted &= accepted
@@ -118,9 +118,9 @@ class Consumer:
         self._cancelled = False
         self._channel: Channel | None = None
         self._tag: str | None = None
-        #: Counts channels, so that an answer to a message of an older one is recognized.
+        #: Number of the channel, to recognize answers to messages of an older one.
         self._generation = 0
-        #: Tags of this channel's deliveries that have no answer yet; they rise.
+        #: Tags of this channel's unanswered deliveries, in ascending order.
         self._unanswered: dict[int, None] = {}
         self._answers: deque[tuple[int, int, bool]] = deque()
         self._backoff = Backoff(_FIRST_RETRY, _LAST_RETRY)
@@ -128,31 +128,31 @@ class Consumer:
         self._losses = 0
 
     def pause(self) -> None:
-        """Stop deliveries; those that have come can still be answered."""
+        """Stop deliveries; existing ones can still be answered."""
         self._loop.post(self._pause)
 
     def resume(self) -> None:
-        """Have messages delivered again."""
+        """Resume deliveries."""
         self._loop.post(self._resume)
 
     def cancel(self) -> None:
-        """End the subscription; what was not answered goes back to the queue."""
+        """End the subscription; unanswered messages return to the queue."""
         self._loop.post(self._cancel)
 
     def settle(self, generation: int, tag: int, *, accepted: bool) -> None:
-        """Take the answer to a delivery."""
+        """Record the answer to a delivery."""
         self._answers.append((generation, tag, accepted))
         self._loop.post(self.flush)
 
     # On the connection's thread
 
     def open(self) -> None:
-        """Subscribe, on a channel of its own."""
+        """Subscribe on a new channel."""
         if not self._cancelled:
             self._loop.open_channel(self._opened)
 
     def lost(self) -> None:
-        """The connection is gone, and with it the channel."""
+        """Handle the loss of the connection, and with it of the channel."""
         self._channel = None
         self._tag = None
         self._unanswered.clear()
@@ -201,7 +201,7 @@ class Consumer:
                 logs.event(
                     log,
                     logging.ERROR,
-                    "a bundle is set aside",
+                    "a bundle is dead-lettered",
                     queue=self._queue,
                     key=method.routing_key,
                     reason=error,
@@ -228,7 +228,7 @@ class Consumer:
             self._on_message(delivery)
         except Exception:
             log.exception(
-                "a message of queue %s (key %s, id %s) could not be taken in; it is set aside",
+                "a message of queue %s (key %s, id %s) could not be processed; it is dead-lettered",
                 self._queue,
                 delivery.routing_key,
                 delivery.message_id,
@@ -236,7 +236,7 @@ class Consumer:
             delivery.reject()
 
     def flush(self) -> None:
-        """Send the answers that have come in, as few frames as possible."""
+        """Send the pending answers, in as few frames as possible."""
         channel = self._channel
         accepted: list[int] = []
         while self._answers:
@@ -244,7 +244,7 @@ class Consumer:
             if generation != self._generation or channel is None or not channel.is_open:
                 continue
             if tag not in self._unanswered:
-                continue  # a second answer would cost the channel
+                continue  # a second answer would make the broker close the channel
             del self._unanswered[tag]
             if good:
                 accepted.append(tag)
@@ -252,7 +252,7 @@ class Consumer:
                 channel.basic_reject(tag, requeue=False)
         if channel is None or not accepted:
             return
-        # Below the first that has no answer, one acknowledgement covers all.
+        # All messages below the first unanswered one are acknowledged at once.
         first = next(iter(self._unanswered), None)
         upto = max((tag for tag in accepted if first is None or tag < first), default=0)
         if upto:
@@ -288,7 +288,7 @@ class Consumer:
             self._refused(str(reason))
 
     def _refused(self, reason: str) -> None:
-        """Try again later, unless the connection is lost before: then the next one subscribes."""
+        """Retry later, unless the connection is lost first: then the next one subscribes."""
         self.lost()
         losses = self._losses
         logs.event(log, logging.INFO, "subscription refused", queue=self._queue, reason=reason)

@@ -1,6 +1,6 @@
-"""Declaring exchanges, queues and bindings, in the order in which they were asked for.
+"""Declares exchanges, queues and bindings, in the order of the requests.
 
-Everything but `check` runs on the connection's thread.
+Everything except `check` runs on the connection's thread.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Thing = Exchange | Queue | Binding
 
 @dataclass(eq=False)
 class Declaration:
-    """Things to declare, and whether they have been.
+    """Things to declare, and whether that is done.
 
     Attributes:
         things: what to declare, in this order.
         lasting: whether to declare it again after every reconnect.
-        done: fails with `AmqpError` when the broker refuses one of the things.
+        done: fails with `AmqpError` if the broker refuses one of the things.
     """
 
     things: tuple[Thing, ...]
@@ -41,7 +41,7 @@ class Declaration:
 
 
 class Declarer:
-    """One channel on which things are declared one after the other.
+    """A channel on which things are declared one after the other.
 
     Args:
         open_channel: opens a channel if the connection is up, else does nothing.
@@ -50,11 +50,11 @@ class Declarer:
     def __init__(self, open_channel: Callable[[Callable[[Channel], None]], object]) -> None:
         self._open_channel = open_channel
         self._lasting: list[Declaration] = []
-        #: The first one is under way whenever `_up`.
+        #: While `_up`, the first one is in progress.
         self._waiting: deque[Declaration] = deque()
         self._channel: Channel | None = None
         self._up = False
-        #: Lasting ones at the head of `_waiting` that are still to be made again.
+        #: Number of lasting declarations at the head of `_waiting` that must be repeated.
         self._to_restore = 0
         self._on_restored: Callable[[], None] = lambda: None
 
@@ -63,13 +63,13 @@ class Declarer:
         if declaration.lasting:
             self._lasting.append(declaration)
             if not self._up:
-                return  # `connected` begins with it
+                return  # `connected` will start with it
         self._waiting.append(declaration)
         if self._up and len(self._waiting) == 1:
             self._next()
 
     def connected(self, on_restored: Callable[[], None]) -> None:
-        """Declare what lasts, call `on_restored`, and go on with the rest."""
+        """Repeat the lasting declarations, call `on_restored`, and go on with the rest."""
         self._up = True
         passing = [each for each in self._waiting if not each.lasting]
         self._waiting = deque([*self._lasting, *passing])
@@ -81,12 +81,12 @@ class Declarer:
             self._next()
 
     def lost(self) -> None:
-        """The connection is gone; what was not confirmed waits for the next one."""
+        """Handle the loss of the connection; unconfirmed declarations wait for the next one."""
         self._up = False
         self._channel = None
 
     def fail_all(self, reason: str) -> None:
-        """Give up every declaration that is not done."""
+        """Fail all unfinished declarations."""
         self.lost()
         for declaration in (*self._lasting, *self._waiting):
             if not declaration.done.done():
@@ -116,7 +116,7 @@ class Declarer:
 
     def _closed(self, channel: Channel, reason: BaseException) -> None:
         if channel is not self._channel or not channel.connection.is_open:
-            return  # the connection ended, and reports it to `lost`
+            return  # the connection has ended, and `lost` will be called
         self._channel = None
         if self._waiting:
             self._finish(AmqpError(f"the broker refused a declaration: {reason}"))
@@ -132,10 +132,10 @@ class Declarer:
 
 
 def check(things: tuple[Thing, ...]) -> None:
-    """See whether `things` can be put on the wire at all.
+    """Check whether `things` can be encoded.
 
     Raises:
-        AmqpError: a name is too long, or an argument is of a type that AMQP does not have.
+        AmqpError: a name is too long, or an argument has a type that AMQP lacks.
     """
     for thing in things:
         try:

@@ -1,4 +1,4 @@
-"""How much may await the broker's confirm at a time."""
+"""Limits how much may await the broker's confirms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class FlowControl:
     """Blocks publishers while too much is unconfirmed.
 
     Args:
-        messages: most messages.
-        size: bytes of message bodies from which nobody is let in any more.
+        messages: the most messages.
+        size: bytes of message bodies at which publishers are blocked.
     """
 
     def __init__(self, messages: int, size: int) -> None:
@@ -20,7 +20,7 @@ class FlowControl:
         self._closed = False
 
     def enter(self, size: int, *, wait: bool) -> None:
-        """Take room for one message, with `wait` as soon as there is some."""
+        """Reserve room for one message; with `wait`, block until there is some."""
         with self._changed:
             if wait:
                 self._changed.wait_for(
@@ -30,14 +30,14 @@ class FlowControl:
             self._free_size -= size
 
     def leave(self, size: int) -> None:
-        """Give back what one message took."""
+        """Release the room of one message."""
         with self._changed:
             self._free_messages += 1
             self._free_size += size
             self._changed.notify()
 
     def close(self) -> None:
-        """Block nobody any more."""
+        """Unblock all publishers, for good."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Messages on their way to the broker: sent in order, kept until confirmed, sent again if lost.
+"""Sends messages to the broker in order, keeps them until confirmed, and resends lost ones.
 
 Everything here runs on the connection's thread.
 """
@@ -24,13 +24,14 @@ from flux_endpoint.errors import PublishError, RefusedMessageError, UnroutableEr
 log = logging.getLogger(__name__)
 
 #: The broker names the exchange that closed a channel only in its text: "no exchange 'x' in ...",
-#: "access to exchange 'x' in ...". (What names a topic as well is not all of the exchange's fault.)
+#: "access to exchange 'x' in ...". (An error that also names a topic does not concern the whole
+#: exchange.)
 _EXCHANGE = re.compile(r"(?:no|access to) exchange '([^']*)'")
 
 
 @dataclass(eq=False)
 class OutgoingMessage:
-    """A message and what became of it."""
+    """A message and its future."""
 
     exchange: str
     routing_key: str
@@ -45,11 +46,11 @@ class OutgoingMessage:
 
 
 class Publisher:
-    """One channel with publisher confirms, pipelined.
+    """A channel with pipelined publisher confirms.
 
     Args:
-        on_settled: called with each message that was confirmed or has failed, after its future.
-        reopen: asks for another channel after this one was closed by the broker.
+        on_settled: called with each confirmed or failed message, after its future is done.
+        reopen: requests another channel after the broker has closed this one.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class Publisher:
         self._lowest = 1
         self._next = 1
         self._channel: Channel | None = None
-        #: So many of the next messages go one at a time: one of them has closed the channel.
+        #: This many of the next messages are sent one at a time: one of them has closed the
+        #: channel.
         self._suspects = 0
 
     @property
     def idle(self) -> bool:
-        """Whether every message has been settled."""
+        """Whether all messages are settled."""
         return not self._waiting and not self._unconfirmed
 
     def add(self, message: OutgoingMessage) -> None:
@@ -76,7 +78,7 @@ class Publisher:
         self._waiting.append(message)
 
     def opened(self, channel: Channel) -> None:
-        """Use a new channel, and send what waits."""
+        """Use a new channel, and send the waiting messages."""
         self._lowest = self._next = 1
         channel.add_on_return_callback(self._returned)
         channel.add_on_close_callback(self._closed)
@@ -85,12 +87,12 @@ class Publisher:
         self.flush()
 
     def flush(self) -> None:
-        """Send what waits, if there is a channel."""
+        """Send the waiting messages, if there is a channel."""
         if self._channel is None:
             return
         while self._waiting and self._channel.is_open:
             if self._suspects and self._unconfirmed:
-                return  # the confirm of the one under way calls again
+                return  # the confirm of the message in flight calls this again
             self._send(self._channel, self._waiting.popleft())
 
     def _send(self, channel: Channel, message: OutgoingMessage) -> None:
@@ -110,15 +112,15 @@ class Publisher:
         self._next += 1
 
     def lost(self) -> None:
-        """The connection is gone: what was not confirmed will be sent again, first and in order."""
+        """Handle the loss of the connection: unconfirmed messages are sent again, in order."""
         self._channel = None
         for message in self._unconfirmed.values():
-            message.returned = None  # the queue may be there next time
+            message.returned = None  # the queue may exist next time
         self._waiting.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed.clear()
 
     def fail_all(self, reason: str) -> None:
-        """Give up every message."""
+        """Fail all messages."""
         self.lost()
         while self._waiting:
             self._settle(self._waiting.popleft(), PublishError(reason))
@@ -140,7 +142,7 @@ class Publisher:
             self._settle(message, error)
         while self._lowest < self._next and self._lowest not in self._unconfirmed:
             self._lowest += 1
-        if self._waiting:  # one by one, as long as there are suspects
+        if self._waiting:  # one at a time, as long as there are suspects
             self.flush()
 
     def _settle(self, message: OutgoingMessage, error: Exception | None) -> None:
@@ -153,9 +155,9 @@ class Publisher:
         self._on_settled(message)
 
     def _returned(self, _channel: Channel, method: Any, _properties: Any, body: bytes) -> None:
-        """Mark the message that came back; its confirm follows.
+        """Mark a returned message; its confirm follows.
 
-        The broker does not say which it was, but an equal one is just as unroutable.
+        The broker does not identify the message, but an equal one is just as unroutable.
         """
         for message in self._unconfirmed.values():
             if (
@@ -172,10 +174,10 @@ class Publisher:
                 return
 
     def _closed(self, channel: Channel, reason: BaseException) -> None:
-        """Find whose fault an error was, and send the others again.
+        """Find the message that caused an error, and send the others again.
 
-        Most errors close the channel only; what breaks the protocol (a header larger than a frame,
-        which can't be split) ends the whole connection, each time that it is sent.
+        Most errors only close the channel. A protocol violation (a header larger than a frame,
+        which can't be split) closes the whole connection, each time the message is sent.
         """
         if channel is not self._channel:
             return
@@ -183,7 +185,7 @@ class Publisher:
         in_flight = list(self._unconfirmed.values())
         self.lost()
         if not connection_open and not is_protocol_fault(reason):
-            return  # no message's fault
+            return  # not caused by a message
         logs.event(log, logging.WARNING, "broker closed the publishing channel", reason=str(reason))
         named = _EXCHANGE.search(str(reason))
         refused = [each for each in in_flight if named is not None and each.exchange == named[1]]

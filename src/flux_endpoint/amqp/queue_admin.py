@@ -1,4 +1,4 @@
-"""Looking into a queue, emptying and deleting it: each on a channel of its own."""
+"""Inspects, purges and deletes queues, each operation on its own channel."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from flux_endpoint.errors import AmqpError
 T = TypeVar("T")
 
 _ACCESS_REFUSED, _NOT_FOUND = 403, 404
-#: Seconds between two looks at whether a queue has its messages again.
+#: Seconds between two checks whether a queue has its messages again.
 _PAUSE = 0.02
 
 
 @dataclass(frozen=True)
 class QueueCount:
-    """How many messages of a queue are with nobody, and how many consumers it has."""
+    """The number of a queue's ready messages, and of its consumers."""
 
     messages: int
     consumers: int
 
 
 class _Connection(Protocol):
-    """What a queue admin needs of its connection."""
+    """The methods of a connection that a queue admin uses."""
 
     def post_if_open(self, action: Callable[[], None]) -> bool:
-        """Run `action` soon on the connection's thread; `False`: it was closed."""
+        """Run `action` soon on the connection's thread; return `False` if it was closed."""
 
     def later(self, delay: float, action: Callable[[], None]) -> None:
         """Run `action` on the connection's thread after `delay` seconds."""
 
     def open_channel(self, on_open: Callable[[Channel], None]) -> Channel | None:
-        """Open a channel, which is returned, if the connection is up."""
+        """Open a channel and return it if the connection is up."""
 
 
 class QueueAdmin:
-    """Asks the broker about single queues; its methods are for any thread.
+    """Performs operations on single queues; its methods are for any thread.
 
-    Nothing is repeated after a reconnect: a future fails with `AmqpError` when the connection is
-    away or gets lost.
+    Nothing is repeated after a reconnect: a future fails with `AmqpError` if there is no connection
+    or it is lost.
 
     Args:
-        connection: the way to the broker.
+        connection: the connection to the broker.
         patience: seconds that the broker has for one operation.
     """
 
@@ -58,7 +58,7 @@ class QueueAdmin:
         self._patience = patience
 
     def count(self, queue: str) -> Future[QueueCount | None]:
-        """Count a queue's messages and consumers; `None`: there is no such queue."""
+        """Count a queue's messages and consumers; the result is `None` if it does not exist."""
 
         def begin(call: _Call[QueueCount | None], channel: Channel) -> None:
             channel.queue_declare(queue, passive=True, callback=partial(counted, call))
@@ -70,10 +70,10 @@ class QueueAdmin:
         return self._start(begin, {_NOT_FOUND: None})
 
     def look(self, queue: str) -> Future[list[Mapping[str, Any]] | None]:
-        """Return the headers of all messages in a queue, which stay there in their order.
+        """Return the headers of all messages in a queue, which stay there in order.
 
-        `None`: somebody consumes from it, so that nobody can tell what is in it. Meanwhile nobody
-        else can. What is not there is as good as empty.
+        The result is `None` if the queue has a consumer, which may hold messages. In the meantime
+        nobody else can consume. A missing queue counts as empty.
         """
         found: list[Mapping[str, Any]] = []
         Answer = list[Mapping[str, Any]] | None  # noqa: N806 - a type
@@ -110,7 +110,7 @@ class QueueAdmin:
             check(call, expected, channel)
 
         def check(call: _Call[Answer], expected: int, channel: Channel) -> None:
-            # Before the queue has them again, whoever asked for their number would not see them.
+            # Until the queue has its messages back, others would count too few.
             if channel.is_open:
                 seen = partial(counted_again, call, expected, channel)
                 channel.queue_declare(queue, passive=True, callback=seen)
@@ -124,7 +124,7 @@ class QueueAdmin:
         return self._start(begin, {_NOT_FOUND: found, _ACCESS_REFUSED: None})
 
     def purge(self, queue: str) -> Future[None]:
-        """Drop the messages that are in a queue and with nobody."""
+        """Drop the ready messages of a queue."""
 
         def begin(call: _Call[None], channel: Channel) -> None:
             channel.queue_purge(queue, callback=lambda _: call.finish(None))
@@ -132,7 +132,7 @@ class QueueAdmin:
         return self._start(begin, {_NOT_FOUND: None})
 
     def delete(self, queue: str) -> Future[None]:
-        """Delete a queue with its messages, whoever consumes from it."""
+        """Delete a queue with its messages, even if it has consumers."""
 
         def begin(call: _Call[None], channel: Channel) -> None:
             channel.queue_delete(queue, callback=lambda _: call.finish(None))
@@ -151,17 +151,17 @@ class QueueAdmin:
 def _while_open(channel: Channel, step: Callable[[Any], None]) -> Callable[[Any], None]:
     """Return `step` for an answer that may come after the call was given up.
 
-    On a channel that is being closed it would raise, which costs the whole connection.
+    On a closing channel it would raise, and that would end the whole connection.
     """
     return lambda frame: step(frame) if channel.is_open else None
 
 
 class _Call(Generic[T]):
-    """One operation; all but its future lives on the connection's thread.
+    """One operation; everything except its future belongs to the connection's thread.
 
     Args:
         begin: sends the first request on the new channel.
-        refusals: what the broker's refusals mean, by reply code; others are errors.
+        refusals: results for the broker's refusals by reply code; other refusals are errors.
     """
 
     def __init__(
@@ -174,16 +174,16 @@ class _Call(Generic[T]):
         self._result: list[T] = []
 
     def open(self, connection: _Connection, patience: float) -> None:
-        """Open the channel; give up after a while, and at once if there is no connection."""
+        """Open the channel; fail after a while, or at once if there is no connection."""
         channel = connection.open_channel(self._opened)
         if channel is None:
             self.fail("there is no connection")
             return
-        channel.add_on_close_callback(self._closed)  # which it can also be before it is open
+        channel.add_on_close_callback(self._closed)  # it may also close before it is open
         connection.later(patience, partial(self.fail, f"no answer in {patience:g} s"))
 
     def finish(self, result: T) -> None:
-        """Close the channel; the future is done when that has happened."""
+        """Close the channel; after that, the future is done."""
         if not self._result and self._channel is not None and self._channel.is_open:
             self._result.append(result)
             self._channel.close()
@@ -206,7 +206,7 @@ class _Call(Generic[T]):
             self.fail(reason_of(reason))
 
     def fail(self, reason: str) -> None:
-        """Give up."""
+        """Fail the operation."""
         if self.done.done():
             return
         self.done.set_exception(AmqpError(f"the broker did not do what it was asked: {reason}"))

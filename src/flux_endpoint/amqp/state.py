@@ -1,4 +1,4 @@
-"""What a connection tells of itself."""
+"""The states of a connection."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import StrEnum
 
 
 class ConnectionState(StrEnum):
-    """What an `on_state` callback is told."""
+    """States that `on_state` callbacks get."""
 
     CONNECTED = "connected"
-    LOST = "lost"  # it was connected, and tries again
+    LOST = "lost"  # it was connected, and reconnects
     UNREACHABLE = "unreachable"  # an attempt failed, another follows
-    CLOSED = "closed"  # by us, for good
+    CLOSED = "closed"  # by this program, for good
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Exchanges, queues and bindings as plain data, declared anew after each reconnect."""
+"""Exchanges, queues and bindings as plain data."""
 
 from __future__ import annotations
 

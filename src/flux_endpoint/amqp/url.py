@@ -1,4 +1,4 @@
-"""AMQP URLs: connection parameters, an address that is safe to show, another port."""
+"""AMQP URLs: connection parameters, an address without secrets, other ports and credentials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pika.exceptions
 from flux_endpoint.errors import AmqpError
 
 _DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
-#: Seconds for the TCP connection, and for all of TCP, TLS and AMQP handshakes together.
+#: Timeouts (s) of the TCP connection, and of all handshakes (TCP, TLS, AMQP) together.
 _SOCKET_TIMEOUT, _STACK_TIMEOUT = 10, 15
 
 
@@ -24,8 +24,8 @@ def connection_parameters(url: str, *, name: str, heartbeat: float) -> pika.URLP
 
     Args:
         url: `amqp://` or `amqps://`.
-        name: what the broker shows of this connection.
-        heartbeat: seconds, unless the URL's own `heartbeat` says otherwise.
+        name: the connection's name in the broker's lists.
+        heartbeat: seconds, unless the URL has its own `heartbeat`.
 
     Raises:
         AmqpError: `url` is not an AMQP URL.
@@ -41,10 +41,10 @@ def connection_parameters(url: str, *, name: str, heartbeat: float) -> pika.URLP
 
 
 def parse_url(url: str) -> pika.URLParameters:
-    """Return what pika makes of `url`.
+    """Return pika's parameters of `url`.
 
     Raises:
-        AmqpError: `url` is not an AMQP URL, or names no host that there could be.
+        AmqpError: `url` is not an AMQP URL, or its host name is invalid.
     """
     if _host_of(url) is None:
         raise AmqpError(
@@ -53,7 +53,7 @@ def parse_url(url: str) -> pika.URLParameters:
         )
     host = urlsplit(url).hostname or ""
     try:
-        host.encode("idna")  # as its address is looked up
+        host.encode("idna")  # as the address lookup does
         if any(each.isspace() or not each.isprintable() for each in host):
             raise UnicodeError
     except UnicodeError:
@@ -75,11 +75,11 @@ def address_of(url: str) -> str:
 
 
 def _host_of(url: str) -> str | None:
-    """Return `host:port` of `url`; `None` if what looks like it might be part of a password."""
+    """Return `host:port` of `url`; `None` if it might contain part of a password."""
     try:
         parts = urlsplit(url)
         port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
-    except (ValueError, KeyError):  # ValueError's text may hold the password
+    except (ValueError, KeyError):  # ValueError's text may contain the password
         return None
     if not port or not parts.hostname or "@" in url[url.index(parts.netloc) + len(parts.netloc) :]:
         return None
@@ -109,11 +109,11 @@ def without_credentials(url: str) -> str:
 
 
 def _has_port(host: str) -> bool:
-    return ":" in host.rpartition("]")[2]  # what is in brackets is an IPv6 address
+    return ":" in host.rpartition("]")[2]  # brackets enclose an IPv6 address
 
 
 def reason_of(error: BaseException) -> str:
-    """Return one readable sentence for why a connection failed or ended."""
+    """Return one readable sentence that says why a connection failed or ended."""
     causes = list(_causes(error))
     if limit := next(filter(None, map(_LIMIT.search, map(str, causes))), None):
         return f"this account has {limit[1]} connections to the broker, which is the most: end some"
@@ -130,7 +130,7 @@ def reason_of(error: BaseException) -> str:
     return f"{type(last).__name__}: {last}" if str(last) else type(last).__name__
 
 
-#: Of RabbitMQ's text about the connections of a user or a virtual host; pika keeps only the text.
+#: RabbitMQ's text for the connection limit of a user or a virtual host; pika only keeps the text.
 _LIMIT = re.compile(r"NOT_ALLOWED.* connection limit \((\d+)\) is reached")
 _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
     (pika.exceptions.ProbableAuthenticationError, "the broker refused the user name or password"),
@@ -151,19 +151,20 @@ _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
         "the peer does not speak AMQP 0-9-1, or closed the connection at once",
     ),
     (TimeoutError, "no answer in time"),
-    (pika.exceptions.ConnectionOpenAborted, "no answer in time"),  # so pika says it
+    (pika.exceptions.ConnectionOpenAborted, "no answer in time"),  # pika's error for that
     (pika.exceptions.AMQPHeartbeatTimeout, "the broker has gone silent"),
     (ConnectionError, "the connection was cut"),
 )
 
 
-#: Reply codes with which a broker ends a whole connection over what was sent on it: frame, syntax,
-#: command, channel, unexpected frame, resource, not allowed, not implemented, internal error.
+#: Reply codes with which a broker closes a whole connection because of something sent on it: frame,
+#: syntax, command, channel, unexpected frame, resource, not allowed, not implemented, internal
+#: error.
 _PROTOCOL_FAULTS = frozenset({501, 502, 503, 504, 505, 506, 530, 540, 541})
 
 
 def is_protocol_fault(error: BaseException) -> bool:
-    """Return whether the broker ended a connection because of something that was sent on it."""
+    """Return whether the broker closed a connection because of something sent on it."""
     return (
         isinstance(error, pika.exceptions.ConnectionClosedByBroker)
         and error.reply_code in _PROTOCOL_FAULTS
@@ -171,7 +172,7 @@ def is_protocol_fault(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and what it wraps; pika wraps in attributes and arguments alike."""
+    """Yield `error` and the errors that it wraps; pika uses both attributes and arguments."""
     queue: list[object] = [error]
     seen: set[int] = set()
     while queue:

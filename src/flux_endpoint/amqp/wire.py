@@ -1,4 +1,4 @@
-"""pika's connection, with many small frames in one write, and an end that surely comes."""
+"""pika's connection, with small frames gathered into one write, and an end that never hangs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from pika.adapters.select_connection import SelectConnection
 from pika.exceptions import StreamLostError
 
-#: Bytes that are gathered into one write; a frame of this size goes alone, uncopied.
+#: Bytes that are gathered into one write; a larger frame is sent alone, uncopied.
 _WRITE = 1 << 16
 
 
 class WireConnection(SelectConnection):
-    """A `SelectConnection` that can gather frames and can be cut off.
+    """A `SelectConnection` that can gather frames and can be aborted.
 
-    pika hands each frame to the socket on its own, three for a small message.
+    pika writes each frame to the socket separately, three for a small message.
     """
 
     _gathered: list[bytes] | None = None
@@ -24,12 +24,12 @@ class WireConnection(SelectConnection):
 
     @property
     def server(self) -> str:
-        """Product and version of the peer, as far as it said them."""
+        """The peer's product and version, as far as known."""
         return server_of(self.server_properties)
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Write what is sent within the block in as few pieces as possible."""
+        """Write the frames sent within the block in as few pieces as possible."""
         self._gathered = []
         try:
             yield
@@ -38,12 +38,12 @@ class WireConnection(SelectConnection):
             self._gathered = None
 
     def abort(self) -> None:
-        """End an open connection without the peer's help; the callback for its end follows."""
+        """End an open connection without the peer; the callback for its end follows."""
         if not self.is_closed:
             self._terminate_stream(StreamLostError("the broker did not answer in time"))
 
     def _on_connection_workflow_done(self, conn_or_exc: Any) -> None:
-        # Of an attempt that was closed amid its handshake, pika 1.4 reports the error's class.
+        # For an attempt that was closed during its handshake, pika 1.4 reports the error's class.
         super()._on_connection_workflow_done(
             conn_or_exc() if isinstance(conn_or_exc, type) else conn_or_exc
         )
@@ -66,6 +66,6 @@ class WireConnection(SelectConnection):
 
 
 def server_of(properties: Mapping[str, Any] | None) -> str:
-    """Return product and version from what a broker says of itself at the connection's start."""
+    """Return product and version from a broker's server properties."""
     said = properties or {}
     return " ".join(str(said[key]) for key in ("product", "version") if said.get(key))

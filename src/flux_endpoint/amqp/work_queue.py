@@ -1,4 +1,4 @@
-"""What other threads ask of the connection's thread."""
+"""Actions that other threads post to the connection's thread."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 
 
 class WorkQueue:
-    """Actions that any thread leaves, and one thread carries out in their order.
+    """Actions that any thread posts, and one thread runs in order.
 
     Args:
-        wake: has that thread call `run` soon; many posts cost one call.
+        wake: makes that thread call `run` soon; several posts cost one call.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -31,14 +31,14 @@ class WorkQueue:
         return self._closed
 
     def post(self, action: Callable[[], None]) -> None:
-        """Have `action` carried out; forget it after the end."""
+        """Run `action` on that thread; drop it after the end."""
         with self._lock:
             wake = self._append(action)
         if wake:
             self._wake()
 
     def post_if_open(self, action: Callable[[], None]) -> bool:
-        """Have `action` carried out before the one of `close`; return `False` if it is too late."""
+        """Run `action` before that of `close`; return `False` if it is too late for that."""
         with self._lock:
             if self._closed:
                 return False
@@ -48,7 +48,7 @@ class WorkQueue:
         return True
 
     def close(self, action: Callable[[], None]) -> bool:
-        """Have `action` carried out if this is the first call; return whether it is."""
+        """Run `action` if this is the first call; return whether it is."""
         with self._lock:
             if self._closed:
                 return False
@@ -65,20 +65,20 @@ class WorkQueue:
         wake, self._woken = not self._woken, True
         return wake
 
-    # The thread that carries out
+    # On the thread that runs the actions
 
     def run(self) -> None:
-        """Carry out what has come."""
+        """Run the pending actions."""
         with self._lock:
             self._woken = False
         while self._actions:
             try:
                 self._actions.popleft()()
             except Exception:
-                log.exception("the connection to the broker failed to do what it was asked for")
+                log.exception("an action on the connection to the broker failed")
 
     def end(self) -> None:
-        """Carry out what has come, and nothing after it."""
+        """Run the pending actions, and none after them."""
         with self._lock:
             self._closed = self._ended = True
         self.run()

@@ -1,7 +1,7 @@
-"""The agent: tasks in, results out, and nothing lost in between.
+"""The agent: receives tasks, sends results, and loses nothing in between.
 
-One thread owns the journal and all that is known of tasks in flight. Connection and engine put
-events into its inbox; each turn takes what is there, makes one transaction of it, and only then
+One thread owns the journal and the state of all tasks in flight. Connection and engine put events
+into its inbox. Each turn takes the pending events, commits them in one transaction, and only then
 acknowledges, submits and publishes.
 """
 
@@ -57,13 +57,13 @@ from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
 
-#: Events of one turn, and so of one transaction.
+#: The most events of one turn, and so of one transaction.
 MAX_TURN = 512
-#: Requests to end a task that are taken at a time.
+#: The most requests to end a task that are prefetched.
 COMMAND_PREFETCH = 64
-#: Seconds of the AMQP heartbeat: how long a half-dead connection may block the task queue.
+#: Seconds of the AMQP heartbeat: limits how long a half-dead connection can block the task queue.
 AMQP_HEARTBEAT = 10
-#: Seconds between two attempts to write a journal whose disk is full: at first, and at most.
+#: Seconds between attempts to write a journal whose disk is full: the first, and the longest.
 FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
 #: Seconds that a stopping agent waits for the broker's last confirms.
 CONFIRM_GRACE = 3.0
@@ -73,14 +73,14 @@ class Agent:
     """Connects one engine to one endpoint's queues.
 
     Args:
-        queues: what registration answered.
+        queues: the answer to the registration.
         engine: runs the tasks; started and stopped by the agent.
-        directory: the endpoint's directory, for the journal.
+        directory: the endpoint's directory, which has the journal.
         config: the endpoint's configuration.
-        url: gives the broker's URL before each attempt; default: the one in `queues`.
-        taken: asks the service which tasks this endpoint took and has not ended; default: nobody is
-            asked, and tasks of an earlier journal get no end.
-        on_status: told each change of the agent's status, on the agent's thread.
+        url: returns the broker's URL for each attempt; default: the URL in `queues`.
+        taken: asks the service which unfinished tasks this endpoint took; by default nobody is
+            asked, and tasks of a lost journal get no end.
+        on_status: called with each change of the agent's status, on the agent's thread.
     """
 
     def __init__(
@@ -128,25 +128,24 @@ class Agent:
         self._consumer: Consumer
 
     def stop(self) -> None:
-        """End in good order; a second call, at once. From any thread or signal handler."""
+        """Stop gracefully; a second call stops at once. From any thread or signal handler."""
         self._inbox.put(Signal.STOP)
 
     @property
     def in_flight(self) -> int:
-        """Tasks that were accepted and whose results the broker has not confirmed."""
+        """Number of accepted tasks whose results the broker has not confirmed."""
         return len(self._running) + len(self._outbox)
 
     def run(self) -> None:
         """Work until `stop`, on the caller's thread.
 
         Raises:
-            EndpointInUseError: another agent has this endpoint's task queue and keeps it; nothing
-                was started.
+            EndpointInUseError: another agent holds this endpoint's task queue; nothing was started.
             EndpointGoneError: the service does not know the endpoint any more.
             EngineError: the engine can't be started.
-            InstanceLostError: the Flux instance is gone; what may be run again is in the journal.
-            RecordError: the journal can't be read or written; what was not recorded was not
-                acknowledged either, so the broker still has it.
+            InstanceLostError: the Flux instance is gone; the journal has the tasks to run again.
+            RecordError: the journal can't be read or written; unrecorded messages were not
+                acknowledged, so the broker still has them.
         """
         self._journal = Journal(self._directory / JOURNAL)
         try:
@@ -156,8 +155,8 @@ class Agent:
                 on_state=self._on_state,
                 on_alarm=lambda reason: self._inbox.put(BrokerAlarm(reason)),
                 heartbeat=AMQP_HEARTBEAT,
-                # Flow control is ours (max_in_flight): the agent's thread must not block here,
-                # least of all before the connection is begun.
+                # `max_in_flight` does flow control: the agent's thread must not block here, least
+                # of all before the connection is started.
                 max_unconfirmed=None,
             )
             self._outbox = ResultOutbox(
@@ -206,7 +205,7 @@ class Agent:
             )
 
     def _open(self) -> bool:
-        """Do what comes before the first task; return False if we are asked to stop before."""
+        """Do what precedes the first task; return False if a stop is requested in the meantime."""
         opening = Opening(
             self._endpoint_id,
             self._inbox,
@@ -251,7 +250,7 @@ class Agent:
         self._regulate()
 
     def _recover(self, unpublished: Iterable[str]) -> None:
-        """Go on where an earlier agent of this endpoint stopped."""
+        """Resume the work of an earlier agent of this endpoint."""
         self._publish((task_id, self._journal.result(task_id)) for task_id in unpublished)
         for task in self._journal.pending():
             self._running.add(task.task_id)
@@ -261,7 +260,7 @@ class Agent:
     # One turn
 
     def _take(self) -> list[Event]:
-        """Wait for events, or until something is due; return what is there."""
+        """Wait for events, or until something is due; return the pending events."""
         due = min(self._reports.due, self._outbox.due, self._leave_at)
         events, self._put_off = self._put_off, []
         try:
@@ -295,10 +294,10 @@ class Agent:
             self._consider_leaving()
         else:
             self._regulate()
-        # After it: what is acknowledged makes room for more, which the broker sends at once.
+        # Comes after the transaction: acknowledgements let the broker send more at once.
         for delivery in turn.answered:
             delivery.ack()
-        if now >= self._reports.due:  # last: it tells what all of this has come to
+        if now >= self._reports.due:  # last, so that the report includes this turn
             self._report()
 
     def _record(self, turn: Turn) -> None:
@@ -325,7 +324,7 @@ class Agent:
                 return
 
     def _wait_for_room(self, pause: float) -> bool:
-        """Put off what comes for `pause` seconds; return False if we are asked to stop."""
+        """Defer events for `pause` seconds; return False if a stop is requested."""
         if time.monotonic() >= self._reports.due:
             self._report()
         end = time.monotonic() + pause
@@ -357,7 +356,7 @@ class Agent:
                         turn.confirmed.extend(each.task_ids)
                 case _:
                     self._note(each)
-        # A stopping agent leaves them at the broker, for the next one.
+        # A stopping agent leaves these at the broker for the next agent.
         if deliveries and self._phase is not AgentPhase.STOPPING:
             self._received(deliveries, turn)
         for delivery in commands:
@@ -397,7 +396,7 @@ class Agent:
         if self._link.refused(reason):
             self._tell_status()
         if self._url is not None and self._phase is AgentPhase.WORKING:
-            self._url.ask()  # the queue may be gone, and the endpoint with it
+            self._url.ask()  # the queue, and the endpoint, may have been deleted
 
     def _commanded(self, delivery: Delivery, turn: Turn) -> None:
         kill = read_command(delivery)
@@ -407,7 +406,7 @@ class Agent:
         self._records.asked(kill)
         if isinstance(kill, EndpointStop):
             event(log, logging.INFO, "asked by the service to stop")
-            if not self._asked_to_stop:  # a request that was repeated is no wish to hurry
+            if not self._asked_to_stop:  # a repeated request is no request to hurry
                 self._signalled(Signal.STOP)
             return
         task_id = str(kill.task_id)
@@ -418,14 +417,14 @@ class Agent:
             turn.finished.append(cancelled_before_it_came(task_id).result)
 
     def _is_over(self, task_id: str, turn: Turn) -> bool:
-        # What this very turn ends or confirms is not in the journal's new place yet.
+        # Tasks that end or are confirmed in this turn are not in the journal's new place yet.
         ending = any(result.task_id == task_id for result in turn.finished)
         ending = ending or task_id in turn.confirmed
         return ending or task_id in self._outbox or bool(self._journal.done([task_id]))
 
     def _received(self, deliveries: list[Delivery], turn: Turn) -> None:
         fresh: dict[str, tuple[Delivery, EngineTask | RefusedTask]] = {}
-        # What this very turn ends is neither running any more nor in the journal's new place yet.
+        # Tasks that end in this turn are neither running nor in the journal's new place yet.
         ending = {result.task_id for result in turn.finished}.union(turn.confirmed)
         for delivery in deliveries:
             try:
@@ -441,7 +440,7 @@ class Agent:
                 event(
                     log,
                     logging.ERROR,
-                    "task message set aside in the queue dead-letters",
+                    "task message dead-lettered",
                     message_id=delivery.message_id,
                     headers={key: str(value)[:100] for key, value in delivery.headers.items()},
                     reason=str(error),
@@ -472,7 +471,7 @@ class Agent:
                 turn.accepted.append(task)
 
     def _redelivered(self, task_id: str, turn: Turn, delivery: Delivery) -> None:
-        """Acknowledge a task that is here already; hurry its result if the broker refused it."""
+        """Acknowledge a task that is already here; publish its result again if it was refused."""
         event(log, logging.DEBUG, "task redelivered", task_id=task_id)
         turn.answered.append(delivery)
         self._outbox.hurry(task_id)
@@ -482,7 +481,7 @@ class Agent:
             self._running.remove(result.task_id)
             turn.finished.append(result)
         else:
-            event(log, logging.WARNING, "second result of a task, dropped", task_id=result.task_id)
+            event(log, logging.WARNING, "duplicate result dropped", task_id=result.task_id)
             turn.repeated.append(result.task_id)
 
     def _submit(self, task: EngineTask) -> None:
@@ -497,11 +496,11 @@ class Agent:
     def _publish(self, results: Iterable[tuple[str, bytes]], *, alone: bool = False) -> None:
         try:
             self._outbox.publish(results, alone=alone)
-        except PublishError:  # closed under our hands: the journal has them
+        except PublishError:  # the connection was just closed: the journal has the results
             event(log, logging.DEBUG, "results left for the next start")
 
     def _regulate(self) -> None:
-        """Leave tasks in the queue while enough of them are here."""
+        """Pause consuming while enough tasks are in flight."""
         limit = self._config.max_in_flight
         if not self._paused and self.in_flight >= limit:
             self._paused = True
@@ -513,13 +512,13 @@ class Agent:
     def _report(self, *, active: bool = True) -> None:
         counts = AgentCounts(len(self._running), len(self._outbox), self._paused)
         status = {**self._engine.status(), "trouble": self._trouble}
-        keep_bounded()  # others write there without logging
+        keep_bounded()  # libraries also write to this file, past the logger
         self._reports.send(self._connection, status, counts, active=active)
 
     # The connection
 
     def _on_state(self, change: StateChange) -> None:
-        """Runs on the connection's thread."""
+        """Handle a change of the connection's state. Runs on the connection's thread."""
         if self._url is not None and change.state is ConnectionState.CONNECTED:
             self._url.connected()
         self._inbox.put(change)
@@ -543,7 +542,7 @@ class Agent:
     def _trouble(self) -> str:
         return self._lost or self._link.trouble or self._disk.trouble or self._link.alarm
 
-    # The end
+    # Stopping
 
     def _signalled(self, signal: Signal) -> None:
         if signal is Signal.ENGINE_STOPPED:
@@ -564,7 +563,7 @@ class Agent:
         self._asked_to_stop = self._asked_to_stop or signal is Signal.STOP
 
     def _has_lost(self, loss: EngineLost | EndpointGone) -> None:
-        if self._phase is not AgentPhase.STOPPING:  # else it ends anyway
+        if self._phase is not AgentPhase.STOPPING:  # else it is ending anyway
             self._lost = reason = loss.reason
             self._is_gone = isinstance(loss, EndpointGone)
             event(log, logging.ERROR, f"endpoint stops: {reason}", unfinished=len(self._running))
@@ -579,11 +578,11 @@ class Agent:
         ).start()
 
     def _stop_engine(self, grace: float) -> None:
-        """Runs on a thread of its own, while results still come in."""
+        """Stop the engine on its own thread, while results still arrive."""
         try:
             self._engine.stop(grace)
         except Exception:
-            log.exception("the engine did not stop in good order")
+            log.exception("the engine did not stop cleanly")
         finally:
             self._inbox.put(Signal.ENGINE_STOPPED)
 
@@ -598,12 +597,12 @@ class Agent:
     def _close(self) -> None:
         if (
             self._phase is not AgentPhase.STOPPING
-        ):  # by an error: don't let the engine work for nobody
+        ):  # after an error: the engine must not go on working for nobody
             self._phase = AgentPhase.STOPPING
             self._engine.stop(0)
         self._report(active=False)
         self._connection.close(CONFIRM_GRACE if self._link.connected else 0.0)
-        # What came in meanwhile, so that the next agent need not do it again.
+        # Process the last events, so that the next agent need not redo that work.
         last = Turn()
         while not self._inbox.empty():
             each = self._inbox.get()

@@ -1,4 +1,4 @@
-"""Requests that come over the command queue: end a task, signal its processes, or stop."""
+"""Requests from the command queue: end a task, signal its processes, or stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def read_command(delivery: Delivery) -> TaskKill | EndpointStop | None:
-    """Return the request in a delivery; one that makes no sense is set aside, and `None`."""
+    """Return the request in a delivery; dead-letter an invalid one and return `None`."""
     try:
         message = unpack(delivery.body)
         if isinstance(message, TaskKill | EndpointStop):
@@ -26,7 +26,7 @@ def read_command(delivery: Delivery) -> TaskKill | EndpointStop | None:
     event(
         log,
         logging.ERROR,
-        "command set aside in the queue dead-letters",
+        "command dead-lettered",
         message_id=delivery.message_id,
         reason=reason,
     )
@@ -35,6 +35,6 @@ def read_command(delivery: Delivery) -> TaskKill | EndpointStop | None:
 
 
 def cancelled_before_it_came(task_id: str) -> RefusedTask:
-    """Return the end of a task that is not here; the record of it keeps the task from starting."""
+    """Return the end of a task that is not here yet; recorded, it keeps the task from starting."""
     text = "TaskCancelled: the task was ended on request before it was started"
     return refuse(task_id, ErrorCode.CANCELLED, text, "The task was ended on request.")

@@ -1,4 +1,4 @@
-"""An endpoint's `config.yaml`: what may stand in it, and what is said when something else does."""
+"""An endpoint's `config.yaml`: its options, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flux_endpoint.errors import ConfigurationError, suggestion
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.rest import Principal, UuidText
 
-#: Engines of the official endpoint, which people bring along in their configuration.
+#: Engines of the official endpoint, which may appear in configurations of its users.
 OFFICIAL_ENGINES = frozenset(
     {
         "GlobusComputeEngine",
@@ -35,53 +35,54 @@ OFFICIAL_ENGINES = frozenset(
     }
 )
 
-#: So many messages at least are on their way while others are dealt with, if tasks are many.
+#: At least this many messages are prefetched while others are processed, if there are many tasks.
 _MESSAGES_AHEAD = 16
 #: The protocol's limit of `prefetch`.
 MAX_PREFETCH = 65_535
 
 
 class EndpointConfig(BaseModel):
-    """What a site may set in `config.yaml`; every key has a default."""
+    """The options of `config.yaml`; each has a default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    #: What people see in lists; default: the endpoint's name.
+    #: Name shown in lists; default: the endpoint's name.
     display_name: str | None = Field(default=None, min_length=1, max_length=256)
     engine: FluxEngineConfig = Field(default_factory=FluxEngineConfig)
     #: Seconds between two status reports.
     heartbeat_period: float = Field(default=30, ge=1, le=86_400)
-    #: Tasks taken and not yet answered above which the others wait in the queue.
+    #: The most unfinished tasks that are taken; further tasks wait in the queue.
     max_in_flight: PositiveInt = 1000
-    #: Tasks that the broker sends ahead of their acknowledgement.
+    #: The most tasks that the broker sends before they are acknowledged.
     prefetch: int = Field(default=512, ge=1, le=MAX_PREFETCH)
-    #: Ids of the functions that may run here, with data as arguments; default: all, with anything.
+    #: Ids of the functions that may run here, with plain data as arguments; default: any function
+    #: and any arguments.
     allowed_functions: list[UuidText] | None = None
     #: With these: variables that tasks may set, besides those of `endpoint.restrictions`.
     allowed_environment: list[str] = Field(default_factory=list)
-    #: With these: programs of commands that take any text for data, besides those known for it.
+    #: With these: programs that treat any argument as data, besides the known ones.
     plain_programs: list[str] = Field(default_factory=list)
-    #: Whether other people than the owner see the endpoint.
+    #: Whether people other than the owner see the endpoint.
     public: bool = False
     #: Who may run tasks besides the owner: names of the service's users ("*": all) and groups.
     users: list[Principal] | None = Field(default=None, max_length=1000)
     groups: list[Principal] | None = Field(default=None, max_length=1000)
-    #: Seconds that running tasks have left when the endpoint is told to stop.
+    #: Seconds that running tasks have when the endpoint stops.
     shutdown_grace: float = Field(default=5, ge=0)
-    #: Seconds after their last change for which directories and output files of tasks are kept that
-    #: are called after the task; infinity: for ever.
+    #: Seconds for which directories and output files named after tasks are kept after their last
+    #: change; infinity: forever.
     keep_task_files: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 90 * 86_400.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
     @property
     def tasks_per_message(self) -> int:
-        """Tasks of one submission that may come in one message."""
+        """The most tasks of one submission that one message may have."""
         return max(1, min(MAX_PARTS, self._tasks_ahead // _MESSAGES_AHEAD))
 
     @property
     def messages_ahead(self) -> int:
-        """Messages that the broker sends ahead, where each may have that many tasks."""
+        """Number of messages to prefetch, each of which may have that many tasks."""
         return max(1, self._tasks_ahead // self.tasks_per_message)
 
     @property
@@ -105,7 +106,7 @@ def load_config(path: Path) -> EndpointConfig:
     """Return the configuration in the file at `path`.
 
     Raises:
-        ConfigurationError: names everything that is wrong with it, not just the first.
+        ConfigurationError: the text names all errors in the file, not just the first.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -123,10 +124,10 @@ def parse_config(text: str, *, source: str) -> EndpointConfig:
         raise ConfigurationError(
             f"{source}: must be `key: value` lines, the whole is {_shown(content)}"
         )
-    if content.get("engine", content) is None:  # `engine:` with all its lines commented out
+    if content.get("engine", content) is None:  # all lines under `engine:` are commented out
         content = {**content, "engine": {}}
     try:
-        # Strict: YAML has types of its own, `public: "no"` is a mistake and not a boolean.
+        # Strict: YAML has its own types; `public: "no"` is a mistake, not a boolean.
         return EndpointConfig.model_validate(content, strict=True)
     except ValidationError as error:
         schema = EndpointConfig.model_json_schema()
@@ -137,12 +138,12 @@ def parse_config(text: str, *, source: str) -> EndpointConfig:
     raise ConfigurationError(f"{source}: {len(problems)} problems:{lines}")
 
 
-# libyaml's, where there is one: the other needs seconds for some hundred levels of nesting.
+# libyaml's, if available: the other needs seconds for some hundred levels of nesting.
 _SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_SafeLoader):  # type: ignore[misc,valid-type]  # chosen just now
-    """Refuses a key that is given twice, where plain YAML takes the last without a word."""
+class _Loader(_SafeLoader):  # type: ignore[misc,valid-type]  # chosen above
+    """Rejects duplicate keys, of which plain YAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -180,7 +181,7 @@ def _problem(detail: dict[str, Any], schema: dict[str, Any]) -> str:
     if location == ("engine", "type") and given in OFFICIAL_ENGINES:
         return f"{key}: {given!r} given; this endpoint runs FluxEngine: set engine.type: FluxEngine"
     allowed = _described(_lookup(schema, location, schema), schema)
-    if detail["type"] == "value_error":  # a check of our own, which says it best itself
+    if detail["type"] == "value_error":  # one of our validators, whose text is complete
         allowed = str(detail["ctx"]["error"])
         return f"{key}: {allowed}" if key else allowed
     return f"{key}: must be {allowed or detail['msg']}, not {_shown(given)}"
@@ -189,7 +190,7 @@ def _problem(detail: dict[str, Any], schema: dict[str, Any]) -> str:
 def _lookup(
     part: dict[str, Any], location: tuple[str | int, ...], schema: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the schema of the value at `location`, `{}` where there is none."""
+    """Return the schema of the value at `location`; `{}` if there is none."""
     while "$ref" in part:
         part = schema["$defs"][part["$ref"].rpartition("/")[2]]
     if not location:
@@ -203,7 +204,7 @@ def _lookup(
 
 
 def _keys(part: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    """Return the keys that a block of lines may have."""
+    """Return the keys that a mapping may have."""
     options = [_lookup(option, (), schema) for option in part.get("anyOf", [part])]
     return [key for option in options for key in option.get("properties", {})]
 
@@ -219,7 +220,7 @@ _KINDS = {
 
 
 def _described(part: dict[str, Any], schema: dict[str, Any]) -> str:
-    """Say in words what `part` of the schema allows."""
+    """Describe in words what `part` of the schema allows."""
     if "anyOf" in part:
         described = (_described(_lookup(option, (), schema), schema) for option in part["anyOf"])
         return " or ".join(text for text in described if text)
@@ -250,67 +251,68 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-#: What `configure` writes; the commented lines show the defaults.
+#: Written by `configure`; the commented lines show the defaults.
 TEMPLATE = """\
 # Configuration of the endpoint {name}. Lines that are commented out show the defaults.
 
-# What people see in lists.
+# Name shown in lists.
 display_name: {display_name}
 
-# Who may see it: true is everybody who has a token of the service.
+# Who may see it: true means everybody who has a token of the service.
 # public: false
 # Who may run tasks besides the owner: users of the service ("*": all), and groups of them.
-# All tasks run as the account that runs this endpoint: whoever may run tasks of their own choice
-# can read and change what this account can, the others' files and tasks and this endpoint's token
-# included. Keep no credentials there. What is kept apart, and what is not: docs/security.md.
+# All tasks run as the account that runs this endpoint: anyone who may run arbitrary tasks can read
+# and change what this account can, including other users' files and tasks and this endpoint's
+# token. Keep no credentials there. What is isolated and what is not: docs/security.md.
 # users: [ada@example.org]
 # groups: [chemistry]
-# Ids of the functions that may run here; default: all. With this line a task is one of them with
-# plain data as arguments; values in commands are quoted, and a resource_specification has amounts,
-# times and queues, but no options, attributes or other variables (see docs/security.md).
+# Ids of the functions that may run here; default: all. With this line, tasks are calls of these
+# functions with plain data as arguments; values in commands are quoted, and a
+# resource_specification has amounts, times and queues, but no options, attributes or other
+# variables (see docs/security.md).
 # allowed_functions:
 #   - 00000000-0000-0000-0000-000000000000
-# allowed_environment: []   # variables that tasks may set then, beside OMP_NUM_THREADS and its like
-# plain_programs: []        # programs of commands that take any text for data (docs/commands.md)
+# allowed_environment: []   # variables that tasks may set then, besides OMP_NUM_THREADS etc.
+# plain_programs: []        # programs that treat any argument as data (docs/commands.md)
 
 engine:
   type: FluxEngine
   # Where jobs run: "flux" (a Flux instance), "local" (processes of this machine),
   # or "auto": Flux where FLUX_URI is set.
   executor: auto
-  # Resident workers come as tasks wait and go when they are idle (see docs/allocations.md).
-  # max_workers: 64         # most at once; default: one for each core of the instance
-  # min_workers: 16         # those that stay; default: one for each core of a node
-  # workers_per_node: 16    # most that are started together on a node; default: its cores
-  # address: 10.1.2.3       # at which the nodes reach this host; default: that of its name
-  # cores_per_worker: 4     # for functions with threads of their own; default: 1
-  # gpus_per_worker: 1      # each has gpus of its own, and a node as many workers as that allows
-  # idle_timeout: 1m        # after how long idle ones end, in seconds or with a unit
-  # Directory in which tasks run, seen from the endpoint's own directory.
+  # Workers start when tasks wait and end when they are idle (see docs/allocations.md).
+  # max_workers: 64         # the most at once; default: one for each core of the instance
+  # min_workers: 16         # that stay when idle; default: one for each core of a node
+  # workers_per_node: 16    # the most that start together on a node; default: its cores
+  # address: 10.1.2.3       # of this host for the nodes; default: that of its name
+  # cores_per_worker: 4     # for functions that use threads; default: 1
+  # gpus_per_worker: 1      # each has its own gpus, which limit the workers of a node
+  # idle_timeout: 1m        # after which idle workers end, in seconds or with a unit
+  # Working directory of tasks, relative to the endpoint's own directory.
   # working_dir: tasks_working_dir
-  # run_in_sandbox: false   # true: a directory of its own for each task
-  # Have Flux's job shell prepare command tasks (see docs/flux-plugins.md): always, never,
+  # run_in_sandbox: false   # true: a separate directory for each task
+  # Let Flux's job shell prepare command tasks (see docs/flux-plugins.md): always, never,
   # or auto: where the site installed the plugin.
   # shell_plugin: auto
-  # How often a task is tried again whose worker, job or node was lost.
+  # How often a task is retried whose worker, job or node was lost.
   # max_retries_on_system_failure: 0
-  # Run tasks in allocations of the endpoint's own, which it asks Flux for as tasks come; default:
-  # in the Flux instance that it runs in (see docs/allocations.md).
+  # Run tasks in allocations that the endpoint requests from Flux as tasks come; default:
+  # in the Flux instance that the endpoint runs in (see docs/allocations.md).
   # blocks:
   #   nodes_per_block: 1
   #   min_blocks: 0
   #   max_blocks: 1
   #   walltime: 1h
-  #   grace: 1m             # how long before a block's end its tasks are told to end
+  #   grace: 1m             # a block's tasks get SIGTERM this long before its end
   #   idle_timeout: 2m
   #   queue: batch          # default: the instance's
   #   bank: science
 
 # heartbeat_period: 30      # seconds
-# max_in_flight: 1000       # tasks taken and not yet answered; the others wait in the queue
-# prefetch: 512             # tasks that the broker sends ahead of their acknowledgement
-# shutdown_grace: 5         # seconds that running tasks have left at a stop
-# keep_task_files: 90d      # directories and output files called after a task; infinity: for ever
+# max_in_flight: 1000       # the most unfinished tasks here; further ones wait in the queue
+# prefetch: 512             # the most tasks that the broker sends before acknowledgement
+# shutdown_grace: 5         # seconds that running tasks have when the endpoint stops
+# keep_task_files: 90d      # directories and output files named after tasks; infinity: forever
 # log_level: INFO           # DEBUG, INFO, WARNING or ERROR
 # log_format: text          # or json
 """

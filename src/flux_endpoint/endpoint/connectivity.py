@@ -1,4 +1,4 @@
-"""How the endpoint's connection to the broker is, each change told once."""
+"""The state of the endpoint's connection to the broker; each change is reported once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which another agent may have the task queue before this one gives up. The broker
-#: takes 20 to 30 to notice that an agent is gone whose host has failed.
+#: Seconds for which another agent may hold the task queue before this one gives up. After a host
+#: failure, the broker needs 20 to 30 seconds to notice that its agent is gone.
 OWNER_PATIENCE = 40.0
 
 
 class Connectivity:
-    """What is known of the connection and of the task queue; belongs to the agent's thread.
+    """The state of the connection and the task queue; belongs to the agent's thread.
 
     Args:
         task_queue: the queue that tasks come from.
@@ -28,11 +28,11 @@ class Connectivity:
         self._rivalled_since = float("inf")
         #: Whether there is a connection.
         self.connected = False
-        #: Whether the broker has given this agent the task queue, now or earlier.
+        #: Whether the broker has granted this agent the task queue, now or earlier.
         self.owns_queue = False
         #: Why no tasks come.
         self.trouble = ""
-        #: Why no results can be sent, though there is a connection.
+        #: Why no results can be sent although there is a connection.
         self.alarm = ""
 
     @property
@@ -42,11 +42,11 @@ class Connectivity:
 
     @property
     def patience(self) -> float:
-        """Seconds that another agent may still keep the task queue; infinite if none has it."""
+        """Seconds that another agent may still hold the task queue; infinite if none does."""
         return self._rivalled_since + OWNER_PATIENCE - time.monotonic()
 
     def changed(self, change: StateChange) -> bool:
-        """Take note of a change; return whether it is one that others should know of."""
+        """Record a change; return whether it must be reported."""
         match change.state:
             case ConnectionState.CONNECTED:
                 self.connected, self.trouble, self._refusal = True, "", ""
@@ -71,21 +71,21 @@ class Connectivity:
         return True
 
     def alarmed(self, reason: str) -> bool:
-        """Take note whether the broker takes messages; return that others should know of it."""
+        """Record whether the broker accepts messages; return True: it must be reported."""
         self.alarm = reason and (
             f"the broker takes no messages now ({reason}): results and status reports wait"
         )
         return True
 
     def granted(self) -> bool:
-        """Take note that the task queue is ours; return whether others should know of it."""
+        """Record that this agent has the task queue; return whether that must be reported."""
         news = bool(self.trouble) or not self.owns_queue
         self.owns_queue, self.trouble, self._refusal = True, "", ""
         self._rivalled_since = float("inf")
         return news
 
     def refused(self, reason: str) -> bool:
-        """Take note that the task queue is not ours; return whether others should know of it."""
+        """Record that the broker refuses the task queue; return whether that must be reported."""
         if "exclusive" in reason:
             return self.rivalled(reason)
         self._rivalled_since = float("inf")
@@ -93,7 +93,7 @@ class Connectivity:
         return self._not_ours(trouble, reason)
 
     def rivalled(self, reason: str) -> bool:
-        """Take note that another agent has the queue; return whether others should know of it."""
+        """Record that another agent has the task queue; return whether that must be reported."""
         self._rivalled_since = min(self._rivalled_since, time.monotonic())
         trouble = "another agent has this endpoint's task queue; trying again until it lets go"
         return self._not_ours(trouble, reason)

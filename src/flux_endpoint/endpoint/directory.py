@@ -1,4 +1,4 @@
-"""An endpoint's directory: its files, the lock of its agent, and what others see of the agent."""
+"""An endpoint's directory: its files, its agent's lock, and the agent's published state."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from types import TracebackType
 from flux_endpoint import paths
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError, NotFoundError
 
-#: In an endpoint's directory: what its agent has accepted.
+#: The agent's journal in an endpoint's directory.
 JOURNAL = "journal.db"
-#: The last state of an agent that the service did not know any more.
+#: State of an agent that ended because the service did not know the endpoint any more.
 GONE = "gone"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: `struct flock` of 64-bit Linux: type, whence, start, length, pid.
@@ -26,14 +26,14 @@ _FLOCK = "hhqqi4x"
 
 
 def this_machine() -> str:
-    """Return what processes that can signal each other have in common, and no others.
+    """Return an id that two processes share only if they can signal each other.
 
-    The name of a host may change while an endpoint runs, and two containers may have the same.
+    A host's name may change while an endpoint runs, and two containers may have the same name.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:  # a sandbox that shows neither
+    except OSError:  # a sandbox that hides these files
         return socket.gethostname()
 
 
@@ -42,9 +42,9 @@ class DirectoryHolder:
     """The process that runs an endpoint's agent.
 
     Attributes:
-        pid: its number, on its machine.
-        hostname: what that machine was called when the agent started.
-        machine: see `this_machine`; `None` if it is not known.
+        pid: its process id, on its machine.
+        hostname: that machine's name when the agent started.
+        machine: see `this_machine`; `None` if unknown.
     """
 
     pid: int
@@ -53,7 +53,7 @@ class DirectoryHolder:
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs on this host, so that signals reach it."""
+        """Whether it runs on this machine, so that it can be signalled."""
         if self.machine is None:  # written by an earlier release
             return self.hostname == socket.gethostname()
         return self.machine == this_machine()
@@ -61,7 +61,7 @@ class DirectoryHolder:
 
 @dataclass(frozen=True)
 class DirectoryStatus:
-    """What the running agent says of itself in `status.json`."""
+    """The running agent's state in `status.json`."""
 
     pid: int
     state: str
@@ -77,7 +77,7 @@ class EndpointDirectory:
     """The directory `$FLUX_ENDPOINT_HOME/endpoints/NAME`.
 
     Raises:
-        ConfigurationError: `name` can't be that of an endpoint.
+        ConfigurationError: `name` is not a valid endpoint name.
     """
 
     def __init__(self, name: str) -> None:
@@ -98,7 +98,7 @@ class EndpointDirectory:
         self._status = self.path / "status.json"
 
     def require(self) -> None:
-        """Raise `NotFoundError`, which lists the endpoints there are, if this is none."""
+        """Raise `NotFoundError`, with a list of the endpoints, if this one is not configured."""
         if self.config.exists():
             return
         names = [each.name for each in all_endpoints()]
@@ -109,13 +109,13 @@ class EndpointDirectory:
         )
 
     def holder(self) -> DirectoryHolder | None:
-        """Return who runs the agent now, `None` if nobody does."""
+        """Return the process that runs the agent, or `None`."""
         try:
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         with os.fdopen(descriptor, "r+b") as file:
-            # Only looks: to try and take the lock could get in the way of a start.
+            # Only test the lock: acquiring it could get in the way of a start.
             question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
             kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
@@ -132,19 +132,19 @@ class EndpointDirectory:
             KeyError,
             TypeError,
             AttributeError,
-        ):  # it holds the lock and has not written yet
+        ):  # it has the lock but has not written yet
             return locking
-        # What an earlier one wrote stands there until then.
+        # Until then the file has the data of an earlier agent.
         return locking if named.is_here and pid > 0 else named
 
     def write_status(self, status: DirectoryStatus) -> None:
-        """Publish what the agent does; only the lock's holder may."""
+        """Publish the agent's state; only the lock's holder may call this."""
         paths.write_private(self._status, json.dumps(asdict(status)) + "\n")
 
     def status(self) -> DirectoryStatus | None:
-        """Return what the last agent said of itself.
+        """Return the published state of the last agent.
 
-        It counts only while there is a holder, or if its state is `GONE`.
+        It is valid only while there is a holder, or if it is `GONE`.
         """
         try:
             return DirectoryStatus(**json.loads(self._status.read_text(encoding="utf-8")))
@@ -153,10 +153,10 @@ class EndpointDirectory:
 
 
 class AgentLock:
-    """At most one agent for each endpoint.
+    """Allows at most one agent per endpoint.
 
-    A POSIX record lock, since that belongs to one process alone: it ends with the process, however
-    that ends, and is not inherited by the processes that an engine forks.
+    It is a POSIX record lock, which belongs to one process: it is released when the process ends,
+    however that happens, and is not inherited by the processes that an engine forks.
     """
 
     def __init__(self, directory: EndpointDirectory) -> None:
@@ -200,7 +200,7 @@ class AgentLock:
 
 
 def already_running(directory: EndpointDirectory) -> FluxEndpointError:
-    """Return the error that says who runs the endpoint already."""
+    """Return the error that names the process that already runs the endpoint."""
     holder = directory.holder()
     who = f"pid {holder.pid} on {holder.hostname}" if holder else "another process"
     return FluxEndpointError(
@@ -210,7 +210,7 @@ def already_running(directory: EndpointDirectory) -> FluxEndpointError:
 
 
 def all_endpoints() -> list[EndpointDirectory]:
-    """Return all configured endpoints, by name."""
+    """Return all configured endpoints, sorted by name."""
     try:
         found = sorted(each.name for each in (paths.home() / "endpoints").iterdir())
     except FileNotFoundError:

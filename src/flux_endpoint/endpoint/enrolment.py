@@ -1,7 +1,7 @@
-"""An endpoint's own token: got once with its owner's credentials, and used alone from then on.
+"""An endpoint's own token: obtained once with its owner's credentials, then used alone.
 
-It is good for being this endpoint, and for nothing else. So an agent needs none of its owner's
-credentials, and what its tasks can read of it is worth no more than that.
+The token only allows its holder to act as this endpoint. So an agent needs none of its owner's
+credentials, and the token that its tasks can read is worth no more than that.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class Enrolment:
-    """Registers an endpoint with its own token, which it gets with the owner's if it has none.
+    """Registers an endpoint with its own token, which it first obtains with the owner's if needed.
 
     Args:
-        directory: the endpoint's directory; `token.json` in it holds the token.
-        registration: makes the registration that uses a client.
-        timeout: seconds that one request may take.
+        directory: the endpoint's directory; its `token.json` has the token.
+        registration: returns the registration that uses a client.
+        timeout: timeout of one request in seconds.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Enrolment:
 
     @property
     def rest(self) -> RestClient:
-        """The service, as the endpoint; after `register`."""
+        """Client of the service with the endpoint's token; available after `register`."""
         assert self._rest is not None
         return self._rest
 
     @property
     def registration(self) -> Registration:
-        """The registration, as the endpoint; after `register`."""
+        """The registration with the endpoint's token; available after `register`."""
         return self._make_registration(self.rest)
 
     def register(self) -> EndpointQueues:
-        """Register and return how to reach the broker.
+        """Register, and return how to reach the broker.
 
         Raises:
             ServiceError: the service refused; the text says what to do.
@@ -89,10 +89,10 @@ class Enrolment:
         return self._register(self._enrol(owner))
 
     def renew(self) -> EndpointQueues:
-        """Register again while the endpoint runs, with its own token alone.
+        """Register again while the endpoint runs, only with its own token.
 
         Raises:
-            ServiceError: the service refused: the endpoint was deleted or its token revoked, say.
+            ServiceError: the service refused, for example because the endpoint was deleted.
             ServiceUnreachableError: the service can't be reached now; try again later.
             ConfigurationError: `endpoint.json` is damaged.
         """
@@ -129,7 +129,7 @@ class Enrolment:
         event(
             log,
             logging.INFO,
-            "the endpoint has a token of its own, and needs its owner's no more",
+            "the endpoint has its own token and no longer needs its owner's",
             file=str(self._directory.token),
         )
         return self._credentials(content)
@@ -146,7 +146,7 @@ class Enrolment:
             self._rest = None
 
     def _own_credentials(self) -> Credentials | None:
-        """Return what `token.json` holds, `None` if it holds nothing for this endpoint."""
+        """Return the credentials in `token.json`, or `None` if it has none for this endpoint."""
         file = self._directory.token
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -162,11 +162,11 @@ class Enrolment:
                 f"{file} holds no token: delete it, and start once with the owner's credentials"
             )
         if content.get("endpoint_id") != read_endpoint_id(self._directory.identity):
-            return None  # a copy of another endpoint's directory, to be a new one
+            return None  # a copy of another endpoint's directory, for a new endpoint
         return self._credentials(content)
 
     def _credentials(self, content: dict[str, Any]) -> Credentials:
-        # The service may be at another address now; what the owner says goes before the file.
+        # The service may have a new address: the owner's settings take precedence over the file.
         try:
             url = os.environ.get(URL_VARIABLE) or load_credentials().service_url
         except ConfigurationError:
@@ -174,7 +174,7 @@ class Enrolment:
         return Credentials(url, str(content["token"]), source=str(self._directory.token))
 
     def _owner_after(self, own: Credentials, refusal: ServiceError) -> Credentials:
-        """Return the owner's credentials, since the endpoint's own were refused."""
+        """Return the owner's credentials, because the endpoint's own were refused."""
         try:
             owner = load_credentials()
         except FluxEndpointError as error:
@@ -184,6 +184,6 @@ class Enrolment:
                 f"credentials, which get it a new one ({error})"
             ) from refusal
         event(
-            log, logging.WARNING, "the endpoint's own token is not valid any more; it gets another"
+            log, logging.WARNING, "the endpoint's own token is no longer valid; requesting another"
         )
         return owner

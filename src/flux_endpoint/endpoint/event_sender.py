@@ -1,4 +1,4 @@
-"""Job events on their way to the service: in batches, as they come, without a journal."""
+"""Sends job events to the service: in batches, without a journal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from flux_endpoint.protocol.queues import PublishInfo
 
 log = logging.getLogger(__name__)
 
-#: Batches that may await their confirm; with more, what happens to jobs is not told but goes on.
+#: The most batches that may await their confirms; beyond that, job events are dropped.
 MAX_UNDER_WAY = 100
 
 
 class EventSender:
     """Publishes job events; belongs to the agent's thread.
 
-    Results never wait for events, and events are not kept: a job that is found again after a
-    restart tells all of its events again.
+    Results never wait for events. Events are not kept: a job that is found again after a restart
+    reports all of its events again.
     """
 
     def __init__(self, connection: AmqpConnection, info: PublishInfo | None) -> None:
@@ -35,7 +35,7 @@ class EventSender:
         self._dropped = 0
 
     def send(self, events: Sequence[EngineEvent]) -> None:
-        """Publish what happened to jobs, in one message."""
+        """Publish job events in one message."""
         if self._target is None or not events:
             return
         self._under_way = [future for future in self._under_way if not future.done()]

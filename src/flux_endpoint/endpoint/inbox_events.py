@@ -1,4 +1,4 @@
-"""What comes into the agent's inbox, and what one turn makes of it."""
+"""The events in the agent's inbox, and the work of one turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flux_endpoint.protocol.messages import TaskKill
 
 
 class Signal(Enum):
-    """What others ask of the agent, or tell it, without more words."""
+    """Requests and notices without further data."""
 
     STOP = auto()
     ENGINE_STOPPED = auto()
@@ -28,19 +28,19 @@ class ConsumeRefused:
 
 @dataclass(frozen=True, slots=True)
 class QueueGranted:
-    """The broker gives this agent, and no other, the task queue."""
+    """The broker has granted this agent, and no other, the task queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerAlarm:
-    """The broker takes no messages now, or takes them again: `reason` is empty then."""
+    """The broker blocks publishing, or accepts messages again: then `reason` is empty."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLost:
-    """What the engine's tasks ran on is gone."""
+    """The engine's Flux instance is gone."""
 
     reason: str
 
@@ -54,7 +54,7 @@ class EndpointGone:
 
 @dataclass(frozen=True, slots=True)
 class CommandDelivery:
-    """A delivery of the command queue."""
+    """A delivery from the command queue."""
 
     delivery: Delivery
 
@@ -77,11 +77,11 @@ Event: TypeAlias = (
 
 @dataclass
 class Turn:
-    """What one turn has to record, and to do once it is recorded."""
+    """What one turn must record, and what it does once that is recorded."""
 
     accepted: list[EngineTask] = field(default_factory=list)
     finished: list[EngineResult] = field(default_factory=list)
-    #: Tasks whose results came once more.
+    #: Tasks whose results arrived more than once.
     repeated: list[str] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
     answered: list[Delivery] = field(default_factory=list)

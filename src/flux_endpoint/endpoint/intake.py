@@ -1,4 +1,4 @@
-"""A delivery becomes a task, a failure that its owner is told of, or a message to set aside."""
+"""Turns a delivery into a task, a failure for its owner, or a message to dead-letter."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def read_task(
     allowed_environment: Collection[str] = (),
     plain_programs: Collection[str] = (),
 ) -> EngineTask | RefusedTask:
-    """Return the task in a message. Identity comes from the headers alone.
+    """Return the task in a message. Its identity comes from the headers alone.
 
     Args:
-        body: the message.
-        headers: its headers.
-        endpoint_id: of this endpoint.
-        allowed_functions: the functions that may run here; `None`: all, with whatever they bring.
+        body: the message body.
+        headers: the message headers.
+        endpoint_id: this endpoint's UUID.
+        allowed_functions: the functions that may run here; `None`: all, with any arguments.
         allowed_environment: `variables` of `restricted`.
         plain_programs: `programs` of `restricted`.
 
     Raises:
-        InvalidMessageError: the headers don't say whose task it is, so nobody can be told.
+        InvalidMessageError: the headers do not identify the task, so nobody can be notified.
     """
     task_id = _identity(headers, TASK_ID_HEADER)
     function_id = _identity(headers, FUNCTION_ID_HEADER)
@@ -90,7 +90,7 @@ def read_task(
 
 
 def refuse(task_id: str, code: ErrorCode, text: str, user_message: str) -> RefusedTask:
-    """Return the refusal of a task, with `text` as what the client's exception says."""
+    """Return the refusal of a task; `text` becomes the text of the client's exception."""
     error = ResultErrorDetails(code=code.value, user_message=user_message)
     result = Result(task_id=UUID(task_id), data=text, error_details=error, task_statuses=[])
     return RefusedTask(task_id, text, EngineResult(task_id, pack(result)))
@@ -148,7 +148,7 @@ def _resources(value: Any) -> dict[str, Any] | None:
 def _named(specification: dict[str, Any] | None, name: object) -> dict[str, Any] | None:
     """Name the job after its function, unless the specification has a name for it.
 
-    What a command function without a name of its own is called says nothing: its program does.
+    The name of an unnamed command function says nothing, so its program's name is used.
     """
     if not specification or specification.get("job_name") is not None or name in _COMMANDS:
         return specification

@@ -1,7 +1,7 @@
-"""What the agent has accepted and not yet handed on, on disk: `journal.db`.
+"""The agent's accepted and unfinished work on disk: `journal.db`.
 
-A task is in `tasks` from its acceptance to its end, its result in `results` from there until the
-broker has confirmed it, and its id then in `done` for a while, so that a late redelivery is known.
+A task is in `tasks` from its acceptance to its end; its result is in `results` from then until the
+broker has confirmed it; its id is then in `done` for a while, to recognize a late redelivery.
 Whatever happens to the process, each accepted task is in exactly one of the three.
 """
 
@@ -23,12 +23,12 @@ from flux_endpoint.sqlite_file import Layout, RecordFile, Row, connect, told_as_
 
 log = logging.getLogger(__name__)
 
-#: Layout of the tables, kept in `PRAGMA user_version`.
+#: Version of the schema, stored in `PRAGMA user_version`.
 SCHEMA_VERSION = 1
 #: Ids in `done`: at most this many, and none older than this many seconds.
 MAX_DONE = 100_000
 MAX_DONE_AGE = 7 * 86_400.0
-#: Confirmations between two looks at whether `done` grew too large.
+#: Number of confirmations between two checks of the size of `done`.
 PRUNE_EVERY = 10_000
 
 _SCHEMA = """
@@ -56,7 +56,7 @@ INSERT INTO beginnings VALUES (strftime('%s', 'now'));
 
 
 def has_open(path: Path, task_id: str) -> bool:
-    """Return whether a journal, beside which its agent may run, has a task that has not ended.
+    """Return whether a journal has an unfinished task; the journal's agent may be running.
 
     Raises:
         RecordError: it can't be read.
@@ -73,9 +73,9 @@ class Journal(RecordFile):
     """The agent's record; belongs to the thread that opens it.
 
     Args:
-        path: the database file, created if missing, and made anew of what can be read if it is
-            damaged.
-        max_done: how many finished ids are remembered.
+        path: the database file; created if it is missing, and rebuilt from its readable rows if it
+            is damaged.
+        max_done: how many ids of finished tasks are remembered.
 
     Raises:
         RecordError: it can't be opened.
@@ -88,9 +88,9 @@ class Journal(RecordFile):
         if self.is_new:
             event(log, logging.INFO, "a new journal begins", path=path)
         with self._told("read"):
-            # One of an earlier release has none: its tasks are in it.
+            # The journal of an earlier release lacks this table: it was never lost.
             self._database.execute("CREATE TABLE IF NOT EXISTS beginnings (at REAL NOT NULL)")
-            # Numbers go on where they stopped, though old rows are deleted.
+            # Numbers continue after the highest one, although old rows are deleted.
             (self._number,) = self._database.execute(
                 "SELECT coalesce(max(number), 0) FROM done"
             ).fetchone()
@@ -101,7 +101,7 @@ class Journal(RecordFile):
         return bool(self._rows("SELECT 1 FROM beginnings"))
 
     def accounted(self) -> None:
-        """Note that what an earlier journal had and this one lacks has been given an end."""
+        """Record that all tasks of an earlier journal that are missing here have an end."""
         self._database.execute("DELETE FROM beginnings")
 
     def held(self) -> set[str]:
@@ -111,15 +111,16 @@ class Journal(RecordFile):
 
     @contextmanager
     def batch(self, *, durable: bool = True) -> Iterator[None]:
-        """Make what is done inside one transaction.
+        """Perform the enclosed operations in one transaction.
 
         Args:
-            durable: whether it must survive a power failure and not only the end of the process. A
-                synchronized commit costs 0.2 ms on a local disk, another 0.01 ms; so acceptance
-                and results are, confirmations (whose loss costs one duplicate) are not.
+            durable: whether it must survive a power failure, and not only the end of the process. A
+                synchronized commit costs 0.2 ms on a local disk, another one 0.01 ms. So
+                acceptances and results are durable; confirmations, whose loss costs one duplicate,
+                are not.
 
         Raises:
-            RecordError: nothing of the batch is in the journal (e.g. the disk is full).
+            RecordError: nothing of the batch was written (for example, the disk is full).
         """
         with self._told("write"):
             self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -127,7 +128,7 @@ class Journal(RecordFile):
             yield
 
     def accept(self, tasks: Iterable[EngineTask]) -> None:
-        """Record tasks; one that is recorded already stays as it is."""
+        """Record tasks; tasks that are already recorded stay unchanged."""
         now = time.time()
         self._database.executemany(
             "INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -146,7 +147,7 @@ class Journal(RecordFile):
         )
 
     def finish(self, results: Sequence[EngineResult]) -> None:
-        """Put results in the place of their tasks."""
+        """Replace tasks by their results."""
         self._database.executemany(
             "DELETE FROM tasks WHERE task_id = ?", ((result.task_id,) for result in results)
         )
@@ -156,7 +157,7 @@ class Journal(RecordFile):
         )
 
     def confirmed(self, task_ids: Sequence[str]) -> None:
-        """Forget results that the broker has; remember only their ids."""
+        """Remove results that the broker has confirmed; keep only their ids."""
         now = time.time()
         self._database.executemany(
             "DELETE FROM results WHERE task_id = ?", ((task_id,) for task_id in task_ids)
@@ -181,7 +182,7 @@ class Journal(RecordFile):
         return {task_id for (task_id,) in self._rows(query, json.dumps(task_ids))}
 
     def pending(self) -> Iterator[EngineTask]:
-        """Yield the tasks that have not ended, in the order in which they came."""
+        """Yield the unfinished tasks in the order of their arrival."""
         with self._told("read"):
             rows = self._database.execute(
                 "SELECT task_id, function_id, resource_specification, result_serializers, buffer,"
@@ -212,13 +213,13 @@ def _to_json(value: object) -> str | None:
 def _task(columns: Row) -> EngineTask:
     task_id, function_id, resources, serializers, buffer, attach = columns
     named: list[Any] = [
-        None if each is None else json.loads(each)  # type: ignore[arg-type]  # as it was written
+        None if each is None else json.loads(each)  # type: ignore[arg-type]  # written as JSON
         for each in (resources, serializers, attach)
     ]
     return EngineTask(str(task_id), str(function_id), str(buffer), *named)
 
 
-# What a row must be; nothing else was ever written. ValueError: what it is.
+# Checks of a row's values; ValueError says what is wrong with it.
 
 
 def _check_task(row: Row) -> None:
@@ -260,7 +261,7 @@ def _check_id(value: object) -> None:
         raise ValueError(f"{str(value)[:100]!r} is no task's or function's id")
 
 
-#: How the file is laid out, and what its rows must be.
+#: The layout of the file, and the checks of its rows.
 LAYOUT = Layout(
     "journal",
     SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""Endpoints seen from outside: made, started in the background, stopped, listed."""
+"""Endpoints from outside: configured, started in the background, stopped, listed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from flux_endpoint.errors import (
 from flux_endpoint.logs import put_aside, tail
 from flux_endpoint.processes import is_readable
 
-#: Seconds that a start in the background is watched; the agent goes on trying after that.
+#: Seconds for which a background start is watched; after that, the agent goes on trying.
 START_TIMEOUT = 60.0
-#: Seconds of these for which it may say that service or broker are away.
+#: Seconds of these for which service or broker may be unreachable.
 AWAY_TIMEOUT = 10.0
 #: Seconds between SIGTERM and SIGKILL. More than the agent's own grace and its last confirms.
 STOP_TIMEOUT = 30.0
@@ -51,7 +51,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of `list`; `status` is "running", "disconnected" (but running) or "stopped"."""
+    """An entry of `list`; `status` is "running", "disconnected" (but running) or "stopped"."""
 
     name: str
     endpoint_id: str | None
@@ -64,10 +64,10 @@ class Listed:
 
 
 def configure_endpoint(name: str, display_name: str | None = None) -> Path:
-    """Make an endpoint's directory with a commented configuration; return the file's path.
+    """Create an endpoint's directory with a commented configuration; return the file's path.
 
     Raises:
-        ConfigurationError: the name can't be used, or is in use.
+        ConfigurationError: the name is invalid, or in use.
     """
     from flux_endpoint.endpoint.config import initial_config, parse_config  # noqa: PLC0415 - slow
 
@@ -83,7 +83,7 @@ def configure_endpoint(name: str, display_name: str | None = None) -> Path:
             f"endpoint {name!r} exists already: edit {directory.config}, or choose another name"
         ) from None
     except OSError as error:
-        raise ConfigurationError(f"can't make {directory.config}: {error}") from None
+        raise ConfigurationError(f"can't create {directory.config}: {error}") from None
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -99,17 +99,17 @@ def start_detached(
     timeout: float | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Started:
-    """Start an agent in a session of its own; return when tasks can come.
+    """Start an agent in a session of its own; return when it can take tasks.
 
     Args:
         name: the endpoint's name.
-        timeout: seconds to wait; by default `START_TIMEOUT`, but only `AWAY_TIMEOUT` once the
-            agent says that service or broker are away: that may be mended in a second or in days.
-        say: told what is being waited for.
+        timeout: seconds to wait; by default `START_TIMEOUT`, but only `AWAY_TIMEOUT` once the agent
+            reports that service or broker are unreachable, which may take seconds or days.
+        say: called with what is being waited for.
 
     Raises:
-        StillTryingError: service or broker are still away; the agent goes on trying.
-        FluxEndpointError: it ended, with the reason; or it is not ready for another reason.
+        StillTryingError: service or broker are still unreachable; the agent goes on trying.
+        FluxEndpointError: the agent ended, with the reason, or is not ready for another reason.
     """
     directory = EndpointDirectory(name)
     directory.require()
@@ -136,7 +136,7 @@ def start_detached(
             os.close(writable)
         try:
             return _await_ready(directory, process, reports, timeout, say)
-        except KeyboardInterrupt:  # nobody waits any more: as if it had not been started
+        except KeyboardInterrupt:  # nobody waits any more: undo the start
             process.terminate()
             process.wait()
             raise
@@ -165,13 +165,13 @@ def _await_ready(
         for line in lines:
             match json.loads(line):
                 case {"ready": {"endpoint_id": endpoint_id, "executor": executor}}:
-                    process.returncode = 0  # it lives on, and is not ours any more
+                    process.returncode = 0  # the process lives on, and is no longer ours
                     return Started(process.pid, endpoint_id, executor)
                 case {"failed": reason}:
                     status = process.wait()
                     text = f"{reason}\n(the log is {directory.log})"
                     raise BackgroundError(text, exit_status=status)
-                case {"say": text, "patience": patience}:  # it comes to an end by itself
+                case {"say": text, "patience": patience}:  # the agent gives up by itself after that
                     if timeout is None:
                         deadline = time.monotonic() + patience + START_TIMEOUT
                     away = text
@@ -181,7 +181,7 @@ def _await_ready(
                         deadline = min(deadline, time.monotonic() + AWAY_TIMEOUT)
                     away = text
                     say(text)
-    process.returncode = 0  # it lives on
+    process.returncode = 0  # the process lives on
     name = directory.name
     runs = f"endpoint {name!r} runs in the background (pid {process.pid}) but is not ready"
     if not away:
@@ -196,10 +196,10 @@ def _await_ready(
 
 
 class Reporter:
-    """The background's side of `start_detached`: messages, a JSON object a line.
+    """The background process's side of `start_detached`: one JSON object per line.
 
     Args:
-        descriptor: where they go; `None` if nobody waits.
+        descriptor: where messages go; `None` if nobody waits.
     """
 
     def __init__(self, descriptor: int | None) -> None:
@@ -208,12 +208,12 @@ class Reporter:
             os.set_inheritable(descriptor, False)
 
     def keep_for_restart(self) -> None:
-        """Let this program, started anew in this process, go on with the messages."""
+        """Keep the descriptor open when this process executes the program again."""
         if self._descriptor is not None:
             os.set_inheritable(self._descriptor, True)
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Pass on a message; after the last one the other side goes away."""
+        """Send a message; after the last one the other side closes."""
         if self._descriptor is None:
             return
         with contextlib.suppress(OSError):  # nobody waits any more
@@ -231,10 +231,10 @@ def stop_endpoint(
     Args:
         name: the endpoint's name.
         timeout: seconds until it is killed.
-        pid: leave it alone unless it is this process.
+        pid: only stop this process; leave any other alone.
 
     Returns:
-        What happened ("stopped" or "killed"), `None` if it was not running.
+        "stopped" or "killed"; `None` if it was not running.
 
     Raises:
         FluxEndpointError: it runs on another host, or can't be ended.
@@ -254,7 +254,7 @@ def stop_endpoint(
     except ProcessLookupError:
         return None
     try:
-        # Whoever still holds the lock now is the process behind the descriptor.
+        # The process that holds the lock now is the process behind the descriptor.
         if directory.holder() != holder:
             return None
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
@@ -271,11 +271,11 @@ def stop_endpoint(
         return "stopped"
     finally:
         os.close(pidfd)
-    raise FluxEndpointError(f"endpoint {name!r} (pid {holder.pid}) does not end, not even killed")
+    raise FluxEndpointError(f"endpoint {name!r} (pid {holder.pid}) does not end, even killed")
 
 
 def list_endpoints() -> list[Listed]:
-    """Return every configured endpoint and how it is."""
+    """Return every configured endpoint and its status."""
     return [_listed(directory) for directory in all_endpoints()]
 
 
@@ -306,5 +306,5 @@ def _listed(directory: EndpointDirectory) -> Listed:
 def _endpoint_id(file: Path) -> str | None:
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["endpoint_id"])
-    except (OSError, ValueError, KeyError, TypeError):  # a start says what is wrong with it
+    except (OSError, ValueError, KeyError, TypeError):  # a start reports what is wrong with it
         return None

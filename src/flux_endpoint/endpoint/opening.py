@@ -1,4 +1,4 @@
-"""What comes before an agent's first task: ends for tasks that its journal lost, and the queue."""
+"""The steps before an agent's first task: ends for lost tasks, and the task queue."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ from flux_endpoint.logs import event
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
-
-#: Seconds for which a service that can't say what this endpoint had taken is asked again. The next
-#: start asks it, too.
+#: Seconds for which the service is asked which tasks this endpoint had taken, if it can't answer at
+#: first. The next start asks again.
 ASKING = 60.0
-#: Seconds between two such questions: at first, and at most.
+#: Seconds between two such requests: the first, and the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 
 _LOST = (
@@ -42,7 +41,7 @@ _LOST = (
     "task may have run; what it returned is gone. Submit it again if it may run twice"
 )
 
-#: A change that the agent's own thread notes, or a request to stop.
+#: A change that the agent's own thread records, or a request to stop.
 _Change = StateChange | QueueGranted | ConsumeRefused
 
 
@@ -50,11 +49,11 @@ class Opening:
     """The steps before an agent's work; belongs to the agent's thread.
 
     Args:
-        endpoint_id: the endpoint.
-        inbox: the agent's; a request to stop comes here, too.
-        link: what is known of connection and queue.
-        note: takes what comes of these.
-        tell_status: publishes how the agent is.
+        endpoint_id: the endpoint's UUID.
+        inbox: the agent's; requests to stop arrive here, too.
+        link: the state of connection and queue.
+        note: records these changes.
+        tell_status: publishes the agent's status.
     """
 
     def __init__(
@@ -73,14 +72,14 @@ class Opening:
         self._tell_status = tell_status
 
     def account(self, journal: Journal, taken: Callable[[], list[str]]) -> bool:
-        """Give an end to the tasks that an earlier journal had, and this one has not.
+        """Give an end to the tasks of an earlier journal that are missing in this one.
 
         Args:
-            journal: the journal; its tasks and results are not touched.
-            taken: asks the service which tasks this endpoint took and has not ended.
+            journal: the journal; its tasks and results are not changed.
+            taken: asks the service which unfinished tasks this endpoint took.
 
         Returns:
-            False if we are asked to stop before.
+            False if a stop is requested in the meantime.
 
         Raises:
             EndpointInUseError: another agent has this endpoint's task queue.
@@ -113,10 +112,10 @@ class Opening:
             return False  # nothing but a request to stop can come before there is a connection
 
     def claim(self) -> bool:
-        """Wait until the task queue is ours: until then another agent may run what we recorded.
+        """Wait for the task queue: until then, another agent may run the recorded tasks.
 
         Returns:
-            False if we are asked to stop before.
+            False if a stop is requested in the meantime.
 
         Raises:
             EndpointInUseError: another agent keeps it.

@@ -1,4 +1,4 @@
-"""Results on their way to the broker: each stays in the journal until it is confirmed."""
+"""Sends results to the broker; each stays in the journal until it is confirmed."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from flux_endpoint.protocol.queues import PublishInfo
 
 log = logging.getLogger(__name__)
 
-#: Seconds before refused results are published again: at first, and at most.
+#: Seconds before refused results are published again: the first, and the longest.
 FIRST_RETRY = 0.5
 MAX_RETRY = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The broker has confirmed results that went in one message, or refused them (`error`)."""
+    """The broker has confirmed, or refused (`error`), the results of one message."""
 
     task_ids: tuple[str, ...]
     error: BaseException | None
 
 
 class PublishTarget:
-    """An exchange and the properties with which the service wants messages published there."""
+    """An exchange and the properties that the service requires of messages there."""
 
     def __init__(self, info: PublishInfo) -> None:
         kwargs = info.queue_publish_kwargs
@@ -69,13 +69,13 @@ class PublishTarget:
 
 
 class ResultOutbox:
-    """Which results await their confirm; belongs to the agent's thread.
+    """The results that await their confirms; belongs to the agent's thread.
 
     Args:
-        connection: where they go.
-        info: how they are published.
-        on_settled: told of each confirm, on the connection's thread.
-        bundles: whether the service takes several results in one message.
+        connection: the connection to publish on.
+        info: how results are published.
+        on_settled: called with each confirm, on the connection's thread.
+        bundles: whether the service accepts several results in one message.
     """
 
     def __init__(
@@ -104,15 +104,15 @@ class ResultOutbox:
 
     @property
     def awaiting(self) -> bool:
-        """Whether the broker has yet to answer for a result."""
+        """Whether the broker has not answered for some result."""
         return bool(self._under_way)
 
     def publish(self, results: Iterable[tuple[str, bytes]], *, alone: bool = False) -> None:
-        """Publish results that are in the journal, by their tasks' ids.
+        """Publish results that are in the journal.
 
         Args:
             results: each task's id and the body of its result.
-            alone: each in a message of its own.
+            alone: whether each goes in its own message.
 
         Raises:
             PublishError: the connection was closed.
@@ -131,11 +131,11 @@ class ResultOutbox:
             future.add_done_callback(partial(self._answered, task_ids))
 
     def _answered(self, task_ids: tuple[str, ...], done: Future[None]) -> None:
-        """Runs on the connection's thread."""
+        """Report an answer of the broker. Runs on the connection's thread."""
         self._on_settled(Settled(task_ids, done.exception()))
 
     def settled(self, outcome: Settled) -> bool:
-        """Note the broker's answer; return whether the results can be forgotten."""
+        """Record the broker's answer; return whether the results can be forgotten."""
         self._under_way.difference_update(outcome.task_ids)
         if outcome.error is None:
             if self._backoff.failures and not self._refused:
@@ -149,9 +149,9 @@ class ResultOutbox:
                 log,
                 logging.ERROR if self._backoff.failures == 1 else logging.DEBUG,
                 "the broker has no queue for results: the service must declare it; they are kept "
-                "and tried again"
+                "and retried"
                 if isinstance(outcome.error, UnroutableError)
-                else "the broker refused a result; it is kept and tried again",
+                else "the broker refused a result; it is kept and retried",
                 task_id=outcome.task_ids[0],
                 results=len(outcome.task_ids),
                 reason=str(outcome.error),
@@ -159,12 +159,12 @@ class ResultOutbox:
         return False
 
     def hurry(self, task_id: str) -> None:
-        """Somebody waits for this result: if it was refused, have all of them tried again now."""
+        """Retry all refused results now, if this one is among them: somebody waits for it."""
         if task_id in self._refused:
             self.due = 0.0
 
     def take_refused(self) -> set[str]:
-        """Return the refused results, which are to be published again now."""
+        """Return the refused results that are due, to be published again."""
         refused, self._refused = self._refused, set()
         self.due = float("inf")
         return refused

@@ -1,4 +1,4 @@
-"""How many things happened a second, over the last minutes."""
+"""Events per second over the last minutes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-#: Seconds over which rates are told, by name.
+#: Windows of the reported rates in seconds, by name.
 WINDOWS = {"1m": 60.0, "5m": 300.0, "15m": 900.0}
-#: Seconds that are counted together.
+#: Seconds per bucket.
 _BUCKET = 5.0
 
 
 class RateMeter:
-    """Counts events, in buckets of some seconds; belongs to one thread.
+    """Counts events in buckets of a few seconds; belongs to one thread.
 
     Args:
-        clock: seconds, always growing.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._begun = clock()
-        #: Number of the bucket, and its count.
+        #: Number of each bucket, and its count.
         self._buckets: deque[list[int]] = deque()
-        #: All that was counted since the beginning.
+        #: All events since the beginning.
         self.total = 0
 
     def add(self, count: int) -> None:
@@ -42,13 +42,13 @@ class RateMeter:
                 self._buckets.popleft()
 
     def rates(self) -> dict[str, float]:
-        """Return events a second over each of `WINDOWS`, or since the beginning if that is less."""
+        """Return events per second over each of `WINDOWS`, or since the beginning if shorter."""
         now = self._clock()
         rates = {}
         for name, window in WINDOWS.items():
             first = int((now - window) // _BUCKET) + 1
             counted = sum(count for number, count in self._buckets if number >= first)
-            # From the start of the first bucket that counts.
+            # From the start of the first counted bucket.
             seconds = now - max(first * _BUCKET, self._begun)
             rates[name] = round(counted / max(seconds, 1.0), 3)
         return rates

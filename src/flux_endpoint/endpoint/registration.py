@@ -1,4 +1,4 @@
-"""Registering an endpoint with the service, and keeping the id and the broker's URL."""
+"""Registers an endpoint with the service, and keeps its id and the broker's URL."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 
 class Registration:
-    """Registers one endpoint, the first time as a new one, later under the id in `endpoint.json`.
+    """Registers one endpoint: the first time as a new one, later with the id in `endpoint.json`.
 
     Args:
-        rest: the service.
-        directory: the endpoint's directory, where `endpoint.json` is kept.
+        rest: client of the service.
+        directory: the endpoint's directory, which has `endpoint.json`.
         name: the endpoint's name.
         config: its configuration.
         config_text: the text of `config.yaml`, which the service shows to the owner.
@@ -52,7 +52,7 @@ class Registration:
         self._request = _request(name, config, config_text)
 
     def register(self) -> EndpointQueues:
-        """Register and return how to reach the broker.
+        """Register, and return how to reach the broker.
 
         Raises:
             ServiceError: the service refused; the text says what to do.
@@ -71,18 +71,18 @@ class Registration:
                 f"{url} answered the registration of endpoint {endpoint_id} with another id, "
                 f"{queues.endpoint_id}: this is an error of the service; tell whoever runs it"
             )
-        # The service may be at another address than last time.
+        # The service may have a new address.
         text = json.dumps({"endpoint_id": queues.endpoint_id, "service_url": url}, indent=2) + "\n"
         if endpoint_id is None or self._file.read_text(encoding="utf-8") != text:
             paths.write_private(self._file, text)
         return queues
 
     def taken(self, endpoint_id: str) -> list[str]:
-        """Return the tasks that the endpoint took and that have not ended, as the service knows.
+        """Return the unfinished tasks that the endpoint took, according to the service.
 
         Raises:
             ServiceError: the service refused: ENDPOINT_IN_USE while an agent has the task queue.
-            ServiceUnreachableError: service or broker can't tell now; try again later.
+            ServiceUnreachableError: service or broker can't answer now; try again later.
         """
         answer = self._rest.request("GET", f"/v3/endpoints/{endpoint_id}/taken")
         try:
@@ -110,20 +110,20 @@ class Registration:
 
 
 class BrokerUrl:
-    """The broker's URL as `AmqpConnection` asks for it before each attempt.
+    """Supplies the broker's URL to `AmqpConnection` before each attempt.
 
-    Credentials expire and brokers move: after a few failures it registers again for a new URL.
-    Belongs to the connection's thread, apart from `ask`.
+    Credentials expire and brokers move: after a few failures it registers again to get a new URL.
+    Belongs to the connection's thread, except `ask`.
 
     Attributes:
-        on_gone: given the reason when the service has said twice, `interval` seconds apart, that
-            there is no such endpoint any more, or that its token is not valid.
+        on_gone: called with the reason when the service has said twice, `interval` seconds apart,
+            that the endpoint does not exist any more, or that its token is not valid.
 
     Args:
-        queues: what the last registration gave.
+        queues: the answer to the last registration.
         register: registers again.
-        patience: failed attempts in a row that a URL is given.
-        interval: least seconds between two registrations.
+        patience: number of failed attempts in a row before a new URL is requested.
+        interval: the least seconds between two registrations.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class BrokerUrl:
         return self._url
 
     def ask(self) -> None:
-        """Register again, on a thread, unless that was done just now. Returns at once."""
+        """Register again on a thread, unless that was done just now. Returns at once."""
         threading.Thread(target=self._renew, name="registration", daemon=True).start()
 
     def _renew(self) -> None:
@@ -164,26 +164,26 @@ class BrokerUrl:
                 self._url = self._register().task_queue_info.connection_url
             except FluxEndpointError as error:
                 # The next attempt with the old URL may well succeed.
-                event(log, logging.WARNING, "not registered again", reason=str(error))
+                event(log, logging.WARNING, "could not register again", reason=str(error))
                 says_gone = isinstance(error, ServiceError) and error.code in _GONE
                 if says_gone and self._is_gone:
                     self.on_gone(str(error))
-                # A failure in between says neither.
+                # A failure between the two refusals says neither.
                 self._is_gone = self._is_gone or says_gone
             else:
                 self._is_gone = False
 
     def connected(self) -> None:
-        """Note that the URL was good."""
+        """Record that the URL works."""
         self._attempts = 0
 
 
-#: What a service says to an endpoint that it does not know.
+#: Error codes of a service that does not know the endpoint.
 _GONE = frozenset({"UNAUTHORIZED", "ENDPOINT_NOT_FOUND"})
 
 
 def last_reporter(rest: RestClient, endpoint_id: str) -> str:
-    """Return which process reported last for an endpoint, in words; empty if nobody knows."""
+    """Return which process reported last for an endpoint, as text; empty if unknown."""
     try:
         answer = rest.request("GET", f"/v2/endpoints/{endpoint_id}/status")
     except FluxEndpointError:
@@ -195,7 +195,7 @@ def last_reporter(rest: RestClient, endpoint_id: str) -> str:
 
 
 def read_endpoint_id(file: Path) -> str | None:
-    """Return the id in `endpoint.json`, `None` if the endpoint was never registered.
+    """Return the id in `endpoint.json`, or `None` if the endpoint was never registered.
 
     Raises:
         ConfigurationError: the file is damaged.
@@ -240,7 +240,7 @@ def _request(name: str, config: EndpointConfig, config_text: str) -> dict[str, A
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a uid without a name, as containers have
+    except (KeyError, OSError):  # a uid without a name, as in containers
         return ""
 
 

@@ -1,6 +1,6 @@
-"""What an endpoint says of itself: the status report that is its heartbeat.
+"""The status report of an endpoint, which is also its heartbeat.
 
-The report is a JSON object, which the service keeps and shows: `flux-endpoint status` prints it.
+The report is a JSON object, which the service stores; `flux-endpoint status` shows it.
 
 | key | value |
 |---|---|

@@ -1,8 +1,8 @@
-"""What a task may bring along where an endpoint runs chosen functions only (`allowed_functions`).
+"""What tasks may contain on an endpoint that runs chosen functions only (`allowed_functions`).
 
-Such a task is a function that the endpoint's owner has chosen, and data. So its arguments are read
-as data, values in a command are quoted, and of its resource specification those keys are taken that
-say how much it needs, where and when: none that brings options, files or programs along.
+Such a task is one of the functions that the endpoint's owner has chosen, and data. So its arguments
+are read as data, values in a command are quoted, and its resource specification may only have keys
+that set amounts, times and places: none with options, files or programs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flux_endpoint.functions import (
 from flux_endpoint.functions.fields import quoting_fields
 from flux_endpoint.serialize import DillDataBase64, JSONData, pack_buffers, unpack_buffers
 
-#: Keys of a resource specification.
+#: Accepted keys of a resource specification.
 KEYS = frozenset(
     {
         "num_nodes",
@@ -45,7 +45,7 @@ KEYS = frozenset(
     }
 )
 
-#: Variables that a specification's `environment` may set: numbers of threads, where they run.
+#: Variables that a specification's `environment` may set: numbers of threads, and their placement.
 VARIABLES = frozenset(
     {
         "BLIS_NUM_THREADS",
@@ -74,7 +74,7 @@ _WHERE = "this endpoint runs chosen functions only (allowed_functions)"
 
 
 class RestrictionError(FluxEndpointError, ValueError):
-    """A task brings along what a restricted endpoint does not take; the text says what."""
+    """A task contains something that a restricted endpoint does not accept; the text says what."""
 
 
 def restricted(
@@ -85,12 +85,12 @@ def restricted(
     Nothing is unpickled, and no code of the user's runs.
 
     Args:
-        task: one of an allowed function.
+        task: a task of an allowed function.
         variables: names that a specification's `environment` may have besides `VARIABLES`.
-        programs: those of commands that take any text for data; see `quoting_fields`.
+        programs: programs of commands that treat any argument as data; see `quoting_fields`.
 
     Raises:
-        RestrictionError: it has more than data.
+        RestrictionError: it contains more than data.
     """
     if task.attach is not None:
         return task
@@ -127,7 +127,7 @@ def _check_specification(given: Mapping[str, Any], variables: Collection[str]) -
 
 
 def _command(function_buffer: str, args: str, kwargs: str, programs: Collection[str]) -> str:
-    """Return a command task with its values, quoted, in its command."""
+    """Return a command task with its values quoted in its command."""
     function = read_command(function_buffer)
     if function is None:
         raise RestrictionError(f"the command function has parts that are code; {_WHERE}")
@@ -143,7 +143,7 @@ def _command(function_buffer: str, args: str, kwargs: str, programs: Collection[
 
 
 def _as_data(which: str, buffer: str) -> str:
-    """Return arguments in a buffer of ours, which a worker reads as data."""
+    """Return a buffer of arguments that a worker reads as data, in this package's encoding."""
     if buffer.startswith(JSONData.identifier):
         return buffer
     value = _read(which, buffer)

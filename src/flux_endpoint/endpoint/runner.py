@@ -1,4 +1,4 @@
-"""One endpoint in this process: from its configuration to its agent's last word."""
+"""Runs one endpoint in this process, from its configuration to its agent's end."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from flux_endpoint.variables import has_secrets, holds_credentials, without_cred
 
 log = logging.getLogger(__name__)
 
-#: Seconds that one REST request may take; registering is retried here, and by the agent.
+#: Timeout (s) of a REST request; registering is retried here, and by the agent.
 REST_TIMEOUT = 15.0
-#: Seconds between two attempts to register: at first, and at most.
+#: Seconds between two attempts to register: the first, and the longest.
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 15.0
 
@@ -77,10 +77,10 @@ class Runner:
         self._said_ready = False
 
     def run(self) -> int:
-        """Run; return the exit code.
+        """Run until the end; return the exit code.
 
         Raises:
-            FluxEndpointError: the endpoint can't run; says why and what to do.
+            FluxEndpointError: the endpoint can't run; the text says why and what to do.
         """
         self._directory.require()
         try:
@@ -137,7 +137,7 @@ class Runner:
             raise
 
     def _leave_secrets(self, config: EndpointConfig) -> None:
-        """Keep the owner's credentials from tasks, which run as the same account."""
+        """Hide the owner's credentials from tasks, which run as the same account."""
         if has_secrets(os.environ) and self._signals.empty():
             self._restart(without_credentials(os.environ))
         for name in filter(holds_credentials, list(os.environ)):
@@ -147,8 +147,8 @@ class Runner:
             event(
                 log,
                 logging.WARNING,
-                "tasks of other users run as this account, and can read its credentials: move them "
-                "away, the endpoint does not need them any more",
+                "tasks of other users run as this account, and can read its credentials: move these "
+                "away, the endpoint no longer needs them",
                 file=str(file),
             )
 
@@ -174,13 +174,13 @@ class Runner:
             return None
 
     def _catch_signals(self) -> None:
-        # SIGALRM is what a batch script gets when its allocation's time limit has come.
+        # A batch script gets SIGALRM when its allocation reaches its time limit.
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGTERM:
                 signal.signal(signum, lambda *_: None)
 
     def _signalled(self, signum: int) -> None:
-        """Runs on a thread of its own."""
+        """Handle a signal. Runs on its own thread."""
         self._signals.put(signum)
         if self._agent is not None:
             self._agent.stop()
@@ -210,7 +210,9 @@ class Runner:
     def _publish_status(self, status: DirectoryStatus) -> None:
         try:
             self._directory.write_status(status)
-        except OSError as error:  # a full disk, say: the agent goes on, its reports have the same
+        except (
+            OSError
+        ) as error:  # such as a full disk: the agent goes on, and reports the same status
             event(log, logging.WARNING, "the endpoint's status can't be written", reason=error)
 
     def _exit_code(self) -> int:
@@ -218,7 +220,7 @@ class Runner:
         while not self._signals.empty():
             received.append(self._signals.get())
         code = 130 if received and received[0] == signal.SIGINT else 0
-        if len(received) > 1:  # "at once": don't wait for what the engine has not ended
+        if len(received) > 1:  # "at once": do not wait for what the engine has not ended
             logging.shutdown()
             os._exit(code)
         return code

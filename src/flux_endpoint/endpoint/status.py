@@ -1,4 +1,4 @@
-"""How far an agent is, and what others may know of it."""
+"""The agent's phase, and its published status."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class AgentPhase(Enum):
-    """How far an agent is."""
+    """Phases of the agent."""
 
-    #: It waits until the broker gives it the task queue; the engine was not started.
+    #: It waits for the task queue; the engine is not started yet.
     CLAIMING = auto()
     WORKING = auto()
     #: It takes no more tasks; the engine ends.
@@ -24,12 +24,12 @@ class AgentPhase(Enum):
 
 @dataclass(frozen=True)
 class AgentStatus:
-    """What others may know of the agent while it runs.
+    """The published status of a running agent.
 
     Attributes:
         state: "disconnected" (from the broker or its queue, and trying), "connected" or "stopping".
         reason: why no tasks can come, or results can't be sent.
-        executor: what runs the engine's jobs, "flux" or "local"; `None` until it was started.
+        executor: what runs the engine's jobs, "flux" or "local"; `None` until it has started.
         patience: seconds after which the agent gives up; infinite: never.
     """
 
@@ -40,14 +40,14 @@ class AgentStatus:
 
 
 class JournalDisk:
-    """Whether the journal can be written, each change told once."""
+    """Whether the journal can be written; each change is reported once."""
 
     def __init__(self) -> None:
-        #: Why it can't be written; empty: it can.
+        #: Why it can't be written; empty if it can.
         self.trouble = ""
 
     def failed(self, reason: str) -> bool:
-        """Take note that it can't be written; return whether others should know of it."""
+        """Record that it can't be written; return whether that must be reported."""
         if self.trouble:
             return False
         self.trouble = f"{reason}. No task is taken and no result sent until it can be written"
@@ -55,7 +55,7 @@ class JournalDisk:
         return True
 
     def mended(self) -> bool:
-        """Take note that it was written; return whether others should know of it."""
+        """Record that it was written; return whether that must be reported."""
         if not self.trouble:
             return False
         self.trouble = ""

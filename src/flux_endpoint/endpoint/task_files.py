@@ -1,6 +1,6 @@
-"""Old files of tasks: the directories and output files that are called after a task, and go again.
+"""Removes old files of tasks: directories and output files that are named after a task.
 
-What tasks make under names of their own is theirs, and is never touched.
+Files to which tasks gave names of their own belong to the users, and are never touched.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # `<task id>/` of a sandbox; `<task id>.stdout` and `<task id>.<random>.stderr` of a command.
 _OF_TASK = re.compile(rf"({_UUID})(?:(?:\.\w+)?\.(?:stdout|stderr))?")
-#: Seconds between two looks.
+#: Seconds between two scans.
 PERIOD = 6 * 3600.0
 
 
 class TaskFiles:
-    """Removes what is older than is kept, on a thread of its own.
+    """Removes files older than `keep`, on its own thread.
 
     Args:
-        directory: where tasks run; need not exist.
-        keep: seconds after their last change; infinity: for ever.
-        is_open: tells, on that thread, whether a task has not ended.
-        period: seconds between two looks.
+        directory: working directory of tasks; need not exist.
+        keep: seconds after a file's last change; infinity: forever.
+        is_open: returns, on that thread, whether a task is unfinished.
+        period: seconds between two scans.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class TaskFiles:
         self._thread = threading.Thread(target=self._run, name="task-files", daemon=True)
 
     def start(self) -> None:
-        """Begin, if anything is ever to be removed."""
+        """Start the thread, unless files are kept forever."""
         if self._keep != math.inf:
             self._thread.start()
 
     def close(self, timeout: float = 2.0) -> None:
-        """Stop; what is just being removed may go on."""
+        """Stop; a removal in progress may go on."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout)
@@ -85,8 +85,8 @@ class TaskFiles:
     def _may_be_open(self, task_id: str) -> bool:
         try:
             return self._is_open(task_id)
-        except FluxEndpointError as error:  # it can't be told now
-            event(log, logging.WARNING, "old files of a task stay", task_id=task_id, reason=error)
+        except FluxEndpointError as error:  # the journal can't be read now
+            event(log, logging.WARNING, "old files of a task kept", task_id=task_id, reason=error)
             return True
 
     def _remove(self, path: Path) -> bool:
@@ -104,7 +104,7 @@ class TaskFiles:
 
 
 def _last_change(path: Path) -> float:
-    """Return when a file, or anything in a directory, was changed last; infinity if unknown."""
+    """Return the last change of a file, or of anything in a directory; infinity if unknown."""
     last = -math.inf
     waiting = [path]
     while waiting:

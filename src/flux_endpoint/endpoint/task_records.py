@@ -1,4 +1,4 @@
-"""Who ran what: a line of the log for each batch of a user's function, an audit record a task."""
+"""Who ran what: a log line per batch of a user's function, and an audit record per task."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from flux_endpoint.serialize import JSONData, unpack_buffers
 
 log = logging.getLogger(__name__)
 
-#: In an endpoint's directory.
+#: The audit log in an endpoint's directory.
 AUDIT_LOG = "audit.jsonl"
-#: The characters of a command, and of its arguments, that are shown.
+#: The most characters of a command, and of its arguments, that are shown.
 _BEGINNING = 200
 
 
 class TaskRecords:
-    """Records what an agent takes. Belongs to its thread.
+    """Records the tasks and requests that an agent takes. Belongs to its thread.
 
     Args:
         directory: the endpoint's directory.
@@ -36,7 +36,7 @@ class TaskRecords:
         self._audit = AuditLog(directory / AUDIT_LOG)
 
     def received(self, tasks: Iterable[tuple[EngineTask | RefusedTask, Mapping[str, Any]]]) -> None:
-        """Record tasks with the headers of their messages: those taken, and those refused."""
+        """Record accepted and refused tasks, with the headers of their messages."""
         records: list[dict[str, Any]] = []
         batches: dict[tuple[Any, ...], list[str]] = {}
         for task, headers in tasks:
@@ -74,7 +74,7 @@ class TaskRecords:
         self._audit.write_all(records)
 
     def asked(self, request: TaskKill | EndpointStop) -> None:
-        """Record what the service has asked for in a user's name."""
+        """Record a request of the service on a user's behalf."""
         if isinstance(request, EndpointStop):
             self._audit.write("asked to stop")
         else:

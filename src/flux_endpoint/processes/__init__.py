@@ -1,4 +1,4 @@
-"""Process trees that are started, watched and surely ended."""
+"""Process trees that are started, watched and reliably ended."""
 
 from flux_endpoint.processes.keeper import Command, ProcessKeeper
 from flux_endpoint.processes.lifeline import watch_parent

@@ -1,7 +1,7 @@
 """The process that a `ProcessKeeper` starts, and the shells that it forks.
 
-Run by path, isolated (`python -I -S helper.py CONTROL EVENTS OWNER`), and made of the standard
-library alone, so that it starts in milliseconds. It is single-threaded: forking is safe and cheap.
+It is run by path, isolated (`python -I -S helper.py CONTROL EVENTS OWNER`), and uses only the
+standard library, so it starts in milliseconds. It is single-threaded: forking is safe and cheap.
 
 Owner to helper, on the stream socket `CONTROL`: a header of two 32-bit numbers (length, how many
 descriptors), then JSON, with the descriptors as SCM_RIGHTS. Helper and shells to owner, on the
@@ -29,19 +29,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 HEADER = struct.Struct("=II")
-#: What the owner asks for, beside signals 1..64, as one byte on a shell's pipe.
+#: Requests of the owner besides signals 1..64, each as one byte on a shell's pipe.
 KILL = 255
-#: Most descriptors that the kernel passes in one message, less a few.
+#: The most descriptors that the kernel passes in one message, less a few.
 MAX_DESCRIPTORS = 250
-#: Variable of a command's environment: how many seconds what it leaves has to end on its own, and
-#: the command itself when the owner is gone, after a SIGTERM. All else is killed at once.
+#: Variable of a command's environment: after a SIGTERM, the seconds that processes left by the
+#: command have to end, and so has the command itself when the owner is gone. All others are killed
+#: at once.
 NOTICE = "FLUX_ENDPOINT_NOTICE"
-#: Exit statuses of a shell that could not start its commands, as a POSIX shell's.
+#: Exit statuses of a shell that could not start its commands, as of a POSIX shell.
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 
-#: What a command finds as by default, whatever this process handles, Python ignores, or whoever
-#: started us had ignored (nohup, a shell's background job).
+#: Signals that are reset for commands, whatever this process handles, Python ignores, or our parent
+#: ignored (nohup, a shell's background job).
 _DEFAULTED = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -71,11 +72,11 @@ def children() -> list[int]:
 
 
 def end_children(keep: frozenset[int] = frozenset()) -> None:
-    """Kill every descendant but the children in `keep`, and reap.
+    """Kill and reap every descendant except the children in `keep`.
 
-    Only direct children are signalled: until reaped their pids are theirs. The kernel gives a
-    subreaper the orphans of those that die, so the next round reaches them, daemons and new
-    sessions included.
+    Only direct children are signalled: until they are reaped, their pids are not reused. The kernel
+    gives a subreaper the orphans of those that die, so the next round reaches these, including
+    daemons and new sessions.
     """
     while victims := [pid for pid in children() if pid not in keep]:
         for pid in victims:
@@ -87,12 +88,12 @@ def end_children(keep: frozenset[int] = frozenset()) -> None:
 
 
 def notice_of(commands: list[dict[str, Any]]) -> float:
-    """Return how many seconds what a group leaves has to end on its own."""
+    """Return how many seconds the processes left by a group have to end."""
     return max(float(command["env"].get(NOTICE, 0)) for command in commands)
 
 
 def _wakeup_socket() -> socket.socket:
-    """Return a socket that becomes readable, with the number in it, at SIGCHLD and SIGTERM."""
+    """Return a socket that becomes readable at SIGCHLD and SIGTERM, and yields their numbers."""
     readable, writable = socket.socketpair()
     readable.setblocking(False)
     writable.setblocking(False)
@@ -109,7 +110,7 @@ def _drain(sock: socket.socket) -> bytes:
 
 
 def exit_code(status: int) -> int:
-    """Return a wait status as a POSIX shell would: 128 + N for signal N."""
+    """Return a wait status as a POSIX shell reports it: 128 + N for signal N."""
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
@@ -131,7 +132,7 @@ def _redirect(source: int | str | None, target: int) -> None:
 
 
 def _execute(argv: list[str], env: dict[str, str]) -> NoReturn:
-    """Replace this process as execvp(3) does, the fallback to /bin/sh included."""
+    """Replace this process as execvp(3) does, including the fallback to /bin/sh."""
     program = argv[0]
     paths = [program]
     if "/" not in program:
@@ -152,7 +153,7 @@ def _execute(argv: list[str], env: dict[str, str]) -> NoReturn:
 
 
 def _become(command: dict[str, Any], descriptors: list[int], shell: int, report: int) -> NoReturn:
-    """Turn this forked child into `command`; whatever fails goes to `report` as errno and file."""
+    """Turn this forked child into `command`; errors go to `report` as errno and file name."""
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
@@ -169,14 +170,14 @@ def _become(command: dict[str, Any], descriptors: list[int], shell: int, report:
     except OSError as exc:
         answer = [exc.errno or errno.EIO, exc.strerror or str(exc), exc.filename]
         os.write(report, json.dumps(answer).encode())
-    except ValueError as exc:  # an embedded null byte, an empty or "=" name in the environment
+    except ValueError as exc:  # a null byte, or an empty or "=" name in the environment
         os.write(report, json.dumps([errno.EINVAL, str(exc), command["argv"][0]]).encode())
     finally:
         os._exit(NOT_EXECUTABLE)
 
 
 def _fork(command: dict[str, Any], descriptors: list[int]) -> tuple[int, int]:
-    """Fork what becomes `command`; return its pid and a pipe that ends when it has, or can't."""
+    """Fork `command`; return its pid and a pipe that closes when it runs or has failed."""
     shell = os.getpid()
     readable, writable = os.pipe()
     try:
@@ -195,7 +196,7 @@ def _fork(command: dict[str, Any], descriptors: list[int]) -> tuple[int, int]:
 
 
 class _Shell:
-    """Starts the commands of one group, watches them, and kills what they leave behind."""
+    """Starts the commands of one group, watches them, and kills the processes they leave."""
 
     def __init__(self, key: str, requests: int, events: socket.socket) -> None:
         self._key = key
@@ -204,11 +205,11 @@ class _Shell:
         self._running: dict[int, int] = {}  # pid -> index
         self._highest = 0
         self._is_killed = False
-        self._deferred = b""  # signals for commands that have not all started
+        self._deferred = b""  # signals received before all commands have started
         self._wakeup = _wakeup_socket()
 
     def run(self, commands: list[dict[str, Any]], descriptors: list[int]) -> int:
-        """Run the group to its end; return the exit status: the highest of the commands'."""
+        """Run the group to its end; return the exit status, the highest of the commands'."""
         wakeup = self._wakeup
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
@@ -226,7 +227,7 @@ class _Shell:
         self._say("started", list(self._running))
         if self._deferred:
             self._obey(self._deferred)
-        until = math.inf  # when what is left is killed
+        until = math.inf  # when remaining processes are killed
         while self._running or (children() and time.monotonic() < until and not self._is_killed):
             left = None if until == math.inf else max(0.0, until - time.monotonic()) * 1000
             for ready, _ in poll.poll(left):
@@ -240,10 +241,10 @@ class _Shell:
         return self._highest
 
     def _start(self, index: int, command: dict[str, Any], descriptors: list[int]) -> None:
-        """Fork and exec `command`; raise the OSError that stopped it.
+        """Fork and execute `command`; raise the OSError that prevented it.
 
-        To be killed is heeded meanwhile: a fifo as standard stream holds it up until it is opened
-        at its other end, which may be never.
+        A request to kill is honoured in the meantime: opening a FIFO as a standard stream blocks
+        until its other end is opened, which may never happen.
         """
         pid, readable = _fork(command, descriptors)
         poll = select.poll()
@@ -306,7 +307,8 @@ class _Helper:
         self._shells: dict[int, str] = {}  # pid -> key
         self._pipes: dict[str, int] = {}  # key -> write end of the shell's requests
         self._notice: dict[str, float] = {}  # key -> seconds
-        #: Whether the owner has said that it closes its end; else it is gone when that is closed.
+        #: Whether the owner has announced that it closes its end; otherwise a close means it is
+        #: gone.
         self._is_closed = False
         self._input = bytearray()
         self._descriptors: collections.deque[int] = collections.deque()
@@ -318,8 +320,8 @@ class _Helper:
         """Serve until the owner is gone, then kill everything below."""
         self._poll.register(self._control, select.POLLIN)
         self._poll.register(self._wakeup, select.POLLIN)
-        # A copy of the owner's end of the control socket may live on in a process that the owner
-        # forked: then there is no end of file, and only the owner's pid tells.
+        # A process that the owner forked may hold a copy of the owner's end of the control socket.
+        # Then there is no end of file, and only the owner's pid shows that it is gone.
         watched = -1
         with contextlib.suppress(OSError):
             watched = os.pidfd_open(self._owner)
@@ -333,7 +335,7 @@ class _Helper:
             end_children()
 
     def _give_notice(self) -> None:
-        """The owner is gone: kill all but what wants to save what it has."""
+        """Kill everything, since the owner is gone, except groups that asked for time to finish."""
         for key, pipe in self._pipes.items():
             with contextlib.suppress(OSError):
                 os.write(pipe, bytes([signal.SIGTERM if key in self._notice else KILL]))
@@ -369,7 +371,7 @@ class _Helper:
         had = bool(self._unsent)
         with contextlib.suppress(BlockingIOError):
             while self._unsent:
-                # Not blocking: the owner may itself wait until we take a request.
+                # Nonblocking: the owner may itself be waiting for us to take a request.
                 self._events.send(self._unsent[0], socket.MSG_DONTWAIT)
                 self._unsent.popleft()
         if self._unsent:
@@ -444,7 +446,7 @@ class _Helper:
         try:
             _prctl(_PR_SET_CHILD_SUBREAPER, 1)
             self._control.close()
-            # With the write ends here only in the helper, its death is an end of file.
+            # Only the helper has the write ends here, so its death is an end of file.
             for other in (pipe, *self._pipes.values()):
                 os.close(other)
             shell = _Shell(key, requests, self._events)

@@ -1,4 +1,4 @@
-"""Which processes have a file open, also one that was deleted."""
+"""Finds the processes that have a file open, even a deleted one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What the kernel puts after the name of a file that is there no more.
+#: Suffix that the kernel appends to the name of a deleted file.
 _DELETED = " (deleted)"
 
 
@@ -16,9 +16,9 @@ class LockHolder:
     """A process that has a file open.
 
     Attributes:
-        pid: its number.
-        file: a path to what it has open, which works for a deleted file, too.
-        deleted: whether that is there no more, though another file may be in its place.
+        pid: its process id.
+        file: a path to the open file, which works for a deleted file, too.
+        deleted: whether the file was deleted; another file may have its name now.
     """
 
     pid: int
@@ -27,16 +27,16 @@ class LockHolder:
 
 
 def holders_of(path: Path) -> list[LockHolder]:
-    """Return the other processes that have `path` open to write, as far as this user may know.
+    """Return the other processes that have `path` open for writing, as far as this user can see.
 
-    Who has it open to read looks who has locked it, and is gone in a moment.
+    Processes that have it open for reading only check the lock, and are gone in a moment.
     """
     wanted = {str(path): False, f"{path}{_DELETED}": True}
     found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal() or int(process.name) == os.getpid():
             continue
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
             for each in (process / "fd").iterdir():
                 target = str(each.readlink())
                 if target in wanted and _writes(process, each.name):

@@ -1,4 +1,4 @@
-"""Groups of processes that are started, watched, signalled and surely ended."""
+"""Groups of processes that are started, watched, signalled and reliably ended."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """One process to start: in a session, and so a process group, of its own.
+    """One process to start, in its own session and so in its own process group.
 
     Attributes:
         argv: program and arguments; a program without a slash is searched on `env`'s PATH.
         env: the whole environment.
         cwd: working directory; relative paths below are relative to it.
-        stdin: descriptor, path, or `None` for /dev/null. A descriptor is passed on during `spawn`;
-            the caller may close it when that returns.
+        stdin: descriptor, path, or `None` for /dev/null. A descriptor is duplicated by `spawn`; the
+            caller may close it after that.
         stdout: descriptor, path (opened for append, created with mode 0600), or `None` for
             /dev/null.
-        stderr: as `stdout`.
+        stderr: like `stdout`.
     """
 
     argv: Sequence[str]
@@ -46,28 +46,28 @@ class Command:
 
 
 class ProcessKeeper:
-    """Starts groups of processes below one helper process, and leaves none of them behind.
+    """Starts groups of processes below one helper process, and leaves none behind.
 
-    For each group the helper forks a *shell* that starts the group's commands, waits for them, and
-    at its own end kills every descendant that is left, daemons included: helper and shells are
-    child subreapers. When the owner of the keeper dies, in whatever way, the helper kills
-    everything below it and exits. A command with `FLUX_ENDPOINT_NOTICE` in its environment has so
-    many seconds then, after a SIGTERM, to end on its own, and so has what it leaves at its end.
+    For each group the helper forks a *shell*, which starts the group's commands, waits for them,
+    and at its own end kills all remaining descendants, including daemons: helper and shells are
+    child subreapers. If the keeper's owner dies, for whatever reason, the helper kills everything
+    below it and exits. A command with `FLUX_ENDPOINT_NOTICE` in its environment then gets SIGTERM
+    and that many seconds to end; so do the processes that it leaves at its end.
 
-    A group's callbacks, all from one thread of the keeper, come in this order: `on_started`, any
-    number of `on_task_exit`, `on_group_exit`; or, when a command can't be started,
-    `on_start_failed`, `on_group_exit`; or `on_group_exit` alone, when the group is killed before
-    all its commands were seen to run. Every spawned group gets its `on_group_exit`, also when the
-    keeper is closed or its helper is killed. Callbacks must not block; they may call any method.
+    A group's callbacks run on one thread of the keeper, in this order: `on_started`, any number of
+    `on_task_exit`, `on_group_exit`. If a command can't be started: `on_start_failed`,
+    `on_group_exit`. If the group is killed before all of its commands were seen to run:
+    `on_group_exit` only. Every spawned group gets its `on_group_exit`, even if the keeper is closed
+    or its helper is killed. Callbacks must not block; they may call any method.
 
     Args:
         on_started: called with the group's key and the pids of its commands, in order.
         on_task_exit: called with key, index of the command and wait status.
-        on_group_exit: called with key and wait status of the shell: its exit code is the highest
-            of the commands', where a command ended by signal N counts as 128 + N; 127 when one
-            was not found, 126 when it could not be started for another reason.
-        on_start_failed: called with key, index of the command, and the error, whose `filename`
-            says what it is about; the group's other commands are killed.
+        on_group_exit: called with key and wait status of the shell. Its exit code is the highest of
+            the commands': 128 + N for a command that signal N ended, 127 if a command was not
+            found, 126 if it could not be started for another reason.
+        on_start_failed: called with key, index of the command, and the error, whose `filename` says
+            what it is about; the group's other commands are killed.
         name: used for the thread's name and in logs.
     """
 
@@ -85,32 +85,32 @@ class ProcessKeeper:
         self._on_group_exit = on_group_exit
         self._on_start_failed = on_start_failed
         self._name = name
-        self._lock = threading.Lock()  # of what is below
+        self._lock = threading.Lock()  # protects the attributes below
         self._open: set[str] = set()
         self._helper: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._reader: threading.Thread | None = None
-        self._ended = False  # no group's end would be told any more
+        self._ended = False  # whether ends of groups can no longer be reported
 
     def start(self) -> None:
-        """Start the helper. Raises OSError when that is not possible."""
+        """Start the helper. Raises OSError if that is not possible."""
         with self._lock:
             if self._helper is not None:
                 raise RuntimeError("the process keeper was started before")
             control, theirs = socket.socketpair()
             events, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs, reports:
-                self._control = control  # first: what `close` ends the helper with
+                self._control = control  # first, because `close` ends the helper with it
                 ends = (theirs.fileno(), reports.fileno())
                 arguments = [str(number) for number in (*ends, os.getpid())]
                 self._helper = subprocess.Popen(
-                    # What jobspecs say is UTF-8, whatever the locale is.
+                    # Jobspecs are UTF-8, whatever the locale is.
                     [sys.executable, "-I", "-S", "-X", "utf8", helper.__file__, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=ends,
                     cwd="/",
-                    start_new_session=True,  # a terminal's Ctrl-C is for the owner
+                    start_new_session=True,  # a terminal's Ctrl-C is for the owner only
                 )
             self._reader = threading.Thread(
                 target=self._read, args=(events,), name=self._name, daemon=True
@@ -130,15 +130,15 @@ class ProcessKeeper:
         return self._helper.pid if self._helper else None
 
     def spawn(self, key: str, commands: Sequence[Command]) -> None:
-        """Start a group; the answers come as callbacks.
+        """Start a group; the results come as callbacks.
 
         Args:
-            key: the caller's name of the group, which must not be running.
-            commands: what to start, at least one.
+            key: the caller's name for the group; no running group may have it.
+            commands: the commands to start, at least one.
 
         Raises:
-            RuntimeError: if the keeper is not running.
-            ValueError: if a group of that key is running, or `commands` is empty.
+            RuntimeError: the keeper is not running.
+            ValueError: a group with that key is running, or `commands` is empty.
         """
         if not commands:
             raise ValueError(f"group {key!r}: no commands to start")
@@ -151,17 +151,21 @@ class ProcessKeeper:
             self._open.add(key)
 
     def signal(self, key: str, signum: int) -> None:
-        """Send `signum` to each running command's process group; unknown key: no effect."""
+        """Send `signum` to the process group of each running command; ignore an unknown key.
+
+        Raises:
+            ValueError: `signum` is not a signal.
+        """
         if signum not in signal.valid_signals():
             raise ValueError(f"{signum} is no signal")
         self._request(key, int(signum))
 
     def kill(self, key: str) -> None:
-        """Send SIGKILL to the whole tree of the group; unknown key: no effect."""
+        """Send SIGKILL to the whole tree of the group; ignore an unknown key."""
         self._request(key, helper.KILL)
 
     def close(self) -> None:
-        """Kill all groups and wait until helper and callbacks have ended. May be called again."""
+        """Kill all groups, and wait until helper and callbacks have ended. May be called again."""
         with self._lock:
             if self._control is not None:
                 with contextlib.suppress(OSError, RuntimeError):  # the helper has ended
@@ -182,7 +186,7 @@ class ProcessKeeper:
             if key in self._open and self._control is not None:
                 try:
                     self._send(["signal", key, int(number)], [])
-                except (OSError, RuntimeError):  # the helper died: the reader thread says so
+                except (OSError, RuntimeError):  # the helper died: the reader thread reports it
                     return
 
     def _send(self, request: list[Any], descriptors: list[int]) -> None:
@@ -193,7 +197,7 @@ class ProcessKeeper:
         body = json.dumps(request).encode()
         data = memoryview(helper.HEADER.pack(len(body), len(descriptors)) + body)
         try:
-            # Each message of descriptors rides on one byte.
+            # Each message with descriptors is carried by one byte.
             for at in range(0, len(descriptors), helper.MAX_DESCRIPTORS):
                 passed = array.array("i", descriptors[at : at + helper.MAX_DESCRIPTORS])
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)

@@ -1,4 +1,4 @@
-"""Notice the death of the parent process."""
+"""Detects the death of the parent process."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable
 
 
 def watch_parent(on_death: Callable[[], None], *, parent: int | None = None) -> threading.Thread:
-    """Call `on_death` once, from a thread of its own, when the parent process has died.
+    """Call `on_death` once, on its own thread, when the parent process has died.
 
     Args:
-        on_death: in general `lambda: os._exit(1)` or what begins an orderly end.
-        parent: pid that the parent is known to have; by default the present parent's. Give it
-            where the parent may already have died: then `on_death` is called at once.
+        on_death: usually `lambda: os._exit(1)`, or the start of an orderly end.
+        parent: the parent's known pid; by default the present parent's. Pass it if the parent may
+            have died already: then `on_death` is called at once.
 
     Returns:
-        The daemon thread that waits.
+        The waiting daemon thread.
     """
     expected = os.getppid() if parent is None else parent
     watched = -1
     with contextlib.suppress(ProcessLookupError):
         watched = os.pidfd_open(expected)
-    # Opened first, compared then: a pid that was used anew in between is told by the comparison.
+    # Open first, then compare: this detects a pid that was reused in between.
     alive = watched >= 0 and os.getppid() == expected
 
     def wait() -> None:

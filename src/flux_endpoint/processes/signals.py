@@ -1,4 +1,4 @@
-"""Hear of signals at once, whatever the main thread waits for."""
+"""Reports signals at once, whatever the main thread waits for."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def told_of_signals(callback: Callable[[int], object]) -> Iterator[None]:
-    """Call `callback` with the number of every signal that this process handles, on a thread.
+    """Call `callback`, on a thread, with the number of every signal that this process handles.
 
-    Python runs a handler between two of the main thread's instructions. A signal that comes when
-    the main thread is just going to wait, or that the kernel gives to another thread, does not end
-    that wait: without a time limit its handler never runs. The thread needs no turn of the main
-    one, so it can wake it.
+    Python runs a handler between two instructions of the main thread. A signal that arrives just
+    before the main thread begins to wait, or that the kernel delivers to another thread, does not
+    end that wait: without a timeout its handler never runs. This thread runs independently of the
+    main thread, so it can wake it.
 
     Args:
-        callback: called on a thread of its own; the handlers run beside it, in the main thread.
+        callback: called on its own thread; the handlers run independently on the main thread.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)

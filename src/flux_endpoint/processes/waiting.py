@@ -1,4 +1,4 @@
-"""Wait for one descriptor, whatever its number: `select.select` takes none above 1,023."""
+"""Waits for one descriptor of any number: `select.select` only accepts numbers below 1024."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class _HasDescriptor(Protocol):
 
 
 def is_readable(file: int | _HasDescriptor, timeout: float) -> bool:
-    """Return whether `file` can be read, or is at its end, within `timeout` seconds.
+    """Return whether `file` is readable, or at its end, within `timeout` seconds.
 
     Args:
-        file: a descriptor or an object with one. A pidfd is readable when its process has ended.
-        timeout: seconds; 0 or less looks and does not wait.
+        file: a descriptor or an object with one. A pidfd is readable once its process has ended.
+        timeout: seconds; 0 or less checks without waiting.
     """
     poll = select.poll()
     poll.register(file, select.POLLIN)
