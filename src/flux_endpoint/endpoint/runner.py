@@ -147,7 +147,7 @@ class Runner:
             event(
                 log,
                 logging.WARNING,
-                "tasks of other users run as this account, and can read its credentials: move these "
+                "tasks of other users run as this account, and can read its credentials: move them "
                 "away, the endpoint no longer needs them",
                 file=str(file),
             )
@@ -210,9 +210,7 @@ class Runner:
     def _publish_status(self, status: DirectoryStatus) -> None:
         try:
             self._directory.write_status(status)
-        except (
-            OSError
-        ) as error:  # such as a full disk: the agent goes on, and reports the same status
+        except OSError as error:  # e.g. a full disk: the agent goes on
             event(log, logging.WARNING, "the endpoint's status can't be written", reason=error)
 
     def _exit_code(self) -> int:

@@ -1,6 +1,6 @@
-"""`ShellFunction`, `MPIFunction`, `ShellResult`: what a command task is.
+"""Command tasks: `ShellFunction`, `MPIFunction`, `ShellResult`.
 
-Importing this package registers the serialization strategy that carries them.
+Importing this package registers the serialization strategy of command functions.
 """
 
 from flux_endpoint.functions.execution import (

@@ -1,4 +1,4 @@
-"""Runs one command on this machine, to its end or to the end of its time."""
+"""Runs one command on this machine until it ends or its walltime is over."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from flux_endpoint.functions.room import lacks_room
 from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.functions.tree import MARK, CommandTree
 
-#: Return code of a command whose walltime ran out, as `timeout(1)` has it.
+#: Return code of a command whose walltime is over, as with `timeout(1)`.
 WALLTIME_RETURNCODE = 124
 
-#: How long processes have between SIGTERM and SIGKILL when the walltime runs out, in seconds.
+#: Seconds between SIGTERM and SIGKILL when the walltime is over.
 GRACE = 2.0
 
 _FAILED = "subprocess.CalledProcessError"
 _OUT_OF_TIME = "subprocess.TimeoutExpired"
-#: Bytes that Linux takes in one argument, the final NUL included.
+#: Longest argument that Linux accepts, in bytes, including the final NUL.
 _LONGEST_ARGUMENT = 32 * 4096
-#: `poll` takes its time in milliseconds as a C int.
+#: `poll` takes milliseconds as a C int.
 _LONGEST_POLL = 2**31 // 1000 - 1
 
 
 @dataclass(frozen=True)
 class ExecutionOutcome:
-    """How a command ended: a return code, and the name of the error that stands for it."""
+    """How a command ended: its return code, and the name of the corresponding error."""
 
     returncode: int
     exception_name: str | None
@@ -52,13 +52,13 @@ def outcome_of(returncode: int) -> ExecutionOutcome:
     return ExecutionOutcome(returncode, _FAILED if returncode else None)
 
 
-#: The outcome of a command whose walltime ran out.
+#: The outcome of a command whose walltime is over.
 OUT_OF_TIME = ExecutionOutcome(WALLTIME_RETURNCODE, _OUT_OF_TIME)
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A command's outcome, and the last lines of its streams."""
+    """A command's outcome, and the last lines of its output streams."""
 
     outcome: ExecutionOutcome
     stdout: str
@@ -73,17 +73,17 @@ def run_command(
     walltime: float | None = None,
     snippet_lines: int = 1000,
 ) -> Execution:
-    """Run `command` with `bash -c` and wait for it, but not for what it left in the background.
+    """Run `command` with `bash -c` and wait for it, but not for its background processes.
 
-    It runs in `$GC_TASK_SANDBOX_DIR`, which is created, or else in the current directory.
+    It runs in `$GC_TASK_SANDBOX_DIR`, which is created, or in the current directory.
 
     Args:
         command: the command line.
-        stdout: file to which its standard output is appended, relative to where it runs; by
-            default a new one there, called `<task id>.<random>.stdout`.
+        stdout: file to which its standard output is appended, relative to its working directory; by
+            default a new file there, named `<task id>.<random>.stdout`.
         stderr: the same for its standard error.
-        walltime: seconds after which it and everything it started is ended.
-        snippet_lines: how many lines of each stream to return.
+        walltime: seconds after which the command and all of its processes are ended.
+        snippet_lines: number of last lines of each stream to return.
 
     Raises:
         OSError: a file can't be written, or there is no `bash`.
@@ -109,7 +109,7 @@ def run_command(
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Readable, too: the snippet comes from this file even if the command renames it.
+    # Also readable: the snippet is read from this descriptor even if the command renames the file.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         yield descriptor
@@ -144,7 +144,7 @@ def _run(
             if not ended:
                 tree.end(GRACE)
                 process.wait()
-        except BaseException:  # Ctrl-C and the like: nobody would be left to end the command
+        except BaseException:  # e.g. Ctrl-C: otherwise the command would run on
             tree.end(GRACE)
             process.wait()
             raise
@@ -152,10 +152,10 @@ def _run(
 
 
 class _Invocation:
-    """How bash is called for a command, and the descriptors that it needs for that.
+    """How bash is called for a command, and the descriptors that it needs.
 
-    A command that is too long for an argument is read from a file that has no name. Apart from
-    that it is run as any other: in the same shell, with the same `$0` and `$$`.
+    A command that is too long for an argument is read from an unnamed file. Otherwise it runs like
+    any other: in the same shell, with the same `$0` and `$$`.
     """
 
     def __init__(self, command: str) -> None:
@@ -179,9 +179,9 @@ class _Invocation:
 
 
 class _HeldSignals:
-    """What signals raise here, such as Ctrl-C's, is raised when they are released, not before.
+    """Delays exceptions that signal handlers raise, such as KeyboardInterrupt, until `release`.
 
-    It would come between any two steps, and nobody would know of a process that was being started.
+    Otherwise one could occur between any two steps, and leave an unknown process running.
     """
 
     def __init__(self) -> None:
@@ -190,14 +190,14 @@ class _HeldSignals:
 
     def __enter__(self) -> _HeldSignals:
         if threading.current_thread() is not threading.main_thread():
-            return self  # only that one runs handlers
+            return self  # only the main thread runs handlers
         try:
             for number in signal.valid_signals():
                 handler = signal.getsignal(number)
                 if callable(handler):
                     self._handlers[number] = handler
                     signal.signal(number, self._note)
-        except BaseException:  # one that is not held yet
+        except BaseException:  # from a signal that is not held yet
             self.release()
             raise
         return self
@@ -209,7 +209,7 @@ class _HeldSignals:
         self._came.append(number)
 
     def release(self) -> None:
-        """Let them come again, first those that came meanwhile."""
+        """Restore the handlers, and deliver the held signals."""
         for number in list(self._handlers):
             signal.signal(number, self._handlers[number])
             del self._handlers[number]
@@ -224,13 +224,13 @@ def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> bool:
         return True
     try:
         descriptor = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # no such call on this system
+    except (AttributeError, OSError):  # this system has no pidfd_open
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
         return True
-    # `Popen.wait` with a timeout looks again and again; this wakes when the process ends.
+    # `Popen.wait` with a timeout polls; this wakes when the process ends.
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)

@@ -1,10 +1,10 @@
-"""Putting values into the fields of a command line.
+"""Formats values into the fields of a command line.
 
-A command line is formatted as `str.format` does, with one conversion more: `{x!q}` is the value as
-one word for the shell, quoted as `shlex.quote` does.
+Command lines are formatted as by `str.format`, with one additional conversion: `{x!q}` is the value
+as one shell word, quoted as by `shlex.quote`.
 
-Inside of `quoting_fields()` every value is data: it is taken where it is known to stay that
-(`functions.plain`), quoted for its place.
+Inside `quoting_fields()` every value is data: it is quoted for its place, and only accepted where
+it is known to remain data (`functions.plain`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any
 
 from flux_endpoint.functions.plain import FIELD, Place, Takes, places
 
-#: The widest field, and the most digits of a number, that a format may ask for.
+#: The largest width and precision of a format.
 WIDEST = 65_536
 #: The most characters of a formatted command line.
 LONGEST = 1 << 24
-#: Up to so many fields are formatted at once, without counting characters.
+#: Up to this many fields are formatted at once, without counting characters.
 _FEW = 8
 
 _number = re.compile(r"\d+")
-#: Means the same to a shell wherever it stands, quoted or not.
+#: Characters with no special meaning to a shell anywhere, quoted or not.
 _HARMLESS = re.compile(r"[A-Za-z0-9_@%+=:,./-]*", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
-#: Without what sets a variable.
+#: The same without the character that sets a variable.
 _WORD = re.compile(r"[A-Za-z0-9_@%+:,./-]*", re.ASCII)
 
-#: Inside of `quoting_fields()`: the programs that were named to it.
+#: The programs that were passed to the enclosing `quoting_fields()`.
 _quoting: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar(
     "quoting", default=None
 )
@@ -41,11 +41,11 @@ _quoting: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar
 
 @contextlib.contextmanager
 def quoting_fields(programs: Collection[str] = ()) -> Iterator[None]:
-    """Meanwhile, in this context, every value that goes into a command line is quoted.
+    """Quote every value that is formatted into a command line, in this context.
 
     Args:
-        programs: those that take any text for data, as command lines name them, besides the ones
-            that are known for it.
+        programs: programs that treat any argument as data, named as in command lines, besides the
+            known ones.
     """
     token = _quoting.set(frozenset(programs))
     try:
@@ -55,7 +55,7 @@ def quoting_fields(programs: Collection[str] = ()) -> Iterator[None]:
 
 
 def is_quoting() -> bool:
-    """Return whether this is inside of `quoting_fields()`."""
+    """Return whether the caller is inside `quoting_fields()`."""
     return _quoting.get() is not None
 
 
@@ -66,7 +66,7 @@ def format_fields(template: str, values: Mapping[str, Any]) -> str:
         KeyError: a field has no value.
         IndexError: a field has no name.
         ValueError: the command line or a value can't be formatted, or a value is not known to
-            stay data where its field is.
+            remain data in its field.
     """
     programs = _quoting.get()
     if programs is not None:
@@ -77,7 +77,7 @@ def format_fields(template: str, values: Mapping[str, Any]) -> str:
 
 
 class _Formatter(string.Formatter):
-    """Knows `!q`, and does not fill the memory."""
+    """Adds `!q`, and limits the length of the result."""
 
     def fill(self, template: str, values: Mapping[str, Any]) -> str:
         """Return `template` with `values` in its fields."""
@@ -97,7 +97,7 @@ class _Formatter(string.Formatter):
         return "".join(parts)
 
     def literal(self, text: str) -> str:
-        """Return a part of the command line between two fields."""
+        """Return the text of a part between two fields."""
         return text
 
     def field(self, name: str, value: Any, conversion: str | None, spec: str) -> str:
@@ -106,13 +106,13 @@ class _Formatter(string.Formatter):
         return self.format_field(self.convert_field(value, conversion), spec)
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        """Return `value` as `!r`, `!s`, `!a` or `!q` have it."""
+        """Return `value` converted by `!r`, `!s`, `!a` or `!q`."""
         if conversion == "q":
             return shlex.quote(str(value))
         return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        """Return `value` in a format.
+        """Return `value` formatted with `format_spec`.
 
         Raises:
             ValueError: the format does not fit, or is far too wide.
@@ -128,10 +128,10 @@ class _Formatter(string.Formatter):
 
 
 class _Quoting(_Formatter):
-    """Quotes every value, by the place of its field.
+    """Quotes every value according to the place of its field.
 
     Args:
-        template: the command line, which is trusted.
+        template: the trusted command line.
         programs: as of `quoting_fields`.
     """
 
@@ -143,11 +143,11 @@ class _Quoting(_Formatter):
             for literal, name, _, _ in self.parse(template)
         )
         self._places = iter(places(skeleton, programs))
-        #: Words that have more than empty values.
+        #: Words that have nonempty values.
         self._filled: set[int] = set()
 
     def field(self, name: str, value: Any, conversion: str | None, spec: str) -> str:
-        """Return the text of a field, quoted as its place needs it."""
+        """Return the text of a field, quoted for its place."""
         place = next(self._places)
         kind = None if conversion == "q" else conversion
         text = self.format_field(self.convert_field(value, kind), spec)
@@ -162,8 +162,8 @@ class _Quoting(_Formatter):
             )
         if text:
             self._filled.add(place.word)
-        if place.quote:  # out of the quotes that the field stands in, and into them again
-            # A backslash would not do: in some locales it belongs to the character before it.
+        if place.quote:  # close the quotes around the field, and reopen them
+            # A backslash is unsafe: in some locales it is the second byte of a character.
             return text if _HARMLESS.fullmatch(text) else place.quote + _word(text) + place.quote
         return f"'{text}'" if place.needs_quotes and _HARMLESS.fullmatch(text) else _word(text)
 
@@ -173,7 +173,7 @@ def _word(text: str) -> str:
 
 
 def _is_taken(place: Place, text: str, value: Any) -> bool:
-    """Return whether a place takes a value, `text` in its format."""
+    """Return whether a place accepts a value, whose formatted text is `text`."""
     if place.takes is Takes.TEXT:
         return True
     kind = {Takes.NUMBER: _NUMBER, Takes.WORD: _WORD}.get(place.takes)
@@ -185,7 +185,7 @@ def _is_taken(place: Place, text: str, value: Any) -> bool:
 
 
 def _refusal(place: Place) -> str:
-    """Say what a place takes, and why no more."""
+    """Return a text that says what a place accepts, and why not more."""
     if place.takes is Takes.NOTHING:
         return f"can't be used: {place.why}; the command names its programs itself"
     if place.takes is Takes.NUMBER:

@@ -1,4 +1,4 @@
-"""What hardware tasks find where they run."""
+"""Describes the hardware that tasks find where they run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def hardware_report(where: str = "worker") -> str:
     """Return a text for people: processors, memory, disk, and the Python of this process.
 
     Args:
-        where: what to call this place in the heading.
+        where: name of the place, for the heading.
     """
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(".")

@@ -8,11 +8,11 @@ from flux_endpoint.functions.shell import ShellFunction
 
 
 class MPIFunction(ShellFunction):
-    """A `ShellFunction` whose command an MPI launcher starts.
+    """A `ShellFunction` whose command is started by an MPI launcher.
 
-    How many ranks there are, and where, is up to the `resource_specification` of the submission.
-    Without one, the command runs once, on one worker, and no launcher starts it; an Executor warns
-    of that.
+    The `resource_specification` of the submission determines the number and places of the ranks.
+    Without one, the command runs once, on one worker, without a launcher; an Executor warns about
+    that.
     """
 
     command_prefix: ClassVar[str] = "$PARSL_MPI_PREFIX "

@@ -1,8 +1,9 @@
-"""The official package's command functions and results, read and written without that package.
+"""Reads and writes the official package's command functions and results without that package.
 
 They travel as pickles that refer to its classes by name (`globus-compute-sdk` 4.19,
-`sdk/shell_function.py` and `sdk/mpi_function.py`). Here such a function is a `ShellFunction` or
-`MPIFunction` like any other, except that its call returns what the official client can read.
+`sdk/shell_function.py` and `sdk/mpi_function.py`). Here such a function is an ordinary
+`ShellFunction` or `MPIFunction`, except that calls return results which the official client can
+read.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from flux_endpoint.serialize import DillCode, DillDataBase64, unpack_buffers
 SHELL_MODULE: Final = "globus_compute_sdk.sdk.shell_function"
 MPI_MODULE: Final = "globus_compute_sdk.sdk.mpi_function"
 
-#: Base64 characters in which a pickle has named its class, if it is one of the official ones.
+#: A pickle of an official class names the class within this many base64 characters.
 _BEGINNING = 80
-#: The byte code among the parts of a `CombinedCode` buffer; what is before it is base64.
+#: Identifier of the byte code in a `CombinedCode` buffer; base64 precedes it.
 _COMBINED_PART = re.compile(r"\A10\n(?:[^:]*:)*?01\n:([^:]*)")
 
 
 class _ByName(type):
-    """What classes have in common that stand for an official one: dill writes its name."""
+    """Metaclass of the classes that replace official ones: dill writes these by name."""
 
 
 @dill.register(_ByName)  # type: ignore[untyped-decorator]
 def _save_name(pickler: Any, cls: type) -> None:
-    if cls not in _STANDING_FOR_OFFICIAL:  # a subclass of a user's
+    if cls not in _STANDING_FOR_OFFICIAL:  # a user's subclass
         pickler.dispatch[type](pickler, cls)
         return
     pickler.save(cls.__module__)
@@ -54,17 +55,17 @@ def _save_name(pickler: Any, cls: type) -> None:
 
 
 class OfficialShellResult(ShellResult, metaclass=_ByName):
-    """A `ShellResult` that is read as the official one."""
+    """A `ShellResult` that other readers see as the official one."""
 
 
 class OfficialShellFunction(ShellFunction, metaclass=_ByName):
-    """A `ShellFunction` that is read as the official one, and returns its results."""
+    """A `ShellFunction` that others see as the official one, and that returns official results."""
 
     result_type: ClassVar[type[ShellResult]] = OfficialShellResult
 
 
 class OfficialMPIFunction(MPIFunction, OfficialShellFunction):
-    """An `MPIFunction` that is read as the official one, and returns its results."""
+    """An `MPIFunction` that others see as the official one, and that returns official results."""
 
 
 def _stand_for(cls: type, module: str, name: str) -> None:
@@ -79,21 +80,21 @@ _FUNCTIONS: dict[tuple[str, str], type[ShellFunction]] = {
 }
 _STANDING_FOR_OFFICIAL = {OfficialShellResult, *_FUNCTIONS.values()}
 
-#: For `serialize.reading_as`: what the official package returns is read as ours.
+#: For `serialize.reading_as`: values of the official package are read as ours.
 OUR_RESULT: Final[Mapping[tuple[str, str], type]] = {(SHELL_MODULE, "ShellResult"): ShellResult}
 
 
 def official_code(function: ShellFunction) -> str:
-    """Return a command function as the official package writes its own: a `01` buffer.
+    """Return a command function as the official package serializes it: a `01` buffer.
 
     Args:
-        function: a `ShellFunction` or `MPIFunction`; no subclass of the user's.
+        function: a `ShellFunction` or `MPIFunction`; not a user's subclass.
     """
     return DillCode.instance().serialize(as_official(function))
 
 
 def as_official(function: ShellFunction) -> ShellFunction:
-    """Return a copy of `function` that travels, and answers, as the official one."""
+    """Return a copy of `function` that travels, and returns results, as the official one."""
     kind = OfficialMPIFunction if isinstance(function, MPIFunction) else OfficialShellFunction
     twin = kind.__new__(kind)
     vars(twin).update(vars(function))
@@ -101,15 +102,15 @@ def as_official(function: ShellFunction) -> ShellFunction:
 
 
 def names_official_function(buffer: str) -> bool:
-    """Return whether a function's buffer is an official command function, readable or not."""
+    """Return whether a buffer contains an official command function, readable or not."""
     return _named(_pickle_in(buffer)) is not None
 
 
 def read_function(buffer: str) -> ShellFunction | None:
-    """Return the official command function in a function's buffer; run, and unpickle, nothing.
+    """Return the official command function in a buffer, without unpickling or running anything.
 
     Returns:
-        The function; `None` if it is anything else, or has parts that only unpickling can make.
+        The function; `None` if it is something else, or has parts that require unpickling.
     """
     pickled = _pickle_in(buffer)
     if pickled is None or _named(pickled) is None:
@@ -128,7 +129,7 @@ def function_of(value: Any) -> ShellFunction:
     """Return a command function, ours or the official package's, as one of ours.
 
     Raises:
-        DeserializationError: it is something else, or its options are wrong.
+        DeserializationError: it is something else, or has invalid options.
     """
     kind = type(value)
     if isinstance(value, ShellFunction) and kind not in _STANDING_FOR_OFFICIAL:
@@ -140,10 +141,10 @@ def function_of(value: Any) -> ShellFunction:
 
 
 def read_data(buffer: str) -> Any:
-    """Return the arguments in a `00` buffer; run, and unpickle, nothing.
+    """Return the arguments in a `00` buffer, without unpickling or running anything.
 
     Raises:
-        NotInertError: there is more than plain data in it.
+        NotInertError: it contains more than plain data.
     """
     value = read_inert(_decoded(buffer.removeprefix(DillDataBase64.identifier)))
     require_plain(value)
@@ -160,7 +161,7 @@ def _function(type_: Reference, state: Any) -> ShellFunction:
 
 
 def _pickle_in(buffer: str) -> bytes | None:
-    """Return the byte code in a function's buffer, if it names an official command function."""
+    """Return the pickle in a function's buffer, if it names an official command function."""
     text = _text_in(buffer)
     if text is None:
         return None
@@ -175,7 +176,7 @@ def _pickle_in(buffer: str) -> bytes | None:
 def _text_in(buffer: str) -> str | None:
     if buffer.startswith("01\n"):
         return buffer[3:]
-    if buffer.startswith("12\n"):  # of AllCodeStrategies; the others wrote the class's source
+    if buffer.startswith("12\n"):  # of AllCodeStrategies; the others contain the class's source
         try:
             parts = unpack_buffers(buffer[3:])
         except DeserializationError:
@@ -194,14 +195,14 @@ def _decoded(text: str) -> bytes:
 
 
 def _named(pickled: bytes | None) -> type[ShellFunction] | None:
-    """Return which class a pickle begins with, without reading on."""
+    """Return the class that a pickle begins with, without reading the rest."""
     if pickled is None:
         return None
     for (module, name), kind in _FUNCTIONS.items():
         beginning = b"".join(
             b"\x8c" + bytes([len(text)]) + text.encode() + b"\x94" for text in (module, name)
         )
-        # Protocol and frame come first.
+        # Skip the opcodes of protocol and frame.
         if 0 <= pickled.find(beginning + pickle.STACK_GLOBAL, 0, 120) <= 11:
             return kind
     return None

@@ -1,7 +1,7 @@
-"""What is known to be plain in a command line: the rules that let a value into one of its fields.
+"""The rules by which a value is known to be plain in a field of a command line.
 
-Nothing is refused because it is known to be dangerous; a value is taken because what the shell and
-the programs do with it is known. So a command line that is not understood here takes numbers only.
+This is an allowlist: a value is accepted because it is known what the shell and the programs do
+with it. A command line that is not understood here only accepts numbers.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
-#: Stands for a field in a command line that is read: no command line has this character.
+#: Represents a field in the parsed command line; no command line contains this character.
 FIELD: Final = "\0"
 
 
 class Takes(enum.IntEnum):
-    """How much of a value a place takes; each takes what those before it take."""
+    """How much a place accepts; each level includes the previous ones."""
 
     NOTHING = 0
     NUMBER = 1
-    #: Letters, digits and `_@%+:,./-`: one word, however often it is read.
+    #: Letters, digits and `_@%+:,./-`: a single word, however often it is parsed.
     WORD = 2
     TEXT = 3
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a field stands.
+    """The position of a field.
 
     Attributes:
-        takes: the most that it takes.
-        why: the reason that it takes no more.
-        quote: the quotes that it stands in: `'`, `"` or none.
+        takes: the most that it accepts.
+        why: the reason why it accepts no more.
+        quote: the enclosing quotes: `'`, `"` or none.
         word: the number of its word.
-        is_led: whether its word has text of its own before it.
-        may_be_option: whether the program could take a value with a `-` here for an option.
-        needs_quotes: whether also a number has to be quoted here.
-        is_understood: whether the rest is known; else nothing can be quoted here.
+        is_led: whether literal text precedes it in its word.
+        may_be_option: whether the program could take a value with a leading `-` for an option.
+        needs_quotes: whether even a number must be quoted here.
+        is_understood: whether the rest is known; otherwise nothing can be quoted here.
     """
 
     takes: Takes
@@ -55,8 +55,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Programs and builtins of bash that take every word for data that is not an option, and no word
-#: for the name of a program or an expression to run; with the options for which that is true.
+#: Programs and builtins of bash for which every word that is not an option is data, never the name
+#: of a program or an expression to run; with the options for which that holds.
 _PLAIN: Final[dict[str, re.Pattern[str]]] = {
     **dict.fromkeys(
         _words(
@@ -70,11 +70,11 @@ _PLAIN: Final[dict[str, re.Pattern[str]]] = {
     "sort": re.compile(r"-[^-].*|--", re.DOTALL),  # without --compress-program
     "printf": re.compile(r"--"),  # without -v
 }
-#: Builtins that set up what comes behind them, from words of the command line's own.
+#: Builtins that prepare for later commands; their words must be literal.
 _PREPARING: Final = _words("exit set ulimit umask wait")
-#: Builtins besides these two kinds that read no word again.
+#: Other builtins that do not parse their words again.
 _READ_ONCE: Final = _words("[ test kill")
-#: All builtins of bash 5.2 (`compgen -b`): they are the shell itself, and not known by their words.
+#: All builtins of bash 5.2 (`compgen -b`): they belong to the shell, so their words are not data.
 _BUILTINS: Final = _words(
     ". : [ alias bg bind break builtin caller cd command compgen complete compopt continue "
     "declare dirs disown echo enable eval exec exit export false fc fg getopts hash help "
@@ -82,7 +82,7 @@ _BUILTINS: Final = _words(
     "return set shift shopt source suspend test times trap true type typeset ulimit umask "
     "unalias unset wait"
 )
-#: A command begins behind these words; those of the next line end one.
+#: A command begins after these words; those of the next line end a command.
 _BEFORE_A_COMMAND: Final = _words("{ ! if then elif else while until do time exec command")
 _AFTER_COMMANDS: Final = _words("} fi done")
 _OTHER_RESERVED: Final = _words("for case esac select function coproc in [[ ]]")
@@ -92,9 +92,9 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=", re.ASCII)
 _VARIABLE = re.compile(
     r"\$(?:[A-Za-z_][A-Za-z0-9_]*|\{[A-Za-z_][A-Za-z0-9_]*\}|[0-9@*#?$!-])?", re.ASCII
 )
-#: Around a value in a word of a program that is not known: so no text in another language.
+#: Around a value in a word of an unknown program: rules out text in another language.
 _NEIGHBOURS = re.compile(r"[A-Za-z0-9_@%+:,./~=$-]*", re.ASCII)
-#: Means more than itself to bash in a word, outside of quotes.
+#: Special to bash in a word outside quotes.
 _EXPANDS = re.compile(r"[][{}]")
 
 
@@ -103,11 +103,11 @@ class NotPlainError(Exception):
 
 
 def places(skeleton: str, programs: Collection[str] = ()) -> list[Place]:
-    """Return where each field of a command line stands, in their order.
+    """Return the places of a command line's fields, in order.
 
     Args:
         skeleton: the command line with `FIELD` for each field.
-        programs: others than those known here that take every word for data.
+        programs: further programs that treat every word as data.
     """
     try:
         reader = _Reader(skeleton)
@@ -133,14 +133,14 @@ def places(skeleton: str, programs: Collection[str] = ()) -> list[Place]:
 
 
 class _Word:
-    """A word while it is read."""
+    """A word that is being read."""
 
     def __init__(self) -> None:
-        #: Its characters without quotes, and those that stood outside of quotes.
+        #: Its characters without quotes, and its unquoted characters.
         self.text = ""
         self.bare = ""
         self.is_quoted = False
-        #: The numbers of its fields among all fields.
+        #: The numbers of its fields, counted over the command line.
         self.fields: list[int] = []
 
     @property
@@ -149,7 +149,7 @@ class _Word:
 
 
 class _Reader:
-    """Reads a command line as bash does, as far as it is plain (bash(1), SHELL GRAMMAR)."""
+    """Parses a command line as bash does, as far as it is plain (bash(1), SHELL GRAMMAR)."""
 
     def __init__(self, text: str) -> None:
         self.places: list[Place] = []
@@ -157,26 +157,26 @@ class _Reader:
         self._at = 0
         self._word: _Word | None = None
         self._words: list[_Word] = []
-        #: Of the command that is read: its program, where it has one, and its options.
+        #: The program of the current command, once known, and its options.
         self._program: str | None = None
         self._commands: list[tuple[str, list[str], bool]] = []
         self._is_over = False
         self._redirects = False
-        #: Whether only `--`, and words that are fields, came last.
+        #: Whether the latest words were `--` and fields only.
         self._is_behind_dashes = False
 
     def read(self) -> None:
-        """Read all of it.
+        """Parse the whole command line.
 
         Raises:
-            NotPlainError: it has something that is not understood here.
+            NotPlainError: it contains something that is not understood here.
         """
         while self._at < len(self._text):
             self._step()
         self._end_command()
 
     def unknown(self, programs: Collection[str]) -> str | None:
-        """Return the first program that isn't known to take every word for data."""
+        """Return the first program that is not known to treat every word as data."""
         for name, words, has_fields in self._commands:
             if name in programs or (name in _PREPARING and not has_fields):
                 continue
@@ -189,7 +189,7 @@ class _Reader:
         return None
 
     def has_plain_neighbours(self, place: Place) -> bool:
-        """Return whether the word of a place has no text but such as a plain word has."""
+        """Return whether the word around a place only has plain text."""
         text = self._words[place.word].text.replace(FIELD, "")
         return _NEIGHBOURS.fullmatch(text) is not None
 
@@ -263,7 +263,7 @@ class _Reader:
         after = self._text[self._at + 1 : self._at + 2]
         if after in ("", FIELD):
             raise NotPlainError("a '\\' right before a field, or at its end")
-        if after != "\n":  # that one is no character at all, with its backslash
+        if after != "\n":  # backslash and newline together are ignored by the shell
             self._add(after, is_bare=False)
         self._at += 2
 
@@ -355,7 +355,7 @@ class _Reader:
             self._commands[-1] = (name, words, True)
 
     def _begin(self, word: _Word) -> None:
-        """Take the first word of a command, or one of those before it."""
+        """Process the first word of a command, or one before it (such as an assignment)."""
         if not word.is_quoted and word.text in _BEFORE_A_COMMAND:
             return
         if not word.is_quoted and word.text in _AFTER_COMMANDS:

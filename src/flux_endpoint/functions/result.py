@@ -1,22 +1,22 @@
-"""What a command left behind."""
+"""The result of a command."""
 
 from __future__ import annotations
 
-#: How much of each stream `str()` shows.
+#: The most characters of each stream that `str()` shows.
 _SHOWN_LINES = 10
 _SHOWN_CHARACTERS = 1024
 
 
 class ShellResult:
-    """The end of a command.
+    """The result of a command.
 
     Attributes:
-        cmd: the command line as it was run.
+        cmd: the command line that was run.
         stdout: the last lines of its standard output.
         stderr: the last lines of its standard error.
-        returncode: its exit code; negative: the signal that killed it; 124: its walltime ran out.
+        returncode: its exit code; negative: the signal that killed it; 124: its walltime was over.
         exception_name: `subprocess.CalledProcessError` if the return code is not 0,
-            `subprocess.TimeoutExpired` if the walltime ran out, else `None`.
+            `subprocess.TimeoutExpired` if the walltime was over, else `None`.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class ShellResult:
         self.exception_name = exception_name
 
     def __str__(self) -> str:
-        """Return the exit code and the ends of the streams, laid out as the official package does.
+        """Return the exit code and the ends of the streams, in the official package's layout.
 
-        Programs may look for `exit code: 0` in it.
+        Programs may search it for `exit code: 0`.
         """
         text = f"exit code: {self.returncode}\n{_shown('stdout', self.stdout)}"
         if self.returncode == 0:

@@ -1,4 +1,4 @@
-"""Whether there was room for what a command wrote."""
+"""Detects that the disk was full where a command wrote its output."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import stat
 
 
 def lacks_room(path: object, descriptor: int) -> str:
-    """Return what a command could not say itself: that there is no room for its output.
+    """Return a line that reports a full disk, which the command itself may not have reported.
 
-    A program that can't write its output seldom names the file, and its words may not have found
-    room either. Where Flux's job shell writes for it, nobody says anything.
+    Few programs name the file when a write fails, and their message may not have fit either. If
+    Flux's job shell writes the output, nobody reports the error.
 
     Args:
-        path: the file, for people.
+        path: the file's name, for the text.
         descriptor: the open file.
 
     Returns:
-        A line, or "" where there is room.
+        A line, or "" if there is room.
     """
     system = os.fstatvfs(descriptor)
     room = system.f_bfree if os.geteuid() == 0 else system.f_bavail

@@ -1,7 +1,7 @@
-"""Reading a pickle as data: no class is looked up, nothing is called, nothing is imported.
+"""Reads pickles as data: no class is looked up, nothing is called, nothing is imported.
 
-Only the opcodes that `pickle` and `dill` write for plain data, and for one object of a class that
-is known by its name, are understood; whatever else a pickle does is refused.
+It only accepts the opcodes that `pickle` and `dill` write for plain data, and for one object of a
+class that is only named; all others are rejected.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: The most opcodes that are read: it is done by the thread that takes all tasks.
+#: The most opcodes that are read, since the thread that takes all tasks does this.
 MOST_OPCODES = 1 << 17
-#: How deep data may be nested.
+#: The deepest nesting of data.
 DEEPEST = 100
-#: How large data may be when it is written out, in characters: a pickle may name the same part
-#: again and again, and so be far larger than it looks.
+#: The largest data when written out, in characters: a pickle may refer to the same part repeatedly,
+#: and so describe far more data than its size suggests.
 LARGEST = 1 << 24
 
-#: What an element counts for, besides the characters of its text.
+#: Size of an element in addition to its text.
 _ELEMENT = 16
 
 _NUMBERS_AND_TEXTS = frozenset(
@@ -40,12 +40,12 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": set,
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-#: Nested ones could exhaust the stack when they are hashed.
+#: Hashing nested ones could exhaust the stack.
 _KEYS = (str, bytes, int, float, bool, type(None))
 
 
 class NotInertError(ValueError):
-    """The pickle does more than to describe data, or is malformed, or too large."""
+    """The pickle does more than describe data, or is malformed, or too large."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +58,7 @@ class Reference:
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """An object of a class that is known by name only."""
+    """An object of a class that is only named."""
 
     type_: Reference
     state: Any = None
@@ -68,11 +68,11 @@ def read_inert(pickled: bytes) -> Any:
     """Return the data in `pickled`.
 
     Returns:
-        Plain data, or an `Instance`, whose state may be anything that this module reads. Call
-        `require_plain` before you use either.
+        Plain data, or an `Instance` whose state may be anything that this module reads. Call
+        `require_plain` before using either.
 
     Raises:
-        NotInertError: it is no pickle, or more than data; nothing of it was run.
+        NotInertError: it is not a pickle, or contains more than data; nothing of it was run.
     """
     try:
         return _Reader().read(pickled)
@@ -83,11 +83,11 @@ def read_inert(pickled: bytes) -> Any:
 
 
 def require_plain(value: Any) -> None:
-    """Refuse what is not plain data of reasonable size.
+    """Raise an error unless `value` is plain data of reasonable size.
 
     Raises:
-        NotInertError: it has anything but `None`, booleans, numbers, texts, bytes, tuples, lists,
-            sets and dictionaries of these in it, or is too large or too deep when it is written.
+        NotInertError: it contains something other than `None`, booleans, numbers, texts, bytes,
+            tuples, lists, sets and dictionaries, or is too large or too deep when written out.
     """
     left = LARGEST
     level = [value]
@@ -120,7 +120,7 @@ def _size(item: Any) -> int:
 
 
 class _Reader:
-    """The pickle machine, without all of it that runs code."""
+    """The pickle machine, without the parts that run code."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []

@@ -1,8 +1,8 @@
-"""Stand-ins for the official package's command functions, where that package is not installed.
+"""Replacements for the official package's command functions where it is not installed.
 
-What the official client sends may refer to `globus_compute_sdk.sdk.shell_function` by name: a
-function that makes `ShellFunction`s or takes a `ShellResult`, say. In the processes that run tasks
-those names are found without the package; it is never hidden where it is installed.
+Functions from the official client may refer to `globus_compute_sdk.sdk.shell_function` by name, for
+example to make `ShellFunction`s. Processes that run tasks find these names without the package; an
+installed package always takes precedence.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ _SHELL: dict[str, Any] = {
     "ShellResult": OfficialShellResult,
 }
 _ALL: dict[str, Any] = {**_SHELL, "MPIFunction": OfficialMPIFunction}
-#: Module by module, what is in it.
+#: The contents of each module.
 _MODULES: dict[str, dict[str, Any]] = {
     PACKAGE: _ALL,
     f"{PACKAGE}.sdk": {},
     SHELL_MODULE: _SHELL,
     MPI_MODULE: _ALL,
-    # What `get_worker_hardware_details` of the official client runs.
+    # Used by `get_worker_hardware_details` of the official client.
     f"{PACKAGE}.sdk.hardware_report": {"run_hardware_report": hardware_report},
 }
 
 
 class _StandInLoader(Loader):
-    """Makes the modules."""
+    """Creates the modules."""
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module).update(_MODULES[module.__name__])
         module.__doc__ = f"{__name__} stands in for this module of the official package."
-        module.__file__ = __file__  # where the error of a name that is missing points to
+        module.__file__ = __file__  # errors about missing names refer to it
 
 
 class _StandInFinder(MetaPathFinder):
-    """Finds the modules that nobody else has found."""
+    """Finds the modules that no other finder has found."""
 
     def __init__(self) -> None:
         self._loader = _StandInLoader()
@@ -63,7 +63,7 @@ class _StandInFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         package = name.partition(".")[0]
         if package != PACKAGE or (name != PACKAGE and not _is_stand_in(package)):
-            return None  # with a package of its own that lacks a module we have nothing to do
+            return None  # an installed package that lacks this module
         if name not in _MODULES:
             raise ModuleNotFoundError(
                 f"No module named {name!r}: {PACKAGE} is not installed where tasks run here, "
@@ -80,6 +80,6 @@ def _is_stand_in(name: str) -> bool:
 
 
 def install_stand_ins() -> None:
-    """Let this process find the stand-ins, after everything that is installed."""
+    """Make the replacements importable in this process, after all installed packages."""
     if not any(isinstance(finder, _StandInFinder) for finder in sys.meta_path):
         sys.meta_path.append(_StandInFinder())

@@ -15,17 +15,17 @@ from flux_endpoint.functions.execution import run_command
 from flux_endpoint.functions.fields import format_fields, is_quoting
 from flux_endpoint.functions.result import ShellResult
 
-#: Types whose values are formatted everywhere alike.
+#: Types whose values are formatted identically everywhere.
 _PLAIN = frozenset({str, int, float, complex, bool, type(None)})
 
 
 class _Anything:
-    """Takes the place of a value of which nothing is known."""
+    """Placeholder for an unknown value."""
 
     def __format__(self, spec: str) -> str:
         return ""
 
-    def __repr__(self) -> str:  # for `{x!r}`, and for `{x!s}`, too
+    def __repr__(self) -> str:  # used by `{x!r}` and `{x!s}`
         return ""
 
     def __getattr__(self, name: str) -> _Anything:
@@ -38,7 +38,7 @@ class _Anything:
 _ANYTHING = _Anything()
 
 
-#: How much of a command `str()` shows, and the column where it begins.
+#: The most characters of a command that `str()` shows, and the column where it begins.
 _SHOWN_LINES = 10
 _SHOWN_CHARACTERS = 1024
 _COMMAND_COLUMN = 12
@@ -48,27 +48,27 @@ class ShellFunction:
     r"""A command line, run by `bash` on the endpoint.
 
     Args:
-        cmd: the command line; `{name}` in it stands for the keyword argument `name` of a call,
-            `{name!q}` for it quoted, as one word for the shell; literal braces are written twice.
+        cmd: the command line; `{name}` in it is replaced by the keyword argument `name` of a call,
+            `{name!q}` by the same quoted as one shell word; literal braces are doubled.
         stdout: file on the endpoint to append standard output to; by default a new one.
         stderr: the same for standard error.
-        walltime: seconds after which the command, with every process that it started, is ended.
-        snippet_lines: how many lines of each stream come back, from its end.
-        name: what to register the function as; by default the name of the class.
-        return_dict: whether a call returns a `dict` that JSON can carry, not a `ShellResult`.
+        walltime: seconds after which the command and all of its processes are ended.
+        snippet_lines: number of last lines of each stream in the result.
+        name: name to register the function with; by default the name of the class.
+        return_dict: whether calls return a `dict` that JSON can carry instead of a `ShellResult`.
 
     Raises:
         TypeError: an argument is unknown.
-        ValueError: one of them is wrong.
+        ValueError: an argument has an invalid value.
 
     Example:
         >>> ShellFunction("echo Hello {whom}")(whom="world").stdout
         'Hello world\n'
     """
 
-    #: What is put before the formatted command.
+    #: Prepended to the formatted command.
     command_prefix: ClassVar[str] = ""
-    #: What a call returns.
+    #: The type of a call's result.
     result_type: ClassVar[type[ShellResult]] = ShellResult
 
     __name__: str
@@ -102,10 +102,10 @@ class ShellFunction:
         self.return_dict = return_dict
 
     def format_command(self, arguments: Mapping[str, Any]) -> str:
-        """Return the command line of a call with these keyword arguments, without any prefix.
+        """Return the command line of a call with these keyword arguments, without a prefix.
 
         Raises:
-            TypeError: one that the command line names is missing.
+            TypeError: an argument that the command line names is missing.
             ValueError: the command line, or one of its fields, can't be formatted.
         """
         try:
@@ -131,10 +131,9 @@ class ShellFunction:
         return command
 
     def check_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raise what a call with these arguments would raise because of them; run nothing.
+        """Raise the errors that these arguments would cause in a call; run nothing.
 
-        Values that are more than plain data are not looked into: only where they run are they what
-        they are.
+        Values that are not plain data are not checked: their text is only known where they run.
 
         Raises:
             TypeError: an argument is positional, or one that the command line names is missing.
@@ -142,7 +141,7 @@ class ShellFunction:
         """
         kind = type(self)
         if kind.__call__ is not ShellFunction.__call__:
-            return  # a subclass that calls its command as it likes
+            return  # a subclass that formats its command differently
         self._refuse_positional(args)
         if kind.format_command is ShellFunction.format_command:
             self.format_command(
@@ -153,7 +152,7 @@ class ShellFunction:
             )
 
     def check_paths(self) -> None:
-        """Refuse files for the streams that are not below the task's directory.
+        """Reject stream files outside the task's directory.
 
         Raises:
             ValueError: a path is absolute, or leads out of the directory.
@@ -178,7 +177,7 @@ class ShellFunction:
         Raises:
             TypeError: an argument is positional, or one is missing.
             ValueError: the command line can't be formatted.
-            OSError: the files of its streams can't be written, or there is no `bash`.
+            OSError: the stream files can't be written, or there is no `bash`.
         """
         self._refuse_positional(args)
         if is_quoting():
@@ -201,7 +200,7 @@ class ShellFunction:
         return vars(result) if self.return_dict else result
 
     def __str__(self) -> str:
-        """Return the name and the options, a line each, laid out as the official package does."""
+        """Return the name and the options, one per line, in the official package's layout."""
         options = [
             ("wall time", self.walltime),
             ("stdout", self.stdout and repr(self.stdout)),
@@ -226,7 +225,7 @@ class ShellFunction:
         return f"{type(self).__name__}({', '.join(given)})"
 
 
-#: Of the Executor: what a submission needs is no part of the function.
+#: Options of the Executor: the resources of a submission are not part of the function.
 _OF_THE_EXECUTOR = ("resource_specification", "user_endpoint_config", "endpoint_id")
 
 

@@ -1,4 +1,4 @@
-"""The last lines of what a command wrote, read from the end of the file in bounded memory."""
+"""The last lines of a command's output, read from the end of the file in bounded memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import stat
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 
 _BLOCK = 64 * 1024
-#: What a result needs besides command and streams, with room to spare.
+#: Bytes reserved for the rest of a result, besides command and streams.
 _OVERHEAD = 64 * 1024
-#: The most characters that JSON makes of one: two escaped surrogates.
+#: The most characters that JSON needs for one: two escaped surrogates.
 _JSON_WORST = 12
 
 
 def snippet_limit(command: str) -> int:
-    """Return how many bytes each stream's snippet may have for a result to stay within limits."""
+    """Return the most bytes of each stream's snippet with which a result stays within its limit."""
     room = MAX_PAYLOAD_BYTES - _OVERHEAD - len(json.dumps(command))
     return max(room // 2, 0)
 
@@ -25,10 +25,10 @@ def last_lines(descriptor: int, start: int, lines: int, limit: int) -> str:
     r"""Return the last `lines` lines of a file, from `start` on.
 
     Args:
-        descriptor: the file, open to read; anything but a regular file has no lines.
-        start: where in the file to begin at the earliest, in bytes.
-        lines: how many lines at most.
-        limit: how many bytes the text may have, as UTF-8 and as JSON; its beginning is cut off.
+        descriptor: the file, open for reading; anything but a regular file has no lines.
+        start: first byte of the file that may be read.
+        lines: the most lines.
+        limit: the most bytes of the text, as UTF-8 and as JSON; its beginning is cut off.
 
     Returns:
         The text; invalid UTF-8 is replaced, line ends are `\n`.
@@ -37,7 +37,7 @@ def last_lines(descriptor: int, start: int, lines: int, limit: int) -> str:
     if not stat.S_ISREG(status.st_mode) or lines <= 0 or limit <= 0:
         return ""
     end = status.st_size
-    if end < start:  # the command itself truncated the file
+    if end < start:  # the command truncated the file
         start = 0
     raw, at_start = _tail(descriptor, start, end, lines, limit)
     if not at_start:
@@ -49,14 +49,14 @@ def last_lines(descriptor: int, start: int, lines: int, limit: int) -> str:
 
 
 def _tail(descriptor: int, start: int, end: int, lines: int, limit: int) -> tuple[bytes, bool]:
-    """Return the file's end, with at least `lines` lines if it has them, and if that is all."""
+    """Return the file's end, with at least `lines` lines if possible, and whether that is all."""
     blocks: list[bytes] = []
     position, newlines = end, 0
     first = max(start, end - limit)
     while position > first and newlines <= lines:
         size = min(_BLOCK, position - first)
         block = os.pread(descriptor, size, position - size)
-        if len(block) < size:  # the file became shorter while we read
+        if len(block) < size:  # the file was truncated in the meantime
             block = block.ljust(size, b"\n")
         newlines += block.count(b"\n")
         blocks.append(block)
@@ -65,7 +65,7 @@ def _tail(descriptor: int, start: int, end: int, lines: int, limit: int) -> tupl
 
 
 def _without_broken_character(raw: bytes) -> bytes:
-    """Cut off the rest of a UTF-8 character whose first bytes were not read."""
+    """Remove the rest of a UTF-8 character whose first bytes were not read."""
     begin = 0
     while begin < min(3, len(raw)) and raw[begin] & 0xC0 == 0x80:
         begin += 1

@@ -1,4 +1,4 @@
-"""Command functions on the wire: as data, which an endpoint reads without running anything."""
+"""Command functions on the wire: as data, which an endpoint reads without running code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OPTIONS = frozenset(
 
 _JSON = JSONData.instance()
 _ATOMS = (str, bool)
-#: What JSON carries is not nested deeper, and its integers are not longer, in bits.
+#: Limits for JSON: depth of nesting, and bits of integers.
 _DEEPEST = 100
 _LONGEST_INTEGER = 1024
 
@@ -70,7 +70,7 @@ class CommandFunctionCode(SerializationStrategy):
         return self.identifier + json.dumps(fields)
 
     def state(self, data: Any) -> State | None:
-        """Return the command function's options, if none of them can change unnoticed."""
+        """Return the command function's options; `None` if one of them could change unnoticed."""
         options = tuple(vars(data).values())
         return (type(data), *options) if all(map(never_changes, options)) else None
 
@@ -78,7 +78,7 @@ class CommandFunctionCode(SerializationStrategy):
         """Return the command function in `payload`.
 
         Raises:
-            DeserializationError: it has unknown fields, lacks one, or one has a wrong value.
+            DeserializationError: it has unknown fields, lacks one, or has an invalid value.
         """
         fields = json.loads(self.chomp(payload))
         if not isinstance(fields, dict):
@@ -103,15 +103,15 @@ class CommandFunctionCode(SerializationStrategy):
 
 
 def command_of(task_buffer: str) -> tuple[ShellFunction, dict[str, Any]] | None:
-    """Return a task's command function and its arguments, if that is what the task is.
+    """Return the command function and the arguments of a command task.
 
-    Nothing is unpickled and no code of the user's runs.
+    Nothing is unpickled, and no user code runs.
 
     Args:
         task_buffer: a packed task: function, args and kwargs.
 
     Returns:
-        Function and keyword arguments; `None` if the task is anything else, or malformed.
+        Function and keyword arguments; `None` if it is not a command task, or is malformed.
     """
     try:
         function_buffer, args, kwargs = unpack_buffers(task_buffer)
@@ -129,10 +129,10 @@ def command_of(task_buffer: str) -> tuple[ShellFunction, dict[str, Any]] | None:
 def read_command(function_buffer: str) -> ShellFunction | None:
     """Return the command function, ours or the official one, in a function's buffer.
 
-    Nothing is unpickled and no code of the user's runs.
+    Nothing is unpickled, and no user code runs.
 
     Returns:
-        The function; `None` if it is anything else, or malformed.
+        The function; `None` if it is something else, or malformed.
     """
     if not function_buffer.startswith(CommandFunctionCode.identifier):
         return official.read_function(function_buffer)
@@ -143,22 +143,22 @@ def read_command(function_buffer: str) -> ShellFunction | None:
 
 
 def read_arguments(buffer: str) -> Any:
-    """Return args or kwargs that are plain data; nothing is unpickled.
+    """Return args or kwargs that are plain data, without unpickling.
 
     Raises:
-        DeserializationError, ValueError, TypeError, RecursionError: they are more than that, or
-            malformed, or too large to be looked into.
+        DeserializationError, ValueError, TypeError, RecursionError: they contain more than that,
+            are malformed, or are too large to be checked.
     """
     if buffer.startswith(AllDataStrategies.identifier):
         parts = unpack_buffers(buffer[IDENTIFIER_LENGTH:])
-        buffer = parts[0] if parts else ""  # its reader takes the first, too
+        buffer = parts[0] if parts else ""  # other readers also use the first
     if buffer.startswith(DillDataBase64.identifier):
         return official.read_data(buffer)
     return _JSON.deserialize(buffer)
 
 
 def is_command(task_buffer: str) -> bool:
-    """Return whether a task's function is a command function, whatever its arguments are."""
+    """Return whether a task's function is a command function, regardless of its arguments."""
     try:
         function = unpack_buffers(task_buffer)[0]
     except (DeserializationError, IndexError):
@@ -169,14 +169,14 @@ def is_command(task_buffer: str) -> bool:
 
 
 def formatted_task(function: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return the packed task of a command function whose arguments are in its command already.
+    """Return the packed task of a command function with its arguments formatted into its command.
 
-    For what only Python can read: what comes out is a task that `command_of` understands.
+    For arguments that only Python can read: `command_of` understands the returned task.
 
     Raises:
         TypeError: an argument is positional, or one is missing.
         ValueError: the command can't be formatted, or is far too long.
-        DeserializationError: the function is no command function that can be used here.
+        DeserializationError: the function is not a command function that can be used here.
     """
     literal = copy.copy(official.function_of(function))
     if args:
@@ -195,8 +195,9 @@ def command_arguments(
 ) -> list[str] | None:
     """Return the buffers of a command function's args and kwargs, as JSON.
 
-    An endpoint can then read the whole task without unpickling. `None` if there are positional
-    arguments, if JSON would not bring back exactly the same, or if another strategy was chosen.
+    An endpoint can then read the whole task without unpickling. Returns `None` if there are
+    positional arguments, if JSON would not restore exactly the same values, or if another strategy
+    was selected.
     """
     if (
         args
@@ -213,7 +214,7 @@ def serialize_arguments(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> list[str]:
-    """Return the buffers of a call's args and kwargs, whatever kind `function` is.
+    """Return the buffers of a call's args and kwargs, for any kind of `function`.
 
     Raises:
         SerializationError: they can't be serialized.
@@ -245,5 +246,5 @@ def is_plain_json(value: Any, _depth: int = 0) -> bool:
 
 
 for _kind in _KIND_OF:
-    # Exactly these types: what a subclass adds would be lost, it travels as any object does.
+    # Exactly these types: JSON would lose a subclass, so it travels like any object.
     prefer_for_type(_kind, CommandFunctionCode)

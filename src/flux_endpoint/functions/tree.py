@@ -1,4 +1,4 @@
-"""The processes of one command, and how they all end when its time is over."""
+"""Tracks the processes of one command, and ends them all when its time is over."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 
-#: How often to look again for processes that others started since they were listed.
+#: Seconds between scans for processes that others have started since the last scan.
 _ROUNDS = 20
-#: How long killed processes have to disappear, in seconds a round.
+#: Seconds per round that killed processes have to disappear.
 _KILL_PATIENCE = 1.0
 
-#: Variable by which a command's processes are known, wherever they went.
+#: Variable that marks a command's processes, wherever they are.
 MARK = "FLUX_ENDPOINT_COMMAND"
 
 
 class CommandTree:
-    """Everything that one command started, including what left its session and its parents.
+    """All processes that one command started, including those that left its session or parents.
 
-    Use as a context manager around the command: a descendant that daemonises then becomes a child
-    of this process, where it can be found.
+    Use it as a context manager around the command: descendants that daemonise then become children
+    of this process, where they can be found.
 
     Args:
         mark: text, unique to the run, that the command has in its environment as `MARK`.
-        adopt: whether to take in orphans; without, only those that stay in the command's session
-            or below their parents are found (and this process never has to collect strangers).
+        adopt: whether to adopt orphans; without it, only processes in the command's session or
+            below their parents are found (and this process never has to reap unrelated ones).
     """
 
     def __init__(self, mark: str, *, adopt: bool) -> None:
@@ -55,11 +55,11 @@ class CommandTree:
             _subreaper.leave_behind(set(self._orphans(certain=True)))
 
     def started(self, leader: int) -> None:
-        """Say which process leads the command's session."""
+        """Set the process that leads the command's session."""
         self._leader = leader
 
     def end(self, grace: float) -> None:
-        """End all of it: SIGTERM, then after `grace` seconds SIGKILL; return when it has ended."""
+        """End all processes: SIGTERM, then SIGKILL after `grace` seconds; return when all ended."""
         gentle = self._members()
         for process in gentle:
             with contextlib.suppress(psutil.Error):
@@ -84,11 +84,11 @@ class CommandTree:
         return [process for process in found.values() if _alive(process)]
 
     def _orphans(self, *, certain: bool) -> Iterator[int]:
-        """Yield our children, besides the leader, that are this command's.
+        """Yield this process's children, except the leader, that belong to this command.
 
-        Those in its session and those with its mark certainly are. Any other child that is new may
-        have cleaned its environment; where no other command runs and this process is a
-        subreaper by profession, it is this command's, too.
+        Children in its session and children with its mark certainly do. Any other new child may
+        have cleared its environment; if no other command runs and this process is a subreaper
+        anyway, the child belongs to this command, too.
         """
         for pid in _children():
             if pid == self._leader or pid in self._before:
@@ -102,7 +102,7 @@ class CommandTree:
 
 
 class _Subreaper:
-    """Whether orphaned descendants come to this process; shared by all commands it runs."""
+    """Whether orphaned descendants become children of this process; shared by all its commands."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -119,7 +119,7 @@ class _Subreaper:
                     _prctl_set(1)
 
     def leave(self) -> bool:
-        """Return whether we, and not somebody before us, made this process a subreaper."""
+        """Return whether this object, and nothing before it, made this process a subreaper."""
         with self._lock:
             self._users -= 1
             if self._users == 0 and not self._was_set:
@@ -131,12 +131,12 @@ class _Subreaper:
             return self._was_set and self._users == 1
 
     def leave_behind(self, pids: set[int]) -> None:
-        """Take note of orphans that live on and that nobody but us can collect."""
+        """Record orphans that live on and that only this process can reap."""
         with self._lock:
             self._left_behind |= pids
 
     def collect(self) -> None:
-        """Collect those of them that have ended."""
+        """Reap those of them that have ended."""
         if not self._left_behind:
             return
         with self._lock:
@@ -167,7 +167,7 @@ def _prctl_get() -> bool:
 def _children() -> list[int]:
     """Return the ids of this process's children, zombies included."""
     try:
-        # Far cheaper than to look at every process of the machine.
+        # Far cheaper than scanning all processes of the machine.
         lists = [(task / "children").read_text() for task in Path("/proc/self/task").iterdir()]
     except OSError:
         return [child.pid for child in psutil.Process().children()]
@@ -196,10 +196,10 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _wait(processes: list[psutil.Process], seconds: float) -> None:
-    """Wait until all have ended, zombies included, for at most so long."""
+    """Wait at most `seconds` until all have ended, including zombies."""
     deadline = time.monotonic() + seconds
     waiting = processes
     while waiting and (left := deadline - time.monotonic()) > 0:
-        # In short slices: a zombie that its own parent does not collect never ends for psutil.
+        # In short slices: for psutil, a zombie that its parent does not reap never ends.
         _, waiting = psutil.wait_procs(waiting, timeout=min(left, 0.1))
         waiting = [process for process in waiting if _alive(process)]

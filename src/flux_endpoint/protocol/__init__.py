@@ -1,1 +1,1 @@
-"""What crosses a wire: messages, task states, queue names, REST schemas. Data only, no I/O."""
+"""Everything on the wire: messages, task states, queue names, REST schemas. No I/O."""

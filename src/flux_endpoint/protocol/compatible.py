@@ -1,4 +1,4 @@
-"""The official release whose behaviour this project has, as endpoints and clients say it."""
+"""The official releases whose behaviour this project implements, as it reports them."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Final
 
 #: Release of `globus-compute-sdk`.
 COMPATIBLE_SDK: Final = "4.19.0"
-#: Release of `globus-sdk`, on which that one stands.
+#: Release of `globus-sdk`, which that release depends on.
 COMPATIBLE_GLOBUS_SDK: Final = "4.10.0"

@@ -1,4 +1,4 @@
-"""Constraints on nodes as text (RFC 35), which `flux run --requires` takes: RFC 31's object.
+"""Node constraints as text (RFC 35), as in `flux run --requires`, parsed into RFC 31's object.
 
 amd and host:node[1-3]
 amd,fast -drained
@@ -15,18 +15,18 @@ _TOKEN = re.compile(
     r"""\s*(?:(?P<negate>-)|(?P<not>not\b)|(?P<and>&{1,2}|and\b)|(?P<or>\|{1,2}|or\b)"""
     r"""|(?P<open>\()|(?P<close>\))|(?P<term>[^()|&\s"']+)|(?P<quoted>'[^']+'|"[^"]+"))"""
 )
-#: How strongly each token draws what stands before it away from the operator before that. Terms
-#: side by side are joined by `and`, but draw nothing: `a or b c` is `(a or b) and c`, as in Flux.
+#: How strongly each token binds its left operand. Adjacent terms are joined by `and`, but more
+#: weakly: `a or b c` is `(a or b) and c`, as in Flux.
 _STRENGTH = {"term": 0, "open": 0, "or": 1, "and": 2, "not": 3, "negate": 4}
 
 _Constraint = dict[str, list[Any]]
 
 
 def parse_constraints(text: str) -> dict[str, Any]:
-    """Return the object of RFC 31 that `text` stands for.
+    """Return the RFC 31 object of `text`.
 
     Raises:
-        ValueError: the text can't be read; says why.
+        ValueError: the text can't be parsed; the error says why.
     """
     tokens = _tokens(text)
     parser = _Parser(tokens)
@@ -37,7 +37,7 @@ def parse_constraints(text: str) -> dict[str, Any]:
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
-    """Return kind and text of each token; what is quoted is a term, or the end of one."""
+    """Return kind and text of each token; a quoted text is a term, or the end of one."""
     found: list[tuple[str, str]] = []
     at, begun = 0, ""
     while text[at:].strip():
@@ -62,13 +62,13 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 class _Parser:
-    """Takes tokens from a list."""
+    """Consumes tokens from a list."""
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
         self._tokens = tokens
 
     def expression(self, strength: int = -1) -> _Constraint:
-        """Return what stands before the first token that draws no more than `strength`."""
+        """Return the expression up to the first token that binds no stronger than `strength`."""
         left = self._operand()
         while self._tokens and _STRENGTH.get(self._tokens[0][0], -1) > strength:
             if self._tokens[0][0] == "or":

@@ -1,4 +1,4 @@
-"""Flux Standard Duration (RFC 23): a number and a unit: `30s`, `1.5h`, `250ms`, `infinity`."""
+"""Flux Standard Duration (RFC 23), a number and a unit: `30s`, `1.5h`, `250ms`, `infinity`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _parse_text(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return `seconds` in Flux Standard Duration, in the largest unit that keeps it above one."""
+    """Return `seconds` as Flux Standard Duration, in the largest unit that gives at least one."""
     if math.isinf(seconds):
         return "infinity"
     for unit in ("d", "h", "m", "s"):

@@ -1,7 +1,7 @@
-"""Types of the fields that another party fills.
+"""Types of fields whose values come from another party.
 
-Each has a bound, so that no message or request can make a reader recurse too deeply, a database
-refuse a value, or a field take any amount of memory.
+Each is bounded, so that no message or request can make a reader recurse too deeply, make a database
+reject a value, or use an arbitrary amount of memory.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-#: How deep objects and arrays may nest in a free-form field. JSON encoders and decoders recurse.
+#: Deepest nesting of objects and arrays in a free-form field. JSON encoders and decoders recurse.
 MAX_DEPTH = 32
-#: The most values, keys included, that a free-form field may hold.
+#: The most values, including keys, of a free-form field.
 MAX_VALUES = 20_000
-#: The most characters that all texts of a free-form field may have together.
+#: The most characters in all texts of a free-form field.
 MAX_CHARACTERS = 2**20
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
-# What 64-bit readers of JSON and every database can hold.
+# Integers that 64-bit readers of JSON and all databases can hold.
 _LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
 
 
 def bounded(value: Any, *, reported: bool = False) -> Any:
-    """Return `value`, as it was read from JSON, if it is within the bounds of a free-form field.
+    """Return `value`, read from JSON, if it is within the bounds of a free-form field.
 
     Args:
         value: any value that `json.loads` returns.
-        reported: whether it may hold what a program has come to and no request has: lone
-            surrogates, which UTF-8 can't express, and infinite numbers, which JSON can't.
+        reported: whether it may have values that occur in reports but not in requests: lone
+            surrogates, which UTF-8 can't express, and infinite numbers, which JSON can't express.
 
     Raises:
-        ValueError: it nests too deeply, is too large, or holds a number or text that can't be
+        ValueError: it nests too deeply, is too large, or contains a number or text that can't be
             stored.
     """
     values = characters = 0
@@ -66,11 +66,11 @@ def bounded(value: Any, *, reported: bool = False) -> Any:
 
 
 def readable(value: Any) -> Any:
-    """Return `value`, as it was read from JSON, with `?` for what a text shown to people must lack.
+    """Return `value`, read from JSON, with `?` for characters that must not be shown to people.
 
-    Those are lone surrogates, which UTF-8 has not, and characters that control a terminal or the
-    direction of what follows; tabs and ends of lines stay. Numbers that JSON can't express are
-    `None`, as pydantic writes them.
+    These are lone surrogates, which UTF-8 lacks, and characters that control a terminal or the text
+    direction; tabs and line ends stay. Numbers that JSON can't express become `None`, as pydantic
+    writes them.
     """
     match value:
         case str():
@@ -94,7 +94,7 @@ def _length(text: str, *, surrogates: bool) -> int:
 
 
 def _from_endpoint(value: Any) -> Any:
-    # What an endpoint reports may quote any output of a program; it is written as ASCII.
+    # An endpoint's reports may quote any output of a program; they are written as ASCII.
     return bounded(value, reported=True)
 
 
@@ -108,26 +108,25 @@ def _of_task(value: Any) -> Any:
     return value
 
 
-#: The most bytes that a task's `resource_specification` may take as JSON. It travels in an AMQP
-#: header, and all headers of a message must fit into one frame, by default 128 KiB (AMQP 0-9-1,
-#: 4.2.6).
+#: The most bytes of a task's `resource_specification` as JSON. It travels in an AMQP header, and
+#: all headers of a message must fit into one frame, by default 128 KiB (AMQP 0-9-1, 4.2.6).
 MAX_TASK_OPTIONS = 48 * 2**10
 
-#: A free-form JSON object of a request.
+#: A free-form JSON object in a request.
 JsonObject = Annotated[dict[str, Any], AfterValidator(bounded)]
 #: A free-form JSON object that travels with each task.
 TaskOptions = Annotated[dict[str, Any], AfterValidator(_of_task)]
-#: A free-form JSON object of an endpoint's message.
+#: A free-form JSON object in an endpoint's message.
 ReportedObject = Annotated[dict[Any, Any], AfterValidator(_from_endpoint)]
 
-#: Times in integer nanoseconds since the epoch are less than this, so that they fit into 64 bits.
+#: Limit of times in integer nanoseconds since the epoch, so that they fit into 64 bits.
 MAX_NANOSECONDS = 2**63
 #: Integer nanoseconds since the epoch.
 Nanoseconds = Annotated[int, Field(ge=0, lt=MAX_NANOSECONDS)]
 #: Seconds since the epoch, finite, until the year 9999.
 Seconds = Annotated[float, Field(ge=0, lt=253_402_300_800, allow_inf_nan=False)]
 
-#: Import paths of the strategies for a result; they travel in an AMQP header.
+#: Import paths of the strategies for a result; these travel in an AMQP header.
 Strategies = Annotated[
     list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(max_length=64)
 ]

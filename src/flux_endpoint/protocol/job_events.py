@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-#: In the order in which they come. Whoever adds a callback for each of them in this order is told
-#: of them in it, those included that came while he did so.
+#: In chronological order. A program that adds callbacks in this order gets all events in this
+#: order, including those that arrive in the meantime.
 IN_ORDER: Final = (
     "submit",
     "depend",
@@ -21,7 +21,7 @@ IN_ORDER: Final = (
     "free",
     "clean",
 )
-#: Those that `flux.job.FluxExecutorFuture` takes callbacks for.
+#: Events that `flux.job.FluxExecutorFuture` accepts callbacks for.
 EVENTS: Final = frozenset(IN_ORDER)
-#: Comes after all others.
+#: The last event.
 LAST_EVENT: Final = "clean"

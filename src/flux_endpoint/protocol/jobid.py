@@ -1,4 +1,4 @@
-"""Flux job ids (RFC 19): 64-bit numbers made without asking anyone, and their printed forms."""
+"""Flux job ids (RFC 19): 64-bit numbers that need no coordination, and their printed forms."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Form = Literal["f58", "dec", "hex", "dothex", "kvs", "words", "emoji"]
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PREFIX = "ƒ"
 _LIMIT = 1 << 64
-#: The longest printed form, six words, has fewer characters.
+#: An upper limit for the length of the longest form, six words.
 _LONGEST = 128
-#: Words stand for 32 bits at a time.
+#: Three words encode 32 bits.
 _HALF = 1 << 32
 _DOTHEX = re.compile(r"(?:job\.)?" + r"\.".join([r"([0-9a-f]{1,4})"] * 4), re.IGNORECASE)
-#: As Flux prints them, `x-x-x--x-x-x`; it takes any separators that begin with a dash.
+#: Flux prints `x-x-x--x-x-x`; it accepts any separators that begin with a dash.
 _WORDS = re.compile(r"[a-z]+(?:-+[a-z]+){5}", re.IGNORECASE)
 _WORD_VALUES = {word: value for value, word in enumerate(WORDS)}
 _F58_VALUES = {character: value for value, character in enumerate(_ALPHABET)}
@@ -34,10 +34,10 @@ def format_jobid(jobid: int, form: Form = "f58") -> str:
     Args:
         jobid: 0 to 2**64 - 1.
         form: `dothex` and `kvs` are four dotted groups of hexadecimal digits, `kvs` after `job.`;
-            `words` are six words, for the telephone.
+            `words` are six words that are easy to say.
 
     Raises:
-        ValueError: the number is no job id.
+        ValueError: the number is not a job id.
     """
     if not 0 <= jobid < _LIMIT:
         raise ValueError(f"{jobid} is no job id: it must be between 0 and 2**64 - 1")
@@ -72,18 +72,18 @@ def _three_words(half: int) -> str:
 
 
 def parse_jobid(text: int | str) -> int:
-    """Return the job id that `text` stands for, in any of its printed forms.
+    """Return the job id in `text`, in any of its printed forms.
 
-    `f58` may begin with a plain `f`, for keyboards and locales that have no `ƒ`. A number is taken
-    as it is.
+    `f58` may begin with a plain `f`, for keyboards and locales without `ƒ`. An integer is used as
+    it is.
 
     Raises:
-        ValueError: `text` is no job id; says which forms there are.
+        ValueError: `text` is not a job id; the error lists the forms.
     """
     number: int | None = None
     if isinstance(text, int) and not isinstance(text, bool):
         number = text
-    # Converting digits takes time that grows with the square of their number.
+    # Converting digits takes quadratic time, so limit their number.
     elif isinstance(text, str) and len(text) <= _LONGEST:
         number = _parse(text.strip())
     if number is None or not 0 <= number < _LIMIT:
@@ -126,13 +126,13 @@ def _parse_words(words: list[str]) -> int | None:
     for at in (0, 3):
         first, second, third = (_WORD_VALUES[word] for word in words[at : at + 3])
         halves.append(first + len(WORDS) * (second + len(WORDS) * third))
-    if max(halves) >= _HALF:  # a few of all triples of words stand for nothing
+    if max(halves) >= _HALF:  # some triples of words encode no 32-bit number
         return None
     return halves[0] + halves[1] * _HALF
 
 
 class JobID(int):
-    """A job id that prints as Flux prints it, and is a number otherwise."""
+    """A job id that prints like Flux's, and otherwise is an integer."""
 
     def __str__(self) -> str:
         return format_jobid(self)
@@ -145,9 +145,9 @@ class JobID(int):
 
 
 class JobIdGenerator:
-    """Makes job ids: 40 bits of milliseconds, 14 of generator, 10 of sequence; always growing."""
+    """Generates increasing job ids: 40 bits of milliseconds, 14 of generator, 10 of sequence."""
 
-    #: Milliseconds since the epoch that count as zero: 2020-01-01. 40 bits last until 2054.
+    #: The epoch, in milliseconds: 2020-01-01. 40 bits last until 2054.
     _ZERO = 1_577_836_800_000
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class JobIdGenerator:
             now, sequence = time.time_ns() // 1_000_000 - self._ZERO, 0
             if now <= self._last[0]:
                 now, sequence = self._last[0], self._last[1] + 1
-                if sequence == 1 << 10:  # more than fit in a millisecond, or a clock set back
+                if sequence == 1 << 10:  # too many in a millisecond, or the clock was set back
                     now, sequence = now + 1, 0
             self._last = (now, sequence)
             number = (now & ((1 << 40) - 1)) << 24 | self._generator << 10 | sequence

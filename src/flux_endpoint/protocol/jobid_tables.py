@@ -1,6 +1,6 @@
-"""The tables of RFC 19: words and emoji that stand for the digits of a job id.
+"""The tables of RFC 19: words and emoji for the digits of a job id.
 
-The list of words is mnemonicode's, version 0.7, without those of 24-bit remainders:
+The word list is mnemonicode's, version 0.7, without the words for 24-bit remainders:
 
 Copyright (c) 2000  Oren Tirosh <oren@hishome.net>
 

@@ -21,11 +21,11 @@ from flux_endpoint.protocol.states import ActorName, TaskState
 log = logging.getLogger(__name__)
 
 VERSION_BYTE = b"\x01"
-#: Key of a result's `details` that has the return code of a command; negative: a signal.
+#: Key in a result's `details` for the return code of a command; negative: a signal.
 RETURNCODE = "returncode"
-#: Unknown fields that are named, and characters of each: they are another party's words.
+#: The most unknown fields that are logged, and characters of each: others choose their names.
 _SHOWN = 60
-#: The key that has the id, in decimal, of the Flux job that the task became.
+#: Key for the id, in decimal, of a task's Flux job.
 JOBID = "flux_jobid"
 
 
@@ -36,7 +36,7 @@ class Message(BaseModel):
 
 
 class ContainerImage(Message):
-    """A container image (a leftover of older protocols, always absent today)."""
+    """A container image (from older protocols, always absent today)."""
 
     message_type: ClassVar[str] = "containerimage"
 
@@ -49,7 +49,7 @@ class ContainerImage(Message):
 
 
 class Container(Message):
-    """A container (a leftover of older protocols, always absent today)."""
+    """A container (from older protocols, always absent today)."""
 
     message_type: ClassVar[str] = "container"
 
@@ -59,7 +59,7 @@ class Container(Message):
 
 
 class Task(Message):
-    """A task on its way to an endpoint; `task_buffer` holds function, args and kwargs, packed."""
+    """A task for an endpoint; `task_buffer` is the packed function, args and kwargs."""
 
     message_type: ClassVar[str] = "task"
 
@@ -80,7 +80,7 @@ class TaskCancel(Message):
 class TaskKill(Message):
     """A request to this project's endpoints: end a task, or send a signal to its processes.
 
-    Without `signum` the task is ended for good, with its whole process tree.
+    Without `signum` the task and its whole process tree are ended.
     """
 
     message_type: ClassVar[str] = "task_kill"
@@ -90,7 +90,7 @@ class TaskKill(Message):
 
 
 class EndpointStop(Message):
-    """A request to this project's endpoints: stop in good order, as after SIGTERM."""
+    """A request to this project's endpoints: stop gracefully, as after SIGTERM."""
 
     message_type: ClassVar[str] = "endpoint_stop"
 
@@ -98,9 +98,9 @@ class EndpointStop(Message):
 
 
 class TaskEvent(BaseModel):
-    """An event of the Flux job that a task became (RFC 21).
+    """An event of a task's Flux job (RFC 21).
 
-    `timestamp` is seconds since the epoch; with `name` it tells an event from its repetition.
+    `timestamp` is in seconds since the epoch; together with `name` it identifies duplicates.
     """
 
     task_id: UUID
@@ -136,7 +136,7 @@ class ResultErrorDetails(BaseModel):
 
 
 class Result(Message):
-    """A task's end; `data` is the serialized value, or the error text if `error_details` is set."""
+    """A task's end; `data` is the serialized value, or an error text if `error_details` is set."""
 
     message_type: ClassVar[str] = "result"
 
@@ -159,7 +159,7 @@ class EPStatusReport(Message):
 
 
 class ManagerStatusReport(Message):
-    """Transitions of the tasks that a manager holds."""
+    """Transitions of a manager's tasks."""
 
     message_type: ClassVar[str] = "manager_status_report"
 
@@ -188,7 +188,7 @@ def pack(message: Message) -> bytes:
     """Return `message` as a message body."""
     try:
         data = message.model_dump_json()
-    except PydanticSerializationError:  # lone surrogates, from a program's output: ASCII has them
+    except PydanticSerializationError:  # lone surrogates in a program's output: escape as ASCII
         data = json.dumps(message.model_dump(), default=str)
     return VERSION_BYTE + f'{{"message_type":"{message.message_type}","data":{data}}}'.encode()
 
@@ -198,7 +198,7 @@ def unpack(body: bytes) -> Message:
 
     Raises:
         UnrecognizedProtocolVersionError: the version byte is not `0x01`.
-        InvalidMessageError: anything else about the body is wrong; the text says what.
+        InvalidMessageError: the body is otherwise invalid; the text says why.
     """
     if not body:
         raise InvalidMessageError("the message body is empty")
@@ -208,7 +208,7 @@ def unpack(body: bytes) -> Message:
         )
     try:
         envelope = json.loads(body[1:])
-    # ValueError covers bad UTF-8 as well as bad JSON; the other is JSON nested too deep.
+    # ValueError covers bad UTF-8 and bad JSON; RecursionError is JSON that nests too deeply.
     except (ValueError, RecursionError) as error:
         raise InvalidMessageError(f"message body is not JSON: {error}") from error
     if not isinstance(envelope, dict) or not isinstance(envelope.get("data"), dict):

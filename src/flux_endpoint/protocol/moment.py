@@ -1,4 +1,4 @@
-"""A moment as `flux submit --begin-time` takes it, as far as that can be read without guessing."""
+"""A time as in `flux submit --begin-time`, in the formats that are unambiguous."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from flux_endpoint.protocol.duration import parse_duration
 
 
 def parse_moment(value: object, now: float) -> float:
-    """Return a moment in seconds since the epoch.
+    """Return a time in seconds since the epoch.
 
     Args:
-        value: seconds since the epoch; or text: `now`, `+` or `-` and a duration from now (`+2h`),
-            or a date, with or without a time (`2027-01-31 15:00`, ISO 8601), which is local unless
-            it names its zone.
-        now: seconds since the epoch.
+        value: seconds since the epoch; or text: `now`; `+` or `-` and a duration from now (`+2h`);
+            or a date, with or without a time (`2027-01-31 15:00`, ISO 8601), in local time unless it
+            has a time zone.
+        now: the current time, in seconds since the epoch.
 
     Raises:
-        ValueError: it is none of these, or lies before the epoch.
+        ValueError: it is none of these, or before the epoch.
     """
     if isinstance(value, str):
         moment = _parse_text(value.strip(), now)
@@ -38,6 +38,6 @@ def _parse_text(text: str, now: float) -> float:
         seconds = parse_duration(text[1:])
         return now + seconds if text[0] == "+" else now - seconds
     try:
-        return datetime.fromisoformat(text).timestamp()  # local time, as Flux has it
+        return datetime.fromisoformat(text).timestamp()  # local time, as in Flux
     except (ValueError, OverflowError, OSError):
         raise ValueError("neither an offset nor a date") from None

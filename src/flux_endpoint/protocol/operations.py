@@ -1,6 +1,6 @@
-"""What an operator asks the service: how it is, how an endpoint is, what tasks there are.
+"""The service's answers for operators: its status, an endpoint's status, lists of tasks.
 
-Times are seconds since the epoch. These answers only ever get more keys.
+Times are seconds since the epoch. New keys may be added to these answers; none are removed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field
 
 from flux_endpoint.protocol.rest import UuidText
 
-#: Tasks of one answer.
+#: The most tasks of one answer.
 MAX_LISTED = 1000
 
 
 class QueueDocument(BaseModel):
-    """A queue of the broker: its messages that are with nobody, and who takes them."""
+    """A queue at the broker: its ready messages, and its consumers."""
 
     messages: int
     consumers: int
@@ -27,15 +27,15 @@ class BrokerDocument(BaseModel):
     """The service's connection to its message broker."""
 
     connected: bool
-    #: `host:port/vhost`, never with a password.
+    #: `host:port/vhost`, without credentials.
     address: str
-    #: Product and version, e.g. `RabbitMQ 3.10.8`; empty until it was connected once.
+    #: Product and version, e.g. `RabbitMQ 3.10.8`; empty until the first connection.
     server: str
-    #: When it came to be as it is.
+    #: Time of the latest change of its state.
     since: float | None
     #: Why it is not connected.
     reason: str = ""
-    #: Why it takes no messages though it is connected: its memory or disk alarm. Empty: it does.
+    #: The memory or disk alarm for which it blocks publishing; empty: it does not.
     alarm: str = ""
 
     @property
@@ -48,12 +48,12 @@ class DatabaseDocument(BaseModel):
     """The service's database."""
 
     kind: Literal["sqlite", "postgresql"]
-    #: Revision of its schema, and the one that this service works with.
+    #: Revision of its schema, and the one that this service needs.
     revision: str
     expected_revision: str
-    #: Seconds that a query took.
+    #: Duration of a query in seconds.
     seconds: float
-    #: Bytes that are free on its disk, where it is a file.
+    #: Free bytes on its disk, if it is a file.
     free_bytes: int | None = None
 
 
@@ -61,14 +61,14 @@ class ServiceStatusAnswer(BaseModel):
     """`GET /v3/status`."""
 
     version: str
-    #: Name of the user whose token it was.
+    #: Name of the user whose token was used.
     user: str
-    #: When the service started, and what its clock says now.
+    #: Start of the service, and its present time.
     started: float
     time: float
     database: DatabaseDocument
     broker: BrokerDocument
-    #: The service's own queues by name; without a broker, or a queue, there is none.
+    #: The service's own queues by name; missing without a broker, or if a queue does not exist.
     queues: dict[str, QueueDocument] = Field(default_factory=dict)
 
 
@@ -91,34 +91,34 @@ class EndpointStateAnswer(BaseModel):
     owner: str
     status: Literal["online", "offline"]
     absence: Absence | None = None
-    #: When it started, if it is online; when it was last heard of, if not; absent if unknown.
+    #: Its start if it is online, else its last report; absent if unknown.
     since: float | None = None
     last_seen: float | None = None
     #: The last status report; see `endpoint.report`.
     report: dict[str, Any] = Field(default_factory=dict)
-    #: The queue of its tasks; absent without a broker.
+    #: Its task queue; absent without a broker.
     queue: QueueDocument | None = None
 
 
 class TakenTasksAnswer(BaseModel):
-    """`GET /v3/endpoints/{id}/taken`: what an endpoint took and has not ended, in any order."""
+    """`GET /v3/endpoints/{id}/taken`: the unfinished tasks that an endpoint took, in any order."""
 
     tasks: list[str]
 
 
 class ListedState(StrEnum):
-    """How far a task is."""
+    """States of a task in lists."""
 
-    #: The service has it, the broker not yet.
+    #: At the service; the broker does not have it yet.
     RECEIVED = "received"
-    #: It is on its way to a worker.
+    #: It is being sent to a worker.
     PENDING = "pending"
-    #: It is a job, which waits for resources.
+    #: It is a job that waits for resources.
     QUEUED = "queued"
     RUNNING = "running"
     SUCCESS = "success"
     FAILED = "failed"
-    #: Ended on request.
+    #: Cancelled on request.
     CANCELLED = "cancelled"
 
 
@@ -139,29 +139,29 @@ class ListedTask(BaseModel):
     function_name: str | None
     state: ListedState
     submitted: float
-    #: When it began to run and when it stopped, as far as its endpoint told.
+    #: Its start and its end, as far as its endpoint has reported them.
     started: float | None = None
     stopped: float | None = None
-    #: When the service had its result.
+    #: When the service received its result.
     ended: float | None = None
     #: The last line of its error.
     error: str | None = None
     jobid: int | None = None
-    #: Of a command that has ended; negative: the signal that ended it.
+    #: Return code of an ended command; negative: the signal that ended it.
     returncode: int | None = None
 
 
 class ListTasks(BaseModel):
-    """The query of `GET /v3/tasks`."""
+    """The query parameters of `GET /v3/tasks`."""
 
     endpoint_id: UuidText | None = None
     task_group_id: UuidText | None = None
-    #: Only tasks in one of these; default: all.
+    #: Only tasks in one of these states; default: all.
     state: list[ListedState] = Field(default_factory=list)
     limit: int = Field(default=50, ge=1, le=MAX_LISTED)
-    #: `next` of an earlier answer.
+    #: The `next` of an earlier answer.
     before: str | None = None
-    #: Whether the tasks that only follow a job are listed, too.
+    #: Whether to include tasks that only follow a job.
     follows: bool = True
 
 
@@ -169,5 +169,5 @@ class TasksAnswer(BaseModel):
     """`GET /v3/tasks`: the caller's tasks, the newest first."""
 
     tasks: list[ListedTask]
-    #: `before` of the request for those that follow; absent if there are none.
+    #: `before` for a request of the next tasks; absent if there are none.
     next: str | None = None

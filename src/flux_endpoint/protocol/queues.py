@@ -1,15 +1,15 @@
-"""Names of exchanges and queues, and the connection blocks that registration hands out.
+"""Names of exchanges and queues, and the connection parameters in the answer to a registration.
 
 Topology (all durable): direct exchanges `tasks` and `commands`, topic exchanges `results` and
 `heartbeats`; per endpoint E the queues `E.tasks` and `E.commands`; the service's own queues
-`results` and `heartbeats`, bound to `*.results` and `*.heartbeats`. Job events go the way of
+`results` and `heartbeats`, bound to `*.results` and `*.heartbeats`. Job events are routed like
 results: topic exchange `events` and its queue `events`.
 
-The service sends on what belongs to a task group G by the direct exchange `task-groups`: results
-with the key `tg.G`, and several in one message with `tgb.G` to clients that take them so; job
-events with `ev.G`. Every client C of this project that uses the group has
-queues of its own there, `tg.G.C` and `ev.G.C`, so that each gets everything; `tg.G` is the queue of
-official clients. What no one can read or route ends in the queue `dead-letters`.
+The service forwards what belongs to a task group G through the direct exchange `task-groups`:
+results with the key `tg.G`, or several in one message with `tgb.G` for clients that accept bundles;
+job events with `ev.G`. Every client C of this project that uses the group has its own queues there,
+`tg.G.C` and `ev.G.C`, so that each gets everything; `tg.G` is the queue of official clients.
+Unreadable and unroutable messages go to the queue `dead-letters`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ HEARTBEATS_EXCHANGE = "heartbeats"
 DEAD_LETTERS = "dead-letters"  # a fanout exchange and the queue bound to it
 RESULTS_QUEUE = "results"
 HEARTBEATS_QUEUE = "heartbeats"
-#: Sends each result and job event on to every queue of its task group.
+#: Forwards each result and job event to every queue of its task group.
 TASK_GROUPS_EXCHANGE = "task-groups"
 TASK_GROUP_PREFIX = "tg."
-#: The key of a group's results for clients that take several in one message.
+#: Prefix of the key of a group's results for clients that accept several in one message.
 TASK_GROUP_BUNDLES_PREFIX = "tgb."
-#: Job events travel beside the results, so that official clients and endpoints never see them.
+#: Job events travel separately from results, so that official clients never see them.
 EVENTS_EXCHANGE = "events"
 EVENTS_QUEUE = "events"
 TASK_GROUP_EVENTS_PREFIX = "ev."
 
-#: Headers of a task message. The first two are required, identity comes from them alone.
+#: Headers of a task message. The first two are required; only they identify the task.
 TASK_ID_HEADER = "task_uuid"
 FUNCTION_ID_HEADER = "function_uuid"
 RESOURCES_HEADER = "resource_specification"
 RESULT_SERIALIZERS_HEADER = "result_serializers"
-#: What the function is called, for who looks at jobs; of tasks with a resource specification only.
+#: The function's name, shown as the job's; only for tasks with a resource specification.
 FUNCTION_NAME_HEADER = "function_name"
 #: The name of the user who submitted the task, for the endpoint's logs.
 SUBMITTER_HEADER = "submitter"
-#: The id, in decimal, of a running job that the task is to follow; the task's buffer is empty then.
+#: The id, in decimal, of a running job that the task follows; the task's buffer is empty then.
 ATTACH_HEADER = "attach_jobid"
 
 
@@ -79,7 +79,7 @@ def task_group_key(task_group_id: str) -> str:
 
 
 def task_group_bundles_key(task_group_id: str) -> str:
-    """Return the routing key of a task group's results, several in one message."""
+    """Return the routing key of a task group's bundled results."""
     return f"{TASK_GROUP_BUNDLES_PREFIX}{task_group_id}"
 
 
@@ -89,14 +89,14 @@ def task_group_events_key(task_group_id: str) -> str:
 
 
 def task_group_queue(task_group_id: str, client_id: str | None = None) -> str:
-    """Return the name of a client's queue of a group's results, or that of official clients."""
+    """Return the name of a client's queue for a group's results; `None`: official clients'."""
     return _of_client(task_group_key(task_group_id), client_id)
 
 
 def task_group_events_queue(task_group_id: str, client_id: str | None = None) -> str:
-    """Return the name of a client's queue of a group's job events.
+    """Return the name of a client's queue for a group's job events.
 
-    Clients that name no `client_id`, as those of earlier releases do, share one.
+    Clients without a `client_id`, such as those of earlier releases, share one.
     """
     return _of_client(task_group_events_key(task_group_id), client_id)
 
@@ -106,7 +106,7 @@ def _of_client(key: str, client_id: str | None) -> str:
 
 
 class ConsumeInfo(BaseModel):
-    """Where an endpoint consumes from."""
+    """The queue that an endpoint consumes from."""
 
     connection_url: str
     exchange: str
@@ -114,13 +114,13 @@ class ConsumeInfo(BaseModel):
 
 
 class PublishInfo(ConsumeInfo):
-    """Where an endpoint publishes; `queue_publish_kwargs` go into pika's `basic_publish`."""
+    """The exchange an endpoint publishes to; `queue_publish_kwargs` are for `basic_publish`."""
 
     queue_publish_kwargs: dict[str, Any]
 
 
 class EndpointQueues(BaseModel):
-    """The answer to a registration: all that an endpoint needs to talk to the broker."""
+    """The answer to a registration: everything an endpoint needs to use the broker."""
 
     endpoint_id: str
     command_queue_info: ConsumeInfo
@@ -129,12 +129,12 @@ class EndpointQueues(BaseModel):
     heartbeat_queue_info: PublishInfo
     #: For this project's endpoints; others ignore it.
     event_queue_info: PublishInfo | None = None
-    #: Whether the service takes several results in one message; others ignore it.
+    #: Whether the service accepts several results in one message; others ignore it.
     takes_bundles: bool = False
 
 
 def endpoint_queues(endpoint_id: str, connection_url: str) -> EndpointQueues:
-    """Return the connection blocks of `endpoint_id` on the broker at `connection_url`."""
+    """Return the connection parameters of `endpoint_id` for the broker at `connection_url`."""
 
     def publish(exchange: str, queue: str, key: str) -> PublishInfo:
         return PublishInfo(

@@ -1,4 +1,4 @@
-"""The resource specification: what a task asks of Flux, checked at the client and the endpoint."""
+"""The resource specification of a task, which client and endpoint validate."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.moment import parse_moment
 
 URGENCY_MOST = 31
-#: The most of anything that is counted: what Flux's own counts can hold.
+#: The largest count, the limit of Flux's own counts.
 _MOST = 2**31 - 1
-#: The most ranks of a slot. It alone is bounded by no resources: so many processes are started.
+#: The most ranks of a slot. No resources limit it, and each rank is a process.
 _MOST_PER_SLOT = 4096
-#: How many characters of a wrong value an error shows.
+#: The most characters of an invalid value that an error shows.
 _SHOWN = 200
 
 
 class ResourceSpecificationError(FluxEndpointError, ValueError):
-    """A resource specification has a wrong key or value; the text names the key and the rule."""
+    """A resource specification has an invalid key or value; the text names the key and the rule."""
 
 
 @dataclass(frozen=True)
 class ResourceSpecification:
-    """A valid specification, with everything derived that can be.
+    """A valid specification, with the derived values filled in.
 
     Attributes:
-        num_ranks: ranks in total.
-        num_nodes: nodes over which they are spread; `None`: wherever there is room.
+        num_ranks: number of ranks.
+        num_nodes: number of nodes over which they are spread; `None`: Flux chooses.
         cores_per_rank: cores of each rank, or of each slot if ranks share slots.
         gpus_per_rank: gpus of each rank, or of each slot if ranks share slots.
-        tasks_per_slot: ranks that share one slot, its cores and its gpus.
-        exclusive: whether the nodes are the task's alone.
-        walltime: seconds until the task is ended, 0 means no limit.
+        tasks_per_slot: number of ranks that share one slot with its cores and gpus.
+        exclusive: whether the task needs exclusive nodes.
+        walltime: seconds after which the task is ended; 0: no limit.
         queue: Flux queue.
         bank: bank that is charged.
         urgency: 0 (held) to 31 (expedite).
         environment: variables to set, or with `None` to unset, in addition to the endpoint's.
-        constraints: constraint object of RFC 31.
-        dependencies: jobs that must have come so far, as `scheme:value` (`afterok:f2ByGc`).
-        begin_time: earliest start, in seconds since the epoch; an offset counts from when it is
-            parsed.
+        constraints: constraint object (RFC 31).
+        dependencies: conditions on other jobs, as `scheme:value` (`afterok:f2ByGc`).
+        begin_time: earliest start, in seconds since the epoch; an offset counts from the time of
+            parsing.
         job_name: name of the Flux job.
-        shell_options: options of the job shell, as `flux run -o` sets them.
-        attributes: further jobspec attributes by dotted name, as `flux run --setattr` sets them.
+        shell_options: options of the job shell, as set by `flux run -o`.
+        attributes: further jobspec attributes by dotted name, as set by `flux run --setattr`.
         launcher_options: arguments added to the launcher prefix.
     """
 
@@ -73,17 +73,17 @@ class ResourceSpecification:
 
     @property
     def ranks_per_node(self) -> int | None:
-        """Most ranks on one node; `None` if the nodes are Flux's choice."""
+        """The most ranks on one node; `None` if Flux chooses the nodes."""
         return None if self.num_nodes is None else math.ceil(self.num_ranks / self.num_nodes)
 
 
 def parse_resources(given: Mapping[str, Any]) -> ResourceSpecification:
-    """Check a specification and derive what it leaves out.
+    """Validate a specification, and derive the values that it leaves out.
 
-    Any consistent subset of `num_nodes`, `ranks_per_node` and `num_ranks` will do.
+    Any consistent subset of `num_nodes`, `ranks_per_node` and `num_ranks` is accepted.
 
     Raises:
-        ResourceSpecificationError: a key is unknown, a value is wrong, or the counts contradict.
+        ResourceSpecificationError: a key is unknown, a value invalid, or the counts contradict.
     """
     if not isinstance(given, Mapping):
         raise ResourceSpecificationError(
@@ -127,7 +127,7 @@ def _counts(nodes: int | None, per_node: int | None, ranks: int | None) -> tuple
 
 
 def _check_sharing(ranks: int, nodes: int | None, tasks_per_slot: int) -> None:
-    """Slots must be full on every node: what else the ranks should share is not said."""
+    """Check that slots are full on every node: no rule says how other ranks would share."""
     if tasks_per_slot == 1:
         return
     if nodes is None:
@@ -141,7 +141,7 @@ def _check_sharing(ranks: int, nodes: int | None, tasks_per_slot: int) -> None:
 
 
 def _unknown_key(key: object) -> str:
-    if key == "priority":  # GlobusComputeEngine's
+    if key == "priority":  # an option of GlobusComputeEngine
         return (
             "resource_specification: 'priority' is for endpoints of Globus Compute; Flux orders "
             f"jobs by 'urgency', 0 to {URGENCY_MOST}"
@@ -195,7 +195,7 @@ def _environment(key: str, value: Any) -> dict[str, str | None]:
             raise _wrong(f"{key}[{name!r}]", setting, "a string (or None to unset it)")
         try:
             f"{name}{setting}".encode()
-        except UnicodeError:  # without the value, which may be secret
+        except UnicodeError:  # the message omits the value, which may be secret
             raise ResourceSpecificationError(
                 f"resource_specification: {key}[{name!r}] must be text that UTF-8 has; it holds "
                 "a lone surrogate, in general of a variable that is not UTF-8 where it comes from"

@@ -1,7 +1,7 @@
-"""REST requests and answers, as the official client sends and expects them.
+"""REST requests and answers, in the official client's format.
 
-Ids are lower-case UUID strings with dashes. Unknown keys in a request are ignored, so that a newer
-client can talk to an older service.
+Ids are lower-case UUID strings with dashes. Unknown keys in a request are ignored, so that newer
+clients can use older services.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ API_VERSION = "1.0.0"
 MIN_SDK_VERSION = "2.0.0"
 MIN_ENDPOINT_VERSION = "2.0.0"
 
-#: Header that makes a repeated submission harmless: same key, same answer, run once.
+#: Header of a submission: requests with the same key run once and get the same answer.
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 
 
@@ -43,16 +43,16 @@ def _canonical_uuid(text: str) -> str:
 #: A UUID as text, normalized to lower case with dashes.
 UuidText = Annotated[str, AfterValidator(_canonical_uuid)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-#: A name for people.
+#: A name shown to people.
 Label = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
-#: Endpoints keep their files in a directory of this name.
+#: Name of an endpoint; also the name of its directory.
 EndpointName = Annotated[Name, AfterValidator(_directory_name)]
 #: A user's or a group's name.
 Principal = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
-#: What is asked for as a task's id; need not be one.
+#: A text given as a task's id; it may be invalid.
 TaskIdText = Annotated[str, StringConstraints(max_length=64)]
 
-#: The most tasks whose state one request asks for.
+#: The most tasks in a status request.
 MAX_STATUS_IDS = 10_000
 
 
@@ -67,8 +67,8 @@ class VersionAnswer(BaseModel):
 class RegisterFunction(BaseModel):
     """`POST /v3/functions`.
 
-    `function_code` is a packed buffer if `serialized`, else bare Python source. The service honours
-    neither `group` nor `ha_endpoint_id`, and refuses them.
+    `function_code` is a packed buffer if `serialized`, else Python source. The service does not
+    support `group` or `ha_endpoint_id`, and rejects them.
     """
 
     function_name: Name
@@ -82,13 +82,13 @@ class RegisterFunction(BaseModel):
 
 
 class FunctionAnswer(BaseModel):
-    """Answer to a function registration."""
+    """The answer to a function registration."""
 
     function_uuid: str
 
 
 class SubmitBatch(BaseModel):
-    """`POST /v3/endpoints/{id}/submit`: payloads by function id, and what holds for all of them."""
+    """`POST /v3/endpoints/{id}/submit`: payloads by function id, and options for all of them."""
 
     tasks: dict[UuidText, list[str]] = Field(min_length=1)
     create_queue: bool = False
@@ -106,8 +106,8 @@ class SubmitAnswer(BaseModel):
     task_group_id: str
     endpoint_id: str
     tasks: dict[str, list[str]]
-    #: Whether the endpoint can take the tasks now, for this project's clients, and when it was
-    #: last heard of (seconds since the epoch).
+    #: For this project's clients: whether the endpoint can take the tasks now, and the time of its
+    #: last report (seconds since the epoch).
     endpoint_status: Literal["online", "offline"] | None = None
     endpoint_last_seen: float | None = None
 
@@ -151,13 +151,13 @@ class ResultConnection(BaseModel):
 
 
 class KillTask(BaseModel):
-    """`POST /v2/tasks/{id}/kill`: end a task, or with `signum` signal its processes."""
+    """`POST /v2/tasks/{id}/kill`: end a task, or send `signum` to its processes."""
 
     signum: int | None = Field(default=None, ge=1, le=64)
 
 
 class KillAnswer(BaseModel):
-    """What becomes of a request to end a task: its state, and whether the endpoint was told."""
+    """The answer to a kill request: the task's state, and whether the endpoint was notified."""
 
     task_id: str
     status: str
@@ -165,9 +165,9 @@ class KillAnswer(BaseModel):
 
 
 class AttachJob(BaseModel):
-    """`POST /v3/endpoints/{id}/attach`: follow a job that runs there already."""
+    """`POST /v3/endpoints/{id}/attach`: follow a job that is running there."""
 
-    #: Flux job id: an integer or any printed form.
+    #: Flux job id: an integer, or text in any printed form.
     jobid: int | Name
     task_group_id: UuidText | None = None
     create_queue: bool = False
@@ -180,13 +180,13 @@ class AttachAnswer(BaseModel):
     task_id: str
     task_group_id: str
     endpoint_id: str
-    #: As of `SubmitAnswer`.
+    #: See `SubmitAnswer`.
     endpoint_status: Literal["online", "offline"] | None = None
     endpoint_last_seen: float | None = None
 
 
 class TaskEventDocument(BaseModel):
-    """A job event as it was stored; see `protocol.messages.TaskEvent`."""
+    """A stored job event; see `protocol.messages.TaskEvent`."""
 
     task_id: str
     jobid: int | None
@@ -196,16 +196,16 @@ class TaskEventDocument(BaseModel):
 
 
 class TaskEventsAnswer(BaseModel):
-    """`GET /v2/tasks/{id}/events`: the events so far, in their order."""
+    """`GET /v2/tasks/{id}/events`: the events so far, in order."""
 
     task_id: str
     events: list[TaskEventDocument]
 
 
 class ResultQueueRequest(BaseModel):
-    """`POST /v2/taskgroup/{id}/results`: a queue of its own for a client, a UUID of its choice.
+    """`POST /v2/taskgroup/{id}/results`: a client's own queue, named by a UUID of its choice.
 
-    With `bundles` several results may come in one message (see `amqp.bundle`).
+    With `bundles`, one message may have several results (see `amqp.bundle`).
     """
 
     client_id: UuidText
@@ -213,13 +213,13 @@ class ResultQueueRequest(BaseModel):
 
 
 class EventQueueRequest(BaseModel):
-    """`POST /v2/taskgroup/{id}/events`: likewise; clients that name none share one queue."""
+    """`POST /v2/taskgroup/{id}/events`: the same; clients without an id share one queue."""
 
     client_id: UuidText | None = None
 
 
 class GroupQueueAnswer(BaseModel):
-    """The queue that a task group's results, or its job events, go to from now on."""
+    """The queue for a task group's results, or its job events."""
 
     queue: str
     connection_url: str
@@ -228,7 +228,7 @@ class GroupQueueAnswer(BaseModel):
 class RegisterEndpoint(BaseModel):
     """`POST /v3/endpoints` and `PUT /v3/endpoints/{id}`.
 
-    The service honours neither `high_assurance` nor `authentication_policy`, and refuses them.
+    The service does not support `high_assurance` or `authentication_policy`, and rejects them.
     """
 
     endpoint_name: EndpointName
@@ -245,7 +245,7 @@ class RegisterEndpoint(BaseModel):
 
 
 class EndpointTokenAnswer(BaseModel):
-    """`POST /v3/endpoints/{id}/tokens`: a token that is good for being this endpoint, no more."""
+    """`POST /v3/endpoints/{id}/tokens`: a token that only allows acting as this endpoint."""
 
     endpoint_id: str
     token: str
@@ -256,14 +256,14 @@ class EndpointStatusAnswer(BaseModel):
 
     status: Literal["online", "offline"]
     details: dict[str, Any] = Field(default_factory=dict)
-    #: Seconds since the epoch of the last report, absent if there never was one.
+    #: Time of the last report, in seconds since the epoch; absent if there was none.
     last_seen: float | None = None
 
 
 class LockAnswer(BaseModel):
     """`POST /v3/endpoints/{id}/lock`.
 
-    The end of the lock (UTC, ISO 8601), and whether the endpoint was online to be stopped.
+    The end of the lock (UTC, ISO 8601), and whether the endpoint was online when it was locked.
     """
 
     endpoint_id: str
@@ -281,7 +281,7 @@ class EndpointSummary(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every error answer. `message` and `reason` say the same (each client reads another)."""
+    """All error answers. `message` and `reason` are the same text (clients read either)."""
 
     code: str
     message: str
@@ -289,5 +289,5 @@ class ErrorBody(BaseModel):
     status: Literal["Failed"] = "Failed"
     http_status_code: int
     request_id: str
-    #: Dotted name of the request's field that was wrong.
+    #: Dotted name of the invalid field in the request.
     field: str | None = None

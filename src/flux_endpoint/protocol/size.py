@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them: `512`, `64M`, `10G`, `1.5T`, `infinity`."""
+"""Sizes in bytes as text: `512`, `64M`, `10G`, `1.5T`, `infinity`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def parse_size(value: object) -> float:
     """Return a number of bytes.
 
     Args:
-        value: bytes as a number, or text with one of the units K, M, G and T (powers of 1,024).
+        value: bytes as a number, or text with one of the units K, M, G and T (powers of 1024).
 
     Raises:
         ValueError: it is neither.

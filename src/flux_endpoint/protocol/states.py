@@ -1,4 +1,4 @@
-"""Task states and the parts of the system that set them (the official names and values)."""
+"""Task states, and the parts of the system that report them (official names and values)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class TaskState(StrEnum):
-    """States of a task, in the order in which a successful one passes them."""
+    """States of a task, in the order that a successful task passes."""
 
     RECEIVED = "received"
     WAITING_FOR_EP = "waiting-for-ep"
@@ -26,12 +26,12 @@ class TaskState(StrEnum):
     AP_TASKGROUP_ERROR = "action-provider-task-group-error"
 
 
-#: States that a task never leaves.
+#: Final states.
 FINAL_STATES = frozenset({TaskState.SUCCESS, TaskState.FAILED})
 
 
 class ActorName(StrEnum):
-    """Who reports a transition."""
+    """The part of the system that reports a transition."""
 
     WORKER = "worker"
     MANAGER = "manager"
@@ -43,7 +43,7 @@ class ActorName(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """`error_details.code` of a failed result (the official values, then our own)."""
+    """`error_details.code` of a failed result (official values, then this project's)."""
 
     REMOTE_EXECUTION = "RemoteExecutionError"
     MAX_RESULT_SIZE = "MaxResultSizeExceeded"

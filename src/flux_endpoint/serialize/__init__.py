@@ -1,4 +1,4 @@
-"""Objects <-> text, wire-identical to the official strategies."""
+"""Converts objects to text and back, wire-identical to the official strategies."""
 
 from flux_endpoint.serialize.code import (
     DillCode,

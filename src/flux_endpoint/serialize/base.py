@@ -1,4 +1,4 @@
-"""`SerializationStrategy` and its kin, where the official package has them."""
+"""`SerializationStrategy` and related classes, at the official package's import path."""
 
 from flux_endpoint.serialize.combined import ComboSerializationStrategy
 from flux_endpoint.serialize.strategies import IDENTIFIER_LENGTH, SerializationStrategy

@@ -19,7 +19,7 @@ from flux_endpoint.serialize.data import base64_bytes, dill_from_text, dill_to_t
 from flux_endpoint.serialize.state import State, state_by_name, state_by_value
 from flux_endpoint.serialize.strategies import SerializationStrategy
 
-#: Characters of source whose code is kept.
+#: The most characters of source whose code is cached.
 _KEPT_SOURCE = 65_536
 
 
@@ -30,16 +30,16 @@ def _dill_source(function: Callable[..., Any]) -> str:
 
 @functools.lru_cache(128)
 def _compiled(name: str, source: str) -> CodeType:
-    """Return the code of `source`: a worker runs the same function again and again.
+    """Return the code of `source`; cached, because a worker runs the same function repeatedly.
 
-    What it makes when it is run is new each time, so nothing goes from one task to the next.
+    Executing it creates new objects each time, so nothing is shared between tasks.
     """
     return compile(source, f"<source of {name}>", "exec")
 
 
 def _run_source(name: str, source: str) -> Any:
-    """Return what `source`, run in an empty namespace, calls `name`."""
-    if source[:1].isspace():  # a function that was defined inside something else
+    """Return the object named `name` after running `source` in an empty namespace."""
+    if source[:1].isspace():  # a function that was defined inside another scope
         source = textwrap.dedent(source)
     namespace: dict[str, Any] = {}
     compiled = _compiled if len(source) <= _KEPT_SOURCE else _compiled.__wrapped__
@@ -50,7 +50,7 @@ def _run_source(name: str, source: str) -> Any:
 
 
 class DillCode(SerializationStrategy):
-    """The function through dill: byte code, or a reference if it can be imported. The default.
+    """The function through dill: byte code, or a reference if it is importable. The default.
 
     Both sides need the same minor version of Python.
     """
@@ -69,7 +69,7 @@ class DillCode(SerializationStrategy):
 
 
 class PickleCode(SerializationStrategy):
-    """The function through pickle. Reads very old functions; writes none."""
+    """The function through pickle. Only reads very old functions."""
 
     identifier = "02\n"
     for_code = True
@@ -83,7 +83,7 @@ class PickleCode(SerializationStrategy):
 
 
 class _DilledSource(SerializationStrategy):
-    """A pair of name and source through dill."""
+    """A pair of name and source, through dill."""
 
     def _source(self, function: Any) -> str:
         raise NotImplementedError
@@ -101,7 +101,7 @@ class _DilledSource(SerializationStrategy):
 
 
 class DillCodeTextInspect(_DilledSource):
-    """The function's source as `inspect` finds it, through dill.
+    """The function's source as found by `inspect`, through dill.
 
     Deprecated: use `PureSourceTextInspect`.
     """
@@ -115,7 +115,7 @@ class DillCodeTextInspect(_DilledSource):
 
 
 class DillCodeSource(_DilledSource):
-    """The function's source as dill finds it, through dill.
+    """The function's source as found by dill, through dill.
 
     Deprecated: use `PureSourceDill`.
     """
@@ -149,7 +149,7 @@ class _PureSource(SerializationStrategy):
 
 
 class PureSourceTextInspect(_PureSource):
-    """The function's source as `inspect` finds it. Works across versions of Python."""
+    """The function's source as found by `inspect`. Works across versions of Python."""
 
     identifier = "st\n"
     for_code = True
@@ -160,7 +160,7 @@ class PureSourceTextInspect(_PureSource):
 
 
 class PureSourceDill(_PureSource):
-    """The function's source as dill finds it, also in an interactive interpreter."""
+    """The function's source as found by dill, also in an interactive interpreter."""
 
     identifier = "sd\n"
     for_code = True

@@ -1,4 +1,4 @@
-"""Strategies that write an object in several ways, for a reader who takes the first that works."""
+"""Strategies that write an object in several ways; the reader uses the first that works."""
 
 # ruff: noqa: D102 - what serialize and deserialize promise is said in SerializationStrategy
 
@@ -25,7 +25,7 @@ _SHOWN = 50
 
 
 class ComboSerializationStrategy(SerializationStrategy):
-    """A packed list of what each of `strategies` wrote, as far as it could."""
+    """A packed list of the texts of those of `strategies` that can write the object."""
 
     strategies: ClassVar[list[type[SerializationStrategy]]]
 
@@ -56,7 +56,7 @@ class ComboSerializationStrategy(SerializationStrategy):
         return buffers
 
     def _first(self, buffers: Iterable[str]) -> Any:
-        # Only our own parts: a reader that allows this strategy has allowed no others.
+        # Only the listed strategies: a reader that allows this one has not allowed any others.
         known = {strategy.identifier: strategy for strategy in self.strategies}
         reasons: list[str] = []
         for buffer in buffers:
@@ -100,7 +100,7 @@ class CombinedCode(ComboSerializationStrategy):
     ]
     state = ComboSerializationStrategy.state
 
-    # Source text has colons too, so a part ends only where the identifier of another follows.
+    # Source text contains colons, so a part only ends before another part's identifier.
     _part = re.compile(
         "(?:^|:)(" + "|".join(strategy.identifier for strategy in strategies) + "):", re.DOTALL
     )
@@ -115,11 +115,11 @@ class CombinedCode(ComboSerializationStrategy):
         """Return the function in `payload`.
 
         Args:
-            payload: what `serialize` returned.
-            variation: which of its parts to read, from 1 on; 0: the first that can be read.
+            payload: the text that `serialize` returned.
+            variation: number of the part to read, from 1; 0: the first that can be read.
 
         Raises:
-            DeserializationError: no part can be read, or not that one.
+            DeserializationError: no part, or not the requested one, can be read.
         """
         text = self.chomp(payload)
         pieces = self._part.split(text)

@@ -1,4 +1,4 @@
-"""The strategies, where the official package has them."""
+"""The strategies, at the official package's import path."""
 
 from flux_endpoint.serialize.code import (
     DillCode,

@@ -25,7 +25,7 @@ _read_as: contextvars.ContextVar[_Classes | None] = contextvars.ContextVar("read
 
 @contextlib.contextmanager
 def reading_as(classes: _Classes) -> Iterator[None]:
-    """Let dill find these classes, by module and name, instead of what it would import."""
+    """Let dill resolve these classes, by module and name, instead of importing them."""
     token = _read_as.set(classes)
     try:
         yield
@@ -39,17 +39,17 @@ class _Unpickler(dill.Unpickler):  # type: ignore[misc]  # dill has no types
 
 
 class _NeedsDillError(Exception):
-    """A pickle refers to something by name."""
+    """A pickle refers to an object by name."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of built-in types, ten times as fast as dill, which is in Python."""
+    """Reads pickles of built-in types, ten times as fast as dill, which is written in Python."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise _NeedsDillError(module, name)
 
 
-#: Types whose values dill and pickle write alike: these themselves, no subclasses.
+#: Types that dill and pickle write identically; exact types, no subclasses.
 _PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
 
 
@@ -66,10 +66,10 @@ def dill_from_text(text: str) -> Any:
     """Return the object in `text`.
 
     Raises:
-        DeserializationError: `text` is no base64. Everything else comes from the object itself.
+        DeserializationError: `text` is not base64. The object itself may raise anything else.
     """
     pickled = base64_bytes(text)
-    with contextlib.suppress(_NeedsDillError):  # before that, nothing of the pickle's has run
+    with contextlib.suppress(_NeedsDillError):  # raised before any of the pickle's code has run
         return _PlainUnpickler(io.BytesIO(pickled)).load()
     if not _read_as.get():
         return dill.loads(pickled)  # noqa: S301 - what this is for
@@ -80,7 +80,7 @@ def base64_bytes(text: str) -> bytes:
     """Return the bytes in `text`.
 
     Raises:
-        DeserializationError: it is no base64.
+        DeserializationError: it is not base64.
     """
     try:
         return base64.decodebytes(text.encode())
@@ -102,7 +102,7 @@ class DillDataBase64(SerializationStrategy):
 
 
 class JSONData(SerializationStrategy):
-    """What JSON can say, as JSON: tuples come back as lists, keys as strings."""
+    """JSON values, as JSON: tuples become lists, keys become strings."""
 
     identifier = "11\n"
     for_code = False

@@ -1,4 +1,4 @@
-"""Why an object can't be serialized: which part of it, reached how."""
+"""Explains why an object can't be serialized: which part of it, and where that is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-#: How far down, and among how many parts of one object, the culprit is looked for.
+#: The depth of the search, and the most parts of an object that are searched.
 _DEPTH = 8
 _PARTS = 200
 
@@ -28,7 +28,7 @@ _HINTS = {
 
 
 def described(data: Any) -> str:
-    """Return what to call `data` in a message."""
+    """Return a description of `data` for messages."""
     if isinstance(data, type):
         return f"class '{data.__qualname__}'"
     name = getattr(data, "__name__", None)
@@ -45,9 +45,9 @@ def plain(error: Exception) -> str:
 
 
 def reason(data: Any, error: Exception, serialize: Callable[[Any], object]) -> str:
-    """Return why `serialize(data)` raised `error`, with the innermost part that raises too."""
+    """Return why `serialize(data)` raised `error`, with the innermost part that raises, too."""
     path: list[str] = []
-    with contextlib.suppress(Exception):  # an object may resist being looked into
+    with contextlib.suppress(Exception):  # an object may fail to be inspected
         while len(path) < _DEPTH and not isinstance(error, RecursionError):
             found = _bad_part(data, serialize)
             if found is None:

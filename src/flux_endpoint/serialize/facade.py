@@ -1,4 +1,4 @@
-"""`ComputeSerializer` and what selects strategies, where the official package has them."""
+"""`ComputeSerializer` and the selection of strategies, at the official package's import path."""
 
 from flux_endpoint.serialize.selection import (
     AllowlistWildcard,

@@ -1,4 +1,4 @@
-"""Several buffers in one text: of each its length in characters, a newline, and the buffer."""
+"""Several buffers in one text: each is its length in characters, a newline, and the buffer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from flux_endpoint.errors import PackedBufferError
 
-#: A length has at most so many digits; whatever is longer is not a length.
+#: The most digits of a length.
 _MOST_DIGITS = 18
 _SHOWN = 40
 
@@ -20,7 +20,7 @@ def unpack_buffers(packed: str) -> list[str]:
     """Return the buffers that `pack_buffers` joined.
 
     Raises:
-        PackedBufferError: `packed` is malformed; the text says where and how.
+        PackedBufferError: `packed` is malformed; the error says where and how.
     """
     buffers: list[str] = []
     position = 0

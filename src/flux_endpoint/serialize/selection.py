@@ -1,4 +1,4 @@
-"""Which strategies a user means: by instance, class or import path; and allow-lists of them."""
+"""Selects strategies by instance, class or import path, and checks allow-lists of them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from flux_endpoint.serialize.strategies import (
 #: A strategy's instance, its class, or the import path of either.
 Strategylike = SerializationStrategy | type[SerializationStrategy] | str
 
-#: Where the official package keeps the strategies; ours of the same names take their places.
+#: Modules of the official strategies; ours of the same names replace them.
 _OFFICIAL_HOMES = ("globus_compute_sdk.serialize.concretes", "globus_compute_sdk.serialize")
 
 
 class AllowlistWildcard(StrEnum):
-    """Entries of an allow-list that stand for all strategies of a kind."""
+    """Entries of an allow-list that mean all strategies of a kind."""
 
     CODE = "globus_compute_sdk.*Code"
     DATA = "globus_compute_sdk.*Data"
 
 
-#: What a serializer may deserialize: strategies, wildcards. `flux_endpoint.*Code` is `CODE` too.
+#: Entries of an allow-list: strategies and wildcards. `flux_endpoint.*Code` equals `CODE`.
 DeserializerAllowlist = Iterable[Strategylike | AllowlistWildcard]
 
 
 @dataclass(frozen=True)
 class ValidatedStrategylike:
-    """A strategy, and the import path that both our and the official endpoint know it by."""
+    """A strategy, and an import path by which both our and the official endpoint know it."""
 
     type_: type[SerializationStrategy]
     instance: SerializationStrategy
@@ -43,18 +43,18 @@ class ValidatedStrategylike:
 def validate_strategylike(
     value: Strategylike, *, for_code: bool | None = None
 ) -> ValidatedStrategylike:
-    """Return the strategy that `value` means.
+    """Return the strategy that `value` refers to.
 
     Args:
         value: a strategy's instance, its class, or the import path of either.
-        for_code: whether it must be one for code, or for data; `None`: either.
+        for_code: whether it must be a strategy for code (or for data); `None`: either.
 
     Raises:
-        StrategyError: `value` is no strategy, only reads, or is for the other kind.
+        StrategyError: `value` is not a strategy, can only read, or is of the wrong kind.
     """
     found = _resolve(value) if isinstance(value, str) else value
     class_ = found if isinstance(found, type) else type(found)
-    if class_.__module__ in _OFFICIAL_HOMES:  # the official package's own object
+    if class_.__module__ in _OFFICIAL_HOMES:  # an object of the official package
         class_ = _named(class_.__name__) or class_
     if not issubclass(class_, SerializationStrategy) or not hasattr(class_, "identifier"):
         raise StrategyError(_invalid(value, for_code))
@@ -74,14 +74,14 @@ def validate_strategylike(
 def registered_strategy(
     value: Strategylike, *, for_code: bool | None = None
 ) -> ValidatedStrategylike:
-    """Return the strategy that another party means; nothing is imported for a path.
+    """Return the strategy that another party refers to; nothing is imported for a path.
 
     Args:
         value: as of `validate_strategylike`; a path must be that of a registered strategy.
-        for_code: whether it must be one for code, or for data; `None`: either.
+        for_code: whether it must be a strategy for code (or for data); `None`: either.
 
     Raises:
-        StrategyError: no such strategy is registered, it only reads, or is for the other kind.
+        StrategyError: no such strategy is registered, it can only read, or is of the wrong kind.
     """
     if not isinstance(value, str):
         return validate_strategylike(value, for_code=for_code)
@@ -131,7 +131,7 @@ def _known(for_code: bool | None) -> str:
 
 
 class Allowlist:
-    """Which strategies may deserialize."""
+    """The strategies that may deserialize."""
 
     def __init__(self, entries: Iterable[Strategylike]) -> None:
         given = list(entries)
@@ -174,6 +174,6 @@ class Allowlist:
         return by_kind or type(strategy) in self.types
 
     def names(self) -> str:
-        """Return the names of all that is allowed."""
+        """Return the names of all allowed strategies."""
         allowed = [type(strategy).__name__ for strategy in all_strategies() if strategy in self]
         return ", ".join(sorted(allowed))

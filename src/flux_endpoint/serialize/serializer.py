@@ -1,4 +1,4 @@
-"""`ComputeSerializer`: objects to text and back, with the strategies that its user selected."""
+"""`ComputeSerializer`: converts objects to text and back, with selectable strategies."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ from flux_endpoint.serialize.strategies import (
     preferred_strategy,
 )
 
-#: Used for functions, and for everything else, where no other strategy is selected.
+#: The default strategies for functions and for everything else.
 DEFAULT_STRATEGY_CODE: SerializationStrategy = DillCode.instance()
 DEFAULT_STRATEGY_DATA: SerializationStrategy = DillDataBase64.instance()
 
-# Strategies that fail because of a part of the object, which is worth looking for.
+# If these strategies fail, a part of the object may be the cause, which is worth searching for.
 _BY_PARTS = (DillCode, DillDataBase64, JSONData)
 _BUFFERS_OF_A_TASK = 3
 
 
 class ComputeSerializer:
-    """Turns functions, arguments and results into text, and back.
+    """Converts functions, arguments and results to text, and back.
 
     Args:
-        strategy_code: for callables, by default `DillCode`, unless an object's type prefers
+        strategy_code: strategy for callables; by default `DillCode`, unless the type prefers
             another.
-        strategy_data: for everything else, by default `DillDataBase64`.
-        allowed_deserializer_types: what `deserialize` may read, at least one strategy or wildcard
-            of each kind; `None` or empty: everything.
+        strategy_data: strategy for everything else; by default `DillDataBase64`.
+        allowed_deserializer_types: what `deserialize` may read: at least one strategy or wildcard
+        of
+            each kind; `None` or empty: everything.
 
     Raises:
-        StrategyError: one of these is no strategy, or of the wrong kind.
+        StrategyError: an argument is not a strategy, or of the wrong kind.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ComputeSerializer:
 
     @property
     def allowed_deserializer_types(self) -> set[type[SerializationStrategy]]:
-        """What may be deserialized; empty if that is everything."""
+        """The strategies that may be deserialized; empty if all may."""
         every = {type(strategy) for strategy in all_strategies() if strategy in self._allowed}
         return every if len(every) < len(all_strategies()) else set()
 
@@ -81,7 +82,7 @@ class ComputeSerializer:
         """Return `data` as text.
 
         Raises:
-            SerializationError: it can't be; the text names it and says which part of it is why.
+            SerializationError: it can't be serialized; the text names it and the part that fails.
         """
         strategy = self._strategy(data)
         try:
@@ -94,10 +95,10 @@ class ComputeSerializer:
             ) from error
 
     def state(self, data: Any) -> State | None:
-        """Return objects that are others as soon as `serialize` returns another text for `data`.
+        """Return objects whose identity changes when `serialize(data)` would return another text.
 
         Returns:
-            The state, to be compared by `same_state`; `None` if only serializing tells.
+            The state, to be compared by `same_state`; `None` if only serializing can tell.
         """
         if type(self).serialize is not ComputeSerializer.serialize:
             return None
@@ -115,10 +116,10 @@ class ComputeSerializer:
         return own or self.code_serializer
 
     def deserialize(self, payload: str) -> Any:
-        """Return the object in `payload`, whichever allowed strategy wrote it.
+        """Return the object in `payload`, written by any allowed strategy.
 
         Raises:
-            DeserializationError: no strategy, or none that is allowed, reads it; or it fails to.
+            DeserializationError: no strategy, or no allowed one, can read it, or reading it fails.
         """
         strategy = self.allowed_strategy(payload)
         try:
@@ -134,7 +135,7 @@ class ComputeSerializer:
         """Return the strategy that wrote `payload`.
 
         Raises:
-            DeserializationError: it is unknown, or not allowed.
+            DeserializationError: the strategy is unknown or not allowed.
         """
         identifier = payload[:IDENTIFIER_LENGTH]
         strategy = SerializationStrategy.get_cached_by_id(identifier)
@@ -158,28 +159,28 @@ class ComputeSerializer:
 
     @staticmethod
     def serialize_from_list(data: Any, strategies: Iterable[Strategylike] | None = None) -> str:
-        """Return `data` as the first of `strategies` that can writes it.
+        """Return `data` as text, written by the first of `strategies` that succeeds.
 
         Args:
             data: any object.
-            strategies: tried in order; `None` or empty: what `ComputeSerializer()` uses.
+            strategies: tried in order; `None` or empty: the defaults of `ComputeSerializer()`.
 
         Raises:
-            SerializationError: none can; the text has each one's reason.
+            SerializationError: all fail; the text has each one's reason.
         """
         return _first_that_can(data, strategies, validate_strategylike)
 
     @staticmethod
     def serialize_result(value: Any, names: Iterable[str] | None = None) -> str:
-        """Return a task's result as the first of the strategies can that its submitter named.
+        """Return a task's result as text, written by the first named strategy that succeeds.
 
         Args:
             value: any object.
-            names: import paths of strategies that are registered here; nothing is imported for
-                them. `None` or empty: what `ComputeSerializer()` uses.
+            names: import paths of strategies registered here; nothing is imported. `None` or
+                empty: the defaults of `ComputeSerializer()`.
 
         Raises:
-            SerializationError: none can; the text has each one's reason.
+            SerializationError: all fail; the text has each one's reason.
         """
         return _first_that_can(value, names, registered_strategy)
 
@@ -190,7 +191,7 @@ class ComputeSerializer:
         """Return function, args and kwargs of a packed task.
 
         Raises:
-            DeserializationError: it has not exactly three buffers, or one can't be read.
+            DeserializationError: there are not exactly three buffers, or one can't be read.
         """
         buffers = packing.unpack_buffers(packed_buffer)
         if len(buffers) != _BUFFERS_OF_A_TASK:

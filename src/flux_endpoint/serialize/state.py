@@ -1,9 +1,9 @@
-"""Whether a function would be serialized to the same text again, told without serializing it.
+"""Tells, without serializing, whether a function would be serialized to the same text again.
 
-A *state* is a tuple of the objects that decide what the text is. Two states of one function whose
-objects are the same, one by one and by identity, belong to the same text, as long as whoever
-compares them keeps them alive. Where anything that decides could change without another object
-taking its place (a list, an instance), there is no state: only serializing tells.
+A *state* is a tuple of the objects that determine the text. If the objects of two states of one
+function are identical, one by one, the text is the same, provided that the caller keeps the objects
+alive between the comparisons. If anything that determines the text could change in place (a list,
+an instance), there is no state: only serializing can tell.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import dill
 
 State = tuple[object, ...]
 
-#: Types whose objects never change, and refer to nothing that does.
+#: Types of immutable objects that only refer to immutable objects.
 _ATOMS: Final = frozenset(
     {bool, int, float, complex, str, bytes, type(None), type(...), types.CodeType}
 )
-#: How many functions may refer to each other, and how deep tuples may be, for a look to pay.
+#: The most functions that may refer to each other, and the deepest tuples, for a check to pay off.
 _MOST_FUNCTIONS: Final = 8
 _DEEPEST: Final = 4
-#: CPython's `Py_TPFLAGS_HEAPTYPE`: a class that was made at run time, and may change.
+#: CPython's `Py_TPFLAGS_HEAPTYPE`: a class that was created at run time, and may change.
 _HEAP_TYPE: Final = 1 << 9
-#: What annotations are made of, besides classes.
+#: The components of annotations, besides classes.
 _FORMS: Final = (typing.Union, typing.Literal, typing.Optional, typing.Any)
 _BY_NAME: Final = object()
-#: Between the parts of different kinds, so that none is taken for one of another kind.
+#: Separates parts of different kinds, so that they can't be confused.
 _NEXT: Final = object()
 
 
@@ -50,14 +50,14 @@ def same_state(one: State | None, other: State | None) -> bool:
 
 
 def state_by_name(function: object) -> State | None:
-    """Return the state of a function that dill finds by its name where it was defined."""
+    """Return the state of a function that dill refers to by its name."""
     if type(function) not in {types.FunctionType, types.BuiltinFunctionType}:
         return None
     return (_BY_NAME, function) if _is_found(function) else None
 
 
 def state_by_value(function: object) -> State | None:
-    """Return the state of a function, or a `partial`, with all that travels with it."""
+    """Return the state of a function or `partial`, with everything that travels with it."""
     if dill.settings["recurse"] or type(function) not in {types.FunctionType, functools.partial}:
         return None
     parts: list[object] = []
@@ -69,7 +69,7 @@ def state_by_value(function: object) -> State | None:
 
 
 def _is_found(value: Any) -> bool:
-    """Return whether `value` is what its module has by its name, so that its name travels."""
+    """Return whether `value` can be found by its name in its module, so that its name travels."""
     module = value.__module__
     if type(module) is not str or module == "__main__":
         return False
@@ -108,7 +108,7 @@ def _add_function(
     for cell in function.__closure__ or ():
         try:
             _add(cell.cell_contents, parts, seen)
-        except ValueError:  # nothing was assigned yet
+        except ValueError:  # a cell without a value
             raise _Unsure from None
 
 
@@ -156,7 +156,7 @@ def never_changes(value: Any, depth: int = 0) -> bool:
     if kind is types.BuiltinFunctionType:
         return _is_found(value)
     if isinstance(value, type):
-        # Named tuples travel as the names of their fields.
+        # Named tuples travel with the names of their fields.
         return not value.__flags__ & _HEAP_TYPE or (
             value.__bases__ != (tuple,) and _is_found(value)
         )

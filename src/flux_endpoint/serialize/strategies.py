@@ -1,4 +1,4 @@
-"""What a serialization strategy is, and the registry of those that exist."""
+"""The base class of serialization strategies, and their registry."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, ClassVar, Self
 from flux_endpoint.errors import DeserializationError, SerdeError
 from flux_endpoint.serialize.state import State
 
-#: Every buffer starts with so many characters that name its strategy, the last one a newline.
+#: Every buffer starts with this many characters that identify its strategy, the last a newline.
 IDENTIFIER_LENGTH = 3
 
 
 class StrategyError(SerdeError, ValueError):
-    """What was given as a strategy is none, or is not of the kind that is needed."""
+    """An object is not a strategy, or is a strategy of the wrong kind."""
 
 
 class SerializationStrategy(ABC):
-    """Turns objects of one kind into text and back.
+    """Converts objects of one kind to text and back.
 
-    Defining a subclass that has an `identifier` registers it: one instance serves everybody, so it
-    must keep no state.
+    Defining a subclass with an `identifier` registers it. All users share one instance, so it must
+    not keep state.
     """
 
-    #: Two characters of its own and a newline.
+    #: Two characters and a newline.
     identifier: ClassVar[str]
-    #: Whether it is for callables; else it is for everything that is not callable.
+    #: Whether it is for callables; else it is for all other objects.
     for_code: ClassVar[bool]
-    #: Whether it only reads what older releases wrote; it can't be selected then.
+    #: Whether it only reads the data of older releases; it can't be selected then.
     read_only: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class SerializationStrategy(ABC):
 
     @classmethod
     def get_cached_by_id(cls, identifier: str) -> SerializationStrategy | None:
-        """Return the strategy that `identifier` names."""
+        """Return the strategy with this identifier."""
         return _by_identifier.get(identifier)
 
     @classmethod
@@ -57,16 +57,16 @@ class SerializationStrategy(ABC):
 
     @abstractmethod
     def serialize(self, data: Any) -> str:
-        """Return `data` as text that starts with `identifier`; raise whatever says why not."""
+        """Return `data` as text that starts with `identifier`; may raise any error."""
 
     @abstractmethod
     def deserialize(self, payload: str) -> Any:
-        """Return the object in `payload`; raise whatever says why not."""
+        """Return the object in `payload`; may raise any error."""
 
     def state(self, data: Any) -> State | None:  # noqa: ARG002 - for those that can tell
-        """Return the state of `data`, see `serialize.state`; `None`: only serializing tells.
+        """Return the state of `data`, see `serialize.state`; `None`: only serializing can tell.
 
-        Subclasses do not inherit it, since they may write something else.
+        Subclasses do not inherit it, since they may write another text.
         """
         return None
 
@@ -74,7 +74,7 @@ class SerializationStrategy(ABC):
         """Return `payload` without the identifier.
 
         Raises:
-            DeserializationError: `payload` starts with another one.
+            DeserializationError: `payload` starts with another identifier.
         """
         if not payload.startswith(self.identifier):
             raise DeserializationError(
@@ -102,7 +102,7 @@ def _register(cls: type[SerializationStrategy]) -> None:
     if not isinstance(getattr(cls, "for_code", None), bool):
         raise StrategyError(f"{cls.__name__}: for_code must say whether it is for callables")
     existing = type(_by_identifier.get(identifier))
-    # The same class once more is a module that was loaded again, or a notebook's cell.
+    # The same class again: a reloaded module, or a notebook cell that was run again.
     same = (existing.__module__, existing.__qualname__) == (cls.__module__, cls.__qualname__)
     if identifier in _by_identifier and not same:
         raise StrategyError(
@@ -112,12 +112,12 @@ def _register(cls: type[SerializationStrategy]) -> None:
 
 
 def all_strategies() -> list[SerializationStrategy]:
-    """Return every strategy that is registered now."""
+    """Return all registered strategies."""
     return list(_by_identifier.values())
 
 
 def prefer_for_type(type_: type, strategy: type[SerializationStrategy]) -> None:
-    """Let objects of exactly `type_` travel with `strategy` where the user has selected none."""
+    """Use `strategy` for objects of exactly `type_` if the user has selected no strategy."""
     _by_type[type_] = strategy.instance()
 
 
