@@ -128,7 +128,7 @@ def test_following_ends_silently_when_nobody_reads_any_more(lab, follow):
 def test_what_does_not_exist_is_66_and_says_what_does(bare):
     assert "there are no logs in" in bare.err("logs", status=66)
     assert "there are none yet" in bare.err("logs", "lab", status=66)
-    assert "no stack was run" in bare.err("logs", "service", status=66)
+    assert "no stack has run" in bare.err("logs", "service", status=66)
     bare.run("configure", "lab")
     said = bare.err("logs", "nowhere", status=66)
     assert "neither an endpoint nor a program is called 'nowhere'; there are: lab" in said

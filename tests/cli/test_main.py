@@ -113,7 +113,7 @@ def test_a_bug_is_70_and_says_where_its_details_are(bare):
     done = run_with_a_bug(bare, "broken", "KeyError('a secret of the user')")
     assert done.returncode == 70
     assert "Traceback" not in done.stderr
-    assert "`flux-endpoint broken` met a bug of Flux Endpoint: KeyError" in done.stderr
+    assert "`flux-endpoint broken` hit an internal error: KeyError" in done.stderr
     (file,) = bare.home.glob("*bugs*")
     assert f"The details are in {file}; please report it" in done.stderr
     assert file.stat().st_mode & 0o777 == 0o600

@@ -48,7 +48,7 @@ class TestScreen:
             r"RabbitMQ [\d.]+ at 127.0.0.1:\d+/, connected for \d+[smh]", shown["Broker"]
         )
         assert re.fullmatch(
-            r"results \d+, events \d+, heartbeats \d+; set aside 0", shown["Queues"]
+            r"results \d+, events \d+, heartbeats \d+; dead letters 0", shown["Queues"]
         )
 
     @pytest.mark.parametrize("how", ["name", "id"])

@@ -1,4 +1,4 @@
-"""What a person types: `flux-endpoint …`."""
+"""The command line, `flux-endpoint …`."""
 
 from flux_endpoint.cli.main import main
 

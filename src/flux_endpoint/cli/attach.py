@@ -1,4 +1,4 @@
-"""`flux-endpoint attach`: follow a job where an endpoint is."""
+"""`flux-endpoint attach`: follow a job in an endpoint's Flux instance."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from flux_endpoint.protocol.job_events import IN_ORDER, LAST_EVENT
 from flux_endpoint.protocol.jobid import JobID, format_jobid
 from flux_endpoint.protocol.operations import ENDED_STATES, EndpointStateAnswer, ListedState
 
-#: Seconds for the job's last events, which come another way than its result, some after an epilog.
+#: Seconds to wait for the job's last events, which arrive separately from its result.
 _GRACE = 10.0
-#: What Flux says of an id that it never gave.
+#: Flux's text about an unknown job id.
 _UNKNOWN = "does not match any job"
-#: States of a task that may become a job.
+#: States of a task that may still become a job.
 _BEFORE_JOB = (ListedState.RECEIVED, ListedState.PENDING)
 
 
@@ -47,13 +47,13 @@ def _complete(
 @click.argument("which", nargs=-1, metavar="TASK | ENDPOINT JOBID", shell_complete=_complete)
 @json_option
 def attach(*, which: tuple[str, ...], as_json: bool) -> int:
-    """Follow a task's job, or any job where an endpoint is: its events and output.
+    """Follow a task's job, or any job of an endpoint's instance: its events and output.
 
-    TASK is an id, as `flux-endpoint tasks` lists them. ENDPOINT is a name or an id; JOBID is in any
-    form that Flux takes. The job may be anybody's whom the endpoint may read. The events go to
-    standard error, the last lines of the job's output, at its end, to the streams that they were
-    written to. The exit code is that of the job, or 128 and the signal that ended it. Ctrl-C leaves
-    the job alone.
+    TASK is an id, as listed by `flux-endpoint tasks`. ENDPOINT is a name or an id; JOBID has any
+    form that Flux accepts. The job may be any that the endpoint may read. The events are printed on
+    standard error; when the job has ended, the last lines of its output go to the streams that they
+    were written to. The exit code is the job's, or 128 plus the signal that ended it. Ctrl-C leaves
+    the job running.
     """
     logs.configure("WARNING")
     try:
@@ -93,7 +93,7 @@ def _job_of(
     """Return a task's job, and the endpoint that has it.
 
     Raises:
-        NotFoundError: there is no such task of this user, or it has no job.
+        NotFoundError: the user has no such task, or it has no job.
     """
     task = find_task(api, task_id)
     if target is not None and target.endpoint_id != task.endpoint_id:
@@ -171,7 +171,7 @@ class _EventPrinter:
 
 
 def _flat(context: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return an event's context as pairs of texts, its nested parts without their parents."""
+    """Return an event's context as pairs of texts; nested keys without their parents."""
     pairs: list[tuple[str, str]] = []
     for key, value in context.items():
         if isinstance(value, Mapping):

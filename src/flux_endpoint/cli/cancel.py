@@ -20,9 +20,9 @@ from flux_endpoint.protocol.jobid import JobID
 from flux_endpoint.protocol.operations import MAX_LISTED, OPEN_STATES
 from flux_endpoint.protocol.states import FINAL_STATES
 
-#: Requests at a time.
+#: The most concurrent requests.
 _AT_A_TIME = 8
-#: Open tasks of a group that are looked for.
+#: The most open tasks of a group that are searched for.
 _MOST_OF_A_GROUP = 1_000_000
 _TONES: dict[str, Tone] = {"ending": "active", "cancelled": "quiet", "failed": "bad"}
 _COLUMNS = [Column("TASK"), Column("OUTCOME"), Column("")]
@@ -30,14 +30,14 @@ _COLUMNS = [Column("TASK"), Column("OUTCOME"), Column("")]
 
 @dataclass(frozen=True)
 class CancelOutcome:
-    """What became of a request to end a task.
+    """The result of a request to end a task.
 
     Attributes:
-        task_id: the task; the job, if no task is found for it.
-        outcome: "ending" (its endpoint was told), "cancelled" (it has ended), "ended before" or
-            "failed".
-        status: the task's state, as the service has it now.
-        error: why it failed.
+        task_id: the task's id; the job's id if it has no task.
+        outcome: "ending" (its endpoint was notified), "cancelled" (it has ended), "ended before" or
+          "failed".
+        status: the task's present state at the service.
+        error: why the request failed.
     """
 
     task_id: str
@@ -49,7 +49,7 @@ class CancelOutcome:
 def _complete_task(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Return the newest open tasks whose ids begin so."""
+    """Return the newest open tasks whose ids begin with `incomplete`."""
     found, _ = fetch(OperatorApi(), states=OPEN_STATES, limit=MAX_LISTED)
     return [
         CompletionItem(each.task_id, help=each.function_name)
@@ -67,7 +67,7 @@ def _ids(
 def _task_ids(
     api: OperatorApi, wanted: tuple[UUID | JobID, ...]
 ) -> tuple[list[str], list[CancelOutcome]]:
-    """Return the ids of tasks, jobs replaced by theirs, and what to say of jobs that have none."""
+    """Return task ids, with jobs replaced by their tasks, and outcomes for jobs without a task."""
     ids = [str(each) for each in wanted if isinstance(each, UUID)]
     jobs = [each for each in wanted if isinstance(each, JobID)]
     if not jobs:
@@ -79,7 +79,7 @@ def _task_ids(
         found = [task.task_id for task in listed if task.jobid == job]
         if len(found) == 1:
             ids += found
-        elif found:  # jobs of several endpoints
+        elif found:  # jobs of several endpoints have that id
             several = f"{len(found)} tasks have a job of that id, name one: {', '.join(found)}"
             failures.append(CancelOutcome(shown, "failed", error=several))
         else:
@@ -93,16 +93,16 @@ def _task_ids(
 
 @click.command()
 @click.argument("tasks", nargs=-1, metavar="TASK...", callback=_ids, shell_complete=_complete_task)
-@click.option("--group", type=click.UUID, help="All open tasks of this task group, too.")
+@click.option("--group", type=click.UUID, help="Also all open tasks of this task group.")
 @json_option
 @color_option
 def cancel(
     *, tasks: tuple[UUID | JobID, ...], group: UUID | None, as_json: bool, color: bool
 ) -> int:
-    """End tasks, wherever they are, with all their processes.
+    """End tasks and all of their processes.
 
-    TASK is an id, as `flux-endpoint tasks` lists them: of the task, or of its job. A task that has
-    ended stays as it is. One that can't be ended keeps none of the others from it.
+    TASK is the id of a task, as listed by `flux-endpoint tasks`, or of its job. A task that has
+    ended stays as it is. If one task can't be ended, the others still are.
     """
     if not tasks and group is None:
         raise click.UsageError("name a task, or a task group with --group")
@@ -144,7 +144,7 @@ def _end(api: OperatorApi, ids: list[str]) -> tuple[ExitCode, list[CancelOutcome
 
 
 class _Ender:
-    """Ends tasks; asks no more when the service can't be reached: the others fare no better."""
+    """Ends tasks; stops at an unreachable service, since the others would fail, too."""
 
     def __init__(self, api: OperatorApi) -> None:
         self._api = api

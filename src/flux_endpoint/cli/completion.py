@@ -1,4 +1,4 @@
-"""`flux-endpoint completion`: what makes a shell complete this command line."""
+"""`flux-endpoint completion`: shell completion of this command line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS), required=False)
 def completion(*, shell: str | None) -> None:
-    """Print what makes a shell complete this command line.
+    """Print the code that makes a shell complete this command line.
 
-    SHELL is bash, zsh or fish; by default that of $SHELL. In its start-up file:
+    SHELL is bash, zsh or fish; default: from $SHELL. Add to the shell's start-up file:
 
     \b
     eval "$(flux-endpoint completion bash)"        # ~/.bashrc

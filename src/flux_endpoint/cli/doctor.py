@@ -1,4 +1,4 @@
-"""`flux-endpoint doctor`: what is wrong here, and how it is mended."""
+"""`flux-endpoint doctor`: what is wrong here, and how to fix it."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _WIDTH = 100
 @json_option
 @color_option
 def doctor(*, endpoint: str | None, as_json: bool, color: bool) -> int:
-    """Check each thing that can be wrong, and say how to mend it.
+    """Run all checks, and say how to fix what is wrong.
 
-    This machine, the service, RabbitMQ, Flux, and the endpoints of this machine, or ENDPOINT only.
-    Nothing is changed.
+    Checks this machine, the service, RabbitMQ, Flux, and the endpoints of this machine, or only
+    ENDPOINT. Changes nothing.
     """
-    logs.configure("CRITICAL")  # what is logged on the way is found, too
+    logs.configure("CRITICAL")  # errors that would be logged are findings, too
     if endpoint is not None:
         EndpointDirectory(endpoint).require()
     counts: Counter[FindingState] = Counter()
@@ -76,7 +76,7 @@ def doctor(*, endpoint: str | None, as_json: bool, color: bool) -> int:
 
 
 def find(endpoint: str | None) -> Iterator[Finding]:
-    """Yield everything that is found, of all endpoints of this machine or of one."""
+    """Yield all findings, on all endpoints of this machine or on one."""
     directories = _directories(endpoint)
     yield from guarded("machine", lambda: check_machine(directories))
     service = ServiceChecks()
@@ -94,7 +94,7 @@ def _directories(endpoint: str | None) -> list[EndpointDirectory]:
         return [EndpointDirectory(endpoint)]
     try:
         return all_endpoints()
-    except (OSError, FluxEndpointError):  # what is wrong with the state directory is found, too
+    except (OSError, FluxEndpointError):  # other checks report errors of the state directory
         return []
 
 
@@ -125,8 +125,8 @@ def _sum(counts: Counter[FindingState]) -> str:
         f"{counts[state]} {what}"
         for state, what in (
             (FindingState.FAILED, "failed"),
-            (FindingState.WARNING, "to be looked at"),
+            (FindingState.WARNING, "warnings" if counts[FindingState.WARNING] > 1 else "warning"),
         )
         if counts[state]
     ]
-    return f"Of {counts.total()} things looked at, {' and '.join(parts)}."
+    return f"{counts.total()} checks: {', '.join(parts)}."

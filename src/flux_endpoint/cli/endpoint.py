@@ -23,11 +23,11 @@ _TONES: dict[str, Tone] = {"running": "good", "disconnected": "bad", "stopped": 
 
 @click.command()
 @click.argument("name")
-@click.option("--display-name", help="What people see in lists.  [default: NAME]")
+@click.option("--display-name", help="Name shown in lists.  [default: NAME]")
 def configure(name: str, display_name: str | None) -> None:
-    """Make an endpoint, with a configuration to edit."""
+    """Create an endpoint and its configuration file."""
     path = lifecycle.configure_endpoint(name, display_name)
-    click.echo(f"Made endpoint {name}. Its configuration: {path}")
+    click.echo(f"Created endpoint {name}. Its configuration: {path}")
     click.echo(f"Start it with: flux-endpoint start {name}")
 
 
@@ -36,7 +36,7 @@ def configure(name: str, display_name: str | None) -> None:
 @click.option(
     "--detach/--foreground",
     default=False,
-    help="In the background, returning when it is ready; or here, until Ctrl-C.  "
+    help="In the background, returning when it is ready; or in the foreground, until Ctrl-C.  "
     "[default: foreground]",
 )
 @click.option(
@@ -44,17 +44,17 @@ def configure(name: str, display_name: str | None) -> None:
     type=click.FloatRange(min=0),
     help="With --detach: seconds to wait until it is ready.  "
     f"[default: {lifecycle.START_TIMEOUT:g}, "
-    f"but {lifecycle.AWAY_TIMEOUT:g} if the service or its broker is away]",
+    f"but {lifecycle.AWAY_TIMEOUT:g} if the service or its broker is unreachable]",
 )
 @click.option("--report-fd", type=int, hidden=True)
 def start(name: str, *, detach: bool, timeout: float | None, report_fd: int | None) -> int:
     """Start an endpoint.
 
-    SIGTERM or Ctrl-C ends it in good order: running tasks may finish for a few seconds
-    (shutdown_grace), the others are run after the next start. A second signal ends it at once.
+    SIGTERM or Ctrl-C stops it gracefully: running tasks may finish for a few seconds
+    (shutdown_grace); the others run after the next start. A second signal stops it at once.
 
-    If the service or its broker is away, the endpoint goes on trying until it is back. With
-    --detach the command then says so and ends with exit code 69; the endpoint runs all the same.
+    If the service or its broker is unreachable, the endpoint keeps trying. With --detach the
+    command then says so and ends with exit code 69; the endpoint goes on in the background.
     """
     if not detach:
         return _run(name, lifecycle.Reporter(report_fd))
@@ -81,7 +81,7 @@ def _run(name: str, reporter: lifecycle.Reporter) -> int:
     except FluxEndpointError as error:
         reporter.tell({"failed": str(error)})
         raise
-    except OSError as error:  # a full disk, say: its log would not have it either
+    except OSError as error:  # e.g. a full disk, where its log could not be written either
         where = error.filename or EndpointDirectory(name).path
         reporter.tell({"failed": f"{where}: {error.strerror or error}"})
         raise
@@ -94,7 +94,7 @@ def _run(name: str, reporter: lifecycle.Reporter) -> int:
     type=click.FloatRange(min=0),
     default=lifecycle.STOP_TIMEOUT,
     show_default=True,
-    help="Seconds to wait for a good end before it is killed.",
+    help="Seconds to wait for a graceful end before it is killed.",
 )
 @click.option("--pid", type=int, help="Only if this process runs it.")
 def stop(name: str, *, timeout: float, pid: int | None) -> None:
@@ -107,7 +107,7 @@ def stop(name: str, *, timeout: float, pid: int | None) -> None:
     elif outcome == "killed":
         click.echo(
             f"Endpoint {name} did not end within {timeout:g} s and was killed. "
-            "Tasks that it had taken are run after the next start."
+            "Tasks that it had taken run after the next start."
         )
     else:
         click.echo(f"Endpoint {name} stopped.")
@@ -117,13 +117,13 @@ def stop(name: str, *, timeout: float, pid: int | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @color_option
 def list_endpoints(*, as_json: bool, color: bool) -> None:
-    """List the endpoints, how they are, and what runs their jobs."""
+    """List the endpoints, their status, and what runs their jobs."""
     listed = lifecycle.list_endpoints()
     if as_json:
         click.echo(json.dumps([asdict(each) for each in listed], indent=2))
         return
     if not listed:
-        click.echo("No endpoints yet. Make one with: flux-endpoint configure NAME")
+        click.echo("No endpoints yet. Create one with: flux-endpoint configure NAME")
         return
     click.echo(render(_COLUMNS, [_row(each) for each in listed], color=color), color=color)
     for each in listed:

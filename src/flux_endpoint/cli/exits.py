@@ -1,4 +1,4 @@
-"""Exit codes, in the manner of `sysexits.h`, and which of them an error has."""
+"""Exit codes, similar to `sysexits.h`, and the exit codes of errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flux_endpoint.errors import (
 
 
 class ExitCode(IntEnum):
-    """What every command ends with; `attach` can end with the exit code of its job besides."""
+    """Exit codes of all commands; `attach` may also end with the exit code of its job."""
 
     OK = 0
     FAILED = 1
@@ -40,20 +40,19 @@ class ExitCode(IntEnum):
     CLOSED_PIPE = 141
 
 
-#: What each means, for the manual.
+#: Meanings, for the manual page.
 MEANINGS = {
     ExitCode.OK: "Done.",
-    ExitCode.FAILED: "Not done, or what was asked about is not well: an endpoint is offline, "
-    "a check failed.",
+    ExitCode.FAILED: "Not done, or a check failed (an endpoint is offline, for example).",
     ExitCode.USAGE: "The command line is wrong.",
     ExitCode.REFUSED: "The service refused the request.",
     ExitCode.NOT_FOUND: "There is no such endpoint, task, job, token or log; or the service says "
-    "that the endpoint which ran is gone.",
+    "that the endpoint that was running does not exist any more.",
     ExitCode.UNAVAILABLE: "The service, its message broker or Flux can't be reached.",
-    ExitCode.BUG: "An error of Flux Endpoint itself; the message says where its details are.",
+    ExitCode.BUG: "An internal error of Flux Endpoint; the message says where its details are.",
     ExitCode.FILES: "A file can't be read or written.",
-    ExitCode.INSTANCE_LOST: "The Flux instance that an endpoint ran in is gone; start it in "
-    "another one, and what it had not run is run there.",
+    ExitCode.INSTANCE_LOST: "The Flux instance that an endpoint ran in is gone; if you start the "
+    "endpoint in another one, the remaining tasks run there.",
     ExitCode.PERMISSION: "Not permitted: the token is not valid, or it is another user's.",
     ExitCode.CONFIGURATION: "A configuration, a setting or a credentials file is missing or wrong.",
     ExitCode.INTERRUPTED: "Ctrl-C.",
@@ -61,7 +60,7 @@ MEANINGS = {
 }
 
 
-#: The first that an error is an instance of counts.
+#: The first class that an error is an instance of determines its code.
 _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (click.UsageError, ExitCode.USAGE),
     (click.Abort, ExitCode.INTERRUPTED),
@@ -81,7 +80,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (PermissionError, ExitCode.PERMISSION),
     (OSError, ExitCode.FILES),
 )
-#: What the service's refusals mean; others are `ExitCode.REFUSED`.
+#: Exit codes for the service's error codes; others are `ExitCode.REFUSED`.
 _HTTP_CODES = {
     401: ExitCode.PERMISSION,
     403: ExitCode.PERMISSION,
@@ -91,7 +90,7 @@ _HTTP_CODES = {
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """Return the exit code of a command that ended with `error`."""
+    """Return the exit code of a command that failed with `error`."""
     if isinstance(error, ServiceError):
         if error.code in {"NOT_A_FLUX_ENDPOINT_SERVICE", "SERVICE_TOO_OLD"}:
             return ExitCode.CONFIGURATION

@@ -1,4 +1,4 @@
-"""What a person is told of an error: a sentence; of a bug, where its traceback is."""
+"""Error messages for people: one sentence; for an internal error, also where its traceback is."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from flux_endpoint import __version__, paths
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
 from flux_endpoint.errors import FluxEndpointError
 
-#: Bytes after which the file of bugs is begun anew.
+#: Size in bytes at which the file of internal errors is started anew.
 MAX_BUG_FILE = 1 << 20
 
 
 def tell(error: BaseException, *, command: str, debug: bool) -> ExitCode:
-    """Say on standard error what went wrong; return the exit code.
+    """Print on standard error what went wrong; return the exit code.
 
     Args:
-        error: what the command ended with.
-        command: name of the command, without its arguments: they may hold secrets.
-        debug: show tracebacks.
+        error: the error that ended the command.
+        command: name of the command, without its arguments, which may be secret.
+        debug: whether to show tracebacks.
     """
     code = exit_code_of(error)
     if debug and code not in {ExitCode.CLOSED_PIPE, ExitCode.INTERRUPTED}:
@@ -50,7 +50,7 @@ def tell(error: BaseException, *, command: str, debug: bool) -> ExitCode:
 
 
 def _drop_unwritable_output() -> None:
-    """Drop what a full disk does not take: the interpreter would fail on it again, at its exit."""
+    """Drop output that a full disk rejects: the interpreter would fail on it again at its exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -58,7 +58,7 @@ def _drop_unwritable_output() -> None:
 
 
 def _drop_output() -> None:
-    """Let nothing more be written to a pipe that nobody reads, not even at the exit."""
+    """Write nothing more to a pipe without readers, not even at the exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     os.close(devnull)
@@ -71,17 +71,17 @@ def _of_system(error: OSError) -> str:
 
 def _of_bug(error: BaseException, command: str, *, debug: bool) -> str:
     what = f"{type(error).__name__}: {error}".rstrip(": ")
-    said = f"Error: `{command}` met a bug of Flux Endpoint: {what}"
+    said = f"Error: `{command}` hit an internal error: {what}"
     if debug:
         return f"{said}\nPlease report it with the traceback above."
     where = _record(error, command)
     if where is None:
-        return f"{said}\nPlease report it with what --debug shows."
+        return f"{said}\nPlease report it with the output of --debug."
     return f"{said}\nThe details are in {where}; please report it with them. --debug shows them."
 
 
 def _record(error: BaseException, command: str) -> Path | None:
-    """Add the traceback to the file of bugs; return where that is, `None` if it can't be."""
+    """Append the traceback to the file of internal errors; return its path, or `None`."""
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     header = (
         f"{moment} {command}: flux-endpoint {__version__}, Python {platform.python_version()}, "

@@ -1,4 +1,4 @@
-"""The end of log files, and what is written to them from now on."""
+"""The last lines of log files, and the lines that are added later."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import select
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-#: Seconds after which files are looked at though nobody told of a change: a file system of the
-#: network does not tell of what other machines write.
+#: Seconds between checks of the files without any notification: network file systems do not report
+#: changes by other machines.
 RECHECK = 2.0
 
 _BLOCK = 1 << 16
@@ -24,11 +24,11 @@ _OF_DIRECTORY = _IN_CREATE | _IN_MOVED_TO
 
 
 class Watcher:
-    """Wakes when a file is written to, put in another's place or removed: inotify(7)."""
+    """Wakes when a file is written, replaced or removed: inotify(7)."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        #: -1 if there is none, or the user has too many: then only `RECHECK` is left.
+        #: -1 if inotify is missing or exhausted: then only `RECHECK` is left.
         self._descriptor = self._libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
         self._poll = select.poll()
         if self._descriptor >= 0:
@@ -39,18 +39,18 @@ class Watcher:
         self._add(path, _OF_FILE)
 
     def add_directory(self, path: Path) -> None:
-        """Watch a directory for files that are made or moved there."""
+        """Watch a directory for files that are created there or moved into it."""
         self._add(path, _OF_DIRECTORY)
 
     def watch_reader(self, descriptor: int) -> None:
-        """Wake, too, when nobody reads any more what is written to a pipe."""
+        """Also wake when a pipe that we write to has no readers any more."""
         self._poll.register(descriptor, 0)
 
     def wait(self) -> None:
         """Wait until something may have changed.
 
         Raises:
-            BrokenPipeError: nobody reads the output any more.
+            BrokenPipeError: the output has no readers any more.
         """
         for descriptor, _ in self._poll.poll(RECHECK * 1000):
             if descriptor != self._descriptor:
@@ -59,7 +59,7 @@ class Watcher:
                 os.read(self._descriptor, _BLOCK)
 
     def close(self) -> None:
-        """Give the kernel its descriptor back."""
+        """Close the inotify descriptor."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
@@ -69,11 +69,11 @@ class Watcher:
 
 
 class FollowedFile:
-    """A log file: its last lines, then those that come, also when another takes its place.
+    """A log file: its last lines, then new lines, even after the file is replaced.
 
     Args:
-        path: need not exist yet.
-        watcher: told what to watch.
+        path: the file; it need not exist yet.
+        watcher: gets the paths to watch.
     """
 
     def __init__(self, path: Path, watcher: Watcher) -> None:
@@ -84,7 +84,7 @@ class FollowedFile:
         watcher.add_directory(path.parent)
 
     def last_lines(self, count: int) -> list[str]:
-        """Return the last `count` lines; `new_lines` goes on from there."""
+        """Return the last `count` lines; `new_lines` continues after them."""
         self._open()
         if self._descriptor < 0:
             return []
@@ -96,19 +96,19 @@ class FollowedFile:
             newlines += os.pread(self._descriptor, size, start).count(b"\n")
         os.lseek(self._descriptor, start, os.SEEK_SET)
         lines = self._read(end - start)
-        wanted = count - bool(self._rest)  # the line that is not ended is one of them
+        wanted = count - bool(self._rest)  # an incomplete last line counts, too
         return lines[-wanted:] if wanted > 0 else []
 
     def rest(self) -> list[str]:
-        """Return a last line that was not ended."""
+        """Return an incomplete last line, if there is one."""
         rest, self._rest = self._rest, b""
         return [_text(rest)] if rest else []
 
     def new_lines(self) -> list[str]:
-        """Return what was written since; a line that is not ended yet comes when it is."""
+        """Return the lines since the last call; an incomplete line comes once it is complete."""
         lines = self._drain()
         while self._was_replaced():
-            lines += self._drain()  # what was written between the last look and the replacement
+            lines += self._drain()  # written between the last read and the replacement
             lines += self.rest()
             self.close()
             self._open()
@@ -142,7 +142,7 @@ class FollowedFile:
         if self._descriptor < 0:
             return []
         size = os.fstat(self._descriptor).st_size
-        if size < os.lseek(self._descriptor, 0, os.SEEK_CUR):  # it was begun anew
+        if size < os.lseek(self._descriptor, 0, os.SEEK_CUR):  # it was truncated
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             self._rest = b""
         return self._read()
@@ -165,10 +165,10 @@ def _text(line: bytes) -> str:
 
 
 def follow(files: Sequence[FollowedFile], watcher: Watcher) -> Iterator[tuple[int, str]]:
-    """Yield each new line with its file's place in `files`, for ever.
+    """Yield each new line with the index of its file in `files`, forever.
 
     Raises:
-        BrokenPipeError: nobody reads the output any more.
+        BrokenPipeError: the output has no readers any more.
     """
     while True:
         for number, file in enumerate(files):

@@ -1,4 +1,4 @@
-"""`flux-endpoint jobspec`: what would be submitted."""
+"""`flux-endpoint jobspec`: the jobspec of a command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flux_endpoint.protocol.resources import parse_resources
 @click.option("--environment/--no-environment", default=True, help="Include this environment.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def jobspec(resources: str, form: str, environment: bool, command: tuple[str, ...]) -> None:
-    """Print the jobspec that a command becomes.
+    """Print the jobspec of a command.
 
     \b
     flux-endpoint jobspec --resources '{"num_nodes": 2, "ranks_per_node": 4}' -- app --in x

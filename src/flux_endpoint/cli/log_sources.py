@@ -1,4 +1,4 @@
-"""Which logs there are on this machine, and what they are called."""
+"""The logs on this machine, and their names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flux_endpoint.endpoint.directory import EndpointDirectory, all_endpoints
 from flux_endpoint.errors import ConfigurationError, NotFoundError
 from flux_endpoint.stack.state import StackDirectory
 
-#: The programs of a stack beside its endpoint.
+#: The programs of a stack besides its endpoint.
 PROGRAMS = ("broker", "service", "up")
 _STACK = "stack/"
-#: What is added to an endpoint's name to mean what its functions print.
+#: Suffix of an endpoint's name for the output of its functions.
 _OUTPUT = "/output"
 
 
@@ -22,18 +22,18 @@ class LogSource:
     """A log.
 
     Attributes:
-        name: an endpoint's name, the same with `/output`, or that of a program of the stack.
-        path: the file that it is written to, or was last; need not exist.
+        name: an endpoint's name, the same with `/output`, or the name of a program of the stack.
+        path: the present or latest file; need not exist.
         absent: why there may be no such file.
     """
 
     name: str
     path: Path
-    absent: str = "what runs in the foreground logs to its terminal"
+    absent: str = "a program in the foreground logs to its terminal"
 
 
 def find_sources(names: tuple[str, ...]) -> list[LogSource]:
-    """Return the logs that `names` mean, all that exist if there are none.
+    """Return the logs with these names; without names, all that exist.
 
     Raises:
         NotFoundError: there is no such endpoint or program, or no log at all.
@@ -47,13 +47,13 @@ def find_sources(names: tuple[str, ...]) -> list[LogSource]:
     found = [each for each in everything if each.path.exists()]
     if not found:
         raise NotFoundError(
-            f"there are no logs in {paths.home()}: nothing was run in the background there"
+            f"there are no logs in {paths.home()}: nothing has run in the background there"
         )
     return found
 
 
 def known_names() -> list[str]:
-    """Return what may be asked for."""
+    """Return all valid names."""
     programs = PROGRAMS if _has_stack() else ()
     endpoints = list(all_endpoints())
     printed = (_output_of(each) for each in endpoints)
@@ -70,7 +70,7 @@ def _source(name: str) -> LogSource:
     program = name.removeprefix(_STACK)
     if program in PROGRAMS:
         if not _has_stack():
-            raise NotFoundError(f"no stack was run in {paths.home()}: flux-endpoint up")
+            raise NotFoundError(f"no stack has run in {paths.home()}: flux-endpoint up")
         return _of_stack(program)
     names = ", ".join(known_names())
     there_are = f"there are: {names}" if names else "there are none yet"
@@ -89,7 +89,7 @@ def _of_stack(program: str) -> LogSource:
 
 
 def _of_endpoint(directory: EndpointDirectory) -> LogSource:
-    """An endpoint that a stack runs logs there; else, in the background, in its own directory."""
+    """Return an endpoint's log: in the stack's directory, if a stack runs it, else in its own."""
     candidates = [directory.log]
     if _has_stack():
         stack = StackDirectory()
@@ -103,7 +103,7 @@ def _of_endpoint(directory: EndpointDirectory) -> LogSource:
 
 
 def _output_of(directory: EndpointDirectory) -> LogSource:
-    """What an endpoint's Python functions print."""
+    """Return the log of the output of an endpoint's Python functions."""
     absent = "no Python function of this endpoint has printed anything"
     return LogSource(f"{directory.name}{_OUTPUT}", directory.output_log, absent)
 

@@ -1,4 +1,4 @@
-"""`flux-endpoint logs`: what an endpoint, or a program of the stack, has written down."""
+"""`flux-endpoint logs`: the logs of endpoints and of the stack's programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flux_endpoint.cli.options import json_option, put_json
 from flux_endpoint.cli.table import Tone, color_option, toned
 from flux_endpoint.errors import NotFoundError
 
-# A line of our own programs (see `logs`), and one of RabbitMQ.
+# A line of our programs (see `logs`), and a line of RabbitMQ.
 _LINES = (
     re.compile(r"(?P<time>\d{4}-\S+Z) (?P<level>[A-Z]+) +(?P<message>.*)"),
     re.compile(r"(?P<time>\d{4}-\S+ \S+) \[(?P<level>\w+)\] (?P<message>.*)"),
@@ -40,16 +40,16 @@ def _complete(
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="How many of the last lines to begin with.",
+    help="Number of last lines to begin with.",
 )
 @json_option
 @color_option
 def logs(*, sources: tuple[str, ...], follows: bool, lines: int, as_json: bool, color: bool) -> int:
     """Show the logs of endpoints and of the programs that `up` runs.
 
-    SOURCES are names of endpoints of this machine, the same with /output for what their Python
-    functions print, and of programs: broker, service, up (or stack/service, should an endpoint be
-    called service). Without any all logs are shown.
+    SOURCES are names of endpoints of this machine; the same with /output, for the output of their
+    Python functions; and names of programs: broker, service, up (or stack/service, in case an
+    endpoint is called service). Without SOURCES all logs are shown.
     """
     found = find_sources(sources)
     missing = [each for each in found if not each.path.exists()]
@@ -87,7 +87,7 @@ def logs(*, sources: tuple[str, ...], follows: bool, lines: int, as_json: bool, 
 def _printer(
     sources: Sequence[LogSource], *, as_json: bool, color: bool
 ) -> Callable[[int, str], None]:
-    """Return what prints a line of the source of that number."""
+    """Return a function that prints a line of the source with a given number."""
     width = max(len(each.name) for each in sources)
 
     def put(number: int, line: str) -> None:
@@ -104,7 +104,7 @@ def _printer(
 
 
 def _parsed(line: str) -> dict[str, str | None]:
-    """Return time, level and message of a line, each `None` if it has none."""
+    """Return time, level and message of a line; `None` for missing parts."""
     if line.startswith("{"):  # log_format: json
         try:
             entry = json.loads(line)

@@ -1,6 +1,6 @@
-"""The command `flux-endpoint` and the list of what it can do.
+"""The command `flux-endpoint`, and its list of commands.
 
-Each command is imported only when it is used, so that none pays for what another needs.
+Each command is imported when it is used, so that no command needs another's dependencies.
 """
 
 from __future__ import annotations
@@ -23,61 +23,59 @@ from flux_endpoint.cli.failures import tell
 from flux_endpoint.cli.process import prepare_process
 from flux_endpoint.errors import suggestion
 
-#: In the environment, when the shell asks for completions.
+#: Set in the environment when the shell asks for completions.
 COMPLETE_VARIABLE = "_FLUX_ENDPOINT_COMPLETE"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A command: "module:attribute" of what carries it out, and its help in the list."""
+    """A command: "module:attribute" of its implementation, and its help in the list."""
 
     source: str
     help: str
 
 
-#: The commands, by what they are for.
+#: The commands by purpose.
 SECTIONS = {
     "Run": {
         "up": Entry("stack:up", "Run broker, service and one endpoint on this machine."),
         "down": Entry("stack:down", "End what `up` runs, and wait until it is gone."),
-        "configure": Entry("endpoint:configure", "Make an endpoint, with a configuration to edit."),
+        "configure": Entry("endpoint:configure", "Create an endpoint and its configuration file."),
         "start": Entry("endpoint:start", "Start an endpoint."),
         "stop": Entry("endpoint:stop", "Stop an endpoint, and wait until it is gone."),
-        "service": Entry("service:service", "Run the REST service and hand out its tokens."),
+        "service": Entry("service:service", "Run the REST service, and manage its tokens."),
     },
-    "Look and act": {
+    "Monitor and control": {
         "status": Entry(
             "status:status",
             "Show the service, its broker and the endpoints: what runs, what waits, how fast.",
         ),
         "list": Entry(
-            "endpoint:list_endpoints", "List the endpoints, how they are, and what runs their jobs."
+            "endpoint:list_endpoints", "List the endpoints, their status, and what runs their jobs."
         ),
         "tasks": Entry(
             "tasks:tasks",
             "List tasks, the newest first: function, state, age, runtime, return code, job.",
         ),
-        "cancel": Entry("cancel:cancel", "End tasks, wherever they are, with all their processes."),
+        "cancel": Entry("cancel:cancel", "End tasks and all of their processes."),
         "attach": Entry(
             "attach:attach",
-            "Follow a task's job, or any job where an endpoint is: its events and output.",
+            "Follow a task's job, or any job of an endpoint's instance: its events and output.",
         ),
         "logs": Entry(
             "logs:logs", "Show the logs of endpoints and of the programs that `up` runs."
         ),
     },
     "Set up": {
-        "doctor": Entry(
-            "doctor:doctor", "Check each thing that can be wrong, and say how to mend it."
-        ),
+        "doctor": Entry("doctor:doctor", "Run all checks, and say how to fix what is wrong."),
         "plugins": Entry(
             "plugins:plugins",
             "List the plugins for Flux: where they are, and the lines that enable each.",
         ),
         "completion": Entry(
-            "completion:completion", "Print what makes a shell complete this command line."
+            "completion:completion", "Print the code that makes a shell complete this command line."
         ),
-        "jobspec": Entry("jobspec:jobspec", "Print the jobspec that a command becomes."),
+        "jobspec": Entry("jobspec:jobspec", "Print the jobspec of a command."),
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
@@ -128,7 +126,7 @@ def _note_debug(ctx: click.Context, _parameter: click.Parameter, debug: bool) ->
 
 
 def _with_debug(command: click.Command) -> click.Command:
-    """Let `--debug` stand after the command's name too."""
+    """Accept `--debug` after the command's name, too."""
     if not any(parameter.name == "debug" for parameter in command.params):
         option = click.Option(
             ["--debug"], is_flag=True, hidden=True, expose_value=False, callback=_note_debug
@@ -151,32 +149,32 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> None:
-    """Run the command line and exit; the codes are those of `exits.ExitCode`.
+    """Run the command line and exit, with a code of `exits.ExitCode`.
 
-    A user's mistake is one sentence, never a traceback.
+    A user's mistake is reported in one sentence, without a traceback.
 
     Args:
-        args: what follows the command's name; default: what this process was given.
-        prog_name: what the command is called in its help.
+        args: arguments after the command's name; default: those of this process.
+        prog_name: name of the command in its help.
     """
     if args is None:
         _use_utf8()
     prepare_process()
-    # As `flux endpoint …` it is called so in its help; the processes that it starts are not.
+    # For `flux endpoint …` only the help has this name, not the processes that it starts.
     called = os.environ.pop("FLUX_ENDPOINT_PROG", "flux-endpoint")
     name = prog_name or called
     if COMPLETE_VARIABLE in os.environ:
-        with contextlib.suppress(Exception):  # whoever typed a tab wants no error message
+        with contextlib.suppress(Exception):  # completion must not print errors
             cli.main(args=[], prog_name=name, complete_var=COMPLETE_VARIABLE)
         sys.exit(ExitCode.FAILED)
     sys.exit(_run(list(sys.argv[1:] if args is None else args), name))
 
 
 def _use_utf8() -> None:
-    """Begin anew in Python's UTF-8 mode where the locale has another encoding.
+    """Restart in Python's UTF-8 mode if the locale has another encoding.
 
-    Names of files and jobspecs are UTF-8, and an endpoint must not fail for them. What is printed
-    is for the terminal, in the locale's encoding; in the locale C it is UTF-8, as Python has it.
+    File names and jobspecs are UTF-8, and an endpoint must not fail because of them. Output uses
+    the locale's encoding; in the locale C that is UTF-8, as for Python.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606

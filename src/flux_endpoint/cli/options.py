@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have."""
+"""Options and arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def json_option(command: Command) -> Command:
 
 
 def put_json(document: Any, *, indent: int | None = 2) -> None:
-    """Print a document; `indent=None`: on one line, of which a program reads many."""
+    """Print a document; `indent=None`: on one line, for programs that read several."""
     # In ASCII, which every locale can print.
     click.echo(json.dumps(document, indent=indent))
 
 
 def task_or_job(text: str) -> UUID | JobID:
-    """Return the id of a task or of a job that `text` is.
+    """Return the task id or job id in `text`.
 
     Raises:
-        click.BadParameter: it is neither; says what both look like.
+        click.BadParameter: it is neither; the text describes both.
     """
     try:
         return UUID(text)
@@ -49,7 +49,7 @@ def task_or_job(text: str) -> UUID | JobID:
 def complete_endpoint(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Return the endpoints of this machine whose names begin so."""
+    """Return the endpoints of this machine whose names begin with `incomplete`."""
     from flux_endpoint.endpoint.directory import all_endpoints  # noqa: PLC0415 - a shell waits
 
     names = (each.name for each in all_endpoints())

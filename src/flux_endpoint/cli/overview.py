@@ -1,4 +1,4 @@
-"""What `flux-endpoint status` shows, collected from the service and from this machine."""
+"""The content of `flux-endpoint status`, collected from the service and this machine."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from flux_endpoint.endpoint.lifecycle import Listed, list_endpoints
 from flux_endpoint.errors import FluxEndpointError, NotFoundError, ServiceError
 from flux_endpoint.protocol.operations import Absence, EndpointStateAnswer, ServiceStatusAnswer
 
-#: Endpoints that the service is asked about at a time.
+#: The most concurrent requests about endpoints.
 _AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
 class ServiceView:
-    """The service as it is seen from here.
+    """The service as seen from here.
 
     Attributes:
-        url: where it is, `None` if nothing says that.
+        url: its URL, or `None` if it is not configured.
         error: why there is no answer.
-        seconds: that the answer took.
+        seconds: duration of the request.
         clock_skew: seconds that its clock is ahead of ours.
     """
 
@@ -38,7 +38,7 @@ class ServiceView:
     clock_skew: float = 0.0
 
     def document(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return it for JSON output."""
         return {
             "url": self.url,
             "error": None if self.error is None else str(self.error),
@@ -50,7 +50,7 @@ class ServiceView:
 
 @dataclass(frozen=True)
 class EndpointView:
-    """An endpoint as the service and as this machine see it; either may know nothing of it."""
+    """An endpoint as the service and this machine see it; either may not know it."""
 
     target: EndpointTarget
     state: EndpointStateAnswer | None = None
@@ -58,11 +58,11 @@ class EndpointView:
 
     @property
     def status(self) -> str:
-        """Whether it is "online" or "offline"; "unknown" if the service does not say."""
+        """Status: "online" or "offline"; "unknown" if the service does not say."""
         return self.state.status if self.state is not None else "unknown"
 
     def document(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return it for JSON output."""
         told = {} if self.state is None else self.state.model_dump(mode="json")
         return {
             "absence": None,
@@ -81,13 +81,13 @@ class EndpointView:
 
 @dataclass(frozen=True)
 class Overview:
-    """All of it."""
+    """The status of the service and of endpoints."""
 
     service: ServiceView
     endpoints: Sequence[EndpointView] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return it for JSON output."""
         return {
             "service": self.service.document(),
             "endpoints": [each.document() for each in self.endpoints],
@@ -95,12 +95,12 @@ class Overview:
 
 
 def collect(name: str | None) -> Overview:
-    """Look at the service, and at one endpoint or at all of this machine and that the user may use.
+    """Get the status of the service, and of one endpoint or all that the user may use.
 
     Raises:
         NotFoundError: there is no such endpoint.
-        ConfigurationError: it is not one of this machine, and nothing says where the service is.
-        ServiceUnreachableError: it is not one of this machine, and the service can't be reached.
+        ConfigurationError: it is not on this machine, and no service is configured.
+        ServiceUnreachableError: it is not on this machine, and the service is unreachable.
     """
     here = list_endpoints()
     try:
@@ -163,22 +163,22 @@ def _look_at_endpoint(api: OperatorApi, target: EndpointTarget) -> EndpointView:
 
 
 def _as_known_here(state: EndpointStateAnswer, target: EndpointTarget) -> EndpointStateAnswer:
-    """Return how an endpoint is, by what this machine knows if the service can't know it yet."""
+    """Return an endpoint's state; corrected if this machine knows better than the service."""
     local = target.local
     if state.status == "offline" or local is None or local.pid is not None:
         return state
-    # On a shared file system its process may be on another host, whose locks may not show here.
+    # On a shared file system its process may be on another host, whose locks may be invisible here.
     directory = EndpointDirectory(local.name)
     if not _ran_here(directory, state.report):
         return state
-    if directory.holder() is not None:  # it has started meanwhile
+    if directory.holder() is not None:  # it has started in the meantime
         return state
     gone = {"status": "offline", "absence": Absence.ENDED, "since": state.last_seen}
     return state.model_copy(update=gone)
 
 
 def _ran_here(directory: EndpointDirectory, report: Mapping[str, Any]) -> bool:
-    """Return whether the process that made a report was one of this machine."""
+    """Return whether the process that made a report was on this machine."""
     status = directory.status()
     if status is not None and status.machine is not None and status.pid == report.get("pid"):
         return status.machine == this_machine()

@@ -1,4 +1,4 @@
-"""`flux-endpoint plugins`: what is there for Flux, and how each is enabled."""
+"""`flux-endpoint plugins`: the plugins for Flux, and how to enable them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Plugin:
     """A plugin for Flux.
 
     Attributes:
-        name: what it is called here.
-        does: what it is for.
+        name: its name here.
+        does: its purpose.
         path: its directory.
         enabled: whether Flux finds it from here; `None` if there is no instance to ask.
-        environment: search paths of Flux, by variable, and the directory to add to each.
-        site: files of Flux that make it everybody's, and what each is to be a link to.
+        environment: Flux's search paths by variable, with the directory to add to each.
+        site: links that install it for everybody: path in Flux's installation, and target.
         configuration: lines for the configuration of a Flux instance, in TOML.
     """
 
@@ -50,14 +50,14 @@ class Plugin:
 
 @dataclass(frozen=True)
 class _Searched:
-    """A plugin that Flux finds in a search path, or in a directory of its own installation.
+    """A plugin that Flux finds in a search path, or in a directory of its installation.
 
     Attributes:
-        name: what it is called here.
-        does: what it is for.
-        paths: Flux's search paths by variable, its own first, and our directory for each.
-        site: our files, and for each where Flux has such files: one of the directories that
-            `flux config builtin` knows, and the path below it.
+        name: its name here.
+        does: its purpose.
+        paths: Flux's search paths by variable, Flux's own first, with our directory for each.
+        site: our files, each with its place in Flux's installation: a directory that
+          `flux config builtin` prints, and the path below it.
         configuration: see `Plugin`.
     """
 
@@ -68,7 +68,7 @@ class _Searched:
     configuration: str = ""
 
     def found(self, root: Path, flux: Mapping[str, Path]) -> Plugin:
-        """Return the plugin as it is on this machine."""
+        """Return the plugin's state on this machine."""
         site = {
             str(flux[base] / below): str(root / file)
             for file, (base, below) in self.site.items()
@@ -123,7 +123,7 @@ def all_plugins(root: Path, flux: Mapping[str, Path]) -> list[Plugin]:
     """Return the plugins.
 
     Args:
-        root: the directory that they are in.
+        root: the directory of the plugins.
         flux: directories of the Flux on `PATH`, by their names in `flux config builtin`; empty if
             there is no Flux.
     """
@@ -158,7 +158,7 @@ def _ingest(directory: Path) -> str:
 
 
 def _is_configured() -> bool | None:
-    """Return whether the instance at hand loads the validator, `None` if there is none."""
+    """Return whether the present instance loads the validator; `None` if there is no instance."""
     said = _ask_flux("config", "get", "--default=[]", "ingest.validator.plugins")
     try:
         plugins = json.loads(said) if said else None
@@ -170,7 +170,7 @@ def _is_configured() -> bool | None:
 
 
 def _ask_flux(*arguments: str) -> str:
-    """Return what a command of Flux prints; nothing if there is no Flux, or no instance."""
+    """Return the output of a Flux command; empty if there is no Flux, or no instance."""
     command = shutil.which("flux")
     if command is None:
         return ""
@@ -209,9 +209,9 @@ def plugins(*, as_json: bool, export: bool, color: bool) -> None:
 
 
 def _exports(plugin: Plugin) -> list[str]:
-    """Return the lines of a shell that put a plugin in front of what is in its search paths."""
+    """Return shell lines that put a plugin at the front of its search paths."""
     return [
-        # An empty entry at the end of MANPATH stands for the system's own pages.
+        # An empty entry at the end of MANPATH means the system's own pages.
         f"export {name}={shlex.quote(path)}:${name}"
         if name == "MANPATH"
         else f"export {name}={shlex.quote(path)}${{{name}:+:${name}}}"
@@ -220,7 +220,7 @@ def _exports(plugin: Plugin) -> list[str]:
 
 
 def _links(plugin: Plugin) -> list[str]:
-    """Return the lines of a shell that make a plugin everybody's."""
+    """Return shell lines that install a plugin for everybody."""
     return [
         f"mkdir -p {shlex.quote(str(Path(at).parent))} && ln -s {shlex.quote(to)} $_"
         for at, to in plugin.site.items()

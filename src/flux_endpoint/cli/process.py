@@ -1,4 +1,4 @@
-"""What a command finds as its process, whoever started it: a shell, cron, a daemon."""
+"""Normalizes this process, whoever started it: a shell, cron, a daemon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flux_endpoint.paths import keep_owners_rights
 
 
 def prepare_process() -> None:
-    """Make the standard streams and the umask of this process usable for it and its children."""
+    """Make standard streams and umask usable for this process and its children."""
     _open_standard_streams()
     keep_owners_rights()
     for stream in (sys.stdout, sys.stderr):  # a locale may lack the ƒ of job ids
@@ -19,12 +19,12 @@ def prepare_process() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Open the streams that are closed (`>&-`): else the next file or socket took their place."""
+    """Open closed standard streams (`>&-`): else the next file or socket would take their place."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
             os.set_inheritable(number, True)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -1,4 +1,4 @@
-"""Progress of long work: on standard error, and only if that is a terminal."""
+"""Progress of long operations, on standard error, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 
 Item = TypeVar("Item")
 
-#: Seconds for which nothing is shown, and between two looks at the clock.
+#: Seconds before anything is shown, and between two updates.
 _QUIET, _TICK = 0.5, 0.25
 _WIDTH = 30
 _ERASE = "\r\033[K"
@@ -21,11 +21,11 @@ _ERASE = "\r\033[K"
 
 @contextmanager
 def counted(items: Iterable[Item], length: int, label: str) -> Iterator[Iterable[Item]]:
-    """Show how many of `length` items were worked on.
+    """Show how many of `length` items are done.
 
     Args:
-        items: what is worked on.
-        length: how many there are.
+        items: the items.
+        length: their number.
         label: what is done to them.
     """
     hidden = not sys.stderr.isatty() or length < 2
@@ -36,13 +36,13 @@ def counted(items: Iterable[Item], length: int, label: str) -> Iterator[Iterable
 
 
 class WaitingLine:
-    """Shows for how long something has been waited for, as a part of the most that it may take.
+    """Shows how long something has been waited for, compared with the timeout.
 
-    Use it in a `with` statement; the line is gone at its end.
+    Use it in a `with` statement; the line disappears at the end.
 
     Args:
         label: what is waited for.
-        limit: seconds.
+        limit: timeout in seconds.
     """
 
     def __init__(self, label: str, limit: float) -> None:

@@ -1,4 +1,4 @@
-"""`flux-endpoint service …`: run the REST service, hand out tokens."""
+"""`flux-endpoint service …`: run the REST service, and manage its tokens."""
 
 from __future__ import annotations
 
@@ -43,97 +43,97 @@ _database_url = _setting(
 
 _authorization_url = _setting(
     "authorization-url",
-    "Where RabbitMQ asks this service who may do what, http://HOST:PORT/SECRET.",
+    "URL at which RabbitMQ asks this service for permissions, http://HOST:PORT/SECRET.",
 )
 
 
 @click.group()
 def service() -> None:
-    """Run the REST service and hand out its tokens.
+    """Run the REST service, and manage its tokens.
 
-    Every option can be given in the environment; URLs with passwords should be, since everybody on
-    the machine can read a command line.
+    Every option can be given in the environment. URLs with passwords should be, since everybody on
+    the machine can read command lines.
     """
 
 
 @service.command()
 @_setting("host", "Address to listen on.", default="127.0.0.1")
-@_setting("port", "Port to listen on; 0 takes a free one.", default=8080, type=int)
+@_setting("port", "Port to listen on; 0: a free one.", default=8080, type=int)
 @_setting(
     "plain-http",
-    "Listen on other than the loopback interface though tokens and tasks are not encrypted.",
+    "Listen on other than the loopback interface although tokens and tasks are not encrypted.",
     is_flag=True,
     default=False,
 )
 @_database_url
 @_setting(
     "amqp-url",
-    "The service's own way to RabbitMQ.",
+    "URL of RabbitMQ for the service itself.",
     default="amqp://guest:guest@127.0.0.1:5672/%2F",
 )
 @_authorization_url
 @_setting(
     "management-url",
-    "RabbitMQ's management API, http://HOST:PORT, which closes connections of revoked tokens.",
+    "RabbitMQ's management API, http://HOST:PORT, to close connections of revoked tokens.",
 )
 @_setting(
     "shared-broker-accounts",
-    "Let all users share the accounts in the two URLs below: RabbitMQ does not keep them apart.",
+    "Let all users share the accounts in the two URLs below: RabbitMQ does not separate them.",
     is_flag=True,
 )
 @_setting(
     "endpoint-amqp-url",
-    "Where endpoints find RabbitMQ.  [default: as --amqp-url, without its account]",
+    "URL of RabbitMQ for endpoints.  [default: --amqp-url without its account]",
 )
 @_setting(
     "client-amqp-url",
-    "Where clients find RabbitMQ.  [default: as --amqp-url, without its account]",
+    "URL of RabbitMQ for clients.  [default: --amqp-url without its account]",
 )
 @_setting(
     "audit-log",
-    "File that says who did what, a JSON object a line.  [default: audit.jsonl beside an SQLite "
-    "database, none with another one]",
+    "Audit log, one JSON object per line.  [default: audit.jsonl next to an SQLite "
+    "database, none for another database]",
 )
 @_setting(
     "official-window",
-    "Tasks that an official endpoint is given before they end; as many are lost with it.",
+    "The most unfinished tasks that an official endpoint is given; as many are lost with it.",
     default=2000,
     type=int,
 )
-@_setting("max-connections", "HTTP connections at a time.", default=1024, type=int)
+@_setting("max-connections", "The most concurrent HTTP connections.", default=1024, type=int)
 @_setting(
     "max-connections-per-address",
-    "Of these from one address other than the loopback interface; 0 behind a proxy: no limit.",
+    "The same for each address other than the loopback interface; 0: no limit (behind a proxy).",
     default=256,
     type=int,
 )
 @_setting(
     "max-account-connections",
-    "Connections at RabbitMQ of each user's token, by its management API.",
+    "The most RabbitMQ connections of each user's token, by the management API.",
     default=256,
     type=int,
 )
-@_setting("keep-tasks", "How long a task is known after its end, with its result.", default="14d")
-@_setting("keep-functions", "How long a function is known after its last use.", default="90d")
+@_setting("keep-tasks", "How long tasks and results are kept after their end.", default="14d")
+@_setting("keep-functions", "How long functions are kept after their last use.", default="90d")
 @_setting(
     "keep-user-results",
-    "Bytes of results of each user (K, M, G, T); the oldest go first.",
+    "The most bytes of results of each user (K, M, G, T); the oldest are removed first.",
     default="10G",
 )
-@_setting("max-user-requests", "Requests of each user a second.", default=200, type=float)
-@_setting("max-user-tasks", "Tasks of each user that have not ended.", default=200_000, type=int)
-@_setting("max-user-queued", "Bytes of the arguments of these (K, M, G, T).", default="10G")
-@_setting("max-user-functions", "Functions of each user.", default=20_000, type=int)
-@_setting("max-user-code", "Bytes of all functions of each user (K, M, G, T).", default="1G")
-@_setting("max-user-endpoints", "Endpoints of each user.", default=200, type=int)
-@_setting("max-user-groups", "Task groups of each user.", default=20_000, type=int)
+@_setting("max-user-requests", "The most requests of a user per second.", default=200, type=float)
+@_setting("max-user-tasks", "The most unfinished tasks of each user.", default=200_000, type=int)
+@_setting("max-user-queued", "The most bytes of their arguments (K, M, G, T).", default="10G")
+@_setting("max-user-functions", "The most functions of each user.", default=20_000, type=int)
+@_setting("max-user-code", "The most bytes of these functions (K, M, G, T).", default="1G")
+@_setting("max-user-endpoints", "The most endpoints of each user.", default=200, type=int)
+@_setting("max-user-groups", "The most task groups of each user.", default=20_000, type=int)
 @_setting(
     "max-user-queues",
-    "Queues that clients of each user open in ten minutes.",
+    "The most queues that clients of each user open in ten minutes.",
     default=2000,
     type=int,
 )
-@_setting("log-format", "How to log.", type=click.Choice(["text", "json"]), default="text")
+@_setting("log-format", "Format of the log.", type=click.Choice(["text", "json"]), default="text")
 def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     logs.configure(log_format=log_format)
@@ -146,7 +146,7 @@ def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) ->
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         said = problem["msg"].removeprefix("Value error, ")
-        # What is wrong with several together names them itself.
+        # Errors of several options name them themselves.
         where = [f"--{str(name).replace('_', '-')}: " for name in problem["loc"][:1]]
         raise ConfigurationError("".join(where) + said) from error
     server.run(checked)
@@ -155,7 +155,7 @@ def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) ->
 @service.command()
 @_database_url
 def migrate(database_url: str | None) -> None:
-    """Bring the database's schema up to date (`run` does it too)."""
+    """Bring the database's schema up to date (`run` does this, too)."""
     _open(database_url).close()
 
 
@@ -169,9 +169,9 @@ def token() -> None:
 @click.option(
     "--endpoint",
     metavar="ID",
-    help="One that is good for being this endpoint of USER's, and for nothing else.",
+    help="A token that only allows acting as this endpoint of USER's.",
 )
-@click.option("--expires", metavar="DURATION", help="Time after which it ends, as 30d or 12h.")
+@click.option("--expires", metavar="DURATION", help="Lifetime of the token, such as 30d or 12h.")
 @_database_url
 def create(user: str, endpoint: str | None, expires: str | None, database_url: str | None) -> None:
     """Print a new token of USER, who is created if missing. It can't be shown again."""
@@ -202,7 +202,7 @@ def create(user: str, endpoint: str | None, expires: str | None, database_url: s
 @token.command(name="list")
 @_database_url
 def list_tokens(database_url: str | None) -> None:
-    """List tokens: id, when it was made, when it expires, user, endpoint that it is good for."""
+    """List tokens: id, creation, expiry, user, and the endpoint that it is limited to."""
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -224,10 +224,10 @@ def revoke(
     database_url: str | None,
     authorization_url: str | None,
 ) -> None:
-    """Revoke the token with the ID that `list` shows; the token itself will do too.
+    """Revoke the token with the ID that `list` shows; ID may also be the token itself.
 
-    Its connections to RabbitMQ are closed at once if --authorization-url reaches the service, else
-    within a minute.
+    Its connections to RabbitMQ are closed at once if the service is reachable at
+    --authorization-url, else within a minute.
     """
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
@@ -244,7 +244,7 @@ def revoke(
 
 
 def _tell_service(authorization_url: str) -> None:
-    """Tell a running service that a token was revoked; if it does not hear it, it will notice."""
+    """Tell a running service that a token was revoked; if that fails, it will notice later."""
     import httpx  # noqa: PLC0415 - only here
 
     with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
@@ -252,7 +252,7 @@ def _tell_service(authorization_url: str) -> None:
 
 
 def _expiry(expires: str | None) -> float | None:
-    """Return when a token with the option `--expires` ends; `None`: never."""
+    """Return the expiry of a token with the option `--expires`; `None`: never."""
     if expires is None:
         return None
     try:
@@ -274,7 +274,7 @@ def _moment(seconds: float) -> str:
 
 @service.group()
 def group() -> None:
-    """Groups of users, which an endpoint's `groups:` can name."""
+    """Manage groups of users, which an endpoint's `groups:` can name."""
 
 
 @group.command()
@@ -282,7 +282,7 @@ def group() -> None:
 @click.argument("user", nargs=-1, required=True)
 @_database_url
 def add(group: str, user: tuple[str, ...], database_url: str | None) -> None:
-    """Add each USER to GROUP, which is made if it is missing."""
+    """Add each USER to GROUP, which is created if missing."""
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -299,7 +299,7 @@ def add(group: str, user: tuple[str, ...], database_url: str | None) -> None:
 @click.argument("user", nargs=-1, required=True)
 @_database_url
 def remove(group: str, user: tuple[str, ...], database_url: str | None) -> None:
-    """Remove each USER from GROUP; one without users is gone."""
+    """Remove each USER from GROUP; a group without users disappears."""
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -314,7 +314,7 @@ def remove(group: str, user: tuple[str, ...], database_url: str | None) -> None:
 @group.command(name="list")
 @_database_url
 def list_groups(database_url: str | None) -> None:
-    """List groups with their users."""
+    """List the groups with their users."""
     database = _open(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
 
@@ -326,7 +326,7 @@ def list_groups(database_url: str | None) -> None:
 
 
 def _record(database_url: str | None, what: str, **about: Any) -> None:
-    """Record a change in the service's audit log, if that is where it is by default."""
+    """Record a change in the service's audit log, if that has its default path."""
     from flux_endpoint.service.audit import default_path  # noqa: PLC0415 - only with the extra
 
     path = os.environ.get("FLUX_ENDPOINT_SERVICE_AUDIT_LOG")
@@ -345,7 +345,7 @@ def _user_id(connection: Connection, name: str) -> str:
 
 
 def _unlike(what: str, name: str, others: Iterable[str]) -> None:
-    """Refuse a new name that people would take for one that there is."""
+    """Reject a new name that people could mistake for an existing one."""
     from flux_endpoint.service.names import fault_of, taken_for  # noqa: PLC0415 - as above
 
     known = set(others)
@@ -360,7 +360,7 @@ def _unlike(what: str, name: str, others: Iterable[str]) -> None:
 
 
 def _open(database_url: str | None) -> Database:
-    """Return the database, its schema up to date."""
+    """Return the database, with its schema up to date."""
     logs.configure("WARNING")
     extras.require("service", "the service")
     from flux_endpoint.service.store.engine import Database  # noqa: PLC0415 - only with the extra

@@ -1,4 +1,4 @@
-"""The service's routes for operators, as the commands use them."""
+"""The service's routes for operators, as used by the commands."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from flux_endpoint.rest import RestClient
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
-#: Seconds that a person waits for one attempt, and how many there are.
+#: Timeout (s) of one attempt, and the number of attempts.
 TIMEOUT = 15.0
 ATTEMPTS = 2
 
 
 class OperatorApi:
-    """One method a route; may be used by several threads at once.
+    """One method per route; may be used by several threads at once.
 
-    Every method raises `ServiceError` if the service refuses or its answer makes no sense, and
-    `ServiceUnreachableError` if it can't be reached.
+    Every method raises `ServiceError` if the service refuses or its answer is invalid, and
+    `ServiceUnreachableError` if the service is unreachable.
 
     Raises:
-        ConfigurationError: nothing says where the service is.
+        ConfigurationError: no service is configured.
     """
 
     def __init__(self) -> None:
@@ -45,15 +45,15 @@ class OperatorApi:
         return self.credentials.service_url
 
     def status(self) -> ServiceStatusAnswer:
-        """Return how the service is."""
+        """Return the service's status."""
         return self._get("/v3/status", ServiceStatusAnswer)
 
     def endpoint_state(self, endpoint_id: str) -> EndpointStateAnswer:
-        """Return how an endpoint is."""
+        """Return an endpoint's status."""
         return self._get(f"/v3/endpoints/{endpoint_id}/status", EndpointStateAnswer)
 
     def endpoints(self, role: str = "owner") -> list[EndpointSummary]:
-        """Return the user's endpoints, with the role "any" also those that everybody may use."""
+        """Return the user's endpoints; with the role "any", also those that everybody may use."""
         answer = self._rest.request_json("GET", "/v2/endpoints", params={"role": role})
         if not isinstance(answer, list):
             raise self._unexpected("/v2/endpoints", "it is no list")
@@ -69,7 +69,7 @@ class OperatorApi:
         before: str | None = None,
         follows: bool = True,
     ) -> TasksAnswer:
-        """Return tasks, the newest first; unless `follows`, none that only follow a job."""
+        """Return tasks, the newest first; without `follows`, none that only follow a job."""
         given = {
             "endpoint_id": endpoint_id,
             "task_group_id": task_group_id,
@@ -89,7 +89,7 @@ class OperatorApi:
         return self._parsed(path, answer, KillAnswer)
 
     def result_url(self) -> str:
-        """Return the broker's URL that clients are told."""
+        """Return the broker's URL for clients."""
         answer = self._rest.request("GET", "/v2/get_amqp_result_connection_url")
         return str(answer.get("connection_url") or "")
 
@@ -99,7 +99,7 @@ class OperatorApi:
         try:
             answer = self._rest.request("GET", path, params=params)
         except ServiceError as error:
-            if error.code == "NOT_FOUND":  # not the thing that was asked about: the route
+            if error.code == "NOT_FOUND":  # the route is unknown, not the requested object
                 raise ServiceError(
                     f"the service at {self.url} does not know GET {path}: is that URL (from "
                     f"{self.credentials.source}) right, and the service as new as this command?",

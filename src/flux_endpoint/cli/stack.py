@@ -33,7 +33,7 @@ _EXECUTORS = {
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
-    help="The service's port.  [default: as the last time, else 8080, else a free one]",
+    help="The service's port.  [default: as last time, else 8080, else a free one]",
 )
 @click.option("--endpoint", default="local", show_default=True, help="Name of the endpoint.")
 @click.option("--no-endpoint", is_flag=True, help="Run broker and service only.")
@@ -43,9 +43,9 @@ def up(
 ) -> int:
     """Run broker, service and one endpoint on this machine.
 
-    State is kept in $FLUX_ENDPOINT_HOME (~/.flux_endpoint); credentials.json there tells clients
+    State is kept in $FLUX_ENDPOINT_HOME (~/.flux_endpoint); its credentials.json tells clients
     where the service is. In the foreground the stack ends with Ctrl-C (exit status 130), SIGTERM or
-    SIGHUP (0), and with the process that started it. What dies is started again.
+    SIGHUP (0), and with the process that started it. Programs that die are started again.
     """
     options = StackOptions(port=port, endpoint=None if no_endpoint else endpoint)
     if detach:
@@ -87,9 +87,7 @@ def _run_in_background(options: StackOptions, reporter: Reporter) -> int:
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # a terminal that is gone must not keep the stack from ending
+    with contextlib.suppress(OSError):  # the stack must end even if its terminal is gone
         click.echo(line)
 
 

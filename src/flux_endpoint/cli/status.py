@@ -1,4 +1,4 @@
-"""`flux-endpoint status`: how everything is, on one screen."""
+"""`flux-endpoint status`: the state of everything, on one screen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flux_endpoint.cli.table import (
 from flux_endpoint.protocol.operations import Absence, ServiceStatusAnswer
 from flux_endpoint.stack.state import start_command
 
-#: A line of the screen: what it is about, what is said, and its colour.
+#: A line of the screen: its title, its text, and its colour.
 Line = tuple[str, str, Tone | None]
 
 _COLUMNS = [
@@ -55,8 +55,8 @@ _TITLE_WIDTH = 10
 def status(*, endpoint: str | None, as_json: bool, color: bool) -> int:
     """Show the service, its broker and the endpoints: what runs, what waits, how fast.
 
-    ENDPOINT is a name or an id; without it all that you may use are shown. The numbers of an
-    endpoint are those of its last status report, and how old that is stands beside them.
+    ENDPOINT is a name or an id; without it, all endpoints that you may use are shown. An endpoint's
+    numbers come from its last status report, whose age is shown next to them.
     """
     overview = collect(endpoint)
     if as_json:
@@ -84,7 +84,7 @@ def screen(overview: Overview, *, color: bool) -> Iterator[str]:
     yield ""
     views = overview.endpoints
     if not views:
-        yield "No endpoints yet. Make one with: flux-endpoint configure NAME"
+        yield "No endpoints yet. Create one with: flux-endpoint configure NAME"
     elif len(views) == 1:
         yield from _shown(_endpoint_lines(views[0]), color=color)
     else:
@@ -116,7 +116,7 @@ def _service_lines(view: ServiceView) -> Iterator[Line]:
     aside = counts.pop("dead-letters", 0)
     if counts:
         waiting = ", ".join(f"{name} {count}" for name, count in counts.items())
-        yield "Queues", f"{waiting}; set aside {aside}", "bad" if aside else None
+        yield "Queues", f"{waiting}; dead letters {aside}", "bad" if aside else None
 
 
 def _broker_line(answer: ServiceStatusAnswer) -> Line:
@@ -157,7 +157,7 @@ def _endpoint_lines(view: EndpointView) -> Iterator[Line]:
 
 
 def _as_of(view: EndpointView) -> str:
-    """Return how old the numbers of an endpoint's last report are, to be put after them."""
+    """Return the age of an endpoint's last report, as a suffix for its numbers."""
     seen = view.state.last_seen if view.state is not None else None
     return "" if seen is None else f" ({shown_age(time.time() - seen)} ago)"
 

@@ -1,4 +1,4 @@
-"""Tables, colours, job ids and durations on a terminal, as Flux's own commands print them."""
+"""Tables, colours, job ids and durations on a terminal, as in Flux's own commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from flux_endpoint.protocol.jobid import format_jobid
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-#: What a row says of its subject; each has the colour that `flux jobs` gives it.
+#: The tone of a row; each has the colour that `flux jobs` uses for it.
 Tone = Literal["good", "bad", "active", "quiet"]
 
 _COLORS: dict[Tone, str] = {
@@ -29,7 +29,7 @@ _RESET = "\033[0;0m"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, and whether its cells stand at the right, as numbers and ids do."""
+    """A column: its title, and whether its cells are right-aligned, like numbers and ids."""
 
     title: str
     right: bool = False
@@ -65,7 +65,7 @@ def _wants_color(when: str) -> bool:
 
 
 def render(columns: Sequence[Column], rows: Sequence[Row], *, color: bool) -> str:
-    """Return a table as text: a line of titles, a line for each row."""
+    """Return a table as text: a line of titles, then a line per row."""
     titles = Row([column.title for column in columns])
     table = [titles, *rows]
     widths = [max(len(row.cells[i]) for row in table) for i in range(len(columns))]
@@ -86,7 +86,7 @@ def toned(text: str, tone: Tone | None) -> str:
 
 
 def shown_jobid(jobid: int | None) -> str:
-    """Return a job id as Flux prints it, `ƒ2WXGLe`; with a plain `f` where `ƒ` can't be shown."""
+    """Return a job id as Flux prints it, `ƒ2WXGLe`; with a plain `f` where `ƒ` is unavailable."""
     if jobid is None:
         return "-"
     text = format_jobid(jobid)
@@ -111,9 +111,9 @@ def shown_duration(seconds: float | None) -> str:
 
 
 def shown_age(seconds: float) -> str:
-    """Return how long ago something was, in the largest unit that it has: `12s`, `5m`, `3h`, `2d`.
+    """Return an age in its largest unit: `12s`, `5m`, `3h`, `2d`.
 
-    A moment in the future, by another machine's clock, is now.
+    A time in the future, by another machine's clock, counts as now.
     """
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
@@ -122,7 +122,7 @@ def shown_age(seconds: float) -> str:
 
 
 def shown_moment(moment: float) -> str:
-    """Return a moment (seconds since the epoch) as the local date and time."""
+    """Return a time (seconds since the epoch) as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 

@@ -1,4 +1,4 @@
-"""Which endpoint a person means: by its name here, its name at the service, or its id."""
+"""Resolves endpoints: by their name here, their name at the service, or their id."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class EndpointTarget:
     """An endpoint.
 
     Attributes:
-        name: what it is called, here or at the service; its id if neither is known.
-        endpoint_id: `None` if it is one of this machine that was never started.
-        local: how it is on this machine, if it is one of it.
+        name: its name, here or at the service; its id if neither is known.
+        endpoint_id: `None` if it is on this machine and was never started.
+        local: its state on this machine, if it is here.
     """
 
     name: str
@@ -31,7 +31,7 @@ class EndpointTarget:
         """Return its id.
 
         Raises:
-            NotFoundError: it has none yet.
+            NotFoundError: it has no id yet.
         """
         if self.endpoint_id is None:
             raise NotFoundError(
@@ -45,7 +45,7 @@ def find_endpoint(text: str, api: OperatorApi) -> EndpointTarget:
     """Return the endpoint that `text` names.
 
     Raises:
-        NotFoundError: there is none; says which there are.
+        NotFoundError: there is none; the text lists the existing ones.
         click.UsageError: there are several.
     """
     here = list_endpoints()
@@ -55,7 +55,7 @@ def find_endpoint(text: str, api: OperatorApi) -> EndpointTarget:
     endpoint_id = _canonical(text)
     if endpoint_id is not None:
         return EndpointTarget(endpoint_id, endpoint_id)
-    # The user's own first: others may give theirs the same name.
+    # The user's own first: other users may have used the same name.
     for role in ("owner", "any"):
         known = api.endpoints(role)
         named = [each for each in known if text in {each.name, each.display_name}]
@@ -72,7 +72,7 @@ def find_endpoint(text: str, api: OperatorApi) -> EndpointTarget:
 
 
 def local_endpoint(text: str, here: list[Listed]) -> EndpointTarget | None:
-    """Return the endpoint of this machine that has `text` as its name or id."""
+    """Return the endpoint of this machine with the name or id `text`."""
     endpoint_id = _canonical(text)
     for each in here:
         if text == each.name or (endpoint_id is not None and endpoint_id == each.endpoint_id):

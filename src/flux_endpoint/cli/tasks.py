@@ -1,4 +1,4 @@
-"""`flux-endpoint tasks`: what was submitted and how far it is."""
+"""`flux-endpoint tasks`: submitted tasks and their states."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from flux_endpoint.protocol.operations import (
     ListedTask,
 )
 
-#: What `--state` takes besides the states themselves.
+#: Values of `--state` besides the states themselves.
 _SETS = {"open": OPEN_STATES, "ended": ENDED_STATES}
 _TONES: dict[ListedState, Tone] = {
     ListedState.RUNNING: "active",
@@ -53,9 +53,9 @@ _COLUMNS = {
     "endpoint": Column("ENDPOINT"),
     "error": Column("ERROR"),
 }
-#: Tasks among which one is looked for.
+#: The most tasks that are searched for one.
 MOST_SEARCHED = 100_000
-#: Characters of a function's name that are shown.
+#: The most characters of a function's name that are shown.
 _LONGEST_NAME = 30
 
 
@@ -67,16 +67,16 @@ _LONGEST_NAME = 30
     "states",
     multiple=True,
     type=click.Choice([*_SETS, *(state.value for state in ListedState)]),
-    help="Only tasks in this state; may be given several times.",
+    help="Only tasks in this state; may be repeated.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     default=50,
     show_default=True,
-    help="How many at most, the newest first.",
+    help="The most tasks to list, the newest first.",
 )
-@click.option("--follows", is_flag=True, help="Also what only follows a job, as `attach` does.")
+@click.option("--follows", is_flag=True, help="Include tasks that only follow a job (`attach`).")
 @json_option
 @color_option
 def tasks(
@@ -91,8 +91,8 @@ def tasks(
 ) -> None:
     """List tasks, the newest first: function, state, age, runtime, return code, job.
 
-    ENDPOINT is a name or an id; without it your tasks of all endpoints are shown. Other users'
-    tasks never are.
+    ENDPOINT is a name or an id; without it, your tasks on all endpoints are shown. Other users'
+    tasks are never shown.
     """
     api = OperatorApi()
     target = find_endpoint(endpoint, api) if endpoint is not None else None
@@ -117,7 +117,7 @@ def tasks(
 
 
 def chosen(states: Iterable[str]) -> frozenset[ListedState]:
-    """Return the states that `--state` asks for."""
+    """Return the states that `--state` selects."""
     found: set[ListedState] = set()
     for each in states:
         found |= _SETS.get(each) or {ListedState(each)}
@@ -134,10 +134,10 @@ def fetch(
     """Return the newest tasks, and whether there are more.
 
     Args:
-        api: the service.
-        limit: how many at most.
-        until: true of the last one that is wanted.
-        which: which ones, as of `api.tasks`.
+        api: client of the service.
+        limit: the most tasks.
+        until: returns whether a task is the last one needed.
+        which: the selection, as of `api.tasks`.
     """
     found: list[ListedTask] = []
     before: str | None = None
@@ -157,10 +157,10 @@ def fetch(
 
 
 def find_task(api: OperatorApi, task_id: str) -> ListedTask:
-    """Return the user's task of that id.
+    """Return the user's task with this id.
 
     Raises:
-        NotFoundError: there is none among the newest `MOST_SEARCHED`.
+        NotFoundError: it is not among the newest `MOST_SEARCHED`.
     """
     found, _ = fetch(api, limit=MOST_SEARCHED, until=lambda task: task.task_id == task_id)
     if not found or found[-1].task_id != task_id:
@@ -223,7 +223,7 @@ def _cells(task: ListedTask, names: Mapping[str, str], now: float) -> dict[str, 
 
 
 def _shorten_last(columns: Mapping[str, Column], cells: list[list[str]]) -> None:
-    """Cut the last column so that a row fits a terminal's line."""
+    """Shorten the last column so that rows fit the terminal."""
     if not sys.stdout.isatty():
         return
     titles = [column.title for column in columns.values()]

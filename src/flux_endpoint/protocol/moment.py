@@ -13,8 +13,8 @@ def parse_moment(value: object, now: float) -> float:
 
     Args:
         value: seconds since the epoch; or text: `now`; `+` or `-` and a duration from now (`+2h`);
-            or a date, with or without a time (`2027-01-31 15:00`, ISO 8601), in local time unless it
-            has a time zone.
+            or a date, with or without a time (`2027-01-31 15:00`, ISO 8601), in local time unless
+            it has a time zone.
         now: the current time, in seconds since the epoch.
 
     Raises:

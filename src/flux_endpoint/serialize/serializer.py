@@ -46,8 +46,7 @@ class ComputeSerializer:
             another.
         strategy_data: strategy for everything else; by default `DillDataBase64`.
         allowed_deserializer_types: what `deserialize` may read: at least one strategy or wildcard
-        of
-            each kind; `None` or empty: everything.
+            of each kind; `None` or empty: everything.
 
     Raises:
         StrategyError: an argument is not a strategy, or of the wrong kind.

@@ -1,4 +1,4 @@
-"""A private RabbitMQ node, run as the calling user and ended with its owner."""
+"""A private RabbitMQ node that runs as the calling user and ends with its owner."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ from flux_endpoint.stack.ports import LOOPBACK, reserve
 
 log = logging.getLogger(__name__)
 
-#: Seconds without any progress after which a starting node is given up.
+#: Seconds without any progress after which a start is given up.
 START_TIMEOUT = 90.0
-#: Seconds for an orderly end, after which the node is killed (its data survive that, too).
+#: Seconds for a graceful end, after which the node is killed (its data survive that).
 STOP_TIMEOUT = 15.0
-#: Seconds to wait for the processes of a killed owner to be gone from the directory.
+#: Seconds to wait until the processes of a killed owner have left the directory.
 LOCK_TIMEOUT = 10
-#: How often a start is tried with other ports.
+#: Number of attempts to start with other ports.
 ATTEMPTS = 3
 _GROUP = "node"
-_EPMD = 0  # its place among the commands of the group
-#: What Erlang and epmd say when a port is taken.
+_EPMD = 0  # its index among the commands of the group
+#: Texts of Erlang and epmd about a port in use.
 _COLLISION = ("eaddrinuse", "already_used", "ddress already in use", "is in use")
 
 
 class RabbitNode:
-    """A RabbitMQ node of its own: name, ports, cookie, epmd, data and log.
+    """A RabbitMQ node with its own name, ports, cookie, epmd, data and log.
 
     It listens on the loopback interface only. Data, passwords and, as long as they are free, ports
-    stay the same when a node is started again on the same directory.
+    stay the same when a node is started again in the same directory.
 
-    It has one account, the service's, and asks at `authorization_url` about all others.
+    It has one account, the service's, and asks `authorization_url` about all others.
 
     Example:
         >>> with RabbitNode(tmp_path) as node:
         ...     connect(node.service_url)
 
     Args:
-        directory: where everything of the node lives; created with mode 0700.
-        authorization_url: where it asks who may do what; default: a free port of this machine, and
-            a path that nobody else knows.
-        on_exit: called, from a thread, with the reason when a node that was ready ended unasked.
-            The node may be started again, but not from inside the call.
+        directory: the node's directory; created with mode 0700.
+        authorization_url: the URL at which it asks for permissions; default: a free port of this
+            machine, with a secret path.
+        on_exit: called on a thread with the reason when a ready node has ended unexpectedly. The
+            node may be started again, but not from within the call.
     """
 
     def __init__(
@@ -73,24 +73,24 @@ class RabbitNode:
         self._identity: broker_files.NodeIdentity | None = None
         self._secrets: dict[str, str] = {}
         self._lock_file = -1
-        #: The port where it asks, for the service, which starts later and may start again.
+        #: Reserves the port of `authorization_url` for the service, which starts later.
         self._reservation: socket.socket | None = None
         self._keeper: ProcessKeeper | None = None
         self._notify: NotifySocket | None = None
-        self._state = threading.Lock()  # of the two below; the keeper's thread has its say
+        self._state = threading.Lock()  # protects the two below from the keeper's thread
         self._ready = False
         self._stopping = False
         self._ended = threading.Event()
-        self._first_end = -1  # index of the command that ended first
+        self._first_end = -1  # index of the first command that ended
 
-    # ---- life -------------------------------------------------------------------------------
+    # ---- starting and stopping --------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the node and return when it takes connections.
+        """Start the node; return when it accepts connections.
 
         Raises:
-            ConfigurationError: if RabbitMQ is not installed.
-            AmqpError: if the node does not start; the text ends with the end of its log.
+            ConfigurationError: RabbitMQ is not installed.
+            AmqpError: the node does not start; the text has the last lines of its log.
         """
         if self._keeper is not None:
             raise RuntimeError("the RabbitMQ node was started before")
@@ -104,7 +104,7 @@ class RabbitNode:
             raise
 
     def stop(self) -> None:
-        """End the node, orderly if it is willing, and everything that belongs to it."""
+        """End the node and all of its processes, gracefully if possible."""
         self._end_processes()
         if self._reservation is not None:
             self._reservation.close()
@@ -114,10 +114,10 @@ class RabbitNode:
             self._lock_file = -1
 
     def restart(self) -> None:
-        """Start a node again that has ended; it asks where it asked before.
+        """Start a node again that has ended; it uses the same `authorization_url`.
 
         Raises:
-            AmqpError: if it does not start.
+            AmqpError: it does not start.
         """
         self._end_processes()
         self._start(find_rabbitmq())
@@ -148,17 +148,17 @@ class RabbitNode:
 
     @property
     def service_url(self) -> str:
-        """URL with the account that may do everything."""
+        """AMQP URL with the administrator's account."""
         return self.url()
 
     def url(self, vhost: str = "/") -> str:
-        """Return the AMQP URL of a virtual host, with the account that may do everything."""
+        """Return the AMQP URL of a virtual host with the administrator's account."""
         account = f"{broker_files.SERVICE}:{self._secrets[broker_files.SERVICE]}"
         return f"amqp://{account}@{LOOPBACK}:{self.port}/{quote(vhost, safe='')}"
 
     @property
     def authorization_url(self) -> str:
-        """Where it asks who may do what: what the service has to listen on. Holds a secret."""
+        """The URL at which it asks for permissions; the service listens there. It has a secret."""
         if self._authorization_url:
             return self._authorization_url
         secret = self._secrets[broker_files.AUTHORIZATION]
@@ -166,14 +166,14 @@ class RabbitNode:
 
     @property
     def management_url(self) -> str:
-        """Its management API, for the account of `service_url`."""
+        """URL of its management API, with the account of `service_url`."""
         return f"http://{LOOPBACK}:{self._known().management_port}"
 
     def ctl(self, *args: str, timeout: float = 60) -> str:
-        """Run `rabbitmqctl` with `args` on this node; return what it prints.
+        """Run `rabbitmqctl` with `args` on this node; return its output.
 
         Raises:
-            AmqpError: if it fails or takes longer than `timeout` seconds.
+            AmqpError: it fails or takes longer than `timeout` seconds.
         """
         command = [str(find_rabbitmq().ctl), "--quiet", *args]
         env = broker_files.node_environment(self.directory, self._known())
@@ -195,7 +195,7 @@ class RabbitNode:
             raise AmqpError(f"rabbitmqctl {args[0]} failed ({done.returncode}): {said}")
         return done.stdout
 
-    # ---- inside -----------------------------------------------------------------------------
+    # ---- internals --------------------------------------------------------------------------
 
     def _known(self) -> broker_files.NodeIdentity:
         if self._identity is None:
@@ -203,7 +203,7 @@ class RabbitNode:
         return self._identity
 
     def _lock(self) -> None:
-        """Take the directory; the node's processes inherit the lock and so hold it, too."""
+        """Lock the directory; the node's processes inherit the lock, so they hold it, too."""
         self._lock_file = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         waited = subprocess.run(
             ["flock", "--timeout", str(LOCK_TIMEOUT), str(self._lock_file)],
@@ -245,7 +245,7 @@ class RabbitNode:
         self._output.unlink(missing_ok=True)
 
     def _reserve(self) -> str:
-        """Keep the port where it asks; return "" or the reason why not."""
+        """Reserve the port of `authorization_url`; return "" or the reason for a failure."""
         if not self._authorization_url and self._reservation is None:
             port = self._known().authorization_port
             try:
@@ -259,14 +259,14 @@ class RabbitNode:
         return self.directory / "log" / "output.log"
 
     def _attempt(self, installation: RabbitInstallation) -> str:
-        """Start the processes; return "" when they are ready, else the reason why they are not."""
+        """Start the processes; return "" when they are ready, else the reason for the failure."""
         self._ended.clear()
         self._first_end = -1
         self._notify = NotifySocket()
         try:
             self._spawn(installation, self._notify.address)
             if not self._notify.wait_ready(START_TIMEOUT):
-                if self._first_end == _EPMD:  # it never says why
+                if self._first_end == _EPMD:  # it never reports the reason
                     return f"epmd ended at once: its port {self._known().epmd_port} is in use"
                 return f"it ended at once\n{self._tail()}"
             with pika.BlockingConnection(pika.URLParameters(self.service_url)):
@@ -296,7 +296,7 @@ class RabbitNode:
         identity = self._known()
         env = broker_files.node_environment(self.directory, identity)
         programs: list[list[object]] = [
-            # In the foreground: a taken port is told, and no daemon has to be looked for.
+            # In the foreground, epmd reports a port in use, and does not outlive us as a daemon.
             [installation.epmd, "-address", LOOPBACK, "-port", identity.epmd_port],
             [installation.server],
         ]
@@ -325,7 +325,7 @@ class RabbitNode:
         del status
         if self._first_end < 0:
             self._first_end = index
-        if self._keeper is not None and not self._stopping:  # one of the two is not enough
+        if self._keeper is not None and not self._stopping:  # neither process works alone
             self._keeper.kill(key)
 
     def _on_group_exit(self, key: str, status: int) -> None:
@@ -346,7 +346,7 @@ class RabbitNode:
                 keeper.signal(_GROUP, signal.SIGTERM)
                 self._ended.wait(STOP_TIMEOUT)
             keeper.close()
-        if self._notify is not None:  # open till now: a node that can't say goodbye logs a crash
+        if self._notify is not None:  # open until now: a node that can't notify logs a crash
             self._notify.close()
             self._notify = None
         self._keeper, self._ready, self._stopping = None, False, False

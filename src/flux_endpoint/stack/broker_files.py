@@ -1,8 +1,8 @@
-"""The files from which a private RabbitMQ node starts: identity, secrets, configuration.
+"""The files of a private RabbitMQ node: identity, secrets, configuration.
 
-node.json         node name and ports (kept over restarts as long as they are free)
+node.json         node name and ports (kept across restarts as long as they are free)
 passwords.json    the service's password, of which the node only gets a salted hash, and the secret
-                  in the URL where the node asks who else may do what
+                  in the URL at which the node asks about other accounts
 definitions.json  the service's account, imported by the node at each start
 rabbitmq.conf, enabled_plugins, .erlang.cookie
 data/, log/
@@ -25,29 +25,29 @@ from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.paths import write_private
 from flux_endpoint.stack.ports import LOOPBACK, free_ports, is_free
 
-#: The only account of the node's own. It owns exchanges and queues, and closes connections. About
-#: all others the node asks.
+#: The node's only own account. It owns exchanges and queues, and closes connections. The node asks
+#: about all others.
 SERVICE = "service"
-#: Accounts that earlier releases made.
+#: Accounts of earlier releases.
 RETIRED = ("endpoint", "client")
-#: What is kept in `passwords.json` beside the service's password.
+#: Keys of `passwords.json` besides the service's password.
 AUTHORIZATION = "authorization"
-#: Largest message in bytes: a submission's or a result's 10 MiB, and room for what wraps it.
+#: Largest message in bytes: 10 MiB of a submission or a result, and room for its envelope.
 MAX_MESSAGE_SIZE = 64 * 2**20
 #: Milliseconds that a consumer may take to acknowledge: a day.
 CONSUMER_TIMEOUT = 24 * 3600 * 1000
-#: Further ports that a command may listen on where the first turns out to be taken.
+#: Number of alternative ports for a command's listener, in case the first one is taken.
 CTL_PORTS = 100
-#: The node's directory, which node and `rabbitmqctl` run in, by a name that every part of RabbitMQ
-#: can take: some hand paths to a shell as they are (`df`, for the disk alarm), or to a wildcard.
+#: Path of the node's directory inside the node and `rabbitmqctl`, safe for all parts of RabbitMQ:
+#: some pass paths unquoted to a shell (`df`, for the disk alarm), or to a wildcard.
 _HERE = "/proc/self/cwd"
-#: More schedulers than these only cost memory at the rates of one machine.
+#: More schedulers only cost memory at the rates of one machine.
 MAX_SCHEDULERS = 4
 
 
 @dataclass(frozen=True)
 class NodeIdentity:
-    """What other programs need in order to find a node."""
+    """The data that other programs need to find a node."""
 
     name: str
     amqp_port: int
@@ -63,12 +63,12 @@ _PORTS = tuple(field.name for field in fields(NodeIdentity) if field.name != "na
 def load_identity(
     directory: Path, *, fresh_ports: bool = False, held: Collection[int] = ()
 ) -> NodeIdentity:
-    """Return the node's name and ports: the ones it had, unless others use these ports now.
+    """Return the node's name and ports: the earlier ones, unless the ports are in use now.
 
     Args:
-        directory: the node's.
-        fresh_ports: take others.
-        held: ports that are ours, and stay.
+        directory: the node's directory.
+        fresh_ports: whether to choose new ports.
+        held: ports that this process has reserved; these are kept.
     """
     file = directory / "node.json"
     known: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def load_identity(
 
 
 def load_secrets(directory: Path) -> dict[str, str]:
-    """Return the secrets by name, made on the first call; those of `RETIRED` if there are any."""
+    """Return the secrets by name, created on the first call; with those of `RETIRED`, if any."""
     file = directory / "passwords.json"
     known = _read_object(file) if file.exists() else {}
     secret = {name: text for name, text in known.items() if isinstance(text, str)}
@@ -99,7 +99,7 @@ def load_secrets(directory: Path) -> dict[str, str]:
 
 
 def forget_retired(directory: Path) -> None:
-    """Note that the node has none of the accounts `RETIRED` any more."""
+    """Record that the node no longer has the accounts in `RETIRED`."""
     kept = {name: text for name, text in load_secrets(directory).items() if name not in RETIRED}
     write_private(directory / "passwords.json", json.dumps(kept))
 
@@ -110,7 +110,7 @@ def password_hash(password: str, salt: bytes) -> str:
 
 
 def definitions(password: str) -> dict[str, Any]:
-    """Return the service's account as RabbitMQ imports it."""
+    """Return the service's account in RabbitMQ's import format."""
     return {
         "vhosts": [{"name": "/"}],
         "users": [
@@ -130,13 +130,13 @@ def definitions(password: str) -> dict[str, Any]:
 def write_configuration(
     directory: Path, identity: NodeIdentity, password: str, authorization_url: str
 ) -> None:
-    """Write all that the node reads at its start.
+    """Write the node's configuration files.
 
     Args:
-        directory: the node's.
+        directory: the node's directory.
         identity: its name and ports.
-        password: the service's.
-        authorization_url: where the node asks who may do what.
+        password: the service's password.
+        authorization_url: the URL at which the node asks for permissions.
     """
     write_private(directory / "definitions.json", json.dumps(definitions(password), indent=1))
     settings = {
@@ -154,7 +154,7 @@ def write_configuration(
         **configuration(authorization_url),
         "management.tcp.ip": LOOPBACK,
         "management.tcp.port": identity.management_port,
-        # Only connections are asked for, and these it knows without statistics.
+        # Only connections are requested, which the API knows without statistics.
         "management.disable_stats": "true",
         "management.rates_mode": "none",  # else RabbitMQ counts each message for each exchange
         "management_agent.disable_metrics_collector": "true",
@@ -168,29 +168,29 @@ def write_configuration(
 
 
 def node_environment(directory: Path, identity: NodeIdentity) -> dict[str, str]:
-    """Return the whole environment of node and `rabbitmqctl`; only PATH is inherited."""
+    """Return the complete environment of node and `rabbitmqctl`; only PATH is inherited."""
     schedulers = min(os.cpu_count() or 1, MAX_SCHEDULERS)
     loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
     ctl_port = free_ports(1)[0]
     return {
         "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(directory),  # of the cookie
+        "HOME": str(directory),  # for the cookie
         "LANG": "C.UTF-8",
         "ERL_EPMD_ADDRESS": LOOPBACK,
         "ERL_EPMD_PORT": str(identity.epmd_port),
         "RABBITMQ_NODENAME": identity.name,
         "RABBITMQ_DIST_PORT": str(identity.dist_port),
         "RABBITMQ_CONFIG_FILE": f"{_HERE}/rabbitmq.conf",
-        "RABBITMQ_CONF_ENV_FILE": os.devnull,  # none, not the machine's
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,  # not the machine's file
         "RABBITMQ_ENABLED_PLUGINS_FILE": f"{_HERE}/enabled_plugins",
         "RABBITMQ_MNESIA_BASE": f"{_HERE}/data",
         "RABBITMQ_LOG_BASE": f"{_HERE}/log",
         "RABBITMQ_PID_FILE": f"{_HERE}/rabbit.pid",
-        # Bound schedulers of two nodes would share the same cores and leave the others idle.
+        # Bound schedulers of two nodes would share some cores and leave others idle.
         "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback_only} +S {schedulers}:{schedulers}",
         "RABBITMQ_CTL_ERL_ARGS": loopback_only,
-        # The first of them may be taken by the time that the command has come up.
+        # The first port may be in use by the time the command has started.
         "RABBITMQ_CTL_DIST_PORT_MIN": str(ctl_port),
         "RABBITMQ_CTL_DIST_PORT_MAX": str(min(ctl_port + CTL_PORTS, 65535)),
     }

@@ -1,4 +1,4 @@
-"""`credentials.json`: where the stack's service is and the token of its one user."""
+"""`credentials.json`: the URL of the stack's service, and the token of its only user."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _TIMEOUT = 10.0
 
 
 def load_credentials(file: Path) -> dict[str, Any]:
-    """Return what `file` holds, {} if it doesn't exist.
+    """Return the content of `file`; {} if it does not exist.
 
     Raises:
-        ConfigurationError: if it isn't a JSON object, or belongs to a service on another machine.
+        ConfigurationError: it is not a JSON object, or belongs to a service on another machine.
     """
     if not file.exists():
         return {}
@@ -42,12 +42,12 @@ def load_credentials(file: Path) -> dict[str, Any]:
 
 
 def save_credentials(file: Path, service_url: str, token: str) -> None:
-    """Write `file`, readable by its owner only, for as long as the stack beside it runs.
+    """Write `file`, readable by its owner only, while the stack next to it runs.
 
     Args:
         file: `credentials.json` of the stack's home.
-        service_url: where the service is; empty: nowhere now.
-        token: of the stack's user; kept for the next start.
+        service_url: the service's URL; empty: the stack does not run.
+        token: the token of the stack's user; kept for the next start.
     """
     content = {"service_url": service_url, "token": token, STACK_KEY: "stack/lock"}
     write_private(file, json.dumps(content, indent=1) + "\n")
@@ -60,7 +60,7 @@ def is_valid(service_url: str, token: str) -> bool:
 
 
 def endpoint_status(service_url: str, token: str, endpoint_id: str) -> dict[str, Any]:
-    """Return the service's answer on an endpoint's status, {} if it gives none."""
+    """Return the service's answer on an endpoint's status; {} if there is none."""
     response = _get(f"{service_url}/v2/endpoints/{endpoint_id}/status", token)
     if response.status_code != httpx.codes.OK:
         return {}
@@ -69,7 +69,7 @@ def endpoint_status(service_url: str, token: str, endpoint_id: str) -> dict[str,
 
 
 def is_up(service_url: str) -> bool:
-    """Say whether a service answers at `service_url`."""
+    """Return whether a service answers at `service_url`."""
     try:
         return httpx.get(f"{service_url}/v2/version", timeout=_TIMEOUT, trust_env=False).is_success
     except httpx.HTTPError:
@@ -78,7 +78,7 @@ def is_up(service_url: str) -> bool:
 
 def _get(url: str, token: str) -> httpx.Response:
     try:
-        # trust_env: a proxy for the outside world must not get requests to this machine.
+        # trust_env: requests to this machine must not go to a proxy.
         headers = {"Authorization": f"Bearer {token}"}
         return httpx.get(url, headers=headers, timeout=_TIMEOUT, trust_env=False)
     except httpx.HTTPError as error:

@@ -1,4 +1,4 @@
-"""A stack in the background: start it and hear from it, end it and wait until it is gone."""
+"""A stack in the background: start it and read its messages, stop it and wait for its end."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from flux_endpoint.stack.state import (
 )
 from flux_endpoint.stack.supervisor import Ready, StackOptions
 
-#: Seconds for an orderly end of everything, after which it is killed.
+#: Seconds for a graceful end of everything, after which it is killed.
 STOP_TIMEOUT = 60.0
 #: Seconds until the processes below a killed stack are gone.
 REMAINS_TIMEOUT = 15.0
-#: Seconds for which a client may have the lock that looks whether somebody else has it.
+#: Seconds for which a client that tests the lock may hold it.
 _LOOK = 1.0
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """What `stop_stack` has ended.
+    """A stack that `stop_stack` has ended.
 
     Attributes:
-        pid: of the process below which all others ran; `None` if that had been killed before.
-        service_url: where the service was, as far as that is known.
+        pid: of the process below which all others ran; `None` if it had been killed before.
+        service_url: the service's URL, if known.
     """
 
     pid: int | None
@@ -48,26 +48,26 @@ class Stopped:
 
 
 class Reporter:
-    """The background's side: progress goes, a JSON object a line, to the one who waits for it."""
+    """The background process's side: sends progress as one JSON object per line."""
 
     def __init__(self, descriptor: int) -> None:
         self._stream = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
 
     def say(self, line: str) -> None:
-        """Pass on a line of progress."""
+        """Send a line of progress."""
         self._send({"say": line})
 
     def ready(self, ready: Ready) -> None:
-        """Tell that all is up; the other side goes away then."""
+        """Report that everything is up; the other side then closes."""
         self._send({"ready": {**vars(ready), "state": vars(ready.state)}})
         self.close()
 
     def failed(self, reason: str) -> None:
-        """Tell why it will not be."""
+        """Report why the stack could not start."""
         self._send({"failed": reason})
 
     def close(self) -> None:
-        """Nothing more to tell."""
+        """Close: there is nothing more to report."""
         with contextlib.suppress(OSError):
             self._stream.close()
 
@@ -81,7 +81,7 @@ def start_detached(options: StackOptions, say: Callable[[str], None]) -> Ready:
     """Start a stack in a session of its own; return when it is up.
 
     Raises:
-        FluxEndpointError: if it could not be started; nothing is left running then.
+        FluxEndpointError: it could not be started; nothing is left running.
     """
     directory = StackDirectory()
     readable, writable = os.pipe()
@@ -126,12 +126,12 @@ def start_detached(options: StackOptions, say: Callable[[str], None]) -> Ready:
 
 
 def stop_stack() -> Stopped | None:
-    """End this home's stack and wait until all of it is gone; return what ran, `None`: nothing.
+    """End this home's stack and wait until it is gone; return it, or `None` if none was running.
 
-    Also one whose directory was deleted under it.
+    Also ends a stack whose directory was deleted.
 
     Raises:
-        FluxEndpointError: if something does not want to go.
+        FluxEndpointError: some process does not end.
     """
     directory = StackDirectory()
     with StackLock(directory) as lock:
@@ -148,7 +148,8 @@ def stop_stack() -> Stopped | None:
         state = StackState() if deleted else directory.load()
         if supervisor is not None:
             _end(supervisor)
-        # Held by every process of the stack: nobody means gone. Who is left ends by itself.
+        # Every process of the stack holds the lock: without holders all are gone. The rest end
+        # themselves.
         if not _wait_until_gone(holders, REMAINS_TIMEOUT):
             for each in directory.holders(deleted=deleted):
                 _end(each.pid)

@@ -1,4 +1,4 @@
-"""Where RabbitMQ is installed on this machine."""
+"""Finds the RabbitMQ installation of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flux_endpoint.errors import ConfigurationError
 
-#: Directories with RabbitMQ's own scripts: Debian and Fedora, Homebrew, a hand-made prefix.
+#: Directories of RabbitMQ's own scripts: Debian and Fedora, Homebrew, a manual prefix.
 _USUAL = (
     "/usr/lib/rabbitmq/bin",
     "/opt/homebrew/opt/rabbitmq/sbin",
@@ -36,10 +36,10 @@ class RabbitInstallation:
 
 
 def find_rabbitmq(environ: Mapping[str, str] = os.environ) -> RabbitInstallation:
-    """Return RabbitMQ's programs, looked for in `RABBITMQ_HOME`, the usual places and `PATH`.
+    """Return RabbitMQ's programs, searched in `RABBITMQ_HOME`, the usual places and `PATH`.
 
     Raises:
-        ConfigurationError: if RabbitMQ or Erlang's `epmd` is missing; says what to do.
+        ConfigurationError: RabbitMQ or Erlang's `epmd` is missing; the text says what to do.
     """
     for directory in _candidates(environ):
         server = directory / "rabbitmq-server"
@@ -57,7 +57,7 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _is_own_script(server: Path) -> bool:
-    """Tell RabbitMQ's own script from a packager's wrapper, which insists on a user of its own."""
+    """Return whether a script is RabbitMQ's own, not a wrapper that requires a certain user."""
     resolved = server.resolve()
     return (
         resolved.name == "rabbitmq-server"

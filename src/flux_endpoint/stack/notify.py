@@ -1,4 +1,4 @@
-"""Hear from a daemon that it is ready: the sd_notify protocol, without systemd."""
+"""Readiness of a child process by the sd_notify protocol, without systemd."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _ENDED = b"\0ended"
 
 
 class NotifySocket:
-    """A socket to which a child says `READY=1`; its address goes into NOTIFY_SOCKET.
+    """A socket to which a child sends `READY=1`; NOTIFY_SOCKET has its address.
 
-    The address is an abstract one: it needs no file and has no trouble with long paths.
+    The address is abstract, so it needs no file, and long paths are no problem.
     """
 
     def __init__(self) -> None:
@@ -22,15 +22,18 @@ class NotifySocket:
         self._socket.bind(f"\0{name}")
 
     def tell_ended(self) -> None:
-        """Wake `wait_ready`: there is nobody left to wait for. Any thread."""
+        """Wake `wait_ready`, because the child has ended. Any thread."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(_ENDED, f"\0{self.address[1:]}")
 
     def wait_ready(self, timeout: float) -> bool:
-        """Wait for at most `timeout` seconds without a word; return false if the child ended.
+        """Wait until the child is ready; return false if it has ended.
+
+        Args:
+            timeout: the longest time without a message from the child, in seconds.
 
         Raises:
-            TimeoutError: if nothing was heard for `timeout` seconds.
+            TimeoutError: no message came for `timeout` seconds.
         """
         self._socket.settimeout(timeout)
         while True:

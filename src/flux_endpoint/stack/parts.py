@@ -1,4 +1,4 @@
-"""The service and the endpoint of a stack: how each is started and known to be ready."""
+"""The service and the endpoint of a stack: how to start them, and to tell that they are ready."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from flux_endpoint.stack.programs import Program, Programs, run_command
 from flux_endpoint.stack.state import StackDirectory
 from flux_endpoint.variables import without_credentials
 
-#: The name of the one user of a stack.
+#: Name of a stack's only user.
 USER = "local"
 PREFERRED_PORT = 8080
-#: Seconds until ready, after which a start is given up.
+#: Seconds after which a start is given up.
 SERVICE_TIMEOUT = 60.0
 ENDPOINT_TIMEOUT = 90.0
-#: Seconds for an orderly end, after which a program is killed.
+#: Seconds for a graceful end, after which a program is killed.
 GRACE = 10.0
-#: Seconds that the endpoint's workers have to end when it was killed.
+#: Seconds that the endpoint's workers have to end after it was killed.
 _WORKERS_END = 5.0
 
 
 def _environment(directory: StackDirectory) -> dict[str, str]:
-    """Return this process's environment, less what would point to another service."""
+    """Return this process's environment without variables that name another service."""
     return {**without_credentials(os.environ), HOME_VARIABLE: str(directory.home)}
 
 
 def check_port(wanted: int | None) -> None:
-    """Raise ConfigurationError if the port that a person asked for is taken."""
+    """Raise ConfigurationError if the requested port is in use."""
     if wanted is not None and not ports.is_free(wanted):
         raise ConfigurationError(
             f"port {wanted} is in use on {ports.LOOPBACK}: choose another with --port"
@@ -53,16 +53,16 @@ class ServicePart:
 
     @property
     def url(self) -> str:
-        """Where the service is."""
+        """The service's URL."""
         return f"http://{ports.LOOPBACK}:{self.port}"
 
     def start(self, wanted: int | None, last: int | None, token: str) -> None:
         """Start the service, and write credentials.json.
 
         Args:
-            wanted: the port it must have; `None`: that of the `last` time, or a free one.
-            last: the port it had.
-            token: the token clients have, kept if the service still knows it.
+            wanted: the required port; `None`: the `last` one, or a free one.
+            last: the previous port.
+            token: the clients' token; kept if the service still knows it.
         """
         likely = [port for port in (last, PREFERRED_PORT) if port and ports.is_free(port)]
         candidates = [wanted] if wanted is not None else likely[:1] + ports.free_ports(2)
@@ -75,13 +75,13 @@ class ServicePart:
             )
             if ended is None and self._log_in(token):
                 return
-            if ended is None:  # somebody else's service answers there, ours is about to end
+            if ended is None:  # another service answers there, and ours is about to end
                 self.stop()
                 reason = f"is not the one that answers at {self.url}"
             else:
                 reason = ended.reason
                 if "already in use" not in reason and ports.is_free(candidate):
-                    break  # it was not about the port
+                    break  # the port was not the reason
         raise FluxEndpointError(f"the service {reason}")
 
     def launch(self) -> None:
@@ -100,7 +100,7 @@ class ServicePart:
         )
 
     def _log_in(self, token: str) -> bool:
-        """Write credentials.json; return whether this stack's service answers at the URL."""
+        """Write credentials.json; return whether this stack's service answers at its URL."""
         try:
             if not token or not credentials.is_valid(self.url, token):
                 variable = {"FLUX_ENDPOINT_SERVICE_DATABASE_URL": self._database_url}
@@ -109,7 +109,7 @@ class ServicePart:
                 token = made.split()[-1]
                 if not credentials.is_valid(self.url, token):
                     return False
-        except ServiceUnreachableError:  # whoever answered there has ended meanwhile
+        except ServiceUnreachableError:  # the other server has ended in the meantime
             return False
         self.token = token
         credentials.save_credentials(self._directory.credentials, self.url, token)
@@ -121,7 +121,7 @@ class ServicePart:
 
     @property
     def _database_url(self) -> str:
-        # Where the stack's programs run, it is right there: no path that a URL would have to quote.
+        # Run the stack's programs in its directory, so that the URL needs no path to quote.
         return f"sqlite:///{self._directory.database.name}"
 
 
@@ -136,7 +136,7 @@ class EndpointPart:
         self.executor = ""
 
     def start(self, service: ServicePart) -> None:
-        """Configure the endpoint if it's new, start it, wait until the service calls it online."""
+        """Configure a new endpoint; start it, and wait until the service reports it online."""
         home = self._directory.home / "endpoints" / self.name
         if not (home / "config.yaml").exists():
             env = _environment(self._directory)
@@ -144,7 +144,8 @@ class EndpointPart:
         program = self.launch()
 
         def online() -> bool:
-            # The service may still remember an earlier process; status.json tells which one it is.
+            # The service may still remember an earlier process; status.json identifies the present
+            # one.
             status = _read(home / "status.json")
             if status.get("pid") != program.pid or status.get("state") != "connected":
                 return False
@@ -159,7 +160,7 @@ class EndpointPart:
 
     def launch(self) -> Program:
         """Start the process."""
-        # Should it be killed, its workers may write to disk what they have.
+        # If it is killed, its workers have this time to write their results to disk.
         env = {**_environment(self._directory), NOTICE: f"{_WORKERS_END:g}"}
         program = Program("endpoint", ["start", self.name], env)
         self._programs.start(program)
@@ -171,7 +172,7 @@ class EndpointPart:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return the JSON object in `file`, {} while there is none."""
+    """Return the JSON object in `file`; {} if there is none yet."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError):

@@ -8,9 +8,9 @@ LOOPBACK = "127.0.0.1"
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
-    """Say whether a server could listen on `port` now."""
+    """Return whether a server could listen on `port` now."""
     with socket.socket() as sock:
-        # As servers do: a port whose last connections are in TIME_WAIT is free.
+        # As servers do: a port whose last connections are in TIME_WAIT counts as free.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))
@@ -21,7 +21,7 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that nobody listens on at this moment."""
+    """Return `count` different ports that are free at this moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for sock in sockets:
@@ -33,13 +33,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def reserve(port: int) -> socket.socket:
-    """Keep `port` for who asks for it by its number, until the socket is closed.
+    """Reserve `port` for a server that requests it by number, until the socket is closed.
 
-    The kernel gives it to nobody who asks for any port. A server takes it all the same, with
-    SO_REUSEADDR, as servers do.
+    The kernel does not assign it to programs that ask for any port. A server can still bind it with
+    SO_REUSEADDR, which servers set.
 
     Raises:
-        OSError: somebody has it.
+        OSError: the port is in use.
     """
     sock = socket.socket()
     try:

@@ -1,4 +1,4 @@
-"""The stack's own programs as supervised processes: started, watched, started again."""
+"""The stack's own programs as supervised processes: started, watched, restarted."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from flux_endpoint.logs import put_aside, tail
 from flux_endpoint.processes import Command, ProcessKeeper
 from flux_endpoint.stack.state import StackDirectory
 
-#: Who has lived so many seconds is healthy: its next failure counts as the first.
+#: A program that has run for this many seconds is healthy: its next failure counts as the first.
 HEALTHY_AFTER = 60.0
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 60.0
-#: Seconds between two looks at whether a program is ready.
+#: Seconds between two checks whether a program is ready.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
-#: Seconds for one of the short commands (`configure` and the like).
+#: Timeout (s) of the short commands (`configure` etc.).
 COMMAND_TIMEOUT = 60.0
 
 
 class RestartBackoff(Backoff):
     """How long to wait before a program is started again.
 
-    It is never given up: what ends it, such as a full disk, may be mended, and the others go on.
+    It never gives up: the cause, such as a full disk, may be removed, and the other programs go on.
     """
 
     def __init__(self) -> None:
@@ -42,11 +42,11 @@ class RestartBackoff(Backoff):
         self._since = time.monotonic()
 
     def started(self) -> None:
-        """Note a start."""
+        """Record a start."""
         self._since = time.monotonic()
 
     def failed(self) -> float:
-        """Note a failure; return seconds to wait."""
+        """Record a failure; return the seconds to wait."""
         if time.monotonic() - self._since > HEALTHY_AFTER:
             self.reset()
         return next(self)
@@ -67,13 +67,13 @@ class Program:
 
 @dataclass(frozen=True)
 class Ended:
-    """A part of the stack ended unasked.
+    """A part of the stack has ended unexpectedly.
 
     Attributes:
-        name: of the part.
-        reason: how it ended, with the end of its log.
-        program: which process it was; `None` for a part that is none of the programs.
-        on_request: whether it is an endpoint that somebody has asked to stop: it exited with 0.
+        name: the part's name.
+        reason: how it ended, with the last lines of its log.
+        program: the process; `None` for a part that is not one of the programs.
+        on_request: whether it is an endpoint that somebody asked to stop: it exited with 0.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Ended:
     on_request: bool = False
 
 
-#: Ends a wait for events; says nothing itself.
+#: Ends a wait for events; carries no information.
 _WAKE = Ended("", "")
 
 
@@ -90,11 +90,11 @@ class Programs:
     """All programs of a stack, below one process keeper.
 
     Args:
-        directory: where they work and log.
-        lock: descriptor that they inherit, as their standard input.
+        directory: their working and log directory.
+        lock: descriptor of the lock, which they inherit as standard input.
 
     Attributes:
-        events: gets every unasked end, also those that others put there.
+        events: gets every unexpected end, including those that other parts report.
     """
 
     def __init__(self, directory: StackDirectory, lock: int) -> None:
@@ -117,7 +117,7 @@ class Programs:
         self._keeper.start()
 
     def start(self, program: Program) -> None:
-        """Start `program`, whose earlier process must have ended."""
+        """Start `program`, whose previous process must have ended."""
         file = self._directory.program_log(program.name)
         put_aside(file)
         log = str(file)
@@ -131,12 +131,12 @@ class Programs:
         self._keeper.spawn(program.name, [command])
 
     def is_running(self, name: str) -> bool:
-        """Say whether the program `name` was started and has not ended."""
+        """Return whether the program `name` has started and not ended."""
         program = self._programs.get(name)
         return program is not None and not program.ended.is_set()
 
     def stop(self, name: str, grace: float) -> None:
-        """End a program and all its processes: SIGTERM, `grace` seconds, SIGKILL."""
+        """End a program and all its processes: SIGTERM, after `grace` seconds SIGKILL."""
         if not self.is_running(name):
             return
         program = self._programs[name]
@@ -147,7 +147,7 @@ class Programs:
             program.ended.wait(grace)
 
     def close(self) -> None:
-        """Kill what is left, and wait until it is gone."""
+        """Kill the remaining processes, and wait until they are gone."""
         for program in self._programs.values():
             program.stopping = True
         self._keeper.close()
@@ -157,7 +157,7 @@ class Programs:
         self.events.put(_WAKE)
 
     def next_event(self, timeout: float | None) -> Ended | None:
-        """Return the next unasked end; `None` after `timeout` seconds, or if there is none yet."""
+        """Return the next unexpected end; `None` after `timeout` seconds or a call of `wake`."""
         with contextlib.suppress(queue.Empty):
             ended = self.events.get(timeout=timeout)
             if ended is _WAKE:
@@ -167,10 +167,10 @@ class Programs:
         return None
 
     def wait_until(self, ready: Callable[[], bool], name: str, limit: float) -> Ended | None:
-        """Wait until `ready()` is true of the program `name`; return its end if that comes first.
+        """Wait until `ready()` is true for the program `name`; return its end if that comes first.
 
         Raises:
-            FluxEndpointError: if `limit` seconds have passed, or another part ended.
+            FluxEndpointError: `limit` seconds have passed, or another part has ended.
         """
         deadline = time.monotonic() + limit
         pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE, factor=1.5, jitter=0)
@@ -186,7 +186,7 @@ class Programs:
         return None
 
     def describe_exit(self, name: str, lines: int = 8) -> str:
-        """Say how a program ended, with the end of its log."""
+        """Return a text that says how a program ended, with the last lines of its log."""
         how = self._how.get(name, "ended")
         log = self._directory.program_log(name)
         return f"{how}; the end of {log}:\n{tail(log, lines)}"
@@ -215,10 +215,10 @@ class Programs:
 
 
 def run_command(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:
-    """Run a short `flux-endpoint …` command; return what it prints.
+    """Run a short `flux-endpoint …` command; return its output.
 
     Raises:
-        FluxEndpointError: if it fails, with what it said.
+        FluxEndpointError: it fails; the text has its error output.
     """
     what = f"flux-endpoint {' '.join(arguments)}"
     try:
@@ -236,6 +236,6 @@ def run_command(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> 
         raise FluxEndpointError(f"{what}: no answer within {COMMAND_TIMEOUT:g} s") from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().removeprefix("Error: ")
-        said = "\n".join(said.splitlines()[-4:])  # of a traceback only the end is of interest
+        said = "\n".join(said.splitlines()[-4:])  # only the end of a traceback matters
         raise FluxEndpointError(f"{what}: {said or f'exit code {done.returncode}'}")
     return done.stdout

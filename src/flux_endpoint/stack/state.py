@@ -1,7 +1,7 @@
-"""What is known of a home's stack on disk, and who holds it.
+"""A home's stack on disk: its state file, its lock, and the processes that hold the lock.
 
 $FLUX_ENDPOINT_HOME/stack/
-  lock          held by `up`, whose pid it has, and every process below it
+  lock          held by `up`, which writes its pid there, and by all processes below it
   state.json    pid (null when nothing runs), ports and URLs, for people and for the next start;
                 never a secret
   broker/  service.db  service.log  endpoint.log  up.log
@@ -23,12 +23,12 @@ from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.processes import is_readable
 from flux_endpoint.processes.holders import LockHolder, holders_of
 
-#: In a stack's directory: held by `up` and every process below it.
+#: In a stack's directory: held by `up` and all processes below it.
 LOCK = "lock"
 
 
 class AlreadyRunningError(FluxEndpointError):
-    """Another `up` has this home."""
+    """Another `up` uses this home."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StackState:
 
 
 def start_command(endpoint: str) -> str:
-    """Return the command that starts the endpoint of that name here: `up` if it was up's last."""
+    """Return the command that starts this endpoint here: `up` if `up` ran it last."""
     if (paths.home() / "stack").is_dir():
         with contextlib.suppress(OSError):
             if StackDirectory().load().endpoint_name == endpoint:
@@ -71,9 +71,9 @@ class StackDirectory:
         return self.path / f"{name}.log"
 
     def load(self) -> StackState:
-        """Return the last state that was saved; what can't be read of it is left out.
+        """Return the last saved state; unreadable parts are left out.
 
-        Nothing depends on it: who runs is told by the lock, and what is not known is found anew.
+        Nothing depends on it: the lock shows what runs, and missing data is determined again.
         """
         try:
             content = json.loads(self._state_file.read_bytes())
@@ -94,20 +94,21 @@ class StackDirectory:
         """Return the processes of a stack of this home.
 
         Args:
-            deleted: of those whose directory was deleted under them; else, of the present one.
+            deleted: whether to return those whose directory was deleted, or those of the present
+            one.
         """
-        lock = self.path.resolve() / LOCK  # as the kernel calls it
+        lock = self.path.resolve() / LOCK  # the kernel's name for it
         return [each for each in holders_of(lock) if each.deleted == deleted]
 
     def supervisor(self, *, deleted: bool) -> int | None:
-        """Return the process of `up`, below which all others run; `None`: there is none.
+        """Return the pid of `up`, below which all others run, or `None`.
 
-        When `up` was killed, what it started is being ended, and still has the lock.
+        If `up` was killed, the processes that it started are being ended, and still hold the lock.
         """
         holders = self.holders(deleted=deleted)
         signed = {_pid_in(each.file) for each in holders[:1]}
         if not deleted:
-            signed.add(self.load().pid)  # an earlier release did not sign
+            signed.add(self.load().pid)  # earlier releases did not write the pid into the lock
         return next((each.pid for each in holders if each.pid in signed), None)
 
     def save(self, state: StackState) -> None:
@@ -116,13 +117,13 @@ class StackDirectory:
 
 
 class StackLock:
-    """The exclusive lock of a stack directory; `descriptor` may be inherited to share it."""
+    """The exclusive lock of a stack directory; processes that inherit `descriptor` share it."""
 
     def __init__(self, directory: StackDirectory) -> None:
         self.descriptor = os.open(directory.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
 
     def try_acquire(self) -> bool:
-        """Take the lock if it's free."""
+        """Acquire the lock if it is free; return whether it was."""
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -130,20 +131,20 @@ class StackLock:
         return True
 
     def acquire(self, timeout: float) -> bool:
-        """Take the lock, waiting for at most `timeout` seconds."""
-        # flock(2) can't be told a limit; the program can, and its lock is ours: same description.
+        """Acquire the lock, waiting at most `timeout` seconds; return whether it succeeded."""
+        # flock(2) has no timeout, but flock(1) has; it locks our open file description.
         command = ["flock", "--timeout", str(timeout), str(self.descriptor)]
         done = subprocess.run(command, pass_fds=(self.descriptor,), check=False)
         return done.returncode == 0
 
     def sign(self) -> None:
-        """Note that this process runs the stack, for whoever has the lock's file open later."""
-        with contextlib.suppress(OSError):  # a full disk
+        """Write this process's pid into the lock file, to identify the stack."""
+        with contextlib.suppress(OSError):  # e.g. a full disk
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
 
     def close(self) -> None:
-        """Give the lock back, unless a process that inherited it is alive."""
+        """Release the lock, unless a process that inherited it is alive."""
         os.close(self.descriptor)
 
     def __enter__(self) -> Self:
@@ -161,12 +162,12 @@ def _pid_in(lock: Path) -> int | None:
 
 
 def open_process(pid: int | None) -> int | None:
-    """Return a pidfd of `pid`, or `None` if there is no such process, or it has ended."""
+    """Return a pidfd of `pid`; `None` if there is no such process, or it has ended."""
     if not pid:
         return None
     with contextlib.suppress(ProcessLookupError):
         pidfd = os.pidfd_open(pid)
         if not is_readable(pidfd, 0):
             return pidfd
-        os.close(pidfd)  # dead, and its parent has not taken notice yet
+        os.close(pidfd)  # dead, but not reaped yet
     return None

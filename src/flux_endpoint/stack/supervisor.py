@@ -27,20 +27,20 @@ from flux_endpoint.stack.state import (
     StackState,
 )
 
-#: Seconds to wait for the remains of a killed stack.
+#: Seconds to wait for the remaining processes of a killed stack.
 LOCK_TIMEOUT = 10.0
-#: The last is what a batch script gets when its allocation's time limit has come.
+#: A batch script gets the last one when its allocation reaches its time limit.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What a person may choose.
+    """The options of `up`.
 
     Attributes:
-        port: the service's port; `None`: that of the last time, or a free one.
-        endpoint: name of the endpoint; `None`: none.
-        follow_parent: end when the parent process dies.
+        port: the service's port; `None`: the last one, or a free one.
+        endpoint: name of the endpoint; `None`: run none.
+        follow_parent: whether to end when the parent process dies.
     """
 
     port: int | None = None
@@ -50,7 +50,7 @@ class StackOptions:
 
 @dataclass(frozen=True)
 class Ready:
-    """What a person needs to know of a stack that is up."""
+    """Facts about a running stack, for people."""
 
     state: StackState
     executor: str
@@ -58,7 +58,7 @@ class Ready:
 
 
 class StopRequested(BaseException):
-    """A signal asked for the end; no Exception, so that nothing on the way takes it for one."""
+    """A signal requested the end; not an Exception, so that no handler catches it by mistake."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -66,11 +66,11 @@ class StopRequested(BaseException):
 
 
 class Stack:
-    """Starts the parts in order, keeps them running, ends them in the reverse order.
+    """Starts the parts in order, keeps them running, and ends them in reverse order.
 
     Args:
         options: what to run.
-        say: takes lines for the person who started it.
+        say: called with lines for the person who started it.
         on_ready: called once, when everything is up.
     """
 
@@ -92,10 +92,10 @@ class Stack:
         """Run until a signal; return the exit status: 130 after Ctrl-C, 0 after SIGTERM or SIGHUP.
 
         Raises:
-            AlreadyRunningError: if this home has a running stack.
-            ConfigurationError: if something is missing or wrong on this machine.
-            FluxEndpointError: if a part can't be started. One that fails later is started again
-                and again; the others go on.
+            AlreadyRunningError: this home has a running stack.
+            ConfigurationError: something is missing or wrong on this machine.
+            FluxEndpointError: a part can't be started. A part that fails later is restarted
+                repeatedly; the others go on.
         """
         with StackLock(self._directory) as lock, self._signals():
             try:
@@ -124,15 +124,15 @@ class Stack:
             self._on_ready(running.start(self._options.port))
             running.supervise()
         finally:
-            self._interruptible = False  # a second Ctrl-C does not leave half of it behind
+            self._interruptible = False  # a second Ctrl-C must not leave processes behind
             running.stop()
 
     def _take(self, lock: StackLock) -> None:
-        """Get hold of the directory, or say who has it."""
+        """Lock the directory, or raise an error that says who has it."""
         if not lock.try_acquire():
             self._refuse_if_running()
-            if not lock.acquire(LOCK_TIMEOUT):  # what a killed stack left behind is being ended
-                self._refuse_if_running()  # or another one was just starting
+            if not lock.acquire(LOCK_TIMEOUT):  # remains of a killed stack are ending
+                self._refuse_if_running()  # or another stack was just starting
                 raise AlreadyRunningError(
                     f"processes of an earlier stack still hold {self._directory.path}/lock"
                 )
@@ -156,7 +156,7 @@ class Stack:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn signals into `StopRequested` in the main thread, once."""
+        """Turn the first signal into `StopRequested` on the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -168,7 +168,7 @@ class Stack:
 
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         for number, handler in before.items():
-            if handler != signal.SIG_IGN or number == signal.SIGTERM:  # nohup stays nohup
+            if handler != signal.SIG_IGN or number == signal.SIGTERM:  # respect nohup
                 signal.signal(number, handle)
         try:
             with told_of_signals(lambda _: self._wake()):
@@ -179,7 +179,7 @@ class Stack:
 
 
 class _Running:
-    """The parts of a stack from their start to their end."""
+    """The parts of a stack from start to end."""
 
     def __init__(
         self,
@@ -206,11 +206,11 @@ class _Running:
         begun = time.monotonic()
         last = self._directory.load()
         check_port(port)
-        # What a newcomer lacks is said before anything starts.
+        # Report missing packages before anything starts.
         extras.require("service", "`up`, which runs a service,")
         find_rabbitmq()
         token = str(load_credentials(self._directory.credentials).get("token") or "")
-        if token:  # the port of the last time may be another user's meanwhile
+        if token:  # another user may have taken the last port in the meantime
             save_credentials(self._directory.credentials, "", token)
         self._save(pid=os.getpid(), started=time.time(), service_port=last.service_port)
         self._programs.open()
@@ -239,7 +239,7 @@ class _Running:
         return Ready(self._state, executor, time.monotonic() - begun)
 
     def supervise(self) -> None:
-        """Start again what ends, for as long as nobody ends this."""
+        """Restart parts that end, until the stack is stopped."""
         due: dict[str, float] = {}
         while True:
             pause = max(0.0, min(due.values()) - time.monotonic()) if due else None
@@ -252,15 +252,15 @@ class _Running:
             for name in [name for name, moment in due.items() if moment <= time.monotonic()]:
                 del due[name]
                 if self._programs.is_running(name):
-                    continue  # started by the broker's restart
+                    continue  # already started by the broker's restart
                 self._backoff[name].started()
                 try:
                     self._restart(name)
-                except (FluxEndpointError, OSError) as error:  # a full disk, say
+                except (FluxEndpointError, OSError) as error:  # e.g. a full disk
                     self._programs.events.put(Ended(name, f"can't be started: {error}"))
 
     def stop(self) -> None:
-        """End everything, in the reverse order; what was never started is left alone."""
+        """End everything in reverse order; skip parts that never started."""
         if not self._begun:
             return
         self._say("ending …")

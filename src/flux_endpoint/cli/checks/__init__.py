@@ -1,1 +1,1 @@
-"""What `flux-endpoint doctor` looks at: each module one part of what can be wrong."""
+"""The checks of `flux-endpoint doctor`, one area per module."""

@@ -1,4 +1,4 @@
-"""RabbitMQ: whether clients reach it from here, which it is, whether it is installed here."""
+"""RabbitMQ: whether clients can reach it from here, its version, and its local installation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.errors import AmqpError, ConfigurationError, FluxEndpointError
 from flux_endpoint.stack.installation import find_rabbitmq
 
-#: The oldest RabbitMQ that is tested.
+#: The oldest tested RabbitMQ.
 OLDEST = (3, 10)
-#: Seconds for one attempt to connect.
+#: Timeout (s) of one attempt to connect.
 _TIMEOUT = 20.0
 
 
 def check_broker(api: OperatorApi | None) -> Iterator[Finding]:
-    """Yield how the broker is, as clients are told to reach it."""
+    """Yield findings on the broker at the address that clients are given."""
     yield _installed()
     if api is None:
         yield skipped("broker.reach", "the service does not say where it is")
@@ -44,7 +44,7 @@ def check_broker(api: OperatorApi | None) -> Iterator[Finding]:
             "its --client-amqp-url (endpoints are told its --endpoint-amqp-url)",
         )
         return
-    yield ok("broker.reach", f"{server or 'a broker'} at {address} takes connections from here")
+    yield ok("broker.reach", f"{server or 'a broker'} at {address} accepts connections from here")
     yield _version(server)
 
 
@@ -61,13 +61,13 @@ def _address(url: str, address: str, service_url: str) -> Iterator[Finding]:
     if parts.hostname in LOOPBACK and urlsplit(service_url).hostname not in LOOPBACK:
         yield failed(
             "broker.url",
-            f"the service tells clients to find RabbitMQ at {address}, which is this very machine",
+            f"the service tells clients to find RabbitMQ at {address}, which is this machine",
             "run the service with --client-amqp-url and --endpoint-amqp-url that name its host",
         )
     elif parts.scheme == "amqp" and parts.hostname not in LOOPBACK:
         yield warning(
             "broker.url",
-            f"the way to {address} is not encrypted",
+            f"the connection to {address} is not encrypted",
             "use amqps:// in the service's --client-amqp-url and --endpoint-amqp-url",
         )
 
@@ -76,7 +76,7 @@ def _connect(url: str) -> str:
     """Connect once; return product and version.
 
     Raises:
-        AmqpError: it can't be done; says why.
+        AmqpError: it fails; the text says why.
     """
     changes: queue.SimpleQueue[StateChange] = queue.SimpleQueue()
     connection = AmqpConnection(url, name="doctor", on_state=changes.put)
@@ -98,12 +98,12 @@ def _version(server: str) -> Finding:
         return warning(
             "broker.version",
             f"{server or 'it'} is not RabbitMQ",
-            "use RabbitMQ: nothing else was tested",
+            "use RabbitMQ: nothing else is tested",
         )
     if (int(numbers[1]), int(numbers[2])) < OLDEST:
         return warning(
             "broker.version",
-            f"{server} is older than what is tested",
+            f"{server} is older than the tested releases",
             f"use RabbitMQ {'.'.join(map(str, OLDEST))} or newer",
         )
     return ok("broker.version", f"{server} is recent enough")

@@ -1,4 +1,4 @@
-"""The endpoints of this machine: configuration, directory, agent, journal, the service's word."""
+"""The endpoints of this machine: configuration, directory, agent, journal, registration."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from flux_endpoint.errors import (
 from flux_endpoint.sqlite_file import examine
 from flux_endpoint.stack.state import start_command
 
-#: Bytes of a journal that is looked through.
+#: Largest journal in bytes that is checked.
 MOST_JOURNAL = 256 << 20
 
 
 class EndpointChecks:
-    """Looks at one endpoint.
+    """Checks one endpoint.
 
     Args:
         directory: the endpoint's directory.
-        api: the service, if it answers.
-        flux_reachable: whether an endpoint that is started here would find a Flux instance.
+        api: client of the service, if that answers.
+        flux_reachable: whether an endpoint started here would find a Flux instance.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class EndpointChecks:
         self._name = directory.name
 
     def run(self) -> Iterator[Finding]:
-        """Yield how it is."""
+        """Yield the findings."""
         yield check_private("endpoint.directory", self._directory.path, self._name)
         try:
             config = load_config(self._directory.config)
@@ -107,7 +107,7 @@ class EndpointChecks:
         elif status.state == "connected":
             age = shown_age(time.time() - status.since)
             if status.reason:
-                mend = "mend that; nothing is lost meanwhile"
+                mend = "fix that; nothing is lost meanwhile"
                 yield failed("endpoint.agent", f"{who}: {status.reason}", mend, self._name)
             else:
                 yield ok("endpoint.agent", f"runs as {who}, connected for {age}", self._name)
@@ -123,7 +123,7 @@ class EndpointChecks:
     def _why_silent(self) -> str:
         status = self._directory.status()
         if status is not None and status.reason:
-            return f"mend what keeps its status reports from the service: {status.reason}"
+            return f"fix what keeps its status reports from the service: {status.reason}"
         return (
             "its status reports don't arrive: look at its log and at the service's broker "
             f"(flux-endpoint logs {self._name})"
@@ -136,7 +136,7 @@ class EndpointChecks:
                 yield self._without_journal(f"it has no journal ({path})")
             return
         if path.stat().st_size > MOST_JOURNAL:
-            yield skipped("endpoint.journal", f"{path} is too large to look through", self._name)
+            yield skipped("endpoint.journal", f"{path} is too large to check", self._name)
             return
         try:
             found = examine(path, LAYOUT)
@@ -149,8 +149,8 @@ class EndpointChecks:
             yield failed(
                 "endpoint.journal",
                 f"{path} is damaged: {found.damage}; {counts} can be read",
-                "restart the endpoint: it keeps what can be read, sets the damaged file aside, and "
-                "ends the other tasks with an error. Copy the file first, if somebody is to look",
+                "restart the endpoint: it keeps what can be read, renames the damaged file, and "
+                "ends the other tasks with an error. To have the file examined, copy it first",
                 self._name,
             )
         elif found.is_new:
@@ -206,7 +206,7 @@ class EndpointChecks:
             state = api.endpoint_state(endpoint_id)
         except FluxEndpointError as error:
             if not isinstance(error, ServiceError) or error.http_status != 404:
-                yield failed("endpoint.service", str(error), "mend the service first", self._name)
+                yield failed("endpoint.service", str(error), "fix the service first", self._name)
                 return
             yield failed(
                 "endpoint.service",

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from flux_endpoint.errors import FluxEndpointError
 
 
 class FindingState(StrEnum):
-    """How something is."""
+    """The state of the checked thing."""
 
     OK = "ok"
-    #: It works, but not as well as it might, or not for long.
+    #: It works, but not well, or not for long.
     WARNING = "warning"
     FAILED = "failed"
-    #: It was not looked at, since it is not needed here or something else must be mended first.
+    #: It was not checked: it is not needed here, or something else must be fixed first.
     SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How one thing is.
+    """The result of one check.
 
     Attributes:
-        check: what was looked at, `area.thing`; these names stay.
-        state: how it is.
-        said: what was found, in a few words.
-        mend: what to do about it; empty if there is nothing to do.
-        subject: of which thing, e.g. an endpoint's name, where there are several.
+        check: the checked thing, as `area.thing`; these names are stable.
+        state: its state.
+        said: the result, in a few words.
+        mend: how to fix it; empty if there is nothing to fix.
+        subject: the thing's name, such as an endpoint's, if there are several.
     """
 
     check: str
@@ -40,7 +40,7 @@ class Finding:
 
 
 def ok(check: str, said: str, subject: str | None = None) -> Finding:
-    """Return that something is well."""
+    """Return that something is in order."""
     return Finding(check, FindingState.OK, said, subject=subject)
 
 
@@ -55,22 +55,22 @@ def failed(check: str, said: str, mend: str, subject: str | None = None) -> Find
 
 
 def skipped(check: str, said: str, subject: str | None = None) -> Finding:
-    """Return that something was not looked at: there is nothing to mend about it."""
+    """Return that something was not checked, with nothing to fix about it."""
     return Finding(check, FindingState.SKIPPED, said, subject=subject)
 
 
 def guarded(
     area: str, look: Callable[[], Iterable[Finding]], subject: str | None = None
 ) -> Iterator[Finding]:
-    """Yield what `look` finds; that it fails itself is a finding, and keeps no other from it."""
+    """Yield the findings of `look`; if it fails itself, yield that, so that other checks go on."""
     try:
         yield from look()
     except (OSError, FluxEndpointError) as error:
-        yield failed(f"{area}.check", str(error), "mend that, and look again", subject)
+        yield failed(f"{area}.check", str(error), "fix that, and check again", subject)
     except Exception as error:  # noqa: BLE001 - whatever a broken machine makes of it
         yield failed(
             f"{area}.check",
             f"the check itself failed: {type(error).__name__}: {error}",
-            "please report this: it is a bug of Flux Endpoint",
+            "please report this bug of Flux Endpoint",
             subject,
         )

@@ -1,4 +1,4 @@
-"""Flux: the command, the Python bindings, the instance around us, and whether they match."""
+"""Flux: the command, the Python bindings, the enclosing instance, and whether they match."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warni
 from flux_endpoint.extras import install_command
 
 _TIMEOUT = 30.0  # seconds
-#: Looks at the bindings and the instance, in a process of its own: they are native code.
+#: Examines bindings and instance in a separate process, because they are native code.
 _PROBE = """
 import json
 from flux_endpoint.engine.flux_bindings import import_flux
@@ -44,13 +44,13 @@ _GET_FLUX = "https://flux-framework.readthedocs.io"
 
 
 class FluxChecks:
-    """Looks at Flux.
+    """Checks Flux.
 
     Args:
-        needed: whether there are endpoints here, which may want it.
+        needed: whether there are endpoints here, which may need it.
 
     Attributes:
-        reachable: whether an endpoint that is started here would find a Flux instance.
+        reachable: whether an endpoint started here would find a Flux instance.
     """
 
     def __init__(self, *, needed: bool) -> None:
@@ -58,7 +58,7 @@ class FluxChecks:
         self.reachable = False
 
     def run(self) -> Iterator[Finding]:
-        """Yield how Flux is on this machine."""
+        """Yield the findings on Flux on this machine."""
         command = shutil.which("flux")
         if command is None:
             yield skipped(
@@ -71,8 +71,8 @@ class FluxChecks:
         if version is None:
             yield failed(
                 "flux.command",
-                f"{command} does not tell its version",
-                "run `flux version`, and mend what it says",
+                f"{command} does not report its version",
+                "run `flux version`, and fix what it reports",
             )
             return
         yield ok("flux.command", f"{command} is Flux {version}")
@@ -165,6 +165,6 @@ def _no_instance(uri: str | None, found: dict[str, Any]) -> Finding:
 
 
 def _release(version: str) -> str:
-    """Return a version without what follows the numbers, such as a commit."""
+    """Return a version's leading numbers, without suffixes such as a commit."""
     match = re.match(r"[\d.]+", version)
     return match[0] if match else version

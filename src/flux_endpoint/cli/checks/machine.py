@@ -1,4 +1,4 @@
-"""This machine: its limits, its disks, the state directory, the programs that others need."""
+"""This machine: limits, disks, the state directory, and required programs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.engine.jobs.plan import find_mpiexec
 from flux_endpoint.errors import ConfigurationError
 
-#: Files that a process may have open: below the first little works, below the second not much.
+#: Limits for open files: below the first little works, below the second not much.
 FEWEST_FILES, ENOUGH_FILES = 256, 1024
-#: Bytes that a disk should have free: below the first it is as good as full.
+#: Limits for free bytes on a disk: below the first it is practically full.
 LEAST_DISK, ENOUGH_DISK = 100 << 20, 1 << 30
-#: Files that a file system should have room for.
+#: The least number of files that a file system should have room for.
 LEAST_INODES = 1000
 
 
 def check_machine(endpoints: Sequence[EndpointDirectory]) -> Iterator[Finding]:
-    """Yield how this machine is, which has these endpoints."""
+    """Yield the findings on this machine, which has these endpoints."""
     yield ok(
         "machine.release",
         f"flux-endpoint {__version__}, Python {platform.python_version()}, {platform.platform()}",
@@ -80,7 +80,7 @@ def _temporary() -> Finding:
 
 
 def check_private(check: str, path: Path, subject: str | None = None) -> Finding:
-    """Return whether a directory or file is this user's alone."""
+    """Return whether only this user can access a directory or file."""
     status = path.stat()
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid != os.geteuid():
@@ -116,7 +116,7 @@ def _open_files() -> Finding:
 
 
 def check_disk(check: str, directory: Path, what: str, subject: str | None = None) -> Finding:
-    """Return whether there is room on the disk of a directory, which may not exist yet."""
+    """Return whether the disk of a directory, which may not exist yet, has room."""
     while not directory.exists():
         directory = directory.parent
     free = shutil.disk_usage(directory).free

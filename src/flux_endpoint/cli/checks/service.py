@@ -1,4 +1,4 @@
-"""The service: where it is, who we are to it, its clock, its database, its broker."""
+"""The service: its address, our user, its clock, its database, its broker."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from flux_endpoint.paths import credentials_file
 from flux_endpoint.protocol.operations import DatabaseDocument, ServiceStatusAnswer
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-#: Seconds that two clocks may differ.
+#: Tolerated difference of two clocks, in seconds.
 MOST_SKEW = 5.0
-#: Seconds for a query of one row, above which a database is slow.
+#: Seconds for a query of one row above which a database is slow.
 SLOW_QUERY = 0.5
-#: Results that wait for the service, above which it does not keep up.
+#: Number of waiting results above which the service does not keep up.
 BACKLOG = 10_000
 
 _TIMEOUT = 10.0
@@ -36,11 +36,11 @@ _AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class ServiceChecks:
-    """Looks at the service; what it learns others need, too.
+    """Checks the service, and keeps its answer for other checks.
 
     Attributes:
-        api: the service, once it is known to take our token.
-        answer: what it said of itself.
+        api: client of the service, once it has accepted our token.
+        answer: the service's status.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class ServiceChecks:
         self.answer: ServiceStatusAnswer | None = None
 
     def run(self) -> Iterator[Finding]:
-        """Yield how the service is."""
+        """Yield the findings on the service."""
         try:
             credentials = load_credentials()
         except FluxEndpointError as error:
@@ -79,7 +79,7 @@ class ServiceChecks:
 
 
 def _mend_credentials() -> str:
-    """Return what to do if there are no credentials that can be used."""
+    """Return what to do if there are no usable credentials."""
     if any(os.environ.get(name) for name in (URL_VARIABLE, TOKEN_VARIABLE)):
         return (
             f"correct {URL_VARIABLE} and {TOKEN_VARIABLE} (whoever runs the service knows its URL, "
@@ -89,7 +89,7 @@ def _mend_credentials() -> str:
         file = credentials_file()
         missing = not file.exists()
     except (OSError, FluxEndpointError):
-        return "mend the state directory"
+        return "fix the state directory"
     if not missing:
         return f"correct {file}, or set {URL_VARIABLE} and {TOKEN_VARIABLE} instead"
     return (
@@ -100,7 +100,7 @@ def _mend_credentials() -> str:
 
 def _credentials(credentials: Credentials) -> Iterator[Finding]:
     yield ok("service.credentials", f"from {credentials.source}")
-    with contextlib.suppress(OSError, FluxEndpointError):  # they are of the environment then
+    with contextlib.suppress(OSError, FluxEndpointError):  # credentials from the environment
         file = credentials_file()
         if file.exists():
             yield check_private("service.credentials", file)
@@ -122,7 +122,7 @@ def _reach(credentials: Credentials) -> Iterator[Finding]:
         said, mend = _why_unreachable(error)
         yield failed("service.url", f"can't reach {url}: {said}", mend + _proxy_hint(here))
         return
-    except (ValueError, httpx.InvalidURL) as error:  # a proxy's URL that makes no sense
+    except (ValueError, httpx.InvalidURL) as error:  # an invalid URL of a proxy
         named = ", ".join(_proxies()) or "the proxy's variable"
         yield failed("service.url", f"can't reach {url}: {error}", f"correct or unset {named}")
         return
@@ -138,7 +138,7 @@ def _reach(credentials: Credentials) -> Iterator[Finding]:
         yield failed(
             "service.url",
             f"{url} answers {response.status_code} {response.reason_phrase}",
-            "look into the service's log: flux-endpoint logs service, on its host",
+            "see the service's log: flux-endpoint logs service, on its host",
         )
     elif not response.is_success or not _is_version(response):
         yield failed(
@@ -200,7 +200,7 @@ def _refusal(error: FluxEndpointError) -> Finding:
         )
     if isinstance(error, ServiceError):
         return failed("service.release", str(error), "bring service and command to one release")
-    return failed("service.url", str(error), "look into the service's log, on its host")
+    return failed("service.url", str(error), "see the service's log, on its host")
 
 
 def _release(version: str) -> Finding:
@@ -277,8 +277,8 @@ def _broker(answer: ServiceStatusAnswer) -> Iterator[Finding]:
         if name in queues and queues[name].consumers == 0:
             yield failed(
                 "service.queues",
-                f"nobody takes from the queue {name}",
-                "restart the service; look into its log",
+                f"nothing consumes the queue {name}",
+                "restart the service; see its log",
             )
     if "results" in queues and queues["results"].messages > BACKLOG:
         yield warning(
@@ -290,11 +290,11 @@ def _broker(answer: ServiceStatusAnswer) -> Iterator[Finding]:
     if aside:
         yield warning(
             "service.queues",
-            f"{aside} messages that nobody could read or route are in the queue dead-letters",
+            f"{aside} unreadable or unroutable messages are in the queue dead-letters",
             "the logs of service and endpoints name them; drop them with: rabbitmqctl purge_queue "
             "dead-letters",
         )
     elif queues:
-        yield ok("service.queues", "its queues are taken from, nothing was set aside")
+        yield ok("service.queues", "its queues have consumers, and there are no dead letters")
     else:
-        yield skipped("service.queues", "the broker did not tell in time")
+        yield skipped("service.queues", "the broker did not answer in time")

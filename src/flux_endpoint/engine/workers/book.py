@@ -141,8 +141,8 @@ class TaskBook:
         Args:
             manager: the manager; its processes have ended.
             begun: the tasks that have, or may have, begun; `None`: unknown. Tasks start in the
-            order
-                of their arrival, so at most the first ones, one per worker, can have been running.
+                order of their arrival, so at most the first ones, one per worker, can have been
+                running.
             reason: why the running tasks are lost.
         """
         if begun is None:
