@@ -386,7 +386,7 @@ def test_a_healthy_answer_has_no_fault(bare, fake):
         ({"queues__results": {"messages": 10**6, "consumers": 1}}, "service.queues", "warning",
          "1000000 results wait", "load"),
         ({"queues__dead-letters": {"messages": 3, "consumers": 0}}, "service.queues", "warning",
-         "3 messages that nobody could read", "purge_queue"),
+         "3 unreadable or unroutable messages", "purge_queue"),
     ],
 )  # fmt: skip
 def test_what_the_service_says_is_judged(bare, fake, change, check, state, said, mend):

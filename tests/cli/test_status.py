@@ -246,7 +246,7 @@ class TestTrouble:
             bad = {each["check"]: each for each in found if each["state"] == "failed"}
             assert "takes no messages: low on memory" in bad["service.broker"]["said"]
             assert "rabbitmq-diagnostics alarms" in bad["service.broker"]["mend"]
-            assert bad["endpoint.agent"]["mend"].startswith("mend that")
+            assert bad["endpoint.agent"]["mend"].startswith("fix that")
         shown = until(lambda: stack.run("status", "local", status=None).returncode == 0
                       and lines_of(stack.out("status", "local")))  # fmt: skip
         assert "takes no messages" not in str(shown)
