@@ -229,7 +229,7 @@ class BlockLauncher:
             yield path.parent.name
 
     def log_tail(self, jobid: int) -> str:
-        """Return the end of what a block's Flux instance had to say."""
+        """Return the last log lines of a block's Flux instance."""
         return logs.tail(self._log(jobid), 40, 2000)
 
     def forget(self, jobid: int) -> list[SpooledEnd]:

@@ -154,7 +154,7 @@ class BlockFleet:
             for _ in range(decision.start):
                 self._safely(self._request)
             moments.append(decision.again - now)
-            if self._not_before > now:  # by a failure just now, too
+            if self._not_before > now:  # also set by a failure just now
                 moments.append(self._not_before - now)
         elif not self._blocks:
             self._thread.stop()

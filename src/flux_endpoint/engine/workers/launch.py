@@ -41,7 +41,7 @@ _START_TIMEOUT, _ORPHAN_TIMEOUT = 10.0, 60.0
 #: Seconds that a manager on the embedded executor has to write its ends to disk when the agent is
 #: gone; the next agent waits as long.
 _NOTICE, _NOTICE_PATIENCE = 3.0, 10.0
-#: Variables that differ from one login, or shell, to the next, and say nothing to a task.
+#: Variables that differ between logins or shells and do not matter to tasks.
 _VOLATILE = frozenset({"_", "OLDPWD", "PWD", "SHLVL", "TERM", "WINDOWID"})
 _VOLATILE_PREFIXES = ("DBUS_", "SSH_", "TMUX", "XDG_")
 
@@ -244,7 +244,7 @@ class ManagerLauncher:
         job.add_jobid_callback(lambda future: self._backend.cancel(future.jobid(timeout=0), note))
 
     def log_tail(self, manager_id: str) -> str:
-        """Return the end of a manager's log."""
+        """Return the last lines of a manager's log."""
         return logs.tail(ManagerFiles(self._directory, manager_id).log, 40, 2000)
 
     def forget(self, manager_id: str, *, failed: bool = False, spool: bool = True) -> None:

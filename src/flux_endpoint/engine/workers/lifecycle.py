@@ -85,7 +85,7 @@ class ManagerLifecycle:
         self.is_stopping = False
         self._is_lost = False
         self._backoff = Backoff(_FIRST_BACKOFF, _LAST_BACKOFF, jitter=0)
-        #: Why the latest group of workers did not start, until one has.
+        #: Why the latest managers did not start; empty once one has.
         self.not_started = ""
         #: Monotonic time before which no manager is started.
         self.not_before = 0.0
