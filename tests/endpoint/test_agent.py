@@ -158,7 +158,7 @@ def test_a_task_that_comes_again_at_the_moment_of_its_end_runs_once(
                 held_engine.finish(task_id)
             else:
                 run.agent._outbox._on_settled(Settled((task_id,), None))
-                run.agent._running.discard(task_id)
+                run.agent._tasks.running.discard(task_id)
             service.send(task_id)
             until(lambda: inbox.qsize() == 2)
         last = service.send()

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
-from flux_endpoint.backoff import Backoff
-from flux_endpoint.endpoint.commands import cancelled_before_it_came, read_command
+from flux_endpoint.endpoint.commands import read_command
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.directory import JOURNAL
+from flux_endpoint.endpoint.ending import CONFIRM_GRACE, AgentEnding
 from flux_endpoint.endpoint.event_sender import EventSender
+from flux_endpoint.endpoint.in_flight import TasksInFlight
 from flux_endpoint.endpoint.inbox_events import (
     BrokerAlarm,
     CommandDelivery,
@@ -33,22 +33,19 @@ from flux_endpoint.endpoint.inbox_events import (
     Signal,
     Turn,
 )
-from flux_endpoint.endpoint.intake import RefusedTask, read_task, refuse
+from flux_endpoint.endpoint.intake import refuse
 from flux_endpoint.endpoint.journal import Journal, has_open
 from flux_endpoint.endpoint.opening import Opening
 from flux_endpoint.endpoint.outbox import PublishTarget, ResultOutbox, Settled
+from flux_endpoint.endpoint.recorder import TurnRecorder
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
-from flux_endpoint.endpoint.status import AgentPhase, AgentStatus, JournalDisk
+from flux_endpoint.endpoint.status import AgentPhase, AgentStatus
 from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.errors import (
-    EndpointGoneError,
-    InstanceLostError,
-    InvalidMessageError,
     PublishError,
-    RecordError,
 )
 from flux_endpoint.logs import event, keep_bounded
 from flux_endpoint.protocol.messages import EndpointStop
@@ -57,16 +54,10 @@ from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
 
-#: The most events of one turn, and so of one transaction.
-MAX_TURN = 512
 #: The most requests to end a task that are prefetched.
 COMMAND_PREFETCH = 64
 #: Seconds of the AMQP heartbeat: limits how long a half-dead connection can block the task queue.
 AMQP_HEARTBEAT = 10
-#: Seconds between attempts to write a journal whose disk is full: the first, and the longest.
-FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
-#: Seconds that a stopping agent waits for the broker's last confirms.
-CONFIRM_GRACE = 3.0
 
 
 class Agent:
@@ -99,8 +90,6 @@ class Agent:
         self._engine = engine
         self._directory = directory
         self._config = config
-        allowed = config.allowed_functions
-        self._allowed = None if allowed is None else frozenset(allowed)
         self._url = url
         self._taken = taken
         self._on_status = on_status
@@ -109,21 +98,18 @@ class Agent:
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         if url is not None:
             url.on_gone = lambda reason: self._inbox.put(EndpointGone(reason))
-        self._running: set[str] = set()
-        self._put_off: list[Event] = []
         self._paused = False
-        self._disk = JournalDisk()
         self._link = Connectivity(queues.task_queue_info.queue)
         self._phase = AgentPhase.CLAIMING
-        self._engine_stopped = False
-        self._asked_to_stop = False
-        self._lost = ""
-        self._is_gone = False
-        self._leave_at = float("inf")
+        self._ending = AgentEnding(
+            engine, config.shutdown_grace, self._begin_to_stop, self._inbox.put
+        )
         self._records = TaskRecords(directory)
         self._journal: Journal
         self._connection: AmqpConnection
         self._outbox: ResultOutbox
+        self._tasks: TasksInFlight
+        self._recorder: TurnRecorder
         self._events: EventSender
         self._consumer: Consumer
 
@@ -134,7 +120,7 @@ class Agent:
     @property
     def in_flight(self) -> int:
         """Number of accepted tasks whose results the broker has not confirmed."""
-        return len(self._running) + len(self._outbox)
+        return len(self._tasks.running) + len(self._outbox)
 
     def run(self) -> None:
         """Work until `stop`, on the caller's thread.
@@ -166,6 +152,12 @@ class Agent:
                 bundles=self._queues.takes_bundles,
             )
             self._events = EventSender(self._connection, self._queues.event_queue_info)
+            self._tasks = TasksInFlight(
+                self._endpoint_id, self._config, self._journal, self._outbox, self._records
+            )
+            self._recorder = TurnRecorder(
+                self._inbox, self._journal, self._tell_status, self._report_if_due
+            )
             self._tell_status()
             try:
                 ready = self._open()
@@ -188,21 +180,18 @@ class Agent:
             files.start()
             try:
                 self._begin()
-                while time.monotonic() < self._leave_at:
-                    self._turn(self._take())
+                while time.monotonic() < self._ending.leave_at:
+                    due = min(self._reports.due, self._outbox.due, self._ending.leave_at)
+                    self._turn(self._recorder.take(due))
             finally:
                 self._close()
                 files.close()
         finally:
             self._journal.close()
             self._records.close()
-        if self._is_gone and not self._asked_to_stop:
-            raise EndpointGoneError(self._lost)
-        if self._lost and not self._asked_to_stop:
-            raise InstanceLostError(
-                f"the endpoint has stopped: {self._lost}. {len(self._running)} tasks stay in its "
-                "journal; start it in another allocation to have them run"
-            )
+        error = self._ending.error(len(self._tasks.running))
+        if error is not None:
+            raise error
 
     def _open(self) -> bool:
         """Do what precedes the first task; return False if a stop is requested in the meantime."""
@@ -237,7 +226,7 @@ class Agent:
             "endpoint starts",
             endpoint_id=self._endpoint_id,
             executor=self._engine.status().get("executor"),
-            unfinished=len(self._running),
+            unfinished=len(self._tasks.running),
             unpublished=len(unpublished),
         )
         self._tell_status()
@@ -253,29 +242,16 @@ class Agent:
         """Resume the work of an earlier agent of this endpoint."""
         self._publish((task_id, self._journal.result(task_id)) for task_id in unpublished)
         for task in self._journal.pending():
-            self._running.add(task.task_id)
+            self._tasks.running.add(task.task_id)
             self._submit(task)
         self._engine.recovered()
 
     # One turn
 
-    def _take(self) -> list[Event]:
-        """Wait for events, or until something is due; return the pending events."""
-        due = min(self._reports.due, self._outbox.due, self._leave_at)
-        events, self._put_off = self._put_off, []
-        try:
-            if not events:
-                events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
-            while len(events) < MAX_TURN:
-                events.append(self._inbox.get_nowait())
-        except queue.Empty:
-            pass
-        return events
-
     def _turn(self, events: list[Event]) -> None:
         turn = self._sort(events)
         if turn.accepted or turn.finished or turn.confirmed:
-            self._record(turn)
+            self._recorder.record(turn)
         if turn.finished or turn.repeated:
             self._engine.settle([*(result.task_id for result in turn.finished), *turn.repeated])
         self._reports.accepted.add(len(turn.accepted))
@@ -291,51 +267,15 @@ class Agent:
             refused = self._outbox.take_refused()
             self._publish(((each, self._journal.result(each)) for each in refused), alone=True)
         if self._phase is AgentPhase.STOPPING:
-            self._consider_leaving()
+            self._ending.consider_leaving(
+                awaits_confirms=self._link.connected and self._outbox.awaiting
+            )
         else:
             self._regulate()
         # Comes after the transaction: acknowledgements let the broker send more at once.
         for delivery in turn.answered:
             delivery.ack()
-        if now >= self._reports.due:  # last, so that the report includes this turn
-            self._report()
-
-    def _record(self, turn: Turn) -> None:
-        """Write what a turn has to record; wait while it can't be, as on a full disk."""
-        pauses = Backoff(FIRST_PAUSE, MAX_PAUSE, jitter=0)
-        while True:
-            try:
-                with self._journal.batch(durable=bool(turn.accepted or turn.finished)):
-                    self._journal.accept(turn.accepted)
-                    self._journal.finish(turn.finished)
-                    self._journal.confirmed(turn.confirmed)
-                if turn.confirmed:
-                    self._journal.give_back()
-            except RecordError as error:
-                if error.damaged:
-                    raise
-                if self._disk.failed(str(error)):
-                    self._tell_status()
-                if not self._wait_for_room(next(pauses)):
-                    raise
-            else:
-                if self._disk.mended():
-                    self._tell_status()
-                return
-
-    def _wait_for_room(self, pause: float) -> bool:
-        """Defer events for `pause` seconds; return False if a stop is requested."""
-        if time.monotonic() >= self._reports.due:
-            self._report()
-        end = time.monotonic() + pause
-        while (left := end - time.monotonic()) > 0:
-            try:
-                self._put_off.append(self._inbox.get(timeout=left))
-            except queue.Empty:
-                return True
-            if self._put_off[-1] is Signal.STOP:
-                return False
-        return True
+        self._report_if_due()  # last, so that the report includes this turn
 
     def _sort(self, events: list[Event]) -> Turn:
         turn = Turn()
@@ -346,7 +286,7 @@ class Agent:
                 case Delivery():
                     deliveries.append(each)
                 case EngineResult():
-                    self._finished(each, turn)
+                    self._tasks.finished(each, turn)
                 case EngineEvent():
                     turn.job_events.append(each)
                 case CommandDelivery(delivery):
@@ -358,7 +298,7 @@ class Agent:
                     self._note(each)
         # A stopping agent leaves these at the broker for the next agent.
         if deliveries and self._phase is not AgentPhase.STOPPING:
-            self._received(deliveries, turn)
+            self._tasks.received(deliveries, turn)
         for delivery in commands:
             self._commanded(delivery, turn)
         return turn
@@ -388,9 +328,11 @@ class Agent:
                 if self._link.alarmed(reason):
                     self._tell_status()
             case EngineLost() | EndpointGone():
-                self._has_lost(change)
-            case Signal():
-                self._signalled(change)
+                self._ending.lose(change, len(self._tasks.running))
+            case Signal.STOP:
+                self._ending.ask(len(self._tasks.running))
+            case Signal.ENGINE_STOPPED:
+                self._ending.engine_stopped()
 
     def _queue_refused(self, reason: str) -> None:
         if self._link.refused(reason):
@@ -406,83 +348,9 @@ class Agent:
         self._records.asked(kill)
         if isinstance(kill, EndpointStop):
             event(log, logging.INFO, "asked by the service to stop")
-            if not self._asked_to_stop:  # a repeated request is no request to hurry
-                self._signalled(Signal.STOP)
+            self._ending.ask_once(len(self._tasks.running))
             return
-        task_id = str(kill.task_id)
-        event(log, logging.INFO, "asked to end a task", task_id=task_id, signum=kill.signum)
-        if task_id in self._running:
-            turn.kills.append(kill)
-        elif kill.signum is None and not self._is_over(task_id, turn):
-            turn.finished.append(cancelled_before_it_came(task_id).result)
-
-    def _is_over(self, task_id: str, turn: Turn) -> bool:
-        # Tasks that end or are confirmed in this turn are not in the journal's new place yet.
-        ending = any(result.task_id == task_id for result in turn.finished)
-        ending = ending or task_id in turn.confirmed
-        return ending or task_id in self._outbox or bool(self._journal.done([task_id]))
-
-    def _received(self, deliveries: list[Delivery], turn: Turn) -> None:
-        fresh: dict[str, tuple[Delivery, EngineTask | RefusedTask]] = {}
-        # Tasks that end in this turn are neither running nor in the journal's new place yet.
-        ending = {result.task_id for result in turn.finished}.union(turn.confirmed)
-        for delivery in deliveries:
-            try:
-                task = read_task(
-                    delivery.body,
-                    delivery.headers,
-                    endpoint_id=self._endpoint_id,
-                    allowed_functions=self._allowed,
-                    allowed_environment=self._config.allowed_environment,
-                    plain_programs=self._config.plain_programs,
-                )
-            except InvalidMessageError as error:
-                event(
-                    log,
-                    logging.ERROR,
-                    "task message dead-lettered",
-                    message_id=delivery.message_id,
-                    headers={key: str(value)[:100] for key, value in delivery.headers.items()},
-                    reason=str(error),
-                )
-                delivery.reject()
-                continue
-            if any(task.task_id in each for each in (fresh, self._running, self._outbox, ending)):
-                self._redelivered(task.task_id, turn, delivery)
-            else:
-                fresh[task.task_id] = (delivery, task)
-        if not fresh:
-            return
-        done = self._journal.done(list(fresh))
-        self._records.received(
-            (task, delivery.headers)
-            for task_id, (delivery, task) in fresh.items()
-            if task_id not in done
-        )
-        for task_id, (delivery, task) in fresh.items():
-            turn.answered.append(delivery)
-            if task_id in done:
-                event(log, logging.DEBUG, "finished task redelivered", task_id=task_id)
-            elif isinstance(task, RefusedTask):
-                event(log, logging.WARNING, "task refused", task_id=task_id, reason=task.reason)
-                turn.finished.append(task.result)
-            else:
-                self._running.add(task_id)
-                turn.accepted.append(task)
-
-    def _redelivered(self, task_id: str, turn: Turn, delivery: Delivery) -> None:
-        """Acknowledge a task that is already here; publish its result again if it was refused."""
-        event(log, logging.DEBUG, "task redelivered", task_id=task_id)
-        turn.answered.append(delivery)
-        self._outbox.hurry(task_id)
-
-    def _finished(self, result: EngineResult, turn: Turn) -> None:
-        if result.task_id in self._running:
-            self._running.remove(result.task_id)
-            turn.finished.append(result)
-        else:
-            event(log, logging.WARNING, "duplicate result dropped", task_id=result.task_id)
-            turn.repeated.append(result.task_id)
+        self._tasks.kill(kill, turn)
 
     def _submit(self, task: EngineTask) -> None:
         try:
@@ -509,8 +377,12 @@ class Agent:
             self._paused = False
             self._consumer.resume()
 
+    def _report_if_due(self) -> None:
+        if time.monotonic() >= self._reports.due:
+            self._report()
+
     def _report(self, *, active: bool = True) -> None:
-        counts = AgentCounts(len(self._running), len(self._outbox), self._paused)
+        counts = AgentCounts(len(self._tasks.running), len(self._outbox), self._paused)
         status = {**self._engine.status(), "trouble": self._trouble}
         keep_bounded()  # libraries also write to this file, past the logger
         self._reports.send(self._connection, status, counts, active=active)
@@ -540,59 +412,16 @@ class Agent:
 
     @property
     def _trouble(self) -> str:
-        return self._lost or self._link.trouble or self._disk.trouble or self._link.alarm
+        return (
+            self._ending.reason or self._link.trouble or self._recorder.trouble or self._link.alarm
+        )
 
     # Stopping
 
-    def _signalled(self, signal: Signal) -> None:
-        if signal is Signal.ENGINE_STOPPED:
-            self._engine_stopped = True
-        elif self._asked_to_stop:
-            event(log, logging.WARNING, "endpoint stops at once")
-            self._leave_at = 0.0
-        elif self._phase is not AgentPhase.STOPPING:
-            grace = self._config.shutdown_grace
-            event(
-                log,
-                logging.INFO,
-                "endpoint stops: running tasks may finish, the rest stays in the journal",
-                grace=grace,
-                unfinished=len(self._running),
-            )
-            self._begin_to_stop(grace)
-        self._asked_to_stop = self._asked_to_stop or signal is Signal.STOP
-
-    def _has_lost(self, loss: EngineLost | EndpointGone) -> None:
-        if self._phase is not AgentPhase.STOPPING:  # else it is ending anyway
-            self._lost = reason = loss.reason
-            self._is_gone = isinstance(loss, EndpointGone)
-            event(log, logging.ERROR, f"endpoint stops: {reason}", unfinished=len(self._running))
-            self._begin_to_stop(self._config.shutdown_grace)
-
-    def _begin_to_stop(self, grace: float) -> None:
+    def _begin_to_stop(self) -> None:
         self._phase = AgentPhase.STOPPING
         self._consumer.cancel()
         self._tell_status()
-        threading.Thread(
-            target=self._stop_engine, args=(grace,), name="engine stop", daemon=True
-        ).start()
-
-    def _stop_engine(self, grace: float) -> None:
-        """Stop the engine on its own thread, while results still arrive."""
-        try:
-            self._engine.stop(grace)
-        except Exception:
-            log.exception("the engine did not stop cleanly")
-        finally:
-            self._inbox.put(Signal.ENGINE_STOPPED)
-
-    def _consider_leaving(self) -> None:
-        if not self._engine_stopped:
-            return
-        if not self._link.connected or not self._outbox.awaiting:
-            self._leave_at = 0.0
-        else:
-            self._leave_at = min(self._leave_at, time.monotonic() + CONFIRM_GRACE)
 
     def _close(self) -> None:
         if (
@@ -607,7 +436,7 @@ class Agent:
         while not self._inbox.empty():
             each = self._inbox.get()
             if isinstance(each, EngineResult):
-                self._finished(each, last)
+                self._tasks.finished(each, last)
             elif isinstance(each, Settled) and each.error is None:
                 last.confirmed.extend(each.task_ids)
         with self._journal.batch():
@@ -618,6 +447,6 @@ class Agent:
             log,
             logging.INFO,
             "endpoint stopped",
-            unfinished=len(self._running),
+            unfinished=len(self._tasks.running),
             unpublished=len(self._journal.unpublished()),
         )

@@ -1,0 +1,133 @@
+"""How an agent ends: why, since when, and when it may leave."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from flux_endpoint.endpoint.inbox_events import EndpointGone, EngineLost, Signal
+from flux_endpoint.engine.base import Engine
+from flux_endpoint.errors import EndpointGoneError, FluxEndpointError, InstanceLostError
+from flux_endpoint.logs import event
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a stopping agent waits for the broker's last confirms.
+CONFIRM_GRACE = 3.0
+
+
+class AgentEnding:
+    """Stops the engine once, and says when the agent may leave. Used by the agent's thread.
+
+    Args:
+        engine: stopped on a thread of its own, while results still come in.
+        grace: seconds that running tasks have to finish.
+        on_begin: called once, when the agent begins to stop.
+        tell: puts a signal into the agent's inbox; from any thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        grace: float,
+        on_begin: Callable[[], None],
+        tell: Callable[[Signal], None],
+    ) -> None:
+        self._engine = engine
+        self._grace = grace
+        self._on_begin = on_begin
+        self._tell = tell
+        self._has_begun = False
+        self._was_asked = False
+        self._engine_stopped = False
+        self._loss: EngineLost | EndpointGone | None = None
+        #: Monotonic time at which the agent leaves.
+        self.leave_at = math.inf
+
+    @property
+    def reason(self) -> str:
+        """Why the agent ends without being asked; empty: it does not."""
+        return self._loss.reason if self._loss is not None else ""
+
+    def ask(self, unfinished: int) -> None:
+        """Begin to stop on request; a second request ends the agent at once.
+
+        Args:
+            unfinished: how many tasks run.
+        """
+        if self._was_asked:
+            event(log, logging.WARNING, "endpoint stops at once")
+            self.leave_at = 0.0
+        elif not self._has_begun:
+            event(
+                log,
+                logging.INFO,
+                "endpoint stops: running tasks may finish, the rest stays in the journal",
+                grace=self._grace,
+                unfinished=unfinished,
+            )
+            self._begin()
+        self._was_asked = True
+
+    def ask_once(self, unfinished: int) -> None:
+        """Begin to stop on a request that may arrive several times."""
+        if not self._was_asked:
+            self.ask(unfinished)
+
+    def lose(self, loss: EngineLost | EndpointGone, unfinished: int) -> None:
+        """Begin to stop because the Flux instance or the endpoint's registration is gone.
+
+        Args:
+            loss: what is gone.
+            unfinished: how many tasks run.
+        """
+        if not self._has_begun:
+            self._loss = loss
+            reason = f"endpoint stops: {loss.reason}"
+            event(log, logging.ERROR, reason, unfinished=unfinished)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        self._on_begin()
+        threading.Thread(target=self._stop_engine, name="engine stop", daemon=True).start()
+
+    def _stop_engine(self) -> None:
+        try:
+            self._engine.stop(self._grace)
+        except Exception:
+            log.exception("the engine did not stop cleanly")
+        finally:
+            self._tell(Signal.ENGINE_STOPPED)
+
+    def engine_stopped(self) -> None:
+        """Take note that the engine has stopped."""
+        self._engine_stopped = True
+
+    def consider_leaving(self, *, awaits_confirms: bool) -> None:
+        """Decide when to leave once the engine has stopped.
+
+        Args:
+            awaits_confirms: whether the broker may still confirm results.
+        """
+        if self._engine_stopped:
+            grace = CONFIRM_GRACE if awaits_confirms else 0.0
+            self.leave_at = min(self.leave_at, time.monotonic() + grace)
+
+    def error(self, unfinished: int) -> FluxEndpointError | None:
+        """Return the error that `Agent.run` raises; `None`: it ended on request.
+
+        Args:
+            unfinished: how many tasks stay in the journal.
+        """
+        if self._loss is None or self._was_asked:
+            return None
+        if isinstance(self._loss, EndpointGone):
+            return EndpointGoneError(self.reason)
+        return InstanceLostError(
+            f"the endpoint has stopped: {self.reason}. {unfinished} tasks stay in its journal; "
+            "start it in another allocation to have them run"
+        )

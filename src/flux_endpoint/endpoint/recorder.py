@@ -1,0 +1,100 @@
+"""The agent's inbox and its journal: what arrives in one turn becomes one transaction."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+
+from flux_endpoint.backoff import Backoff
+from flux_endpoint.endpoint.inbox_events import Event, Signal, Turn
+from flux_endpoint.endpoint.journal import Journal
+from flux_endpoint.endpoint.status import JournalDisk
+from flux_endpoint.errors import RecordError
+
+#: The most events in one turn, and so in one transaction.
+MAX_TURN = 512
+#: Seconds between attempts to write a journal whose disk is full: the first, and the longest.
+FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
+
+
+class TurnRecorder:
+    """Takes events from the inbox, and writes each turn into the journal.
+
+    Args:
+        inbox: where other threads put events.
+        journal: the endpoint's.
+        on_change: called when the journal's disk becomes full, or can be written again.
+        on_wait: called before each pause while the journal can't be written.
+    """
+
+    def __init__(
+        self,
+        inbox: queue.SimpleQueue[Event],
+        journal: Journal,
+        on_change: Callable[[], None],
+        on_wait: Callable[[], None],
+    ) -> None:
+        self._inbox = inbox
+        self._journal = journal
+        self._on_change = on_change
+        self._on_wait = on_wait
+        self._put_off: list[Event] = []
+        self._disk = JournalDisk()
+
+    @property
+    def trouble(self) -> str:
+        """Why the journal can't be written; empty: it can."""
+        return self._disk.trouble
+
+    def take(self, due: float) -> list[Event]:
+        """Wait for events until the monotonic time `due`; return at most `MAX_TURN` of them."""
+        events, self._put_off = self._put_off, []
+        try:
+            if not events:
+                events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
+            while len(events) < MAX_TURN:
+                events.append(self._inbox.get_nowait())
+        except queue.Empty:
+            pass
+        return events
+
+    def record(self, turn: Turn) -> None:
+        """Write what a turn has to record; wait while it can't be written, as on a full disk.
+
+        Raises:
+            RecordError: the journal is damaged, or the agent was asked to stop meanwhile.
+        """
+        pauses = Backoff(FIRST_PAUSE, MAX_PAUSE, jitter=0)
+        while True:
+            try:
+                with self._journal.batch(durable=bool(turn.accepted or turn.finished)):
+                    self._journal.accept(turn.accepted)
+                    self._journal.finish(turn.finished)
+                    self._journal.confirmed(turn.confirmed)
+                if turn.confirmed:
+                    self._journal.give_back()
+            except RecordError as error:
+                if error.damaged:
+                    raise
+                if self._disk.failed(str(error)):
+                    self._on_change()
+                self._on_wait()
+                if not self._wait(next(pauses)):
+                    raise
+            else:
+                if self._disk.mended():
+                    self._on_change()
+                return
+
+    def _wait(self, pause: float) -> bool:
+        """Put events off for `pause` seconds; return False if the agent is asked to stop."""
+        end = time.monotonic() + pause
+        while (left := end - time.monotonic()) > 0:
+            try:
+                self._put_off.append(self._inbox.get(timeout=left))
+            except queue.Empty:
+                return True
+            if self._put_off[-1] is Signal.STOP:
+                return False
+        return True
