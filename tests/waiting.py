@@ -10,9 +10,14 @@ Value = TypeVar("Value")
 
 
 def until(condition: Callable[[], Value], patience: float = 100.0) -> Value:
-    """Return what `condition` comes to, once that is true; fail after `patience` seconds."""
-    deadline = time.monotonic() + patience
+    """Return what `condition` comes to, once that is true; fail after `patience` seconds.
+
+    It asks less often the longer it waits, so that a condition that costs something does not slow
+    down what it waits for.
+    """
+    begin = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"it did not happen in {patience:g} s"
-        time.sleep(0.02)
+        waited = time.monotonic() - begin
+        assert waited < patience, f"it did not happen in {patience:g} s"
+        time.sleep(min(0.2, max(0.01, waited / 20)))
     return value

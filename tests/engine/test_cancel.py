@@ -178,7 +178,7 @@ def test_a_job_cancelled_at_once_ends_cancelled(world: World, tmp_path):
         ids.append(world.submit(ShellFunction("sleep 100"), spec=JOB))
         world.engine.cancel(ids[-1])
     assert all(is_cancelled(world, task) for task in ids)
-    assert world.engine.status()["jobs"] == 0
+    assert world.engine.counters()["jobs"] == 0
 
 
 @pytest.mark.parametrize("spec", [None, JOB], ids=["worker", "job"])

@@ -226,9 +226,9 @@ def test_a_worker_may_have_several_cores(start: Start):
     world = start(gpus_per_worker=1, cores_per_worker=4, max_workers=4, min_workers=4)
     try:
         # A node has cores for one, although it has gpus for two.
-        until(lambda: world.engine.status()["idle_workers"] == NODES)
+        until(lambda: world.engine.counters()["idle_workers"] == NODES)
         assert world.call(seen).value == "0"
-        assert world.engine.status()["total_workers"] == NODES
+        assert world.engine.counters()["total_workers"] == NODES
     finally:
         world.stop()
 

@@ -601,7 +601,7 @@ def test_a_result_of_a_worker_names_no_job(world: World):
 
 
 def test_a_held_job_does_not_take_the_workers_nodes_away(world: World, tmp_path):
-    before = until(lambda: world.engine.status()["managers"])
+    before = until(lambda: world.engine.counters()["managers"])
     gate = tmp_path / "gate"
     # Longer than waiting jobs are waited for, and this one waits for nothing.
     command = f"while [ ! -e {gate} ]; do sleep 0.05; done; sleep 1"
@@ -611,7 +611,7 @@ def test_a_held_job_does_not_take_the_workers_nodes_away(world: World, tmp_path)
     world.event(held, "priority")
     gate.touch()
     world.end(task)
-    managers = world.engine.status()["managers"]
+    managers = world.engine.counters()["managers"]
     world.engine.cancel(held)
     assert world.end(held).code == "TaskCancelled"
     assert managers >= before
@@ -620,7 +620,7 @@ def test_a_held_job_does_not_take_the_workers_nodes_away(world: World, tmp_path)
 @pytest.mark.usefixtures("whole")
 def test_idle_workers_make_room_for_a_job_that_needs_their_node(make_world):
     world = make_world(max_nodes=3, min_nodes=3)
-    until(lambda: world.engine.status()["managers"] == 3)
+    until(lambda: world.engine.counters()["managers"] == 3)
     spec = {"num_nodes": 3, "cores_per_rank": 2}
     assert shell(world, "echo there is room", spec).stdout == "there is room\n"
     assert world.call(echo, 1).value == 1

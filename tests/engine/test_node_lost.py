@@ -98,11 +98,11 @@ def test_workers_of_a_lost_node_end_and_what_has_not_begun_runs_elsewhere(
         max_retries_on_system_failure=retries,
     )
     try:
-        until(lambda: world.engine.status()["total_workers"] == 2)
+        until(lambda: world.engine.counters()["total_workers"] == 2)
         long = [world.submit(once, str(tmp_path), f"long{n}", 6) for n in range(2)]
         until(lambda: len(list(tmp_path.glob("begun-long*"))) == 2)
         short = [world.submit(once, str(tmp_path), f"short{n}", 0) for n in range(20)]
-        until(lambda: world.engine.status()["pending_tasks"] < 20)
+        until(lambda: world.engine.counters()["pending_tasks"] < 20)
         workers = {int(path.read_text()) for path in tmp_path.glob("begun-long*")}
         managers = {process.pid for process in manager_processes(mark)}
         lose_a_node()

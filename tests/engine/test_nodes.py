@@ -123,15 +123,15 @@ def test_workers_that_cannot_start_fail_the_tasks_with_the_reason(make_world, mo
         assert "no workers could be started in 4 attempts" in end.text
         assert "status 1" in end.text
         assert "/where/no/python/is" in end.text
-    assert "status 1" in world.engine.status()["workers_error"]
+    assert "status 1" in world.engine.counters()["workers_error"]
     monkeypatch.delenv("PYTHONHOME")
     assert world.call(double, 1).value == 2  # as soon as it is put right
-    assert world.engine.status()["workers_error"] == ""
+    assert world.engine.counters()["workers_error"] == ""
 
 
 def test_without_min_nodes_nothing_runs_until_there_is_a_task(make_world, mark):
     world = make_world(min_nodes=0, idle_timeout=0.3)
-    assert world.engine.status()["managers"] == 0
+    assert world.engine.counters()["managers"] == 0
     assert manager_processes(mark) == []
     assert world.call(double, 1).value == 2
 
@@ -140,13 +140,13 @@ def test_idle_nodes_are_given_back_and_taken_again(make_world, mark):
     world = make_world(min_nodes=0, idle_timeout=0.3)
     for _ in range(2):
         assert world.call(double, 3).value == 6
-        until(lambda: world.engine.status()["managers"] == 0)
+        until(lambda: world.engine.counters()["managers"] == 0)
         until(lambda: not manager_processes(mark))
 
 
 def test_min_nodes_are_there_from_the_start(make_world):
     world = make_world(min_nodes=2, max_nodes=2, workers_per_node=1)
-    until(lambda: world.engine.status()["managers"] == 2)
+    until(lambda: world.engine.counters()["managers"] == 2)
 
 
 def test_min_nodes_stay_when_idle(make_world, tmp_path, mark):
@@ -182,7 +182,7 @@ def test_tasks_that_wait_on_a_busy_node_get_another(make_world, tmp_path):
 
 def test_a_node_that_has_nothing_to_do_takes_what_waits_on_another(make_world, tmp_path):
     world = make_world(max_nodes=2, min_nodes=2, workers_per_node=1)
-    until(lambda: world.engine.status()["managers"] == 2)
+    until(lambda: world.engine.counters()["managers"] == 2)
     ids = [world.submit(hold, str(tmp_path), n) for n in range(2)]
     until(lambda: len(started(tmp_path)) == 2)
     # Each node now holds one that runs and some that wait.

@@ -50,7 +50,7 @@ def pid(_number):
 
 
 def wait_for_managers(world: World, count: int) -> None:
-    until(lambda: world.engine.status()["managers"] == count)
+    until(lambda: world.engine.counters()["managers"] == count)
 
 
 def identities(mark: str) -> set[int]:
@@ -83,7 +83,7 @@ def test_many_small_jobs_run_beside_workers_on_every_core(make_world):
     wait_for_managers(world, 4)
     flux("submit", "--cc=1-40", "--quiet", "--wait", "-n1", "true")
     # While the last of them run, workers come back in pieces of what is free.
-    until(lambda: world.engine.status()["total_workers"] == 8)
+    until(lambda: world.engine.counters()["total_workers"] == 8)
     assert isinstance(world.call(pid, 1).value, int)
 
 
@@ -143,7 +143,7 @@ def test_busy_workers_finish_what_they_run_before_they_leave(
     ids = [world.submit(hold, str(tmp_path), number) for number in range(8)]
     until(lambda: len(list(tmp_path.glob("started-*"))) == 8)
     job = flux("submit", "-N4", "--exclusive", "true")
-    until(lambda: world.engine.status()["draining_managers"] == 4)
+    until(lambda: world.engine.counters()["draining_managers"] == 4)
     assert not any(world.has_ended(task) for task in ids)
     (tmp_path / "gate").touch()
     assert [end.value for end in world.ends(ids)] == list(range(8))
@@ -159,7 +159,7 @@ def test_functions_run_while_somebody_elses_jobs_hold_the_rest(make_world, tmp_p
     world = make_world(min_nodes=4, max_nodes=4)
     wait_for_managers(world, 1)
     assert len({end.value for end in world.ends([world.submit(pid, n) for n in range(8)])}) <= 2
-    assert world.engine.status()["starting_workers"] in {0, 6}
+    assert world.engine.counters()["starting_workers"] in {0, 6}
     gate.touch()
     wait_for_managers(world, 4)
 

@@ -401,7 +401,7 @@ def test_status_counts_what_there_is(make_world, tmp_path):
     gate, started = tmp_path / "gate", tmp_path / "started"
     ids = [world.submit(wait_for, str(gate), str(started)) for _ in range(5)]
     until(started.exists)
-    until(lambda: world.engine.status()["outstanding_tasks"] == 5)
+    until(lambda: world.engine.counters()["outstanding_tasks"] == 5)
     status = world.engine.status()
     assert status["engine_type"] == "FluxEngine"
     assert status["executor"] == world.kind
@@ -415,8 +415,8 @@ def test_status_counts_what_there_is(make_world, tmp_path):
         assert usage["cores_allocated"] + usage["cores_free"] == status["resources"]["cores"]
     gate.touch()
     world.ends(ids)
-    until(lambda: world.engine.status()["outstanding_tasks"] == 0)
-    assert world.engine.status()["idle_workers"] == 1
+    until(lambda: world.engine.counters()["outstanding_tasks"] == 0)
+    assert world.engine.counters()["idle_workers"] == 1
     assert os.environ.get("GC_TASK_UUID") is None
 
 
@@ -425,14 +425,14 @@ def test_status_names_what_runs_for_a_while_and_since_when(make_world, tmp_path)
     gate, started = tmp_path / "gate", tmp_path / "started"
     before = time.time()
     running, waiting = (world.submit(wait_for, str(gate), str(started)) for _ in range(2))
-    until(lambda: world.engine.status()["running_tasks"])
+    until(lambda: world.engine.counters()["running_tasks"])
     until(started.exists)  # its worker, which has it for a second, may not have come to it yet
-    told = world.engine.status()["running_tasks"]
+    told = world.engine.counters()["running_tasks"]
     assert list(told) == [running]
     assert before - 0.01 <= told[running] <= started.stat().st_mtime + 1
     gate.touch()
     world.ends([running, waiting])
-    assert world.engine.status()["running_tasks"] == {}
+    assert world.engine.counters()["running_tasks"] == {}
 
 
 def test_what_was_ended_or_lost_is_not_said_to_run(make_world, tmp_path):
@@ -440,9 +440,9 @@ def test_what_was_ended_or_lost_is_not_said_to_run(make_world, tmp_path):
     gate, started = str(tmp_path / "gate"), str(tmp_path / "started")
     ended = world.submit(wait_for, gate, started)
     killed = world.submit(killed_later, gate)
-    until(lambda: len(world.engine.status()["running_tasks"]) == 2)
+    until(lambda: len(world.engine.counters()["running_tasks"]) == 2)
     world.engine.cancel(ended)
-    until(lambda: len(world.engine.status()["running_tasks"]) == 1)
+    until(lambda: len(world.engine.counters()["running_tasks"]) == 1)
     (tmp_path / "gate").touch()
     world.ends([ended, killed])
-    assert world.engine.status()["running_tasks"] == {}
+    assert world.engine.counters()["running_tasks"] == {}
