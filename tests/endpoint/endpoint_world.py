@@ -19,8 +19,8 @@ from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.envelope import VERSION_BYTE
 from flux_endpoint.protocol.messages import (
-    VERSION_BYTE,
     EPStatusReport,
     Result,
     Task,

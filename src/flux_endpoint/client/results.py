@@ -18,8 +18,9 @@ from flux_endpoint.errors import (
     TaskExecutionFailed,
 )
 from flux_endpoint.functions import OUR_RESULT
+from flux_endpoint.protocol.envelope import JOBID, VERSION_BYTE
 from flux_endpoint.protocol.jobid import parse_jobid
-from flux_endpoint.protocol.messages import JOBID, VERSION_BYTE, Result, unpack
+from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
 from flux_endpoint.serialize import reading_as
 

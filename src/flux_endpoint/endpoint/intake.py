@@ -13,8 +13,9 @@ from flux_endpoint.endpoint.restrictions import RestrictionError, restricted
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.protocol.envelope import VERSION_BYTE
 from flux_endpoint.protocol.jobid import parse_jobid
-from flux_endpoint.protocol.messages import VERSION_BYTE, Result, ResultErrorDetails, pack
+from flux_endpoint.protocol.messages import Result, ResultErrorDetails, pack
 from flux_endpoint.protocol.queues import (
     ATTACH_HEADER,
     FUNCTION_ID_HEADER,

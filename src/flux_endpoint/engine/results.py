@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import time
 from typing import Any
 
+import dill
+
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.protocol.compatible import COMPATIBLE_SDK
-from flux_endpoint.protocol.messages import RETURNCODE, VERSION_BYTE
+from flux_endpoint.protocol.envelope import RETURNCODE, VERSION_BYTE
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
 #: Longest text of a failure, in characters; the middle of a longer one is cut out.
@@ -32,7 +33,7 @@ def worker_details(endpoint_id: str) -> dict[str, Any]:
     return {
         "os": platform.platform(),
         "python_version": platform.python_version(),
-        "dill_version": importlib.metadata.version("dill"),
+        "dill_version": dill.__version__,
         "globus_compute_sdk_version": COMPATIBLE_SDK,
         "endpoint_id": endpoint_id,
     }

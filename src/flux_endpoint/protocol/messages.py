@@ -15,18 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from flux_endpoint.errors import InvalidMessageError, UnrecognizedProtocolVersionError
+from flux_endpoint.protocol.envelope import VERSION_BYTE
 from flux_endpoint.protocol.fields import Nanoseconds, ReportedObject, Seconds
 from flux_endpoint.protocol.states import ActorName, TaskState
 
 log = logging.getLogger(__name__)
 
-VERSION_BYTE = b"\x01"
-#: Key in a result's `details` for the return code of a command; negative: a signal.
-RETURNCODE = "returncode"
 #: The most unknown fields that are logged, and characters of each: others choose their names.
 _SHOWN = 60
-#: Key for the id, in decimal, of a task's Flux job.
-JOBID = "flux_jobid"
 
 
 class Message(BaseModel):

@@ -14,8 +14,9 @@ from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.envelope import VERSION_BYTE
 from flux_endpoint.protocol.jobid import parse_jobid
-from flux_endpoint.protocol.messages import VERSION_BYTE, TaskEvent, TaskEvents, unpack
+from flux_endpoint.protocol.messages import TaskEvent, TaskEvents, unpack
 from flux_endpoint.service.consumer import BatchConsumer
 from flux_endpoint.service.countdown import Countdown
 from flux_endpoint.service.store import tasks

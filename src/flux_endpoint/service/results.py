@@ -22,8 +22,9 @@ from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, gather, pack_bundle
 from flux_endpoint.errors import InvalidMessageError, PublishError, UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.envelope import VERSION_BYTE
 from flux_endpoint.protocol.fields import MAX_NANOSECONDS, readable
-from flux_endpoint.protocol.messages import VERSION_BYTE, Result, unpack
+from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ActorName, TaskState
 from flux_endpoint.service.consumer import BatchConsumer
 from flux_endpoint.service.failures import PRESUMED_HEADER

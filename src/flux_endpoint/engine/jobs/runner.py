@@ -34,9 +34,9 @@ from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.owner_thread import OwnerThread
+from flux_endpoint.protocol.envelope import JOBID
 from flux_endpoint.protocol.job_events import IN_ORDER
 from flux_endpoint.protocol.jobid import format_jobid
-from flux_endpoint.protocol.messages import JOBID
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flux_endpoint.engine.workers.handle import WorkerHandle
-from flux_endpoint.protocol.messages import VERSION_BYTE
+from flux_endpoint.protocol.envelope import VERSION_BYTE
 
 #: Longest reason for a worker's replacement, in characters.
 _LONGEST_REASON = 1000

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from flux_endpoint.protocol.messages import RETURNCODE
+from flux_endpoint.protocol.envelope import RETURNCODE
 from flux_endpoint.protocol.operations import ListedState, ListedTask
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 from flux_endpoint.service.store.engine import chunks
