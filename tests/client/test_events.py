@@ -15,6 +15,7 @@ from flux_endpoint.client import future as future_module
 from flux_endpoint.client import job_events as events_module
 from flux_endpoint.client import streams as streams_module
 from flux_endpoint.protocol.job_events import IN_ORDER
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -181,7 +182,7 @@ def test_events_that_come_while_the_history_is_asked_for_are_told_after_it(
             # Published and taken before the answer with what came earlier.
             live = messages.events(future.task_id, *WHOLE[1:])
             queues.publish_events(future.task_group_id, live)
-            wait_until(lambda: queues.depth(*queues.of(future.task_group_id, "ev.")) == 0)
+            until(lambda: queues.depth(*queues.of(future.task_group_id, "ev.")) == 0)
         return answer(request)
 
     service.react = slow
@@ -209,7 +210,7 @@ def test_a_message_that_cannot_be_read_is_set_aside_and_the_others_go_on(
     queues.publish_events(group, b"\x01poison", messages.value(future.task_id, 1))
     queues.publish_events(group, messages.events(future.task_id, ("start", 4.0)))
     assert recorder.names(1) == ["start"]
-    wait_until(lambda: queues.depth("dead-letters") == 2)
+    until(lambda: queues.depth("dead-letters") == 2)
 
 
 def test_a_cut_connection_loses_no_event(
@@ -241,7 +242,7 @@ def test_tasks_of_a_group_share_one_stream(
     for future, recorder in zip(futures, recorders, strict=True):
         future.add_event_callback("start", recorder)
         assert future.wait_submitted(TIMEOUT)
-    wait_until(lambda: sum(r.path.endswith("/events") for r in service.seen("/v2/tasks/")) == 5)
+    until(lambda: sum(r.path.endswith("/events") for r in service.seen("/v2/tasks/")) == 5)
     bodies = [messages.events(f.task_id, ("start", i), jobid=i) for i, f in enumerate(futures)]
     queues.publish_events(executor.task_group_id, *bodies)
     assert [recorder.next().timestamp for recorder in recorders] == [0, 1, 2, 3, 4]
@@ -259,7 +260,7 @@ def test_a_late_callback_gets_past_events_at_once(service: Any, future: ComputeF
     recorder = recorded(future)
     history.release.set()
     recorder.names(9)
-    wait_until(lambda: future._job._caller is None)  # else that thread makes the others, too
+    until(lambda: future._job._caller is None)  # else that thread makes the others, too
     for name in MAIN:
         late = Recorder()
         future.add_event_callback(name, late)
@@ -280,7 +281,7 @@ def test_callbacks_are_called_in_the_order_of_addition_jobid_first(
     future.add_event_callback("submit", lambda f, e: order.append("b"))
     future.add_jobid_callback(lambda f: order.append("jobid"))
     future.add_event_callback("start", lambda f, e: order.append("c"))
-    wait_until(lambda: bool(service.seen(f"{future.task_id}/events")))
+    until(lambda: bool(service.seen(f"{future.task_id}/events")))
     queues.publish_events(future.task_group_id, messages.events(future.task_id, *WHOLE))
     assert done.wait(TIMEOUT)
     assert order == ["jobid", "a", "b", "c"]
@@ -298,7 +299,7 @@ def test_a_callback_that_raises_is_logged_and_ignored(
     future.add_jobid_callback(fail).add_event_callback("start", fail)
     recorder = Recorder()
     future.add_event_callback("start", leave).add_event_callback("start", recorder)
-    wait_until(lambda: bool(service.seen(f"{future.task_id}/events")))
+    until(lambda: bool(service.seen(f"{future.task_id}/events")))
     queues.publish_events(future.task_group_id, messages.events(future.task_id, ("start", 4.0)))
     assert recorder.next().name == "start"
     assert caplog.text.count("a callback for the job of task") == 3
@@ -383,7 +384,7 @@ def test_a_jobid_is_waited_for(
 ) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
         jobid = pool.submit(future.jobid, TIMEOUT)
-        wait_until(lambda: bool(service.seen(f"{future.task_id}/events")))
+        until(lambda: bool(service.seen(f"{future.task_id}/events")))
         queues.publish_events(
             future.task_group_id, messages.events(future.task_id, ("submit", 0.0), jobid=2**63)
         )
@@ -458,7 +459,7 @@ def test_a_jobid_can_be_asked_for_after_the_shutdown(
     service.events[future.task_id] = [document("submit", 0.0)]
     assert future.jobid(TIMEOUT) == 7
     # The stream that this took ends by itself.
-    wait_until(lambda: not any("events" in thread.name for thread in threading.enumerate()))
+    until(lambda: not any("events" in thread.name for thread in threading.enumerate()))
 
 
 def test_a_cancelled_future_has_no_jobid(service: Any, executor: Executor, queues: Any) -> None:
@@ -534,7 +535,7 @@ def test_a_client_that_is_closed_leaves_nobody_waiting(
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         jobid = pool.submit(future.jobid)
-        wait_until(lambda: bool(service.seen(f"{future.task_id}/events")))
+        until(lambda: bool(service.seen(f"{future.task_id}/events")))
         end_all()
         with pytest.raises(RuntimeError, match="the client was closed"):
             jobid.result(TIMEOUT)
@@ -557,16 +558,6 @@ def test_a_cancelled_task_raises_task_cancelled(
         (reloaded,) = executor.reload_tasks(group)
     with pytest.raises(TaskCancelled, match=r"^by bob$"):
         reloaded.result(0)
-
-
-def wait_until(condition: Any) -> None:
-    """Poll what has no event to wait for: the broker's counters, another thread's requests."""
-    clock = threading.Event()
-    for _ in range(400):
-        if condition():
-            return
-        clock.wait(0.05)
-    raise AssertionError("it did not happen")
 
 
 # A result may come before the job's first event.

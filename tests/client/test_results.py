@@ -19,6 +19,7 @@ from flux_endpoint.client import streams as streams_module
 from flux_endpoint.client.results import from_document, from_message, load
 from flux_endpoint.errors import DeserializationError, InvalidMessageError
 from flux_endpoint.serialize import ComputeSerializer
+from waiting import until
 
 TIMEOUT = 20
 
@@ -141,7 +142,7 @@ def test_a_result_may_come_before_the_answer_to_its_submission(
     def early(ids: list[str]) -> None:
         stranger = str(uuid.uuid4())
         queues.publish(group, *(messages.value(id_, id_) for id_ in [*ids, stranger]))
-        wait_until(lambda: queues.depth(*queues.of(group)) == 0)
+        until(lambda: queues.depth(*queues.of(group)) == 0)
 
     service.before_answer = early
     future = executor.submit(double, 1)
@@ -163,7 +164,7 @@ def test_more_early_results_than_are_kept_are_asked_of_the_service(
     def early(ids: list[str]) -> None:
         strangers = [str(uuid.uuid4()) for _ in range(4)]
         queues.publish(group, *(messages.value(id_, id_) for id_ in [*ids, *strangers]))
-        wait_until(lambda: queues.depth(*queues.of(group)) == 0)
+        until(lambda: queues.depth(*queues.of(group)) == 0)
         for id_ in ids:
             service.ended(id_, id_)
 
@@ -207,7 +208,7 @@ def test_only_a_value_that_somebody_waits_for_is_loaded(
 
     def amid(ids: list[str]) -> None:
         queues.publish(group, messages.value(str(uuid.uuid4()), Trap(traps[2])))
-        wait_until(lambda: queues.depth(*queues.of(group)) == 0)
+        until(lambda: queues.depth(*queues.of(group)) == 0)
 
     service.before_answer = amid
     (third,) = submitted(executor)
@@ -224,7 +225,7 @@ def test_a_message_that_cannot_be_read_is_set_aside_and_the_others_go_on(
     queues.publish(executor.task_group_id, b"\x01poison", messages.value(future.task_id, 1))
     assert future.result(TIMEOUT) == 1
     executor.shutdown()
-    wait_until(lambda: queues.depth("dead-letters") == 1)
+    until(lambda: queues.depth("dead-letters") == 1)
     assert any("dead-lettered" in record.message for record in caplog.records)
 
 
@@ -295,7 +296,7 @@ def test_a_callback_may_submit_and_shut_down(
     future.add_done_callback(again)
     queues.publish(executor.task_group_id, messages.value(future.task_id, 3))
     assert future.result(TIMEOUT) == 3
-    wait_until(lambda: bool(more))
+    until(lambda: bool(more))
     assert more[0].wait_submitted(TIMEOUT)
     queues.publish(executor.task_group_id, messages.value(more[0].task_id, 4))
     assert more[0].result(TIMEOUT) == 4
@@ -363,9 +364,9 @@ def test_an_unreachable_broker_is_reported_once_with_its_address(
     service.amqp_url = "amqp://guest:hidden@127.0.0.1:1/%2F"
     submitted(executor)
     # The second failure is known before the third attempt, and logged before the stream's end.
-    wait_until(lambda: len(service.seen("/results")) >= 3)
+    until(lambda: len(service.seen("/results")) >= 3)
     exits.end_all()
-    wait_until(no_stream)
+    until(no_stream)
     warnings = [r.message for r in caplog.records if "results: no connection to" in r.message]
     assert len(warnings) == 1
     assert "127.0.0.1:1" in warnings[0]
@@ -377,7 +378,7 @@ def test_the_amqp_port_can_be_overridden(
 ) -> None:
     executor.amqp_port = 2
     submitted(executor)
-    wait_until(lambda: "127.0.0.1:2" in caplog.text)
+    until(lambda: "127.0.0.1:2" in caplog.text)
 
 
 def test_a_submission_that_outlives_the_exits_patience_leaves_no_stream(
@@ -397,7 +398,7 @@ def test_a_submission_that_outlives_the_exits_patience_leaves_no_stream(
     exits.end_all()
     go.set()
     assert future.wait_submitted(TIMEOUT)  # with a stream that began after the end
-    wait_until(no_stream)
+    until(no_stream)
 
 
 # Reloading.
@@ -505,13 +506,3 @@ def test_reloading_an_empty_group_returns_nothing(service: Any, executor: Execut
 
 def no_stream() -> bool:
     return not any(t.name.startswith("flux-endpoint results") for t in threading.enumerate())
-
-
-def wait_until(condition: Any) -> None:
-    """Poll what has no event to wait for: the broker's counters, another thread's log."""
-    deadline = threading.Event()
-    for _ in range(400):
-        if condition():
-            return
-        deadline.wait(0.05)
-    raise AssertionError("it did not happen")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from flux_endpoint import Executor, ShellFunction
+from waiting import until
 
 pytestmark = [pytest.mark.stack, pytest.mark.rabbitmq]
 PATIENCE = 120.0
@@ -40,10 +40,7 @@ def kill_agent(home: Path) -> None:
     lock = home / "endpoints" / "local" / "agent.lock"
     pid = json.loads(lock.read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
-    until = time.monotonic() + PATIENCE
-    while json.loads(lock.read_text() or "{}").get("pid", pid) == pid:
-        assert time.monotonic() < until, "the endpoint is not started again"
-        time.sleep(0.05)
+    until(lambda: json.loads(lock.read_text() or "{}").get("pid", pid) != pid, PATIENCE)
 
 
 def test_each_function_completes_once_though_the_agent_is_killed_again_and_again(home, tmp_path):
@@ -57,10 +54,8 @@ def test_each_function_completes_once_though_the_agent_is_killed_again_and_again
             command = ShellFunction(f"sleep 0.2; echo c{n} >> {completed}")
             futures[f"c{n}"] = executor.submit(command)
         for share in (0.1, 0.3, 0.5, 0.7):
-            until = time.monotonic() + PATIENCE
-            while len(lines(completed)) < share * len(futures):
-                assert time.monotonic() < until
-                time.sleep(0.01)
+            wanted = share * len(futures)
+            until(lambda: len(lines(completed)) >= wanted, PATIENCE)  # noqa: B023 - called at once
             kill_agent(home.home)
         ends = {name: future.result(timeout=PATIENCE) for name, future in futures.items()}
     assert [name for name, end in ends.items() if name[0] == "f" and end != name] == []

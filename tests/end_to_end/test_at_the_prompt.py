@@ -7,8 +7,6 @@ import json
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 
 import pytest
 
@@ -16,6 +14,7 @@ from flux_endpoint import Client, Executor, TaskExecutionFailed
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.serialize import JSONData
 from foreground import Process, interrupt
+from waiting import until
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.parametrize("stack", ["local"], indirect=True)]
 
@@ -142,13 +141,14 @@ class TestMessages:
             assert future.wait_submitted(60)
             with pytest.raises(concurrent.futures.TimeoutError):
                 future.result(0)
-            deadline, pause = time.monotonic() + 60, threading.Event()
-            while True:  # its first word, and its last, take a while to the service
+
+            def was_there_and_is_gone() -> bool:
                 status = executor.client.get_endpoint_status(endpoint_id)
-                if status["last_seen"] and status["status"] == "offline":
-                    break
-                assert time.monotonic() < deadline, status
-                pause.wait(0.05)
+                return status["last_seen"] and status["status"] == "offline"
+
+            until(
+                was_there_and_is_gone
+            )  # its first word, and its last, take a while to the service
             assert home.command("start", "away", "--detach").returncode == 0
             assert future.result(60) == 32
         assert home.command("stop", "away").returncode == 0

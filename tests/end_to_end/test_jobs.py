@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from flux_endpoint import Executor, MPIFunction, ShellFunction
 from flux_endpoint.errors import TaskCancelled, TaskExecutionFailed
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.resources import ResourceSpecificationError
+from waiting import until
 
 pytestmark = [pytest.mark.stack, pytest.mark.rabbitmq]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -49,10 +49,7 @@ OURS = f"4{os.getpid()}"
 
 def assert_ended(command):
     """Wait until the processes of a task that has ended are gone: the kernel takes its time."""
-    deadline, pause = time.monotonic() + PATIENCE, threading.Event()
-    while subprocess.run(["pgrep", "-f", f"^{command}$"], check=False).returncode == 0:
-        assert time.monotonic() < deadline, f"{command!r} runs on"
-        pause.wait(0.05)
+    until(lambda: subprocess.run(["pgrep", "-f", f"^{command}$"], check=False).returncode, PATIENCE)
 
 
 def names_of(future, *names):

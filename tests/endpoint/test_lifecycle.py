@@ -9,7 +9,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -29,6 +28,7 @@ from flux_endpoint.endpoint.lifecycle import list_endpoints
 from flux_endpoint.errors import ConfigurationError, TaskExecutionFailed
 from flux_endpoint.processes import is_readable
 from other_threads import signal_another_thread
+from waiting import until
 
 
 def attempt(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -233,10 +233,7 @@ def test_a_start_that_says_nothing_in_time_is_told_apart(
         said = run("start", "lab", "--detach", "--timeout", "0", fails=True)
     assert "is not ready, and does not say why" in said
     assert f"see {lab.log}" in said
-    deadline, pause = time.monotonic() + PATIENCE, threading.Event()
-    while lab.holder() is None:  # it has not got so far yet; then it can be stopped
-        assert time.monotonic() < deadline
-        pause.wait(0.05)
+    until(lambda: lab.holder() is not None)  # it has not got so far yet; then it can be stopped
 
 
 @pytest.mark.rabbitmq
@@ -360,7 +357,7 @@ def test_what_was_in_a_lost_journal_ends_with_an_error_and_the_rest_runs(
         # Once, it would run for ever; nobody who comes later does.
         command = ShellFunction(f"mkdir {started} 2>/dev/null && sleep 3600; echo {{n}}")
         futures = [executor.submit(command, n=n) for n in range(5)]
-        wait_until(lambda: started.exists() and len(in_journal(lab)) >= 2)
+        until(lambda: started.exists() and len(in_journal(lab)) >= 2)
         holder = lab.holder()
         assert holder is not None
         pidfd = os.pidfd_open(holder.pid)
@@ -403,11 +400,3 @@ def in_journal(endpoint: EndpointDirectory) -> list[str]:
     """Which tasks an endpoint has accepted that have not ended, oldest first."""
     with closing(sqlite3.connect(f"file:{endpoint.journal}?mode=ro", uri=True)) as database:
         return [task_id for (task_id,) in database.execute("SELECT task_id FROM tasks")]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does soon and can't announce."""
-    deadline, pause = time.monotonic() + PATIENCE, threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline
-        pause.wait(0.05)

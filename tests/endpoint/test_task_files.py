@@ -19,9 +19,9 @@ from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError
 from flux_endpoint.logs import MAX_LOG_SIZE, put_aside
+from waiting import until
 
 DAY = 86_400.0
-PATIENCE = 30
 
 
 def task_id() -> str:
@@ -35,13 +35,6 @@ def make(path: Path, *, ago: float) -> Path:
     os.utime(path, (time.time() - ago,) * 2)
     os.utime(path.parent, (time.time() - ago,) * 2)
     return path
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -83,7 +76,7 @@ def test_old_files_of_tasks_go_and_others_stay(tmp_path: Path, forget: Forget) -
     ]
     forget()
     old[0] = old[0].parent.parent  # the sandbox itself goes last
-    eventually(lambda: not any(path.exists() for path in old))
+    until(lambda: not any(path.exists() for path in old))
     time.sleep(0.2)
     assert all(path.exists() for path in kept)
 
@@ -100,7 +93,7 @@ def test_what_a_link_leads_to_stays(tmp_path: Path, forget: Forget) -> None:
     os.utime(inside / "link", (time.time() - 100 * DAY,) * 2, follow_symlinks=False)
     os.utime(inside, (time.time() - 100 * DAY,) * 2)
     forget()
-    eventually(lambda: not os.path.lexists(link) and not inside.exists())
+    until(lambda: not os.path.lexists(link) and not inside.exists())
     assert target.exists()
 
 
@@ -113,7 +106,7 @@ def test_files_of_a_task_that_is_open_stay(tmp_path: Path, forget: Forget) -> No
     stays = make(tmp_path / "work" / is_open / "file", ago=100 * DAY)
     goes = make(tmp_path / "work" / ended / "file", ago=100 * DAY)
     forget(is_open=lambda each: has_open(tmp_path / "journal.db", each))
-    eventually(lambda: not goes.exists())
+    until(lambda: not goes.exists())
     assert stays.exists()
     journal.close()
 

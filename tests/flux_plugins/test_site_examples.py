@@ -6,12 +6,12 @@ import json
 import os
 import re
 import signal
-import time
 
 import pytest
 from site_world import PATIENCE, PLUGINS, ROOT, Site
 
 from flux_endpoint import Executor, ShellFunction
+from waiting import until
 
 pytestmark = [pytest.mark.flux, pytest.mark.rabbitmq]
 EXAMPLES = ROOT / "examples" / "site"
@@ -87,7 +87,7 @@ def test_a_killed_endpoint_finds_its_block_and_the_job_in_it_again(site, uri, tm
     with Executor(endpoint_id=site.endpoint_id("again")) as executor:
         executor.resource_specification = {"num_nodes": 1}
         future = executor.submit(ShellFunction(command))
-        wait_for(count)
+        until(count.exists, PATIENCE)
         (listed,) = [e for e in json.loads(site.endpoint("list", "--json")) if e["name"] == "again"]
         os.kill(listed["pid"], signal.SIGKILL)
         site.wait_for("again", "stopped")
@@ -97,13 +97,6 @@ def test_a_killed_endpoint_finds_its_block_and_the_job_in_it_again(site, uri, tm
     assert count.read_text() == "run\n"
     site.endpoint("stop", "again")
     assert "flux-endpoint-block" not in site.run("flux", "jobs", "--format={name}", uri=uri)
-
-
-def wait_for(path):
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"there is no {path}"
-        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("as_user")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ import pytest
 
 from flux_endpoint.client import Client
 from flux_endpoint.rest import RestClient
+from waiting import until
 
 pytestmark = [
     pytest.mark.interop,
@@ -353,24 +353,18 @@ def still_sleeps(pid: int) -> bool:
 
 def events_until(ours: RestClient, task: str, name: str) -> list[dict]:
     """Wait for an event of a task's job; return all that have come."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        events: list[dict] = ours.request("GET", f"/v2/tasks/{task}/events")["events"]
-        if any(each["name"] == name for each in events):
-            return events
-        time.sleep(0.1)
-    raise AssertionError(f"no event {name!r} of the job came")
+
+    def events() -> list[dict]:
+        come: list[dict] = ours.request("GET", f"/v2/tasks/{task}/events")["events"]
+        return come if any(each["name"] == name for each in come) else []
+
+    return until(events)
 
 
 def ended(ours: RestClient, task: str) -> dict:
     """Wait until a task has ended; return what the service knows of it."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        document = ours.request("GET", f"/v2/tasks/{task}")
-        if document.get("completion_t"):
-            return document
-        time.sleep(0.1)
-    raise AssertionError("the task did not end")
+    until(lambda: ours.request("GET", f"/v2/tasks/{task}").get("completion_t"))
+    return ours.request("GET", f"/v2/tasks/{task}")
 
 
 class TestUsers:

@@ -7,7 +7,6 @@ import queue
 import shutil
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,14 +310,6 @@ class Rest:
     def status(self, task_id: str) -> dict[str, Any]:
         document: dict[str, Any] = self.client.get(f"/v2/tasks/{task_id}").json()
         return document
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for what another process or thread will do soon and can't announce."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)

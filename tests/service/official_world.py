@@ -7,11 +7,12 @@ import queue
 import uuid
 from typing import Any
 
-from tests.service.conftest import PATIENCE, Peer, Rest, eventually
+from tests.service.conftest import PATIENCE, Peer, Rest
 
 from flux_endpoint.amqp import AmqpConnection, Delivery, QueueAdmin
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import EPStatusReport, Result, pack
+from waiting import until
 
 
 def send_report(peer: Peer, endpoint_id: str, **state: Any) -> None:
@@ -42,7 +43,7 @@ class MultiUserEndpoint:
     def until(self, status: str) -> None:
         """Wait until the service knows it to be `online` or `offline`."""
         url = f"/v2/endpoints/{self.id}/status"
-        eventually(lambda: self._rest.client.get(url).json()["status"] == status)
+        until(lambda: self._rest.client.get(url).json()["status"] == status)
 
     def next_command(self) -> Delivery:
         return self._peer.take(f"{self.id}.commands")
@@ -72,11 +73,11 @@ class Run:
         self._consumer = self._connection.consume(
             name, self._inbox.put, prefetch=60000, exclusive=True
         )
-        eventually(lambda: self._consumers(name) == 1)
+        until(lambda: self._consumers(name) == 1)
 
     def stop_consuming(self) -> None:
         self._consumer.cancel()
-        eventually(lambda: self._consumers(queues.tasks_queue(self.endpoint_id)) == 0)
+        until(lambda: self._consumers(queues.tasks_queue(self.endpoint_id)) == 0)
 
     def take(self, count: int, *, ack: bool = True) -> list[str]:
         """Return the ids of the next tasks."""

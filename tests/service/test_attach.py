@@ -8,13 +8,14 @@ import pika
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
-from tests.service.conftest import NO_BROKER, OWN, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import NO_BROKER, OWN, PAYLOAD, Peer, Rest, refusal
 
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.messages import Result, Task, pack, unpack
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
+from waiting import until
 
 NIL = "00000000-0000-0000-0000-000000000000"
 JOBID = 2**64 - 2
@@ -44,7 +45,7 @@ def test_the_task_message_has_the_job_and_no_function(live: Rest, peer: Peer) ->
         "attach_jobid": str(JOBID),
         "submitter": "ada",
     }
-    eventually(lambda: live.status(task_id)["status"] == "waiting-for-ep")
+    until(lambda: live.status(task_id)["status"] == "waiting-for-ep")
 
 
 @pytest.mark.rabbitmq

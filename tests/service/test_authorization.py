@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from httpx import Response
-from tests.service.conftest import FUNCTION, NO_BROKER, OWN, PAYLOAD, Peer, Rest, eventually
+from tests.service.conftest import FUNCTION, NO_BROKER, OWN, PAYLOAD, Peer, Rest
 from tests.service.test_operations import events, report, result
 
 from broker_access import NOBODY_ASKS
@@ -19,6 +19,7 @@ from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -236,10 +237,10 @@ def world(live: Rest, peer: Peer) -> World:
     group, (task_id,) = live.submit(private["endpoint_id"], create_queue=False)
     peer.send_events(private["endpoint_id"], events(task_id, (SECRET, 1.0)))
     peer.send_result(private["endpoint_id"], result(task_id, SECRET))
-    eventually(lambda: live.status(task_id)["status"] == "failed")
-    eventually(lambda: SECRET in client.get(f"/v2/tasks/{task_id}/events").text)
+    until(lambda: live.status(task_id)["status"] == "failed")
+    until(lambda: SECRET in client.get(f"/v2/tasks/{task_id}/events").text)
     for ids in made.values():
-        eventually(
+        until(
             lambda ids=ids: (  # type: ignore[misc]
                 client.get(f"/v2/endpoints/{ids['endpoint_id']}/status").json()["details"] != {}
             )

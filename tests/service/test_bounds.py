@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
-from tests.service.conftest import FUNCTION, PAYLOAD, Peer, Rest, eventually
+from tests.service.conftest import FUNCTION, PAYLOAD, Peer, Rest
 
 from flux_endpoint.protocol.fields import MAX_DEPTH, MAX_TASK_OPTIONS, bounded
 from flux_endpoint.protocol.rest import MAX_STATUS_IDS
@@ -15,6 +15,7 @@ from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.tables import submissions
+from waiting import until
 
 HUGE = "1" + "0" * 400
 #: As they stand in a request's text.
@@ -142,7 +143,7 @@ def test_a_task_that_the_broker_refuses_fails_alone(
     with TestClient(create_app(live_settings), headers=headers) as client:
         rest = Rest(client)
         assert peer.take(f"{endpoint_id}.tasks").headers["task_uuid"] == other
-        eventually(lambda: rest.status(large)["status"] == "failed")
+        until(lambda: rest.status(large)["status"] == "failed")
         assert "could not be sent to its endpoint" in rest.status(large)["exception"]
         assert rest.status(other)["status"] == "waiting-for-ep"
         _, (later,) = rest.submit(endpoint_id)

@@ -13,7 +13,7 @@ import pika
 import pika.exceptions
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PATIENCE, Peer, Rest, beside, eventually
+from tests.service.conftest import PATIENCE, Peer, Rest, beside
 from tests.service.official_world import MultiUserEndpoint
 
 from broker_access import session_broker
@@ -25,6 +25,7 @@ from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import accounts, users
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.stack.ports import free_ports
+from waiting import until
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.kept_apart]
 
@@ -335,7 +336,7 @@ class TestLimits:
         assert theirs.user.name not in management.limited(f"{vhost}-other")
         assert is_refused(with_credentials(theirs.user.url, theirs.user.name, ""))
         assert live.client.delete(f"/v2/endpoints/{theirs.endpoint_id}").status_code == 200
-        eventually(lambda: theirs.endpoint.name not in management.limited(vhost))
+        until(lambda: theirs.endpoint.name not in management.limited(vhost))
         assert theirs.user.name in management.limited(vhost)
         management.close()
 
@@ -395,10 +396,10 @@ class TestRevocation:
         with database.write() as connection:
             assert users.revoke_token(connection, token)
         for account in (theirs.user, theirs.endpoint):
-            eventually(lambda account=account: is_closed(account))
+            until(lambda account=account: is_closed(account))
         # Within the time for which RabbitMQ keeps its answers.
         for account in (theirs.user, theirs.endpoint):
-            eventually(lambda account=account: is_refused(account.url))
+            until(lambda account=account: is_refused(account.url))
         for account in (kept.user, kept.endpoint):
             assert not is_closed(account)
             account.close()
@@ -407,22 +408,22 @@ class TestRevocation:
         self, live: Rest, ada: Party
     ) -> None:
         assert live.client.delete(f"/v2/endpoints/{ada.endpoint_id}").status_code == 200
-        eventually(lambda: is_closed(ada.endpoint))
-        eventually(lambda: is_refused(ada.endpoint.url))
+        until(lambda: is_closed(ada.endpoint))
+        until(lambda: is_refused(ada.endpoint.url))
         assert not is_closed(ada.user)
 
     def test_who_came_in_by_an_answer_that_rabbitmq_kept_is_closed_again(
         self, live: Rest, ada: Party
     ) -> None:
         live.client.delete(f"/v2/endpoints/{ada.endpoint_id}")
-        eventually(lambda: is_closed(ada.endpoint))
+        until(lambda: is_closed(ada.endpoint))
         late = []
         with contextlib.suppress(*REFUSALS):
             while True:
                 late.append(Account(ada.endpoint.url))
         assert late
         for account in late:
-            eventually(lambda account=account: is_closed(account))
+            until(lambda account=account: is_closed(account))
 
     def test_what_was_revoked_while_no_service_ran_is_closed_by_the_next(
         self,
@@ -437,8 +438,8 @@ class TestRevocation:
             users.revoke_token(connection, headers["Authorization"].removeprefix("Bearer "))
         assert not is_closed(theirs.user)
         with TestClient(create_app(live_settings)):
-            eventually(lambda: is_closed(theirs.user))
-            eventually(lambda: is_closed(theirs.endpoint))
+            until(lambda: is_closed(theirs.user))
+            until(lambda: is_closed(theirs.endpoint))
 
 
 class TestRotation:
@@ -459,7 +460,7 @@ class TestRotation:
         second = Account(answer["task_queue_info"]["connection_url"])
         with database.write() as connection:
             users.revoke_token(connection, old["Authorization"].removeprefix("Bearer "))
-        eventually(lambda: is_closed(first.endpoint))
+        until(lambda: is_closed(first.endpoint))
         assert second.does(lambda channel: channel.basic_get(first.queues[0]))[0] is not None
         assert not is_closed(second)
         second.close()
@@ -490,15 +491,13 @@ class TestRotation:
         live.submit(multi_user.id)
         before = multi_user.next_start()["amqp_creds"]["task_queue_info"]["connection_url"]
         child = Account(before)
-        eventually(
-            lambda: child.does(lambda channel: channel.basic_get(f"{_owner(child)}.tasks"))[0]
-        )
+        until(lambda: child.does(lambda channel: channel.basic_get(f"{_owner(child)}.tasks"))[0])
         old = live.client.headers["Authorization"].removeprefix("Bearer ")
         live.client.headers.update(token_of("ada"))
         multi_user.register_again()
         with database.write() as connection:
             users.revoke_token(connection, old)
-        eventually(lambda: is_refused(before))
+        until(lambda: is_refused(before))
         multi_user.report()
         live.submit(multi_user.id, user_endpoint_config={"another": 1})
         after = Account(multi_user.next_start()["amqp_creds"]["task_queue_info"]["connection_url"])

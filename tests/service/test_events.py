@@ -8,7 +8,7 @@ from typing import Any
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import OWN, PATIENCE, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import OWN, PATIENCE, PAYLOAD, Peer, Rest, refusal
 
 from flux_endpoint.amqp import Queue
 from flux_endpoint.amqp.url import without_credentials
@@ -17,6 +17,7 @@ from flux_endpoint.service import broker
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.event_consumer import MAX_CONTEXT, MAX_TASK_EVENTS
 from flux_endpoint.service.settings import ServiceSettings
+from waiting import until
 
 JOBID = 2**64 - 1
 
@@ -114,7 +115,7 @@ def test_nobody_needs_to_listen(live: Rest, peer: Peer, amqp_vhost: str) -> None
     endpoint_id = live.register_endpoint()
     _, (task_id,) = live.submit(endpoint_id)
     peer.send_events(endpoint_id, message(job_event(task_id)))
-    eventually(lambda: events_of(live, task_id) == [job_event(task_id)])
+    until(lambda: events_of(live, task_id) == [job_event(task_id)])
     assert waiting(amqp_vhost, "dead-letters") == 0
 
 
@@ -126,8 +127,8 @@ def test_events_of_unknown_tasks_are_logged_and_the_others_stored(
     _, (task_id,) = live.submit(endpoint_id)
     unknown = job_event(str(uuid.uuid4()))
     peer.send_events(endpoint_id, message(unknown, job_event(task_id)))
-    eventually(lambda: events_of(live, task_id) == [job_event(task_id)])
-    eventually(lambda: "job events of an unknown task" in caplog.messages)
+    until(lambda: events_of(live, task_id) == [job_event(task_id)])
+    until(lambda: "job events of an unknown task" in caplog.messages)
     assert waiting(amqp_vhost, "dead-letters") == 0
 
 
@@ -174,7 +175,7 @@ def test_what_can_not_be_read_is_set_aside_and_the_others_go_on(
     peer.send_events(endpoint_id, body)
     peer.send_events(endpoint_id, message(job_event(task_id)))
     assert peer.take("dead-letters").body == body
-    eventually(lambda: events_of(live, task_id) == [job_event(task_id)])
+    until(lambda: events_of(live, task_id) == [job_event(task_id)])
 
 
 @pytest.mark.rabbitmq
@@ -220,7 +221,7 @@ def test_a_full_queue_holds_nobody_up(
         sent = [job_event(task_id, name) for name in ("a", "b", "c")]
         for each in sent:
             peer.send_events(endpoint_id, message(each))
-        eventually(lambda: events_of(rest, task_id) == sent)
+        until(lambda: events_of(rest, task_id) == sent)
     # What that service had not acknowledged would be there again.
     assert waiting(live_settings.amqp_url, "events") == 0
 
@@ -313,7 +314,7 @@ def test_a_task_has_so_many_events_of_such_a_size(live: Rest, peer: Peer) -> Non
     many = [job_event(task_id, "a", number) for number in range(1500)]
     peer.send_events(endpoint_id, message(large, *many))
     peer.send_events(endpoint_id, message(job_event(task_id, "late"), job_event(other, "late")))
-    eventually(lambda: [each["name"] for each in events_of(live, other)] == ["late"])
+    until(lambda: [each["name"] for each in events_of(live, other)] == ["late"])
     first, *kept = events_of(live, task_id)
     size = MAX_CONTEXT + len('{"note": ""}')
     assert first["context"] == {"omitted": f"{size} characters, more than {MAX_CONTEXT}"}

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.service.conftest import eventually
 from tests.service.http_server import listening
 
 from flux_endpoint.service import http_protocol
 from flux_endpoint.service.http_protocol import ConnectionLimits, Connections
 from flux_endpoint.service.server import http_config
+from waiting import until
 
 LIMITS = ConnectionLimits(
     connections=4,
@@ -272,7 +272,7 @@ def test_in_a_house_full_of_work_one_is_told_to_come_back(
     working = [connect(port) for _ in range(LIMITS.connections)]
     for each in working:
         each.sendall(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n")
-    eventually(lambda: application.waiting == LIMITS.connections)
+    until(lambda: application.waiting == LIMITS.connections)
     refused = connect(port)
     refused.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
     received = all_of(refused)

@@ -10,7 +10,7 @@ import pika
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
-from tests.service.conftest import OWN, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import OWN, PAYLOAD, Peer, Rest, refusal
 
 from flux_endpoint.protocol.messages import EPStatusReport, Result, TaskKill, pack, unpack
 from flux_endpoint.service.app import create_app
@@ -18,6 +18,7 @@ from flux_endpoint.service.results import STORED_HEADER
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints, tasks
 from flux_endpoint.service.store.engine import Database
+from waiting import until
 
 
 def kill(client: TestClient, task_id: str, **how: Any) -> Response:
@@ -188,7 +189,7 @@ def test_reports_decide_who_answers(live: Rest, peer: Peer, offline: str) -> Non
         state = {"heartbeat_period": 600, "active": active}
         report = EPStatusReport(endpoint_id=identity, global_state=state, task_statuses={})
         peer.send_report(offline, pack(report))
-        eventually(lambda active=active: status() == ("online" if active else "offline"))  # type: ignore[misc]
+        until(lambda active=active: status() == ("online" if active else "offline"))  # type: ignore[misc]
         answer = kill(live.client, first if active else second).json()
         assert (answer["status"] == "failed") is not active
 

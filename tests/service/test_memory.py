@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import FUNCTION, PAYLOAD, eventually
+from tests.service.conftest import FUNCTION, PAYLOAD
 from tests.service.test_server import ServiceProcess
 
 from flux_endpoint.protocol.rest import RegisterEndpoint
@@ -20,6 +20,7 @@ from flux_endpoint.service.routes.tasks import ANSWER_BYTES
 from flux_endpoint.service.store import endpoints, task_groups, tasks, users
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.ids import ordered_ids
+from waiting import until
 
 MIB = 2**20
 COUNT, SIZE = 80, 5 * MIB
@@ -130,5 +131,5 @@ class TestRoom:
         waiter = threading.Thread(target=lambda: found.append(room.acquire(1, 30)))
         waiter.start()
         room.release(1)
-        eventually(lambda: found == [True])
+        until(lambda: found == [True])
         waiter.join()

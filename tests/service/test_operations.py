@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PATIENCE, PAYLOAD, Peer, Relay, Rest, eventually, refusal
+from tests.service.conftest import PATIENCE, PAYLOAD, Peer, Relay, Rest, refusal
 
 from flux_endpoint import __version__
 from flux_endpoint.protocol.messages import EPStatusReport, Result, TaskTransition, pack
 from flux_endpoint.protocol.states import ActorName, TaskState
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
+from waiting import until
 
 AddEndpoint = Callable[..., str]
 
@@ -81,7 +82,7 @@ class TestService:
         assert answer["database"]["revision"] == answer["database"]["expected_revision"]
         assert answer["broker"]["connected"] is False
         assert answer["queues"] == {}
-        eventually(lambda: "127.0.0.1:1" in api.get("/v3/status").json()["broker"]["address"])
+        until(lambda: "127.0.0.1:1" in api.get("/v3/status").json()["broker"]["address"])
         assert "refused" in api.get("/v3/status").json()["broker"]["reason"]
 
     def test_an_sqlite_database_tells_how_much_room_its_disk_has(
@@ -100,7 +101,7 @@ class TestService:
             return answer
 
         names = {"results", "events", "heartbeats", "dead-letters"}
-        eventually(lambda: status()["broker"]["connected"] and set(status()["queues"]) == names)
+        until(lambda: status()["broker"]["connected"] and set(status()["queues"]) == names)
         broker = status()["broker"]
         assert broker["server"].startswith("RabbitMQ ")
         assert (broker["reason"], "@" in broker["address"]) == ("", False)
@@ -110,9 +111,9 @@ class TestService:
             found: int | None = status()["queues"].get(queue, {}).get(of)  # as far as it is told
             return found
 
-        eventually(lambda: count("results", "consumers") == 1)
+        until(lambda: count("results", "consumers") == 1)
         peer.connection.publish("", "dead-letters", b"for a person").result(PATIENCE)
-        eventually(lambda: count("dead-letters", "messages") == 1)
+        until(lambda: count("dead-letters", "messages") == 1)
 
     @pytest.mark.rabbitmq
     def test_an_alarm_of_the_broker_is_told_though_nothing_was_published(
@@ -124,10 +125,10 @@ class TestService:
             told = live.client.get("/v3/status").json()["broker"]
             return told["connected"] and told["alarm"]
 
-        eventually(lambda: alarm() == "")
+        until(lambda: alarm() == "")
         with broker.alarm():
-            eventually(lambda: alarm() == "low on memory")
-        eventually(lambda: alarm() == "")
+            until(lambda: alarm() == "low on memory")
+        until(lambda: alarm() == "")
 
     @pytest.mark.rabbitmq
     def test_a_broker_that_goes_away_is_told_with_the_reason_and_the_moment(
@@ -140,16 +141,16 @@ class TestService:
                 answer: dict[str, Any] = client.get("/v3/status").json()["broker"]
                 return answer
 
-            eventually(lambda: bool(broker()["connected"]))
+            until(lambda: bool(broker()["connected"]))
             relay.cut()
             # Each of two connections notices it by itself, and the moment is that of one of them.
-            eventually(lambda: not broker()["connected"] and broker()["since"] is not None)
+            until(lambda: not broker()["connected"] and broker()["since"] is not None)
             gone = broker()
             assert gone["reason"]
             assert gone["server"].startswith("RabbitMQ ")
             assert abs(gone["since"] - time.time()) < 60
             relay.mend()
-            eventually(lambda: bool(broker()["connected"]))
+            until(lambda: bool(broker()["connected"]))
 
 
 class TestEndpoint:
@@ -179,16 +180,16 @@ class TestEndpoint:
             return answer
 
         peer.send_report(endpoint_id, report(endpoint_id, total_workers=3))
-        eventually(lambda: state()["status"] == "online")
+        until(lambda: state()["status"] == "online")
         assert (state()["since"], state()["absence"]) == (1000.5, None)
         assert state()["report"]["total_workers"] == 3
         peer.send_report(endpoint_id, report(endpoint_id, active=False))
-        eventually(lambda: state()["status"] == "offline")
+        until(lambda: state()["status"] == "offline")
         assert state()["absence"] == "stopped"
         assert state()["since"] == state()["last_seen"]
         assert abs(state()["since"] - time.time()) < 60
         peer.send_report(endpoint_id, report(endpoint_id, heartbeat_period=1e-9))
-        eventually(lambda: state()["absence"] == "silent")
+        until(lambda: state()["absence"] == "silent")
 
     @pytest.mark.rabbitmq
     def test_it_says_how_many_tasks_wait_in_its_queue(self, live: Rest, peer: Peer) -> None:
@@ -196,10 +197,10 @@ class TestEndpoint:
         live.submit(endpoint_id, count=3)
         path = f"/v3/endpoints/{endpoint_id}/status"
         waiting = {"messages": 3, "consumers": 0}
-        eventually(lambda: live.client.get(path).json()["queue"] == waiting)
+        until(lambda: live.client.get(path).json()["queue"] == waiting)
         peer.take(f"{endpoint_id}.tasks")
         taken = {"messages": 0, "consumers": 1}
-        eventually(lambda: live.client.get(path).json()["queue"] == taken)
+        until(lambda: live.client.get(path).json()["queue"] == taken)
 
 
 class TestTasks:
@@ -280,17 +281,17 @@ class TestTasks:
     def test_a_task_passes_through_its_states(self, live: Rest, peer: Peer) -> None:
         endpoint_id = live.register_endpoint()
         _, (task,) = live.submit(endpoint_id)
-        eventually(lambda: state_of(live, task) == "pending")
+        until(lambda: state_of(live, task) == "pending")
         peer.send_events(endpoint_id, events(task, ("submit", 10.0)))
-        eventually(lambda: state_of(live, task) == "queued")
+        until(lambda: state_of(live, task) == "queued")
         peer.send_events(endpoint_id, events(task, ("start", 12.5)))
-        eventually(lambda: state_of(live, task) == "running")
+        until(lambda: state_of(live, task) == "running")
         (running,) = listed(live)
         assert (running["jobid"], running["started"], running["stopped"]) == (2**63, 12.5, None)
         peer.send_events(endpoint_id, events(task, ("finish", 20.0)))
         peer.send_result(endpoint_id, result(task))
-        eventually(lambda: state_of(live, task) == "success")
-        eventually(lambda: listed(live)[0]["stopped"] == 20.0)
+        until(lambda: state_of(live, task) == "success")
+        until(lambda: listed(live)[0]["stopped"] == 20.0)
         assert abs(listed(live)[0]["ended"] - time.time()) < 60
 
     @pytest.mark.rabbitmq
@@ -299,7 +300,7 @@ class TestTasks:
         _, (task,) = live.submit(endpoint_id)
         told = events(task, ("submit", 1.0), ("start", 2.0), ("finish", 3.0), ("submit", 4.0))
         peer.send_events(endpoint_id, told)
-        eventually(lambda: state_of(live, task) == "queued")
+        until(lambda: state_of(live, task) == "queued")
 
     @pytest.mark.rabbitmq
     def test_what_a_worker_runs_is_known_from_the_status_report(
@@ -308,13 +309,13 @@ class TestTasks:
         endpoint_id = live.register_endpoint()
         _, (task, other) = live.submit(endpoint_id, count=2)
         peer.send_report(endpoint_id, report(endpoint_id, running_tasks={task: 1234.5}))
-        eventually(lambda: state_of(live, task) == "running")
-        eventually(lambda: state_of(live, other) == "pending")
+        until(lambda: state_of(live, task) == "running")
+        until(lambda: state_of(live, other) == "pending")
         assert next(t["started"] for t in listed(live) if t["task_id"] == task) == 1234.5
         peer.send_report(
             endpoint_id, report(endpoint_id, running_tasks={task: 1234.5}, active=False)
         )
-        eventually(lambda: state_of(live, task) == "pending")
+        until(lambda: state_of(live, task) == "pending")
 
     @pytest.mark.rabbitmq
     def test_an_ended_task_tells_how_long_it_ran_and_why_it_failed(
@@ -326,7 +327,7 @@ class TestTasks:
         text = "Traceback\n" + 1000 * "  a line\n" + "ValueError: no \ud800\n\n"
         peer.send_result(endpoint_id, result(bad, "x").replace(b'"x"', json.dumps(text).encode()))
         peer.send_result(endpoint_id, result(ended, "TaskCancelled: ended on request"))
-        eventually(lambda: len(listed(live, state=["success", "failed", "cancelled"])) == 3)
+        until(lambda: len(listed(live, state=["success", "failed", "cancelled"])) == 3)
         by_id = {each["task_id"]: each for each in listed(live)}
         assert (by_id[good]["started"], by_id[good]["stopped"]) == (100.25, 103.5)
         assert by_id[good]["error"] is None
@@ -362,9 +363,9 @@ class TestTasks:
         peer.send_result(endpoint_id, result(ids[1], "ValueError"))
         peer.send_result(endpoint_id, result(ids[2], "TaskCancelled: so"))
         peer.send_events(endpoint_id, events(ids[4], ("submit", 1.0)))
-        eventually(lambda: state_of(live, ids[3]) == "pending")
-        eventually(lambda: state_of(live, ids[4]) == "queued")
-        eventually(
+        until(lambda: state_of(live, ids[3]) == "pending")
+        until(lambda: state_of(live, ids[4]) == "queued")
+        until(
             lambda: all(
                 each in {t["task_id"] for t in listed(live) if t["ended"]} for each in ids[:3]
             )

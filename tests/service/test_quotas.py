@@ -17,7 +17,6 @@ from tests.service.conftest import (
     PAYLOAD,
     Peer,
     Rest,
-    eventually,
     refusal,
 )
 from tests.service.test_operations import result
@@ -33,6 +32,7 @@ from flux_endpoint.service.store.tables import submissions
 from flux_endpoint.service.store.tables import tasks as task_table
 from flux_endpoint.service.store.tables import users as user_table
 from flux_endpoint.service.store.users import User
+from waiting import until
 
 TokenOf = Callable[[str], dict[str, str]]
 OWN = {"flux_endpoint_version": "1"}
@@ -136,7 +136,7 @@ class TestRequests:
         refusal(refused, 429, "TOO_MANY_REQUESTS")
         assert refused.headers["Retry-After"] == "1"
         assert client.get("/v2/endpoints", headers=bob).status_code == 200
-        eventually(lambda: client.get("/v2/endpoints").status_code == 200)
+        until(lambda: client.get("/v2/endpoints").status_code == 200)
 
 
 class TestTasks:
@@ -181,15 +181,15 @@ class TestTasks:
         _, ids = rest.submit(endpoint_id, 5)
         for task_id in (*ids[:3], *ids[:2], ids[0]):
             peer.send_result(endpoint_id, result(task_id))
-        eventually(lambda: rest.status(ids[2])["status"] == "success")
+        until(lambda: rest.status(ids[2])["status"] == "success")
         assert client.post(f"/v2/tasks/{ids[4]}/kill").status_code == 200
-        eventually(lambda: rest.status(ids[4])["status"] == "failed")
+        until(lambda: rest.status(ids[4])["status"] == "failed")
         peer.send_result(endpoint_id, result(ids[4]))
-        eventually(lambda: counted(database)["ada"][0] == 1)
+        until(lambda: counted(database)["ada"][0] == 1)
         time.sleep(0.5)
         assert counted(database) == there_are(database)
         assert client.delete(f"/v2/endpoints/{endpoint_id}").status_code == 200
-        eventually(lambda: counted(database)["ada"] == (0, 0))
+        until(lambda: counted(database)["ada"] == (0, 0))
 
 
 @pytest.mark.rabbitmq
@@ -243,7 +243,7 @@ class TestTokens:
         assert status(valid).status_code == 200
         day = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86_400))
         assert day in refusal(status(over), 401, "UNAUTHORIZED", "Authorization").message
-        eventually(lambda: status(soon).status_code == 401)
+        until(lambda: status(soon).status_code == 401)
 
 
 def test_clients_of_a_user_open_so_many_queues_in_a_while() -> None:

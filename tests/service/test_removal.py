@@ -11,7 +11,7 @@ from typing import Any
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import NO_BROKER, PATIENCE, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import NO_BROKER, PATIENCE, PAYLOAD, Peer, Rest, refusal
 from tests.service.official_world import MultiUserEndpoint, Run
 
 from flux_endpoint.amqp import QueueAdmin
@@ -21,6 +21,7 @@ from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.engine import Database
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -61,7 +62,7 @@ def test_its_queues_go(live: Rest, amqp_vhost: str) -> None:
     live.submit(endpoint_id)
     delete(live.client, endpoint_id)
     for kind in ("tasks", "commands"):
-        eventually(lambda kind=kind: not exists(amqp_vhost, f"{endpoint_id}.{kind}"))  # type: ignore[misc]
+        until(lambda kind=kind: not exists(amqp_vhost, f"{endpoint_id}.{kind}"))  # type: ignore[misc]
 
 
 def test_a_result_that_it_still_sends_replaces_the_failure(live: Rest, peer: Peer) -> None:
@@ -90,7 +91,7 @@ def test_user_endpoints_go_with_their_multi_user_endpoint(
         data = json.loads(peer.take(f"tg.{group_id}").body[1:])["data"]
         assert (data["task_id"], data["error_details"]["code"]) == (task_id, "EndpointDeleted")
         assert f"endpoint {multi_user.id} was deleted" in data["data"]
-    eventually(lambda: not exists(amqp_vhost, f"{run.endpoint_id}.tasks"))
+    until(lambda: not exists(amqp_vhost, f"{run.endpoint_id}.tasks"))
     run.vanish()
     # What is registered again under the same id begins anew.
     multi_user.register_again()
@@ -146,7 +147,7 @@ def test_a_deletion_without_a_broker_ends_when_it_is_back(
             with database.read() as connection:
                 return not endpoints.to_be_emptied(connection)
 
-        eventually(done)
+        until(done)
 
 
 def test_nothing_can_be_submitted_to_it_any_more(live: Rest) -> None:

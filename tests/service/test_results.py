@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PATIENCE, Peer, Rest, eventually
+from tests.service.conftest import PATIENCE, Peer, Rest
 
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.messages import EPStatusReport, Result, pack
@@ -19,6 +19,7 @@ from flux_endpoint.service.results import ResultConsumer
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.tables import tasks
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -118,7 +119,7 @@ def test_a_result_for_which_nobody_waits_is_kept(live: Rest, peer: Peer) -> None
     endpoint_id = live.register_endpoint()
     _, (task_id,) = live.submit(endpoint_id, create_queue=False)
     peer.send_result(endpoint_id, result(task_id))
-    eventually(lambda: live.status(task_id)["status"] == "success")
+    until(lambda: live.status(task_id)["status"] == "success")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_a_result_of_an_unknown_task_is_logged_and_dropped(
 ) -> None:
     unknown = str(uuid.uuid4())
     peer.send_result(live.register_endpoint(), result(unknown))
-    eventually(lambda: "result of an unknown task" in caplog.messages)
+    until(lambda: "result of an unknown task" in caplog.messages)
 
 
 def test_a_result_that_was_stored_but_not_forwarded_is_forwarded_at_redelivery(
@@ -244,11 +245,11 @@ def test_a_status_report_makes_an_endpoint_online_until_it_says_goodbye(
 
     assert status()["status"] == "offline"
     peer.send_report(endpoint_id, report(endpoint_id, heartbeat_period=30, total_workers=2))
-    eventually(lambda: status()["status"] == "online")
+    until(lambda: status()["status"] == "online")
     assert status()["details"] == {"heartbeat_period": 30, "total_workers": 2}
     assert abs(status()["last_seen"] - time.time()) < 30
     peer.send_report(endpoint_id, report(endpoint_id, heartbeat_period=30, active=False))
-    eventually(lambda: status()["status"] == "offline")
+    until(lambda: status()["status"] == "offline")
 
 
 def test_an_unreadable_or_forged_report_is_set_aside_and_the_others_go_on(
@@ -260,6 +261,6 @@ def test_an_unreadable_or_forged_report_is_set_aside_and_the_others_go_on(
     peer.send_report(other, forged)
     peer.send_report(other, report(other, heartbeat_period=30))
     path = "/v2/endpoints/{}/status"
-    eventually(lambda: live.client.get(path.format(other)).json()["status"] == "online")
+    until(lambda: live.client.get(path.format(other)).json()["status"] == "online")
     assert live.client.get(path.format(endpoint_id)).json()["status"] == "offline"
     assert {peer.take("dead-letters").body for _ in range(2)} == {b"garbage", forged}

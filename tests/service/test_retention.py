@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
-from tests.service.conftest import NO_BROKER, PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import NO_BROKER, PAYLOAD, Peer, Rest, refusal
 from tests.service.test_operations import events, result
 
 from broker_access import NOBODY_ASKS, session_broker
@@ -23,6 +23,7 @@ from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.events import StoredEvent, add_events
 from flux_endpoint.service.store.tables import functions, submissions, task_events, task_groups
 from flux_endpoint.service.store.tables import tasks as task_table
+from waiting import until
 
 AddEndpoint = Callable[..., str]
 AddFunction = Callable[..., str]
@@ -106,9 +107,9 @@ def test_what_ended_long_ago_goes_with_all_that_belongs_to_it(world: World, forg
     old = world.submit(3, ago=20 * DAY)
     world.end(old, ago=15 * DAY)
     forget(functions=15 * DAY)
-    eventually(lambda: world.known(old) == [])
+    until(lambda: world.known(old) == [])
     for table in (submissions, task_groups, task_events, functions):
-        eventually(lambda table=table: world.count(table) == 0)  # type: ignore[misc]
+        until(lambda table=table: world.count(table) == 0)  # type: ignore[misc]
 
 
 def test_what_is_open_or_ended_lately_stays(world: World, forget: Forget) -> None:
@@ -119,7 +120,7 @@ def test_what_is_open_or_ended_lately_stays(world: World, forget: Forget) -> Non
     new = world.submit(1)
     world.end(new)
     forget(functions=15 * DAY)
-    eventually(lambda: world.known(mixed) == [lately, is_open])
+    until(lambda: world.known(mixed) == [lately, is_open])
     time.sleep(0.5)
     assert world.known([*mixed, *new]) == [lately, is_open, *new]
     assert world.count(submissions) == 2
@@ -133,8 +134,8 @@ def test_each_task_goes_when_its_time_has_come(world: World, forget: Forget) -> 
     forget(tasks=4.0)
     world.end([early], ago=3)
     world.end([late], ago=1)
-    eventually(lambda: world.known([early, late]) == [late])
-    eventually(lambda: world.known([early, late]) == [])
+    until(lambda: world.known([early, late]) == [late])
+    until(lambda: world.known([early, late]) == [])
 
 
 def test_many_are_removed_in_steps(
@@ -147,8 +148,8 @@ def test_many_are_removed_in_steps(
     world.end(old, ago=15 * DAY)
     is_open = world.submit(1, ago=20 * DAY)
     forget()
-    eventually(lambda: world.known(old) == [])
-    eventually(lambda: world.count(submissions) == 1)
+    until(lambda: world.known(old) == [])
+    until(lambda: world.count(submissions) == 1)
     assert world.known(is_open) == is_open
 
 
@@ -166,18 +167,18 @@ def test_functions_go_when_nobody_has_used_them_for_long(
     again = world.api.post(f"/v3/endpoints/{world.endpoint_id}/submit", json=body)
     world.end(again.json()["tasks"][used], ago=99 * DAY)
     forget()
-    eventually(lambda: world.count(submissions) == 1)
+    until(lambda: world.count(submissions) == 1)
 
     def left() -> set[str]:
         with world.database.read() as connection:
             return set(connection.scalars(sa.select(functions.c.id)))
 
-    eventually(lambda: left() == {world.function_id, used, deleted})
+    until(lambda: left() == {world.function_id, used, deleted})
     with world.database.write() as connection:
         long_ago = sa.update(functions).where(functions.c.id == deleted)
         connection.execute(long_ago.values(deleted_at=time.time() - 15 * DAY))
     forget()
-    eventually(lambda: left() == {world.function_id, used})
+    until(lambda: left() == {world.function_id, used})
 
 
 def test_a_user_with_too_much_loses_the_oldest_results(
@@ -187,13 +188,13 @@ def test_a_user_with_too_much_loses_the_oldest_results(
     world.end(first, ago=7200, data="x" * 100_000)
     world.end(lately, ago=60, data="x" * 100_000)
     one = forget(user_bytes=500_000.0)
-    eventually(lambda: world.known(first) == first[5:])
+    until(lambda: world.known(first) == first[5:])
     time.sleep(0.3)
     assert world.known([*first, *lately]) == [*first[5:], *lately]
     # And is looked at again when more has come.
     monkeypatch.setattr(retention, "AT_LEAST", 0.0)
     one.stored(1_000_000)
-    eventually(lambda: world.known([*first, *lately]) == lately[5:])
+    until(lambda: world.known([*first, *lately]) == lately[5:])
 
 
 def test_others_lose_nothing_by_that(
@@ -213,7 +214,7 @@ def test_others_lose_nothing_by_that(
     theirs = world.submit(4, function_id=function_id)
     world.end(theirs, data="x" * 100_000)
     forget(user_bytes=500_000.0)
-    eventually(lambda: world.known(mine) == mine[5:])
+    until(lambda: world.known(mine) == mine[5:])
     time.sleep(0.3)
     assert world.known(theirs) == theirs
 
@@ -230,8 +231,8 @@ def test_the_file_gives_back_what_it_does_not_need(world: World, forget: Forget)
     world.end(old, ago=15 * DAY, data="x" * 100_000)
     assert pages() > 7000
     forget()
-    eventually(lambda: world.known(old) == [])
-    eventually(lambda: pages() < 2500)
+    until(lambda: world.known(old) == [])
+    until(lambda: pages() < 2500)
 
 
 def test_who_asks_for_a_task_of_long_ago_is_told_that_it_was_forgotten(api: TestClient) -> None:
@@ -266,8 +267,8 @@ def test_a_running_service_forgets(
         _, (task_id, is_open) = rest.submit(endpoint_id, 2)
         peer.send_events(endpoint_id, events(task_id, ("submit", 1.0)))
         peer.send_result(endpoint_id, result(task_id))
-        eventually(lambda: rest.status(task_id)["status"] == "success")
-        eventually(lambda: rest.status(task_id).get("code") == "TASK_EXPIRED")
+        until(lambda: rest.status(task_id)["status"] == "success")
+        until(lambda: rest.status(task_id).get("code") == "TASK_EXPIRED")
         assert rest.status(is_open)["status"] == "waiting-for-ep"
 
 

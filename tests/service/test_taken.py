@@ -9,9 +9,10 @@ from typing import Any
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import Peer, Rest, eventually, refusal
+from tests.service.conftest import Peer, Rest, refusal
 
 from flux_endpoint.protocol.messages import Result, pack
+from waiting import until
 
 
 def take(url: str, endpoint_id: str, count: int) -> list[str]:
@@ -46,12 +47,12 @@ def test_what_is_neither_queued_nor_ended_was_taken(
     endpoint_id = live.register_endpoint()
     assert taken(live, endpoint_id) == []
     ids = [each for _ in range(5) for each in live.submit(endpoint_id, count=4)[1]]
-    eventually(lambda: length(live, endpoint_id) == 20)
+    until(lambda: length(live, endpoint_id) == 20)
     assert taken(live, endpoint_id) == []
     took = take(amqp_vhost, endpoint_id, 7)
     assert taken(live, endpoint_id) == sorted(took)
     peer.send_result(endpoint_id, pack(Result(task_id=uuid.UUID(took[0]), data="x")))
-    eventually(lambda: taken(live, endpoint_id) == sorted(took[1:]))
+    until(lambda: taken(live, endpoint_id) == sorted(took[1:]))
     # Nothing was lost by looking, and each is there once.
     assert sorted(take(amqp_vhost, endpoint_id, 13)) == sorted(set(ids) - set(took))
     assert length(live, endpoint_id) == 0

@@ -18,7 +18,6 @@ from tests.service.conftest import (
     Peer,
     Relay,
     Rest,
-    eventually,
 )
 
 from broker_access import NOBODY_ASKS
@@ -30,6 +29,7 @@ from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
 from flux_endpoint.service import task_publisher
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -74,7 +74,7 @@ def test_a_task_message_is_what_an_endpoint_expects(live: Rest, peer: Peer) -> N
     assert delivery.headers.keys() == {"task_uuid", "function_uuid", "submitter"}
     assert delivery.headers["task_uuid"] == task_id
     uuid.UUID(delivery.headers["function_uuid"])
-    eventually(lambda: live.status(task_id)["status"] == "waiting-for-ep")
+    until(lambda: live.status(task_id)["status"] == "waiting-for-ep")
 
 
 def test_an_endpoint_that_takes_tasks_together_gets_their_function_once(
@@ -176,7 +176,7 @@ def test_what_was_submitted_while_the_broker_was_away_is_published_at_the_next_s
     with service() as client:
         arrived = {peer.take(f"{endpoint_id}.tasks").headers["task_uuid"] for _ in submitted}
         assert arrived == {task_id for _, (task_id,) in submitted}
-        eventually(lambda: Rest(client).status(submitted[-1][1][0])["status"] == "waiting-for-ep")
+        until(lambda: Rest(client).status(submitted[-1][1][0])["status"] == "waiting-for-ep")
         # The queue of its group was made as well.
         group_id, (task_id,) = submitted[0]
         peer.send_result(endpoint_id, _result(task_id))
@@ -218,15 +218,15 @@ def test_a_lost_connection_delays_tasks_and_results_and_loses_none(
     settings = live_settings.model_copy(update={"amqp_url": relay.url, "publish_timeout": 0.5})
     with TestClient(create_app(settings), headers=headers) as client:
         rest = Rest(client)
-        eventually(lambda: "broker connected" in caplog.messages)
+        until(lambda: "broker connected" in caplog.messages)
         submitted = [rest.submit(endpoint_id)]
         relay.cut()
-        eventually(lambda: any(text.startswith("broker unreach") for text in caplog.messages))
+        until(lambda: any(text.startswith("broker unreach") for text in caplog.messages))
         submitted += [rest.submit(endpoint_id) for _ in range(3)]
         assert rest.status(submitted[-1][1][0])["status"] == "received"
         caplog.clear()
         relay.mend()
-        eventually(lambda: "broker connected" in caplog.messages)
+        until(lambda: "broker connected" in caplog.messages)
         expected = {task_id for _, (task_id,) in submitted}
         arrived: set[str] = set()
         while arrived < expected:  # some perhaps twice

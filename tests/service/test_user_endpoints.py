@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PAYLOAD, Peer, Rest, eventually, refusal
+from tests.service.conftest import PAYLOAD, Peer, Rest, refusal
 from tests.service.official_world import MultiUserEndpoint, Run
 
 from flux_endpoint import MPIFunction, ShellFunction
@@ -25,6 +25,7 @@ from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
 from flux_endpoint.serialize import unpack_buffers
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -83,7 +84,7 @@ def test_the_command_can_be_read_by_who_checks_its_content_type(
         found[:] = channel.basic_get(f"{multi_user.id}.commands")
         return found[0] is not None
 
-    eventually(arrived)
+    until(arrived)
     properties = found[1]
     connection.close()
     assert properties.content_type == "application/json"
@@ -196,11 +197,11 @@ def test_a_multi_user_endpoint_that_registers_again_finds_no_old_commands(
         return count
 
     live.submit(multi_user.id)
-    eventually(lambda: commands() == 1)
+    until(lambda: commands() == 1)
     multi_user.register_again()
     assert commands() == 0
     multi_user.report()
-    eventually(lambda: commands() == 1)
+    until(lambda: commands() == 1)
     connection.close()
 
 
@@ -239,7 +240,7 @@ def test_the_same_report_does_no_harm_while_one_runs(
     run = begin(multi_user.next_start())
     run.take(2)
     run.report(error="it runs already", period=3)
-    eventually(lambda: any("it seems to run" in text for text in caplog.messages))
+    until(lambda: any("it seems to run" in text for text in caplog.messages))
     run.finish(ids[0])
     run.finish(ids[1])
     for _ in ids:
@@ -319,7 +320,7 @@ def test_operators_see_the_multi_user_endpoint_in_their_place(
     url = f"/v3/endpoints/{multi_user.id}/status"
     assert live.client.get(url).json()["queue"] == {"messages": 2, "consumers": 0}
     begin(multi_user.next_start()).take(2)
-    eventually(lambda: live.client.get(url).json()["queue"]["consumers"] == 1)
+    until(lambda: live.client.get(url).json()["queue"]["consumers"] == 1)
     listed = live.client.get("/v3/tasks", params={"endpoint_id": multi_user.id}).json()["tasks"]
     assert {each["task_id"] for each in listed} == set(ids)
     assert {each["endpoint_id"] for each in listed} == {multi_user.id}

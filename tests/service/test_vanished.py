@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PATIENCE, Peer, Rest, beside, eventually
+from tests.service.conftest import PATIENCE, Peer, Rest, beside
 from tests.service.official_world import MultiUserEndpoint, Run
 
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.official import dispatcher, releases, runs, starts
 from flux_endpoint.service.settings import ServiceSettings
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 Begin = Callable[..., Run]
@@ -138,7 +139,7 @@ def test_what_a_run_took_unheard_ends_when_the_next_one_begins(
     first = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])
     if reported:  # before it was given anything
         first.report()
-        eventually(lambda: _period(live.client, first.endpoint_id) == 600)
+        until(lambda: _period(live.client, first.endpoint_id) == 600)
     first.consume()
     assert first.take(2) == ids[:2]
     assert first.take(1, ack=False) == ids[2:]
@@ -223,7 +224,7 @@ def test_what_a_run_left_ends_though_the_service_was_restarted_meanwhile(
         assert multi_user.next_start() == arguments
         second = begin(arguments, start=2.0)
         assert second.take(1) == ids[1:]
-        eventually(lambda: _period(client, first.endpoint_id) == 600)
+        until(lambda: _period(client, first.endpoint_id) == 600)
     with TestClient(create_app(live_settings), headers=headers):
         group = Group(peer, group_id)
         assert group.next_lost(multi_user) == ids[0]
@@ -496,7 +497,7 @@ def test_a_service_that_was_away_meanwhile_ends_them_all_the_same(
         assert run.take(1, ack=False) == ids[1:]
         run.report(period=0.1)
         child = run.endpoint_id
-        eventually(lambda: _period(client, child) == 0.1)
+        until(lambda: _period(client, child) == 0.1)
         run.vanish()
     with TestClient(create_app(live_settings), headers=headers) as client:
         assert Group(peer, group_id).next_lost(multi_user) == ids[0]
