@@ -7,9 +7,14 @@ ring. A task that is not in the file was never started.
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import os
 from pathlib import Path
+
+from flux_endpoint import logs
+
+log = logging.getLogger(__name__)
 
 #: Size of an entry in bytes.
 _SIZE = 16
@@ -68,3 +73,17 @@ class BegunRecord:
 
     def __contains__(self, task_id: object) -> bool:
         return isinstance(task_id, str) and _entry(task_id) in self._entries
+
+
+def record_begun(path: Path, workers: int) -> BegunTasks | None:
+    """Return the rings of a node's workers; `None` if the node can't write the file.
+
+    Args:
+        path: the file; a node that does not mount the endpoint's directory has none.
+        workers: how many workers there are.
+    """
+    try:
+        return BegunTasks(path, workers)
+    except OSError as error:
+        logs.event(log, logging.WARNING, "can't record which tasks begin", reason=error)
+        return None

@@ -42,6 +42,7 @@ class WorkerHandle:
     #: Whether it starts no more tasks, since a task has damaged its process.
     leaves: bool = False
     eof: bool = False
+    has_exited: bool = False
     #: Whether it was ended because its connection had invalid data.
     is_distrusted: bool = False
     #: Whether there were more claims than tasks.
@@ -62,3 +63,13 @@ class WorkerHandle:
         """Record that the first of its tasks, if any, has started."""
         self.since, self.began = now, time.time()
         self.told = False
+
+    def revoke_claims(self) -> int:
+        """Revoke the claims of tasks that have not begun; return how many these are.
+
+        If a task has raised the counter: all but the first, which may be that task.
+        """
+        there = len(self.tasks)
+        left = self.claims.take_all(there + 1)
+        self.has_miscounted |= left > there
+        return max(0, there - 1) if self.has_miscounted else left

@@ -7,10 +7,9 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import zmq
@@ -18,15 +17,16 @@ import zmq
 from flux_endpoint import logs
 from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
 from flux_endpoint.engine.output import OutputPipe
-from flux_endpoint.engine.workers.begun import BegunTasks
+from flux_endpoint.engine.workers.begun import record_begun
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameSocket, NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.engine.workers.node_queue import NodeQueue
-from flux_endpoint.engine.workers.process_tree import end_of, kill_tree, signal_tree
+from flux_endpoint.engine.workers.process_tree import end_of, kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
-from flux_endpoint.engine.workers.spool import EndHeader
+from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
 from flux_endpoint.engine.workers.template import request_worker, start_template
+from flux_endpoint.engine.workers.termination import WorkerTermination
 from flux_endpoint.engine.workers.worker_reports import (
     Ended,
     FalseReportError,
@@ -35,12 +35,9 @@ from flux_endpoint.engine.workers.worker_reports import (
     Skipped,
     report_in,
 )
-from flux_endpoint.functions import command_of
 
 log = logging.getLogger(__name__)
 
-#: Seconds between SIGTERM and SIGKILL for a cancelled task.
-KILL_GRACE = 3.0
 #: Tasks shorter than this many seconds are sent to a worker several at a time.
 _SHORT = 0.002
 _MOST_AHEAD = 16
@@ -55,29 +52,8 @@ _MAX_FAILED_STARTS = 4
 #: Seconds after which an idle worker is ended that does not skip the tasks that were taken back
 #: from it: it is busy with something that is not a task.
 _SILENT = 10.0
-#: Why a worker's task was lost after another process wrote to the worker's connection.
-_FORGED = (
-    "invalid data was written to the worker's connection, perhaps by the task (through a "
-    "descriptor that is not its own?), so the worker was ended"
-)
 #: The most pending requests to the template: the kernel queues only a few more.
 _MAX_STARTING = 64
-
-
-class Listener(Protocol):
-    """Callbacks for what becomes of the tasks."""
-
-    def ended(self, header: EndHeader, body: bytes) -> None:
-        """Handle the end of a task; see `spool.EndHeader`."""
-
-    def late(self, task_ids: list[str]) -> None:
-        """Handle tasks that were not started in time and were removed."""
-
-    def runs(self, task_id: str, began: float) -> None:
-        """Handle that a task has been running for a while; `began` in seconds since the epoch."""
-
-    def printed(self, data: bytes) -> None:
-        """Add a line to the workers' output."""
 
 
 class Staff:
@@ -94,7 +70,9 @@ class Staff:
 
     def __init__(self, settings: ManagerSettings, output: OutputPipe, listener: Listener) -> None:
         self._listener = listener
-        self._template_pid, control = start_template(settings, output, _begun_tasks(settings))
+        self._template_pid, control = start_template(
+            settings, output, record_begun(settings.files.begun, settings.workers)
+        )
         self._control_socket = control
         self._control = FrameSocket(control)
         self._queue = NodeQueue()
@@ -102,8 +80,8 @@ class Staff:
         self.may_start = False
         #: After a SIGTERM to all tasks: why the tasks that it ends are lost.
         self._terminated = ""
-        #: Tasks whose ends are dropped.
-        self._unwanted: set[str] = set()
+        self._ends = TaskEnds(listener)
+        self._termination = WorkerTermination()
         self._workers: list[WorkerHandle] = []
         self._starting: deque[WorkerHandle] = deque()
         self._free_places = list(range(settings.workers))
@@ -113,7 +91,6 @@ class Staff:
         self.is_useless = False
         #: Whether a worker has ended whose descendants may live on.
         self._orphans = False
-        self._deadlines: list[tuple[float, Callable[[], None]]] = []
         self._poller: zmq.Poller
 
     def start(self, poller: zmq.Poller) -> None:
@@ -163,7 +140,7 @@ class Staff:
             task_id: worker.began
             for worker in self._workers
             for task_id in worker.tasks
-            if task_id not in self._unwanted
+            if task_id not in self._ends.unwanted
         }
 
     def give_back(self, count: int) -> list[str]:
@@ -176,8 +153,8 @@ class Staff:
         for worker in self._workers:
             for task_id in worker.tasks:
                 if task_id in task_ids:
-                    self._unwanted.add(task_id)
-                    self._end_running(worker, task_id)
+                    self._ends.unwanted.add(task_id)
+                    self._termination.end(worker, task_id)
 
     def dispatch(self) -> None:
         """Send waiting tasks to workers, if tasks may start."""
@@ -207,7 +184,7 @@ class Staff:
 
     def _take_back(self, worker: WorkerHandle) -> None:
         """Put the tasks that `worker` has not started back at the head of the queue."""
-        not_begun = _not_begun(worker)
+        not_begun = worker.revoke_claims()
         if worker.has_miscounted:
             self._distrust(worker)
             return
@@ -297,10 +274,7 @@ class Staff:
             return
         worker.is_distrusted = True
         self._unhear(worker)
-        if worker.pid is None:
-            worker.once_born.append(partial(self._kill, worker))
-        else:
-            self._kill(worker)
+        self._termination.kill(worker)
 
     def _watch(self, worker: WorkerHandle) -> None:
         flags = zmq.POLLIN | (zmq.POLLOUT if worker.channel.wants_write else 0)
@@ -314,7 +288,7 @@ class Staff:
         self._take_back(worker)
         if worker.tasks:  # it announced its end during a task
             raise FalseReportError
-        self._deadlines.append((time.monotonic() + KILL_GRACE, partial(self._kill, worker)))
+        self._termination.kill_later(worker)
 
     def _late(self, worker: WorkerHandle, task_id: str) -> None:
         """Handle that a worker did not start a task because its `start_before` had passed."""
@@ -322,7 +296,7 @@ class Staff:
         del worker.sent[task_id]
         worker.starts(time.monotonic())
         if worker.cancelled == task_id:
-            self._tell_cancelled(task_id)
+            self._ends.cancelled(task_id)
         else:
             self._listener.late([task_id])
 
@@ -340,11 +314,11 @@ class Staff:
         self._task_seconds += (now - worker.since - self._task_seconds) * 0.2
         worker.starts(now)
         if worker.cancelled == task_id:  # the cancellation may have ended it
-            self._tell_cancelled(task_id, began)
+            self._ends.cancelled(task_id, began)
         elif self._terminated and returncode in ENDED_BY_SIGTERM:
-            self._tell_lost(task_id, self._terminated, began)
+            self._ends.lost(task_id, self._terminated, began)
         else:
-            self._ended({"id": task_id, "format": True} if formats else {"id": task_id}, body)
+            self._ends.result({"id": task_id, "format": True} if formats else {"id": task_id}, body)
 
     def _worker_exited(self, pid: int, status: int) -> None:
         worker = next((w for w in self._workers if w.pid == pid), None)
@@ -354,8 +328,9 @@ class Staff:
             self._receive_from_worker(worker)  # results that it wrote before it ended
         self._unhear(worker)
         worker.channel.close()
-        not_begun = _not_begun(worker)
+        not_begun = worker.revoke_claims()
         worker.claims.close()
+        worker.has_exited = True
         self._workers.remove(worker)
         self._free_places.append(worker.place)
         self._orphans = True
@@ -372,7 +347,7 @@ class Staff:
         for _ in range(not_begun):
             task_id = worker.tasks.pop()
             if worker.cancelled == task_id:
-                self._tell_cancelled(task_id)
+                self._ends.cancelled(task_id)
             else:
                 self._queue.put_back(worker.sent[task_id])
         if not worker.tasks:
@@ -381,15 +356,15 @@ class Staff:
         running, *others = worker.tasks
         wanted = worker.signalled is not None and worker.signalled == os.WTERMSIG(status)
         if self._terminated and wanted and worker.cancelled != running:
-            self._tell_lost(running, self._terminated, worker.began)
+            self._ends.lost(running, self._terminated, worker.began)
         elif worker.cancelled == running or wanted:
-            self._tell_cancelled(running, worker.began)
+            self._ends.cancelled(running, worker.began)
         else:
-            reason = _FORGED if worker.is_distrusted else end_of(status)
+            reason = FORGED if worker.is_distrusted else end_of(status)
             logs.event(log, logging.WARNING, "worker lost", pid=worker.pid, reason=reason)
-            self._tell_lost(running, reason, worker.began)
+            self._ends.lost(running, reason, worker.began)
         for task_id in others:  # begun after a task whose end could not be read
-            self._tell_lost(task_id, _FORGED, worker.began)
+            self._ends.lost(task_id, FORGED, worker.began)
 
     def _end_orphans(self) -> None:
         """Kill the descendants of a dead worker, which now belong to the template.
@@ -407,29 +382,17 @@ class Staff:
 
     # Ending tasks
 
-    def _ended(self, header: EndHeader, body: bytes) -> None:
-        if header["id"] in self._unwanted:
-            self._unwanted.remove(header["id"])
-        else:
-            self._listener.ended(header, body)
-
-    def _tell_cancelled(self, task_id: str, began: float | None = None) -> None:
-        self._ended({"id": task_id, "end": "cancelled", "began": began}, b"")
-
-    def _tell_lost(self, task_id: str, reason: str, began: float) -> None:
-        self._ended({"id": task_id, "end": "lost", "began": began}, reason.encode())
-
     def cancel(self, task_id: str) -> None:
         """End a task, wherever it is."""
         for worker in self._workers:
             if task_id in worker.tasks:
                 self._settle(worker)  # its other tasks are not affected
                 if task_id in worker.tasks:
-                    self._end_running(worker, task_id)
+                    self._termination.end(worker, task_id)
                     return
                 break
         if self._queue.remove({task_id}):
-            self._tell_cancelled(task_id)
+            self._ends.cancelled(task_id)
 
     def terminate(self, reason: str) -> list[str]:
         """Send SIGTERM to all tasks, because the node is about to end; return those not begun.
@@ -442,7 +405,7 @@ class Staff:
         returned = self.give_back(len(self._queue))
         for worker in self._workers:
             for task_id in list(worker.tasks):
-                self._signal_running(worker, signal.SIGTERM, task_id)
+                self._termination.signal(worker, signal.SIGTERM, task_id)
         return returned
 
     def signal(self, signum: int, task_id: str) -> None:
@@ -450,40 +413,13 @@ class Staff:
         for worker in self._workers:
             if task_id in worker.tasks:
                 self._settle(worker)  # the worker may have gone on to another task
-                self._signal_running(worker, signum, task_id)
-
-    def _signal_running(self, worker: WorkerHandle, signum: int, task_id: str) -> None:
-        """Signal a running task: a command's processes; for a Python function the worker, too."""
-        if task_id not in worker.tasks:
-            return
-        if worker.pid is None:
-            worker.once_born.append(partial(self._signal_running, worker, signum, task_id))
-            return
-        _, buffer = worker.sent[task_id]
-        if command_of(buffer.decode()) is not None:
-            signal_tree(worker.pid, signum, itself=False)
-        else:
-            worker.signalled = signum
-            signal_tree(worker.pid, signum)
-
-    def _end_running(self, worker: WorkerHandle, task_id: str) -> None:
-        """End the running task of `worker`, and the worker with it: SIGTERM, then SIGKILL."""
-        worker.cancelled = task_id
-        if worker.pid is None:
-            worker.once_born.append(partial(self._end_running, worker, task_id))
-            return
-        signal_tree(worker.pid, signal.SIGTERM)
-        self._deadlines.append((time.monotonic() + KILL_GRACE, partial(self._kill, worker)))
-
-    def _kill(self, worker: WorkerHandle) -> None:
-        if worker in self._workers and worker.pid is not None:
-            kill_tree(worker.pid)
+                self._termination.signal(worker, signum, task_id)
 
     # Timers
 
     def moments(self) -> Iterator[float]:
         """Yield the monotonic times at which something is due."""
-        yield from (moment for moment, _ in self._deadlines)
+        yield from self._termination.moments()
         yield from (w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
         yield from (w.since + _TELL_AFTER for w in self._workers if w.tasks and not w.told)
         yield from (w.since + _SILENT for w in self._workers if w.is_astray)
@@ -492,10 +428,7 @@ class Staff:
     def expire(self) -> None:
         """Do what is due."""
         now = time.monotonic()
-        due = [action for moment, action in self._deadlines if moment <= now]
-        self._deadlines = [entry for entry in self._deadlines if entry[0] > now]
-        for action in due:
-            action()
+        self._termination.expire(now)
         if time.time() >= self._queue.late_at and (late := self._queue.take_late(time.time())):
             self._listener.late(late)
         for worker in list(self._workers):
@@ -522,22 +455,3 @@ class Staff:
             if not worker.eof:
                 self._receive_from_worker(worker)
         return self.running()
-
-
-def _begun_tasks(settings: ManagerSettings) -> BegunTasks | None:
-    try:
-        return BegunTasks(settings.files.begun, settings.workers)
-    except OSError as error:  # the node may not mount the endpoint's directory
-        logs.event(log, logging.WARNING, "can't record which tasks begin", reason=error)
-        return None
-
-
-def _not_begun(worker: WorkerHandle) -> int:
-    """Return the number of a worker's tasks that have not begun, and revoke their claims.
-
-    If a task has raised the counter: all but the first, which may be that task.
-    """
-    there = len(worker.tasks)
-    left = worker.claims.take_all(there + 1)
-    worker.has_miscounted |= left > there
-    return max(0, there - 1) if worker.has_miscounted else left
