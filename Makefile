@@ -31,6 +31,9 @@ PEERS_STAMP := $(PEERS)/.installed
 TAPS_VENV := .venv-taps
 TAPS_STAMP := $(TAPS_VENV)/.installed
 
+# Else each of the many programs that the tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv official system demo test check faults fuzz bench bench-quick man clean
 
