@@ -1,4 +1,4 @@
-"""Audit logs: who did what, a JSON object a line, in files of a bounded size."""
+"""Audit logs: who did what, as one JSON object per line, in files of limited size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
 
-#: Bytes after which a file is set aside, and how many of those stay: `audit.jsonl.1` is the newest.
+#: Size in bytes at which a file is rotated, and the number of old files: `audit.jsonl.1` is the
+#: newest.
 SIZE = 10 * 2**20
 KEPT = 4
 #: The most characters of a text in a record.
@@ -23,14 +24,14 @@ LONGEST = 500
 
 
 class AuditLog:
-    """Appends records to a file that only its user can read. Safe to use from several threads.
+    """Appends records to a file that only its user can read. For several threads.
 
-    A record that can't be written, on a full disk for example, is lost: the log says so once.
+    A record that can't be written, for example on a full disk, is lost; this is logged once.
 
     Args:
-        path: the file; `None`: records go nowhere.
-        size: bytes after which it is set aside.
-        kept: how many of those stay.
+        path: the file; `None`: records are dropped.
+        size: size in bytes at which it is rotated.
+        kept: number of old files.
     """
 
     def __init__(self, path: Path | None, *, size: int = SIZE, kept: int = KEPT) -> None:
@@ -45,13 +46,13 @@ class AuditLog:
         """Append one record.
 
         Args:
-            what: what happened.
-            fields: who did it, and to what; those that are `None` are left out.
+            what: the event.
+            fields: who did it, to what, and so on; `None` values are left out.
         """
         self.write_all([{"event": what, **fields}])
 
     def write_all(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append records, each with its `event`; they get the same time."""
+        """Append records, each with its `event`; all get the same time."""
         if self.path is None:
             return
         now = time.time()
@@ -72,7 +73,7 @@ class AuditLog:
     def _append(self, path: Path, data: bytes) -> None:
         try:
             self._open(path, len(data))
-            # A line that found no room for its end is no reason to spoil the next one.
+            # An incomplete line must not corrupt the next one.
             whole = b"\n" + data if self._failed else data
             if os.write(self._descriptor, whole) < len(whole):
                 raise OSError("there was no room for the whole of it")
@@ -87,10 +88,10 @@ class AuditLog:
             self._failed = False
 
     def _open(self, path: Path, more: int) -> None:
-        """Have the file open that is at `path` now, with room for `more` bytes."""
+        """Open the file that is at `path` now, with room for `more` bytes."""
         if self._descriptor >= 0:
             ours = os.fstat(self._descriptor)
-            if not _is_at(path, ours):  # somebody has set it aside, or deleted it
+            if not _is_at(path, ours):  # another process has rotated or deleted it
                 self._leave()
             elif ours.st_size and ours.st_size + more > self._size:
                 self._leave()
@@ -98,7 +99,7 @@ class AuditLog:
         if self._descriptor < 0:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(path, flags, 0o600)
-            os.fchmod(self._descriptor, 0o600)  # whatever the umask
+            os.fchmod(self._descriptor, 0o600)  # regardless of the umask
 
     def _set_aside(self, path: Path) -> None:
         for number in range(self._kept, 0, -1):

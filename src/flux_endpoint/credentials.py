@@ -1,4 +1,4 @@
-"""Where the service is and who we are: two environment variables, else `credentials.json`."""
+"""The service's URL and our token: two environment variables, else `credentials.json`."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ URL_VARIABLE = "FLUX_ENDPOINT_SERVICE_URL"
 TOKEN_VARIABLE = "FLUX_ENDPOINT_TOKEN"  # noqa: S105 - a name, not a secret
 
 
-#: Key of `credentials.json` for the lock of the stack whose service it is about. While nobody holds
-#: it, the service does not run, and another user's program may have its port.
+#: Key of `credentials.json` for the lock of the stack that runs the service. If nobody holds the
+#: lock, the service is not running, and another user's program may have its port.
 STACK_KEY = "stack_lock"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """The service's base URL, without a slash at its end, and a bearer token for it.
+    """The service's base URL, without a trailing slash, and a bearer token for it.
 
     Attributes:
         service_url: e.g. `https://flux.example.org` or `http://127.0.0.1:5000/base`.
-        token: what goes into the `Authorization` header; never shown by `repr`.
+        token: the value for the `Authorization` header; never shown by `repr`.
         source: where the token came from, for messages.
-        stack_lock: of the stack that runs the service: a file that it has locked; `None`: none.
+        stack_lock: a file that the stack of the service locks; `None`: there is no stack.
     """
 
     service_url: str
@@ -65,17 +65,17 @@ class Credentials:
 
     @property
     def stack_is_down(self) -> bool:
-        """Whether the service is a stack's that does not run now: nobody may be sent the token."""
+        """Whether the service's stack is not running: then nobody may be sent the token."""
         return self.stack_lock is not None and not _is_held(self.stack_lock)
 
 
 def _problem_of(url: str) -> str | None:
-    """Return what is wrong with the URL of a service; `None` if nothing is."""
+    """Return what is wrong with the URL of a service, or `None`."""
     if any(each.isspace() or not each.isprintable() for each in url):
         return "it has a space or a character that can't be printed"
     try:
         parts = urlsplit(url)
-        port = parts.port  # parsed only now
+        port = parts.port  # parsed here, and may raise
     except ValueError as error:
         return str(error)
     problems = (
@@ -90,7 +90,7 @@ def _problem_of(url: str) -> str | None:
 
 def _can_be_host(url: str) -> bool:
     try:
-        # As it is sent, and as it is looked up: each knows mistakes that the other does not.
+        # As it is sent, and as it is looked up: each check finds errors that the other misses.
         httpx.URL(url).raw_host.decode("ascii").encode("idna")
     except (httpx.InvalidURL, UnicodeError):
         return False
@@ -98,10 +98,10 @@ def _can_be_host(url: str) -> bool:
 
 
 def load_credentials() -> Credentials:
-    """Return the credentials of the environment, or else those of `credentials.json`.
+    """Return the credentials of the environment, or those of `credentials.json`.
 
     Raises:
-        ConfigurationError: there are none, only half of them, or the file can't be used.
+        ConfigurationError: there are none, they are incomplete, or the file can't be used.
     """
     url, token = os.environ.get(URL_VARIABLE), os.environ.get(TOKEN_VARIABLE)
     if url and token:
@@ -161,7 +161,7 @@ def _from_file(path: Path) -> Credentials:
 
 
 def _check_stack(path: Path, content: dict[str, Any]) -> None:
-    """Raise ConfigurationError if the credentials are of a stack that does not run now."""
+    """Raise ConfigurationError if the credentials belong to a stack that is not running."""
     lock = content.get(STACK_KEY)
     if not isinstance(lock, str):
         return
@@ -179,7 +179,7 @@ def _check_stack(path: Path, content: dict[str, Any]) -> None:
 def _is_held(file: Path) -> bool:
     try:
         with file.open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
     except BlockingIOError:
         return True
     except OSError:  # the stack's directory is gone

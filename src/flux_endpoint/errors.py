@@ -1,6 +1,6 @@
-"""Every error that the project raises, in one small tree.
+"""All errors that the project raises, in one small hierarchy.
 
-The text of each says what was wrong, where it came from and what to do about it.
+Each text says what was wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class FluxEndpointError(Exception):
     """Base of all errors that this project raises on purpose."""
 
 
-#: The base class by its name in the official package.
+#: The base class under its name in the official package.
 ComputeError = FluxEndpointError
 
 
@@ -24,14 +24,14 @@ class ConfigurationError(FluxEndpointError):
 
 
 class NotFoundError(ConfigurationError):
-    """What was named does not exist, such as an endpoint of this machine."""
+    """A named object does not exist, such as an endpoint of this machine."""
 
 
 class BackgroundError(FluxEndpointError):
-    """What was started in the background ended before it was ready.
+    """A process started in the background ended before it was ready.
 
     Attributes:
-        exit_status: of its process, negative if a signal ended it.
+        exit_status: of the process; negative if a signal ended it.
     """
 
     def __init__(self, message: str, *, exit_status: int) -> None:
@@ -40,7 +40,7 @@ class BackgroundError(FluxEndpointError):
 
 
 class StillTryingError(FluxEndpointError):
-    """What was started in the background is not ready, since something that it needs is away."""
+    """A background process is not ready, because something that it needs is unreachable."""
 
 
 class SerdeError(FluxEndpointError):
@@ -53,15 +53,15 @@ class SerdeError(FluxEndpointError):
 
 
 class SerializationError(SerdeError):
-    """An object could not be turned into text by the strategy that was asked to."""
+    """The selected strategy could not turn an object into text."""
 
 
 class ReadOnlyStrategyError(SerializationError, NotImplementedError):
-    """A strategy only reads what older releases wrote."""
+    """The strategy only reads data of older releases."""
 
 
 class PayloadTooLargeError(SerializationError):
-    """A function or its arguments serialize to more than one task may carry."""
+    """A serialized function or its arguments exceed the limit for a task."""
 
 
 class DeserializationError(SerdeError):
@@ -69,7 +69,7 @@ class DeserializationError(SerdeError):
 
 
 class PackedBufferError(DeserializationError, ValueError):
-    """Text is no packed list of buffers."""
+    """Text is not a packed list of buffers."""
 
 
 class InvalidMessageError(FluxEndpointError, ValueError):
@@ -77,31 +77,31 @@ class InvalidMessageError(FluxEndpointError, ValueError):
 
 
 class UnrecognizedProtocolVersionError(InvalidMessageError):
-    """The version byte of a message is none that this project reads."""
+    """This project does not read messages with this version byte."""
 
 
 class AmqpError(FluxEndpointError):
-    """Something between us and the message broker failed."""
+    """An error in the communication with the message broker."""
 
 
 class UnroutableError(AmqpError):
-    """The broker accepted a mandatory message but no queue took it."""
+    """The broker accepted a mandatory message, but no queue received it."""
 
 
 class PublishError(AmqpError):
-    """The broker refused a message (a negative confirm), or the connection was closed for good."""
+    """The broker refused a message (a negative confirm), or the connection is closed for good."""
 
 
 class RefusedMessageError(PublishError):
-    """The broker refuses this very message, however often it is sent: it is too large."""
+    """The broker refuses this message every time: it is too large."""
 
 
 class RecordError(FluxEndpointError):
-    """A file that records accepted tasks can't be read or written, such as the journal.
+    """A file that records accepted tasks, such as the journal, can't be read or written.
 
     Attributes:
-        damaged: whether its content is wrong; else it may be written later, e.g. when its disk is
-            full no more.
+        damaged: whether its content is damaged; otherwise writing may succeed later, e.g. when the
+            disk is no longer full.
     """
 
     def __init__(self, message: str, *, damaged: bool = False) -> None:
@@ -110,7 +110,7 @@ class RecordError(FluxEndpointError):
 
 
 class EndpointInUseError(FluxEndpointError):
-    """Another agent runs the endpoint, here or on another host."""
+    """Another agent runs this endpoint, here or on another host."""
 
 
 class EndpointGoneError(FluxEndpointError):
@@ -123,8 +123,8 @@ class ServiceError(FluxEndpointError):
     Attributes:
         http_status: HTTP status code of the answer.
         code: machine-readable error code, e.g. ``ENDPOINT_NOT_FOUND``.
-        field: dotted name of the request's field that was wrong, when one was.
-        retry_after: seconds after which the same request may succeed, when it is refused for now.
+        field: dotted name of the invalid field in the request, if there is one.
+        retry_after: seconds after which the same request may succeed, if it is refused for now.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ServiceError(FluxEndpointError):
         self.retry_after = retry_after
 
     def saying(self, text: str) -> ServiceError:
-        """Return the same refusal with a text that knows more of what it was about."""
+        """Return the same refusal with a more specific text."""
         return ServiceError(
             text,
             http_status=self.http_status,
@@ -162,11 +162,11 @@ class EngineError(FluxEndpointError):
 
 
 class InstanceLostError(EngineError):
-    """The Flux instance that an endpoint ran in is gone, or ends."""
+    """The Flux instance that an endpoint ran in is gone, or is ending."""
 
 
 class TaskError(FluxEndpointError):
-    """A task ended without a value. Base of what a future raises."""
+    """A task ended without a value. Base class of the errors that futures raise."""
 
 
 _SERIALIZATION = re.compile("dill|pickle|serializ", re.IGNORECASE)
@@ -180,17 +180,17 @@ Use the endpoint's minor version of Python, and install there what the function 
 """
 _WORKER_LOST_HINT = """
 A worker that crashes may have loaded byte code of another version of Python: compare the client's
-with the endpoint's. Else look at the memory that the task needs, and at what it links to.
+with the endpoint's. Otherwise check the memory that the task needs, and the libraries it uses.
 """
 
 
 class TaskExecutionFailed(TaskError):  # noqa: N818 - the official client's name for it
-    """A task raised, or could not be run; carries what the endpoint reported.
+    """A task raised, or could not be run; has the endpoint's report.
 
     Attributes:
-        remote_data: the text the endpoint sent, in general a traceback.
-        completion_t: seconds since the epoch, as text, at which the service took the result.
-        task_details: what the endpoint said of itself (Python version and the like), or ``None``.
+        remote_data: the text that the endpoint sent, usually a traceback.
+        completion_t: seconds since the epoch, as text, at which the service received the result.
+        task_details: facts about the worker (Python version etc.), or ``None``.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class TaskExecutionFailed(TaskError):  # noqa: N818 - the official client's name
         self.task_details = task_details
 
     def __str__(self) -> str:
-        """Return the endpoint's text, and a hint where many have met its like."""
+        """Return the endpoint's text, with a hint for common problems."""
         body = "\n".join(f" {line}" for line in self.remote_data.strip("\n").splitlines())
         lost = _WORKER_LOST.search(self.remote_data)
         hint = _SERIALIZATION_HINT if lost or _SERIALIZATION.search(self.remote_data) else ""
@@ -213,14 +213,14 @@ class TaskExecutionFailed(TaskError):  # noqa: N818 - the official client's name
 
 
 class TaskCancelled(TaskError):  # noqa: N818 - reads like concurrent.futures.CancelledError
-    """A task was ended on request, by its owner or by the endpoint's."""
+    """A task was ended on request, by its owner or by the endpoint's owner."""
 
 
 class TaskPending(TaskError):  # noqa: N818 - the official client's name for it
-    """A result was asked for before the task had ended.
+    """A result was requested before the task had ended.
 
     Attributes:
-        reason: the state that the task is in.
+        reason: the task's state.
     """
 
     def __init__(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Optional parts of an installation: the packages that each needs, and how it is installed."""
+"""Optional parts of an installation: the packages of each, and how to install it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from flux_endpoint.errors import ConfigurationError
 
-#: By extra, as `pyproject.toml` has it, the modules that it brings.
+#: Modules of each extra in `pyproject.toml`.
 MODULES = {
     "flux": ("cffi", "ply"),
     "service": ("alembic", "fastapi", "sqlalchemy", "uvicorn"),
@@ -27,14 +27,14 @@ def missing(extra: str) -> list[str]:
 
 
 def require(extra: str, what: str) -> None:
-    """Make sure that `extra` is installed.
+    """Raise an error unless `extra` is installed.
 
     Args:
         extra: the extra's name.
-        what: what needs it, for the message.
+        what: the feature that needs it, for the message.
 
     Raises:
-        ConfigurationError: it is not; says how it is installed.
+        ConfigurationError: it is not installed; the text says how to install it.
     """
     names = missing(extra)
     if names:
@@ -46,9 +46,9 @@ def require(extra: str, what: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """Return how `extra` is installed: from a checkout, since no index has a release yet.
+    """Return the command that installs `extra`: from a checkout, since there is no release yet.
 
-    The checkout that this package came from is named if it is there.
+    It names the checkout that this package came from, if that exists.
     """
     source = _checkout()
     if source is None:
@@ -59,7 +59,7 @@ def install_command(extra: str) -> str:
 
 
 def _checkout() -> tuple[Path, bool] | None:
-    """Return the directory that pip installed this package from, and whether it stays linked."""
+    """Return the directory from which pip installed this package, and whether it is editable."""
     with suppress(
         importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError
     ):

@@ -1,4 +1,4 @@
-"""A thread that owns state: what others want done to that state, they post."""
+"""A thread that owns state: other threads post actions on that state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds after which an `after_turn` that failed is called again.
+#: Seconds after which a failed `after_turn` is called again.
 _AFTER_FAILURE = 1.0
 #: Seconds; threads can't wait for arbitrarily long.
 _LONGEST_WAIT = 86_400.0
@@ -28,23 +28,23 @@ Action = Callable[[], object]
 
 
 class ThreadStoppedError(RuntimeError):
-    """There is no answer to a call, since the thread was stopped."""
+    """A call has no answer, because the thread was stopped."""
 
 
 class OwnerThread:
-    """Runs posted actions and timers, one at a time, on a thread of its own.
+    """Runs posted actions and timers, one at a time, on its own thread.
 
-    A turn runs what has been posted, then the timers that are due, then `after_turn`. The first
-    turn comes at once; each other one when something is posted or due. An action that fails is
-    reported to `on_error`, and the others go on.
+    A turn runs the posted actions, then the timers that are due, then `after_turn`. The first turn
+    runs at once; later ones when something is posted or due. If an action fails, the error is
+    reported to `on_error`, and the other actions still run.
 
     Args:
-        name: of the thread.
-        after_turn: returns the seconds after which it is to be called again at the latest;
-            `math.inf`: after the next turn that something else causes.
-        at_end: called on the thread as the last thing.
-        on_error: given what any of these has raised; default: it is logged.
-        new_thread: makes the thread from its name and what it runs; default: a daemon thread.
+        name: the thread's name.
+        after_turn: returns the seconds after which it must be called again at the latest;
+            `math.inf`: after the next turn, whatever causes that.
+        at_end: called on the thread at the very end.
+        on_error: called with each error of an action; default: log it.
+        new_thread: returns the thread for a name and a target; default: a daemon thread.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class OwnerThread:
         self._thread = (new_thread or _daemon)(name, self._run)
         self._inbox: queue.SimpleQueue[Action] = queue.SimpleQueue()
         self._timers = _Timers()
-        #: Nothing enters the inbox once this is set, which its lock sees to: so every `call` is
+        #: Once this is set, nothing enters the inbox; its lock guarantees that every `call` is
         #: answered.
         self._is_closed = False
         self._gate = threading.Lock()
-        #: Whether the thread runs nothing more; its own.
+        #: Whether the thread runs nothing more; only for this thread.
         self._has_ended = False
 
     def start(self) -> None:
@@ -79,21 +79,21 @@ class OwnerThread:
         self._thread.start()
 
     def post(self, action: Action) -> None:
-        """Have `action` run on the thread; it is dropped if that was stopped."""
+        """Run `action` on the thread; drop it if the thread was stopped."""
         self.offer(action)
 
     def offer(self, action: Action) -> bool:
-        """Have `action` run on the thread; return `False`, and drop it, if that was stopped."""
+        """Run `action` on the thread; drop it and return `False` if the thread was stopped."""
         with self._gate:
             if not self._is_closed:
                 self._inbox.put(action)
             return not self._is_closed
 
     def call(self, function: Callable[[], T]) -> T:
-        """Have `function` run on the thread; return what it returns, or raise what it raises.
+        """Run `function` on the thread; return its result, or raise its error.
 
         Raises:
-            ThreadStoppedError: the thread was stopped, and has not run `function`.
+            ThreadStoppedError: the thread was stopped before it ran `function`.
         """
         if self.is_current:
             return function()
@@ -103,14 +103,14 @@ class OwnerThread:
         return call.answer.result()
 
     def after(self, seconds: float, action: Action) -> None:
-        """Have `action` run in so many seconds; from an action of this thread only."""
+        """Run `action` after `seconds`; only for actions of this thread."""
         self._timers.add(time.monotonic() + seconds, action)
 
     def stop(self) -> None:
         """End the thread.
 
-        From other threads: when all that was posted before has run. From an action of this thread:
-        right after that action. What is posted later is dropped.
+        Called by another thread: after everything posted before has run. Called by an action of
+        this thread: right after that action. Later posts are dropped.
         """
         if self.is_current:
             self._has_ended = True
@@ -121,21 +121,21 @@ class OwnerThread:
                 self._inbox.put(self.stop)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait at most `timeout` seconds for the thread's end; not at all on the thread itself."""
+        """Wait at most `timeout` seconds for the thread's end; do nothing on the thread itself."""
         if not self.is_current and self._thread.is_alive():
             self._thread.join(timeout)
 
     @property
     def is_current(self) -> bool:
-        """Whether the caller runs on this thread."""
+        """Whether the caller is this thread."""
         return threading.current_thread() is self._thread
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything posted was begun."""
+        """Whether all posted actions have begun."""
         return self._inbox.empty()
 
-    # The thread
+    # On the thread
 
     def _run(self) -> None:
         patience = 0.0
@@ -153,7 +153,7 @@ class OwnerThread:
         wait = None if math.isinf(patience) else min(max(0.0, patience), _LONGEST_WAIT)
         with suppress(queue.Empty):
             self._safely(self._inbox.get(timeout=wait))
-        for _ in range(self._inbox.qsize()):  # what these post waits, so that timers have a turn
+        for _ in range(self._inbox.qsize()):  # later posts wait, so that timers have a turn
             self._safely(self._inbox.get())
         while (due := self._timers.take(time.monotonic())) is not None:
             self._safely(due)
@@ -182,7 +182,7 @@ class OwnerThread:
 
 
 class _Timers:
-    """Actions for later, by the monotonic time at which each is due."""
+    """Delayed actions, by the monotonic time at which each is due."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Action]] = []
@@ -193,7 +193,7 @@ class _Timers:
 
     @property
     def next_at(self) -> float:
-        """When the next one is due; infinity: there is none."""
+        """When the next one is due; infinity if there is none."""
         return self._heap[0][0] if self._heap else math.inf
 
     def take(self, now: float) -> Action | None:

@@ -1,4 +1,4 @@
-"""Where state lives on disk: `$FLUX_ENDPOINT_HOME`, by default `~/.flux_endpoint`."""
+"""Paths of the state on disk: `$FLUX_ENDPOINT_HOME`, by default `~/.flux_endpoint`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from flux_endpoint.errors import ConfigurationError
 
 HOME_VARIABLE = "FLUX_ENDPOINT_HOME"
-#: In an endpoint's directory: what its Python functions print.
+#: In an endpoint's directory: the output of its Python functions.
 OUTPUT_LOG = "output.log"
-#: Bytes that the state directory's path may have: Linux takes 4096, and ours are the longest below.
+#: Longest path of the state directory in bytes: Linux allows 4096, and our files are below it.
 LONGEST_HOME = 3000
 
 
@@ -21,8 +21,8 @@ def home() -> Path:
     """Return the state directory, created with mode 0700 if it was missing.
 
     Raises:
-        ConfigurationError: it is none, and can't be made, or not every program could use its path;
-            names the variable that says where it is.
+        ConfigurationError: it is not a directory, can't be created, or has a path that some program
+            can't use; the text names the variable that sets it.
     """
     configured = os.environ.get(HOME_VARIABLE)
     shown, source = configured or "~/.flux_endpoint", HOME_VARIABLE
@@ -44,7 +44,7 @@ def home() -> Path:
 
 
 def _check_usable(path: Path) -> None:
-    """Raise `ValueError` for a path that some program below would not take as it is."""
+    """Raise `ValueError` for a path that a program below would misinterpret."""
     text = str(path)
     try:
         text.encode()
@@ -61,13 +61,13 @@ def _check_usable(path: Path) -> None:
 
 
 def _printable(text: str) -> str:
-    """Return a path on one line of moderate length, in characters that every terminal takes."""
+    """Return a path as one line of limited length, in characters that every terminal can show."""
     shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
     return shown if len(shown) <= 200 else f"{shown[:100]}…{shown[-80:]}"
 
 
 def make_private_directory(path: Path) -> None:
-    """Make a directory with mode 0700, whatever the umask; one that exists stays as it is."""
+    """Create a directory with mode 0700, regardless of the umask; an existing one is unchanged."""
     if path.is_dir():
         return
     if not path.parent.exists():
@@ -81,21 +81,21 @@ def make_private_directory(path: Path) -> None:
 
 
 def keep_owners_rights() -> None:
-    """Drop from this process's umask what would take its user's own rights to new files.
+    """Remove from this process's umask the bits that take away the user's own rights.
 
-    Programs that are started from here could not read their own files otherwise. What others may
-    do stays as the umask says.
+    Otherwise programs started here could not read their own files. The umask's effect on other
+    users stays.
     """
     os.umask(os.umask(0o077) & 0o077)
 
 
 def credentials_file() -> Path:
-    """Return the path of the file that says where the service is and who we are."""
+    """Return the path of the file with the service's URL and our token."""
     return home() / "credentials.json"
 
 
 def endpoint_dir(name: str) -> Path:
-    """Return the directory of the endpoint called `name` (which may not exist)."""
+    """Return the directory of the endpoint `name` (which may not exist)."""
     return home() / "endpoints" / name
 
 
@@ -105,16 +105,16 @@ def write_private(path: Path, text: str, *, durable: bool = True) -> None:
     Args:
         path: the file.
         text: its whole content.
-        durable: whether it must survive the host's end, and not only that of this process.
+        durable: whether it must survive a crash of the host, and not only of this process.
 
     Raises:
-        OSError: it can't be written, and stays as it was; names `path`.
+        OSError: it can't be written, and is unchanged; the error names `path`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            os.fchmod(descriptor, 0o600)  # whatever the umask
+            os.fchmod(descriptor, 0o600)  # regardless of the umask
             stream.write(text)
             stream.flush()
             if durable:
@@ -123,5 +123,5 @@ def write_private(path: Path, text: str, *, durable: bool = True) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        # An error of writing, unlike one of opening, does not say of which file it is.
+        # A write error, unlike an error of opening, does not name the file.
         raise OSError(error.errno, error.strerror, str(path)) from error

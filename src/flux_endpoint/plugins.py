@@ -1,4 +1,4 @@
-"""Where the Flux plugins are that come with this package."""
+"""Locates the Flux plugins of this package."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Environment variables that hold credentials: nothing that runs a task's code inherits them."""
+"""Environment variables with credentials, which no process that runs task code inherits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: Beginnings of names. Where the service is, is no secret, and goes with the token.
+#: Prefixes of names. The service's URL is not a secret, but accompanies the token.
 _CREDENTIALS = (
     "FLUX_ENDPOINT_TOKEN",
     "FLUX_ENDPOINT_SERVICE_",
@@ -16,7 +16,7 @@ _ADDRESS = "FLUX_ENDPOINT_SERVICE_URL"
 
 
 def holds_credentials(name: str) -> bool:
-    """Return whether a variable of that name belongs to credentials."""
+    """Return whether a variable of that name has credentials."""
     return name.startswith(_CREDENTIALS)
 
 

@@ -82,11 +82,11 @@ def test_what_is_wrong_is_said_by_name(loaded):
     }
     blocks = [{name: value} for name, value in wrong.items()]
     texts = loaded(*blocks, {"max_workers": 1, "max_nodes": 1}, {"blocks": {"max_blocks": 2}})
-    assert "max_node is no option of it; did you mean 'max_nodes'?" in texts[0]
-    assert "provider is no option of it: there are no blocks to provide" in texts[1]
-    assert "max_workers_per_node is no option of it: set workers_per_node" in texts[2]
+    assert "max_node is not a FluxEngine option; did you mean 'max_nodes'?" in texts[0]
+    assert "provider is not a FluxEngine option: there are no blocks to provide" in texts[1]
+    assert "max_workers_per_node is not a FluxEngine option: set workers_per_node" in texts[2]
     assert "max_nodes: Input should be greater than 0, not -1" in texts[3]
-    assert "nonsense is no option of it; there are address, " in texts[4]
+    assert "nonsense is not a FluxEngine option; there are address, " in texts[4]
     assert "FluxEngine: max_workers and max_nodes set the same limit in two units" in texts[5]
     assert "blocks is an option of Flux Endpoint's own endpoints only" in texts[6]
     assert all(text.startswith("ClickException: FluxEngine: ") for text in texts)

@@ -6,22 +6,22 @@ The report is a JSON object, which the service stores; `flux-endpoint status` sh
 |---|---|
 | `active` | false in the last report |
 | `heartbeat_period` | seconds until the next |
-| `start_unix`, `report_unix` | when the agent started, and made this report (seconds since the epoch) |
-| `endpoint_version`, `hostname`, `pid` | of the agent |
-| `agent` | its tasks: `AgentCounts`; `accepted` and `finished` since the start; their rates |
-| `executor`, `executor_description` | "flux" or "local", and a line on it |
-| `instance`, `resources` | URI of the Flux instance; its nodes, cores and gpus in all |
-| `usage` | how these are used now, and when the instance ends; see `Backend.usage` |
-| `trouble` | why it takes no tasks, or can't send results; empty if it does |
+| `start_unix`, `report_unix` | start of the agent, and time of this report (seconds since the epoch) |
+| `endpoint_version`, `hostname`, `pid` | the agent's |
+| `agent` | `AgentCounts`; tasks `accepted` and `finished` since the start; rates of both |
+| `executor`, `executor_description` | "flux" or "local", and a line about it |
+| `instance`, `resources` | URI of the Flux instance; its total nodes, cores and gpus |
+| `usage` | their present use, and the end of the instance; see `Backend.usage` |
+| `trouble` | why it takes no tasks, or can't send results; empty if there is no trouble |
 | `ending` | whether the instance is ending or gone: nothing more is started |
-| `total_workers`, `idle_workers`, `starting_workers` | workers; those that have nothing to do; those to come |
-| `workers_error` | why the latest group of workers did not start; empty once one has |
-| `min_workers`, `max_workers` | how many stay when there is nothing to do; how many there may be |
-| `managers`, `worker_nodes` | groups of workers that come and go together; nodes that they are on |
-| `active_managers`, `draining_managers` | those with tasks; those that make room for a job |
-| `outstanding_tasks`, `pending_tasks` | tasks for workers that have not ended; those that no node has |
-| `running_tasks` | tasks on workers that run for a second or more, and when each was started |
-| `jobs`, `waiting_jobs` | tasks that are jobs of their own; those that wait for resources |
+| `total_workers`, `idle_workers`, `starting_workers` | numbers of workers: ready, idle, starting |
+| `workers_error` | why the latest managers did not start; empty once one has |
+| `min_workers`, `max_workers` | workers that stay when idle; the most workers |
+| `managers`, `worker_nodes` | number of managers; of nodes with workers |
+| `active_managers`, `draining_managers` | managers with tasks; managers that make room for a job |
+| `outstanding_tasks`, `pending_tasks` | unfinished tasks for workers; those that no manager has |
+| `running_tasks` | tasks that have been running on workers for a second or more, with their starts |
+| `jobs`, `waiting_jobs` | tasks that are jobs; those that wait for resources |
 """  # noqa: E501 - a table
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""This project's engine inside of other projects' programs."""
+"""This project's engine in other projects' programs."""

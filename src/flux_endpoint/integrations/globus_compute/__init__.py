@@ -1,6 +1,6 @@
 """`type: FluxEngine` for the official Globus Compute endpoint: see docs/globus-compute-plugin.md.
 
-Importing this package costs nothing; the engine is imported when it is asked for.
+Importing this package is cheap; the engine is imported on first use.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from flux_endpoint.integrations.globus_compute import pth_install
 def main() -> None:
     """Let the official Globus Compute endpoint of this environment run tasks on Flux.
 
-    Enabled, `type: FluxEngine` can be used in its user_config_template.yaml.j2.
+    When enabled, `type: FluxEngine` can be used in the endpoint's user_config_template.yaml.j2.
     """
 
 
@@ -42,7 +42,7 @@ def disable() -> None:
 
 @main.command()
 def status() -> None:
-    """Say how it stands; exit status 1 unless a new process finds the engine."""
+    """Show the state; exit status 1 unless a new process finds the engine."""
     found = pth_install.status()
     click.echo(f"{pth_install.OFFICIAL:<24} {found.official or 'not installed here'}")
     click.echo(f"{'file':<24} {found.file}{'' if found.enabled else ' (not there)'}")

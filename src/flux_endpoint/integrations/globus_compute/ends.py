@@ -1,4 +1,4 @@
-"""Ends of tasks as the official endpoint's own engines report them."""
+"""Ends of tasks in the format of the official endpoint's own engines."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.protocol.messages import Task, unpack
 from flux_endpoint.protocol.states import ErrorCode
 
-#: A result without an error has this; in a string, the quotes would be escaped.
+#: Part of every result without an error; inside a string, the quotes would be escaped.
 _NO_ERROR: Final = b'"error_details":null'
-#: What the official engines tell apart.
+#: The error codes that the official engines distinguish.
 _KEPT: Final = frozenset({ErrorCode.REMOTE_EXECUTION, ErrorCode.MAX_RESULT_SIZE})
 _USER_MESSAGE: Final = "An error occurred during the execution of this task"
 
 
 def official_end(body: bytes) -> bytes:
-    """Return a packed result with a code that the official engines know.
+    """Return a packed result with an error code of the official engines.
 
-    They have one for all that can go wrong around a task: its text says what it was.
+    They use one code for most failures; the text says which failure it was.
     """
     if _NO_ERROR in body:
         return body
@@ -33,10 +33,10 @@ def official_end(body: bytes) -> bytes:
 
 
 def read_task(task_id: str, packed: bytes) -> Task | bytes:
-    """Return the task in a message, or the end of one that has none.
+    """Return the task in a message, or the end of a message without a task.
 
-    The official endpoint acknowledges what its engine has taken, and gets the rest again at each
-    start: a message that is wrong must be taken, too.
+    The official endpoint acknowledges what its engine accepts, and gets everything else again at
+    each start: so an invalid message must be accepted, too.
     """
     try:
         message = unpack(packed)

@@ -25,21 +25,21 @@ from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
 
-#: The logger whose handlers the official endpoint has set up.
+#: The logger whose handlers the official endpoint has configured.
 _THEIR_LOGGER = "globus_compute_endpoint"
-#: Events of a job that say where it is.
+#: Events of a job that show its state.
 _PLACING = frozenset({"submit", "start"})
 
 
 class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package is not here to check
-    """Runs an official endpoint's tasks on Flux, as this project's own endpoints do.
+    """Runs an official endpoint's tasks on Flux, like this project's own endpoints.
 
     Args:
         endpoint_id: the endpoint's UUID, if it is known before `start`.
         options: see `PluginOptions`.
 
     Raises:
-        ValueError: an option is wrong; the text names it, and says what is right.
+        ValueError: an option is invalid; the text names it, and says what is valid.
     """
 
     def __init__(self, *, endpoint_id: UUID | None = None, **options: Any) -> None:
@@ -55,14 +55,14 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         self._engine: Engine | None = None
         self._record: TaskRecord | None = None
         self._store: ResultStore | None = None
-        #: Where the Flux instance listens, as long as it is there.
+        #: The socket of the Flux instance, which exists as long as the instance.
         self._socket: Path | None = None
         self._end_is_told = False
         self._total_tasks = 0
         self._lock = threading.Lock()
-        #: Tasks that have not ended; `None`: nobody here waits, they are of an earlier process.
+        #: Unfinished tasks; `None`: a task of an earlier process, which nobody waits for here.
         self._futures: dict[str, GCFuture | None] = {}
-        #: Results of an earlier process, for tasks that the broker sends once more.
+        #: Results of an earlier process, for tasks that the broker delivers again.
         self._earlier: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         return f"FluxEngine({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def assert_ha_compliant(self) -> NoReturn:
-        """Refuse: nobody has assessed it.
+        """Refuse High Assurance, for which the engine has not been assessed.
 
         Raises:
             ValueError: always.
@@ -83,10 +83,10 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
     def start(
         self, *_: object, endpoint_id: UUID | str, run_dir: str | Path, **_options: object
     ) -> None:
-        """Start, and go on with what an earlier process has left.
+        """Start, and resume the work of an earlier process.
 
         Raises:
-            EngineError: it can't; says what to do.
+            EngineError: it can't start; the text says what to do.
             RecordError: the record of accepted tasks can't be opened or read.
         """
         _show_logs(self.label)
@@ -127,7 +127,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
             logs.event(
                 log,
                 logging.WARNING,
-                "an earlier process of this endpoint ended with work in its hands, going on",
+                "resuming the unfinished work of an earlier process of this endpoint",
                 tasks=len(tasks),
                 results=len(results),
             )
@@ -139,10 +139,10 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         resource_specification: dict[str, Any] | None = None,
         result_serializers: list[str] | None = None,
     ) -> None:
-        """Take a task; its packed result goes to `task_f`, that of a message without one, too.
+        """Take a task. `task_f` gets its packed result, even if the message has no task.
 
-        `task_f` gets the number of the task as its `executor_task_id`. If the task becomes a job of
-        its own, that is its `job_id` and its `block_id`, too, once it runs.
+        `task_f` gets the task's number as its `executor_task_id`. If the task becomes a job of its
+        own, the job's id becomes its `job_id`, and its `block_id` once it runs.
 
         Raises:
             EngineError: the engine does not run.
@@ -176,7 +176,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
     def _accept(self, task: EngineTask) -> None:
         engine, record = self._running_engine(), self._record
         try:
-            # The broker sends once more what it has no acknowledgement of, ended or not.
+            # The broker delivers all unacknowledged tasks again, whether they have ended or not.
             ended = None if record is None else record.result(task.task_id)
             if ended is None:
                 if record is not None:
@@ -197,7 +197,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
     def _submit(self, *_: object, **__: object) -> NoReturn:
         raise NotImplementedError("this engine takes whole tasks, in `submit`")
 
-    # What the engine's threads call
+    # Called by the engine's threads
 
     def _happened(self, event: EngineEvent) -> None:
         if event.jobid is None or event.name not in _PLACING:
@@ -214,9 +214,9 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         if self._record is not None:
             try:
                 self._record.finish(result)
-            except RecordError as error:  # the result goes its way, and at worst once more
+            except RecordError as error:  # the result is delivered, at worst twice
                 logs.event(log, logging.ERROR, str(error), task=result.task_id)
-        engine = self._engine  # another thread may stop it meanwhile
+        engine = self._engine  # another thread may stop it in the meantime
         if engine is not None:
             engine.settle([result.task_id])
         with self._lock:
@@ -227,15 +227,15 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
             future.set_result(result.body)
 
     def _keep(self, result: EngineResult) -> None:
-        """Leave a result where the official endpoint looks for those it has to publish."""
+        """Store a result where the official endpoint looks for unpublished ones."""
         if self._store is None:
             return
-        # It reads what has no dot in front at any moment: the file must appear as a whole.
+        # It may read any file without a leading dot at any moment: the file must appear complete.
         partial = self._store.data_path / f".{result.task_id}"
         partial.write_bytes(result.body)
         partial.replace(self._store.data_path / result.task_id)
 
-    # What else the official endpoint asks
+    # Other requests of the official endpoint
 
     def get_status_report(self) -> EPStatusReport:
         """Return the engine's counters, with the official names where they exist."""
@@ -249,7 +249,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
                 "total_tasks": self._total_tasks,
                 "outstanding_tasks": len(self._futures),
                 "scaling_enabled": True,
-                # As if all workers were on one node: they come and go one by one.
+                # As if all workers were on one node, because they start and end one by one.
                 "max_blocks": 1,
                 "min_blocks": 0,
                 "nodes_per_block": 1,
@@ -260,20 +260,20 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
 
     @property
     def executor_exception(self) -> EngineError | None:
-        """Why nothing can be run any more: the endpoint looks here twice a second, and ends."""
+        """Why nothing can run any more; the endpoint checks this twice a second, and ends."""
         if self._socket is None or self._socket.exists():
             return None
         error = EngineError(
             f"the Flux instance has ended: {self._socket} is gone. Start the endpoint again where "
             "there is one"
         )
-        if not self._end_is_told:  # whoever looks begins to end, and may be gone before it says why
+        if not self._end_is_told:  # after this the endpoint ends, perhaps before it logs the reason
             self._end_is_told = True
             logs.event(log, logging.ERROR, str(error))
         return error
 
     def shutdown(self, /, **_: object) -> None:
-        """Let running tasks finish for a while; the next start goes on with the others."""
+        """Let running tasks finish for a while; the next start resumes the others."""
         engine, self._engine = self._engine, None
         self._engine_ready = False
         if engine is None:
@@ -287,13 +287,13 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
 
 
 def _socket_of(uri: str) -> Path | None:
-    """Return the path in a `local://` URI of Flux, `None` for others."""
+    """Return the path in a `local://` URI of Flux; `None` for other URIs."""
     scheme, _, path = uri.partition("://")
     return Path(path) if scheme == "local" and path else None
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options with strategies by their names: a `config.py` may have the classes."""
+    """Return options with strategies as names: a `config.py` may have the classes."""
     allowed = options.get("allowed_serializers")
     if allowed is None:
         return options
@@ -305,7 +305,7 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Forward(logging.Handler):
-    """Hands our log records, with their fields, to the official endpoint's log."""
+    """Forwards our log records, with their fields, to the official endpoint's log."""
 
     def __init__(self, label: str) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Gives the module `globus_compute_endpoint.engines` one name more, without touching its files.
+"""Adds one name to the module `globus_compute_endpoint.engines`, without changing its files.
 
-The official endpoint looks up the `type` of its engine as an attribute of that module. What
-`enable` writes into the environment calls `find_spec` here when the module is imported, and never
-for any other.
+The official endpoint looks up the `type` of its engine as an attribute of that module. The file
+that `enable` writes calls `find_spec` here when the module is imported, and never for another
+module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 MODULE: Final = "globus_compute_endpoint.engines"
 NAME: Final = "FluxEngine"
-#: In the environment, with one of `OFF` as its value: do nothing.
+#: Variable that disables the hook if its value is one of `OFF`.
 VARIABLE: Final = "FLUX_ENDPOINT_GLOBUS_COMPUTE"
 OFF: Final = frozenset({"0", "off", "no", "false"})
 
@@ -27,7 +27,7 @@ _searching = False
 def find_spec(
     name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
 ) -> ModuleSpec | None:
-    """Find the module as everybody would, and have the name added once it is loaded."""
+    """Find the module as usual, and let the name be added once it is loaded."""
     global _searching  # noqa: PLW0603 - imports hold their own lock, module by module
     if name != MODULE or _searching or os.environ.get(VARIABLE, "").lower() in OFF:
         return None
@@ -44,7 +44,7 @@ def find_spec(
 def _find_elsewhere(
     name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    for finder in sys.meta_path:  # we are one of these, and find nothing now
+    for finder in sys.meta_path:  # includes this hook, which finds nothing now
         found = finder.find_spec(name, path, target)
         if found is not None:
             return found
@@ -52,7 +52,7 @@ def _find_elsewhere(
 
 
 class _AddName(Loader):
-    """Loads the module with its own loader, which it gives back; then adds the name."""
+    """Loads the module with its original loader, which it restores, and then adds the name."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -70,9 +70,9 @@ class _AddName(Loader):
 
 
 def add_name(module: ModuleType) -> None:
-    """Let `module` have the engine as an attribute, imported when it is first used.
+    """Make the engine an attribute of `module`, imported on first use.
 
-    A later release that brings an engine of that name itself is left alone.
+    If a later release has an engine of that name itself, it is not replaced.
     """
     if NAME in vars(module):
         return
@@ -88,5 +88,5 @@ def add_name(module: ModuleType) -> None:
         raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
     vars(module)["__getattr__"] = get
-    # What the official error of a misspelt type lists.
+    # The official error for a misspelled type lists these.
     vars(module)["__dir__"] = lambda: sorted({*vars(module), NAME})

@@ -1,4 +1,4 @@
-"""What may stand beside `type: FluxEngine` in a user endpoint's configuration."""
+"""The options next to `type: FluxEngine` in a user endpoint's configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import suggestion
 
-#: Options of the official engines that have no meaning here, and what takes their place.
+#: Options of the official engines that do not exist here, with replacements.
 _ELSEWHERE = {
     "provider": "there are no blocks to provide: the engine uses the Flux instance that the "
     "endpoint runs in (FLUX_URI)",
@@ -25,11 +25,11 @@ _ELSEWHERE = {
 
 
 class PluginOptions(FluxEngineConfig):
-    """The options of our own endpoint's engine, and what belongs to the agent there."""
+    """The options of our own endpoint's engine, and some that its agent has there."""
 
-    #: What logs call it.
+    #: Its name in logs.
     label: str = "FluxEngine"
-    #: Seconds that running tasks have left when the endpoint stops.
+    #: Seconds that running tasks have when the endpoint stops.
     shutdown_grace: float = Field(default=5.0, ge=0)
 
     @model_validator(mode="after")
@@ -46,7 +46,7 @@ def read_options(given: dict[str, Any]) -> PluginOptions:
     """Return `given` as options.
 
     Raises:
-        ValueError: one of them is wrong; the text names it, and says what is right.
+        ValueError: an option is invalid; the text names it, and says what is valid.
     """
     try:
         return PluginOptions(**given)
@@ -57,11 +57,11 @@ def read_options(given: dict[str, Any]) -> PluginOptions:
 
 def _problem(detail: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
-    if not name:  # of several together, which its text names
+    if not name:  # an error of several options, whose text names them
         return str(detail["ctx"]["error"])
     if detail["type"] != "extra_forbidden":
         return f"{name}: {detail['msg']}, not {detail['input']!r}"
     if name in _ELSEWHERE:
-        return f"{name} is no option of it: {_ELSEWHERE[name]}"
+        return f"{name} is not a FluxEngine option: {_ELSEWHERE[name]}"
     known = sorted(PluginOptions.model_fields.keys() - {"type", "blocks"})
-    return f"{name} is no option of it; {suggestion(name, known, 'there are')}"
+    return f"{name} is not a FluxEngine option; {suggestion(name, known, 'there are')}"

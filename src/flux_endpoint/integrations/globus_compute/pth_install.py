@@ -1,4 +1,4 @@
-"""The switch: one file in the environment's site-packages, written and removed."""
+"""Installs and removes one file in the environment's site-packages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flux_endpoint.integrations.globus_compute.hook import MODULE, NAME, OFF, VA
 
 FILE_NAME: Final = "flux_endpoint_globus_compute.pth"
 OFFICIAL: Final = "globus-compute-endpoint"
-#: The releases with which this is tested.
+#: The tested releases.
 TESTED: Final = "4.19"
 
 _HOOK = "flux_endpoint.integrations.globus_compute.hook"
-# A .pth file's lines are run at every start of the environment's Python, so this one imports
-# nothing. It must not break the official endpoint when this package has been removed.
+# The lines of a .pth file run whenever the environment's Python starts, so this one imports
+# nothing. It must not break the official endpoint after this package has been removed.
 _LINE = (
     "import sys; sys.meta_path.insert(0, type('FluxEndpointGlobusCompute', (), {'find_spec': "
     "staticmethod(lambda name, path=None, target=None: "
@@ -45,14 +45,14 @@ except Exception as error:
 
 @dataclass(frozen=True)
 class InstallStatus:
-    """How it stands in this environment.
+    """The state of this environment.
 
     Attributes:
-        file: where the file is, or would be.
-        enabled: whether it is there, and as this release writes it.
-        official: the release of the official endpoint, `None` if it isn't installed.
-        engine: what a new process of this environment finds under the engine's name.
-        problem: why it finds none, although it should.
+        file: the path of the file.
+        enabled: whether the file exists with this release's content.
+        official: the release of the official endpoint; `None` if it is not installed.
+        engine: the object that a new process finds under the engine's name.
+        problem: why there is none, although there should be one.
     """
 
     file: Path
@@ -63,16 +63,16 @@ class InstallStatus:
 
 
 def path_of_file() -> Path:
-    """Return where the file belongs: beside the installed packages of this Python."""
+    """Return the path of the file: among the installed packages of this Python."""
     return Path(sysconfig.get_path("purelib")) / FILE_NAME
 
 
 def enable() -> Path:
-    """Write the file; return where it is.
+    """Write the file; return its path.
 
     Raises:
-        ConfigurationError: the official endpoint isn't installed in this environment, or the file
-            can't be written.
+        ConfigurationError: the official endpoint is not installed in this environment, or the
+            file can't be written.
     """
     if official_release() is None:
         raise ConfigurationError(
@@ -93,7 +93,7 @@ def enable() -> Path:
 
 
 def disable() -> bool:
-    """Remove the file; return whether it was there.
+    """Remove the file; return whether it existed.
 
     Raises:
         ConfigurationError: it can't be removed.
@@ -117,7 +117,7 @@ def official_release() -> str | None:
 
 
 def status() -> InstallStatus:
-    """Look at the environment, and at what a new process in it finds."""
+    """Return the state of the environment, as a new process in it finds it."""
     path = path_of_file()
     try:
         enabled = path.read_text(encoding="utf-8") == _LINE

@@ -1,6 +1,6 @@
-"""The tasks that the engine has accepted, on disk.
+"""The engine's accepted tasks on disk.
 
-The official endpoint acknowledges them to the broker at once, and forgets them with its process.
+The official endpoint acknowledges tasks to the broker at once, and loses them with its process.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.sqlite_file import Layout, RecordFile, Row
 
-#: Seconds for which a result is kept after it was handed over: its publication takes a moment, and
-#: nothing says when it was confirmed. One that is published twice does no harm.
+#: Seconds for which a result is kept after it was handed over: publishing it takes a moment, and
+#: its confirmation is not reported. Publishing a result twice does no harm.
 KEPT = 30.0
-#: The same when the endpoint stops in good order.
+#: The same after an orderly stop of the endpoint.
 KEPT_AT_STOP = 5.0
 
 _SCHEMA = """
@@ -33,13 +33,13 @@ CREATE INDEX by_time ON results (at)
 
 
 class TaskRecord(RecordFile):
-    """Accepted tasks and fresh results; any thread may use it.
+    """Accepted tasks and recent results; for any thread.
 
-    It survives the end of the process, not that of the machine.
+    It survives the end of the process, but not a crash of the machine.
 
     Args:
-        path: the database file, created if missing, and made anew of what can be read if it is
-            damaged.
+        path: the database file; created if it is missing, and rebuilt from its readable rows if it
+            is damaged.
 
     Raises:
         RecordError: it can't be opened.
@@ -54,7 +54,7 @@ class TaskRecord(RecordFile):
         """Record a task.
 
         Raises:
-            RecordError: it can't be; the task must not be acknowledged.
+            RecordError: it can't be recorded; the task must not be acknowledged.
         """
         row = (
             task.task_id,
@@ -66,10 +66,10 @@ class TaskRecord(RecordFile):
         self._write([("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?)", row)])
 
     def finish(self, result: EngineResult) -> None:
-        """Put a task's result in its place.
+        """Replace a task by its result.
 
         Raises:
-            RecordError: it can't be.
+            RecordError: it can't be recorded.
         """
         now = time.time()
         self._write(
@@ -84,11 +84,11 @@ class TaskRecord(RecordFile):
         )
 
     def forget(self, age: float) -> None:
-        """Forget results that are older than `age` seconds."""
+        """Remove results that are older than `age` seconds."""
         self._write([("DELETE FROM results WHERE at < ?", (time.time() - age,))])
 
     def unfinished(self) -> list[EngineTask]:
-        """Return the tasks that have not ended, oldest first.
+        """Return the unfinished tasks, oldest first.
 
         Raises:
             RecordError: they can't be read.
@@ -101,7 +101,7 @@ class TaskRecord(RecordFile):
         return [_task(row) for row in rows]
 
     def result(self, task_id: str) -> bytes | None:
-        """Return the result of a task that has just ended, `None` of any other.
+        """Return the result of a task that has just ended, or `None`.
 
         Raises:
             RecordError: it can't be read.
@@ -142,7 +142,7 @@ def _task(row: Row) -> EngineTask:
     )
 
 
-# What a row must be; nothing else was ever written. ValueError: what it is.
+# Checks of a row's values; ValueError says what is wrong with it.
 
 
 def _check_task(row: Row) -> None:
@@ -165,7 +165,7 @@ def _check_result(row: Row) -> None:
         raise ValueError("a column is of another kind")  # noqa: TRY004 - it is the value of a row
 
 
-#: How the file is laid out, and what its rows must be.
+#: The layout of the file, and the checks of its rows.
 LAYOUT = Layout(
     "record of tasks",
     1,
