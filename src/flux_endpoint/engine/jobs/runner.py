@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds in which the events of a recovered job arrive.
 _CATCH_UP = 5.0
-#: Timeouts (s) for submissions and for reading ends when the engine stops.
+#: Timeout (s) for submissions and for reading ends when the engine stops.
 _LAST_PATIENCE = 5.0
 #: Errors that mean a faulty task, or missing prerequisites on this host.
 _REFUSALS = (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError)

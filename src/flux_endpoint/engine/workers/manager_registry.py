@@ -33,13 +33,13 @@ _YIELD_AFTER = 0.3
 #: Seconds for which busy managers are left alone after they came up. Managers that Flux preferred
 #: to a waiting job have twice as long each time, up to the second value.
 _TURN, _LONGEST_TURN = 3.0, 3600.0
-#: Seconds that managers have to come up, before that.
+#: Seconds for which starting managers are left alone.
 _START_PATIENCE = 60.0
 #: Seconds that a job waits although there seems to be room before more nodes are cleared for it.
 _BLIND_AFTER = 2.0
 #: The least seconds between two checks for managers that should leave or wait in vain.
 _REVIEW_AFTER = 0.05
-#: Managers whose workers count as permanent.
+#: States of managers whose workers count as permanent.
 _STAYING = (ManagerState.FOUND, ManagerState.STARTING, ManagerState.READY)
 #: Urgency of managers' jobs, Flux's default.
 _URGENCY = 16
