@@ -92,7 +92,18 @@ class _Message:
 
 
 class Consumer:
-    """A subscription. Its public methods may be called from any thread."""
+    """A subscription. Its public methods may be called from any thread.
+
+    Args:
+        loop: the connection.
+        queue: the queue's name.
+        on_message: called with each delivery on the connection's thread.
+        prefetch: the most unanswered deliveries at a time.
+        exclusive: whether nobody else may consume from the queue.
+        bundles: whether the parts of a bundle become separate deliveries.
+        on_accepted: called each time the broker grants the subscription.
+        on_refused: called with the reason each time the broker refuses or ends it.
+    """
 
     def __init__(
         self,

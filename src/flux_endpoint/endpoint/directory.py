@@ -76,6 +76,9 @@ class DirectoryStatus:
 class EndpointDirectory:
     """The directory `$FLUX_ENDPOINT_HOME/endpoints/NAME`.
 
+    Args:
+        name: the endpoint's name.
+
     Raises:
         ConfigurationError: `name` is not a valid endpoint name.
     """
@@ -157,6 +160,9 @@ class AgentLock:
 
     It is a POSIX record lock, which belongs to one process: it is released when the process ends,
     however that happens, and is not inherited by the processes that an engine forks.
+
+    Args:
+        directory: the endpoint's directory.
     """
 
     def __init__(self, directory: EndpointDirectory) -> None:

@@ -26,6 +26,10 @@ class EventSender:
 
     Results never wait for events. Events are not kept: a job that is found again after a restart
     reports all of its events again.
+
+    Args:
+        connection: the connection to publish on.
+        info: how events are published; `None`: the service takes none.
     """
 
     def __init__(self, connection: AmqpConnection, info: PublishInfo | None) -> None:

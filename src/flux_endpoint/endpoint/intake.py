@@ -91,7 +91,14 @@ def read_task(
 
 
 def refuse(task_id: str, code: ErrorCode, text: str, user_message: str) -> RefusedTask:
-    """Return the refusal of a task; `text` becomes the text of the client's exception."""
+    """Return the refusal of a task; `text` becomes the text of the client's exception.
+
+    Args:
+        task_id: the task's id.
+        code: the kind of failure.
+        text: the text of the client's exception.
+        user_message: a short message for the user.
+    """
     error = ResultErrorDetails(code=code.value, user_message=user_message)
     result = Result(task_id=UUID(task_id), data=text, error_details=error, task_statuses=[])
     return RefusedTask(task_id, text, EngineResult(task_id, pack(result)))

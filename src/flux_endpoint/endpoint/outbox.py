@@ -33,7 +33,11 @@ class Settled:
 
 
 class PublishTarget:
-    """An exchange and the properties that the service requires of messages there."""
+    """An exchange and the properties that the service requires of messages there.
+
+    Args:
+        info: how the service wants messages published.
+    """
 
     def __init__(self, info: PublishInfo) -> None:
         kwargs = info.queue_publish_kwargs

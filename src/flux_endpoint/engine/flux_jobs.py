@@ -43,7 +43,12 @@ class MarkedJob:
 
 
 class JobList:
-    """Finds this user's jobs by their mark. May take long; for any thread but the main one."""
+    """Finds this user's jobs by their mark. May take long; for any thread but the main one.
+
+    Args:
+        flux: Flux's bindings.
+        handles: connections to the instance.
+    """
 
     def __init__(self, flux: ModuleType, handles: Handles) -> None:
         self._flux = flux

@@ -40,6 +40,10 @@ class Handles:
 
     There are as many as the most threads that ever asked at once. A connection's futures must be
     destroyed before it is given back, so no variable may refer to one.
+
+    Args:
+        flux: Flux's bindings.
+        uri: the instance's; `None`: the default instance's.
     """
 
     def __init__(self, flux: ModuleType, uri: str | None) -> None:
@@ -64,7 +68,12 @@ class Handles:
 
 
 class JobReader:
-    """Reads Flux's records of finished jobs. May take long; for any thread."""
+    """Reads Flux's records of finished jobs. May take long; for any thread.
+
+    Args:
+        flux: Flux's bindings.
+        handles: connections to the instance.
+    """
 
     def __init__(self, flux: ModuleType, handles: Handles) -> None:
         self._flux = flux

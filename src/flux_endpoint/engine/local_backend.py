@@ -24,7 +24,11 @@ from flux_endpoint.protocol.jobid import format_jobid
 
 
 class LocalBackend:
-    """Runs jobs as process trees on this machine, below this process."""
+    """Runs jobs as process trees on this machine, below this process.
+
+    Args:
+        config: options of the engine, with the number of virtual nodes and their resources.
+    """
 
     kind: Literal["flux", "local"] = "local"
     spans_hosts = False

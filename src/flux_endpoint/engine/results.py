@@ -53,7 +53,14 @@ def body_of(
     details: dict[str, Any] | None,
     statuses: list[dict[str, Any]],
 ) -> bytes:
-    """Return the message body of a task's end."""
+    """Return the message body of a task's end.
+
+    Args:
+        task_id: the task's id.
+        end: its value, or its failure.
+        details: facts about the worker; see `worker_details`.
+        statuses: transitions of the task; see `transition`.
+    """
     if isinstance(end, Value):
         if end.returncode is not None:
             details = {**(details or {}), RETURNCODE: end.returncode}
@@ -69,7 +76,15 @@ def failure(
     details: dict[str, Any] | None = None,
     statuses: list[dict[str, Any]] | None = None,
 ) -> bytes:
-    """Return the body of a failed result; `text` becomes the text of the client's exception."""
+    """Return the body of a failed result; `text` becomes the text of the client's exception.
+
+    Args:
+        task_id: the task's id.
+        code: the kind of failure.
+        text: the text of the client's exception.
+        details: facts about the worker; default: none.
+        statuses: transitions of the task; default: none.
+    """
     error = {"code": code.value, "user_message": _USER_MESSAGES.get(code, "The task failed.")}
     return _body(task_id, _shortened(text), error, details, statuses or [])
 

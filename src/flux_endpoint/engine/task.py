@@ -79,7 +79,11 @@ class _TaskSerializer(ComputeSerializer):
 
 
 class TaskRunner:
-    """Runs tasks in this process, one at a time."""
+    """Runs tasks in this process, one at a time.
+
+    Args:
+        settings: how tasks run here.
+    """
 
     def __init__(self, settings: TaskSettings) -> None:
         self._settings = settings

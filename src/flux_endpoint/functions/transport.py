@@ -216,6 +216,12 @@ def serialize_arguments(
 ) -> list[str]:
     """Return the buffers of a call's args and kwargs, for any kind of `function`.
 
+    Args:
+        serializer: the submitter's serializer.
+        function: the function that is called.
+        args: positional arguments.
+        kwargs: keyword arguments.
+
     Raises:
         SerializationError: they can't be serialized.
     """

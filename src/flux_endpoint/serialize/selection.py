@@ -131,7 +131,11 @@ def _known(for_code: bool | None) -> str:
 
 
 class Allowlist:
-    """The strategies that may deserialize."""
+    """The strategies that may deserialize.
+
+    Args:
+        entries: strategies and wildcards; `None` or empty: everything is allowed.
+    """
 
     def __init__(self, entries: Iterable[Strategylike]) -> None:
         given = list(entries)

@@ -48,7 +48,11 @@ class Stopped:
 
 
 class Reporter:
-    """The background process's side: sends progress as one JSON object per line."""
+    """The background process's side: sends progress as one JSON object per line.
+
+    Args:
+        descriptor: where messages go; `None` if nobody waits.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._stream = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)

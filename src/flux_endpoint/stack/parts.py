@@ -42,7 +42,13 @@ def check_port(wanted: int | None) -> None:
 
 
 class ServicePart:
-    """The REST service."""
+    """The REST service.
+
+    Args:
+        directory: the stack's directory.
+        programs: runs the process.
+        broker: the stack's RabbitMQ.
+    """
 
     def __init__(self, directory: StackDirectory, programs: Programs, broker: RabbitNode) -> None:
         self._directory = directory
@@ -126,7 +132,13 @@ class ServicePart:
 
 
 class EndpointPart:
-    """One endpoint."""
+    """One endpoint.
+
+    Args:
+        directory: the stack's directory.
+        programs: runs the process.
+        name: the endpoint's name.
+    """
 
     def __init__(self, directory: StackDirectory, programs: Programs, name: str) -> None:
         self._directory = directory

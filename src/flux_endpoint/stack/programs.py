@@ -53,7 +53,13 @@ class RestartBackoff(Backoff):
 
 
 class Program:
-    """One `flux-endpoint …` process."""
+    """One `flux-endpoint …` process.
+
+    Args:
+        name: its name, also that of its log.
+        arguments: arguments of `flux-endpoint`.
+        env: its whole environment.
+    """
 
     def __init__(self, name: str, arguments: Sequence[str], env: Mapping[str, str]) -> None:
         self.name = name

@@ -54,7 +54,11 @@ def start_command(endpoint: str) -> str:
 
 
 class StackDirectory:
-    """The directory `stack` of the present home."""
+    """The directory `stack` of the present home.
+
+    Args:
+        home: the state directory; default: the present one.
+    """
 
     def __init__(self, home: Path | None = None) -> None:
         self.home = home or paths.home()
@@ -117,7 +121,11 @@ class StackDirectory:
 
 
 class StackLock:
-    """The exclusive lock of a stack directory; processes that inherit `descriptor` share it."""
+    """The exclusive lock of a stack directory; processes that inherit `descriptor` share it.
+
+    Args:
+        directory: the stack's directory.
+    """
 
     def __init__(self, directory: StackDirectory) -> None:
         self.descriptor = os.open(directory.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)

@@ -58,7 +58,11 @@ class Ready:
 
 
 class StopRequested(BaseException):
-    """A signal requested the end; not an Exception, so that no handler catches it by mistake."""
+    """A signal requested the end; not an Exception, so that no handler catches it by mistake.
+
+    Args:
+        signum: the signal's number.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)

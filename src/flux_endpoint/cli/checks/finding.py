@@ -45,12 +45,26 @@ def ok(check: str, said: str, subject: str | None = None) -> Finding:
 
 
 def warning(check: str, said: str, mend: str, subject: str | None = None) -> Finding:
-    """Return that something could be better."""
+    """Return that something could be better.
+
+    Args:
+        check: the checked thing; see `Finding`.
+        said: the result.
+        mend: how to fix it.
+        subject: the thing's name, if there are several.
+    """
     return Finding(check, FindingState.WARNING, said, mend, subject)
 
 
 def failed(check: str, said: str, mend: str, subject: str | None = None) -> Finding:
-    """Return that something is wrong."""
+    """Return that something is wrong.
+
+    Args:
+        check: the checked thing; see `Finding`.
+        said: the result.
+        mend: how to fix it.
+        subject: the thing's name, if there are several.
+    """
     return Finding(check, FindingState.FAILED, said, mend, subject)
 
 

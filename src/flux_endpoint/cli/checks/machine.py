@@ -116,7 +116,14 @@ def _open_files() -> Finding:
 
 
 def check_disk(check: str, directory: Path, what: str, subject: str | None = None) -> Finding:
-    """Return whether the disk of a directory, which may not exist yet, has room."""
+    """Return whether the disk of a directory, which may not exist yet, has room.
+
+    Args:
+        check: the name of the check.
+        directory: the directory; need not exist.
+        what: what is stored there, for the text.
+        subject: the endpoint's name, if it is an endpoint's.
+    """
     while not directory.exists():
         directory = directory.parent
     free = shutil.disk_usage(directory).free

@@ -83,7 +83,17 @@ def shell_result(
     return_dict: bool = False,
     result_type: type[ShellResult] = ShellResult,
 ) -> Value | Failure:
-    """Return a serialized `ShellResult`; Flux's note on the end is appended to standard error."""
+    """Return a serialized `ShellResult`; Flux's note on the end is appended to standard error.
+
+    Args:
+        command: the command line for the result.
+        stdout: the last lines of standard output.
+        stderr: the last lines of standard error.
+        outcome: how the job ended.
+        result_serializers: strategies to try, in order; `None`: the defaults.
+        return_dict: whether the value is a dictionary instead.
+        result_type: the class of the value: ours, or the official one.
+    """
     outcome = with_abort_code(outcome, stderr)
     if outcome.note and outcome.note not in stderr:
         stderr += ("" if not stderr or stderr.endswith("\n") else "\n") + f"{outcome.note}\n"

@@ -30,6 +30,13 @@ def write_task(
 ) -> None:
     """Write a task into `directory` for its ranks.
 
+    Args:
+        directory: the directory that the ranks share.
+        task_id: the task's id.
+        buffer: function and arguments, serialized and packed.
+        result_serializers: strategies to try on the values, in order; `None`: the defaults.
+        settings: how tasks run here.
+
     Raises:
         OSError: it can't be written; the error names the file.
     """

@@ -36,7 +36,13 @@ class _Node:
 
 
 class ResourcePool:
-    """All resources, and which of them are free. Owned by one thread."""
+    """All resources, and which of them are free. Owned by one thread.
+
+    Args:
+        nodes: number of virtual nodes.
+        cores_per_node: cores of each.
+        gpus_per_node: GPUs of each.
+    """
 
     def __init__(self, nodes: int, cores_per_node: int, gpus_per_node: int) -> None:
         self.cores_per_node = cores_per_node

@@ -28,7 +28,11 @@ class NoFrameError(EOFError):
 
 
 class FrameSocket:
-    """Sends and receives frames on a socket without blocking."""
+    """Sends and receives frames on a socket without blocking.
+
+    Args:
+        sock: a stream socket; it becomes nonblocking.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -45,7 +45,11 @@ _FINISHING = 0.3
 
 
 class Manager:
-    """One thread and one poller: `run` handles everything that happens on this node."""
+    """One thread and one poller: `run` handles everything that happens on this node.
+
+    Args:
+        settings: the settings from the environment.
+    """
 
     def __init__(self, settings: ManagerSettings) -> None:
         self._settings = settings

@@ -49,7 +49,19 @@ _STUCK_AFTER = 0.1
 
 
 class WorkerPool:
-    """Runs tasks on resident workers. One thread owns all state; other threads post messages."""
+    """Runs tasks on resident workers. One thread owns all state; other threads post messages.
+
+    Args:
+        backend: where the managers' jobs run.
+        config: options of the engine.
+        tasks: how tasks run here.
+        directory: the engine's directory.
+        output: log for the output of functions.
+        on_result: called with the end of each task.
+        on_left: called with the id of each task that is left to others, and its failed attempts.
+        instance: state of the Flux instance.
+        on_found: called with the ids of tasks that recovered managers have.
+    """
 
     def __init__(
         self,

@@ -117,7 +117,11 @@ class Pending:
 
 
 class Step:
-    """The largest piece that fits now: less than a node if others use part of each node."""
+    """The largest piece that fits now: less than a node if others use part of each node.
+
+    Args:
+        most: the largest piece.
+    """
 
     def __init__(self, most: int) -> None:
         self.size = most
