@@ -119,7 +119,7 @@ class TestHealth:
 def test_what_fails_is_1_with_the_way_to_mend_it(bare):
     done = bare.run("doctor", status=1)
     assert "  failed   no credentials: set FLUX_ENDPOINT_SERVICE_URL" in done.stdout
-    assert "-> ask whoever runs the service for a token" in done.stdout
+    assert "-> ask the service's operator for a token" in done.stdout
     assert "1 failed" in done.stdout.splitlines()[-1]
 
 

@@ -434,7 +434,7 @@ class AmqpConnection:
             self._finish_close()
             return
         connection.add_on_connection_blocked_callback(
-            lambda _connection, frame: self._alarmed(frame.method.reason or "no reason told")
+            lambda _connection, frame: self._alarmed(frame.method.reason or "no reason given")
         )
         connection.add_on_connection_unblocked_callback(lambda *_: self._alarmed(""))
         self._declarer.connected(self._begin)

@@ -69,7 +69,7 @@ class Registration:
         if endpoint_id not in {None, queues.endpoint_id}:
             raise FluxEndpointError(
                 f"{url} answered the registration of endpoint {endpoint_id} with another id, "
-                f"{queues.endpoint_id}: this is an error of the service; tell whoever runs it"
+                f"{queues.endpoint_id}: this is an error of the service; inform its operator"
             )
         # The service may have a new address.
         text = json.dumps({"endpoint_id": queues.endpoint_id, "service_url": url}, indent=2) + "\n"
@@ -104,7 +104,7 @@ class Registration:
                 raise error.saying(
                     f"{self._rest.credentials.service_url} {knows} {endpoint_id} ({error}). If it "
                     f"is the right service, delete {self._file} to register as a new endpoint; "
-                    "whoever submits needs the new id then"
+                    "users then need the new id"
                 ) from error
             raise
 

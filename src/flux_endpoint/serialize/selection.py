@@ -134,7 +134,7 @@ class Allowlist:
     """The strategies that may deserialize.
 
     Args:
-        entries: strategies and wildcards; `None` or empty: everything is allowed.
+        entries: strategies and wildcards, at least one of each kind (code and data).
     """
 
     def __init__(self, entries: Iterable[Strategylike]) -> None:

@@ -41,7 +41,7 @@ def check_broker(api: OperatorApi | None) -> Iterator[Finding]:
             "broker.reach",
             f"can't reach RabbitMQ at {address}: {error}",
             "start it, open that port to this machine, or correct what the service tells clients: "
-            "its --client-amqp-url (endpoints are told its --endpoint-amqp-url)",
+            "its --client-amqp-url (for endpoints: --endpoint-amqp-url)",
         )
         return
     yield ok("broker.reach", f"{server or 'a broker'} at {address} accepts connections from here")

@@ -115,7 +115,7 @@ class EndpointChecks:
             age = shown_age(time.time() - status.since)
             yield failed(
                 "endpoint.agent",
-                f"{who} is {status.state} for {age}: {status.reason or 'no reason told'}",
+                f"{who} is {status.state} for {age}: {status.reason or 'no reason given'}",
                 f"it tries again by itself; see flux-endpoint logs {self._name}",
                 self._name,
             )

@@ -82,7 +82,7 @@ def _mend_credentials() -> str:
     """Return what to do if there are no usable credentials."""
     if any(os.environ.get(name) for name in (URL_VARIABLE, TOKEN_VARIABLE)):
         return (
-            f"correct {URL_VARIABLE} and {TOKEN_VARIABLE} (whoever runs the service knows its URL, "
+            f"correct {URL_VARIABLE} and {TOKEN_VARIABLE} (the service's operator knows its URL, "
             "and makes tokens), or unset both"
         )
     try:
@@ -93,7 +93,7 @@ def _mend_credentials() -> str:
     if not missing:
         return f"correct {file}, or set {URL_VARIABLE} and {TOKEN_VARIABLE} instead"
     return (
-        "ask whoever runs the service for a token (`flux-endpoint service token create`), or run "
+        "ask the service's operator for a token (`flux-endpoint service token create`), or run "
         "one of your own: flux-endpoint up"
     )
 
@@ -108,7 +108,7 @@ def _credentials(credentials: Credentials) -> Iterator[Finding]:
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
         yield warning(
             "service.url",
-            f"{credentials.service_url} is not encrypted: whoever listens learns the token",
+            f"{credentials.service_url} is not encrypted: eavesdroppers learn the token",
             "have the service behind a TLS proxy, and use its https:// URL",
         )
 

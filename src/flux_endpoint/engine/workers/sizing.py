@@ -120,7 +120,7 @@ class Step:
     """The largest piece that fits now: less than a node if others use part of each node.
 
     Args:
-        most: the largest piece.
+        most: workers of the largest piece.
     """
 
     def __init__(self, most: int) -> None:
