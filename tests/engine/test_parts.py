@@ -21,7 +21,7 @@ from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
 from flux_endpoint.engine.workers import process_tree
 from flux_endpoint.engine.workers.claims import Claims
-from flux_endpoint.engine.workers.frames import FrameSocket, read_frame, write_frame
+from flux_endpoint.engine.workers.frames import FrameReader, FrameSocket, write_frame
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ErrorCode
 from waiting import until
@@ -46,7 +46,7 @@ def test_frames_arrive_in_order_from_either_kind_of_socket(pair):
     write_frame(theirs, {"id": "2"})
     assert list(frames.receive()) == [({"id": "1"}, b"body"), ({"id": "2"}, b"")]
     frames.send({"id": "ü"}, b"\x00" * 10)
-    assert read_frame(theirs) == ({"id": "ü"}, b"\x00" * 10)
+    assert FrameReader(theirs).read() == ({"id": "ü"}, b"\x00" * 10)
 
 
 def test_a_frame_in_pieces_comes_out_when_it_is_whole(pair):
@@ -78,7 +78,7 @@ def test_a_body_larger_than_any_buffer_passes_both_ways(pair):
     frames.send({"n": 2}, body)
     assert frames.wants_write
     answers = []
-    reader = threading.Thread(target=lambda: answers.append(read_frame(theirs)))
+    reader = threading.Thread(target=lambda: answers.append(FrameReader(theirs).read()))
     reader.start()
     while frames.wants_write:
         frames.flush()
@@ -101,11 +101,23 @@ def test_the_end_of_a_stream_comes_after_every_whole_frame(pair):
     assert frames.wants_write is False
 
 
+def test_frames_that_arrived_together_are_read_at_once_and_returned_one_by_one(pair):
+    ours, theirs = pair
+    frames, reader = FrameSocket(ours), FrameReader(theirs)
+    for number in range(3):
+        frames.send({"n": number}, b"x" * number)
+    assert reader.read() == ({"n": 0}, b"")
+    assert reader.has_data
+    assert reader.read() == ({"n": 1}, b"x")
+    assert reader.read() == ({"n": 2}, b"xx")
+    assert not reader.has_data
+
+
 def test_a_blocking_reader_is_told_of_an_end_in_mid_frame(pair):
     ours, theirs = pair
     ours.send(b"\x00\x00\x00\x04\x00")
     ours.close()
-    assert read_frame(theirs) is None
+    assert FrameReader(theirs).read() is None
 
 
 # Claims

@@ -52,9 +52,11 @@ class FrameSocket:
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         """Queue a frame and write as much as possible. A closed peer is reported by `receive`."""
         text = json.dumps(header, separators=(",", ":")).encode()
-        self._outgoing.append(memoryview(LENGTHS.pack(len(text), len(body)) + text))
-        if body:
-            self._outgoing.append(memoryview(body))
+        head = LENGTHS.pack(len(text), len(body)) + text
+        if len(body) < _CHUNK:  # in one piece: the first would wake the reader for nothing
+            self._outgoing.append(memoryview(head + body))
+        else:
+            self._outgoing += (memoryview(head), memoryview(body))
         self.flush()
 
     def flush(self) -> None:
@@ -119,21 +121,43 @@ class FrameSocket:
         self._socket.close()
 
 
-def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
-    """Read one frame from a blocking socket; return `None` at the end of the stream.
+class FrameReader:
+    """Reads frames from a blocking socket, with one system call for all that have arrived.
 
-    Raises:
-        NoFrameError: the data is not a frame.
+    Args:
+        sock: the socket, which nobody else reads from.
     """
-    lengths = _read(sock, LENGTHS.size)
-    if lengths is None:
-        return None
-    header_length, body_length = LENGTHS.unpack(lengths)
-    header = _read(sock, header_length)
-    body = _read(sock, body_length)
-    if header is None or body is None:
-        return None
-    return _header(header), bytes(body)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._data = bytearray()
+
+    @property
+    def has_data(self) -> bool:
+        """Whether a frame, or a part of one, was received and not returned yet."""
+        return bool(self._data)
+
+    def read(self) -> tuple[dict[str, Any], bytes] | None:
+        """Return the next frame; `None` at the end of the stream.
+
+        Raises:
+            NoFrameError: the data is not a frame.
+        """
+        data = self._data
+        while len(data) < LENGTHS.size or len(data) < (end := _end_of_frame(data)):
+            chunk = self._socket.recv(_CHUNK)
+            if not chunk:
+                return None
+            data += chunk
+        body_at = LENGTHS.size + LENGTHS.unpack_from(data)[0]
+        frame = _header(data[LENGTHS.size : body_at]), bytes(data[body_at:end])
+        del data[:end]
+        return frame
+
+
+def _end_of_frame(data: bytearray) -> int:
+    header_length, body_length = LENGTHS.unpack_from(data)
+    return LENGTHS.size + int(header_length) + int(body_length)
 
 
 def _header(text: bytearray) -> dict[str, Any]:
@@ -155,14 +179,3 @@ def write_frame(sock: socket.socket, header: dict[str, Any], body: bytes = b"") 
     else:
         sock.sendall(head)
         sock.sendall(body)
-
-
-def _read(sock: socket.socket, count: int) -> bytearray | None:
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        got = sock.recv_into(view)
-        if not got:
-            return None
-        view = view[got:]
-    return data

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import zmq
+
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameSocket
 from flux_endpoint.engine.workers.node_queue import Task
@@ -41,6 +43,8 @@ class WorkerHandle:
     signalled: int | None = None
     #: Whether it starts no more tasks, since a task has damaged its process.
     leaves: bool = False
+    #: The events for which the manager polls its connection.
+    watched_for: int = zmq.POLLIN
     eof: bool = False
     has_exited: bool = False
     #: Whether it was ended because its connection had invalid data.

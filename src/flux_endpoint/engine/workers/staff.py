@@ -278,7 +278,9 @@ class Staff:
 
     def _watch(self, worker: WorkerHandle) -> None:
         flags = zmq.POLLIN | (zmq.POLLOUT if worker.channel.wants_write else 0)
-        self._poller.modify(worker.channel, flags)
+        if flags != worker.watched_for:
+            worker.watched_for = flags
+            self._poller.modify(worker.channel, flags)
 
     def _replaced(self, worker: WorkerHandle, reason: str) -> None:
         """Replace a worker that ends by itself between two tasks."""

@@ -15,7 +15,7 @@ from typing import Any
 from flux_endpoint.engine import results
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
 from flux_endpoint.engine.workers.claims import Claims
-from flux_endpoint.engine.workers.frames import read_frame, write_frame
+from flux_endpoint.engine.workers.frames import FrameReader, write_frame
 from flux_endpoint.engine.workers.process_state import (
     ProcessState,
     out_of_the_way,
@@ -51,6 +51,7 @@ class Worker:
     ) -> None:
         self._channel = socket.socket(fileno=out_of_the_way(channel.detach()))
         self._channel_file = _file_of(self._channel)
+        self._frames = FrameReader(self._channel)
         self._claims = Claims(out_of_the_way(claims.fileno()))
         self._note = note or (lambda _task_id: None)
         self._pid = os.getpid()
@@ -66,9 +67,9 @@ class Worker:
         In the latter case the manager gets `{"leaves": why}`.
         """
         while not self._leaves:
-            if self._state.has_threads:
+            if self._state.has_threads and not self._frames.has_data:
                 self._watch_threads()
-            if self._leaves or (frame := read_frame(self._channel)) is None:
+            if self._leaves or (frame := self._frames.read()) is None:
                 break
             self._serve(*frame)
         if self._leaves:
