@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from flux_endpoint.engine.attempts import KeptAttempts
-from flux_endpoint.engine.task_index import Place, TaskIndex
+from flux_endpoint.engine.task_index import TaskIndex, TaskPlace
 
 TASKS = st.sampled_from(["a", "b"])
 
@@ -21,9 +21,9 @@ def kept(tmp_path: Path) -> KeptAttempts:
 
 def test_who_has_a_task_is_who_is_told_to_end_it(kept: KeptAttempts) -> None:
     index = TaskIndex(kept)
-    for place in Place:
+    for place in TaskPlace:
         index.add(place.value, place, [])
-    assert [index.cancel(place.value) for place in Place] == list(Place)
+    assert [index.cancel(place.value) for place in TaskPlace] == list(TaskPlace)
     assert index.cancel("unknown") is None
     assert index.place("unknown") is None
 
@@ -34,7 +34,7 @@ def test_attempts_of_earlier_engines_are_handed_on_and_forgotten_with_the_end(
     kept.keep("task", ["the node was lost"])
     index = TaskIndex(kept)
     index.load()
-    assert index.add("task", Place.JOBS, []) == ["the node was lost"]
+    assert index.add("task", TaskPlace.JOBS, []) == ["the node was lost"]
     index.end("task")
     assert kept.load() == {}
     assert index.task_ids() == set()
@@ -46,7 +46,7 @@ def test_attempts_that_the_submitter_knows_count_more_than_those_on_disk(
     kept.keep("task", ["one"])
     index = TaskIndex(kept)
     index.load()
-    assert index.add("task", Place.WORKERS, ["one", "two"]) == ["one", "two"]
+    assert index.add("task", TaskPlace.WORKERS, ["one", "two"]) == ["one", "two"]
     assert index.leave("task") == ["one", "two"]
     assert kept.load() == {"task": ["one"]}
 
@@ -57,31 +57,31 @@ class Formatting(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.index = TaskIndex(KeptAttempts(Path("/nonexistent")))
-        self.place: dict[str, Place] = {}
+        self.place: dict[str, TaskPlace] = {}
         self.cancelled: set[str] = set()
 
     @rule(task=TASKS)
     def add(self, task: str) -> None:
-        self.index.add(task, Place.FORMATTING, [])
-        self.place[task] = Place.FORMATTING
+        self.index.add(task, TaskPlace.FORMATTING, [])
+        self.place[task] = TaskPlace.FORMATTING
         self.cancelled.discard(task)
 
     @rule(task=TASKS)
     def cancel(self, task: str) -> None:
         assert self.index.cancel(task) is self.place.get(task)
-        if self.place.get(task) is Place.FORMATTING:
+        if self.place.get(task) is TaskPlace.FORMATTING:
             self.cancelled.add(task)
 
     @rule(task=TASKS)
     def formatted(self, task: str) -> None:
-        if self.place.get(task) is not Place.FORMATTING:
+        if self.place.get(task) is not TaskPlace.FORMATTING:
             return
         submitted: list[list[str]] = []
         assert self.index.begin_job(task, submitted.append) == (task not in self.cancelled)
         assert self.index.was_cancelled(task) == (task in self.cancelled)
         assert len(submitted) == (task not in self.cancelled)
         if submitted:
-            self.place[task] = Place.JOBS
+            self.place[task] = TaskPlace.JOBS
 
     @rule(task=TASKS)
     def end(self, task: str) -> None:

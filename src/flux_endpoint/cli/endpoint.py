@@ -57,7 +57,7 @@ def start(name: str, *, detach: bool, timeout: float | None, report_fd: int | No
     command then says so and ends with exit code 69; the endpoint goes on in the background.
     """
     if not detach:
-        return _run(name, lifecycle.Reporter(report_fd))
+        return _run(name, lifecycle.StartReporter(report_fd))
     limit = lifecycle.START_TIMEOUT if timeout is None else timeout
     with WaitingLine(f"Starting {name}", limit) as waiting:
         started = lifecycle.start_detached(
@@ -68,7 +68,7 @@ def start(name: str, *, detach: bool, timeout: float | None, report_fd: int | No
     return 0
 
 
-def _run(name: str, reporter: lifecycle.Reporter) -> int:
+def _run(name: str, reporter: lifecycle.StartReporter) -> int:
     try:
         from flux_endpoint.endpoint.runner import Runner  # noqa: PLC0415 - only a start needs it
 

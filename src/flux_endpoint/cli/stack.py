@@ -16,7 +16,7 @@ from flux_endpoint.paths import HOME_VARIABLE
 from flux_endpoint.stack.detached import (
     REMAINS_TIMEOUT,
     STOP_TIMEOUT,
-    Reporter,
+    ProgressReporter,
     start_detached,
     stop_stack,
 )
@@ -54,7 +54,7 @@ def up(
         return 0
     logs.configure("WARNING")
     if report_fd is not None:
-        return _run_in_background(options, Reporter(report_fd))
+        return _run_in_background(options, ProgressReporter(report_fd))
     stack = Stack(options, say=_say, on_ready=lambda ready: _show(ready, "Ctrl-C"))
     return stack.run()
 
@@ -71,7 +71,7 @@ def down() -> None:
         click.echo(f"Ended (pid {pid}, {url}).")
 
 
-def _run_in_background(options: StackOptions, reporter: Reporter) -> int:
+def _run_in_background(options: StackOptions, reporter: ProgressReporter) -> int:
     def say(line: str) -> None:
         _say(line)
         reporter.say(line)

@@ -195,7 +195,7 @@ def _await_ready(
     )
 
 
-class Reporter:
+class StartReporter:
     """The background process's side of `start_detached`: one JSON object per line.
 
     Args:

@@ -20,7 +20,7 @@ from flux_endpoint.engine.instance_state import InstanceState
 log = logging.getLogger(__name__)
 
 
-class JobEvent(Protocol):
+class EventRecord(Protocol):
     """An event of a job's main eventlog (RFC 21)."""
 
     @property

@@ -33,7 +33,7 @@ from flux_endpoint.engine.jobs.shell_plugin import find_shell_plugin
 from flux_endpoint.engine.local_backend import LocalBackend
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
-from flux_endpoint.engine.task_index import Place, TaskIndex
+from flux_endpoint.engine.task_index import TaskIndex, TaskPlace
 from flux_endpoint.engine.workers.pool import WorkerPool
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.errors import EngineError
@@ -188,11 +188,11 @@ class FluxEngine:
         place = _place_of(task)
         attempts = self._index.add(task.task_id, place, attempts)
         match place:
-            case Place.WORKERS:
+            case TaskPlace.WORKERS:
                 pool.submit(task, attempts)
-            case Place.FORMATTING:
+            case TaskPlace.FORMATTING:
                 pool.format(task, partial(self._formatted, task))
-            case Place.JOBS:
+            case TaskPlace.JOBS:
                 jobs.submit(task, attempts)
 
     def recovered(self) -> None:
@@ -278,7 +278,7 @@ class FluxEngine:
         if pool is None or jobs is None:
             return
         place = self._index.cancel(task_id) if signum is None else self._index.place(task_id)
-        if place is Place.JOBS:
+        if place is TaskPlace.JOBS:
             jobs.cancel(task_id, signum)
         elif place is not None:
             pool.cancel(task_id, signum)
@@ -347,13 +347,13 @@ def _backend_for(config: FluxEngineConfig, uri: str | None) -> Backend:
     return LocalBackend(config)
 
 
-def _place_of(task: EngineTask) -> Place:
+def _place_of(task: EngineTask) -> TaskPlace:
     if not task.resource_specification and task.attach is None:
-        return Place.WORKERS
+        return TaskPlace.WORKERS
     if is_command(task.buffer) and command_of(task.buffer) is None:
         # Its arguments are pickled: only a worker, where user code may run, deserializes them.
-        return Place.FORMATTING
-    return Place.JOBS
+        return TaskPlace.FORMATTING
+    return TaskPlace.JOBS
 
 
 def _ignore(_: object) -> None:

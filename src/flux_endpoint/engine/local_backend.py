@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from flux_endpoint.engine.backend import (
-    JobEvent,
+    EventRecord,
     JobExecutor,
     JobFuture,
     Resources,
@@ -132,5 +132,5 @@ class LocalBackend:
         self.executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _plain(event: JobEvent) -> dict[str, Any]:
+def _plain(event: EventRecord) -> dict[str, Any]:
     return {"name": event.name, "timestamp": event.timestamp, "context": dict(event.context)}

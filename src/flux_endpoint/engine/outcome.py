@@ -104,7 +104,7 @@ _SIGNAL_BASE = 128
 ENDED_BY_SIGTERM = (-signal.SIGTERM, _SIGNAL_BASE + signal.SIGTERM)
 
 
-class Ended(Protocol):
+class EndedJob(Protocol):
     """The future of a job that has ended."""
 
     def exception(self, timeout: float | None = None) -> BaseException | None: ...  # noqa: D102
@@ -154,7 +154,7 @@ class Lost:
 Outcome = Finished | Cancelled | Refused | Failed | Lost
 
 
-def error_of(job: Ended) -> BaseException | None:
+def error_of(job: EndedJob) -> BaseException | None:
     """Return the exception of a future that is done, also if it was cancelled."""
     try:
         return job.exception(timeout=0)
@@ -172,7 +172,7 @@ def was_cancelled(error: BaseException | None) -> bool:
     return getattr(error, "type", None) == "cancel"
 
 
-def end_of_job(job: Ended) -> str:
+def end_of_job(job: EndedJob) -> str:
     """Return a text that says how a job with a done future ended."""
     error = error_of(job)
     if isinstance(error, CancelledError):

@@ -10,7 +10,7 @@ from enum import Enum
 from flux_endpoint.engine.attempts import KeptAttempts
 
 
-class Place(Enum):
+class TaskPlace(Enum):
     """The part of an engine that has a task."""
 
     WORKERS = "workers"
@@ -21,7 +21,7 @@ class Place(Enum):
 
 @dataclass
 class _Known:
-    place: Place
+    place: TaskPlace
     #: Why each earlier attempt has failed.
     attempts: list[str] = field(default_factory=list)
     #: Whether it was cancelled while its command was formatted.
@@ -45,7 +45,7 @@ class TaskIndex:
         """Read the attempts by earlier engines."""
         self._earlier = self._kept.load()
 
-    def add(self, task_id: str, place: Place, attempts: Sequence[str]) -> list[str]:
+    def add(self, task_id: str, place: TaskPlace, attempts: Sequence[str]) -> list[str]:
         """Add a task that is about to be given to `place`.
 
         Args:
@@ -61,16 +61,16 @@ class TaskIndex:
             self._tasks[task_id] = _Known(place, list(attempts) or earlier)
             return list(self._tasks[task_id].attempts)
 
-    def cancel(self, task_id: str) -> Place | None:
+    def cancel(self, task_id: str) -> TaskPlace | None:
         """Record that a task should end; return the part that has it and must be notified."""
         with self._lock:
             known = self._tasks.get(task_id)
             if known is None:
                 return None
-            known.cancelled = known.place is Place.FORMATTING
+            known.cancelled = known.place is TaskPlace.FORMATTING
             return known.place
 
-    def place(self, task_id: str) -> Place | None:
+    def place(self, task_id: str) -> TaskPlace | None:
         """Return the part that has a task."""
         known = self._tasks.get(task_id)
         return None if known is None else known.place
@@ -90,7 +90,7 @@ class TaskIndex:
             known = self._tasks.get(task_id)
             if known is None or known.cancelled:
                 return False
-            known.place = Place.JOBS
+            known.place = TaskPlace.JOBS
             submit(list(known.attempts))
             return True
 

@@ -17,7 +17,7 @@ import string
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from flux_endpoint.functions.plain import FIELD, Place, Takes, places
+from flux_endpoint.functions.plain import FIELD, Takes, WordPlace, places
 
 #: The largest width and precision of a format.
 WIDEST = 65_536
@@ -172,7 +172,7 @@ def _word(text: str) -> str:
     return text if text and _HARMLESS.fullmatch(text) else shlex.quote(text)
 
 
-def _is_taken(place: Place, text: str, value: Any) -> bool:
+def _is_taken(place: WordPlace, text: str, value: Any) -> bool:
     """Return whether a place accepts a value, whose formatted text is `text`."""
     if place.takes is Takes.TEXT:
         return True
@@ -184,7 +184,7 @@ def _is_taken(place: Place, text: str, value: Any) -> bool:
     return kind.fullmatch(text) is not None
 
 
-def _refusal(place: Place) -> str:
+def _refusal(place: WordPlace) -> str:
     """Return a text that says what a place accepts, and why not more."""
     if place.takes is Takes.NOTHING:
         return f"can't be used: {place.why}; the command names its programs itself"

@@ -27,7 +27,7 @@ class Takes(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Place:
+class WordPlace:
     """The position of a field.
 
     Attributes:
@@ -102,7 +102,7 @@ class NotPlainError(Exception):
     """A command line is not understood; the text says from where on."""
 
 
-def places(skeleton: str, programs: Collection[str] = ()) -> list[Place]:
+def places(skeleton: str, programs: Collection[str] = ()) -> list[WordPlace]:
     """Return the places of a command line's fields, in order.
 
     Args:
@@ -114,7 +114,7 @@ def places(skeleton: str, programs: Collection[str] = ()) -> list[Place]:
         reader.read()
     except NotPlainError as error:
         why = f"the command has {error}, and what becomes of a value then is not known"
-        return [Place(Takes.NUMBER, why, is_understood=False)] * skeleton.count(FIELD)
+        return [WordPlace(Takes.NUMBER, why, is_understood=False)] * skeleton.count(FIELD)
     unknown = reader.unknown(programs)
     if unknown is None:
         return reader.places
@@ -152,7 +152,7 @@ class _Reader:
     """Parses a command line as bash does, as far as it is plain (bash(1), SHELL GRAMMAR)."""
 
     def __init__(self, text: str) -> None:
-        self.places: list[Place] = []
+        self.places: list[WordPlace] = []
         self._text = text
         self._at = 0
         self._word: _Word | None = None
@@ -188,7 +188,7 @@ class _Reader:
                     return f"{name} {word.partition('=')[0].replace(FIELD, '…')}"
         return None
 
-    def has_plain_neighbours(self, place: Place) -> bool:
+    def has_plain_neighbours(self, place: WordPlace) -> bool:
         """Return whether the word around a place only has plain text."""
         text = self._words[place.word].text.replace(FIELD, "")
         return _NEIGHBOURS.fullmatch(text) is not None
@@ -246,7 +246,7 @@ class _Reader:
         self._word.fields.append(len(self.places))
         after = self._text[self._at + 1 : self._at + 2]
         self.places.append(
-            Place(
+            WordPlace(
                 Takes.TEXT,
                 quote=quote,
                 word=len(self._words),
@@ -305,7 +305,7 @@ class _Reader:
         end = self._text.find("\n", self._at)
         end = len(self._text) if end < 0 else end
         fields = self._text.count(FIELD, self._at, end)
-        self.places += [Place(Takes.WORD, "it is in a comment", word=len(self._words))] * fields
+        self.places += [WordPlace(Takes.WORD, "it is in a comment", word=len(self._words))] * fields
         self._at = end
 
     def _redirection(self) -> None:

@@ -47,11 +47,11 @@ class Stopped:
     service_url: str
 
 
-class Reporter:
+class ProgressReporter:
     """The background process's side: sends progress as one JSON object per line.
 
     Args:
-        descriptor: where messages go; `None` if nobody waits.
+        descriptor: a pipe's end, open for writing.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -72,7 +72,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProgramEnd:
     """A part of the stack has ended unexpectedly.
 
     Attributes:
@@ -89,7 +89,7 @@ class Ended:
 
 
 #: Ends a wait for events; carries no information.
-_WAKE = Ended("", "")
+_WAKE = ProgramEnd("", "")
 
 
 class Programs:
@@ -104,7 +104,7 @@ class Programs:
     """
 
     def __init__(self, directory: StackDirectory, lock: int) -> None:
-        self.events: queue.SimpleQueue[Ended] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[ProgramEnd] = queue.SimpleQueue()
         self._directory = directory
         self._lock = lock
         self._programs: dict[str, Program] = {}
@@ -162,7 +162,7 @@ class Programs:
         """End a wait in `next_event`. Any thread."""
         self.events.put(_WAKE)
 
-    def next_event(self, timeout: float | None) -> Ended | None:
+    def next_event(self, timeout: float | None) -> ProgramEnd | None:
         """Return the next unexpected end; `None` after `timeout` seconds or a call of `wake`."""
         with contextlib.suppress(queue.Empty):
             ended = self.events.get(timeout=timeout)
@@ -172,7 +172,7 @@ class Programs:
                 return ended
         return None
 
-    def wait_until(self, ready: Callable[[], bool], name: str, limit: float) -> Ended | None:
+    def wait_until(self, ready: Callable[[], bool], name: str, limit: float) -> ProgramEnd | None:
         """Wait until `ready()` is true for the program `name`; return its end if that comes first.
 
         Raises:
@@ -217,7 +217,7 @@ class Programs:
         program.ended.set()
         if not program.stopping:
             on_request = key == "endpoint" and self._codes.pop(key, None) == 0
-            self.events.put(Ended(key, self.describe_exit(key), program, on_request))
+            self.events.put(ProgramEnd(key, self.describe_exit(key), program, on_request))
 
 
 def run_command(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:

@@ -19,7 +19,7 @@ from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.credentials import load_credentials, save_credentials
 from flux_endpoint.stack.installation import find_rabbitmq
 from flux_endpoint.stack.parts import EndpointPart, ServicePart, check_port
-from flux_endpoint.stack.programs import Ended, Programs, RestartBackoff
+from flux_endpoint.stack.programs import ProgramEnd, Programs, RestartBackoff
 from flux_endpoint.stack.state import (
     AlreadyRunningError,
     StackDirectory,
@@ -119,7 +119,7 @@ class Stack:
         programs = Programs(directory, lock.descriptor)
         self._wake = programs.wake
         broker = RabbitNode(
-            directory.broker, on_exit=lambda why: programs.events.put(Ended("broker", why))
+            directory.broker, on_exit=lambda why: programs.events.put(ProgramEnd("broker", why))
         )
         service = ServicePart(directory, programs, broker)
         part = EndpointPart(directory, programs, endpoint) if endpoint is not None else None
@@ -261,7 +261,7 @@ class _Running:
                 try:
                     self._restart(name)
                 except (FluxEndpointError, OSError) as error:  # e.g. a full disk
-                    self._programs.events.put(Ended(name, f"can't be started: {error}"))
+                    self._programs.events.put(ProgramEnd(name, f"can't be started: {error}"))
 
     def stop(self) -> None:
         """End everything in reverse order; skip parts that never started."""
@@ -280,7 +280,7 @@ class _Running:
             self._save(pid=None)
             self._say("ended")
 
-    def _put_off(self, ended: Ended) -> float:
+    def _put_off(self, ended: ProgramEnd) -> float:
         backoff = self._backoff[ended.name]
         delay = backoff.failed()
         times = f" ({backoff.failures} times in a row)" if backoff.failures > 1 else ""

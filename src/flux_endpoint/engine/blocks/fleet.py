@@ -14,7 +14,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.backoff import Backoff
-from flux_endpoint.engine.backend import JobEvent
+from flux_endpoint.engine.backend import EventRecord
 from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, BlockLauncher
@@ -203,7 +203,7 @@ class BlockFleet:
         if block.state.is_ending:
             self._end_job(block)
 
-    def _event(self, block: Block, event: JobEvent) -> None:
+    def _event(self, block: Block, event: EventRecord) -> None:
         if event.name == "start":
             block.started = event.timestamp
             self._advance(block, BlockChange.START)

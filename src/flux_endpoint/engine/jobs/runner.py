@@ -16,7 +16,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine import results
-from flux_endpoint.engine.backend import Backend, JobEvent, JobFuture
+from flux_endpoint.engine.backend import Backend, EventRecord, JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import placement_of
 from flux_endpoint.engine.instance_state import Fate, InstanceState
@@ -275,7 +275,7 @@ class JobRunner:
             del self._jobs[job.task.task_id]
         return True
 
-    def _event(self, job: Job, event: JobEvent) -> None:
+    def _event(self, job: Job, event: EventRecord) -> None:
         if (state := _TASK_STATES.get(event.name)) is not None:
             job.statuses.append(results.transition(state, ActorName.ENDPOINT))
         if job.jobid is not None:

@@ -12,7 +12,7 @@ from functools import partial
 
 from flux_endpoint import logs
 from flux_endpoint.backoff import Backoff
-from flux_endpoint.engine.backend import Backend, JobEvent
+from flux_endpoint.engine.backend import Backend, EventRecord
 from flux_endpoint.engine.demand import Amount, placement_of
 from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
 from flux_endpoint.engine.workers.backlog import TaskBacklog
@@ -174,7 +174,7 @@ class ManagerLifecycle:
         job.add_event_callback("clean", lambda _, __: self._tell(lambda: self._cleaned(manager)))
         job.add_done_callback(lambda _: self._tell(lambda: self._on_job_end(manager_id)))
 
-    def _allocated(self, manager: ManagerRecord, event: JobEvent) -> None:
+    def _allocated(self, manager: ManagerRecord, event: EventRecord) -> None:
         self._registry.allocated(manager, next(iter(placement_of(event.context)), ""))
 
     def greeted(self, manager: ManagerRecord, host: str) -> None:

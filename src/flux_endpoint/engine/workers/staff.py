@@ -28,11 +28,11 @@ from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
 from flux_endpoint.engine.workers.template import request_worker, start_template
 from flux_endpoint.engine.workers.termination import WorkerTermination
 from flux_endpoint.engine.workers.worker_reports import (
-    Ended,
     FalseReportError,
     Late,
     Leaves,
     Skipped,
+    TaskEnded,
     report_in,
 )
 
@@ -259,7 +259,7 @@ class Staff:
                 self._late(worker, task_id)
             case Leaves(reason):
                 self._replaced(worker, reason)
-            case Ended(task_id, returncode) if task_id != worker.ended:
+            case TaskEnded(task_id, returncode) if task_id != worker.ended:
                 self._finished(worker, task_id, body, returncode)
 
     def _unhear(self, worker: WorkerHandle) -> None:

@@ -42,7 +42,7 @@ class Leaves:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class TaskEnded:
     """The worker's first task has ended, or the previous one, which was reported already."""
 
     task_id: str
@@ -51,7 +51,7 @@ class Ended:
 
 def report_in(
     worker: WorkerHandle, header: dict[str, Any], body: bytes
-) -> Skipped | Late | Leaves | Ended:
+) -> Skipped | Late | Leaves | TaskEnded:
     """Return the report in a frame.
 
     Raises:
@@ -69,7 +69,7 @@ def report_in(
             if task_id == worker.ended or (
                 _is_first(worker, task_id) and _is_result_of(task_id, body)
             ):
-                return Ended(task_id, returncode)
+                return TaskEnded(task_id, returncode)
     raise FalseReportError
 
 
