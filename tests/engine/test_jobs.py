@@ -376,7 +376,7 @@ def test_a_working_directory_that_cannot_be_made_is_a_refusal(make_world, tmp_pa
 
 def test_a_working_directory_that_cannot_be_made_is_told_at_the_start(make_world, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(EngineError, match=r"engine\.working_dir: .*file/below can't be made"):
+    with pytest.raises(EngineError, match=r"engine\.working_dir: .*file/below can't be created"):
         make_world(working_dir="file/below")
 
 
