@@ -64,6 +64,19 @@ def pytest_runtest_call() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Undo what a task changes that a test runs in this process: variables, working directory."""
+    before, directory = os.environ.copy(), os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    yield
+    os.fchdir(directory)
+    os.close(directory)
+    if os.environ != before:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
 class Broker:
     """The session's RabbitMQ: a node of our own, or the one that the environment names."""
 
