@@ -1,12 +1,12 @@
-"""Ours and its peers at the same work, in turn: tables, data and a figure.
+"""Compare this project with its peers: the same work in turn, as tables, data and a figure.
 
-    make bench                  everything; docs/performance.md is written again from it
+    make bench                  all default rows; updates docs/performance.md
     make bench-quick            the same rows in less than three minutes
-    make bench ROWS="mpi jobs"  some rows, or all of a level; nothing is written but data and figure
+    make bench ROWS="mpi jobs"  some rows, or all rows of a level; writes only data and figures
 
-In each round each contender has a turn, in which nothing else of the benchmark runs; every other
-round has them the other way round. A ratio is that of two values of one round; shown are the
-median of the rounds, and the least and the most.
+In each round, each contender has one turn, and nothing else of the benchmark runs meanwhile. Every
+second round has the reverse order. A ratio is computed from two values of the same round. The
+tables show the median of all rounds, the smallest and the largest.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from scaling_level import SCALING
 from taps_level import TAPS_APPS
 
 LEVELS = (ENGINE, END_TO_END, SCALING, TAPS_APPS)
-#: What runs if nothing is chosen.
+#: The levels that run by default.
 DEFAULT = ("engine", "end-to-end")
 DOCUMENT = ROOT / "docs" / "performance.md"
 OUTPUT = ROOT / ".bench"
 ROUNDS, QUICK_ROUNDS = 5, 1
-#: Seconds for which the machine is watched before a run, and before each turn.
+#: Time (s) for measuring the load of the machine before a run, and before each turn.
 WATCH, WATCH_TURN = 3.0, 0.3
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a run does at a level."""
+    """The rows of one level that a run measures."""
 
     level: Level
     rows: frozenset[str]
@@ -53,13 +53,13 @@ class Part:
 
 
 def chosen(words: Sequence[str]) -> list[Part]:
-    """Return what to run.
+    """Return the chosen parts.
 
     Args:
-        words: keys of rows and of levels; none: what runs by default.
+        words: keys of rows and levels; none: the default levels.
 
     Raises:
-        ValueError: a word is neither.
+        ValueError: a word is the key of neither.
     """
     wanted = set(words or DEFAULT)
     parts = []
@@ -79,10 +79,10 @@ def measure(part: Part, *, rounds: int, quick: bool, versions: dict[str, str]) -
     """Let all contenders take their turns.
 
     Args:
-        part: what.
-        rounds: turns of each.
-        quick: whether with few tasks.
-        versions: of what is measured.
+        part: the rows.
+        rounds: number of turns of each contender.
+        quick: whether to run only a few tasks.
+        versions: versions of the measured software, by name.
     """
     level = part.level
     counts = {row.key: row.count_in(quick=quick) for row in level.rows if row.key in part.rows}
@@ -99,7 +99,7 @@ def measure(part: Part, *, rounds: int, quick: bool, versions: dict[str, str]) -
 
 
 def turn(record: Record, station: Station, round_number: int) -> None:
-    """Let one take its turn; what goes wrong is told, and the others go on."""
+    """Let one station take its turn. A failure is recorded, and the benchmark continues."""
     counts = {row: n for row, n in record.counts.items() if row in station.rows}
     try:
         for answer in station.take_turn(counts):
@@ -110,7 +110,7 @@ def turn(record: Record, station: Station, round_number: int) -> None:
 
 
 def bars(record: Record, level: Level) -> list[Bar]:
-    """Return what the figure shows: each comparison with a peer."""
+    """Return the bars of the figure: one for each comparison with a peer."""
     rows = {row.key: row for row in level.rows}
     found = []
     for comparison in level.comparisons:
@@ -149,7 +149,7 @@ def say(text: str) -> None:
 
 
 def refuse_busy(found: Load, *, anyway: bool) -> None:
-    """End the program if others use the machine, or say so loudly."""
+    """Exit if other programs use the machine; with `anyway`, only print a warning."""
     if not found.busy:
         return
     told = (
@@ -162,7 +162,7 @@ def refuse_busy(found: Load, *, anyway: bool) -> None:
 
 
 def main() -> int:
-    """Run what was chosen; print it, write it."""
+    """Run the chosen parts, and print and write their results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="few tasks, one round")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}; quick: {QUICK_ROUNDS}")

@@ -1,4 +1,8 @@
-"""Client, service and endpoint: ours, the official ones on our service, and both ways crossed."""
+"""Measures client, service and endpoint together.
+
+Our client and the official one each use our endpoint and the official one, always through our
+service.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ from tests.interop.official_endpoint import OfficialEndpoint, official_environme
 _MODULE = ["-m", "flux_endpoint"]
 _PEAKS = ("peak-client", "peak-service", "peak-endpoint", "peak-broker")
 _WORK = ("e2e-functions", "e2e-function-p50", "e2e-commands", "e2e-megabyte")
-#: What an operator writes to have a node's workers on this machine, as ours have them.
+#: Configuration of the official endpoint, with as many workers on this machine as ours has.
 _TEMPLATE = f"""
 engine:
   type: GlobusComputeEngine
@@ -47,7 +51,7 @@ engine:
 
 @dataclass(frozen=True)
 class Service:
-    """Broker and service, with a home of their own."""
+    """A running broker and service, with their own state directory."""
 
     home: Path
 
@@ -57,7 +61,7 @@ class Service:
         return found
 
     def peaks(self, processes: list[psutil.Process]) -> dict[str, float]:
-        """Return the peaks of service and broker."""
+        """Return the peak memory (MiB) of service and broker, by row."""
         found = dict.fromkeys(("peak-service", "peak-broker"), 0.0)
         for process in processes:
             words = _words(process)
@@ -89,7 +93,7 @@ def _run(*arguments: str, python: Path, variables: dict[str, str]) -> None:
 
 @contextmanager
 def _up(home: Path, *arguments: str, **more: str) -> Iterator[None]:
-    """Have `flux-endpoint up` in the foreground."""
+    """Run `flux-endpoint up` in the foreground."""
     variables = environment(OURS, FLUX_ENDPOINT_HOME=str(home), **more)
     with subprocess.Popen(
         [OURS, *_MODULE, "up", *arguments], env=variables, stdout=subprocess.PIPE, text=True
@@ -99,7 +103,7 @@ def _up(home: Path, *arguments: str, **more: str) -> Iterator[None]:
         try:
             for line in process.stdout:
                 said.append(line)
-                if line.rstrip().endswith("ends it."):  # its last word when all is up
+                if line.rstrip().endswith("ends it."):  # the last line of a complete start
                     break
             else:
                 raise ContenderError(f"the stack did not come up: {''.join(said)}")
@@ -116,7 +120,7 @@ def _service(directory: Path) -> Iterator[Service]:
 
 
 class _FirstResult:
-    """A client that waits to be told an endpoint, and tells when it has a result."""
+    """A client that waits for an endpoint's id, and then reports the time of its first result."""
 
     def __init__(self, home: Path) -> None:
         self._process = subprocess.Popen(
@@ -129,7 +133,7 @@ class _FirstResult:
         self._line()
 
     def of(self, endpoint_id: str) -> float:
-        """Return when the first result came, in seconds since the epoch."""
+        """Return the time (s since the epoch) of the first result from an endpoint."""
         assert self._process.stdin is not None
         print(endpoint_id, file=self._process.stdin, flush=True)
         return float(self._line())
@@ -157,7 +161,12 @@ def private() -> Iterator[Path]:
 
 
 def endpoint_id_of(home: Path, name: str) -> str:
-    """Return the id of an endpoint of ours."""
+    """Return the id of one of our endpoints.
+
+    Args:
+        home: its state directory.
+        name: its name.
+    """
     text = (home / "endpoints" / name / "endpoint.json").read_text()
     return str(json.loads(text)["endpoint_id"])
 
@@ -174,7 +183,7 @@ def whole_stack(counts: dict[str, int]) -> Iterator[Answer]:
 
 @contextmanager
 def _our_endpoint(home: Path, service: Service, uri: str, python: Path = OURS) -> Iterator[float]:
-    """Run an endpoint; yields when its start began."""
+    """Run one of our endpoints; yields the time (s since the epoch) at which its start began."""
     credentials = service.credentials
     variables = environment(
         python,
@@ -196,11 +205,11 @@ def _our_endpoint(home: Path, service: Service, uri: str, python: Path = OURS) -
 
 @contextmanager
 def running(directory: Path, python: Path) -> Iterator[tuple[Service, Path]]:
-    """Run service and endpoint of ours; yields the service and the endpoint's home.
+    """Run our service and endpoint; yields the service and the endpoint's state directory.
 
     Args:
-        directory: an empty one.
-        python: what runs the endpoint, and its tasks.
+        directory: an empty directory.
+        python: interpreter of the endpoint and its tasks.
     """
     home = directory / "endpoint"
     with (
@@ -258,14 +267,14 @@ def official_endpoint(counts: dict[str, int]) -> Iterator[Answer]:
 def _clients(
     counts: dict[str, int], users: dict[str, str], endpoint_id: str, service: Service, home: Path
 ) -> Iterator[Answer]:
-    """Let each client work at an endpoint.
+    """Let each client submit to an endpoint.
 
     Args:
-        counts: how many tasks of each row.
-        users: contenders by the client that they have.
-        endpoint_id: which endpoint.
-        service: at which service.
-        home: of the endpoint.
+        counts: number of tasks by row.
+        users: contender by client.
+        endpoint_id: the endpoint.
+        service: its service.
+        home: its state directory.
     """
     work = {row: n for row, n in counts.items() if row.startswith("e2e-")}
     large = {row: n for row, n in counts.items() if row in _PEAKS}
@@ -273,7 +282,7 @@ def _clients(
         if work:
             for row, value in _run_client(client, work, endpoint_id, service, home):
                 yield Answer(row, contender, value)
-    # Last, and in a client of its own: what others have had before is then forgotten.
+    # Measure memory last and with a separate client, after resetting the peaks of earlier rows.
     if large:
         client, contender = next(u for u in users.items() if u[1] in ("ours", "official"))
         below = processes_in(service.home), processes_in(home)
@@ -299,9 +308,9 @@ def client_variables(client: str, python: Path, service: Service, home: Path) ->
 
     Args:
         client: "ours" or "official".
-        python: what runs it.
-        service: which service it uses.
-        home: where the official one keeps its logins.
+        python: its interpreter.
+        service: its service.
+        home: directory for the logins of the official client.
     """
     if client == "ours":
         return environment(python, FLUX_ENDPOINT_HOME=str(service.home))

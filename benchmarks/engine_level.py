@@ -1,4 +1,4 @@
-"""Engines alone: calls go in and values come out in the process that uses the engine."""
+"""Measures engines alone: calls and results stay in the process that uses the engine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from work import WORKERS
 
 @dataclass(frozen=True)
 class Engine:
-    """Who takes part.
+    """An engine that is measured.
 
     Args:
         key: its name in the data.
         title: its name in the tables.
-        program: in `contenders/`.
-        rows: that it takes part in.
-        python: what runs it.
-        in_flux: whether it has a Flux instance of its own.
-        options: for the program.
+        program: file name of its program in `contenders/`.
+        rows: keys of the rows in which it is measured.
+        python: the interpreter of the program.
+        in_flux: whether it gets its own Flux instance.
+        options: options of the program.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""A Flux instance of a benchmark's own."""
+"""Starts a Flux instance for a benchmark."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 @contextmanager
 def instance(nodes: int, cores: int, gpus: int = 0) -> Iterator[str]:
-    """Run a Flux instance that believes to have these resources; yields its URI.
+    """Run a Flux instance with virtual resources; yields its URI.
 
     Args:
-        nodes: how many brokers, all of them on this machine.
-        cores: of each node.
-        gpus: of each node.
+        nodes: number of brokers, all of them on this machine.
+        cores: number of cores of each node.
+        gpus: number of gpus of each node.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
     with tempfile.TemporaryDirectory() as directory:

@@ -1,4 +1,4 @@
-"""What is measured: rows, who takes part in them, and what is compared with what."""
+"""The structure of a benchmark: rows, contenders and comparisons."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Row:
-    """A kind of work and what is measured of it.
+    """A kind of work and its measured value.
 
     Args:
         key: its name on the command line and in the data.
         title: its name in the tables.
-        unit: of its values.
-        count: how many tasks.
-        quick: the same in a quick run.
-        better: which values are the better ones.
+        unit: unit of its values.
+        count: number of tasks.
+        quick: number of tasks in a quick run.
+        better: whether larger or smaller values are better.
     """
 
     key: str
@@ -28,21 +28,21 @@ class Row:
     better: Literal["more", "less"] = "more"
 
     def count_in(self, *, quick: bool) -> int:
-        """Return how many tasks a run has."""
+        """Return the number of tasks in a run."""
         return self.quick if quick else self.count
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What of ours is compared with what.
+    """A comparison of one of our values with a peer's.
 
     Args:
-        row: which work.
-        ours: a contender.
-        peer: another one; `None`: ours is compared with nothing but the bound.
-        bound: what the ratio of ours to the peer's, or our value, must reach (at least or at most,
-            as the row's better values are); `None`: it is only told.
-        to: the peer's row, if it is another one.
+        row: key of the row.
+        ours: one of our contenders.
+        peer: the other contender; `None`: the value is only compared with the bound.
+        bound: required ratio of our value to the peer's, or required value if there is no peer: the
+            least or the most, as for the row; `None`: there is no requirement.
+        to: key of the peer's row; default: the same row.
     """
 
     row: str
@@ -54,25 +54,25 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Answer:
-    """A value that was measured."""
+    """A measured value of a contender."""
 
     row: str
     contender: str
     value: float
 
 
-#: Takes a turn: measures so many tasks of these rows.
+#: Takes a turn, for a number of tasks by row.
 TakeTurn = Callable[[dict[str, int]], Iterator[Answer]]
 
 
 @dataclass(frozen=True)
 class Station:
-    """What runs at a time, with nothing else beside it.
+    """Contenders that are measured together; nothing else runs meanwhile.
 
     Args:
-        name: for messages.
-        rows: keys of what can be measured of it.
-        take_turn: starts it, measures, ends it.
+        name: its name in messages.
+        rows: keys of the rows that it can measure.
+        take_turn: starts it, measures, and ends it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on, and whether others use it meanwhile."""
+"""Describes the machine of a benchmark, and detects whether other programs use it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import psutil
 
-#: Share of all cores in use by others from which on figures are worth nothing.
+#: If other programs use more than this share of all cores, the figures are invalid.
 BUSY = 0.1
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What it is."""
+    """The hardware and kernel of a machine."""
 
     processor: str
     cores: int
@@ -30,7 +30,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Return what this machine is."""
+    """Return the description of this machine."""
     names = [
         line.split(":", 1)[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -46,11 +46,11 @@ def this_machine() -> Machine:
 
 @dataclass(frozen=True)
 class Load:
-    """How busy the machine was while nothing of ours ran.
+    """The load of the machine while no process of the benchmark ran.
 
     Args:
-        share: of all cores that was in use, or that the host of a virtual machine kept.
-        average: the load average of the minute before, our own processes included.
+        share: share of all cores that other programs used, or that the hypervisor withheld.
+        average: load average of the last minute; includes processes of the benchmark.
     """
 
     share: float
@@ -62,11 +62,11 @@ class Load:
 
 
 def load(seconds: float) -> Load:
-    """Watch the machine for so many seconds, in which the caller should have nothing running."""
+    """Measure the load of the machine for some seconds; the caller must not be busy meanwhile."""
     before = psutil.cpu_times()
     time.sleep(seconds)
     after = psutil.cpu_times()
-    # Guests' time is also part of the user's.
+    # The time of guests is already part of "user".
     names = [name for name in after._fields if not name.startswith("guest")]
     spent = {name: getattr(after, name) - getattr(before, name) for name in names}
     idle = spent["idle"] + spent.get("iowait", 0.0)

@@ -1,4 +1,4 @@
-"""Functions, MPI jobs and gpu jobs that come over time, and how soon they could be done."""
+"""A load of functions, MPI jobs and gpu jobs over time, and the shortest possible time for it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import random
 import uuid
 from dataclasses import dataclass, field
 
-#: Kinds of tasks, and what they are called.
+#: Names of the kinds of tasks.
 KINDS = {"function": "functions", "mpi": "MPI jobs", "gpu": "gpu jobs"}
 
 
 @dataclass
 class Task:
-    """A task, and what became of it; times are seconds since the first submission."""
+    """A task and its observed times, in seconds since the first submission."""
 
     kind: str
     release: float
@@ -23,7 +23,7 @@ class Task:
     task_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     #: When each of its cores began and ended its work.
     work: list[tuple[float, float]] = field(default_factory=list)
-    #: When Flux gave it cores and took them back, if it was a job.
+    #: When Flux allocated its cores and freed them, if it was a job.
     allocated: float | None = None
     freed: float | None = None
 
@@ -33,7 +33,7 @@ class Task:
 
 
 def make_load(options: argparse.Namespace) -> list[Task]:
-    """Return the tasks in the order in which they come, the same for the same seed."""
+    """Return the tasks in the order of their submission; the same seed gives the same tasks."""
     chance = random.Random(options.seed)
     drawn = [
         *(("function", chance.uniform(0.5, 3.0)) for _ in range(options.functions)),
@@ -45,7 +45,7 @@ def make_load(options: argparse.Namespace) -> list[Task]:
         nodes = 1 + number % options.nodes if kind == "mpi" else 1
         ranks = nodes * options.cores if kind == "mpi" else 1
         tasks.append(Task(kind, 0.0, seconds * options.scale, nodes, ranks))
-    # They come evenly, in less time than their work takes: there is always some that waits.
+    # Submit them evenly, in less time than their work takes, so that some always wait.
     span = 0.8 * sum(task.core_seconds for task in tasks) / (options.nodes * options.cores)
     for kind in KINDS:
         own = [task for task in tasks if task.kind == kind]
@@ -55,10 +55,14 @@ def make_load(options: argparse.Namespace) -> list[Task]:
 
 
 def shortest(tasks: list[Task], cores: int) -> float:
-    """Return a time (seconds) that no schedule can beat, whatever it knows beforehand.
+    """Return a lower bound of the time (s) that any schedule needs, even with full knowledge.
 
-    From the moment on at which a task comes there is at least the work of all that come then or
-    later, and no task is shorter than itself.
+    Each task needs its own duration after its submission. And after the submission of any task, all
+    cores together must do at least the work of this task and of all later tasks.
+
+    Args:
+        tasks: the tasks.
+        cores: number of all cores.
     """
     bound = max(task.release + task.seconds for task in tasks)
     left = 0.0

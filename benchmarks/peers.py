@@ -1,4 +1,4 @@
-"""Interpreters that contenders run on, what is installed there, and running a program on one."""
+"""The interpreters of the contenders: runs programs with them, and finds installed versions."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from flux_endpoint.stack.installation import find_rabbitmq
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "benchmarks" / "contenders"
-#: This project's Python, and that of what it is measured against.
+#: The interpreter of this project, and that of its peers.
 OURS = Path(sys.executable)
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
-#: With TaPS and this project, for applications of TaPS.
+#: The interpreter with TaPS and this project, for applications of TaPS.
 TAPS = ROOT / ".venv-taps" / "bin" / "python"
-#: Seconds after which a turn is given up.
+#: Timeout (s) of a turn.
 TURN_TIMEOUT = 900.0
-#: Characters of a failed program's output that are shown.
+#: The most characters of a failed program's output that are shown.
 _SHOWN = 1500
 _PACKAGES = ("globus-compute-endpoint", "parsl", "executorlib", "dill")
 _NAMES = ("Globus Compute", "Parsl", "executorlib", "their dill")
 
 
 class ContenderError(Exception):
-    """A program did not come to its end; says how it ended and what it printed last."""
+    """A program failed; the text has its exit status and the end of its output."""
 
 
 @functools.cache
 def flux_path() -> str:
-    """Return where Flux's own bindings are."""
+    """Return the search path of Flux's Python bindings."""
     command = ["flux", "config", "builtin", "python_path"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def environment(python: Path, **more: str) -> dict[str, str]:
-    """Return the variables of a program: nothing of an instance or a service that is in use.
+    """Return the environment of a program, without variables of other instances or services.
 
     Args:
-        python: its interpreter, whose directory is the first on `PATH`.
-        more: added.
+        python: its interpreter; the interpreter's directory is the first on `PATH`.
+        more: further variables.
     """
     dropped = ("FLUX_", "PMI_", "GLOBUS_", "PARSL_", "PYTHON", "FLUX_ENDPOINT_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
@@ -68,13 +68,13 @@ def run_program(
 
     Args:
         python: the interpreter.
-        program: file name.
-        counts: how many tasks of each row; rows that it doesn't know are left out.
-        options: see `work.Turn`.
+        program: its file name.
+        counts: number of tasks by row; the program ignores rows that it does not know.
+        options: options of the program, see `work.Turn`.
         variables: its environment.
 
     Raises:
-        ContenderError: it ended otherwise than well; what it had measured is lost.
+        ContenderError: it failed; its values are discarded.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         answers, output = Path(name, "answers"), Path(name, "output")
@@ -110,7 +110,7 @@ def run_program(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a program that runs, and what it has started."""
+    """Kill a running program and its child processes."""
     if process.poll() is None:
         below = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -121,7 +121,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the version of each thing that is measured, or that it stands on."""
+    """Return the versions of the measured software and its dependencies, by name."""
     command = f"from importlib.metadata import version; print(*map(version, {_PACKAGES}))"
     answer = subprocess.run([PEERS, "-c", command], capture_output=True, text=True, check=True)
     flux = subprocess.run(["flux", "-V"], capture_output=True, text=True, check=True).stdout
@@ -138,7 +138,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Return the commit that is measured, and whether the files differ from it."""
+    """Return the measured commit, and whether the source files differ from it."""
     git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run(

@@ -1,4 +1,4 @@
-"""A chart of how many times better ours is than each peer, as a plain SVG document."""
+"""Draws a chart of ratios between our values and those of the peers, as a plain SVG document."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _LINE = 1000, 530, 24, 58, 40, 22
-#: Told apart also by who sees few colours, and in grey.
+#: Colours that colour-blind people can distinguish, also in greyscale.
 _GOOD, _SHORT, _PLAIN, _INK = "#0072b2", "#d55e00", "#777777", "#222222"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One comparison; all values are times better: above 1 ours is ahead.
+    """One comparison. All values are ratios; above 1, ours is better.
 
     Args:
-        name: what is compared.
-        value: the median.
-        least: the worst round.
-        most: the best round.
-        bound: what it must reach, if anything.
+        name: description of the comparison.
+        value: median of the rounds.
+        least: ratio of the worst round.
+        most: ratio of the best round.
+        bound: required ratio, if there is one.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Bar:
 
 
 def draw(title: str, bars: Sequence[Bar]) -> str:
-    """Return the document.
+    """Return the SVG document.
 
     Args:
-        title: what it shows.
-        bars: from top to bottom.
+        title: title of the chart.
+        bars: the comparisons from top to bottom.
     """
     values = [v for b in bars for v in (b.least, b.most, b.bound or 1.0) if v > 0]
     low = min(-1, math.floor(math.log10(min(values, default=1.0))))

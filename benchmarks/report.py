@@ -1,4 +1,4 @@
-"""From values to tables: medians, spreads, ratios. Every figure comes from a record."""
+"""Makes tables of medians, spreads and ratios from the values in a record."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import Any
 from levels import Comparison, Level, Row
 from machine import BUSY, Load, Machine
 
-#: A value of each round; `None`: there is none.
+#: The value of each round; `None`: there is none.
 Values = list[float | None]
 
 
 @dataclass
 class Record:
-    """What a run found at a level: all that its tables, its figure and its data say.
+    """The results of a run at one level, the source of its tables, figure and data.
 
     Args:
-        level: its key.
-        begun: date and time, UTC.
-        quick: whether it had few tasks.
-        machine: what it ran on.
-        versions: of each thing.
-        counts: tasks of each row.
-        values: of each row, of each contender, a value for each round.
-        loads: how busy the machine was before each turn.
-        failures: turns that did not come to their end, and why.
+        level: key of the level.
+        begun: date and time of its start, UTC.
+        quick: whether it was a quick run, with few tasks.
+        machine: the machine.
+        versions: versions of the measured software, by name.
+        counts: number of tasks by row.
+        values: values of all rounds, by row and contender.
+        loads: load of the machine before each turn.
+        failures: description of each failed turn.
     """
 
     level: str
@@ -44,7 +44,7 @@ class Record:
     failures: list[str] = field(default_factory=list)
 
     def add(self, round_number: int, row: str, contender: str, value: float) -> None:
-        """Take a value of a round; the first one is 0."""
+        """Add a value of a round; the first round has number 0."""
         values = self.values.setdefault(row, {}).setdefault(contender, [])
         values.extend([None] * (round_number + 1 - len(values)))
         values[round_number] = value
@@ -59,13 +59,13 @@ class Record:
 
     @property
     def busy(self) -> bool:
-        """Whether others used the machine before one of the turns."""
+        """Whether other programs used the machine before one of the turns."""
         return any(load.busy for load in self.loads)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Where values lie."""
+    """Median and range of values."""
 
     median: float
     least: float
@@ -73,7 +73,7 @@ class Spread:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Return where values lie; `None` if there is none."""
+    """Return median and range of values; `None` if there are no values."""
     found = [value for value in values if value is not None]
     if not found:
         return None
@@ -81,16 +81,16 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def ratio(ours: Values, peer: Values) -> Spread | None:
-    """Return our values by the peer's, each by that of the same round.
+    """Return the spread of the ratios of our value to the peer's in each round.
 
-    A machine is not equally fast all the time: values of one round stand nearest to each other.
+    The speed of a machine varies over time, and values of the same round are the best to compare.
     """
     both = zip(ours, peer, strict=False)
     return spread(a / b for a, b in both if a is not None and b is not None and b > 0)
 
 
 def compare(record: Record, comparison: Comparison) -> Spread | None:
-    """Return what a comparison is about; `None` if a value is missing."""
+    """Return the ratios, or our values if there is no peer; `None` if there are none."""
     ours = record.of(comparison.row, comparison.ours)
     if comparison.peer is None:
         return spread(ours)
@@ -98,12 +98,12 @@ def compare(record: Record, comparison: Comparison) -> Spread | None:
 
 
 def reaches(found: Spread, bound: float, row: Row) -> bool:
-    """Say whether the median is at least, or at most, what it must be."""
+    """Return whether the median meets a requirement."""
     return found.median >= bound if row.better == "more" else found.median <= bound
 
 
 def number(value: float) -> str:
-    """Return a number with three digits that count."""
+    """Return a number with three significant digits."""
     if value == 0 or not math.isfinite(value):
         return str(value)
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -111,7 +111,7 @@ def number(value: float) -> str:
 
 
 def head(record: Record) -> str:
-    """Return what was run, when, on what, and how busy that was."""
+    """Return the description of a run: its time, machine, versions and load."""
     shares = [load.share for load in record.loads]
     averages = [load.average for load in record.loads]
     rounds = "1 round" if record.rounds == 1 else f"{record.rounds} rounds"
@@ -151,7 +151,7 @@ def ratios(record: Record, level: Level) -> str:
 
 
 def against(comparison: Comparison, level: Level) -> str:
-    """Return what ours is compared with, as the tables call it."""
+    """Return the name of the peer in the tables."""
     if comparison.peer is None:
         return "nothing"
     if comparison.to is None:
@@ -209,7 +209,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def text(record: Record, level: Level) -> str:
-    """Return everything that is said of a run."""
+    """Return the complete report of a run."""
     parts = [head(record), ratios(record, level), measured(record, level)]
     if record.failures:
         parts.append("Turns that failed:\n\n" + "\n".join(f"- {each}" for each in record.failures))
@@ -217,7 +217,7 @@ def text(record: Record, level: Level) -> str:
 
 
 def data(record: Record, level: Level) -> str:
-    """Return the run as JSON: values as measured, and what the tables make of them."""
+    """Return a run as JSON: the measured values, and the comparisons."""
     rows = {row.key: row for row in level.rows}
     comparisons = []
     for comparison in level.comparisons:
@@ -237,10 +237,15 @@ def data(record: Record, level: Level) -> str:
 
 
 def put(document: Path, level: str, content: str) -> None:
-    """Write what a run said into a document, between the marks of its level.
+    """Replace a level's part of a document, which lies between two marks.
+
+    Args:
+        document: the document.
+        level: key of the level.
+        content: the new text.
 
     Raises:
-        ValueError: the document has no such marks, or not one after the other.
+        ValueError: the document does not have both marks in this order.
     """
     begin, end = f"<!-- benchmark: {level} -->", f"<!-- end of benchmark: {level} -->"
     old = document.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Processes that work in a directory, and the most memory that each has had."""
+"""Finds the processes that belong to a directory, and their peak memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def processes_in(home: Path) -> list[psutil.Process]:
-    """Return the processes that work below a directory, or that name it in words or variables."""
+    """Return the processes whose working directory, arguments or environment has a directory."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -21,14 +21,14 @@ def processes_in(home: Path) -> list[psutil.Process]:
 
 
 def forget_peaks(processes: Iterable[psutil.Process]) -> None:
-    """Let each process's peak be what it has now."""
+    """Reset the peak memory of processes to their present memory."""
     for process in processes:
         with contextlib.suppress(OSError):  # it has ended
             Path(f"/proc/{process.pid}/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak(process: psutil.Process) -> float:
-    """Return the most memory that a process has had since its peak was forgotten; MiB."""
+    """Return the peak memory (MiB) of a process since it was reset."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

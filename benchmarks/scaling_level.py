@@ -1,4 +1,4 @@
-"""How throughput holds when more tasks are queued, and when results are larger."""
+"""Measures throughput with more queued tasks, and with larger results."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from end_to_end_level import END_TO_END, official_endpoint, our_endpoint
 from engine_level import ENGINES
 from levels import Comparison, Level, Row, Station
 
-#: Tasks that are submitted at once.
+#: Numbers of tasks that are submitted at once.
 QUEUED = (1_000, 10_000, 100_000)
-#: Bytes of each result, and how many tasks.
+#: Number of tasks by size (bytes) of each result.
 RESULTS = {1 << 10: 1000, 32 << 10: 500, 1 << 20: 50, 4 << 20: 20}
 _ENGINES = ("flux", "htex", "executorlib", "pool")
 

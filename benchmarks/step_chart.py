@@ -1,4 +1,4 @@
-"""A chart of step functions over time, as a plain SVG document."""
+"""Draws a chart of step functions over time, as a plain SVG document."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from step_functions import Steps
 
 _WIDTH, _HEIGHT = 900, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 64, 44
-#: Told apart also by who sees few colours, and in grey.
+#: Colours that colour-blind people can distinguish, also in greyscale.
 _FILLS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 _INK = "#222222"
 
 
 @dataclass(frozen=True)
 class Area:
-    """A filled curve; each value holds from its moment on."""
+    """A filled curve."""
 
     name: str
     steps: Steps
@@ -24,7 +24,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve that is drawn as a line."""
+    """A line."""
 
     name: str
     steps: Steps
@@ -40,16 +40,16 @@ def draw(
     x_label: str,
     y_label: str,
 ) -> str:
-    """Return the document.
+    """Return the SVG document.
 
     Args:
-        title: what it shows.
-        areas: drawn one on another, the first below all others.
-        line: drawn on top.
-        width: the largest moment.
-        height: the largest value.
-        x_label: unit of the moments.
-        y_label: unit of the values.
+        title: title of the chart.
+        areas: the filled curves; each one is drawn over the previous ones.
+        line: the line, drawn over all areas.
+        width: the largest time on the x axis.
+        height: the largest value on the y axis.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
     """
     inner_width, inner_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 

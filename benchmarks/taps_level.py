@@ -1,4 +1,4 @@
-"""Applications that nobody here wrote: the task performance suite TaPS."""
+"""Measures the applications of the task performance suite TaPS, an independent project."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROWS = ("taps-bag", "taps-sequential", "taps-cholesky", "taps-mapreduce")
 
 
 def on_our_endpoint(counts: dict[str, int]) -> Iterator[Answer]:
-    """Measure both clients on our endpoint, whose tasks import TaPS."""
+    """Measure both clients on our endpoint; TaPS is installed for its tasks."""
     with private() as directory, running(directory, TAPS) as (service, home):
         endpoint_id = endpoint_id_of(home, "lab")
         for client, contender in {"ours": "taps-ours", "official": "taps-official"}.items():
@@ -29,12 +29,12 @@ def _alone(kind: str, counts: dict[str, int]) -> Iterator[Answer]:
 
 
 def pool(counts: dict[str, int]) -> Iterator[Answer]:
-    """Measure TaPS's pool of processes."""
+    """Measure the process pool of TaPS."""
     return _alone("pool", counts)
 
 
 def dask(counts: dict[str, int]) -> Iterator[Answer]:
-    """Measure Dask with processes of this machine."""
+    """Measure Dask with local processes."""
     return _alone("dask", counts)
 
 

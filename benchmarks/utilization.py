@@ -1,12 +1,13 @@
-"""How busy functions and MPI jobs together keep an allocation.
+"""Measure how well functions and MPI jobs together utilize an allocation.
 
     python benchmarks/utilization.py [--svg docs/utilization.svg]
 
-Starts a Flux instance of its own, whose nodes have cores and gpus that this machine need not have: tasks sleep. On an endpoint's engine
-run a stream of functions of one core each, MPI jobs on several nodes, and gpu jobs. Each task notes when it begins and ends, which
-gives the cores at work at any time; Flux is asked how many are allocated. Printed are the share of core-seconds in which cores were
-at work between the first start and the last end, what the others were doing, and how far the run was from the shortest possible one.
-"""  # noqa: E501
+The program starts a Flux instance with virtual nodes, cores and gpus: the tasks only sleep. An
+endpoint's engine runs a stream of functions with one core each, MPI jobs on several nodes, and gpu
+jobs. Each task records its begin and end, and Flux reports the number of allocated cores. The
+program prints the share of core-seconds in which cores worked between the first start and the last
+end, the use of the other core-seconds, and the ratio to the shortest possible time.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +35,14 @@ from mixed_load import KINDS, Task, make_load, shortest
 from step_chart import Area, Line, draw
 from step_functions import Steps, integral, level, steps
 
-#: Seconds between two looks at what is allocated.
+#: Time (s) between two samples of the allocated cores.
 SAMPLE_PERIOD = 0.1
 _serializer = ComputeSerializer()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was told at a time."""
+    """The engine's state at a time (s since the first submission)."""
 
     at: float
     allocated: int
@@ -51,7 +52,7 @@ class Sample:
 
 
 def nap(seconds: float) -> tuple[float, float]:
-    """Be the work of a function."""
+    """Sleep; the work of a function. Returns when it began and ended (s since the epoch)."""
     import time
 
     begun = time.time()
@@ -60,13 +61,18 @@ def nap(seconds: float) -> tuple[float, float]:
 
 
 def command(seconds: float) -> str:
-    """Return the work of a rank, which prints when it began and when it ended."""
+    """Return a command that sleeps and prints when it began and ended; the work of a rank."""
     now = "echo $FLUX_TASK_RANK $(date +%s.%N)"
     return f"sh -c '{now}; sleep {seconds:.3f}; {now}'"
 
 
 class Run:
-    """Submits a load to an engine and watches it."""
+    """Submits a load to an engine and records its state.
+
+    Args:
+        tasks: the load, in the order of submission.
+        engine: the engine.
+    """
 
     def __init__(self, tasks: list[Task], engine: FluxEngine) -> None:
         self._engine = engine
@@ -79,7 +85,7 @@ class Run:
         self.epoch = self.load = math.nan
 
     def run(self) -> None:
-        """Run everything; returns when the last task has ended."""
+        """Run all tasks and wait for the last one."""
         self._engine.start(self._on_result, self._on_event)
         try:
             self.epoch = time.time()
@@ -166,10 +172,10 @@ def _intervals(value: Any) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came out; all in seconds or core-seconds."""
+    """The results of a run, in seconds or core-seconds."""
 
     flux: str
-    #: Processes that ran or wanted to, on average in the minute before the end, on this machine.
+    #: Load average of this machine in the last minute of the run.
     load: float
     nodes: int
     cores: int
@@ -178,7 +184,7 @@ class Summary:
     end: float
     shortest: float
     work: dict[str, float]
-    #: What the cores did that were not at work.
+    #: The use of the cores that did not work.
     workers_coming_or_going: float
     workers_without_function: float
     held_by_jobs: float
@@ -199,7 +205,7 @@ class Summary:
 
 
 def summarize(run: Run, tasks: list[Task], options: argparse.Namespace) -> Summary:
-    """Return where the core-seconds between the first start and the last end went."""
+    """Return the use of the core-seconds between the first start and the last end."""
     work = [interval for task in tasks for interval in task.work]
     begin, end = min(a for a, _ in work), max(b for _, b in work)
     cores = options.nodes * options.cores
@@ -242,7 +248,7 @@ def allocated_curve(run: Run) -> Steps:
 
 
 def job_curve(jobs: list[Task], end: float) -> Steps:
-    """Return how many cores jobs had."""
+    """Return the number of cores that were allocated to jobs over time."""
     return steps(
         [
             (job.allocated, job.freed or end)
@@ -254,7 +260,7 @@ def job_curve(jobs: list[Task], end: float) -> Steps:
 
 
 def report(summary: Summary, tasks: list[Task]) -> str:
-    """Return the table that is printed."""
+    """Return the printed report."""
     lines = [
         (
             f"Flux {summary.flux}, {summary.nodes} nodes with {summary.cores} cores and "
@@ -300,7 +306,7 @@ def report(summary: Summary, tasks: list[Task]) -> str:
 
 
 def figure(summary: Summary, run: Run, tasks: list[Task]) -> str:
-    """Return the picture of cores over time, as SVG."""
+    """Return a chart of the cores over time, as SVG."""
     curves, below = [], [(0.0, 0.0)]
     for kind, name in KINDS.items():
         intervals = [interval for task in tasks if task.kind == kind for interval in task.work]
@@ -310,7 +316,7 @@ def figure(summary: Summary, run: Run, tasks: list[Task]) -> str:
     return draw(
         title=f"Cores at work, from the first start to the last end: {summary.utilization:.0%} "
         f"of {summary.cores}",
-        areas=curves[::-1],  # the highest first, so that the others are seen before it
+        areas=curves[::-1],  # the highest first, so that it does not cover the others
         line=Line("allocated", [*allocated_curve(run), (summary.end, 0.0)]),
         width=summary.end,
         height=summary.cores,
@@ -325,7 +331,7 @@ def _sum(one: Steps, other: Steps) -> Steps:
 
 
 def main() -> None:
-    """Run one load; print the table, write what was asked for."""
+    """Run one load; print the report and write the requested files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--cores", type=int, default=4, help="of each node")

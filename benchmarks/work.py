@@ -1,6 +1,7 @@
-"""The work that every contender is given, and the clock by which it is done.
+"""The work of every contender, and its timing.
 
-Imported by the programs in `contenders/`, by the Python of each: the standard library only.
+The programs in `contenders/` import this with different interpreters, so it uses only the standard
+library.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: Functions that each contender may run at a time.
+#: The most functions that each contender may run at once.
 WORKERS = 2
-#: Seconds after which something that should happen counts as not happening.
+#: Timeout (s) for waiting.
 PATIENCE = 120.0
 
-#: Ends a task that was submitted: waits for it and returns its value.
+#: Waits for a submitted task and returns its value.
 Finish = Callable[[], Any]
-#: Submits the task of this number.
+#: Submits the task with a number.
 Submit = Callable[[int], Finish]
 #: Submits a call of one of the functions below.
 Call = Callable[..., Finish]
-#: Says whether this is the value that the task of this number must have.
+#: Returns whether a value is correct for the task with a number.
 Check = Callable[[int, Any], bool]
 
 
 def typed(name: str, source: str) -> Any:
-    """Return a function as if its user had typed it: it travels by value, with nothing beside it.
+    """Return a function as if a user had typed it: it is serialized by value and needs no module.
 
     Args:
-        name: the function's.
+        name: name of the function.
         source: its definition.
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -40,9 +41,9 @@ def typed(name: str, source: str) -> Any:
     return namespace[name]
 
 
-#: A function that does nothing; what it is given comes back, so that each result can be checked.
+#: A function that returns its argument, so that each result can be checked.
 same = typed("same", "def same(value):\n    return value\n")
-#: A function whose result is as large as it is told.
+#: A function whose result has a given size.
 large = typed("large", "def large(size):\n    return b'x' * size\n")
 #: A command that does nothing.
 COMMAND = "true"
@@ -60,11 +61,12 @@ def went_well(_: int, value: Any) -> bool:
 
 
 class Turn:
-    """What a contender is asked to do, and where its answers go.
+    """The order of a contender, and its answers.
 
-    The order is the program's argument, a JSON object: `counts`, how many tasks for each row that
-    is wanted; `answers`, the file for the answers, one JSON object a line; `directory`, an empty
-    one to work in; `options`, what makes this contender differ from others of the same program.
+    The order is the program's argument, a JSON object. `counts` has the number of tasks for each
+    requested row; `answers` is the path of the file for the answers, one JSON object per line;
+    `directory` is an empty working directory; `options` distinguishes this contender from others
+    of the same program.
     """
 
     def __init__(self) -> None:
@@ -75,22 +77,23 @@ class Turn:
         self._answers = Path(order["answers"])
 
     def wants(self, *rows: str) -> bool:
-        """Say whether one of these rows is wanted."""
+        """Return whether one of these rows is requested."""
         return any(row in self.counts for row in rows)
 
     def answer(self, row: str, value: float) -> None:
-        """Write down what was measured."""
+        """Write a measured value to the file for the answers."""
         with self._answers.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"row": row, "value": value}) + "\n")
 
     def functions(self, call: Call, prefix: str = "") -> None:
-        """Measure all rows of functions that are wanted.
+        """Measure all requested rows of functions.
 
-        A row's name may have a number at its end: of tasks that are queued, bytes of each result.
+        A row's name may end with a number: the number of queued tasks, or the size (bytes) of each
+        result.
 
         Args:
             call: submits a call of `same` or `large`.
-            prefix: of the rows' names.
+            prefix: prefix of the rows' names.
         """
 
         def submit(number: int) -> Finish:
@@ -109,21 +112,21 @@ class Turn:
         self.rate(row, lambda _: call(large, size), lambda _, value: len(value) == size)
 
     def rate(self, row: str, submit: Submit, check: Check) -> None:
-        """Measure tasks a second: all are submitted, then all are awaited.
+        """Measure tasks per second: submit all tasks, then wait for all of them.
 
         Args:
-            row: which; nothing is done if it's not wanted.
-            submit: submits one.
-            check: what each value must be.
+            row: the row; nothing is done if it is not requested.
+            submit: submits a task.
+            check: checks a value.
         """
         self.rate_of(row, lambda count: run(submit, check, count))
 
     def rate_of(self, row: str, do: Callable[[int], object]) -> None:
-        """Measure tasks a second; a tenth more, or 500, come before, unmeasured.
+        """Measure tasks per second, after a warm-up with a tenth of the tasks (at most 500).
 
         Args:
-            row: which; nothing is done if it's not wanted.
-            do: runs so many tasks, and checks them.
+            row: the row; nothing is done if it is not requested.
+            do: runs a number of tasks and checks their values.
         """
         if row not in self.counts:
             return
@@ -134,9 +137,9 @@ class Turn:
         self.answer(row, count / (time.perf_counter() - begun))
 
     def p50(self, row: str, submit: Submit, check: Check) -> None:
-        """Measure the median time from submission to value, one task at a time; milliseconds.
+        """Measure the median time (ms) from submission to value, one task at a time.
 
-        Args: as those of `rate`.
+        The arguments are those of `rate`.
         """
         if row not in self.counts:
             return
@@ -151,13 +154,18 @@ class Turn:
 
 
 def refuse_wrong(number: int, value: Any, check: Check) -> None:
-    """Raise a ValueError if a task has a wrong value."""
+    """Raise ValueError if a task has a wrong value."""
     if not check(number, value):
         raise ValueError(f"task {number} has the value {value!r}")
 
 
 def run(submit: Submit, check: Check, count: int) -> None:
-    """Run tasks, as many at a time as the contender can.
+    """Run tasks, as many at once as the contender can.
+
+    Args:
+        submit: submits a task.
+        check: checks a value.
+        count: number of tasks.
 
     Raises:
         ValueError: a task has a wrong value.

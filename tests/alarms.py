@@ -1,4 +1,4 @@
-"""A RabbitMQ node that takes no messages."""
+"""Makes a RabbitMQ node refuse messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def memory_alarm(ctl: Callable[..., str]) -> Iterator[None]:
-    """Have a RabbitMQ node believe that it is short of memory."""
+    """Raise the memory alarm of a RabbitMQ node, so that it accepts no messages.
+
+    Args:
+        ctl: runs `rabbitmqctl` with the given arguments.
+    """
     ctl("set_vm_memory_high_watermark", "0.0000001")
     try:
         yield

@@ -1,7 +1,8 @@
-"""Accounts kept apart in tests: one RabbitMQ asks, and the service of each virtual host answers.
+"""Separate broker accounts in tests: one RabbitMQ node, with a service for each virtual host.
 
-RabbitMQ asks at one address. Here that is a dispatcher, which passes a question on to the service
-of the virtual host it is about; about a login, which names none, it asks them all.
+RabbitMQ sends its authorization requests to a single address. In tests, a dispatcher has this
+address. It forwards each request to the service of the virtual host in the request; a login has no
+virtual host, and is forwarded to all services.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flux_endpoint.amqp.url import with_credentials
 from flux_endpoint.stack.ports import free_ports
 
 SECRET = "secret-of-the-tests"
-#: Of a service whose broker is not there: nobody asks, at a free port.
+#: Settings of a service without a broker: it gets no requests, and listens on a free port.
 NOBODY_ASKS = {"authorization_url": f"http://127.0.0.1:0/{SECRET}"}
 
 _SHARED = "shared-tests"
@@ -28,16 +29,19 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 class Dispatcher(ThreadingHTTPServer):
-    """Passes RabbitMQ's questions on."""
+    """Forwards RabbitMQ's authorization requests to the services.
+
+    Attributes:
+        ports: ports of services by virtual host; later ones are asked first.
+        asked: number of requests by kind.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        #: Ports of services by virtual host; a later one has the say.
         self.ports: dict[str, list[int]] = {}
-        #: How many questions came, by kind.
         self.asked: Counter[str] = Counter()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -61,7 +65,7 @@ class Dispatcher(ThreadingHTTPServer):
             connection.request("POST", path, body, {"Content-Type": _FORM})
             return connection.getresponse().read()
         except (OSError, http.client.HTTPException):
-            return b""  # it has ended
+            return b""  # the service has ended
         finally:
             connection.close()
 
@@ -83,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class SessionBroker:
-    """How services of this process's tests have their broker keep accounts apart."""
+    """The settings with which services in this process use separate broker accounts."""
 
     def __init__(self) -> None:
         self.dispatcher: Dispatcher | None = None
@@ -91,18 +95,27 @@ class SessionBroker:
         self._ctl: Callable[..., str] | None = None
 
     def keeps_apart(self, dispatcher: Dispatcher, management_url: str) -> None:
-        """The session's broker is our own, and asks the dispatcher."""
+        """Use a broker of this session, which sends its requests to the dispatcher.
+
+        Args:
+            dispatcher: the dispatcher.
+            management_url: URL of the broker's management API.
+        """
         self.dispatcher = dispatcher
         self.management_url = management_url
 
     def shares(self, ctl: Callable[..., str]) -> None:
-        """The session's broker is one that the environment names, and asks nobody."""
+        """Use a broker from the environment, which has no authorization by the service.
+
+        Args:
+            ctl: runs `rabbitmqctl` with the given arguments.
+        """
         self._ctl = ctl
         with contextlib.suppress(Exception):
             ctl("add_user", _SHARED, _SHARED)
 
     def settings(self, amqp_url: str) -> dict[str, Any]:
-        """Return the settings of access of a service on the broker at `amqp_url`."""
+        """Return the access settings of a service that uses the broker at `amqp_url`."""
         if self.dispatcher is not None:
             vhost = unquote(urlsplit(amqp_url).path[1:]) or "/"
             port = free_ports(1)[0]
@@ -121,12 +134,12 @@ class SessionBroker:
         }
 
     def environment(self, amqp_url: str) -> dict[str, str]:
-        """Return the same for `flux-endpoint service run`."""
+        """Return the same settings as variables for `flux-endpoint service run`."""
         return {
             f"FLUX_ENDPOINT_SERVICE_{name.upper()}": str(value)
             for name, value in self.settings(amqp_url).items()
         }
 
 
-#: That of this process.
+#: The only instance in this process.
 session_broker = SessionBroker()

@@ -1,4 +1,4 @@
-"""What tests do to RabbitMQ all the time, by its management API: `rabbitmqctl` takes seconds."""
+"""Frequent `rabbitmqctl` commands by RabbitMQ's management API: `rabbitmqctl` takes seconds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import httpx
 
 
 class ManagementApi:
-    """Does what some commands of `rabbitmqctl` do.
+    """Runs some commands of `rabbitmqctl`.
 
     Args:
-        url: the API's.
-        amqp_url: has an account with the tag `administrator`.
+        url: URL of the API.
+        amqp_url: AMQP URL with an account that has the tag `administrator`.
     """
 
     def __init__(self, url: str, amqp_url: str) -> None:
@@ -26,7 +26,7 @@ class ManagementApi:
         )
 
     def run(self, *command: str) -> bool:
-        """Do what a command says; return False if it is not among those that are known here."""
+        """Run a command; return `False` if it is not supported here."""
         match command:
             case ("add_vhost", vhost):
                 self._put(("vhosts", vhost), {})

@@ -1,4 +1,4 @@
-"""What tests stand on: a private RabbitMQ node, virtual hosts on it, free ports."""
+"""Fixtures for all tests: a private RabbitMQ node, virtual hosts on it, free ports."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from broker_access import Dispatcher, session_broker
 from broker_http import ManagementApi
 from ports import reserved_port
 
-# No example has a time to be done in: a busy machine stops whom it will, for as long as it will.
-# And the same examples each time: new ones are looked for on purpose, many at once.
+# Examples have no deadline: a busy machine may suspend any process for any time. And they are the
+# same in each run; FLUX_ENDPOINT_TEST_EXAMPLES sets a number of random ones instead.
 _examples = int(os.environ.get("FLUX_ENDPOINT_TEST_EXAMPLES", "0"))
 settings.register_profile(
     "unhurried",
@@ -39,13 +39,14 @@ pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages", 
 
 
 def pytest_configure() -> None:
-    # Whoever runs the tests may ignore signals (nohup, a background job); programs under test
-    # would inherit that.
+    # The parent process may ignore signals (nohup, a background job), and programs under test would
+    # inherit that.
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) is signal.SIG_IGN:
             handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, handler)
-    # They may have it, too; a line that Python prints is two writes then, which others' may part.
+    # With this variable, Python prints a line in two writes, and output of other processes may come
+    # in between.
     os.environ.pop("PYTHONUNBUFFERED", None)
 
 
@@ -59,14 +60,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    # Flux's bindings leave it so when a call on the main thread fails, as some do on purpose.
+    # Flux's bindings do not restore the handler when a call on the main thread fails, and some
+    # tests cause failures.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
-    """Undo what a task changes that a test runs in this process: variables, working directory."""
+    """Restore variables and working directory, which tasks in this process may change."""
     before, directory = os.environ.copy(), os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     yield
     os.fchdir(directory)
@@ -78,7 +80,13 @@ def own_environment() -> Iterator[None]:
 
 
 class Broker:
-    """The session's RabbitMQ: a node of our own, or the one that the environment names."""
+    """The RabbitMQ node of the session: a private one, or one from the environment.
+
+    Args:
+        url: AMQP URL of the node, with its administrator.
+        ctl: runs `rabbitmqctl` with the given arguments.
+        management: runs some of its commands faster; `None`: none.
+    """
 
     def __init__(
         self, url: str, ctl: Callable[..., str], management: ManagementApi | None = None
@@ -89,14 +97,14 @@ class Broker:
         self.user = urlsplit(url).username or "guest"
 
     def ctl(self, *args: str) -> str:
-        """Run rabbitmqctl against the node, or do the same faster; return what it prints."""
+        """Run `rabbitmqctl`, or a faster equivalent, for the node; return its output."""
         if self._management is not None and self._management.run(*args):
             return ""
         return self._ctl(*args)
 
     @contextlib.contextmanager
     def alarm(self) -> Iterator[None]:
-        """Meanwhile the node is short of memory, as it believes, and takes no messages."""
+        """Raise the node's memory alarm, so that it accepts no messages."""
         with memory_alarm(self.ctl):
             yield
 
@@ -130,7 +138,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def amqp_url(broker: Broker) -> str:
-    """URL of the session's broker, its default virtual host."""
+    """URL of the default virtual host of the session's broker."""
     return broker.url
 
 
@@ -146,6 +154,6 @@ def amqp_vhost(broker: Broker) -> Iterator[str]:
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A TCP port that nothing listens on, and that nobody else is given during the test."""
+    """A TCP port that nothing listens on, reserved during the test."""
     with reserved_port() as port:
         yield port

@@ -1,4 +1,4 @@
-"""Databases of a service's own: SQLite, and PostgreSQL where a server is named."""
+"""Databases for services in tests: SQLite, and PostgreSQL if the environment names a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-#: Names a PostgreSQL server on which tests may create databases; then they run on it as well.
+#: URL of a PostgreSQL server on which tests may create databases; they also run on it if it is set.
 POSTGRESQL_VARIABLE = "FLUX_ENDPOINT_TEST_POSTGRESQL_URL"
 
 

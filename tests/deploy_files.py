@@ -1,4 +1,4 @@
-"""What stands in `deploy/`, read as the programs read it that it is for."""
+"""Reads the files in `deploy/` as their programs do: Compose, RabbitMQ, systemd, Podman."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}"
 
 
 def fill_in(content: Any, values: dict[str, str]) -> Any:
-    """Return `content` with variables replaced as Compose does it; every one must have a value."""
+    """Return `content` with variables replaced as Compose does.
+
+    Args:
+        content: a part of a Compose file.
+        values: values of the variables.
+
+    Raises:
+        KeyError: a variable has neither a value nor a default.
+    """
     if isinstance(content, dict):
         return {key: fill_in(value, values) for key, value in content.items()}
     if isinstance(content, list):
@@ -35,7 +43,7 @@ def fill_in(content: Any, values: dict[str, str]) -> Any:
 
 
 def variables_in(content: Any) -> dict[str, bool]:
-    """Return the variables that `content` asks Compose for, and whether each must be given."""
+    """Return the variables in a part of a Compose file, and whether each is required."""
     found: dict[str, bool] = {}
     for each in _VARIABLE.finditer(yaml.safe_dump(content, width=10_000)):
         found[each["name"]] = found.get(each["name"], False) or each["kind"] == "?"
@@ -43,7 +51,7 @@ def variables_in(content: Any) -> dict[str, bool]:
 
 
 def read_variables(path: Path) -> dict[str, str]:
-    """Return an environment file's variables."""
+    """Return the variables in an environment file."""
     lines = (line.strip() for line in path.read_text().splitlines())
     pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
     return {name: value for name, _, value in pairs}
@@ -57,7 +65,7 @@ def read_settings(text: str) -> dict[str, str]:
 
 
 def command(*path: str) -> click.Command:
-    """Return a command of the command line by its name."""
+    """Return a command of `flux-endpoint` by its path, e.g. `command("service", "run")`."""
     found: click.Command = cli
     for name in path:
         assert isinstance(found, click.Group)
@@ -68,7 +76,7 @@ def command(*path: str) -> click.Command:
 
 
 def variables_of(*path: str) -> set[str]:
-    """Return the environment variables that a command reads its options from."""
+    """Return the environment variables for the options of a command."""
     names: set[str] = set()
     for parameter in command(*path).params:
         if isinstance(parameter.envvar, str):
@@ -77,7 +85,7 @@ def variables_of(*path: str) -> set[str]:
 
 
 class Unit:
-    """A systemd unit: section -> directive -> values, in the order in which they stand."""
+    """A systemd unit: section -> directive -> values, in order."""
 
     def __init__(self, path: Path) -> None:
         self.sections: dict[str, dict[str, list[str]]] = {}
@@ -90,13 +98,13 @@ class Unit:
                 section.setdefault(name, []).append(value)
 
     def one(self, section: str, name: str) -> str:
-        """Return the value of a directive that stands there once."""
+        """Return the value of a directive that occurs exactly once."""
         (value,) = self.sections[section][name]
         return value
 
 
 class Containerfile:
-    """Instructions by stage; what stands before the first stage is in the stage `""`."""
+    """A container file: instructions by stage; the stage "" precedes the first `FROM`."""
 
     def __init__(self, path: Path) -> None:
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
@@ -111,11 +119,11 @@ class Containerfile:
             self.stages[stage].append((instruction, rest.strip()))
 
     def all(self, stage: str, instruction: str) -> list[str]:
-        """Return the arguments of each such instruction of a stage."""
+        """Return the arguments of all instructions of one kind in a stage."""
         return [rest for name, rest in self.stages[stage] if name == instruction]
 
     def environment(self, stage: str) -> dict[str, str]:
-        """Return what a stage's ENV instructions set."""
+        """Return the variables that a stage sets with `ENV`."""
         pairs = (pair for text in self.all(stage, "ENV") for pair in text.split())
         return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 

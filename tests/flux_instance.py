@@ -1,6 +1,6 @@
-"""A Flux instance of four brokers for the tests marked `flux`: one for the whole session.
+"""A Flux instance with four brokers for the tests marked `flux`, one for the whole session.
 
-Without Flux those tests are not run, and one line says so.
+Without Flux, these tests are not run, and a line at the end says so.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import pytest
 from not_run import leave_out
 
 BROKERS = 4
-#: Ends with its standard input: also when the test run is killed.
+#: Ends when its standard input is closed, even if the test run is killed.
 _INITIAL_PROGRAM = 'echo "$FLUX_URI"; cat > /dev/null'
 
 
 def _start(size: int = BROKERS, *options: str) -> subprocess.Popen[str]:
-    # Not as a part of an instance, or of a job, that the tests may run in.
+    # It must be independent of an instance or job in which the tests may run.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
     return subprocess.Popen(
         ["flux", "start", f"--test-size={size}", *options, "sh", "-c", _INITIAL_PROGRAM],
@@ -39,11 +39,11 @@ def _start(size: int = BROKERS, *options: str) -> subprocess.Popen[str]:
 
 
 class FluxInstance:
-    """An instance of a test's own, which may be killed.
+    """An instance for a single test, which may kill it.
 
     Args:
-        size: how many brokers.
-        options: more options of `flux start`.
+        size: number of brokers.
+        options: further options of `flux start`.
     """
 
     def __init__(self, size: int, *options: str) -> None:
@@ -56,14 +56,14 @@ class FluxInstance:
         return self
 
     def kill(self) -> None:
-        """Kill the broker of rank 0, as nothing but SIGKILL or a power cut can end it."""
+        """Kill the broker of rank 0 with SIGKILL, as in a power failure."""
         command = ["flux", "proxy", self.uri, "flux", "getattr", "broker.pid"]
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
         os.kill(int(answer.stdout), signal.SIGKILL)
 
     @contextmanager
     def held_cleanup(self) -> Iterator[None]:
-        """Meanwhile its cleanup, once it has begun, does not go on."""
+        """Hold up the instance's cleanup until the end of the `with` block."""
         with tempfile.TemporaryDirectory() as directory:
             fifo = Path(directory) / "go"
             os.mkfifo(fifo)
@@ -76,11 +76,11 @@ class FluxInstance:
             try:
                 yield
             finally:
-                self.end()  # else there is no cleanup to go on, where the test has failed before
+                self.end()  # starts the cleanup if the test has failed before it could
                 fifo.write_text("\n")
 
     def end(self) -> None:
-        """Let it end as an allocation does: its cleanup, then its end."""
+        """End the instance as an allocation ends: after its cleanup."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
@@ -99,7 +99,7 @@ _REASON = "there is no 'flux' on PATH"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs Flux where there is none."""
+    """Leave out tests that need Flux if it is not installed."""
     if shutil.which("flux") is None:
         reason = f"tests on Flux: {_REASON}"
         leave_out(config, items, lambda item: reason if item.get_closest_marker("flux") else None)
@@ -107,7 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def flux_uri() -> Iterator[str]:
-    """The URI of a running instance; tests that want it are skipped where there is no Flux."""
+    """The URI of a running instance; without Flux, tests that need it are skipped."""
     if shutil.which("flux") is None:
         pytest.skip(f"not run on Flux: {_REASON}")
     with _start() as instance:
@@ -123,7 +123,7 @@ def flux_uri() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def flux_module() -> ModuleType:
-    """Flux's own Python bindings, the module `flux`, from the Flux on `PATH`."""
+    """The module `flux`, the Python bindings of the Flux on `PATH`."""
     if shutil.which("flux") is None:
         pytest.skip(f"not run on Flux: {_REASON}")
     command = ["flux", "config", "builtin", "python_path"]

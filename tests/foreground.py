@@ -1,4 +1,4 @@
-"""Programs that a test has running beside it, and Ctrl-C for them."""
+"""Programs that run in the foreground of a test, and Ctrl-C for them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from flux_endpoint.processes import is_readable
 
-#: Seconds after which a person would press Ctrl-C once more.
+#: Time (s) without a reaction after which Ctrl-C is pressed again, as a person would do.
 _AGAIN_AFTER = 20.0
 _PRESSES = 3
 
 
 class Process(subprocess.Popen[Any]):
-    """A process that a `with` waits for at its end, as `Popen`; if that failed, it is killed."""
+    """A `Popen` whose `with` block waits for its end, or kills it after an exception."""
 
     def __exit__(
         self,
@@ -29,10 +29,10 @@ class Process(subprocess.Popen[Any]):
 
 
 def interrupt(process: subprocess.Popen[Any]) -> None:
-    """Press Ctrl-C, until something comes of it: output, or its end.
+    """Press Ctrl-C until the process reacts: with output, or with its end.
 
-    CPython does not see a signal that comes in the instant in which its main thread goes to wait,
-    before the next one.
+    A signal may arrive just before CPython's main thread begins to wait. CPython then handles it
+    only after another signal.
     """
     stream = process.stdout or process.stderr
     assert stream is not None

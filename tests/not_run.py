@@ -1,4 +1,4 @@
-"""Tests that can't run on this machine: left out, and a line at the end says how many, and why."""
+"""Leaves out tests that can't run on this machine, and reports their number and the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ def leave_out(
     items: list[pytest.Item],
     why: Callable[[pytest.Item], str | None],
 ) -> None:
-    """Take out of `items` what `why` has a reason for: "tests of what: what is missing"."""
+    """Deselect tests that can't run.
+
+    Args:
+        config: pytest's configuration.
+        items: the collected tests; changed in place.
+        why: returns the reason why a test can't run ("tests of X: Y is missing"), or `None`.
+    """
     reasons = {id(item): reason for item in items if (reason := why(item))}
     if reasons:
         config.hook.pytest_deselected(items=[item for item in items if id(item) in reasons])
@@ -26,14 +32,14 @@ def leave_out(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the process that speaks to the person, where several run the tests."""
+    """Send the numbers to the main process, if this is a worker of pytest-xdist."""
     if (output := getattr(session.config, "workeroutput", None)) is not None:
         output[_OUTPUT] = dict(session.config.stash.get(_LEFT_OUT, {}))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Hear of it; every process has left out the same tests."""
+    """Receive the numbers of a worker. All workers leave out the same tests, so don't add them."""
     told: dict[str, int] = getattr(node, "workeroutput", {}).get(_OUTPUT, {})
     left_out = node.config.stash.setdefault(_LEFT_OUT, Counter())
     for reason, count in told.items():
@@ -43,6 +49,6 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say what was left out."""
+    """Report the tests that were left out."""
     for reason, count in config.stash.get(_LEFT_OUT, Counter()).items():
         terminalreporter.write_line(f"NOT RUN: {count} {reason}", yellow=True)

@@ -1,8 +1,9 @@
-"""The official Globus Compute packages for the tests marked `interop`: a Python that has them.
+"""Interpreters with the official Globus Compute packages, for the tests marked `interop`.
 
-It is `.venv-official`, which `make test` creates, or what FLUX_ENDPOINT_TEST_OFFICIAL_PYTHON names;
-for the tests of the plugin, which want this project beside them, `.venv-plugin`, or what
-FLUX_ENDPOINT_TEST_PLUGIN_PYTHON names. Without one those tests are not run, and one line says so.
+The interpreter is that of `.venv-official`, which `make test` creates, or the value of
+FLUX_ENDPOINT_TEST_OFFICIAL_PYTHON. Tests of the plugin need this project in the same environment:
+`.venv-plugin`, or the value of FLUX_ENDPOINT_TEST_PLUGIN_PYTHON. Without an interpreter, its tests
+are not run, and a line at the end says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 
 from not_run import leave_out
 
-#: Names a source tree of the official packages: what is released has no unit tests.
+#: Path of a source tree of the official packages: released packages have no unit tests.
 SOURCE = "GLOBUS_COMPUTE_SOURCE"
 OFFICIAL, PLUGIN = ".venv-official", ".venv-plugin"
 _VARIABLES = {
@@ -28,7 +29,7 @@ def find_python(environment: str) -> str | None:
     if named := os.environ.get(_VARIABLES[environment]):
         return named
     own = Path(__file__).parent.parent / environment
-    # The stamp says that the installation went through to its end.
+    # The stamp file exists only after a complete installation.
     return str(own / "bin" / "python") if (own / ".installed").exists() else None
 
 
@@ -37,7 +38,7 @@ def _reason(environment: str) -> str:
 
 
 def _missing(item: pytest.Item) -> str | None:
-    """Return why `item` can't run: the environment that it needs is not there."""
+    """Return why a test can't run, e.g. because its environment is missing, or `None`."""
     if not item.get_closest_marker("interop"):
         return None
     needed = PLUGIN if "plugin_python" in getattr(item, "fixturenames", ()) else OFFICIAL
@@ -53,25 +54,25 @@ def _no_source(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs the official packages where there are none."""
+    """Leave out tests that need the official packages if these are not installed."""
     leave_out(config, items, _missing)
 
 
 @pytest.fixture(scope="session")
 def official_python() -> str:
-    """A Python with globus-compute-sdk and -endpoint, and without this project."""
+    """An interpreter with globus-compute-sdk and -endpoint, without this project."""
     return _python(OFFICIAL)
 
 
 @pytest.fixture(scope="session")
 def official_source() -> Path:
-    """The official SDK's source tree, which has its unit tests."""
+    """The source tree of the official SDK, with its unit tests."""
     return Path(os.environ[SOURCE], "compute_sdk").absolute()
 
 
 @pytest.fixture(scope="session")
 def plugin_python() -> str:
-    """A Python with globus-compute-endpoint and this project; the plugin is not enabled there."""
+    """An interpreter with globus-compute-endpoint and this project; the plugin is not enabled."""
     return _python(PLUGIN)
 
 

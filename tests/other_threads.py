@@ -1,4 +1,4 @@
-"""Signals that another thread than the main one gets, as the kernel may decide at any time."""
+"""Sends a signal to a thread other than the main one; the kernel may do that at any time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from pathlib import Path
 
 
 def signal_another_thread(pid: int, signum: int) -> None:
-    """Send a signal to a thread of `pid` that is not its main one and does not block it."""
+    """Send a signal to a thread that is not the main one and does not block the signal.
+
+    Args:
+        pid: the process.
+        signum: number of the signal.
+
+    Raises:
+        OSError: it can't be sent.
+        AssertionError: there is no such thread.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             text = (task / "status").read_text()
-        except (FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
             continue
         status = dict(line.split(":\t", 1) for line in text.splitlines())
         blocked = int(status["SigBlk"], 16) & 1 << (signum - 1)

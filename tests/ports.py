@@ -1,4 +1,4 @@
-"""Ports that are free, and stay so for whoever is to listen on them."""
+"""Reserves free ports for programs that will listen on them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def reserved_port() -> Iterator[int]:
     """Yield a TCP port of the loopback interface that nothing listens on.
 
-    Meanwhile the kernel gives it to nobody who asks for any port, as the tests in other processes
-    do all the time; who asks for this one (with SO_REUSEADDR, as servers do) gets it.
+    Meanwhile, the kernel does not give this port to programs that ask for any free port, e.g. tests
+    in other processes. A program that asks for this port with SO_REUSEADDR, as servers do, gets it.
     """
     with socket.socket() as reservation:
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

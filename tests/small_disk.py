@@ -1,4 +1,4 @@
-"""A file system of a mebibyte, to be filled; a test is skipped where none can be mounted."""
+"""A file system of 1 MiB for tests of full disks; they are skipped if it can't be mounted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import pytest
 
 
 class SmallDisk:
-    """A file system with little room at `path`."""
+    """A small file system.
+
+    Args:
+        path: its mount point.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._filling = path / "filling"
 
     def fill(self) -> None:
-        """Leave no room."""
+        """Use all free space."""
         with (
             contextlib.suppress(OSError),
             self._filling.open("ab", buffering=0) as file,
@@ -27,7 +31,7 @@ class SmallDisk:
                 pass
 
     def clear(self) -> None:
-        """Make room again."""
+        """Free the space again."""
         self._filling.unlink()
 
 

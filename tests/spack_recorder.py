@@ -1,7 +1,7 @@
-"""A stand-in for what recipes import from Spack: it writes down what they declare.
+"""A replacement of the Spack modules that recipes import: it records their directives.
 
-The directives have the signatures of Spack's Package API v2.0, so that a misspelt argument fails
-here too. What they mean (whether a range can be met, what a condition selects) is not judged here.
+The directives have the signatures of Spack's Package API v2.0, so a misspelt argument fails here,
+too. Their meaning is not checked, e.g. whether a version range is satisfiable.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Directive:
     Attributes:
         kind: the directive's name.
         value: its first argument.
-        when: the conditions under which it holds.
-        options: its other arguments that were given.
+        when: its condition.
+        options: its other arguments.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Directive:
 
 @dataclass
 class Recipe:
-    """A loaded recipe: its name as people type it, its class, what it declares."""
+    """A loaded recipe: the name of its package, its class, and its directives."""
 
     name: str
     cls: type
@@ -57,18 +57,22 @@ class Recipe:
 
 
 class SkipTest(Exception):  # noqa: N818 - Spack's name
-    """What a recipe's test raises that doesn't apply."""
+    """Raised by a recipe's test that does not apply."""
 
 
 class Executable:
-    """A program; the part of Spack's class that the recipes use."""
+    """A program; has the parts of Spack's class that the recipes use.
+
+    Args:
+        path: path of the program.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._environment: dict[str, str] = {}
 
     def add_default_env(self, name: str, value: str) -> None:
-        """Set a variable in every run."""
+        """Set a variable for every run."""
         self._environment[name] = value
 
     def __call__(self, *arguments: str, output: Any = None, error: Any = None) -> str:

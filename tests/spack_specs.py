@@ -13,13 +13,13 @@ _SPEC = re.compile(
 )
 _VARIANT = re.compile(r"[+~]([\w-]+)|([\w-]+)=")
 
-#: Branch names, which Spack holds to be newer than every number.
+#: Branch names. To Spack, they are newer than every number.
 _INFINITE = ("develop", "main", "master", "head", "trunk", "stable")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One spec; `versions` is `""` where every version will do."""
+    """One spec; `versions` is "" if it accepts every version."""
 
     name: str
     versions: str
@@ -28,10 +28,10 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """Return what `text` asks for; `^dependency` may follow.
+    """Parse a spec, which may end with `^dependency`.
 
     Raises:
-        ValueError: it is not a spec, or more of one than is known here.
+        ValueError: it is not a spec, or uses syntax that is not supported here.
     """
     own, _, dependency = text.partition("^")
     found = _SPEC.fullmatch(own.strip())
@@ -47,9 +47,12 @@ def parse(text: str) -> Spec:
 
 
 def meets(version: str, ranges: str) -> bool:
-    """Tell whether `version` is in one of the `ranges`, which are separated by commas.
+    """Return whether a version is in one of several ranges.
 
-    The upper end of a range includes what begins like it: 3.13.2 is in `3.11:3.13`.
+    Args:
+        version: the version.
+        ranges: the ranges, separated by commas. The upper end of a range includes all versions that
+            begin with it: 3.13.2 is in `3.11:3.13`.
     """
     return not ranges or any(_is_in(version, each) for each in ranges.split(","))
 

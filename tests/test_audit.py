@@ -1,4 +1,4 @@
-"""Audit logs: private, bounded, a JSON object a line, and nothing fails because of them."""
+"""Audit logs: private, bounded, one JSON object per line; their errors affect nothing else."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_file_that_can_not_be_written_is_told_once(
     audit.write("kept")
     assert [record["event"] for record in records_of_lines(path)] == ["kept"]
     path.unlink()
-    path.symlink_to("/dev/full")  # nobody gets it to write elsewhere
+    path.symlink_to("/dev/full")  # it must not follow a link
     audit.write("lost")
     assert len(caplog.records) == 2
 

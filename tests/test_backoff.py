@@ -1,4 +1,4 @@
-"""Pauses that grow, to a bound, and begin anew."""
+"""Backoff: growing pauses up to a limit, and the reset."""
 
 from __future__ import annotations
 

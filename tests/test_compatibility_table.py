@@ -1,4 +1,4 @@
-"""The compatibility page has no empty cell, and everything that it names exists."""
+"""The compatibility page has no empty cells, and names only existing files and tests."""
 
 from __future__ import annotations
 

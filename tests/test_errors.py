@@ -1,4 +1,4 @@
-"""Errors as programs look at them."""
+"""Errors as programs see them."""
 
 from __future__ import annotations
 

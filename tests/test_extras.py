@@ -1,4 +1,4 @@
-"""Optional parts: what is missing is found, and what is said to install it would install it."""
+"""Extras: missing modules are detected, and the suggested command installs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def installed_from(directory: Path, origin: object) -> None:
-    """Make the metadata that pip leaves in `directory` of a package from `origin`."""
+    """Create the metadata of an installed package as pip does.
+
+    Args:
+        directory: the directory of installed packages.
+        origin: content of its `direct_url.json`; `None`: there is no such file.
+    """
     info = directory / "flux_endpoint-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flux-endpoint\nVersion: 0.1.0\n")

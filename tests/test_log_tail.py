@@ -1,4 +1,4 @@
-"""The end of a log, as an error message shows it."""
+"""The end of a log in error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers have chosen is shown, and does nothing to a terminal or to lines of a log."""
+"""Values from others are shown without control characters, in logs and on terminals."""
 
 from __future__ import annotations
 

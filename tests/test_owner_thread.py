@@ -1,4 +1,4 @@
-"""The thread that owns state: order, timers, failures, and its end."""
+"""`OwnerThread`: order of actions, timers, failures, and its end."""
 
 from __future__ import annotations
 

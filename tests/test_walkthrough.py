@@ -1,4 +1,4 @@
-"""The walk through the code names files that are there; a task's way grows no longer unseen."""
+"""The walkthrough names only existing files, and the number of files on a task's way is limited."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
-#: The most files that a task may pass, by the heading of its walk.
+#: The most files on the way of a task, by heading of the walkthrough.
 MOST = {"A function, from `submit` to its future": 50, "An MPI job": 30, "A kill": 15}
 
 

@@ -1,4 +1,4 @@
-"""Waiting for what nothing announces: a file, a log line, a counter of another process."""
+"""Waits for conditions without a notification: a file, a log line, another process's counter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ Value = TypeVar("Value")
 
 
 def until(condition: Callable[[], Value], patience: float = 100.0) -> Value:
-    """Return what `condition` comes to, once that is true; fail after `patience` seconds.
+    """Call `condition` until its value is true, and return the value.
 
-    It asks less often the longer it waits, so that a condition that costs something does not slow
-    down what it waits for.
+    The calls become less frequent, so that an expensive condition does not slow down the programs
+    that it waits for.
+
+    Args:
+        condition: the condition.
+        patience: the test fails after this time (s).
     """
     begin = time.monotonic()
     while not (value := condition()):

@@ -1,4 +1,4 @@
-"""Flux's own executor with nothing around it: a job for each command."""
+"""Flux's own executor by itself: a job for each command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client, ours or the official one, that uses an endpoint of either kind through the service."""
+"""Our client or the official one, on our endpoint or the official one, through our service."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from work import COMMAND, MIB, PATIENCE, Finish, Turn, large, run, same, went_well
 
-#: Size of the large results, in MiB.
+#: Size (MiB) of the large results.
 RESULT = 5
 
 
 def make_executor(turn: Turn) -> tuple[Any, Any]:
-    """Return an executor and a command of the client that is wanted."""
+    """Return an executor and a command of the requested client."""
     endpoint = turn.options["endpoint_id"]
     if turn.options["client"] == "ours":
         from flux_endpoint import Executor, ShellFunction
@@ -21,7 +21,7 @@ def make_executor(turn: Turn) -> tuple[Any, Any]:
         return Executor(endpoint), ShellFunction(COMMAND)
     import globus_compute_sdk as official
 
-    # As fast as it lets itself be made: by default it waits for 4 s between small submissions.
+    # Its fastest settings: by default, it waits for 4 s between small submissions.
     fast = {"api_burst_limit": 8, "api_burst_window_s": 1}
     return official.Executor(endpoint, **fast), official.ShellFunction(COMMAND)
 

@@ -1,4 +1,4 @@
-"""executorlib in a Flux instance: with workers that stay, and with a job for each function."""
+"""executorlib in a Flux instance: with persistent workers, or with a job for each function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from work import PATIENCE, WORKERS, Finish, Turn, is_same, same
 
 def main() -> None:
     turn = Turn()
-    os.chdir(turn.directory)  # it writes where it runs
+    os.chdir(turn.directory)  # it writes into the working directory
     block = turn.options["block_allocation"]
     with FluxJobExecutor(
         max_workers=WORKERS, block_allocation=block, resource_dict={"cores": 1}

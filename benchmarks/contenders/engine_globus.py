@@ -1,4 +1,4 @@
-"""The official engines, as the official endpoint uses them: HTEX, and its kind for MPI."""
+"""The official engines, as the official endpoint uses them: HTEX, and its variant for MPI."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from work import COMMAND, PATIENCE, WORKERS, Finish, Turn, large, same, went_wel
 
 
 class Engine:
-    """An engine of its own, with calls in and values out.
+    """Runs calls on an official engine.
 
     Args:
-        turn: what it is for; with the option `mpi` commands get a launcher.
+        turn: the order; with the option `mpi`, commands get a launcher.
     """
 
     def __init__(self, turn: Turn) -> None:
@@ -31,7 +31,7 @@ class Engine:
         provider = LocalProvider(**one_block, launcher=SimpleLauncher())
         how: dict[str, Any] = {"label": "bench", "address": "127.0.0.1", "provider": provider}
         if turn.options["mpi"]:
-            # Its nodes are those of a batch job: this one has one.
+            # The MPI engine reads its nodes from a batch job's file; this one has a single node.
             nodes = turn.directory / "nodes"
             nodes.write_text("localhost\n", encoding="utf-8")
             os.environ["PBS_NODEFILE"] = str(nodes)
@@ -43,7 +43,7 @@ class Engine:
         self._engine.start(endpoint_id=uuid.uuid4(), run_dir=str(turn.directory))
 
     def code(self, function: Callable[..., Any]) -> str:
-        """Return a function as it travels; a client serializes each function once."""
+        """Return a serialized function; clients serialize each function only once."""
         return str(self._serializer.serialize(function))
 
     def submit(self, code: str, *args: Any, spec: dict[str, Any] | None = None) -> Finish:

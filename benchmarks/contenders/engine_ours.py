@@ -1,4 +1,4 @@
-"""This project's engine, as an endpoint's agent uses it: on Flux or on the embedded executor."""
+"""Our engine, as an endpoint's agent uses it: on Flux or on the embedded executor."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ID = str(uuid.UUID(int=1))
 
 
 class Engine:
-    """An engine of its own, with calls in and values out.
+    """Runs calls on our engine.
 
     Args:
-        kind: where jobs run, "flux" or "local".
-        directory: the endpoint's.
+        kind: the executor of jobs, "flux" or "local".
+        directory: the endpoint's directory.
     """
 
     def __init__(self, kind: str, directory: Path) -> None:
@@ -39,7 +39,7 @@ class Engine:
         self._engine.recovered()
 
     def code(self, function: Callable[..., Any]) -> str:
-        """Return a function as it travels; a client serializes each function once."""
+        """Return a serialized function; clients serialize each function only once."""
         return self._serializer.serialize(function)
 
     def submit(
@@ -49,7 +49,7 @@ class Engine:
         *args: Any,
         spec: dict[str, Any] | None = None,
     ) -> Finish:
-        """Submit a call, as a job if it has a `spec`."""
+        """Submit a call; with a `spec`, it becomes a job."""
         arguments = serialize_arguments(self._serializer, function, args, {})
         buffer = self._serializer.pack_buffers([code, *arguments])
         task_id = str(uuid.uuid4())

@@ -1,4 +1,4 @@
-"""Parsl itself, with its HighThroughputExecutor."""
+"""Parsl by itself, with its HighThroughputExecutor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parsl.providers import LocalProvider
 
 from work import COMMAND, PATIENCE, WORKERS, Finish, Turn, large, same, typed
 
-#: An app of a command: Parsl's workers run what this returns by a shell, and give its status.
+#: An app with a command: a Parsl worker runs the returned text with a shell and returns its status.
 _COMMAND = typed("command", f"def command():\n    return {COMMAND!r}\n")
 
 

@@ -1,4 +1,4 @@
-"""Our client, ready to submit: told an endpoint, it says when the first result was there."""
+"""Our client, ready to submit: reads an endpoint's id and prints the time of the first result."""
 
 from __future__ import annotations
 

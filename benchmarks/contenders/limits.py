@@ -1,4 +1,4 @@
-"""What no engine that does more can be much faster than: pools of processes with nothing around."""
+"""Bare process pools and subprocesses: upper limits for the speed of any engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import dill
 
 from work import COMMAND, PATIENCE, WORKERS, Finish, Turn, same
 
-#: Calls that go to a process together.
+#: Number of calls that are sent to a process together.
 CHUNK = 32
 
 
@@ -22,7 +22,7 @@ def call(packed: bytes) -> bytes:
 
 
 def call_each(chunk: list[bytes]) -> list[bytes]:
-    """Run calls in a process of the pool."""
+    """Run several calls in a process of the pool."""
     return [call(packed) for packed in chunk]
 
 

@@ -1,7 +1,6 @@
-"""The bytes of a task and of its result through RabbitMQ, with nothing around them.
+"""RabbitMQ alone: sends the bytes of a task and of its result.
 
-A message goes to another process, which sends as large a one back; both are persistent, and
-confirmed.
+A message goes to another process, which sends an equal one back. Both are persistent and confirmed.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from work import MIB, PATIENCE, Turn
 
 _THERE, _BACK = "there", "back"
 _PERSISTENT: Any = pika.BasicProperties(delivery_mode=2)  # type: ignore[no-untyped-call]
-#: Messages that a consumer is given at a time.
+#: The most unacknowledged messages of a consumer.
 _WINDOW = 8
 
 
 def channel_of(url: str) -> Any:
-    """Return a channel of a connection of its own, with confirms and both queues."""
+    """Return a channel of a new connection, with publisher confirms and both queues."""
     channel = pika.BlockingConnection(pika.URLParameters(url)).channel()
     channel.confirm_delivery()
     channel.basic_qos(prefetch_count=_WINDOW)
@@ -37,7 +36,7 @@ def publish(channel: Any, queue: str, body: bytes) -> None:
 
 
 def send_back(url: str) -> None:
-    """Answer each message with an equal one, for ever."""
+    """Answer each message with an equal one, forever."""
     channel = channel_of(url)
     for method, _, body in channel.consume(_THERE):
         publish(channel, _BACK, body)
@@ -45,7 +44,7 @@ def send_back(url: str) -> None:
 
 
 def receive(url: str, body: bytes, came: threading.Semaphore) -> None:
-    """Count the answers, for ever."""
+    """Count the answers, forever."""
     channel = channel_of(url)
     for method, _, answer in channel.consume(_BACK):
         if answer == body:

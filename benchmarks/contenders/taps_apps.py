@@ -1,4 +1,4 @@
-"""Applications of the task performance suite TaPS, on one of its executors or on a client."""
+"""Applications of the task performance suite TaPS, on its own executors or on a client."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from taps.executor.utils import FutureDependencyExecutor
 
 from work import WORKERS, Turn
 
-#: Side of a tile of the matrix, bytes in and out of a synthetic task, words of a file.
+#: Side of a matrix tile, bytes of a synthetic task's argument and result, words in a file.
 TILE, DATA, WORDS = 64, 1000, 20_000
 
 
 def make_executor(turn: Turn) -> Executor:
-    """Return the executor that is wanted, as TaPS has it."""
+    """Return the requested executor as an executor of TaPS."""
     kind, endpoint = turn.options["executor"], turn.options.get("endpoint_id")
     made: Executor
     if kind == "pool":
@@ -49,7 +49,7 @@ def synthetic(structure: WorkflowStructure, count: int) -> SyntheticApp:
 
 def main() -> None:
     turn = Turn()
-    os.chdir(turn.directory)  # some of them write where they run
+    os.chdir(turn.directory)  # some of them write into the working directory
     apps: dict[str, Callable[[int], Any]] = {
         "taps-bag": lambda n: synthetic(WorkflowStructure.BAG, n),
         "taps-sequential": lambda n: synthetic(WorkflowStructure.SEQUENTIAL, n),

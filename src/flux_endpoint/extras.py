@@ -1,4 +1,4 @@
-"""Optional parts of an installation: the packages of each, and how to install it."""
+"""The optional dependencies ("extras") of this package, and how to install them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from flux_endpoint.errors import ConfigurationError
 
-#: Modules of each extra in `pyproject.toml`.
+#: Modules of each extra in `pyproject.toml`, for checking whether it is installed.
 MODULES = {
     "flux": ("cffi", "ply"),
     "service": ("alembic", "fastapi", "sqlalchemy", "uvicorn"),
@@ -46,9 +46,14 @@ def require(extra: str, what: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs `extra`: from a checkout, since there is no release yet.
+    """Return the command that installs an extra from a checkout, since there is no release yet.
 
-    It names the checkout that this package came from, if that exists.
+    Args:
+        extra: the extra's name.
+
+    Returns:
+        The command for the checkout that this package was installed from; if that does not exist
+        any more, a general one.
     """
     source = _checkout()
     if source is None:

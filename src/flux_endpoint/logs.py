@@ -1,8 +1,8 @@
-"""Structured logs on top of the standard library: one event a line, fields as `key=value` or JSON.
+"""Structured logs with the standard library: one event per line, fields as `key=value` or JSON.
 
-Modules log with `logging.getLogger(__name__)` and put their fields into `extra={"fields": {...}}`,
-or, shorter, with `event(log, logging.INFO, "task accepted", task_id=...)`. Libraries stay quiet:
-only programs call `configure`.
+A module logs with `log = logging.getLogger(__name__)`, and passes fields as
+`extra={"fields": {...}}`, or shorter: `event(log, logging.INFO, "task accepted", task_id=...)`.
+Only programs call `configure`; the library by itself logs nowhere.
 """
 
 from __future__ import annotations
@@ -22,17 +22,27 @@ from typing import IO, Any, Literal
 from flux_endpoint import paths
 from flux_endpoint.errors import ConfigurationError
 
-#: Bytes of a program's log after which it is put aside.
+#: A program's log is rotated when it is larger than this (bytes).
 MAX_LOG_SIZE = 10 * 2**20
 
-#: Bytes that are kept beyond that: more was written before somebody looked.
+#: Bytes that a rotated log may have beyond that: the log may grow before a program checks it.
 _SLACK = 2**20
 
 LogFormat = Literal["text", "json"]
 
 
 def event(log: logging.Logger, level: int, what: str, /, **fields: Any) -> None:
-    """Log `what` at `level` with structured `fields`."""
+    """Log an event.
+
+    Args:
+        log: the logger.
+        level: the level, e.g. `logging.INFO`.
+        what: description of the event.
+        fields: values that belong to it.
+
+    Example:
+        event(log, logging.INFO, "task accepted", task_id=task_id)
+    """
     if log.isEnabledFor(level):
         log.log(level, what, extra={"fields": fields}, stacklevel=2)
 
@@ -63,7 +73,7 @@ class _Formatter(logging.Formatter):
 
 
 def said(record: logging.LogRecord) -> str:
-    """Return what `record` says, with its fields as `key=value`."""
+    """Return the message of a record, followed by its fields as `key=value`."""
     fields: dict[str, Any] = getattr(record, "fields", {})
     return record.getMessage() + "".join(
         f" {key}={_quoted(value)}" for key, value in fields.items()
@@ -72,13 +82,16 @@ def said(record: logging.LogRecord) -> str:
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    # What others have chosen must not move a terminal's cursor, nor begin a line.
+    # Values from others must not contain control characters, which could forge lines.
     plain = text.isprintable() and not any(c in text for c in ' "=')
     return text if text and plain else json.dumps(text)
 
 
 def put_aside(path: Path) -> None:
-    """Rename a log that has grown large, `.1` added, before a program begins to write it.
+    """Rotate a large log before a program begins to write it: rename it to `<name>.1`.
+
+    Args:
+        path: the log.
 
     Raises:
         OSError: it can't be renamed.
@@ -92,12 +105,12 @@ def tail(path: Path, lines: int = 20, size: int = 16 * 2**10) -> str:
     """Return the end of a log, for an error message.
 
     Args:
-        path: the log; one that is not there is empty.
-        lines: how many lines at most; empty ones do not count.
-        size: how many bytes at most.
+        path: the log; it may be missing.
+        lines: the most lines; empty ones do not count.
+        size: the most bytes.
 
     Returns:
-        The lines, indented; where they can't be read, a line that says why.
+        The lines, indented; "" if the log is missing; a line with the reason if it can't be read.
     """
     try:
         with path.open("rb") as stream:
@@ -112,7 +125,7 @@ def tail(path: Path, lines: int = 20, size: int = 16 * 2**10) -> str:
 
 
 class _BoundedHandler(logging.StreamHandler[IO[str]]):
-    """Puts aside what it has written, if it is a file that has grown large."""
+    """Rotates its log if that is a large file."""
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
@@ -120,19 +133,20 @@ class _BoundedHandler(logging.StreamHandler[IO[str]]):
 
 
 def keep_bounded(stream: IO[str] | None = None) -> None:
-    """Put a log that has grown large aside while programs write it, `.1` added.
+    """Rotate a large log while programs write it: copy it to `<name>.1`, and truncate it.
 
-    It is done only to files below the state directory, where programs in the background log to.
-    Several processes may have the same file open, and each may do it: what is in the file is
-    copied, and the file cut, so that all go on writing to it.
+    Only regular files below the state directory are rotated; background programs log there. The
+    file is not renamed, because several processes may have it open and must continue to write to
+    the same file. Any of them may call this.
 
     Args:
-        stream: what writes the log (standard error by default), to a file or not.
+        stream: stream that writes the log (default: standard error); it need not be a file.
     """
-    with suppress(OSError, ValueError, AttributeError, ConfigurationError):  # it is no such file
+    with suppress(OSError, ValueError, AttributeError, ConfigurationError):  # not such a file
         descriptor = (stream or sys.stderr).fileno()
         status = os.fstat(descriptor)
-        appends = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND  # else it'd leave a hole
+        # Without O_APPEND, the next write after the truncation would leave a hole.
+        appends = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
         if status.st_size <= MAX_LOG_SIZE or not stat.S_ISREG(status.st_mode) or not appends:
             return
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -144,7 +158,7 @@ def keep_bounded(stream: IO[str] | None = None) -> None:
             if os.path.samestat(os.fstat(file.fileno()), status) and size > MAX_LOG_SIZE:
                 try:
                     _copy_end(file, path, size)
-                finally:  # on a full disk, too
+                finally:  # even if the copy fails, e.g. on a full disk
                     file.truncate(0)
 
 
@@ -168,11 +182,17 @@ def configure(
     log_format: LogFormat = "text",
     stream: IO[str] | None = None,
 ) -> None:
-    """Send this project's logs at `level` and above to `stream` (standard error by default)."""
+    """Configure logging of a program, for this project's loggers.
+
+    Args:
+        level: the lowest level that is logged; of other packages, warnings are logged.
+        log_format: "text" or "json".
+        stream: destination; default: standard error.
+    """
     handler = _BoundedHandler(stream or sys.stderr)
     handler.setFormatter(_Formatter(log_format))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("flux_endpoint").setLevel(level)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # our connection reports for it
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # our connection logs its errors

@@ -13,7 +13,7 @@ def plugin_directory() -> Path:
     """Return the directory of the Flux plugins: in the installed package, or in the checkout.
 
     Raises:
-        FluxEndpointError: they were not installed.
+        FluxEndpointError: the plugins are not installed.
     """
     package = Path(__file__).parent
     for candidate in (package / _NAME, package.parents[1] / _NAME):

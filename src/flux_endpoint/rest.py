@@ -1,4 +1,4 @@
-"""The REST service as clients and endpoints call it: one place for retries and for errors."""
+"""Requests of clients and endpoints to the REST service, with retries and errors."""
 
 from __future__ import annotations
 
@@ -21,26 +21,31 @@ from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
 
-#: Methods that may be sent again although an earlier one may have been carried out.
+#: Methods whose requests may be repeated even if the service may have carried them out.
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
-#: Seconds before the second attempt at most; doubles from there, with jitter.
+#: The longest wait (s) before the second attempt; it doubles for each further one, with jitter.
 FIRST_BACKOFF = 1 / 3
-#: Seconds; the longest wait between two attempts, and the most of a `Retry-After` that is obeyed.
+#: The longest wait (s) between two attempts, and the upper limit for a `Retry-After` header.
 MAX_BACKOFF = 10.0
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class RestClient:
-    """Sends requests with a bearer token; may be used by several threads at once.
+    """Sends requests with a bearer token. Thread-safe.
 
     Args:
-        credentials: whom to talk to and as whom.
-        timeout: seconds that one attempt may take.
-        attempts: how often a request is tried in all, at least once.
+        credentials: URL of the service, and the user's token.
+        timeout: the longest time (s) that one attempt may wait for the network.
+        attempts: total number of attempts for each request, at least 1.
 
     Raises:
-        ConfigurationError: the environment names a proxy or certificates that can't be used.
+        ConfigurationError: the environment has an invalid proxy, or certificates that can't be
+            read.
+
+    Example:
+        with RestClient(load_credentials()) as client:
+            status = client.request("GET", f"/v2/endpoints/{endpoint_id}/status")
     """
 
     def __init__(self, credentials: Credentials, timeout: float = 60, *, attempts: int = 5) -> None:
@@ -85,21 +90,21 @@ class RestClient:
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
     ) -> dict[str, Any]:
-        """Send a request and return the JSON object that answers it.
+        """Send a request and return the answer, a JSON object.
 
         Args:
             method: HTTP method.
-            path: path below the service's URL, with a slash at its start.
-            json: body, or `None` for none.
+            path: path below the service's URL, with a leading slash.
+            json: body; `None`: no body.
             params: query parameters.
-            headers: headers beyond the usual ones.
-            idempotent: whether the request may be sent again although it may have been carried
-                out; by default all but POST and PATCH.
+            headers: additional headers.
+            idempotent: whether the request may be repeated even if the service may have carried it
+                out; by default, for all methods except POST and PATCH.
 
         Raises:
-            ServiceError: the service refused the request, or answered what is not a JSON object.
-            ServiceUnreachableError: no attempt got an answer other than a server error.
-            ConfigurationError: the environment names a proxy whose host can't be one.
+            ServiceError: the service refused the request, or its answer is not a JSON object.
+            ServiceUnreachableError: all attempts failed or were answered with a server error.
+            ConfigurationError: the environment has a proxy with an invalid host.
         """
         answer = self.request_json(
             method, path, json=json, params=params, headers=headers, idempotent=idempotent
@@ -120,17 +125,20 @@ class RestClient:
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
     ) -> Any:
-        """Do what `request` does and return whatever JSON answers it; `None` for an empty body."""
+        """Send a request and return the answer, any JSON value; `None`: the body is empty.
+
+        It has the arguments and errors of `request`.
+        """
         repeatable = method in IDEMPOTENT_METHODS if idempotent is None else idempotent
         url = f"{self.credentials.service_url}{path}"
         if self._pid != os.getpid():
-            # A forked child must not speak on connections, nor wait for locks, of its parent.
+            # A forked child must not use its parent's connections, nor wait for its locks.
             self._http, self._pid = self._pool(), os.getpid()
         backoff = Backoff(FIRST_BACKOFF, MAX_BACKOFF)
         for attempt in range(1, self._attempts + 1):
             response: httpx.Response | None = None
             try:
-                if self.credentials.stack_is_down:  # whoever has its port is somebody else
+                if self.credentials.stack_is_down:  # another program may listen on its port
                     raise httpx.ConnectError("the stack that runs it is down")
                 response = self._http.request(
                     method, path, json=json, params=params, headers=headers
@@ -139,7 +147,7 @@ class RestClient:
                 again, reason = True, f"no connection ({error})"  # nothing was sent
             except httpx.RequestError as error:
                 again, reason = repeatable, f"{type(error).__name__}: {error}".rstrip(": ")
-            except (httpx.InvalidURL, UnicodeError) as error:  # our own URL was checked before
+            except (httpx.InvalidURL, UnicodeError) as error:  # the service's URL is valid
                 raise ConfigurationError(
                     "can't use the proxy of the environment (http_proxy, https_proxy): its URL "
                     "names no host"
@@ -148,7 +156,7 @@ class RestClient:
                 status = response.status_code
                 if status < 500 and status != 429:
                     return self._answer(method, path, response)
-                again = repeatable or status == 429  # refused for now, so not carried out
+                again = repeatable or status == 429  # 429 means that it was not carried out
                 reason = f"it answered {status} {response.reason_phrase}"
             if not again or attempt == self._attempts:
                 break
@@ -161,7 +169,7 @@ class RestClient:
         raise ServiceUnreachableError(_unreachable(method, url, reason, response, attempt))
 
     def close(self) -> None:
-        """Close connections and end waits between attempts. The client can't be used any more."""
+        """Close all connections, and end waits between attempts. Afterwards it can't be used."""
         self._closed.set()
         self._http.close()
 

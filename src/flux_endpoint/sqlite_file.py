@@ -1,7 +1,7 @@
-"""Records in an SQLite file that must survive: is it sound, and what is left of a damaged one.
+"""Durable records in an SQLite file: checks the file, and repairs a damaged one.
 
-A file that is damaged, in its pages or in a row, is set aside under another name; what can be read
-of it goes into a new one. Whoever opens it is told, so that nothing ends without a word.
+A file is damaged if a page or a row is invalid. The damaged file is kept under another name, and
+all readable rows are copied into a new file. The repair is logged, so that no loss goes unnoticed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
 
-# Pages that a file may have unused, and that are given back at a time.
+# The most unused pages that a file may have, and that are returned to the disk at once.
 _UNUSED_PAGES = 1000
-# Bytes that the write-ahead log keeps on disk when it is empty.
+# Largest size (bytes) on disk of an empty write-ahead log.
 _LOG_BYTES = 16 * 2**20
-#: Seconds to wait for another process that writes.
+#: Time (s) to wait for another process that writes.
 _BUSY_TIMEOUT = 10
-#: What SQLite calls damage. `SQLITE_ERROR` is "no such table" and the like: statements are ours.
+#: Error codes of SQLite that mean damage. `SQLITE_ERROR` (e.g. "no such table") is one of them,
+#: since our statements are correct.
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 
 Row = Sequence[object]
@@ -36,15 +37,15 @@ Row = Sequence[object]
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file of records holds.
+    """The layout of a record file.
 
     Attributes:
-        noun: what the file is called in messages, e.g. "journal".
-        version: kept in `PRAGMA user_version`.
-        schema: the statements that make the tables.
-        checks: by table in the order in which they are copied: raises `ValueError` for a row that
-            can't be one. A row has all columns.
-        mend: a statement that removes what contradicts itself in a file that was made anew.
+        noun: name of the file in messages, e.g. "journal".
+        version: version of the layout, stored in `PRAGMA user_version`.
+        schema: the statements that create the tables.
+        checks: by table, a function that raises `ValueError` for an invalid row, given all its
+            columns. A repair copies the tables in this order.
+        mend: a statement that removes inconsistent rows after a repair.
     """
 
     noun: str
@@ -56,13 +57,13 @@ class Layout:
 
 @dataclass
 class FileCondition:
-    """How a file of records was found.
+    """The condition of a record file.
 
     Attributes:
-        is_new: whether there was none, or an empty one.
-        damage: the first thing that is wrong with it; empty: it is sound.
-        rows: by table, how many rows can be read.
-        aside: where a damaged file was put.
+        is_new: whether the file did not exist or was empty.
+        damage: description of the first fault; empty: there is none.
+        rows: number of readable rows by table.
+        aside: new path of a damaged file.
     """
 
     is_new: bool = False
@@ -72,19 +73,21 @@ class FileCondition:
 
 
 class RecordFile:
-    """An open file of records: made if it is missing, and anew, with a word, if it is damaged.
+    """An open record file. A missing file is created; a damaged one is repaired.
 
-    Its connection is in autocommit mode and WAL mode, for any thread.
+    A repair is logged as an error.
+
+    Its connection is in autocommit mode and WAL mode, and works in any thread.
 
     Args:
         path: the file.
-        layout: what it holds.
+        layout: its layout.
 
     Raises:
-        RecordError: it can't be read or written, or another release wrote it.
+        RecordError: it can't be read or written, or was written by another release.
 
     Attributes:
-        is_new: whether there was none, or an empty one.
+        is_new: whether the file did not exist or was empty.
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
@@ -109,7 +112,8 @@ class RecordFile:
     def give_back(self) -> None:
         """Return some of the file's unused space to the disk, if much of the file is unused.
 
-        Not within a transaction. A file that an earlier release made keeps its size.
+        Must not be called within a transaction. A file created by an earlier release keeps its
+        size.
 
         Raises:
             RecordError: the file can't be written.
@@ -120,19 +124,19 @@ class RecordFile:
                 for name in ("page_count", "freelist_count")
             )
             if free >= max(_UNUSED_PAGES, pages // 2):
-                # As a script: `execute` would stop after the first page.
+                # `execute` would stop after the first page.
                 self._database.executescript(f"PRAGMA incremental_vacuum({_UNUSED_PAGES})")
 
     def close(self) -> None:
-        """Close the file; what was committed is safe with or without this."""
+        """Close the file. Committed data is safe even without this."""
         self._database.close()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Make what is done inside one transaction.
+        """Run the statements in the `with` block in one transaction.
 
         Raises:
-            RecordError: nothing of it is in the file (e.g. the disk is full).
+            RecordError: it failed (e.g. the disk is full); nothing was written.
         """
         with self._told("write"):
             self._database.execute("BEGIN IMMEDIATE")
@@ -140,13 +144,17 @@ class RecordFile:
                 yield
                 self._database.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
+                with contextlib.suppress(sqlite3.Error):  # the first error must be reported
                     if self._database.in_transaction:
                         self._database.execute("ROLLBACK")
                 raise
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """Return all that `query` finds.
+        """Return all rows of a query.
+
+        Args:
+            query: the statement.
+            values: values for its placeholders.
 
         Raises:
             RecordError: the file can't be read.
@@ -159,10 +167,14 @@ class RecordFile:
 
 
 def examine(path: Path, layout: Layout) -> FileCondition:
-    """Look at a file of records, also beside a process that uses it; nothing is changed.
+    """Check a record file without changing it. Another process may be using it.
+
+    Args:
+        path: the file.
+        layout: its layout.
 
     Raises:
-        RecordError: it can't be read, or another release wrote it.
+        RecordError: it can't be read, or was written by another release.
     """
     try:
         return _examined(path, layout)
@@ -172,7 +184,16 @@ def examine(path: Path, layout: Layout) -> FileCondition:
 
 @contextlib.contextmanager
 def told_as_records(verb: str, path: Path, layout: Layout) -> Iterator[None]:
-    """Raise `RecordError` for an error of SQLite: "can't `verb` the journal /path: ..."."""
+    """Raise `RecordError` instead of an error of SQLite.
+
+    Args:
+        verb: "read" or "write", for the message.
+        path: the file.
+        layout: its layout.
+
+    Raises:
+        RecordError: SQLite failed: "can't `verb` the journal /path: ...".
+    """
     try:
         yield
     except sqlite3.Error as error:
@@ -184,13 +205,21 @@ def told_as_records(verb: str, path: Path, layout: Layout) -> Iterator[None]:
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """Return a connection to a file of records, as it is; errors are SQLite's."""
+    """Connect to a record file without checking it.
+
+    Args:
+        path: the file.
+        read_only: whether to refuse changes; then the file must exist.
+
+    Raises:
+        sqlite3.Error: it can't be opened.
+    """
     uri = f"file:{quote(str(path))}{'?mode=ro' if read_only else ''}"
     database = sqlite3.connect(
         uri, uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT, check_same_thread=False
     )
     if not read_only:
-        database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file; see `give_back`
+        database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only for new files; see `give_back`
         database.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
         database.execute("PRAGMA journal_mode = WAL")
     return database
@@ -233,7 +262,13 @@ def _examined(path: Path, layout: Layout) -> FileCondition:
 
 
 class _Reader:
-    """Reads what can be read of a file; says what is wrong with the rest."""
+    """Reads all readable rows of a file, and reports each fault.
+
+    Args:
+        database: connection to the file.
+        layout: its layout.
+        on_damage: called with the description of each fault.
+    """
 
     def __init__(
         self, database: sqlite3.Connection, layout: Layout, on_damage: Callable[[str], None]
@@ -243,7 +278,7 @@ class _Reader:
         self._on_damage = on_damage
 
     def rows(self, table: str) -> Iterator[Row]:
-        """Yield the rows of a table that can be read, in their order."""
+        """Yield the readable rows of a table in order."""
         last = -1
         try:
             for rowid, row in self._selected(table, last, "ASC"):
@@ -253,7 +288,7 @@ class _Reader:
             if not _is_damage(error):
                 raise
             self._on_damage(f"{table}: {error}")
-            # What is beyond a page that can't be read, from the other end.
+            # Read the rows after the unreadable page backwards, from the end of the table.
             beyond: list[Row] = []
             try:
                 for _, row in self._selected(table, last, "DESC"):
@@ -275,9 +310,10 @@ class _Reader:
 
 
 def _repair(path: Path, layout: Layout) -> Path:
-    """Make a new file of what can be read, and set the damaged one aside; return where that is.
+    """Copy the readable rows into a new file, rename the damaged one, and return its new path.
 
-    Whenever this is interrupted, the next opening finds the damaged file, an empty one, or the new.
+    If this is interrupted, `path` is still the damaged file, or the new one, or an empty file that
+    `_finish_repair` replaces with the new one.
     """
     fresh = _fresh(path)
     fresh.unlink(missing_ok=True)
@@ -306,10 +342,11 @@ def _repair(path: Path, layout: Layout) -> Path:
 
 
 def _finish_repair(path: Path) -> None:
-    """Put the new file in the place of the damaged one, which is set aside already."""
+    """Replace the empty file at `path` with the new one; the damaged file is renamed already."""
     fresh = _fresh(path)
     if fresh.exists() and path.exists() and not path.stat().st_size:
-        for suffix in ("-wal", "-shm"):  # of the damaged one: they would be played back into it
+        # SQLite would apply the write-ahead log of the damaged file to the new one.
+        for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         fresh.replace(path)
 
@@ -323,6 +360,6 @@ def _text(value: bytes) -> str:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    # The low byte is the primary code. Errors of Python's module itself have none.
+    # The low byte is the primary code. Errors of the Python module itself have no code.
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _DAMAGE

@@ -1,4 +1,4 @@
-"""The service's routes as the client uses them."""
+"""The REST routes of the service that the client uses."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from flux_endpoint.rest import RestClient
 
 _Json = dict[str, Any]
 
-# Callers that try again themselves get to say so soon.
+# Attempts on behalf of callers that retry on their own: few, so that they learn of a failure early.
 _PATIENT_ATTEMPTS = 2
-#: The first and the longest pause (s) between such a caller's attempts.
+#: First and longest pause (s) between the attempts of such callers.
 PAUSES = 0.25, 15.0
 
 
 class ServiceApi:
-    """One method a route. Safe to use from several threads.
+    """The service's REST interface, one method for each route. Thread-safe.
 
-    Every method raises `ServiceError` if the service refuses the request or its answer makes no
-    sense, and `ServiceUnreachableError` if it can't be reached.
+    Every method raises `ServiceError` if the service refuses the request or sends an invalid
+    answer, and `ServiceUnreachableError` if the service can't be reached.
+
+    Args:
+        credentials: the service's URL and the access token.
 
     Attributes:
         url: the service's base URL.
-        identity: what two clients of the same service and user have in common.
+        identity: URL and token; equal for all clients of the same service and user.
     """
 
     def __init__(self, credentials: Credentials) -> None:
@@ -41,19 +44,25 @@ class ServiceApi:
         self._rest = RestClient(credentials)
 
     def background(self) -> ServiceApi:
-        """Return the same for a caller that goes on trying for as long as it takes."""
+        """Return a copy with fewer retries, for callers that retry on their own."""
         api = ServiceApi.__new__(ServiceApi)
         api.__dict__.update(self.__dict__)
         api._rest = RestClient(self._credentials, attempts=_PATIENT_ATTEMPTS)
         return api
 
     def register(self, body: _Json) -> str:
-        """Register a function and return its id. A repetition makes a second one: harmless."""
+        """Register a function and return its id.
+
+        A repeated request registers the function twice, which is harmless.
+
+        Args:
+            body: the request, see `registration_body` and `source_body`.
+        """
         answer = self._rest.request("POST", "/v3/functions", json=body, idempotent=True)
         return str(_expected(answer, "function_uuid", str))
 
     def function(self, function_id: str) -> _Json:
-        """Return a function as it was registered."""
+        """Return the document of a registered function."""
         return self._rest.request("GET", f"/v2/functions/{function_id}")
 
     def delete_function(self, function_id: str) -> _Json:
@@ -61,19 +70,45 @@ class ServiceApi:
         return self._rest.request("DELETE", f"/v2/functions/{function_id}")
 
     def submit(self, endpoint_id: str, body: _Json, key: str) -> _Json:
-        """Submit tasks; a repetition with the same `key` returns the first answer."""
+        """Submit tasks.
+
+        Args:
+            endpoint_id: the endpoint that runs them.
+            body: the request.
+            key: idempotency key; a repeated request with the same key returns the first answer.
+
+        Returns:
+            The answer; `tasks` has lists of task ids by function id.
+        """
         answer = self._post_once(f"/v3/endpoints/{endpoint_id}/submit", body, key)
         _expected(answer, "tasks", dict)
         return answer
 
     def attach(self, endpoint_id: str, body: _Json, key: str) -> _Json:
-        """Make a task that follows a running job, its `task_id`; `key` as of `submit`."""
+        """Create a task that follows a running job.
+
+        Args:
+            endpoint_id: the endpoint whose Flux instance runs the job.
+            body: the request.
+            key: idempotency key, as in `submit`.
+
+        Returns:
+            The answer; it has the new task's `task_id`.
+        """
         answer = self._post_once(f"/v3/endpoints/{endpoint_id}/attach", body, key)
         _expected(answer, "task_id", str)
         return answer
 
     def kill(self, task_id: str, signum: int | None = None) -> _Json:
-        """End a task, or send a signal to its processes."""
+        """End a task, or send a signal to its processes.
+
+        Args:
+            task_id: the task.
+            signum: number of the signal; `None` ends the task.
+
+        Returns:
+            The answer; `delivered` says whether the endpoint received the request.
+        """
         return self._rest.request(
             "POST",
             f"/v2/tasks/{task_id}/kill",
@@ -82,7 +117,7 @@ class ServiceApi:
         )
 
     def events(self, task_id: str) -> list[_Json]:
-        """Return the events so far of the job that a task became."""
+        """Return all events so far of a task's job."""
         answer = self._rest.request("GET", f"/v2/tasks/{task_id}/events")
         events: list[_Json] = _expected(answer, "events", list)
         return events
@@ -94,10 +129,16 @@ class ServiceApi:
         client_id: str,
         port: int | None,
     ) -> tuple[str, str]:
-        """Have a group's results, or job events, sent to a queue of the client's from now on.
+        """Open a queue of this client that gets a group's results or job events from now on.
+
+        Args:
+            kind: the messages that the queue gets.
+            task_group_id: the group.
+            client_id: UUID of this client; names the queue.
+            port: port of the broker; `None`: the port in the URL that the service returns.
 
         Returns:
-            The URL of the broker, with another port if wanted, and the queue's name.
+            The URL of the broker, and the queue's name.
         """
         path = f"/v2/taskgroup/{task_group_id}/{kind}"
         request: _Json = {"client_id": client_id}
@@ -121,24 +162,24 @@ class ServiceApi:
 
     def task_group(self, task_group_id: str) -> list[str]:
         """Return the ids of a group's tasks."""
-        params = {"create_queue": "false"}  # that of official clients, which we don't consume
+        params = {"create_queue": "false"}  # only official clients consume that queue
         answer = self._rest.request("GET", f"/v2/taskgroup/{task_group_id}", params=params)
         return [str(task["id"]) for task in _expected(answer, "tasks", list)]
 
     def result_connection(self) -> tuple[str, str]:
-        """Return the URL of the broker, and the prefix of the queues of official clients."""
+        """Return the URL of the broker, and the prefix of official clients' queue names."""
         answer = self._rest.request("GET", "/v2/get_amqp_result_connection_url")
         url: str = _expected(answer, "connection_url", str)
         prefix: str = _expected(answer, "queue_prefix", str)
         return url, prefix
 
     def _post_once(self, path: str, body: _Json, key: str) -> _Json:
-        """Send what is done once for each `key`, however often it is sent."""
+        """Send a request that the service carries out once for each `key`."""
         headers = {IDEMPOTENCY_HEADER: key}
         return self._rest.request("POST", path, json=body, headers=headers, idempotent=True)
 
     def _post_patiently(self, path: str, body: _Json) -> _Json:
-        """Send what may be sent again; a service that asks to wait counts as unreachable."""
+        """Send a repeatable request; HTTP status 429 counts as an unreachable service."""
         try:
             return self._rest.request("POST", path, json=body, idempotent=True)
         except ServiceError as error:
@@ -147,13 +188,17 @@ class ServiceApi:
             raise
 
     def endpoints(self, role: str | None) -> list[_Json]:
-        """Return the endpoints that the user owns, or may see with the role `any`."""
+        """Return the documents of endpoints.
+
+        Args:
+            role: "any": all endpoints that the user may see; otherwise the user's own.
+        """
         params = {"role": role} if role else None
         answer: list[_Json] = self._rest.request_json("GET", "/v2/endpoints", params=params)
         return answer
 
     def endpoint(self, endpoint_id: str) -> _Json:
-        """Return what an endpoint told about itself when it registered."""
+        """Return the metadata that an endpoint sent at its registration."""
         return self._rest.request("GET", f"/v2/endpoints/{endpoint_id}")
 
     def endpoint_status(self, endpoint_id: str) -> _Json:
@@ -161,11 +206,11 @@ class ServiceApi:
         return self._rest.request("GET", f"/v2/endpoints/{endpoint_id}/status")
 
     def allowed_functions(self, endpoint_id: str) -> _Json:
-        """Return which functions an endpoint runs, if not all."""
+        """Return the functions that an endpoint runs, if it does not run all."""
         return self._rest.request("GET", f"/v3/endpoints/{endpoint_id}/allowed_functions")
 
     def lock_endpoint(self, endpoint_id: str) -> _Json:
-        """Refuse registrations of an endpoint for a while."""
+        """Stop an endpoint, and refuse its registration for a while."""
         return self._rest.request("POST", f"/v3/endpoints/{endpoint_id}/lock", idempotent=True)
 
     def delete_endpoint(self, endpoint_id: str) -> _Json:
@@ -187,10 +232,10 @@ def _expected(answer: _Json, key: str, kind: type) -> Any:
 
 @functools.cache
 def user_runtime() -> _Json:
-    """Return what a submission says of the program that makes it."""
+    """Return the description of this program that a submission contains."""
     return {
         "flux_endpoint_version": flux_endpoint.__version__,
-        # What templates of official endpoints may read.
+        # Configuration templates of official endpoints may read these.
         "globus_compute_sdk_version": COMPATIBLE_SDK,
         "globus_sdk_version": COMPATIBLE_GLOBUS_SDK,
         "python_version": sys.version,

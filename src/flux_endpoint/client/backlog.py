@@ -1,4 +1,4 @@
-"""What was submitted and is not yet on its way: a queue bounded in tasks and in bytes."""
+"""The queue of tasks that were submitted but not yet sent, bounded in tasks and in bytes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import NamedTuple
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.registry import FunctionRegistration
 
-#: Beyond either, `submit` waits for the submitter.
+#: Limits of the backlog. At either of them, `submit` waits for the submitter.
 MAX_TASKS = 100_000
 MAX_BYTES = 512 * 2**20
 
 
 class SubmissionRoute(NamedTuple):
-    """What all tasks of one request share. Dictionaries are JSON text, "" if absent."""
+    """The settings that all tasks of one request share. Dictionaries are JSON text or ""."""
 
     task_group_id: str
     endpoint_id: str
     resource_specification: str = ""
     user_endpoint_config: str = ""
     result_serializers: tuple[str, ...] = ()
-    #: The job that the task follows; `None` for one that runs a function.
+    #: The job that the task follows; `None`: the task runs a function.
     attach_jobid: int | None = None
 
 
@@ -32,8 +32,12 @@ class PendingTask:
     """A task that waits to be sent.
 
     Attributes:
+        future: its future.
+        route: the settings of its request.
+        function: its function.
         payload: its packed arguments.
-        size: characters that it keeps in memory; the code of its function counts once.
+        size: characters that it keeps in memory; the code of a function counts only for the first
+            of its tasks.
     """
 
     future: ComputeFuture
@@ -47,7 +51,12 @@ class PendingTask:
 
 
 class SubmissionBacklog:
-    """Filled by any thread, emptied by the submitter's. No call does I/O."""
+    """Any thread fills it; the submitter's thread empties it. No call does I/O.
+
+    Args:
+        max_tasks: the most tasks.
+        max_bytes: the most characters of all tasks together.
+    """
 
     def __init__(self, max_tasks: int = MAX_TASKS, max_bytes: int = MAX_BYTES) -> None:
         self._max_tasks = max_tasks
@@ -63,8 +72,9 @@ class SubmissionBacklog:
         """Append `task`, waiting while the backlog is full; return `False` if it is closed.
 
         Args:
-            task: what to append.
-            may_wait: `False` lets it grow over its bound, for the threads that empty it.
+            task: the task.
+            may_wait: `False`: exceed the bounds instead of waiting. The client's own threads need
+                it: they would wait for themselves.
         """
         with self._filled:
             if may_wait and self._is_full():
@@ -81,9 +91,14 @@ class SubmissionBacklog:
         return len(self._tasks)
 
     def take(self, max_tasks: int, max_bytes: int) -> list[PendingTask]:
-        """Wait for tasks; return what is there up to both bounds; nothing if closed and empty.
+        """Wait until there are tasks, then remove and return the oldest ones.
 
-        One task is returned even if it alone is over `max_bytes`.
+        Args:
+            max_tasks: the most tasks to return.
+            max_bytes: the most characters of them all; a larger task is returned alone.
+
+        Returns:
+            The tasks; none if the backlog is closed and empty.
         """
         with self._filled:
             self._filled.wait_for(lambda: self._tasks or self._closed)
@@ -100,7 +115,7 @@ class SubmissionBacklog:
             return batch
 
     def discard(self, future: ComputeFuture) -> None:
-        """Remove the task of `future`, if it is there: nothing waits for its room any more."""
+        """Remove the task of `future`, if it is still here, and free its space."""
         with self._filled:
             if future in self._tasks:
                 self._remove(future)
@@ -110,7 +125,7 @@ class SubmissionBacklog:
         self._bytes -= self._tasks.pop(future).size
 
     def close(self) -> None:
-        """Take no more tasks; those that are there stay."""
+        """Accept no more tasks; the present ones stay."""
         with self._filled:
             self._closed = True
             self._filled.notify_all()

@@ -21,16 +21,27 @@ class Batch:
         task_group_id: the group that the tasks belong to; `None` lets the service make one.
         resource_specification: resources of each task.
         user_endpoint_config: values for the endpoint's configuration template.
-        request_queue: have results sent to the group's queue, besides being kept by the service.
+        request_queue: whether the service also sends results to the group's queue.
         serializer: turns arguments into text.
-        user_runtime: what the submission says of this program.
+        user_runtime: description of this program; by default as `api.user_runtime` returns it.
         result_serializers: import paths of strategies for the endpoint to try on each result.
-        commands: command functions whose calls are looked at when they are added.
-        find_endpoint: returns the id of an endpoint that is named; by default names are refused.
+        commands: known command functions; `add` checks the arguments of their calls.
+        find_endpoint: returns the id of an endpoint from its id or name; by default only ids are
+            accepted.
+
+    Raises:
+        ValueError: `task_group_id` is not a UUID.
+        TypeError: `resource_specification` is not a dictionary that JSON can hold.
+        ResourceSpecificationError: `resource_specification` has an invalid key or value.
 
     Attributes:
         tasks: packed arguments of each call, by function id.
-        endpoint_id: where the tasks shall run, if `add` was told; `batch_run` needs it otherwise.
+        endpoint_id: the endpoint that `add` was called with; `None`: `batch_run` must name it.
+
+    Example:
+        batch = client.create_batch()
+        batch.add(function_id, args=(2, 10))
+        answer = client.batch_run(endpoint_id, batch)
     """
 
     def __init__(  # noqa: PLR0917 - the official order
@@ -83,22 +94,23 @@ class Batch:
     ) -> None:
         """Add a call.
 
-        Both forms that scripts use are taken: `add(function_id, args, kwargs)` and
-        `add(function_id, endpoint_id, args, kwargs)`; each may be named instead.
+        Existing scripts use two orders of arguments, and both work:
+        `add(function_id, args, kwargs)` and `add(function_id, endpoint_id, args, kwargs)`. All
+        arguments may be passed by name instead.
 
         Args:
             function_id: a registered function.
             positional: the other arguments in one of these orders.
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
-            endpoint_id: where to run it; the same for all tasks of a batch.
+            endpoint_id: the endpoint that runs it; the same for all tasks of a batch.
 
         Raises:
-            TypeError: an argument is of the wrong type, or given twice; or the function is a
+            TypeError: an argument has the wrong type or is given twice; or the function is a
                 command function that the client has registered, and its command can't be formatted
-                with these.
-            ValueError: an id is not a UUID, or the endpoint is not that of the calls before; or as
-                above.
+                with these arguments.
+            ValueError: an id is not a UUID; the endpoint differs from that of earlier calls; or a
+                command can't be formatted, as above.
             SerializationError: the arguments can't be serialized, or are too large.
         """
         rest = list(positional)

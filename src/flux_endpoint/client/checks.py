@@ -1,4 +1,4 @@
-"""Checks of what users pass to an Executor or set on it."""
+"""Checks of the values that users pass to an Executor or assign to its attributes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from typing import Any
 from flux_endpoint.errors import suggestion
 from flux_endpoint.protocol.resources import parse_resources
 
-# Of the official Executor, which limits its own rate; accepted so that its scripts run.
+# The official Executor limits its request rate with these. Accepted so that its scripts run.
 _IGNORED = frozenset({"api_burst_limit", "api_burst_window_s"})
 
-# Only an official endpoint's engine knows these; ours refuses them, in words of its own.
+# Only the engines of official endpoints support these. Our engine refuses them on its own.
 _OF_OFFICIAL_ENDPOINTS = frozenset({"priority"})
 
 
 def refuse_misspelt(executor: type, attribute: str) -> None:
-    """Raise `AttributeError` for a name that is nearly that of an argument, but not quite."""
+    """Refuse an attribute whose name looks like a misspelt argument.
+
+    Args:
+        executor: the Executor's class.
+        attribute: the name that is assigned.
+
+    Raises:
+        AttributeError: the name is close to an argument's; the text suggests that argument.
+    """
     known = _arguments(executor)
     near = difflib.get_close_matches(attribute, known, n=1, cutoff=0.8)
     if near and attribute not in known:
@@ -27,7 +35,15 @@ def refuse_misspelt(executor: type, attribute: str) -> None:
 
 
 def refuse_unknown(executor: type, unknown: dict[str, Any]) -> None:
-    """Raise `TypeError` for an argument that `executor` does not take, with the nearest one."""
+    """Refuse keyword arguments that an Executor does not have.
+
+    Args:
+        executor: the Executor's class.
+        unknown: the arguments.
+
+    Raises:
+        TypeError: there is one; the text suggests the closest valid argument.
+    """
     known = _arguments(executor)
     for name in unknown.keys() - _IGNORED:
         hint = suggestion(name, known, "it takes")
@@ -45,7 +61,15 @@ def _arguments(executor: type) -> dict[str, None]:
 
 
 def checked_dict(value: Mapping[str, Any] | None, what: str) -> dict[str, Any] | None:
-    """Return `value` if it is a dictionary that JSON can hold; `TypeError` names `what`."""
+    """Return `value` if it is `None` or a dictionary that JSON can hold.
+
+    Args:
+        value: the value.
+        what: its name in an error.
+
+    Raises:
+        TypeError: it is something else.
+    """
     if value is None:
         return None
     if not isinstance(value, dict):
@@ -58,11 +82,11 @@ def checked_dict(value: Mapping[str, Any] | None, what: str) -> dict[str, Any] |
 
 
 def checked_resources(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return `value` if it is a resource specification.
+    """Return `value` if it is `None` or a resource specification.
 
     Raises:
-        TypeError: it is no dictionary that JSON can hold.
-        ResourceSpecificationError: a key or a value is wrong.
+        TypeError: it is not a dictionary that JSON can hold.
+        ResourceSpecificationError: it has an invalid key or value.
     """
     checked = checked_dict(value, "resource_specification")
     if checked:
@@ -71,34 +95,42 @@ def checked_resources(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def checked_batch_size(value: int) -> int:
-    """Return `value` if it is a number of tasks."""
+    """Return `value` if it is an integer of at least 1; raise ValueError otherwise."""
     if not is_int(value) or value < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {value!r}")
     return value
 
 
 def checked_port(value: int | None) -> int | None:
-    """Return `value` if it is a TCP port or `None`."""
+    """Return `value` if it is a TCP port or `None`; raise ValueError otherwise."""
     if value is not None and not (is_int(value) and 0 < value < 65536):
         raise ValueError(f"amqp_port must be a port number from 1 to 65535, got {value!r}")
     return value
 
 
 def checked_seconds(value: float, what: str) -> float:
-    """Return `value` if it is a number of seconds, infinity too; `ValueError` names `what`."""
+    """Return `value` if it is a number of seconds of at least 0; infinity is one.
+
+    Args:
+        value: the value.
+        what: its name in an error.
+
+    Raises:
+        ValueError: it is something else.
+    """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not value >= 0:  # no number is not less than 0 either
+    if not is_number or not value >= 0:  # written so that NaN fails, too
         raise ValueError(f"{what} must be a number of seconds of at least 0, got {value!r}")
     return float(value)
 
 
 def checked_signal(value: int) -> int:
-    """Return `value` if it is a signal's number."""
+    """Return `value` if it is the number of a signal; raise ValueError otherwise."""
     if not is_int(value) or not 1 <= value <= 64:
         raise ValueError(f"signum must be a signal's number from 1 to 64, got {value!r}")
     return int(value)
 
 
 def is_int(value: object) -> bool:
-    """Return whether `value` is a whole number, and no `bool`."""
+    """Return whether `value` is an `int` but not a `bool`."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""`Client`: one method for each thing that can be asked of the service."""
+"""`Client`: one method for each request to the service."""
 
 from __future__ import annotations
 
@@ -29,26 +29,33 @@ from flux_endpoint.serialize import ComputeSerializer, SerializationStrategy
 
 
 class Client:
-    """Asks the service directly; for many tasks, `Executor` is faster and simpler.
+    """Sends single requests to the service; for many tasks, `Executor` is faster and simpler.
 
     Every method that makes a request raises `ServiceError` if the service refuses it, and
-    `ServiceUnreachableError` if it can't be reached. An endpoint is named by its id, or by its name
-    on this machine or at the service.
+    `ServiceUnreachableError` if it can't be reached. An endpoint may be given by its id, or by its
+    name on this machine or at the service; a method raises `ValueError` if no endpoint has the
+    name.
 
     Args:
-        service_url: where the service is; by default what the environment or the credentials file
-            says, see `load_credentials`.
-        token: the access token for it; both or none of the two.
-        code_serialization_strategy: for functions, by default `DillCode`.
-        data_serialization_strategy: for arguments, by default `DillDataBase64`.
-        do_version_check: as of the official client; either is taken, there is nothing to check.
+        service_url: URL of the service; by default from the environment or the credentials file,
+            see `load_credentials`.
+        token: access token of the service; give both, URL and token, or neither.
+        code_serialization_strategy: strategy for functions; by default `DillCode`.
+        data_serialization_strategy: strategy for arguments; by default `DillDataBase64`.
+        do_version_check: accepted because the official client has it; has no effect.
 
     Attributes:
-        session_task_group_id: the group of batches that name none; save it to reload their tasks.
+        session_task_group_id: default task group of batches; save it to reload their tasks later.
         fx_serializer: turns functions and arguments into text, and results back.
 
     Raises:
-        ConfigurationError: nothing says where the service is, or what says it is wrong.
+        ConfigurationError: the service's URL or token is missing or invalid.
+
+    Example:
+        client = Client()
+        function_id = client.register_function(pow)
+        task_id = client.run(2, 10, endpoint_id="my-laptop", function_id=function_id)
+        client.get_result(task_id)  # raises TaskPending until the task has ended
     """
 
     def __init__(
@@ -84,16 +91,17 @@ class Client:
 
         Args:
             function: any callable.
-            description: what it does; by default its docstring.
-            metadata: more to keep with it.
-            public: let everybody run it.
-            group: of Globus Groups; the service has none, and refuses it.
+            description: text about it; by default its docstring.
+            metadata: further values that the service keeps with it; JSON must be able to hold them.
+            public: whether all users may run it.
+            group: id of a Globus group; the service has no groups and refuses it.
 
         Returns:
             The function's id.
 
         Raises:
-            SerializationError: the function can't be serialized.
+            TypeError: `function` is not callable.
+            SerializationError: the function can't be serialized, or is too large.
         """
         function_id = self.api.register(
             registration_body(
@@ -117,13 +125,22 @@ class Client:
         public: bool = False,
         group: UuidLike | None = None,
     ) -> str:
-        """Register Python source text, of which tasks call `function_name`.
+        """Register a function as Python source text.
+
+        Args:
+            source: the text; it may define more than the function.
+            function_name: name of the function, which the text defines at its top level.
+            description: text about it.
+            metadata: as in `register_function`.
+            public: whether all users may run it.
+            group: as in `register_function`.
 
         Returns:
             The function's id.
 
         Raises:
-            ValueError: the text is no Python, or lacks the function.
+            ValueError: the text is not valid Python, or does not define the function.
+            PayloadTooLargeError: the text is too large.
         """
         return self.api.register(
             source_body(
@@ -137,11 +154,11 @@ class Client:
         )
 
     def get_function(self, function_id: UuidLike) -> dict[str, Any]:
-        """Return what the service knows of a function."""
+        """Return the service's document of a function."""
         return self.api.function(str(as_uuid(function_id, "function_id")))
 
     def delete_function(self, function_id: UuidLike) -> dict[str, Any]:
-        """Delete a function; tasks that were submitted keep it."""
+        """Delete a function; tasks that were already submitted still run it."""
         return self.api.delete_function(str(as_uuid(function_id, "function_id")))
 
     # Tasks.
@@ -160,8 +177,13 @@ class Client:
             task_group_id: the group of its tasks; by default `session_task_group_id`.
             resource_specification: resources of each task.
             user_endpoint_config: values for the endpoint's configuration template.
-            create_websocket_queue: have results sent to the group's queue too.
+            create_websocket_queue: whether the service also sends results to the group's queue.
             result_serializers: import paths of strategies for the endpoint to try on each result.
+
+        Raises:
+            ValueError: `task_group_id` is not a UUID.
+            TypeError: `resource_specification` is not a dictionary that JSON can hold.
+            ResourceSpecificationError: `resource_specification` has an invalid key or value.
         """
         return Batch(
             task_group_id or self.session_task_group_id,
@@ -177,16 +199,21 @@ class Client:
     def batch_run(
         self, endpoint_id: UuidLike | Batch | None = None, batch: Batch | None = None
     ) -> dict[str, Any]:
-        """Submit a batch: `batch_run(endpoint_id, batch)`.
+        """Submit a batch.
 
-        `batch_run(batch)` does if its calls were added with an endpoint.
+        Call `batch_run(endpoint_id, batch)`, or just `batch_run(batch)` if the calls were added
+        with an endpoint.
+
+        Args:
+            endpoint_id: the endpoint that runs the tasks.
+            batch: the batch.
 
         Returns:
             `tasks` (lists of task ids by function id, in the order of the calls), `task_group_id`,
             `endpoint_id` and `request_id`.
 
         Raises:
-            ValueError: the batch is empty, or nothing says where it shall run.
+            ValueError: the batch is empty, or no endpoint is set.
         """
         if isinstance(endpoint_id, Batch):
             endpoint_id, batch = None, endpoint_id
@@ -199,7 +226,21 @@ class Client:
         return self.api.submit(self._endpoint(target), batch.prepare(), key)
 
     def run(self, *args: Any, endpoint_id: UuidLike, function_id: UuidLike, **kwargs: Any) -> str:
-        """Submit one call of a registered function and return its task's id."""
+        """Submit one call of a registered function.
+
+        Args:
+            args: positional arguments of the call.
+            endpoint_id: the endpoint that runs it.
+            function_id: the function.
+            kwargs: keyword arguments of the call.
+
+        Returns:
+            The task's id.
+
+        Raises:
+            ValueError: an id is not a UUID, or no endpoint has the name.
+            SerializationError: the arguments can't be serialized, or are too large.
+        """
         batch = self.create_batch()
         batch.add(function_id, args=args, kwargs=kwargs)
         answer = self.batch_run(endpoint_id, batch)
@@ -209,32 +250,38 @@ class Client:
     def get_task(self, task_id: UuidLike) -> dict[str, Any]:
         """Return a task's state.
 
+        Args:
+            task_id: the task.
+
         Returns:
-            `pending` and `status`; once it has ended also `completion_t` (seconds since the epoch,
-            as text) and `result`, or a `reason` if there is neither result nor error; `details` of
-            the endpoint, if known.
+            A dictionary with `pending` and `status`. A task that has ended also has `completion_t`
+            (seconds since the epoch, as text) and its `result`, or a `reason` if there is neither
+            a result nor an error. `details` has the endpoint's details, if known.
 
         Raises:
-            TaskExecutionFailed: it raised, or could not be run.
+            TaskExecutionFailed: the task raised an exception, or could not be run.
             TaskCancelled: it was ended on request.
             DeserializationError: its result can't be read here.
         """
         document = self.api.task(str(as_uuid(task_id, "task_id")))
         state = self._state(document)
-        # Without an error of its own, a task that has no result is no exception.
+        # A task with neither a result nor an error returns its `reason` instead of raising.
         error = state.pop("exception", None)
         if error is not None and (document.get("exception") or document.get("result")):
             raise error
         return state
 
     def get_result(self, task_id: UuidLike) -> Any:
-        """Return what a task returned.
+        """Return a task's result. Does not wait.
+
+        Args:
+            task_id: the task.
 
         Raises:
-            TaskPending: it has not ended.
-            TaskExecutionFailed: it raised, or could not be run.
+            TaskPending: the task has not ended.
+            TaskExecutionFailed: it raised an exception, or could not be run.
             TaskCancelled: it was ended on request.
-            DeserializationError: what it returned can't be read here.
+            DeserializationError: its result can't be read here.
         """
         state = self._state(self.api.task(str(as_uuid(task_id, "task_id"))))
         if state["pending"]:
@@ -244,9 +291,14 @@ class Client:
         return state["result"]
 
     def get_batch_result(self, task_id_list: Iterable[UuidLike]) -> dict[str, dict[str, Any]]:
-        """Return the states of many tasks, as of `get_task`, by task id.
+        """Return the states of many tasks.
 
-        A task that failed has its error as `exception`, and the text of it as `reason`.
+        Args:
+            task_id_list: the tasks.
+
+        Returns:
+            By task id, the state as `get_task` returns it. The state of a failed task also has the
+            error as `exception` and its text as `reason`; nothing is raised for it.
         """
         ids = list(dict.fromkeys(str(as_uuid(id_, "task_id_list")) for id_ in task_id_list))
         states: dict[str, dict[str, Any]] = {}
@@ -259,13 +311,16 @@ class Client:
         return states
 
     def cancel_task(self, task_id: UuidLike) -> dict[str, Any]:
-        """End a task, wherever it is, with all its processes; its error is `TaskCancelled`.
+        """End a task, queued or running, with all its processes; its error is `TaskCancelled`.
+
+        Args:
+            task_id: the task.
 
         Returns:
-            `task_id`, its `status`, and as `delivered` whether its endpoint was told.
+            `task_id`, its `status`, and `delivered`: whether its endpoint received the request.
 
         Raises:
-            ServiceError: the task is unknown, or its endpoint can't do that.
+            ServiceError: the task is unknown, or its endpoint can't cancel tasks.
         """
         return self.api.kill(str(as_uuid(task_id, "task_id")))
 
@@ -290,7 +345,11 @@ class Client:
     # Endpoints.
 
     def get_endpoints(self, role: str | None = None) -> list[dict[str, Any]]:
-        """Return the endpoints of the user, or with `role="any"` all that the user may see."""
+        """Return the documents of endpoints.
+
+        Args:
+            role: "any": all endpoints that the user may see; otherwise the user's own.
+        """
         return self.api.endpoints(role)
 
     def get_endpoint_status(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
@@ -298,43 +357,56 @@ class Client:
         return self.api.endpoint_status(self._endpoint(endpoint_uuid, "endpoint_uuid"))
 
     def get_endpoint_metadata(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
-        """Return what an endpoint told about itself when it registered."""
+        """Return the metadata that an endpoint sent at its registration."""
         return self.api.endpoint(self._endpoint(endpoint_uuid, "endpoint_uuid"))
 
     def get_allowed_functions(self, endpoint_id: UuidLike) -> dict[str, Any]:
-        """Return whether an endpoint is `restricted` to the `functions` that are listed."""
+        """Return the functions that an endpoint runs.
+
+        Args:
+            endpoint_id: the endpoint.
+
+        Returns:
+            `restricted`: whether it runs only some functions; `functions`: the ids of those.
+        """
         return self.api.allowed_functions(self._endpoint(endpoint_id))
 
     def get_worker_hardware_details(self, endpoint_id: UuidLike) -> str:
-        """Have an endpoint's worker tell what machine it runs on.
+        """Submit a task that describes the machine of an endpoint's worker.
+
+        Args:
+            endpoint_id: the endpoint.
 
         Returns:
-            The id of a task whose result is a text for people to read.
+            The id of the task; its result is a text for people to read.
         """
         function_id = self.register_source_code(*hardware_source())
         return self.run(endpoint_id=endpoint_id, function_id=function_id)
 
     def stop_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
-        """Stop an endpoint in good order, and refuse its registration for a while.
+        """Stop an endpoint gracefully, and refuse its registration for a while.
 
-        Its running tasks may finish for its `shutdown_grace`; what has not begun is run when it is
-        started again, which whoever runs it has to do.
+        Its running tasks get its `shutdown_grace` to finish. The other tasks run after the endpoint
+        is started again; its owner has to do that on its machine.
+
+        Args:
+            endpoint_id: the endpoint.
 
         Returns:
-            `endpoint_id`; as `lock_expiration_timestamp` until when it can't be started (UTC, ISO
-            8601); as `delivered` whether it was there to stop.
+            `endpoint_id`; `lock_expiration_timestamp`: it can't be started until then (UTC, ISO
+            8601); `delivered`: whether it was online and received the request.
         """
         return self.api.lock_endpoint(self._endpoint(endpoint_id))
 
     def delete_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
-        """Delete an endpoint for good: nothing can be submitted to it any more."""
+        """Delete an endpoint permanently; it accepts no more tasks."""
         return self.api.delete_endpoint(self._endpoint(endpoint_id))
 
     def _endpoint(self, value: UuidLike, what: str = "endpoint_id") -> str:
         return str(find_endpoint(value, self.api, what))
 
     def get_result_amqp_url(self) -> dict[str, str]:
-        """Return where results are streamed from: `connection_url` and `queue_prefix`."""
+        """Return the broker's `connection_url`, and the `queue_prefix` of official clients."""
         url, prefix = self.api.result_connection()
         return {"connection_url": url, "queue_prefix": prefix}
 
@@ -342,7 +414,7 @@ class Client:
 def hardware_source() -> tuple[str, str]:
     """Return the source of a function that describes its machine, and the function's name.
 
-    As text, an endpoint of any make runs it without this package.
+    Source text runs on all endpoints, official ones too, without this package.
     """
     return inspect.getsource(hardware), hardware.hardware_report.__name__
 
@@ -351,6 +423,6 @@ def _credentials(service_url: str | None, token: str | None) -> Credentials:
     if service_url is None and token is None:
         return load_credentials()
     if service_url is None or token is None:
-        # Never a token from elsewhere: it would be shown to a service that it is not for.
+        # Never add a token from elsewhere: it would be sent to a service that it is not for.
         raise ConfigurationError("Client needs service_url and token together, or neither")
     return Credentials(service_url, token, source="the arguments of Client")

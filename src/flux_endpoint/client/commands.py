@@ -1,4 +1,4 @@
-"""Calls of command functions are looked at before they are sent."""
+"""Checks the arguments of command functions before a call is sent."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from typing import Any
 
 from flux_endpoint.functions import ShellFunction
 
-#: How many command functions are remembered by their ids.
+#: The most command functions that a client remembers.
 MAX_COMMANDS = 4096
 
 
 class RegisteredCommands:
-    """The command functions that one client has registered, by id. Safe to use from threads."""
+    """The command functions that one client has registered, by id. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_id: OrderedDict[str, ShellFunction] = OrderedDict()
 
     def add(self, function_id: str, fn: object) -> None:
-        """Remember what `fn` is now, if it is a command function."""
+        """Remember a copy of `fn` if it is a command function.
+
+        Args:
+            function_id: its id at the service.
+            fn: any function.
+        """
         if not isinstance(fn, ShellFunction):
             return
         with self._lock:
@@ -31,10 +36,15 @@ class RegisteredCommands:
                 self._by_id.popitem(last=False)
 
     def check(self, function_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raise what a call would raise because of its arguments, if the function is known here.
+        """Check the arguments of a call if the function is one of the known command functions.
+
+        Args:
+            function_id: the function.
+            args: positional arguments.
+            kwargs: keyword arguments.
 
         Raises:
-            TypeError: as of `ShellFunction.check_call`.
+            TypeError: see `ShellFunction.check_call`.
             ValueError: likewise.
         """
         with self._lock:

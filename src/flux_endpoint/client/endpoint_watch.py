@@ -1,4 +1,4 @@
-"""Whether the endpoints that tasks wait for are online: said once, not with every task."""
+"""Warns when an endpoint with open tasks is offline: once, not for every task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """What the service knows of an endpoint; `last_seen` is in seconds since the epoch."""
+    """The state of an endpoint at the service.
+
+    Attributes:
+        endpoint_id: its id.
+        online: whether it is connected.
+        last_seen: time of its last sign of life (s since the epoch); `None`: never.
+    """
 
     endpoint_id: str
     online: bool
@@ -22,7 +28,16 @@ class EndpointState:
 
 
 def state_from(endpoint_id: str, status: Any, last_seen: Any) -> EndpointState | None:
-    """Return the state that an answer tells; `None` if it tells none, as an older service's."""
+    """Return the state in an answer of the service.
+
+    Args:
+        endpoint_id: the endpoint.
+        status: "online" or "offline".
+        last_seen: seconds since the epoch, if known.
+
+    Returns:
+        The state; `None` if the answer has no status, as those of older services.
+    """
     if status not in ("online", "offline"):
         return None
     is_time = isinstance(last_seen, int | float) and not isinstance(last_seen, bool)
@@ -30,13 +45,13 @@ def state_from(endpoint_id: str, status: Any, last_seen: Any) -> EndpointState |
 
 
 class EndpointWatch:
-    """Says that an endpoint is offline, and that it is back, each once. For one thread."""
+    """Logs when an endpoint goes offline and when it is back, once each. For one thread."""
 
     def __init__(self) -> None:
         self._offline: set[str] = set()
 
     def hear(self, state: EndpointState) -> None:
-        """Take the state of an endpoint that tasks wait for."""
+        """Process the state of an endpoint that has open tasks."""
         name = f"endpoint {state.endpoint_id}"
         if state.online and state.endpoint_id in self._offline:
             self._offline.discard(state.endpoint_id)

@@ -1,4 +1,4 @@
-"""Which endpoint a user means: by its id, its name on this machine, or its name at the service."""
+"""Finds an endpoint by its id, its name on this machine, or its name at the service."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from flux_endpoint.errors import ConfigurationError
 
 
 def find_endpoint(value: UuidLike, api: ServiceApi, what: str) -> UUID:
-    """Return the id of an endpoint; only a name that is not known here is asked of the service.
+    """Return the id of an endpoint.
+
+    The service is asked only for names that no endpoint on this machine has.
 
     Args:
-        value: its id, or its name.
+        value: its id or its name.
         api: the service.
-        what: what to call `value` in an error.
+        what: the name of `value` in an error.
 
     Raises:
-        ValueError: there is none, or several have the name; says which there are.
+        ValueError: no endpoint, or more than one, has the name; the text lists the candidates.
+        ServiceError: the service refused the request.
         ServiceUnreachableError: the service had to be asked, and can't be reached.
     """
     if isinstance(value, UUID):
@@ -35,7 +38,7 @@ def find_endpoint(value: UuidLike, api: ServiceApi, what: str) -> UUID:
 
 
 def _of_this_machine(name: str, service_url: str) -> UUID | None:
-    """Return the id of an endpoint that was started here and registered with this service."""
+    """Return the id of an endpoint on this machine that is registered with this service."""
     try:
         file = paths.home() / "endpoints" / name / "endpoint.json"
         identity = json.loads(file.read_text(encoding="utf-8"))
@@ -45,7 +48,7 @@ def _of_this_machine(name: str, service_url: str) -> UUID | None:
 
 
 def _of_service(name: str, api: ServiceApi, what: str) -> UUID:
-    # The user's own first: others may give theirs the same name.
+    # The user's own endpoints first: those of other users may have the same name.
     for role in ("owner", "any"):
         known = api.endpoints(role)
         found = [each for each in known if name in {each.get("name"), each.get("display_name")}]

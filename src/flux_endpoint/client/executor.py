@@ -1,4 +1,4 @@
-"""`Executor`: the way to submit many functions and to get each result as soon as it is there."""
+"""`Executor`: submits many functions and resolves each future as soon as its result arrives."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from flux_endpoint.serialize import ComputeSerializer, Strategylike
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which an unreachable service is tried again before tasks fail.
+#: Requests to an unreachable service are retried for this time (s) before tasks fail.
 GIVE_UP_AFTER = 600.0
 
 _MPI_WITHOUT_RESOURCES = (
@@ -53,14 +53,14 @@ _MPI_WITHOUT_RESOURCES = (
 class Executor(ExecutorSettings, FuturesExecutor):
     """Runs functions on an endpoint; a `concurrent.futures.Executor`.
 
-    Use it in a `with` statement, or call `shutdown` at the end. The block's end waits for all
-    results; an exception that leaves the block does not wait for them.
+    Use it in a `with` statement, or call `shutdown` at the end. The end of the `with` block waits
+    for all results, unless an exception leaves the block.
 
-    All arguments are attributes too and may be assigned at any time; what was submitted before is
-    not affected.
+    All arguments are also attributes, which may be assigned at any time. An assignment does not
+    affect tasks that were submitted before.
 
-    Threads may share one; processes may not: in a forked child its methods raise `RuntimeError`,
-    make another there.
+    Several threads may share an Executor, but several processes may not: its methods raise
+    `RuntimeError` in a forked child, which has to create its own.
 
     Example:
         with Executor(endpoint_id="4b116d3c-1703-4f8f-9f6f-39921e5864df") as executor:
@@ -68,26 +68,29 @@ class Executor(ExecutorSettings, FuturesExecutor):
             print(future.result())
 
     Args:
-        endpoint_id: where tasks run: an id, or the name of an endpoint of this machine or of the
-            service, which is asked for a name that is not known here.
-        client: the service to use; by default the one that the environment or the credentials
-            file names.
-        task_group_id: the group that tasks belong to; by default one that all Executors of this
-            process share that use the service as the same user. Its id is what `reload_tasks`
-            needs after a restart.
+        endpoint_id: the endpoint that runs the tasks: its id, its name on this machine, or its
+            name at the service.
+        client: client of the service; by default one that uses the environment or the credentials
+            file.
+        task_group_id: the group of the tasks; by default, all Executors of the same service, user
+            and process share one. `reload_tasks` needs the id of the group after a restart.
         resource_specification: resources of each task, e.g. `{"num_nodes": 2}`.
         user_endpoint_config: values for the endpoint's configuration template.
-        label: names this Executor in logs and thread names.
+        label: name of this Executor in logs and thread names.
         batch_size: the most tasks in one request.
-        amqp_port: port of the message broker, if not the one that the service tells.
-        serializer: turns functions and arguments into text, from now on the client's too.
+        amqp_port: port of the message broker; by default the port that the service returns.
+        serializer: turns functions and arguments into text; the client uses it too from now on.
         result_serializers: strategies for the endpoint to try on each result, in order.
-        give_up_after: seconds for which an unreachable service is tried again before tasks fail.
+        give_up_after: requests to an unreachable service are retried for this time (s) before
+            tasks fail.
+        unknown: `api_burst_limit` and `api_burst_window_s` of the official Executor, which have
+            no effect here.
 
     Raises:
-        ValueError: an id is not a UUID, no endpoint has the name, or a number is out of its range.
-        TypeError: an argument is unknown or of the wrong type.
-        ConfigurationError: nothing says where the service is.
+        ValueError: an id is not a UUID, no endpoint has the name, or a number is out of range.
+        TypeError: an argument is unknown or has the wrong type.
+        ResourceSpecificationError: `resource_specification` has an invalid key or value.
+        ConfigurationError: the service's URL or token is missing or invalid.
     """
 
     def __init__(  # noqa: PLR0917 - the official order
@@ -138,7 +141,7 @@ class Executor(ExecutorSettings, FuturesExecutor):
 
     @property
     def task_count_submitted(self) -> int:
-        """How many tasks the service has accepted from this Executor."""
+        """Number of tasks that the service has accepted from this Executor."""
         return self._submitter.submitted
 
     # Functions.
@@ -149,22 +152,25 @@ class Executor(ExecutorSettings, FuturesExecutor):
         function_id: UuidLike | None = None,
         **func_register_kwargs: Any,
     ) -> str:
-        """Register `fn` as it is now, rather than when it is first submitted.
+        """Register `fn` now; otherwise its first submission registers it.
 
-        If `fn` has changed when it is submitted, it is registered again, by the defaults of
-        `Client.register_function`. A `function_id` stands for `fn` whatever becomes of `fn`.
+        If `fn` has changed by the time it is submitted, it is registered again, with the defaults
+        of `Client.register_function`. A `function_id` given here is used even if `fn` changes.
 
         Args:
             fn: the function.
-            function_id: what it was registered as before, which spares the request.
-            func_register_kwargs: as of `Client.register_function`.
+            function_id: its id from an earlier registration; no request is made.
+            func_register_kwargs: other arguments of `Client.register_function`.
 
         Returns:
             The function's id.
 
         Raises:
-            ValueError: this Executor knows `fn`, as it is now, under another id.
-            SerializationError: `fn` can't be serialized.
+            ValueError: this Executor has already registered `fn`, unchanged, under another id; or
+                `function_id` is not a UUID.
+            TypeError: `fn` is not callable.
+            SerializationError: `fn` can't be serialized, or is too large.
+            RuntimeError: the Executor is shut down.
         """
         self._refuse_if_shut_down("refusing to register function")
         given = None if function_id is None else str(as_uuid(function_id, "function_id"))
@@ -182,18 +188,20 @@ class Executor(ExecutorSettings, FuturesExecutor):
         return given
 
     def register_source_code(self, source: str, function_name: str, **kwargs: Any) -> str:
-        """Register Python source text, of which tasks call `function_name`.
+        """Register a function as Python source text.
 
         Args:
-            source: the text.
-            function_name: a function that the text defines.
-            kwargs: passed to `Client.register_source_code`.
+            source: the text; it may define more than the function.
+            function_name: name of the function, which the text defines at its top level.
+            kwargs: other arguments of `Client.register_source_code`.
 
         Returns:
             The function's id, for `submit_to_registered_function`.
 
         Raises:
-            ValueError: the text is no Python, lacks the function, or is registered already.
+            ValueError: the text is not valid Python, does not define the function, or was
+                registered before.
+            RuntimeError: the Executor is shut down.
         """
         self._refuse_if_shut_down("refusing to register function")
         key = (source, function_name)
@@ -205,15 +213,23 @@ class Executor(ExecutorSettings, FuturesExecutor):
     # Tasks.
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeFuture:
-        """Have `fn(*args, **kwargs)` run on the endpoint.
+        """Run `fn(*args, **kwargs)` on the endpoint.
 
-        Function and arguments are serialized here, the function only when it is new or may have
-        changed; what runs is what `fn` is now. All requests are made by another thread. Waits only
-        while very many tasks have yet to be sent.
+        The function and its arguments are serialized at once, so later changes don't affect the
+        task. A function is serialized again only if it may have changed. Another thread makes all
+        requests. This method waits only while the backlog of unsent tasks is full.
+
+        Args:
+            fn: the function.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+
+        Returns:
+            The future of the call.
 
         Raises:
             SerializationError: the function or its arguments can't be serialized, or are too large.
-            TypeError: `fn` is not callable, or is a command function and lacks an argument.
+            TypeError: `fn` is not callable, or is a command function and an argument is missing.
             ValueError: no endpoint is set, or the command of `fn` can't be formatted.
             RuntimeError: the Executor is shut down.
         """
@@ -237,18 +253,21 @@ class Executor(ExecutorSettings, FuturesExecutor):
         args: tuple[Any, ...] | list[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
     ) -> ComputeFuture:
-        """Have a function run that was registered before.
+        """Run a registered function on the endpoint.
 
         Args:
-            function_id: what its registration returned.
-            args: positional arguments.
-            kwargs: keyword arguments.
+            function_id: the function's id.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+
+        Returns:
+            The future of the call.
 
         Raises:
             SerializationError: the arguments can't be serialized, or are too large.
             ValueError: `function_id` is not a UUID, or no endpoint is set.
-            TypeError: `args` is no tuple or list, or `kwargs` no dictionary; or the function is a
-                command function that was registered here and lacks an argument.
+            TypeError: `args` is not a tuple or list, or `kwargs` not a dictionary; or the function
+                is a command function that was registered here and an argument is missing.
             RuntimeError: the Executor is shut down.
         """
         self._refuse_if_shut_down()
@@ -262,23 +281,23 @@ class Executor(ExecutorSettings, FuturesExecutor):
         return self._put(self._route(), function, self.serializer, args or (), kwargs or {})
 
     def get_worker_hardware_details(self) -> str:
-        """Have a worker tell what machine it runs on; waits for the answer, a text for people."""
+        """Return a text that describes a worker's machine; waits for a task that determines it."""
         key = hardware_source()
         known = self._sources.get(key) or self.register_source_code(*key)
         return str(self.submit_to_registered_function(known).result())
 
     def attach(self, jobid: int | str) -> ComputeFuture:
-        """Follow a job that runs already where the endpoint is, whoever submitted it.
+        """Follow a job of the endpoint's Flux instance that was submitted by other means.
 
         Args:
             jobid: its id, a number or any printed form (`ƒ2WXGLe`, `f2WXGLe`, `0x…`, dotted).
 
         Returns:
             A future whose result is a `ShellResult`: exit status and the last lines of output. It
-            fails if the endpoint knows no such job, or the job is another user's.
+            fails if the instance has no such job, or if the job belongs to another user.
 
         Raises:
-            ValueError: `jobid` is no job id, or no endpoint is set.
+            ValueError: `jobid` is not a job id, or no endpoint is set.
             RuntimeError: the Executor is shut down.
         """
         self._refuse_if_shut_down()
@@ -303,20 +322,25 @@ class Executor(ExecutorSettings, FuturesExecutor):
         timeout: float | None = None,
         chunksize: int = 1,
     ) -> Iterator[Any]:
-        """Yield `fn(*values)` for the values of `iterables`, zipped, in their order.
+        """Run `fn` on the endpoint for all values of the iterables, and yield the results in order.
 
-        The first few thousand calls are submitted at once, the others as results are taken, so that
-        the iterables may be endless. Each runs what `fn` is when it is submitted.
+        Like with the built-in `map`, the arguments of each call are one value of each iterable.
+
+        The first few thousand calls are submitted at once, and another one for each result that is
+        taken, so the iterables may be infinite. If `fn` changes meanwhile, later calls run the
+        changed function.
 
         Args:
             fn: the function.
-            iterables: where its positional arguments come from.
-            timeout: seconds from now after which waiting for a result raises `TimeoutError`.
-            chunksize: how many calls make up one task; more than 1 pays for very short calls.
+            iterables: one for each positional argument; the shortest one ends the calls.
+            timeout: seconds from now; then waiting for a result raises `TimeoutError`.
+            chunksize: number of calls in each task; more than 1 is faster for very short calls.
 
         Raises:
-            ValueError: `chunksize` is below 1.
+            ValueError: `chunksize` is below 1, or no endpoint is set.
             TypeError: `fn` is a command function, which takes keyword arguments only.
+            SerializationError: the function or its arguments can't be serialized, or are too large.
+            RuntimeError: the Executor is shut down.
         """
         if not is_int(chunksize) or chunksize < 1:
             raise ValueError(f"chunksize must be at least 1, got {chunksize!r}")
@@ -325,17 +349,18 @@ class Executor(ExecutorSettings, FuturesExecutor):
         return map_calls(self.submit, fn, iterables, timeout=timeout, chunksize=chunksize)
 
     def reload_tasks(self, task_group_id: UuidLike | None = None) -> list[ComputeFuture]:
-        """Get a future for each task of a group, whoever submitted it.
+        """Return a future for each task of a group, e.g. after a restart of the program.
 
-        Futures of tasks that have ended are done at once, the others when their results come. For
-        tasks that this process waits for already, its own futures are returned.
+        Futures of tasks that have ended are done at once; the others, when their results arrive. If
+        this process already waits for a task, its present future is returned.
 
         Args:
-            task_group_id: the group, which becomes this Executor's; by default its own.
+            task_group_id: the group, which becomes the group of this Executor; by default its
+                present one.
 
         Raises:
-            ValueError: there is no group to reload.
-            ServiceError: the service does not know the group, or it is somebody else's.
+            ValueError: no group is set, or the id is not a UUID.
+            ServiceError: the service does not know the group, or it belongs to another user.
             ServiceUnreachableError: the service can't be reached.
             RuntimeError: the Executor is shut down.
         """
@@ -345,7 +370,7 @@ class Executor(ExecutorSettings, FuturesExecutor):
         if self._task_group_id is None:
             raise ValueError("must specify a task_group_id in order to reload tasks")
         group = str(self._task_group_id)
-        under_way: Future[None] = Future()  # a shutdown waits until the tasks are followed
+        under_way: Future[None] = Future()  # a concurrent shutdown waits for this method
         self._submitter.track(under_way)
         try:
             return reload_group(
@@ -378,15 +403,15 @@ class Executor(ExecutorSettings, FuturesExecutor):
     # The end.
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks.
+        """Accept no more tasks.
 
         Args:
-            wait: return only when all futures are done. Without, results still arrive for as long
-                as the process lives.
-            cancel_futures: cancel the tasks that have not been sent yet.
+            wait: whether to wait until all futures are done. Otherwise, results still arrive as
+                long as the process runs.
+            cancel_futures: whether to cancel the tasks that have not been sent yet.
         """
         self._shut_down = True
-        if not self._birthplace.is_here():  # a forked child leaves its parent's alone
+        if not self._birthplace.is_here():  # a forked child must not touch its parent's threads
             return
         self._submitter.close(cancel=cancel_futures)
         if wait and not on_client_thread():
@@ -398,7 +423,7 @@ class Executor(ExecutorSettings, FuturesExecutor):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> bool | None:
-        """Shut down; an exception leaves at once, and a Ctrl-C cancels what has not been sent."""
+        """Shut down. After an exception, don't wait; after Ctrl-C, also cancel unsent tasks."""
         if exc_type is None:
             self.shutdown()
             return None

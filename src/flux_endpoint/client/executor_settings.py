@@ -1,4 +1,4 @@
-"""What an Executor is set to: checked when it is assigned, read when a task is submitted."""
+"""The settings of an Executor: checked when they are assigned, read when a task is submitted."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
-#: The groups of Executors that name none, by process and user.
+#: Default task groups, by process and user.
 _default_groups: dict[tuple[int, tuple[str, str]], UUID] = {}
 
 
 class ExecutorSettings:
     """The attributes of an Executor that may be assigned at any time.
 
-    The Executor sets `client`, `_streams` and `_submitter`, which some of them belong to, first.
+    The Executor sets `client`, `_streams` and `_submitter` first, since they store some of these.
     """
 
     client: Client
@@ -40,14 +40,18 @@ class ExecutorSettings:
     _submitter: Submitter
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Set an attribute; one that is nearly called like an argument is taken for a slip."""
+        """Set an attribute, but refuse a name that looks like a misspelt argument.
+
+        Raises:
+            AttributeError: the name is close to an argument's; the text suggests that argument.
+        """
         if not name.startswith("_") and not hasattr(type(self), name):
             refuse_misspelt(type(self), name)
         super().__setattr__(name, value)
 
     @property
     def endpoint_id(self) -> UUID | None:
-        """Where tasks run; assign a UUID, its text, or the endpoint's name."""
+        """The endpoint that runs the tasks; assign a UUID, its text, or the endpoint's name."""
         return self._endpoint_id
 
     @endpoint_id.setter
@@ -58,17 +62,17 @@ class ExecutorSettings:
 
     @property
     def task_group_id(self) -> UUID | None:
-        """The group of tasks submitted from now on; later Executors of the user use it by default.
+        """The group of tasks submitted from now on, and the default of the user's later Executors.
 
-        Assign a UUID or its text to take up an earlier group. `None` begins a new one with the next
-        submission; until then there is none.
+        Assign a UUID or its text to continue an earlier group. Assign `None` to begin a new group
+        at the next submission; until then, the value is `None`.
         """
         return self._task_group_id
 
     @task_group_id.setter
     def task_group_id(self, value: UuidLike | None) -> None:
         group = as_optional_uuid(value, "task_group_id")
-        self._next_group = uuid.uuid4()  # one, whichever thread submits first
+        self._next_group = uuid.uuid4()  # chosen here, so that concurrent threads use the same
         self._task_group_id = group
         if group is not None:
             _default_groups[self._default_group_key] = group
@@ -78,12 +82,12 @@ class ExecutorSettings:
 
     @property
     def _default_group_key(self) -> tuple[int, tuple[str, str]]:
-        # A forked child and its parent are two clients, and a group belongs to one user.
+        # A forked child does not share its parent's group, and a group belongs to one user.
         return os.getpid(), self.client.api.identity
 
     @property
     def resource_specification(self) -> dict[str, Any] | None:
-        """Resources that each task asks for; a dictionary that JSON can hold."""
+        """Resources of each task; a dictionary that JSON can hold."""
         return self._resource_specification
 
     @resource_specification.setter
@@ -111,7 +115,7 @@ class ExecutorSettings:
 
     @property
     def give_up_after(self) -> float:
-        """Seconds for which an unreachable service is tried again before tasks fail."""
+        """Requests to an unreachable service are retried for this time (s) before tasks fail."""
         return self._submitter.give_up_after
 
     @give_up_after.setter
@@ -120,7 +124,7 @@ class ExecutorSettings:
 
     @property
     def amqp_port(self) -> int | None:
-        """Port of the message broker; `None` is the one that the service tells."""
+        """Port of the message broker; `None`: the port that the service returns."""
         return self._streams.amqp_port
 
     @amqp_port.setter
@@ -129,7 +133,7 @@ class ExecutorSettings:
 
     @property
     def serializer(self) -> ComputeSerializer:
-        """Turns functions and arguments into text, and results back: the client's serializer."""
+        """The client's serializer: turns functions and arguments into text, and results back."""
         return self.client.fx_serializer
 
     @serializer.setter
@@ -160,7 +164,7 @@ class ExecutorSettings:
                 "No endpoint_id set: pass it to the constructor, Executor(endpoint_id=...), or "
                 "assign executor.endpoint_id; `flux-endpoint list` shows yours"
             )
-        # Dumped each time: the dictionaries may have been changed in place.
+        # Serialize each time: the dictionaries may have been changed in place.
         resources, config = self._resource_specification, self._user_endpoint_config
         wanted = json.dumps(resources, sort_keys=True) if resources else ""
         if wanted != self._checked:
@@ -175,7 +179,7 @@ class ExecutorSettings:
         )
 
     def _group(self) -> str:
-        """Return the group of a task that is submitted now."""
+        """Return the group for a new task; begin one if there is none."""
         if self._task_group_id is None:
             self.task_group_id = self._next_group
         return str(self._task_group_id)

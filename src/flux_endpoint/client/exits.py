@@ -1,4 +1,4 @@
-"""The end of the interpreter: what was submitted is still sent, and nothing is waited for."""
+"""Ends Executors when the interpreter exits: sends submitted tasks, does not wait for results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from flux_endpoint.client.streams import end_event_streams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import janitor
 
-#: Seconds that tasks still waiting at the interpreter's exit get to be sent.
+#: Time (s) at the interpreter's exit for sending the tasks that were not sent yet.
 EXIT_FLUSH = 5.0
 
 _submitters: weakref.WeakKeyDictionary[Submitter, Birthplace] = weakref.WeakKeyDictionary()
 
 
 def see_to_the_end(executor: object, submitter: Submitter) -> None:
-    """Close `submitter` when nobody holds `executor` any more, or when the interpreter exits."""
+    """Close a submitter when its Executor is garbage collected or the interpreter exits.
+
+    Args:
+        executor: the Executor.
+        submitter: its submitter.
+    """
     birthplace = Birthplace()
     _submitters[submitter] = birthplace
-    janitor.start()  # an Executor that nobody holds any more is shut down without waiting
+    janitor.start()  # closes it without blocking the garbage collector
 
     def close() -> None:
         if birthplace.is_here():
@@ -31,8 +36,8 @@ def see_to_the_end(executor: object, submitter: Submitter) -> None:
 
 
 def end_all() -> None:
-    """Shut down all Executors: what was submitted gets a few seconds to be sent, results none."""
-    # In a forked child the parent's have no threads, and perhaps locks that nobody will release.
+    """Shut down all Executors; give unsent tasks a few seconds, don't wait for results."""
+    # In a forked child, the parent's submitters have no threads, and their locks may be held.
     submitters = [each for each, birthplace in _submitters.items() if birthplace.is_here()]
     for submitter in submitters:
         submitter.close()

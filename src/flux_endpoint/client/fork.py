@@ -1,4 +1,4 @@
-"""Threads and connections stay behind when a process forks: say so, instead of waiting for ever."""
+"""Detects forked children: they lack their parent's threads, and would wait for them forever."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 class Birthplace:
-    """The process in which something with threads of its own was made."""
+    """Remembers the process that created an object with threads."""
 
     __slots__ = ("pid",)
 
@@ -14,14 +14,17 @@ class Birthplace:
         self.pid = os.getpid()
 
     def is_here(self) -> bool:
-        """Return whether this is that process, and not a forked child."""
+        """Return whether this is still the same process, and not a forked child."""
         return self.pid == os.getpid()
 
     def require(self, what: str) -> None:
-        """Refuse to go on in a forked child.
+        """Raise an error in a forked child.
+
+        Args:
+            what: the object, for the message.
 
         Raises:
-            RuntimeError: this is another process than that where `what` was made.
+            RuntimeError: the object was created in another process.
         """
         if not self.is_here():
             raise RuntimeError(

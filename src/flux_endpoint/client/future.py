@@ -21,10 +21,10 @@ from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
 
-# One for all futures, told once a batch. A future's own condition won't do: `result` takes every
-# notification that is not the end for a timeout.
+# One condition for all futures, notified once for each batch. A future's own condition can't be
+# used: `Future.result` treats every notification before the end as a timeout.
 _submitted = threading.Condition()
-# Also one for all: taken once for each future whose job somebody asks for.
+# One lock for the `_job` of all futures; it is rarely needed.
 _recording = threading.Lock()
 
 
@@ -40,7 +40,7 @@ def _renew_locks() -> None:
             future._job.renew_lock()
 
 
-# A thread that a forked child does not have may hold any of them in its parent.
+# At the fork, a thread of the parent may hold any of these; in the child nobody releases them.
 os.register_at_fork(after_in_child=_renew_locks)
 
 
@@ -55,7 +55,7 @@ def _no_task_no_job(future: ComputeFuture) -> None:
 
 
 def why_no_job(future: ComputeFuture) -> BaseException:
-    """Return why a future that is done has no job."""
+    """Return the error that explains why a future that is done has no job."""
     if future.cancelled():
         return CancelledError()
     error = future.exception()
@@ -80,31 +80,50 @@ def why_no_job(future: ComputeFuture) -> BaseException:
 
 
 class JobFollower(Protocol):
-    """What a future asks for its task's job."""
+    """Finds the job events of a future's task.
+
+    Attributes:
+        api: the service.
+    """
 
     api: ServiceApi
 
     def follow(self, future: ComputeFuture, job: JobRecord) -> None:
-        """Have `job` filled with the events of `future`'s task, whose id is known."""
+        """Add the events of a task's job to `job`, as they arrive.
+
+        Args:
+            future: the task's future; its `task_id` is known.
+            job: the record.
+        """
 
 
 class ComputeFuture(Future[Any]):
     """A `concurrent.futures.Future` that knows its task.
 
     It can be cancelled until its task is sent to the service; from then on it is running, and
-    `kill` ends it. What `flux.job.FluxExecutorFuture` tells of its job, this does too, with the
-    events coming from the endpoint for as long as there are some, also after the future is done.
+    `kill` ends it. Like a `flux.job.FluxExecutorFuture`, it has the id and events of its job. The
+    events come from the endpoint, and continue after the future is done.
 
-    Callbacks are called in the order in which they were added, by any thread. One that raises is
-    logged and ignored. Inside of one, waiting for a future raises `RuntimeError`: it would block
-    the thread that it waits for.
+    Callbacks are called by any thread, in the order in which they were added. An exception in a
+    callback is logged and ignored. Waiting for a future inside a callback raises `RuntimeError`: it
+    would block the thread that resolves futures.
+
+    Args:
+        task_id: the task's id, if known.
+        task_group_id: the task's group.
+        endpoint_id: the task's endpoint.
 
     Attributes:
-        EVENTS: names of the events that `add_event_callback` takes.
-        task_id: the task's id, `None` until the service has accepted the task.
-        task_group_id: the group whose queue the result comes from.
-        endpoint_id: where the task was sent, `None` if it was reloaded.
-        function_id: what the task runs, `None` until it is registered, or if it was reloaded.
+        EVENTS: names of the events that `add_event_callback` accepts.
+        task_id: the task's id; `None` until the service has accepted the task.
+        task_group_id: the task's group.
+        endpoint_id: the endpoint that runs the task; `None` if the task was reloaded.
+        function_id: the function that the task runs; `None` until it is registered, or if the task
+            was reloaded.
+
+    Example:
+        future = executor.submit(pow, 2, 10)
+        future.add_done_callback(lambda future: print(future.task_id, future.result()))
     """
 
     EVENTS: ClassVar[frozenset[str]] = EVENTS
@@ -131,59 +150,79 @@ class ComputeFuture(Future[Any]):
         _alive.add(self)
 
     def add_done_callback(self, fn: Callable[[Self], object]) -> Self:  # type: ignore[override]  # returns self
-        """Call `fn` with this future when it is done, at once if it is; return this future."""
-        super().add_done_callback(fn)  # type: ignore[arg-type]  # Self is what it is called with
+        """Call `fn` with this future when it is done, or now if it already is.
+
+        Args:
+            fn: the callback.
+
+        Returns:
+            This future.
+        """
+        super().add_done_callback(fn)  # type: ignore[arg-type]  # it is called with Self
         return self
 
     def result(self, timeout: float | None = None) -> Any:
-        """Return what the task returned.
+        """Wait for the task and return its result.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: the longest time (s) to wait; `None`: no limit.
 
         Raises:
-            TaskError: the task ended without a value.
+            TaskError: the task failed or was ended.
+            ServiceError: the service refused the task.
+            ServiceUnreachableError: the service could not be reached to submit the task.
+            DeserializationError: the result can't be read here.
             concurrent.futures.CancelledError: the future was cancelled.
-            concurrent.futures.TimeoutError: the time is over.
-            RuntimeError: it would wait inside a callback.
+            concurrent.futures.TimeoutError: the task did not end in time.
+            RuntimeError: the call would wait inside a callback, or in a forked child.
         """
         self._refuse_to_deadlock()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what `result` would raise of the task's, or `None`; waits as `result`."""
+        """Wait for the task and return its error, or `None` if it succeeded.
+
+        Args:
+            timeout: the longest time (s) to wait; `None`: no limit.
+
+        Raises:
+            concurrent.futures.CancelledError: the future was cancelled.
+            concurrent.futures.TimeoutError: the task did not end in time.
+            RuntimeError: the call would wait inside a callback, or in a forked child.
+        """
         self._refuse_to_deadlock()
         return super().exception(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        """Wait in asyncio for what `result` returns or raises; the event loop goes on.
+        """Wait in asyncio for the result or error, without blocking the event loop.
 
-        Cancelling the wait cancels a task that was not sent yet; another goes on.
+        If the wait is cancelled, a task that was not sent yet is cancelled; other tasks continue.
         """
         self._refuse_to_deadlock()
-        import asyncio  # noqa: PLC0415 - whoever awaits has it already
+        import asyncio  # noqa: PLC0415 - the caller has loaded it already
 
         return asyncio.wrap_future(self).__await__()
 
     def kill(self, signum: int = signal.SIGTERM) -> bool:
-        """End the task, be it queued, waiting or running, with all its processes.
+        """End the task, queued or running, with all its processes.
 
-        The future then raises `TaskCancelled`; a task that was not sent yet is just cancelled.
+        The future then raises `TaskCancelled`. A task that was not sent yet is cancelled instead.
 
         Args:
-            signum: any signal but `SIGTERM` and `SIGKILL` is only sent to the processes of a
-                running task, which may go on.
+            signum: number of the signal. `SIGTERM` and `SIGKILL` end the task; other signals are
+                only sent to the processes of a running task, which may continue.
 
         Returns:
-            Whether the task was told; `False` if there was none: it has ended already, or has not
-            been sent yet and gets a signal that would not end it.
+            Whether the task was cancelled or the request reached its endpoint; `False` if the task
+            has already ended, or if it was not sent yet and the signal would not end it.
 
         Raises:
-            ServiceError: the service refuses; `KILL_NOT_SUPPORTED` is for endpoints that can't do
-                that. The future is as before.
+            ServiceError: the service refuses; the code is `KILL_NOT_SUPPORTED` if the endpoint
+                can't cancel tasks. The future is unchanged.
             ServiceUnreachableError: the service can't be reached.
-            RuntimeError: no Executor made this future, or it would wait inside a callback.
-            ValueError: `signum` is no signal.
+            RuntimeError: the future does not belong to an Executor, or the call would wait inside
+                a callback.
+            ValueError: `signum` is not a signal.
         """
         number = checked_signal(signum)
         ends = number in (signal.SIGTERM, signal.SIGKILL)
@@ -204,37 +243,48 @@ class ComputeFuture(Future[Any]):
     # The job.
 
     def jobid(self, timeout: float | None = None) -> int:
-        """Return the id of the Flux job that the task became.
+        """Wait for the task's Flux job and return the job's id.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: the longest time (s) to wait; `None`: no limit.
 
         Raises:
-            concurrent.futures.TimeoutError: it was not known in time.
+            concurrent.futures.TimeoutError: the id was not known in time.
             concurrent.futures.CancelledError: the future was cancelled.
-            RuntimeError: the task has ended without a job, says why; or it would wait inside a
-                callback.
+            RuntimeError: the task has ended without a job (the text says why); or the call would
+                wait inside a callback.
         """
         job = self._job_record()
         return (job if job.has_jobid else self._followed_job()).jobid(timeout)
 
     def add_jobid_callback(self, callback: Callable[[Self], object]) -> Self:
-        """Call `callback` with this future once `jobid` does not wait; return this future."""
+        """Call `callback` with this future when the job's id is known, or there will be no job.
+
+        Args:
+            callback: the callback; `jobid` does not wait inside of it.
+
+        Returns:
+            This future.
+
+        Raises:
+            RuntimeError: the future does not belong to an Executor.
+        """
         self._followed_job().add_jobid_callback(callback)
         return self
 
     def add_event_callback(self, event: str, callback: Callable[[Self, JobEvent], object]) -> Self:
-        """Call `callback` with this future and each event of that name, past ones too.
+        """Call `callback` with this future and each event of one name, including past events.
 
         Args:
-            event: one of `EVENTS`.
-            callback: its second argument has `name`, `timestamp` and `context`.
+            event: name of the events, one of `EVENTS`.
+            callback: the callback; its second argument is a `JobEvent`.
 
         Returns:
             This future.
 
         Raises:
             ValueError: there are no events of that name.
+            RuntimeError: the future does not belong to an Executor.
         """
         if event not in self.EVENTS:
             raise ValueError(f"no event is called {event!r}, they are {', '.join(sorted(EVENTS))}")
@@ -252,7 +302,7 @@ class ComputeFuture(Future[Any]):
         return job
 
     def _tell_jobid(self, jobid: int | None) -> None:
-        """Take the job's id from the task's end, which may come before the job's events."""
+        """Set the job's id from the task's result, which may arrive before the job's events."""
         if jobid is None:
             return
         with _recording:
@@ -265,7 +315,7 @@ class ComputeFuture(Future[Any]):
         if not job.is_complete:
             service = self._service()
             self._wants_events = True
-            if self.task_id is not None:  # else `_accepted` sees that they are wanted
+            if self.task_id is not None:  # otherwise `_accepted` does this later
                 service.follow(self, job)
         return job
 
@@ -292,13 +342,13 @@ class ComputeFuture(Future[Any]):
         """Wait until the service has accepted the task.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: the longest time (s) to wait; `None`: no limit.
 
         Returns:
-            The task's id; `None` if the time is over or the future has ended without one.
+            The task's id; `None` if the time is over or the submission failed or was cancelled.
 
         Raises:
-            RuntimeError: this process is a fork of that of the future, where its id arrives.
+            RuntimeError: this is a forked child; the id arrives in the process that submitted.
         """
         if self.task_id is None and not self.done():
             self._refuse_in_child()
@@ -309,7 +359,7 @@ class ComputeFuture(Future[Any]):
 
     @staticmethod
     def _accepted(accepted: Iterable[Accepted]) -> None:
-        """Tell each future its task's id."""
+        """Set the ids of futures whose tasks the service has accepted."""
         for each in accepted:
             each.tell()
             if each.future._wants_events:
@@ -317,9 +367,10 @@ class ComputeFuture(Future[Any]):
         _tell_waiters()
 
     def _begin(self) -> bool:
-        """Make the future a running one; return `False` if it was cancelled before.
+        """Mark the future as running; return `False` if it was cancelled before.
 
-        Whoever cancels it tells its waiters, so nobody else may: it is an error to do so twice.
+        The thread that cancels a future notifies its waiters. They must be notified only once, so
+        this method must not do it again.
         """
         with self._condition:
             return not self.cancelled() and self.set_running_or_notify_cancel()
@@ -331,7 +382,7 @@ class ComputeFuture(Future[Any]):
     def _try_exception(self, error: BaseException) -> None:
         """Resolve with `error`, unless the future has ended already."""
         if isinstance(error, FluxEndpointError):
-            # Its text says all. Where our thread met it would only be a long way to that.
+            # Its text is complete; a traceback of our own thread would only obscure it.
             error.with_traceback(None)
         self._settle(self.set_exception, error)
 
@@ -340,18 +391,24 @@ class ComputeFuture(Future[Any]):
             end(value)
         except InvalidStateError:
             return
-        except BaseException:  # of a callback; our thread has other futures to resolve
+        except BaseException:  # raised by a callback; this thread has other futures to resolve
             log.exception("a callback of task %s raised", self.task_id)
 
 
 class Accepted(NamedTuple):
-    """A task that the service has accepted; `function_id` is `None` for one that follows a job."""
+    """A task that the service has accepted.
+
+    Attributes:
+        future: its future.
+        task_id: its id.
+        function_id: the function that it runs; `None` if it follows a job.
+    """
 
     future: ComputeFuture
     task_id: str
     function_id: str | None = None
 
     def tell(self) -> None:
-        """Give the future its ids; whoever sees the task's sees the function's, too."""
+        """Set the future's ids; `task_id` last, so that a reader who sees it sees both."""
         self.future.function_id = self.function_id
         self.future.task_id = self.task_id

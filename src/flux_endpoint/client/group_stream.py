@@ -1,4 +1,4 @@
-"""What the streams of a task group share: a queue of their own, and questions to the service."""
+"""Base of a task group's streams: each has its own queue, and asks the service for the rest."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Something that a stream asks the service.
+    """A request of a stream to the service.
 
     Attributes:
         ask: makes the request, on a thread where it may block; may raise `ServiceError`.
-        take: takes the answer, on the stream's thread.
-        fail: takes an error of the service, on the stream's thread; without it, an error ends the
-            asking, since the questions behind it would hardly do better.
+        take: processes the answer, on the stream's thread.
+        fail: processes an error of the service, on the stream's thread; `None`: an error also
+            drops the questions after this one, since they would probably fail, too.
     """
 
     ask: Callable[[], Any]
@@ -41,29 +41,30 @@ class Question:
 
 
 class GroupStream(ABC):
-    """The consumer of its own queue of a task group.
+    """Consumes a queue of its own for a task group.
 
-    One thread owns all that is mutable here. The methods that other threads call put a message
-    into its inbox; so does the AMQP connection for each delivery. The inbox needs no bound of its
-    own: the broker sends no more than `prefetch` deliveries ahead.
+    One thread owns all mutable state. Methods that other threads call post an action to it, as
+    does the AMQP connection for each delivery. The inbox needs no bound: the broker sends at most
+    `prefetch` deliveries that are not acknowledged.
 
     The service opens the queue before each attempt to connect, and again if the broker refuses it.
-    It is also asked for what came before the queue, or was lost with it.
+    The stream also asks the service for messages that were sent before the queue existed, or were
+    lost with it.
 
     Args:
         api: the service.
         task_group_id: the group.
-        amqp_port: port of the broker, if not the one that the service tells.
+        amqp_port: port of the broker; `None`: the port that the service returns.
 
     Attributes:
-        users: number of the Executors that use the stream; `streams` counts them, under its lock.
+        users: number of Executors that use the stream; `streams` changes it under its lock.
     """
 
-    #: What the queue brings.
+    #: Content of the queue's messages.
     kind: ClassVar[Literal["results", "events"]]
-    #: Messages that the broker sends ahead of our acknowledgements.
+    #: The most messages that the broker sends before we acknowledge them.
     prefetch: ClassVar[int]
-    #: Whether a message may have several parts, which are deliveries of their own.
+    #: Whether a message may have several parts, each of them a delivery.
     bundles: ClassVar[bool] = False
 
     def __init__(self, api: ServiceApi, task_group_id: str, amqp_port: int | None) -> None:
@@ -76,9 +77,9 @@ class GroupStream(ABC):
         self._closing = threading.Event()
         self._connection: AmqpConnection | None = None
         self._consumer: Consumer | None = None
-        #: The connection is lost, and that was logged.
+        #: Whether the connection is lost and that was logged.
         self._troubled = False
-        #: The broker has refused the queue since it was opened, and whether it is to be reopened.
+        #: Whether the broker has refused the queue since it was opened; whether to reopen it.
         self._refused = self._reopen = False
         self._asker: ClientThread | None = None
         self._retire: Callable[[GroupStream], bool] = lambda _: False
@@ -90,43 +91,43 @@ class GroupStream(ABC):
         )
 
     def start(self, retire: Callable[[GroupStream], bool]) -> None:
-        """Start the thread; the connection follows when there is something to wait for.
+        """Start the thread. It connects when there is something to wait for.
 
         Args:
-            retire: asked on the thread, when there is neither a user nor anything to do; if it
-                returns true, the stream ends.
+            retire: called on the thread when the stream has no user and no work; returns whether
+                the stream shall end.
         """
         self._retire = retire
         start(self._thread)
 
     def release(self) -> None:
-        """Let the stream end when it has nothing more to do: the last user is gone."""
-        self._thread.post(lambda: None)  # a turn, after which it looks
+        """Let the stream end when it has no more work. Called when it has no user any more."""
+        self._thread.post(lambda: None)  # causes a turn, and `_after_turn` checks
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody has asked for anything that was not begun."""
+        """Whether all posted actions have begun."""
         return self._thread.is_idle
 
     def close(self) -> None:
-        """Close the connection and end the thread, after what is in its inbox."""
+        """Close the connection and end the thread, after the actions in its inbox."""
         self._closing.set()
         self._thread.post(self._on_stop)
 
     def join(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the end that `close` began."""
+        """Wait at most `timeout` seconds until the thread has ended."""
         self._thread.join(timeout)
 
-    # For the kinds of streams. All below runs on the stream's thread, unless it says otherwise.
+    # For subclasses. The methods below run on the stream's thread, unless they say otherwise.
 
     @property
     @abstractmethod
     def _is_awaited(self) -> bool:
-        """Whether anybody waits for what the queue brings."""
+        """Whether anybody waits for the queue's messages."""
 
     @abstractmethod
     def _take(self, delivery: Delivery) -> None:
-        """Take a delivery, and answer it.
+        """Process a delivery and acknowledge it.
 
         Raises:
             InvalidMessageError: it can't be read; nothing was done.
@@ -134,18 +135,18 @@ class GroupStream(ABC):
 
     @abstractmethod
     def _catch_up(self) -> None:
-        """Ask the service for what the queue may not have."""
+        """Ask the service for the messages that the queue may have missed."""
 
     @abstractmethod
     def _questions(self) -> list[Question]:
-        """Return, and forget, what the service is to be asked."""
+        """Return the pending questions to the service, and forget them."""
 
     def _has_work(self) -> bool:
-        """Return whether there is something to do even if no Executor uses the stream."""
+        """Return whether the stream has work even if no Executor uses it."""
         return False
 
     def _next_look(self) -> float:
-        """Look at the clock after each turn; return the seconds until the next look."""
+        """Do what is due after each turn; return the seconds until the next call is due."""
         return math.inf
 
     def _after_turn(self) -> float:
@@ -173,9 +174,9 @@ class GroupStream(ABC):
                 self._connection = connection
 
     def _url(self) -> str:
-        """Open the queue. Runs on a thread of its own, before each attempt to connect."""
+        """Open the queue before each attempt to connect. Runs on a separate thread."""
         opened = self._open_queue()
-        # Before the connection is up: the queue keeps what comes from now on.
+        # There is no need to wait for the connection: the queue keeps all messages from now on.
         self._thread.post(partial(self._on_queue, opened))
         return opened[0]
 
@@ -183,7 +184,7 @@ class GroupStream(ABC):
         return self._api.open_queue(self.kind, self._group, self._client_id, self._amqp_port)
 
     def _on_queue(self, opened: tuple[str, str]) -> None:
-        """From now on the queue gets all messages; what came before is asked for."""
+        """Consume the queue, which gets all messages from now on, and ask for earlier ones."""
         if self._consumer is None and self._connection is not None:
             self._consumer = self._connection.consume(
                 opened[1],
@@ -218,17 +219,17 @@ class GroupStream(ABC):
             self._troubled = False
         elif change.state is not ConnectionState.CLOSED:
             if self._troubled or not self._is_awaited:
-                return  # without anybody who waits, it is nobody's trouble
+                return  # nobody waits for a message, so there is nothing to warn of
             self._troubled = True
             lost = change.state is ConnectionState.LOST
             what = "lost the connection" if lost else "no connection"
             text = f"{self.kind}: {what} to {change.address}, trying again: {change.reason}"
             event(log, logging.WARNING, text)
 
-    # What the queue does not tell, the service does.
+    # Requests to the service, for messages that the queue does not have.
 
     def _ask_service(self) -> None:
-        """Ask the service what there is to ask; if it is being asked already, then after that."""
+        """Start a thread that asks the pending questions; at once, or after the present one."""
         if self._asker is not None or self._closing.is_set():
             return
         questions = self._questions()
@@ -240,7 +241,7 @@ class GroupStream(ABC):
             self._asker = asker if start(asker) else None
 
     def _ask(self, questions: list[Question]) -> None:
-        """Runs on a thread of its own, one at a time."""
+        """Ask questions in order. Runs on a separate thread, one at a time."""
         try:
             for question in questions:
                 try:

@@ -1,4 +1,4 @@
-"""Ids as users give them: `UUID` objects or their text."""
+"""Ids in arguments of users: `UUID` objects or their text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ UuidLike: TypeAlias = UUID | str
 def as_uuid(value: UuidLike, what: str) -> UUID:
     """Return `value` as a UUID.
 
+    Args:
+        value: the value.
+        what: its name in an error.
+
     Raises:
-        ValueError: it is not one; the text names `what` and the value.
+        ValueError: it is not a UUID.
     """
     if isinstance(value, UUID):
         return value
@@ -25,5 +29,13 @@ def as_uuid(value: UuidLike, what: str) -> UUID:
 
 
 def as_optional_uuid(value: UuidLike | None, what: str) -> UUID | None:
-    """Return `value` as a UUID, or `None` if it is that or empty, as an unset variable is."""
+    """Return `value` as a UUID; `None` and "" (e.g. from an empty variable) give `None`.
+
+    Args:
+        value: the value.
+        what: its name in an error.
+
+    Raises:
+        ValueError: it is not a UUID.
+    """
     return as_uuid(value, what) if value else None

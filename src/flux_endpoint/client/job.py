@@ -1,4 +1,4 @@
-"""What a future knows of the job that its task became: its id, its events, who wants them."""
+"""The job of a future's task: its id, its events, and the callbacks for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JobEvent:
     Attributes:
         name: its name, e.g. `start`.
         timestamp: seconds since the epoch.
-        context: what Flux says with it, e.g. `{"status": 0}` with `finish`.
+        context: its further values, e.g. `{"status": 0}` of `finish`.
     """
 
     name: str
@@ -33,7 +33,11 @@ class JobEvent:
 
 
 class Owner(Protocol):
-    """Whose job it is: what callbacks are called with."""
+    """The future of a job's task; the first argument of callbacks.
+
+    Attributes:
+        task_id: the task's id, if known.
+    """
 
     task_id: str | None
 
@@ -41,9 +45,12 @@ class Owner(Protocol):
 class JobRecord:
     """A job's id and events, and the callbacks that wait for them.
 
-    Callbacks of one future are never called by two threads at a time, and never under a lock:
-    whoever finds calls to make makes them all, in their order, also those that others add
-    meanwhile.
+    Callbacks of one future are never called by two threads at once, and never under the lock. The
+    first thread that has calls to make becomes the caller: it makes all calls in order, including
+    those that other threads add meanwhile.
+
+    Args:
+        owner: the future.
     """
 
     def __init__(self, owner: Owner) -> None:
@@ -59,7 +66,7 @@ class JobRecord:
         self._caller: int | None = None
 
     def renew_lock(self) -> None:
-        """Take another lock, as a forked child must: nobody there may give back the old one."""
+        """Replace the lock in a forked child, where nobody may release the old one."""
         self._settled = threading.Condition()
 
     @property
@@ -69,13 +76,17 @@ class JobRecord:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing more is to come: the last event has, or there never was a job."""
+        """Whether there are no more events: the last one has arrived, or there is no job."""
         return self._error is not None or any(e.name == LAST_EVENT for e in self._events)
 
-    # Of the user.
+    # For the user's threads.
 
     def jobid(self, timeout: float | None) -> int:
-        """Return the id, waiting for it; see `ComputeFuture.jobid`."""
+        """Wait for the job's id and return it; see `ComputeFuture.jobid`.
+
+        Args:
+            timeout: the longest time (s) to wait; `None`: no limit.
+        """
         with self._settled:
             if not self._is_settled() and on_client_thread():
                 raise RuntimeError("Cannot wait for a job's id from inside a callback")
@@ -83,13 +94,13 @@ class JobRecord:
                 raise FutureTimeoutError(f"no job id within {timeout} s")
             if self._jobid is not None:
                 return self._jobid
-            # A new one each time: tracebacks must not pile up in one that is raised again.
+            # A new error each time: an error that is raised again collects tracebacks.
             if isinstance(self._error, CancelledError):
                 raise CancelledError
             raise RuntimeError(str(self._error)) from self._error
 
     def add_jobid_callback(self, callback: Callable[..., object]) -> None:
-        """Call `callback` once `jobid` does not wait any more."""
+        """Call `callback` when the job's id is known, or there will be no job."""
         with self._settled:
             if self._is_settled():
                 now = self._enqueue([(callback, ())])
@@ -99,28 +110,37 @@ class JobRecord:
         self._make(now)
 
     def add_event_callback(self, name: str, callback: Callable[..., object]) -> None:
-        """Call `callback` with each event called `name`, past ones first."""
+        """Call `callback` with each event of one name, past events first.
+
+        Args:
+            name: name of the events.
+            callback: gets the owner and the event.
+        """
         with self._settled:
             self._callbacks[name].append(callback)
             now = self._enqueue([(callback, (e,)) for e in self._events if e.name == name])
         self._make(now)
 
-    # Of whoever learns of the job.
+    # For the streams that receive the job's id and events.
 
     def set_jobid(self, jobid: int) -> None:
-        """Take the job's id; only the first counts."""
+        """Set the job's id, unless it is set already."""
         with self._settled:
             now = self._settle(jobid, None)
         self._make(now)
 
     def fail(self, error: BaseException) -> None:
-        """Say why there is no job, unless there is one."""
+        """Set the error that explains why there is no job, unless there is one."""
         with self._settled:
             now = self._settle(None, error)
         self._make(now)
 
     def add_events(self, events: Iterable[tuple[int | None, JobEvent]]) -> None:
-        """Take events with their job's id; those that are known already are dropped."""
+        """Add events that are not known yet.
+
+        Args:
+            events: each with its job's id, if known.
+        """
         with self._settled:
             now = []
             for jobid, event in events:
@@ -145,9 +165,9 @@ class JobRecord:
         return self._enqueue([(callback, ()) for callback in callbacks])
 
     def _enqueue(self, calls: list[_Call]) -> list[_Call]:
-        """Have `calls` made in their turn; return them if the caller is to make them at once.
+        """Append `calls` to the queue; or return them, if the caller must make them at once.
 
-        A callback that adds another is in the middle of its own turn.
+        The latter applies inside a callback: this thread is already making the queue's calls.
         """
         if self._caller == threading.get_ident():
             return calls
@@ -180,7 +200,7 @@ class JobRecord:
         try:
             callback(self._owner, *arguments)
         except BaseException as error:
-            # Our own threads have other callbacks to call; a user's may be interrupted.
+            # The client's own threads must go on; a user's thread may be interrupted (Ctrl-C).
             if not isinstance(error, Exception) and not on_client_thread():
                 raise
             log.exception("a callback for the job of task %s raised", self._owner.task_id)

@@ -1,4 +1,4 @@
-"""Job events of one task group, from its event queue into futures."""
+"""Receives the job events of a task group from their queue and adds them to the futures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flux_endpoint.protocol.messages import TaskEvents, unpack
 
 log = logging.getLogger(__name__)
 
-#: Seconds after a task's end for its events, which come another way than its result.
+#: Time (s) after a task's end for its last events, which arrive separately from its result.
 GRACE = 2.0
 
 _Events = list[tuple[int | None, JobEvent]]
@@ -30,41 +30,46 @@ class _Followed:
 
     future: ComputeFuture
     job: JobRecord
-    #: What has come while the history is asked for, `None` when it is not.
+    #: Events that have arrived during a request for the history; `None` when there is no request.
     waiting: _Events | None = field(default_factory=list)
-    #: The task has ended, and all events of before have been asked for since.
+    #: Whether the task has ended and the history was requested after that.
     looked: bool = False
 
 
 class EventStream(GroupStream):
-    """The consumer of its own queue of a task group's job events, for the futures that want them.
+    """Consumes a task group's job events, for the futures that want them.
 
-    It exists only if somebody wants events. Its thread calls the callbacks.
+    It exists only if there is such a future. Its thread calls the callbacks.
 
-    The queue has the events from when it was asked for; what came before is asked of the service,
-    and asked again after each reconnect. Events of a task wait while its history is on the way, so
-    that callbacks see them in their order. A job is followed until its last event; a task that has
-    ended without a job, until `GRACE` seconds after that.
+    The queue gets the events from the time when it was opened. The stream requests earlier events
+    (the history) from the service, and again after each reconnect. Meanwhile, new events of the
+    task wait, so that callbacks get all events in order. A job is followed until its last event,
+    and a task that has ended without a job until `GRACE` seconds later.
     """
 
     kind = "events"
-    prefetch = 64  # each has the events of some time
+    prefetch = 64  # each message has many events
 
     def __init__(self, api: ServiceApi, task_group_id: str, amqp_port: int | None) -> None:
         super().__init__(api, task_group_id, amqp_port)
         self._followed: dict[str, _Followed] = {}
         self._unavailable: ServiceError | None = None
-        #: Tasks whose history is to be asked for, and whether that is the last look.
+        #: Tasks whose history must be requested, and whether it is the last request.
         self._wanted: dict[str, bool] = {}
 
     def follow(self, future: ComputeFuture, job: JobRecord) -> None:
-        """Fill `job` with the events of `future`'s task, whose id is known."""
+        """Add the events of a task's job to `job`, as they arrive.
+
+        Args:
+            future: the task's future; its `task_id` is known.
+            job: the record.
+        """
         self._thread.post(lambda: self._on_follow(future, job))
 
     def release(self) -> None:  # noqa: D102 - as the base class says
         self._thread.post(self._forget_ended)
 
-    # All below runs on the stream's thread, unless it says otherwise.
+    # The methods below run on the stream's thread, unless they say otherwise.
 
     @property
     def _is_awaited(self) -> bool:
@@ -134,11 +139,12 @@ class EventStream(GroupStream):
         followed = self._followed.get(task_id)
         if followed is None:
             return
-        if task_id not in self._wanted:  # else it is asked for once more
+        if task_id not in self._wanted:  # otherwise another request will follow
             events, followed.waiting = events + (followed.waiting or []), None
         followed.looked = followed.looked or last
         self._add(task_id, followed, events)
-        no_jobs = error is not None and error.code == "EVENTS_NOT_SUPPORTED"  # nor will there be
+        # The endpoint will never send job events.
+        no_jobs = error is not None and error.code == "EVENTS_NOT_SUPPORTED"
         if (followed.looked or no_jobs) and not followed.job.has_jobid:
             reason = why_no_job(followed.future) if error is None else _no_events(error)
             followed.job.fail(reason)
@@ -149,10 +155,10 @@ class EventStream(GroupStream):
         if followed.job.is_complete or (followed.looked and not self.users):
             self._followed.pop(task_id, None)
 
-    # What came before.
+    # The history.
 
     def _url(self) -> str:
-        """Runs on a thread of its own."""
+        """Open the queue, or fail the futures. Runs on a separate thread."""
         try:
             return super()._url()
         except ServiceError as error:
@@ -160,7 +166,7 @@ class EventStream(GroupStream):
             raise
 
     def _on_unavailable(self, error: ServiceError) -> None:
-        """A service that never had a queue for us has none: it knows nothing of events."""
+        """Fail the futures if the service refuses the very first queue: it has no job events."""
         if self._consumer is not None or self._unavailable is not None:
             return
         self._unavailable = error
@@ -192,7 +198,7 @@ class EventStream(GroupStream):
         ]
 
     def _history(self, task_id: str) -> _Events:
-        """Runs on a thread of its own."""
+        """Request a task's events from the service. Runs on a separate thread."""
         return [_from_document(document) for document in self._api.events(task_id)]
 
 

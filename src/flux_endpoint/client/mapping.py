@@ -1,4 +1,4 @@
-"""`Executor.map`: ordered and lazy, several calls a task if wanted."""
+"""`Executor.map`: ordered, lazy, and optionally with several calls in each task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from flux_endpoint.client.future import ComputeFuture
 
-#: How many tasks are under way before the first result is taken.
+#: Number of tasks that are submitted before the first result is taken.
 WINDOW = 4096
 
 
@@ -24,7 +24,15 @@ def map_calls(
     timeout: float | None,
     chunksize: int,
 ) -> Iterator[Any]:
-    """Submit the first calls and return the iterator over all results; see `Executor.map`."""
+    """Submit the first calls and return an iterator over all results; see `Executor.map`.
+
+    Args:
+        submit: submits a call of its first argument.
+        fn: the function.
+        iterables: one for each positional argument.
+        timeout: seconds from now; then waiting for a result raises `TimeoutError`.
+        chunksize: number of calls in each task.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     calls = zip(*iterables, strict=False)
     if chunksize == 1:
@@ -65,7 +73,7 @@ def in_chunks(fn: Callable[..., Any]) -> Callable[[list[tuple[Any, ...]]], list[
     def run(calls):  # type: ignore[no-untyped-def]
         return [fn(*call) for call in calls]
 
-    # With globals of its own it is serialized by value: workers need not have this package.
+    # With globals of its own it is serialized by value, so workers don't need this package.
     return FunctionType(
         run.__code__, {"__builtins__": builtins}, fn.__name__, None, run.__closure__
     )

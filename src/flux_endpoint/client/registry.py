@@ -1,4 +1,4 @@
-"""Functions on their way to the service: serialized once, registered once."""
+"""Serializes functions and arguments; registers each function with the service only once."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ from flux_endpoint.functions import CommandFunctionCode, command_arguments
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.serialize import ComputeSerializer, State, same_state
 
-#: How many functions an Executor remembers; one that was forgotten is registered again when needed.
+#: The most functions that an Executor remembers; a forgotten one is registered again if needed.
 MAX_FUNCTIONS = 4096
 
 
 class FunctionRegistration:
-    """A function as the service knows it, or will.
+    """A function that the service knows, or will know.
+
+    Args:
+        name: name of the function.
+        body: the request that registers it, if it is not registered.
+        function_id: its id at the service, if it is registered.
 
     Attributes:
-        name: what it is called in messages.
-        body: the request that registers it; `None` once that has been done.
-        function_id: its id at the service; `None` until then.
-        may_be_command: whether it is a command function, as far as is known here.
+        name: name of the function, for messages.
+        body: the request that registers it; `None` after its registration.
+        function_id: its id at the service; `None` before its registration.
+        may_be_command: whether it is a command function; `False` if that is not known here.
     """
 
     __slots__ = ("_uncounted", "body", "function_id", "may_be_command", "name")
@@ -42,7 +47,7 @@ class FunctionRegistration:
         self.name = name
         self.body = body
         self.function_id = function_id
-        self.may_be_command = False  # as far as is known here
+        self.may_be_command = False  # unknown if there is only an id
         self._uncounted = 0
         if body is not None:
             self.may_be_command = (
@@ -53,24 +58,24 @@ class FunctionRegistration:
             self.registered_as(function_id)
 
     def registered_as(self, function_id: str) -> None:
-        """Take note of the id; the function's code, which may be large, is not kept."""
+        """Set the function's id, and drop its code, which may be large."""
         self.function_id = function_id
         self.body = None
         self._uncounted = 0
 
     def take_size(self) -> int:
-        """Return how large the code is that is yet to be sent, and from then on 0."""
+        """Return the size of the code that must still be sent (characters); 0 in later calls."""
         size, self._uncounted = self._uncounted, 0
         return size
 
 
 def name_of(fn: Callable[..., Any]) -> str:
-    """Return what to call `fn`; objects that only are callable go by the name of their class."""
+    """Return the name of a callable; for an object without one, the name of its class."""
     return _unicode(getattr(fn, "__name__", None) or type(fn).__name__)
 
 
 def _unicode(text: object) -> str:
-    """Return `text` as it can be sent: with escapes for what is no Unicode."""
+    """Return `text` with lone surrogates escaped, which could not be sent."""
     return str(text).encode(errors="backslashreplace").decode()
 
 
@@ -85,16 +90,16 @@ def serialize_call(
     """Return the packed arguments of one call.
 
     Args:
-        serializer: how to serialize them.
-        name: the function's, for errors.
+        serializer: serializes them.
+        name: the function's name, for errors.
         args: positional arguments.
         kwargs: keyword arguments.
-        may_be_command: whether the function is a command function, whose arguments travel as
-            JSON, as itself does.
+        may_be_command: whether the function is a command function, whose arguments are sent as
+            JSON if possible.
 
     Raises:
-        SerializationError: they can't be serialized.
-        PayloadTooLargeError: they are over the limit.
+        SerializationError: the arguments can't be serialized.
+        PayloadTooLargeError: they are too large.
     """
     try:
         buffers = command_arguments(serializer, args, kwargs) if may_be_command else None
@@ -111,7 +116,7 @@ def serialize_call(
 
 @functools.lru_cache(maxsize=16)
 def _no_kwargs(serializer: ComputeSerializer) -> str:
-    return serializer.serialize({})  # what most calls have: half the cost of a small one
+    return serializer.serialize({})  # most calls need it: half the cost of a small call
 
 
 def registration_body(
@@ -123,12 +128,21 @@ def registration_body(
     public: bool = False,
     group: UuidLike | None = None,
 ) -> dict[str, Any]:
-    """Return the request that registers `fn`.
+    """Return the request that registers a function.
+
+    Args:
+        fn: the function.
+        serializer: serializes it.
+        description: text about it; by default its docstring.
+        metadata: further values to keep with it.
+        public: whether all users may run it.
+        group: id of a Globus group.
 
     Raises:
         TypeError: `fn` is not callable.
         SerializationError: `fn` can't be serialized; the text has its name and the reason.
-        PayloadTooLargeError: it is over the limit.
+        PayloadTooLargeError: it is too large.
+        ValueError: `group` is not a UUID.
     """
     return _body_of(
         fn,
@@ -162,7 +176,7 @@ def _body_of(
     public: bool = False,
     group: UuidLike | None = None,
 ) -> dict[str, Any]:
-    # A callable object's class docstring does not describe this object.
+    # Use no docstring for a callable object: it would be that of its class.
     text = description or (inspect.getdoc(fn) if hasattr(fn, "__name__") else None)
     body = _common_body(name_of(fn), text, metadata, public=public, group=group)
     body["meta"] = {**body["meta"], "serde_identifier": buffer[:2]}
@@ -179,11 +193,20 @@ def source_body(
     public: bool = False,
     group: UuidLike | None = None,
 ) -> dict[str, Any]:
-    """Return the request that registers `function_name` of the Python text `source`.
+    """Return the request that registers a function as Python source text.
+
+    Args:
+        source: the text.
+        function_name: name of the function, which the text defines at its top level.
+        description: text about it.
+        metadata: further values to keep with it.
+        public: whether all users may run it.
+        group: id of a Globus group.
 
     Raises:
-        ValueError: the text is no Python, or has no such function.
-        PayloadTooLargeError: it is over the limit.
+        ValueError: the text is not valid Python, or does not define the function; or `group` is
+            not a UUID.
+        PayloadTooLargeError: the text is too large.
     """
     source = _unindented(source)
     try:
@@ -200,7 +223,7 @@ def source_body(
 
 
 def _unindented(source: str) -> str:
-    """Return Python text that was cut out of something else, such as a method, as its own."""
+    """Return Python text without common indentation, e.g. that of a method."""
     first = next((line for line in source.splitlines() if line.strip()), "")
     return textwrap.dedent(source) if first[:1].isspace() else source
 
@@ -229,15 +252,15 @@ def _common_body(
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A callable, and what it was registered as.
+    """A callable and its registration.
 
     Attributes:
-        fn: the callable; kept alive, so that its identity is not given to another.
-        registration: what it was registered as.
-        serializer: what it was serialized with; `None` if its user gave the id.
-        state: of `fn` at that time, see `ComputeSerializer.state`.
-        digest: of its name and code at that time.
-        asked_for: whether its user had it registered, rather than only submitted it.
+        fn: the callable; kept alive, so that no other object gets the same `id()`.
+        registration: its registration.
+        serializer: the serializer for it; `None` if the user gave the function's id.
+        state: its state at that time, see `ComputeSerializer.state`.
+        digest: digest of its name and code at that time.
+        asked_for: whether the user registered it, and did not only submit it.
     """
 
     fn: object
@@ -249,20 +272,24 @@ class _Known:
 
 
 class FunctionRegistry:
-    """The callables that one Executor has seen, each as it is now. Safe to use from threads.
+    """The callables that one Executor knows, and their registrations. Thread-safe.
 
-    A callable that has changed since it was registered is registered again. Whether it has is told
-    by its state; where it has none, as an object or a closure over a list, by serializing it.
+    A callable that has changed since its registration is registered again. Changes are detected by
+    its state. Some callables have no state, e.g. objects and closures over a list: these are
+    serialized every time and compared by their code.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: OrderedDict[int, _Known] = OrderedDict()  # by identity
-        # Equal code under equal name is one function: lambdas in a loop, bound methods.
+        # Callables with equal name and code share a registration: lambdas in a loop, bound methods.
         self._by_code: OrderedDict[bytes, FunctionRegistration] = OrderedDict()
 
     def find(self, fn: Callable[..., Any]) -> FunctionRegistration | None:
-        """Return what `fn` was registered as, whichever way, unless it has changed since.
+        """Return the registration of a callable, unless the callable has changed since.
+
+        Args:
+            fn: the callable.
 
         Raises:
             SerializationError: `fn` can't be serialized any more.
@@ -276,7 +303,12 @@ class FunctionRegistry:
         return known.registration if digest == known.digest else None
 
     def remember(self, fn: Callable[..., Any], function_id: str) -> None:
-        """Take `function_id` for `fn` from now on, whatever becomes of `fn`."""
+        """Use an id for a callable from now on, even if the callable changes.
+
+        Args:
+            fn: the callable.
+            function_id: its id at the service.
+        """
         with self._lock:
             self._store(_Known(fn, FunctionRegistration(name_of(fn), function_id=function_id)))
 
@@ -287,19 +319,19 @@ class FunctionRegistry:
         register: Callable[[dict[str, Any]], str],
         **options: Any,
     ) -> str:
-        """Have `register` register `fn` as it is now, and return its id.
+        """Register a callable now and return its id.
 
         Args:
-            fn: the callable; it is serialized with this serializer later, too.
-            serializer: how to serialize it.
-            register: sends the request.
-            options: as of `registration_body`.
+            fn: the callable.
+            serializer: serializes it now, and whenever it may have changed.
+            register: sends the request and returns the id.
+            options: other arguments of `registration_body`.
 
         Raises:
             TypeError: `fn` is not callable.
-            SerializationError: `fn` can't be serialized.
+            SerializationError: `fn` can't be serialized, or is too large.
         """
-        state = serializer.state(fn)  # before it is serialized: a change in between is noticed
+        state = serializer.state(fn)  # before the serialization, to notice a change in between
         buffer = _serialized(fn, serializer)
         body = _body_of(fn, buffer, **options)
         registration = FunctionRegistration(name_of(fn), body)
@@ -314,11 +346,17 @@ class FunctionRegistry:
     def prepare(
         self, fn: Callable[..., Any], serializer: ComputeSerializer
     ) -> FunctionRegistration:
-        """Return the registration of `fn` as it is now, serialized if it is new or may be.
+        """Return the registration of a callable in its present state.
+
+        It is serialized if it is new or may have changed; no request is made.
+
+        Args:
+            fn: the callable.
+            serializer: serializes it, unless it was registered with another one.
 
         Raises:
             TypeError: `fn` is not callable.
-            SerializationError: `fn` can't be serialized.
+            SerializationError: `fn` can't be serialized, or is too large.
         """
         known = self._get(fn)
         if known is not None and known.serializer is None:
@@ -372,7 +410,7 @@ def _digest(name: str, buffer: str) -> bytes:
 
 def _check_buffers(buffers: list[str], what: str) -> None:
     for buffer in buffers:
-        if not buffer.isascii() and _unicode(buffer) != buffer:  # would spoil the whole request
+        if not buffer.isascii() and _unicode(buffer) != buffer:  # would fail the whole request
             raise SerializationError(
                 f"{what} serialize to text with lone surrogates in it, which can't be sent: let "
                 "the strategy escape them, or use another"

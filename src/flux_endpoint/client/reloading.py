@@ -1,4 +1,4 @@
-"""Futures for the tasks of a group that somebody submitted before."""
+"""Creates futures for the tasks of an existing group."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def reload_group(
     """Return a future for each task of a group.
 
     Args:
-        group: its id.
+        group: id of the group.
         api: the service.
-        streams: where results come from.
+        streams: the Executor's streams, which receive the results.
         load: turns the text of a result into its value.
-        track: given each future that is not done.
+        track: called with each future that is not done.
 
     Raises:
-        ServiceError: the service does not know the group, or it is somebody else's.
+        ServiceError: the service does not know the group, or it belongs to another user.
         ServiceUnreachableError: the service can't be reached.
     """
     futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
@@ -41,7 +41,7 @@ def reload_group(
     ended = _resolve_ended(futures, api)
     pending = [future for task_id, future in futures.items() if task_id not in ended]
     if pending:
-        # Whatever ends between the two questions, the stream asks again once it follows them.
+        # A task may end in between: the stream requests the states again when it follows them.
         for future in streams.results(group).follow(pending):
             futures[future.task_id or ""] = future
             track(future)

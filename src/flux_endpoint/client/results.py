@@ -1,4 +1,4 @@
-"""From a result, however it arrived, to a resolved future."""
+"""Resolves futures with results from messages or from the service's documents."""
 
 from __future__ import annotations
 
@@ -24,15 +24,21 @@ from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
 from flux_endpoint.serialize import reading_as
 
-# What the service keeps of an error is its text, with the code before it for this one.
+# The service keeps only the text of an error. In this case, the text begins with the code.
 _CANCELLED = f"{ErrorCode.CANCELLED}:"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEnd:
-    """How a task ended: `value` is serialized; `error` is a text, `None` if there is none.
+    """How a task ended.
 
-    `error_code` is one of `ErrorCode`, or `None` where it is not known.
+    Attributes:
+        task_id: its id.
+        value: its serialized result.
+        error: text of its error; `None`: it succeeded.
+        error_code: one of `ErrorCode`; `None`: unknown.
+        completion_t: time of its end (s since the epoch, as text).
+        details: details from the endpoint, e.g. its versions, and the id of the task's job.
     """
 
     task_id: str
@@ -44,13 +50,17 @@ class TaskEnd:
 
 
 def from_message(body: bytes, timestamp: int | None) -> TaskEnd:
-    """Return what a message of the result queue says.
+    """Return the end of a task from a message of the result queue.
+
+    Args:
+        body: the message.
+        timestamp: time of the message (s since the epoch), if known.
 
     Raises:
-        InvalidMessageError: the body is not a result.
+        InvalidMessageError: the message is not a result.
     """
     try:
-        # Once per task: no model is built unless something is wrong and has to be explained.
+        # For speed, the message is parsed with its model only if it is invalid, for the error.
         envelope = json.loads(body[1:]) if body[:1] == VERSION_BYTE else None
         data = envelope["data"]  # type: ignore[index]
         value, task_id, details = data["data"], data["task_id"], data.get("details")
@@ -74,7 +84,14 @@ def from_message(body: bytes, timestamp: int | None) -> TaskEnd:
 
 
 def from_document(document: dict[str, Any]) -> TaskEnd | None:
-    """Return what the service's task document says, `None` while the task has not ended."""
+    """Return the end of a task from its document at the service.
+
+    Args:
+        document: the document, with `task_id`.
+
+    Returns:
+        The end; `None` if the task has not ended.
+    """
     status = str(document.get("status", "")).lower()
     completion_t = document.get("completion_t")
     if status not in FINAL_STATES and not completion_t:
@@ -100,8 +117,12 @@ def from_document(document: dict[str, Any]) -> TaskEnd | None:
 def load(end: TaskEnd, deserialize: Any) -> Any:
     """Return the value of a task that succeeded.
 
+    Args:
+        end: the task's end.
+        deserialize: turns the text of the result into its value.
+
     Raises:
-        TaskExecutionFailed: it did not.
+        TaskExecutionFailed: the task failed.
         TaskCancelled: it was ended on request.
         DeserializationError: its value can't be read here.
     """
@@ -110,7 +131,7 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
             raise TaskCancelled(end.error.removeprefix(_CANCELLED).strip())
         raise TaskExecutionFailed(end.error, end.completion_t, end.details)
     try:
-        with reading_as(OUR_RESULT):  # an official endpoint's ShellResult is one of ours here
+        with reading_as(OUR_RESULT):  # read an official endpoint's ShellResult as our class
             return deserialize(end.value)
     except Exception as error:
         raise DeserializationError(
@@ -120,7 +141,12 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
 
 
 def resolve(future: ComputeFuture, end: TaskEnd) -> None:
-    """Give `future` the value or the error in `end`."""
+    """Resolve a future with a task's value or error.
+
+    Args:
+        future: the task's future.
+        end: the task's end.
+    """
     future._error_code = end.error_code
     future._tell_jobid(_jobid(end.details))
     warn_of_skew(end.details)
@@ -128,7 +154,7 @@ def resolve(future: ComputeFuture, end: TaskEnd) -> None:
         value = load(end, future._load)
     except (TaskError, DeserializationError) as error:
         future._try_exception(error)
-    except BaseException as error:  # noqa: BLE001 - a value whose loading calls sys.exit()
+    except BaseException as error:  # noqa: BLE001 - loading a value may call sys.exit()
         future._try_exception(DeserializationError(f"task {end.task_id}: {error!r}"))
     else:
         future._try_result(value)
@@ -147,7 +173,7 @@ def _text(error: Exception) -> str:
 
 
 def _versions(details: dict[str, Any] | None) -> str:
-    import dill  # noqa: PLC0415 - only to explain
+    import dill  # noqa: PLC0415 - only needed for an error
 
     if not details or "python_version" not in details:
         return ""

@@ -1,4 +1,4 @@
-"""A warning where functions and values travel between different versions of Python or dill."""
+"""Warns if an endpoint has other versions of Python or dill than this process."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class VersionSkewWarning(UserWarning):
 
 
 def warn_of_skew(details: Mapping[str, Any] | None) -> None:
-    """Warn, once for each endpoint and its versions, if they don't fit this process's.
+    """Warn if an endpoint's versions don't fit those of this process, once for each endpoint.
 
-    Functions travel as byte code, which changes with the minor version of Python; dill's format
-    with its minor version.
+    Functions are sent as byte code, which depends on the minor version of Python. The format of
+    dill depends on its minor version.
 
     Args:
-        details: what a result says of the Python that ran its task.
+        details: a result's details, with the versions of the Python and dill that ran its task.
     """
     if not details:
         return

@@ -1,4 +1,4 @@
-"""Results of one task group, from a queue of our own into futures."""
+"""Receives the results of a task group from their queue and resolves the futures."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
 
-#: Early results that are kept until the submission that they belong to is answered.
+#: The most early results, i.e. results that arrive before the answer to their submission.
 MAX_EARLY = 128
-#: Seconds without a result after which the service is asked whether the endpoints of open tasks are
-#: online; at first, and at most. And how many of them, at most.
+#: After `QUIET` seconds without a result, and then at intervals up to `MAX_QUIET` seconds, the
+#: stream asks the service whether the endpoints of open tasks are online: at most `MAX_SILENT`.
 QUIET, MAX_QUIET, MAX_SILENT = 60.0, 600.0, 16
-#: Tasks whose state is asked in one request.
+#: The most tasks in one request for states.
 STATUS_CHUNK = 128
 
 
 class ResultStream(GroupStream):
-    """The consumer of its own queue of a task group's results, and the futures that wait for them.
+    """Consumes a task group's results and resolves the futures that wait for them.
 
-    The queue gets each result of the group, also those that only other clients wait for.
+    The queue gets all results of the group, including those that only other clients wait for.
 
-    A result may arrive before the answer to the submission that tells us its task's id. While a
-    submission is under way, results of unknown tasks are kept, unacknowledged; without one they
-    belong to another client, and are dropped.
+    A result may arrive early: before the answer to its task's submission, which has the task's id.
+    During a submission, the stream keeps results of unknown tasks and does not acknowledge them. At
+    other times, such results belong to other clients, and the stream drops them.
 
-    The queue is opened beside the first submission.
+    The first submission opens the queue concurrently.
     """
 
     kind = "results"
@@ -49,52 +49,57 @@ class ResultStream(GroupStream):
 
     def __init__(self, api: ServiceApi, task_group_id: str, amqp_port: int | None) -> None:
         super().__init__(api, task_group_id, amqp_port)
-        # More than one if a task was reloaded before the answer to its submission came.
+        # A task that was reloaded before the answer to its submission arrived has two futures.
         self._open: dict[str, tuple[ComputeFuture, ...]] = {}
         self._early: dict[str, tuple[TaskEnd, Delivery]] = {}
         self._submissions = 0
-        #: Results of a submission that is under way may have been missed.
+        #: Whether results of a present submission may have been missed.
         self._missed = False
-        #: Tasks to ask the service for.
+        #: Tasks whose state must be requested from the service.
         self._wanted: dict[str, None] = {}
-        #: Endpoints to ask about, after so many seconds without a result.
+        #: Endpoints whose state must be requested, because no results have arrived for a while.
         self._silent: set[str] = set()
         self._quiet = Backoff(QUIET, MAX_QUIET, jitter=0)
-        #: Monotonic time at which that is over; infinity: nothing is waited for yet.
+        #: Monotonic time (s) of the next check of the endpoints; infinity: no task is open.
         self._quiet_at = math.inf
         self._endpoints = EndpointWatch()
 
     def submission_begins(self) -> None:
-        """Expect results of tasks whose ids are not known yet."""
+        """Begin to keep results of unknown tasks. Call it before a submission."""
         self._thread.post(self._on_begin)
 
     def submission_ends(
         self, accepted: list[Accepted], endpoint: EndpointState | None = None
     ) -> None:
-        """End what `submission_begins` began; the ids of `accepted` may be told from now on.
+        """Follow the tasks of a submission. Call it once for each `submission_begins`.
+
+        Afterwards, the caller may publish the ids of the tasks.
 
         Args:
-            accepted: the tasks.
-            endpoint: what the service told of their endpoint.
+            accepted: the tasks that the service has accepted.
+            endpoint: the state of their endpoint, if known.
         """
         self._thread.post(lambda: self._on_end(accepted, endpoint))
 
     def follow(self, futures: list[ComputeFuture]) -> list[ComputeFuture]:
-        """Follow tasks that were submitted some other time.
+        """Follow tasks that were submitted earlier, e.g. by another process.
+
+        Args:
+            futures: a future for each task.
 
         Returns:
-            For each, the future that resolves: one that waits for that task already, or the given.
+            For each task, the future that will be resolved: an existing one, or the given one.
         """
         return self._thread.call(lambda: self._on_follow(futures))
 
-    # All below runs on the stream's thread.
+    # The methods below run on the stream's thread.
 
     @property
     def _is_awaited(self) -> bool:
         return bool(self._open or self._submissions)
 
     def _next_look(self) -> float:
-        """Return the seconds until it has been quiet for too long."""
+        """Return the seconds until the next check of the endpoints."""
         now = time.monotonic()
         if not self._open:
             self._quiet.reset()
@@ -114,7 +119,7 @@ class ResultStream(GroupStream):
         if endpoint is not None:
             self._endpoints.hear(endpoint)
         for each in accepted:
-            each.tell()  # before the future may be done
+            each.tell()  # sets its ids, before the future may be done
             early = self._early.pop(each.task_id, None)
             waiting = (each.future, *self._open.pop(each.task_id, ()))
             if early is None:
@@ -154,16 +159,17 @@ class ResultStream(GroupStream):
         replaced = self._early.pop(end.task_id, None)
         self._early[end.task_id] = (end, delivery)
         if replaced is None and len(self._early) > MAX_EARLY:
-            # Acknowledge one, or the prefetch fills up; the service still knows its result.
+            # Acknowledge the oldest: unacknowledged messages would use up the prefetch limit, and
+            # its result can still be requested from the service.
             replaced = self._early.pop(next(iter(self._early)))
             self._missed = True
         if replaced is not None:
             replaced[1].ack()
 
-    # What the queue does not tell, the service does.
+    # Requests to the service, for results that the queue does not have.
 
     def _on_quiet(self) -> None:
-        """Nothing has come for a while: is there anybody who could send it?"""
+        """Ask whether the endpoints are online: no results have arrived for a while."""
         waited_for = (future.endpoint_id for each in self._open.values() for future in each)
         self._silent = set(islice({id_ for id_ in waited_for if id_}, MAX_SILENT))
         self._ask_service()
@@ -174,7 +180,7 @@ class ResultStream(GroupStream):
 
     def _on_state(self, change: StateChange) -> None:
         if change.state not in (ConnectionState.CONNECTED, ConnectionState.CLOSED):
-            # Until the broker lets us in again, each attempt to connect is a time to look.
+            # Without the broker, request the results from the service at each attempt to connect.
             self._catch_up()
         super()._on_state(change)
 

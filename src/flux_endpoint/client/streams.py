@@ -1,4 +1,4 @@
-"""Which streams this process has, and which Executors use them."""
+"""The streams of this process, which its Executors share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flux_endpoint.client.job import JobRecord
 from flux_endpoint.client.job_events import EventStream
 from flux_endpoint.client.stream import ResultStream
 
-#: Seconds that the orderly end of a stream may take before its user goes on without.
+#: Time (s) for the orderly end of the streams that an Executor has used; then it does not wait.
 CLOSE_TIMEOUT = 5.0
 
 _Key = tuple[int, type[GroupStream], tuple[str, str], str, int | None]
@@ -22,7 +22,7 @@ _Stream = TypeVar("_Stream", ResultStream, EventStream)
 
 
 class _Shared:
-    """The streams of this process; its lock guards them, and the number of their users."""
+    """The streams of this process; its lock guards them and the numbers of their users."""
 
     def __init__(self) -> None:
         self.renew_lock()
@@ -33,21 +33,24 @@ class _Shared:
 
 
 _shared = _Shared()
-# A thread that a forked child does not have may hold it in its parent.
+# At the fork, a thread of the parent may hold the lock; in the child nobody releases it.
 os.register_at_fork(after_in_child=_shared.renew_lock)
 
 
 class Streams:
-    """What one Executor and its futures use of the streams that all of the process share.
+    """The streams that one Executor and its futures use.
 
-    There is one stream of results, and one of job events, for each service, task group and AMQP
-    port. That of results ends with its last user. That of events begins with the first future that
-    wants events, and ends when it has no user and no future wants anything more of it: so it may
-    outlive the Executors, or begin after them.
+    All Executors of a process share one stream of results, and one of job events, for each service,
+    user, task group and AMQP port. A stream of results ends with its last user. A stream of events
+    starts with the first future that wants events, and ends when it has no user and no future needs
+    it any more. It may therefore outlive the Executors, or start after their end.
+
+    Args:
+        api: the service.
 
     Attributes:
         api: the service.
-        amqp_port: port of the broker for streams begun from now on; `None` is the one in its URL.
+        amqp_port: port of the broker for new streams; `None`: the port that the service returns.
     """
 
     def __init__(self, api: ServiceApi) -> None:
@@ -58,21 +61,26 @@ class Streams:
         self._released = False
 
     def results(self, task_group_id: str) -> ResultStream:
-        """Return the stream of a task group's results, started if nobody uses it yet."""
+        """Return the stream of a task group's results; start it if it does not exist."""
         with _shared.lock:
             return self._use(self._get(ResultStream, task_group_id))
 
     def follow(self, future: ComputeFuture, job: JobRecord) -> None:
-        """Have `job` filled with the events of `future`'s task, whose id is known."""
+        """Add the events of a task's job to `job`, as they arrive.
+
+        Args:
+            future: the task's future; its `task_id` is known.
+            job: the record.
+        """
         with _shared.lock:
             stream = self._get(EventStream, future.task_group_id or "")
             if not self._released:
                 self._use(stream)
-            # Under the lock: a stream that is about to end looks into its inbox first.
+            # Under the lock, so that the stream does not end: `_retire` checks its inbox.
             stream.follow(future, job)
 
     def release(self) -> None:
-        """Stop using all streams; those that nobody else uses end when they have nothing to do."""
+        """Stop using all streams; streams without users end when they have no more work."""
         with _shared.lock:
             self._released = True
             for stream in self._mine:
@@ -83,11 +91,16 @@ class Streams:
             self._mine.clear()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the streams that `release` let go have ended, at most `timeout` seconds."""
+        """Wait until the streams without users have ended.
+
+        Args:
+            timeout: the longest time (s) to wait; `None`: `CLOSE_TIMEOUT`.
+        """
         _join(self._ending, CLOSE_TIMEOUT if timeout is None else timeout)
 
     def _get(self, kind: type[_Stream], task_group_id: str) -> _Stream:
-        # A forked child has no threads, hence no streams: its process id sets it apart.
+        # The process id is part of the key because a forked child has no threads: it needs its own
+        # streams.
         key = (os.getpid(), kind, self.api.identity, task_group_id, self.amqp_port)
         stream = _shared.streams.get(key)
         if stream is None:
@@ -105,7 +118,7 @@ class Streams:
 
 
 def end_event_streams(timeout: float) -> None:
-    """End all streams of events of this process, at most within `timeout` seconds."""
+    """End all streams of events of this process; wait for them at most `timeout` seconds."""
     with _shared.lock:
         keys = [key for key in _shared.streams if key[:2] == (os.getpid(), EventStream)]
         streams = [_shared.streams.pop(key) for key in keys]
@@ -121,7 +134,7 @@ def _join(streams: list[GroupStream], timeout: float) -> None:
 
 
 def _retire(stream: GroupStream) -> bool:
-    """Forget `stream` if nobody uses it; runs on its thread."""
+    """Forget a stream that has no user and an empty inbox; return whether. Runs on its thread."""
     with _shared.lock:
         if stream.users or not stream.is_idle:
             return False

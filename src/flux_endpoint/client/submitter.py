@@ -27,24 +27,28 @@ from flux_endpoint.protocol.duration import format_duration
 log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
-#: The most that the payloads of one request may be, in characters.
+#: The largest total size of the payloads of one request, in characters.
 MAX_BATCH_BYTES = 16 * 2**20
 
-# HTTP status of a request that is refused for now: too many tasks, or requests, of this user.
+# HTTP status of a temporary refusal: the user has too many tasks, or makes too many requests.
 _NO_ROOM = 429
-# What is wrong with one of these is wrong for every task of the request.
+# Prefixes of request fields that all tasks share: an error in one of them concerns every task.
 _SHARED_FIELDS = ("endpoint", "task_group", "resource_spec", "user_", "result_ser")
 
 
 class Submitter:
-    """Sends what `put` gives it, in a thread that starts with the first task.
+    """Submits an Executor's tasks, on a thread that starts with the first task.
 
     Args:
         api: the service.
-        streams: where the results of accepted tasks come from.
-        label: names the thread.
+        streams: the Executor's streams, which receive the results.
+        label: label of the Executor, for the thread's name.
         batch_size: the most tasks in one request; may be changed at any time.
-        give_up_after: for how many seconds an unreachable service is tried again; may be changed.
+        give_up_after: requests to an unreachable service are retried for this time (s); may be
+            changed at any time.
+
+    Attributes:
+        submitted: number of the tasks that the service has accepted.
     """
 
     def __init__(
@@ -73,14 +77,17 @@ class Submitter:
 
     @property
     def open_count(self) -> int:
-        """How many of its futures are not done."""
+        """Number of the tracked futures that are not done."""
         with self._lock:
             return self._open
 
     # Called by the user's threads.
 
     def put(self, task: PendingTask) -> None:
-        """Take `task`; waits while too many wait already.
+        """Add a task; wait while the backlog is full.
+
+        Args:
+            task: the task.
 
         Raises:
             RuntimeError: the submitter is closed.
@@ -91,18 +98,22 @@ class Submitter:
                 raise RuntimeError("the Executor is shut down: it takes no more tasks")
             if self._thread is None:
                 self._start()
-        except BaseException:  # Ctrl-C, too: nobody has the future, it must not be waited for
+        except BaseException:  # also Ctrl-C: the caller has no future, so `wait` must not wait
             task.future.cancel()
             raise
 
     def track(self, future: Future[Any]) -> None:
-        """Count `future` among those that `wait` waits for."""
+        """Have `wait` wait for a future, too."""
         with self._lock:
             self._open += 1
         future.add_done_callback(self._one_done)
 
     def close(self, *, cancel: bool = False) -> None:
-        """Take no more tasks; send those that wait, or `cancel` them."""
+        """Accept no more tasks.
+
+        Args:
+            cancel: whether to cancel the unsent tasks; otherwise they are sent.
+        """
         self._backlog.close()
         if cancel:
             for task in self._backlog.clear():
@@ -114,14 +125,14 @@ class Submitter:
             self._streams.release()
 
     def wait(self) -> None:
-        """Wait until all futures are done, and what they needed is closed."""
+        """Wait until all futures are done and their streams are closed."""
         with self._all_done:
             self._all_done.wait_for(lambda: self._open == 0)
-        self._streams.release()  # whoever was first, all are released now
+        self._streams.release()  # `_one_done` may not have done so yet
         self._streams.join()
 
     def flush(self, timeout: float) -> None:
-        """Wait until what was put is sent, at most `timeout` seconds; then end everything."""
+        """Wait until all tasks are sent, but at most `timeout` seconds; then end everything."""
         deadline = time.monotonic() + timeout
         if self._thread is not None:
             self._thread.join(timeout)
@@ -141,7 +152,7 @@ class Submitter:
 
     def _one_done(self, future: Future[Any]) -> None:
         if isinstance(future, ComputeFuture) and future.cancelled():
-            # At once: the thread that would tell so may be waiting for the service.
+            # Notify waiters here: the submitter's thread may be waiting for the service.
             future.set_running_or_notify_cancel()
             self._backlog.discard(future)
         with self._lock:
@@ -160,7 +171,7 @@ class Submitter:
             self._in_hand = len(batch)
             by_route: dict[SubmissionRoute, list[PendingTask]] = {}
             for task in batch:
-                # From here on it can't be cancelled; what was cancelled before is dropped.
+                # A task can't be cancelled from here on; tasks cancelled before are dropped.
                 if task.future._begin():
                     by_route.setdefault(task.route, []).append(task)
             for route, tasks in by_route.items():
@@ -173,11 +184,11 @@ class Submitter:
                     log.exception("submitting %d tasks failed", len(tasks))
                     _fail(tasks, error)
             self._in_hand = 0
-        if self._abandoned.is_set():  # what this thread has begun since then nobody else ends
+        if self._abandoned.is_set():  # this thread may have started streams after `flush`
             self._streams.release()
 
     def _with_functions(self, tasks: list[PendingTask]) -> list[PendingTask]:
-        """Register what is not; fail and leave out the tasks whose function is refused."""
+        """Register new functions; fail the tasks of refused functions and return the others."""
         usable: list[PendingTask] = []
         by_function: dict[int, list[PendingTask]] = {}
         for task in tasks:
@@ -214,14 +225,14 @@ class Submitter:
         except ServiceUnreachableError as error:
             _fail(tasks, error)
         finally:
-            # Whoever knows an id may reload the task: its own future must be found by then.
+            # In this order: after an id is published, `reload_tasks` must find the task's future.
             stream.submission_ends(accepted, _endpoint_state(route, answer))
             ComputeFuture._accepted(accepted)
 
     def _accept(
         self, answer: dict[str, Any], by_function: dict[str, list[PendingTask]]
     ) -> list[Accepted]:
-        """Return each task with its id; fail those of a function for which the ids don't fit."""
+        """Return the tasks with their ids; fail a function's tasks if their number differs."""
         accepted: list[Accepted] = []
         for function_id, tasks in by_function.items():
             ids = answer.get("tasks", {}).get(function_id, [])
@@ -232,7 +243,7 @@ class Submitter:
                 )
                 _fail(tasks, ServiceError(message, http_status=200, code="UNEXPECTED_ANSWER"))
                 continue
-            self.submitted += len(tasks)  # before anybody who waits for an id can look
+            self.submitted += len(tasks)  # before the ids are published
             pairs = zip(tasks, ids, strict=True)
             accepted.extend(Accepted(task.future, id_, function_id) for task, id_ in pairs)
         return accepted
@@ -268,7 +279,7 @@ class Submitter:
         tasks: list[PendingTask],
         by_function: dict[str, list[PendingTask]],
     ) -> None:
-        """Fail the tasks that `error` concerns; send the others again in smaller requests."""
+        """Fail the tasks that an error concerns; send the others again in smaller requests."""
         shared = (
             error.http_status == 401
             or error.code.startswith(("ENDPOINT", "TASK_GROUP"))
@@ -287,10 +298,10 @@ class Submitter:
             _fail(tasks, error)
 
     def _patiently(self, call: Callable[[], _Answer]) -> _Answer:
-        """Return what `call` does, trying again while the service is unreachable.
+        """Make a request; retry while the service is unreachable, for up to `give_up_after`.
 
-        It also waits, however long that takes, while the service has no room for more of the user's
-        tasks: there is some when others have ended.
+        Also retry, without a limit, while the service temporarily refuses more tasks of the user:
+        it accepts more when others have ended.
         """
         lost_at: float | None = None
         full = False
@@ -349,7 +360,7 @@ def _endpoint_state(route: SubmissionRoute, answer: dict[str, Any]) -> EndpointS
 
 
 def _names_a_payload(error: ServiceError) -> bool:
-    """Whether the field is one payload, as in `tasks.FUNCTION[3]`."""
+    """Return whether the field of an error is a single payload, e.g. `tasks.FUNCTION[3]`."""
     return bool(re.search(r"\[\d+\]$|\.\d+$", error.field or ""))
 
 

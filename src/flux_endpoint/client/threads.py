@@ -16,8 +16,12 @@ log = logging.getLogger(__name__)
 class ClientThread(threading.Thread):
     """A daemon thread of the client.
 
-    A user's callback that runs on one must not wait for what that very thread has to do, so code
-    that waits asks `on_client_thread` first.
+    Users' callbacks may run on it. Such a callback must not wait for work of the same thread, so
+    methods that wait check `on_client_thread` first.
+
+    Args:
+        name: name of the thread, without the project's prefix.
+        target: the function that it runs.
     """
 
     def __init__(self, name: str, target: Callable[[], None]) -> None:
@@ -34,8 +38,8 @@ def owner_thread(
     """Return a client thread that owns state.
 
     Args:
-        name: of the thread.
-        what: it does, for the log, if anything of that fails.
+        name: name of the thread, without the project's prefix.
+        what: description of its work, for the log when an action fails.
         after_turn: see `OwnerThread`.
         at_end: see `OwnerThread`.
     """
@@ -54,7 +58,7 @@ def on_client_thread() -> bool:
 
 
 def start(thread: ClientThread | OwnerThread) -> bool:
-    """Start `thread`; return `False` if the interpreter, about to exit, allows no new ones."""
+    """Start a thread; return `False` if the interpreter is exiting and allows no new threads."""
     try:
         thread.start()
     except RuntimeError:
@@ -63,10 +67,10 @@ def start(thread: ClientThread | OwnerThread) -> bool:
 
 
 class _Janitor:
-    """Carries out what finalizers want done.
+    """Runs actions of finalizers on a thread of its own.
 
-    The garbage collector runs finalizers between any two steps of any thread, also of one that
-    holds the very lock that they would wait for; so they must do no more than leave a message.
+    The garbage collector may run a finalizer at any point of any thread, even while that thread
+    holds the lock that the finalizer needs. Finalizers must therefore only leave an action here.
     """
 
     def __init__(self) -> None:
@@ -74,14 +78,14 @@ class _Janitor:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def start(self) -> None:
-        """See to it that this process has the janitor's thread; not from a finalizer."""
-        if self._pid != os.getpid():  # a forked child has none of its parent's threads
+        """Start the thread, unless this process has it. Must not be called by a finalizer."""
+        if self._pid != os.getpid():  # a forked child does not have its parent's thread
             self._pid = os.getpid()
             self._inbox = queue.SimpleQueue()
             start(ClientThread("janitor", self._work))
 
     def leave(self, action: Callable[[], None]) -> None:
-        """Have `action` carried out soon; for finalizers."""
+        """Run `action` soon. For finalizers."""
         self._inbox.put(action)  # reentrant, unlike everything with a lock
 
     def _work(self) -> None:

@@ -1,9 +1,11 @@
-"""The names of funcX, the predecessor of Globus Compute: its scripts run with their import changed.
+"""Aliases with the names of funcX, the predecessor of Globus Compute.
+
+Scripts for funcX run if they import `flux_endpoint.funcx` instead of `funcx`:
 
     from flux_endpoint.funcx import FuncXClient, FuncXExecutor
     from flux_endpoint.funcx.sdk.executor import FuncXFuture
 
-Everything is that of `flux_endpoint.client`, by another name.
+All classes are those of `flux_endpoint.client`, under other names.
 """
 
 from flux_endpoint.funcx.sdk.client import FuncXClient

@@ -1,6 +1,7 @@
-"""Modules where the official SDK has them: its scripts run with the package's name changed.
+"""Aliases with the module names of the official SDK.
 
-`globus_compute_sdk.sdk.executor` is `flux_endpoint.sdk.executor`, and so on; `errors` and
-`serialize` are at the top of the package there as here. Everything is that of
-`flux_endpoint.client` and `flux_endpoint.functions`.
+Scripts for the official SDK run if they import `flux_endpoint` instead of `globus_compute_sdk`,
+e.g. `flux_endpoint.sdk.executor` instead of `globus_compute_sdk.sdk.executor`. The modules `errors`
+and `serialize` are at the top level in both packages. All classes come from `flux_endpoint.client`
+and `flux_endpoint.functions`.
 """

@@ -1,4 +1,4 @@
-"""`Batch`."""
+"""Alias of `flux_endpoint.client.Batch`."""
 
 from flux_endpoint.client import Batch
 

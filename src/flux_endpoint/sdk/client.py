@@ -1,4 +1,4 @@
-"""`Client`."""
+"""Alias of `flux_endpoint.client.Client`."""
 
 from flux_endpoint.client import Client
 

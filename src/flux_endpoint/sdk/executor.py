@@ -1,4 +1,4 @@
-"""`Executor`."""
+"""Alias of `flux_endpoint.client.Executor`."""
 
 from flux_endpoint.client import Executor
 

@@ -1,4 +1,4 @@
-"""`MPIFunction`, and what goes with it."""
+"""Aliases of `MPIFunction`, `ShellFunction` and `ShellResult` in `flux_endpoint.functions`."""
 
 from flux_endpoint.functions import MPIFunction, ShellFunction, ShellResult
 

@@ -1,4 +1,4 @@
-"""`ShellFunction` and `ShellResult`."""
+"""Aliases of `ShellFunction` and `ShellResult` in `flux_endpoint.functions`."""
 
 from flux_endpoint.functions import ShellFunction, ShellResult
 

@@ -1,1 +1,1 @@
-"""Modules where funcX has them."""
+"""Aliases with the module names of funcX."""

@@ -4,4 +4,4 @@ from flux_endpoint.client import Client
 
 
 class FuncXClient(Client):
-    """`Client`, by its name in funcX."""
+    """`Client` under its name in funcX."""

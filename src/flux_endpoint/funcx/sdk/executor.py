@@ -10,17 +10,18 @@ FuncXFuture = ComputeFuture
 
 
 class FuncXExecutor(Executor):
-    """`Executor`, by its name and with the arguments that it had in funcX.
+    """`Executor` under its name in funcX, with the arguments that it had there.
 
     Args:
-        endpoint_id: where tasks run.
-        container_id: there are no containers here: `None`.
-        funcx_client: the client to use.
-        kwargs: as of `Executor`.
+        endpoint_id: the endpoint that runs the tasks.
+        container_id: must be `None`; there are no containers here.
+        funcx_client: client of the service.
+        kwargs: other arguments of `Executor`.
 
     Raises:
-        ValueError: there is a `container_id`; or as `Executor`.
-        TypeError: as `Executor`.
+        ValueError: `container_id` is not `None`; or see `Executor`.
+        TypeError: see `Executor`.
+        ConfigurationError: see `Executor`.
     """
 
     def __init__(
@@ -40,5 +41,5 @@ class FuncXExecutor(Executor):
 
     @property
     def funcx_client(self) -> Client:
-        """The client that is used."""
+        """The client of the service."""
         return self.client

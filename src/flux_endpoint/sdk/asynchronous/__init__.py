@@ -1,1 +1,1 @@
-"""Modules where the official SDK has them."""
+"""Aliases with the module names of the official SDK."""

@@ -1,4 +1,4 @@
-"""`ComputeFuture`."""
+"""Alias of `flux_endpoint.client.ComputeFuture`."""
 
 from flux_endpoint.client import ComputeFuture
 
