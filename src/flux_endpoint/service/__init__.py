@@ -1,4 +1,4 @@
-"""The REST service: store, routing between queues, identity.
+"""The REST service: its store, its routing between queues, and its users.
 
-`app.create_app` is the ASGI application, `server.run` serves it. Needs the extra `service`.
+`app.create_app` makes the ASGI application, and `server.run` serves it. Needs the extra `service`.
 """

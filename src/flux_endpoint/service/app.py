@@ -39,13 +39,13 @@ from flux_endpoint.service.store.engine import Database
 def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) -> FastAPI:
     """Return the service as an ASGI application.
 
-    Its start brings the database up to date and begins to connect to the broker; it answers whether
-    the broker is there or not.
+    On startup it migrates the database and begins to connect to the broker. It also serves requests
+    while the broker is unreachable.
 
     Args:
-        settings: of the service.
-        access: who may do what at the broker, already started; default: made and started here. It
-            is closed with the application.
+        settings: the service's settings.
+        access: access control for the broker, already started; by default the application creates
+            and starts it. The application closes it on shutdown.
     """
 
     @asynccontextmanager
@@ -81,7 +81,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
             database.close()
             audit.close()
 
-    # No pages on the schema: they load scripts from elsewhere, and a browser sends them no token.
+    # No schema pages: they load scripts from other hosts, and a browser sends no token for them.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Bodies)
     app.add_middleware(Authentication, rate=RequestRate(settings.max_user_requests))

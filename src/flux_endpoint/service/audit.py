@@ -1,4 +1,4 @@
-"""The service's audit log: refused tokens, changes of tokens and endpoints, who submitted what."""
+"""The service's audit log: refused requests, changes to tokens and endpoints, submissions."""
 
 import threading
 import time
@@ -10,17 +10,21 @@ import sqlalchemy as sa
 
 from flux_endpoint.audit import AuditLog
 
-#: Beside an SQLite database.
+#: Default name of the file, which is in the directory of an SQLite database.
 AUDIT_LOG = "audit.jsonl"
-#: Refusals of one kind and address are counted for so many seconds before the next record: nobody
-#: without a token can push what others did out of the log.
+#: Refusals of one kind from one address get one record in this many seconds; the rest is counted.
+#: So a client without a token can't flood the log until older records rotate out.
 REFUSAL_SECONDS = 60.0
-#: The most kinds and addresses that are counted apart.
+#: Maximum number of pairs of kind and address that have their own count.
 MOST_REFUSALS = 1024
 
 
 def default_path(database_url: str | Path) -> Path | None:
-    """Return the audit log that goes with a database: beside it, if it is a file."""
+    """Return the default path of the audit log; `None` if the database is not an SQLite file.
+
+    Args:
+        database_url: the database's URL, or the path of an SQLite file.
+    """
     if isinstance(database_url, Path):
         return database_url.with_name(AUDIT_LOG)
     url = sa.make_url(database_url)
@@ -30,32 +34,38 @@ def default_path(database_url: str | Path) -> Path | None:
 
 
 class ServiceAudit:
-    """Records what users did. Safe to use from several threads.
+    """Records the actions of users. Safe to use from several threads.
 
     Args:
-        path: the file; `None`: there is no record.
-        now: the time, in seconds.
+        path: the file; `None` disables the log.
+        now: returns a monotonic time in seconds.
     """
 
     def __init__(self, path: Path | None, now: Callable[[], float] = time.monotonic) -> None:
         self._log = AuditLog(path)
         self._now = now
         self._lock = threading.Lock()
-        #: By kind and address: since when, and how many without a record.
+        #: By kind and address: time of the last record, and number of refusals since then.
         self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
 
     def did(self, what: str, user: str, /, **about: Any) -> None:
-        """Record what a user did.
+        """Record an action of a user.
 
         Args:
-            what: a few words.
+            what: the action, in a few words.
             user: the user's name.
-            about: to what; what is `None` is left out.
+            about: further fields; those that are `None` are left out.
         """
         self._log.write(what, user=user, **about)
 
     def refused(self, what: str, address: str, **about: Any) -> None:
-        """Record a refused request, with how many of its kind had no record of their own."""
+        """Record a refused request, or count it if there is a recent record like it.
+
+        Args:
+            what: the kind of refusal.
+            address: the client's address.
+            about: further fields; those that are `None` are left out.
+        """
         key, now = (what, address), self._now()
         with self._lock:
             if key not in self._refusals and len(self._refusals) >= MOST_REFUSALS:
@@ -70,7 +80,7 @@ class ServiceAudit:
         self._log.write(what, address=address, before=unrecorded or None, **about)
 
     def close(self) -> None:
-        """Record what was only counted, and close the file."""
+        """Record the refusals that were only counted, and close the file."""
         with self._lock:
             for (what, address), (_, unrecorded) in self._refusals.items():
                 if unrecorded:

@@ -1,9 +1,9 @@
-"""Bodies of requests: taken in at any speed without memory, then handled as memory allows.
+"""Request bodies: received into temporary files, then handled as memory allows.
 
-A body that is not small goes to a temporary file as it comes in. Once it is whole, it waits for its
-share of the memory that all bodies have together, and only then is read and parsed. So slow senders
-hold no memory, many large requests are handled one after the other, and none keeps a small one
-waiting.
+A body that is not small is written to a temporary file while it arrives. When it is complete, it
+waits for its share of a common memory budget, and only then is it read and parsed. So slow senders
+hold no memory, large requests are handled one after the other, and small requests don't wait for
+them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES
 from flux_endpoint.service.errors import error_answer
 from flux_endpoint.service.identity import caller_id
 
-#: Bodies up to this many bytes are handled at once, from memory.
+#: Bodies up to this many bytes stay in memory and are handled at once.
 SMALL_BYTES = 64 * 2**10
 
-#: Bytes that the bodies of all requests that are handled at a time may have; what becomes of them
-#: takes a few times as much. One user has half of it.
+#: Memory budget (bytes) for the bodies of all requests that are handled at a time. The parsed
+#: objects take a few times as much. One user gets at most half of it.
 HANDLED_BYTES = 2 * MAX_REQUEST_BYTES
 
-#: Bytes of bodies in temporary files, in all and of one user.
+#: Maximum bytes of bodies in temporary files, in total and per user.
 WAITING_BYTES = 16 * MAX_REQUEST_BYTES
 USER_WAITING_BYTES = 4 * MAX_REQUEST_BYTES
 
-#: Most strings of a JSON body, and bytes outside of them: each may become an object.
+#: Maximum number of strings in a JSON body plus bytes outside of them: each may become an object.
 STRUCTURE_BYTES = 512 * 2**10
 
-# Seconds that a whole body waits for its share of memory; nginx waits for an answer twice as long.
+# Seconds that a complete body waits for its share of memory. nginx waits twice as long for a reply.
 _PATIENCE = 50.0
 _RETRY_AFTER = 5
 
@@ -55,12 +55,10 @@ class _Waiting:
 
 
 class Gate:
-    """Shares out bytes of memory in the order in which they are asked for.
-
-    It belongs to the event loop's thread.
+    """Hands out bytes of a memory budget, first come, first served. For the event loop's thread.
 
     Args:
-        total: bytes for all; a single larger request gets in alone.
+        total: the budget in bytes. A single larger request is admitted alone.
     """
 
     def __init__(self, total: int) -> None:
@@ -73,8 +71,13 @@ class Gate:
     async def hold(self, user: str, size: int, timeout: float) -> AsyncIterator[None]:
         """Wait for `size` bytes, and give them back at the end.
 
+        Args:
+            user: id of the user who sent the body.
+            size: bytes.
+            timeout: longest wait in seconds.
+
         Raises:
-            ServiceError: 503, others have had them for `timeout` seconds.
+            ServiceError: 503, the bytes were not free within `timeout`.
         """
         waiting = _Waiting(user, size)
         self._waiting.append(waiting)
@@ -106,7 +109,7 @@ class Gate:
         for waiting in list(self._waiting):
             theirs = self._by_user[waiting.user]
             if theirs and theirs + waiting.size > self._total // 2:
-                continue  # others of theirs come first; other users' may overtake
+                continue  # this user has their share: requests of other users may overtake
             if self._held and self._held + waiting.size > self._total:
                 return
             self._waiting.remove(waiting)
@@ -116,7 +119,7 @@ class Gate:
 
 
 class _Spool:
-    """A body on its way into memory, or into a temporary file once it is not small."""
+    """Receives a body into memory, or into a temporary file once it is not small."""
 
     def __init__(self) -> None:
         self._memory = bytearray()
@@ -125,11 +128,15 @@ class _Spool:
 
     @property
     def in_file(self) -> int:
-        """Bytes that are in a file."""
+        """Number of bytes that are in a file."""
         return self.size if self._file is not None else 0
 
     def append(self, data: bytes) -> None:
-        """Take more of it."""
+        """Append received bytes.
+
+        Raises:
+            OSError: the temporary file can't be written.
+        """
         self.size += len(data)
         if self._file is None and self.size > SMALL_BYTES:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
@@ -147,10 +154,10 @@ class _Spool:
             view = view[self._file.write(view) :]
 
     def read(self) -> bytes:
-        """Return the whole of it.
+        """Return the complete body.
 
         Raises:
-            ServiceError: 413, it is JSON of too many values.
+            ServiceError: 413, it is JSON with too many values.
         """
         if self._file is None:
             whole = bytes(self._memory)
@@ -161,18 +168,18 @@ class _Spool:
         return whole
 
     def close(self) -> None:
-        """Give up the file."""
+        """Delete the temporary file."""
         if self._file is not None:
             self._file.close()
 
 
 class Bodies:
-    """Hands whole bodies to the application.
+    """Middleware that passes complete bodies to the application.
 
     Args:
         app: the application.
-        handled: bytes of bodies that it handles at a time.
-        patience: seconds that a body waits for these.
+        handled: maximum bytes of bodies that the application handles at a time.
+        patience: seconds that a body waits for its share of them.
     """
 
     def __init__(
@@ -184,7 +191,7 @@ class Bodies:
         self._in_files: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["method"] in {"GET", "HEAD"}:
             await self._app(scope, receive, send)
             return
@@ -236,7 +243,7 @@ def _busy(what: str) -> ServiceError:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return what gives the application a whole body, and then what else comes."""
+    """Return a `receive` that first yields the complete body, then what `receive` yields."""
     left: list[bytes] = [body]
 
     async def replayed() -> Message:
@@ -250,8 +257,11 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 def _check_structure(body: bytes) -> None:
     """Refuse a body that would become too many objects.
 
-    A byte outside of a JSON text's strings may stand for a value of 50 bytes, or for an error with
-    its place of 500.
+    One byte outside of JSON strings may become a value of 50 bytes in memory, or a validation error
+    of 500 bytes.
+
+    Raises:
+        ServiceError: 413, the body has too many values.
     """
     if len(body) <= STRUCTURE_BYTES:
         return

@@ -1,7 +1,7 @@
-"""The service's two connections to the broker, and what it says about them.
+"""The service's two connections to the broker.
 
-Tasks and commands go out on one connection; results, job events and status reports come in on the
-other: a flood of tasks does not hold up results.
+The service publishes tasks and commands on one connection, and consumes results, job events and
+status reports on the other. So a flood of tasks does not delay results.
 """
 
 import logging
@@ -28,13 +28,13 @@ _CLOSE_TIMEOUT = 3.0
 
 
 class Broker:
-    """Everything of the service that talks AMQP.
+    """All parts of the service that use AMQP.
 
     Args:
-        settings: its URLs, among others.
-        database: what is stored.
-        access: whose URLs are handed out.
-        on_stored: told how many bytes the results have that were stored.
+        settings: the service's settings.
+        database: the service's database.
+        access: access control for the broker; it has the URLs for clients and endpoints.
+        on_stored: called with the number of bytes of each batch of stored results.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Broker:
         self.observer = BrokerObserver(self._inward, self._outward)
 
     def start(self) -> None:
-        """Begin to connect, to publish what is stored and to consume; returns at once."""
+        """Begin to connect, to publish stored tasks and to consume. Returns at once."""
         for connection in (self._outward, self._inward):
             connection.declare(*topology.shared())
         self.publisher.start()
@@ -77,7 +77,7 @@ class Broker:
         self._inward.start()
 
     def close(self) -> None:
-        """Finish what is under way, for a few seconds at most."""
+        """Finish the work in progress, for a few seconds at most, and close the connections."""
         for consumer in self._consumers:
             consumer.close(_CLOSE_TIMEOUT)
         self._inward.close(_CLOSE_TIMEOUT)
@@ -104,7 +104,7 @@ class Broker:
 
 
 class _Announcer:
-    """Reports once that the broker is away, and once that both connections are back."""
+    """Logs once that the broker is unreachable, and once that both connections are back."""
 
     def __init__(self, *connections: str) -> None:
         self._missing = set(connections)

@@ -1,11 +1,12 @@
-"""Packed buffers, as far as a service looks into them: their lengths and their sizes.
+"""The structure of packed buffers: their parts and the sizes of these.
 
-A packed buffer is, for each part, its length in characters, a newline, and the part.
+A packed buffer has, for each part, the length in characters, a newline, and the part itself. The
+service does not deserialize the parts.
 """
 
 from flux_endpoint.protocol.limits import carried_bytes
 
-# A length has at most so many digits, newline included; longer ones are no length.
+# A length has at most this many characters, including the newline.
 _LENGTH_DIGITS = 12
 
 #: Identifier of a strategy that carries a function as bare source text.
@@ -13,7 +14,7 @@ _SOURCE_IDENTIFIER = "st\n"
 
 
 def split(packed: str) -> list[str] | None:
-    """Return the parts of `packed`, or `None` if it is no packed buffer."""
+    """Return the parts of `packed`, or `None` if it is not a packed buffer."""
     parts: list[str] = []
     position = 0
     while position < len(packed):
@@ -29,11 +30,22 @@ def split(packed: str) -> list[str] | None:
 
 
 def payload_bytes(parts: list[str] | None, packed: str) -> int:
-    """Return how many bytes of value a payload carries; its characters if it isn't packed."""
+    """Return the number of bytes that a payload carries.
+
+    Args:
+        parts: the parts of the payload; `None`: it is not a packed buffer, and its characters
+            count.
+        packed: the payload.
+    """
     return len(packed) if parts is None else sum(carried_bytes(part) for part in parts)
 
 
 def pack_source(function_name: str, source: str) -> str:
-    """Return the packed buffer of a function that was registered as bare source."""
+    """Return the packed buffer of a function that was registered as bare source.
+
+    Args:
+        function_name: name of the function in `source`.
+        source: the source text.
+    """
     buffer = f"{_SOURCE_IDENTIFIER}{function_name}:{source}"
     return f"{len(buffer)}\n{buffer}"

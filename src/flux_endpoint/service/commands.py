@@ -1,4 +1,4 @@
-"""What the service tells an endpoint of this project, over the endpoint's command queue."""
+"""Commands to a Flux Endpoint agent, sent over the endpoint's command queue."""
 
 from flux_endpoint.errors import AmqpError, UnroutableError
 from flux_endpoint.protocol import queues
@@ -10,23 +10,23 @@ from flux_endpoint.service.errors import broker_unavailable
 def command_endpoint(
     service: ServiceContext, endpoint_id: str, body: bytes, *, expiration: float | None = None
 ) -> None:
-    """Put a command into an endpoint's queue, whether it runs now or later.
+    """Put a command into an endpoint's queue, whether the endpoint is online or not.
 
     Args:
-        service: what sends it.
-        endpoint_id: whose queue.
+        service: the service that sends it.
+        endpoint_id: the endpoint.
         body: the message.
-        expiration: seconds after which the broker drops it.
+        expiration: seconds after which the broker drops it; `None`: it keeps it.
 
     Raises:
-        ServiceError: 503, the broker did not take it.
+        ServiceError: 503, the broker did not accept it.
     """
     timeout = service.settings.publish_timeout
     exchange, key = queues.COMMANDS_EXCHANGE, queues.commands_queue(endpoint_id)
     try:
         try:
             service.publisher.send(exchange, key, body, timeout, expiration=expiration)
-        except UnroutableError:  # somebody deleted the queue
+        except UnroutableError:  # the queue was deleted
             service.publisher.declare(topology.of_endpoint(endpoint_id), timeout)
             service.publisher.send(exchange, key, body, timeout, expiration=expiration)
     except AmqpError as error:

@@ -1,7 +1,7 @@
-"""How what comes in from the broker is stored: in batches, one thread a queue.
+"""A consumer that stores the messages of a queue in batches, on one thread per queue.
 
-The connection's thread only hands deliveries over. One thread drains what is there, stores it in
-one transaction, and then lets the subclass forward and acknowledge.
+The connection's thread only hands deliveries over. The consumer's thread takes all that have
+arrived, stores them in one transaction, and then lets the subclass forward and acknowledge them.
 """
 
 import logging
@@ -20,17 +20,17 @@ from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
 
-# One transaction takes no more than this many bytes of messages (and at least one message).
+# Maximum bytes of messages in one transaction, which has at least one message.
 _BATCH_BYTES = 32 * 2**20
 _MAX_BACKOFF = 10.0
 
 
 class Received(Protocol):
-    """A message that was read."""
+    """A parsed message."""
 
     @property
     def delivery(self) -> Delivery:
-        """What brought it."""
+        """The delivery that the message came in."""
 
 
 R = TypeVar("R", bound=Received)
@@ -38,14 +38,14 @@ S = TypeVar("S")
 
 
 class BatchConsumer(ABC, Generic[R, S]):
-    """Consumes a queue; everything but `start` and `close` runs on its own thread.
+    """Consumes a queue. All methods but `start` and `close` run on the consumer's own thread.
 
     Args:
-        connection: the way to the broker.
-        queue_name: what to consume.
-        noun: what one message is called in logs.
-        prefetch: messages that the broker may have sent us and we have not acknowledged.
-        bundles: whether several may come in one.
+        connection: connection to the broker.
+        queue_name: the queue.
+        noun: name of one message in log lines.
+        prefetch: maximum number of unacknowledged messages.
+        bundles: whether a delivery may carry several messages.
     """
 
     def __init__(
@@ -68,22 +68,22 @@ class BatchConsumer(ABC, Generic[R, S]):
 
     @abstractmethod
     def read(self, delivery: Delivery) -> R:
-        """Return what a message says.
+        """Parse a message.
 
         Raises:
-            InvalidMessageError: it can't be read.
+            InvalidMessageError: it can't be parsed.
         """
 
     @abstractmethod
     def store(self, received: Sequence[R]) -> S:
-        """Store messages in one transaction; return what `settle` has to know."""
+        """Store messages in one transaction; return the argument of `settle`."""
 
     @abstractmethod
     def settle(self, stored: S) -> None:
-        """Forward what was stored, and see to it that every delivery is answered.
+        """Forward the stored messages, and acknowledge or reject every delivery.
 
         Raises:
-            PublishError: the connection was closed meanwhile.
+            PublishError: the connection was closed in the meantime.
         """
 
     def start(self) -> None:
@@ -94,13 +94,22 @@ class BatchConsumer(ABC, Generic[R, S]):
         )
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop; what was not acknowledged is delivered again to the next service."""
+        """Stop; the broker delivers unacknowledged messages again to the next service.
+
+        Args:
+            timeout: longest wait for the thread, in seconds.
+        """
         self._stopping.set()
         self._inbox.put(None)
         self._thread.join(timeout)
 
     def set_aside(self, delivery: Delivery, reason: str) -> None:
-        """Reject a message for good: it is kept in the queue `dead-letters`."""
+        """Reject a message; the broker moves it to the queue `dead-letters`.
+
+        Args:
+            delivery: the message.
+            reason: why, for the log.
+        """
         event(
             log,
             logging.ERROR,
@@ -117,16 +126,16 @@ class BatchConsumer(ABC, Generic[R, S]):
                 received = [each for delivery in batch if (each := self._read(delivery))]
                 for stored in self._store_with_retries(received):
                     self.settle(stored)
-            except PublishError:  # the connection was closed: the next service gets them again
+            except PublishError:  # connection closed: the broker delivers them to the next service
                 return
             except Exception as error:
-                # The thread must outlive any message. What was answered already stays so.
+                # The thread must survive any message. Deliveries that were acknowledged stay so.
                 log.exception("%s could not be settled", self._noun)
                 for delivery in batch:
                     self.set_aside(delivery, f"it can't be settled: {error}")
 
     def _take(self) -> list[Delivery]:
-        """Wait for deliveries and return what is there; nothing once we are closed."""
+        """Wait for deliveries and return all that have arrived; none after `close`."""
         batch: list[Delivery] = []
         size = 0
         while not self._stopping.is_set() and size < _BATCH_BYTES:
@@ -143,7 +152,7 @@ class BatchConsumer(ABC, Generic[R, S]):
             return self.read(delivery)
         except InvalidMessageError as error:
             self.set_aside(delivery, str(error))
-        except Exception as error:  # a reader's fault: the other messages must not wait for it
+        except Exception as error:  # a bug in `read` must not block the other messages
             log.exception("%s can't be read", self._noun)
             self.set_aside(delivery, f"it can't be read: {type(error).__name__}: {error}")
         return None
@@ -154,7 +163,7 @@ class BatchConsumer(ABC, Generic[R, S]):
             try:
                 stored = self.store(received)
             except (OperationalError, InterfaceError) as error:
-                # The database is busy, full or away: that passes.
+                # The database is busy, full or unreachable: try again.
                 event(log, logging.ERROR, f"{self._noun} not stored", reason=error, retry_in=delay)
                 self._stopping.wait(delay * random.uniform(0.5, 1))  # noqa: S311
                 delay = min(delay * 2, _MAX_BACKOFF)
@@ -163,7 +172,7 @@ class BatchConsumer(ABC, Generic[R, S]):
                     log.exception("%s can't be stored", self._noun)
                     self.set_aside(received[0].delivery, f"it can't be stored: {error}")
                     return
-                for each in received:  # one of them is poison: find out which
+                for each in received:  # find the message that can't be stored
                     yield from self._store_with_retries([each])
                 return
             else:

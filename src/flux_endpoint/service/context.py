@@ -1,4 +1,4 @@
-"""What every route needs, and how it gets it."""
+"""The service's parts as a dependency of every route."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -29,7 +29,7 @@ class ServiceContext:
     repeats: Repeats = field(default_factory=Repeats)
 
 
-# async: without it each request would go to a thread and back for one attribute.
+# async, since FastAPI would run a plain function in another thread for each request.
 async def _context(request: Request) -> ServiceContext:
     context = request.app.state.context
     assert isinstance(context, ServiceContext)

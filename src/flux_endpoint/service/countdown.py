@@ -1,4 +1,4 @@
-"""Waiting for several futures with a callback instead of a thread."""
+"""Waits for several futures with a callback, without a thread."""
 
 import threading
 from collections.abc import Callable
@@ -6,7 +6,12 @@ from concurrent.futures import Future
 
 
 class Countdown:
-    """Calls `on_zero` with the first error, if any, once `count` futures are done."""
+    """Calls `on_zero` once `count` futures are done. Safe to use from several threads.
+
+    Args:
+        count: number of futures.
+        on_zero: called with the first error, or with `None`.
+    """
 
     def __init__(self, count: int, on_zero: Callable[[BaseException | None], None]) -> None:
         self._left = count
@@ -15,7 +20,7 @@ class Countdown:
         self._lock = threading.Lock()
 
     def one_done(self, future: Future[None]) -> None:
-        """Count a future that is done."""
+        """Count a future that is done; a callback for `Future.add_done_callback`."""
         with self._lock:
             self._left -= 1
             self._error = self._error or future.exception()
@@ -25,12 +30,12 @@ class Countdown:
 
 
 def pass_on(to: Future[None], done: Future[None]) -> None:
-    """End `to` as `done` has ended."""
+    """Resolve the future `to` like the future `done`."""
     end(to, done.exception())
 
 
 def end(future: Future[None], error: BaseException | None) -> None:
-    """End a future, in an error if there is one."""
+    """Resolve a future with `error`, or with `None` as its result if there is no error."""
     if error is None:
         future.set_result(None)
     else:

@@ -1,8 +1,8 @@
-"""What users other than its owner see of a public endpoint.
+"""The metadata and status of an endpoint that users other than its owner can see.
 
-An owner sees everything that the endpoint said of itself. Its configuration and its status reports
-can name paths, hosts, accounts and other users' tasks, so that others see the keys listed here
-only: what they need to decide whether, and how, to submit.
+The owner sees everything. Metadata and status reports can name paths, hosts, accounts and tasks of
+other users, so other users see only the keys listed here. These are enough to decide whether and
+how to submit.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from flux_endpoint.service.store.endpoints import OWN_MAKE_KEY, Endpoint
 from flux_endpoint.service.store.users import User
 
-#: Keys of an endpoint's metadata. Whoever submits to a multi-user endpoint fills in its template.
+#: Public keys of an endpoint's metadata. Users of a multi-user endpoint need its template.
 PUBLIC_METADATA = frozenset(
     {
         OWN_MAKE_KEY,
@@ -28,7 +28,7 @@ PUBLIC_METADATA = frozenset(
     }
 )
 
-#: Keys of a status report.
+#: Public keys of a status report.
 PUBLIC_REPORT = frozenset(
     {
         "active",
@@ -62,12 +62,15 @@ PUBLIC_REPORT = frozenset(
 
 
 def shown_metadata(endpoint: Endpoint, caller: User) -> dict[str, Any]:
-    """Return what `caller` sees of an endpoint's metadata."""
+    """Return the part of an endpoint's metadata that `caller` may see."""
     return _shown(endpoint, caller, endpoint.metadata, PUBLIC_METADATA)
 
 
 def shown_report(endpoint: Endpoint, caller: User) -> dict[str, Any]:
-    """Return what `caller` sees of an endpoint's last status report; nothing without one."""
+    """Return the part of an endpoint's last status report that `caller` may see.
+
+    The result is empty if the endpoint has not reported yet.
+    """
     return _shown(endpoint, caller, endpoint.last_report or {}, PUBLIC_REPORT)
 
 

@@ -1,4 +1,4 @@
-"""Whether whoever sent a submission is still there to read its answer."""
+"""Detects that a client disconnects before it has its answer to a submission."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ _KEY = "flux_endpoint.connection"
 
 
 class Connection:
-    """The connection that a request came on; its methods are for any thread."""
+    """The client's connection of one request. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -23,11 +23,15 @@ class Connection:
 
     @property
     def is_lost(self) -> bool:
-        """Whether it went before the answer was written."""
+        """Whether the connection was lost before the answer was written."""
         return self._lost
 
     def on_end(self, callback: Callable[[bool], None]) -> None:
-        """Have `callback` told, when the request has ended, whether its answer was written."""
+        """Call a function once the request has ended.
+
+        Args:
+            callback: called with `True` if the answer was written, otherwise with `False`.
+        """
         with self._lock:
             if not self._ended:
                 self._on_end.append(callback)
@@ -35,12 +39,12 @@ class Connection:
         callback(not self._lost)
 
     def lose(self) -> None:
-        """Tell that it is gone."""
+        """Record that the connection was lost."""
         with self._lock:
             self._lost = self._lost or not self._ended
 
     def end(self) -> None:
-        """Tell that the request has ended, and whatever could be written is written."""
+        """Record that the request has ended; its answer is written, or never will be."""
         with self._lock:
             self._ended = True
             callbacks, self._on_end = self._on_end, []
@@ -49,13 +53,17 @@ class Connection:
 
 
 class WatchedSubmissions:
-    """Notices, from when the whole of a submission was read, that its sender hangs up."""
+    """Middleware that watches a submission's connection once its body has been read.
+
+    Args:
+        app: the application.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if not (
             scope["type"] == "http"
             and scope["method"] == "POST"
@@ -86,9 +94,9 @@ class WatchedSubmissions:
         async def watched_send(message: Message) -> None:
             last = message["type"] == "http.response.body" and not message.get("more_body")
             if last:
-                await asyncio.sleep(0)  # if it has just gone, `wait` is to be told first
+                await asyncio.sleep(0)  # lets `wait` see a connection that has just been lost
             await send(message)
-            # What comes afterwards is the end of an exchange that both sides have had.
+            # A later disconnect is no loss: the answer was written.
             if last:
                 connection.end()
 

@@ -1,10 +1,10 @@
-"""Submissions that a client repeats because it never got the answer.
+"""Submissions that a client repeats because it did not get the answer.
 
-The official client sends no idempotency key, and repeats a submission whose connection broke, or
-whose answer was lost on the way: without us each task would run twice. Two equal submissions may
-as well be meant as two, one after the other or at the same time. So one counts as a repetition only
-if the connection of the other was lost before its answer was written, and only once: whoever gets
-the answer ends it.
+The official client sends no idempotency key, and repeats a submission whose connection broke or
+whose answer was lost. Each of its tasks would then run twice. But two equal submissions may also be
+intended, in sequence or at the same time. So a submission counts as a repetition only if the
+connection of an equal one was lost before the answer was written. Each lost answer serves one
+repetition.
 """
 
 import threading
@@ -19,13 +19,13 @@ from fastapi.responses import Response
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.disconnects import Connection
 
-#: Seconds within which a client repeats a request; the official one does so within ten.
+#: Seconds for which an answer is kept for a repetition. The official client repeats within 10 s.
 REPEATED_WITHIN = 60.0
 
-#: Answers that nobody got, of which the oldest go first.
+#: Maximum number of undelivered answers; the oldest are dropped first.
 MOST_KEPT = 1000
 
-# Seconds that a repetition waits for the first to be done.
+# Seconds that a repetition waits until the first request is done.
 _PATIENCE = 50.0
 
 
@@ -39,27 +39,27 @@ class _Answer:
 
 
 class Repeats:
-    """Keeps answers until they are written; its methods are for any thread."""
+    """Keeps answers until they are written. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[Hashable, list[_Answer]] = {}
-        #: When each was lost; in that order.
+        #: Undelivered answers and when their connections were lost, the oldest first.
         self._lost: dict[_Answer, float] = {}
 
     def answer(
         self, key: Hashable, connection: Connection, act: Callable[[], Response]
     ) -> Response:
-        """Return the answer to a request that lost its connection before, else `act`'s.
+        """Return the kept answer to an equal request that lost its connection, or call `act`.
 
         Args:
-            key: what two requests have in common if one may repeat the other.
-            connection: what this one came on.
-            act: does what it asks for; what it raises is not kept.
+            key: equal for two requests if one may repeat the other.
+            connection: the connection of this request.
+            act: handles the request. Its errors are not kept.
 
         Raises:
-            ServiceError: 503, the other request is still being worked on; or who sent this one has
-                hung up, and may have repeated it already.
+            ServiceError: 503, the earlier request is still in progress; or the client of this one
+                has disconnected, and may have repeated it already.
         """
         earlier = self._adopt(key, connection)
         if earlier is not None:
@@ -110,7 +110,7 @@ class Repeats:
             return
         with self._lock:
             kept = answer in self._kept.get(answer.key, ())
-            if kept and answer.connection is connection:  # else a repetition has taken it over
+            if kept and answer.connection is connection:  # otherwise a repetition has the answer
                 self._lost[answer] = time.monotonic()
 
     def _drop(self, answer: _Answer) -> None:

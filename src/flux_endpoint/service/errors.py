@@ -1,4 +1,4 @@
-"""Every refusal as one JSON body: a code for programs, a sentence for people, the wrong field."""
+"""HTTP errors: each has a JSON body with a code, a message and the field at fault."""
 
 import logging
 from typing import Any
@@ -20,17 +20,17 @@ from flux_endpoint.service.store.health import database_trouble
 
 log = logging.getLogger(__name__)
 
-# What carries functions or payloads; the last part of the path.
+# Last path segments of requests that carry functions or payloads.
 _LARGE = ("functions", "submit")
 
-# A refused upload is read and thrown away up to this many bytes: a client that is still sending
-# when the connection is cut may never see the answer.
+# A refused upload is read and discarded if it has at most this many bytes. A client that is still
+# sending when the connection closes may never see the answer.
 _DISCARD_BYTES = 4 * MAX_REQUEST_BYTES
 
-# A message may quote what it refuses, which may be of any length.
+# Maximum length of a message, which may quote a value of any length.
 _MESSAGE_CHARACTERS = 2000
 
-#: Header of every answer with status 401 (RFC 6750, 3).
+#: Header of every answer with status 401 (RFC 6750, section 3).
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 _ROUTING_ERRORS = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "REQUEST_TOO_LARGE"}
@@ -45,19 +45,24 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def invalid_request(error: ValidationError) -> ServiceError:
-    """Return what to answer to a body that doesn't fit its schema."""
+    """Return the error for a body that doesn't match its schema."""
     return _invalid(error.errors(include_url=False, include_context=False, include_input=False))
 
 
 def invalid_field(field: str, problem: str) -> ServiceError:
-    """Return what to answer to a `field` with a wrong value."""
+    """Return the error for a field with an invalid value.
+
+    Args:
+        field: name of the field.
+        problem: what is wrong with the value.
+    """
     return ServiceError(
         f"field '{field}': {problem}", http_status=422, code="SEMANTICALLY_INVALID", field=field
     )
 
 
 def broker_unavailable() -> ServiceError:
-    """Return what to answer when the broker had to do its part and did not."""
+    """Return the error for a request that needs the broker, which is unreachable."""
     return ServiceError(
         "the service can't reach its message broker now; try again in a while",
         http_status=503,
@@ -66,7 +71,7 @@ def broker_unavailable() -> ServiceError:
 
 
 def endpoint_unknown(endpoint_id: str) -> ServiceError:
-    """Return what to answer to who names an endpoint that he can't use."""
+    """Return the error for an endpoint that doesn't exist or that the caller must not see."""
     return ServiceError(
         f"endpoint {endpoint_id} is unknown",
         http_status=404,
@@ -81,7 +86,13 @@ def error_answer(
     request_id: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """Return `error` as an HTTP answer."""
+    """Return `error` as an HTTP response.
+
+    Args:
+        error: the error.
+        request_id: id of the request in the log; by default a new one.
+        headers: additional headers.
+    """
     text = str(error)[:_MESSAGE_CHARACTERS]
     if error.retry_after is not None:
         headers = {**(headers or {}), "Retry-After": str(error.retry_after)}
@@ -97,7 +108,7 @@ def error_answer(
 
 
 def not_json() -> ServiceError:
-    """Return what to answer to a body that is not JSON."""
+    """Return the error for a body that is not JSON."""
     return ServiceError(
         "the request body is not JSON", http_status=400, code="INVALID_JSON", field="body"
     )
@@ -138,7 +149,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 class _Guard:
-    """Refuses bodies that are too large before they are read; turns a crash into a 500."""
+    """Refuses bodies that are too large before they are read; answers 500 to an exception."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -155,7 +166,7 @@ class _Guard:
             await send(message)
 
         most = MAX_REQUEST_BYTES if scope["path"].endswith(_LARGE) else MAX_SMALL_REQUEST_BYTES
-        # Of a longer number the first digits do: they are too many bytes as well.
+        # The first 16 digits are enough: they are too many bytes already.
         declared = dict(scope["headers"]).get(b"content-length", b"0")[:16]
         try:
             if declared.isdigit() and int(declared) > most:
@@ -165,7 +176,7 @@ class _Guard:
                 return
             await self._app(scope, _limited(receive, most), watched_send)
         except ClientDisconnect:
-            pass  # it hung up, or was too slow, before the whole of its body had come
+            pass  # the client disconnected, or was too slow, before its body was complete
         except Exception as error:
             request_id = str(uuid4())
             fields = {"request_id": request_id, "path": scope["path"], "method": scope["method"]}

@@ -1,6 +1,6 @@
-"""Job events on their way to whoever follows a task: stored, sent on, then acknowledged.
+"""Consumes job events: stores them, forwards them to clients, then acknowledges them.
 
-Nobody needs to listen: who asks later gets the events from the store.
+No client has to listen: a later one gets the events from the store.
 """
 
 import json
@@ -25,15 +25,15 @@ from flux_endpoint.service.store.events import StoredEvent, add_events, known_ev
 
 log = logging.getLogger(__name__)
 
-#: Deliveries that the broker may have sent us and we have not acknowledged; each has many events.
+#: Maximum number of unacknowledged deliveries; each has many events.
 PREFETCH = 64
 
-#: Most events of a task, and most characters of one's context as JSON; a job of Flux's has some
-#: twenty events.
+#: Maximum number of events of a task, and maximum size of an event's context in characters of JSON.
+#: A Flux job has about twenty events.
 MAX_TASK_EVENTS = 1000
 MAX_CONTEXT = 16 * 1024
 
-# Most events of one message to a task group.
+# Maximum number of events in one message to a task group.
 _MESSAGE_EVENTS = 500
 _MAX_NAME = 256
 
@@ -46,7 +46,7 @@ class _Received:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What is to be done with the deliveries of a committed transaction."""
+    """The deliveries of a committed transaction, by what to do with them."""
 
     accepted: list[Delivery] = field(default_factory=list)
     strays: list[Delivery] = field(default_factory=list)
@@ -54,21 +54,30 @@ class _Stored:
 
 
 class EventConsumer(BatchConsumer[_Received, _Stored]):
-    """Consumes the queue `events`."""
+    """Consumes the queue `events`.
+
+    Args:
+        database: the service's database.
+        connection: connection to the broker.
+    """
 
     def __init__(self, database: Database, connection: AmqpConnection) -> None:
         super().__init__(connection, queues.EVENTS_QUEUE, noun="job events", prefetch=PREFETCH)
         self._database = database
 
     def read(self, delivery: Delivery) -> _Received:
-        """Return the events in a message."""
+        """Return the events in a message.
+
+        Raises:
+            InvalidMessageError: it can't be parsed, or has an invalid event.
+        """
         message = unpack(delivery.body)
         if not isinstance(message, TaskEvents):
             raise InvalidMessageError(f"expected task_events, got a {message.message_type} message")
         return _Received(delivery, [_checked(each) for each in message.events])
 
     def store(self, received: Sequence[_Received]) -> _Stored:
-        """Store the events that are new."""
+        """Store the new events."""
         stored = _Stored()
         new: list[StoredEvent] = []
         unknown: set[str] = set()
@@ -98,7 +107,7 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
                         new.append(each)
                     elif not delivery.redelivered:
                         continue
-                    # Else we may have ended after it was stored and before it was sent on.
+                    # A redelivered event may have been stored but not forwarded before a restart.
                     stored.forward.setdefault(route.group_id, []).append(each)
             add_events(connection, new)
         for task_id in unknown:
@@ -109,12 +118,12 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
         return stored
 
     def settle(self, stored: _Stored) -> None:
-        """Send the new ones to their groups; acknowledge when the broker has them all."""
+        """Forward events to their task groups; acknowledge once the broker has confirmed all."""
         for delivery in stored.strays:
             self.set_aside(delivery, "it names a task of another endpoint")
 
         def acknowledge(error: BaseException | None) -> None:
-            if error is not None:  # whoever looks for them finds them in the store
+            if error is not None:  # clients find them in the store
                 event(log, logging.WARNING, "job events not sent on", reason=error)
             for delivery in stored.accepted:
                 delivery.ack()
@@ -129,7 +138,7 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
             return
         countdown = Countdown(len(messages), acknowledge)
         for key, body in messages:
-            # Not mandatory: there is a queue only while somebody follows the group.
+            # Not mandatory: the group has a queue only while a client follows it.
             sent = self.connection.publish(queues.TASK_GROUPS_EXCHANGE, key, body, mandatory=False)
             sent.add_done_callback(countdown.one_done)
 
@@ -140,7 +149,11 @@ def _owns_all(routing_key: str, message: _Received, routes: dict[str, tasks.Task
 
 
 def _checked(received: TaskEvent) -> StoredEvent:
-    """Return an event whose values every database can store."""
+    """Return an event whose values every database can store.
+
+    Raises:
+        InvalidMessageError: its name or job id is invalid.
+    """
     name = received.name
     if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
         raise InvalidMessageError(
@@ -160,7 +173,7 @@ def _checked(received: TaskEvent) -> StoredEvent:
 def _bodies(events: list[StoredEvent]) -> Iterator[bytes]:
     left = iter(events)
     while part := list(islice(left, _MESSAGE_EVENTS)):
-        # ASCII: a context may hold what UTF-8 can't say.
+        # ASCII: a context may hold characters that UTF-8 can't encode.
         envelope = {
             "message_type": TaskEvents.message_type,
             "data": {"events": [vars(each) for each in part]},

@@ -1,4 +1,4 @@
-"""Failures that the service itself writes, in the name of an endpoint that can't any more."""
+"""Failures that the service publishes for an endpoint that can't do so itself."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
@@ -10,10 +10,10 @@ from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Result, ResultErrorDetails, pack
 from flux_endpoint.protocol.states import ErrorCode
 
-#: Header of such a result: a true one, should it come, replaces it.
+#: Header of a failure that a result of the endpoint still replaces.
 PRESUMED_HEADER = "presumed_by_service"
 
-#: Seconds that the broker has to take a page of failures.
+#: Seconds that the broker has to confirm a page of failures.
 _PATIENCE = 30.0
 
 
@@ -29,12 +29,15 @@ def publish_failure(
     """Publish a task's failure as its endpoint would; return the broker's confirm.
 
     Args:
-        connection: the way to the broker.
-        endpoint_id: the endpoint that the task was for.
+        connection: connection to the broker.
+        endpoint_id: the task's endpoint.
         task_id: the task.
-        code: why, for programs.
-        text: why, for people.
-        presumed: whether a true result may still come, and replaces it then.
+        code: the error code.
+        text: the error message.
+        presumed: whether a later result of the endpoint replaces the failure.
+
+    Raises:
+        PublishError: the connection is closed.
     """
     details = ResultErrorDetails(code=code, user_message=text)
     return connection.publish(
@@ -52,17 +55,17 @@ def publish_failures(
     code: ErrorCode,
     text: str,
 ) -> None:
-    """Give tasks a failure as their result, and wait until the broker has it.
+    """Publish a failure as the result of each task, and wait for the broker's confirms.
 
-    It takes the way of every result, behind those that the endpoint sent before it vanished: these
-    win. Nothing that happens to the service afterwards keeps it from the client.
+    The failures go through the queue of results, behind results that the endpoint sent before it
+    was lost; those win. Once they are confirmed, a crash of the service can't lose them.
 
     Args:
-        connection: the way to the broker.
-        endpoint_id: the endpoint that had the tasks.
+        connection: connection to the broker.
+        endpoint_id: the tasks' endpoint.
         task_ids: the tasks.
-        code: why, for programs.
-        text: why, for people.
+        code: the error code.
+        text: the error message.
 
     Raises:
         AmqpError: the broker has not confirmed all of them; some may have been published.

@@ -1,4 +1,4 @@
-"""Status reports of endpoints: the last of each is kept, with the time at which it came."""
+"""Consumes status reports of endpoints; stores the last one of each and its time of arrival."""
 
 import logging
 import math
@@ -26,12 +26,13 @@ _Reports = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 class HeartbeatConsumer:
-    """Consumes the queue `heartbeats` in a thread of its own.
+    """Consumes the queue `heartbeats` on its own thread.
 
     Args:
-        database: where reports are kept.
-        connection: the way to the broker.
-        on_reports: told those of endpoints of another make, by endpoint, in their order.
+        database: the service's database.
+        connection: connection to the broker.
+        on_reports: called with the reports of official endpoints: pairs of endpoint id and report,
+            in order of arrival.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class HeartbeatConsumer:
         self._database = database
         self._connection = connection
         self._on_reports = on_reports
-        #: What has come since the last turn.
+        #: Deliveries since the last turn of the thread.
         self._batch: list[Delivery] = []
         self._thread = OwnerThread(
             "heartbeats", after_turn=self._record_batch, at_end=self._record_batch
@@ -59,7 +60,7 @@ class HeartbeatConsumer:
         )
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop."""
+        """Stop, within `timeout` seconds."""
         self._thread.stop()
         self._thread.join(timeout)
 
@@ -74,7 +75,7 @@ class HeartbeatConsumer:
         for delivery in deliveries:
             try:
                 endpoint_id, report = _parse(delivery)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other reports go on
+            except Exception as error:  # noqa: BLE001 - the other reports are still handled
                 event(
                     log,
                     logging.ERROR,
@@ -97,7 +98,7 @@ class HeartbeatConsumer:
                 if reports:
                     endpoints.record_reports(connection, reports, time.time())
         except SQLAlchemyError as error:
-            # The next report is on its way: this one may be lost.
+            # A lost report does no harm: the next one follows soon.
             event(log, logging.ERROR, "status reports not stored", reason=error)
         else:
             for unknown in last.keys() - known.keys():

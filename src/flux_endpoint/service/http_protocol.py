@@ -1,8 +1,8 @@
-"""HTTP/1.1 connections with bounds on time, size and number.
+"""HTTP/1.1 connections with limits on time, size and number.
 
-uvicorn closes connections that are idle between two requests, and bounds the size of a header. What
-it lacks is here: how long a header, a body and the reading of an answer may take, and how many
-connections there may be, in all and from one address.
+uvicorn closes connections that are idle between two requests, and limits the size of a header. This
+module adds limits on the time for receiving a header, receiving a body and sending an answer, and
+on the number of connections, in total and per address.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.errors import error_answer
 
-# Refused connections that are kept open for a moment, so that their clients read why.
+# Maximum number of refused connections that stay open for a moment, so that their clients can read
+# the reason.
 _MOST_REFUSED = 64
 _REFUSED_SECONDS = 1.0
-# Of an answer the kernel may hold so much that we can't see whether it is read.
+# Bytes of an answer that the kernel may buffer, so that we can't see whether the client reads them.
 _KERNEL_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Bounds of connections; times are in seconds.
+    """Limits of HTTP connections.
 
     Attributes:
-        connections: most open connections in all.
-        per_address: most of them from one address that is not the loopback interface; 0: as many
-            as there may be in all. A proxy in front of the service has one address.
-        header_seconds: from the first byte of a request, or from the beginning of the connection,
-            to the end of the header.
-        header_bytes: most bytes of a header.
-        transfer_seconds: what sending a body, and reading an answer, may take at any speed.
-        bytes_per_second: beyond that time they must be this fast on average.
-        idle_seconds: between two requests.
+        connections: maximum number of open connections.
+        per_address: maximum number of connections from one address, the loopback interface
+            excepted; 0: no limit. A proxy in front of the service has one address.
+        header_seconds: time limit (s) from the first byte of a request, or from the beginning of
+            the connection, to the end of the header.
+        header_bytes: maximum size of a header.
+        transfer_seconds: time (s) that the client has, at any speed, to send a body or to read an
+            answer.
+        bytes_per_second: minimum average speed after that time.
+        idle_seconds: maximum time (s) between two requests.
     """
 
     connections: int = 1024
@@ -54,20 +56,31 @@ class ConnectionLimits:
 
 
 class Connections:
-    """The open connections of one server; belongs to its event loop's thread."""
+    """The open connections of one server. For the event loop's thread.
+
+    Args:
+        limits: the limits of connections.
+    """
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self._addresses: dict[BoundedProtocol, str] = {}
         self._by_address: Counter[str] = Counter()
-        #: Those that have sent nothing of a request; those that are silent longest come first.
+        #: Connections without a byte of a request so far, those that are silent longest first.
         self._silent: dict[BoundedProtocol, None] = {}
         self._refused = 0
 
     def add(self, connection: BoundedProtocol, address: str) -> str | None:
-        """Count a connection; return why there is no room for it, if there is none.
+        """Count a new connection, unless a limit is reached.
 
-        In a full house the one that has been silent for longest is closed for it.
+        If the total is reached, the connection that has been silent for longest is closed instead.
+
+        Args:
+            connection: the connection.
+            address: the client's address; empty: it has no limit per address.
+
+        Returns:
+            Why the connection is refused, or `None`.
         """
         if 0 < self.limits.per_address <= self._by_address[address]:
             return f"there are {self.limits.per_address} connections from your address"
@@ -92,51 +105,57 @@ class Connections:
                 del self._by_address[address]
 
     def silent(self, connection: BoundedProtocol, is_silent: bool) -> None:
-        """Note whether a counted connection has sent nothing of a request."""
+        """Record whether a connection is silent: it has sent no byte of a request so far.
+
+        Args:
+            connection: the connection; ignored if it is not counted.
+            is_silent: whether it is silent.
+        """
         if not is_silent:
             self._silent.pop(connection, None)
         elif connection in self._addresses:
             self._silent[connection] = None
 
     def may_linger(self) -> bool:
-        """Take a place among the refused connections that stay open for a moment, if there is."""
+        """Return whether one more refused connection may stay open for a moment; count it."""
         if self._refused >= _MOST_REFUSED:
             return False
         self._refused += 1
         return True
 
     def lingered(self) -> None:
-        """Give that place back."""
+        """Record that a refused connection has been closed."""
         self._refused -= 1
 
 
 class _Phase(Enum):
-    """How far a connection's request is."""
+    """The progress of a connection's request."""
 
-    #: Nothing of it has come; uvicorn's own timer runs, unless it is the first.
+    #: No byte has arrived. uvicorn's own timer runs, unless this is the first request.
     SILENT = auto()
     HEADER = auto()
     BODY = auto()
-    #: The application works, or its answer is being read.
+    #: The application handles the request, or the client reads the answer.
     ANSWER = auto()
-    #: The answer is written, and the rest of the body still comes in.
+    #: The answer is written, and the rest of the body is still arriving.
     REST = auto()
-    #: There was no room for it.
+    #: A limit on connections was reached.
     REFUSED = auto()
 
 
 class _PlainlyFramed(h11.Connection):
-    """Refuses a body whose end a proxy in front of us may see elsewhere than we do.
+    """Refuses a body whose length a proxy in front of the service may read differently.
 
-    Of two lengths, a proxy might believe the other one, and what we take for the next request has
-    passed none of its rules (RFC 9112, 6.1: it ought to be an error, and 11.2). h11 prefers chunks.
+    If a request has both framings, a proxy may use Content-Length where h11 uses chunks. A part of
+    the body would then be handled as a next request that the proxy has not checked (request
+    smuggling; RFC 9112, sections 6.1 and 11.2).
     """
 
     def next_event(self) -> Any:
         """Return the next event.
 
         Raises:
-            h11.RemoteProtocolError: it is no HTTP, or a request with more than one framing.
+            h11.RemoteProtocolError: the bytes are not HTTP, or a request has two framings.
         """
         event = super().next_event()
         if isinstance(event, h11.Request):
@@ -149,11 +168,11 @@ class _PlainlyFramed(h11.Connection):
 
 
 class BoundedProtocol(H11Protocol):
-    """One connection.
+    """One HTTP connection, with the limits of its server.
 
     Args:
-        connections: those of the server.
-        arguments: for uvicorn's own protocol.
+        connections: the connections of the server.
+        arguments: arguments of uvicorn's protocol class.
     """
 
     def __init__(self, connections: Connections, **arguments: Any) -> None:
@@ -168,8 +187,8 @@ class BoundedProtocol(H11Protocol):
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin with a connection, or refuse it."""
-        # So it is told of every byte that its client doesn't read.
+        """Accept a connection, or refuse it."""
+        # asyncio then calls `pause_writing` as soon as a byte can't be sent.
         transport.set_write_buffer_limits(high=0)
         super().connection_made(transport)
         refusal = self._all.add(self, _counted(self.client[0] if self.client else ""))
@@ -179,7 +198,7 @@ class BoundedProtocol(H11Protocol):
         self._enter(_Phase.SILENT)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End with a connection."""
+        """Release the resources of a closed connection."""
         for timer in (self._timer, self._unread):
             if timer is not None:
                 timer.cancel()
@@ -189,7 +208,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Handle received bytes."""
         if self._phase is _Phase.REFUSED:
             return
         if self._phase is _Phase.SILENT:
@@ -199,14 +218,14 @@ class BoundedProtocol(H11Protocol):
         self._follow()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request."""
+        """Wait for the rest of the request's body, or for the next request."""
         super().on_response_complete()
         if self._phase in (_Phase.ANSWER, _Phase.BODY):
             self._phase = _Phase.REST
         self._follow()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
+        """Answer 400 to bytes that are not valid HTTP, and close the connection."""
         error = ServiceError(
             f"{msg} It must be HTTP/1.1, with a header of at most {self._limits.header_bytes} "
             "bytes, and with Content-Length or Transfer-Encoding, not both",
@@ -216,14 +235,14 @@ class BoundedProtocol(H11Protocol):
         self._answer_and_close(error)
 
     def pause_writing(self) -> None:
-        """Note that there is something that the client has not read."""
+        """Start the timer for the client to read its answer."""
         super().pause_writing()
         size = self.transport.get_write_buffer_size() + _KERNEL_BYTES
         patience = self._limits.transfer_seconds + size / self._limits.bytes_per_second
         self._unread = self.loop.call_later(patience, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Note that the client has read everything."""
+        """Stop the timer that `pause_writing` has started: everything is sent."""
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
@@ -240,7 +259,7 @@ class BoundedProtocol(H11Protocol):
         self._arm()
 
     def _follow(self) -> None:
-        """Enter the phase that the parser's state says."""
+        """Enter the phase that matches the parser's state."""
         state = self.conn.their_state
         if self.transport.is_closing():
             self._enter(_Phase.ANSWER)
@@ -274,7 +293,7 @@ class BoundedProtocol(H11Protocol):
     def _expired(self) -> None:
         self._timer = None
         if self._phase is _Phase.BODY:
-            if self.flow.read_paused:  # the application doesn't take it: that is our time
+            if self.flow.read_paused:  # the application is slow, not the client: start again
                 self._since, self._received = self.loop.time(), 0
             deadline = self._deadline()
             if deadline is not None and deadline > self.loop.time():
@@ -309,22 +328,22 @@ class BoundedProtocol(H11Protocol):
             self.transport.write_eof()
             self._timer = self.loop.call_later(_REFUSED_SECONDS, self.transport.abort)
         else:
-            self._phase = _Phase.ANSWER  # it has no place to give back
+            self._phase = _Phase.ANSWER  # so `connection_lost` does not call `lingered`
             self.transport.abort()
 
 
 def _counted(address: str) -> str:
-    """Return the address that connections are counted by, empty if they are not."""
+    """Return the address for the limit per address; empty for the loopback interface."""
     try:
         parsed = ip_address(address)
     except ValueError:
         return ""
-    mapped = getattr(parsed, "ipv4_mapped", None)  # as IPv6 sockets show IPv4
+    mapped = getattr(parsed, "ipv4_mapped", None)  # an IPv4 client of an IPv6 socket
     return "" if (mapped or parsed).is_loopback else str(mapped or parsed)
 
 
 def _raw(error: ServiceError) -> bytes:
-    """Return an answer as it goes over the wire, outside of any exchange that h11 knows of."""
+    """Return the bytes of an answer that is written without h11."""
     answer = error_answer(error, headers={"Connection": "close", "Retry-After": "1"})
     head = [f"HTTP/1.1 {error.http_status} {HTTPStatus(error.http_status).phrase}".encode()]
     head += [name + b": " + value for name, value in answer.raw_headers]

@@ -1,4 +1,4 @@
-"""Who a request comes from: a bearer token, looked up by its hash before the body is read."""
+"""Authentication: the bearer token of a request is looked up before the body is read."""
 
 import time
 from http import HTTPStatus
@@ -17,8 +17,8 @@ from flux_endpoint.service.scope import is_good_for
 from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
 
-#: Routes that need no token of ours. They are for programs that can't have one yet, take a small
-#: body or none, and check themselves whatever they answer.
+#: Routes that need no token in the header. They are for programs that may have none yet. They take
+#: a small body or none, and check credentials themselves.
 OPEN_PATHS = frozenset({"/v2/version", "/auth/v2/oauth2/token", "/auth/v2/oauth2/token/revoke"})
 
 _SCHEME = "bearer "
@@ -26,11 +26,11 @@ _KEY = "flux_endpoint.user"
 
 
 class Authentication:
-    """Refuses requests without a valid token before their body is read, let alone parsed.
+    """Middleware that refuses requests without a valid token before it reads their bodies.
 
     Args:
         app: the application.
-        rate: counts the requests of each user.
+        rate: limits the requests of each user.
     """
 
     def __init__(self, app: ASGIApp, rate: RequestRate) -> None:
@@ -38,7 +38,7 @@ class Authentication:
         self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
@@ -55,7 +55,7 @@ class Authentication:
                 await to_thread.run_sync(_record, context.audit, scope, user, error)
                 await error_answer(error, headers=headers)(scope, receive, send)
                 return
-            user = None  # there is no such path: that is a better answer
+            user = None  # there is no such path: the application answers 404
         scope = {**scope, _KEY: user}
         if user is None:
             await self._app(scope, receive, send)
@@ -63,7 +63,7 @@ class Authentication:
         try:
             with self._rate.one(user.endpoint_id or user.id):
                 await self._app(scope, receive, send)
-        except ServiceError as error:  # the application answers its own
+        except ServiceError as error:  # from the rate limit: the application handles its own errors
             await error_answer(error)(scope, receive, send)
 
 
@@ -89,7 +89,7 @@ def _user(database: Database, authorization: str | None) -> users.User:
 def _record(
     audit: ServiceAudit, scope: Scope, user: users.User | None, error: ServiceError
 ) -> None:
-    """Record a refusal; of an endpoint's token that is used for more, with whose it is."""
+    """Record a refusal in the audit log, with the owner of an endpoint token that was misused."""
     audit.refused(
         "request refused",
         address_of(scope),
@@ -102,13 +102,17 @@ def _record(
 
 
 def address_of(scope: Scope) -> str:
-    """Return where a request comes from; behind a proxy, that is the proxy."""
+    """Return the client's address of a request; behind a proxy, the proxy's."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
 def _check_scope(user: users.User, scope: Scope) -> None:
-    """Refuse what an endpoint's token is not good for."""
+    """Refuse a request that an endpoint's token does not permit.
+
+    Raises:
+        ServiceError: 403, the token is an endpoint's and does not permit the request.
+    """
     endpoint_id = user.endpoint_id
     if endpoint_id is not None and not is_good_for(endpoint_id, scope["method"], scope["path"]):
         raise ServiceError(
@@ -120,7 +124,7 @@ def _check_scope(user: users.User, scope: Scope) -> None:
         )
 
 
-# async: without it each request would go to a thread and back for one attribute.
+# async, since FastAPI would run a plain function in another thread for each request.
 async def _current_user(request: Request) -> users.User:
     user = request.scope[_KEY]
     assert isinstance(user, users.User)
@@ -128,13 +132,13 @@ async def _current_user(request: Request) -> users.User:
 
 
 def caller_id(scope: Scope) -> str:
-    """Return the id of the user whose request this is; empty for a route that needs no token."""
+    """Return the id of the request's user; empty for a route that needs no token."""
     user = scope.get(_KEY)
     return user.id if isinstance(user, users.User) else ""
 
 
 def unauthorized(message: str) -> ServiceError:
-    """Return what to answer to a request without valid credentials."""
+    """Return the error for a request without valid credentials."""
     return ServiceError(message, http_status=401, code="UNAUTHORIZED", field="Authorization")
 
 

@@ -1,13 +1,13 @@
-"""Names of users and groups: which there may be, and which people take for each other."""
+"""Names of users and groups: which are valid, and which are easily confused."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
 
-#: Scripts with letters that look like those of another.
+#: Scripts with letters that look like letters of another script.
 _ALIKE = frozenset({"ARMENIAN", "CHEROKEE", "COPTIC", "CYRILLIC", "GREEK", "LATIN"})
-#: Characters that count as printable and are not seen, as (first, last).
+#: Invisible characters that Python counts as printable, as ranges (first, last).
 _UNSEEN = (
     ("\u034f", "\u034f"),
     ("\u115f", "\u1160"),
@@ -19,7 +19,7 @@ _UNSEEN = (
 
 
 def fault_of(name: str) -> str | None:
-    """Return what a name must be and is not, as the end of "it must"; `None`: it may be one."""
+    """Return the rule that a name breaks, worded to follow "it must"; `None`: it is valid."""
     if not 0 < len(name) <= 256 or not name.isprintable() or name == "*":
         return "have 1 to 256 printable characters, and not be '*'"
     if name != name.strip(" ") or "  " in name:
@@ -35,7 +35,12 @@ def fault_of(name: str) -> str | None:
 
 
 def taken_for(name: str, others: Iterable[str]) -> str | None:
-    """Return the one among `others` that differs from `name` in upper and lower case alone."""
+    """Return the name among `others` that differs from `name` in case only, or `None`.
+
+    Args:
+        name: a name.
+        others: names to compare with; `name` itself is ignored.
+    """
     folded = unicodedata.normalize("NFKC", name.casefold())
     for other in others:
         if other != name and unicodedata.normalize("NFKC", other.casefold()) == folded:

@@ -1,4 +1,4 @@
-"""What is known of the broker: whether it is there, which it is, how long queues are."""
+"""The broker's state: whether it is connected, its version, and the lengths of queues."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from flux_endpoint.errors import PublishError
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.operations import BrokerDocument, QueueDocument
 
-#: Seconds that the broker has to take a message, or to say that it takes none.
+#: Seconds that the broker has to confirm a message, or to report that it is blocked.
 _PROBE_PATIENCE = 1.0
-#: No queue has this name: the message of a probe comes back.
+#: No queue has this name, so the broker returns the message of a probe.
 _PROBE_KEY = "flux-endpoint.probe"
 
 
 class BrokerObserver:
-    """Watches the service's connections; its methods are for any thread.
+    """Watches the service's connections to the broker. Safe to use from several threads.
 
     Args:
-        inward: the connection that brings what others publish.
-        outward: the one on which the service publishes.
+        inward: the connection on which the service consumes.
+        outward: the connection on which it publishes.
     """
 
     def __init__(self, inward: AmqpConnection, outward: AmqpConnection) -> None:
@@ -37,7 +37,7 @@ class BrokerObserver:
         self._server = ""
 
     def changed(self, change: StateChange) -> None:
-        """Take a change of one connection's state."""
+        """Record a change of one connection's state."""
         if change.server:
             self._server = change.server
         before = self._last
@@ -47,7 +47,7 @@ class BrokerObserver:
             self._last = change, before[1]
 
     def alarmed(self, _reason: str) -> None:
-        """Take note that the broker has said whether it takes messages."""
+        """Record that the broker has reported whether it accepts messages."""
         self._answered.set()
 
     @property
@@ -56,7 +56,7 @@ class BrokerObserver:
         return all(connection.wait_connected(0) for connection in self._connections)
 
     def broker(self) -> BrokerDocument:
-        """Return how the broker is."""
+        """Return the state of the broker."""
         if self._last is None:
             return BrokerDocument(
                 connected=False, address="", server="", since=None, reason="not connected yet"
@@ -74,11 +74,15 @@ class BrokerObserver:
         )
 
     def queued_tasks(self, queue: str, timeout: float) -> set[str] | None:
-        """Return the ids of the tasks in an endpoint's queue; `None`: somebody consumes from it.
+        """Return the ids of the tasks in an endpoint's queue; `None`: the queue has a consumer.
+
+        Args:
+            queue: name of the queue.
+            timeout: time limit in seconds.
 
         Raises:
-            AmqpError: the broker does not tell.
-            TimeoutError: it does not tell within `timeout` seconds.
+            AmqpError: the queue can't be read.
+            TimeoutError: the broker does not answer in time.
         """
         headers = self._queue_admin.look(queue).result(timeout)
         if headers is None:
@@ -86,7 +90,10 @@ class BrokerObserver:
         return {str(each.get(queues.TASK_ID_HEADER)) for each in headers}
 
     def _alarm(self) -> str:
-        """Return why the broker takes no messages; it tells that only to who sends one."""
+        """Return why the broker is blocked, or an empty text.
+
+        RabbitMQ reports an alarm only on a connection that publishes, so a probe is published.
+        """
         with self._probing:
             under_way = self._probe is not None and not self._probe.done()
             if not under_way and not any(each.alarm for each in self._connections):
@@ -100,7 +107,12 @@ class BrokerObserver:
         return next((each.alarm for each in self._connections if each.alarm), "")
 
     def queues(self, names: Iterable[str], timeout: float) -> dict[str, QueueDocument]:
-        """Return those of the queues that the broker tells of within `timeout` seconds."""
+        """Return the lengths of queues; those without an answer in time are left out.
+
+        Args:
+            names: names of queues.
+            timeout: time limit in seconds.
+        """
         if not self.connected:
             return {}
         asked = {name: self._queue_admin.count(name) for name in names}

@@ -1,4 +1,4 @@
-"""What one user may have, and how often ask, so that there is room for the others."""
+"""Limits per user: on requests and on stored things, so that one user can't starve the others."""
 
 from __future__ import annotations
 
@@ -18,40 +18,41 @@ from flux_endpoint.service.store import functions as function_store
 from flux_endpoint.service.store import tasks
 from flux_endpoint.service.store.tables import endpoints, functions, task_groups
 
-#: Seconds after which to try again when there are too many tasks.
+#: Retry-After (s) of a submission that would exceed the limit on tasks.
 TASKS_RETRY_AFTER = 10
-#: Seconds' worth of requests that may come at once.
+#: Size of a burst of requests, in seconds' worth of requests.
 BURST_SECONDS = 10
-#: Requests of one user that are under way at a time. Each may have a few results in memory until
-#: they are read.
+#: Maximum number of concurrent requests of one user. Each may hold a few results in memory until
+#: the client has read them.
 UNDER_WAY = 64
-#: So many times the endpoints that a user may have may be deleted in a day.
+#: Maximum number of endpoints that a user may delete in a day, as a multiple of the limit on
+#: endpoints.
 DELETED_A_DAY = 5
 _DAY = 86_400.0
 
 
 class RequestRate:
-    """How many requests each user makes; belongs to one thread.
+    """Limits the request rate of each user (token bucket). For one thread.
 
     Args:
-        per_second: most of them in the long run.
-        clock: tells the time in seconds, which never goes back.
+        per_second: maximum number of requests per second in the long run.
+        clock: returns a monotonic time in seconds.
     """
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
         self._clock = clock
-        #: Requests that each user may make at once now, and since when that holds. Users are those
-        #: of valid tokens: no stranger can make this grow.
+        #: By user: requests left in the bucket, and when that was computed. Only users with valid
+        #: tokens have an entry, so an attacker can't make this grow.
         self._left: dict[str, tuple[float, float]] = {}
         self._under_way: Counter[str] = Counter()
 
     @contextmanager
     def one(self, user_id: str) -> Iterator[None]:
-        """Count a request as under way.
+        """Count a request, and count it as in progress until the context ends.
 
         Raises:
-            ServiceError: 429, it is one too many.
+            ServiceError: 429, the user has too many requests in progress, or too many per second.
         """
         if self._under_way[user_id] >= UNDER_WAY:
             raise ServiceError(
@@ -73,7 +74,7 @@ class RequestRate:
         """Count a request.
 
         Raises:
-            ServiceError: 429, it is one too many.
+            ServiceError: 429, the user makes too many requests per second.
         """
         now = self._clock()
         most = self._per_second * BURST_SECONDS
@@ -91,15 +92,15 @@ class RequestRate:
 
 
 class ClientQueues:
-    """How many queues of clients each user has; for any thread.
+    """Limits the number of client queues of each user. Safe to use from several threads.
 
-    One that nobody uses is gone after a while. Those that are in use for longer than that are no
-    longer counted: they take connections, which are counted elsewhere.
+    The broker deletes an unused queue after a while. A queue counts for that time after it was
+    opened. A queue that is used for longer needs a connection, which has a limit of its own.
 
     Args:
-        most: of each user.
-        kept: seconds for which a queue is there that nobody uses.
-        clock: tells the time in seconds, which never goes back.
+        most: maximum number of queues of each user.
+        kept: seconds after which the broker deletes an unused queue.
+        clock: returns a monotonic time in seconds.
     """
 
     def __init__(self, most: int, kept: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -107,14 +108,18 @@ class ClientQueues:
         self._kept = kept
         self._clock = clock
         self._lock = threading.Lock()
-        #: When each queue was opened last, by user; the one that was first comes first.
+        #: By user: when each queue was last opened, the oldest first.
         self._opened: dict[str, dict[str, float]] = {}
 
     def open(self, user_id: str, queue: str) -> None:
-        """Count a queue that is opened now, perhaps again.
+        """Count a queue that is opened now, perhaps not for the first time.
+
+        Args:
+            user_id: id of the user.
+            queue: name of the queue.
 
         Raises:
-            ServiceError: 429, it is one too many.
+            ServiceError: 429, the user has too many queues.
         """
         with self._lock:
             now = self._clock()
@@ -138,7 +143,11 @@ class ClientQueues:
 
 
 class Quotas:
-    """Checks what a user has; each method within the transaction that adds to it."""
+    """Checks the limits of users. Each method runs in the transaction that adds something.
+
+    Args:
+        settings: the service's settings, which have the limits.
+    """
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
@@ -147,10 +156,16 @@ class Quotas:
         )
 
     def add_tasks(self, connection: sa.Connection, user_id: str, count: int, size: int) -> None:
-        """Count tasks, and bytes of their arguments, that are about to be stored.
+        """Count tasks that are about to be stored.
+
+        Args:
+            connection: a transaction that writes.
+            user_id: id of the user.
+            count: number of tasks.
+            size: bytes of their arguments.
 
         Raises:
-            ServiceError: 429, there are too many.
+            ServiceError: 429, the user has too many open tasks, or too many bytes of arguments.
         """
         now_open = tasks.change_open(connection, user_id, count, size)
         most, most_bytes = self._settings.max_user_tasks, self._settings.max_user_queued
@@ -170,7 +185,11 @@ class Quotas:
         )
 
     def check_functions(self, connection: sa.Connection, user_id: str) -> None:
-        """Refuse one more function than a user may have, by number or by size."""
+        """Check that a user may register another function.
+
+        Raises:
+            ServiceError: 403, the limit on their number or on their size is reached.
+        """
         theirs = (functions.c.owner_id == user_id) & functions.c.deleted_at.is_(None)
         self._check(connection, theirs, self._settings.max_user_functions, "functions")
         size, most = function_store.code_bytes(connection, user_id), self._settings.max_user_code
@@ -184,7 +203,11 @@ class Quotas:
             )
 
     def check_endpoints(self, connection: sa.Connection, user_id: str) -> None:
-        """Refuse one more endpoint than a user may have."""
+        """Check that a user may register another endpoint.
+
+        Raises:
+            ServiceError: 403, the limit on endpoints, or on deletions in a day, is reached.
+        """
         theirs = (
             (endpoints.c.owner_id == user_id)
             & endpoints.c.deleted_at.is_(None)
@@ -194,7 +217,7 @@ class Quotas:
         self._check(connection, theirs, most, "endpoints")
         lately = (endpoints.c.owner_id == user_id) & (endpoints.c.deleted_at > time.time() - _DAY)
         count = connection.scalar(sa.select(sa.func.count()).where(lately)) or 0
-        if count >= DELETED_A_DAY * most:  # their ids are kept
+        if count >= DELETED_A_DAY * most:  # the rows of deleted endpoints are kept
             raise ServiceError(
                 f"you have deleted {count} endpoints in a day, which is the most: register an "
                 "endpoint again by its id (PUT) instead",
@@ -203,7 +226,11 @@ class Quotas:
             )
 
     def check_groups(self, connection: sa.Connection, user_id: str) -> None:
-        """Refuse one more task group than a user may have."""
+        """Check that a user may create another task group.
+
+        Raises:
+            ServiceError: 403, the limit on task groups is reached.
+        """
         theirs = task_groups.c.owner_id == user_id
         self._check(connection, theirs, self._settings.max_user_groups, "task groups")
 

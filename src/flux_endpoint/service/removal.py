@@ -1,4 +1,4 @@
-"""What a deleted endpoint leaves behind: open tasks, which fail, and queues, which go."""
+"""Cleanup after the deletion of an endpoint: its open tasks fail, and its queues are deleted."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ _TIMEOUT = 20.0
 
 
 class Removal:
-    """For one thread.
+    """Cleans up after deleted endpoints. For one thread.
 
     Args:
-        database: which endpoints were deleted.
-        connection: the way to the broker.
-        queue_admin: deletes the queues.
-        forget: called for tasks that have failed, in a transaction.
+        database: the service's database.
+        connection: connection to the broker.
+        queue_admin: purges and deletes the queues.
+        forget: called in a transaction with the ids of tasks that have failed.
     """
 
     def __init__(
@@ -42,10 +42,11 @@ class Removal:
         self._forget = forget
 
     def empty_all(self) -> None:
-        """Fail what was submitted to deleted endpoints before their deletion; repeatable.
+        """Fail the tasks that were submitted before their endpoint's deletion. Idempotent.
 
         Raises:
-            AmqpError: the broker does not do its part now.
+            AmqpError: the broker does not confirm.
+            TimeoutError: the broker does not answer in time.
         """
         with self._database.read() as connection:
             deleted = endpoints.to_be_emptied(connection)

@@ -1,7 +1,7 @@
-"""Requests whose target is a whole URL, as a client sends them to what it takes for a proxy.
+"""Requests whose target is an absolute URL, as a client sends them to a proxy.
 
-Clients with a fixed address inside reach this service by a standard variable,
-`http_proxy=http://HOST:PORT`. RFC 9112, 3.2.2: a server must accept the absolute form.
+A client with a hard-coded service address reaches this service if it is set as the client's proxy:
+`http_proxy=http://HOST:PORT`. A server must accept the absolute form (RFC 9112, section 3.2.2).
 """
 
 from urllib.parse import unquote
@@ -12,16 +12,20 @@ _SCHEMES = (b"http://", b"https://")
 
 
 class AbsoluteTargets:
-    """Gives the application the path alone, whichever parser the HTTP server uses."""
+    """Middleware that strips scheme and host from the target, whichever HTTP parser is used.
+
+    Args:
+        app: the application.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         target = scope.get("raw_path") or b""
         if scope["type"] == "http" and target[:8].lower().startswith(_SCHEMES):
-            # The host in it is whatever the client believes: there is no other one behind us.
+            # The host is ignored: this service forwards nothing to other hosts.
             _, _, rest = target.partition(b"://")
             path = b"/" + rest.partition(b"/")[2]
             scope = {**scope, "raw_path": path, "path": unquote(path.decode("ascii"))}

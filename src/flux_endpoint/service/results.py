@@ -1,8 +1,8 @@
-"""Results on their way back: stored, forwarded to their task group, then acknowledged.
+"""Consumes results: stores them, forwards them to their task groups, then acknowledges them.
 
-The first result of a task wins, except that one of its endpoint replaces a failure that the service
-had presumed. A result is acknowledged when the store has committed and the broker has confirmed the
-forward.
+The first result of a task wins. There is one exception: a result of the endpoint replaces a failure
+that the service has presumed. A result is acknowledged once the transaction is committed and the
+broker has confirmed the forwarded message.
 """
 
 import json
@@ -34,15 +34,14 @@ from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
 
-#: Deliveries that the broker may have sent us and we have not acknowledged. They are in memory, and
-#: each may have 10 MiB of value.
+#: Maximum number of unacknowledged deliveries. They are in memory, and each may have 10 MiB.
 PREFETCH = 64
 
-#: Header of a result that the service itself made, and stores while it is on its way: it is
-#: forwarded although it is known.
+#: Header of a result that the service itself has published and may already have stored. It is
+#: forwarded even if it is stored.
 STORED_HEADER = "stored_by_service"
 
-#: A group that is gone: its queues may be there yet.
+#: For a task group that was removed; its queues may still exist.
 _ALL = task_groups.Listeners(plain=True, bundles=True)
 
 _STATES = frozenset(TaskState)
@@ -57,27 +56,27 @@ class _Received:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What is to be done with the deliveries of a committed transaction."""
+    """The deliveries of a committed transaction, by what to do with them."""
 
     dropped: list[Delivery] = field(default_factory=list)
     strays: list[Delivery] = field(default_factory=list)
     forward: list[tuple[_Received, tasks.TaskRoute]] = field(default_factory=list)
-    #: Who gets them, by task group.
+    #: Kinds of queues that get the results, by task group.
     listeners: dict[str, task_groups.Listeners] = field(default_factory=dict)
 
 
 class _Forwarded:
-    """Acknowledges a result once every message that carries it on was confirmed."""
+    """Acknowledges a result once all messages that forward it are confirmed."""
 
     def __init__(self, delivery: Delivery, messages: int) -> None:
         self._delivery = delivery
         self._left = messages
         self._lock = threading.Lock()
-        if not messages:  # nobody listens to that group: REST has the result
+        if not messages:  # the group has no queue: clients get the result over REST
             delivery.ack()
 
     def confirmed(self, done: Future[None]) -> None:
-        """Take note of a message's end; of a failed one the broker sends us the result again."""
+        """Count a confirmed message; after a failed one the broker delivers the result again."""
         error = done.exception()
         if error is not None and not isinstance(error, UnroutableError):
             event(log, logging.WARNING, "result not forwarded", reason=error)
@@ -93,10 +92,10 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
     """Consumes the queue `results`.
 
     Args:
-        database: where results are stored.
-        connection: the way to the broker.
-        official: gives endpoints of another make more tasks as others end.
-        on_stored: told how many bytes the results of a batch have.
+        database: the service's database.
+        connection: connection to the broker.
+        official: gives official endpoints further tasks when tasks have ended.
+        on_stored: called with the bytes of the results in each batch.
     """
 
     def __init__(
@@ -114,7 +113,11 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         self._on_stored = on_stored
 
     def read(self, delivery: Delivery) -> _Received:
-        """Return the outcome in a result message."""
+        """Return the outcome in a result message.
+
+        Raises:
+            InvalidMessageError: it can't be parsed.
+        """
         outcome = _parse(delivery.body)
         if delivery.headers.get(PRESUMED_HEADER):
             outcome = replace(outcome, presumed=True)
@@ -142,14 +145,14 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                 elif (delivery.redelivered or delivery.headers.get(STORED_HEADER)) and (
                     tasks.stored_result(connection, task_id) == each.outcome.data
                 ):
-                    # Perhaps we ended after it was stored and before it was forwarded.
+                    # It may have been stored but not forwarded before a restart.
                     stored.forward.append((each, route))
                 else:
                     stored.dropped.append(delivery)
             tasks.complete(connection, [each.outcome for each in accepted.values()], known)
             ran_at = {task_id: known[task_id].endpoint_id for task_id in accepted}
             have_room = self._official.results_stored(connection, ran_at)
-        # After the commit: a client that begins to listen meanwhile asks for what ended before.
+        # After the commit: a client that begins to listen later asks REST for earlier results.
         with self._database.read() as connection:
             groups = {route.group_id for _, route in stored.forward}
             stored.listeners.update(task_groups.listeners(connection, groups))
@@ -158,7 +161,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         return stored
 
     def settle(self, stored: _Stored) -> None:
-        """Forward the new ones, each acknowledged when the broker has it."""
+        """Forward new results; each is acknowledged once the broker has confirmed it."""
         for delivery in stored.dropped:
             delivery.ack()
         for delivery in stored.strays:
@@ -172,7 +175,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
     def _forward(
         self, results: list[tuple[_Received, tasks.TaskRoute]], to: task_groups.Listeners
     ) -> None:
-        """Publish results of a group; the broker multiplies them for its clients."""
+        """Publish results of one task group; the exchange copies them to each client's queue."""
         parts: dict[int, tuple[Part, _Forwarded]] = {}
         for received, route in results:
             forwarded = _Forwarded(received.delivery, to.plain + to.bundles)
@@ -200,9 +203,9 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         sent = self._publish(queues.TASK_GROUPS_EXCHANGE, received, route)
 
         def directly(done: Future[None]) -> None:
-            # An earlier release made the group's queue, and did not bind it.
+            # An earlier release declared the group's queue without a binding.
             if isinstance(done.exception(), UnroutableError) and route.create_queue:
-                with suppress(PublishError):  # closed: the next service gets the result again
+                with suppress(PublishError):  # closed: the broker delivers it to the next service
                     again = self._publish("", received, route)
                     again.add_done_callback(forwarded.confirmed)
             else:
@@ -224,7 +227,11 @@ def _replaces(received: _Received, earlier: tasks.TaskRoute | tasks.TaskOutcome)
 
 
 def _parse(body: bytes) -> tasks.TaskOutcome:
-    """Return the outcome in a result message: `messages.unpack` without the cost of a model."""
+    """Return the outcome in a result message, like `messages.unpack` but without a slow model.
+
+    Raises:
+        InvalidMessageError: it can't be parsed.
+    """
     try:
         envelope: Any = json.loads(body[1:]) if body[:1] == VERSION_BYTE else None
         if envelope["message_type"] == Result.message_type and _is_plain(envelope["data"]):
@@ -246,7 +253,7 @@ def _dumped(result: Result) -> dict[str, Any]:
 
 
 def _is_plain(data: dict[str, Any]) -> bool:
-    """Whether `data` is valid without any conversion; else the model decides."""
+    """Return whether `data` is valid without any conversion; otherwise the model decides."""
     error = data.get("error_details")
     details = data.get("details")
     return (
@@ -284,7 +291,7 @@ def _outcome(task_id: str, data: dict[str, Any]) -> tasks.TaskOutcome:
 
 
 def _details(data: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a result's details, with the times of its states in milliseconds."""
+    """Return a result's details, with the times (ms since the epoch) of its state changes."""
     transitions = data.get("task_statuses")
     if not transitions:
         return data.get("details")

@@ -1,8 +1,8 @@
-"""Forgetting: the thread that removes what is older, or more, than is to be kept.
+"""The thread that removes records which are too old, or exceed a user's limit.
 
-It looks through the submissions from the oldest on, which are in that order on the disk, so that
-nothing has to be indexed by the time of its end. Then it sleeps until the next task is due. It
-removes in small transactions, between which others write.
+It scans the submissions from the oldest on. They are stored in that order, so no index by end time
+is needed. Then it sleeps until the next task is due. It removes records in small transactions, so
+that other writers don't wait long.
 """
 
 import logging
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 DAY = 86_400.0
 
-#: However much a user has, a result that came within so many seconds stays.
+#: Seconds for which a result is kept, even if its user exceeds the limit.
 AT_LEAST = 3600.0
 
 _PAGE = 200
-# Between two transactions, so that others get the database.
+# Seconds between two transactions, in which others can write.
 _PAUSE = 0.02
-# What is due is removed together with what will be within this part of the time it is kept.
+# Removal is batched: it waits for this fraction of the retention time after a record is due.
 _GRAIN = 0.01
 _LEAST_SLEEP = 0.05
 _RETRY = 60.0
@@ -39,12 +39,12 @@ _RETRY = 60.0
 
 @dataclass(frozen=True)
 class Keep:
-    """How long, and how much, is kept.
+    """How long, and how many, records are kept.
 
     Attributes:
-        tasks: seconds after its end for which a task is known, with its result and events.
-        functions: seconds after their last use for which functions are known.
-        user_bytes: bytes of results for each user; the oldest go first.
+        tasks: seconds for which a task is kept after its end, with its result and events.
+        functions: seconds for which a function is kept after its last use.
+        user_bytes: maximum bytes of results of each user; the oldest are removed first.
     """
 
     tasks: float = 14 * DAY
@@ -53,11 +53,11 @@ class Keep:
 
 
 class Retention:
-    """Owns the removal; its methods are for any thread.
+    """Removes old records on its own thread. Safe to use from several threads.
 
     Args:
-        database: where from.
-        keep: what is kept.
+        database: the service's database.
+        keep: how long, and how many, records are kept.
     """
 
     def __init__(self, database: Database, keep: Keep) -> None:
@@ -70,37 +70,37 @@ class Retention:
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
     def start(self) -> None:
-        """Begin; what is due already goes first."""
+        """Begin; records that are already due are removed at once."""
         self._thread.start()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop after the transaction at hand."""
+        """Stop after the current transaction, within `timeout` seconds."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout)
 
     def stored(self, size: int) -> None:
-        """Tell that results of `size` bytes were stored: a user may have too many now."""
+        """Record that results of `size` bytes were stored: a user may exceed the limit now."""
         with self._lock:
             self._new_bytes += size
             if self._new_bytes > self._keep.user_bytes / 8:
                 self._new_bytes = 0
                 self._wake.set()
 
-    # What follows runs on the thread.
+    # The following methods run on the thread.
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
                 due = self._remove_all()
-            except SQLAlchemyError as error:  # busy, full or away: that passes
+            except SQLAlchemyError as error:  # busy, full or unreachable: try again
                 event(log, logging.ERROR, "old records not removed", reason=error, retry_in=_RETRY)
                 due = time.time() + _RETRY
             self._wake.wait(None if due == math.inf else max(due - time.time(), _LEAST_SLEEP))
 
     def _remove_all(self) -> float:
-        """Remove what is due, and return when more will be (seconds since the epoch)."""
+        """Remove all due records; return when the next are due (seconds since the epoch)."""
         removed, due = self._remove_old_tasks()
         removed += self._remove_more_than_fits()
         now = time.time()
@@ -120,11 +120,11 @@ class Retention:
             )
         while not self._stopping.is_set() and retention.give_back_space(self._database):
             self._stopping.wait(_PAUSE)
-        # Functions and groups are in no such order: once in a while will do.
+        # Functions and groups are not ordered by time: check them at long intervals.
         return min(due, now + max(min(self._keep.tasks, self._keep.functions) / 4, _LEAST_SLEEP))
 
     def _remove_old_tasks(self) -> tuple[int, float]:
-        """Remove tasks by their age; return how many, and when the next is due."""
+        """Remove tasks by age; return their number, and when the next one is due."""
         removed, due, after_id = 0, math.inf, ""
         grain = self._keep.tasks * _GRAIN
         if self._keep.tasks == math.inf:
@@ -148,7 +148,7 @@ class Retention:
             if len(page) < _PAGE:
                 break
             after_id = page[-1].id
-        # What comes from now on is due this long after.
+        # Tasks that are submitted from now on are due after this time.
         return removed, min(due, time.time() + self._keep.tasks + grain)
 
     def _remove_ended(self, submission_ids: list[str], cutoff: float) -> int:
@@ -162,11 +162,11 @@ class Retention:
         return self._repeatedly(step)
 
     def _remove_more_than_fits(self) -> int:
-        """Remove the oldest results of users who have more bytes of them than they may."""
+        """Remove the oldest results of users who exceed their limit; return the number."""
         most = self._keep.user_bytes
         with self._database.read() as connection:
             if retention.stored_bytes(connection) <= most:
-                return 0  # nobody alone has more than there is in all
+                return 0  # the total is below the limit of one user
             until = time.time() - AT_LEAST
             sizes = retention.result_bytes(connection, until)
         removed = 0
@@ -200,7 +200,7 @@ class Retention:
         return removed
 
     def _repeatedly(self, step: Callable[[], int]) -> int:
-        """Take steps until one removes nothing; return what they removed."""
+        """Call `step` until it removes nothing; return the number of removed records."""
         removed = 0
         while not self._stopping.is_set() and (count := step()):
             removed += count

@@ -1,14 +1,14 @@
-"""Room for a number of things, and for a number of bytes of them."""
+"""A semaphore over a number of items and their total size."""
 
 import threading
 
 
 class Room:
-    """Its methods are for any thread.
+    """A semaphore over items and bytes. Safe to use from several threads.
 
     Args:
-        most: things that have room.
-        most_bytes: bytes that they have together; a single larger one has room alone.
+        most: maximum number of items.
+        most_bytes: maximum total size in bytes. A single larger item is admitted alone.
     """
 
     def __init__(self, most: int, most_bytes: int) -> None:
@@ -19,7 +19,15 @@ class Room:
         self._changed = threading.Condition()
 
     def acquire(self, size: int, timeout: float) -> bool:
-        """Take room for a thing of `size` bytes; return whether there is some in `timeout` s."""
+        """Wait until there is room for an item, and take it.
+
+        Args:
+            size: bytes of the item.
+            timeout: longest wait in seconds.
+
+        Returns:
+            Whether there was room within `timeout`.
+        """
         with self._changed:
             found = self._changed.wait_for(lambda: self._fits(size), timeout)
             if found:
@@ -28,7 +36,7 @@ class Room:
             return found
 
     def release(self, size: int) -> None:
-        """Give the room for a thing back."""
+        """Give back the room of an item of `size` bytes."""
         with self._changed:
             self._count -= 1
             self._bytes -= size

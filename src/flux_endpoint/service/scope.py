@@ -1,22 +1,28 @@
-"""What the token of an endpoint is good for: to be that endpoint."""
+"""The requests that an endpoint's token permits: those that the endpoint makes for itself."""
 
 import re
 
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-#: Methods and paths; a group is the endpoint's id. No new route is among them by itself.
+#: Permitted methods and paths; each group is the endpoint's id. A new route must be added here.
 _USES = (
-    # Registering again, which gives the URLs of its queues; whether it is still known.
+    # Registration of an existing id, which returns the queues' URLs; reads of its own state.
     re.compile(f"PUT /v3/endpoints/({_UUID})"),
     re.compile(f"GET /v2/endpoints/({_UUID})"),
     re.compile(f"GET /v[23]/endpoints/({_UUID})/status"),
     re.compile(f"GET /v3/endpoints/({_UUID})/(?:allowed_functions|taken)"),
-    # Whose it is: an official endpoint asks, to take commands of that user only.
+    # Its owner: an official endpoint asks, and accepts commands of that user only.
     re.compile("GET /auth/v2/oauth2/userinfo"),
 )
 
 
 def is_good_for(endpoint_id: str, method: str, path: str) -> bool:
-    """Return whether a request is one that the endpoint makes as itself."""
+    """Return whether an endpoint's token permits a request.
+
+    Args:
+        endpoint_id: the endpoint.
+        method: HTTP method.
+        path: path of the request.
+    """
     for use in _USES:
         found = use.fullmatch(f"{method} {path}")
         if found is not None:

@@ -1,4 +1,4 @@
-"""Serving the application over HTTP until a signal ends it."""
+"""Runs the application as an HTTP server until a signal stops it."""
 
 import logging
 import os
@@ -24,19 +24,19 @@ from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
 
-#: Seconds that requests under way have to finish after SIGTERM or SIGINT.
+#: Seconds that requests in progress have to finish after SIGTERM or SIGINT.
 SHUTDOWN_SECONDS = 5
 
-#: Seconds after SIGTERM or SIGINT until the process ends whatever its threads are waiting for.
-#: Nothing that was accepted is lost by that.
+#: Seconds after SIGTERM or SIGINT until the process exits, even if threads are blocked. No accepted
+#: task or result is lost by that.
 KILL_SECONDS = 20
 
-# Connections that the kernel keeps for us; asyncio takes so many at once, whether there are
+# Length of the listen queue. asyncio accepts this many connections at once, whether there are file
 # descriptors for them or not.
 _BACKLOG = 128
 
-# Descriptors for other things than connections of clients: above all the database, of which each
-# of up to 48 threads has up to three, and RabbitMQ's questions.
+# File descriptors for everything except client connections: mainly the database (up to 48 threads
+# with up to three each) and RabbitMQ's authorization requests.
 _RESERVED_DESCRIPTORS = 224
 _LEAST_CONNECTIONS = 16
 
@@ -44,16 +44,19 @@ _LEAST_CONNECTIONS = 16
 def run(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
+    Args:
+        settings: the service's settings.
+
     Raises:
-        ConfigurationError: an address can't be listened on, or is not to be without TLS; the
-            database can't be used; the broker does not ask this service who may do what.
+        ConfigurationError: the service can't listen on an address, or must not without TLS; the
+            database can't be used; the broker does not use this service for authorization.
     """
     listener = listen(settings.host, settings.port, "choose another --port or --host", _BACKLOG)
     with listener:
         _check_encryption(listener, settings)
         database = Database(settings.database_url)
         try:
-            database.migrate()  # here, where a failure is one sentence
+            database.migrate()  # here, so that a failure is one error message
         finally:
             database.close()
         access = broker_access(settings)
@@ -64,7 +67,7 @@ def run(settings: ServiceSettings) -> None:
             per_address=settings.max_connections_per_address,
         )
         server = _Server(http_config(create_app(settings, access), limits))
-        # uvicorn raises the signal again when it has shut down: that must not look like a failure.
+        # uvicorn raises the signal again after its shutdown: that must not look like a failure.
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: None)
         server.run(sockets=[listener])
@@ -72,7 +75,12 @@ def run(settings: ServiceSettings) -> None:
 
 
 def http_config(app: FastAPI | Any, limits: ConnectionLimits) -> uvicorn.Config:
-    """Return how to serve an application within `limits`."""
+    """Return uvicorn's configuration.
+
+    Args:
+        app: the application.
+        limits: limits of HTTP connections.
+    """
     protocol = partial(BoundedProtocol, Connections(limits))
     return uvicorn.Config(
         app,
@@ -89,7 +97,10 @@ def http_config(app: FastAPI | Any, limits: ConnectionLimits) -> uvicorn.Config:
 
 
 def _possible(connections: int) -> int:
-    """Return how many connections there may be with the descriptors that this process may have."""
+    """Return how many of `connections` fit into this process's limit on open files.
+
+    The soft limit is raised as far as necessary and permitted.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _RESERVED_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -113,8 +124,8 @@ def _possible(connections: int) -> int:
 class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         if not self.should_exit:
-            # Threads that wait for the database or the broker can't be ended, and Python waits for
-            # them at its end.
+            # Threads that wait for the database or the broker can't be stopped, and Python joins
+            # them at exit.
             watchdog = threading.Timer(KILL_SECONDS, _kill)
             watchdog.daemon = True
             watchdog.start()

@@ -1,4 +1,4 @@
-"""What a service needs to know before it starts."""
+"""The settings of a service."""
 
 import re
 from pathlib import Path
@@ -12,58 +12,59 @@ from flux_endpoint.errors import AmqpError
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.size import parse_size
 
-#: Seconds; a number, or text with a unit as Flux has it.
+#: Seconds; a number, or text with a unit in Flux's format.
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 #: Bytes; a number, or text with a unit.
 Size = Annotated[float, BeforeValidator(parse_size)]
 
-#: Fewest characters of the secret in `authorization_url`.
+#: Minimum length of the secret in `authorization_url`.
 MIN_SECRET = 16
 _PATH = re.compile(r"[\w/-]+", re.ASCII)
 
 
 class ServiceSettings(BaseModel):
-    """Settings of one service; URLs may hold passwords and are kept out of `repr`.
+    """Settings of one service. URLs may contain passwords and are left out of `repr`.
 
     Attributes:
         host: address to listen on.
-        port: port to listen on; 0 takes a free one.
-        plain_http: whether to listen on other than the loopback interface, though the service
-            speaks HTTP without TLS.
-        database_url: `sqlite:////path/service.db` or `postgresql://user:password@host/name`; a
-            path, of an SQLite file.
-        amqp_url: the service's own way to the broker; it declares exchanges and queues.
-        authorization_url: where the broker asks who may do what: `http://HOST:PORT/SECRET`, which
-            the service listens on.
-        management_url: the broker's management API, by which connections are closed and limited;
-            empty: none are.
-        shared_broker_accounts: the broker does not ask; clients and endpoints are handed out the
-            accounts in the two URLs below.
-        endpoint_amqp_url: where registered endpoints find the broker, by default as in `amqp_url`;
-            an account is in it only with `shared_broker_accounts`.
+        port: port to listen on; 0: a free one.
+        plain_http: whether the service may listen on an address other than the loopback interface,
+            although it speaks HTTP without TLS.
+        database_url: `sqlite:////path/service.db`, `postgresql://user:password@host/name`, or the
+            path of an SQLite file.
+        amqp_url: the broker's URL for the service itself, which declares exchanges and queues.
+        authorization_url: the URL that the service listens on for the broker's authorization
+            requests: `http://HOST:PORT/SECRET`.
+        management_url: URL of the broker's management API, with which the service closes and
+            limits connections; empty: it does neither.
+        shared_broker_accounts: whether all clients share one account at the broker, and all
+            endpoints another (those in the two URLs below). The broker then sends no authorization
+            requests.
+        endpoint_amqp_url: the broker's URL for registered endpoints; default: `amqp_url` without
+            the account. It has an account only with `shared_broker_accounts`.
         client_amqp_url: the same for clients.
-        audit_log: the file that says who did what (see `service.audit`); default: `audit.jsonl`
-            beside an SQLite database, none with another one.
-        publish_timeout: seconds that a submission waits for the broker before it answers. The tasks
-            are stored by then, and published when the broker is back.
-        official_window: most tasks that an endpoint of another make is given before they end,
-            unless it can run more at a time; so many are lost with it at most.
-        max_connections: most HTTP connections.
-        max_connections_per_address: most of them from one address that is not the loopback
-            interface; 0: no limit, as behind a proxy, which has one address.
-        max_account_connections: most connections at the broker of each user's token, if there is a
-            `management_url`.
-        keep_tasks: seconds after its end for which a task is known, with its result and events.
-        keep_functions: seconds after their last use for which functions are known.
-        keep_user_results: bytes of results of each user; the oldest go first.
-        max_user_requests: requests of each user a second; for ten seconds' worth more at once.
-        max_user_tasks: tasks of each user that have not ended.
-        max_user_queued: bytes of the arguments of these.
-        max_user_functions: functions of each user.
-        max_user_code: bytes of these, and of deleted ones that are still kept.
-        max_user_endpoints: endpoints of each user.
-        max_user_groups: task groups of each user.
-        max_user_queues: queues that clients of each user open in ten minutes.
+        audit_log: path of the audit log (see `service.audit`); default: `audit.jsonl` beside an
+            SQLite database, no log with another database.
+        publish_timeout: seconds that a submission waits for the broker before it is answered. Its
+            tasks are stored by then, and published when the broker is back.
+        official_window: maximum number of open tasks that an official endpoint is given, unless it
+            can run more at a time. At most this many are lost with it.
+        max_connections: maximum number of HTTP connections.
+        max_connections_per_address: maximum number of HTTP connections from one address, the
+            loopback interface excepted; 0: no limit, for a service behind a proxy.
+        max_account_connections: maximum number of connections to the broker with each user's token;
+            needs `management_url`.
+        keep_tasks: seconds for which a task is kept after its end, with its result and events.
+        keep_functions: seconds for which a function is kept after its last use.
+        keep_user_results: maximum bytes of results of each user; the oldest are removed first.
+        max_user_requests: requests per second of each user; bursts of ten seconds' worth pass.
+        max_user_tasks: maximum number of open tasks of each user.
+        max_user_queued: maximum bytes of the arguments of these tasks.
+        max_user_functions: maximum number of functions of each user.
+        max_user_code: maximum bytes of these functions, and of deleted ones that are still kept.
+        max_user_endpoints: maximum number of endpoints of each user.
+        max_user_groups: maximum number of task groups of each user.
+        max_user_queues: maximum number of queues that clients of each user open in ten minutes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -170,7 +171,7 @@ class ServiceSettings(BaseModel):
     @model_validator(mode="after")
     def _default_urls(self) -> Self:
         own = without_credentials(self.amqp_url)
-        # A half-dead endpoint keeps its queue's only consumer; a short heartbeat frees it soon.
+        # A hung endpoint remains its queue's only consumer until its heartbeats have been missed.
         endpoint = self.endpoint_amqp_url or own
         if "heartbeat=" not in endpoint:
             endpoint += ("&" if "?" in endpoint else "?") + "heartbeat=10"
@@ -183,10 +184,10 @@ def _http_parts(url: str) -> SplitResult:
     """Return the parts of an HTTP URL.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not an HTTP URL.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must start with http:// and name a host")
-    _ = parts.port  # raises if it is no number
+    _ = parts.port  # raises ValueError if it is not a number
     return parts

@@ -6,16 +6,16 @@ from flux_endpoint.errors import ConfigurationError
 
 
 def listen(host: str, port: int, remedy: str, backlog: int) -> socket.socket:
-    """Return a socket that listens.
+    """Return a listening socket.
 
     Args:
-        host: name or address.
-        port: 0 takes a free one.
-        remedy: what to do if it can't be listened on, for the error.
-        backlog: connections that the kernel keeps for us.
+        host: host name or address.
+        port: port; 0: a free one.
+        remedy: advice for the error message.
+        backlog: length of the kernel's listen queue.
 
     Raises:
-        ConfigurationError: the address can't be listened on.
+        ConfigurationError: the socket can't be bound to the address.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -25,7 +25,7 @@ def listen(host: str, port: int, remedy: str, backlog: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(backlog)
-    except (OSError, UnicodeError) as error:  # UnicodeError: it can't be a name of a host at all
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
         reason = getattr(error, "strerror", None) or "that is no name of a host"
         raise ConfigurationError(f"can't listen on {host}:{port}: {reason}; {remedy}") from error
     return listener

@@ -1,4 +1,4 @@
-"""Accepting a submission: once under each key, into a task group of the caller's."""
+"""Stores submissions: once per idempotency key, in a task group of the caller."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,15 +12,19 @@ from flux_endpoint.service.quotas import Quotas
 from flux_endpoint.service.store import endpoints, functions, task_groups, tasks
 from flux_endpoint.service.store.engine import Database
 
-#: Most characters of an idempotency key.
+#: Maximum length of an idempotency key.
 MAX_KEY = 256
 
-# Two services on one database may try the same key, or the same new group, at the same moment.
+# Two requests may store the same key, or create the same group, at the same time.
 _STORE_ATTEMPTS = 3
 
 
 def earlier(connection: sa.Connection, submission: tasks.Submission) -> tasks.Submission | None:
-    """Return what was stored under the same key, if the request was the same.
+    """Return the stored submission with the same idempotency key, or `None`.
+
+    Args:
+        connection: a transaction.
+        submission: the new submission.
 
     Raises:
         ServiceError: 422, the key was used for another request.
@@ -45,18 +49,19 @@ def store(
     new: Sequence[tasks.NewTask],
     also: Callable[[sa.Connection], None] = lambda _: None,
 ) -> tasks.Submission:
-    """Store a submission and return it, or return what was stored under its key before.
+    """Store a submission and return it, or return the earlier one with the same key.
 
     Args:
-        database: where to.
-        quotas: what a user may have.
-        submission: what its tasks share.
-        new: the tasks.
-        also: stores what else belongs to it, in the same transaction.
+        database: the service's database.
+        quotas: the limits of users.
+        submission: the submission.
+        new: its tasks.
+        also: stores further records in the same transaction.
 
     Raises:
-        ServiceError: 403, the task group is somebody else's; 404, the endpoint was deleted at this
-            moment; 422, the key was used differently; 429, the user has too many open tasks.
+        ServiceError: 403, the task group belongs to another user, or the user has too many; 404,
+            the endpoint was deleted in the meantime; 422, the key was used for another request;
+            429, the user has too many open tasks.
     """
     size = sum(_bytes(task.payload) for task in new)
     attempt = 0
@@ -76,7 +81,7 @@ def store(
                 used = {task.function_id for task in new if task.function_id is not None}
                 functions.note_use(connection, used, submission.created_at)
                 also(connection)
-                # At the end: services on one database wait for each other here.
+                # Last, since it locks the user's row, for which concurrent submissions wait.
                 quotas.add_tasks(connection, submission.owner_id, len(new), size)
         except IntegrityError:
             if attempt == _STORE_ATTEMPTS:
@@ -97,18 +102,18 @@ def join_group(
     *,
     bundles: bool | None = None,
 ) -> None:
-    """Create a task group of a user's, unless it is there.
+    """Create a task group of a user, unless it exists.
 
     Args:
-        database: where to.
-        quotas: what a user may have.
+        database: the service's database.
+        quotas: the limits of users.
         group_id: the group.
-        user_id: whose it is.
-        bundles: whether a queue that gets its results from now on takes several in one message;
-            `None`: there is no such queue.
+        user_id: its owner.
+        bundles: kind of queue that gets the group's results from now on: with several results per
+            message, or with one; `None`: no queue.
 
     Raises:
-        ServiceError: 403, it is somebody else's, or the user has too many.
+        ServiceError: 403, the group belongs to another user, or the user has too many.
     """
     for attempt in range(1, _STORE_ATTEMPTS + 1):
         try:

@@ -1,4 +1,4 @@
-"""A task as the message that an endpoint takes from its queue."""
+"""Publishes tasks as messages to an endpoint's queue."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from flux_endpoint.service.store.functions import Code
 
 log = logging.getLogger(__name__)
 
-# What a task without a function has in the header that an endpoint requires.
+# Function id of a task without a function: endpoints require the header.
 _NO_FUNCTION = str(UUID(int=0))
 
 
@@ -34,14 +34,14 @@ def publish_tasks(
 ) -> Iterator[Future[None]]:
     """Publish tasks of a submission one after the other; yield the confirm of each message.
 
-    A task that the broker refuses, as too large for it, ends in a failure instead.
+    A task that the broker refuses because of its size fails.
 
     Args:
-        connection: the way to the broker.
-        submission: what they share.
-        new: the tasks.
-        code: the functions by their ids.
-        together: how many of them the endpoint takes in one message.
+        connection: connection to the broker.
+        submission: the submission.
+        new: its tasks.
+        code: the code of functions, by function id.
+        together: maximum number of tasks that the endpoint accepts in one message.
 
     Raises:
         PublishError: the connection was closed.
@@ -56,7 +56,8 @@ def _parts(
 ) -> Iterator[Part]:
     becomes_job = bool(submission.resource_specification)
     start = '\x01{"message_type":"task","data":{"task_buffer":'
-    # Two JSON strings make one: the function's is encoded, and sent, once for all of its tasks.
+    # The JSON text of the function and that of the arguments are joined to one string, so that the
+    # function is encoded and sent once for all of its tasks.
     heads: dict[str | None, bytes] = {None: f'{start}"'.encode()}  # without a function: no code
     heads.update(
         (each, f"{start}{json.dumps(its.text)[:-1]}".encode()) for each, its in code.items()
@@ -73,7 +74,7 @@ def _parts(
 
 
 class _Sender:
-    """Publishes tasks of a submission, and follows each message to its confirm."""
+    """Publishes tasks of a submission, and handles the confirm of each message."""
 
     def __init__(self, connection: AmqpConnection, submission: tasks.Submission) -> None:
         self._connection = connection
@@ -82,7 +83,7 @@ class _Sender:
         self._shared = _shared_headers(submission)
 
     def send(self, parts: Sequence[Part]) -> Future[None]:
-        """Publish tasks in one message; the future is done when all have been dealt with."""
+        """Publish tasks in one message; the future is done once each is sent or has failed."""
         if len(parts) > 1:
             body = pack_bundle(parts, self._shared)
             sent = self._publish(body, content_type=CONTENT_TYPE)
@@ -96,13 +97,13 @@ class _Sender:
         return self._connection.publish(queues.TASKS_EXCHANGE, self._queue_name, body, **options)
 
     def _sent(self, parts: Sequence[Part], settled: Future[None], sent: Future[None]) -> None:
-        """Runs on the connection's thread: a message is confirmed, or refused."""
+        """Handle the end of a message, on the connection's thread."""
         refusal = sent.exception()
         if not isinstance(refusal, RefusedMessageError):
             pass_on(settled, sent)
             return
         try:
-            if len(parts) > 1:  # perhaps each is small enough
+            if len(parts) > 1:  # one by one they may be small enough
                 countdown = Countdown(len(parts), partial(end, settled))
                 for part in parts:
                     self.send([part]).add_done_callback(countdown.one_done)
@@ -118,7 +119,7 @@ class _Sender:
                 text,
                 presumed=False,
             )
-        except PublishError as closed:  # we are ending: the next service comes here again
+        except PublishError as closed:  # the service is stopping: the next one publishes them
             settled.set_exception(closed)
         else:
             failure.add_done_callback(partial(pass_on, settled))

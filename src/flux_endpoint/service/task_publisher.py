@@ -1,9 +1,8 @@
-"""Tasks on their way to the broker: published with confirms, or later by the outbox.
+"""Publishes tasks to the broker with confirms; an outbox publishes the rest later.
 
-A task is stored before it is published. What the broker has not confirmed stays marked in the
-database and is published again when the connection comes back or the service starts: nothing that
-was accepted depends on this process or on the broker being alive. An endpoint drops what it sees
-twice.
+A task is stored before it is published. A submission without all confirms stays marked in the
+database, and is published again when the connection is back or the service starts. So no accepted
+task is lost if this process or the broker dies. An endpoint drops duplicates.
 """
 
 import logging
@@ -32,39 +31,39 @@ from flux_endpoint.service.task_message import publish_tasks
 
 log = logging.getLogger(__name__)
 
-# Submissions handed over and not yet confirmed, and bytes of their arguments; a request that finds
-# no room leaves it to the outbox.
+# Maximum number of unconfirmed submissions, and of bytes of their arguments. A request that exceeds
+# them leaves its tasks to the outbox.
 _MAX_WAITING = 64
 _MAX_WAITING_BYTES = 128 * 2**20
-# Submissions read from the database at a time.
+# Number of submissions read from the database at a time.
 _OUTBOX_PAGE = 20
 _MAX_BACKOFF = 30.0
 _DECLARE_TIMEOUT = 30.0
-# A group's queue is declared again after so many seconds, should it have vanished from the broker.
+# Seconds after which a group's queue is declared again, in case the broker has lost it.
 _DECLARED_FOR = 600.0
 _MAX_DECLARED = 10_000
 
 
 @dataclass
 class _Outgoing:
-    """A submission with what is to be published of it."""
+    """A submission, and those of its tasks that are to be published."""
 
     submission: tasks.Submission
     new: Sequence[tasks.NewTask]
     code: dict[str, functions.Code]
-    #: How many tasks the endpoint takes in one message.
+    #: Maximum number of tasks that the endpoint accepts in one message.
     together: int = 1
     done: Future[None] = field(default_factory=Future)
 
     @property
     def size(self) -> int:
-        """Characters of arguments."""
+        """Number of characters of the arguments."""
         return sum(len(task.payload) for task in self.new)
 
 
 @dataclass(frozen=True)
 class _Message:
-    """A message that is no task: sent once, and forgotten if it can't be."""
+    """A message that is not a task: published once, without a retry."""
 
     exchange: str
     routing_key: str
@@ -76,7 +75,7 @@ class _Message:
 
 @dataclass(frozen=True)
 class _Declared:
-    """The queue of a submission's task group exists, or `error` says why not."""
+    """The queue of a submission's task group was declared, unless there is an `error`."""
 
     outgoing: _Outgoing
     error: BaseException | None
@@ -89,23 +88,23 @@ class _Confirmed:
 
 
 class _Wake:
-    """Look into the database for what was not published."""
+    """Look for unpublished submissions in the database."""
 
 
 class _Restart(_Wake):
-    """The same, and declare all queues first: the broker may have lost them."""
+    """Declare all queues first, since the broker may have lost them; then do as for `_Wake`."""
 
 
 _Item = _Outgoing | _Message | _Declared | _Confirmed | _Wake
 
 
 class TaskPublisher:
-    """Owns what is being published, in a thread of its own; its methods are for any thread.
+    """Publishes tasks on its own thread. Safe to use from several threads.
 
     Args:
-        database: what is stored.
-        connection: the way to the broker.
-        official: holds tasks of endpoints of another make, which are not published here.
+        database: the service's database.
+        connection: connection to the broker.
+        official: holds back the tasks of official endpoints, which are not published here.
     """
 
     def __init__(
@@ -117,27 +116,27 @@ class TaskPublisher:
         self._room = Room(_MAX_WAITING, _MAX_WAITING_BYTES)
         self._connected = threading.Event()
         self._thread = OwnerThread("task-publisher", after_turn=self._turn, at_end=self._last_turn)
-        # The thread's own:
-        #: What has come since the last turn.
+        # Only the thread uses these:
+        #: Items since the last turn of the thread.
         self._posted: list[_Item] = []
         self._in_flight: dict[str, _Outgoing] = {}
         self._declared: dict[str, tuple[float, Future[None]]] = {}
-        #: Whether the database has more than there was room for in memory.
+        #: Whether the database has more submissions than fitted into memory.
         self._more = False
         self._retry_at: float | None = None
         self._failures = 0
 
     def start(self) -> None:
-        """Begin; whatever an earlier service left unpublished goes first."""
+        """Begin; tasks that an earlier service left unpublished go first."""
         self._thread.start()
 
     def connected(self) -> None:
-        """Tell that the connection to the broker was made."""
+        """Record that the connection to the broker was made."""
         self._connected.set()
         self._post(_Restart())
 
     def disconnected(self) -> None:
-        """Tell that the connection to the broker was lost."""
+        """Record that the connection to the broker was lost."""
         self._connected.clear()
 
     def publish(
@@ -148,21 +147,24 @@ class TaskPublisher:
         timeout: float,
         together: int = 1,
     ) -> bool:
-        """Publish a stored submission; return whether the broker has it all within `timeout`.
+        """Publish a stored submission.
 
-        What it doesn't have by then is published later. With `create_queue` the queue of the task
-        group exists if the answer is true.
+        Tasks that are not confirmed in time are published later. With `create_queue`, the queue of
+        the task group exists if the return value is true.
 
         Args:
-            submission: what the tasks share.
-            new: the tasks.
-            code: the functions by their ids.
-            timeout: seconds.
-            together: how many tasks the endpoint takes in one message.
+            submission: the submission.
+            new: its tasks.
+            code: the code of functions, by function id.
+            timeout: time limit in seconds.
+            together: maximum number of tasks that the endpoint accepts in one message.
+
+        Returns:
+            Whether the broker has confirmed all tasks within `timeout`.
         """
         deadline = time.monotonic() + timeout
         if not self._connected.wait(timeout):
-            return False  # being connected wakes the outbox
+            return False  # `connected` wakes the outbox
         outgoing = _Outgoing(submission, new, code, together)
         size = outgoing.size
         if not self._room.acquire(size, max(deadline - time.monotonic(), 0)):
@@ -172,7 +174,7 @@ class TaskPublisher:
         self._post(outgoing)
         try:
             outgoing.done.result(timeout=max(deadline - time.monotonic(), 0))
-        except Exception as error:  # noqa: BLE001 - logged where it happened, and retried from there
+        except Exception as error:  # noqa: BLE001 - logged and retried elsewhere
             event(log, logging.DEBUG, "submission published later", reason=error)
             return False
         return True
@@ -187,11 +189,19 @@ class TaskPublisher:
         headers: Mapping[str, object] | None = None,
         expiration: float | None = None,
     ) -> None:
-        """Publish one message and wait for its confirm; drop it after `expiration` seconds.
+        """Publish one message and wait for its confirm.
+
+        Args:
+            exchange: the exchange.
+            routing_key: the routing key.
+            body: the message.
+            timeout: time limit in seconds.
+            headers: headers of the message.
+            expiration: seconds after which the broker drops the message; `None`: it keeps it.
 
         Raises:
-            UnroutableError: no queue takes it.
-            AmqpError: the broker has not confirmed it within `timeout`; it may still arrive.
+            UnroutableError: no queue gets the message.
+            AmqpError: the broker has not confirmed it in time; it may still arrive.
         """
         deadline = time.monotonic() + timeout
         if not self._connected.wait(timeout):
@@ -207,27 +217,38 @@ class TaskPublisher:
             raise AmqpError(f"the message broker did not answer in {timeout} s") from error
 
     def declare(self, things: Sequence[topology.Declaration], timeout: float) -> bool:
-        """Declare queues and bindings; return whether they exist within `timeout`."""
+        """Declare queues and bindings.
+
+        Args:
+            things: the declarations.
+            timeout: time limit in seconds.
+
+        Returns:
+            Whether the broker has confirmed them in time.
+        """
         deadline = time.monotonic() + timeout
         if not self._connected.wait(timeout):
             return False
         try:
             declared = self._connection.declare_once(*things)
             declared.result(timeout=max(deadline - time.monotonic(), 0))
-        except Exception as error:  # noqa: BLE001 - whatever it was, they may not exist
+        except Exception as error:  # noqa: BLE001 - after any error they may not exist
             event(log, logging.ERROR, "queues not declared", reason=error)
             return False
         return True
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop; the connection must be closed first, so that its confirms have all come."""
+        """Stop, within `timeout` seconds.
+
+        The connection must be closed first, so that no confirm is outstanding.
+        """
         self._thread.stop()
         self._thread.join(timeout)
 
     def _post(self, item: _Item) -> None:
         self._thread.post(lambda: self._posted.append(item))
 
-    # What follows runs on the thread.
+    # The following methods run on the thread.
 
     def _turn(self) -> float:
         items, self._posted = self._posted, []
@@ -246,7 +267,7 @@ class TaskPublisher:
         self._settle(self._posted)
 
     def _give_up(self, items: list[_Item], error: Exception) -> None:
-        """Answer those who wait for what was not sent: the outbox has it."""
+        """Resolve the futures of unsent items with `error`; the outbox publishes the tasks."""
         for item in items:
             sent = isinstance(item, _Outgoing) and item.submission.id in self._in_flight
             if isinstance(item, _Outgoing | _Message) and not sent and not item.done.done():
@@ -283,7 +304,7 @@ class TaskPublisher:
             if published:
                 with self._database.write() as connection:
                     tasks.mark_published(connection, published)
-        except SQLAlchemyError as error:  # they are published twice then, which is harmless
+        except SQLAlchemyError as error:  # they will be published twice, which is harmless
             self._retry_later(error)
         for item, outgoing in settled:
             if item.error is None and not outgoing.new:
@@ -314,11 +335,11 @@ class TaskPublisher:
     def _send(self, outgoing: _Outgoing) -> None:
         submission = outgoing.submission
         already = self._in_flight.get(submission.id)
-        if already is not None:  # the outbox was faster
+        if already is not None:  # the outbox is publishing it already
             already.done.add_done_callback(partial(pass_on, outgoing.done))
             return
         self._in_flight[submission.id] = outgoing
-        # The queue comes first: a result that finds none is forwarded to nobody.
+        # The queue is declared first: without it a result would reach no client.
         declared = self._group_declared(submission)
         if declared is None:
             self._publish_all(outgoing, None)
@@ -342,7 +363,7 @@ class TaskPublisher:
             confirm.add_done_callback(partial(pass_on, message.done))
 
     def _group_declared(self, submission: tasks.Submission) -> Future[None] | None:
-        """Return what to wait for before publishing, `None` if that is nothing."""
+        """Return the pending declaration of the group's queue; `None`: nothing to wait for."""
         if not submission.create_queue:
             return None
         now = time.monotonic()
@@ -368,7 +389,7 @@ class TaskPublisher:
                     outgoing.together,
                 )
             )
-        except PublishError as closed:  # we are ending: the next service publishes them
+        except PublishError as closed:  # the service is stopping: the next one publishes them
             self._on_done(outgoing, closed)
             return
         countdown = Countdown(len(confirms), partial(self._on_done, outgoing))
@@ -376,7 +397,7 @@ class TaskPublisher:
             confirm.add_done_callback(countdown.one_done)
 
     def _on_done(self, outgoing: _Outgoing, error: BaseException | None) -> None:
-        # On the connection's thread, in general.
+        # Usually runs on the connection's thread.
         if error is None:
             outgoing.done.set_result(None)
         else:
@@ -392,7 +413,7 @@ class TaskPublisher:
         sent = 0
         for submission in fresh:
             if sum(each.size for each in self._in_flight.values()) > _MAX_WAITING_BYTES:
-                break  # each confirm comes here again
+                break  # continued after each confirm
             with self._database.read() as connection:
                 new = tasks.unpublished_tasks(connection, submission.id, self._official.not_held)
                 used = {task.function_id for task in new if task.function_id is not None}

@@ -5,20 +5,20 @@ from typing import Any
 from flux_endpoint.amqp import Binding, Exchange, Queue
 from flux_endpoint.protocol import queues
 
-#: The queue of a group's official clients is kept unused for so long (milliseconds): 14 days.
+#: The broker deletes the queue of a group's official clients if it is unused for this time (ms).
 GROUP_QUEUE_EXPIRES = 14 * 24 * 3600 * 1000
 
-#: A client's own queue: 10 minutes. For so long it fills up when its client is gone for good; one
-#: that comes back later opens it again, and asks REST for what it missed.
+#: The same for a client's own queue (ms). It keeps collecting messages for this time after its
+#: client is gone. A client that returns later opens it again, and reads the rest over REST.
 CLIENT_QUEUE_EXPIRES = 10 * 60 * 1000
 
-#: The queue of job events of clients that name no queue of their own: a day.
+#: The same for the job-event queue that a group's clients without an id share (ms).
 SHARED_EVENTS_EXPIRES = 24 * 3600 * 1000
 
-#: Bytes of job events that wait for somebody who listens no more; what comes then is not kept.
+#: Maximum bytes in a queue of job events; the broker rejects further events.
 EVENTS_QUEUE_MAX_BYTES = 64 * 2**20
 
-#: What is set aside may take this much of the broker's disk; the oldest goes first.
+#: Maximum bytes of dead-lettered messages; the oldest are dropped first.
 DEAD_LETTERS_MAX_BYTES = 2**30
 
 _SET_ASIDE = {"x-dead-letter-exchange": queues.DEAD_LETTERS}
@@ -28,7 +28,7 @@ Declaration = Exchange | Queue | Binding
 
 
 def shared() -> list[Declaration]:
-    """Return what exists once: the exchanges and the service's own queues."""
+    """Return the exchanges and the service's own queues."""
     return [
         Exchange(queues.DEAD_LETTERS, "fanout"),
         Queue(queues.DEAD_LETTERS, {"x-max-length-bytes": DEAD_LETTERS_MAX_BYTES}),
@@ -69,12 +69,12 @@ def of_group(group_id: str) -> list[Declaration]:
 
 
 def results_of_client(group_id: str, client_id: str, *, bundles: bool) -> list[Declaration]:
-    """Return a client's own queue of a task group's results.
+    """Return a client's own queue for a task group's results.
 
     Args:
         group_id: the task group.
         client_id: the client.
-        bundles: whether it takes several results in one message.
+        bundles: whether the client accepts several results in one message.
     """
     key = queues.task_group_bundles_key if bundles else queues.task_group_key
     return _group_queue(
@@ -85,14 +85,19 @@ def results_of_client(group_id: str, client_id: str, *, bundles: bool) -> list[D
 
 
 def events_of_client(group_id: str, client_id: str | None) -> list[Declaration]:
-    """Return a client's queue of a task group's job events."""
+    """Return a client's queue for a task group's job events.
+
+    Args:
+        group_id: the task group.
+        client_id: the client; `None`: the queue that clients without an id share.
+    """
     return _group_queue(
         queues.task_group_events_queue(group_id, client_id),
         queues.task_group_events_key(group_id),
         {
             "x-expires": SHARED_EVENTS_EXPIRES if client_id is None else CLIENT_QUEUE_EXPIRES,
             "x-max-length-bytes": EVENTS_QUEUE_MAX_BYTES,
-            # Dropping the oldest instead would send them to the dead letters.
+            # RabbitMQ would dead-letter the oldest events if it dropped them instead.
             "x-overflow": "reject-publish",
         },
     )

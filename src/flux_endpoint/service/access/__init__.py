@@ -1,6 +1,6 @@
-"""Who may do what at the broker: accounts that RabbitMQ keeps apart, by asking this service.
+"""Access control for the broker: RabbitMQ uses this service to authorize accounts.
 
-Every token has an account of its own for its user, and one for each endpoint that it registers.
-RabbitMQ knows none of them: for each login and each new use of a queue, exchange or routing key its
-HTTP authorization backend asks `listener`, and `rules` says what is answered.
+Each token has one account for its user, and one for each endpoint that it has registered. RabbitMQ
+does not store these accounts. For each login, and for each new use of a queue, exchange or routing
+key, its HTTP authorization backend sends a request to `listener`, and `rules` has the answer.
 """

@@ -1,4 +1,4 @@
-"""The answers to RabbitMQ's questions."""
+"""The answers to RabbitMQ's authorization requests."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,13 +10,13 @@ from flux_endpoint.service.store.engine import Database
 
 
 class Authority:
-    """Knows who may do what. Safe to use from several threads.
+    """Answers authorization requests. Safe to use from several threads.
 
     Args:
-        database: which tokens, endpoints and task groups there are.
-        passwords: those of all accounts.
+        database: the service's database.
+        passwords: the passwords of all accounts.
         vhost: the broker's virtual host that the service uses.
-        limit: called before an account is let in.
+        limit: called with an account before its login is permitted.
     """
 
     def __init__(
@@ -33,23 +33,23 @@ class Authority:
         self._trials: dict[str, Trial] = {}
 
     def admit(self, trial: Trial) -> None:
-        """Let the account of a trial in until `dismiss`."""
+        """Accept the account of a trial until `dismiss`."""
         self._trials[trial.name] = trial
 
     def dismiss(self, trial: Trial) -> None:
-        """Know nothing any more of the account of a trial."""
+        """Stop accepting the account of a trial."""
         self._trials.pop(trial.name, None)
 
     def answer(self, question: str, fields: Mapping[str, str]) -> bool:
-        """Return whether RabbitMQ shall allow something.
+        """Return whether RabbitMQ should permit an operation.
 
         Args:
-            question: `user`, `vhost`, `resource` or `topic`.
-            fields: what RabbitMQ says with it.
+            question: kind of request: `user`, `vhost`, `resource` or `topic`.
+            fields: fields of the request.
 
         Raises:
             KeyError: a field is missing.
-            DatabaseError: the database can't be asked.
+            DatabaseError: the database can't be read.
         """
         name = fields["username"]
         trial = self._trials.get(name)
@@ -72,7 +72,7 @@ class Authority:
         return True
 
     def _is_meant(self, question: str, fields: Mapping[str, str]) -> bool:
-        """Return whether the password is right, or the virtual host is this service's."""
+        """Return whether the password is correct, or the virtual host is that of this service."""
         if question == "user":
             return self._passwords.is_right(fields["username"], fields["password"])
         return fields["vhost"] == self._vhost

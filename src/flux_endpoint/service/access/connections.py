@@ -1,7 +1,7 @@
-"""What the service has RabbitMQ do by its management API: limit accounts, close connections.
+"""Limits accounts and closes connections over RabbitMQ's management API.
 
-RabbitMQ limits connections and channels of users that it has itself. So each account gets a user of
-its name there, without a password: who it is, RabbitMQ goes on asking the service.
+RabbitMQ limits connections and channels only for users in its own database. So each account gets a
+user of the same name there, without a password; the service still authenticates it.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from flux_endpoint.service.store.accounts import Account, AccountKind
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks if nobody is told that something was revoked: tokens are revoked in the
-#: database, by other processes.
+#: Seconds between two scans without a notification: other processes may revoke tokens in the
+#: database.
 PERIOD = 60.0
-#: Seconds after which RabbitMQ has forgotten that an account was alive.
+#: Seconds after which RabbitMQ has dropped its cached answers.
 AGAIN = CACHE_SECONDS + 1.0
 _TIMEOUT = 10.0
 _CLOSE_TIMEOUT = 3.0
-#: Connections that an account of an endpoint may have open: an agent has one, `doctor` another.
+#: Maximum number of connections of an endpoint's account. An agent has one, `doctor` another.
 ENDPOINT_CONNECTIONS = 16
-#: Channels of an account, for each of its connections.
+#: Maximum number of channels of an account, per connection.
 CHANNELS = 8
-#: Seconds that one call may take while RabbitMQ waits for an answer.
+#: Time limit (s) of a call during a login, while RabbitMQ waits for the answer.
 _LIMIT_TIMEOUT = 2.0
 _REASON = "the token was revoked, or the endpoint deleted"
 
@@ -39,8 +39,9 @@ class Management:
     """RabbitMQ's management API.
 
     Args:
-        url: `http://host:port`, with user and password if they are others than the service's.
-        amqp_url: the service's account, which must have the tag `administrator`.
+        url: `http://host:port`, with user and password if they differ from those in `amqp_url`.
+        amqp_url: URL with the service's account. The account in use must have the tag
+            `administrator`.
     """
 
     def __init__(self, url: str, amqp_url: str) -> None:
@@ -50,23 +51,23 @@ class Management:
         self._client = httpx.Client(
             auth=(unquote(account.username or ""), unquote(account.password or "")),
             timeout=_TIMEOUT,
-            trust_env=False,  # a proxy is for the world outside
+            trust_env=False,  # proxies are for external hosts
         )
 
     def users(self, vhost: str) -> set[str]:
-        """Return whose connections there are on a virtual host.
+        """Return the users that have connections on a virtual host.
 
         Raises:
             httpx.HTTPError: the API does not answer, or refuses.
         """
-        # Without statistics, which come late, if at all.
+        # Without statistics, which may be late or disabled.
         what = "disable_stats=true&columns=user,vhost"
         answer = self._client.get(f"{self._url}/api/connections?{what}")
         answer.raise_for_status()
         return {each["user"] for each in answer.json() if each.get("vhost") == vhost}
 
     def close_connections(self, user: str) -> None:
-        """Have all connections of a user closed.
+        """Close all connections of a user.
 
         Raises:
             httpx.HTTPError: the API does not answer, or refuses.
@@ -75,11 +76,16 @@ class Management:
             f"{self._url}/api/connections/username/{quote(user, safe='')}",
             headers={"X-Reason": _REASON},
         )
-        if answer.status_code != httpx.codes.NOT_FOUND:  # it has gone by itself
+        if answer.status_code != httpx.codes.NOT_FOUND:  # the user has no connection any more
             answer.raise_for_status()
 
     def limit(self, user: str, vhost: str, connections: int) -> None:
-        """Let a user that RabbitMQ asks about have so many connections.
+        """Limit the connections and channels of a user, who is created if missing.
+
+        Args:
+            user: name of the user.
+            vhost: the service's virtual host; it goes into a tag of the user.
+            connections: maximum number of connections.
 
         Raises:
             httpx.HTTPError: the API does not answer, or refuses.
@@ -93,7 +99,7 @@ class Management:
         answer.raise_for_status()
 
     def limited(self, vhost: str) -> set[str]:
-        """Return the users that have been limited for a virtual host.
+        """Return the users with limits for a virtual host.
 
         Raises:
             httpx.HTTPError: the API does not answer, or refuses.
@@ -103,7 +109,7 @@ class Management:
         return {each["name"] for each in answer.json() if _tag(vhost) in each.get("tags", ())}
 
     def forget(self, users: Collection[str]) -> None:
-        """Have RabbitMQ forget the limits of users.
+        """Delete users, and so their limits.
 
         Raises:
             httpx.HTTPError: the API does not answer, or refuses.
@@ -117,17 +123,17 @@ class Management:
 
 
 def _tag(vhost: str) -> str:
-    """Return what marks the users that belong to a service: several may use one RabbitMQ."""
+    """Return the tag for users of one service, since several services may use one RabbitMQ."""
     return f"flux-endpoint-{hashlib.sha256(vhost.encode()).hexdigest()[:16]}"
 
 
 class AccountLimits:
-    """Has RabbitMQ limit what accounts open. Safe to use from several threads.
+    """Sets the limits of accounts in RabbitMQ. Safe to use from several threads.
 
     Args:
         management: the broker's management API.
         vhost: the virtual host that the service uses.
-        user_connections: most connections of a user's account.
+        user_connections: maximum number of connections of a user's account.
     """
 
     def __init__(self, management: Management, vhost: str, user_connections: int) -> None:
@@ -137,12 +143,12 @@ class AccountLimits:
             AccountKind.USER: user_connections,
             AccountKind.ENDPOINT: ENDPOINT_CONNECTIONS,
         }
-        #: Accounts that RabbitMQ has limits for; it keeps them.
+        #: Accounts that have limits in RabbitMQ, which stores them.
         self._known: set[str] = set()
         self._failed = False
 
     def apply(self, account: Account) -> None:
-        """Limit an account, before RabbitMQ lets it in; one that can't be limited comes in."""
+        """Limit an account before its login; a failure is logged and the login goes on."""
         if account.name in self._known:
             return
         try:
@@ -157,18 +163,22 @@ class AccountLimits:
             self._known.add(account.name)
 
     def forget(self, names: Collection[str] | None = None) -> None:
-        """Apply limits anew; by default to all accounts: the broker may be another one."""
+        """Set limits again at the next login.
+
+        Args:
+            names: names of accounts; default: all, since the broker may be another one.
+        """
         self._known.difference_update([*self._known] if names is None else names)
 
 
 class ConnectionCloser:
-    """Closes connections of accounts that are not alive any more, on a thread of its own.
+    """Closes the connections of revoked accounts, on its own thread.
 
     Args:
         management: the broker's management API.
-        vhost: the virtual host to look at.
-        ended: of some users, returns those that are accounts and not alive.
-        limits: the limits of accounts, which go with these.
+        vhost: the virtual host that the service uses.
+        ended: returns those of the given users that are revoked accounts.
+        limits: the limits of accounts, which are removed as well.
     """
 
     def __init__(
@@ -183,21 +193,21 @@ class ConnectionCloser:
         self._vhost = vhost
         self._ended = ended
         self._wake = threading.Event()
-        self._wake.set()  # what was revoked while no service ran
+        self._wake.set()  # the first scan covers revocations while no service was running
         self._stopping = False
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="connection-closer", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look now, and once more when RabbitMQ has forgotten its earlier answers. Any thread."""
+        """Scan now, and again once RabbitMQ's cached answers have expired. For any thread."""
         self._wake.set()
 
     def close(self) -> None:
-        """End."""
+        """Stop the thread and close the management API."""
         self._stopping = True
         self._wake.set()
         if self._thread.is_alive():
@@ -212,11 +222,11 @@ class ConnectionCloser:
             if self._stopping:
                 return
             closed = self._look()
-            # An answer that RabbitMQ has kept may have let one in again.
+            # A cached answer of RabbitMQ may have permitted another login.
             again = time.monotonic() + AGAIN if woken or closed else float("inf")
 
     def _look(self) -> bool:
-        """Close what is to be closed; return whether there was anything."""
+        """Close the connections of revoked accounts; return whether there were any."""
         closed = False
         try:
             for user in self._ended(self._management.users(self._vhost)):
@@ -226,7 +236,7 @@ class ConnectionCloser:
             if over := self._ended(self._management.limited(self._vhost)):
                 self._management.forget(over)
                 self._limits.forget(over)
-        except Exception as error:  # noqa: BLE001 - the next look is soon
+        except Exception as error:  # noqa: BLE001 - the next scan follows soon
             level = logging.DEBUG if self._failed else logging.WARNING
             reason = str(error) or type(error).__name__
             event(log, level, "connections of revoked tokens can't be closed", reason=reason)

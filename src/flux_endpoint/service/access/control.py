@@ -1,4 +1,4 @@
-"""Who may do what at the broker, from the service's start to its end."""
+"""Access control for the broker, over the lifetime of the service."""
 
 import logging
 import threading
@@ -26,51 +26,58 @@ _REMEDY = (
 
 
 class BrokerAccess(Protocol):
-    """What the service hands out for the broker, and what it does about it."""
+    """The accounts that clients and endpoints use at the broker."""
 
     @property
     def urls(self) -> BrokerUrls:
-        """The URLs that are handed out."""
+        """The broker's URLs for clients and endpoints."""
 
     def start(self) -> None:
-        """Begin.
+        """Start access control.
 
         Raises:
-            ConfigurationError: an address can't be listened on.
+            ConfigurationError: the service can't listen for authorization requests.
         """
 
     def check(self) -> None:
-        """Make sure that the broker keeps accounts apart, if it can be reached now.
+        """Check that the broker separates accounts, if it can be reached now.
 
         Raises:
-            ConfigurationError: it does not.
+            ConfigurationError: it does not use this service for authorization.
         """
 
     def broker_connected(self) -> None:
-        """The broker can be reached; it may be another one. Returns at once."""
+        """Handle a new connection to the broker, which may be another one. Returns at once."""
 
     def revoked(self) -> None:
-        """A token, a user or an endpoint is gone. Returns at once."""
+        """Handle the removal of a token, a user or an endpoint. Returns at once."""
 
     def close(self) -> None:
-        """End."""
+        """Stop access control."""
 
 
 def broker_access(settings: ServiceSettings) -> BrokerAccess:
-    """Return what the settings ask for; the database's schema must be up to date."""
+    """Return the access control that the settings select.
+
+    The database's schema must be up to date.
+    """
     if settings.shared_broker_accounts:
         return SharedAccess(settings)
     return AccountAccess(settings)
 
 
 class SharedAccess:
-    """All clients share one account, and all endpoints another."""
+    """All clients share one account, and all endpoints another.
+
+    Args:
+        settings: the service's settings.
+    """
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.urls = SharedUrls(settings.client_amqp_url, settings.endpoint_amqp_url)
 
     def start(self) -> None:
-        """Say what that means."""
+        """Log a warning about the consequences."""
         event(
             log,
             logging.WARNING,
@@ -79,25 +86,29 @@ class SharedAccess:
         )
 
     def check(self) -> None:
-        """Nothing: it was asked for."""
+        """Do nothing: the operator has chosen shared accounts."""
 
     def broker_connected(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def revoked(self) -> None:
-        """Nothing: shared accounts stay."""
+        """Do nothing: shared accounts stay valid."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class AccountAccess:
-    """Accounts that the broker keeps apart, since it asks this service."""
+    """Separate accounts, which the broker authorizes with this service.
+
+    Args:
+        settings: the service's settings.
+    """
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._amqp_url = settings.amqp_url
         self._closed = False
-        # A pool of its own: an answer does not wait for users' requests.
+        # Its own connection pool, so that answers don't wait for users' requests.
         self._database = Database(settings.database_url)
         with self._database.read() as connection:
             passwords = Passwords(accounts.account_key(connection))
@@ -120,7 +131,11 @@ class AccountAccess:
         )
 
     def start(self) -> None:
-        """Begin to answer the broker, and to close connections of accounts that have ended."""
+        """Begin to answer the broker, and to close the connections of revoked accounts.
+
+        Raises:
+            ConfigurationError: the service can't listen for authorization requests.
+        """
         self._listener.start()
         if self._closer is not None:
             self._closer.start()
@@ -133,24 +148,28 @@ class AccountAccess:
             )
 
     def check(self) -> None:
-        """Try the broker."""
+        """Check with a trial login that the broker uses this service.
+
+        Raises:
+            ConfigurationError: it does not.
+        """
         outcome = self._try()
         if outcome.verdict is Verdict.DOES_NOT_ASK:
             raise ConfigurationError(self._explanation(outcome))
 
     def broker_connected(self) -> None:
-        """Try the broker, on a thread."""
+        """Repeat the check on another thread, and set all limits again."""
         if self._limits is not None:
             self._limits.forget()
         threading.Thread(target=self._try_and_tell, name="broker-trial", daemon=True).start()
 
     def revoked(self) -> None:
-        """Have connections closed."""
+        """Close the connections of revoked accounts."""
         if self._closer is not None:
             self._closer.wake()
 
     def close(self) -> None:
-        """End everything."""
+        """Stop the threads and close the database."""
         self._closed = True
         if self._closer is not None:
             self._closer.close()

@@ -1,8 +1,8 @@
-"""Where RabbitMQ asks: a listener of its own, apart from the users' requests.
+"""The HTTP server for RabbitMQ's authorization requests, separate from that for users.
 
-It has its own thread, connections and database pool, so that an answer does not wait for users.
-Whoever asks has to know the path, which ends in a secret: RabbitMQ's HTTP backend can send no
-header.
+It has its own thread, connections and database pool, so that answers don't wait for users'
+requests. RabbitMQ's HTTP backend can't send a header for authentication. So the path ends in a
+secret.
 """
 
 import asyncio
@@ -26,31 +26,33 @@ from flux_endpoint.service.sockets import listen
 
 log = logging.getLogger(__name__)
 
-#: Most bytes of a question: a name and a routing key have 255 each, three times that if escaped.
+#: Maximum size of a request in bytes. A name and a routing key have up to 255 bytes each, and three
+#: times that when escaped.
 MAX_BODY = 16 * 1024
 _MAX_FIELDS = 32
-#: Seconds that an answer may take; RabbitMQ waits longer.
+#: Time limit (s) of an answer. RabbitMQ waits longer.
 ANSWER_SECONDS = 5.0
 _THREADS = 8
 _BACKLOG = 128
-#: RabbitMQ needs few; whoever else reaches the port must not take the service's descriptors.
+#: Maximum number of connections. RabbitMQ needs few, and other clients that reach the port must not
+#: use up the service's file descriptors.
 MOST_CONNECTIONS = 64
 _LIMITS = ConnectionLimits(connections=MOST_CONNECTIONS)
 _CLOSE_TIMEOUT = 5.0
 
-#: The last part of the path by which a service is told that something was revoked.
+#: Last path segment of the notification that something was revoked.
 REVOKED = "revoked"
 
 Answer = Callable[[str, Mapping[str, str]], bool]
 
 
 class QuestionListener:
-    """Answers RabbitMQ over HTTP.
+    """Answers RabbitMQ's authorization requests over HTTP.
 
     Args:
-        url: where to listen, `http://HOST:PORT/…/SECRET`; port 0 takes a free one.
-        answer: says what to answer; called from several threads.
-        on_revoked: called, from the listener's thread, when something was revoked elsewhere.
+        url: URL to listen on, `http://HOST:PORT/…/SECRET`; port 0: a free one.
+        answer: returns whether to permit a request (kind, fields); called from several threads.
+        on_revoked: called on the listener's thread when another process has revoked something.
     """
 
     def __init__(self, url: str, answer: Answer, on_revoked: Callable[[], None]) -> None:
@@ -62,14 +64,14 @@ class QuestionListener:
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-        #: A request has come by another path: whoever asks has another secret.
+        #: Whether a request had another path, so that its sender has another secret.
         self.misdirected = False
 
     def start(self) -> None:
-        """Begin to answer.
+        """Begin to answer requests.
 
         Raises:
-            ConfigurationError: the address can't be listened on.
+            ConfigurationError: the server can't listen on the address.
         """
         host, port = self._parts.hostname or "", self._parts.port or 0
         self._socket = listen(host, port, "choose another in --authorization-url", _BACKLOG)
@@ -93,7 +95,7 @@ class QuestionListener:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering requests."""
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join(_CLOSE_TIMEOUT)
@@ -134,7 +136,7 @@ class QuestionListener:
             allowed = await asyncio.wait_for(answer, ANSWER_SECONDS)
         except (ValueError, KeyError):
             return 400, b""
-        except Exception as error:  # noqa: BLE001 - no answer is a refusal that is not kept
+        except Exception as error:  # noqa: BLE001 - RabbitMQ refuses, and does not cache a 503
             reason = str(error) or type(error).__name__
             event(log, logging.ERROR, "a question of RabbitMQ's has no answer", reason=reason)
             return 503, b""
@@ -151,7 +153,7 @@ async def _body(receive: Receive) -> bytes:
     """Return a request's body.
 
     Raises:
-        ValueError: it is too large, or broke off.
+        ValueError: it is too large or incomplete.
     """
     body = bytearray()
     while True:
@@ -169,7 +171,7 @@ def _fields(body: bytes) -> dict[str, str]:
     """Return the fields of a form.
 
     Raises:
-        ValueError: it is no form, or a field stands there twice.
+        ValueError: it is not a form, or has a field twice.
     """
     pairs = parse_qsl(
         body.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict"

@@ -1,4 +1,4 @@
-"""The passwords of accounts: none is stored."""
+"""The passwords of accounts, which are derived from a secret and not stored."""
 
 import hashlib
 import hmac
@@ -9,7 +9,7 @@ class Passwords:
     """The passwords of all accounts.
 
     Args:
-        key: the secret of this service that they are derived from.
+        key: the service's secret, from which they are derived.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -21,5 +21,10 @@ class Passwords:
         return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
     def is_right(self, name: str, password: str) -> bool:
-        """Return whether `password` is that of the account `name`, in constant time."""
+        """Return whether a password is correct; the comparison takes constant time.
+
+        Args:
+            name: name of the account.
+            password: the password to check.
+        """
         return hmac.compare_digest(self.of(name).encode(), password.encode())

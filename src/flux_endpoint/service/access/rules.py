@@ -1,13 +1,13 @@
-"""What an account may do at the broker, as one pure function.
+"""The permissions of accounts at the broker, as one pure function.
 
 | account of | read (consume, get, purge) | write (publish) |
 |---|---|---|
-| user U | queues `tg.G[.C]` and `ev.G[.C]` of task groups that are U's | nothing |
+| user U | queues `tg.G[.C]` and `ev.G[.C]` of U's task groups | nothing |
 | endpoint E | queues `E.tasks` and `E.commands` | exchanges `results`, `heartbeats` and `events`, \
 each with E's routing key only |
 
-Nobody may configure (declare, delete). To bind is to write to a queue and to read from an exchange:
-nobody may do that either.
+No account may configure (declare, delete). Nor may an account bind, since that needs write
+permission on a queue and read permission on an exchange.
 """
 
 import re
@@ -44,7 +44,7 @@ class Resource:
 
 @dataclass(frozen=True)
 class Topic:
-    """A use of a routing key of a topic exchange; asked after the exchange itself.
+    """A use of a routing key at a topic exchange; RabbitMQ asks about the exchange first.
 
     Attributes:
         exchange: name of the exchange.
@@ -58,13 +58,13 @@ class Topic:
 
 
 def may(account: Account, use: Resource | Topic, owns_group: Callable[[str], bool]) -> bool:
-    """Return whether an account may do something.
+    """Return whether an account may use a resource.
 
     Args:
-        account: one that is alive.
-        use: what it is about to do.
-        owns_group: whether the account's user has the task group of an id; only asked if it
-            matters.
+        account: a valid account.
+        use: the requested use.
+        owns_group: returns whether the account's user owns the task group with an id; called only
+            if necessary.
     """
     match account.kind:
         case AccountKind.USER:

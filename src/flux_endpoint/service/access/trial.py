@@ -1,7 +1,7 @@
-"""A trial of the broker: does it ask this service about every step, and heed the answers?
+"""A check that the broker asks this service about every step, and obeys the answers.
 
-An account that nobody knows logs in, and publishes to an exchange that every virtual host has. It
-is allowed up to the last step, the routing key.
+A random account logs in and publishes to an exchange that every virtual host has. The service
+permits each step but the last one, the routing key.
 """
 
 import secrets
@@ -20,7 +20,7 @@ _HEARTBEAT = 20
 
 
 class Verdict(Enum):
-    """How a trial ended."""
+    """The result of a trial."""
 
     ASKS = "asks"
     DOES_NOT_ASK = "does not ask"
@@ -29,11 +29,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What a trial has shown.
+    """The result of a trial, with a reason.
 
     Attributes:
-        verdict: in a word.
-        reason: one sentence, unless the broker asks.
+        verdict: the result.
+        reason: one sentence; empty if the broker asks.
     """
 
     verdict: Verdict
@@ -41,16 +41,24 @@ class TrialOutcome:
 
 
 class Trial:
-    """One trial, with an account of its own."""
+    """One trial, with its own account."""
 
     def __init__(self) -> None:
         self.name = f"trial-{secrets.token_hex(16)}"
         self.password = secrets.token_hex(16)
-        #: The questions that have come.
+        #: The kinds of requests that have arrived.
         self.asked: set[str] = set()
 
     def answer(self, question: str, fields: Mapping[str, str]) -> bool:
-        """Answer a question about this account."""
+        """Answer an authorization request about this account.
+
+        Args:
+            question: kind of request: `user`, `vhost`, `resource` or `topic`.
+            fields: fields of the request.
+
+        Raises:
+            KeyError: a field is missing.
+        """
         self.asked.add(question)
         match question:
             case "user":
@@ -62,7 +70,7 @@ class Trial:
         return False
 
     def run(self, amqp_url: str) -> TrialOutcome:
-        """Go through all steps at the broker of `amqp_url`; takes its time to be refused."""
+        """Log in and publish at the broker of `amqp_url`; a refusal takes a few seconds."""
         url = with_credentials(amqp_url, self.name, self.password)
         parameters = connection_parameters(url, name="service-trial", heartbeat=_HEARTBEAT)
         refused = ""
@@ -90,13 +98,13 @@ class Trial:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Return whether the broker has refused the account, and not gone away itself."""
+    """Return whether the broker has refused the account; otherwise the connection has failed."""
     if isinstance(error, pika.exceptions.ConnectionClosedByBroker):
         return error.reply_code in _REFUSED
     return isinstance(error, _REFUSALS)
 
 
-#: Access refused, not allowed.
+#: AMQP reply codes: access refused, not allowed.
 _REFUSED = (403, 530)
 _REFUSALS = (
     pika.exceptions.AuthenticationError,

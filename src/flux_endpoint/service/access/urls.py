@@ -1,4 +1,4 @@
-"""The broker's URLs as they are handed out."""
+"""The broker's URLs for clients and endpoints."""
 
 from typing import Protocol
 
@@ -9,13 +9,18 @@ from flux_endpoint.service.store.users import User
 
 
 class BrokerUrls(Protocol):
-    """Who connects to the broker, and where."""
+    """The broker's URLs, with accounts, for clients and endpoints."""
 
     def of_user(self, user: User) -> str:
         """Return the URL for a user's clients."""
 
     def of_endpoint(self, endpoint_id: str, token_id: str) -> str:
-        """Return the URL for an endpoint, which is registered with the token of that id."""
+        """Return the URL for an endpoint.
+
+        Args:
+            endpoint_id: the endpoint.
+            token_id: id of the token with which it was registered.
+        """
 
 
 class SharedUrls:
@@ -47,7 +52,7 @@ class AccountUrls:
     Args:
         client: the URL for clients, without an account.
         endpoint: the URL for endpoints, without an account.
-        passwords: those of all accounts.
+        passwords: the passwords of all accounts.
     """
 
     def __init__(self, client: str, endpoint: str, passwords: Passwords) -> None:
@@ -60,7 +65,12 @@ class AccountUrls:
         return self._with(self._client, Account(AccountKind.USER, user.id, user.token_id))
 
     def of_endpoint(self, endpoint_id: str, token_id: str) -> str:
-        """Return the URL with the account of an endpoint."""
+        """Return the URL with the account of an endpoint.
+
+        Args:
+            endpoint_id: the endpoint.
+            token_id: id of the token with which it was registered.
+        """
         return self._with(self._endpoint, Account(AccountKind.ENDPOINT, endpoint_id, token_id))
 
     def _with(self, url: str, account: Account) -> str:

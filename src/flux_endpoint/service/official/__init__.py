@@ -1,10 +1,10 @@
-"""All that the service does for endpoints of another make: those of the official package.
+"""Support for official endpoints: those of the package `globus-compute-endpoint`.
 
 A *multi-user endpoint* registers, and starts *user endpoints* on command: one for each user and
-each configuration. These hold the tasks that they take in memory only, and acknowledge them at
-once. So each is given a window of tasks at a time, its runs are followed by their reports, and what
-a vanished run had taken ends in a failure that says so. All of it happens on one thread, the
-`dispatcher`'s. The rest of the service knows `OfficialEndpoints` alone (`make check` looks).
+configuration. A user endpoint acknowledges tasks at once and keeps them in memory only. So the
+service gives each endpoint a limited window of tasks, follows its runs by their status reports, and
+fails the tasks that a lost run had taken. All of this happens on one thread, the `dispatcher`. The
+rest of the service uses only `OfficialEndpoints` (`make check` enforces this).
 """
 
 from flux_endpoint.service.official.interface import OfficialEndpoints

@@ -1,6 +1,6 @@
-"""The command that has a multi-user endpoint start a user endpoint.
+"""The command to a multi-user endpoint to start a user endpoint.
 
-Plain JSON without an envelope, as `globus-compute-endpoint` 4.19 reads it.
+It is plain JSON without an envelope, as `globus-compute-endpoint` 4.19 expects it.
 """
 
 import json
@@ -12,13 +12,25 @@ from flux_endpoint.protocol import queues
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.users import User
 
-#: Seconds after which a command is dropped: a multi-user endpoint refuses those older than 180 s,
-#: and fails the tasks with them.
+#: Seconds after which the broker drops a command. A multi-user endpoint refuses commands that are
+#: older than 180 s, and reports the start as failed.
 COMMAND_SECONDS = 150.0
 
 
 def send_start(connection: AmqpConnection, endpoint: Endpoint, amqp_url: str) -> Future[None]:
-    """Tell a user endpoint's multi-user endpoint to start it; one that runs is left as it is."""
+    """Command a multi-user endpoint to start a user endpoint, unless that is running.
+
+    Args:
+        connection: connection to the broker.
+        endpoint: the user endpoint.
+        amqp_url: the broker's URL for the user endpoint.
+
+    Returns:
+        The broker's confirm.
+
+    Raises:
+        PublishError: the connection is closed.
+    """
     assert endpoint.parent_id is not None
     owner = User(endpoint.owner_id, endpoint.owner)
     credentials = queues.endpoint_queues(endpoint.id, amqp_url)

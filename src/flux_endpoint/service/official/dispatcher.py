@@ -1,7 +1,7 @@
-"""The thread that looks after endpoints of another make, and after deleted ones.
+"""The thread that manages official endpoints, and cleans up after deleted endpoints.
 
-Both on one thread: else the queues of an endpoint that is registered again could be deleted, as
-those of its deletion, after they were declared.
+One thread does both. Otherwise the cleanup after a deletion could delete the queues of an endpoint
+that was registered again in the meantime.
 """
 
 import logging
@@ -40,33 +40,33 @@ from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at all endpoints with open tasks, whatever was told of them.
+#: Seconds between two checks of all endpoints with open tasks.
 SWEEP_PERIOD = STALE_CLAIM
 
 _RETRY = 5.0
 _TIMEOUT = 20.0
-_ALL = ""  # stands for no endpoint in particular
+_ALL = ""  # key of timers that are not for a specific endpoint
 
 
 class Dispatcher:
-    """Its methods are for any thread; what they ask for happens on its own.
+    """Manages official endpoints on its own thread. Safe to use from several threads.
 
     Args:
-        database: endpoints, and what waits for them.
-        connection: the way to the broker.
-        urls: what endpoints are told to connect to.
-        window: see `Releases`.
+        database: the service's database.
+        connection: connection to the broker.
+        urls: the broker's URLs for endpoints.
+        window: maximum number of open tasks that an endpoint is given (see `Releases`).
     """
 
     def __init__(
         self, database: Database, connection: AmqpConnection, urls: BrokerUrls, window: int
     ) -> None:
         self._database = database
-        #: What has come since the last turn.
+        #: Items since the last turn of the thread.
         self._posted: list[Posted] = []
         self._connected = threading.Event()
         self._thread = OwnerThread("dispatcher", after_turn=self._turn, at_end=self._last_turn)
-        # The thread's own:
+        # Only the thread uses these:
         self._queue_admin = QueueAdmin(connection)
         self._timers = Timers()
         self._releases = Releases(database, connection, self._timers, window, self.tell)
@@ -82,28 +82,31 @@ class Dispatcher:
         self._removal = Removal(database, connection, self._queue_admin, deliveries.remove)
 
     def start(self) -> None:
-        """Begin; work begins with the connection."""
+        """Start the thread. It does nothing until the broker is connected."""
         self._thread.start()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop; the connection must be closed first, so that its confirms have all come."""
+        """Stop, within `timeout` seconds.
+
+        The connection must be closed first, so that no confirm is outstanding.
+        """
         self._thread.stop()
         self._thread.join(timeout)
 
     def connected(self) -> None:
-        """Tell that the connection to the broker was made."""
+        """Record that the connection to the broker was made."""
         self._connected.set()
         self.tell(BrokerConnected())
 
     def disconnected(self) -> None:
-        """Tell that the connection to the broker was lost."""
+        """Record that the connection to the broker was lost."""
         self._connected.clear()
 
     def tell(self, item: Posted) -> None:
-        """Tell what has happened."""
+        """Post an event to the thread."""
         self._thread.post(lambda: self._posted.append(item))
 
-    # What follows runs on the thread.
+    # The following methods run on the thread.
 
     def _turn(self) -> float:
         for item in self._take():
@@ -117,7 +120,7 @@ class Dispatcher:
 
     def _last_turn(self) -> None:
         for item in self._take():
-            if not isinstance(item, TasksReady | TasksEnded):  # nothing more is released
+            if not isinstance(item, TasksReady | TasksEnded):  # release no more tasks
                 self._guarded(item)
 
     def _take(self) -> list[Item]:
@@ -127,7 +130,7 @@ class Dispatcher:
     def _guarded(self, item: Item) -> None:
         try:
             self._handle(item)
-        except Exception as error:  # noqa: BLE001 - what it concerned is looked at again
+        except Exception as error:  # noqa: BLE001 - timers below schedule a retry
             self._failed(error)
             if isinstance(item, EndpointRegistered | EndpointStopping):
                 item.done.set_exception(error)
@@ -146,12 +149,12 @@ class Dispatcher:
     def _due(self, due: Due, endpoint_id: str) -> None:
         try:
             self._come_back(due, endpoint_id)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - retried by a timer
             self._failed(error)
             self._timers.within(due, endpoint_id, _soon())
 
     def _failed(self, error: Exception) -> None:
-        # Without a connection there is nothing to be told: it brings everything back.
+        # Failures are expected without a connection; the next one resumes all work.
         level = logging.WARNING if self._connected.is_set() else logging.DEBUG
         event(log, level, "endpoints not looked after, retrying", reason=repr(error))
 
@@ -202,7 +205,7 @@ class Dispatcher:
             told = self._runs.look(endpoint, time.time())
         else:
             told = self._runs.expire(endpoint, time.time())
-        if told:  # what is still in its queue waits for the next run
+        if told:  # the rest of its queue waits for the next run
             self._release(endpoint_id)
             self._start(endpoint_id, at_once=True)
 
@@ -234,16 +237,16 @@ class Dispatcher:
         if not item.report.get("error"):
             self._starts.answered(endpoint.id)
             self._timers.within(Due.START, endpoint.id, DEAF_AFTER)
-            self._release(endpoint.id)  # it may be able to run more than it was
+            self._release(endpoint.id)  # its capacity may have grown
 
     def _prepare(self, endpoint_id: str) -> None:
         endpoint = self._endpoint(endpoint_id)
         if endpoint is None:
             return
-        # The queues that its registration found may have been those of its deletion, here, since.
+        # A pending cleanup may have deleted its queues after the registration declared them.
         self._releases.declare(endpoint_id)
         if endpoint.starts_user_endpoints:
-            # Commands that have waited for it are too old for it by now, or will be.
+            # Waiting commands may be too old for it; `answered` allows new ones at once.
             self._queue_admin.purge(queues.commands_queue(endpoint_id)).result(_TIMEOUT)
             for each in self._user_endpoints(endpoint_id):
                 self._starts.answered(each.id)
@@ -256,7 +259,7 @@ class Dispatcher:
         self._empty()
 
     def _sweep(self) -> None:
-        """Take up what is nobody's: of a service that has ended, or of a run never heard of."""
+        """Take over claims of services that have stopped, and look for runs without a report."""
         self._releases.sweep()
         self._look_after_all(self._runs.watch)
 

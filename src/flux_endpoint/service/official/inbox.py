@@ -1,4 +1,4 @@
-"""What the dispatcher is told of, and in which order it looks at what has come meanwhile."""
+"""The events that are posted to the dispatcher, and the order in which it handles them."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -15,14 +15,14 @@ class TasksReady:
 
 @dataclass(frozen=True)
 class TasksEnded:
-    """Tasks of these endpoints have ended: there may be room for others."""
+    """Tasks of these endpoints have ended: there may be room for further tasks."""
 
     endpoint_ids: frozenset[str]
 
 
 @dataclass(frozen=True)
 class TasksPublished:
-    """What became of a page of tasks."""
+    """Tasks were published, or failed to be with `error`."""
 
     endpoint_id: str
     task_ids: Sequence[str]
@@ -31,7 +31,7 @@ class TasksPublished:
 
 @dataclass(frozen=True)
 class EndpointReported:
-    """What an endpoint has reported."""
+    """An endpoint has sent a status report."""
 
     endpoint_id: str
     report: Mapping[str, Any]
@@ -47,7 +47,7 @@ class EndpointRegistered:
 
 @dataclass(frozen=True)
 class EndpointStopping:
-    """A multi-user endpoint is to stop."""
+    """A multi-user endpoint should stop."""
 
     endpoint_id: str
     done: Future[None] = field(default_factory=Future)
@@ -75,7 +75,14 @@ Item = Posted | tuple[TasksPublished, ...]
 
 
 def coalesced(items: Sequence[Posted]) -> list[Item]:
-    """Look at an endpoint once for all the results and submissions that have come meanwhile."""
+    """Merge the events of one kind, so that each endpoint is handled once for all of them.
+
+    Args:
+        items: the events, in order of arrival.
+
+    Returns:
+        The events in the order in which they are handled.
+    """
     published = tuple(each for each in items if isinstance(each, TasksPublished))
     ended = [each.endpoint_ids for each in items if isinstance(each, TasksEnded)]
     ready = dict.fromkeys(each for each in items if isinstance(each, TasksReady))

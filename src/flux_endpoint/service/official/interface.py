@@ -1,4 +1,4 @@
-"""The moments at which endpoints of another make need something of the service."""
+"""The interface of official endpoints to the rest of the service."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -34,17 +34,17 @@ log = logging.getLogger(__name__)
 
 
 class OfficialEndpoints:
-    """Looks after endpoints of another make; its methods are for any thread.
+    """Manages official endpoints. Safe to use from several threads.
 
-    Methods that take an `Endpoint` may be called with one of this project's, for which they do
-    nothing in particular.
+    Most methods that take an `Endpoint` accept any endpoint; for an endpoint of Flux Endpoint they
+    do nothing special.
 
     Args:
-        database: endpoints, and what waits for them.
-        connection: the way to the broker.
-        urls: what endpoints are told to connect to.
-        window: most tasks that an endpoint may have been given and not ended, unless it says that
-            it can run more at a time.
+        database: the service's database.
+        connection: connection to the broker.
+        urls: the broker's URLs for endpoints.
+        window: maximum number of open tasks that an endpoint is given, unless it reports that it
+            can run more at a time.
     """
 
     def __init__(
@@ -54,22 +54,22 @@ class OfficialEndpoints:
         self._dispatcher = Dispatcher(database, connection, urls, window)
 
     def start(self) -> None:
-        """Begin; work begins with the connection."""
+        """Start the thread. It does nothing until the broker is connected."""
         self._dispatcher.start()
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop, within `timeout` seconds.
 
-        The connection must be closed first, so that its confirms have all come.
+        The connection must be closed first, so that no confirm is outstanding.
         """
         self._dispatcher.close(timeout)
 
     def connected(self) -> None:
-        """Tell that the connection to the broker was made."""
+        """Record that the connection to the broker was made."""
         self._dispatcher.connected()
 
     def disconnected(self) -> None:
-        """Tell that the connection to the broker was lost."""
+        """Record that the connection to the broker was lost."""
         self._dispatcher.disconnected()
 
     # Submissions
@@ -81,13 +81,13 @@ class OfficialEndpoints:
         config: Mapping[str, Any] | None,
         runtime: Mapping[str, Any] | None,
     ) -> str:
-        """Return the id of the endpoint that runs a user's tasks, and create it if need be.
+        """Return the id of the endpoint that runs a user's tasks; create it if necessary.
 
         Args:
-            endpoint: what the user submits to.
-            user: who.
-            config: the user's values for the template of a multi-user endpoint's configuration.
-            runtime: what the user's program says of itself.
+            endpoint: the endpoint that the user submits to.
+            user: the user.
+            config: the user's values for the configuration template of a multi-user endpoint.
+            runtime: the client's description of its own environment.
 
         Raises:
             ServiceError: 422, `config` is too large, or the endpoint has no template.
@@ -102,30 +102,35 @@ class OfficialEndpoints:
         new: Sequence[NewTask],
         code: Mapping[str, Code],
     ) -> None:
-        """Have new tasks wait in the store until there is room for them.
+        """Hold new tasks of an official endpoint in the store until there is room for them.
 
         Args:
-            connection: of the transaction that stores them.
-            endpoint: what they were submitted to.
-            runs_at: the id of the endpoint that runs them.
+            connection: the transaction that stores the tasks.
+            endpoint: the endpoint that they were submitted to.
+            runs_at: id of the endpoint that runs them.
             new: the tasks.
-            code: their functions by their ids.
+            code: the code of functions, by function id.
         """
         if not endpoint.is_own_make:
             sizes = [(each.id, _size(each, code)) for each in new]
             deliveries.add(connection, runs_at, sizes)
 
     def publishable(self, endpoint: Endpoint, new: Sequence[NewTask]) -> Sequence[NewTask]:
-        """Return those of an endpoint's new tasks that are not held: all or none."""
+        """Return the new tasks that are not held: all or none.
+
+        Args:
+            endpoint: the endpoint that they were submitted to.
+            new: the tasks.
+        """
         return new if endpoint.is_own_make else []
 
     @property
     def not_held(self) -> sa.ColumnElement[bool]:
-        """Which rows of `tasks` are those of tasks that are not held."""
+        """SQL condition on `tasks`: the task is not held."""
         return deliveries.NOT_HELD
 
     def submission_published(self, endpoint_id: str) -> None:
-        """Tell that held tasks of an endpoint may be given to it: their group has its queue."""
+        """Record that held tasks may be given to their endpoint: their group's queue exists."""
         self._dispatcher.tell(TasksReady(endpoint_id))
 
     # Results and reports
@@ -133,33 +138,41 @@ class OfficialEndpoints:
     def results_stored(
         self, connection: sa.Connection, endpoint_ids: Mapping[str, str]
     ) -> frozenset[str]:
-        """Hold tasks no longer that have ended; return the endpoints that may have room for others.
+        """Stop holding tasks that have ended; return the endpoints that may have room for others.
 
         Args:
-            connection: of the transaction that stores their results.
-            endpoint_ids: by task id, where each ran.
+            connection: the transaction that stores their results.
+            endpoint_ids: by task id, the endpoint that ran it.
         """
         held = deliveries.remove(connection, endpoint_ids)
         return frozenset(endpoint_ids.values() if held else ())
 
     def have_room(self, endpoint_ids: frozenset[str]) -> None:
-        """Tell what `results_stored` has returned, once its transaction is committed."""
+        """Give endpoints further tasks, after the transaction of `results_stored` is committed.
+
+        Args:
+            endpoint_ids: the return value of `results_stored`.
+        """
         if endpoint_ids:
             self._dispatcher.tell(TasksEnded(endpoint_ids))
 
     def reported(self, reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-        """Tell what endpoints of another make have reported, in the order in which it came."""
+        """Handle status reports of official endpoints.
+
+        Args:
+            reports: pairs of endpoint id and report, in order of arrival.
+        """
         for endpoint_id, report in reports:
             self._dispatcher.tell(EndpointReported(endpoint_id, report))
 
     # Endpoints
 
     def registered_again(self, endpoint: Endpoint, timeout: float) -> None:
-        """Prepare, within `timeout` seconds, for the start of an endpoint.
+        """Prepare for the start of an endpoint that was registered again.
 
         Args:
-            endpoint: as it was before its registration.
-            timeout: seconds.
+            endpoint: the endpoint as it was before this registration.
+            timeout: time limit in seconds.
         """
         if endpoint.is_own_make:
             return
@@ -167,20 +180,21 @@ class OfficialEndpoints:
         self._dispatcher.tell(item)
         try:
             item.done.result(timeout)
-        except Exception as error:  # noqa: BLE001 - it can start all the same
+        except Exception as error:  # noqa: BLE001 - the endpoint can start without it
             event(log, logging.WARNING, "endpoint not prepared", id=endpoint.id, reason=error)
 
     def stop(self, endpoint: Endpoint, timeout: float) -> bool:
-        """Have an endpoint stop; return whether it can be stopped from afar.
-
-        A multi-user endpoint stops when its command queue is gone.
+        """Stop a multi-user endpoint: it stops when its command queue is deleted.
 
         Args:
-            endpoint: of another make.
-            timeout: seconds.
+            endpoint: an official endpoint.
+            timeout: time limit in seconds.
+
+        Returns:
+            Whether the endpoint can be stopped remotely.
 
         Raises:
-            ServiceError: 503, the broker did not do it within `timeout`.
+            ServiceError: 503, the broker did not delete the queue in time.
         """
         if not endpoint.starts_user_endpoints:
             return False
@@ -193,21 +207,23 @@ class OfficialEndpoints:
         return True
 
     def deleted(self) -> None:
-        """Tell that endpoints were deleted, of whichever make.
+        """Clean up after the deletion of endpoints, official or not.
 
-        What a deletion leaves behind is removed on the same thread that declares the queues of an
-        endpoint of another make that is registered again.
+        The thread that does this also declares the queues of official endpoints that are registered
+        again, so the two can't conflict.
         """
         self._dispatcher.tell(EndpointsDeleted())
 
     def queue(self, connection: sa.Connection, endpoint: Endpoint) -> QueueDocument | None:
-        """Return what waits for, and runs at, the user endpoints of a multi-user endpoint.
-
-        `None`: it is another kind of endpoint, which has a queue of its own.
+        """Return the open tasks and the running user endpoints of a multi-user endpoint.
 
         Args:
-            connection: of a transaction.
-            endpoint: which.
+            connection: a transaction.
+            endpoint: the endpoint.
+
+        Returns:
+            The two numbers, as messages and consumers. `None`: it is another kind of endpoint,
+            which has its own queue.
         """
         if not endpoint.starts_user_endpoints:
             return None

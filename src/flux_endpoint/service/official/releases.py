@@ -1,7 +1,7 @@
-"""Giving an endpoint its tasks: a window of them at a time, the rest stays in the store.
+"""Gives an endpoint a limited window of tasks; the others stay in the store.
 
-An official endpoint takes all that is in its queue, whatever it can run. What it has taken is lost
-with it, so it is given no more than keeps it busy.
+An official endpoint takes all tasks in its queue, even if it can't run them yet, and these are lost
+with it. So it is given only as many as keep it busy.
 """
 
 import logging
@@ -28,10 +28,11 @@ from flux_endpoint.service.task_message import publish_tasks
 
 log = logging.getLogger(__name__)
 
-#: Characters of functions and arguments that an endpoint may have been given and not ended.
+#: Maximum size of the open tasks that an endpoint is given, in characters of functions and
+#: arguments.
 WINDOW_SIZE = 64 * 2**20
 
-#: Claims this old (seconds), which this service didn't make, are those of a service that ended.
+#: Age (s) of a claim from which its service is assumed to have stopped, unless this one made it.
 STALE_CLAIM = 60.0
 
 _DECLARE_TIMEOUT = 15.0
@@ -40,15 +41,15 @@ _CODE = CommandFunctionCode.instance()
 
 
 class Releases:
-    """For the dispatcher's thread.
+    """Publishes tasks to official endpoints. For the dispatcher's thread.
 
     Args:
-        database: what waits.
-        connection: the way to the broker.
-        timers: when to try again.
-        window: most tasks that an endpoint may have been given and not ended, unless it says that
-            it can run more at a time.
-        post: hands a `TasksPublished` to the dispatcher, from any thread.
+        database: the service's database.
+        connection: connection to the broker.
+        timers: the timers for retries.
+        window: maximum number of open tasks that an endpoint is given, unless it reports that it
+            can run more at a time.
+        post: posts a `TasksPublished` to the dispatcher, from any thread.
     """
 
     def __init__(
@@ -69,22 +70,22 @@ class Releases:
         self._unsettled: list[TasksPublished] = []
 
     def forget_queues(self) -> None:
-        """Queues may be gone: the broker may be another, or endpoints were deleted."""
+        """Declare queues again before their next use: the broker may not have them any more."""
         self._declared.clear()
 
     def declare(self, endpoint_id: str) -> None:
-        """Have an endpoint's queues exist.
+        """Declare an endpoint's queues.
 
         Raises:
             AmqpError: the broker refuses.
-            TimeoutError: it does not answer.
+            TimeoutError: it does not answer in time.
         """
         declared = self._connection.declare_once(*topology.of_endpoint(endpoint_id))
         declared.result(_DECLARE_TIMEOUT)
         self._declared.add(endpoint_id)
 
     def release(self, endpoint: Endpoint) -> None:
-        """Publish what there is room for."""
+        """Publish as many waiting tasks as there is room for."""
         room = self._window
         if endpoint.last_report:
             room = max(room, 2 * capacity(endpoint.last_report))
@@ -106,7 +107,7 @@ class Releases:
                 raise
 
     def settle(self, published: Sequence[TasksPublished]) -> None:
-        """Note what the broker has confirmed; the rest waits for another try."""
+        """Record which tasks the broker has confirmed; the others wait for a retry."""
         self._unsettled += published
         if not self._unsettled:
             return
@@ -119,7 +120,7 @@ class Releases:
             self._in_flight.difference_update(page.task_ids)
         self._unsettled.clear()
         for page in bad:
-            self._declared.discard(page.endpoint_id)  # perhaps somebody deleted its queue
+            self._declared.discard(page.endpoint_id)  # its queue may have been deleted
             self._timers.within(Due.RELEASE, page.endpoint_id, _RETRY)
             event(
                 log,
@@ -131,7 +132,7 @@ class Releases:
             )
 
     def sweep(self) -> int:
-        """Take up what a service that has ended had claimed; return how many tasks that are."""
+        """Release the claims of services that have stopped; return the number of tasks."""
         with self._database.write() as connection:
             return deliveries.unclaim_older(connection, time.time() - STALE_CLAIM, self._in_flight)
 
@@ -152,7 +153,7 @@ class Releases:
                 confirms.extend(
                     publish_tasks(self._connection, submissions[submission_id], new, code)
                 )
-            except PublishError as closed:  # we are ending: the next service publishes them
+            except PublishError as closed:  # the service is stopping: the next one publishes them
                 confirms.append(Future())
                 confirms[-1].set_exception(closed)
             ids = [task.id for task in new]
@@ -163,12 +164,12 @@ class Releases:
     def _on_published(
         self, endpoint_id: str, ids: Sequence[str], error: BaseException | None
     ) -> None:
-        # On the connection's thread, in general.
+        # Usually runs on the connection's thread.
         self._post(TasksPublished(endpoint_id, ids, error))
 
 
 def capacity(report: Mapping[str, Any]) -> int:
-    """Return how many tasks an endpoint could run at a time, as far as its report says."""
+    """Return how many tasks an endpoint can run at a time, according to its status report."""
 
     def number(name: str) -> int:
         value = report.get(name)
@@ -179,12 +180,15 @@ def capacity(report: Mapping[str, Any]) -> int:
 
 
 def readable_code(packed: str) -> str:
-    """Return a packed function as official endpoints read it: commands of ours as theirs."""
+    """Return a packed function in a form that official endpoints can read.
+
+    A command in this project's own format is converted to theirs.
+    """
     parts = buffers.split(packed)
     if parts is None or not parts[0].startswith(_CODE.identifier):
         return packed
     try:
         code = official_code(_CODE.deserialize(parts[0]))
-    except DeserializationError:  # the endpoint's refusal says what it is
+    except DeserializationError:  # the endpoint then reports the error
         return packed
     return f"{len(code)}\n{code}"

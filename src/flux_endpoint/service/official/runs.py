@@ -1,7 +1,8 @@
-"""The runs of an endpoint, and what becomes of the tasks that a vanished one held.
+"""The runs of an official endpoint, and the tasks that are lost with a run.
 
-A task that an endpoint has acknowledged is nowhere else. So what counts is what the endpoint has
-*taken*: what its queue was given and, when nobody consumes from it any more, does not hold.
+After the endpoint has acknowledged a task, the broker has no copy. So the service works out which
+tasks a run has *taken*: those that were published to the endpoint's queue and are not in it any
+more once the queue has no consumer.
 """
 
 import logging
@@ -25,18 +26,19 @@ from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a new run has to send what an earlier one left on disk.
+#: Seconds that a new run has to send the results that an earlier run left on disk.
 SETTLE_SECONDS = 15.0
 
-#: Seconds after which a multi-user endpoint that stops has ended its user endpoints by force.
+#: Seconds after which a stopping multi-user endpoint has killed its user endpoints.
 PARENT_STOPS = 20.0
 
-#: Seconds that the broker has to drop the connection of a run that is gone.
+#: Seconds that the broker has to detect that a lost run's connection is dead.
 _STUCK_CONSUMER = 300.0
 
-# Tasks that were released less than a moment before a run's last report may have found it gone.
+# Tasks that were released less than this time (s) before a run's last report may have come too late
+# for that run.
 _MOMENT = 1.0
-# A run that nobody has heard of is presumed once in so many seconds.
+# Minimum time (s) between two presumed runs of an endpoint (see `_presume`).
 _PRESUMED_ONCE_IN = 600.0
 _LOOK_AGAIN, _GONE_AGAIN = 0.5, 5.0
 _TIMEOUT = 20.0
@@ -44,13 +46,13 @@ _LONGEST_REASON = 10_000
 
 
 class Runs:
-    """For the dispatcher's thread.
+    """Follows the runs of official endpoints. For the dispatcher's thread.
 
     Args:
-        database: the runs, and what their endpoints were given.
-        connection: the way to the broker.
-        queue_admin: looks into queues.
-        timers: when to look again.
+        database: the service's database.
+        connection: connection to the broker.
+        queue_admin: inspects queues.
+        timers: the timers for further checks.
     """
 
     def __init__(
@@ -66,13 +68,25 @@ class Runs:
         self._timers = timers
 
     def resume(self, endpoint: Endpoint, now: float) -> None:
-        """Follow a run that was known before we, or the broker, went away; nobody could report."""
+        """Follow a known run after a restart of the service or a reconnection to the broker.
+
+        The run could not report in between, so it gets time for its next report.
+
+        Args:
+            endpoint: the endpoint.
+            now: seconds since the epoch.
+        """
         patience = heartbeat_period(endpoint.last_report or {}) + _GONE_AGAIN
         self._timers.set(Due.GONE, endpoint.id, max((endpoint.run_ends or 0) - now, patience))
         self._settle_later(endpoint.id, now)
 
     def watch(self, endpoint: Endpoint, now: float) -> None:
-        """Have a run followed that another service may have been told of, which has ended."""
+        """Follow a run in case its reports went to another service that has stopped.
+
+        Args:
+            endpoint: the endpoint.
+            now: seconds since the epoch.
+        """
         delay = max((endpoint.run_ends or 0) - now, heartbeat_period(endpoint.last_report or {}))
         self._timers.within(Due.GONE, endpoint.id, delay)
         self._settle_later(endpoint.id, now)
@@ -80,13 +94,13 @@ class Runs:
     def report(
         self, endpoint: Endpoint, report: Mapping[str, Any], now: float, *, silent_starts: bool
     ) -> None:
-        """Take in a status report of an endpoint that runs tasks.
+        """Handle a status report of an endpoint that runs tasks.
 
         Args:
-            endpoint: whose.
-            report: what it says.
+            endpoint: the endpoint.
+            report: the report.
             now: seconds since the epoch.
-            silent_starts: it was told to start before, and that it did not was not reported.
+            silent_starts: whether the endpoint has not answered an earlier start command.
         """
         if report.get("error"):
             self._not_started(endpoint, str(report["error"]), now, silent_starts)
@@ -94,14 +108,14 @@ class Runs:
         start = report.get("start_unix")
         start = float(start) if isinstance(start, int | float) else 0.0
         if endpoint.run is not None and start < endpoint.run:
-            return  # the last words of an earlier run
+            return  # a late report of an earlier run
         another = endpoint.run is None or start > endpoint.run
         leaves = report.get("active") is False
         run = Run(start, now, now + MISSED_REPORTS * heartbeat_period(report))
         with self._database.write() as connection:
             if another:
                 self._replaced(connection, endpoint, now)
-            elif leaves:  # since somebody looked it may have taken more
+            elif leaves:  # it may have taken more tasks since the queue was last inspected
                 runs.set_run_left(connection, endpoint.id, None)
             runs.set_run(connection, endpoint.id, run)
         self._timers.set(Due.GONE, endpoint.id, run.ends - now)
@@ -111,13 +125,18 @@ class Runs:
             return
         self._timers.clear(Due.LOOK, endpoint.id)
         if endpoint.run_left is not None and not another and self._consumes(endpoint.id):
-            # It was away for a moment, at most: it holds what it held.
+            # It was only disconnected for a moment: it still has its tasks.
             with self._database.write() as connection:
                 deliveries.keep(connection, endpoint.id)
                 runs.set_run_left(connection, endpoint.id, None)
 
     def parent_stops(self, endpoint: Endpoint, now: float) -> None:
-        """Its multi-user endpoint has said that it ends."""
+        """Expect the end of a user endpoint's run: its multi-user endpoint is stopping.
+
+        Args:
+            endpoint: the user endpoint.
+            now: seconds since the epoch.
+        """
         if endpoint.run is None or endpoint.run_seen is None or endpoint.run_ends is None:
             return
         ends = min(endpoint.run_ends, now + PARENT_STOPS)
@@ -127,7 +146,15 @@ class Runs:
         self._timers.set(Due.GONE, endpoint.id, ends - now)
 
     def look(self, endpoint: Endpoint, now: float) -> bool:
-        """See what a run that is leaving has taken; return whether it can be told."""
+        """Determine which tasks a stopping run has taken.
+
+        Args:
+            endpoint: the endpoint.
+            now: seconds since the epoch.
+
+        Returns:
+            Whether they could be determined; if not, a timer is set for another try.
+        """
         if endpoint.run is None or endpoint.run_left is not None:
             return True
         if not self._look(endpoint, now):
@@ -136,15 +163,19 @@ class Runs:
         return True
 
     def unattended(self, endpoint: Endpoint, ready: int, now: float) -> bool:
-        """See what has been taken, now that nobody consumes; return whether that can be told.
+        """Determine which tasks were taken from a queue that has no consumer.
 
-        The next run would take the rest, and then nobody could tell what an earlier one had: one
-        that has not missed a report yet, or that nobody has heard of.
+        This must happen before the next run starts. That run would take the other tasks, and the
+        tasks of an earlier run could not be identified any more. An earlier run may exist that has
+        not missed a report yet, or that never sent one.
 
         Args:
-            endpoint: whose queue.
-            ready: messages that are in it, and with nobody.
+            endpoint: the endpoint of the queue.
+            ready: number of messages that are in the queue and not delivered to a consumer.
             now: seconds since the epoch.
+
+        Returns:
+            Whether the tasks could be determined.
         """
         with self._database.read() as connection:
             all_there = ready >= deliveries.count_claimed(connection, endpoint.id)
@@ -156,12 +187,16 @@ class Runs:
         return True
 
     def expire(self, endpoint: Endpoint, now: float, *, at_once: bool = False) -> bool:
-        """End what a run held that has not reported for too long; return whether it has ended.
+        """Fail the tasks of a run that has not reported for too long.
 
         Args:
-            endpoint: whose run.
+            endpoint: the endpoint.
             now: seconds since the epoch.
-            at_once: it is about to be started again, whatever it reported, and if it did.
+            at_once: whether the endpoint is about to start again, so that any earlier run has
+                ended.
+
+        Returns:
+            Whether the run has ended.
         """
         if not at_once:
             if endpoint.run is None or endpoint.run_ends is None:
@@ -172,9 +207,9 @@ class Runs:
         if not self._look(endpoint, now):
             if at_once:
                 return False
-            if endpoint.run_left is None:  # else the next run may have subscribed already
+            if endpoint.run_left is None:  # otherwise the consumer may be the next run
                 if now < (endpoint.run_ends or 0) + _STUCK_CONSUMER:
-                    # The broker has not noticed that the connection is dead.
+                    # The broker has not detected yet that the connection is dead.
                     self._timers.set(Due.GONE, endpoint.id, _GONE_AGAIN)
                     return False
                 with self._database.write() as connection:
@@ -190,7 +225,14 @@ class Runs:
         return True
 
     def settle(self, endpoint: Endpoint, now: float) -> None:
-        """End what earlier runs had taken, and what came neither from them nor from their disk."""
+        """Fail the tasks of earlier runs without a result.
+
+        A task fails once the new run has had `SETTLE_SECONDS` to send results from disk.
+
+        Args:
+            endpoint: the endpoint.
+            now: seconds since the epoch.
+        """
         with self._database.read() as connection:
             taken = deliveries.taken(connection, endpoint.id)
         lost = [task_id for task_id, at in taken.items() if at is not None and at <= now]
@@ -199,7 +241,8 @@ class Runs:
 
     def _replaced(self, connection: sa.Connection, endpoint: Endpoint, now: float) -> None:
         if endpoint.run and endpoint.run_left is None:
-            # Nobody looked in between: what it was given long enough before its last report.
+            # The queue was not inspected between the runs. The earlier run has taken all tasks that
+            # were released long enough before its last report.
             before = (endpoint.run_seen or 0) - _MOMENT
             released = deliveries.released(connection, endpoint.id)
             mine = [task_id for task_id, since in released.items() if since < before]
@@ -208,7 +251,7 @@ class Runs:
         runs.set_run_left(connection, endpoint.id, None)
 
     def _settle_later(self, endpoint_id: str, now: float) -> None:
-        # Another service may have seen that they were left.
+        # Another service may have recorded the tasks of an earlier run.
         with self._database.read() as connection:
             taken = deliveries.taken(connection, endpoint_id)
         left = [at for at in taken.values() if at is not None]
@@ -216,7 +259,7 @@ class Runs:
             self._timers.within(Due.SETTLE, endpoint_id, max(min(left) - now, 0))
 
     def _look(self, endpoint: Endpoint, now: float) -> bool:
-        """Note what has been taken from an endpoint's queue; return whether that can be told."""
+        """Record which tasks were taken from an endpoint's queue; return whether that is known."""
         taken = self._taken(endpoint.id)
         if taken is None:
             return False
@@ -229,10 +272,10 @@ class Runs:
         return True
 
     def _taken(self, endpoint_id: str) -> set[str] | None:
-        """Return what runs have taken that none has followed.
+        """Return the tasks that the latest run, reported or not, has taken.
 
-        `None`: it can't be told, because somebody consumes, or because of a task of which it is not
-        known yet whether the queue has had it.
+        `None`: they can't be determined, because the queue has a consumer, or because a task is
+        being published and it is not known yet whether the queue has had it.
         """
         with self._database.read() as connection:
             on_their_way = deliveries.claimed(connection, endpoint_id)
@@ -253,7 +296,7 @@ class Runs:
         return count is not None and count.consumers > 0
 
     def _presume(self, endpoint: Endpoint, now: float) -> None:
-        """Take it that a run has begun, and vanished before its first report."""
+        """Assume that a run has started and was lost before its first report."""
         with self._database.write() as connection:
             parent = endpoint.parent_id and endpoints.get_endpoint(connection, endpoint.parent_id)
             report = (parent.last_report if parent else endpoint.last_report) or {}
@@ -266,14 +309,14 @@ class Runs:
         self, endpoint: Endpoint, reason: str, now: float, silent_starts: bool
     ) -> None:
         if endpoint.parent_id is None:
-            return  # its tasks wait for another start: whoever starts it sees what is wrong
+            return  # its owner starts it and sees the error; the tasks wait for the next start
         seen, ends = endpoint.run_seen, endpoint.run_ends
         recently = (
             seen is not None and ends is not None
             and now < max(ends, seen + (ends - seen) * (MISSED_REPORTS + 1) / MISSED_REPORTS) + 10
         )  # fmt: skip
         if endpoint.run is not None or recently:
-            # It runs, or left a mark of its run that keeps others from starting for a while.
+            # It is running, or has left a PID file that blocks other starts for a while.
             event(
                 log,
                 logging.WARNING,
@@ -284,9 +327,9 @@ class Runs:
             return
         taken = self._taken(endpoint.id)
         if taken is None:
-            return  # either somebody consumes: it runs, and will report; or the next start tells
+            return  # it is running and will report, or the next start clarifies it
         if taken:
-            self._look(endpoint, now)  # it left such a mark, too
+            self._look(endpoint, now)  # a run existed, and may block other starts as above
             return
         if silent_starts and (seen is None or now - seen > _PRESUMED_ONCE_IN):
             self._presume(endpoint, now)
@@ -317,7 +360,7 @@ class Runs:
 
 
 def _why_lost(endpoint: Endpoint) -> str:
-    if not endpoint.run or endpoint.run_seen is None:  # it was only presumed
+    if not endpoint.run or endpoint.run_seen is None:  # a presumed run has no report
         return _why(endpoint, "")
     when = datetime.fromtimestamp(endpoint.run_seen, UTC).isoformat(timespec="seconds")
     return _why(endpoint, f"; its last sign of life came at {when.removesuffix('+00:00')}Z")

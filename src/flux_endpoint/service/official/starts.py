@@ -1,9 +1,9 @@
-"""When user endpoints are told to start.
+"""Decides when to start user endpoints.
 
-That is told whenever one has tasks and nobody takes them from its queue: it never ran, it has
-stopped, it vanished, or it has gone deaf. What its runs have taken until then is noted before.
-While somebody consumes from the queue it is not told: either it runs, or the broker has not noticed
-yet that it does not, and then the new one would find the queue in use and never take a task.
+A user endpoint is started when it has tasks and its queue has no consumer: it never ran, has
+stopped, was lost, or does not consume. The tasks that its runs have taken are recorded first. While
+the queue has a consumer, the endpoint is not started. Either it is running, or the broker has not
+detected its end yet. In that case a new run would find the queue in use and never take a task.
 """
 
 import logging
@@ -25,14 +25,14 @@ from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two commands to start the same endpoint: at least, after a first one that did
-#: nothing, and at most.
+#: Seconds between two start commands to the same endpoint: minimum, after a first command without
+#: effect, and maximum.
 SHORTEST, _FIRST_BACKOFF, _LAST_BACKOFF = 1.0, 10.0, 300.0
 
-#: Seconds that a new run has to subscribe to its queue before it counts as deaf.
+#: Seconds that a new run has to consume from its queue before another start is considered.
 DEAF_AFTER = 15.0
 
-# Seconds until another look at a queue that tasks are on their way to.
+# Seconds until another check of a queue to which tasks are being published.
 _LOOK_AGAIN = 0.2
 _TIMEOUT = 20.0
 
@@ -42,20 +42,20 @@ class _Attempts:
     last: float
     count: int
     wait: float
-    #: More tasks came too soon for another start.
+    #: Whether further tasks came before another start was permitted.
     more: bool = False
 
 
 class Starts:
-    """For the dispatcher's thread.
+    """Starts user endpoints. For the dispatcher's thread.
 
     Args:
-        database: which endpoints there are, and what waits for them.
-        connection: the way to the broker.
-        queue_admin: tells who consumes.
-        runs: what takes from the queues.
-        timers: when to look again.
-        urls: what an endpoint is told to connect to.
+        database: the service's database.
+        connection: connection to the broker.
+        queue_admin: counts the consumers of queues.
+        runs: the runs of endpoints.
+        timers: the timers for further checks.
+        urls: the broker's URLs for endpoints.
     """
 
     def __init__(
@@ -77,16 +77,21 @@ class Starts:
         self._attempts: dict[str, _Attempts] = {}
 
     def answered(self, endpoint_id: str) -> None:
-        """An endpoint reports: the next start has no silence to be patient about."""
+        """Reset the backoff of an endpoint that has reported."""
         self._attempts.pop(endpoint_id, None)
 
     def are_silent(self, endpoint_id: str) -> bool:
-        """Return whether there was no answer to a start, so that another was tried."""
+        """Return whether an endpoint was started more than once without a report in between."""
         attempts = self._attempts.get(endpoint_id)
         return attempts is not None and attempts.count > 1
 
     def consider(self, endpoint: Endpoint, *, at_once: bool = False) -> None:
-        """Have an endpoint started if that is due; `at_once` if there are new tasks for it."""
+        """Start a user endpoint if necessary, and if the backoff permits.
+
+        Args:
+            endpoint: the endpoint.
+            at_once: whether it has new tasks, so that only the minimum interval applies.
+        """
         attempts = self._attempts.get(endpoint.id)
         if attempts is not None:
             at_once = at_once or attempts.more
@@ -110,13 +115,13 @@ class Starts:
             self._timers.within(Due.START, endpoint.id, _LOOK_AGAIN)
             return
         if endpoint.parent_id is None:
-            return  # who starts it is not told, but tells
+            return  # not a user endpoint: its owner starts it
         with self._database.read() as connection:
             parent = endpoints.get_endpoint(connection, endpoint.parent_id)
         if parent is None or not parent.is_online(time.time()):
-            return  # its next report brings us back
+            return  # retried after the parent's next report
         made = 0 if attempts is None else attempts.count
-        # More tasks for one that is starting are no further failure to start.
+        # A start for further tasks does not count as another failed attempt.
         self._start(endpoint, parent, made if at_once and made else made + 1)
 
     def _start(self, endpoint: Endpoint, parent: Endpoint, count: int) -> None:
@@ -124,7 +129,7 @@ class Starts:
         wait = random.uniform(longest / 2, longest)  # noqa: S311 - jitter
         self._attempts[endpoint.id] = _Attempts(time.monotonic(), count, wait)
         self._timers.set(Due.START, endpoint.id, wait)
-        # Its account is of the token that its multi-user endpoint is registered with.
+        # Its account depends on the token with which its multi-user endpoint was registered.
         url = self._urls.of_endpoint(endpoint.id, parent.token_id or "")
         send_start(self._connection, endpoint, url).result(_TIMEOUT)
         event(

@@ -1,4 +1,4 @@
-"""Which endpoint runs a submission: a multi-user endpoint has its user endpoints do so."""
+"""Selects the endpoint that runs a submission: for a multi-user endpoint, a user endpoint."""
 
 import json
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.users import User
 
-#: Characters of JSON. A multi-user endpoint hands all of it over through a pipe of 64 KiB, with the
-#: configuration that it makes of it.
+#: Maximum size in characters of JSON. A multi-user endpoint passes it to the user endpoint through
+#: a pipe of 64 KiB, together with the rendered configuration.
 MAX_CONFIG = 16 * 1024
 
 _ATTEMPTS = 3
@@ -29,14 +29,14 @@ def running_endpoint(
     config: Mapping[str, Any] | None,
     runtime: Mapping[str, Any] | None,
 ) -> str:
-    """Return the id of the endpoint that runs a user's tasks, and create it if need be.
+    """Return the id of the endpoint that runs a user's tasks; create it if necessary.
 
     Args:
-        database: which endpoints there are.
-        endpoint: what the user submits to.
-        user: who.
-        config: the user's values for the template of a multi-user endpoint's configuration.
-        runtime: what the user's program says of itself.
+        database: the service's database.
+        endpoint: the endpoint that the user submits to.
+        user: the user.
+        config: the user's values for the configuration template of a multi-user endpoint.
+        runtime: the client's description of its own environment.
 
     Raises:
         ServiceError: 422, `config` is too large, or the endpoint has no template.
@@ -56,7 +56,7 @@ def running_endpoint(
         )
     runtime = runtime or {}
     if len(json.dumps(runtime)) > MAX_CONFIG:
-        runtime = {}  # nothing depends on it but what is shown to people
+        runtime = {}  # it is for display only
     with database.read() as connection:
         found = find_user_endpoint(connection, endpoint.id, user.id, config, runtime)
     attempt = 0

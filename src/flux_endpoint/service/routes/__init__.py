@@ -1,1 +1,1 @@
-"""The REST routes, one module a noun."""
+"""The REST routes, one module per kind of object."""

@@ -1,4 +1,4 @@
-"""Where clients find their results and job events."""
+"""Routes for the queues from which clients get results and job events."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ router = APIRouter()
 
 @router.get("/v2/get_amqp_result_connection_url")
 def result_connection(service: Service, caller: Caller) -> ResultConnection:
-    """Return the broker's URL and how the queues of official clients are named."""
+    """Return the broker's URL, and the name prefix of the queues of official clients."""
     return ResultConnection(
         queue_prefix=queues.TASK_GROUP_PREFIX, connection_url=service.access.urls.of_user(caller)
     )
@@ -34,7 +34,7 @@ def result_connection(service: Service, caller: Caller) -> ResultConnection:
 def open_results(
     group_id: GroupId, request: ResultQueueRequest, service: Service, caller: Caller
 ) -> GroupQueueAnswer:
-    """Send a group's results to a queue of the client's own, which exists when this answers."""
+    """Open a client's own queue for a group's results. It exists when this returns."""
     queue = queues.task_group_queue(group_id, request.client_id)
     service.quotas.client_queues.open(caller.id, queue)
     bundles = request.bundles
@@ -42,7 +42,7 @@ def open_results(
     things = topology.results_of_client(group_id, request.client_id, bundles=bundles)
     with service.database.read() as connection:
         if task_groups.wants_group_queue(connection, group_id):
-            # That of official clients may be of an earlier release, which did not bind it.
+            # An earlier release may have declared the official clients' queue without a binding.
             things += topology.of_group(group_id)
     return _opened(service, caller, things, queue)
 
@@ -51,7 +51,7 @@ def open_results(
 def open_events(
     group_id: GroupId, service: Service, caller: Caller, request: EventQueueRequest | None = None
 ) -> GroupQueueAnswer:
-    """Send the events of a group's jobs to a client's queue, which exists when this answers."""
+    """Open a client's queue for the events of a group's jobs. It exists when this returns."""
     client_id = request.client_id if request else None
     queue = queues.task_group_events_queue(group_id, client_id)
     service.quotas.client_queues.open(caller.id, queue)

@@ -1,4 +1,4 @@
-"""Attaching to a job that runs at an endpoint: a task without a function follows it."""
+"""Route to attach to a job at an endpoint: a task without a function follows the job."""
 
 import hashlib
 from typing import Annotated
@@ -47,7 +47,7 @@ def attach(
     caller: Caller,
     idempotency_key: IdempotencyKey = None,
 ) -> AttachAnswer:
-    """Make a task that follows a job; with an idempotency key only once."""
+    """Create a task that follows a job; with an idempotency key, only once."""
     try:
         request = _Attach.model_validate_json(body)
     except ValidationError as error:
@@ -101,7 +101,7 @@ def _checked_endpoint(connection: sa.Connection, endpoint_id: str, caller: User)
             code="ATTACH_NOT_SUPPORTED",
             field="endpoint_id",
         )
-    # Who lets others run chosen functions only doesn't let them read his jobs' output either.
+    # If an owner restricts the functions of other users, those can't read the jobs' output either.
     if endpoint.allowed_functions is not None and endpoint.owner_id != caller.id:
         raise ServiceError(
             f"endpoint {endpoint_id} runs chosen functions only: its owner alone may attach to "

@@ -1,8 +1,8 @@
-"""As much of an identity provider as the official packages ask for, on this service's own tokens.
+"""The part of an identity provider that the official packages need.
 
-A client id is any UUID, its secret one of our bearer tokens, and the access token that is answered
-(RFC 6749, 4.4) that same token: nothing new is issued, and what may be done with it is decided
-where every token is looked up.
+A client id is any UUID, and a client secret is a bearer token of this service. The answer (RFC
+6749, section 4.4) has the same token as access token. So no new token is issued, and permissions
+are checked in one place only.
 """
 
 import binascii
@@ -22,12 +22,12 @@ from flux_endpoint.service.store import users
 
 router = APIRouter(prefix="/auth/v2")
 
-#: Seconds for which a client may keep an answered token before it asks again.
+#: Seconds for which a client may use the returned token before it asks again.
 TOKEN_SECONDS = 48 * 3600
 
 _GRANT = "client_credentials"
 _AUTH_SERVER = "auth.globus.org"
-# What the compute service is called among resource servers, and in the names of its scopes.
+# Name of the compute service as a resource server, and its id in the names of scopes.
 _COMPUTE_SERVER = "funcx_service"
 _COMPUTE_ID = "facd7ccc-c5f4-42aa-916b-a0e270e2c2a9"
 _SCOPE_PREFIX = "https://auth.globus.org/scopes/"
@@ -38,7 +38,7 @@ _BASIC = "basic "
 def token(
     body: RawBody, service: Service, authorization: Annotated[str | None, Header()] = None
 ) -> dict[str, Any]:
-    """Answer the caller's own token, once for each resource server that its scopes belong to."""
+    """Return the caller's own token, once for each resource server of the requested scopes."""
     secret = _client_secret(authorization)
     with service.database.read() as connection:
         if users.user_by_token(connection, secret) is None:
@@ -77,13 +77,13 @@ def token(
 
 @router.post("/oauth2/token/revoke")
 def revoke(_service: Service) -> dict[str, bool]:
-    """Let a client forget its token; the token itself stays: it is the user's, not the client's."""
+    """Answer a client that drops its token; the token stays valid, since it is the user's."""
     return {"active": False}
 
 
 @router.get("/oauth2/userinfo")
 def userinfo(caller: Caller) -> dict[str, Any]:
-    """Return who the caller is (OpenID Connect Core, 5.3)."""
+    """Return the caller's identity (OpenID Connect Core, section 5.3)."""
     return {
         "sub": caller.id,
         "preferred_username": caller.name,
@@ -95,14 +95,18 @@ def userinfo(caller: Caller) -> dict[str, Any]:
 
 @router.get("/api/identities")
 def identities(caller: Caller, ids: str = "") -> dict[str, Any]:
-    """Return the caller's identity, if it is among `ids`; there are no others to be seen."""
+    """Return the caller's identity if it is among `ids`; other identities are not visible."""
     wanted = {each.strip().lower() for each in ids.split(",")}
     known = {**caller.identity, "id": caller.id, "status": "used"}
     return {"identities": [known] if caller.id in wanted else []}
 
 
 def _client_secret(authorization: str | None) -> str:
-    """Return the password of Basic authentication (RFC 7617)."""
+    """Return the password of Basic authentication (RFC 7617).
+
+    Raises:
+        ServiceError: 401, the header is missing or invalid.
+    """
     header = authorization or ""
     try:
         if header[: len(_BASIC)].lower() != _BASIC:

@@ -1,4 +1,4 @@
-"""Tokens that are good for being one endpoint."""
+"""Routes for the tokens of endpoints."""
 
 from fastapi import APIRouter
 
@@ -13,7 +13,7 @@ router = APIRouter()
 
 @router.post("/v3/endpoints/{endpoint_id}/tokens")
 def create(endpoint_id: EndpointId, service: Service, caller: Caller) -> EndpointTokenAnswer:
-    """Make a token for an endpoint; of those that it has, a few of the newest stay."""
+    """Create a token for an endpoint. Only a few of its newest tokens stay valid."""
     owned(service, endpoint_id, caller)
     with service.database.write() as connection:
         token = users.create_endpoint_token(connection, caller.id, endpoint_id)

@@ -1,4 +1,4 @@
-"""Registering endpoints, and what is known of them."""
+"""Routes to register, read, stop and delete endpoints."""
 
 import json
 import time
@@ -33,7 +33,7 @@ router = APIRouter()
 
 EndpointId = Annotated[UuidText, Path()]
 
-#: Bytes of JSON that an endpoint says of itself: its configuration, template and schema included.
+#: Maximum size of an endpoint's metadata in bytes of JSON; with configuration, template and schema.
 MAX_METADATA = 256 * 2**10
 #: Seconds for which a lock refuses registrations.
 LOCK_SECONDS = 30
@@ -41,7 +41,7 @@ LOCK_SECONDS = 30
 
 @router.post("/v3/endpoints")
 def register(request: RegisterEndpoint, service: Service, caller: Caller) -> EndpointQueues:
-    """Register a new endpoint; its queues exist when this answers."""
+    """Register a new endpoint. Its queues exist when this returns."""
     return _register(service, str(uuid4()), caller, request, "endpoint registered")
 
 
@@ -49,7 +49,7 @@ def register(request: RegisterEndpoint, service: Service, caller: Caller) -> End
 def register_again(
     endpoint_id: EndpointId, request: RegisterEndpoint, service: Service, caller: Caller
 ) -> EndpointQueues:
-    """Register an endpoint that has an id already, here or in a database that is gone."""
+    """Register an endpoint that already has an id, perhaps from a lost database."""
     with service.database.read() as connection:
         known = endpoints.get_endpoint(connection, endpoint_id, deleted=True)
     if known is not None and known.owner_id != caller.id:
@@ -79,7 +79,7 @@ def register_again(
 def read_all(
     service: Service, caller: Caller, role: Literal["owner", "any"] = "owner"
 ) -> list[EndpointSummary]:
-    """List the caller's endpoints; with `role=any` also others that the caller sees."""
+    """List the caller's endpoints; with `role=any`, also others that the caller may see."""
     with service.database.read() as connection:
         found = endpoints.list_endpoints(connection, caller, public=role == "any")
     return [
@@ -92,7 +92,7 @@ def read_all(
 
 @router.get("/v2/endpoints/{endpoint_id}")
 def read(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, Any]:
-    """Return what an endpoint said of itself; of somebody else's, what concerns its users."""
+    """Return an endpoint's metadata; for an endpoint of another user, only the public part."""
     endpoint = _visible(service, endpoint_id, caller)
     return {
         **shown_metadata(endpoint, caller),
@@ -118,7 +118,7 @@ def status(endpoint_id: EndpointId, service: Service, caller: Caller) -> Endpoin
 
 @router.delete("/v2/endpoints/{endpoint_id}")
 def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, str]:
-    """Delete an endpoint: nothing can be submitted to it any more, and its open tasks fail."""
+    """Delete an endpoint. It accepts no more submissions, and its open tasks fail."""
     owned(service, endpoint_id, caller)
     with service.database.write() as connection:
         endpoints.delete_endpoint(connection, endpoint_id, time.time())
@@ -130,7 +130,7 @@ def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[st
 
 @router.post("/v3/endpoints/{endpoint_id}/lock")
 def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> LockAnswer:
-    """Stop an endpoint, and refuse its registration for a while, so that it stays stopped."""
+    """Stop an endpoint, and refuse its registration for a while so that it stays stopped."""
     endpoint = owned(service, endpoint_id, caller)
     now = time.time()
     until = now + LOCK_SECONDS
@@ -138,7 +138,7 @@ def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> LockAnswe
         endpoints.lock_endpoint(connection, endpoint_id, until)
     service.audit.did("endpoint stopped", caller.name, endpoint_id=endpoint_id)
     if endpoint.is_own_make:
-        # Whoever starts it once the lock is over does not find this any more.
+        # The command expires with the lock, so it does not stop a later start.
         message = EndpointStop(endpoint_id=UUID(endpoint_id))
         command_endpoint(service, endpoint_id, pack(message), expiration=LOCK_SECONDS)
         stops = True
@@ -155,7 +155,7 @@ def lock(endpoint_id: EndpointId, service: Service, caller: Caller) -> LockAnswe
 
 @router.get("/v3/endpoints/{endpoint_id}/allowed_functions")
 def allowed_functions(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[str, Any]:
-    """Return which functions an endpoint runs, if not all."""
+    """Return the functions that an endpoint runs, if they are restricted."""
     allowed = _visible(service, endpoint_id, caller).allowed_functions
     return {
         "endpoint_id": endpoint_id,
@@ -165,11 +165,16 @@ def allowed_functions(endpoint_id: EndpointId, service: Service, caller: Caller)
 
 
 def usable(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoint:
-    """Return an endpoint where `caller` may run tasks.
+    """Return an endpoint where a user may run tasks.
+
+    Args:
+        connection: a transaction.
+        endpoint_id: the endpoint.
+        caller: the user.
 
     Raises:
-        ServiceError: 404, there is no such endpoint, or it is somebody else's private one; 403, it
-            may be seen and no more.
+        ServiceError: 404, there is no such endpoint, or the user must not see it; 403, the user may
+            see it but not run tasks there.
     """
     endpoint = visible(connection, endpoint_id, caller)
     if not endpoints.may_run(connection, endpoint, caller):
@@ -185,15 +190,20 @@ def usable(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoin
 
 
 def visible(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoint:
-    """Return an endpoint that `caller` may see.
+    """Return an endpoint that a user may see.
+
+    Args:
+        connection: a transaction.
+        endpoint_id: the endpoint.
+        caller: the user.
 
     Raises:
-        ServiceError: 404, there is no such endpoint, or it is somebody else's private one.
+        ServiceError: 404, there is no such endpoint, or the user must not see it.
     """
     endpoint = endpoints.get_endpoint(connection, endpoint_id)
     if (
         endpoint is None
-        or endpoint.parent_id is not None  # a user endpoint, which has no users but its parent's
+        or endpoint.parent_id is not None  # users see the multi-user endpoint instead
         or not endpoints.may_see(connection, endpoint, caller)
     ):
         raise endpoint_unknown(endpoint_id)
@@ -206,10 +216,16 @@ def _visible(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoin
 
 
 def owned(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoint:
-    """Return an endpoint of `caller`'s.
+    """Return an endpoint that a user owns.
+
+    Args:
+        service: the service.
+        endpoint_id: the endpoint.
+        caller: the user.
 
     Raises:
-        ServiceError: 404 as `visible`; 403, it is somebody else's.
+        ServiceError: 404, there is no such endpoint, or the user must not see it; 403, it belongs
+            to another user.
     """
     endpoint = _visible(service, endpoint_id, caller)
     if endpoint.owner_id != caller.id:
@@ -248,7 +264,7 @@ def _register(
     with service.database.read() as connection:
         if endpoints.get_endpoint(connection, endpoint_id) is None:
             service.quotas.check_endpoints(connection, caller.id)
-    # The queues come first: a 503 is repeated by clients, and must have left nothing behind.
+    # The queues are declared first: clients retry after a 503, which must leave no record.
     own_queues = topology.of_endpoint(endpoint_id)
     if not service.publisher.declare(own_queues, service.settings.publish_timeout):
         raise broker_unavailable()
@@ -256,7 +272,7 @@ def _register(
         is_put = endpoints.put_endpoint(
             connection, endpoint_id, caller.id, request, caller.token_id
         )
-    if not is_put:  # somebody else has registered the same id meanwhile
+    if not is_put:  # another user has registered the same id in the meantime
         raise _not_permitted(endpoint_id)
     service.audit.did(
         what,

@@ -1,4 +1,4 @@
-"""Job events that have come so far."""
+"""Route to read the job events of a task."""
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -16,7 +16,7 @@ router = APIRouter()
 
 @router.get("/v2/tasks/{task_id}/events", response_model=TaskEventsAnswer)
 def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
-    """Return the events of the job that a task became, in the order in which they came."""
+    """Return the events of a task's job so far, in order of arrival."""
     with service.database.read() as connection:
         task = owned(connection, task_id, caller, service.settings.keep_tasks)
         found = events_of(connection, task_id)

@@ -1,4 +1,4 @@
-"""Registering, reading and deleting functions."""
+"""Routes to register, read and delete functions."""
 
 import json
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ FunctionId = Annotated[UuidText, Path()]
 
 @router.post("/v3/functions", openapi_extra=json_body(RegisterFunction))
 def register(body: RawBody, service: Service, caller: Caller) -> FunctionAnswer:
-    """Store a function."""
+    """Register a function."""
     try:
         request = RegisterFunction.model_validate(json.loads(body))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
@@ -83,7 +83,7 @@ def read(function_id: FunctionId, service: Service, caller: Caller) -> dict[str,
 
 @router.delete("/v2/functions/{function_id}")
 def delete(function_id: FunctionId, service: Service, caller: Caller) -> dict[str, int]:
-    """Delete a function: it can't be submitted any more."""
+    """Delete a function. It can't be used in new submissions any more."""
     with service.database.write() as connection:
         row = _readable(connection, function_id, caller)
         if row.owner_id != caller.id:

@@ -1,4 +1,4 @@
-"""Ending tasks: the endpoint is told, and while it is away the service answers in its place."""
+"""Route to end a task: by a command to its endpoint, or by the service if that is offline."""
 
 import time
 from uuid import UUID
@@ -27,7 +27,7 @@ _TEXT = f"{ErrorCode.CANCELLED}: the task was ended on request while its endpoin
 def kill(
     task_id: TaskId, service: Service, caller: Caller, request: KillTask | None = None
 ) -> KillAnswer:
-    """End a task, or send a signal to its processes; one that has ended stays as it is."""
+    """End a task, or send a signal to its processes. A task that has ended stays unchanged."""
     signum = request.signum if request else None
     with service.database.read() as connection:
         task = owned(connection, task_id, caller, service.settings.keep_tasks)
@@ -43,7 +43,7 @@ def kill(
             code="KILL_NOT_SUPPORTED",
             field="task_id",
         )
-    # Even to an endpoint that is away: it must not start the task when it comes back.
+    # Also to an endpoint that is offline, so that it does not start the task later.
     command_endpoint(
         service, task.endpoint_id, pack(TaskKill(task_id=UUID(task_id), signum=signum))
     )
@@ -62,13 +62,14 @@ def kill(
 
 
 def _end(service: ServiceContext, task_id: str, endpoint_id: str) -> None:
-    """Give a task its result in the name of its endpoint."""
+    """Publish and store a task's result for an endpoint that is offline."""
     details = ResultErrorDetails(
         code=ErrorCode.CANCELLED, user_message="The task was ended on request."
     )
     body = pack(Result(task_id=UUID(task_id), data=_TEXT, error_details=details))
-    # It takes the way of every result, so that a crash here can't keep it from the client. The
-    # header has it forwarded although it is stored below, for the answer to be true.
+    # The result goes through the queue of results, so that it reaches the client even after a crash
+    # here. It is also stored below, so that this request returns the new state. The header makes
+    # the consumer forward it although it is stored.
     try:
         service.publisher.send(
             queues.RESULTS_EXCHANGE,

@@ -1,4 +1,4 @@
-"""For operators: how the service is, how an endpoint is, and what tasks there are."""
+"""Routes for monitoring: the state of the service, the state of an endpoint, lists of tasks."""
 
 import time
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from flux_endpoint.service.store.listing import PagePosition, Wanted, newest_tas
 
 router = APIRouter()
 
-#: Seconds that the broker has to tell how long queues are.
+#: Seconds that the broker has to report the lengths of queues.
 QUEUE_PATIENCE = 2.0
 
 _QUEUES = (
@@ -41,7 +41,7 @@ _QUEUES = (
     queues.HEARTBEATS_QUEUE,
     queues.DEAD_LETTERS,
 )
-# A process is one service, which this is imported for.
+# Time of import: each service has its own process.
 _STARTED = time.time()
 
 
@@ -56,7 +56,7 @@ Observer = Annotated[BrokerObserver, Depends(_observer)]
 
 @router.get("/v3/status")
 def service_status(service: Service, caller: Caller, observer: Observer) -> ServiceStatusAnswer:
-    """Return how the service, its database and its broker are."""
+    """Return the state of the service, its database and its broker."""
     return ServiceStatusAnswer(
         version=__version__,
         user=caller.name,
@@ -72,7 +72,7 @@ def service_status(service: Service, caller: Caller, observer: Observer) -> Serv
 def endpoint_state(
     endpoint_id: Annotated[UuidText, Path()], service: Service, caller: Caller, observer: Observer
 ) -> EndpointStateAnswer:
-    """Return how an endpoint is, since when, and how many tasks wait for it."""
+    """Return an endpoint's state, the time of its last change, and the length of its queue."""
     with service.database.read() as connection:
         endpoint = visible(connection, endpoint_id, caller)
         queue = service.official.queue(connection, endpoint)
@@ -98,13 +98,13 @@ def endpoint_state(
 def list_tasks(
     query: Annotated[ListTasks, Query()], service: Service, caller: Caller
 ) -> TasksAnswer:
-    """List the caller's tasks, the newest first."""
+    """List the caller's tasks, newest first."""
     states = frozenset(query.state or ListedState)
     try:
         after = PagePosition.parse(query.before) if query.before is not None else None
     except ValueError as error:
         raise invalid_field("before", str(error)) from error
-    # What the database can tell apart; the rest is told apart below.
+    # The database can filter by these two only; `_matching` filters by the exact state.
     ended = True if states <= ENDED_STATES else False if states <= OPEN_STATES else None
     succeeded = ListedState.SUCCESS in states
     failed = None if not ended or (succeeded and len(states) > 1) else not succeeded
@@ -138,7 +138,7 @@ def _absence(endpoint: Endpoint) -> Absence | None:
         return None
     if endpoint.last_report is None:
         return Absence.NEVER
-    ends = heartbeat_period(endpoint.last_report) <= 0  # a multi-user endpoint's last word
+    ends = heartbeat_period(endpoint.last_report) <= 0  # the last report of a multi-user endpoint
     stopped = ends or endpoint.last_report.get("active") is False
     return Absence.STOPPED if stopped else Absence.SILENT
 

@@ -1,4 +1,4 @@
-"""What requests that are parsed by hand have in common."""
+"""Common parts of routes that parse the request body themselves."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from flux_endpoint.service.submissions import MAX_KEY
 
 
 async def _body(request: Request) -> bytes:
-    # Raw: its hash makes a repetition known, and it is parsed on the route's thread.
+    # Raw bytes: their hash identifies a repetition, and the route's thread parses them.
     return await request.body()
 
 
@@ -18,7 +18,7 @@ RawBody = Annotated[bytes, Depends(_body)]
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what the service's OpenAPI schema says of a body that is parsed by hand."""
+    """Return the OpenAPI description of a body that the route parses itself."""
     schema = model.model_json_schema()
     named = schema.pop("$defs", {})
 

@@ -1,4 +1,4 @@
-"""Submitting tasks: everything is checked, then stored in one transaction, then published."""
+"""Route to submit tasks: they are checked, then stored in one transaction, then published."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ from flux_endpoint.service.store.users import User
 
 router = APIRouter()
 
-#: The most functions of one request.
+#: Maximum number of functions in one request.
 MAX_FUNCTIONS = 10_000
 
 
 class _Batch(SubmitBatch):
-    # The ids as the caller writes them: the answer has to use the same strings. Of many wrong
-    # values the first is said: to collect them takes more than all the rest.
+    # Ids as the caller has written them, since the answer must use the same strings. Validation
+    # stops at the first invalid value: collecting all of them would dominate the cost.
     tasks: dict[str, Annotated[list[str], FailFast()]] = Field(
         min_length=1, max_length=MAX_FUNCTIONS
     )
@@ -59,7 +59,7 @@ def submit(
     *,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Store the tasks of a batch and publish them; with an idempotency key only once."""
+    """Store the tasks of a batch and publish them; with an idempotency key, only once."""
     act = partial(_submit, endpoint_id, body, service, caller, idempotency_key)
     if idempotency_key is not None:
         return act()
@@ -83,7 +83,7 @@ def _submit(
         id=ordered_ids(1)[0],
         owner_id=caller.id,
         owner=caller.name,
-        endpoint_id=endpoint_id,  # of a multi-user endpoint's tasks: see below
+        endpoint_id=endpoint_id,  # replaced below for a multi-user endpoint
         group_id=batch.task_group_id or str(uuid4()),
         create_queue=batch.create_queue,
         resource_specification=batch.resource_specification or None,
@@ -103,7 +103,7 @@ def _submit(
         )
         submission = replace(submission, endpoint_id=runs_at)
         new = _new_tasks(by_function)
-        # Those for an endpoint of another make are held, and given to it as it can take them.
+        # Tasks for an official endpoint are held, and given to it as it has room.
         hold = partial(
             service.official.hold, endpoint=endpoint, runs_at=runs_at, new=new, code=code
         )
@@ -172,13 +172,17 @@ def _check_payload(field: str, payload: str) -> None:
 def _permitted(
     connection: sa.Connection, endpoint_id: str, by_function: list[_Payloads], caller: User
 ) -> tuple[Endpoint, dict[str, functions.Code]]:
-    """Return the endpoint and the code of all functions, if the caller may run them there."""
+    """Return the endpoint and the code of all functions, if the caller may run them there.
+
+    Raises:
+        ServiceError: 403 or 404, the caller must not use the endpoint or a function.
+    """
     endpoint = usable(connection, endpoint_id, caller)
     found = functions.find_functions(connection, [each.function_id for each in by_function])
     for each in by_function:
         field = f"tasks.{each.asked_as}"
         known = found.get(each.function_id)
-        # Somebody else's private one is as unknown as one that there is not.
+        # A private function of another user is reported like one that doesn't exist.
         if known is None or not (known.public or known.owner_id == caller.id):
             raise ServiceError(
                 f"function {each.function_id} is unknown",

@@ -1,4 +1,4 @@
-"""For an endpoint whose journal was lost: which tasks it took and has not ended."""
+"""Route for an endpoint that has lost its journal: the open tasks that it has taken."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from flux_endpoint.service.store import tasks
 
 router = APIRouter()
 
-#: Seconds that the broker has to show what is in a queue. An endpoint waits 15 for an answer.
+#: Seconds that the broker has to list the messages of a queue. An endpoint waits 15 s for a reply.
 LOOK_PATIENCE = 12.0
 
 
@@ -25,10 +25,10 @@ LOOK_PATIENCE = 12.0
 def taken(
     endpoint_id: Annotated[UuidText, Path()], service: Service, caller: Caller, observer: Observer
 ) -> TakenTasksAnswer:
-    """Return the tasks that an endpoint of our make took from its queue and that have no result.
+    """Return the open tasks that an endpoint of Flux Endpoint has taken from its queue.
 
-    Nobody may consume from the queue meanwhile: what is neither in it nor ended has been taken. A
-    result that is on its way to the service counts as none.
+    A published task has been taken if it is open and not in the queue. So the queue must have no
+    consumer. A task counts as open until the service has stored its result.
     """
     endpoint = owned(service, endpoint_id, caller)
     if not endpoint.is_own_make:
@@ -38,7 +38,7 @@ def taken(
             code="ENDPOINT_NOT_PERMITTED",
             field="endpoint_id",
         )
-    # First: what is submitted from here on is in the queue, or nobody's fault.
+    # Before the queue is read, so that a task that is submitted later does not count as taken.
     with service.database.read() as connection:
         published = tasks.published_and_open(connection, endpoint_id)
     if not published:

@@ -1,4 +1,4 @@
-"""Reading tasks and task groups."""
+"""Routes to read tasks and task groups."""
 
 import json
 import time
@@ -23,7 +23,7 @@ from flux_endpoint.service.store.users import User
 
 router = APIRouter()
 
-#: Bytes of results that an answer about many tasks has in memory at a time.
+#: Maximum bytes of results that an answer about many tasks holds in memory at a time.
 ANSWER_BYTES = 4 * 2**20
 
 
@@ -41,9 +41,9 @@ def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
 
 @router.post("/v2/batch_status")
 def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Response:
-    """Return the states of many tasks; an unknown one reads as failed: nobody waits for it.
+    """Return the states of many tasks. An unknown task is failed, so that no client waits for it.
 
-    The answer is made while it is sent: results of many tasks don't fit into memory.
+    The answer is streamed, since the results of many tasks may not fit into memory.
     """
     asked_as: dict[str, list[str]] = {}
     for asked in dict.fromkeys(request.task_ids):
@@ -58,7 +58,7 @@ def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Respon
 def _batch(
     service: ServiceContext, caller: User, parts: list[list[str]], asked_as: dict[str, list[str]]
 ) -> Iterator[bytes]:
-    """Yield the text of the answer of `read_batch`, with a few results at a time."""
+    """Yield the answer of `read_batch` in pieces, with a few results in memory at a time."""
     between = '{"response":"batch","results":{'
     for part in parts:
         with service.database.read() as connection:
@@ -82,8 +82,9 @@ def read_group(
 ) -> Response:
     """Return the tasks of a group.
 
-    An official client that asks is about to consume the group's queue, which may not exist when
-    only clients with queues of their own have used the group. Those say `create_queue=false`.
+    An official client calls this before it consumes from the group's queue. That queue may be
+    missing if only clients with their own queues have used the group, so it is declared here.
+    Clients with their own queues send `create_queue=false`.
     """
     with service.database.read() as connection:
         if task_groups.group_owner(connection, group_id) != caller.id:
@@ -99,21 +100,21 @@ def read_group(
         service.publisher.declare(topology.of_group(group_id), service.settings.publish_timeout)
     with service.database.read() as connection:
         ids = task_groups.group_tasks(connection, group_id)
-    # Without a model for each of what may be a million.
+    # Without pydantic models, since there may be a million tasks.
     return json_answer({"taskgroup_id": group_id, "tasks": [{"id": task_id} for task_id in ids]})
 
 
 def owned(connection: sa.Connection, task_id: str, caller: User, keep: float) -> tasks.StoredTask:
-    """Return a task of `caller`.
+    """Return a task that a user owns.
 
     Args:
-        connection: of a transaction.
-        task_id: which.
-        caller: whose.
-        keep: seconds after its end for which a task is kept.
+        connection: a transaction.
+        task_id: the task.
+        caller: the user.
+        keep: seconds for which a task is kept after its end.
 
     Raises:
-        ServiceError: 404, there is no such task any more, or never was, or it is somebody else's.
+        ServiceError: 404, the task does not exist, was removed, or belongs to another user.
     """
     found = list(tasks.task_states(connection, caller.id, [task_id]))
     if not found:
@@ -127,7 +128,7 @@ def owned(connection: sa.Connection, task_id: str, caller: User, keep: float) ->
 
 
 def _is_old(task_id: str, keep: float) -> bool:
-    """Return whether a task of that id, if there was one, may have been removed."""
+    """Return whether a task is so old, by its id, that it may have been removed."""
     made = made_at(task_id)
     return made is not None and made < time.time() - keep
 
@@ -146,11 +147,11 @@ def _canonical(task_id: str) -> str:
     try:
         return str(UUID(task_id))
     except ValueError:
-        return ""  # no task's id
+        return ""  # no task has this id
 
 
 def json_answer(content: Any) -> Response:
-    """Return `content` as JSON in ASCII: a result's text may hold what UTF-8 can't say."""
+    """Return `content` as JSON in ASCII: a result may contain text that UTF-8 can't encode."""
     return Response(_text(content), media_type="application/json")
 
 

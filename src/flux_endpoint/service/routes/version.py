@@ -1,4 +1,4 @@
-"""What this service is: the one route that needs no token."""
+"""Route to read the API's version; it needs no token."""
 
 from fastapi import APIRouter
 
@@ -9,5 +9,5 @@ router = APIRouter()
 
 @router.get("/v2/version")
 async def version(service: str | None = None) -> str | VersionAnswer:
-    """Return the API's version, with `service=all` also the oldest clients that it serves."""
+    """Return the API's version; with `service=all`, also the oldest supported clients."""
     return VersionAnswer() if service else API_VERSION

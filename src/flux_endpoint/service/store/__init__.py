@@ -1,1 +1,1 @@
-"""What the service keeps in its database: one module a noun, functions on a connection."""
+"""The service's database: one module per kind of record, with functions on a connection."""

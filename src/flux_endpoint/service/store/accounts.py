@@ -1,7 +1,7 @@
-"""Accounts at the broker: what their names say, and what they depend on.
+"""Accounts at the broker: their names and their validity.
 
-No account is stored: its name says whose it is and which token asked for it. It is alive as long as
-that token and its endpoint are.
+Accounts are not stored. An account's name contains the id of its user or endpoint, and the id of a
+token. The account is valid as long as that token is, and the endpoint is not deleted.
 """
 
 import re
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from flux_endpoint.service.store.tables import endpoints, secrets, task_groups, tokens
 from flux_endpoint.service.store.users import TOKEN_ID_LENGTH, is_valid
 
-#: The row of `secrets` with the key of all passwords.
+#: Name of the row in `secrets` with the key from which all passwords are derived.
 ACCOUNT_KEY = "broker-accounts"
 
 UUID_PATTERN = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -22,7 +22,7 @@ _NAME = re.compile(f"([ue])-({UUID_PATTERN})-([0-9a-f]{{{TOKEN_ID_LENGTH}}})")
 
 
 class AccountKind(StrEnum):
-    """Whose account it is; the first character of its name."""
+    """The kind of an account's owner; the first character of the account's name."""
 
     USER = "u"
     ENDPOINT = "e"
@@ -33,9 +33,9 @@ class Account:
     """An account at the broker.
 
     Attributes:
-        kind: whether a user or an endpoint connects with it.
-        owner_id: the id of that user or endpoint.
-        token_id: the id of the token that asked for it.
+        kind: whether the account belongs to a user or to an endpoint.
+        owner_id: id of that user or endpoint.
+        token_id: id of the token with which the account was requested.
     """
 
     kind: AccountKind
@@ -49,7 +49,7 @@ class Account:
 
 
 def parse_account(name: str) -> Account | None:
-    """Return the account of that name; `None` if it can't be one of ours."""
+    """Return the account with a name; `None` if no account of the service can have it."""
     parts = _NAME.fullmatch(name)
     if parts is None:
         return None
@@ -58,7 +58,7 @@ def parse_account(name: str) -> Account | None:
 
 
 def account_key(connection: sa.Connection) -> bytes:
-    """Return the key from which the passwords of accounts are made; the migration made it."""
+    """Return the key from which passwords are derived; a migration has created it."""
     text: str = connection.execute(
         sa.select(secrets.c.value).where(secrets.c.name == ACCOUNT_KEY)
     ).scalar_one()
@@ -66,7 +66,12 @@ def account_key(connection: sa.Connection) -> bytes:
 
 
 def is_alive(connection: sa.Connection, account: Account) -> bool:
-    """Return whether an account's token is still valid, and its endpoint not deleted."""
+    """Return whether an account's token is still valid and its endpoint not deleted.
+
+    Args:
+        connection: a transaction.
+        account: the account.
+    """
     token = (sa.func.substr(tokens.c.hash, 1, TOKEN_ID_LENGTH) == account.token_id) & is_valid(
         time.time()
     )
@@ -75,8 +80,8 @@ def is_alive(connection: sa.Connection, account: Account) -> bool:
             tokens.c.user_id == account.owner_id, tokens.c.endpoint_id.is_(None), token
         )
     else:
-        # A user endpoint belongs to who submits, but its credentials belong to who runs its
-        # multi-user endpoint.
+        # A user endpoint belongs to the user who submits, but its credentials belong to the owner
+        # of its multi-user endpoint.
         parent = endpoints.alias("parent")
         is_there = endpoints.c.parent_id.is_(None) | (
             parent.c.id.is_not(None) & parent.c.deleted_at.is_(None)
@@ -90,13 +95,13 @@ def is_alive(connection: sa.Connection, account: Account) -> bool:
             .join(tokens, tokens.c.user_id == runs_it)
             .where(endpoints.c.id == account.owner_id, endpoints.c.deleted_at.is_(None))
             .where(is_there, token)
-            # The user's own, or one that is good for being this endpoint.
+            # A token of the owner, or one for this endpoint.
             .where(tokens.c.endpoint_id.is_(None) | (tokens.c.endpoint_id == registered))
         )
     return connection.execute(query.limit(1)).first() is not None
 
 
 def owns_group(connection: sa.Connection, user_id: str, group_id: str) -> bool:
-    """Return whether a task group is a user's."""
+    """Return whether a user owns a task group."""
     query = sa.select(task_groups.c.owner_id).where(task_groups.c.id == group_id)
     return connection.scalar(query) == user_id

@@ -1,4 +1,4 @@
-"""Registered endpoints and what they last reported."""
+"""Registered endpoints and their last status reports."""
 
 import math
 import time
@@ -13,25 +13,25 @@ from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import endpoints, users
 from flux_endpoint.service.store.users import User, groups_of, revoke_endpoint_tokens
 
-#: Seconds between two reports of an endpoint that doesn't say.
+#: Default time (s) between two reports of an endpoint.
 DEFAULT_HEARTBEAT_PERIOD = 30.0
 
-#: Key of an endpoint's metadata by which this project's endpoints are known.
+#: Key that only the metadata of Flux Endpoint's own endpoints has.
 OWN_MAKE_KEY = "flux_endpoint_version"
 
-#: Key of an endpoint's metadata that says how many tasks it takes in one message.
+#: Key of an endpoint's metadata: maximum number of tasks that it accepts in one message.
 TOGETHER_KEY = "tasks_per_message"
 
-#: In the place of a user's name: all users.
+#: Stands for all users in a list of user names.
 EVERYBODY = "*"
 
-#: An endpoint is offline when it missed so many reports.
+#: Number of missed reports after which an endpoint is offline.
 MISSED_REPORTS = 3
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A registered endpoint."""
+    """A registered endpoint. Times are in seconds since the epoch."""
 
     id: str
     owner_id: str
@@ -41,20 +41,20 @@ class Endpoint:
     public: bool
     multi_user: bool
     allowed_functions: list[str] | None
-    #: Who may run tasks there besides its owner: names of users ("*": everybody), and of groups.
+    #: Users ("*": all) and groups that may run tasks there, besides the owner.
     users: list[str] | None
     groups: list[str] | None
     metadata: dict[str, Any]
     locked_until: float | None
     last_seen: float | None
     last_report: dict[str, Any] | None
-    #: Of a user endpoint: the multi-user endpoint that starts it, and with what.
+    #: Of a user endpoint: its multi-user endpoint, and its start parameters.
     parent_id: str | None
     user_config: dict[str, Any] | None
     user_runtime: dict[str, Any] | None
-    #: Of the token that registered it last.
+    #: Id of the token with which it was last registered.
     token_id: str | None
-    #: Of an endpoint of another make: its run that may hold tasks.
+    #: Of an official endpoint: its run that may have tasks (see `official.store.runs`).
     run: float | None
     run_seen: float | None
     run_ends: float | None
@@ -62,22 +62,22 @@ class Endpoint:
 
     @property
     def starts_user_endpoints(self) -> bool:
-        """Whether it is a multi-user endpoint: it runs nothing itself, its user endpoints do."""
+        """Whether it is a multi-user endpoint, whose user endpoints run the tasks."""
         return self.multi_user and not self.is_own_make
 
     @property
     def public_id(self) -> str:
-        """The id that its users know."""
+        """The id that users know: that of the multi-user endpoint, if it has one."""
         return self.parent_id or self.id
 
     @property
     def is_own_make(self) -> bool:
-        """Whether it is one of this project's, which can end tasks and attach to jobs."""
+        """Whether it is an endpoint of Flux Endpoint, which can end tasks and attach to jobs."""
         return OWN_MAKE_KEY in self.metadata
 
     @property
     def takes_together(self) -> int:
-        """How many tasks it takes in one message."""
+        """Maximum number of tasks that it accepts in one message."""
         return _together(self.metadata)
 
     @property
@@ -86,7 +86,11 @@ class Endpoint:
         return "online" if self.is_online(time.time()) else "offline"
 
     def is_online(self, now: float) -> bool:
-        """Whether its last report is recent and doesn't say that it is going away."""
+        """Return whether its last report is recent and does not announce its end.
+
+        Args:
+            now: seconds since the epoch.
+        """
         report = self.last_report
         if report is None or self.last_seen is None:
             return False
@@ -101,13 +105,13 @@ def _together(metadata: Mapping[str, Any]) -> int:
 
 
 def takes_together(connection: sa.Connection, endpoint_id: str) -> int:
-    """Return how many tasks an endpoint takes in one message."""
+    """Return the maximum number of tasks that an endpoint accepts in one message."""
     query = sa.select(endpoints.c.metadata).where(endpoints.c.id == endpoint_id)
     return _together(connection.scalar(query) or {})
 
 
 def heartbeat_period(report: Mapping[str, Any]) -> float:
-    """Return the seconds until the next report."""
+    """Return the time (s) until the next report, according to a report."""
     period = report.get("heartbeat_period", DEFAULT_HEARTBEAT_PERIOD)
     if isinstance(period, bool) or not isinstance(period, int | float):
         return DEFAULT_HEARTBEAT_PERIOD
@@ -120,7 +124,7 @@ _COLUMNS = (
 )
 
 
-#: What lists of endpoints do without.
+#: Columns that are left out of lists of endpoints.
 _LEFT_OUT = ("metadata", "last_report", "allowed_functions", "user_config", "user_runtime")
 _MAKE = endpoints.c.metadata[OWN_MAKE_KEY].as_string().label("own_make")
 _LISTED = tuple(column for column in _COLUMNS if column.name not in _LEFT_OUT)
@@ -129,17 +133,28 @@ _LISTED = tuple(column for column in _COLUMNS if column.name not in _LEFT_OUT)
 def get_endpoint(
     connection: sa.Connection, endpoint_id: str, *, deleted: bool = False
 ) -> Endpoint | None:
-    """Return an endpoint; with `deleted` also one that was deleted."""
+    """Return an endpoint, or `None` if there is none.
+
+    Args:
+        connection: a transaction.
+        endpoint_id: the endpoint.
+        deleted: whether to return a deleted endpoint, too.
+    """
     rows = _select(connection, endpoints.c.id == endpoint_id, deleted=deleted)
     return rows[0] if rows else None
 
 
 def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> list[Endpoint]:
-    """Return the endpoints of a user and, if `public`, others that the user sees.
+    """Return a user's endpoints and, if requested, others that the user may see.
 
-    Those are the public ones, and those where the user may run tasks. User endpoints are not
-    listed: nobody names them. What each said of itself is left out but its make: others could make
-    that long.
+    Other endpoints are visible if they are public, or if the user may run tasks there. User
+    endpoints are not listed, since users submit to their multi-user endpoint. Metadata is left out
+    except for `OWN_MAKE_KEY`, since other users could make it large.
+
+    Args:
+        connection: a transaction.
+        user: the user.
+        public: whether to include endpoints of other users.
     """
     wanted = endpoints.c.owner_id == user.id
     if public:
@@ -164,15 +179,15 @@ def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> li
 
 
 def may_see(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
-    """Return whether a user may know of an endpoint."""
+    """Return whether a user may see an endpoint."""
     return endpoint.public or may_run(connection, endpoint, user)
 
 
 def may_run(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
     """Return whether a user may run tasks at an endpoint.
 
-    Whoever sees a multi-user endpoint may submit to it: it starts nothing for a user whom its own
-    identity mapping does not know.
+    All users who can see a multi-user endpoint may submit to it. It starts nothing for a user who
+    is missing in its own identity mapping.
     """
     if endpoint.owner_id == user.id:
         return True
@@ -190,16 +205,17 @@ def put_endpoint(
     request: RegisterEndpoint,
     token_id: str | None = None,
 ) -> bool:
-    """Create an endpoint, or replace what it said of itself; a deleted one comes back.
-
-    Returns whether that was done: not if there is one of this id that is somebody else's.
+    """Create an endpoint, or replace its description; a deleted one is restored.
 
     Args:
         connection: a transaction that writes.
-        endpoint_id: of the endpoint.
-        owner_id: of its user.
-        request: what it says of itself.
-        token_id: of the token that registers it.
+        endpoint_id: id of the endpoint.
+        owner_id: id of its owner.
+        request: its description.
+        token_id: id of the token with which it is registered.
+
+    Returns:
+        `False` if the id belongs to an endpoint of another user; nothing is written then.
     """
     values = {
         "token_id": token_id,
@@ -225,7 +241,7 @@ def put_endpoint(
 
 
 def lock_existing(connection: sa.Connection, endpoint_id: str) -> bool:
-    """Return whether an endpoint exists, which stays so to the end of the transaction."""
+    """Return whether an endpoint exists; lock its row until the end of the transaction."""
     query = (
         sa.select(endpoints.c.id)
         .where(endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))
@@ -235,17 +251,31 @@ def lock_existing(connection: sa.Connection, endpoint_id: str) -> bool:
 
 
 def lock_endpoint(connection: sa.Connection, endpoint_id: str, until: float) -> None:
-    """Refuse registrations of an endpoint until `until`."""
+    """Refuse registrations of an endpoint for a time.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: the endpoint.
+        until: end of the lock (seconds since the epoch).
+    """
     connection.execute(
         sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(locked_until=until)
     )
 
 
 def delete_endpoint(connection: sa.Connection, endpoint_id: str, now: float) -> list[str]:
-    """Hide an endpoint and its user endpoints, and have them emptied; return their ids.
+    """Mark an endpoint and its user endpoints as deleted, and for cleanup.
 
-    Their tasks and the results of these stay. Their tokens are gone, and so is all that they have
-    said of themselves but their make: an id is kept for ever, and must not be large.
+    Their tasks and results are kept. Their tokens are deleted, and so is their metadata except for
+    `OWN_MAKE_KEY`: the rows are kept forever and must stay small.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: the endpoint.
+        now: seconds since the epoch.
+
+    Returns:
+        The ids of the deleted endpoints.
     """
     them = (endpoints.c.id == endpoint_id) | (endpoints.c.parent_id == endpoint_id)
     query = sa.select(endpoints.c.id, _MAKE).where(them, endpoints.c.deleted_at.is_(None))
@@ -267,7 +297,10 @@ def delete_endpoint(connection: sa.Connection, endpoint_id: str, now: float) -> 
 
 
 def to_be_emptied(connection: sa.Connection) -> dict[str, float]:
-    """Return the endpoints whose older tasks are to be failed: those submitted until then."""
+    """Return the deleted endpoints that need a cleanup, and the time of their deletion.
+
+    Open tasks that were submitted until that time must fail.
+    """
     query = sa.select(endpoints.c.id, endpoints.c.empty_before).where(
         endpoints.c.empty_before.is_not(None)
     )
@@ -275,7 +308,13 @@ def to_be_emptied(connection: sa.Connection) -> dict[str, float]:
 
 
 def emptied(connection: sa.Connection, endpoint_id: str, before: float) -> None:
-    """Note that the tasks of an endpoint that were submitted before have failed."""
+    """Record that the cleanup of a deleted endpoint is complete.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: the endpoint.
+        before: time of the deletion (seconds since the epoch); a later one needs another cleanup.
+    """
     connection.execute(
         sa.update(endpoints)
         .where(endpoints.c.id == endpoint_id, endpoints.c.empty_before == before)
@@ -284,13 +323,16 @@ def emptied(connection: sa.Connection, endpoint_id: str, before: float) -> None:
 
 
 def endpoint_ids(connection: sa.Connection) -> list[str]:
-    """Return the ids of all endpoints that were not deleted."""
+    """Return the ids of all endpoints that are not deleted."""
     query = sa.select(endpoints.c.id).where(endpoints.c.deleted_at.is_(None))
     return list(connection.scalars(query))
 
 
 def known_endpoints(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bool]:
-    """Return which of `ids` are registered, and whether they are of this project's make."""
+    """Return the registered endpoints among `ids`.
+
+    The value of each is whether it is an endpoint of Flux Endpoint, not an official one.
+    """
     found: dict[str, bool] = {}
     for part in chunks(ids):
         query = sa.select(endpoints.c.id, endpoints.c.metadata).where(
@@ -303,7 +345,13 @@ def known_endpoints(connection: sa.Connection, ids: Iterable[str]) -> dict[str, 
 def record_reports(
     connection: sa.Connection, reports: Mapping[str, dict[str, Any]], now: float
 ) -> None:
-    """Store the last report of each endpoint."""
+    """Store the last report of each endpoint.
+
+    Args:
+        connection: a transaction that writes.
+        reports: reports by endpoint id.
+        now: seconds since the epoch.
+    """
     statement = (
         sa.update(endpoints)
         .where(endpoints.c.id == sa.bindparam("of_endpoint"))

@@ -1,4 +1,4 @@
-"""One database: SQLite by default, PostgreSQL by URL. Read and write transactions, migrations."""
+"""The database connection, SQLite or PostgreSQL: read and write transactions, migrations."""
 
 import fcntl
 import functools
@@ -17,32 +17,32 @@ from sqlalchemy.exc import ArgumentError, DatabaseError
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.extras import install_command
 
-#: Seconds to wait for another process that writes to the same SQLite file.
+#: Seconds to wait while another process writes to the same SQLite file.
 SQLITE_BUSY_TIMEOUT = 30
 
-#: Bytes that SQLite's write-ahead log keeps on disk when it is empty.
+#: Maximum bytes that SQLite's write-ahead log occupies on disk while it is empty.
 SQLITE_LOG_BYTES = 64 * 2**20
 
-# Any number, the same in every version: PostgreSQL's name for the migration lock.
+# Key of PostgreSQL's advisory lock for migrations: an arbitrary number, the same in all versions.
 _MIGRATION_LOCK = 0x666C7578
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 class Database:
-    """A pool of connections; `read` and `write` are its two kinds of transaction.
+    """A pool of database connections; `read` and `write` are its two kinds of transactions.
 
     Args:
-        url: of SQLite or PostgreSQL; a path, of an SQLite file.
+        url: URL of an SQLite or PostgreSQL database, or path of an SQLite file.
 
     Raises:
-        ConfigurationError: it can't be used; says why.
+        ConfigurationError: the URL is invalid, or the database can't be used.
     """
 
     def __init__(self, url: str | Path) -> None:
         self._url = _parse(url)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
-        # SQLite has one writer at a time, and waits for it by sleeping: queue here instead.
+        # SQLite permits one writer at a time and polls for its turn. A lock wakes threads at once.
         self._writing: Any = threading.Lock() if self._is_sqlite else nullcontext()
         if self._is_sqlite:
             _create_private(Path(self._url.database or ""))
@@ -61,28 +61,28 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads: one consistent view."""
+        """Open a read-only transaction, which has one consistent view."""
         with self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """A transaction that writes: committed at the end, rolled back on an exception."""
+        """Open a transaction that writes; it is committed, or rolled back on an exception."""
         with self._writing, self.engine.connect() as connection:
             writing = connection.execution_options(flux_endpoint_write=True)
             with writing.begin():
                 yield writing
 
     def give_back(self, pages: int) -> None:
-        """Return so many unused pages of an SQLite file, if it has them, to the disk."""
+        """Return up to `pages` unused pages of an SQLite file to the file system."""
         with self._writing, self.engine.connect() as connection:
             raw = connection.connection.dbapi_connection
             assert raw is not None
-            # As a script: `execute` would stop after the first page.
+            # `executescript`, since `execute` would stop after the first page.
             raw.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     def migrate(self) -> None:
-        """Bring the schema up to date; services that start at the same time take turns.
+        """Migrate the schema to the current version. A lock makes concurrent services take turns.
 
         Raises:
             ConfigurationError: the database can't be reached or written.
@@ -105,7 +105,7 @@ class Database:
 
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:
-        # Also covers the switch to WAL, for which SQLite doesn't wait its busy timeout.
+        # The lock also covers the switch to WAL, for which SQLite ignores the busy timeout.
         if not self._is_sqlite:
             yield
             return
@@ -126,11 +126,11 @@ class Database:
 
 
 class _UpgradeError(Exception):
-    """The schema can't be brought up to date."""
+    """The schema can't be migrated."""
 
 
 def _upgrade(connection: sa.Connection) -> None:
-    # A good part of a start is spent on its import, and it is needed once after an update.
+    # Imported here, since the import is slow and a migration is needed only after an update.
     import alembic.command  # noqa: PLC0415
     import alembic.config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
@@ -145,7 +145,7 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 def revision_of(connection: sa.Connection) -> str | None:
-    """Return the revision of a database's schema; `None`: it has none."""
+    """Return the revision of a database's schema; `None` if there is no schema."""
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
@@ -154,12 +154,17 @@ def revision_of(connection: sa.Connection) -> str | None:
 
 @functools.cache
 def expected_revision() -> str:
-    """Return the revision of the schema that this release works with: the last migration's."""
+    """Return the schema revision that this release needs: that of the last migration."""
     return max(path.name[1:5] for path in (MIGRATIONS / "versions").glob("v[0-9]*.py"))
 
 
 def chunks(ids: Iterable[str], size: int = 500) -> Iterator[tuple[str, ...]]:
-    """Split `ids` so that each part fits into one statement's parameters."""
+    """Split `ids` into parts that fit into the parameters of one SQL statement.
+
+    Args:
+        ids: ids.
+        size: maximum number of ids in a part.
+    """
     remaining = iter(ids)
     while chunk := tuple(islice(remaining, size)):
         yield chunk
@@ -187,8 +192,8 @@ def _parse(url: str | Path) -> sa.URL:
 
 def _create_private(path: Path) -> None:
     try:
-        # Never one that is there: to close it would drop the locks that SQLite holds on it in this
-        # process (fcntl(2)), and another process could delete its log, which we would go on using.
+        # Only if it is missing. Closing an existing file would drop the locks that SQLite holds on
+        # it in this process (fcntl(2)). Another process could then delete the log that is in use.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         pass
@@ -197,26 +202,26 @@ def _create_private(path: Path) -> None:
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # BEGIN is ours: see _begin_sqlite
+    connection.isolation_level = None  # _begin_sqlite sends BEGIN
     connection.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT * 1000}")
-    # Before the first table, or without effect: a file made by an earlier release keeps its size.
+    # Has an effect only before the first table: files of earlier releases never shrink.
     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute(f"PRAGMA journal_size_limit={SQLITE_LOG_BYTES}")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA foreign_keys=ON")
-    # KiB, of each of up to 50 connections; the kernel has its own cache of the file.
+    # 16 MiB for each of up to 50 connections; the kernel caches the file as well.
     connection.execute("PRAGMA cache_size=-16384")
 
 
 def _to_json(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
-    except ValueError:  # NaN and infinities, which neither PostgreSQL nor an HTTP client reads
+    except ValueError:  # NaN or infinity, which PostgreSQL and HTTP clients don't accept
         finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
         return json.dumps(finite)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes its lock first: a reader that turns writer could fail at once with "locked".
+    # A writer locks at BEGIN: an upgrade from a read lock could fail at once with "locked".
     write = connection.get_execution_options().get("flux_endpoint_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -1,4 +1,4 @@
-"""Events of the jobs that tasks became."""
+"""Job events of tasks that run as jobs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import task_events
 
-#: What tells an event from its repetition: task, name and timestamp.
+#: Identifies an event, so that duplicates are detected: task, name and timestamp.
 EventKey = tuple[str, str, float]
 
 
@@ -25,12 +25,12 @@ class StoredEvent:
 
     @property
     def key(self) -> EventKey:
-        """What tells it from its repetition."""
+        """The key that identifies the event."""
         return self.task_id, self.name, self.timestamp
 
 
 def known_events(connection: sa.Connection, task_ids: Iterable[str]) -> set[EventKey]:
-    """Return which events of these tasks are stored."""
+    """Return the keys of the stored events of tasks."""
     found: set[EventKey] = set()
     for part in chunks(task_ids):
         query = sa.select(task_events.c.task_id, task_events.c.name, task_events.c.timestamp)
@@ -40,7 +40,7 @@ def known_events(connection: sa.Connection, task_ids: Iterable[str]) -> set[Even
 
 
 def add_events(connection: sa.Connection, new: Sequence[StoredEvent]) -> None:
-    """Store events that are not known yet, in this order."""
+    """Store new events in the given order."""
     rows = [
         {**vars(event), "jobid": None if event.jobid is None else str(event.jobid)} for event in new
     ]
@@ -49,7 +49,7 @@ def add_events(connection: sa.Connection, new: Sequence[StoredEvent]) -> None:
 
 
 def events_of(connection: sa.Connection, task_id: str) -> list[StoredEvent]:
-    """Return the events of a task in the order in which they came."""
+    """Return the events of a task in order of arrival."""
     query = (
         sa.select(task_events)
         .where(task_events.c.task_id == task_id)

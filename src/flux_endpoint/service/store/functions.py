@@ -12,26 +12,27 @@ from flux_endpoint.protocol.rest import RegisterFunction
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import functions
 
-#: Seconds to which the last use of a function is known: not each use has to write.
+#: Precision (s) of the last use of a function, so that most uses need no write.
 USED_TO = 86_400.0
 
 
-#: What a function counts besides code, description and metadata: so there are not too many rows.
+#: Bytes that a function counts in addition to its code, description and metadata. They limit the
+#: number of small functions.
 ROW_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class Code:
-    """What a task's message has of its function."""
+    """The part of a function that a task's message carries."""
 
     text: str
-    #: Empty: not for its endpoint.
+    #: Name of the function; empty: it is not sent to the endpoint.
     name: str = ""
 
 
 @dataclass(frozen=True)
 class Function:
-    """What a submission needs of a function."""
+    """The part of a function that a submission needs."""
 
     owner_id: str
     public: bool
@@ -41,7 +42,14 @@ class Function:
 def add_function(
     connection: sa.Connection, owner_id: str, request: RegisterFunction, code: str
 ) -> str:
-    """Store a function with its packed `code`; return its id."""
+    """Store a function; return its id.
+
+    Args:
+        connection: a transaction that writes.
+        owner_id: id of its owner.
+        request: its description.
+        code: its packed code.
+    """
     function_id = str(uuid4())
     connection.execute(
         sa.insert(functions).values(
@@ -59,7 +67,7 @@ def add_function(
 
 
 def code_bytes(connection: sa.Connection, owner_id: str) -> int:
-    """Return how many bytes a user's functions take, with deleted ones that are still kept."""
+    """Return the bytes of a user's functions, including deleted ones that are still kept."""
     size = (
         ROW_BYTES
         + sa.func.length(functions.c.code)
@@ -71,7 +79,7 @@ def code_bytes(connection: sa.Connection, owner_id: str) -> int:
 
 
 def get_function(connection: sa.Connection, function_id: str) -> sa.Row[Any] | None:
-    """Return the row of a function that was not deleted."""
+    """Return the row of a function; `None` if there is none or it is deleted."""
     query = sa.select(functions).where(
         functions.c.id == function_id, functions.c.deleted_at.is_(None)
     )
@@ -79,7 +87,7 @@ def get_function(connection: sa.Connection, function_id: str) -> sa.Row[Any] | N
 
 
 def find_functions(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Function]:
-    """Return those of the functions `ids` that exist."""
+    """Return the existing functions among `ids`, by id."""
     found: dict[str, Function] = {}
     for part in chunks(ids):
         query = sa.select(
@@ -95,7 +103,7 @@ def find_functions(connection: sa.Connection, ids: Iterable[str]) -> dict[str, F
 
 
 def function_code(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Code]:
-    """Return the packed code of the functions `ids`, deleted ones included."""
+    """Return the code of functions by id, including deleted ones."""
     found: dict[str, Code] = {}
     for part in chunks(ids):
         query = sa.select(functions.c.id, functions.c.code, functions.c.name).where(
@@ -107,7 +115,13 @@ def function_code(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Co
 
 
 def note_use(connection: sa.Connection, ids: Iterable[str], now: float) -> None:
-    """Note that functions are used, unless that was noted within a day."""
+    """Record the use of functions, unless a use within the last day is recorded.
+
+    Args:
+        connection: a transaction that writes.
+        ids: ids of functions.
+        now: seconds since the epoch.
+    """
     for part in chunks(ids):
         long_ago = functions.c.used_at.is_(None) | (functions.c.used_at <= now - USED_TO)
         used = sa.update(functions).where(functions.c.id.in_(part), long_ago)
@@ -115,7 +129,7 @@ def note_use(connection: sa.Connection, ids: Iterable[str], now: float) -> None:
 
 
 def delete_function(connection: sa.Connection, function_id: str) -> None:
-    """Hide a function; the tasks that use it still run."""
+    """Mark a function as deleted; tasks that use it still run."""
     connection.execute(
         sa.update(functions).where(functions.c.id == function_id).values(deleted_at=time.time())
     )

@@ -1,4 +1,4 @@
-"""How the database is."""
+"""The state of the database, and its errors."""
 
 import shutil
 import sqlite3
@@ -17,14 +17,14 @@ from sqlalchemy.exc import (
 from flux_endpoint.protocol.operations import DatabaseDocument
 from flux_endpoint.service.store.engine import Database, expected_revision
 
-#: Errors of a statement or its values, which are a fault of this program.
+#: Errors of a statement or its values, which are bugs of this program.
 _FAULTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-#: PostgreSQL's code for it.
+#: PostgreSQL's error code for a full disk.
 _DISK_FULL = "53100"
 
 
 def database_health(database: Database) -> DatabaseDocument:
-    """Return how the database is, after a query.
+    """Return the state of the database, with the duration of a query.
 
     Raises:
         SQLAlchemyError: it can't be read.
@@ -46,13 +46,13 @@ def database_health(database: Database) -> DatabaseDocument:
 
 
 def database_trouble(error: BaseException) -> str | None:
-    """Return why a database is of no use now, for people who don't run it; `None`: it is not that.
+    """Return why the database can't be used now, such as a full disk, in words for users.
 
-    A full disk, a lost connection or a damaged file are nobody's fault who asks.
+    `None`: the error has another cause, such as a bug.
     """
     if not isinstance(error, DBAPIError) or isinstance(error, _FAULTS):
         return None
     if isinstance(error.orig, sqlite3.Error):
         return str(error.orig)
     disk_full = getattr(error.orig, "sqlstate", None) == _DISK_FULL
-    return "its disk is full" if disk_full else "it can't be reached"  # hosts are its own affair
+    return "its disk is full" if disk_full else "it can't be reached"  # users must not see hosts

@@ -1,4 +1,4 @@
-"""Ids of what is stored in great numbers."""
+"""Ids of submissions and tasks, in ascending order."""
 
 import os
 import time
@@ -6,9 +6,10 @@ from uuid import UUID
 
 
 def ordered_ids(count: int) -> list[str]:
-    """Return `count` new version-7 UUIDs, each greater than the one before.
+    """Return `count` new UUIDs of version 7, in ascending order.
 
-    Random ones would touch a page of the index each; these stay on a few, which a commit writes.
+    Random ids would each touch another page of the index. These share a few pages, so a commit
+    writes less.
     """
     now = time.time_ns() // 1_000_000
     noise = os.urandom(8 * count)
@@ -22,7 +23,7 @@ def ordered_ids(count: int) -> list[str]:
 
 
 def made_at(text: str) -> float | None:
-    """Return when an id was made, in seconds since the epoch; `None` if it doesn't say."""
+    """Return when an id was created (seconds since the epoch); `None` if it has no timestamp."""
     try:
         value = UUID(text)
     except ValueError:

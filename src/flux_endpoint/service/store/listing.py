@@ -1,4 +1,4 @@
-"""Lists of tasks, the newest first."""
+"""Lists of tasks, newest first."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -20,12 +20,12 @@ from flux_endpoint.service.store.tables import (
     tasks,
 )
 
-#: Key of a result's details that has the times of its states, in milliseconds since the epoch.
+#: Key of a result's details with the times of its state changes (ms since the epoch).
 TRANSITIONS = "task_transitions"
-#: Key of a status report that has the tasks which workers run, and when each was started.
+#: Key of a status report with the tasks that workers are running, and when each was started.
 RUNNING = "running_tasks"
 
-# Submissions that are looked through at a time, and bytes of an error that are read.
+# Number of submissions in a page, and bytes read from the end of an error text.
 _PAGE = 100
 _ERROR_BYTES = 300
 _CANCELLED = f"{ErrorCode.CANCELLED}:".encode()
@@ -34,7 +34,7 @@ _JOB_EVENTS = ("submit", "start", "finish")
 
 @dataclass(frozen=True)
 class PagePosition:
-    """Where a list goes on: after the task at this place."""
+    """The position of a task, after which the next page of a list begins."""
 
     submission_id: str
     position: int
@@ -44,13 +44,13 @@ class PagePosition:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the place that `str` made `text` of.
+        """Return the position that was formatted as `text` by `str`.
 
         Raises:
-            ValueError: it did not.
+            ValueError: `text` is not a position.
         """
         submission_id, colon, position = text.partition(":")
-        # The most digits of a place in a submission, whose size is bounded.
+        # Nine digits are enough, since the size of a submission is limited.
         if not colon or not re.fullmatch("[0-9]{1,9}", position):
             raise ValueError("is no place in a list: take it from `next` of an answer")
         return cls(submission_id, int(position))
@@ -58,15 +58,15 @@ class PagePosition:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which tasks a list has.
+    """The filter of a list of tasks. `None` matches all tasks.
 
     Attributes:
-        owner_id: whose.
-        endpoint_id: only of this endpoint.
-        group_id: only of this task group.
-        ended: only those that have ended, or those that have not.
-        failed: only those that failed, or those that did not.
-        follows: also those that only follow a job.
+        owner_id: id of the tasks' owner.
+        endpoint_id: id of their endpoint.
+        group_id: id of their task group.
+        ended: whether they have ended.
+        failed: whether they have failed.
+        follows: whether to include tasks that only follow a job.
     """
 
     owner_id: str
@@ -80,13 +80,19 @@ class Wanted:
 def newest_tasks(
     connection: sa.Connection, wanted: Wanted, after: PagePosition | None = None
 ) -> Iterator[tuple[PagePosition, ListedTask]]:
-    """Yield tasks with their places, the newest first."""
+    """Yield tasks and their positions, newest first.
+
+    Args:
+        connection: a transaction.
+        wanted: the filter.
+        after: begin after this position.
+    """
     query = (
         sa.select(
             submissions.c.id,
             submissions.c.group_id,
             submissions.c.endpoint_id,
-            # A user endpoint's tasks are known by what its users submitted them to.
+            # For a task of a user endpoint, the list shows the multi-user endpoint.
             sa.func.coalesce(endpoints.c.parent_id, endpoints.c.id).label("shown_endpoint_id"),
             submissions.c.attach_jobid,
             submissions.c.created_at,
@@ -109,7 +115,7 @@ def newest_tasks(
     if after is not None:
         query = query.where(submissions.c.id <= after.submission_id)
     running: dict[str, dict[str, Any]] = {}
-    # The first look is short, as most lists are; who looks for what is rare asks less often.
+    # The first query is small, as most lists are; later ones grow for filters with few matches.
     size = _PAGE
     while rows := connection.execute(query.limit(size)).all():
         for first in range(0, len(rows), _PAGE):
@@ -172,7 +178,7 @@ def _of_page(
 
 @dataclass
 class _Job:
-    """What the events of a task's job tell."""
+    """The job of a task, according to its events. Times are in seconds since the epoch."""
 
     jobid: int | None = None
     submitted: float | None = None
@@ -194,7 +200,7 @@ def _jobs(connection: sa.Connection, task_ids: list[str]) -> dict[str, _Job]:
             if row.jobid is not None:
                 job.jobid = int(row.jobid)
             match row.name:
-                case "submit":  # again, if an attempt was lost
+                case "submit":  # it may come again, after a failed attempt
                     job.submitted, job.started, job.stopped = row.timestamp, None, None
                 case "start":
                     job.started = row.timestamp
@@ -222,7 +228,7 @@ def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> Li
     jobid = job.jobid
     if submission.attach_jobid is not None:
         jobid = int(submission.attach_jobid)
-        # It runs while it follows, not while its job runs, which may have ended before.
+        # The task runs while it follows the job, which may have ended earlier.
         if started is not None or row.completed_at is not None:
             started, stopped = submission.created_at, row.completed_at
     return ListedTask(

@@ -1,4 +1,4 @@
-"""What may be removed, and its removal in small steps. Nothing here touches an open task."""
+"""Finds and removes old records in small steps. Open tasks are never removed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from flux_endpoint.service.store.tables import (
     tasks,
 )
 
-#: Most tasks, and bytes of their results, that one transaction removes.
+#: Maximum number of tasks, and of bytes of their results, that one transaction removes.
 STEP_TASKS = 500
 STEP_BYTES = 64 * 2**20
 
-# A file with so many unused pages, and so large a part of them, gives them back to the disk.
+# Minimum number, and minimum fraction, of unused pages at which an SQLite file is shrunk.
 _UNUSED_PAGES = 1000
 _UNUSED_PART = 0.25
 _VACUUM_PAGES = 2000
@@ -28,7 +28,7 @@ _VACUUM_PAGES = 2000
 
 @dataclass(frozen=True)
 class OldSubmission:
-    """A submission, the oldest come first."""
+    """A submission and its time (seconds since the epoch)."""
 
     id: str
     created_at: float
@@ -36,14 +36,20 @@ class OldSubmission:
 
 @dataclass(frozen=True)
 class EndedTask:
-    """A task that has ended, and the bytes of its result."""
+    """A task that has ended, and the size of its result in bytes."""
 
     id: str
     size: int
 
 
 def oldest_submissions(connection: sa.Connection, after_id: str, limit: int) -> list[OldSubmission]:
-    """Return submissions in the order in which they came, those after `after_id`."""
+    """Return the next submissions in the order of their ids, and so of their times.
+
+    Args:
+        connection: a transaction.
+        after_id: only submissions with greater ids.
+        limit: maximum number.
+    """
     query = (
         sa.select(submissions.c.id, submissions.c.created_at)
         .where(submissions.c.id > after_id)
@@ -56,7 +62,13 @@ def oldest_submissions(connection: sa.Connection, after_id: str, limit: int) -> 
 def ended_tasks(
     connection: sa.Connection, submission_ids: Sequence[str], until: float
 ) -> list[EndedTask]:
-    """Return a step's worth of tasks of these submissions that ended until then."""
+    """Return ended tasks of submissions, as many as one step may remove.
+
+    Args:
+        connection: a transaction.
+        submission_ids: the submissions.
+        until: only tasks that ended until this time (seconds since the epoch).
+    """
     found: list[EndedTask] = []
     for part in chunks(submission_ids):
         query = _ended(until).where(tasks.c.submission_id.in_(part)).limit(STEP_TASKS - len(found))
@@ -67,7 +79,13 @@ def ended_tasks(
 
 
 def ended_tasks_of(connection: sa.Connection, owner_id: str, until: float) -> list[EndedTask]:
-    """Return a step's worth of a user's tasks that ended until then, the oldest first."""
+    """Return a user's ended tasks, oldest first, as many as one step may remove.
+
+    Args:
+        connection: a transaction.
+        owner_id: id of the user.
+        until: only tasks that ended until this time (seconds since the epoch).
+    """
     query = (
         _ended(until)
         .join_from(tasks, submissions)
@@ -79,7 +97,10 @@ def ended_tasks_of(connection: sa.Connection, owner_id: str, until: float) -> li
 
 
 def first_end(connection: sa.Connection, submission_ids: Sequence[str]) -> float | None:
-    """Return when the first of the ended tasks of these submissions ended; `None`: none has."""
+    """Return when the first task of some submissions ended (seconds since the epoch).
+
+    `None`: none of their tasks has ended.
+    """
     ends = [
         connection.scalar(
             sa.select(sa.func.min(tasks.c.completed_at)).where(tasks.c.submission_id.in_(part))
@@ -99,7 +120,7 @@ def remove_tasks(connection: sa.Connection, task_ids: Sequence[str]) -> None:
 
 
 def remove_empty_submissions(connection: sa.Connection, submission_ids: Sequence[str]) -> int:
-    """Remove those of the submissions that have no task any more; return how many."""
+    """Remove the submissions that have no task any more; return their number."""
     removed = 0
     has_tasks = sa.exists().where(tasks.c.submission_id == submissions.c.id)
     for part in chunks(submission_ids):
@@ -109,7 +130,12 @@ def remove_empty_submissions(connection: sa.Connection, submission_ids: Sequence
 
 
 def remove_empty_groups(connection: sa.Connection, until: float) -> int:
-    """Remove a step's worth of task groups without submissions, made until then."""
+    """Remove task groups without submissions in one step; return their number.
+
+    Args:
+        connection: a transaction that writes.
+        until: only groups that were created until this time (seconds since the epoch).
+    """
     used = sa.exists().where(submissions.c.group_id == task_groups.c.id)
     old = (
         sa.select(task_groups.c.id)
@@ -122,12 +148,14 @@ def remove_empty_groups(connection: sa.Connection, until: float) -> int:
 
 
 def remove_functions(connection: sa.Connection, unused_until: float, deleted_until: float) -> int:
-    """Remove a step's worth of functions that no stored task has.
+    """Remove functions without stored tasks in one step; return their number.
+
+    Times are in seconds since the epoch.
 
     Args:
-        connection: of a transaction that writes.
-        unused_until: those that were registered, and used last, until then.
-        deleted_until: those that were deleted until then.
+        connection: a transaction that writes.
+        unused_until: remove functions that were last used (or registered) until this time.
+        deleted_until: remove functions that were deleted until this time.
     """
     has_tasks = sa.exists().where(tasks.c.function_id == functions.c.id)
     unused = sa.func.coalesce(functions.c.used_at, functions.c.created_at) <= unused_until
@@ -142,7 +170,7 @@ def remove_functions(connection: sa.Connection, unused_until: float, deleted_unt
 
 
 def stored_bytes(connection: sa.Connection) -> int:
-    """Return how large the database is, without space that is free to be used again."""
+    """Return the size of the database in bytes, without reusable free space in an SQLite file."""
     if connection.dialect.name != "sqlite":
         size = sa.func.pg_database_size(sa.func.current_database())
         return int(connection.scalar(sa.select(size)) or 0)
@@ -154,7 +182,12 @@ def stored_bytes(connection: sa.Connection) -> int:
 
 
 def result_bytes(connection: sa.Connection, until: float) -> dict[str, int]:
-    """Return how many bytes the results of each user have that came until then."""
+    """Return the bytes of results of each user, by user id.
+
+    Args:
+        connection: a transaction.
+        until: only results that arrived until this time (seconds since the epoch).
+    """
     size = sa.func.sum(sa.func.length(tasks.c.result))
     query = (
         sa.select(submissions.c.owner_id, size)
@@ -166,7 +199,11 @@ def result_bytes(connection: sa.Connection, until: float) -> dict[str, int]:
 
 
 def give_back_space(database: Database) -> bool:
-    """Give some of an SQLite file's unused space back to the disk; return whether to go on."""
+    """Return some unused space of an SQLite file to the file system.
+
+    Returns:
+        Whether there may be more.
+    """
     with database.read() as connection:
         if connection.dialect.name != "sqlite":
             return False  # PostgreSQL does so by itself

@@ -1,7 +1,7 @@
-"""The schema. Migrations in `service/migrations` bring a database to it.
+"""The database schema. The migrations in `service/migrations` create it.
 
-Times are seconds since the epoch. Text from functions, arguments and results is kept as bytes: it
-may hold characters that a database's text type refuses (NUL).
+Times are in seconds since the epoch. Text of functions, arguments and results is stored as bytes,
+since it may contain characters that a text column refuses (NUL).
 """
 
 from sqlalchemy import (
@@ -38,7 +38,7 @@ users = Table(
     Column("id", String(36), primary_key=True),
     Column("name", String(256), nullable=False, unique=True),
     Column("created_at", Double, nullable=False),
-    # Tasks that have not ended, and bytes of their arguments.
+    # Number of open tasks, and bytes of their arguments.
     Column("open_tasks", BigInteger, nullable=False, server_default="0"),
     Column("open_bytes", BigInteger, nullable=False, server_default="0"),
 )
@@ -50,10 +50,10 @@ tokens = Table(
     Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),  # NULL: never
-    Column("endpoint_id", String(36), index=True),  # it is good for that endpoint alone
+    Column("endpoint_id", String(36), index=True),  # the only endpoint that it may act as
 )
 
-#: Which users a group has; a group without any is not there.
+#: The members of groups. A group without members does not exist.
 group_members = Table(
     "group_members",
     metadata,
@@ -61,7 +61,7 @@ group_members = Table(
     Column("user_id", ForeignKey("users.id"), primary_key=True, index=True),
 )
 
-#: What no one outside of the service may know, by name.
+#: Secrets of the service, by name.
 secrets = Table(
     "secrets",
     metadata,
@@ -94,7 +94,7 @@ endpoints = Table(
     Column("public", Boolean, nullable=False),
     Column("multi_user", Boolean, nullable=False),
     Column("allowed_functions", JSON(none_as_null=True)),  # NULL: all
-    # Who may run tasks there besides its owner, by name; "*": everybody.
+    # Users ("*": all) and groups that may run tasks there besides the owner, by name.
     Column("users", JSON(none_as_null=True)),
     Column("groups", JSON(none_as_null=True)),
     Column("metadata", JSON, nullable=False),
@@ -103,20 +103,20 @@ endpoints = Table(
     Column("deleted_at", Double),
     Column("last_seen", Double),
     Column("last_report", JSON(none_as_null=True)),
-    # Of a user endpoint, which belongs to who submits: the multi-user endpoint that starts it, and
-    # with what.
+    # Of a user endpoint, which belongs to the user who submits: its multi-user endpoint, and its
+    # start parameters.
     Column("parent_id", String(36)),
     Column("config_hash", String(64)),
     Column("user_config", JSON(none_as_null=True)),
     Column("user_runtime", JSON(none_as_null=True)),
-    # Of the token that registered it last, which its account at the broker depends on.
+    # Id of the token with which it was last registered; its account at the broker needs that token.
     Column("token_id", String(12)),
-    # Of an endpoint of another make: the run that may hold tasks.
-    Column("run", Double),  # when it started; NULL: there is none
-    Column("run_seen", Double),  # the last report of that run
-    Column("run_ends", Double),  # when it counts as gone, unless it reports again
-    Column("run_left", Double),  # when its queue was looked into because nobody consumed from it
-    # Tasks that were submitted before are to be failed, and then its queues deleted.
+    # Of an official endpoint: the run that may have tasks.
+    Column("run", Double),  # when it started; NULL: there is no run
+    Column("run_seen", Double),  # when its last report arrived
+    Column("run_ends", Double),  # when it counts as lost, unless it reports again
+    Column("run_left", Double),  # when its queue, without a consumer, was inspected
+    # Time of the deletion: older tasks must fail, then the queues are deleted. NULL: done.
     Column("empty_before", Double),
 )
 Index(
@@ -133,12 +133,12 @@ task_groups = Table(
     Column("id", String(36), primary_key=True),
     Column("owner_id", ForeignKey("users.id"), nullable=False, index=True),
     Column("created_at", Double, nullable=False),
-    # Whether queues were asked for that take one result a message, and several.
+    # Whether clients requested queues with one result per message, and with several.
     Column("plain", Boolean, nullable=False, server_default=true()),
     Column("bundles", Boolean, nullable=False, server_default=false()),
 )
 
-#: One row a submission: what its tasks share, and whether the broker has them.
+#: One row per submission: the common values of its tasks, and whether the broker has them.
 submissions = Table(
     "submissions",
     metadata,
@@ -151,7 +151,7 @@ submissions = Table(
     Column("create_queue", Boolean, nullable=False),
     Column("resource_specification", JSON(none_as_null=True)),
     Column("result_serializers", JSON(none_as_null=True)),
-    Column("attach_jobid", String(20)),  # decimal: it has 64 bits, and no sign
+    Column("attach_jobid", String(20)),  # decimal, since it is an unsigned 64-bit number
     Column("created_at", Double, nullable=False),
     Column("published_at", Double),
 )
@@ -174,28 +174,28 @@ tasks = Table(
     Column("id", String(36), primary_key=True),
     Column("submission_id", ForeignKey("submissions.id"), nullable=False),
     Column("position", Integer, nullable=False),  # within the submission
-    Column("function_id", ForeignKey("functions.id")),  # NULL: follows a job
-    Column("payload", LargeBinary),  # packed arguments; dropped once there is a result
+    Column("function_id", ForeignKey("functions.id")),  # NULL: the task follows a job
+    Column("payload", LargeBinary),  # packed arguments; NULL once the task has ended
     Column("completed_at", Double),  # NULL: not ended
     Column("failed", Boolean),
-    Column("presumed", Boolean),  # failed by the service for a lost endpoint: a result replaces it
+    Column("presumed", Boolean),  # the service has failed it; a real result replaces that
     Column("result", LargeBinary),  # serialized value, or the error text if failed
     Column("details", JSON(none_as_null=True)),
 )
 Index("ix_tasks_submission_id_position", tasks.c.submission_id, tasks.c.position)
 Index("ix_tasks_function_id", tasks.c.function_id)
 
-#: Tasks of endpoints of other makes that have not ended: what each of them has been given so far.
+#: Open tasks of official endpoints: how far each has been delivered (see `official.store`).
 deliveries = Table(
     "deliveries",
     metadata,
     Column("task_id", ForeignKey("tasks.id"), primary_key=True),
     Column("endpoint_id", ForeignKey("endpoints.id"), nullable=False),
     Column("size", Integer, nullable=False),  # characters of function and arguments
-    Column("claimed_at", Double),  # by a service that publishes it
-    Column("released_at", Double),  # the endpoint's queue has had it since
-    Column("taken_at", Double),  # when it was not there any more, and nobody consumed
-    Column("lost_at", Double),  # by a run that another has followed: when it counts as lost
+    Column("claimed_at", Double),  # when a service began to publish it
+    Column("released_at", Double),  # when the endpoint's queue had it
+    Column("taken_at", Double),  # when it was found missing from the queue
+    Column("lost_at", Double),  # set when another run has started: when it counts as lost
 )
 Index(
     "ix_deliveries_endpoint_id_claimed_at_task_id",
@@ -204,7 +204,7 @@ Index(
     deliveries.c.task_id,
 )
 
-#: Events of the jobs that tasks became, in their order of arrival.
+#: Job events of tasks, in order of arrival.
 task_events = Table(
     "task_events",
     metadata,

@@ -1,4 +1,4 @@
-"""Task groups: whose they are, what is in them, and which kinds of queues get their results."""
+"""Task groups: their owners, their tasks, and the kinds of queues that get their results."""
 
 import time
 from collections.abc import Iterable
@@ -12,19 +12,24 @@ from flux_endpoint.service.store.tables import submissions, task_groups, tasks
 
 @dataclass(frozen=True)
 class Listeners:
-    """Whether a task group has queues that take one result a message, and several."""
+    """The kinds of queues that a task group has.
+
+    Attributes:
+        plain: whether there is a queue with one result per message.
+        bundles: whether there is a queue with several results per message.
+    """
 
     plain: bool
     bundles: bool
 
 
 def group_owner(connection: sa.Connection, group_id: str) -> str | None:
-    """Return the id of the user who created a task group, `None` if there is no such group."""
+    """Return the id of a task group's owner; `None` if there is no such group."""
     return connection.scalar(sa.select(task_groups.c.owner_id).where(task_groups.c.id == group_id))
 
 
 def add_group(connection: sa.Connection, group_id: str, owner_id: str) -> None:
-    """Create a task group, whose results go to no queue until one is asked for."""
+    """Create a task group. Its results go to no queue until `send_results` is called."""
     connection.execute(
         sa.insert(task_groups).values(
             id=group_id, owner_id=owner_id, created_at=time.time(), plain=False, bundles=False
@@ -33,7 +38,13 @@ def add_group(connection: sa.Connection, group_id: str, owner_id: str) -> None:
 
 
 def send_results(connection: sa.Connection, group_id: str, *, bundles: bool) -> None:
-    """Note that a queue of a group takes results from now on, with `bundles` several a message."""
+    """Record that a queue of a group gets its results from now on.
+
+    Args:
+        connection: a transaction that writes.
+        group_id: the group.
+        bundles: whether the queue accepts several results in one message.
+    """
     wanted = task_groups.c.bundles if bundles else task_groups.c.plain
     connection.execute(
         sa.update(task_groups)
@@ -43,7 +54,7 @@ def send_results(connection: sa.Connection, group_id: str, *, bundles: bool) -> 
 
 
 def listeners(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Listeners]:
-    """Return which kinds of queues get the results of task groups."""
+    """Return the kinds of queues that get the results of task groups, by group id."""
     found: dict[str, Listeners] = {}
     for part in chunks(ids):
         query = sa.select(task_groups.c.id, task_groups.c.plain, task_groups.c.bundles).where(
@@ -54,7 +65,7 @@ def listeners(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Listen
 
 
 def group_tasks(connection: sa.Connection, group_id: str) -> list[str]:
-    """Return the ids of a group's tasks in the order in which they were submitted."""
+    """Return the ids of a group's tasks in order of submission."""
     query = (
         sa.select(tasks.c.id)
         .join_from(submissions, tasks)
@@ -65,6 +76,6 @@ def group_tasks(connection: sa.Connection, group_id: str) -> list[str]:
 
 
 def wants_group_queue(connection: sa.Connection, group_id: str) -> bool:
-    """Return whether somebody has asked for the queue that a group's official clients share."""
+    """Return whether a submission has requested the queue of a group's official clients."""
     query = sa.exists().where(submissions.c.group_id == group_id, submissions.c.create_queue)
     return bool(connection.scalar(sa.select(query)))

@@ -1,4 +1,4 @@
-"""Tasks: what was submitted, to whom it goes, and how it ended."""
+"""Submissions and their tasks: storage, publication, routes and outcomes."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,14 +22,14 @@ class NewTask:
     """A task to store."""
 
     id: str
-    #: `None`: there is none, the task follows the job that its submission names.
+    #: `None`: the task follows the job in its submission.
     function_id: str | None
     payload: str
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What the tasks of one request share."""
+    """The common values of the tasks of one request. Times are in seconds since the epoch."""
 
     id: str
     owner_id: str
@@ -50,7 +50,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class StoredTask:
-    """A task as its owner sees it."""
+    """A task as its owner sees it. Times are in seconds since the epoch."""
 
     id: str
     endpoint_id: str
@@ -62,7 +62,7 @@ class StoredTask:
 
     @property
     def status(self) -> states.TaskState:
-        """What the task's owner is told."""
+        """The state that is reported to the task's owner."""
         if self.completed_at is not None:
             return states.TaskState.FAILED if self.failed else states.TaskState.SUCCESS
         received = self.published_at is None
@@ -71,23 +71,23 @@ class StoredTask:
 
 @dataclass(frozen=True)
 class TaskRoute:
-    """Where a task runs, where its result goes, and whether it has one already."""
+    """A task's endpoint, the task group of its result, and whether it has ended."""
 
     endpoint_id: str
     group_id: str
     ended: bool
-    #: Its end was presumed for a lost endpoint: a result still replaces it.
+    #: Whether the service has presumed its failure, which a real result still replaces.
     presumed: bool = False
-    #: Whoever submitted it consumes the group's queue `tg.G`.
+    #: Whether its client consumes from the group's queue `tg.G`.
     create_queue: bool = False
-    #: Whose it is, and bytes of its arguments while it is open.
+    #: Id of its owner, and bytes of its arguments while it is open.
     owner_id: str = ""
     size: int = 0
 
 
 @dataclass(frozen=True)
 class Open:
-    """How many tasks of a user have not ended, and bytes of their arguments."""
+    """The number of a user's open tasks, and the bytes of their arguments."""
 
     tasks: int
     bytes: int
@@ -105,7 +105,7 @@ class TaskOutcome:
     presumed: bool = False
 
 
-# Most tasks that `in_groups` puts together.
+# Maximum number of tasks in a part of `in_groups`.
 _GROUP_TASKS = 500
 
 _SUBMISSION_COLUMNS = (
@@ -118,7 +118,7 @@ _SUBMISSION_COLUMNS = (
 
 
 def submission_by_key(connection: sa.Connection, owner_id: str, key: str) -> Submission | None:
-    """Return what a user submitted under an idempotency key."""
+    """Return a user's submission with an idempotency key, or `None`."""
     query = sa.select(*_SUBMISSION_COLUMNS).where(
         submissions.c.owner_id == owner_id, submissions.c.idempotency_key == key
     )
@@ -149,7 +149,7 @@ def add_submission(
 def task_ids_by_function(
     connection: sa.Connection, submission_id: str
 ) -> dict[str | None, list[str]]:
-    """Return a submission's task ids in the order in which its answer named them."""
+    """Return a submission's task ids by function id, in the order of the original answer."""
     query = (
         sa.select(tasks.c.function_id, tasks.c.id)
         .where(tasks.c.submission_id == submission_id)
@@ -162,7 +162,7 @@ def task_ids_by_function(
 
 
 def unpublished(connection: sa.Connection, limit: int) -> list[Submission]:
-    """Return the oldest submissions of which the broker may not have all tasks."""
+    """Return the oldest submissions that are not completely published, at most `limit`."""
     query = (
         sa.select(*_SUBMISSION_COLUMNS)
         .join_from(submissions, endpoints)
@@ -176,7 +176,13 @@ def unpublished(connection: sa.Connection, limit: int) -> list[Submission]:
 def unpublished_tasks(
     connection: sa.Connection, submission_id: str, which: sa.ColumnElement[bool]
 ) -> list[NewTask]:
-    """Return those tasks of a submission that have not ended; `which`: a condition on them."""
+    """Return the open tasks of a submission.
+
+    Args:
+        connection: a transaction.
+        submission_id: the submission.
+        which: additional condition on `tasks`.
+    """
     query = (
         sa.select(tasks.c.id, tasks.c.function_id, tasks.c.payload)
         .where(
@@ -204,14 +210,14 @@ def submissions_by_id(connection: sa.Connection, ids: Iterable[str]) -> dict[str
 def open_tasks_of(
     connection: sa.Connection, endpoint_id: str, before: float, after_id: str, limit: int
 ) -> list[str]:
-    """Return tasks of an endpoint that have not ended, in the order of their ids.
+    """Return open tasks of an endpoint, in the order of their ids.
 
     Args:
-        connection: of a transaction.
-        endpoint_id: whose tasks.
-        before: only those that were submitted until then.
-        after_id: only those with greater ids.
-        limit: how many at most.
+        connection: a transaction.
+        endpoint_id: the endpoint.
+        before: only tasks that were submitted until this time (seconds since the epoch).
+        after_id: only tasks with greater ids.
+        limit: maximum number.
     """
     query = (
         sa.select(tasks.c.id)
@@ -229,7 +235,7 @@ def open_tasks_of(
 
 
 def published_and_open(connection: sa.Connection, endpoint_id: str) -> list[str]:
-    """Return the tasks that an endpoint's queue has had and that have not ended."""
+    """Return the open tasks that were published to an endpoint's queue."""
     query = (
         sa.select(tasks.c.id)
         .join_from(submissions, tasks)
@@ -243,7 +249,7 @@ def published_and_open(connection: sa.Connection, endpoint_id: str) -> list[str]
 
 
 def mark_published(connection: sa.Connection, ids: Iterable[str]) -> None:
-    """Note that the broker has all tasks of these submissions."""
+    """Record that the broker has all tasks of some submissions."""
     now = time.time()
     for part in chunks(ids):
         connection.execute(
@@ -254,7 +260,13 @@ def mark_published(connection: sa.Connection, ids: Iterable[str]) -> None:
 def task_states(
     connection: sa.Connection, owner_id: str, ids: Iterable[str]
 ) -> Iterator[StoredTask]:
-    """Yield the states of those of the tasks `ids` that belong to `owner_id`."""
+    """Yield the tasks among `ids` that belong to a user.
+
+    Args:
+        connection: a transaction.
+        owner_id: id of the user.
+        ids: ids of tasks.
+    """
     for part in chunks(ids):
         query = (
             sa.select(
@@ -276,13 +288,16 @@ def task_states(
 def in_groups(
     connection: sa.Connection, owner_id: str, ids: Iterable[str], size: int
 ) -> list[list[str]]:
-    """Split those of the tasks `ids` that belong to `owner_id`, so that each part has little.
+    """Split a user's tasks among `ids` into parts of limited size.
 
     Args:
-        connection: of a transaction.
-        owner_id: whose.
-        ids: which.
-        size: most bytes of results in each part; a single larger one is a part of its own.
+        connection: a transaction.
+        owner_id: id of the user.
+        ids: ids of tasks.
+        size: maximum bytes of results in a part; a single larger result has its own part.
+
+    Returns:
+        The ids of the tasks in each part.
     """
     parts: list[list[str]] = []
     room = 0
@@ -302,7 +317,7 @@ def in_groups(
 
 
 def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, TaskRoute]:
-    """Return the routes of the tasks `ids` and lock their rows; unknown tasks are left out."""
+    """Return the routes of tasks by id, and lock their rows; unknown tasks are left out."""
     found: dict[str, TaskRoute] = {}
     for part in chunks(ids):
         query = (
@@ -329,7 +344,7 @@ def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, TaskRoute
 
 
 def stored_result(connection: sa.Connection, task_id: str) -> str | None:
-    """Return the serialized value, or the error text, of a task that has ended."""
+    """Return a task's serialized value or error text; `None` if it has no result."""
     result = connection.scalar(sa.select(tasks.c.result).where(tasks.c.id == task_id))
     return None if result is None else result.decode(errors="surrogatepass")
 
@@ -337,12 +352,12 @@ def stored_result(connection: sa.Connection, task_id: str) -> str | None:
 def complete(
     connection: sa.Connection, outcomes: Sequence[TaskOutcome], known: Mapping[str, TaskRoute]
 ) -> None:
-    """Store how tasks ended, and drop their arguments.
+    """Store the outcomes of tasks, and delete their arguments.
 
     Args:
-        connection: of a transaction that writes.
-        outcomes: one for each task at most.
-        known: what `routes` said of them, in this transaction.
+        connection: a transaction that writes.
+        outcomes: at most one outcome per task.
+        known: routes of the tasks, read in the same transaction.
     """
     statement = (
         sa.update(tasks)
@@ -381,7 +396,14 @@ def complete(
 
 
 def change_open(connection: sa.Connection, owner_id: str, count: int, size: int) -> Open:
-    """Add tasks, and bytes of their arguments, to a user's that are open; return these."""
+    """Change the count of a user's open tasks; return the new count.
+
+    Args:
+        connection: a transaction that writes.
+        owner_id: id of the user.
+        count: number of tasks to add.
+        size: bytes of arguments to add.
+    """
     changed = (
         sa.update(users)
         .where(users.c.id == owner_id)

@@ -1,4 +1,4 @@
-"""Users, their bearer tokens, of which only the SHA-256 is kept, and their groups."""
+"""Users, their groups, and their bearer tokens, which are stored as SHA-256 hashes only."""
 
 import hashlib
 import secrets
@@ -11,22 +11,23 @@ import sqlalchemy as sa
 
 from flux_endpoint.service.store.tables import group_members, tokens, users
 
-#: So many characters of a token's hash name it to a person.
+#: Number of characters of a token's hash that are its id.
 TOKEN_ID_LENGTH = 12
 
-#: An endpoint has so many tokens at most: a new one replaces the oldest.
+#: Maximum number of tokens of an endpoint; a new one replaces the oldest.
 ENDPOINT_TOKENS = 4
 
 
 @dataclass(frozen=True)
 class User:
-    """Who a request comes from.
+    """The user of a request.
 
     Attributes:
         id: a UUID.
-        name: what people call the user.
-        endpoint_id: of the endpoint that the request's token is good for; `None`: it is the user's.
-        token_id: of the token that the request came with; empty if there was no request.
+        name: the user's name.
+        endpoint_id: id of the endpoint that the request's token belongs to; `None`: it is a token
+            of the user.
+        token_id: id of the request's token; empty if there is no request.
     """
 
     id: str
@@ -36,30 +37,30 @@ class User:
 
     @property
     def email(self) -> str | None:
-        """The name, if that is an address."""
+        """The name, if it is an email address."""
         return self.name if "@" in self.name else None
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """The user as an element of an identity set; maps to local accounts read `username`."""
+        """The user as an element of an identity set; identity mappings read `username`."""
         return {"sub": self.id, "username": self.name, "name": self.name, "email": self.email}
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it is listed: never the token itself."""
+    """A token's entry in a list, without the token itself. Times: seconds since the epoch."""
 
     id: str
     user: str
     created_at: float
-    #: `None`: never.
+    #: `None`: it never expires.
     expires_at: float | None = None
-    #: The endpoint that it is good for; `None`: it is its user's.
+    #: The endpoint that it belongs to; `None`: it is a token of the user.
     endpoint_id: str | None = None
 
 
 def user_by_token(connection: sa.Connection, token: str) -> User | None:
-    """Return who owns `token`, or `None` if nobody does."""
+    """Return the user of a token; `None` if the token is unknown or expired."""
     token_hash = _hash(token)
     query = (
         sa.select(users.c.id, users.c.name, tokens.c.endpoint_id)
@@ -73,7 +74,7 @@ def user_by_token(connection: sa.Connection, token: str) -> User | None:
 
 
 def expired_at(connection: sa.Connection, token: str) -> float | None:
-    """Return when `token` has expired; `None` if it has not, or is unknown."""
+    """Return when a token expired (seconds since the epoch); `None` if it is valid or unknown."""
     query = sa.select(tokens.c.expires_at).where(
         tokens.c.hash == _hash(token), ~is_valid(time.time())
     )
@@ -82,17 +83,17 @@ def expired_at(connection: sa.Connection, token: str) -> float | None:
 
 
 def is_valid(now: float) -> sa.ColumnElement[bool]:
-    """Return the condition that a token has not expired."""
+    """Return the SQL condition that a token has not expired at `now` (seconds since the epoch)."""
     return tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now)
 
 
 def create_token(connection: sa.Connection, user_name: str, expires_at: float | None = None) -> str:
-    """Return a new token of `user_name`, who is created if missing.
+    """Create a token for a user, who is created if missing; return the token.
 
     Args:
-        connection: of a transaction that writes.
-        user_name: whose it is.
-        expires_at: from when on it is not valid (seconds since the epoch); `None`: always.
+        connection: a transaction that writes.
+        user_name: name of the user.
+        expires_at: end of its validity (seconds since the epoch); `None`: it never expires.
     """
     user_id = user_id_of(connection, user_name)
     if user_id is None:
@@ -106,7 +107,14 @@ def create_token(connection: sa.Connection, user_name: str, expires_at: float | 
 def create_endpoint_token(
     connection: sa.Connection, owner_id: str, endpoint_id: str, expires_at: float | None = None
 ) -> str:
-    """Return a new token that is good for one endpoint; its oldest ones are deleted."""
+    """Create a token for one endpoint and return it; the oldest ones are deleted.
+
+    Args:
+        connection: a transaction that writes.
+        owner_id: id of the endpoint's owner.
+        endpoint_id: the endpoint.
+        expires_at: end of its validity (seconds since the epoch); `None`: it never expires.
+    """
     newest = connection.scalars(
         sa.select(tokens.c.hash)
         .where(tokens.c.endpoint_id == endpoint_id)
@@ -120,12 +128,12 @@ def create_endpoint_token(
 def revoke_endpoint_tokens(
     connection: sa.Connection, endpoint_ids: Iterable[str], *, keep: Iterable[str] = ()
 ) -> int:
-    """Delete the tokens of endpoints; return how many there were.
+    """Delete the tokens of endpoints; return their number.
 
     Args:
         connection: a transaction that writes.
-        endpoint_ids: of the endpoints.
-        keep: hashes of tokens that stay.
+        endpoint_ids: the endpoints.
+        keep: hashes of tokens that are not deleted.
     """
     theirs = tokens.c.endpoint_id.in_(list(endpoint_ids)) & tokens.c.hash.not_in(list(keep))
     return connection.execute(sa.delete(tokens).where(theirs)).rowcount
@@ -148,7 +156,7 @@ def _new_token(
 
 
 def user_id_of(connection: sa.Connection, name: str) -> str | None:
-    """Return the id of the user of that name, `None` if there is none."""
+    """Return the id of the user with a name; `None` if there is none."""
     return connection.scalar(sa.select(users.c.id).where(users.c.name == name))
 
 
@@ -158,14 +166,19 @@ def all_names(connection: sa.Connection) -> set[str]:
 
 
 def revoke_token(connection: sa.Connection, token_or_id: str) -> bool:
-    """Delete the token given itself or by its id; return whether there was one."""
+    """Delete a token; return whether it existed.
+
+    Args:
+        connection: a transaction that writes.
+        token_or_id: the token or its id.
+    """
     by_id = sa.func.substr(tokens.c.hash, 1, TOKEN_ID_LENGTH) == token_or_id
     matches = (tokens.c.hash == _hash(token_or_id)) | by_id
     return connection.execute(sa.delete(tokens).where(matches)).rowcount > 0
 
 
 def list_tokens(connection: sa.Connection) -> list[Token]:
-    """Return all tokens, the oldest first."""
+    """Return all tokens, oldest first."""
     query = (
         sa.select(
             tokens.c.hash,
@@ -184,7 +197,7 @@ def list_tokens(connection: sa.Connection) -> list[Token]:
 
 
 def token_id(token: str) -> str:
-    """Return the id by which a token is listed."""
+    """Return the id of a token, as it is listed."""
     return _hash(token)[:TOKEN_ID_LENGTH]
 
 
@@ -195,19 +208,19 @@ def groups_of(connection: sa.Connection, user_id: str) -> set[str]:
 
 
 def join_group(connection: sa.Connection, group: str, user_id: str) -> None:
-    """Make a user a member of a group, which need not be there."""
+    """Add a user to a group, which is created if missing."""
     if group not in groups_of(connection, user_id):
         connection.execute(sa.insert(group_members).values(name=group, user_id=user_id))
 
 
 def leave_group(connection: sa.Connection, group: str, user_id: str) -> bool:
-    """End a user's membership; return whether there was one."""
+    """Remove a user from a group; return whether the user was a member."""
     membership = (group_members.c.name == group) & (group_members.c.user_id == user_id)
     return connection.execute(sa.delete(group_members).where(membership)).rowcount > 0
 
 
 def list_groups(connection: sa.Connection) -> dict[str, list[str]]:
-    """Return the names of each group's members, all in the order of names."""
+    """Return the names of the members of each group; groups and members are sorted."""
     query = (
         sa.select(group_members.c.name, users.c.name.label("user"))
         .join_from(group_members, users)

@@ -1,1 +1,1 @@
-"""What the database knows of endpoints of another make alone."""
+"""Database records that exist for official endpoints only."""

@@ -1,9 +1,12 @@
-"""What endpoints of another make were given of their tasks that have not ended.
+"""The open tasks of official endpoints, and how far each has been delivered.
 
-Such an endpoint holds what it takes in memory only. A task waits here until there is room for it;
-it is claimed by the service that publishes it, and released once the endpoint's queue has it. It
-has been taken when that queue has it no more though nobody consumes, and is left when another run
-of the endpoint has begun since.
+An official endpoint keeps tasks in memory only, so the service tracks each one:
+
+- A task *waits* until there is room for it.
+- It is *claimed* by the service that publishes it.
+- It is *released* once the endpoint's queue has it.
+- It is *taken* if it is not in that queue any more, and the queue has no consumer.
+- It is *left* if it was taken and a new run of the endpoint has started since.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,17 +18,22 @@ from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import deliveries, endpoints, submissions, tasks
 from flux_endpoint.service.store.tasks import NewTask
 
-#: Most tasks, and most characters of them, that are claimed at a time.
+#: Maximum number of tasks, and of their characters, that are claimed at a time.
 PAGE_TASKS = 500
 PAGE_SIZE = 16 * 2**20
 
-#: Which rows of `tasks` are those of tasks that don't wait here, nor did.
+#: Condition on `tasks`: the task has no row here.
 NOT_HELD = ~sa.exists().where(deliveries.c.task_id == tasks.c.id)
 
 
 @dataclass(frozen=True)
 class DeliveryWindow:
-    """How much an endpoint may have been given that has not ended; one task always may."""
+    """Limits of the open tasks that an endpoint is given. One task is always permitted.
+
+    Attributes:
+        tasks: maximum number of tasks.
+        size: maximum size in characters of functions and arguments.
+    """
 
     tasks: int
     size: int
@@ -40,7 +48,13 @@ class Claimed:
 
 
 def add(connection: sa.Connection, endpoint_id: str, sizes: Iterable[tuple[str, int]]) -> None:
-    """Have tasks wait for their delivery; each comes with its size."""
+    """Add waiting tasks.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: the endpoint that runs them.
+        sizes: pairs of task id and size in characters.
+    """
     rows = [
         {"task_id": task_id, "endpoint_id": endpoint_id, "size": size} for task_id, size in sizes
     ]
@@ -50,8 +64,18 @@ def add(connection: sa.Connection, endpoint_id: str, sizes: Iterable[tuple[str, 
 def claim(
     connection: sa.Connection, endpoint_id: str, window: DeliveryWindow, now: float
 ) -> list[Claimed]:
-    """Take the next tasks of an endpoint, as far as there is room; each is taken once."""
-    # Two services that look at the same time would both find the same room.
+    """Claim the next waiting tasks of an endpoint, as many as there is room for.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: the endpoint.
+        window: the limits of the endpoint.
+        now: seconds since the epoch.
+
+    Returns:
+        The claimed tasks; a task is claimed by one service only.
+    """
+    # The lock keeps two services from filling the same room twice.
     connection.execute(
         sa.select(endpoints.c.id).where(endpoints.c.id == endpoint_id).with_for_update()
     )
@@ -72,7 +96,7 @@ def claim(
         )
         .join_from(deliveries, tasks)
         .join(submissions)
-        # Its task group's queue exists by then.
+        # A published submission: the queue of its task group exists.
         .where(mine, deliveries.c.claimed_at.is_(None), submissions.c.published_at.is_not(None))
         .order_by(deliveries.c.task_id)
         .limit(room)
@@ -100,22 +124,31 @@ def any_waits(connection: sa.Connection, endpoint_id: str) -> bool:
 
 
 def release(connection: sa.Connection, task_ids: Sequence[str], now: float) -> None:
-    """Note that the endpoint's queue has these tasks."""
+    """Record that the endpoint's queue has these tasks.
+
+    Args:
+        connection: a transaction that writes.
+        task_ids: the tasks.
+        now: seconds since the epoch.
+    """
     _mark(connection, task_ids, released_at=now)
 
 
 def unclaim(connection: sa.Connection, task_ids: Sequence[str]) -> None:
-    """Have tasks wait again: they were not published."""
+    """Make unpublished tasks wait again."""
     _mark(connection, task_ids, claimed_at=None)
 
 
 def unclaim_older(connection: sa.Connection, than: float, but: Iterable[str]) -> int:
-    """Have tasks wait again that a service claimed and, having ended, did not publish.
+    """Make tasks wait again if their service stopped before it published them.
 
     Args:
-        connection: of a transaction that writes.
-        than: claims since then are left alone.
-        but: so are the claims on these tasks.
+        connection: a transaction that writes.
+        than: only claims before this time (seconds since the epoch).
+        but: tasks whose claims stay.
+
+    Returns:
+        The number of tasks.
     """
     lost = sa.select(deliveries.c.task_id).where(
         deliveries.c.claimed_at < than, deliveries.c.released_at.is_(None)
@@ -126,7 +159,7 @@ def unclaim_older(connection: sa.Connection, than: float, but: Iterable[str]) ->
 
 
 def released(connection: sa.Connection, endpoint_id: str) -> dict[str, float]:
-    """Return which open tasks an endpoint's queue has had, and since when."""
+    """Return the open tasks that were released to an endpoint's queue, and when."""
     query = sa.select(deliveries.c.task_id, deliveries.c.released_at).where(
         deliveries.c.endpoint_id == endpoint_id, deliveries.c.released_at.is_not(None)
     )
@@ -134,7 +167,7 @@ def released(connection: sa.Connection, endpoint_id: str) -> dict[str, float]:
 
 
 def claimed(connection: sa.Connection, endpoint_id: str) -> set[str]:
-    """Return which tasks an endpoint's queue has had, or has not, or will have in a moment."""
+    """Return the tasks that are being published: an endpoint's queue may have them or not."""
     query = sa.select(deliveries.c.task_id).where(
         deliveries.c.endpoint_id == endpoint_id,
         deliveries.c.claimed_at.is_not(None),
@@ -144,7 +177,7 @@ def claimed(connection: sa.Connection, endpoint_id: str) -> set[str]:
 
 
 def count_claimed(connection: sa.Connection, endpoint_id: str) -> int:
-    """Return how many open tasks are, or may be, in an endpoint's queue or with it."""
+    """Return the number of open tasks that the endpoint or its queue has, or may have."""
     query = sa.select(sa.func.count()).where(
         deliveries.c.endpoint_id == endpoint_id, deliveries.c.claimed_at.is_not(None)
     )
@@ -152,12 +185,21 @@ def count_claimed(connection: sa.Connection, endpoint_id: str) -> int:
 
 
 def take(connection: sa.Connection, task_ids: Iterable[str], now: float) -> None:
-    """Note that tasks have been taken."""
+    """Record that tasks have been taken.
+
+    Args:
+        connection: a transaction that writes.
+        task_ids: the tasks.
+        now: seconds since the epoch.
+    """
     _mark(connection, task_ids, taken_at=now)
 
 
 def taken(connection: sa.Connection, endpoint_id: str) -> dict[str, float | None]:
-    """Return the open tasks that have been taken; when they count as lost, of those left."""
+    """Return the open tasks that have been taken, and when they count as lost.
+
+    The time is `None` unless the task is left.
+    """
     query = sa.select(deliveries.c.task_id, deliveries.c.lost_at).where(
         deliveries.c.endpoint_id == endpoint_id, deliveries.c.taken_at.is_not(None)
     )
@@ -165,34 +207,40 @@ def taken(connection: sa.Connection, endpoint_id: str) -> dict[str, float | None
 
 
 def keep(connection: sa.Connection, endpoint_id: str) -> None:
-    """Note that the run that has taken tasks goes on."""
+    """Record that the run that has taken tasks is still running: they are not taken any more."""
     _mark_taken(connection, endpoint_id, taken_at=None)
 
 
 def leave(connection: sa.Connection, endpoint_id: str, lost_at: float) -> None:
-    """Note that another run has begun than the one that has taken tasks."""
+    """Mark taken tasks as left: a new run has started.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: the endpoint.
+        lost_at: when the tasks count as lost (seconds since the epoch).
+    """
     _mark_taken(connection, endpoint_id, lost_at=lost_at)
 
 
 def open_tasks(connection: sa.Connection, endpoint_id: str) -> list[str]:
-    """Return all tasks of an endpoint that have not ended."""
+    """Return all open tasks of an endpoint."""
     query = sa.select(deliveries.c.task_id).where(deliveries.c.endpoint_id == endpoint_id)
     return list(connection.scalars(query))
 
 
 def has_open_tasks(connection: sa.Connection, endpoint_id: str) -> bool:
-    """Return whether an endpoint has tasks that have not ended."""
+    """Return whether an endpoint has open tasks."""
     query = sa.select(deliveries.c.task_id).where(deliveries.c.endpoint_id == endpoint_id).limit(1)
     return connection.scalar(query) is not None
 
 
 def busy_endpoints(connection: sa.Connection) -> list[str]:
-    """Return the endpoints with tasks that have not ended."""
+    """Return the endpoints with open tasks."""
     return list(connection.scalars(sa.select(deliveries.c.endpoint_id).distinct()))
 
 
 def remove(connection: sa.Connection, task_ids: Iterable[str]) -> bool:
-    """Forget tasks that have ended; return whether any was known."""
+    """Remove tasks that have ended; return whether there were any."""
     found = False
     for part in chunks(task_ids):
         done = sa.delete(deliveries).where(deliveries.c.task_id.in_(part))

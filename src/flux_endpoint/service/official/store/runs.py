@@ -1,4 +1,4 @@
-"""The runs of endpoints of another make that may hold tasks: one of each endpoint at most."""
+"""The runs of official endpoints that may have tasks: at most one per endpoint."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from flux_endpoint.service.store.tables import endpoints
 
 @dataclass(frozen=True)
 class Run:
-    """A run of an endpoint that may hold tasks.
+    """A run of an endpoint that may have tasks. Times are in seconds since the epoch.
 
     Attributes:
-        start: when it began, by its own clock; 0 if it doesn't say.
-        seen: when its last report came.
-        ends: when it counts as gone, unless it reports again.
+        start: start of the run by the endpoint's own clock; 0 if unknown.
+        seen: arrival of its last report.
+        ends: when it counts as lost, unless it reports again.
     """
 
     start: float
@@ -23,15 +23,27 @@ class Run:
 
 
 def set_run(connection: sa.Connection, endpoint_id: str, run: Run | None) -> None:
-    """Note the run of an endpoint that may hold tasks, or that there is none."""
-    values: dict[str, float | None] = {"run": None, "run_left": None}  # when it was seen stays
+    """Store the run of an endpoint.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: the endpoint.
+        run: the run that may have tasks; `None`: there is none.
+    """
+    values: dict[str, float | None] = {"run": None, "run_left": None}  # `run_seen` stays
     if run is not None:
         values = {"run": run.start, "run_seen": run.seen, "run_ends": run.ends}
     connection.execute(sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(**values))
 
 
 def set_run_left(connection: sa.Connection, endpoint_id: str, at: float | None) -> None:
-    """Note when it was known what a run had taken that consumes no more; `None`: it is not."""
+    """Store when the tasks were determined that a run had taken.
+
+    Args:
+        connection: a transaction that writes.
+        endpoint_id: the endpoint.
+        at: seconds since the epoch; `None`: they are not known.
+    """
     connection.execute(
         sa.update(endpoints).where(endpoints.c.id == endpoint_id).values(run_left=at)
     )

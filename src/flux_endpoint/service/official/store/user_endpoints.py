@@ -1,4 +1,4 @@
-"""The user endpoints that multi-user endpoints start: one for each user and each configuration."""
+"""The user endpoints of multi-user endpoints: one for each user and configuration."""
 
 import hashlib
 import json
@@ -19,7 +19,15 @@ def find_user_endpoint(
     config: Mapping[str, Any],
     runtime: Mapping[str, Any],
 ) -> str | None:
-    """Return the id of a user endpoint that is as `put_user_endpoint` would make it."""
+    """Return the id of a user endpoint that `put_user_endpoint` would not change, or `None`.
+
+    Args:
+        connection: a transaction.
+        parent_id: the multi-user endpoint.
+        owner_id: the user.
+        config: the user's values for the configuration template.
+        runtime: the client's description of its own environment.
+    """
     query = sa.select(endpoints.c.id, endpoints.c.user_runtime).where(
         _is(parent_id, owner_id, config), endpoints.c.deleted_at.is_(None)
     )
@@ -34,10 +42,17 @@ def put_user_endpoint(
     config: Mapping[str, Any],
     runtime: Mapping[str, Any],
 ) -> str:
-    """Create a user endpoint, or bring it up to date; return its id.
+    """Create a user endpoint, or update it; return its id.
+
+    Args:
+        connection: a transaction that writes.
+        parent_id: the multi-user endpoint.
+        owner_id: the user.
+        config: the user's values for the configuration template.
+        runtime: the client's description of its own environment.
 
     Raises:
-        IntegrityError: somebody else created it at this moment.
+        IntegrityError: another request has created it at the same time.
     """
     query = sa.select(endpoints.c.id).where(_is(parent_id, owner_id, config))
     user_endpoint_id: str | None = connection.scalar(query)
@@ -53,7 +68,7 @@ def put_user_endpoint(
         sa.insert(endpoints).values(
             id=new_id,
             owner_id=owner_id,
-            # What it is called where it runs, and its directory there.
+            # Its name on the host that runs it, and the name of its directory there.
             name=f"uep.{parent_id}.{new_id}",
             public=False,
             multi_user=False,
@@ -77,7 +92,7 @@ def user_endpoints_of(connection: sa.Connection, parent_id: str) -> list[str]:
 
 
 def waiting_and_running(connection: sa.Connection, parent_id: str) -> tuple[int, int]:
-    """Return how many open tasks a multi-user endpoint's user endpoints have, and how many run."""
+    """Return the numbers of open tasks and of running user endpoints of a multi-user endpoint."""
     theirs = endpoints.c.parent_id == parent_id
     waiting = sa.select(sa.func.count()).select_from(deliveries).join(endpoints).where(theirs)
     running = sa.select(sa.func.count()).where(theirs, endpoints.c.run.is_not(None))
