@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from flux_endpoint.amqp.url import with_credentials
-from flux_endpoint.stack.ports import free_ports
+from ports import reserve_any
 
 SECRET = "secret-of-the-tests"
 #: Settings of a service without a broker: it gets no requests, and listens on a free port.
@@ -93,6 +94,8 @@ class SessionBroker:
         self.dispatcher: Dispatcher | None = None
         self.management_url = ""
         self._ctl: Callable[..., str] | None = None
+        #: Keep the services' ports from others, before they listen and after they have ended.
+        self._reservations: list[socket.socket] = []
 
     def keeps_apart(self, dispatcher: Dispatcher, management_url: str) -> None:
         """Use a broker of this session, which sends its requests to the dispatcher.
@@ -118,7 +121,8 @@ class SessionBroker:
         """Return the access settings of a service that uses the broker at `amqp_url`."""
         if self.dispatcher is not None:
             vhost = unquote(urlsplit(amqp_url).path[1:]) or "/"
-            port = free_ports(1)[0]
+            port, reservation = reserve_any()
+            self._reservations.append(reservation)
             self.dispatcher.ports.setdefault(vhost, []).append(port)
             return {
                 "authorization_url": f"http://127.0.0.1:{port}/{SECRET}",

@@ -6,16 +6,26 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flux_endpoint.stack.ports import free_ports, reserve
+
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
     """Yield a TCP port of the loopback interface that nothing listens on.
 
-    Meanwhile, the kernel does not give this port to programs that ask for any free port, e.g. tests
-    in other processes. A program that asks for this port with SO_REUSEADDR, as servers do, gets it.
+    Meanwhile, no program that asks for any free port gets it, e.g. tests in other processes. A
+    program that asks for this port with SO_REUSEADDR, as servers do, gets it.
     """
-    with socket.socket() as reservation:
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reservation.bind(("127.0.0.1", 0))
-        port: int = reservation.getsockname()[1]
+    port, reservation = reserve_any()
+    with reservation:
         yield port
+
+
+def reserve_any() -> tuple[int, socket.socket]:
+    """Return such a port, and the socket that reserves it until it is closed."""
+    while True:
+        (port,) = free_ports(1)
+        try:
+            return port, reserve(port)
+        except OSError:  # another test process was given it at the same moment
+            continue

@@ -7,6 +7,8 @@ import socket
 import struct
 import threading
 
+from ports import reserve_any
+
 
 class Proxy:
     """Forwards a loopback port to `host:port`; `stop` and `start` keep the port.
@@ -25,11 +27,9 @@ class Proxy:
         self._flows = threading.Event()
         self._flows.set()
         #: Keeps the port from others while nothing listens there.
-        self._reservation = socket.socket()
-        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._reservation.bind(("127.0.0.1", 0))
+        number, self._reservation = reserve_any()
         #: The port to connect to.
-        self.port: int = self._reservation.getsockname()[1]
+        self.port = number
         #: Counts the connections that were made through the proxy.
         self.accepted = threading.Semaphore(0)
 

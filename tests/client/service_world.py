@@ -50,10 +50,12 @@ class RunningService:
     def start(self) -> None:
         self._process = self._command("run", "--port", str(self._port))
         assert self._process.stderr is not None
+        said: list[str] = []
         for line in self._process.stderr:
             if "service ready" in line:
                 return
-        raise AssertionError("the service did not start")
+            said.append(line)
+        raise AssertionError("the service ended before it was ready:\n" + "".join(said))
 
     @property
     def url(self) -> str:

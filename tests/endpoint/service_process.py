@@ -53,10 +53,12 @@ class ServiceProcess:
             text=True,
         )
         assert self._process.stderr is not None
+        said: list[str] = []
         for line in self._process.stderr:
             if "service ready" in line:
                 return
-        raise AssertionError("the service ended before it was ready")
+            said.append(line)
+        raise AssertionError("the service ended before it was ready:\n" + "".join(said))
 
     def stop(self) -> None:
         if self._process is not None:

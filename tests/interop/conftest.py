@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import uuid
 from collections.abc import Iterator
 
 import pytest
 from tests.interop.official_world import OfficialWorld
+
+from ports import reserved_port
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
@@ -23,10 +24,7 @@ def official_world(
     broker.ctl("add_vhost", vhost)
     broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
     directory = tmp_path_factory.mktemp("official")
-    with socket.socket() as reservation:  # keeps the port from others until the service listens
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reservation.bind(("127.0.0.1", 0))
-        port = reservation.getsockname()[1]
+    with reserved_port() as port:
         world = OfficialWorld(directory, broker.vhost_url(vhost), port, official_python, flux_uri)
         try:
             world.start()

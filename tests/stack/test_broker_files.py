@@ -2,11 +2,12 @@ import base64
 import hashlib
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
 from flux_endpoint.errors import ConfigurationError
-from flux_endpoint.stack import broker_files, installation
+from flux_endpoint.stack import broker_files, installation, ports
 from flux_endpoint.stack.ports import free_ports, is_free
 
 
@@ -52,8 +53,22 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, content):
 
 def test_free_ports_are_different_and_free():
     assert len(set(free_ports(5))) == 5
-    # Somebody else may be given one of them meanwhile, but not each time.
+    # Another program may take one of them meanwhile, but not each time.
     assert any(all(map(is_free, free_ports(5))) for _ in range(10))
+
+
+def test_free_ports_are_none_that_the_kernel_gives_to_connections():
+    first, last = map(int, Path(ports._EPHEMERAL_FILE).read_text().split())
+    assert all(not first <= port <= last for port in free_ports(100))
+
+
+@pytest.mark.parametrize("content", ["1024\t65535\n", "", None])
+def test_free_ports_are_found_where_the_kernel_may_give_any(monkeypatch, tmp_path, content):
+    file = tmp_path / "ip_local_port_range"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(ports, "_EPHEMERAL_FILE", str(file))
+    assert len(set(free_ports(5))) == 5
 
 
 def test_a_port_with_a_listener_is_not_free():

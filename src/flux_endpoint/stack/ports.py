@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+#: The lowest port to choose; many below have a common meaning.
+_LOWEST = 20_000
+_HIGHEST = 65_535
+#: The kernel assigns ports of this range to outgoing connections (two numbers, see ip(7)).
+_EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
+_random = random.SystemRandom()
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
@@ -21,7 +29,43 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that are free at this moment."""
+    """Return `count` different ports that are free at this moment.
+
+    The kernel does not assign them to outgoing connections: only another server can take one before
+    the caller's server listens. Where the kernel may assign any port (`ip_local_port_range`), this
+    does not hold.
+    """
+    chosen: list[int] = []
+    candidates = _not_ephemeral()
+    for port in _random.sample(candidates, len(candidates)):
+        if len(chosen) == count:
+            break
+        if _is_unused(port):
+            chosen.append(port)
+    return chosen + _any_ports(count - len(chosen))
+
+
+def _not_ephemeral() -> list[int]:
+    """Return the ports that the kernel never chooses by itself."""
+    try:
+        first, last = map(int, Path(_EPHEMERAL_FILE).read_text().split())
+    except (OSError, ValueError):
+        return []
+    return [*range(_LOWEST, min(first, _HIGHEST + 1)), *range(max(last + 1, _LOWEST), _HIGHEST + 1)]
+
+
+def _is_unused(port: int) -> bool:
+    """Return whether no socket at all has `port`, not even a reservation."""
+    with socket.socket() as sock:
+        try:
+            sock.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def _any_ports(count: int) -> list[int]:
+    """Return `count` different free ports that the kernel chooses."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for sock in sockets:
