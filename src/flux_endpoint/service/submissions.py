@@ -9,7 +9,7 @@ from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.rest import IDEMPOTENCY_HEADER
 from flux_endpoint.service.errors import endpoint_unknown
 from flux_endpoint.service.quotas import Quotas
-from flux_endpoint.service.store import endpoints, functions, task_groups, tasks
+from flux_endpoint.service.store import endpoints, task_groups, tasks
 from flux_endpoint.service.store.engine import Database
 
 #: Maximum length of an idempotency key.
@@ -54,7 +54,7 @@ def store(
     Args:
         database: the service's database.
         quotas: the limits of users.
-        submission: the submission.
+        submission: the submission, of which `earlier` has just found no other.
         new: its tasks.
         also: stores further records in the same transaction.
 
@@ -69,7 +69,9 @@ def store(
         attempt += 1
         try:
             with database.write() as connection:
-                found = earlier(connection, submission)
+                # Another request may have stored the key since the caller's check: then the unique
+                # index refuses this one, and the next attempt finds that one.
+                found = earlier(connection, submission) if attempt > 1 else None
                 if found is not None:
                     return found
                 if not endpoints.lock_existing(connection, submission.endpoint_id):
@@ -78,8 +80,6 @@ def store(
                 if submission.create_queue:
                     task_groups.send_results(connection, submission.group_id, bundles=False)
                 tasks.add_submission(connection, submission, new)
-                used = {task.function_id for task in new if task.function_id is not None}
-                functions.note_use(connection, used, submission.created_at)
                 also(connection)
                 # Last, since it locks the user's row, for which concurrent submissions wait.
                 quotas.add_tasks(connection, submission.owner_id, len(new), size)

@@ -96,18 +96,22 @@ def _submit(
     with service.database.read() as connection:
         stored = submissions.earlier(connection, submission)
         if stored is None:
-            endpoint, code = _permitted(connection, endpoint_id, by_function, caller)
+            endpoint, found = _permitted(connection, endpoint_id, by_function, caller)
     if stored is None:
+        code = {function_id: function.code for function_id, function in found.items()}
+        used = [each for each, its in found.items() if its.use_is_due(submission.created_at)]
         runs_at = service.official.running_endpoint(
             endpoint, caller, batch.user_endpoint_config, batch.user_runtime
         )
         submission = replace(submission, endpoint_id=runs_at)
         new = _new_tasks(by_function)
-        # Tasks for an official endpoint are held, and given to it as it has room.
-        hold = partial(
-            service.official.hold, endpoint=endpoint, runs_at=runs_at, new=new, code=code
-        )
-        stored = submissions.store(service.database, service.quotas, submission, new, hold)
+
+        def also(connection: sa.Connection) -> None:
+            functions.note_use(connection, used, submission.created_at)
+            # Tasks for an official endpoint are held, and given to it as it has room.
+            service.official.hold(connection, endpoint, runs_at, new, code)
+
+        stored = submissions.store(service.database, service.quotas, submission, new, also)
         if stored is submission:
             service.audit.did(
                 "tasks submitted",
@@ -171,8 +175,8 @@ def _check_payload(field: str, payload: str) -> None:
 
 def _permitted(
     connection: sa.Connection, endpoint_id: str, by_function: list[_Payloads], caller: User
-) -> tuple[Endpoint, dict[str, functions.Code]]:
-    """Return the endpoint and the code of all functions, if the caller may run them there.
+) -> tuple[Endpoint, dict[str, functions.Function]]:
+    """Return the endpoint and all functions, if the caller may run them there.
 
     Raises:
         ServiceError: 403 or 404, the caller must not use the endpoint or a function.
@@ -199,7 +203,7 @@ def _permitted(
                 code="FUNCTION_NOT_PERMITTED",
                 field=field,
             )
-    return endpoint, {function_id: function.code for function_id, function in found.items()}
+    return endpoint, found
 
 
 def _new_tasks(by_function: list[_Payloads]) -> list[tasks.NewTask]:

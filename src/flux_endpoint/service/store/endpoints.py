@@ -130,6 +130,14 @@ _MAKE = endpoints.c.metadata[OWN_MAKE_KEY].as_string().label("own_make")
 _LISTED = tuple(column for column in _COLUMNS if column.name not in _LEFT_OUT)
 
 
+_EXISTING_OR_DELETED = (
+    sa.select(*_COLUMNS)
+    .join_from(endpoints, users)
+    .where(endpoints.c.id == sa.bindparam("endpoint"))
+)
+_EXISTING = _EXISTING_OR_DELETED.where(endpoints.c.deleted_at.is_(None))
+
+
 def get_endpoint(
     connection: sa.Connection, endpoint_id: str, *, deleted: bool = False
 ) -> Endpoint | None:
@@ -140,8 +148,9 @@ def get_endpoint(
         endpoint_id: the endpoint.
         deleted: whether to return a deleted endpoint, too.
     """
-    rows = _select(connection, endpoints.c.id == endpoint_id, deleted=deleted)
-    return rows[0] if rows else None
+    query = _EXISTING_OR_DELETED if deleted else _EXISTING
+    row = connection.execute(query, {"endpoint": endpoint_id}).mappings().one_or_none()
+    return Endpoint(**row) if row else None
 
 
 def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> list[Endpoint]:
@@ -240,14 +249,16 @@ def put_endpoint(
     return True
 
 
+_LOCK_EXISTING = (
+    sa.select(endpoints.c.id)
+    .where(endpoints.c.id == sa.bindparam("endpoint"), endpoints.c.deleted_at.is_(None))
+    .with_for_update(read=True)
+)
+
+
 def lock_existing(connection: sa.Connection, endpoint_id: str) -> bool:
     """Return whether an endpoint exists; lock its row until the end of the transaction."""
-    query = (
-        sa.select(endpoints.c.id)
-        .where(endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))
-        .with_for_update(read=True)
-    )
-    return connection.scalar(query) is not None
+    return connection.scalar(_LOCK_EXISTING, {"endpoint": endpoint_id}) is not None
 
 
 def lock_endpoint(connection: sa.Connection, endpoint_id: str, until: float) -> None:
@@ -360,17 +371,3 @@ def record_reports(
     connection.execute(
         statement, [{"of_endpoint": of, "report": report} for of, report in reports.items()]
     )
-
-
-def _select(
-    connection: sa.Connection, condition: sa.ColumnElement[bool], *, deleted: bool = False
-) -> list[Endpoint]:
-    query = (
-        sa.select(*_COLUMNS)
-        .join_from(endpoints, users)
-        .where(condition)
-        .order_by(endpoints.c.created_at)
-    )
-    if not deleted:
-        query = query.where(endpoints.c.deleted_at.is_(None))
-    return [Endpoint(**row) for row in connection.execute(query).mappings()]

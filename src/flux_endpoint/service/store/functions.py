@@ -37,6 +37,12 @@ class Function:
     owner_id: str
     public: bool
     code: Code
+    #: Seconds since the epoch of its last recorded use; `None`: never.
+    used_at: float | None = None
+
+    def use_is_due(self, now: float) -> bool:
+        """Return whether a use at `now` (seconds since the epoch) must be recorded."""
+        return self.used_at is None or self.used_at <= now - USED_TO
 
 
 def add_function(
@@ -86,19 +92,23 @@ def get_function(connection: sa.Connection, function_id: str) -> sa.Row[Any] | N
     return connection.execute(query).one_or_none()
 
 
+_FOUND = sa.select(
+    functions.c.id,
+    functions.c.owner_id,
+    functions.c.public,
+    functions.c.code,
+    functions.c.name,
+    functions.c.used_at,
+).where(functions.c.id.in_(sa.bindparam("ids", expanding=True)), functions.c.deleted_at.is_(None))
+
+
 def find_functions(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Function]:
     """Return the existing functions among `ids`, by id."""
     found: dict[str, Function] = {}
     for part in chunks(ids):
-        query = sa.select(
-            functions.c.id,
-            functions.c.owner_id,
-            functions.c.public,
-            functions.c.code,
-            functions.c.name,
-        ).where(functions.c.id.in_(part), functions.c.deleted_at.is_(None))
-        for function_id, owner_id, public, code, name in connection.execute(query):
-            found[function_id] = Function(owner_id, public, Code(code.decode(), name))
+        rows = connection.execute(_FOUND, {"ids": part})
+        for function_id, owner_id, public, code, name, used_at in rows:
+            found[function_id] = Function(owner_id, public, Code(code.decode(), name), used_at)
     return found
 
 

@@ -23,9 +23,12 @@ class Listeners:
     bundles: bool
 
 
+_OWNER = sa.select(task_groups.c.owner_id).where(task_groups.c.id == sa.bindparam("group"))
+
+
 def group_owner(connection: sa.Connection, group_id: str) -> str | None:
     """Return the id of a task group's owner; `None` if there is no such group."""
-    return connection.scalar(sa.select(task_groups.c.owner_id).where(task_groups.c.id == group_id))
+    return connection.scalar(_OWNER, {"group": group_id})
 
 
 def add_group(connection: sa.Connection, group_id: str, owner_id: str) -> None:
@@ -53,14 +56,17 @@ def send_results(connection: sa.Connection, group_id: str, *, bundles: bool) -> 
     )
 
 
+_LISTENERS = sa.select(task_groups.c.id, task_groups.c.plain, task_groups.c.bundles).where(
+    task_groups.c.id.in_(sa.bindparam("ids", expanding=True))
+)
+
+
 def listeners(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Listeners]:
     """Return the kinds of queues that get the results of task groups, by group id."""
     found: dict[str, Listeners] = {}
     for part in chunks(ids):
-        query = sa.select(task_groups.c.id, task_groups.c.plain, task_groups.c.bundles).where(
-            task_groups.c.id.in_(part)
-        )
-        found.update((row[0], Listeners(*row[1:])) for row in connection.execute(query))
+        rows = connection.execute(_LISTENERS, {"ids": part})
+        found.update((row[0], Listeners(*row[1:])) for row in rows)
     return found
 
 

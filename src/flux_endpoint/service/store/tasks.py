@@ -117,12 +117,61 @@ _SUBMISSION_COLUMNS = (
 )
 
 
+# The statements of every submission and result are built once: building one, and computing its key
+# in SQLAlchemy's cache of compiled statements, costs more than executing it.
+_BY_KEY = sa.select(*_SUBMISSION_COLUMNS).where(
+    submissions.c.owner_id == sa.bindparam("owner"),
+    submissions.c.idempotency_key == sa.bindparam("key"),
+)
+_INSERT_SUBMISSION = sa.insert(submissions)
+_INSERT_TASKS = sa.insert(tasks)
+_MARK_PUBLISHED = (
+    sa.update(submissions)
+    .where(submissions.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .values(published_at=sa.bindparam("now"))
+)
+_ROUTES = (
+    sa.select(
+        tasks.c.id,
+        submissions.c.endpoint_id,
+        submissions.c.group_id,
+        tasks.c.completed_at,
+        tasks.c.presumed,
+        submissions.c.create_queue,
+        submissions.c.owner_id,
+        sa.func.coalesce(sa.func.length(tasks.c.payload), 0),
+    )
+    .join_from(tasks, submissions)
+    .where(tasks.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(tasks.c.id)  # always the same order of locks
+    .with_for_update(of=tasks)
+)
+_COMPLETE = (
+    sa.update(tasks)
+    .where(tasks.c.id == sa.bindparam("of_task"))
+    .values(
+        completed_at=sa.bindparam("at"),
+        failed=sa.bindparam("has_failed"),
+        presumed=sa.bindparam("is_presumed"),
+        result=sa.bindparam("data"),
+        details=sa.bindparam("about"),
+        payload=None,
+    )
+)
+_CHANGE_OPEN = (
+    sa.update(users)
+    .where(users.c.id == sa.bindparam("owner"))
+    .values(
+        open_tasks=users.c.open_tasks + sa.bindparam("count"),
+        open_bytes=users.c.open_bytes + sa.bindparam("size"),
+    )
+    .returning(users.c.open_tasks, users.c.open_bytes)
+)
+
+
 def submission_by_key(connection: sa.Connection, owner_id: str, key: str) -> Submission | None:
     """Return a user's submission with an idempotency key, or `None`."""
-    query = sa.select(*_SUBMISSION_COLUMNS).where(
-        submissions.c.owner_id == owner_id, submissions.c.idempotency_key == key
-    )
-    row = connection.execute(query).mappings().one_or_none()
+    row = connection.execute(_BY_KEY, {"owner": owner_id, "key": key}).mappings().one_or_none()
     return Submission(**row) if row else None
 
 
@@ -131,7 +180,7 @@ def add_submission(
 ) -> None:
     """Store a submission with its tasks."""
     values = {name: value for name, value in vars(submission).items() if name != "owner"}
-    connection.execute(sa.insert(submissions).values(**values))
+    connection.execute(_INSERT_SUBMISSION, values)
     if new:
         rows = [
             {
@@ -143,7 +192,7 @@ def add_submission(
             }
             for position, task in enumerate(new)
         ]
-        connection.execute(sa.insert(tasks), rows)
+        connection.execute(_INSERT_TASKS, rows)
 
 
 def task_ids_by_function(
@@ -252,9 +301,7 @@ def mark_published(connection: sa.Connection, ids: Iterable[str]) -> None:
     """Record that the broker has all tasks of some submissions."""
     now = time.time()
     for part in chunks(ids):
-        connection.execute(
-            sa.update(submissions).where(submissions.c.id.in_(part)).values(published_at=now)
-        )
+        connection.execute(_MARK_PUBLISHED, {"ids": part, "now": now})
 
 
 def task_states(
@@ -320,23 +367,7 @@ def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, TaskRoute
     """Return the routes of tasks by id, and lock their rows; unknown tasks are left out."""
     found: dict[str, TaskRoute] = {}
     for part in chunks(ids):
-        query = (
-            sa.select(
-                tasks.c.id,
-                submissions.c.endpoint_id,
-                submissions.c.group_id,
-                tasks.c.completed_at,
-                tasks.c.presumed,
-                submissions.c.create_queue,
-                submissions.c.owner_id,
-                sa.func.coalesce(sa.func.length(tasks.c.payload), 0),
-            )
-            .join_from(tasks, submissions)
-            .where(tasks.c.id.in_(part))
-            .order_by(tasks.c.id)  # always the same order of locks
-            .with_for_update(of=tasks)
-        )
-        for row in connection.execute(query):
+        for row in connection.execute(_ROUTES, {"ids": part}):
             task_id, endpoint_id, group_id, completed_at, presumed, *rest = row
             ended = completed_at is not None
             found[task_id] = TaskRoute(endpoint_id, group_id, ended, bool(presumed), *rest)
@@ -359,18 +390,6 @@ def complete(
         outcomes: at most one outcome per task.
         known: routes of the tasks, read in the same transaction.
     """
-    statement = (
-        sa.update(tasks)
-        .where(tasks.c.id == sa.bindparam("of_task"))
-        .values(
-            completed_at=sa.bindparam("at"),
-            failed=sa.bindparam("has_failed"),
-            presumed=sa.bindparam("is_presumed"),
-            result=sa.bindparam("data"),
-            details=sa.bindparam("about"),
-            payload=None,
-        )
-    )
     rows = [
         {
             "of_task": outcome.task_id,
@@ -383,7 +402,7 @@ def complete(
         for outcome in outcomes
     ]
     if rows:
-        connection.execute(statement, rows)
+        connection.execute(_COMPLETE, rows)
     closed: dict[str, tuple[int, int]] = {}
     for outcome in outcomes:
         route = known[outcome.task_id]
@@ -404,10 +423,5 @@ def change_open(connection: sa.Connection, owner_id: str, count: int, size: int)
         count: number of tasks to add.
         size: bytes of arguments to add.
     """
-    changed = (
-        sa.update(users)
-        .where(users.c.id == owner_id)
-        .values(open_tasks=users.c.open_tasks + count, open_bytes=users.c.open_bytes + size)
-        .returning(users.c.open_tasks, users.c.open_bytes)
-    )
-    return Open(*connection.execute(changed).one())
+    values = {"owner": owner_id, "count": count, "size": size}
+    return Open(*connection.execute(_CHANGE_OPEN, values).one())

@@ -62,12 +62,7 @@ class Token:
 def user_by_token(connection: sa.Connection, token: str) -> User | None:
     """Return the user of a token; `None` if the token is unknown or expired."""
     token_hash = _hash(token)
-    query = (
-        sa.select(users.c.id, users.c.name, tokens.c.endpoint_id)
-        .join_from(tokens, users)
-        .where(tokens.c.hash == token_hash, is_valid(time.time()))
-    )
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_BY_TOKEN, {"hash": token_hash, "now": time.time()}).one_or_none()
     if row is None:
         return None
     return User(row.id, row.name, row.endpoint_id, token_hash[:TOKEN_ID_LENGTH])
@@ -82,9 +77,16 @@ def expired_at(connection: sa.Connection, token: str) -> float | None:
     return expires_at
 
 
-def is_valid(now: float) -> sa.ColumnElement[bool]:
+def is_valid(now: float | sa.BindParameter[float]) -> sa.ColumnElement[bool]:
     """Return the SQL condition that a token has not expired at `now` (seconds since the epoch)."""
     return tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now)
+
+
+_BY_TOKEN = (
+    sa.select(users.c.id, users.c.name, tokens.c.endpoint_id)
+    .join_from(tokens, users)
+    .where(tokens.c.hash == sa.bindparam("hash"), is_valid(sa.bindparam("now")))
+)
 
 
 def create_token(connection: sa.Connection, user_name: str, expires_at: float | None = None) -> str:

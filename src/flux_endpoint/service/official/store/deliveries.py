@@ -239,12 +239,14 @@ def busy_endpoints(connection: sa.Connection) -> list[str]:
     return list(connection.scalars(sa.select(deliveries.c.endpoint_id).distinct()))
 
 
+_REMOVE = sa.delete(deliveries).where(deliveries.c.task_id.in_(sa.bindparam("ids", expanding=True)))
+
+
 def remove(connection: sa.Connection, task_ids: Iterable[str]) -> bool:
     """Remove tasks that have ended; return whether there were any."""
     found = False
     for part in chunks(task_ids):
-        done = sa.delete(deliveries).where(deliveries.c.task_id.in_(part))
-        found |= connection.execute(done).rowcount > 0
+        found |= connection.execute(_REMOVE, {"ids": part}).rowcount > 0
     return found
 
 
