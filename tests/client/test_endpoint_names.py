@@ -77,7 +77,7 @@ def test_a_name_that_is_none_is_told_which_there_are(
 ) -> None:
     at(service, "lab")
     at(service, "cluster")
-    with pytest.raises(ValueError, match=r"'lob': none is called so.*there are: cluster, lab"):
+    with pytest.raises(ValueError, match=r"'lob': no endpoint has.*which has: cluster, lab"):
         Executor("lob", client)
     for odd in ("", "../lab", "a\0b"):
         with pytest.raises(ValueError, match="endpoint_id must be a UUID, or the name"):

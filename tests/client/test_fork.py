@@ -31,8 +31,8 @@ def test_submitting_in_the_child_is_refused_with_what_to_do(run_script: Any) -> 
     status, child, parent = ended.split()
     assert status == "3"  # it ended, and by itself
     assert said == (
-        f"this Executor was made in process {parent}, of which this process {child} is a fork: its "
-        "threads and connections stayed there. Make an Executor here, or start processes with "
+        f"this Executor was created in process {parent}. This process {child} is a fork of it, "
+        "without its threads and connections. Create an Executor here, or start processes with "
         "multiprocessing.get_context('spawn')"
     )
 

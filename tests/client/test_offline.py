@@ -93,8 +93,8 @@ def test_leaving_a_block_by_an_exception_waits_for_nothing_and_says_how_to_go_on
     group = done.stdout.strip()
     assert done.returncode == 1
     assert "ValueError: mine" in done.stderr
-    assert "left by ValueError without waiting for 1 task:" in done.stderr
-    assert f"Executor(...).reload_tasks('{group}') gets its results" in done.stderr
+    assert "left by ValueError without waiting for 1 task." in done.stderr
+    assert f"Executor(...).reload_tasks('{group}') gets their results" in done.stderr
     assert f"`flux-endpoint cancel --group {group}` ends all tasks of the group" in done.stderr
 
 

@@ -114,7 +114,7 @@ def test_what_tasks_find_is_good_for_the_endpoint_alone(
             ("POST", f"/v3/endpoints/{own['endpoint_id']}/tokens"),
             ("DELETE", f"/v2/endpoints/{own['endpoint_id']}"),
         ):
-            with pytest.raises(ServiceError, match="good for being endpoint") as refusal:
+            with pytest.raises(ServiceError, match="only valid for running endpoint") as refusal:
                 rest.request(method, path)
             assert (refusal.value.http_status, refusal.value.code) == (403, "ENDPOINT_TOKEN")
 

@@ -204,9 +204,9 @@ def test_kill_and_events_are_refused_and_disturb_nothing(world: World, tmp_path:
     with world.executor() as executor:
         future = executor.submit(touch_and_wait, str(tmp_path / "a"), str(tmp_path / "go"))
         until((tmp_path / "a").exists)
-        with pytest.raises(Exception, match="takes an endpoint of Flux Endpoint"):
+        with pytest.raises(Exception, match="is not one of Flux Endpoint"):
             future.kill()
-        with pytest.raises(RuntimeError, match="takes an endpoint of Flux Endpoint"):
+        with pytest.raises(RuntimeError, match="is not one of Flux Endpoint"):
             future.jobid(PATIENCE)
         (tmp_path / "go").touch()
         assert future.result(PATIENCE) == str(tmp_path / "a")

@@ -110,7 +110,7 @@ def test_a_wrong_secret_is_one_401_that_says_what_is_wrong(run: Run) -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (answer["status"], answer["code"]) == (401, "UNAUTHORIZED")
-    assert "client secret is no token of this service" in answer["message"]
+    assert "client secret is not a token of this service" in answer["message"]
 
 
 def test_the_cli_knows_who_it_is_and_a_logout_does_no_harm(run: Run) -> None:

@@ -382,4 +382,4 @@ class TestUsers:
         said = official_world.run(PROGRAMS / "guest.py")
         assert said["sees"]
         assert "ENDPOINT_NOT_PERMITTED" in said["error"]
-        assert "whom its config.yaml names under users: or groups:" in said["error"]
+        assert "of the users: and groups: in its config.yaml" in said["error"]

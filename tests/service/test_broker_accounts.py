@@ -306,7 +306,7 @@ class TestLimits:
             opened = [Account(theirs.user.url) for _ in range(2)]
             with pytest.raises(REFUSALS) as refused:
                 Account(theirs.user.url)
-            assert "has 3 connections to the broker, which is the most" in reason_of(refused.value)
+            assert "has 3 connections to the broker, which is the limit" in reason_of(refused.value)
             assert not is_refused(ada.user.url)
             assert not is_refused(theirs.endpoint.url)
             too_many = pytest.raises(pika.exceptions.ConnectionClosedByBroker, match=r"\(24\)")

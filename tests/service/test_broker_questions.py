@@ -198,7 +198,7 @@ class TestStart:
     ) -> None:
         url = settings.authorization_url.replace(SECRET, "another-secret-of-16")
         access = access_of(settings.model_copy(update={"authorization_url": url}))
-        with pytest.raises(ConfigurationError, match="by another path"):
+        with pytest.raises(ConfigurationError, match="at another path"):
             access.check()
 
     def test_one_that_is_away_can_not_be_told_yet(
@@ -221,7 +221,7 @@ class TestStart:
             "answer",
             lambda path, body: b"allow" if path.endswith("/topic") else answer(path, body),
         )
-        with pytest.raises(ConfigurationError, match=r"did not ask about topic.*allowed all the"):
+        with pytest.raises(ConfigurationError, match=r"did not ask about topic.*allowed anyway"):
             access_of(settings).check()
 
     def test_the_command_ends_with_what_to_do(self, tmp_path: Path, free_port: int) -> None:

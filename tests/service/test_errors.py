@@ -152,7 +152,7 @@ def test_a_full_database_is_told_as_such_and_nothing_is_stored(
         assert client.get("/v3/status").status_code == 200
         small_disk.clear()
         assert client.post("/v3/functions", json=body).status_code == 200
-    (record, *_) = [each for each in caplog.records if "the database fails" in each.getMessage()]
+    (record, *_) = [each for each in caplog.records if "database error" in each.getMessage()]
     assert record.exc_info is None
 
 

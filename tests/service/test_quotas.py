@@ -120,7 +120,7 @@ class TestRequests:
         with ExitStack() as stack:
             for _ in range(UNDER_WAY):
                 stack.enter_context(rate.one("ada"))
-            with pytest.raises(ServiceError, match="under way"), rate.one("ada"):
+            with pytest.raises(ServiceError, match="in progress"), rate.one("ada"):
                 pass
             with rate.one("bob"):
                 pass

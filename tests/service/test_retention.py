@@ -240,7 +240,7 @@ def test_who_asks_for_a_task_of_long_ago_is_told_that_it_was_forgotten(api: Test
     old = str(uuid.UUID(int=made << 80 | 7 << 76 | 2 << 62 | 5))
     for path in ("", "/events"):
         answer = api.get(f"/v2/tasks/{old}{path}")
-        assert "14d after its end" in refusal(answer, 404, "TASK_EXPIRED", "task_id").message
+        assert "14d after their end" in refusal(answer, 404, "TASK_EXPIRED", "task_id").message
     refusal(api.post(f"/v2/tasks/{old}/kill"), 404, "TASK_EXPIRED", "task_id")
     never = str(uuid.uuid4())
     refusal(api.get(f"/v2/tasks/{never}"), 404, "TASK_NOT_FOUND", "task_id")

@@ -172,8 +172,8 @@ def test_who_sees_an_endpoint_may_not_run_tasks_there_unless_it_names_him(
         told = refusal(
             answer(public=True, users=users), 403, "ENDPOINT_NOT_PERMITTED", "endpoint_id"
         )
-        assert "its owner, ada, and of those whom its config.yaml names" in told.message
-        assert "bob is not among them" in told.message
+        assert "its owner, ada, and of the users: and groups: in its config.yaml" in told.message
+        assert "which do not include bob" in told.message
         refusal(answer(users=users), 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
     for users in (["bob"], ["carl", "bob"], ["*"]):
         assert answer(users=users).status_code == 200

@@ -240,7 +240,7 @@ def test_the_same_report_does_no_harm_while_one_runs(
     run = begin(multi_user.next_start())
     run.take(2)
     run.report(error="it runs already", period=3)
-    until(lambda: any("it seems to run" in text for text in caplog.messages))
+    until(lambda: any("probably because it is running" in text for text in caplog.messages))
     run.finish(ids[0])
     run.finish(ids[1])
     for _ in ids:

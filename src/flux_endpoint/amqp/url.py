@@ -116,7 +116,8 @@ def reason_of(error: BaseException) -> str:
     """Return one readable sentence that says why a connection failed or ended."""
     causes = list(_causes(error))
     if limit := next(filter(None, map(_LIMIT.search, map(str, causes))), None):
-        return f"this account has {limit[1]} connections to the broker, which is the most: end some"
+        what = f"this account has {limit[1]} connections to the broker"
+        return f"{what}, which is the limit: end some"
     for cause in causes:
         for kind, sentence in _SENTENCES:
             if isinstance(cause, kind):

@@ -56,9 +56,9 @@ def _of_service(name: str, api: ServiceApi, what: str) -> UUID:
             return UUID(found[0]["uuid"])
     if found:
         ids = ", ".join(f"{each['uuid']} (of {each['owner']})" for each in found)
-        raise ValueError(f"{what}: {len(found)} endpoints are called {name!r}, take an id: {ids}")
+        raise ValueError(f"{what}: {len(found)} endpoints are called {name!r}, use an id: {ids}")
     names = ", ".join(sorted(str(each.get("name")) for each in known)) or "none"
     raise ValueError(
-        f"{what} must be a UUID, or the name of an endpoint, got {name!r}: none is called so, "
-        f"neither here nor at {api.url}; there are: {names}"
+        f"{what} must be a UUID, or the name of an endpoint, got {name!r}: no endpoint has "
+        f"this name, neither on this machine nor at {api.url}, which has: {names}"
     )

@@ -433,9 +433,9 @@ class Executor(ExecutorSettings, FuturesExecutor):
             event(
                 log,
                 logging.WARNING,
-                f"left by {exc_type.__name__} without waiting for {waiting} "
-                f"task{'s'[: waiting != 1]}: what was sent goes on at the endpoint, and "
-                f"Executor(...).reload_tasks({str(self.task_group_id)!r}) gets its results, "
+                f"the Executor was left by {exc_type.__name__} without waiting for {waiting} "
+                f"task{'s'[: waiting != 1]}. Sent tasks continue at the endpoint: "
+                f"Executor(...).reload_tasks({str(self.task_group_id)!r}) gets their results, and "
                 f"`flux-endpoint cancel --group {self.task_group_id}` ends all tasks of the group",
             )
         return None

@@ -28,7 +28,7 @@ class Birthplace:
         """
         if not self.is_here():
             raise RuntimeError(
-                f"{what} was made in process {self.pid}, of which this process {os.getpid()} is a "
-                "fork: its threads and connections stayed there. Make an Executor here, or start "
+                f"{what} was created in process {self.pid}. This process {os.getpid()} is a fork "
+                "of it, without its threads and connections. Create an Executor here, or start "
                 "processes with multiprocessing.get_context('spawn')"
             )

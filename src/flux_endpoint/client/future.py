@@ -65,7 +65,7 @@ def why_no_job(future: ComputeFuture) -> BaseException:
     elif error is None:
         text = (
             f"{task} ran without a job of its own: on a resident worker of its endpoint, or on an "
-            "endpoint that tells nothing of its jobs"
+            "endpoint that reports no job events"
         )
     elif isinstance(error, TaskCancelled):
         text = f"{task} was ended before it had a job: {error}"
@@ -287,7 +287,8 @@ class ComputeFuture(Future[Any]):
             RuntimeError: the future does not belong to an Executor.
         """
         if event not in self.EVENTS:
-            raise ValueError(f"no event is called {event!r}, they are {', '.join(sorted(EVENTS))}")
+            known = ", ".join(sorted(EVENTS))
+            raise ValueError(f"unknown event {event!r}, expected one of {known}")
         self._followed_job().add_event_callback(event, callback)
         return self
 
@@ -321,7 +322,7 @@ class ComputeFuture(Future[Any]):
 
     def _service(self) -> JobFollower:
         if self._events is None:
-            raise RuntimeError("no Executor made this future: nobody knows of its task")
+            raise RuntimeError("this future has no task: it was not created by an Executor")
         return self._events
 
     def _refuse_to_deadlock(self) -> None:
@@ -334,8 +335,9 @@ class ComputeFuture(Future[Any]):
     def _refuse_in_child(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(
-                f"this future is of process {self._pid}, of which this process is a fork: its "
-                "result arrives there. Wait there, or call reload_tasks() of an Executor made here"
+                f"this future belongs to process {self._pid}, of which this process is a fork: its "
+                "result arrives there. Wait there, or call reload_tasks() of an Executor that was "
+                "created here"
             )
 
     def wait_submitted(self, timeout: float | None = None) -> str | None:

@@ -207,7 +207,7 @@ class GroupStream(ABC):
         try:
             self._take(delivery)
         except InvalidMessageError as error:
-            what = f"a message for task group {self._group} can't be read, dead-lettered: {error}"
+            what = f"dead-lettered an unreadable message for task group {self._group}: {error}"
             event(log, logging.ERROR, what, message_id=delivery.message_id)
             delivery.reject()
 

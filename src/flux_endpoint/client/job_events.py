@@ -209,7 +209,7 @@ def _from_document(document: dict[str, Any]) -> tuple[int | None, JobEvent]:
         return (None if jobid is None else int(jobid)), known
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ServiceError(
-            f"the service told an event that makes no sense: {document!r}",
+            f"the service returned an invalid event: {document!r}",
             http_status=200,
             code="UNEXPECTED_ANSWER",
             field="events",
@@ -217,6 +217,6 @@ def _from_document(document: dict[str, Any]) -> tuple[int | None, JobEvent]:
 
 
 def _no_events(error: ServiceError) -> RuntimeError:
-    reason = RuntimeError(f"the service tells nothing of jobs: {error}")
+    reason = RuntimeError(f"the service has no job events: {error}")
     reason.__cause__ = error
     return reason

@@ -153,7 +153,7 @@ class ResultStream(GroupStream):
             self._keep_early(end, delivery)
         else:
             delivery.ack()
-            event(log, logging.DEBUG, "result of a task not followed here", task_id=end.task_id)
+            event(log, logging.DEBUG, "result of an untracked task", task_id=end.task_id)
 
     def _keep_early(self, end: TaskEnd, delivery: Delivery) -> None:
         replaced = self._early.pop(end.task_id, None)

@@ -95,7 +95,7 @@ class Submitter:
         self.track(task.future)
         try:
             if not self._backlog.put(task, may_wait=not on_client_thread()):
-                raise RuntimeError("the Executor is shut down: it takes no more tasks")
+                raise RuntimeError("the Executor is shut down: it accepts no more tasks")
             if self._thread is None:
                 self._start()
         except BaseException:  # also Ctrl-C: the caller has no future, so `wait` must not wait

@@ -94,7 +94,7 @@ class _Janitor:
             try:
                 inbox.get()()
             except Exception:
-                log.exception("what an unused Executor held could not be given back")
+                log.exception("resources of an unused Executor could not be released")
 
 
 janitor = _Janitor()

@@ -229,7 +229,7 @@ class Bodies:
             if self._in_files[user] > USER_WAITING_BYTES or (
                 self._in_files.total() > WAITING_BYTES
             ):
-                raise _busy("too many large requests are on their way")
+                raise _busy("too many large requests are being received")
             more = message.get("more_body", False)
 
 

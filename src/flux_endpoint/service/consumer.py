@@ -113,7 +113,7 @@ class BatchConsumer(ABC, Generic[R, S]):
         event(
             log,
             logging.ERROR,
-            f"{self._noun} set aside in the queue dead-letters",
+            f"{self._noun} dead-lettered",
             message_id=delivery.message_id,
             routing_key=delivery.routing_key,
             reason=reason,

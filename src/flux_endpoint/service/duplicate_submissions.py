@@ -67,7 +67,7 @@ class Repeats:
                 response = earlier.response.result(_PATIENCE)
             except TimeoutError:
                 raise ServiceError(
-                    "this submission is a repetition of one that is still being worked on",
+                    "this submission repeats one that is still being processed",
                     http_status=503,
                     code="SUBMISSION_IN_PROGRESS",
                 ) from None
@@ -77,7 +77,7 @@ class Repeats:
         with self._lock:
             if connection.is_lost:
                 raise ServiceError(
-                    "the connection was lost before this submission was looked at",
+                    "the connection was lost before this submission was processed",
                     http_status=503,
                     code="CONNECTION_LOST",
                 )

@@ -64,7 +64,7 @@ def invalid_field(field: str, problem: str) -> ServiceError:
 def broker_unavailable() -> ServiceError:
     """Return the error for a request that needs the broker, which is unreachable."""
     return ServiceError(
-        "the service can't reach its message broker now; try again in a while",
+        "the service can't reach its message broker now; try again later",
         http_status=503,
         code="BROKER_UNAVAILABLE",
     )
@@ -181,7 +181,7 @@ class _Guard:
             request_id = str(uuid4())
             fields = {"request_id": request_id, "path": scope["path"], "method": scope["method"]}
             if (reason := database_trouble(error)) is not None:
-                event(log, logging.ERROR, "the database fails", reason=error, **fields)
+                event(log, logging.ERROR, "database error", reason=error, **fields)
                 if not started:
                     failure = _database_unavailable(reason)
                     await error_answer(failure, request_id=request_id)(scope, receive, send)
@@ -189,7 +189,7 @@ class _Guard:
             log.exception("request failed", extra={"fields": fields})
             if not started:
                 failure = ServiceError(
-                    f"the service failed on this request; its log has it as {request_id}",
+                    f"internal error; the service's log has it under request_id {request_id}",
                     http_status=500,
                     code="INTERNAL_ERROR",
                 )
@@ -199,7 +199,7 @@ class _Guard:
 def _database_unavailable(reason: str) -> ServiceError:
     return ServiceError(
         f"the service's database can't do this now: {reason}. Nothing of the request was stored; "
-        "tell whoever runs the service, and try again in a while",
+        "tell the service's operator, and try again later",
         http_status=503,
         code="DATABASE_UNAVAILABLE",
     )

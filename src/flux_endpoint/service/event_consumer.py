@@ -113,8 +113,8 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
         for task_id in unknown:
             event(log, logging.WARNING, "job events of an unknown task", task_id=task_id)
         for task_id in full:
-            reason = f"it has {MAX_TASK_EVENTS}"
-            event(log, logging.WARNING, "job events left out", task_id=task_id, reason=reason)
+            reason = f"the task already has {MAX_TASK_EVENTS}"
+            event(log, logging.WARNING, "job events dropped", task_id=task_id, reason=reason)
         return stored
 
     def settle(self, stored: _Stored) -> None:
@@ -124,7 +124,7 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
 
         def acknowledge(error: BaseException | None) -> None:
             if error is not None:  # clients find them in the store
-                event(log, logging.WARNING, "job events not sent on", reason=error)
+                event(log, logging.WARNING, "job events not forwarded", reason=error)
             for delivery in stored.accepted:
                 delivery.ack()
 

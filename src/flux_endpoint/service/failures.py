@@ -75,6 +75,6 @@ def publish_failures(
         for task_id in task_ids
     ]
     if wait(sent, _PATIENCE).not_done:
-        raise AmqpError("the broker does not take the failures of tasks now")
+        raise AmqpError("the broker has not confirmed the failures of tasks in time")
     for each in sent:
         each.result()

@@ -79,7 +79,7 @@ class HeartbeatConsumer:
                 event(
                     log,
                     logging.ERROR,
-                    "status report set aside in the queue dead-letters",
+                    "status report dead-lettered",
                     message_id=delivery.message_id,
                     routing_key=delivery.routing_key,
                     reason=str(error) or type(error).__name__,
@@ -118,6 +118,6 @@ def _parse(delivery: Delivery) -> tuple[str, dict[str, Any]]:
         )
     endpoint_id = str(message.endpoint_id)
     if delivery.routing_key != queues.heartbeats_key(endpoint_id):
-        raise InvalidMessageError(f"it names endpoint {endpoint_id}, its routing key another")
+        raise InvalidMessageError(f"it names endpoint {endpoint_id}, but its routing key another")
     report: dict[str, Any] = readable(message.global_state)
     return endpoint_id, report

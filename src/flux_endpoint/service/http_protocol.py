@@ -163,7 +163,7 @@ class _PlainlyFramed(h11.Connection):
             if b"transfer-encoding" in names and (
                 b"content-length" in names or event.http_version < b"1.1"
             ):
-                raise h11.RemoteProtocolError("a body has one length")
+                raise h11.RemoteProtocolError("a request must declare the length of its body once")
         return event
 
 
@@ -319,7 +319,7 @@ class BoundedProtocol(H11Protocol):
     def _refuse(self, why: str) -> None:
         self._phase = _Phase.REFUSED
         error = ServiceError(
-            f"{why}, which is the most: try again in a moment",
+            f"{why}, which is the limit: try again in a moment",
             http_status=503,
             code="TOO_MANY_CONNECTIONS",
         )

@@ -78,7 +78,7 @@ def _user(database: Database, authorization: str | None) -> users.User:
         expired = users.expired_at(connection, token) if user is None else None
     if expired is not None:
         raise unauthorized(
-            "the token in the Authorization header has expired on "
+            "the token in the Authorization header expired on "
             f"{time.strftime('%Y-%m-%d', time.gmtime(expired))}: ask your site for a new one"
         )
     if user is None:
@@ -116,8 +116,7 @@ def _check_scope(user: users.User, scope: Scope) -> None:
     endpoint_id = user.endpoint_id
     if endpoint_id is not None and not is_good_for(endpoint_id, scope["method"], scope["path"]):
         raise ServiceError(
-            f"this token is good for being endpoint {endpoint_id}, and for nothing else: use one "
-            "of your own",
+            f"this token is only valid for running endpoint {endpoint_id}: use a token of your own",
             http_status=HTTPStatus.FORBIDDEN,
             code="ENDPOINT_TOKEN",
             field="Authorization",

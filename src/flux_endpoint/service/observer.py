@@ -63,7 +63,7 @@ class BrokerObserver:
             )
         change, since = self._last
         connected = self.connected
-        reason = change.reason or ("" if connected else "one of two connections is away")
+        reason = change.reason or ("" if connected else "one of two connections is lost")
         return BrokerDocument(
             connected=connected,
             address=change.address,

@@ -56,7 +56,7 @@ class RequestRate:
         """
         if self._under_way[user_id] >= UNDER_WAY:
             raise ServiceError(
-                f"{UNDER_WAY} of your requests are under way: try again when some are answered",
+                f"{UNDER_WAY} of your requests are in progress: try again when some are answered",
                 http_status=429,
                 code="TOO_MANY_REQUESTS",
                 retry_after=1,
@@ -132,7 +132,7 @@ class ClientQueues:
                 wait = math.ceil(next(iter(theirs.values())) + self._kept - now)
                 raise ServiceError(
                     f"you have opened {self._most} queues of results and events in the last "
-                    f"{self._kept / 60:g} minutes, which is the most: use one Executor for many "
+                    f"{self._kept / 60:g} minutes, which is the limit: use one Executor for many "
                     "tasks",
                     http_status=429,
                     code="TOO_MANY_QUEUES",
@@ -219,7 +219,7 @@ class Quotas:
         count = connection.scalar(sa.select(sa.func.count()).where(lately)) or 0
         if count >= DELETED_A_DAY * most:  # the rows of deleted endpoints are kept
             raise ServiceError(
-                f"you have deleted {count} endpoints in a day, which is the most: register an "
+                f"you have deleted {count} endpoints in a day, which is the limit: register an "
                 "endpoint again by its id (PUT) instead",
                 http_status=403,
                 code="TOO_MANY_ENDPOINTS",
@@ -246,7 +246,7 @@ class Quotas:
                 "task groups": "use one for many submissions; they go with their tasks",
             }[noun]
             raise ServiceError(
-                f"you have {count} {noun}, which is the most: {advice}",
+                f"you have {count} {noun}, which is the limit: {advice}",
                 http_status=403,
                 code=f"TOO_MANY_{noun.replace(' ', '_').upper()}",
             )

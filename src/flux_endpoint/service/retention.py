@@ -191,7 +191,7 @@ class Retention:
                 event(
                     log,
                     logging.WARNING,
-                    "results removed before their time: a user has more than is kept",
+                    "results removed early: a user exceeds the limit",
                     user_id=owner_id,
                     tasks=count,
                     kept_bytes=most,

@@ -140,7 +140,7 @@ class _Server(uvicorn.Server):
 
 
 def _kill() -> None:
-    event(log, logging.WARNING, "service stopped while requests were still being worked on")
+    event(log, logging.WARNING, "service stopped while requests were still in progress")
     logging.shutdown()
     os._exit(0)
 

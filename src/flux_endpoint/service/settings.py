@@ -138,10 +138,10 @@ class ServiceSettings(BaseModel):
             self._check_shared()
         elif not self.authorization_url:
             raise ValueError(
-                "nobody would keep users apart at the broker. Give --authorization-url, where "
-                "RabbitMQ asks this service who may do what; or let all users share accounts, with "
-                "--shared-broker-accounts. docs/deployment.md has both under 'Accounts at the "
-                "broker'"
+                "users would not be separated at the broker. Give --authorization-url, where "
+                "RabbitMQ asks this service for authorization; or let all users share accounts, "
+                "with --shared-broker-accounts. docs/deployment.md describes both under 'Accounts "
+                "at the broker'"
             )
         else:
             for name in ("endpoint_amqp_url", "client_amqp_url"):

@@ -34,7 +34,7 @@ def earlier(connection: sa.Connection, submission: tasks.Submission) -> tasks.Su
     found = tasks.submission_by_key(connection, submission.owner_id, submission.idempotency_key)
     if found is not None and found.body_hash != submission.body_hash:
         raise ServiceError(
-            f"this {IDEMPOTENCY_HEADER} was used for another request: take a new one for each",
+            f"this {IDEMPOTENCY_HEADER} was used for another request: use a new one for each",
             http_status=422,
             code="IDEMPOTENCY_KEY_REUSED",
             field=IDEMPOTENCY_HEADER,
@@ -135,7 +135,7 @@ def _join(connection: sa.Connection, quotas: Quotas, group_id: str, user_id: str
         task_groups.add_group(connection, group_id, user_id)
     elif owner_id != user_id:
         raise ServiceError(
-            f"task group {group_id} belongs to somebody else",
+            f"task group {group_id} belongs to another user",
             http_status=403,
             code="TASK_GROUP_NOT_PERMITTED",
             field="task_group_id",

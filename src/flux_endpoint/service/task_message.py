@@ -109,7 +109,7 @@ class _Sender:
                     self.send([part]).add_done_callback(countdown.one_done)
                 return
             task_id = str(parts[0].headers[queues.TASK_ID_HEADER])
-            event(log, logging.ERROR, "the broker refuses a task", task_id=task_id, reason=refusal)
+            event(log, logging.ERROR, "the broker refused a task", task_id=task_id, reason=refusal)
             text = f"the task could not be sent to its endpoint: {refusal}"
             failure = publish_failure(
                 self._connection,

@@ -207,7 +207,7 @@ class TaskPublisher:
         if not self._connected.wait(timeout):
             raise AmqpError("there is no connection to the message broker")
         if not self._room.acquire(len(body), max(deadline - time.monotonic(), 0)):
-            raise AmqpError("too much is waiting for the message broker")
+            raise AmqpError("too many messages are waiting for the message broker")
         message = _Message(exchange, routing_key, body, headers, expiration)
         message.done.add_done_callback(lambda _: self._room.release(len(body)))
         self._post(message)

@@ -20,8 +20,8 @@ from flux_endpoint.service.store.engine import Database
 log = logging.getLogger(__name__)
 
 _REMEDY = (
-    "have RabbitMQ ask this service at --authorization-url, as docs/deployment.md has it under "
-    "'Accounts at the broker'"
+    "configure RabbitMQ to ask this service at --authorization-url (docs/deployment.md, 'Accounts "
+    "at the broker')"
 )
 
 
@@ -82,7 +82,7 @@ class SharedAccess:
             log,
             logging.WARNING,
             "all users share the accounts of --client-amqp-url and --endpoint-amqp-url at the "
-            "broker: whoever has a token can read, forge and stop what is another user's",
+            "broker: any user can read, forge and stop the tasks of all others",
         )
 
     def check(self) -> None:
@@ -192,11 +192,11 @@ class AccountAccess:
     def _explanation(self, outcome: TrialOutcome) -> str:
         reason = outcome.reason
         if self._listener.misdirected:
-            reason = "it asks by another path than that of --authorization-url"
+            reason = "it asks at another path than that of --authorization-url"
         return (
-            f"the broker {address_of(self._amqp_url)} does not ask this service who may do what: "
-            f"{reason}. To keep users apart, {_REMEDY}; or say --shared-broker-accounts to let "
-            "all users share accounts"
+            f"the broker {address_of(self._amqp_url)} does not ask this service for authorization: "
+            f"{reason}. To separate users, {_REMEDY}; or let all users share accounts, with "
+            "--shared-broker-accounts"
         )
 
     def _ended(self, users: set[str]) -> set[str]:

@@ -138,11 +138,11 @@ class QuestionListener:
             return 400, b""
         except Exception as error:  # noqa: BLE001 - RabbitMQ refuses, and does not cache a 503
             reason = str(error) or type(error).__name__
-            event(log, logging.ERROR, "a question of RabbitMQ's has no answer", reason=reason)
+            event(log, logging.ERROR, "an authorization request of RabbitMQ failed", reason=reason)
             return 503, b""
         if not allowed and question != "user":
             said = {name: fields[name] for name in _LOGGED if name in fields}
-            event(log, logging.INFO, "RabbitMQ refuses", question=question, **said)
+            event(log, logging.INFO, "authorization refused", question=question, **said)
         return 200, b"allow" if allowed else b"deny"
 
 
@@ -178,5 +178,5 @@ def _fields(body: bytes) -> dict[str, str]:
     )
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a field stands there twice")
+        raise ValueError("a field occurs twice")
     return fields

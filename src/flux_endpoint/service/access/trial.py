@@ -93,8 +93,8 @@ class Trial:
         if not self.asked:
             return TrialOutcome(Verdict.DOES_NOT_ASK, "it did not ask at all")
         what = " and ".join(missing)
-        reason = f"it did not ask about {what}" if missing else "it did not heed the answer"
-        return TrialOutcome(Verdict.DOES_NOT_ASK, f"{reason} ({refused or 'allowed all the same'})")
+        reason = f"it did not ask about {what}" if missing else "it ignored the answer"
+        return TrialOutcome(Verdict.DOES_NOT_ASK, f"{reason} ({refused or 'allowed anyway'})")
 
 
 def _is_refusal(error: BaseException) -> bool:

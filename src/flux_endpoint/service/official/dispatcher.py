@@ -156,7 +156,7 @@ class Dispatcher:
     def _failed(self, error: Exception) -> None:
         # Failures are expected without a connection; the next one resumes all work.
         level = logging.WARNING if self._connected.is_set() else logging.DEBUG
-        event(log, level, "endpoints not looked after, retrying", reason=repr(error))
+        event(log, level, "processing of official endpoints failed, retrying", reason=repr(error))
 
     def _handle(self, item: Item) -> None:
         match item:

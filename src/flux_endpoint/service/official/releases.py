@@ -125,7 +125,7 @@ class Releases:
             event(
                 log,
                 logging.WARNING,
-                "tasks not given to their endpoint",
+                "tasks not published to their endpoint",
                 endpoint_id=page.endpoint_id,
                 reason=page.error,
                 retry_in=_RETRY,

@@ -320,7 +320,7 @@ class Runs:
             event(
                 log,
                 logging.WARNING,
-                "user endpoint did not start, it seems to run",
+                "user endpoint did not start, probably because it is running",
                 user_endpoint_id=endpoint.id,
                 reason=reason[:_LONGEST_REASON],
             )
@@ -336,7 +336,8 @@ class Runs:
             return
         with self._database.read() as connection:
             waiting = deliveries.open_tasks(connection, endpoint.id)
-        text = f"endpoint {endpoint.public_id} could not start what runs the task: {reason}"
+        what = f"endpoint {endpoint.public_id} could not start a user endpoint for the task"
+        text = f"{what}: {reason}"
         self._fail(endpoint, waiting, ErrorCode.ENDPOINT_NOT_STARTED, text[:_LONGEST_REASON])
         self._queue_admin.purge(queues.tasks_queue(endpoint.id)).result(_TIMEOUT)
 
@@ -349,7 +350,7 @@ class Runs:
         event(
             log,
             logging.WARNING,
-            "tasks failed for their endpoint",
+            "tasks failed because of their endpoint",
             endpoint_id=endpoint.public_id,
             tasks=len(ids),
             code=code,
@@ -363,17 +364,17 @@ def _why_lost(endpoint: Endpoint) -> str:
     if not endpoint.run or endpoint.run_seen is None:  # a presumed run has no report
         return _why(endpoint, "")
     when = datetime.fromtimestamp(endpoint.run_seen, UTC).isoformat(timespec="seconds")
-    return _why(endpoint, f"; its last sign of life came at {when.removesuffix('+00:00')}Z")
+    return _why(endpoint, f"; its last status report came at {when.removesuffix('+00:00')}Z")
 
 
 def _why_left(endpoint: Endpoint) -> str:
-    return _why(endpoint, "; it was started again since")
+    return _why(endpoint, ", and has been started again since")
 
 
 def _why(endpoint: Endpoint, more: str) -> str:
     return (
         f"endpoint {endpoint.public_id} vanished while it held the task{more}. It keeps accepted "
         "tasks in memory only, so the task may have run, wholly or in part, or not at all: submit "
-        "it again if that does no harm. Should its result still come, the service gives it to "
-        "whoever asks for the task."
+        "it again if that does no harm. If its result arrives after all, the service returns "
+        "it on request."
     )

@@ -135,7 +135,7 @@ class Starts:
         event(
             log,
             logging.INFO if count == 1 else logging.WARNING,
-            "user endpoint told to start",
+            "start of a user endpoint requested",
             endpoint_id=endpoint.parent_id,
             user_endpoint_id=endpoint.id,
             attempt=count,

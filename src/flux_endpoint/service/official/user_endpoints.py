@@ -46,8 +46,8 @@ def running_endpoint(
         if config:
             raise invalid_field(
                 "user_endpoint_config",
-                f"endpoint {endpoint.id} has no configuration template for it to fill in: leave it "
-                "out, what a task needs goes into its resource_specification",
+                f"endpoint {endpoint.id} has no configuration template: leave it out, and "
+                "request resources with the resource_specification",
             )
         return endpoint.id
     if len(json.dumps(config)) > MAX_CONFIG:

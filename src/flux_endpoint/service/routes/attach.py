@@ -96,7 +96,7 @@ def _checked_endpoint(connection: sa.Connection, endpoint_id: str, caller: User)
     endpoint = usable(connection, endpoint_id, caller)
     if not endpoint.is_own_make:
         raise ServiceError(
-            f"endpoint {endpoint_id} can't attach to jobs: that takes an endpoint of Flux Endpoint",
+            f"endpoint {endpoint_id} can't attach to jobs: only endpoints of Flux Endpoint can",
             http_status=409,
             code="ATTACH_NOT_SUPPORTED",
             field="endpoint_id",
@@ -104,8 +104,8 @@ def _checked_endpoint(connection: sa.Connection, endpoint_id: str, caller: User)
     # If an owner restricts the functions of other users, those can't read the jobs' output either.
     if endpoint.allowed_functions is not None and endpoint.owner_id != caller.id:
         raise ServiceError(
-            f"endpoint {endpoint_id} runs chosen functions only: its owner alone may attach to "
-            "its jobs",
+            f"endpoint {endpoint_id} runs allowed functions only, so only its owner may attach "
+            "to its jobs",
             http_status=403,
             code="ATTACH_NOT_PERMITTED",
             field="endpoint_id",

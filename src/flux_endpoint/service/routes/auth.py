@@ -43,14 +43,14 @@ def token(
     with service.database.read() as connection:
         if users.user_by_token(connection, secret) is None:
             raise unauthorized(
-                "the client secret is no token of this service, or was revoked: "
+                "the client secret is not a token of this service, or was revoked: "
                 "GLOBUS_COMPUTE_CLIENT_SECRET must be a token of this service"
             )
     form = parse_qs(body.decode("ascii", "replace"))
     grant = form.get("grant_type", [""])[0]
     if grant != _GRANT:
         raise ServiceError(
-            f"grant_type is {grant[:99]!r}, this service knows {_GRANT!r} alone: set "
+            f"grant_type is {grant[:99]!r}, this service supports only {_GRANT!r}: set "
             "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET",
             http_status=400,
             code="UNSUPPORTED_GRANT_TYPE",

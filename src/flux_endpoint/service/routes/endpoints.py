@@ -56,7 +56,7 @@ def register_again(
         raise _not_permitted(endpoint_id)
     if known is not None and known.parent_id is not None:
         raise ServiceError(
-            f"endpoint {endpoint_id} is started by endpoint {known.parent_id}, and not registered",
+            f"endpoint {endpoint_id} can't be registered: endpoint {known.parent_id} starts it",
             http_status=409,
             code="ENDPOINT_NOT_PERMITTED",
             field="endpoint_id",
@@ -179,9 +179,9 @@ def usable(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoin
     endpoint = visible(connection, endpoint_id, caller)
     if not endpoints.may_run(connection, endpoint, caller):
         raise ServiceError(
-            f"endpoint {endpoint_id} is public, so that everybody sees it, but runs tasks only of "
-            f"its owner, {endpoint.owner}, and of those whom its config.yaml names under users: or "
-            f"groups:; {caller.name} is not among them",
+            f"endpoint {endpoint_id} is visible to everybody, but runs only tasks of its owner, "
+            f"{endpoint.owner}, and of the users: and groups: in its config.yaml, which do not "
+            f"include {caller.name}",
             http_status=403,
             code="ENDPOINT_NOT_PERMITTED",
             field="endpoint_id",
@@ -235,7 +235,7 @@ def owned(service: ServiceContext, endpoint_id: str, caller: User) -> Endpoint:
 
 def _not_permitted(endpoint_id: str) -> ServiceError:
     return ServiceError(
-        f"endpoint {endpoint_id} belongs to somebody else",
+        f"endpoint {endpoint_id} belongs to another user",
         http_status=403,
         code="ENDPOINT_NOT_PERMITTED",
         field="endpoint_id",
@@ -254,11 +254,11 @@ def _register(
     ):
         raise invalid_field("metadata", f"is larger than {MAX_METADATA} bytes of JSON")
     if request.high_assurance:
-        raise invalid_field("high_assurance", "this service has none: leave it out to go without")
+        raise invalid_field("high_assurance", "this service does not support it: leave it out")
     if request.authentication_policy:
         raise invalid_field(
             "authentication_policy",
-            "this service can't enforce any: leave it out; an endpoint's users: and groups: say "
+            "this service does not support it: leave it out; an endpoint's users: and groups: say "
             "who may run tasks there",
         )
     with service.database.read() as connection:

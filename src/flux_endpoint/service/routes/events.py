@@ -23,8 +23,8 @@ def read(task_id: TaskId, service: Service, caller: Caller) -> Response:
         endpoint = endpoints.get_endpoint(connection, task.endpoint_id, deleted=True)
     if endpoint is not None and not endpoint.is_own_make:
         raise ServiceError(
-            f"task {task_id} has no job that could be followed: that takes an endpoint of Flux "
-            f"Endpoint, and {endpoint.public_id} is another",
+            f"task {task_id} has no job events: its endpoint {endpoint.public_id} is not one of "
+            "Flux Endpoint",
             http_status=409,
             code="EVENTS_NOT_SUPPORTED",
             field="task_id",

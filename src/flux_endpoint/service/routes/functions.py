@@ -42,7 +42,7 @@ def register(body: RawBody, service: Service, caller: Caller) -> FunctionAnswer:
         )
     if request.ha_endpoint_id:
         raise invalid_field(
-            "ha_endpoint_id", "this service has no high assurance: leave it out to go without"
+            "ha_endpoint_id", "this service does not support high assurance: leave it out"
         )
     code = request.function_code
     if not request.serialized:
@@ -88,7 +88,7 @@ def delete(function_id: FunctionId, service: Service, caller: Caller) -> dict[st
         row = _readable(connection, function_id, caller)
         if row.owner_id != caller.id:
             raise ServiceError(
-                f"function {function_id} belongs to somebody else",
+                f"function {function_id} belongs to another user",
                 http_status=403,
                 code="FUNCTION_NOT_PERMITTED",
                 field="function_id",

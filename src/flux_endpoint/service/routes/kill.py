@@ -37,8 +37,7 @@ def kill(
     if endpoint is None or not endpoint.is_own_make:
         name = endpoint.public_id if endpoint else task.endpoint_id
         raise ServiceError(
-            f"task {task_id} can't be ended: that takes an endpoint of Flux Endpoint, and "
-            f"{name} is another",
+            f"task {task_id} can't be ended: its endpoint {name} is not one of Flux Endpoint",
             http_status=409,
             code="KILL_NOT_SUPPORTED",
             field="task_id",

@@ -163,8 +163,8 @@ def _check_payload(field: str, payload: str) -> None:
         size = buffers.payload_bytes(parts, payload)
         if size > MAX_PAYLOAD_BYTES:
             raise ServiceError(
-                f"field '{field}': the arguments are {size} bytes, at most {MAX_PAYLOAD_BYTES} are "
-                "carried: pass large data through files",
+                f"field '{field}': the arguments are {size} bytes, the limit is "
+                f"{MAX_PAYLOAD_BYTES}: pass large data through files",
                 http_status=413,
                 code="TASK_PAYLOAD_TOO_LARGE",
                 field=field,

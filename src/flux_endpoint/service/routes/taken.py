@@ -33,7 +33,7 @@ def taken(
     endpoint = owned(service, endpoint_id, caller)
     if not endpoint.is_own_make:
         raise ServiceError(
-            f"endpoint {endpoint_id} is of another make: the service looks after its tasks",
+            f"endpoint {endpoint_id} is not one of Flux Endpoint: the service tracks its tasks",
             http_status=409,
             code="ENDPOINT_NOT_PERMITTED",
             field="endpoint_id",
@@ -49,8 +49,8 @@ def taken(
         raise broker_unavailable() from error
     if queued is None:
         raise ServiceError(
-            f"an agent of endpoint {endpoint_id} has its task queue: what it has taken can't be "
-            "told while it runs",
+            f"an agent of endpoint {endpoint_id} consumes its task queue: which tasks it has taken "
+            "is not known while it runs",
             http_status=409,
             code="ENDPOINT_IN_USE",
             field="endpoint_id",

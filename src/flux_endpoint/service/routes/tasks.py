@@ -138,8 +138,8 @@ def _absence(task_id: str, keep: float) -> str:
         return f"task {task_id} is unknown: it was not submitted here with this identity"
     day = time.strftime("%Y-%m-%d", time.gmtime(made_at(task_id)))
     return (
-        f"task {task_id} is not known any more: by its id it is of {day}, and a task is forgotten "
-        f"{format_duration(keep)} after its end"
+        f"task {task_id} is not known any more: its id dates from {day}, and tasks are deleted "
+        f"{format_duration(keep)} after their end"
     )
 
 
