@@ -118,7 +118,7 @@ class RecordFile:
         Raises:
             RecordError: the file can't be written.
         """
-        with self._told("write"):
+        with self._record_errors("write"):
             pages, free = (
                 self._database.execute(f"PRAGMA {name}").fetchone()[0]
                 for name in ("page_count", "freelist_count")
@@ -138,7 +138,7 @@ class RecordFile:
         Raises:
             RecordError: it failed (e.g. the disk is full); nothing was written.
         """
-        with self._told("write"):
+        with self._record_errors("write"):
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -159,11 +159,11 @@ class RecordFile:
         Raises:
             RecordError: the file can't be read.
         """
-        with self._told("read"):
+        with self._record_errors("read"):
             return self._database.execute(query, values).fetchall()
 
-    def _told(self, verb: str) -> contextlib.AbstractContextManager[None]:
-        return told_as_records(verb, self._path, self._layout)
+    def _record_errors(self, verb: str) -> contextlib.AbstractContextManager[None]:
+        return record_errors(verb, self._path, self._layout)
 
 
 def examine(path: Path, layout: Layout) -> FileCondition:
@@ -183,7 +183,7 @@ def examine(path: Path, layout: Layout) -> FileCondition:
 
 
 @contextlib.contextmanager
-def told_as_records(verb: str, path: Path, layout: Layout) -> Iterator[None]:
+def record_errors(verb: str, path: Path, layout: Layout) -> Iterator[None]:
     """Raise `RecordError` instead of an error of SQLite.
 
     Args:

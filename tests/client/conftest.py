@@ -200,7 +200,7 @@ def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(executor_settings, "_default_groups", {})
     monkeypatch.setattr(exits, "EXIT_FLUSH", 1.0)
     yield
-    exits.end_all()
+    exits.shut_down_all()
     left = [
         thread
         for thread in threading.enumerate()
@@ -338,7 +338,7 @@ def queues(service: Service, amqp_vhost: str) -> Iterator[ResultQueues]:
 
     service.react = react
     yield queues
-    exits.end_all()  # before the broker's part is gone
+    exits.shut_down_all()  # before the broker's part is gone
 
 
 @pytest.fixture

@@ -531,12 +531,12 @@ def test_a_future_of_nobody_knows_no_job() -> None:
 def test_a_client_that_is_closed_leaves_nobody_waiting(
     service: Any, executor: Executor, future: ComputeFuture
 ) -> None:
-    from flux_endpoint.client.exits import end_all
+    from flux_endpoint.client.exits import shut_down_all
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         jobid = pool.submit(future.jobid)
         until(lambda: bool(service.seen(f"{future.task_id}/events")))
-        end_all()
+        shut_down_all()
         with pytest.raises(RuntimeError, match="the client was closed"):
             jobid.result(TIMEOUT)
 

@@ -365,7 +365,7 @@ def test_an_unreachable_broker_is_reported_once_with_its_address(
     submitted(executor)
     # The second failure is known before the third attempt, and logged before the stream's end.
     until(lambda: len(service.seen("/results")) >= 3)
-    exits.end_all()
+    exits.shut_down_all()
     until(no_stream)
     warnings = [r.message for r in caplog.records if "results: no connection to" in r.message]
     assert len(warnings) == 1
@@ -395,7 +395,7 @@ def test_a_submission_that_outlives_the_exits_patience_leaves_no_stream(
     service.react = hold
     future = executor.submit(double, 1)
     assert reached.wait(TIMEOUT)
-    exits.end_all()
+    exits.shut_down_all()
     go.set()
     assert future.wait_submitted(TIMEOUT)  # with a stream that began after the end
     until(no_stream)

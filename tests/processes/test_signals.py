@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flux_endpoint.processes import told_of_signals
+from flux_endpoint.processes import signal_listener
 from other_threads import signal_another_thread
 
 PATIENCE = 30.0  # seconds
@@ -30,7 +30,7 @@ def handled() -> Iterator[list[int]]:
 
 def test_every_signal_is_told_of_in_order_and_its_handler_runs(handled: list[int]) -> None:
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
-    with told_of_signals(told.put):
+    with signal_listener(told.put):
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR1):
             os.kill(os.getpid(), number)
             assert told.get(timeout=PATIENCE) == number
@@ -39,7 +39,7 @@ def test_every_signal_is_told_of_in_order_and_its_handler_runs(handled: list[int
 
 def test_a_wait_of_the_main_thread_can_be_ended_by_a_signal_that_it_does_not_get() -> None:
     woken: queue.SimpleQueue[int] = queue.SimpleQueue()
-    with told_of_signals(woken.put):
+    with signal_listener(woken.put):
         signal_another_thread(os.getpid(), signal.SIGUSR1)
         assert woken.get(timeout=PATIENCE) == signal.SIGUSR1
 
@@ -49,8 +49,8 @@ def test_afterwards_nothing_is_told_and_what_was_told_before_is_again(
 ) -> None:
     outer: queue.SimpleQueue[int] = queue.SimpleQueue()
     inner: queue.SimpleQueue[int] = queue.SimpleQueue()
-    with told_of_signals(outer.put):
-        with told_of_signals(inner.put):
+    with signal_listener(outer.put):
+        with signal_listener(inner.put):
             os.kill(os.getpid(), signal.SIGUSR1)
             assert inner.get(timeout=PATIENCE) == signal.SIGUSR1
         os.kill(os.getpid(), signal.SIGUSR2)

@@ -103,7 +103,7 @@ def test_an_endpoints_token_that_is_used_for_more_is_told(
 def test_refusals_do_not_push_other_records_out(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_audit, "MOST_REFUSALS", 8)
+    monkeypatch.setattr(service_audit, "MAX_REFUSALS", 8)
     time = [0.0]
     audit = ServiceAudit(path, lambda: time[0])
     for number in range(1000):

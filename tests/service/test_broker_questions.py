@@ -24,7 +24,7 @@ from flux_endpoint.processes import is_readable
 from flux_endpoint.service.access import listener as listening
 from flux_endpoint.service.access import trial
 from flux_endpoint.service.access.control import AccountAccess, SharedAccess, broker_access
-from flux_endpoint.service.access.listener import MAX_BODY, MOST_CONNECTIONS, QuestionListener
+from flux_endpoint.service.access.listener import MAX_BODY, MAX_CONNECTIONS, QuestionListener
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.stack.broker import RabbitNode
@@ -146,7 +146,7 @@ def test_idle_connections_leave_room_for_rabbitmq(world: World) -> None:
         idle = [stack.enter_context(socket.create_connection(address)) for _ in range(300)]
         assert world.ask(f"/place/{SECRET}/user") == (200, "allow")
         closed = [each for each in idle if is_readable(each, 0)]
-        assert len(idle) - len(closed) <= MOST_CONNECTIONS
+        assert len(idle) - len(closed) <= MAX_CONNECTIONS
 
 
 # ---- the service, and a broker that asks or does not

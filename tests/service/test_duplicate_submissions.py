@@ -109,8 +109,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     monkeypatch.setattr(TaskPublisher, "publish", gate.pass_through)
     for of, name, happened in (
         (disconnects.Connection, "lose", gate.lost),
-        (duplicate_submissions.Repeats, "_adopt", gate.adopted),
-        (duplicate_submissions.Repeats, "_ended", gate.ended),
+        (duplicate_submissions.DuplicateSubmissions, "_adopt", gate.adopted),
+        (duplicate_submissions.DuplicateSubmissions, "_ended", gate.ended),
     ):
         monkeypatch.setattr(of, name, announced(getattr(of, name), happened))
     yield gate
@@ -219,7 +219,7 @@ def test_one_of_somebody_else_or_with_another_body_is_no_repetition(
 def test_one_that_was_lost_before_anybody_looked_at_it_is_not_made_besides_its_repetition(
     world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = duplicate_submissions.Repeats.answer
+    answer = duplicate_submissions.DuplicateSubmissions.answer
     held, go, over = (threading.Event() for _ in range(3))
 
     def answer_later(*of: Any) -> Any:
@@ -232,7 +232,7 @@ def test_one_that_was_lost_before_anybody_looked_at_it_is_not_made_besides_its_r
         finally:
             over.set()
 
-    monkeypatch.setattr(duplicate_submissions.Repeats, "answer", answer_later)
+    monkeypatch.setattr(duplicate_submissions.DuplicateSubmissions, "answer", answer_later)
     first = world.send()
     assert held.wait(60)
     first.hang_up()
@@ -288,7 +288,7 @@ def test_after_a_while_it_is_no_repetition_any_more(
 def test_only_so_many_lost_answers_are_kept(
     world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicate_submissions, "MOST_KEPT", 0)
+    monkeypatch.setattr(duplicate_submissions, "MAX_KEPT", 0)
     lost_while_under_way(world, gate)
     gate.open()
     assert gate.ended.wait(60)

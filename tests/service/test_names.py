@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flux_endpoint.service.names import fault_of, taken_for
+from flux_endpoint.service.names import fault_of, similar_name
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,6 @@ def test_names_that_look_like_others_are_not(name: str, fault: str) -> None:
 
 
 def test_upper_and_lower_case_do_not_tell_names_apart() -> None:
-    assert taken_for("Ada", ["bob", "ada"]) == "ada"
-    assert taken_for("STRASSE", ["straße"]) == "straße"
-    assert taken_for("ada", ["ada", "bob"]) is None
+    assert similar_name("Ada", ["bob", "ada"]) == "ada"
+    assert similar_name("STRASSE", ["straße"]) == "straße"
+    assert similar_name("ada", ["ada", "bob"]) is None

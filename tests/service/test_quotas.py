@@ -24,7 +24,7 @@ from tests.service.test_operations import result
 from broker_access import NOBODY_ASKS, session_broker
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.quotas import BURST_SECONDS, UNDER_WAY, ClientQueues, RequestRate
+from flux_endpoint.service.quotas import BURST_SECONDS, MAX_IN_PROGRESS, ClientQueues, RequestRate
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints, tasks, users
 from flux_endpoint.service.store.engine import Database
@@ -118,7 +118,7 @@ class TestRequests:
     def test_so_many_are_under_way(self) -> None:
         rate = RequestRate(1000)
         with ExitStack() as stack:
-            for _ in range(UNDER_WAY):
+            for _ in range(MAX_IN_PROGRESS):
                 stack.enter_context(rate.one("ada"))
             with pytest.raises(ServiceError, match="in progress"), rate.one("ada"):
                 pass

@@ -192,7 +192,7 @@ def test_a_user_with_too_much_loses_the_oldest_results(
     time.sleep(0.3)
     assert world.known([*first, *lately]) == [*first[5:], *lately]
     # And is looked at again when more has come.
-    monkeypatch.setattr(retention, "AT_LEAST", 0.0)
+    monkeypatch.setattr(retention, "MIN_KEEP_SECONDS", 0.0)
     one.stored(1_000_000)
     until(lambda: world.known([*first, *lately]) == lately[5:])
 
@@ -204,7 +204,7 @@ def test_others_lose_nothing_by_that(
     monkeypatch: pytest.MonkeyPatch,
     add_endpoint: AddEndpoint,
 ) -> None:
-    monkeypatch.setattr(retention, "AT_LEAST", 0.0)
+    monkeypatch.setattr(retention, "MIN_KEEP_SECONDS", 0.0)
     mine = world.submit(10)
     world.end(mine, data="x" * 100_000)
     world.endpoint_id = add_endpoint(users=["*"], metadata={"flux_endpoint_version": "1"})

@@ -383,7 +383,7 @@ def test_nothing_is_told_to_start_while_the_broker_holds_on_to_a_dead_consumer(
 def test_one_that_reports_and_takes_nothing_is_told_to_start(
     live: Rest, multi_user: MultiUserEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "DEAF_AFTER", 0.2)
+    monkeypatch.setattr(dispatcher, "CONSUME_TIMEOUT", 0.2)
     live.submit(multi_user.id)
     arguments = multi_user.next_start()
     deaf = Run(amqp_vhost, arguments["amqp_creds"]["endpoint_id"])

@@ -346,14 +346,14 @@ def _user_id(connection: Connection, name: str) -> str:
 
 def _unlike(what: str, name: str, others: Iterable[str]) -> None:
     """Reject a new name that people could mistake for an existing one."""
-    from flux_endpoint.service.names import fault_of, taken_for  # noqa: PLC0415 - as above
+    from flux_endpoint.service.names import fault_of, similar_name  # noqa: PLC0415 - as above
 
     known = set(others)
     if name in known:
         return
     if fault := fault_of(name):
         raise click.BadParameter(f"{what} must {fault}")
-    if other := taken_for(name, known):
+    if other := similar_name(name, known):
         raise click.BadParameter(
             f"{what} {name} differs from {other}, which there is, in upper and lower case alone"
         )

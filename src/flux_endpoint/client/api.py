@@ -18,7 +18,7 @@ from flux_endpoint.rest import RestClient
 _Json = dict[str, Any]
 
 # Attempts on behalf of callers that retry on their own: few, so that they learn of a failure early.
-_PATIENT_ATTEMPTS = 2
+_BACKGROUND_ATTEMPTS = 2
 #: First and longest pause (s) between the attempts of such callers.
 PAUSES = 0.25, 15.0
 
@@ -47,7 +47,7 @@ class ServiceApi:
         """Return a copy with fewer retries, for callers that retry on their own."""
         api = ServiceApi.__new__(ServiceApi)
         api.__dict__.update(self.__dict__)
-        api._rest = RestClient(self._credentials, attempts=_PATIENT_ATTEMPTS)
+        api._rest = RestClient(self._credentials, attempts=_BACKGROUND_ATTEMPTS)
         return api
 
     def register(self, body: _Json) -> str:
@@ -144,7 +144,7 @@ class ServiceApi:
         request: _Json = {"client_id": client_id}
         if kind == "results":
             request["bundles"] = True
-        answer = self._post_patiently(path, request)
+        answer = self._post_repeatable(path, request)
         url: str = _expected(answer, "connection_url", str)
         queue: str = _expected(answer, "queue", str)
         return (url if port is None else with_port(url, port)), queue
@@ -178,7 +178,7 @@ class ServiceApi:
         headers = {IDEMPOTENCY_HEADER: key}
         return self._rest.request("POST", path, json=body, headers=headers, idempotent=True)
 
-    def _post_patiently(self, path: str, body: _Json) -> _Json:
+    def _post_repeatable(self, path: str, body: _Json) -> _Json:
         """Send a repeatable request; HTTP status 429 counts as an unreachable service."""
         try:
             return self._rest.request("POST", path, json=body, idempotent=True)

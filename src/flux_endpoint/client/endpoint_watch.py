@@ -50,7 +50,7 @@ class EndpointWatch:
     def __init__(self) -> None:
         self._offline: set[str] = set()
 
-    def hear(self, state: EndpointState) -> None:
+    def update(self, state: EndpointState) -> None:
         """Process the state of an endpoint that has open tasks."""
         name = f"endpoint {state.endpoint_id}"
         if state.online and state.endpoint_id in self._offline:

@@ -19,7 +19,7 @@ from flux_endpoint.client.checks import (
 )
 from flux_endpoint.client.client import Client, hardware_source
 from flux_endpoint.client.executor_settings import ExecutorSettings
-from flux_endpoint.client.exits import see_to_the_end
+from flux_endpoint.client.exits import close_with_executor
 from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.ids import UuidLike, as_uuid
@@ -133,7 +133,7 @@ class Executor(ExecutorSettings, FuturesExecutor):
             give_up_after=checked_seconds(give_up_after, "give_up_after"),
         )
         self._birthplace = Birthplace()
-        see_to_the_end(self, self._submitter)
+        close_with_executor(self, self._submitter)
 
     def __repr__(self) -> str:
         label = f"{self.label!r}, " if self.label else ""

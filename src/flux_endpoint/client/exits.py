@@ -17,7 +17,7 @@ EXIT_FLUSH = 5.0
 _submitters: weakref.WeakKeyDictionary[Submitter, Birthplace] = weakref.WeakKeyDictionary()
 
 
-def see_to_the_end(executor: object, submitter: Submitter) -> None:
+def close_with_executor(executor: object, submitter: Submitter) -> None:
     """Close a submitter when its Executor is garbage collected or the interpreter exits.
 
     Args:
@@ -35,7 +35,7 @@ def see_to_the_end(executor: object, submitter: Submitter) -> None:
     weakref.finalize(executor, janitor.leave, close).atexit = False
 
 
-def end_all() -> None:
+def shut_down_all() -> None:
     """Shut down all Executors; give unsent tasks a few seconds, don't wait for results."""
     # In a forked child, the parent's submitters have no threads, and their locks may be held.
     submitters = [each for each, birthplace in _submitters.items() if birthplace.is_here()]
@@ -47,4 +47,4 @@ def end_all() -> None:
     end_event_streams(max(0.0, deadline - time.monotonic()))
 
 
-atexit.register(end_all)
+atexit.register(shut_down_all)

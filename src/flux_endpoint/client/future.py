@@ -44,12 +44,12 @@ def _renew_locks() -> None:
 os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _tell_waiters(_: object = None) -> None:
+def _notify_waiters(_: object = None) -> None:
     with _submitted:
         _submitted.notify_all()
 
 
-def _no_task_no_job(future: ComputeFuture) -> None:
+def _fail_job_without_task(future: ComputeFuture) -> None:
     if future.task_id is None and future._job is not None:
         future._job.fail(why_no_job(future))
 
@@ -299,10 +299,10 @@ class ComputeFuture(Future[Any]):
         if jobid is not None:
             job.set_jobid(jobid)
         if not known:
-            self.add_done_callback(_no_task_no_job)
+            self.add_done_callback(_fail_job_without_task)
         return job
 
-    def _tell_jobid(self, jobid: int | None) -> None:
+    def _set_jobid(self, jobid: int | None) -> None:
         """Set the job's id from the task's result, which may arrive before the job's events."""
         if jobid is None:
             return
@@ -354,7 +354,7 @@ class ComputeFuture(Future[Any]):
         """
         if self.task_id is None and not self.done():
             self._refuse_in_child()
-            self.add_done_callback(_tell_waiters)
+            self.add_done_callback(_notify_waiters)
             with _submitted:
                 _submitted.wait_for(lambda: self.task_id is not None or self.done(), timeout)
         return self.task_id
@@ -363,10 +363,10 @@ class ComputeFuture(Future[Any]):
     def _accepted(accepted: Iterable[Accepted]) -> None:
         """Set the ids of futures whose tasks the service has accepted."""
         for each in accepted:
-            each.tell()
+            each.set_ids()
             if each.future._wants_events:
                 each.future._followed_job()
-        _tell_waiters()
+        _notify_waiters()
 
     def _begin(self) -> bool:
         """Mark the future as running; return `False` if it was cancelled before.
@@ -410,7 +410,7 @@ class Accepted(NamedTuple):
     task_id: str
     function_id: str | None = None
 
-    def tell(self) -> None:
+    def set_ids(self) -> None:
         """Set the future's ids; `task_id` last, so that a reader who sees it sees both."""
         self.future.function_id = self.function_id
         self.future.task_id = self.task_id

@@ -78,7 +78,7 @@ class GroupStream(ABC):
         self._connection: AmqpConnection | None = None
         self._consumer: Consumer | None = None
         #: Whether the connection is lost and that was logged.
-        self._troubled = False
+        self._loss_logged = False
         #: Whether the broker has refused the queue since it was opened; whether to reopen it.
         self._refused = self._reopen = False
         self._asker: ClientThread | None = None
@@ -145,14 +145,14 @@ class GroupStream(ABC):
         """Return whether the stream has work even if no Executor uses it."""
         return False
 
-    def _next_look(self) -> float:
+    def _next_check(self) -> float:
         """Do what is due after each turn; return the seconds until the next call is due."""
         return math.inf
 
     def _after_turn(self) -> float:
         if not (self.users or self._has_work()) and self._retire(self):
             self._on_stop()
-        return self._next_look()
+        return self._next_check()
 
     def _on_stop(self) -> None:
         self._closing.set()
@@ -213,14 +213,14 @@ class GroupStream(ABC):
 
     def _on_state(self, change: StateChange) -> None:
         if change.state is ConnectionState.CONNECTED:
-            if self._troubled:
+            if self._loss_logged:
                 text = f"{self.kind}: connected to {change.address} again"
                 event(log, logging.WARNING, text)
-            self._troubled = False
+            self._loss_logged = False
         elif change.state is not ConnectionState.CLOSED:
-            if self._troubled or not self._is_awaited:
+            if self._loss_logged or not self._is_awaited:
                 return  # nobody waits for a message, so there is nothing to warn of
-            self._troubled = True
+            self._loss_logged = True
             lost = change.state is ConnectionState.LOST
             what = "lost the connection" if lost else "no connection"
             text = f"{self.kind}: {what} to {change.address}, trying again: {change.reason}"

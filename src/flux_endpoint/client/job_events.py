@@ -87,7 +87,7 @@ class EventStream(GroupStream):
             return
         self._followed[task_id] = _Followed(future, job)
         if self._consumer is not None:
-            self._want(task_id)
+            self._request(task_id)
         else:
             self._connect()
         future.add_done_callback(lambda _: self._thread.post(lambda: self._on_end(task_id)))
@@ -97,7 +97,7 @@ class EventStream(GroupStream):
 
     def _look(self, task_id: str) -> None:
         if task_id in self._followed:
-            self._want(task_id, last=True)
+            self._request(task_id, last=True)
 
     def _forget_ended(self) -> None:
         for task_id, followed in list(self._followed.items()):
@@ -176,9 +176,9 @@ class EventStream(GroupStream):
             self._connection.close()
 
     def _catch_up(self) -> None:
-        self._want(*self._followed)
+        self._request(*self._followed)
 
-    def _want(self, *task_ids: str, last: bool = False) -> None:
+    def _request(self, *task_ids: str, last: bool = False) -> None:
         for task_id in task_ids:
             followed = self._followed[task_id]
             if followed.waiting is None:

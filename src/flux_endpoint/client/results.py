@@ -148,7 +148,7 @@ def resolve(future: ComputeFuture, end: TaskEnd) -> None:
         end: the task's end.
     """
     future._error_code = end.error_code
-    future._tell_jobid(_jobid(end.details))
+    future._set_jobid(_jobid(end.details))
     warn_of_skew(end.details)
     try:
         value = load(end, future._load)

@@ -98,7 +98,7 @@ class ResultStream(GroupStream):
     def _is_awaited(self) -> bool:
         return bool(self._open or self._submissions)
 
-    def _next_look(self) -> float:
+    def _next_check(self) -> float:
         """Return the seconds until the next check of the endpoints."""
         now = time.monotonic()
         if not self._open:
@@ -117,9 +117,9 @@ class ResultStream(GroupStream):
     def _on_end(self, accepted: list[Accepted], endpoint: EndpointState | None) -> None:
         self._submissions -= 1
         if endpoint is not None:
-            self._endpoints.hear(endpoint)
+            self._endpoints.update(endpoint)
         for each in accepted:
-            each.tell()  # sets its ids, before the future may be done
+            each.set_ids()  # sets its ids, before the future may be done
             early = self._early.pop(each.task_id, None)
             waiting = (each.future, *self._open.pop(each.task_id, ()))
             if early is None:
@@ -133,12 +133,12 @@ class ResultStream(GroupStream):
             self._early.clear()
         if self._missed:
             self._missed = bool(self._submissions)
-            self._want(each.task_id for each in accepted)
+            self._request(each.task_id for each in accepted)
 
     def _on_follow(self, futures: list[ComputeFuture]) -> list[ComputeFuture]:
         followed = [self._open.setdefault(f.task_id or "", (f,))[0] for f in futures]
         self._connect()
-        self._want(future.task_id or "" for future in futures)
+        self._request(future.task_id or "" for future in futures)
         return followed
 
     def _take(self, delivery: Delivery) -> None:
@@ -176,7 +176,7 @@ class ResultStream(GroupStream):
 
     def _catch_up(self) -> None:
         self._missed = self._missed or bool(self._submissions)
-        self._want(self._open)
+        self._request(self._open)
 
     def _on_state(self, change: StateChange) -> None:
         if change.state not in (ConnectionState.CONNECTED, ConnectionState.CLOSED):
@@ -184,7 +184,7 @@ class ResultStream(GroupStream):
             self._catch_up()
         super()._on_state(change)
 
-    def _want(self, ids: Iterable[str]) -> None:
+    def _request(self, ids: Iterable[str]) -> None:
         self._wanted.update(dict.fromkeys(ids))
         self._ask_service()
 
@@ -195,14 +195,17 @@ class ResultStream(GroupStream):
         self._wanted.clear()
         chunks = [ids[at : at + STATUS_CHUNK] for at in range(0, len(ids), STATUS_CHUNK)]
         return [
-            *(Question(partial(api.endpoint_status, e), partial(self._hear, e)) for e in endpoints),
+            *(
+                Question(partial(api.endpoint_status, e), partial(self._on_status, e))
+                for e in endpoints
+            ),
             *(Question(partial(api.batch_status, chunk), self._on_documents) for chunk in chunks),
         ]
 
-    def _hear(self, endpoint_id: str, answer: dict[str, Any]) -> None:
+    def _on_status(self, endpoint_id: str, answer: dict[str, Any]) -> None:
         state = state_from(endpoint_id, answer.get("status"), answer.get("last_seen"))
         if state is not None:
-            self._endpoints.hear(state)
+            self._endpoints.update(state)
 
     def _on_documents(self, documents: dict[str, dict[str, Any]]) -> None:
         for task_id, document in documents.items():

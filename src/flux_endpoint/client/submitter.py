@@ -70,7 +70,7 @@ class Submitter:
         self._thread: threading.Thread | None = None
         self._label = label
         self._open = 0
-        self._in_hand = 0
+        self._sending = 0
         self._all_done = threading.Condition(self._lock)
         self._closed = False
         self._abandoned = threading.Event()
@@ -136,7 +136,7 @@ class Submitter:
         deadline = time.monotonic() + timeout
         if self._thread is not None:
             self._thread.join(timeout)
-            if unsent := len(self._backlog) + self._in_hand:
+            if unsent := len(self._backlog) + self._sending:
                 what = f"{unsent} task{'s'[: unsent != 1]}"
                 text = f"{what} could not be sent before the program's end, and may never run"
                 event(log, logging.WARNING, text)
@@ -168,7 +168,7 @@ class Submitter:
 
     def _run(self) -> None:
         while batch := self._backlog.take(self.batch_size, MAX_BATCH_BYTES):
-            self._in_hand = len(batch)
+            self._sending = len(batch)
             by_route: dict[SubmissionRoute, list[PendingTask]] = {}
             for task in batch:
                 # A task can't be cancelled from here on; tasks cancelled before are dropped.
@@ -183,7 +183,7 @@ class Submitter:
                 except Exception as error:
                     log.exception("submitting %d tasks failed", len(tasks))
                     _fail(tasks, error)
-            self._in_hand = 0
+            self._sending = 0
         if self._abandoned.is_set():  # this thread may have started streams after `flush`
             self._streams.release()
 
@@ -198,7 +198,7 @@ class Submitter:
             try:
                 if function.function_id is None and function.body is not None:
                     register = functools.partial(self._api.register, function.body)
-                    function.registered_as(self._patiently(register))
+                    function.registered_as(self._with_retries(register))
             except (ServiceError, ServiceUnreachableError) as error:
                 _fail(same, error)
             else:
@@ -218,7 +218,7 @@ class Submitter:
         accepted: list[Accepted] = []
         answer: dict[str, Any] = {}
         try:
-            answer = self._patiently(lambda: self._api.submit(route.endpoint_id, body, key))
+            answer = self._with_retries(lambda: self._api.submit(route.endpoint_id, body, key))
             accepted = self._accept(answer, by_function)
         except ServiceError as error:
             self._refused(error, route, tasks, by_function)
@@ -263,7 +263,7 @@ class Submitter:
             answer: dict[str, Any] = {}
             try:
                 attach = functools.partial(self._api.attach, route.endpoint_id, body, key)
-                answer = self._patiently(attach)
+                answer = self._with_retries(attach)
                 accepted.append(Accepted(task.future, answer["task_id"]))
                 self.submitted += 1
             except (ServiceError, ServiceUnreachableError) as error:
@@ -297,7 +297,7 @@ class Submitter:
         else:
             _fail(tasks, error)
 
-    def _patiently(self, call: Callable[[], _Answer]) -> _Answer:
+    def _with_retries(self, call: Callable[[], _Answer]) -> _Answer:
         """Make a request; retry while the service is unreachable, for up to `give_up_after`.
 
         Also retry, without a limit, while the service temporarily refuses more tasks of the user:

@@ -19,7 +19,7 @@ from uuid import UUID
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import Result, unpack
-from flux_endpoint.sqlite_file import Layout, RecordFile, Row, connect, told_as_records
+from flux_endpoint.sqlite_file import Layout, RecordFile, Row, connect, record_errors
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def has_open(path: Path, task_id: str) -> bool:
         RecordError: it can't be read.
     """
     with (
-        told_as_records("read", path, LAYOUT),
+        record_errors("read", path, LAYOUT),
         closing(connect(path, read_only=True)) as database,
     ):
         query = "SELECT 1 FROM tasks WHERE task_id = ?"
@@ -87,7 +87,7 @@ class Journal(RecordFile):
         self._confirmed_since_prune = 0
         if self.is_new:
             event(log, logging.INFO, "a new journal begins", path=path)
-        with self._told("read"):
+        with self._record_errors("read"):
             # The journal of an earlier release lacks this table: it was never lost.
             self._database.execute("CREATE TABLE IF NOT EXISTS beginnings (at REAL NOT NULL)")
             # Numbers continue after the highest one, although old rows are deleted.
@@ -122,7 +122,7 @@ class Journal(RecordFile):
         Raises:
             RecordError: nothing of the batch was written (for example, the disk is full).
         """
-        with self._told("write"):
+        with self._record_errors("write"):
             self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         with self._transaction():
             yield
@@ -183,7 +183,7 @@ class Journal(RecordFile):
 
     def pending(self) -> Iterator[EngineTask]:
         """Yield the unfinished tasks in the order of their arrival."""
-        with self._told("read"):
+        with self._record_errors("read"):
             rows = self._database.execute(
                 "SELECT task_id, function_id, resource_specification, result_serializers, buffer,"
                 " attach FROM tasks ORDER BY rowid"

@@ -34,7 +34,7 @@ from flux_endpoint.errors import (
     ServiceUnreachableError,
 )
 from flux_endpoint.logs import event
-from flux_endpoint.processes import told_of_signals
+from flux_endpoint.processes import signal_listener
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.rest import RestClient
 from flux_endpoint.variables import has_secrets, holds_credentials, without_credentials
@@ -99,7 +99,7 @@ class Runner:
         with (
             AgentLock(self._directory),
             Enrolment(self._directory, registration, REST_TIMEOUT) as enrolment,
-            told_of_signals(self._signalled),
+            signal_listener(self._signalled),
         ):
             self._catch_signals()
             self._write_status(AgentStatus("disconnected", "", None))

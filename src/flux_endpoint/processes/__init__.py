@@ -2,7 +2,7 @@
 
 from flux_endpoint.processes.keeper import Command, ProcessKeeper
 from flux_endpoint.processes.lifeline import watch_parent
-from flux_endpoint.processes.signals import told_of_signals
+from flux_endpoint.processes.signals import signal_listener
 from flux_endpoint.processes.waiting import is_readable
 
-__all__ = ["Command", "ProcessKeeper", "is_readable", "told_of_signals", "watch_parent"]
+__all__ = ["Command", "ProcessKeeper", "is_readable", "signal_listener", "watch_parent"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def told_of_signals(callback: Callable[[int], object]) -> Iterator[None]:
+def signal_listener(callback: Callable[[int], object]) -> Iterator[None]:
     """Call `callback`, on a thread, with the number of every signal that this process handles.
 
     Python runs a handler between two instructions of the main thread. A signal that arrives just

@@ -16,7 +16,7 @@ AUDIT_LOG = "audit.jsonl"
 #: So a client without a token can't flood the log until older records rotate out.
 REFUSAL_SECONDS = 60.0
 #: Maximum number of pairs of kind and address that have their own count.
-MOST_REFUSALS = 1024
+MAX_REFUSALS = 1024
 
 
 def default_path(database_url: str | Path) -> Path | None:
@@ -68,9 +68,9 @@ class ServiceAudit:
         """
         key, now = (what, address), self._now()
         with self._lock:
-            if key not in self._refusals and len(self._refusals) >= MOST_REFUSALS:
+            if key not in self._refusals and len(self._refusals) >= MAX_REFUSALS:
                 self._forget(now)
-                if len(self._refusals) >= MOST_REFUSALS:
+                if len(self._refusals) >= MAX_REFUSALS:
                     key = (what, "others")
             since, unrecorded = self._refusals.get(key, (float("-inf"), 0))
             if now - since < REFUSAL_SECONDS:

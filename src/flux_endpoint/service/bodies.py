@@ -41,7 +41,7 @@ USER_WAITING_BYTES = 4 * MAX_REQUEST_BYTES
 STRUCTURE_BYTES = 512 * 2**10
 
 # Seconds that a complete body waits for its share of memory. nginx waits twice as long for a reply.
-_PATIENCE = 50.0
+_TIMEOUT = 50.0
 _RETRY_AFTER = 5
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -179,14 +179,14 @@ class Bodies:
     Args:
         app: the application.
         handled: maximum bytes of bodies that the application handles at a time.
-        patience: seconds that a body waits for its share of them.
+        timeout: seconds that a body waits for its share of them.
     """
 
     def __init__(
-        self, app: ASGIApp, handled: int = HANDLED_BYTES, patience: float = _PATIENCE
+        self, app: ASGIApp, handled: int = HANDLED_BYTES, timeout: float = _TIMEOUT
     ) -> None:
         self._app = app
-        self._patience = patience
+        self._timeout = timeout
         self._gate = Gate(handled)
         self._in_files: Counter[str] = Counter()
 
@@ -202,7 +202,7 @@ class Bodies:
             if spool.size <= SMALL_BYTES:
                 await self._app(scope, _replayed(spool.read(), receive), send)
                 return
-            async with self._gate.hold(user, spool.size, self._patience):
+            async with self._gate.hold(user, spool.size, self._timeout):
                 body = await to_thread.run_sync(spool.read)
                 await self._app(scope, _replayed(body, receive), send)
         except ServiceError as error:

@@ -86,7 +86,7 @@ class Broker:
         self.official.close(_CLOSE_TIMEOUT)
 
     def _on_outward(self, change: StateChange) -> None:
-        self._announcer.tell("tasks", change)
+        self._announcer.announce("tasks", change)
         if change.state is ConnectionState.CONNECTED:
             self.publisher.connected()
             self.official.connected()
@@ -100,7 +100,7 @@ class Broker:
 
     def _on_inward(self, change: StateChange) -> None:
         self.observer.changed(change)
-        self._announcer.tell("results", change)
+        self._announcer.announce("results", change)
 
 
 class _Announcer:
@@ -108,23 +108,23 @@ class _Announcer:
 
     def __init__(self, *connections: str) -> None:
         self._missing = set(connections)
-        self._told = False
+        self._announced = False
         self._lock = threading.Lock()
 
-    def tell(self, connection: str, change: StateChange) -> None:
+    def announce(self, connection: str, change: StateChange) -> None:
         with self._lock:
             if change.state is ConnectionState.CONNECTED:
                 self._missing.discard(connection)
                 if not self._missing:
-                    self._told = False
+                    self._announced = False
                     event(log, logging.INFO, "broker connected", address=change.address)
             elif change.state is not ConnectionState.CLOSED:
                 self._missing.add(connection)
                 event(
                     log,
-                    logging.DEBUG if self._told else logging.ERROR,
+                    logging.DEBUG if self._announced else logging.ERROR,
                     "broker unreachable, retrying until it is back",
                     address=change.address,
                     reason=change.reason,
                 )
-                self._told = True
+                self._announced = True

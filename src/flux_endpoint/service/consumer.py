@@ -103,7 +103,7 @@ class BatchConsumer(ABC, Generic[R, S]):
         self._inbox.put(None)
         self._thread.join(timeout)
 
-    def set_aside(self, delivery: Delivery, reason: str) -> None:
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Reject a message; the broker moves it to the queue `dead-letters`.
 
         Args:
@@ -132,7 +132,7 @@ class BatchConsumer(ABC, Generic[R, S]):
                 # The thread must survive any message. Deliveries that were acknowledged stay so.
                 log.exception("%s could not be settled", self._noun)
                 for delivery in batch:
-                    self.set_aside(delivery, f"it can't be settled: {error}")
+                    self.dead_letter(delivery, f"it can't be settled: {error}")
 
     def _take(self) -> list[Delivery]:
         """Wait for deliveries and return all that have arrived; none after `close`."""
@@ -151,10 +151,10 @@ class BatchConsumer(ABC, Generic[R, S]):
         try:
             return self.read(delivery)
         except InvalidMessageError as error:
-            self.set_aside(delivery, str(error))
+            self.dead_letter(delivery, str(error))
         except Exception as error:  # a bug in `read` must not block the other messages
             log.exception("%s can't be read", self._noun)
-            self.set_aside(delivery, f"it can't be read: {type(error).__name__}: {error}")
+            self.dead_letter(delivery, f"it can't be read: {type(error).__name__}: {error}")
         return None
 
     def _store_with_retries(self, received: Sequence[R]) -> Iterator[S]:
@@ -170,7 +170,7 @@ class BatchConsumer(ABC, Generic[R, S]):
             except Exception as error:
                 if len(received) == 1:
                     log.exception("%s can't be stored", self._noun)
-                    self.set_aside(received[0].delivery, f"it can't be stored: {error}")
+                    self.dead_letter(received[0].delivery, f"it can't be stored: {error}")
                     return
                 for each in received:  # find the message that can't be stored
                     yield from self._store_with_retries([each])

@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 
 from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.audit import ServiceAudit
-from flux_endpoint.service.duplicate_submissions import Repeats
+from flux_endpoint.service.duplicate_submissions import DuplicateSubmissions
 from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.quotas import Quotas
 from flux_endpoint.service.settings import ServiceSettings
@@ -26,7 +26,7 @@ class ServiceContext:
     quotas: Quotas
     audit: ServiceAudit
     access: BrokerAccess
-    repeats: Repeats = field(default_factory=Repeats)
+    repeats: DuplicateSubmissions = field(default_factory=DuplicateSubmissions)
 
 
 # async, since FastAPI would run a plain function in another thread for each request.

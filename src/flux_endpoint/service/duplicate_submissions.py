@@ -23,10 +23,10 @@ from flux_endpoint.service.disconnects import Connection
 REPEATED_WITHIN = 60.0
 
 #: Maximum number of undelivered answers; the oldest are dropped first.
-MOST_KEPT = 1000
+MAX_KEPT = 1000
 
 # Seconds that a repetition waits until the first request is done.
-_PATIENCE = 50.0
+_TIMEOUT = 50.0
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class _Answer:
     response: Future[Response | None] = field(default_factory=Future)
 
 
-class Repeats:
+class DuplicateSubmissions:
     """Keeps answers until they are written. Safe to use from several threads."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Repeats:
         earlier = self._adopt(key, connection)
         if earlier is not None:
             try:
-                response = earlier.response.result(_PATIENCE)
+                response = earlier.response.result(_TIMEOUT)
             except TimeoutError:
                 raise ServiceError(
                     "this submission repeats one that is still being processed",
@@ -128,6 +128,6 @@ class Repeats:
     def _expire(self) -> None:
         before = time.monotonic() - REPEATED_WITHIN
         for answer, lost_at in list(self._lost.items()):
-            if lost_at >= before and len(self._lost) <= MOST_KEPT:
+            if lost_at >= before and len(self._lost) <= MAX_KEPT:
                 return
             self._forget(answer)

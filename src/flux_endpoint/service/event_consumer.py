@@ -49,7 +49,7 @@ class _Stored:
     """The deliveries of a committed transaction, by what to do with them."""
 
     accepted: list[Delivery] = field(default_factory=list)
-    strays: list[Delivery] = field(default_factory=list)
+    misrouted: list[Delivery] = field(default_factory=list)
     forward: dict[str, list[StoredEvent]] = field(default_factory=dict)  # by task group
 
 
@@ -90,7 +90,7 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
             for message in received:
                 delivery = message.delivery
                 if not _owns_all(delivery.routing_key, message, routes):
-                    stored.strays.append(delivery)
+                    stored.misrouted.append(delivery)
                     continue
                 stored.accepted.append(delivery)
                 for each in message.events:
@@ -119,8 +119,8 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
 
     def settle(self, stored: _Stored) -> None:
         """Forward events to their task groups; acknowledge once the broker has confirmed all."""
-        for delivery in stored.strays:
-            self.set_aside(delivery, "it names a task of another endpoint")
+        for delivery in stored.misrouted:
+            self.dead_letter(delivery, "it names a task of another endpoint")
 
         def acknowledge(error: BaseException | None) -> None:
             if error is not None:  # clients find them in the store

@@ -14,7 +14,7 @@ from flux_endpoint.protocol.states import ErrorCode
 PRESUMED_HEADER = "presumed_by_service"
 
 #: Seconds that the broker has to confirm a page of failures.
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 
 
 def publish_failure(
@@ -74,7 +74,7 @@ def publish_failures(
         publish_failure(connection, endpoint_id, task_id, code, text, presumed=True)
         for task_id in task_ids
     ]
-    if wait(sent, _PATIENCE).not_done:
+    if wait(sent, _TIMEOUT).not_done:
         raise AmqpError("the broker has not confirmed the failures of tasks in time")
     for each in sent:
         each.result()

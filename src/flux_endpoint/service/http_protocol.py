@@ -23,7 +23,7 @@ from flux_endpoint.service.errors import error_answer
 
 # Maximum number of refused connections that stay open for a moment, so that their clients can read
 # the reason.
-_MOST_REFUSED = 64
+_MAX_REFUSED = 64
 _REFUSED_SECONDS = 1.0
 # Bytes of an answer that the kernel may buffer, so that we can't see whether the client reads them.
 _KERNEL_BYTES = 2**20
@@ -118,7 +118,7 @@ class Connections:
 
     def may_linger(self) -> bool:
         """Return whether one more refused connection may stay open for a moment; count it."""
-        if self._refused >= _MOST_REFUSED:
+        if self._refused >= _MAX_REFUSED:
             return False
         self._refused += 1
         return True

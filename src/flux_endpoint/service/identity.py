@@ -13,7 +13,7 @@ from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.audit import ServiceAudit
 from flux_endpoint.service.errors import CHALLENGE, error_answer
 from flux_endpoint.service.quotas import RequestRate
-from flux_endpoint.service.scope import is_good_for
+from flux_endpoint.service.scope import endpoint_token_permits
 from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
 
@@ -114,7 +114,9 @@ def _check_scope(user: users.User, scope: Scope) -> None:
         ServiceError: 403, the token is an endpoint's and does not permit the request.
     """
     endpoint_id = user.endpoint_id
-    if endpoint_id is not None and not is_good_for(endpoint_id, scope["method"], scope["path"]):
+    if endpoint_id is not None and not endpoint_token_permits(
+        endpoint_id, scope["method"], scope["path"]
+    ):
         raise ServiceError(
             f"this token is only valid for running endpoint {endpoint_id}: use a token of your own",
             http_status=HTTPStatus.FORBIDDEN,

@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Iterable
 
 #: Scripts with letters that look like letters of another script.
-_ALIKE = frozenset({"ARMENIAN", "CHEROKEE", "COPTIC", "CYRILLIC", "GREEK", "LATIN"})
+_CONFUSABLE_SCRIPTS = frozenset({"ARMENIAN", "CHEROKEE", "COPTIC", "CYRILLIC", "GREEK", "LATIN"})
 #: Invisible characters that Python counts as printable, as ranges (first, last).
-_UNSEEN = (
+_INVISIBLE = (
     ("\u034f", "\u034f"),
     ("\u115f", "\u1160"),
     ("\u17b4", "\u17b5"),
@@ -26,15 +26,15 @@ def fault_of(name: str) -> str | None:
         return "have no blanks at its ends, nor two in a row"
     if name != unicodedata.normalize("NFKC", name):
         return "be in Unicode's form NFKC, which has one way to write what looks the same"
-    if any(first <= each <= last for each in name for first, last in _UNSEEN):
+    if any(first <= each <= last for each in name for first, last in _INVISIBLE):
         return "have no characters that can't be seen"
     scripts = {unicodedata.name(each, "").partition(" ")[0] for each in name if each.isalpha()}
-    if len(found := sorted(scripts & _ALIKE)) > 1:
+    if len(found := sorted(scripts & _CONFUSABLE_SCRIPTS)) > 1:
         return f"not mix letters that look alike, of {' and '.join(map(str.title, found))}"
     return None
 
 
-def taken_for(name: str, others: Iterable[str]) -> str | None:
+def similar_name(name: str, others: Iterable[str]) -> str | None:
     """Return the name among `others` that differs from `name` in case only, or `None`.
 
     Args:

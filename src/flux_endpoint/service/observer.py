@@ -13,7 +13,7 @@ from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.operations import BrokerDocument, QueueDocument
 
 #: Seconds that the broker has to confirm a message, or to report that it is blocked.
-_PROBE_PATIENCE = 1.0
+_PROBE_TIMEOUT = 1.0
 #: No queue has this name, so the broker returns the message of a probe.
 _PROBE_KEY = "flux-endpoint.probe"
 
@@ -103,7 +103,7 @@ class BrokerObserver:
                 except PublishError:  # the service is ending
                     return ""
                 self._probe.add_done_callback(lambda _: self._answered.set())
-                self._answered.wait(_PROBE_PATIENCE)
+                self._answered.wait(_PROBE_TIMEOUT)
         return next((each.alarm for each in self._connections if each.alarm), "")
 
     def queues(self, names: Iterable[str], timeout: float) -> dict[str, QueueDocument]:

@@ -24,10 +24,10 @@ TASKS_RETRY_AFTER = 10
 BURST_SECONDS = 10
 #: Maximum number of concurrent requests of one user. Each may hold a few results in memory until
 #: the client has read them.
-UNDER_WAY = 64
+MAX_IN_PROGRESS = 64
 #: Maximum number of endpoints that a user may delete in a day, as a multiple of the limit on
 #: endpoints.
-DELETED_A_DAY = 5
+DELETIONS_PER_DAY = 5
 _DAY = 86_400.0
 
 
@@ -45,7 +45,7 @@ class RequestRate:
         #: By user: requests left in the bucket, and when that was computed. Only users with valid
         #: tokens have an entry, so an attacker can't make this grow.
         self._left: dict[str, tuple[float, float]] = {}
-        self._under_way: Counter[str] = Counter()
+        self._in_progress: Counter[str] = Counter()
 
     @contextmanager
     def one(self, user_id: str) -> Iterator[None]:
@@ -54,21 +54,22 @@ class RequestRate:
         Raises:
             ServiceError: 429, the user has too many requests in progress, or too many per second.
         """
-        if self._under_way[user_id] >= UNDER_WAY:
+        if self._in_progress[user_id] >= MAX_IN_PROGRESS:
             raise ServiceError(
-                f"{UNDER_WAY} of your requests are in progress: try again when some are answered",
+                f"{MAX_IN_PROGRESS} of your requests are in progress: try again when some are "
+                "answered",
                 http_status=429,
                 code="TOO_MANY_REQUESTS",
                 retry_after=1,
             )
         self.take(user_id)
-        self._under_way[user_id] += 1
+        self._in_progress[user_id] += 1
         try:
             yield
         finally:
-            self._under_way[user_id] -= 1
-            if not self._under_way[user_id]:
-                del self._under_way[user_id]
+            self._in_progress[user_id] -= 1
+            if not self._in_progress[user_id]:
+                del self._in_progress[user_id]
 
     def take(self, user_id: str) -> None:
         """Count a request.
@@ -217,7 +218,7 @@ class Quotas:
         self._check(connection, theirs, most, "endpoints")
         lately = (endpoints.c.owner_id == user_id) & (endpoints.c.deleted_at > time.time() - _DAY)
         count = connection.scalar(sa.select(sa.func.count()).where(lately)) or 0
-        if count >= DELETED_A_DAY * most:  # the rows of deleted endpoints are kept
+        if count >= DELETIONS_PER_DAY * most:  # the rows of deleted endpoints are kept
             raise ServiceError(
                 f"you have deleted {count} endpoints in a day, which is the limit: register an "
                 "endpoint again by its id (PUT) instead",

@@ -59,7 +59,7 @@ class _Stored:
     """The deliveries of a committed transaction, by what to do with them."""
 
     dropped: list[Delivery] = field(default_factory=list)
-    strays: list[Delivery] = field(default_factory=list)
+    misrouted: list[Delivery] = field(default_factory=list)
     forward: list[tuple[_Received, tasks.TaskRoute]] = field(default_factory=list)
     #: Kinds of queues that get the results, by task group.
     listeners: dict[str, task_groups.Listeners] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                     event(log, logging.WARNING, "result of an unknown task", task_id=task_id)
                     stored.dropped.append(delivery)
                 elif delivery.routing_key != queues.results_key(route.endpoint_id):
-                    stored.strays.append(delivery)
+                    stored.misrouted.append(delivery)
                 elif task_id in accepted and not _replaces(each, accepted[task_id].outcome):
                     stored.dropped.append(delivery)
                 elif not route.ended or _replaces(each, route):
@@ -164,8 +164,8 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         """Forward new results; each is acknowledged once the broker has confirmed it."""
         for delivery in stored.dropped:
             delivery.ack()
-        for delivery in stored.strays:
-            self.set_aside(delivery, "its task belongs to another endpoint")
+        for delivery in stored.misrouted:
+            self.dead_letter(delivery, "its task belongs to another endpoint")
         by_group: dict[str, list[tuple[_Received, tasks.TaskRoute]]] = {}
         for each in stored.forward:
             by_group.setdefault(each[1].group_id, []).append(each)

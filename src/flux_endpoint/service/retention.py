@@ -26,7 +26,7 @@ T = TypeVar("T")
 DAY = 86_400.0
 
 #: Seconds for which a result is kept, even if its user exceeds the limit.
-AT_LEAST = 3600.0
+MIN_KEEP_SECONDS = 3600.0
 
 _PAGE = 200
 # Seconds between two transactions, in which others can write.
@@ -167,7 +167,7 @@ class Retention:
         with self._database.read() as connection:
             if retention.stored_bytes(connection) <= most:
                 return 0  # the total is below the limit of one user
-            until = time.time() - AT_LEAST
+            until = time.time() - MIN_KEEP_SECONDS
             sizes = retention.result_bytes(connection, until)
         removed = 0
         for owner_id, size in sizes.items():

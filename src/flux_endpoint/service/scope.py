@@ -15,7 +15,7 @@ _USES = (
 )
 
 
-def is_good_for(endpoint_id: str, method: str, path: str) -> bool:
+def endpoint_token_permits(endpoint_id: str, method: str, path: str) -> bool:
     """Return whether an endpoint's token permits a request.
 
     Args:

@@ -133,7 +133,7 @@ class ServiceSettings(BaseModel):
         return url
 
     @model_validator(mode="after")
-    def _who_keeps_accounts_apart(self) -> Self:
+    def _check_account_separation(self) -> Self:
         if self.shared_broker_accounts:
             self._check_shared()
         elif not self.authorization_url:

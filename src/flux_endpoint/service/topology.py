@@ -21,7 +21,7 @@ EVENTS_QUEUE_MAX_BYTES = 64 * 2**20
 #: Maximum bytes of dead-lettered messages; the oldest are dropped first.
 DEAD_LETTERS_MAX_BYTES = 2**30
 
-_SET_ASIDE = {"x-dead-letter-exchange": queues.DEAD_LETTERS}
+_DEAD_LETTERING = {"x-dead-letter-exchange": queues.DEAD_LETTERS}
 _UNROUTABLE = {"alternate-exchange": queues.DEAD_LETTERS}
 
 Declaration = Exchange | Queue | Binding
@@ -39,9 +39,9 @@ def shared() -> list[Declaration]:
         Exchange(queues.HEARTBEATS_EXCHANGE, "topic", _UNROUTABLE),
         Exchange(queues.EVENTS_EXCHANGE, "topic", _UNROUTABLE),
         Exchange(queues.TASK_GROUPS_EXCHANGE, "direct"),
-        Queue(queues.RESULTS_QUEUE, _SET_ASIDE),
-        Queue(queues.HEARTBEATS_QUEUE, _SET_ASIDE),
-        Queue(queues.EVENTS_QUEUE, _SET_ASIDE),
+        Queue(queues.RESULTS_QUEUE, _DEAD_LETTERING),
+        Queue(queues.HEARTBEATS_QUEUE, _DEAD_LETTERING),
+        Queue(queues.EVENTS_QUEUE, _DEAD_LETTERING),
         Binding(queues.RESULTS_EXCHANGE, queues.RESULTS_QUEUE, queues.results_key("*")),
         Binding(queues.HEARTBEATS_EXCHANGE, queues.HEARTBEATS_QUEUE, queues.heartbeats_key("*")),
         Binding(queues.EVENTS_EXCHANGE, queues.EVENTS_QUEUE, queues.events_key("*")),
@@ -52,9 +52,9 @@ def of_endpoint(endpoint_id: str) -> list[Declaration]:
     """Return the queues of one endpoint."""
     tasks, commands = queues.tasks_queue(endpoint_id), queues.commands_queue(endpoint_id)
     return [
-        Queue(tasks, _SET_ASIDE),
+        Queue(tasks, _DEAD_LETTERING),
         Binding(queues.TASKS_EXCHANGE, tasks, tasks),
-        Queue(commands, _SET_ASIDE),
+        Queue(commands, _DEAD_LETTERING),
         Binding(queues.COMMANDS_EXCHANGE, commands, commands),
     ]
 
@@ -105,6 +105,6 @@ def events_of_client(group_id: str, client_id: str | None) -> list[Declaration]:
 
 def _group_queue(name: str, key: str, arguments: dict[str, Any]) -> list[Declaration]:
     return [
-        Queue(name, {**_SET_ASIDE, **arguments}),
+        Queue(name, {**_DEAD_LETTERING, **arguments}),
         Binding(queues.TASK_GROUPS_EXCHANGE, name, key),
     ]

@@ -14,7 +14,7 @@ from types import FrameType
 from flux_endpoint import extras
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.paths import HOME_VARIABLE
-from flux_endpoint.processes import told_of_signals, watch_parent
+from flux_endpoint.processes import signal_listener, watch_parent
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.credentials import load_credentials, save_credentials
 from flux_endpoint.stack.installation import find_rabbitmq
@@ -175,7 +175,7 @@ class Stack:
             if handler != signal.SIG_IGN or number == signal.SIGTERM:  # respect nohup
                 signal.signal(number, handle)
         try:
-            with told_of_signals(lambda _: self._wake()):
+            with signal_listener(lambda _: self._wake()):
                 yield
         finally:
             for number, handler in before.items():

@@ -56,7 +56,7 @@ class Authority:
         if trial is not None:
             return trial.answer(question, fields)
         account = accounts.parse_account(name)
-        if account is None or not self._is_meant(question, fields):
+        if account is None or not self._is_valid(question, fields):
             return False
         with self._database.read() as connection:
             if not accounts.is_alive(connection, account):
@@ -71,7 +71,7 @@ class Authority:
             self._limit(account)
         return True
 
-    def _is_meant(self, question: str, fields: Mapping[str, str]) -> bool:
+    def _is_valid(self, question: str, fields: Mapping[str, str]) -> bool:
         """Return whether the password is correct, or the virtual host is that of this service."""
         if question == "user":
             return self._passwords.is_right(fields["username"], fields["password"])

@@ -161,7 +161,7 @@ class AccountAccess:
         """Repeat the check on another thread, and set all limits again."""
         if self._limits is not None:
             self._limits.forget()
-        threading.Thread(target=self._try_and_tell, name="broker-trial", daemon=True).start()
+        threading.Thread(target=self._try_and_log, name="broker-trial", daemon=True).start()
 
     def revoked(self) -> None:
         """Close the connections of revoked accounts."""
@@ -184,7 +184,7 @@ class AccountAccess:
         finally:
             self._authority.dismiss(trial)
 
-    def _try_and_tell(self) -> None:
+    def _try_and_log(self) -> None:
         outcome = self._try()
         if outcome.verdict is Verdict.DOES_NOT_ASK and not self._closed:
             event(log, logging.ERROR, self._explanation(outcome))

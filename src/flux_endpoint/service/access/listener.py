@@ -36,8 +36,8 @@ _THREADS = 8
 _BACKLOG = 128
 #: Maximum number of connections. RabbitMQ needs few, and other clients that reach the port must not
 #: use up the service's file descriptors.
-MOST_CONNECTIONS = 64
-_LIMITS = ConnectionLimits(connections=MOST_CONNECTIONS)
+MAX_CONNECTIONS = 64
+_LIMITS = ConnectionLimits(connections=MAX_CONNECTIONS)
 _CLOSE_TIMEOUT = 5.0
 
 #: Last path segment of the notification that something was revoked.

@@ -30,7 +30,7 @@ from flux_endpoint.service.official.inbox import (
 )
 from flux_endpoint.service.official.releases import STALE_CLAIM, Releases
 from flux_endpoint.service.official.runs import Runs
-from flux_endpoint.service.official.starts import DEAF_AFTER, Starts
+from flux_endpoint.service.official.starts import CONSUME_TIMEOUT, Starts
 from flux_endpoint.service.official.store import deliveries, runs, user_endpoints
 from flux_endpoint.service.official.timers import Due, Timers
 from flux_endpoint.service.removal import Removal
@@ -69,7 +69,7 @@ class Dispatcher:
         # Only the thread uses these:
         self._queue_admin = QueueAdmin(connection)
         self._timers = Timers()
-        self._releases = Releases(database, connection, self._timers, window, self.tell)
+        self._releases = Releases(database, connection, self._timers, window, self.post)
         self._runs = Runs(database, connection, self._queue_admin, self._timers)
         self._starts = Starts(
             database,
@@ -96,13 +96,13 @@ class Dispatcher:
     def connected(self) -> None:
         """Record that the connection to the broker was made."""
         self._connected.set()
-        self.tell(BrokerConnected())
+        self.post(BrokerConnected())
 
     def disconnected(self) -> None:
         """Record that the connection to the broker was lost."""
         self._connected.clear()
 
-    def tell(self, item: Posted) -> None:
+    def post(self, item: Posted) -> None:
         """Post an event to the thread."""
         self._thread.post(lambda: self._posted.append(item))
 
@@ -110,24 +110,24 @@ class Dispatcher:
 
     def _turn(self) -> float:
         for item in self._take():
-            self._guarded(item)
+            self._handle_safely(item)
         if not self._connected.is_set():
             return math.inf
         for due, endpoint_id in self._timers.take():
-            self._due(due, endpoint_id)
+            self._on_timer(due, endpoint_id)
         wait = self._timers.wait()
         return math.inf if wait is None else wait
 
     def _last_turn(self) -> None:
         for item in self._take():
             if not isinstance(item, TasksReady | TasksEnded):  # release no more tasks
-                self._guarded(item)
+                self._handle_safely(item)
 
     def _take(self) -> list[Item]:
         posted, self._posted = self._posted, []
         return coalesced(posted)
 
-    def _guarded(self, item: Item) -> None:
+    def _handle_safely(self, item: Item) -> None:
         try:
             self._handle(item)
         except Exception as error:  # noqa: BLE001 - timers below schedule a retry
@@ -135,23 +135,23 @@ class Dispatcher:
             if isinstance(item, EndpointRegistered | EndpointStopping):
                 item.done.set_exception(error)
             elif isinstance(item, tuple):
-                self._timers.within(Due.RELEASE, item[0].endpoint_id, _soon())
+                self._timers.within(Due.RELEASE, item[0].endpoint_id, _retry_delay())
             elif isinstance(item, EndpointsDeleted | BrokerConnected):
-                self._timers.set(Due.EMPTY, _ALL, _soon())
-                self._timers.set(Due.SWEEP, _ALL, _soon())
+                self._timers.set(Due.EMPTY, _ALL, _retry_delay())
+                self._timers.set(Due.SWEEP, _ALL, _retry_delay())
             elif isinstance(item, TasksReady):
-                self._timers.within(Due.RELEASE, item.endpoint_id, _soon())
-                self._timers.within(Due.START, item.endpoint_id, _soon())
+                self._timers.within(Due.RELEASE, item.endpoint_id, _retry_delay())
+                self._timers.within(Due.START, item.endpoint_id, _retry_delay())
             elif isinstance(item, TasksEnded):
                 for each in item.endpoint_ids:
-                    self._timers.within(Due.RELEASE, each, _soon())
+                    self._timers.within(Due.RELEASE, each, _retry_delay())
 
-    def _due(self, due: Due, endpoint_id: str) -> None:
+    def _on_timer(self, due: Due, endpoint_id: str) -> None:
         try:
-            self._come_back(due, endpoint_id)
+            self._run_timer(due, endpoint_id)
         except Exception as error:  # noqa: BLE001 - retried by a timer
             self._failed(error)
-            self._timers.within(due, endpoint_id, _soon())
+            self._timers.within(due, endpoint_id, _retry_delay())
 
     def _failed(self, error: Exception) -> None:
         # Failures are expected without a connection; the next one resumes all work.
@@ -182,7 +182,7 @@ class Dispatcher:
             case BrokerConnected():
                 self._resume()
 
-    def _come_back(self, due: Due, endpoint_id: str) -> None:
+    def _run_timer(self, due: Due, endpoint_id: str) -> None:
         if due is Due.EMPTY:
             self._empty()
         elif due is Due.SWEEP:
@@ -200,12 +200,12 @@ class Dispatcher:
             return
         if due is Due.SETTLE:
             self._runs.settle(endpoint, time.time())
-            told = True
+            is_known = True
         elif due is Due.LOOK:
-            told = self._runs.look(endpoint, time.time())
+            is_known = self._runs.look(endpoint, time.time())
         else:
-            told = self._runs.expire(endpoint, time.time())
-        if told:  # the rest of its queue waits for the next run
+            is_known = self._runs.expire(endpoint, time.time())
+        if is_known:  # the rest of its queue waits for the next run
             self._release(endpoint_id)
             self._start(endpoint_id, at_once=True)
 
@@ -235,8 +235,8 @@ class Dispatcher:
         silent = self._starts.are_silent(endpoint.id)
         self._runs.report(endpoint, item.report, now, silent_starts=silent)
         if not item.report.get("error"):
-            self._starts.answered(endpoint.id)
-            self._timers.within(Due.START, endpoint.id, DEAF_AFTER)
+            self._starts.reset_backoff(endpoint.id)
+            self._timers.within(Due.START, endpoint.id, CONSUME_TIMEOUT)
             self._release(endpoint.id)  # its capacity may have grown
 
     def _prepare(self, endpoint_id: str) -> None:
@@ -246,24 +246,24 @@ class Dispatcher:
         # A pending cleanup may have deleted its queues after the registration declared them.
         self._releases.declare(endpoint_id)
         if endpoint.starts_user_endpoints:
-            # Waiting commands may be too old for it; `answered` allows new ones at once.
+            # Waiting commands may be too old for it; `reset_backoff` allows new ones at once.
             self._queue_admin.purge(queues.commands_queue(endpoint_id)).result(_TIMEOUT)
             for each in self._user_endpoints(endpoint_id):
-                self._starts.answered(each.id)
+                self._starts.reset_backoff(each.id)
         else:
             self._runs.expire(endpoint, time.time(), at_once=True)
 
     def _resume(self) -> None:
         self._releases.forget_queues()
-        self._look_after_all(self._runs.resume)
+        self._resume_all(self._runs.resume)
         self._empty()
 
     def _sweep(self) -> None:
         """Take over claims of services that have stopped, and look for runs without a report."""
         self._releases.sweep()
-        self._look_after_all(self._runs.watch)
+        self._resume_all(self._runs.watch)
 
-    def _look_after_all(self, follow: Callable[[Endpoint, float], None]) -> None:
+    def _resume_all(self, follow: Callable[[Endpoint, float], None]) -> None:
         with self._database.read() as connection:
             running = runs.running_endpoints(connection)
             busy = deliveries.busy_endpoints(connection)
@@ -291,5 +291,5 @@ class Dispatcher:
         return [each for each in found if each is not None]
 
 
-def _soon() -> float:
+def _retry_delay() -> float:
     return random.uniform(_RETRY / 2, _RETRY)  # noqa: S311 - jitter

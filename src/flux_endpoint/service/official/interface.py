@@ -131,7 +131,7 @@ class OfficialEndpoints:
 
     def submission_published(self, endpoint_id: str) -> None:
         """Record that held tasks may be given to their endpoint: their group's queue exists."""
-        self._dispatcher.tell(TasksReady(endpoint_id))
+        self._dispatcher.post(TasksReady(endpoint_id))
 
     # Results and reports
 
@@ -154,7 +154,7 @@ class OfficialEndpoints:
             endpoint_ids: the return value of `results_stored`.
         """
         if endpoint_ids:
-            self._dispatcher.tell(TasksEnded(endpoint_ids))
+            self._dispatcher.post(TasksEnded(endpoint_ids))
 
     def reported(self, reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Handle status reports of official endpoints.
@@ -163,7 +163,7 @@ class OfficialEndpoints:
             reports: pairs of endpoint id and report, in order of arrival.
         """
         for endpoint_id, report in reports:
-            self._dispatcher.tell(EndpointReported(endpoint_id, report))
+            self._dispatcher.post(EndpointReported(endpoint_id, report))
 
     # Endpoints
 
@@ -177,7 +177,7 @@ class OfficialEndpoints:
         if endpoint.is_own_make:
             return
         item = EndpointRegistered(endpoint.id)
-        self._dispatcher.tell(item)
+        self._dispatcher.post(item)
         try:
             item.done.result(timeout)
         except Exception as error:  # noqa: BLE001 - the endpoint can start without it
@@ -199,7 +199,7 @@ class OfficialEndpoints:
         if not endpoint.starts_user_endpoints:
             return False
         item = EndpointStopping(endpoint.id)
-        self._dispatcher.tell(item)
+        self._dispatcher.post(item)
         try:
             item.done.result(timeout)
         except (AmqpError, TimeoutError) as error:
@@ -212,7 +212,7 @@ class OfficialEndpoints:
         The thread that does this also declares the queues of official endpoints that are registered
         again, so the two can't conflict.
         """
-        self._dispatcher.tell(EndpointsDeleted())
+        self._dispatcher.post(EndpointsDeleted())
 
     def queue(self, connection: sa.Connection, endpoint: Endpoint) -> QueueDocument | None:
         """Return the open tasks and the running user endpoints of a multi-user endpoint.

@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two start commands to the same endpoint: minimum, after a first command without
 #: effect, and maximum.
-SHORTEST, _FIRST_BACKOFF, _LAST_BACKOFF = 1.0, 10.0, 300.0
+_MIN_INTERVAL, _FIRST_BACKOFF, _LAST_BACKOFF = 1.0, 10.0, 300.0
 
 #: Seconds that a new run has to consume from its queue before another start is considered.
-DEAF_AFTER = 15.0
+CONSUME_TIMEOUT = 15.0
 
 # Seconds until another check of a queue to which tasks are being published.
 _LOOK_AGAIN = 0.2
@@ -76,7 +76,7 @@ class Starts:
         self._urls = urls
         self._attempts: dict[str, _Attempts] = {}
 
-    def answered(self, endpoint_id: str) -> None:
+    def reset_backoff(self, endpoint_id: str) -> None:
         """Reset the backoff of an endpoint that has reported."""
         self._attempts.pop(endpoint_id, None)
 
@@ -96,7 +96,7 @@ class Starts:
         if attempts is not None:
             at_once = at_once or attempts.more
             ago = time.monotonic() - attempts.last
-            missing = (SHORTEST if at_once else attempts.wait) - ago
+            missing = (_MIN_INTERVAL if at_once else attempts.wait) - ago
             attempts.more = at_once and missing > 0
             if missing > 0:
                 self._timers.within(Due.START, endpoint.id, missing)

@@ -33,7 +33,7 @@ from flux_endpoint.service.store.listing import PagePosition, Wanted, newest_tas
 router = APIRouter()
 
 #: Seconds that the broker has to report the lengths of queues.
-QUEUE_PATIENCE = 2.0
+QUEUE_TIMEOUT = 2.0
 
 _QUEUES = (
     queues.RESULTS_QUEUE,
@@ -64,7 +64,7 @@ def service_status(service: Service, caller: Caller, observer: Observer) -> Serv
         time=time.time(),
         database=database_health(service.database),
         broker=observer.broker(),
-        queues=observer.queues(_QUEUES, QUEUE_PATIENCE),
+        queues=observer.queues(_QUEUES, QUEUE_TIMEOUT),
     )
 
 
@@ -78,7 +78,7 @@ def endpoint_state(
         queue = service.official.queue(connection, endpoint)
     if queue is None:
         name = queues.tasks_queue(endpoint_id)
-        queue = observer.queues([name], QUEUE_PATIENCE).get(name)
+        queue = observer.queues([name], QUEUE_TIMEOUT).get(name)
     absence = _absence(endpoint)
     return EndpointStateAnswer(
         endpoint_id=endpoint.id,

@@ -45,7 +45,7 @@ class _Payloads:
     """The payloads of one function of a batch."""
 
     function_id: str
-    asked_as: str
+    requested_id: str
     payloads: list[str]
 
 
@@ -141,19 +141,19 @@ def _submit(
 
 def _by_function(batch: SubmitBatch) -> list[_Payloads]:
     found: dict[str, _Payloads] = {}
-    for asked_as, payloads in batch.tasks.items():
-        field = f"tasks.{asked_as}"
+    for requested_id, payloads in batch.tasks.items():
+        field = f"tasks.{requested_id}"
         try:
-            function_id = str(UUID(asked_as))
+            function_id = str(UUID(requested_id))
         except ValueError:
-            raise invalid_field(field, f"{asked_as!r} is not a UUID") from None
+            raise invalid_field(field, f"{requested_id!r} is not a UUID") from None
         if function_id in found:
             raise invalid_field(field, f"function {function_id} is named twice")
         if not payloads:
             raise invalid_field(field, "has no payload")
         for index, payload in enumerate(payloads):
             _check_payload(f"{field}[{index}]", payload)
-        found[function_id] = _Payloads(function_id, asked_as, payloads)
+        found[function_id] = _Payloads(function_id, requested_id, payloads)
     return list(found.values())
 
 
@@ -184,7 +184,7 @@ def _permitted(
     endpoint = usable(connection, endpoint_id, caller)
     found = functions.find_functions(connection, [each.function_id for each in by_function])
     for each in by_function:
-        field = f"tasks.{each.asked_as}"
+        field = f"tasks.{each.requested_id}"
         known = found.get(each.function_id)
         # A private function of another user is reported like one that doesn't exist.
         if known is None or not (known.public or known.owner_id == caller.id):
@@ -233,7 +233,7 @@ def _answer(
         request_id=submission.id,
         task_group_id=submission.group_id,
         endpoint_id=endpoint_id,  # as the caller knows it
-        tasks={each.asked_as: ids[each.function_id] for each in by_function},
+        tasks={each.requested_id: ids[each.function_id] for each in by_function},
         endpoint_status=None if endpoint is None else endpoint.status,
         endpoint_last_seen=None if endpoint is None else endpoint.last_seen,
     )

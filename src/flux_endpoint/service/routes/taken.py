@@ -18,7 +18,7 @@ from flux_endpoint.service.store import tasks
 router = APIRouter()
 
 #: Seconds that the broker has to list the messages of a queue. An endpoint waits 15 s for a reply.
-LOOK_PATIENCE = 12.0
+QUEUE_TIMEOUT = 12.0
 
 
 @router.get("/v3/endpoints/{endpoint_id}/taken")
@@ -44,7 +44,7 @@ def taken(
     if not published:
         return TakenTasksAnswer(tasks=[])
     try:
-        queued = observer.queued_tasks(queues.tasks_queue(endpoint_id), LOOK_PATIENCE)
+        queued = observer.queued_tasks(queues.tasks_queue(endpoint_id), QUEUE_TIMEOUT)
     except (AmqpError, TimeoutError) as error:
         raise broker_unavailable() from error
     if queued is None:

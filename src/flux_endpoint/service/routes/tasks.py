@@ -45,18 +45,21 @@ def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Respon
 
     The answer is streamed, since the results of many tasks may not fit into memory.
     """
-    asked_as: dict[str, list[str]] = {}
+    requested_ids: dict[str, list[str]] = {}
     for asked in dict.fromkeys(request.task_ids):
-        asked_as.setdefault(_canonical(asked), []).append(asked)
+        requested_ids.setdefault(_canonical(asked), []).append(asked)
     with service.database.read() as connection:
-        parts = tasks.in_groups(connection, caller.id, asked_as, ANSWER_BYTES)
+        parts = tasks.in_groups(connection, caller.id, requested_ids, ANSWER_BYTES)
     return StreamingResponse(
-        _batch(service, caller, parts, asked_as), media_type="application/json"
+        _batch(service, caller, parts, requested_ids), media_type="application/json"
     )
 
 
 def _batch(
-    service: ServiceContext, caller: User, parts: list[list[str]], asked_as: dict[str, list[str]]
+    service: ServiceContext,
+    caller: User,
+    parts: list[list[str]],
+    requested_ids: dict[str, list[str]],
 ) -> Iterator[bytes]:
     """Yield the answer of `read_batch` in pieces, with a few results in memory at a time."""
     between = '{"response":"batch","results":{'
@@ -66,10 +69,10 @@ def _batch(
         while found:
             task = found.pop()
             document = _text(_document(task))
-            for asked in asked_as.pop(task.id):
+            for asked in requested_ids.pop(task.id):
                 yield f"{between}{_text(asked)}:{document}".encode()
                 between = ","
-    for asked in (each for left in asked_as.values() for each in left):
+    for asked in (each for left in requested_ids.values() for each in left):
         document = _text(_unknown_document(asked, service.settings.keep_tasks))
         yield f"{between}{_text(asked)}:{document}".encode()
         between = ","
@@ -119,7 +122,7 @@ def owned(connection: sa.Connection, task_id: str, caller: User, keep: float) ->
     found = list(tasks.task_states(connection, caller.id, [task_id]))
     if not found:
         raise ServiceError(
-            _absence(task_id, keep),
+            _why_unknown(task_id, keep),
             http_status=404,
             code="TASK_EXPIRED" if _is_old(task_id, keep) else "TASK_NOT_FOUND",
             field="task_id",
@@ -133,7 +136,7 @@ def _is_old(task_id: str, keep: float) -> bool:
     return made is not None and made < time.time() - keep
 
 
-def _absence(task_id: str, keep: float) -> str:
+def _why_unknown(task_id: str, keep: float) -> str:
     if not _is_old(task_id, keep):
         return f"task {task_id} is unknown: it was not submitted here with this identity"
     day = time.strftime("%Y-%m-%d", time.gmtime(made_at(task_id)))
@@ -177,7 +180,7 @@ def _unknown_document(task_id: str, keep: float) -> dict[str, Any]:
     return {
         "task_id": task_id,
         "status": TaskState.FAILED,
-        "exception": _absence(task_id, keep),
+        "exception": _why_unknown(task_id, keep),
         "completion_t": str(time.time()),
         "details": None,
     }

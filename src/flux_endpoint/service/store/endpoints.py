@@ -125,9 +125,9 @@ _COLUMNS = (
 
 
 #: Columns that are left out of lists of endpoints.
-_LEFT_OUT = ("metadata", "last_report", "allowed_functions", "user_config", "user_runtime")
+_OMITTED = ("metadata", "last_report", "allowed_functions", "user_config", "user_runtime")
 _MAKE = endpoints.c.metadata[OWN_MAKE_KEY].as_string().label("own_make")
-_LISTED = tuple(column for column in _COLUMNS if column.name not in _LEFT_OUT)
+_LISTED = tuple(column for column in _COLUMNS if column.name not in _OMITTED)
 
 
 _EXISTING_OR_DELETED = (
@@ -177,7 +177,7 @@ def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> li
     )
     found = []
     for row in connection.execute(query).mappings():
-        said = dict.fromkeys(_LEFT_OUT)
+        said = dict.fromkeys(_OMITTED)
         make = row["own_make"]
         about = {} if make is None else {OWN_MAKE_KEY: make}
         known = {name: value for name, value in row.items() if name != "own_make"}
