@@ -71,9 +71,9 @@ def settings(directory: Path, address: str) -> ManagerSettings:
 #: workers, nothing before it has obeyed the pool: as if all that came in the same moment.
 _HEARS_LATE = """
 import sys
-from flux_endpoint.engine.workers import manager, staff
+from flux_endpoint.engine.workers import ahead, manager, staff
 from flux_endpoint.engine.workers.staff import Staff
-staff._SHORT, staff._TAKE_BACK_AFTER = 1e9, 60.0
+ahead.SHORT, staff._TAKE_BACK_AFTER = 1e9, 60.0
 obeyed = []
 def obeying(method):
     def obey(self, *order):
@@ -126,6 +126,10 @@ class Pool:
     def send(self, *frames: bytes) -> None:
         self.socket.send_multipart([b"m1", *frames])
 
+    def submit(self, *tasks: tuple[dict[str, Any], bytes]) -> None:
+        headers = json.dumps([header for header, _ in tasks]).encode()
+        self.send(b"tasks", headers, *(buffer for _, buffer in tasks))
+
     def receive(self, kind: bytes) -> list[bytes]:
         """Return what comes next, which is of this kind; that a task runs for long is left out."""
         got = b"running"
@@ -142,10 +146,11 @@ class Pool:
 
     def ends(self, count: int) -> list[tuple[dict[str, Any], bytes]]:
         """Return headers and bodies of so many ends."""
-        parts: list[bytes] = []
-        while len(parts) < 2 * count:
-            parts += self.receive(b"ends")[1:]
-        return [(json.loads(h), body) for h, body in zip(parts[::2], parts[1::2], strict=True)]
+        ends: list[tuple[dict[str, Any], bytes]] = []
+        while len(ends) < count:
+            report, *bodies = self.receive(b"ends")
+            ends += zip(json.loads(report)["headers"], bodies, strict=True)
+        return ends
 
     def ended(self, count: int) -> list[str]:
         """Return the ids of the tasks of so many results."""
@@ -205,14 +210,14 @@ def start_late(tmp_path, address) -> Iterator[Callable[[str], None]]:
         process.wait()
 
 
-def task(name: str, function, *args) -> list[bytes]:
-    return [json.dumps({"id": name}).encode(), buffer_of(function, *args).encode()]
+def task(name: str, function, *args) -> tuple[dict[str, Any], bytes]:
+    return {"id": name}, buffer_of(function, *args).encode()
 
 
 def test_a_manager_greets_works_and_ends_when_told(new_pool, manager, tmp_path):
     pool = new_pool()
     assert pool.greet()["workers"] == 1
-    pool.send(b"tasks", *task("a", double, 1), *task("b", double, 2))
+    pool.submit(task("a", double, 1), task("b", double, 2))
     assert pool.ended(2) == ["a", "b"]
     pool.send(b"safe", b"a", b"b")
     pool.send(b"stop")
@@ -224,7 +229,7 @@ def test_a_manager_greets_works_and_ends_when_told(new_pool, manager, tmp_path):
 def test_a_manager_starts_nothing_before_it_is_let(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.receive(b"hello")
-    pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
+    pool.submit(task("a", hold, str(tmp_path / "gate")))
     assert pool.held() == {"waiting": ["a"], "running": {}, "ended": []}
     pool.send(b"go")
     until((tmp_path / "begun").exists)
@@ -234,7 +239,7 @@ def test_a_manager_starts_nothing_before_it_is_let(new_pool, manager, tmp_path):
 def test_what_has_not_begun_when_a_manager_is_told_to_end_never_begins(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.greet()
-    pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")), *task("b", double, 2))
+    pool.submit(task("a", hold, str(tmp_path / "gate")), task("b", double, 2))
     until((tmp_path / "begun").exists)
     pool.send(b"stop")
     assert [*json.loads(*pool.receive(b"bye"))["running"]] == ["a"]
@@ -243,11 +248,10 @@ def test_what_has_not_begun_when_a_manager_is_told_to_end_never_begins(new_pool,
 def test_without_an_agent_nothing_is_started_and_ends_are_kept(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.greet()
-    pool.send(
-        b"tasks",
-        *task("a", double, 1),
-        *task("b", hold, str(tmp_path / "gate")),
-        *task("c", hold, str(tmp_path / "gate")),
+    pool.submit(
+        task("a", double, 1),
+        task("b", hold, str(tmp_path / "gate")),
+        task("c", hold, str(tmp_path / "gate")),
     )
     assert pool.ended(1) == ["a"]
     until((tmp_path / "begun").exists)
@@ -269,7 +273,7 @@ def test_what_nobody_wants_any_more_is_ended_and_not_told(new_pool, manager, tmp
     pool = new_pool()
     pool.greet()
     seconds = fresh_seconds()
-    pool.send(b"tasks", *task("a", ShellFunction(f"sleep {seconds}")))
+    pool.submit(task("a", ShellFunction(f"sleep {seconds}")))
     until(lambda: processes(seconds))
     pool.close()
     pool = new_pool()
@@ -277,7 +281,7 @@ def test_what_nobody_wants_any_more_is_ended_and_not_told(new_pool, manager, tmp
     assert [*pool.held()["running"]] == ["a"]
     pool.send(b"go", b"a")
     until(lambda: not processes(seconds))
-    pool.send(b"tasks", *task("b", double, 2))
+    pool.submit(task("b", double, 2))
     assert pool.ended(1) == ["b"]
 
 
@@ -288,7 +292,7 @@ def test_a_manager_ends_with_its_job(new_pool, tmp_path, address):
     shell = subprocess.Popen(["sh", "-c", '"$@" & wait', "sh", *command], env=environment)
     pid = pool.greet()["pid"]
     seconds = fresh_seconds()
-    pool.send(b"tasks", *task("a", double, 1), *task("b", ShellFunction(f"sleep {seconds}")))
+    pool.submit(task("a", double, 1), task("b", ShellFunction(f"sleep {seconds}")))
     until(lambda: processes(seconds))
     shell.kill()
     shell.wait()
@@ -317,7 +321,7 @@ def test_a_manager_that_tells_late_what_runs_knows_since_when(new_pool, tmp_path
     process = start(settings(tmp_path, address), "-c", _TELLS_LATE)
     try:
         pool.greet()
-        pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
+        pool.submit(task("a", hold, str(tmp_path / "gate")))
         _, kind, name, since = pool.socket.recv_multipart()
         assert (kind, name) == (b"running", b"a")
         until((tmp_path / "begun").exists)
@@ -330,9 +334,9 @@ def test_a_manager_that_tells_late_what_runs_knows_since_when(new_pool, tmp_path
 def test_a_manager_gives_tasks_back_that_have_not_begun(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.greet()
-    pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
+    pool.submit(task("a", hold, str(tmp_path / "gate")))
     until((tmp_path / "begun").exists)
-    pool.send(b"tasks", *task("b", double, 2), *task("c", double, 3))
+    pool.submit(task("b", double, 2), task("c", double, 3))
     pool.send(b"return", b"1")
     assert pool.receive(b"returned") == [b"c"]
     pool.send(b"return", b"9")
@@ -346,7 +350,7 @@ def test_a_task_is_ended_whose_worker_has_just_been_forked(new_pool, start_late,
     pool = new_pool()
     start_late("template")
     pool.greet()
-    pool.send(b"tasks", *task("a", hold, str(tmp_path / "gate")))
+    pool.submit(task("a", hold, str(tmp_path / "gate")))
     until((tmp_path / "begun").exists)
     pool.send(*order, *([b"a"] if order[0] != b"terminate" else []))
     if order[0] == b"terminate":
@@ -366,7 +370,7 @@ def test_what_ends_a_task_that_was_done_does_not_hit_the_one_after_it(
     pool = new_pool()
     start_late("workers")
     pool.greet()
-    pool.send(b"tasks", *task("a", double, 1), *task("b", hold, str(tmp_path / "gate")))
+    pool.submit(task("a", double, 1), task("b", hold, str(tmp_path / "gate")))
     until((tmp_path / "begun").exists)
     pool.send(*order)
     assert pool.ended(1) == ["a"]
@@ -380,7 +384,7 @@ def test_of_two_tasks_the_one_that_runs_is_lost_for_the_reason_that_the_pool_had
     pool = new_pool()
     start_late("workers")
     pool.greet()
-    pool.send(b"tasks", *task("a", double, 1), *task("b", hold, str(tmp_path / "gate")))
+    pool.submit(task("a", double, 1), task("b", hold, str(tmp_path / "gate")))
     until((tmp_path / "begun").exists)
     pool.send(b"terminate", b"time")
     assert pool.receive(b"returned") == []
@@ -411,7 +415,7 @@ def test_what_a_killed_manager_ran_ends_with_it(new_pool, manager):
     pool = new_pool()
     pool.greet()
     seconds = fresh_seconds()
-    pool.send(b"tasks", *task("a", ShellFunction(f"sleep {seconds} & wait")))
+    pool.submit(task("a", ShellFunction(f"sleep {seconds} & wait")))
     until(lambda: processes(seconds))
     manager.kill()
     until(lambda: not processes(seconds))
@@ -574,8 +578,8 @@ def test_nobody_speaks_in_the_name_of_a_manager(local_world, tmp_path):
     task = local_world.submit(hold, str(tmp_path / "gate"))
     until((tmp_path / "begun").exists)
     impostor = connection(f"ipc://{tmp_path}/engine/pool.sock", manager_id)
-    forged = json.dumps({"id": task}).encode()
-    impostor.send_multipart([b"ends", b'{"ahead": 1}', forged, b"forged"])
+    forged = json.dumps({"ahead": 1, "headers": [{"id": task}]}).encode()
+    impostor.send_multipart([b"ends", forged, b"forged"])
     assert impostor.recv_multipart() == [b"stop"]
     (tmp_path / "gate").touch()
     assert local_world.end(task).value is None

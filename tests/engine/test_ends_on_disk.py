@@ -10,6 +10,7 @@ import time
 import pytest
 
 from flux_endpoint.engine.workers import outbox
+from flux_endpoint.engine.workers.ahead import most_held
 from flux_endpoint.engine.workers.begun import BegunRecord, BegunTasks
 from flux_endpoint.engine.workers.files import ManagerFiles
 from flux_endpoint.engine.workers.outbox import EndsOutbox
@@ -106,12 +107,12 @@ def test_an_end_that_can_not_be_read_again_is_told_as_lost(box, path):
 
 
 def test_what_workers_have_begun_is_known_though_more_were_begun_than_are_kept(tmp_path):
-    begun = BegunTasks(tmp_path / "begun", 2)
-    for number in range(100):
+    begun, most = BegunTasks(tmp_path / "begun", 2), most_held(2)
+    for number in range(3 * most):
         begun.note(1, f"task {number}")
     record = BegunRecord(tmp_path / "begun")
-    kept = {number for number in range(100) if f"task {number}" in record}
-    assert kept == set(range(100 - 34, 100))  # 17 for each worker
+    kept = {number for number in range(3 * most) if f"task {number}" in record}
+    assert kept == set(range(2 * most, 3 * most))
     assert "another" not in record
 
 

@@ -128,7 +128,7 @@ def test_every_claim_is_had_once():
     copy = Claims(os.dup(claims.fileno()))
     assert not claims.take()
     for _ in range(3):
-        claims.add()
+        claims.add(1)
     assert copy.take()
     assert claims.take_all(9) == 2
     assert not copy.take()
@@ -139,7 +139,7 @@ def test_every_claim_is_had_once():
 def test_claims_are_never_shared_by_two_takers():
     claims, total = Claims(), 2000
     for _ in range(total):
-        claims.add()
+        claims.add(1)
     counts = []
 
     def take():

@@ -271,7 +271,15 @@ class Name(str):
     pass
 
 
-@given(value=st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary())
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+
+
+@given(
+    value=PLAIN
+    | st.lists(PLAIN, max_size=5)
+    | st.lists(PLAIN, max_size=5).map(tuple)
+    | st.dictionaries(st.text(), PLAIN, max_size=5)
+)
 def test_plain_values_are_written_as_dill_writes_them(value):
     assert dill_to_text(value) == base64.encodebytes(dill.dumps(value)).decode()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from typing import Any
@@ -11,7 +10,7 @@ import dill
 
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.protocol.compatible import COMPATIBLE_SDK
-from flux_endpoint.protocol.envelope import RETURNCODE, VERSION_BYTE
+from flux_endpoint.protocol.envelope import RETURNCODE, VERSION_BYTE, compact_json
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 
 #: Longest text of a failure, in characters; the middle of a longer one is cut out.
@@ -113,4 +112,4 @@ def _body(
             "task_statuses": statuses,
         },
     }
-    return VERSION_BYTE + json.dumps(message, separators=(",", ":")).encode()
+    return VERSION_BYTE + compact_json(message)

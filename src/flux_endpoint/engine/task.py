@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flux_endpoint.engine.function_cache import FunctionCache
 from flux_endpoint.engine.task_timeout import task_timeout
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import ShellFunction, formatted_task, read_function
 from flux_endpoint.functions.fields import quoting_fields
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
-from flux_endpoint.serialize import ComputeSerializer
+from flux_endpoint.serialize import ComputeSerializer, buffers_of_task
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,18 @@ class Failure:
 class _TaskSerializer(ComputeSerializer):
     """Reads official command functions as ours, which end with all processes that they started."""
 
-    def deserialize(self, payload: str) -> Any:
+    def __init__(self, allowed: list[str] | None) -> None:
+        super().__init__(allowed_deserializer_types=allowed)
+        self._cache = FunctionCache()
+
+    def unpack_and_deserialize(self, packed_buffer: str) -> list[Any]:
+        function, *arguments = buffers_of_task(packed_buffer)
+        return [self._cache.get(function, self._read), *map(self.deserialize, arguments)]
+
+    def _read(self, payload: str) -> Any:
         function = read_function(payload)
         if function is None:
-            return super().deserialize(payload)
+            return self.deserialize(payload)
         self.allowed_strategy(payload)
         return function
 
@@ -87,7 +96,9 @@ class TaskRunner:
 
     def __init__(self, settings: TaskSettings) -> None:
         self._settings = settings
-        self._serializer = _TaskSerializer(allowed_deserializer_types=settings.allowed_serializers)
+        self._serializer = _TaskSerializer(settings.allowed_serializers)
+        #: The directory of all tasks, unless each has its own.
+        self._shared_directory = None if settings.run_in_sandbox else str(settings.directory(""))
 
     def run(
         self, task_id: str, buffer: str, result_serializers: list[str] | None
@@ -119,15 +130,15 @@ class TaskRunner:
     def _enter(self, task_id: str) -> None:
         """Set the task's environment and working directory."""
         for name, value in self._settings.variables(task_id).items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
+            if value is not None:
                 os.environ[name] = value
-        directory = self._settings.directory(task_id)
+            elif name in os.environ:
+                del os.environ[name]
+        directory = self._shared_directory or str(self._settings.directory(task_id))
         try:
             os.chdir(directory)
         except FileNotFoundError:
-            directory.mkdir(parents=True, exist_ok=True)
+            Path(directory).mkdir(parents=True, exist_ok=True)
             os.chdir(directory)
 
     def _unpack(self, buffer: str) -> list[Any]:

@@ -12,9 +12,8 @@ from typing import Final
 VARIABLE: Final = "GC_TASK_TIMEOUT"
 
 
-@contextlib.contextmanager
-def task_timeout() -> Iterator[None]:
-    """Raise `TimeoutError` in the enclosed code, on the main thread, when its time is over.
+def task_timeout() -> contextlib.AbstractContextManager[None]:
+    """Return a context whose code gets `TimeoutError`, on the main thread, when its time is over.
 
     Without the variable, or with 0, there is no limit. A function that is blocked in a library's
     native code is interrupted when it returns to Python.
@@ -22,11 +21,13 @@ def task_timeout() -> Iterator[None]:
     Raises:
         ValueError: the variable is not a number of seconds.
     """
-    seconds = _limit(os.environ.get(VARIABLE, ""))
-    if not seconds:
-        yield
-        return
+    text = os.environ.get(VARIABLE)
+    seconds = _limit(text) if text else 0.0
+    return _interrupting(seconds) if seconds else contextlib.nullcontext()
 
+
+@contextlib.contextmanager
+def _interrupting(seconds: float) -> Iterator[None]:
     def end(_signum: int, _frame: object) -> None:
         raise TimeoutError(f"longer than {seconds:g} s, which is the {VARIABLE} of this site")
 
@@ -41,7 +42,7 @@ def task_timeout() -> Iterator[None]:
 
 def _limit(text: str) -> float:
     try:
-        seconds = float(text or 0)
+        seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):

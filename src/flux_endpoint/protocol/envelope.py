@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 #: First byte of each message.
 VERSION_BYTE = b"\x01"
 #: Key in a result's `details` for the return code of a command; negative: a signal.
 RETURNCODE = "returncode"
 #: Key in a result's `details` for the id, in decimal, of a task's Flux job.
 JOBID = "flux_jobid"
+
+
+def compact_json(value: Any) -> bytes:
+    """Return `value` as JSON without spaces.
+
+    Raises:
+        TypeError, ValueError: JSON can't express it.
+    """
+    return _encode(value).encode()

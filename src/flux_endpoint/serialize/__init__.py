@@ -15,7 +15,7 @@ from flux_endpoint.serialize.combined import (
     ComboSerializationStrategy,
 )
 from flux_endpoint.serialize.data import DillDataBase64, JSONData, reading_as
-from flux_endpoint.serialize.packing import pack_buffers, unpack_buffers
+from flux_endpoint.serialize.packing import buffers_of_task, pack_buffers, unpack_buffers
 from flux_endpoint.serialize.selection import (
     AllowlistWildcard,
     DeserializerAllowlist,
@@ -60,6 +60,7 @@ __all__ = [
     "StrategyError",
     "Strategylike",
     "ValidatedStrategylike",
+    "buffers_of_task",
     "never_changes",
     "pack_buffers",
     "prefer_for_type",

@@ -51,14 +51,25 @@ class _PlainUnpickler(pickle.Unpickler):
 
 #: Types that dill and pickle write identically; exact types, no subclasses.
 _PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
+#: The most items of a container that is checked for other types.
+_FEW = 64
+
+
+def _is_plain(data: Any) -> bool:
+    """Return whether `data` is plain, or a small container of plain values."""
+    kind = type(data)
+    if kind in _PLAIN:
+        return True
+    if kind not in (dict, list, tuple) or len(data) > _FEW:
+        return False
+    values = [*data, *data.values()] if kind is dict else data
+    return all(type(value) in _PLAIN for value in values)
 
 
 def dill_to_text(data: Any) -> str:
     """Return `data` through dill as base64, a newline after every 76 characters and at the end."""
-    if type(data) in _PLAIN:
-        pickled = pickle.dumps(data, dill.settings["protocol"])
-    else:
-        pickled = dill.dumps(data)
+    plain = _is_plain(data)
+    pickled = pickle.dumps(data, dill.settings["protocol"]) if plain else dill.dumps(data)
     return base64.encodebytes(pickled).decode()
 
 

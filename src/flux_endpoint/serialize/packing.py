@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flux_endpoint.errors import PackedBufferError
+from flux_endpoint.errors import DeserializationError, PackedBufferError
 
 #: The most digits of a length.
 _MOST_DIGITS = 18
 _SHOWN = 40
+_BUFFERS_OF_A_TASK = 3
 
 
 def pack_buffers(buffers: Iterable[str]) -> str:
@@ -37,6 +38,20 @@ def unpack_buffers(packed: str) -> list[str]:
                 f"only {len(packed) - start} are left"
             )
         buffers.append(packed[start:position])
+    return buffers
+
+
+def buffers_of_task(packed: str) -> list[str]:
+    """Return the buffers of function, args and kwargs in a packed task.
+
+    Raises:
+        DeserializationError: `packed` is malformed, or has another number of buffers.
+    """
+    buffers = unpack_buffers(packed)
+    if len(buffers) != _BUFFERS_OF_A_TASK:
+        raise DeserializationError(
+            f"a task is three buffers, function, args and kwargs; this one has {len(buffers)}"
+        )
     return buffers
 
 

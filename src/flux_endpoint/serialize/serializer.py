@@ -35,7 +35,6 @@ DEFAULT_STRATEGY_DATA: SerializationStrategy = DillDataBase64.instance()
 
 # If these strategies fail, a part of the object may be the cause, which is worth searching for.
 _BY_PARTS = (DillCode, DillDataBase64, JSONData)
-_BUFFERS_OF_A_TASK = 3
 
 
 class ComputeSerializer:
@@ -192,12 +191,7 @@ class ComputeSerializer:
         Raises:
             DeserializationError: there are not exactly three buffers, or one can't be read.
         """
-        buffers = packing.unpack_buffers(packed_buffer)
-        if len(buffers) != _BUFFERS_OF_A_TASK:
-            raise DeserializationError(
-                f"a task is three buffers, function, args and kwargs; this one has {len(buffers)}"
-            )
-        return [self.deserialize(buffer) for buffer in buffers]
+        return [self.deserialize(buffer) for buffer in packing.buffers_of_task(packed_buffer)]
 
     def check_strategies(
         self, function: Callable[..., Any], /, *args: Any, **kwargs: Any

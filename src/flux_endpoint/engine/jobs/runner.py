@@ -127,7 +127,9 @@ class JobRunner:
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Forget the jobs of tasks whose ends the submitter has recorded."""
-        self._thread.post(lambda: self._settle(task_ids))
+        # Most tasks have no job: for these, the thread is not woken.
+        if mine := [task_id for task_id in task_ids if task_id in self._unsettled]:
+            self._thread.post(lambda: self._settle(mine))
 
     def recovered(self, task_ids: Collection[str]) -> None:
         """Remove the files of earlier tasks, except `task_ids` and those known here."""

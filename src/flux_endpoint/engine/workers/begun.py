@@ -13,15 +13,12 @@ import os
 from pathlib import Path
 
 from flux_endpoint import logs
+from flux_endpoint.engine.workers.ahead import most_held
 
 log = logging.getLogger(__name__)
 
 #: Size of an entry in bytes.
 _SIZE = 16
-#: The most tasks per worker that a manager holds: a running one, and those sent ahead.
-_HELD = 17
-#: The most entries of a worker.
-_MOST = 4096
 _NOTHING = bytes(_SIZE)
 
 
@@ -41,7 +38,8 @@ class BegunTasks:
     """
 
     def __init__(self, path: Path, workers: int) -> None:
-        self._slots = min(_MOST, _HELD * workers)
+        # One worker may have begun all tasks whose ends the pool does not have.
+        self._slots = most_held(workers)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, workers * self._slots * _SIZE)

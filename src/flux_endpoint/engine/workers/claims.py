@@ -27,10 +27,10 @@ class Claims:
         """Return the descriptor, for passing it on."""
         return self._descriptor
 
-    def add(self) -> bool:
-        """Allow one more task; return False if that fails because a task has raised the counter."""
+    def add(self, count: int) -> bool:
+        """Allow `count` more tasks; return False if a task has raised the counter too far."""
         try:
-            os.eventfd_write(self._descriptor, 1)
+            os.eventfd_write(self._descriptor, count)
         except BlockingIOError:
             return False
         return True

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from flux_endpoint.protocol.envelope import compact_json
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 
 #: The two lengths in bytes.
@@ -21,6 +23,16 @@ _CHUNK = 1 << 18
 #: Maximum sizes of a header and a body. JSON needs at most six bytes for one byte of a value.
 MAX_HEADER = 1 << 16
 MAX_BODY = 6 * MAX_PAYLOAD_BYTES + (1 << 20)
+
+
+class _Room(threading.local):
+    """Where a thread receives data: `recv` would request a chunk of new memory each time."""
+
+    def __init__(self) -> None:
+        self.chunk = memoryview(bytearray(_CHUNK))
+
+
+_room = _Room()
 
 
 class NoFrameError(EOFError):
@@ -39,6 +51,8 @@ class FrameSocket:
         self._socket = sock
         self._incoming = bytearray()
         self._outgoing: deque[memoryview] = deque()
+        #: Small frames after these.
+        self._small = bytearray()
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""
@@ -47,20 +61,31 @@ class FrameSocket:
     @property
     def wants_write(self) -> bool:
         """Whether unsent data waits for the socket to become writable."""
-        return bool(self._outgoing)
+        return bool(self._outgoing or self._small)
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         """Queue a frame and write as much as possible. A closed peer is reported by `receive`."""
-        text = json.dumps(header, separators=(",", ":")).encode()
-        head = LENGTHS.pack(len(text), len(body)) + text
-        if len(body) < _CHUNK:  # in one piece: the first would wake the reader for nothing
-            self._outgoing.append(memoryview(head + body))
-        else:
-            self._outgoing += (memoryview(head), memoryview(body))
+        self.put(header, body)
         self.flush()
+
+    def put(self, header: dict[str, Any], body: bytes = b"") -> None:
+        """Queue a frame for the next `flush`. Small ones are written together."""
+        text = compact_json(header)
+        self._small += LENGTHS.pack(len(text), len(body)) + text
+        if len(body) < _CHUNK:
+            self._small += body
+        else:
+            self._end_small()
+            self._outgoing.append(memoryview(body))
+
+    def _end_small(self) -> None:
+        if self._small:
+            self._outgoing.append(memoryview(self._small))
+            self._small = bytearray()
 
     def flush(self) -> None:
         """Write as much queued data as the socket accepts."""
+        self._end_small()
         while self._outgoing:
             part = self._outgoing[0]
             try:
@@ -85,16 +110,16 @@ class FrameSocket:
         closed = False
         while True:
             try:
-                chunk = self._socket.recv(_CHUNK)
+                count = self._socket.recv_into(_room.chunk)
             except BlockingIOError:
                 break
             except OSError:
-                chunk = b""
-            if not chunk:
+                count = 0
+            if not count:
                 closed = True
                 break
-            self._incoming += chunk
-            if len(chunk) < _CHUNK:
+            self._incoming += _room.chunk[:count]
+            if count < _CHUNK:
                 break
         yield from self._frames()
         if closed:
@@ -145,10 +170,10 @@ class FrameReader:
         """
         data = self._data
         while len(data) < LENGTHS.size or len(data) < (end := _end_of_frame(data)):
-            chunk = self._socket.recv(_CHUNK)
-            if not chunk:
+            count = self._socket.recv_into(_room.chunk)
+            if not count:
                 return None
-            data += chunk
+            data += _room.chunk[:count]
         body_at = LENGTHS.size + LENGTHS.unpack_from(data)[0]
         frame = _header(data[LENGTHS.size : body_at]), bytes(data[body_at:end])
         del data[:end]
@@ -172,7 +197,7 @@ def _header(text: bytearray) -> dict[str, Any]:
 
 def write_frame(sock: socket.socket, header: dict[str, Any], body: bytes = b"") -> None:
     """Write one frame to a blocking socket."""
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = compact_json(header)
     head = LENGTHS.pack(len(text), len(body)) + text
     if len(body) < _CHUNK:
         sock.sendall(head + body)

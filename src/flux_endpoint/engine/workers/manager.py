@@ -27,12 +27,13 @@ from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.link import Change, PoolLink
 from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
-from flux_endpoint.engine.workers.sleep import milliseconds_until
+from flux_endpoint.engine.workers.sleep import COALESCING, milliseconds_until
 from flux_endpoint.engine.workers.spool import EndHeader, Spool
 from flux_endpoint.engine.workers.staff import Staff
 from flux_endpoint.engine.workers.template import adopt_orphans
 from flux_endpoint.errors import EngineError
 from flux_endpoint.processes.helper import NOTICE
+from flux_endpoint.protocol.envelope import compact_json
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class Manager:
         self._wake_on_signals()
         self._staff.start(self._poller)
         while self._running and not self._staff.is_useless:
+            if self._staff.has_reserve:
+                time.sleep(COALESCING)
             for source, _ in self._poller.poll(self._patience()):
                 self._serve(source)
             self._expire()
@@ -145,8 +148,8 @@ class Manager:
         for kind, parts in self._link.receive():
             match kind:
                 case b"tasks":
-                    for header, buffer in zip(parts[::2], parts[1::2], strict=True):
-                        self._staff.add(json.loads(header), buffer)
+                    for header, buffer in zip(json.loads(parts[0]), parts[1:], strict=True):
+                        self._staff.add(header, buffer)
                 case b"safe":
                     self._outbox.settle(part.decode() for part in parts)
                 case b"return":
@@ -200,9 +203,9 @@ class Manager:
         if not self._greeted_back:
             return
         if ends := self._outbox.take():
-            report = json.dumps({"ahead": self._staff.ahead}).encode()
-            frames = (part for header, body in ends for part in (_json(header), body))
-            self._link.send(b"ends", report, *frames)
+            headers = [header for header, _ in ends]
+            report = compact_json({"ahead": self._staff.ahead, "headers": headers})
+            self._link.send(b"ends", report, *(body for _, body in ends))
 
     # Reports of the workers
 
@@ -306,10 +309,6 @@ def _watch_parent() -> int | None:
 
 def _encoded(task_ids: list[str]) -> list[bytes]:
     return [task_id.encode() for task_id in task_ids]
-
-
-def _json(header: EndHeader) -> bytes:
-    return json.dumps(header, separators=(",", ":")).encode()
 
 
 def main() -> None:

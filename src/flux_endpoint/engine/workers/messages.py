@@ -4,7 +4,7 @@ From the pool:
 
 - `held?`, number of the question: which tasks does the manager hold?
 - `go`, ids: tasks may start from now on; the tasks with these ids are to be dropped.
-- `tasks`, then header and buffer of each task.
+- `tasks`, a JSON list of the tasks' headers, then the buffer of each.
 - `return`, number of tasks that should be given back if they have not begun.
 - `safe`, ids: the ends of these tasks are on disk.
 - `cancel`, an id; `signal`, a number and an id; `terminate`, a reason; `stop`.
@@ -14,8 +14,8 @@ To the pool:
 - `hello`, a JSON object: first on each connection. No task starts before `go`.
 - `held`, the question's number, a JSON object: ids of `waiting` tasks, start times of `running`
   tasks, ids of tasks that have `ended`.
-- `ends`, a JSON object, then header and body of each end (`spool.EndHeader`); repeated on each
-  connection until they are `safe`.
+- `ends`, a JSON object, then the body of each end: the most tasks `ahead` per worker, and the
+  `headers` (`spool.EndHeader`); repeated on each connection until they are `safe`.
 - `returned`, ids of tasks that have not begun; `late`, ids of tasks whose `start_before` passed.
 - `running`, id and start of a task that takes long.
 - `output`, output of the workers.

@@ -33,10 +33,11 @@ from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
 from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
 from flux_endpoint.engine.workers.sizing import Limits
-from flux_endpoint.engine.workers.sleep import milliseconds_until
+from flux_endpoint.engine.workers.sleep import COALESCING, milliseconds_until
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.states import ManagerState
 from flux_endpoint.engine.workers.yielding import Site
+from flux_endpoint.protocol.envelope import compact_json
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +114,12 @@ class WorkerPool:
         self._now = 0.0
         self._drained = threading.Event()
         self._inbox: deque[Callable[[], None]] = deque()
+        #: Tasks whose ends the submitter has on disk.
+        self._settled: deque[str] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()
+        #: Whether the thread was woken and has not looked into the inbox since.
+        self._is_woken = False
         self._status: dict[str, Any] = {}
         self._poller = zmq.Poller()
         self._thread = threading.Thread(target=self._run, name="worker-pool", daemon=True)
@@ -161,7 +166,8 @@ class WorkerPool:
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Discard ends of tasks that the submitter has on disk."""
-        self._tell(lambda: self._handover.settle(task_ids))
+        self._settled.extend(task_ids)
+        self._wake()
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a waiting or running task with the result `TaskCancelled`.
@@ -209,19 +215,28 @@ class WorkerPool:
 
     def _tell(self, message: Callable[[], None]) -> None:
         self._inbox.append(message)
+        self._wake()
+
+    def _wake(self) -> None:
         with self._wake_lock:
-            if self._wake_fd >= 0:
+            if self._wake_fd >= 0 and not self._is_woken:
+                self._is_woken = True
                 os.eventfd_write(self._wake_fd, 1)
 
     # On the pool's thread
 
     def _run(self) -> None:
         while not self._is_over():
+            if self._managers and all(m.has_reserve for m in self._managers.values()):
+                time.sleep(COALESCING)
             for source, _ in self._poller.poll(self._patience()):
                 if source == self._wake_fd:
-                    os.eventfd_read(self._wake_fd)
+                    with self._wake_lock:
+                        self._is_woken = False
+                        os.eventfd_read(self._wake_fd)
                 else:
                     self._safely(self._receive)
+            self._safely(self._settle)  # a task that is submitted again comes after its settling
             while self._inbox:
                 self._safely(self._inbox.popleft())
             self._now = time.monotonic()
@@ -243,6 +258,10 @@ class WorkerPool:
             action()
         except Exception:
             log.exception("the worker pool could not process a message; it goes on")
+
+    def _settle(self) -> None:
+        if count := len(self._settled):
+            self._handover.settle([self._settled.popleft() for _ in range(count)])
 
     def _expire(self) -> None:
         self._lifecycle.expire(self._now)
@@ -308,10 +327,11 @@ class WorkerPool:
                 self._lifecycle.said_bye(manager, json.loads(parts[0])["running"])
 
     def _take_ends(self, manager: ManagerRecord, parts: list[bytes]) -> None:
-        manager.ahead = json.loads(parts[0])["ahead"]
+        report = json.loads(parts[0])
+        manager.ahead = report["ahead"]
         manager.quiet_since = time.monotonic()
-        for header, body in zip(parts[1::2], parts[2::2], strict=True):
-            self._book.ended(manager, json.loads(header), body)
+        for header, body in zip(report["headers"], parts[1:], strict=True):
+            self._book.ended(manager, header, body)
 
     def _greeted(self, manager: ManagerRecord, greeting: dict[str, Any]) -> None:
         match manager.state:
@@ -353,15 +373,17 @@ class WorkerPool:
 
     def _send(self, manager: ManagerRecord, count: int) -> None:
         while count > 0 and self._waiting:
-            frames = [b"tasks"]
+            headers: list[dict[str, Any]] = []
+            buffers: list[bytes] = []
             for _ in range(min(count, _BATCH, len(self._waiting))):
                 entry = self._waiting.take()
-                frames += (json.dumps(_header_of(entry)).encode(), entry.task.buffer.encode())
+                headers.append(_header_of(entry))
+                buffers.append(entry.task.buffer.encode())
                 if not manager.tasks:
                     manager.quiet_since = time.monotonic()
                 manager.tasks[entry.task.task_id] = entry
                 count -= 1
-            self._socket.send(manager.manager_id, frames)
+            self._socket.send(manager.manager_id, [b"tasks", compact_json(headers), *buffers])
 
     def _balance(self) -> None:
         """Take waiting tasks back from one node while workers of another are idle.

@@ -259,11 +259,13 @@ class _Environment:
 
         def putenv(name: Any, value: Any, /) -> None:
             self._putenv(name, value)
-            self._note(os.fsencode(name), os.fsencode(value))
+            if name not in _PER_TASK:
+                self._note(os.fsencode(name), os.fsencode(value))
 
         def unsetenv(name: Any, /) -> None:
             self._unsetenv(name)
-            self._note(os.fsencode(name), None)
+            if name not in _PER_TASK:
+                self._note(os.fsencode(name), None)
 
         # `os.environ` calls these as globals of `os`.
         os.putenv, os.unsetenv = putenv, unsetenv
@@ -278,7 +280,7 @@ class _Environment:
 
     def restore(self) -> None:
         os.environ, os.environb = self._environ, self._environb
-        for name in self._written - _PER_TASK:
+        for name in self._written:
             if name in self._wanted:
                 os.environb[name] = self._wanted[name]
             else:

@@ -10,6 +10,7 @@ from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
+from flux_endpoint.engine.workers.ahead import most_held
 from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
 
 
@@ -89,7 +90,7 @@ class ManagerRecord:
     @property
     def room(self) -> int:
         """Number of further tasks that it may hold."""
-        return self.workers * (self.ahead + 1) - len(self.tasks)
+        return most_held(self.workers, self.ahead) - len(self.tasks)
 
     @property
     def free(self) -> int:
@@ -102,3 +103,8 @@ class ManagerRecord:
         if not self.state.is_serving:
             return 0
         return max(0, len(self.tasks) - self.workers)
+
+    @property
+    def has_reserve(self) -> bool:
+        """Whether its workers have enough short tasks for a while."""
+        return self.ahead > 1 and len(self.tasks) > most_held(self.workers, self.ahead) // 2

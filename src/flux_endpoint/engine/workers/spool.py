@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint.engine.workers.frames import LENGTHS
+from flux_endpoint.protocol.envelope import compact_json
 
 #: Header of an end: the task's `id`; `end`: "result" (the default, left out), "lost" or
 #: "cancelled"; `began`: for a task that ran without a result, its start in seconds since the epoch;
@@ -65,7 +66,7 @@ class Spool:
         if self._descriptor < 0:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._descriptor = os.open(self._path, flags, 0o600)
-        text = json.dumps(header, separators=(",", ":")).encode()
+        text = compact_json(header)
         start = os.fstat(self._descriptor).st_size
         data = memoryview(LENGTHS.pack(len(text), len(body)) + text + body)
         try:

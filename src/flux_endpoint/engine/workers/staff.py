@@ -17,6 +17,7 @@ import zmq
 from flux_endpoint import logs
 from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
 from flux_endpoint.engine.output import OutputPipe
+from flux_endpoint.engine.workers.ahead import tasks_ahead
 from flux_endpoint.engine.workers.begun import record_begun
 from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameSocket, NoFrameError
@@ -24,6 +25,7 @@ from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.engine.workers.node_queue import NodeQueue
 from flux_endpoint.engine.workers.process_tree import end_of, kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
+from flux_endpoint.engine.workers.sleep import COALESCING
 from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
 from flux_endpoint.engine.workers.template import request_worker, start_template
 from flux_endpoint.engine.workers.termination import WorkerTermination
@@ -38,9 +40,6 @@ from flux_endpoint.engine.workers.worker_reports import (
 
 log = logging.getLogger(__name__)
 
-#: Tasks shorter than this many seconds are sent to a worker several at a time.
-_SHORT = 0.002
-_MOST_AHEAD = 16
 #: Seconds that a task runs before tasks that were sent after it are taken back.
 _TAKE_BACK_AFTER = 0.05
 #: Seconds after which the pool is told that a task is running.
@@ -113,7 +112,15 @@ class Staff:
     @property
     def ahead(self) -> int:
         """The most tasks per worker: one, or more if tasks are short."""
-        return max(1, min(_MOST_AHEAD, int(_SHORT / max(self._task_seconds, 1e-6))))
+        return tasks_ahead(self._task_seconds)
+
+    @property
+    def has_reserve(self) -> bool:
+        """Whether each busy worker has enough short tasks for twice the time of `COALESCING`."""
+        if self._task_seconds > COALESCING:
+            return False
+        enough = 1 + 2 * COALESCING / self._task_seconds
+        return not self.is_idle and all(not w.tasks or len(w.tasks) > enough for w in self._workers)
 
     @property
     def is_idle(self) -> bool:
@@ -158,25 +165,30 @@ class Staff:
 
     def dispatch(self) -> None:
         """Send waiting tasks to workers, if tasks may start."""
-        if not self._queue or not self.may_start:
-            return
         for most in (1, self.ahead):
             for worker in self._workers:
-                while self._queue and len(worker.tasks) < most and worker.takes_tasks:
-                    if worker.tasks and self._queue.next_size > _LARGE:
-                        break
-                    self._send(worker, *self._queue.take())
+                if not self._queue or not self.may_start:
+                    return
+                if len(worker.tasks) < most and worker.takes_tasks:
+                    self._send(worker, most)
 
-    def _send(self, worker: WorkerHandle, header: dict[str, Any], buffer: bytes) -> None:
+    def _send(self, worker: WorkerHandle, most: int) -> None:
+        """Send tasks to a worker until it has `most`: small ones in one piece."""
         if not worker.tasks:
             worker.starts(time.monotonic())
-        task_id = str(header["id"])
-        worker.tasks.append(task_id)
-        worker.sent[task_id] = (header, buffer)
-        if worker.ended == task_id:  # it is run again
-            worker.ended = ""
-        if worker.claims.add():
-            worker.channel.send(header, buffer)
+        before = len(worker.tasks)
+        while self._queue and len(worker.tasks) < most:
+            if worker.tasks and self._queue.next_size > _LARGE:
+                break
+            header, buffer = self._queue.take()
+            task_id = str(header["id"])
+            worker.tasks.append(task_id)
+            worker.sent[task_id] = (header, buffer)
+            if worker.ended == task_id:  # it is run again
+                worker.ended = ""
+            worker.channel.put(header, buffer)
+        if worker.claims.add(len(worker.tasks) - before):
+            worker.channel.flush()
             self._watch(worker)
         else:
             worker.has_miscounted = True
@@ -259,8 +271,8 @@ class Staff:
                 self._late(worker, task_id)
             case Leaves(reason):
                 self._replaced(worker, reason)
-            case TaskEnded(task_id, returncode) if task_id != worker.ended:
-                self._finished(worker, task_id, body, returncode)
+            case TaskEnded(task_id) as end if task_id != worker.ended:
+                self._finished(worker, end, body)
 
     def _unhear(self, worker: WorkerHandle) -> None:
         """Stop reading from a worker."""
@@ -302,9 +314,8 @@ class Staff:
         else:
             self._listener.late([task_id])
 
-    def _finished(
-        self, worker: WorkerHandle, task_id: str, body: bytes, returncode: int | None
-    ) -> None:
+    def _finished(self, worker: WorkerHandle, end: TaskEnded, body: bytes) -> None:
+        task_id = end.task_id
         worker.tasks.remove(task_id)
         worker.ended = task_id
         formats = worker.sent.pop(task_id)[0].get("format")
@@ -312,12 +323,14 @@ class Staff:
         worker.signalled = None
         self._failed_starts = 0
         now, began = time.monotonic(), worker.began
-        # Weighted towards recent tasks: one long task immediately stops sending ahead.
-        self._task_seconds += (now - worker.since - self._task_seconds) * 0.2
+        # What the worker says leaves out how long its messages took. Weighted towards recent tasks:
+        # one long task immediately stops sending ahead.
+        seconds = now - worker.since if end.seconds is None else end.seconds
+        self._task_seconds += (min(seconds, 1.0) - self._task_seconds) * 0.2
         worker.starts(now)
         if worker.cancelled == task_id:  # the cancellation may have ended it
             self._ends.cancelled(task_id, began)
-        elif self._terminated and returncode in ENDED_BY_SIGTERM:
+        elif self._terminated and end.returncode in ENDED_BY_SIGTERM:
             self._ends.lost(task_id, self._terminated, began)
         else:
             self._ends.result({"id": task_id, "format": True} if formats else {"id": task_id}, body)

@@ -7,6 +7,7 @@ is in use, and a lost worker is replaced within milliseconds.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import selectors
 import signal
@@ -71,6 +72,8 @@ def start_template(
             # them.
             adopt_orphans()
             install_stand_ins()
+            gc.collect()
+            gc.freeze()  # what the workers share is not examined after each few hundred objects
             _serve(_Node(theirs, settings, places, output, begun))
             status = 0
         finally:

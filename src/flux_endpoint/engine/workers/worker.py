@@ -84,12 +84,17 @@ class Worker:
             write_frame(self._channel, {"late": task_id})
             return
         self._note(task_id)
+        began = time.monotonic()
         statuses = [results.transition(TaskState.EXEC_START)]
         end = self._run(header, buffer.decode())
         statuses.append(results.transition(TaskState.EXEC_END))
         if _file_of(self._channel) != self._channel_file:
             os._exit(CONNECTION_CLOSED)  # the descriptor may belong to something else by now
-        told = {"id": task_id, "returncode": end.returncode if isinstance(end, Value) else None}
+        told = {
+            "id": task_id,
+            "returncode": end.returncode if isinstance(end, Value) else None,
+            "seconds": time.monotonic() - began,
+        }
         write_frame(self._channel, told, results.body_of(task_id, end, self._details, statuses))
         _reap()
 

@@ -43,10 +43,17 @@ class Leaves:
 
 @dataclass(frozen=True, slots=True)
 class TaskEnded:
-    """The worker's first task has ended, or the previous one, which was reported already."""
+    """The worker's first task has ended, or the previous one, which was reported already.
+
+    Attributes:
+        task_id: the task.
+        returncode: the command's, if the task was one.
+        seconds: how long it took, as far as the worker says so.
+    """
 
     task_id: str
     returncode: int | None
+    seconds: float | None
 
 
 def report_in(
@@ -69,8 +76,13 @@ def report_in(
             if task_id == worker.ended or (
                 _is_first(worker, task_id) and _is_result_of(task_id, body)
             ):
-                return TaskEnded(task_id, returncode)
+                return TaskEnded(task_id, returncode, _seconds_in(header))
     raise FalseReportError
+
+
+def _seconds_in(header: dict[str, Any]) -> float | None:
+    seconds = header.get("seconds")
+    return seconds if isinstance(seconds, float) and seconds >= 0 else None
 
 
 def _is_first(worker: WorkerHandle, task_id: str) -> bool:
