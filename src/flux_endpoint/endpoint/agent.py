@@ -182,7 +182,7 @@ class Agent:
                 self._begin()
                 while time.monotonic() < self._ending.leave_at:
                     due = min(self._reports.due, self._outbox.due, self._ending.leave_at)
-                    self._turn(self._recorder.take(due))
+                    self._turn(self._recorder.take(due, len(self._tasks.running)))
             finally:
                 self._close()
                 files.close()

@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Callable
 
+from flux_endpoint.amqp.bundle import MAX_PARTS
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.endpoint.inbox_events import Event, Signal, Turn
 from flux_endpoint.endpoint.journal import Journal
@@ -14,6 +15,13 @@ from flux_endpoint.errors import RecordError
 
 #: The most events in one turn, and so in one transaction.
 MAX_TURN = 512
+#: A turn costs a synchronized commit here, a message, and a transaction of the service. So while
+#: many tasks are unfinished, a turn waits for as many events as this part of them: each result then
+#: comes later by that part of its task's time at most.
+GATHERED = 1 / 20
+#: The longest time (s) from one turn to the next for that, and the assumed time between two events
+#: after a pause.
+PACE, LONGEST_GAP = 0.05, 0.01
 #: Seconds between attempts to write a journal whose disk is full: the first, and the longest.
 FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
 
@@ -40,6 +48,9 @@ class TurnRecorder:
         self._on_change = on_change
         self._on_wait = on_wait
         self._put_off: list[Event] = []
+        #: Monotonic time of the last turn; mean seconds between two events.
+        self._last = float("-inf")
+        self._gap = LONGEST_GAP
         self._disk = JournalDisk()
 
     @property
@@ -47,17 +58,34 @@ class TurnRecorder:
         """Why the journal can't be written; empty: it can."""
         return self._disk.trouble
 
-    def take(self, due: float) -> list[Event]:
-        """Wait for events until the monotonic time `due`; return at most `MAX_TURN` of them."""
+    def take(self, due: float, unfinished: int = 0) -> list[Event]:
+        """Wait for events until the monotonic time `due`; return at most `MAX_TURN` of them.
+
+        Args:
+            due: the monotonic time.
+            unfinished: number of unfinished tasks; the more they are, the more events a turn has.
+        """
         events, self._put_off = self._put_off, []
         try:
             if not events:
                 events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
+                self._gather(unfinished, due)
             while len(events) < MAX_TURN:
                 events.append(self._inbox.get_nowait())
         except queue.Empty:
             pass
+        if events:
+            now = time.monotonic()
+            self._gap += (min((now - self._last) / len(events), LONGEST_GAP) - self._gap) / 4
+            self._last = now
         return events
+
+    def _gather(self, unfinished: int, due: float) -> None:
+        """Sleep while further events arrive, if there are many tasks."""
+        wanted = min(int(unfinished * GATHERED), MAX_PARTS)
+        wait = min(self._last + min(wanted * self._gap, PACE), due) - time.monotonic()
+        if wanted > 1 and wait > 0 and 1 + self._inbox.qsize() < wanted:
+            time.sleep(wait)
 
     def record(self, turn: Turn) -> None:
         """Write what a turn has to record; wait while it can't be written, as on a full disk.

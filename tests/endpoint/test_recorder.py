@@ -1,0 +1,100 @@
+"""How many events a turn of the agent takes."""
+
+from __future__ import annotations
+
+import queue
+import time
+from pathlib import Path
+
+import pytest
+
+from flux_endpoint.endpoint import recorder
+from flux_endpoint.endpoint.inbox_events import BrokerAlarm, Event
+from flux_endpoint.endpoint.journal import Journal
+from flux_endpoint.endpoint.recorder import PACE, TurnRecorder
+
+
+class _Paced:
+    """A recorder whose sleeps take no time; `arriving` events come during each of them."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.journal = Journal(directory / "journal.db")
+        self.recorder = TurnRecorder(self.inbox, self.journal, lambda: None, lambda: None)
+        self.sleeps: list[float] = []
+        self.arriving = 0
+        self.now = 1000.0
+        monkeypatch.setattr(recorder, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+        self.put(self.arriving)
+
+    def put(self, events: int) -> None:
+        for _ in range(events):
+            self.inbox.put(BrokerAlarm(""))
+
+    def turn(self, unfinished: int, due: float = float("inf")) -> int:
+        return len(self.recorder.take(min(due, self.now + 3600), unfinished))
+
+
+@pytest.fixture
+def paced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Paced:
+    return _Paced(tmp_path, monkeypatch)
+
+
+def test_the_event_of_a_lone_task_never_waits(paced: _Paced) -> None:
+    for _ in range(20):
+        paced.put(1)
+        assert paced.turn(unfinished=1) == 1
+        paced.now += 0.001
+    assert paced.sleeps == []
+
+
+def test_while_many_tasks_are_unfinished_their_results_are_taken_together(paced: _Paced) -> None:
+    paced.put(1)
+    paced.turn(unfinished=1000)
+    paced.sleeps.clear()
+    paced.arriving = 20
+    paced.put(1)
+    assert paced.turn(unfinished=1000) == 21
+    assert len(paced.sleeps) == 1
+    assert 0 < paced.sleeps[0] <= PACE
+
+
+def test_a_turn_that_has_enough_events_begins_at_once(paced: _Paced) -> None:
+    paced.put(1)
+    paced.turn(unfinished=1000)
+    paced.sleeps.clear()
+    paced.put(50)
+    assert paced.turn(unfinished=1000) == 50
+    assert paced.sleeps == []
+
+
+def test_results_that_come_slowly_do_not_wait_for_each_other(paced: _Paced) -> None:
+    paced.put(1)
+    paced.turn(unfinished=1000)
+    paced.sleeps.clear()
+    paced.now += 2 * PACE
+    paced.put(1)
+    assert paced.turn(unfinished=1000) == 1
+    assert paced.sleeps == []
+
+
+def test_a_pause_ends_when_something_is_due(paced: _Paced) -> None:
+    paced.put(1)
+    paced.turn(unfinished=1000)
+    paced.sleeps.clear()
+    paced.put(1)
+    paced.turn(unfinished=1000, due=paced.now + 0.001)
+    assert paced.sleeps == [pytest.approx(0.001)]
+
+
+def test_a_turn_without_events_ends_when_it_is_due(tmp_path: Path) -> None:
+    inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    journal = Journal(tmp_path / "journal.db")
+    assert TurnRecorder(inbox, journal, lambda: None, lambda: None).take(time.monotonic(), 5) == []
