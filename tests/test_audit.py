@@ -46,7 +46,7 @@ def test_files_are_bounded_in_size_and_number(tmp_path: Path) -> None:
     assert numbers == list(range(200 - len(numbers), 200))
 
 
-def test_a_file_that_somebody_set_aside_is_made_anew(tmp_path: Path) -> None:
+def test_a_renamed_file_is_created_again(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     audit = AuditLog(path)
     audit.write("first")
@@ -55,7 +55,7 @@ def test_a_file_that_somebody_set_aside_is_made_anew(tmp_path: Path) -> None:
     assert [record["event"] for record in records(path)] == ["second"]
 
 
-def test_a_file_that_can_not_be_written_is_told_once(
+def test_an_unwritable_file_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)

@@ -29,7 +29,7 @@ from flux_endpoint.serialize import DillDataBase64, PickleCode, StrategyError, u
         ("NoWorkerLostHere", False, False),
     ],
 )
-def test_the_text_of_a_failure_has_a_hint_where_many_have_met_its_like(text, serialization, lost):
+def test_the_text_of_a_common_failure_has_a_hint(text, serialization, lost):
     said = str(TaskExecutionFailed(text))
     assert said.startswith(f"\n {text}\n")
     assert ("This appears to be an error with serialization." in said) is serialization
@@ -57,7 +57,7 @@ def test_an_error_of_serialization_is_what_the_official_package_raises_too(ours,
     assert ours("why").reason == "why"
 
 
-def test_they_are_raised():
+def test_serialization_errors_match_the_official_exception_types():
     with pytest.raises(NotImplementedError) as refused:
         PickleCode().serialize(len)
     assert isinstance(refused.value, SerializationError)

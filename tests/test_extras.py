@@ -69,7 +69,9 @@ def test_without_that_checkout_any_will_do(
     assert extras.install_command("flux") == command
 
 
-def test_what_is_missing_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     extras.require("service", "this")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert extras.missing("service") == ["uvicorn"]
@@ -79,7 +81,7 @@ def test_what_is_missing_is_named_with_what_installs_it(monkeypatch: pytest.Monk
     assert str(caught.value) == f"this needs the Python package 'uvicorn': {command}"
 
 
-def test_nothing_tells_to_install_from_an_index_that_has_no_release() -> None:
+def test_no_text_suggests_an_index_without_a_release() -> None:
     wrong = re.compile(r"install\s+['\"]?flux-endpoint\b(?!/)")
     said = [
         f"{path.relative_to(ROOT)}: {line.strip()}"

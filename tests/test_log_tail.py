@@ -13,13 +13,13 @@ def test_the_last_lines_are_indented_and_empty_ones_do_not_count(tmp_path: Path)
     assert tail(log, 2) == "    two\n    thr\ufffdee"
 
 
-def test_no_more_is_read_than_so_many_bytes(tmp_path: Path) -> None:
+def test_the_number_of_bytes_read_is_limited(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("a" * 100 + "\nlast")
     assert tail(log, 20, 7) == "    aa\n    last"
 
 
-def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
+def test_a_missing_log_is_empty(tmp_path: Path) -> None:
     assert tail(tmp_path / "none") == ""
 
 

@@ -58,7 +58,7 @@ def test_an_action_that_fails_is_logged_and_the_others_go_on(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_who_wants_the_errors_gets_them() -> None:
+def test_errors_are_passed_to_a_given_handler() -> None:
     errors: list[Exception] = []
 
     def fail(error: Exception) -> None:
@@ -124,7 +124,7 @@ def test_a_thread_that_is_kept_busy_runs_its_timers() -> None:
     owner.join(PATIENCE)
 
 
-def test_after_each_turn_it_is_asked_when_to_come_back() -> None:
+def test_after_each_turn_the_callback_returns_the_next_wakeup() -> None:
     answers = iter([0.0, 0.01, math.inf])
     asked: list[float] = []
     idle = threading.Event()
@@ -145,7 +145,7 @@ def test_after_each_turn_it_is_asked_when_to_come_back() -> None:
     owner.join(PATIENCE)
 
 
-def test_what_was_posted_before_the_stop_runs_and_nothing_after_it() -> None:
+def test_actions_posted_before_the_stop_run_and_later_ones_do_not() -> None:
     seen: list[str] = []
     owner = OwnerThread("test", at_end=lambda: seen.append("end"))
     owner.post(lambda: seen.append("before"))
@@ -158,7 +158,7 @@ def test_what_was_posted_before_the_stop_runs_and_nothing_after_it() -> None:
     assert seen == ["before", "end"]
 
 
-def test_an_action_can_end_the_thread_and_who_waits_for_an_answer_is_told() -> None:
+def test_an_action_can_end_the_thread_and_pending_calls_raise() -> None:
     owner = OwnerThread("test")
     refused: list[BaseException] = []
     stopping, waiting = threading.Event(), threading.Event()
@@ -187,7 +187,7 @@ def test_an_action_can_end_the_thread_and_who_waits_for_an_answer_is_told() -> N
     assert len(refused) == 1
 
 
-def test_a_turn_whose_end_failed_is_ended_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_after_turn_callback_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flux_endpoint.owner_thread._AFTER_FAILURE", 0.01)
     done = threading.Event()
     turns = iter([True, True, False])

@@ -15,12 +15,12 @@ def files_of(text: str) -> set[str]:
     return set(re.findall(r"`([a-z_/]+\.py)`", text))
 
 
-def test_every_file_is_there() -> None:
+def test_every_named_file_exists() -> None:
     missing = [name for name in files_of(TEXT) if not (ROOT / "src/flux_endpoint" / name).is_file()]
     assert not missing
 
 
 @pytest.mark.parametrize("heading", MOST)
-def test_a_walk_is_short(heading: str) -> None:
+def test_each_walk_is_short_enough(heading: str) -> None:
     walks = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
     assert 0 < len(files_of(walks[heading])) <= MOST[heading]

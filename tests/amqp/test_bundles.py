@@ -43,7 +43,7 @@ def parts(draw: st.DrawFn) -> list[Part]:
 
 
 @given(parts=parts(), shared=_headers)
-def test_what_is_packed_comes_out(parts, shared) -> None:
+def test_unpacking_a_bundle_returns_the_packed_parts(parts, shared) -> None:
     told = [
         (each.body, each.headers, each.message_id)
         for each in unpack_bundle(pack_bundle(parts, shared))
@@ -51,7 +51,7 @@ def test_what_is_packed_comes_out(parts, shared) -> None:
     assert told == [(each.body, {**shared, **each.headers}, each.message_id) for each in parts]
 
 
-def test_what_parts_share_is_there_once() -> None:
+def test_a_bundle_has_shared_content_once() -> None:
     code = b"x" * 10_000
     assert len(pack_bundle([Part(b"1", code), Part(b"2", code)])) < 11_000
 
@@ -72,7 +72,7 @@ def test_a_head_larger_than_a_bundle_is_in_no_bundle() -> None:
 
 
 @given(body=st.binary())
-def test_anything_else_is_refused_with_a_reason(body) -> None:
+def test_an_invalid_bundle_is_refused_with_a_reason(body) -> None:
     with pytest.raises(InvalidMessageError, match="can't be read"):
         unpack_bundle(body)
 
@@ -163,7 +163,7 @@ def test_a_bundle_is_acknowledged_with_its_last_part(
 
 
 @pytest.mark.rabbitmq
-def test_a_bundle_with_a_rejected_part_is_set_aside_once_all_have_answers(
+def test_a_bundle_with_a_rejected_part_is_dead_lettered_once_all_parts_are_answered(
     connect: Connect, hand: Hand, name: str
 ) -> None:
     dead = hand.queue(f"dead-{name}")
@@ -188,7 +188,9 @@ def test_a_bundle_with_a_rejected_part_is_set_aside_once_all_have_answers(
 
 
 @pytest.mark.rabbitmq
-def test_who_takes_no_bundles_gets_them_whole(connect: Connect, queue: str, hand: Hand) -> None:
+def test_a_consumer_without_bundles_gets_a_bundle_as_one_delivery(
+    connect: Connect, queue: str, hand: Hand
+) -> None:
     sink = Sink()
     connect().consume(queue, sink, prefetch=10)
     body = bundle(b"one", b"two")
@@ -198,7 +200,7 @@ def test_who_takes_no_bundles_gets_them_whole(connect: Connect, queue: str, hand
 
 
 @pytest.mark.rabbitmq
-def test_a_callback_that_fails_for_a_part_sees_the_others(
+def test_a_callback_that_fails_for_one_part_still_gets_the_others(
     connect: Connect, queue: str, hand: Hand
 ) -> None:
     seen = Sink()

@@ -44,9 +44,7 @@ def test_closing_right_after_the_start_still_sends(url: str, queue: str, hand: H
     assert hand.depth(queue) == 1
 
 
-def test_closing_sends_the_answers_that_were_given(
-    connect: Connect, queue: str, hand: Hand
-) -> None:
+def test_closing_sends_pending_acknowledgements(connect: Connect, queue: str, hand: Hand) -> None:
     receiver, sink = connect(), Sink(then=None)
     receiver.consume(queue, sink, prefetch=100)
     hand.put(queue, *numbered(100))
@@ -56,7 +54,7 @@ def test_closing_sends_the_answers_that_were_given(
     assert hand.depth(queue) == 0
 
 
-def test_closing_ends_the_thread_and_says_so_once(url: str, name: str) -> None:
+def test_closing_ends_the_thread_and_reports_it_once(url: str, name: str) -> None:
     states = States()
     connection = AmqpConnection(url, name=name, on_state=states)
     connection.start()
@@ -80,7 +78,7 @@ def test_a_closed_connection_refuses_everything(connect: Connect) -> None:
         connection.start()
 
 
-def test_what_was_never_sent_fails_when_the_broker_is_out_of_reach(
+def test_unsent_messages_fail_on_close_if_the_broker_is_unreachable(
     connect: Connect, free_port: int
 ) -> None:
     states = States()
@@ -105,7 +103,7 @@ def test_closing_ends_an_attempt_to_connect(proxy: Proxy, proxy_url: str, name: 
     assert threads_left(name) == []
 
 
-def test_what_was_never_started_can_be_closed(url: str) -> None:
+def test_a_connection_that_was_never_started_can_be_closed(url: str) -> None:
     connection = AmqpConnection(url, name="test")
     published, declared = connection.publish("", "q", b"x"), connection.declare(Queue("q"))
     connection.close()
@@ -124,7 +122,7 @@ def test_a_callback_may_close(url: str, queue: str) -> None:
 
 
 @pytest.mark.parametrize("reachable", [True, False])
-def test_a_connection_that_is_forgotten_does_not_keep_the_program(
+def test_an_unclosed_connection_does_not_block_the_exit_of_the_program(
     url: str, free_port: int, reachable: bool
 ) -> None:
     target = url if reachable else f"amqp://127.0.0.1:{free_port}/"
@@ -145,7 +143,9 @@ connection.consume("nothing", print, prefetch=1)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-def test_publishers_and_a_close_at_once_leave_no_future_open(connect: Connect, queue: str) -> None:
+def test_closing_while_others_publish_leaves_no_future_unresolved(
+    connect: Connect, queue: str
+) -> None:
     connection = connect()
     futures = []
     begun = threading.Event()

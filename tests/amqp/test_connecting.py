@@ -60,7 +60,7 @@ def test_an_unknown_vhost(refusal: Refusal, url: str, name: str) -> None:
     assert name in change.address
 
 
-def test_a_port_that_nobody_listens_on(refusal: Refusal, free_port: int) -> None:
+def test_a_port_without_a_listener(refusal: Refusal, free_port: int) -> None:
     change = refusal(f"amqp://user:{SECRET}@127.0.0.1:{free_port}/v")
     assert change.reason == "connection refused: nothing listens there"
     assert change.address == f"127.0.0.1:{free_port}/v"
@@ -71,7 +71,7 @@ def test_an_unknown_host(refusal: Refusal) -> None:
     assert change.reason == "the host name can't be resolved"
 
 
-def test_a_peer_that_says_nothing(
+def test_a_silent_peer(
     refusal: Refusal, proxy: Proxy, proxy_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(url_module, "_STACK_TIMEOUT", 1)
@@ -79,7 +79,7 @@ def test_a_peer_that_says_nothing(
     assert refusal(proxy_url).reason == "no answer in time"
 
 
-def test_a_peer_that_hangs_up(refusal: Refusal) -> None:
+def test_a_peer_that_disconnects(refusal: Refusal) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         states = States()
@@ -110,7 +110,7 @@ def test_tls_to_a_plain_port(refusal: Refusal, url: str) -> None:
         f"amqp://user:{SECRET}@host:99999/",
     ],
 )
-def test_what_is_not_an_amqp_url(refusal: Refusal, wrong: str) -> None:
+def test_a_url_of_another_scheme(refusal: Refusal, wrong: str) -> None:
     change = refusal(wrong)
     assert change.reason.startswith("not an AMQP URL: write amqp://")
     assert change.address == "an unreadable AMQP URL"
@@ -121,7 +121,7 @@ def test_a_wrong_option_in_the_url_is_named(refusal: Refusal) -> None:
     assert "heartbeat" in change.reason
 
 
-def test_a_callable_url_is_asked_for_each_attempt(
+def test_a_callable_url_is_called_for_each_attempt(
     connect: Connect, url: str, free_port: int
 ) -> None:
     asked: list[str] = []

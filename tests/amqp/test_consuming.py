@@ -38,7 +38,9 @@ def flushed(connection: AmqpConnection) -> None:
     assert done.wait(PATIENCE)
 
 
-def test_no_more_than_the_prefetch_is_unanswered(connect: Connect, queue: str, hand: Hand) -> None:
+def test_unacknowledged_deliveries_never_exceed_the_prefetch(
+    connect: Connect, queue: str, hand: Hand
+) -> None:
     sink = Sink(then=None)
     connect().consume(queue, sink, prefetch=3)
     hand.put(queue, *numbered(10))
@@ -50,7 +52,9 @@ def test_no_more_than_the_prefetch_is_unanswered(connect: Connect, queue: str, h
     hand.until_depth(queue, 6)
 
 
-def test_what_has_no_answer_is_delivered_again(connect: Connect, queue: str, hand: Hand) -> None:
+def test_unacknowledged_deliveries_are_redelivered(
+    connect: Connect, queue: str, hand: Hand
+) -> None:
     hand.put(queue, *numbered(3))
     receiver, sink = connect(), Sink(then=None)
     receiver.consume(queue, sink, prefetch=10)
@@ -78,7 +82,7 @@ def answering(draw: st.DrawFn) -> list[list[tuple[int, Answer]]]:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(groups=answering())
-def test_only_what_was_acknowledged_is_gone(
+def test_only_acknowledged_messages_leave_the_queue(
     connect: Connect,
     queue_with_dead_letters: str,
     dead_letters: str,
@@ -113,7 +117,7 @@ def test_only_what_was_acknowledged_is_gone(
     assert sorted(body for body, _ in hand.take(dead_letters)) == sorted(given_as("reject"))
 
 
-def test_what_is_rejected_becomes_a_dead_letter(
+def test_a_rejected_message_is_dead_lettered(
     connect: Connect, queue_with_dead_letters: str, dead_letters: str, hand: Hand
 ) -> None:
     connect().consume(queue_with_dead_letters, Sink(Delivery.reject), prefetch=10)
@@ -122,7 +126,7 @@ def test_what_is_rejected_becomes_a_dead_letter(
     assert hand.take(dead_letters) == [(b"poison", False)]
 
 
-def test_what_the_callback_chokes_on_becomes_a_dead_letter_and_the_others_go_on(
+def test_a_message_whose_callback_raises_is_dead_lettered_and_others_are_delivered(
     connect: Connect, queue_with_dead_letters: str, dead_letters: str, hand: Hand
 ) -> None:
     def swallow(delivery: Delivery) -> None:
@@ -154,7 +158,7 @@ def test_nothing_is_delivered_while_paused(connect: Connect, queue: str, hand: H
     assert sink.bodies == [b"before", b"while"]
 
 
-def test_what_was_delivered_can_be_answered_while_paused(
+def test_deliveries_can_be_acknowledged_while_paused(
     connect: Connect, queue_with_dead_letters: str, dead_letters: str, hand: Hand
 ) -> None:
     queue = queue_with_dead_letters
@@ -204,7 +208,7 @@ def test_a_consumer_that_was_paused_before_it_began_waits(
     sink.wait_for(1)
 
 
-def test_a_cancelled_consumer_gives_back_what_has_no_answer(
+def test_a_cancelled_consumer_returns_unacknowledged_deliveries(
     connect: Connect, queue: str, hand: Hand
 ) -> None:
     sink = Sink(then=None)
@@ -219,7 +223,7 @@ def test_a_cancelled_consumer_gives_back_what_has_no_answer(
     assert hand.take(queue) == [(b"1", True), (b"2", True)]
 
 
-def test_an_exclusive_consumer_is_taken_over_when_it_goes(
+def test_an_exclusive_consumer_is_replaced_when_it_ends(
     connect: Connect, queue: str, hand: Hand
 ) -> None:
     first, second, refusals = Sink(), Sink(), Journal[str]()
@@ -237,7 +241,9 @@ def test_an_exclusive_consumer_is_taken_over_when_it_goes(
     assert (first.bodies, second.bodies) == ([b"0", b"1"], [b"2"])
 
 
-def test_a_queue_may_come_later(connect: Connect, name: str, hand: Hand) -> None:
+def test_a_queue_may_be_declared_after_the_consumer_started(
+    connect: Connect, name: str, hand: Hand
+) -> None:
     sink, refusals = Sink(), Journal[str]()
     connect().consume(name, sink, prefetch=1, on_refused=refusals)
     assert name in refusals.wait_for(2)[0]
@@ -246,7 +252,9 @@ def test_a_queue_may_come_later(connect: Connect, name: str, hand: Hand) -> None
     sink.wait_for(1)
 
 
-def test_a_queue_may_be_deleted_and_come_back(connect: Connect, queue: str, hand: Hand) -> None:
+def test_consuming_continues_after_the_queue_was_deleted_and_declared_again(
+    connect: Connect, queue: str, hand: Hand
+) -> None:
     sink, refusals = Sink(), Journal[str]()
     connect().consume(queue, sink, prefetch=1, on_refused=refusals)
     hand.put(queue, b"0")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.rabbitmq
 Connect = Callable[..., AmqpConnection]
 
 
-def test_what_is_declared_before_the_start_is_there_when_connected(
+def test_declarations_before_the_start_are_complete_when_connected(
     url: str, name: str, hand: Hand
 ) -> None:
     connection = AmqpConnection(url, name="test")
@@ -26,9 +26,7 @@ def test_what_is_declared_before_the_start_is_there_when_connected(
     assert hand.depth(name) == 1
 
 
-def test_declarations_are_made_in_the_order_in_which_they_are_asked_for(
-    connect: Connect, name: str
-) -> None:
+def test_declarations_are_made_in_the_requested_order(connect: Connect, name: str) -> None:
     connection = connect()
     futures = []
     for number in range(30):
@@ -43,13 +41,13 @@ def test_declarations_are_made_in_the_order_in_which_they_are_asked_for(
     connection.publish(f"{name}-29", "key", b"x").result(PATIENCE)
 
 
-def test_nothing_to_declare_is_declared_at_once(connect: Connect) -> None:
+def test_an_empty_declaration_completes_at_once(connect: Connect) -> None:
     connect().declare().result(PATIENCE)
     connect().declare_once().result(PATIENCE)
 
 
 @pytest.mark.parametrize("method", ["declare", "declare_once"])
-def test_a_refused_declaration_fails_and_the_connection_goes_on(
+def test_a_refused_declaration_fails_and_the_connection_stays_usable(
     connect: Connect, queue: str, method: str, hand: Hand
 ) -> None:
     connection, sink = connect(), Sink()
@@ -64,9 +62,7 @@ def test_a_refused_declaration_fails_and_the_connection_goes_on(
     sink.wait_for(1)
 
 
-def test_a_refused_declaration_does_not_keep_the_connection_from_coming_up(
-    url: str, queue: str
-) -> None:
+def test_a_refused_declaration_does_not_prevent_the_connection(url: str, queue: str) -> None:
     connection = AmqpConnection(url, name="test")
     refused = connection.declare(Queue(queue, {"x-max-length": 3}))
     good = connection.declare(Queue(f"{queue}-other"))
@@ -81,7 +77,7 @@ def test_a_refused_declaration_does_not_keep_the_connection_from_coming_up(
     [Queue("q" * 256), Queue("q", {"x": object()}), Binding("e" * 256, "q", "k")],
     ids=["long name", "argument", "long exchange"],
 )
-def test_what_can_not_be_put_on_the_wire_is_refused_at_once(
+def test_a_declaration_that_cannot_be_encoded_is_refused_at_once(
     connect: Connect, thing: Queue | Binding, queue: str
 ) -> None:
     connection = connect()

@@ -26,7 +26,7 @@ def test_a_message_that_ends_the_whole_connection_fails_alone(connect: Any, queu
         confirm.result(PATIENCE)
 
 
-def test_what_is_published_during_the_search_for_a_culprit_is_sent_after_it(
+def test_messages_published_during_the_search_for_a_bad_message_are_sent_after_it(
     connect: Any, queue: str
 ) -> None:
     connection = connect()
@@ -47,7 +47,7 @@ def test_what_is_published_during_the_search_for_a_culprit_is_sent_after_it(
 
 
 @pytest.mark.timeout(30)
-def test_a_callable_url_that_hangs_does_not_hinder_closing(connect: Any, url: str) -> None:
+def test_a_callable_url_that_hangs_does_not_block_closing(connect: Any, url: str) -> None:
     asked, release = threading.Event(), threading.Event()
 
     def hang() -> str:
@@ -63,7 +63,9 @@ def test_a_callable_url_that_hangs_does_not_hinder_closing(connect: Any, url: st
     release.set()
 
 
-def test_a_cut_is_told_in_words(connect: Any, proxy: Any, proxy_url: str) -> None:
+def test_a_cut_connection_is_reported_in_plain_words(
+    connect: Any, proxy: Any, proxy_url: str
+) -> None:
     states = States()
     connect(proxy_url, on_state=states)
     states.wait_state(ConnectionState.CONNECTED)

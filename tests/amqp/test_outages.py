@@ -18,7 +18,7 @@ Connect = Callable[..., AmqpConnection]
 
 
 @pytest.mark.parametrize("size", [1, 30_000, 100_000, 250_000])
-def test_a_cut_amid_publishing_loses_no_message(
+def test_a_cut_while_publishing_loses_no_message(
     connect: Connect, proxy: Proxy, proxy_url: str, queue: str, hand: Hand, size: int
 ) -> None:
     bodies = [body.rjust(100) for body in numbered(2000)]
@@ -53,7 +53,7 @@ def test_many_cuts_lose_no_message(
     sink.wait(lambda items: {delivery.body for delivery in items} == set(bodies))
 
 
-def test_unanswered_messages_come_again_after_a_cut_and_old_answers_are_harmless(
+def test_unacknowledged_messages_are_redelivered_after_a_cut_and_late_answers_ignored(
     connect: Connect, proxy: Proxy, proxy_url: str, queue: str, hand: Hand
 ) -> None:
     receiver, sink = connect(proxy_url), Sink(then=None)
@@ -171,7 +171,7 @@ def test_closing_does_not_wait_for_a_silent_peer(
     assert [change.state for change in states.wait_for(2)] == ["connected", "closed"]
 
 
-def test_what_lasts_is_declared_again_before_anything_is_published(
+def test_lasting_declarations_are_repeated_before_anything_is_published(
     connect: Connect, proxy: Proxy, proxy_url: str, name: str, hand: Hand
 ) -> None:
     states, sink = States(), Sink()
@@ -189,7 +189,7 @@ def test_what_lasts_is_declared_again_before_anything_is_published(
     sink.wait_for(1)
 
 
-def test_what_does_not_last_is_not_declared_again(
+def test_single_declarations_are_not_repeated(
     connect: Connect, proxy: Proxy, proxy_url: str, name: str, hand: Hand
 ) -> None:
     states = States()
@@ -203,7 +203,7 @@ def test_what_does_not_last_is_not_declared_again(
         connection.publish("", name, b"x").result(PATIENCE)
 
 
-def test_what_is_declared_during_an_outage_is_declared_after_it(
+def test_declarations_during_an_outage_are_made_after_it(
     connect: Connect, proxy: Proxy, proxy_url: str, name: str
 ) -> None:
     states = States()
@@ -248,7 +248,7 @@ def test_rejections_survive_a_cut_as_redeliveries(
     sink.wait(lambda items: len({delivery.body for delivery in items}) == 100)
 
 
-def test_an_error_within_pika_costs_a_connection_and_not_its_thread(
+def test_an_error_within_pika_ends_the_connection_but_not_its_thread(
     connect: Connect, queue: str, hand: Hand
 ) -> None:
     states, sink = States(), Sink()

@@ -29,7 +29,7 @@ def test_thousands_of_messages_arrive_once_and_in_order(connect: Connect, queue:
     assert sink.bodies == bodies
 
 
-def test_what_was_acknowledged_does_not_come_again(
+def test_acknowledged_messages_are_not_redelivered(
     connect: Connect, queue: str, hand: Hand
 ) -> None:
     sink = Sink()
@@ -75,7 +75,7 @@ def test_equal_unroutable_messages_fail_each(connect: Connect, name: str) -> Non
         assert isinstance(future.exception(PATIENCE), UnroutableError)
 
 
-def test_in_a_burst_exactly_the_unroutable_ones_fail(
+def test_only_the_unroutable_messages_of_a_burst_fail(
     connect: Connect, queue: str, name: str, hand: Hand
 ) -> None:
     connection = connect()
@@ -151,7 +151,7 @@ def test_a_full_queue_that_refuses_fails_the_message(
     assert [type(error) for error in errors[1:]] == [PublishError] * 2
 
 
-def test_a_dropped_future_harms_nothing(connect: Connect, queue: str) -> None:
+def test_a_dropped_future_has_no_effect(connect: Connect, queue: str) -> None:
     connection = connect()
     connection.publish("", queue, b"x").cancel()
     connection.publish("", queue, b"x").result(PATIENCE)
@@ -177,7 +177,7 @@ def blocked_publisher(
 
 
 @pytest.mark.parametrize("by", ["count", "size"])
-def test_publishing_blocks_while_too_much_is_unconfirmed(
+def test_publishing_blocks_while_too_many_messages_are_unconfirmed(
     connect: Connect, url: str, queue: str, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     if by == "size":
@@ -208,7 +208,7 @@ def test_closing_unblocks_a_publisher(connect: Connect, free_port: int) -> None:
     assert ends.items.count("published") <= 4
 
 
-def test_what_a_callback_publishes_never_blocks(connect: Connect, queue: str, name: str) -> None:
+def test_publishing_in_a_callback_never_blocks(connect: Connect, queue: str, name: str) -> None:
     connection = connect(max_unconfirmed=1)
     connection.declare(Exchange(name), Queue(name + "-2")).result(PATIENCE)
     sink = Sink()
@@ -223,7 +223,7 @@ def test_what_a_callback_publishes_never_blocks(connect: Connect, queue: str, na
     assert sink.bodies == numbered(20)
 
 
-def test_an_alarm_of_the_broker_is_told_and_its_end(
+def test_an_alarm_of_the_broker_and_its_end_are_reported(
     connect: Connect, queue: str, broker: Any
 ) -> None:
     told: SimpleQueue[str] = SimpleQueue()

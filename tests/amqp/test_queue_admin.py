@@ -43,7 +43,7 @@ def test_messages_and_consumers_are_counted(
 
 
 @pytest.mark.parametrize("count", [0, 1, 1500])
-def test_a_look_shows_the_headers_and_leaves_everything_in_its_order(
+def test_looking_at_a_queue_returns_headers_and_keeps_the_order(
     connection: AmqpConnection, queue_admin: QueueAdmin, queue: str, hand: Hand, count: int
 ) -> None:
     for number in range(count):
@@ -59,7 +59,7 @@ def test_a_look_shows_the_headers_and_leaves_everything_in_its_order(
     assert [body for body, _ in hand.take(queue)] == numbered(count)
 
 
-def test_a_look_sees_what_a_vanished_consumer_had_not_acknowledged(
+def test_looking_at_a_queue_includes_messages_of_a_vanished_consumer(
     connect: Connect, queue_admin: QueueAdmin, queue: str, hand: Hand
 ) -> None:
     def acknowledge_odd_ones(delivery):  # type: ignore[no-untyped-def]
@@ -112,7 +112,7 @@ def test_a_queue_that_is_not_there_is_no_error(queue_admin: QueueAdmin, name: st
     queue_admin.delete(name).result(PATIENCE)
 
 
-def test_what_the_broker_refuses_is_an_error_with_its_words(
+def test_a_refusal_of_the_broker_is_an_error_with_its_text(
     queue_admin: QueueAdmin, name: str, hand: Hand
 ) -> None:
     hand.channel.queue_declare(name, exclusive=True)  # for that connection alone
@@ -121,7 +121,7 @@ def test_what_the_broker_refuses_is_an_error_with_its_words(
             refused.result(PATIENCE)
 
 
-def test_an_answer_that_comes_too_late_disturbs_nothing(
+def test_a_late_answer_is_ignored(
     connect: Connect,
     proxy: Proxy,
     proxy_url: str,
@@ -155,7 +155,7 @@ def test_an_answer_that_comes_too_late_disturbs_nothing(
     assert [change.state for change in states.items] == ["connected"]
 
 
-def test_a_lost_connection_fails_what_is_under_way(
+def test_a_lost_connection_fails_pending_requests(
     connect: Connect, proxy: Proxy, proxy_url: str, queue: str
 ) -> None:
     connection = connect(proxy_url)

@@ -25,7 +25,7 @@ from flux_endpoint.errors import AmqpError
         ("nonsense", "an unreadable AMQP URL"),
     ],
 )
-def test_an_address_shows_where_but_not_who(url: str, address: str) -> None:
+def test_an_address_has_no_credentials(url: str, address: str) -> None:
     assert address_of(url) == address
 
 
@@ -61,6 +61,6 @@ def test_amqps_verifies_the_certificate() -> None:
     assert parameters.ssl_options.context.check_hostname
 
 
-def test_what_is_not_amqp_is_refused() -> None:
+def test_a_url_of_another_scheme_is_refused() -> None:
     with pytest.raises(AmqpError, match="write amqp://"):
         connection_parameters("https://u:p@host/", name="n", heartbeat=7)

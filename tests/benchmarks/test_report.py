@@ -53,7 +53,7 @@ def test_ratios_are_of_equal_rounds_and_have_their_median_and_ends(record):
     assert found == [Spread(3, 2, 9), Spread(0.6125, 0.6, 0.625), Spread(5, 4, 6)]
 
 
-def test_what_has_no_values_has_no_ratio(record):
+def test_a_row_without_values_has_no_ratio(record):
     assert report.ratio([], [1.0]) is None
     assert report.ratio([None, 1.0], [1.0]) is None
     assert report.ratio([1.0], [0.0]) is None
@@ -98,7 +98,7 @@ def test_numbers_have_three_digits(value, shown):
     assert report.number(value) == shown
 
 
-def test_the_tables_say_what_was_found(record):
+def test_the_tables_have_the_measured_values(record):
     lines = [" ".join(line.split()) for line in report.text(record, LEVEL).splitlines()]
     assert "| tasks | ours | theirs | 3.00 (2.00 to 9.00) | ≥ 2 | yes |" in lines
     assert "| one task | ours | theirs | 0.613 (0.600 to 0.625) | ≤ 0.5 | no |" in lines
@@ -106,13 +106,13 @@ def test_the_tables_say_what_was_found(record):
     assert "| tasks | theirs | 100 | 50.0 /s (10.0 to 100) |" in lines
 
 
-def test_a_contender_without_values_is_said_to_have_failed(record):
+def test_a_contender_without_values_is_reported_as_failed(record):
     del record.values["rate"]["b"]
     lines = [" ".join(line.split()) for line in report.ratios(record, LEVEL).splitlines()]
     assert "| tasks | ours | theirs | failed | ≥ 2 | |" in lines
 
 
-def test_a_busy_machine_is_said(record):
+def test_the_report_mentions_a_busy_machine(record):
     record.loads = [Load(0.01, 0.2), Load(0.05, 0.4)]
     assert "worth nothing" not in report.head(record)
     assert "others had 1% to 5% of the cores; load average 0.2 to 0.4" in report.head(record)

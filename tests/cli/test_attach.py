@@ -99,7 +99,7 @@ class TestFollowing:
         }
         assert done.stderr == ""
 
-    def test_ctrl_c_ends_it_quietly_and_leaves_the_job_alone(self, in_flux, flux):
+    def test_ctrl_c_ends_the_command_quietly_and_not_the_job(self, in_flux, flux):
         jobid = flux("submit", "sleep", "inf")
         process = subprocess.Popen(
             [*COMMAND, "attach", "fluxed", jobid],
@@ -117,7 +117,7 @@ class TestFollowing:
         assert flux("jobs", "-no", "{status}", jobid) == "RUN"
         flux("cancel", jobid)
 
-    def test_a_reader_that_leaves_is_no_error(self, in_flux, flux):
+    def test_a_closed_output_pipe_is_not_an_error(self, in_flux, flux):
         jobid = flux("submit", "sh", "-c", "seq 100000")
         command = f"{' '.join(COMMAND)} attach fluxed {jobid} 2> {in_flux.home}/said | head -1"
         done = subprocess.run(
@@ -191,7 +191,7 @@ def test_events_that_came_before_they_are_asked_for_are_shown_in_their_order(cap
     assert [each["event"] for each in events] == names
 
 
-def test_an_endpoint_that_is_away_is_waited_for_and_that_is_said(stack):
+def test_attach_reports_that_it_waits_for_an_offline_endpoint(stack):
     configure(stack, "absent")
     stack.start("absent")
     stack.stop("absent")

@@ -43,7 +43,7 @@ def test_a_running_task_is_ended(stack, executor, gate, resources):
     ended(future)
 
 
-def test_several_are_ended_and_those_that_had_ended_stay_as_they_are(stack, executor, gate):
+def test_several_tasks_are_ended_and_finished_tasks_stay_unchanged(stack, executor, gate):
     done = executor.submit(abs, -1)
     done.result()
     running = [executor.submit(WAIT, gate=str(gate)) for _ in range(12)]
@@ -79,7 +79,7 @@ def test_all_open_tasks_of_a_group(stack, executor, gate):
     assert stack.out("cancel", f"--group={executor.task_group_id}") == "No open tasks.\n"
 
 
-def test_one_that_nobody_knows_keeps_none_of_the_others_from_it(stack, executor, gate):
+def test_an_unknown_task_does_not_prevent_cancelling_the_others(stack, executor, gate):
     future = executor.submit(WAIT, gate=str(gate))
     task_id = future.wait_submitted(PATIENCE)
     unknown = str(uuid.uuid4())
@@ -90,7 +90,7 @@ def test_one_that_nobody_knows_keeps_none_of_the_others_from_it(stack, executor,
     ended(future)
 
 
-def test_a_task_of_an_endpoint_that_is_away_is_cancelled_at_once(stack):
+def test_a_task_of_an_offline_endpoint_is_cancelled_at_once(stack):
     configure(stack, "leaver")
     stack.start("leaver")
     stack.stop("leaver")
@@ -111,7 +111,7 @@ def test_the_keys_of_the_json_stay(stack, executor):
     }
 
 
-def test_without_a_service_none_is_cancelled_and_each_says_so(bare, free_port):
+def test_without_a_service_each_task_is_reported_as_not_cancelled(bare, free_port):
     away = {
         "FLUX_ENDPOINT_SERVICE_URL": f"http://127.0.0.1:{free_port}",
         "FLUX_ENDPOINT_TOKEN": "token",

@@ -65,7 +65,7 @@ def assert_found(found, check, state, said, mend=""):
 @pytest.mark.rabbitmq
 @pytest.mark.stack
 class TestHealth:
-    def test_nothing_is_wrong_with_a_stack_that_was_just_started(self, stack):
+    def test_a_freshly_started_stack_has_no_findings(self, stack):
         def complete():  # the broker tells in time how long the queues are
             found = findings(stack, "local", status=0)
             return found["service.queues"]["state"] != "skipped" and found
@@ -84,7 +84,7 @@ class TestHealth:
             assert found[check]["state"] == "ok" or busy, found[check]
         assert "RabbitMQ 3." in found["broker.reach"]["said"]
 
-    def test_a_person_reads_it_in_parts_with_a_sum_at_the_end(self, stack):
+    def test_the_text_output_has_sections_and_a_summary(self, stack):
         said = stack.out("doctor", "local")
         for title in ("This machine", "The service", "RabbitMQ", "Endpoint local"):
             assert f"\n{title}\n" in f"\n{said}"
@@ -100,7 +100,7 @@ class TestHealth:
         assert all(set(each) == keys for each in told["findings"])
         assert sum(told["counts"].values()) == len(told["findings"])
 
-    def test_all_endpoints_are_looked_at_unless_one_is_named(self, stack):
+    def test_all_endpoints_are_checked_unless_one_is_named(self, stack):
         configure(stack, "unused")
         told = stack.json("doctor", status=None)["findings"]
         assert {each["subject"] for each in told} >= {None, "local", "unused"}
@@ -116,7 +116,7 @@ class TestHealth:
 # The command itself
 
 
-def test_what_fails_is_1_with_the_way_to_mend_it(bare):
+def test_a_failed_check_exits_with_1_and_names_the_remedy(bare):
     done = bare.run("doctor", status=1)
     assert "  failed   no credentials: set FLUX_ENDPOINT_SERVICE_URL" in done.stdout
     assert "-> ask the service's operator for a token" in done.stdout
@@ -127,7 +127,7 @@ def test_an_unknown_endpoint_is_66(bare):
     assert "no endpoint is called 'nowhere'" in bare.err("doctor", "nowhere", status=66)
 
 
-def test_a_check_that_fails_itself_is_a_finding_and_keeps_no_other_from_it():
+def test_a_check_that_raises_is_a_finding_and_the_other_checks_run():
     def look():
         yield ok("machine.a", "fine")
         raise ZeroDivisionError("oh")
@@ -137,7 +137,7 @@ def test_a_check_that_fails_itself_is_a_finding_and_keeps_no_other_from_it():
     assert "ZeroDivisionError: oh" in second.said
 
 
-def test_a_broken_file_is_told_without_being_called_a_bug():
+def test_a_broken_file_is_not_reported_as_an_internal_error():
     def look():
         raise PermissionError(13, "Permission denied", "/somewhere")
         yield
@@ -159,7 +159,7 @@ def test_a_broken_file_is_told_without_being_called_a_bug():
         ("~nobody-is-called-so/x", "Could not determine home directory"),
     ],
 )
-def test_a_home_that_can_not_be_is_found_and_all_else_looked_at(bare, home, said):
+def test_an_invalid_home_is_found_and_the_other_checks_run(bare, home, said):
     found = findings(bare, status=1, FLUX_ENDPOINT_HOME=home)
     assert_found(found, "machine.home", "failed", said, "another FLUX_ENDPOINT_HOME")
     assert_found(found, "service.credentials", "failed", said, "fix the state directory")
@@ -167,7 +167,7 @@ def test_a_home_that_can_not_be_is_found_and_all_else_looked_at(bare, home, said
     assert "machine.check" not in found
 
 
-def test_a_home_that_can_not_be_read_is_found(tmp_path, monkeypatch):
+def test_an_unreadable_home_is_found(tmp_path, monkeypatch):
     def refuse(_):
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
@@ -178,7 +178,7 @@ def test_a_home_that_can_not_be_read_is_found(tmp_path, monkeypatch):
     assert f"{tmp_path} can't be read: Permission denied" in finding.said
 
 
-def test_endpoints_that_are_no_directory_are_found(bare):
+def test_an_endpoints_entry_that_is_not_a_directory_is_found(bare):
     bare.home.mkdir(mode=0o700)
     (bare.home / "endpoints").touch()
     found = findings(bare, status=1)
@@ -192,7 +192,7 @@ def test_a_home_that_others_can_read_is_a_warning(bare):
 
 
 @pytest.mark.parametrize(("limit", "state"), [(100, "failed"), (1000, "warning"), (1024, "ok")])
-def test_few_open_files_are_too_few(bare, limit, state):
+def test_a_low_limit_on_open_files_is_found(bare, limit, state):
     done = subprocess.run(
         ["bash", "-c", f'ulimit -n {limit} && exec "$@"', "-", *COMMAND, "doctor", "--json"],
         env=bare.environment,
@@ -239,7 +239,7 @@ def test_a_missing_mpiexec_is_a_warning_where_endpoints_use_it(monkeypatch, need
         assert finding.state is FindingState.SKIPPED
 
 
-def test_missing_packages_of_the_service_are_only_said(monkeypatch):
+def test_missing_service_packages_are_reported_without_a_warning(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     finding = machine._service_extra()
     assert (finding.state, finding.mend) == (FindingState.SKIPPED, "")
@@ -248,7 +248,7 @@ def test_missing_packages_of_the_service_are_only_said(monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give things away")
-def test_what_belongs_to_somebody_else_fails(tmp_path):
+def test_a_directory_of_another_user_fails(tmp_path):
     os.chown(tmp_path, 12345, -1)
     finding = machine.check_private("machine.home", tmp_path)
     assert (finding.state, "12345" in finding.said) == (FindingState.FAILED, True)
@@ -257,7 +257,7 @@ def test_what_belongs_to_somebody_else_fails(tmp_path):
 # The service
 
 
-def test_half_of_the_credentials_is_not_enough(bare):
+def test_incomplete_credentials_fail(bare):
     found = findings(bare, status=1, **{URL: "http://127.0.0.1:1"})
     assert_found(found, "service.credentials", "failed", f"{TOKEN} is not", "token")
 
@@ -278,13 +278,13 @@ def test_a_damaged_credentials_file_is_named(bare):
     assert_found(found, "service.credentials", "failed", "is not JSON", "")
 
 
-def test_a_service_that_nobody_runs_is_found(bare, free_port):
+def test_an_unreachable_service_is_found(bare, free_port):
     found = findings(bare, status=1, **{URL: f"http://127.0.0.1:{free_port}", TOKEN: "t"})
     assert_found(found, "service.url", "failed", "nothing listens there", "service run")
     assert found["broker.reach"]["state"] == "skipped"
 
 
-def test_a_name_that_nobody_knows_is_found_and_plain_http_is_a_warning(bare):
+def test_an_unknown_host_name_is_found_and_plain_http_is_a_warning(bare):
     found = findings(bare, status=1, **{URL: "http://service.invalid", TOKEN: "t"})
     assert_found(found, "service.url", "failed", "can't be resolved", "check the URL")
     told = bare.run("doctor", status=1, **{URL: "http://service.invalid", TOKEN: "t"}).stdout
@@ -363,7 +363,7 @@ def fake():
     fake.close()
 
 
-def test_a_healthy_answer_has_no_fault(bare, fake):
+def test_a_healthy_answer_has_no_findings(bare, fake):
     found = findings(bare, status=0, **fake.environment)
     assert found["service.queues"]["state"] == found["service.broker"]["state"] == "ok"
 
@@ -389,7 +389,7 @@ def test_a_healthy_answer_has_no_fault(bare, fake):
          "3 unreadable or unroutable messages", "purge_queue"),
     ],
 )  # fmt: skip
-def test_what_the_service_says_is_judged(bare, fake, change, check, state, said, mend):
+def test_the_service_status_is_checked(bare, fake, change, check, state, said, mend):
     fake.status(**change)
     status = 1 if state == "failed" else 0
     assert_found(findings(bare, status=status, **fake.environment), check, state, said, mend)
@@ -414,14 +414,14 @@ def test_clocks_that_differ_are_a_warning(bare, fake, skew, said):
         ("/v3/status", (503, b""), "service.url", "can't serve"),
     ],
 )
-def test_wrong_answers_are_told_apart(bare, fake, path, answer, check, said):
+def test_different_wrong_answers_have_different_findings(bare, fake, path, answer, check, said):
     fake.answers[path] = answer
     found = findings(bare, status=1, **fake.environment)
     assert_found(found, check, "failed", said, "")
     assert found[check]["mend"]
 
 
-def test_tls_where_there_is_none_is_found(bare, fake):
+def test_https_to_a_plain_port_is_found(bare, fake):
     url = fake.url.replace("http:", "https:")
     found = findings(bare, status=1, **{URL: url, TOKEN: "t"})
     assert_found(found, "service.url", "failed", "TLS handshake failed", "http://")
@@ -434,14 +434,14 @@ def test_tls_where_there_is_none_is_found(bare, fake):
         ("http_proxy", "gopher9://x", "Unknown scheme for proxy URL"),
     ],
 )
-def test_an_environment_that_is_in_the_way_is_named(bare, variable, value, said):
+def test_a_conflicting_environment_variable_is_named(bare, variable, value, said):
     away = {URL: "http://service.invalid", TOKEN: "t", variable: value}
     found = findings(bare, status=1, **away)
     assert_found(found, "service.url", "failed", said, f"correct or unset {variable}")
     assert "certificates" in (told := bare.err("tasks", status=78, **away)) or "proxy" in told
 
 
-def test_a_credentials_file_that_is_not_used_is_looked_at_too(bare):
+def test_an_unused_credentials_file_is_checked_too(bare):
     bare.home.mkdir(mode=0o700)
     file = bare.home / "credentials.json"
     file.write_text("{}")
@@ -461,7 +461,7 @@ def test_wrong_credentials_are_to_be_corrected(bare):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no 'openssl' on PATH")
-def test_a_certificate_that_nobody_vouches_for_is_found(bare, tmp_path):
+def test_an_untrusted_certificate_is_found(bare, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
     command += ["-subj", "/CN=127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
@@ -493,7 +493,7 @@ def test_a_wrong_token_is_found_by_the_real_service(stack):
         ("nonsense", "not an AMQP URL"),
     ],
 )
-def test_a_broker_that_can_not_be_reached_from_here_is_found(bare, fake, free_port, url, said):
+def test_an_unreachable_broker_is_found(bare, fake, free_port, url, said):
     url = url.format(free_port=free_port)
     fake.answers["/v2/get_amqp_result_connection_url"] = (200, {"connection_url": url})
     found = findings(bare, status=1, **fake.environment)
@@ -517,7 +517,7 @@ def test_a_broker_of_another_kind_or_age_is_a_warning():
     assert broker._version("").state is FindingState.WARNING
 
 
-def test_a_broker_that_the_service_tells_by_its_own_loopback_is_found():
+def test_a_broker_url_with_the_loopback_address_of_the_service_is_found():
     local, remote = "amqp://u:p@127.0.0.1:5672/", "amqp://u:p@mq.example.org:5672/"
     (finding,) = broker._address(local, "127.0.0.1:5672/", "https://service.example.org")
     assert (finding.state, "--endpoint-amqp-url" in finding.mend) == (FindingState.FAILED, True)
@@ -526,7 +526,7 @@ def test_a_broker_that_the_service_tells_by_its_own_loopback_is_found():
     assert list(broker._address(local, "127.0.0.1:5672/", "http://127.0.0.1:8080")) == []
 
 
-def test_a_missing_installation_is_only_said(monkeypatch):
+def test_a_missing_flux_is_reported_without_a_warning(monkeypatch):
     def find():
         raise ConfigurationError(NOT_INSTALLED)
 
@@ -558,7 +558,7 @@ def test_without_flux_the_embedded_executor_is_used(bare, tmp_path):
     assert_found(found, "flux.command", "skipped", "there is no 'flux' on PATH")
 
 
-def test_a_flux_that_does_not_work_is_found(fake_flux):
+def test_a_broken_flux_is_found(fake_flux):
     found = findings(fake_flux("exit 1"), status=1)
     assert_found(found, "flux.command", "failed", "does not report its version", "flux version")
 
@@ -566,7 +566,7 @@ def test_a_flux_that_does_not_work_is_found(fake_flux):
 NO_BINDINGS = '[ "$1" = version ] && echo "commands: 0.88.0" || echo /nowhere'
 
 
-def test_bindings_that_are_not_there_are_found_where_there_are_endpoints(fake_flux):
+def test_missing_flux_bindings_are_found_if_there_are_endpoints(fake_flux):
     terminal = fake_flux(NO_BINDINGS)
     configure(terminal, "lab")
     found = findings(terminal, status=1)
@@ -574,13 +574,13 @@ def test_bindings_that_are_not_there_are_found_where_there_are_endpoints(fake_fl
     assert_found(found, "flux.bindings", "failed", said, "[flux]")
 
 
-def test_a_client_needs_no_bindings(fake_flux):
+def test_a_client_needs_no_flux_bindings(fake_flux):
     found = findings(fake_flux(NO_BINDINGS))
     said = "only an endpoint here would need them"
     assert_found(found, "flux.bindings", "skipped", said)
 
 
-def test_another_package_of_that_name_is_told_by_its_path(fake_flux, tmp_path):
+def test_another_package_named_flux_is_reported_with_its_path(fake_flux, tmp_path):
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "__init__.py").touch()
     terminal = fake_flux(NO_BINDINGS)
@@ -601,7 +601,9 @@ def test_bindings_that_crash_are_found(fake_flux, tmp_path):
 
 @pytest.mark.flux
 class TestFlux:
-    def test_outside_of_an_instance_that_is_only_said(self, with_flux, flux_module):
+    def test_being_outside_of_a_flux_instance_is_reported_without_a_warning(
+        self, with_flux, flux_module
+    ):
         found = findings(with_flux)
         assert_found(found, "flux.instance", "skipped", "not inside a Flux instance")
 
@@ -633,7 +635,7 @@ def lab(bare):
     return bare
 
 
-def test_what_of_an_endpoint_can_not_be_looked_at_is_said_and_the_next_is_looked_at(lab):
+def test_an_endpoint_whose_check_fails_is_reported_and_the_next_is_checked(lab):
     (lab.lab / "agent.lock").mkdir()
     configure(lab, "next")
     told = json.loads(lab.run("doctor", "--json", status=1).stdout)["findings"]
@@ -642,7 +644,7 @@ def test_what_of_an_endpoint_can_not_be_looked_at_is_said_and_the_next_is_looked
     assert ("endpoint.config", "next") in [(each["check"], each["subject"]) for each in told]
 
 
-def test_a_journal_that_can_not_be_read_is_not_to_be_thrown_away(lab):
+def test_an_unreadable_journal_is_not_to_be_deleted(lab):
     (lab.lab / "journal.db").mkdir()
     found = findings(lab, "lab", status=1)
     assert_found(
@@ -650,7 +652,7 @@ def test_a_journal_that_can_not_be_read_is_not_to_be_thrown_away(lab):
     )
 
 
-def test_an_endpoint_that_was_never_started_is_no_fault(lab):
+def test_an_endpoint_that_was_never_started_is_not_a_finding(lab):
     found = findings(lab, "lab")
     assert_found(found, "endpoint.agent", "skipped", "starts it: flux-endpoint start lab")
     assert found["endpoint.config"]["state"] == found["endpoint.directory"]["state"] == "ok"
@@ -704,7 +706,7 @@ def test_an_agent_that_waits_for_the_service_is_found_with_the_reason(lab, free_
 @pytest.mark.rabbitmq
 @pytest.mark.stack
 class TestAtTheService:
-    def test_an_endpoint_that_it_does_not_know_is_found(self, stack):
+    def test_an_endpoint_unknown_to_the_service_is_found(self, stack):
         configure(stack, "stranger")
         identity = stack.home / "endpoints" / "stranger" / "endpoint.json"
         identity.write_text('{"endpoint_id": "8f6cf0b7-36cb-4bb5-a0ee-b2f9a9a9a6d4"}')
@@ -735,6 +737,6 @@ class TestAtTheService:
             os.kill(pid, signal.SIGCONT)
             stack.run("stop", "hung")
 
-    def test_its_journal_is_read_beside_a_running_agent(self, stack):
+    def test_the_journal_is_checked_while_the_agent_runs(self, stack):
         found = findings(stack, "local")
         assert "its journal is sound" in found["endpoint.journal"]["said"]

@@ -63,7 +63,7 @@ def test_long_files_and_long_lines_are_read_from_their_end(file, path):
     assert file.new_lines() == []
 
 
-def test_what_is_no_text_is_shown_all_the_same(file, path):
+def test_invalid_utf8_is_shown_with_replacement_characters(file, path):
     path.write_bytes(b"\xff\xfe caf\xc3\xa9\n")
     assert file.last_lines(1) == ["\ufffd\ufffd café"]
 
@@ -75,7 +75,7 @@ def test_a_missing_file_has_no_lines_until_it_is_there(file, path):
     assert file.new_lines() == ["born"]
 
 
-def test_a_line_comes_when_it_is_ended(file, path):
+def test_a_line_is_returned_once_it_is_complete(file, path):
     write(path, "a\n")
     assert file.last_lines(5) == ["a"]
     write(path, "b")
@@ -84,7 +84,7 @@ def test_a_line_comes_when_it_is_ended(file, path):
     assert file.new_lines() == ["bc", "d"]
 
 
-def test_a_file_that_takes_the_place_of_another_is_read_from_its_start(file, path):
+def test_a_file_that_replaces_another_is_read_from_its_start(file, path):
     write(path, "old\n")
     file.last_lines(5)
     write(path, "the end")
@@ -95,7 +95,7 @@ def test_a_file_that_takes_the_place_of_another_is_read_from_its_start(file, pat
     assert file.new_lines() == ["new"]
 
 
-def test_what_is_written_last_before_a_file_is_replaced_is_not_lost(file, path, monkeypatch):
+def test_the_last_lines_before_a_file_is_replaced_are_not_lost(file, path, monkeypatch):
     write(path, "first\n")
     file.last_lines(0)
     look = file._was_replaced
@@ -111,14 +111,14 @@ def test_what_is_written_last_before_a_file_is_replaced_is_not_lost(file, path, 
     assert file.new_lines() == ["last", "and a half", "new"]
 
 
-def test_a_file_that_is_begun_anew_is_read_from_its_start(file, path):
+def test_a_truncated_file_is_read_from_its_start(file, path):
     write(path, "a long line of before\n")
     file.last_lines(5)
     write(path, "new\n", mode="w")
     assert file.new_lines() == ["new"]
 
 
-def test_following_wakes_for_each_change_without_looking_again(tmp_path, watcher):
+def test_following_wakes_for_each_change_without_polling(tmp_path, watcher):
     paths = [tmp_path / "a.log", tmp_path / "b.log"]
     files = [FollowedFile(path, watcher) for path in paths]
     write(paths[0], "0\n")
@@ -142,7 +142,7 @@ def test_following_wakes_for_each_change_without_looking_again(tmp_path, watcher
         each.close()
 
 
-def test_it_ends_when_nobody_reads_any_more(tmp_path, watcher):
+def test_following_ends_when_its_output_is_closed(tmp_path, watcher):
     reading, writing = os.pipe()
     watcher.watch_reader(writing)
     os.close(reading)
@@ -151,7 +151,7 @@ def test_it_ends_when_nobody_reads_any_more(tmp_path, watcher):
     os.close(writing)
 
 
-def test_without_inotify_it_looks_again(tmp_path, monkeypatch):
+def test_without_inotify_following_polls(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RECHECK", 0.01)
     watcher = Watcher()
     os.close(watcher._descriptor)

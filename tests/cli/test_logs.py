@@ -48,13 +48,13 @@ def follow():
         process.communicate()
 
 
-def test_it_shows_the_end_of_an_endpoints_log(lab):
+def test_logs_shows_the_last_lines_of_an_endpoints_log(lab):
     assert lab.out("logs", "lab") == LINES
     assert lab.out("logs", "lab", "-n", "1") == "a line of something else\n"
     assert lab.out("logs", "lab", "--lines=0") == ""
 
 
-def test_without_a_name_it_shows_all_with_their_names(lab):
+def test_logs_without_a_name_shows_all_endpoints_with_their_names(lab):
     lab.run("configure", "other")
     (lab.home / "endpoints" / "other" / "endpoint.log").write_text("hello\n")
     said = lab.out("logs", "-n1")
@@ -99,7 +99,7 @@ def test_errors_are_coloured_on_request(lab):
     assert coloured[0] == LINES.splitlines()[0]
 
 
-def test_following_shows_what_comes_until_ctrl_c_and_ends_quietly(lab, follow):
+def test_following_shows_new_lines_until_ctrl_c_and_ends_quietly(lab, follow):
     process = follow(lab, "logs", "lab", "-f", "-n", "1")
     assert process.stdout.readline() == "a line of something else\n"
     with lab.log.open("a") as log:
@@ -110,14 +110,14 @@ def test_following_shows_what_comes_until_ctrl_c_and_ends_quietly(lab, follow):
     assert process.returncode == 130
 
 
-def test_following_waits_for_a_log_that_is_not_there_yet(lab, follow):
+def test_following_waits_for_a_missing_log(lab, follow):
     lab.log.unlink()
     process = follow(lab, "logs", "lab", "--follow")
     lab.log.write_text("born\n")
     assert process.stdout.readline() == "born\n"
 
 
-def test_following_ends_silently_when_nobody_reads_any_more(lab, follow):
+def test_following_ends_silently_when_its_output_is_closed(lab, follow):
     process = follow(lab, "logs", "lab", "-f")
     process.stdout.readline()
     process.stdout.close()
@@ -125,7 +125,7 @@ def test_following_ends_silently_when_nobody_reads_any_more(lab, follow):
     assert process.wait(PATIENCE) == 141
 
 
-def test_what_does_not_exist_is_66_and_says_what_does(bare):
+def test_a_missing_log_exits_with_66_and_lists_existing_ones(bare):
     assert "there are no logs in" in bare.err("logs", status=66)
     assert "there are none yet" in bare.err("logs", "lab", status=66)
     assert "no stack has run" in bare.err("logs", "service", status=66)
@@ -149,14 +149,14 @@ def test_wrong_options_are_refused(bare):
 @pytest.mark.rabbitmq
 @pytest.mark.stack
 class TestStack:
-    def test_its_programs_have_logs(self, stack):
+    def test_the_programs_of_a_stack_have_logs(self, stack):
         assert "service ready" in stack.out("logs", "service", "-n", "10000")
         assert "service ready" in stack.out("logs", "stack/service", "-n", "10000")
         assert "executor=local" in stack.out("logs", "local", "-n", "10000")
         said = stack.out("logs", "-n", "3")
         assert {line.split()[0] for line in said.splitlines()} >= {"service", "local"}
 
-    def test_the_log_of_the_endpoint_that_it_runs_can_be_followed(self, stack, follow, gate):
+    def test_the_log_of_the_stacks_endpoint_can_be_followed(self, stack, follow, gate):
         process = follow(stack, "logs", "local", "-f", "-n", "1")
         process.stdout.readline()
         with stack.executor() as executor:
@@ -172,7 +172,7 @@ class TestStack:
         assert "up has no log yet" in stack.err("logs", "up", status=66)
 
 
-def test_what_functions_print_is_a_log_of_its_own(lab):
+def test_the_output_of_functions_is_a_separate_log(lab):
     absent = lab.run("logs", "lab/output", status=66).stderr
     lab.log.with_name("output.log").write_text("printed by a function\n")
 

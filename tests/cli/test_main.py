@@ -55,7 +55,7 @@ def run_with_a_bug(terminal, *arguments):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_list_says_of_each_command_what_its_own_help_begins_with(name):
+def test_the_command_list_has_the_first_line_of_each_commands_help(name):
     command = cli.get_command(click.Context(cli), name)
     assert command.get_short_help_str(200) == COMMANDS[name].help
 
@@ -67,7 +67,7 @@ def test_help_lists_every_command(bare):
         assert re.search(rf"^  {name} ", said, re.MULTILINE)
 
 
-def test_without_a_command_it_shows_its_help(bare):
+def test_without_a_command_the_help_is_shown(bare):
     assert bare.err(status=64) == bare.out("--help")
 
 
@@ -99,7 +99,7 @@ def test_a_start_in_the_background_fails_with_the_code_of_what_it_started(bare):
     assert "no credentials" in bare.err("start", "lab", "--detach", status=78)
 
 
-def test_a_home_that_can_not_be_is_one_sentence(bare, tmp_path):
+def test_an_invalid_home_is_reported_in_one_sentence(bare, tmp_path):
     (tmp_path / "file").write_text("")
     home = str(tmp_path / "file" / "home")
     said = bare.err("configure", "lab", status=78, FLUX_ENDPOINT_HOME=home)
@@ -109,7 +109,7 @@ def test_a_home_that_can_not_be_is_one_sentence(bare, tmp_path):
     )
 
 
-def test_a_bug_is_70_and_says_where_its_details_are(bare):
+def test_an_internal_error_exits_with_70_and_names_its_details_file(bare):
     done = run_with_a_bug(bare, "broken", "KeyError('a secret of the user')")
     assert done.returncode == 70
     assert "Traceback" not in done.stderr
@@ -120,7 +120,7 @@ def test_a_bug_is_70_and_says_where_its_details_are(bare):
     assert "Traceback" in file.read_text()
 
 
-def test_a_bug_without_a_home_is_told_all_the_same(bare, tmp_path):
+def test_an_internal_error_without_a_home_is_still_reported(bare, tmp_path):
     (tmp_path / "file").write_text("")
     bare.environment |= {"FLUX_ENDPOINT_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
     done = run_with_a_bug(bare, "broken", "ValueError()")
@@ -138,7 +138,7 @@ def test_debug_shows_the_traceback(bare, place):
     assert list(bare.home.glob("*bugs*")) == []
 
 
-def test_debug_shows_where_a_mistake_was_noticed_too(bare):
+def test_debug_shows_the_traceback_of_a_user_error(bare):
     done = run_with_a_bug(bare, "--debug", "start", "nowhere")
     assert done.returncode == 66
     assert "Traceback" in done.stderr
@@ -146,7 +146,7 @@ def test_debug_shows_where_a_mistake_was_noticed_too(bare):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["jobspec", "--", "true"]])
-def test_a_pipe_that_nobody_reads_is_no_error(bare, arguments):
+def test_a_closed_output_pipe_is_not_an_error(bare, arguments):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing) as output:
@@ -161,7 +161,7 @@ def test_a_pipe_that_nobody_reads_is_no_error(bare, arguments):
     assert (done.stderr, done.returncode) == ("", 141)
 
 
-def test_a_full_disk_is_one_sentence(bare):
+def test_a_full_disk_is_reported_in_one_sentence(bare):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "flux_endpoint", "list"],

@@ -26,7 +26,7 @@ def shell(text: str, **options):
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
-def test_closed_standard_streams_are_as_good_as_dev_null(bare, closed: str):
+def test_closed_standard_streams_are_replaced_by_dev_null(bare, closed: str):
     done = shell(f"{COMMAND} configure lab {closed}", env=bare.environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert (bare.home / "endpoints" / "lab" / "config.yaml").stat().st_size > 0
@@ -57,7 +57,7 @@ def test_an_empty_environment_is_enough(bare):
     assert "lab" in shell(f"exec {COMMAND} list", env=home).stdout
 
 
-def test_a_working_directory_that_is_gone_does_not_matter(bare, tmp_path):
+def test_a_deleted_working_directory_does_not_matter(bare, tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     text = f"rmdir {gone}; {COMMAND} configure lab && {COMMAND} list"
@@ -67,7 +67,7 @@ def test_a_working_directory_that_is_gone_does_not_matter(bare, tmp_path):
 
 
 @pytest.mark.parametrize("umask", ["0777", "0277", "0077", "0000"])
-def test_a_umask_takes_nothing_from_the_user_and_gives_nothing_to_others(bare, umask):
+def test_any_umask_keeps_files_usable_by_the_user_and_closed_to_others(bare, umask):
     done = shell(f"umask {umask}; {COMMAND} configure lab", env=bare.environment)
     assert done.returncode == 0, done.stderr
     modes = {each: stat.S_IMODE(each.stat().st_mode) for each in bare.home.rglob("*")}

@@ -54,7 +54,7 @@ def test_cancelling_many_tasks_shows_a_bar(stack, gate):
             future.exception(PATIENCE)
 
 
-def test_waiting_for_an_end_shows_how_long_and_leaves_nothing_on_the_screen(stack):
+def test_waiting_for_an_end_shows_the_elapsed_time_and_clears_it_afterwards(stack):
     configure(stack, "sleeper")
     stack.start("sleeper")
     (entry,) = stack.json("status", "sleeper")["endpoints"]
@@ -66,7 +66,7 @@ def test_waiting_for_an_end_shows_how_long_and_leaves_nothing_on_the_screen(stac
     assert shown.endswith("\r\x1b[K")
 
 
-def test_there_is_none_where_there_is_no_terminal(stack):
+def test_without_a_terminal_there_is_no_progress_display(stack):
     configure(stack, "quiet")
     assert stack.run("start", "quiet", "--detach").stderr == ""
     assert stack.run("stop", "quiet").stderr == ""

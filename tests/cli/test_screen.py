@@ -45,11 +45,11 @@ def line_of_flux(usage):
         ),
     ],
 )
-def test_it_tells_what_is_allocated_of_what_there_is(usage, shown):
+def test_the_flux_line_shows_allocated_and_total_resources(usage, shown):
     assert line_of_flux(usage) == "an instance" + shown
 
 
-def test_it_lists_the_blocks_of_an_endpoint():
+def test_the_screen_lists_the_blocks_of_an_endpoint():
     jobid = parse_jobid("ƒDKTctoJ")
     ready = {"jobid": jobid, "state": "ready", "nodes": 2, "expires": 1.0, "tasks": 3}
     asked = {"jobid": None, "state": "pending", "nodes": 0, "expires": None, "tasks": 0}
@@ -58,7 +58,7 @@ def test_it_lists_the_blocks_of_an_endpoint():
     assert line("Blocks", {"executor": "flux", "blocks": []}) == "none now"
 
 
-def test_workers_that_cannot_be_started_are_said_to_be_so_with_the_reason():
+def test_workers_that_cannot_start_are_shown_with_the_reason():
     report = {"total_workers": 0, "idle_workers": 0, "starting_workers": 0}
 
     assert line("Workers", {**report, "workers_error": "its job ended with status 1"}) == (

@@ -38,7 +38,7 @@ def with_queues(terminal, name, status=0):
 
 
 class TestScreen:
-    def test_it_shows_service_database_and_broker(self, stack):
+    def test_status_shows_service_database_and_broker(self, stack):
         shown = with_queues(stack, "local")
         url = stack.credentials["service_url"]
         assert shown["Service"].startswith(f"{url}, release {__version__}, up for ")
@@ -60,7 +60,7 @@ class TestScreen:
         assert re.fullmatch(r"pid \d+ on \S+, running", shown["Process"])
         assert "embedded executor" in shown["Executor"]
 
-    def test_it_counts_workers_jobs_and_tasks_and_tells_rates(self, stack, gate):
+    def test_status_counts_workers_jobs_and_tasks_and_shows_rates(self, stack, gate):
         with stack.executor() as executor:
             executor.submit(abs, -1).result()
             running = executor.submit(WAIT, gate=str(gate))
@@ -85,7 +85,7 @@ class TestScreen:
             running.result()
 
     @pytest.mark.flux
-    def test_it_shows_the_flux_instance_its_jobs_and_how_it_is_used(self, in_flux, gate, flux_uri):
+    def test_status_shows_the_flux_instance_its_jobs_and_its_usage(self, in_flux, gate, flux_uri):
         with in_flux.executor("fluxed", resource_specification={"num_ranks": 2}) as executor:
             running = executor.submit(WAIT, gate=str(gate))
             jobs = "1 running, 0 waiting for resources"
@@ -114,7 +114,7 @@ class TestScreen:
         assert cells["local"][1:3] == [stack.endpoint_id(), "online"]
         assert cells["spare"][1:3] == ["-", "stopped"]
 
-    def test_somebody_else_sees_the_public_ones_by_name_too(self, stack, bare):
+    def test_another_user_sees_public_endpoints_by_name(self, stack, bare):
         configure(stack, "commons", public=True)
         stack.start("commons")
         ada = stack.user("ada")
@@ -132,7 +132,7 @@ class TestScreen:
 
 
 class TestJson:
-    def test_it_has_everything_that_the_screen_has(self, stack):
+    def test_the_json_has_everything_that_the_screen_has(self, stack):
         def complete():  # the broker tells in time how long the queues are
             told = stack.json("status", "local")
             queues = len(told["service"]["queues"]) == 4 and told["endpoints"][0]["queue"]
@@ -152,7 +152,7 @@ class TestJson:
         assert endpoint["report"]["executor"] == "local"
         assert endpoint["queue"]["consumers"] == 1
 
-    def test_its_keys_stay(self, stack):
+    def test_the_keys_of_the_json_stay(self, stack):
         told = stack.json("status", "local")
         assert set(told) == {"service", "endpoints"}
         assert set(told["service"]) == {
@@ -175,7 +175,7 @@ def kill(terminal, name):
 
 
 class TestTrouble:
-    def test_one_that_was_never_started_is_1_and_says_how_to_start_it(self, stack):
+    def test_an_endpoint_never_started_exits_with_1_and_says_how_to_start_it(self, stack):
         configure(stack, "fresh")
         done = stack.run("status", "fresh", status=1)
         shown = lines_of(done.stdout)
@@ -193,7 +193,7 @@ class TestTrouble:
         assert shown["Tasks"] == "0 in the queue"
         assert "Workers" not in shown
 
-    def test_an_endpoint_that_was_killed_here_shows_at_once(self, stack):
+    def test_a_killed_endpoint_of_this_machine_is_shown_at_once(self, stack):
         configure(stack, "brittle", heartbeat_period=3600)
         stack.start("brittle")
         kill(stack, "brittle")
@@ -210,7 +210,7 @@ class TestTrouble:
         assert stack.json("status", "brittle")["endpoints"][0]["status"] == "online"
         stack.run("stop", "brittle")
 
-    def test_an_endpoint_that_was_killed_fell_silent(self, stack):
+    def test_a_killed_endpoint_is_shown_as_silent(self, stack):
         configure(stack, "victim", heartbeat_period=1)  # soon missed
         stack.start("victim")
         kill(stack, "victim")
@@ -251,15 +251,15 @@ class TestTrouble:
                       and lines_of(stack.out("status", "local")))  # fmt: skip
         assert "takes no messages" not in str(shown)
 
-    def test_a_name_that_nobody_has_is_66_and_lists_those_there_are(self, stack):
+    def test_an_unknown_name_exits_with_66_and_lists_the_known_ones(self, stack):
         said = stack.err("status", "nowhere", status=66)
         assert "no endpoint is called 'nowhere', neither here nor at http://" in said
         assert "local" in said
 
-    def test_an_id_that_nobody_has_is_66(self, stack):
+    def test_an_unknown_id_exits_with_66(self, stack):
         assert "does not know endpoint" in stack.err("status", str(uuid.uuid4()), status=66)
 
-    def test_a_wrong_token_is_77(self, stack):
+    def test_a_wrong_token_exits_with_77(self, stack):
         wrong = {
             "FLUX_ENDPOINT_SERVICE_URL": stack.credentials["service_url"],
             "FLUX_ENDPOINT_TOKEN": "wrong",
@@ -268,7 +268,7 @@ class TestTrouble:
         assert "does not accept the token from FLUX_ENDPOINT_SERVICE_URL" in done.stdout
         assert "local" in done.stdout
 
-    def test_without_a_service_it_shows_what_this_machine_knows(self, stack, free_port):
+    def test_without_a_service_status_shows_what_this_machine_knows(self, stack, free_port):
         away = {
             "FLUX_ENDPOINT_SERVICE_URL": f"http://127.0.0.1:{free_port}",
             "FLUX_ENDPOINT_TOKEN": "token",
@@ -280,7 +280,7 @@ class TestTrouble:
         told = json.loads(stack.run("status", "local", "--json", status=69, **away).stdout)
         assert told["endpoints"][0]["status"] == "unknown"
 
-    def test_what_is_not_a_service_is_78(self, stack):
+    def test_a_url_that_is_not_a_service_exits_with_78(self, stack):
         done = stack.run(
             "status",
             status=78,
@@ -289,7 +289,7 @@ class TestTrouble:
         )
         assert "/elsewhere does not know GET /v3/status: is that URL (from FLUX" in done.stdout
 
-    def test_without_credentials_it_says_how_to_get_some(self, bare):
+    def test_without_credentials_status_says_how_to_get_them(self, bare):
         done = bare.run("status", status=78)
         assert "no credentials: set FLUX_ENDPOINT_SERVICE_URL" in done.stdout
         assert "No endpoints yet" in done.stdout

@@ -34,7 +34,7 @@ def table(text):
     return [dict(zip(names, row.split(maxsplit=len(names) - 1), strict=False)) for row in rows]
 
 
-def test_it_lists_tasks_with_function_state_age_and_runtime(stack, executor):
+def test_tasks_lists_function_state_age_and_runtime(stack, executor):
     good = executor.submit(abs, -1)
     bad = executor.submit(divmod, 1, 0)
     assert good.result() == 1
@@ -51,7 +51,7 @@ def test_it_lists_tasks_with_function_state_age_and_runtime(stack, executor):
     assert second["ERROR"].startswith("ZeroDivisionError: ")
 
 
-def test_the_newest_comes_first(stack, executor):
+def test_the_newest_task_comes_first(stack, executor):
     first = executor.submit(abs, 1)
     first.result()
     second = executor.submit(abs, 2)
@@ -78,7 +78,7 @@ def test_a_function_has_no_return_code(stack, executor):
     assert stack.json("tasks", group(executor))["tasks"][0]["returncode"] is None
 
 
-def test_a_task_that_a_worker_runs_says_so_and_for_how_long(stack, executor, gate):
+def test_a_task_on_a_worker_is_shown_as_running_with_its_duration(stack, executor, gate):
     future = executor.submit(WAIT, gate=str(gate))
     (row,) = until(
         lambda: (
@@ -194,7 +194,7 @@ def test_wrong_arguments_are_refused_by_name(stack):
     assert "was never started" in stack.err("tasks", "idle", status=66)
 
 
-def test_without_a_service_it_is_69_and_without_credentials_78(bare, free_port):
+def test_without_a_service_tasks_exits_with_69_and_without_credentials_with_78(bare, free_port):
     away = {
         "FLUX_ENDPOINT_SERVICE_URL": f"http://127.0.0.1:{free_port}",
         "FLUX_ENDPOINT_TOKEN": "token",

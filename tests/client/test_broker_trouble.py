@@ -46,7 +46,7 @@ def user(broker: Any, amqp_vhost: str) -> Any:
     user.delete()
 
 
-def test_credentials_that_expire_in_mid_run_are_asked_for_anew(
+def test_credentials_that_expire_during_a_run_are_requested_again(
     service: Any, client: Client, queues: Any, messages: Any, user: BrokerUser
 ) -> None:
     service.amqp_url = user.url("first")
@@ -62,7 +62,7 @@ def test_credentials_that_expire_in_mid_run_are_asked_for_anew(
         assert second.result(30) == "two"
 
 
-def test_while_the_broker_refuses_it_is_said_and_the_service_is_asked(
+def test_a_refusing_broker_is_reported_and_results_come_from_the_service(
     service: Any,
     client: Client,
     queues: Any,
@@ -82,7 +82,7 @@ def test_while_the_broker_refuses_it_is_said_and_the_service_is_asked(
         assert future.result(30) == "from the service"
 
 
-def test_without_any_broker_the_service_is_asked(service: Any, executor: Executor) -> None:
+def test_without_a_broker_results_come_from_the_service(service: Any, executor: Executor) -> None:
     assert service.amqp_url.split("@")[1].startswith("127.0.0.1:1/")
     future = executor.submit(pow, 2, 1)
     service.ended(future.wait_submitted(30), 2)

@@ -76,7 +76,7 @@ def test_a_batch_refuses_what_it_cannot_send(client: Client) -> None:
         batch.add(function, str(uuid.uuid4()))
 
 
-def test_a_batch_says_all_that_it_was_told(client: Client) -> None:
+def test_a_batch_request_has_all_given_values(client: Client) -> None:
     group = uuid.uuid4()
     batch = client.create_batch(group, {"num_nodes": 1}, {"queue": "debug"}, True, ["a.b.JSONData"])
     batch.add(uuid.uuid4(), (1,))

@@ -57,8 +57,6 @@ def test_a_registered_command_function_is_checked_as_it_was_registered(
     assert executor.submit_to_registered_function(known, kwargs={"x": 1}).wait_submitted(TIMEOUT)
 
 
-def test_functions_that_somebody_else_registered_are_not_judged(
-    service: Any, executor: Executor
-) -> None:
+def test_functions_of_other_programs_are_not_checked(service: Any, executor: Executor) -> None:
     future = executor.submit_to_registered_function(str(uuid.uuid4()), (1,), {"x": 1})
     assert future.wait_submitted(TIMEOUT)

@@ -77,7 +77,7 @@ def failures(cases: list[type[unittest.TestCase]]) -> dict[str, str]:
     return {test.id().rpartition(".")[2]: text.splitlines()[-1] for test, text in bad}
 
 
-def test_cpythons_tests_of_futures_hold(
+def test_cpythons_tests_of_futures_pass(
     cpython: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = {
@@ -101,7 +101,7 @@ def test_cpythons_tests_of_futures_hold(
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("name", ["ExecutorTest", "WaitTests", "AsCompletedTests"])
-def test_cpythons_tests_of_executors_hold(
+def test_cpythons_tests_of_executors_pass(
     cpython: dict[str, ModuleType], running: RunningService, endpoint: ThreadEndpoint, name: str
 ) -> None:
     client = Client(running.url, running.token)

@@ -54,7 +54,7 @@ def test_an_endpoint_of_this_machine_is_found_without_a_request(
     assert service.requests == []
 
 
-def test_an_endpoint_that_is_registered_with_another_service_is_not_meant(
+def test_an_endpoint_registered_with_another_service_is_ignored(
     service: Any, client: Client, home: Path
 ) -> None:
     here(home, "local", "http://elsewhere:1")
@@ -72,7 +72,7 @@ def test_the_service_knows_names_and_display_names(
         assert executor.endpoint_id == endpoint_id
 
 
-def test_a_name_that_is_none_is_told_which_there_are(
+def test_an_unknown_name_is_refused_with_the_known_names(
     service: Any, client: Client, home: Path
 ) -> None:
     at(service, "lab")
@@ -84,7 +84,7 @@ def test_a_name_that_is_none_is_told_which_there_are(
             Executor(odd, client)
 
 
-def test_a_name_that_several_have_is_told_their_ids(
+def test_an_ambiguous_name_is_refused_with_the_ids(
     service: Any, client: Client, home: Path
 ) -> None:
     ids = {str(at(service, "lab")), str(at(service, "lab"))}
@@ -93,7 +93,7 @@ def test_a_name_that_several_have_is_told_their_ids(
     assert all(each in str(raised.value) for each in ids)
 
 
-def test_a_users_own_endpoint_is_meant_whatever_others_call_theirs(
+def test_a_users_own_endpoint_wins_over_others_of_the_same_name(
     service: Any, client: Client, home: Path
 ) -> None:
     own = at(service, "lab")
@@ -102,7 +102,7 @@ def test_a_users_own_endpoint_is_meant_whatever_others_call_theirs(
     assert Executor("lab", client).endpoint_id == own
 
 
-def test_a_damaged_file_is_passed_over(service: Any, client: Client, home: Path) -> None:
+def test_a_damaged_file_is_ignored(service: Any, client: Client, home: Path) -> None:
     here(home, "local", service.url)
     endpoint_id = at(service, "local")
     for text in ("", "[]", '{"endpoint_id": 7}', '{"endpoint_id": "x", "service_url": 1}'):

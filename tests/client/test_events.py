@@ -107,7 +107,7 @@ def test_events_of_the_queue_come_in_their_order(
     assert not future.done()
 
 
-def test_nobody_asks_for_events_that_nobody_wants(
+def test_events_are_not_requested_without_a_callback(
     service: Any, executor: Executor, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
     queues.publish(executor.task_group_id, messages.value(future.task_id, 1))
@@ -140,7 +140,7 @@ def test_callbacks_may_come_before_the_task_is_submitted(
     assert started.next().name == "start"
 
 
-def test_events_of_a_reloaded_task_are_told(
+def test_events_of_a_reloaded_task_are_delivered(
     service: Any, client: Client, queues: Any, messages: Any
 ) -> None:
     group, running, ended = (str(uuid.uuid4()) for _ in range(3))
@@ -157,7 +157,7 @@ def test_events_of_a_reloaded_task_are_told(
         queues.publish(group, messages.value(running, 1))
 
 
-def test_an_event_that_comes_twice_is_told_once(
+def test_a_repeated_event_is_delivered_once(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
     service.events[future.task_id] = [document("submit", 0.0), document("urgency", 0.5)]
@@ -172,7 +172,7 @@ def test_an_event_that_comes_twice_is_told_once(
     assert recorder.names(2) == ["urgency", "start"]
 
 
-def test_events_that_come_while_the_history_is_asked_for_are_told_after_it(
+def test_events_during_the_history_request_are_delivered_after_it(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
     answer = service.react
@@ -190,7 +190,7 @@ def test_events_that_come_while_the_history_is_asked_for_are_told_after_it(
     assert recorded(future).names(9) == list(MAIN)
 
 
-def test_events_of_other_tasks_and_unknown_names_disturb_nothing(
+def test_events_of_other_tasks_and_unknown_names_are_ignored(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
     recorder = streaming(service, queues, messages, future)
@@ -202,7 +202,7 @@ def test_events_of_other_tasks_and_unknown_names_disturb_nothing(
     assert recorder.names(1) == ["start"]
 
 
-def test_a_message_that_cannot_be_read_is_set_aside_and_the_others_go_on(
+def test_an_unreadable_message_is_dead_lettered_and_others_are_processed(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
     recorder = streaming(service, queues, messages, future)
@@ -223,7 +223,7 @@ def test_a_cut_connection_loses_no_event(
     assert recorder.names(2) == ["submit", "start"]
 
 
-def test_a_queue_that_is_gone_is_asked_for_again(
+def test_a_deleted_queue_is_requested_again(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
     recorder = streaming(service, queues, messages, future)
@@ -379,7 +379,7 @@ def test_waiting_for_a_jobid_has_a_limit(future: ComputeFuture) -> None:
         future.jobid(0)
 
 
-def test_a_jobid_is_waited_for(
+def test_jobid_waits_for_the_job_id(
     service: Any, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -414,7 +414,7 @@ def test_a_task_that_ended_without_a_job_has_no_jobid(
     assert told.next() is future
 
 
-def test_events_that_are_later_than_the_result_still_bring_a_jobid(
+def test_events_after_the_result_still_set_the_jobid(
     service: Any,
     future: ComputeFuture,
     queues: Any,
@@ -493,7 +493,7 @@ def test_a_task_that_was_never_submitted_has_no_jobid(service: Any, executor: Ex
         executor.submit(abs, -1).jobid(TIMEOUT)
 
 
-def test_an_endpoint_without_jobs_is_told_of_before_the_task_ends(
+def test_an_endpoint_without_jobs_is_reported_before_the_task_ends(
     service: Any, future: ComputeFuture
 ) -> None:
     refusal = {"code": "EVENTS_NOT_SUPPORTED", "message": "it is of another make"}
@@ -504,7 +504,7 @@ def test_an_endpoint_without_jobs_is_told_of_before_the_task_ends(
     assert not future.done()
 
 
-def test_a_service_without_events_is_told_of(
+def test_a_service_without_events_is_reported(
     service: Any, executor: Executor, future: ComputeFuture
 ) -> None:
     service.react = lambda request: (
@@ -523,12 +523,12 @@ def test_without_a_broker_events_come_from_the_service(
     assert future.jobid(TIMEOUT) == 7
 
 
-def test_a_future_of_nobody_knows_no_job() -> None:
+def test_a_future_without_an_executor_has_no_job() -> None:
     with pytest.raises(RuntimeError, match="it was not created by an Executor"):
         future_module.ComputeFuture().jobid(0)
 
 
-def test_a_client_that_is_closed_leaves_nobody_waiting(
+def test_closing_a_client_ends_all_waits(
     service: Any, executor: Executor, future: ComputeFuture
 ) -> None:
     from flux_endpoint.client.exits import shut_down_all
@@ -564,7 +564,7 @@ def test_a_cancelled_task_raises_task_cancelled(
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
-def test_a_result_names_the_job_whose_events_have_not_come(
+def test_a_result_sets_the_jobid_before_any_event(
     executor: Executor, future: ComputeFuture, queues: Any, messages: Any, *, asked_before: bool
 ) -> None:
     callback = Recorder()
@@ -580,7 +580,7 @@ def test_a_result_names_the_job_whose_events_have_not_come(
     assert callback.next() is future
 
 
-def test_events_that_come_after_the_result_are_still_told(
+def test_events_after_the_result_are_still_delivered(
     executor: Executor, future: ComputeFuture, queues: Any, messages: Any
 ) -> None:
     recorder = recorded(future)
@@ -592,7 +592,7 @@ def test_events_that_come_after_the_result_are_still_told(
 
 
 @pytest.mark.parametrize("told", ["ƒ1", "", "-7"])
-def test_a_result_that_names_no_job_that_can_be_is_a_result_all_the_same(
+def test_a_result_with_an_impossible_job_id_is_still_a_result(
     executor: Executor, future: ComputeFuture, queues: Any, messages: Any, told: str
 ) -> None:
     queues.publish(executor.task_group_id, messages.value(future.task_id, 1, flux_jobid=told))

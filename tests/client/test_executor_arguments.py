@@ -19,7 +19,7 @@ from flux_endpoint.serialize import JSONData
 ENDPOINT = "00000000-0000-4000-8000-00000000000e"
 
 
-def test_it_is_one_of_concurrent_futures(client: Client) -> None:
+def test_an_executor_is_a_concurrent_futures_executor(client: Client) -> None:
     with Executor(ENDPOINT, client) as executor:
         assert isinstance(executor, concurrent.futures.Executor)
 
@@ -167,7 +167,9 @@ def test_submit_without_endpoint_says_how_to_set_it(client: Client) -> None:
         executor.submit(abs, -1)
 
 
-def test_nothing_configured_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_without_configuration_the_error_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(tmp_path))
     monkeypatch.delenv("FLUX_ENDPOINT_SERVICE_URL", raising=False)
     monkeypatch.delenv("FLUX_ENDPOINT_TOKEN", raising=False)
@@ -202,7 +204,7 @@ def test_a_specification_that_was_changed_in_place_is_checked_again(client: Clie
             executor.submit(pow, 2, 3)
 
 
-def test_what_only_official_endpoints_know_is_left_to_them(client: Client) -> None:
+def test_keys_of_official_endpoints_are_passed_on_unchecked(client: Client) -> None:
     executor = Executor(ENDPOINT, client, resource_specification={"priority": 2})
     assert executor.resource_specification == {"priority": 2}
     executor.shutdown()

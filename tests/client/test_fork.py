@@ -43,7 +43,7 @@ def test_waiting_in_the_child_is_refused_instead_of_hanging(run_script: Any) -> 
     assert "reload_tasks()" in done.stdout
 
 
-def test_the_child_leaves_its_parents_executor_alone(run_script: Any) -> None:
+def test_the_child_does_not_end_its_parents_executor(run_script: Any) -> None:
     done = run_script(FORKED.format(code="executor.shutdown(); del executor; print('left')"))
     assert done.stdout.splitlines()[0] == "left"
     assert done.stdout.splitlines()[1].startswith("3 ")
@@ -71,7 +71,9 @@ FORK_AMID = """\
 """
 
 
-def test_the_child_waits_for_no_lock_that_another_thread_of_its_parent_has(run_script: Any) -> None:
+def test_the_child_does_not_wait_for_locks_held_by_other_threads_at_the_fork(
+    run_script: Any,
+) -> None:
     own = "Executor(ENDPOINT).submit(pow, 2, 2).add_jobid_callback(id)"
     code = f"print({own}.wait_submitted(30) is not None, flush=True)"
     amid = FORKED.replace("    child = os.fork()\n", FORK_AMID)
@@ -81,9 +83,7 @@ def test_the_child_waits_for_no_lock_that_another_thread_of_its_parent_has(run_s
     assert done.stdout.splitlines()[1].startswith("3 ")
 
 
-def test_a_client_speaks_on_connections_of_its_own_in_the_child(
-    service: Any, run_script: Any
-) -> None:
+def test_a_client_opens_new_connections_in_the_child(service: Any, run_script: Any) -> None:
     done = run_script("""
         import os, sys
         client, task = Client(), "00000000-0000-4000-8000-000000000001"
@@ -122,7 +122,9 @@ FORK_AMID_ITS_END = """\
         ("executor.__exit__(ValueError, None, None); print('left')", "left"),
     ],
 )
-def test_the_child_waits_for_no_lock_of_a_future(run_script: Any, code: str, said: str) -> None:
+def test_the_child_does_not_wait_for_the_lock_of_a_future(
+    run_script: Any, code: str, said: str
+) -> None:
     amid = FORKED.replace("    child = os.fork()\n", FORK_AMID_ITS_END)
     done = run_script(amid.format(code=code))
     assert done.returncode == 0, done.stderr

@@ -65,7 +65,7 @@ def test_a_shutdown_that_cancels_ends_every_wait(stuck: Executor) -> None:
     assert all(future.cancelled() for future in futures)
 
 
-def test_a_cancellation_is_told_once_however_many_cancel(
+def test_callbacks_run_once_if_several_threads_cancel(
     stuck: Executor, caplog: pytest.LogCaptureFixture
 ) -> None:
     futures = [stuck.submit(pow, 2, i) for i in range(200)]
@@ -82,7 +82,7 @@ def test_a_cancellation_is_told_once_however_many_cancel(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_a_cancelled_task_leaves_its_room_to_another() -> None:
+def test_a_cancelled_task_frees_its_place_in_the_backlog() -> None:
     backlog = SubmissionBacklog(max_tasks=1)
     route, function = SubmissionRoute("g", "e"), FunctionRegistration("f", function_id="id")
     first, second = (PendingTask(ComputeFuture(), route, function, "x" * n) for n in (1, 2))
@@ -116,7 +116,7 @@ def test_awaiting_a_future_raises_its_error() -> None:
         asyncio.run(main())
 
 
-def test_cancelling_a_wait_in_asyncio_cancels_what_was_not_sent(stuck: Executor) -> None:
+def test_cancelling_a_wait_in_asyncio_cancels_an_unsent_task(stuck: Executor) -> None:
     async def main(future: ComputeFuture) -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(future, 0.01)

@@ -63,7 +63,9 @@ def test_kill_asks_the_service_to_end_or_to_signal(
 
 
 @pytest.mark.parametrize("signum", [0, 65, -9, True, "TERM"])
-def test_what_is_no_signal_is_refused(service: Any, future: ComputeFuture, signum: Any) -> None:
+def test_an_invalid_signal_number_is_refused(
+    service: Any, future: ComputeFuture, signum: Any
+) -> None:
     with pytest.raises(ValueError, match="must be a signal's number from 1 to 64"):
         future.kill(signum)
     assert service.seen("/kill") == []
@@ -97,7 +99,7 @@ def test_a_task_that_is_being_sent_is_killed_once_its_id_is_known(
     assert service.seen("/kill")[0].path == f"/v2/tasks/{future.task_id}/kill"
 
 
-def test_a_task_that_has_ended_is_left_alone(service: Any, executor: Executor) -> None:
+def test_killing_an_ended_task_sends_no_request(service: Any, executor: Executor) -> None:
     task = str(uuid.uuid4())
     service.groups[str(executor.task_group_id)] = [task]
     service.ended(task, 1)
@@ -106,7 +108,7 @@ def test_a_task_that_has_ended_is_left_alone(service: Any, executor: Executor) -
     assert service.seen("/kill") == []
 
 
-def test_a_task_of_which_only_the_service_knows_the_end_is_left_alone(
+def test_killing_a_task_that_ended_at_the_service_has_no_effect(
     service: Any, future: ComputeFuture
 ) -> None:
     ended = {"task_id": future.task_id, "status": "success", "delivered": False}
@@ -114,7 +116,7 @@ def test_a_task_of_which_only_the_service_knows_the_end_is_left_alone(
     assert not future.kill()
 
 
-def test_a_refusal_is_raised_and_leaves_the_future_alone(
+def test_a_refused_kill_raises_and_does_not_change_the_future(
     service: Any, future: ComputeFuture
 ) -> None:
     service.react = lambda request: (409, REFUSAL) if "/kill" in request.path else None
@@ -199,7 +201,7 @@ def test_attach_takes_every_form_of_a_jobid(
 
 
 @pytest.mark.parametrize("jobid", ["", "ƒ", "ƒ0", "-1", -1, 2**64, "job", "0x", "1.2.3"])
-def test_what_is_no_jobid_is_refused_at_once(
+def test_an_invalid_jobid_is_refused_at_once(
     service: Any, executor: Executor, jobid: int | str
 ) -> None:
     with pytest.raises(ValueError, match="is no job id"):
@@ -259,6 +261,6 @@ def test_a_refused_attach_fails_its_future_only(service: Any, executor: Executor
     assert other.wait_submitted(TIMEOUT)
 
 
-def test_an_executor_without_endpoint_attaches_to_nothing(client: Client) -> None:
+def test_attach_without_an_endpoint_is_refused(client: Client) -> None:
     with Executor(client=client) as executor, pytest.raises(ValueError, match="No endpoint_id set"):
         executor.attach(JOBID)

@@ -42,7 +42,7 @@ def test_chunks_are_one_task_each(chunksize: int) -> None:
     assert len(calls.futures) == -(-7 // chunksize)
 
 
-def test_an_endless_iterable_is_taken_as_results_are() -> None:
+def test_an_endless_iterable_is_read_as_results_are_consumed() -> None:
     calls = Calls()
     values = map_calls(calls, abs, (itertools.count(),), timeout=None, chunksize=1)
     assert len(calls.futures) == WINDOW
@@ -58,7 +58,7 @@ def test_the_timeout_counts_from_the_call_and_cancels_the_rest() -> None:
     assert all(future.cancelled() for future in calls.futures)
 
 
-def test_a_chunk_needs_nothing_of_this_package_where_it_runs() -> None:
+def test_a_chunk_runs_without_this_package() -> None:
     text = dill.dumps(in_chunks(divmod))
     code = (
         "import sys, dill; sys.modules['flux_endpoint'] = None;"

@@ -81,7 +81,7 @@ def test_an_endpoint_that_goes_offline_while_a_task_waits_is_noticed(
     assert len(said(caplog)) == 1
 
 
-def test_leaving_a_block_by_an_exception_waits_for_nothing_and_says_how_to_go_on(
+def test_an_exception_in_the_with_block_does_not_wait_and_says_how_to_get_results(
     service: Any, run_script: Any
 ) -> None:
     done = run_script("""
@@ -98,7 +98,7 @@ def test_leaving_a_block_by_an_exception_waits_for_nothing_and_says_how_to_go_on
     assert f"`flux-endpoint cancel --group {group}` ends all tasks of the group" in done.stderr
 
 
-def test_leaving_a_block_by_an_exception_with_all_tasks_done_says_nothing(
+def test_an_exception_in_the_with_block_warns_of_nothing_if_all_tasks_are_done(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match="mine"), Executor(ENDPOINT, client):
@@ -106,7 +106,7 @@ def test_leaving_a_block_by_an_exception_with_all_tasks_done_says_nothing(
     assert "left by" not in caplog.text
 
 
-def test_what_was_submitted_before_an_exception_is_still_sent(service: Any, client: Client) -> None:
+def test_tasks_submitted_before_an_exception_are_still_sent(service: Any, client: Client) -> None:
     go = threading.Event()
 
     def hold(request: Any) -> None:
@@ -126,7 +126,7 @@ def test_what_was_submitted_before_an_exception_is_still_sent(service: Any, clie
     assert future.wait_submitted(TIMEOUT)
 
 
-def test_how_long_an_unreachable_service_is_tried_is_said(
+def test_the_warning_says_how_long_an_unreachable_service_is_retried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = Client("http://127.0.0.1:9", "token")
@@ -145,7 +145,7 @@ def test_the_time_to_give_up_after_must_be_a_number_of_seconds(client: Client, v
         Executor(ENDPOINT, client, give_up_after=value)
 
 
-def test_tasks_that_a_program_could_not_send_before_its_end_are_counted(run_script: Any) -> None:
+def test_the_warning_counts_tasks_not_sent_before_the_exit(run_script: Any) -> None:
     done = run_script("""
         from flux_endpoint.client import exits
         exits.EXIT_FLUSH = 0.1

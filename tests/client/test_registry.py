@@ -144,7 +144,7 @@ def test_a_callable_that_changed_is_registered_as_it_is_now(kind: Any) -> None:
     assert functions.prepare(function, SERIALIZER) is second
 
 
-def test_a_callable_that_is_again_what_it_was_is_no_new_function() -> None:
+def test_a_callable_that_is_changed_back_is_not_registered_again() -> None:
     model = Model(1)
     functions = FunctionRegistry()
     first = functions.prepare(model, SERIALIZER)
@@ -217,7 +217,7 @@ def test_a_function_registered_beforehand_that_changed_is_registered_again(
     assert executor.register_function(model) not in {known, other.function_id}
 
 
-def test_a_given_function_id_stands_for_its_callable_whatever_becomes_of_it(
+def test_a_given_function_id_is_used_even_if_its_callable_changes(
     service: Any, executor: Executor
 ) -> None:
     model = Model(1)

@@ -38,7 +38,7 @@ def submitted(executor: Executor, count: int = 1) -> list[ComputeFuture]:
 # A message, alone.
 
 
-def test_a_value_and_an_error_are_read(messages: Any) -> None:
+def test_messages_with_a_value_or_an_error_are_read(messages: Any) -> None:
     task = str(uuid.uuid4())
     value = from_message(messages.value(task, [1]), 17)
     assert load(value, ComputeSerializer().deserialize) == [1]
@@ -64,12 +64,12 @@ def test_a_value_and_an_error_are_read(messages: Any) -> None:
         ).encode(),
     ],
 )
-def test_anything_else_is_an_invalid_message(body: bytes) -> None:
+def test_other_messages_are_invalid(body: bytes) -> None:
     with pytest.raises(InvalidMessageError):
         from_message(body, None)
 
 
-def test_a_value_that_cannot_be_read_tells_both_sides_versions() -> None:
+def test_the_error_of_an_unreadable_value_has_the_versions_of_both_sides() -> None:
     end = from_document(
         {
             "task_id": "t",
@@ -150,7 +150,7 @@ def test_a_result_may_come_before_the_answer_to_its_submission(
 
 
 @pytest.mark.rabbitmq
-def test_more_early_results_than_are_kept_are_asked_of_the_service(
+def test_early_results_beyond_the_limit_are_requested_from_the_service(
     service: Any,
     executor: Executor,
     queues: Any,
@@ -194,7 +194,7 @@ class Trap:
 
 
 @pytest.mark.rabbitmq
-def test_only_a_value_that_somebody_waits_for_is_loaded(
+def test_a_value_is_loaded_only_for_a_pending_future(
     service: Any, executor: Executor, queues: Any, messages: Any, tmp_path: Path
 ) -> None:
     """Not that of another's task, nor a second one, nor what comes amid a submission."""
@@ -348,7 +348,7 @@ def test_without_a_queue_results_come_from_the_service(
     assert future.result(TIMEOUT) == "kept"
 
 
-def test_an_older_service_that_opens_no_queues_is_asked_for_results(
+def test_results_are_requested_from_an_older_service_without_client_queues(
     service: Any, executor: Executor
 ) -> None:
     unknown = {"code": "NOT_FOUND", "message": "no such route", "reason": "no such route"}
@@ -381,7 +381,7 @@ def test_the_amqp_port_can_be_overridden(
     until(lambda: "127.0.0.1:2" in caplog.text)
 
 
-def test_a_submission_that_outlives_the_exits_patience_leaves_no_stream(
+def test_a_submission_longer_than_the_exit_timeout_leaves_no_stream(
     service: Any, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exits, "EXIT_FLUSH", 0.0)
@@ -479,7 +479,7 @@ def test_a_task_reloaded_before_its_submission_is_answered_resolves_both_futures
 
 
 @pytest.mark.rabbitmq
-def test_a_shutdown_amid_a_reload_does_not_stop_it(
+def test_a_shutdown_during_a_reload_does_not_stop_it(
     service: Any, executor: Executor, queues: Any, messages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group, task = str(executor.task_group_id), str(uuid.uuid4())

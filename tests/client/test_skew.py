@@ -18,7 +18,7 @@ def details(**versions):
     return {"endpoint_id": str(uuid.uuid4()), **HERE, **versions}
 
 
-def test_another_python_is_warned_of_with_both_versions_and_what_to_do():
+def test_the_warning_about_another_python_has_both_versions_and_a_remedy():
     given = details(python_version="3.1.4")
     with pytest.warns(VersionSkewWarning) as caught:
         warn_of_skew(given)
@@ -47,7 +47,7 @@ def test_another_dill_is_warned_of():
         details(dill_version=None),
     ],
 )
-def test_what_fits_or_is_not_known_is_not_warned_of(given):
+def test_matching_or_unknown_versions_cause_no_warning(given):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_skew(given)

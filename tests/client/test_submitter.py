@@ -142,7 +142,7 @@ def test_tasks_that_wait_go_out_together_up_to_batch_size(service: Any, executor
     assert executor.task_count_submitted == 11
 
 
-def test_who_knows_a_tasks_id_finds_it_counted(
+def test_a_task_is_counted_before_its_id_is_set(
     service: Any, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -158,7 +158,7 @@ def test_who_knows_a_tasks_id_finds_it_counted(
     assert [counts.get(timeout=TIMEOUT) for _ in range(2)] == [1, 2]
 
 
-def test_who_sees_a_tasks_id_sees_its_functions(
+def test_the_function_id_is_set_before_the_task_id(
     service: Any, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     functions: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -191,7 +191,9 @@ def test_equal_lambdas_made_in_a_loop_are_one_function(service: Any, executor: E
     assert len(service.seen("/v3/functions")) == 1
 
 
-def test_a_submission_says_all_that_the_executor_was_told(service: Any, executor: Executor) -> None:
+def test_a_submission_request_has_all_settings_of_the_executor(
+    service: Any, executor: Executor
+) -> None:
     executor.resource_specification = {"num_nodes": 2}
     executor.user_endpoint_config = {"walltime": "1:00"}
     assert executor.submit(double, 1).wait_submitted(TIMEOUT)
@@ -206,7 +208,7 @@ def test_a_submission_says_all_that_the_executor_was_told(service: Any, executor
     assert request.body["user_runtime"]["python"]["implementation"]
 
 
-def test_what_is_assigned_later_does_not_touch_tasks_submitted_before(
+def test_changed_settings_do_not_affect_tasks_submitted_before(
     service: Any, executor: Executor
 ) -> None:
     gate = Gate(service)
@@ -248,7 +250,7 @@ def test_arguments_that_cannot_be_serialized_name_the_function(executor: Executo
         executor.submit(double, (i for i in range(3)))
 
 
-def test_what_is_not_a_function_is_refused(executor: Executor) -> None:
+def test_submitting_an_object_that_is_not_callable_is_refused(executor: Executor) -> None:
     with pytest.raises(TypeError, match="expected a function, got int: 7"):
         executor.submit(7)  # type: ignore[arg-type]
 
@@ -463,7 +465,7 @@ def test_source_code_may_be_indented_as_it_was_cut_out(service: Any, executor: E
     )
 
 
-def test_after_shutdown_nothing_is_taken(executor: Executor) -> None:
+def test_submitting_after_shutdown_is_refused(executor: Executor) -> None:
     executor.shutdown()
     for call in (
         lambda: executor.submit(double, 1),
@@ -475,7 +477,7 @@ def test_after_shutdown_nothing_is_taken(executor: Executor) -> None:
             call()
 
 
-def test_shutdown_can_cancel_what_was_not_sent(service: Any, executor: Executor) -> None:
+def test_shutdown_can_cancel_unsent_tasks(service: Any, executor: Executor) -> None:
     gate = Gate(service)
     sent = executor.submit(double, 0)
     assert gate.reached.wait(TIMEOUT)
@@ -535,7 +537,7 @@ def test_ctrl_c_while_submit_waits_leaves_nothing_to_wait_for(
     assert not shutdown.is_alive()
 
 
-def test_an_executor_that_nobody_holds_sends_what_it_has(service: Any, client: Client) -> None:
+def test_a_garbage_collected_executor_still_sends_its_tasks(service: Any, client: Client) -> None:
     future = Executor(str(uuid.uuid4()), client).submit(double, 1)
     assert future.wait_submitted(TIMEOUT)
 

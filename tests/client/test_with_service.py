@@ -32,9 +32,7 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
-def test_functions_run_and_their_results_come_back(
-    client: Client, endpoint: ThreadEndpoint
-) -> None:
+def test_functions_run_and_their_results_arrive(client: Client, endpoint: ThreadEndpoint) -> None:
     with Executor(endpoint.id, client) as executor:
         futures = [executor.submit(double, i) for i in range(1000)]
         bad = executor.submit(fail, "of old age")
@@ -54,7 +52,7 @@ def test_map_keeps_the_order(client: Client, endpoint: ThreadEndpoint) -> None:
         assert list(executor.map(double, range(50), chunksize=7)) == [2 * i for i in range(50)]
 
 
-def test_refusals_fail_their_futures_and_nothing_else(
+def test_a_refusal_fails_only_its_own_futures(
     running: RunningService, client: Client, endpoint: ThreadEndpoint
 ) -> None:
     with Executor(endpoint.id, client) as executor:
@@ -105,7 +103,7 @@ def test_a_client_submits_a_batch_that_an_executor_reloads(
         assert reloaded[again].result(TIMEOUT) == 42
 
 
-def test_a_service_that_restarts_in_mid_run_loses_nothing(
+def test_a_restart_of_the_service_during_a_run_loses_nothing(
     running: RunningService, client: Client, endpoint: ThreadEndpoint
 ) -> None:
     with Executor(endpoint.id, client) as executor:
@@ -175,7 +173,7 @@ def test_processes_that_share_a_group_get_all_their_results(
     assert lines == [[str(list(range(base, base + 20)))] for base in (0, 100)]
 
 
-def test_a_terminal_that_reloads_a_group_takes_nothing_from_the_one_that_waits(
+def test_reloading_a_group_elsewhere_takes_no_results_from_a_waiting_program(
     running: RunningService, client: Client, endpoint: ThreadEndpoint
 ) -> None:
     endpoint.may_run.clear()

@@ -90,7 +90,7 @@ def test_a_job_after_one_that_ended_otherwise_is_refused(world, good, bad, cance
         ("begin-time", "nan", "Invalid begin-time=nan"),
     ],
 )
-def test_a_dependency_that_makes_no_sense_is_refused(world, scheme, value, why):
+def test_an_invalid_dependency_is_refused(world, scheme, value, why):
     assert refusal(world, on={scheme: value}) == why
 
 
@@ -188,11 +188,11 @@ def test_a_singleton_waits_for_its_namesakes(world):
 
 
 @pytest.mark.parametrize("queue", ["no-such-queue", ""])
-def test_a_queue_that_there_is_not_is_refused(world, queue):
+def test_an_unknown_queue_is_refused(world, queue):
     assert refusal(world, queue=queue).startswith(f"'{queue}' is not a valid queue")
 
 
-def test_a_bank_is_for_who_counts(world):
+def test_a_bank_is_accepted_and_has_no_effect(world):
     assert submitted(world, "true", bank="physics").future.result(PATIENCE) == 0
 
 
@@ -204,13 +204,13 @@ def test_a_bank_is_for_who_counts(world):
         ("no[1-", "Invalid hostlist: 'no[1-'"),
     ],
 )
-def test_hosts_that_there_are_not_are_rejected(world, hosts, why):
+def test_unknown_hosts_are_rejected(world, hosts, why):
     future = world.executor.submit(text("true", constraints={"hostlist": [hosts]}))
     error = future.exception(PATIENCE)
     assert isinstance(error, PermissionError)
     assert error.strerror == why
 
 
-def test_a_host_that_there_is_can_be_asked_for(world):
+def test_an_existing_host_can_be_requested(world):
     constraint = {"hostlist": [socket.gethostname()]}
     assert submitted(world, "true", constraints=constraint).future.result(PATIENCE) == 0

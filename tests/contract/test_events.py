@@ -26,7 +26,7 @@ def test_the_names_are_those_of_rfc_21(world):
     future.result(PATIENCE)
 
 
-def test_events_that_came_before_are_told_in_order(world):
+def test_past_events_are_delivered_in_order(world):
     future = world.executor.submit(text("true"))
     Recorder(future).wait("clean")
     assert Recorder(future).names == BEGINNING + END
@@ -61,7 +61,7 @@ def test_timestamps_never_go_back(world):
     assert stamps[0] > 1.5e9
 
 
-def test_flags_are_told(world):
+def test_exception_flags_are_delivered(world):
     recorder = recorded(world, text("true"), waitable=True, debug=True)
     assert recorder.wait("submit").context["flags"] == 6
 
@@ -125,7 +125,7 @@ def test_a_job_whose_program_cannot_be_started(world, program, status):
     assert recorder.wait("finish").context["status"] == status << 8
 
 
-def test_every_task_that_cannot_be_started_is_told(world):
+def test_every_task_that_cannot_be_started_is_reported(world):
     recorder = recorded(world, text("no-such-program", nodes=2))
     notes = [e.context["note"] for e in recorder.events if e.name == "exception"]
     tasks = sorted(note.split(" (")[0] for note in notes)

@@ -72,14 +72,14 @@ def test_a_callback_that_was_added_twice_is_called_twice(world):
     assert gate.wait() == gate.wait()
 
 
-def test_an_event_without_such_a_name_takes_no_callback(world):
+def test_a_callback_for_an_unknown_event_is_refused(world):
     future = world.executor.submit(text("true"))
     with pytest.raises(ValueError, match="lunch"):
         future.add_event_callback("lunch", Gate())
     future.result(PATIENCE)
 
 
-def test_callbacks_that_raise_disturb_nothing(world):
+def test_an_exception_in_a_callback_is_ignored(world):
     gate = Gate()
 
     def fail(*_: object) -> None:
@@ -119,7 +119,7 @@ def test_waiting_inside_a_callback_raises_instead_of_blocking(world, tmp_path):
     assert future.result(PATIENCE) == 0
 
 
-def test_a_result_that_is_there_can_be_read_inside_a_callback(world):
+def test_an_available_result_can_be_read_inside_a_callback(world):
     outcome = Gate()
     future = world.executor.submit(shell("exit 4"))
     future.add_event_callback("clean", lambda f, _: outcome(f.result()))
@@ -208,7 +208,7 @@ def test_attach_to_an_unknown_id(world, jobid):
     ("jobid", "error"),
     [(None, TypeError), (-1, OverflowError), (2**64, OverflowError), ("lunch", ValueError)],
 )
-def test_attach_to_what_is_no_id(world, jobid, error):
+def test_attach_to_an_invalid_id(world, jobid, error):
     future = world.executor.attach(jobid)
     assert future.jobid(0) == jobid
     with pytest.raises(error):
@@ -225,7 +225,7 @@ def test_cancel_and_kill_of_an_unknown_or_ended_job(world):
             world.kill(jobid, 15)
 
 
-def test_kill_with_what_is_no_signal(world):
+def test_kill_with_an_invalid_signal(world):
     future = world.executor.submit(text("sleep", "600"))
     Recorder(future).wait("start")
     with pytest.raises(OSError, match="Invalid signal number"):

@@ -62,12 +62,12 @@ def test_threads_are_named_and_end(world, tmp_path):
     assert mine() == []
 
 
-def test_there_cannot_be_less_than_no_threads(world):
+def test_a_negative_number_of_threads_is_refused(world):
     with pytest.raises(ValueError, match="the number of threads must be > 0"):
         world.new_executor(threads=-1)
 
 
-def test_an_executor_that_is_forgotten_ends_its_threads(world):
+def test_a_garbage_collected_executor_ends_its_threads(world):
     executor = world.new_executor(thread_name_prefix="forgotten")
     future = executor.submit(text("true"))
     del executor

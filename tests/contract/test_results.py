@@ -108,7 +108,7 @@ def test_an_output_file_that_cannot_be_opened_is_an_exec_exception(world):
     ],
     ids="-".join,
 )
-def test_more_than_there_is_cannot_be_allocated(world, request_):
+def test_a_request_larger_than_the_instance_is_unsatisfiable(world, request_):
     exception = failure(world, text("true", **request_))
     assert isinstance(exception, world.job_exception)
     assert exception.type == "alloc"
@@ -182,21 +182,21 @@ def test_a_malformed_jobspec_is_rejected_with_the_reason(world, why):
         future.jobid(PATIENCE)
 
 
-def test_no_jobspec_at_all(world):
+def test_submitting_none_is_refused(world):
     exception = failure(world, None)
     assert type(exception) is OSError
     assert exception.errno == errno.EINVAL
     assert exception.strerror == "jobspec must not be None/NULL"
 
 
-def test_text_that_is_no_jobspec(world):
+def test_submitting_text_that_is_not_a_jobspec_is_refused(world):
     exception = failure(world, "hello: [")
     assert exception.errno == errno.EINVAL
     assert exception.strerror.startswith("jobspec: invalid JSON: ")
 
 
 @pytest.mark.parametrize("wrong", [5, {"version": 1}, ["true"]])
-def test_neither_a_jobspec_nor_text(world, wrong):
+def test_submitting_another_type_is_refused(world, wrong):
     exception = failure(world, wrong)
     assert isinstance(exception, TypeError)
     assert str(exception) == "jobspec must be a Jobspec or string (either binary or unicode)"

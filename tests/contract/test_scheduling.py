@@ -90,7 +90,7 @@ def test_the_more_urgent_job_runs_first(world):
     assert in_order_of_start(world, [8, 31, 1, 20]) == [31, 20, 8, 1]
 
 
-def test_among_equals_the_first_comes_first(world):
+def test_jobs_of_equal_urgency_run_in_order_of_submission(world):
     blocker = start(world, everything(world, "sleep", "600"))
     waiting = [submitted(world, everything(world, "true")) for _ in range(3)]
     end(world, blocker)

@@ -128,7 +128,7 @@ def test_a_file_that_exists(world, tmp_path, mode, content):
     assert (tmp_path / "out").read_text() == content
 
 
-def test_output_that_nobody_asked_for_does_no_harm(world):
+def test_unread_output_does_not_block_a_job(world):
     assert world.executor.submit(shell("seq 20000; seq 20000 >&2")).result(PATIENCE) == 0
 
 

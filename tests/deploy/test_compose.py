@@ -45,7 +45,7 @@ def settings(services):
 
 
 class TestVariables:
-    def test_each_is_in_the_example(self, compose, tls):
+    def test_each_variable_is_in_the_example(self, compose, tls):
         example = read_variables(DEPLOY / "example.env")
         assert set(variables_in(compose)) | set(variables_in(tls)) == set(example)
 
@@ -56,13 +56,13 @@ class TestVariables:
         assert all(passwords.values())
         assert not any(example[name] for name in passwords)
 
-    def test_without_a_password_nothing_is_made(self, compose, answers):
+    def test_without_a_password_compose_fails(self, compose, answers):
         for name in answers:
             if _is_secret(name):
                 with pytest.raises(KeyError, match=name):
                     fill_in(compose, {**answers, name: ""})
 
-    def test_what_the_example_says_is_what_holds_without_it(self, compose, answers):
+    def test_the_example_values_are_the_defaults(self, compose, answers):
         must = {name for name, must in variables_in(compose).items() if must}
         only = {name: value for name, value in answers.items() if name in must}
         assert (
@@ -78,23 +78,25 @@ class TestService:
     def test_the_settings_are_valid(self, settings):
         assert settings.database_url.startswith("postgresql://")
 
-    def test_it_finds_the_database_as_the_user_that_is_made_there(self, services, settings):
+    def test_the_service_uses_the_database_user_that_compose_creates(self, services, settings):
         url = urlsplit(settings.database_url)
         made = services["postgresql"]["environment"]
         assert url.hostname in services
         assert (url.username, url.password) == (made["POSTGRES_USER"], made["POSTGRES_PASSWORD"])
         assert url.path == f"/{made['POSTGRES_DB']}"
 
-    def test_its_account_is_used_with_the_password_that_it_is_made_with(self, services, settings):
+    def test_the_service_uses_its_broker_account_with_the_created_password(
+        self, services, settings
+    ):
         url = urlsplit(settings.amqp_url)
         made = services["accounts"]["environment"]
         assert (url.username, url.password) == ("service", made["AMQP_SERVICE_PASSWORD"])
 
-    def test_everybody_is_sent_to_the_same_virtual_host(self, settings):
+    def test_all_urls_have_the_same_virtual_host(self, settings):
         urls = (settings.amqp_url, settings.endpoint_amqp_url, settings.client_amqp_url)
         assert {urlsplit(url).path for url in urls} == {"/flux_endpoint"}
 
-    def test_the_broker_asks_where_the_service_listens_and_nobody_else_can(
+    def test_the_broker_asks_at_the_services_address_which_is_not_published(
         self, compose, services, answers, settings
     ):
         listens = urlsplit(settings.authorization_url)
@@ -112,14 +114,16 @@ class TestService:
         assert (url.hostname, url.port) == ("rabbitmq", 15672)
         assert not any("15672" in port for port in services["rabbitmq"]["ports"])
 
-    def test_it_reaches_the_broker_inside_and_the_others_do_from_outside(self, services, settings):
+    def test_the_service_uses_the_brokers_inner_port_and_others_the_published_one(
+        self, services, settings
+    ):
         assert urlsplit(settings.amqp_url).hostname in services
         (published,) = services["rabbitmq"]["ports"]
         outside, _, inside = published.rpartition(":")
         assert urlsplit(settings.amqp_url).port == int(inside)
         assert urlsplit(settings.client_amqp_url).netloc == outside
 
-    def test_the_port_that_is_published_is_the_one_it_listens_on(self, services):
+    def test_the_published_port_is_the_one_the_service_listens_on(self, services):
         image = Containerfile(DEPLOY / "Containerfile").environment("service")
         (published,) = services["service"]["ports"]
         assert published.endswith(f":{image['FLUX_ENDPOINT_SERVICE_PORT']}")
@@ -128,7 +132,7 @@ class TestService:
             in (services["service"]["healthcheck"]["test"][-1])
         )
 
-    def test_it_starts_after_what_it_needs(self, services):
+    def test_the_service_starts_after_database_and_accounts(self, services):
         assert services["service"]["depends_on"] == {
             "postgresql": {"condition": "service_healthy"},
             "accounts": {"condition": "service_completed_successfully"},
@@ -136,10 +140,10 @@ class TestService:
 
 
 class TestEndpoint:
-    def test_it_is_only_there_when_asked_for(self, services):
+    def test_the_endpoint_is_started_only_with_its_profile(self, services):
         assert [name for name, each in services.items() if "profiles" in each] == ["endpoint"]
 
-    def test_it_finds_the_service_by_the_usual_variables(self, services):
+    def test_the_endpoint_finds_the_service_by_the_usual_variables(self, services):
         environment = services["endpoint"]["environment"]
         assert environment[credentials.URL_VARIABLE] == "http://127.0.0.1:8080"
         assert environment[credentials.TOKEN_VARIABLE]
@@ -149,7 +153,7 @@ class TestEndpoint:
             "FLUX_ENDPOINT_NAME",
         }
 
-    def test_its_state_survives_it(self, services):
+    def test_the_state_of_the_endpoint_is_in_a_volume(self, services):
         home = Containerfile(DEPLOY / "Containerfile").environment("endpoint")[HOME_VARIABLE]
         assert services["endpoint"]["volumes"] == [f"endpoint:{home}"]
 
@@ -182,7 +186,7 @@ class TestFiles:
                 context = (DEPLOY / each["build"]["context"]).resolve()
                 assert (context / each["build"]["dockerfile"]) == DEPLOY / "Containerfile"
 
-    def test_who_is_waited_for_says_when_it_is_ready(self, services):
+    def test_every_dependency_has_a_healthcheck_or_ends(self, services):
         for each in services.values():
             for name, how in each.get("depends_on", {}).items():
                 if how["condition"] == "service_healthy":
@@ -202,7 +206,7 @@ class TestFiles:
         text = (DEPLOY / "rabbitmq" / "enabled_plugins").read_text()
         assert text == f"[{','.join(PLUGINS)}].\n"
 
-    def test_packages_ask_as_containers_do(self):
+    def test_the_package_example_asks_at_the_same_address_as_containers(self):
         template = (DEPLOY / "rabbitmq" / "authorization.conf.template").read_text()
         url = "http://127.0.0.1:8081/SECRET"
         filled = read_settings(fill_in(template, {"AUTHORIZATION_URL": url}))
@@ -219,7 +223,7 @@ class TestFiles:
 
 
 class TestNetwork:
-    def test_nothing_is_open_to_the_network_without_tls(self, services):
+    def test_without_tls_all_ports_are_on_loopback(self, services):
         for each in services.values():
             for port in each.get("ports", []):
                 assert port.startswith("127.0.0.1:")
@@ -231,7 +235,7 @@ class TestNetwork:
             "5671:5671",
         ]
 
-    def test_its_files_exist_and_its_services_do(self, tls, answers, services):
+    def test_the_tls_file_names_existing_files_and_services(self, tls, answers, services):
         for each in fill_in(tls["services"], answers).values():
             for volume in each.get("volumes", []):
                 source = volume.partition(":")[0]
@@ -247,7 +251,7 @@ class TestNetwork:
         told = tls["services"]["service"]["environment"]
         assert told["FLUX_ENDPOINT_SERVICE_MAX_CONNECTIONS_PER_ADDRESS"] == "0"
 
-    def test_nginx_is_told_all_that_its_template_asks_for(self, tls, answers, services):
+    def test_nginx_gets_every_variable_of_its_template(self, tls, answers, services):
         template = (DEPLOY / "nginx" / "flux-endpoint.conf.template").read_text()
         told = fill_in(tls["services"]["nginx"]["environment"], answers)
         assert set(re.findall(r"\$\{(\w+)\}", template)) == set(told)

@@ -65,7 +65,7 @@ def test_the_services_python_is_one_that_the_project_names(file, pyproject):
     assert f"Programming Language :: Python :: {found[1]}" in pyproject["project"]["classifiers"]
 
 
-def test_what_is_copied_exists_and_is_not_ignored(file):
+def test_copied_files_exist_and_are_not_ignored(file):
     allowed = [
         line.removeprefix("!")
         for line in (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
@@ -78,7 +78,7 @@ def test_what_is_copied_exists_and_is_not_ignored(file):
         assert (ROOT / each).exists(), each
 
 
-def test_what_is_copied_is_enough_for_a_whole_wheel(file, pyproject, tmp_path):
+def test_the_copied_files_suffice_to_build_the_wheel(file, pyproject, tmp_path):
     for source in copied(file):
         if source.startswith("deploy/"):
             continue
@@ -111,7 +111,7 @@ def test_the_database_driver_of_the_image_is_the_one_that_urls_are_for(pyproject
     assert Requirement(driver).name == "psycopg"
 
 
-def test_its_settings_are_options_of_the_service(file):
+def test_the_settings_of_the_image_are_options_of_the_service(file):
     settings = {
         name for name in file.environment("service") if name.startswith("FLUX_ENDPOINT_SERVICE_")
     }
@@ -172,7 +172,7 @@ class TestRunEndpoint:
         assert configure == "flux-endpoint configure lab"
         assert start == "flux start flux-endpoint start lab"
 
-    def test_a_later_start_leaves_its_configuration_alone(self, run):
+    def test_a_later_start_keeps_the_configuration(self, run):
         run(FLUX_ENDPOINT_NAME="lab")
         assert run(FLUX_ENDPOINT_NAME="lab") == ["flux start flux-endpoint start lab"]
 
@@ -180,7 +180,7 @@ class TestRunEndpoint:
         *_, start = run("--test-size=4", FLUX_ENDPOINT_NAME="lab")
         assert start == "flux start --test-size=4 flux-endpoint start lab"
 
-    def test_without_a_name_nothing_is_run(self, run):
+    def test_without_a_name_the_entry_point_fails(self, run):
         with pytest.raises(subprocess.CalledProcessError) as caught:
             run()
         assert b"the name of the endpoint" in caught.value.stderr

@@ -101,19 +101,19 @@ class TestAccounts:
         assert said.splitlines() == ["service\t[administrator]"]
 
     @pytest.mark.parametrize("name", SHARED)
-    def test_accounts_that_several_people_know_are_gone(self, broker, made, name):
+    def test_well_known_accounts_are_deleted(self, broker, made, name):
         assert f"{name}: removed" in made
         with pytest.raises(pika.exceptions.ProbableAuthenticationError):
             broker.connect(name, name)
 
-    def test_made_again_it_has_the_new_password(self, broker, made, answers):
+    def test_making_an_account_again_changes_its_password(self, broker, made, answers):
         broker.make_account("another")
         broker.connect("service", "another").close()
         broker.make_account(answers["AMQP_SERVICE_PASSWORD"])
         with pytest.raises(pika.exceptions.ProbableAuthenticationError):
             broker.connect("service", "another")
 
-    def test_a_password_that_is_missing_is_named_before_anything_is_done(self, broker):
+    def test_a_missing_password_is_named_before_any_change(self, broker):
         with pytest.raises(subprocess.CalledProcessError) as caught:
             broker.make_account("")
         assert "AMQP_SERVICE_PASSWORD" in caught.value.stderr
@@ -170,7 +170,7 @@ class TestConfigure:
         said = (broker.node.directory / "enabled_plugins").read_text()
         assert {*PLUGINS, ANOTHER_PLUGIN} == set(re.findall(r"\w+", said))
 
-    def test_a_broker_with_these_files_asks_there_and_opens_tls_alone(
+    def test_a_broker_with_these_files_asks_the_service_and_listens_with_tls_only(
         self, conf_d, asked, tmp_path, monkeypatch, free_port
     ):
         certificate = tmp_path / "tls"
@@ -250,7 +250,7 @@ class TestTask:
             "FLUX_ENDPOINT_SERVICE_PORT": str(free_port),
         }
 
-    def test_it_runs_and_its_result_comes_back(self, environment, tmp_path, monkeypatch):
+    def test_a_task_runs_and_its_result_arrives(self, environment, tmp_path, monkeypatch):
         service = {**environment, "FLUX_ENDPOINT_HOME": str(tmp_path / "service")}
         url = f"http://127.0.0.1:{environment['FLUX_ENDPOINT_SERVICE_PORT']}"
         home = tmp_path / "endpoint"

@@ -37,7 +37,7 @@ class TestService:
     def unit(self):
         return Unit(SERVICE)
 
-    def test_it_runs_a_command_that_exists(self, unit):
+    def test_the_unit_runs_an_existing_command(self, unit):
         program, *arguments = shlex.split(unit.one("Service", "ExecStart"))
         assert Path(program).name == "flux-endpoint"
         assert Path(program).is_absolute()
@@ -52,19 +52,19 @@ class TestService:
         given = {name.removeprefix(_PREFIX).lower(): value for name, value in given.items()}
         assert ServiceSettings(**given).client_amqp_url.startswith("amqps://")
 
-    def test_its_state_is_in_a_directory_of_its_own(self, unit):
+    def test_the_state_is_in_the_units_private_directory(self, unit):
         directory = unit.one("Service", "StateDirectory")
         assert unit.sections["Service"]["Environment"] == [f"{HOME_VARIABLE}=%S/{directory}"]
         assert unit.one("Service", "StateDirectoryMode") == "0700"
 
-    def test_its_user_is_made(self, unit):
+    def test_the_user_is_created_by_sysusers(self, unit):
         made = (SYSTEMD / "sysusers.d" / "flux-endpoint.conf").read_text().splitlines()
         assert any(line.split()[:2] == ["u", unit.one("Service", "User")] for line in made)
 
-    def test_it_is_given_the_time_that_it_takes_to_end(self, unit):
+    def test_the_stop_timeout_is_longer_than_a_shutdown(self, unit):
         assert seconds(unit.one("Service", "TimeoutStopSec")) > SHUTDOWN_SECONDS
 
-    def test_it_is_not_started_again_where_that_changes_nothing(self, unit):
+    def test_the_unit_is_not_restarted_after_permanent_errors(self, unit):
         codes = {int(code) for code in unit.one("Service", "RestartPreventExitStatus").split()}
         assert codes == {ExitCode.USAGE, ExitCode.PERMISSION}
         assert unit.one("Service", "Restart") == "on-failure"
@@ -75,32 +75,32 @@ class TestEndpoint:
     def unit(self):
         return Unit(ENDPOINT)
 
-    def test_it_gains_no_rights(self, unit):
+    def test_the_unit_can_not_gain_privileges(self, unit):
         for name in ("NoNewPrivileges", "LockPersonality", "RestrictSUIDSGID"):
             assert unit.one("Service", name) == "yes"
 
     def test_flux_finds_its_sockets(self, unit):
         assert "PrivateTmp" not in unit.sections["Service"]
 
-    def test_it_runs_a_command_that_exists(self, unit):
+    def test_the_unit_runs_an_existing_command(self, unit):
         env, program, *arguments = shlex.split(unit.one("Service", "ExecStart"))
         assert (env, program, arguments[-1]) == ("/usr/bin/env", "flux-endpoint", "%i")
         command(*arguments[:-1])
 
-    def test_every_variable_of_the_example_is_one_that_it_reads(self):
+    def test_every_variable_of_the_example_is_read_by_the_endpoint(self):
         assert set(read_variables(SYSTEMD / "user" / "environment.example")) == {
             "PATH",
             credentials.URL_VARIABLE,
             credentials.TOKEN_VARIABLE,
         }
 
-    def test_it_is_given_the_time_that_it_takes_to_end(self, unit):
+    def test_the_stop_timeout_is_longer_than_a_shutdown(self, unit):
         assert seconds(unit.one("Service", "TimeoutStopSec")) > lifecycle.STOP_TIMEOUT
 
-    def test_its_workers_are_left_to_it(self, unit):
+    def test_only_the_agent_gets_the_stop_signal(self, unit):
         assert unit.one("Service", "KillMode") == "mixed"
 
-    def test_it_is_not_started_again_where_that_changes_nothing(self, unit):
+    def test_the_unit_is_not_restarted_after_permanent_errors(self, unit):
         codes = {int(code) for code in unit.one("Service", "RestartPreventExitStatus").split()}
         assert codes == {
             ExitCode.USAGE,
@@ -112,7 +112,7 @@ class TestEndpoint:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 @pytest.mark.parametrize("path", [SERVICE, ENDPOINT], ids=["system", "user"])
-def test_systemd_finds_nothing_wrong_with_it(path, tmp_path):
+def test_systemd_analyze_accepts_the_units(path, tmp_path):
     name = path.name.replace("@.", "@lab.")
     text = path.read_text()
     # As it is installed: the program has to be there.

@@ -43,7 +43,7 @@ class TestTheInterpreter:
             check=False,
         )
 
-    def test_functions_defined_at_its_prompt_run(self, home):
+    def test_functions_defined_at_a_prompt_run(self, home):
         done = self.repl(
             home,
             """\
@@ -163,7 +163,7 @@ class TestMessages:
         assert "No module named 'only_here'" in str(error.value)
         assert "install" in str(error.value)
 
-    def test_a_result_that_no_strategy_takes_has_each_ones_reason(self, executor):
+    def test_a_result_that_no_strategy_accepts_lists_each_reason(self, executor):
         executor.result_serializers = [JSONData(), "globus_compute_sdk.serialize.DillDataBase64"]
         with pytest.raises(TaskExecutionFailed) as error:
             executor.submit(eval, "(n for n in range(3))").result(60)
@@ -186,7 +186,7 @@ class TestMessages:
         with pytest.raises(TaskExecutionFailed, match=r"MaxResultSizeExceeded\(\d+, 10485760\)"):
             executor.submit(bytes, 11 * 2**20).result(60)
 
-    def test_a_task_group_of_somebody_else(self, home):
+    def test_a_task_group_of_another_user(self, home):
         database = f"sqlite:///{home.home}/stack/service.db"
         made = home.command(
             "service", "token", "create", "--database-url", database, "somebody-else"

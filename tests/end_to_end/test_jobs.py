@@ -78,17 +78,17 @@ class TestCommands:
         assert (result.returncode, result.exception_name) == (124, "subprocess.TimeoutExpired")
         assert_ended(f"sleep {OURS}7")
 
-    def test_a_signal_is_told_from_an_exit_code(self, executor):
+    def test_a_signal_is_distinguished_from_an_exit_code(self, executor):
         killed = executor.submit(ShellFunction("kill -9 $$")).result(PATIENCE)
         exited = executor.submit(ShellFunction("exit 137")).result(PATIENCE)
         assert (killed.returncode, exited.returncode) == (-9, 137)
 
-    def test_what_can_never_run_says_so(self, executor):
+    def test_a_job_that_can_never_run_is_refused_with_the_reason(self, executor):
         executor.resource_specification = {"num_nodes": 999}
         with pytest.raises(TaskExecutionFailed, match=r"unsatisfiable request"):
             executor.submit(ShellFunction("true")).result(PATIENCE)
 
-    def test_a_wrong_specification_is_refused_here(self, executor):
+    def test_a_wrong_specification_is_refused_by_the_client(self, executor):
         with pytest.raises(ResourceSpecificationError, match=r"did you mean 'num_nodes'"):
             executor.resource_specification = {"num_node": 1}
 
@@ -158,7 +158,7 @@ class TestKill:
         with pytest.raises(TaskCancelled):
             future.result(PATIENCE)
 
-    def test_by_its_id(self, executor):
+    def test_a_task_can_be_cancelled_by_its_id(self, executor):
         executor.resource_specification = {"num_ranks": 1, "urgency": 0}
         future = executor.submit(ShellFunction("true"))
         future.wait_submitted(PATIENCE)
@@ -168,7 +168,7 @@ class TestKill:
 
 
 class TestAttach:
-    def test_somebody_elses_job_is_followed_to_its_end(self, executor, flux):
+    def test_a_job_submitted_elsewhere_is_followed_to_its_end(self, executor, flux):
         jobid = flux("submit", "sh", "-c", "echo out; echo err >&2; exit 3")
         future = executor.attach(jobid)
         seen, last = names_of(future, "start", "finish")
@@ -178,11 +178,11 @@ class TestAttach:
         assert seen == ["start", "finish"]
         assert format_jobid(future.jobid(PATIENCE)) == jobid
 
-    def test_an_unknown_id_is_a_clear_error(self, executor):
+    def test_an_unknown_job_id_is_a_clear_error(self, executor):
         with pytest.raises(TaskExecutionFailed, match=r"does not match any job"):
             executor.attach(12345).result(PATIENCE)
 
-    def test_what_is_no_job_id_is_refused_at_once(self, executor):
+    def test_an_invalid_job_id_is_refused_at_once(self, executor):
         with pytest.raises(ValueError, match=r"nonsense"):
             executor.attach("nonsense")
 

@@ -68,20 +68,20 @@ class TestResults:
         assert "in fail" in caught.value.remote_data
         assert "flux_endpoint/engine" not in caught.value.remote_data
 
-    def test_nine_mib_come_back(self, executor):
+    def test_a_result_of_nine_mib_arrives(self, executor):
         assert len(executor.submit(letters, 9 * MIB).result(timeout=60)) == 9 * MIB
 
-    def test_eleven_mib_are_refused_with_the_sizes(self, executor):
+    def test_a_result_of_eleven_mib_is_refused_with_the_sizes(self, executor):
         with pytest.raises(TaskExecutionFailed, match=r"MaxResultSizeExceeded\(1153\d+, 10485760"):
             executor.submit(letters, 11 * MIB).result(timeout=60)
         assert executor.submit(double, 1).result(timeout=60) == 2
 
-    def test_nine_mib_go_there_and_eleven_are_refused_at_once(self, executor):
+    def test_arguments_of_nine_mib_arrive_and_of_eleven_are_refused_at_once(self, executor):
         assert executor.submit(len, "x" * 9 * MIB).result(timeout=60) == 9 * MIB
         with pytest.raises(PayloadTooLargeError, match=r"limit is 10 MiB"):
             executor.submit(len, "x" * 11 * MIB)
 
-    def test_a_function_that_cannot_be_serialized_says_its_name_and_why(self, executor):
+    def test_the_error_of_an_unserializable_function_has_its_name_and_the_reason(self, executor):
         numbers = (n for n in range(3))
 
         def stuck():
@@ -96,7 +96,7 @@ class TestResults:
         result = executor.submit(greet, message="hello").result(timeout=60)
         assert (result.stdout, result.returncode) == ("hello\n", 3)
 
-    def test_tasks_know_who_they_are(self, executor):
+    def test_tasks_know_their_ids(self, executor):
         future = executor.submit(own_id)
         assert future.result(timeout=60) == future.task_id
 

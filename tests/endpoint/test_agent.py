@@ -55,7 +55,7 @@ def test_a_thousand_tasks_each_end_in_one_result(
     assert service.counts == dict.fromkeys(task_ids, 1)
 
 
-def test_a_task_reaches_the_engine_with_all_it_came_with(
+def test_a_task_reaches_the_engine_with_all_its_properties(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
     function_id = str(uuid.uuid4())
@@ -115,7 +115,7 @@ def test_the_same_task_twice_runs_once(
     assert service.counts[first] == 1
 
 
-def test_tasks_that_come_together_run_once_each_and_their_results_go_together(
+def test_bundled_tasks_run_once_each_and_their_results_are_bundled(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, held_engine, tmp_path):
@@ -144,7 +144,7 @@ def test_a_service_that_takes_no_bundles_gets_one_result_a_message(
 
 
 @pytest.mark.parametrize("moment", ["its result", "its confirm"])
-def test_a_task_that_comes_again_at_the_moment_of_its_end_runs_once(
+def test_a_task_redelivered_while_it_ends_runs_once(
     service: Service, held_engine: ObedientEngine, tmp_path: Path, moment: str
 ) -> None:
     with running(service, held_engine, tmp_path, shutdown_grace=0) as run:
@@ -186,7 +186,7 @@ def test_a_finished_task_is_recognized_by_the_next_agent_too(
     [{"task_uuid": None}, {"task_uuid": "7"}, {"function_uuid": None}, {"function_uuid": 5}],
     ids=str,
 )
-def test_a_message_without_identity_is_set_aside_and_the_others_go_on(
+def test_a_message_without_a_task_id_is_dead_lettered_and_others_are_processed(
     service: Service, engine: ObedientEngine, tmp_path: Path, headers: dict[str, object]
 ) -> None:
     with running(service, engine, tmp_path):
@@ -228,7 +228,7 @@ def test_a_malformed_task_fails_and_says_what_was_wrong(
     assert engine.all_submitted == []
 
 
-def test_who_ran_what_is_in_the_log_and_in_the_audit_log(
+def test_logs_name_the_user_and_the_function_of_each_task(
     service: Service,
     engine: ObedientEngine,
     tmp_path: Path,
@@ -306,7 +306,7 @@ def test_tasks_above_max_in_flight_wait_in_the_queue(
         service.await_results(task_ids)
 
 
-def test_the_broker_may_send_no_more_before_it_hears_that_the_last_has_come(
+def test_the_consumer_is_paused_before_the_last_task_is_acknowledged(
     service: Service, held_engine: ObedientEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -329,7 +329,7 @@ def test_the_broker_may_send_no_more_before_it_hears_that_the_last_has_come(
     assert told == ["wait", "taken"]
 
 
-def test_status_reports_come_at_once_then_periodically_and_a_last_one_says_so(
+def test_status_reports_are_sent_at_once_periodically_and_at_the_end(
     service: Service, engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, engine, tmp_path, heartbeat_period=1):
@@ -352,7 +352,7 @@ def test_a_second_report_follows_the_first_soon(
     assert first["report_unix"] < second["report_unix"]
 
 
-def test_a_status_report_counts_tasks_and_tells_their_rates(
+def test_a_status_report_has_the_counts_and_rates_of_tasks(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, held_engine, tmp_path, heartbeat_period=1, max_in_flight=4, prefetch=1):
@@ -375,7 +375,7 @@ def test_a_status_report_counts_tasks_and_tells_their_rates(
     assert all(0 < rate <= 6 for rate in agent["finished_rates"].values())
 
 
-def test_the_report_of_the_turn_that_fills_an_agent_says_that_it_takes_no_more(
+def test_a_report_of_a_full_agent_says_that_it_accepts_no_more_tasks(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, held_engine, tmp_path, max_in_flight=1, shutdown_grace=0) as run:
@@ -390,7 +390,7 @@ def test_the_report_of_the_turn_that_fills_an_agent_says_that_it_takes_no_more(
     assert report["paused"]
 
 
-def test_the_last_report_is_sent_though_an_earlier_one_is_still_under_way(
+def test_the_last_report_is_sent_while_an_earlier_one_is_unconfirmed(
     service: Service, engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, engine, tmp_path) as run:
@@ -448,7 +448,7 @@ def test_results_that_no_queue_takes_are_kept_until_one_does(
     service.connection.close()
 
 
-def test_many_bytes_of_results_that_were_not_sent_do_not_keep_the_next_agent_from_its_start(
+def test_an_agent_starts_with_a_large_backlog_of_unsent_results(
     service: Service, engine: ObedientEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_MAX_UNCONFIRMED_BYTES", 1)
@@ -478,7 +478,7 @@ def test_a_stopped_agent_leaves_unfinished_tasks_to_the_next(
         service.await_results(task_ids)
 
 
-def test_what_ends_within_the_grace_is_published_before_the_agent_leaves(
+def test_results_within_the_grace_time_are_published_before_the_agent_ends(
     service: Service, held_engine: ObedientEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flux_endpoint.endpoint.agent.CONFIRM_GRACE", PATIENCE)
@@ -529,7 +529,7 @@ def test_an_agent_without_a_broker_says_so_once_with_the_address_and_asks_for_a_
     assert "connected to the broker" in caplog.messages
 
 
-def test_where_the_engine_has_nothing_left_to_run_on_the_agent_ends_and_keeps_what_has_no_end(
+def test_an_agent_that_loses_its_flux_instance_ends_and_keeps_unfinished_tasks(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, held_engine, tmp_path, shutdown_grace=1000) as run:
@@ -550,7 +550,7 @@ def test_where_the_engine_has_nothing_left_to_run_on_the_agent_ends_and_keeps_wh
     assert engine.all_submitted == [kept]
 
 
-def test_who_asks_an_agent_to_stop_that_stops_already_gets_no_sudden_end(
+def test_a_second_request_to_stop_does_not_shorten_the_grace_time(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, held_engine, tmp_path, shutdown_grace=1000) as run:
@@ -653,7 +653,7 @@ def test_an_agent_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     assert service.counts == {first: 1, second: 1}
 
 
-def test_an_agent_that_is_to_stop_does_not_wait_for_a_full_disk(
+def test_a_stopping_agent_does_not_wait_for_a_full_disk(
     service: Service, held_engine: ObedientEngine, small_disk: SmallDisk
 ) -> None:
     with running(service, held_engine, small_disk.path) as run:

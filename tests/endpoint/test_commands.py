@@ -28,7 +28,7 @@ def test_a_request_to_end_a_task_reaches_the_engine_once_it_runs(
         assert held_engine.cancelled.get(timeout=PATIENCE) == (task_id, 10)
 
 
-def test_a_task_that_is_ended_before_it_came_never_starts(
+def test_a_task_that_is_ended_before_its_delivery_never_starts(
     service: Service, engine: ObedientEngine, tmp_path: Path
 ) -> None:
     task_id = str(uuid.uuid4())
@@ -45,7 +45,7 @@ def test_a_task_that_is_ended_before_it_came_never_starts(
     assert engine.all_submitted == [other]
 
 
-def test_a_signal_for_a_task_that_is_not_here_does_nothing(
+def test_a_signal_for_an_unknown_task_is_ignored(
     service: Service, engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, engine, tmp_path):
@@ -67,7 +67,7 @@ def test_a_request_for_a_task_that_has_ended_changes_nothing(
     assert service.counts == {task_id: 1, other: 1}
 
 
-def test_a_request_to_stop_ends_the_agent_in_good_order(
+def test_a_request_to_stop_ends_the_agent_gracefully(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
     stop = pack(EndpointStop(endpoint_id=uuid.UUID(service.endpoint_id)))
@@ -88,7 +88,7 @@ def test_a_request_to_stop_ends_the_agent_in_good_order(
 @pytest.mark.parametrize(
     "body", [b"nonsense", pack(Task(task_id=uuid.uuid4(), task_buffer="x"))], ids=["junk", "task"]
 )
-def test_a_command_that_makes_no_sense_is_set_aside(
+def test_an_invalid_command_is_dead_lettered(
     service: Service, held_engine: ObedientEngine, tmp_path: Path, body: bytes
 ) -> None:
     with running(service, held_engine, tmp_path, shutdown_grace=0):
@@ -100,7 +100,7 @@ def test_a_command_that_makes_no_sense_is_set_aside(
         assert held_engine.cancelled.get(timeout=PATIENCE) == (task_id, None)
 
 
-def test_events_of_jobs_are_told_in_their_order(
+def test_events_of_jobs_are_sent_in_order(
     service: Service, held_engine: ObedientEngine, tmp_path: Path
 ) -> None:
     task_id = str(uuid.uuid4())
@@ -131,7 +131,7 @@ def test_a_task_that_follows_a_job_needs_no_function(
     journal.close()
 
 
-def test_a_job_id_that_is_none_is_refused(
+def test_an_invalid_job_id_is_refused(
     service: Service, engine: ObedientEngine, tmp_path: Path
 ) -> None:
     with running(service, engine, tmp_path):

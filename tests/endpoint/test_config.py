@@ -24,11 +24,11 @@ def complaint(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "engine:\n", "engine: {type: FluxEngine}\n"])
-def test_everything_has_a_default(text: str) -> None:
+def test_all_settings_have_defaults(text: str) -> None:
     assert parse_config(text, source="config.yaml") == EndpointConfig()
 
 
-def test_what_configure_writes_is_valid_and_means_the_defaults() -> None:
+def test_the_initial_configuration_is_valid_and_has_the_defaults() -> None:
     config = parse_config(initial_config("lab", 'The "Lab": #1'), source="config.yaml")
     assert config == EndpointConfig(display_name='The "Lab": #1')
 
@@ -60,7 +60,7 @@ def test_the_commented_blocks_of_a_new_file_are_the_defaults() -> None:
         ("{}, executor: local", "engine: blocks are allocations of Flux"),
     ],
 )
-def test_blocks_that_make_no_sense_are_refused(blocks: str, said: str) -> None:
+def test_invalid_block_settings_are_refused(blocks: str, said: str) -> None:
     assert said in complaint(f"engine: {{blocks: {blocks}}}")
 
 
@@ -94,7 +94,7 @@ def test_every_problem_is_named_with_its_key_what_was_given_and_what_is_allowed(
 
 
 @pytest.mark.parametrize("option", ["allowed_environment", "plain_programs"])
-def test_options_of_chosen_functions_want_these(option: str) -> None:
+def test_options_for_allowed_functions_require_allowed_functions(option: str) -> None:
     said = complaint(f"{option}: [a]")
     assert f"{option} is for endpoints with allowed_functions" in said
     functions = "allowed_functions: [00000000-0000-0000-0000-000000000000]"
@@ -106,7 +106,7 @@ def test_bounds_that_contradict_are_named_with_their_block() -> None:
     assert "engine: min_workers (3) is more than max_workers (2)" in said
 
 
-def test_a_key_without_a_likeness_gets_the_list_of_known_ones() -> None:
+def test_an_unknown_key_without_a_similar_one_gets_the_list_of_known_keys() -> None:
     said = complaint("zzz: 1")
     assert (
         "zzz: unknown key; known here: allowed_environment, allowed_functions, display_name,"
@@ -114,12 +114,12 @@ def test_a_key_without_a_likeness_gets_the_list_of_known_ones() -> None:
     )
 
 
-def test_an_engine_of_globus_compute_is_told_which_one_to_set() -> None:
+def test_an_engine_of_globus_compute_is_refused_with_the_one_to_set() -> None:
     said = complaint("engine: {type: GlobusComputeEngine}")
     assert "this endpoint runs FluxEngine: set engine.type: FluxEngine" in said
 
 
-def test_an_unknown_engine_is_told_the_known_one() -> None:
+def test_an_unknown_engine_is_refused_with_the_known_one() -> None:
     assert 'engine.type: must be FluxEngine, not "Foo"' in complaint("engine: {type: Foo}")
 
 

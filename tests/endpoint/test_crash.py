@@ -61,7 +61,7 @@ def test_tasks_that_were_running_run_again(service: Service, start: Start, tmp_p
     assert sorted(engine.all_submitted) == sorted(task_ids)
 
 
-def test_killed_again_and_again_at_work_every_task_still_gets_its_result(
+def test_every_task_gets_its_result_after_repeated_kills_of_the_agent(
     service: Service, start: Start
 ) -> None:
     task_ids: list[str] = []

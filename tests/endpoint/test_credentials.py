@@ -27,7 +27,7 @@ def test_the_environment_wins_over_the_file(home: Path, monkeypatch: pytest.Monk
     assert (credentials.service_url, credentials.token) == ("http://environment", "e")
 
 
-def test_the_file_serves_where_the_environment_says_nothing(home: Path) -> None:
+def test_the_file_is_used_if_the_environment_has_no_credentials(home: Path) -> None:
     path = write(home, {"service_url": "https://host:1/base//", "token": " t\n"})
     credentials = load_credentials()
     assert (credentials.service_url, credentials.token) == ("https://host:1/base", "t")
@@ -45,7 +45,7 @@ def test_the_token_is_not_shown(home: Path) -> None:
         ("FLUX_ENDPOINT_TOKEN", "FLUX_ENDPOINT_SERVICE_URL"),
     ],
 )
-def test_one_variable_of_the_two_is_a_mistake(
+def test_only_one_of_the_two_variables_is_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch, given: str, missing: str
 ) -> None:
     write(home, {"service_url": "http://file", "token": "f"})
@@ -106,5 +106,5 @@ def test_a_service_url_that_names_no_host_is_refused(home: Path, host: str) -> N
 
 
 @pytest.mark.parametrize("host", ["my_host:80", "bücher.example", "[::1]:80", "[fe80::1%25eth0]"])
-def test_a_service_url_may_name_every_host_that_there_can_be(home: Path, host: str) -> None:
+def test_a_service_url_may_have_any_valid_host(home: Path, host: str) -> None:
     assert Credentials(f"http://{host}", "t").service_url == f"http://{host}"

@@ -24,7 +24,7 @@ sys.stdin.read()
 """
 
 
-def test_who_has_the_lock_and_has_not_written_yet_is_not_taken_for_an_earlier_one(
+def test_a_lock_holder_that_has_not_written_its_record_is_identified_by_its_process(
     home: Path,
 ) -> None:
     directory = EndpointDirectory("lab")
@@ -45,7 +45,7 @@ def test_who_has_the_lock_and_has_not_written_yet_is_not_taken_for_an_earlier_on
         assert directory.holder() == DirectoryHolder(os.getpid(), "elsewhere")
 
 
-def test_a_holder_is_here_whatever_its_host_is_called_by_now(home: Path) -> None:
+def test_a_holder_is_recognized_after_its_host_was_renamed(home: Path) -> None:
     directory = EndpointDirectory("lab")
     directory.path.mkdir(parents=True)
     script = "import json, sys; from pathlib import Path; p = Path(sys.argv[1])"

@@ -100,7 +100,7 @@ def test_tasks_find_none_of_the_owners_credentials(
             assert owner.token.encode() not in found
 
 
-def test_what_tasks_find_is_good_for_the_endpoint_alone(
+def test_the_token_that_tasks_can_read_is_valid_only_for_the_endpoint(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
     start(owner)
@@ -119,7 +119,7 @@ def test_what_tasks_find_is_good_for_the_endpoint_alone(
             assert (refusal.value.http_status, refusal.value.code) == (403, "ENDPOINT_TOKEN")
 
 
-def test_once_it_has_its_token_it_starts_without_any_other(
+def test_an_enrolled_endpoint_starts_without_the_owners_credentials(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
     start(owner)
@@ -129,7 +129,7 @@ def test_once_it_has_its_token_it_starts_without_any_other(
     assert own_token(lab) == first
 
 
-def test_a_revoked_token_is_replaced_with_the_owners_credentials_or_told(
+def test_a_revoked_token_is_replaced_or_the_start_fails(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
     start(owner)
@@ -147,7 +147,7 @@ def test_a_revoked_token_is_replaced_with_the_owners_credentials_or_told(
     assert second["token"] != first["token"]
 
 
-def test_a_deleted_endpoint_comes_back_with_the_owners_credentials(
+def test_a_deleted_endpoint_is_registered_again_with_the_owners_credentials(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
     start(owner)
@@ -159,7 +159,7 @@ def test_a_deleted_endpoint_comes_back_with_the_owners_credentials(
     assert own_token(lab)["endpoint_id"] == first["endpoint_id"]
 
 
-def test_one_that_is_deleted_while_it_runs_ends_and_tells(
+def test_an_endpoint_deleted_while_running_ends_with_the_reason(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
     start(owner)
@@ -187,7 +187,7 @@ def test_one_that_is_deleted_while_it_runs_ends_and_tells(
     assert said not in run("list")
 
 
-def test_a_copy_that_is_to_be_another_endpoint_does_not_use_the_token(
+def test_a_copy_with_a_new_id_does_not_use_the_token(
     lab: EndpointDirectory, owner: Credentials
 ) -> None:
     start(owner)
@@ -199,14 +199,16 @@ def test_a_copy_that_is_to_be_another_endpoint_does_not_use_the_token(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "\0"])
-def test_a_damaged_file_is_told(lab: EndpointDirectory, owner: Credentials, content: str) -> None:
+def test_a_damaged_token_file_is_reported(
+    lab: EndpointDirectory, owner: Credentials, content: str
+) -> None:
     lab.token.write_text(content)
     said = run("start", "lab", fails=True, **in_environment(owner))
     assert f"{lab.token} " in said
     assert "delete it, and start once with the owner's credentials" in said
 
 
-def test_who_lets_others_run_tasks_is_warned_of_credentials_in_their_reach(
+def test_a_shared_endpoint_warns_of_credentials_that_tasks_can_read(
     lab: EndpointDirectory, owner: Credentials, home: Path
 ) -> None:
     file = home / "credentials.json"

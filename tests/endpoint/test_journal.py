@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.db"
 
 
-def test_accepted_tasks_come_back_whole_and_in_order(path: Path) -> None:
+def test_accepted_tasks_are_read_back_complete_and_in_order(path: Path) -> None:
     journal = Journal(path)
     with journal.batch():
         journal.accept([TASK, PLAIN])
@@ -86,7 +86,7 @@ def test_a_batch_that_fails_leaves_nothing_behind(path: Path) -> None:
     journal.close()
 
 
-def test_of_finished_ids_only_the_last_ones_are_remembered(path: Path) -> None:
+def test_only_the_latest_finished_ids_are_kept(path: Path) -> None:
     journal = Journal(path, max_done=10)
     for first in range(0, 100, 5):
         with journal.batch():
@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_error_that_names_the_journal(path: Path) -> None:
     journal.close()
 
 
-def test_what_an_earlier_journal_had_is_to_be_accounted_for_once(path: Path) -> None:
+def test_tasks_of_an_earlier_journal_are_accounted_for_once(path: Path) -> None:
     for _ in range(2):
         with closing(Journal(path)) as journal:
             assert journal.lacks_earlier
@@ -185,7 +185,7 @@ BAD_RESULT = f"UPDATE results SET {{}} WHERE task_id LIKE '{5:08}-%'"
         BAD_RESULT.format(f"body = (SELECT body FROM results WHERE task_id LIKE '{6:08}-%')"),
     ],
 )
-def test_one_damaged_row_costs_that_row_only(
+def test_a_damaged_row_loses_only_that_row(
     path: Path, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = full_journal(path)
@@ -207,7 +207,7 @@ def test_one_damaged_row_costs_that_row_only(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_damaged_pages_cost_what_is_in_them_only(path: Path, seed: int) -> None:
+def test_damaged_pages_lose_only_their_own_rows(path: Path, seed: int) -> None:
     ids = full_journal(path)
     with closing(sqlite3.connect(path)) as database:  # all of it in the file
         (size,) = database.execute("PRAGMA page_size").fetchone()
@@ -233,7 +233,7 @@ def test_damaged_pages_cost_what_is_in_them_only(path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("content", [b"something else entirely" * 100, b"SQLite format 3\0" * 90])
-def test_a_file_that_is_no_journal_is_set_aside(path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_journal_is_moved_away(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert examine(path, LAYOUT).damage
     with closing(Journal(path)) as journal:
@@ -244,7 +244,7 @@ def test_a_file_that_is_no_journal_is_set_aside(path: Path, content: bytes) -> N
     assert aside.read_bytes() == content
 
 
-def test_a_journal_without_its_tables_is_set_aside(path: Path) -> None:
+def test_a_journal_without_its_tables_is_moved_away(path: Path) -> None:
     full_journal(path)
     with closing(sqlite3.connect(path)) as database:
         database.execute("DROP TABLE results")
@@ -301,14 +301,14 @@ def test_a_journal_that_is_damaged_while_it_is_open_is_one_error_that_names_it(p
     journal.close()
 
 
-def test_a_journal_that_can_not_be_opened_is_left_alone(path: Path) -> None:
+def test_a_journal_that_can_not_be_opened_is_not_changed(path: Path) -> None:
     path.mkdir()
     with pytest.raises(RecordError, match=r"can't open the journal .*journal\.db: .+"):
         Journal(path)
     assert path.is_dir()
 
 
-def test_a_layout_of_another_release_is_left_alone(path: Path) -> None:
+def test_a_layout_of_another_release_is_not_changed(path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 99")
     database.close()
@@ -316,7 +316,7 @@ def test_a_layout_of_another_release_is_left_alone(path: Path) -> None:
         Journal(path)
 
 
-def test_the_file_shrinks_when_its_tasks_have_gone(path: Path) -> None:
+def test_the_file_shrinks_after_its_tasks_are_removed(path: Path) -> None:
     journal = Journal(path)
     ids = [str(number) for number in range(200)]
     with journal.batch():

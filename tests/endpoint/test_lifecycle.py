@@ -88,7 +88,7 @@ def test_names_that_can_not_be_directories_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["start", "stop"])
-def test_an_unknown_endpoint_gets_the_list_of_those_there_are(home: Path, command: str) -> None:
+def test_an_unknown_endpoint_is_refused_with_the_existing_ones(home: Path, command: str) -> None:
     assert "there are none yet" in run(command, "lab", fails=True)
     run("configure", "one")
     run("configure", "two")
@@ -107,7 +107,7 @@ def test_without_credentials_a_start_says_what_to_do(lab: EndpointDirectory) -> 
     assert "no credentials" in run("start", "lab", "--detach", fails=True)
 
 
-def test_a_bad_configuration_is_told_at_the_terminal_also_in_the_background(
+def test_a_bad_configuration_is_reported_at_the_terminal_even_with_detach(
     lab: EndpointDirectory,
 ) -> None:
     lab.config.write_text("max_in_fligth: 3\n")
@@ -123,14 +123,14 @@ def without_room(kilobytes: int, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_without_room_on_the_disk_no_half_of_an_endpoint_is_made(home: Path) -> None:
+def test_a_full_disk_leaves_no_partial_endpoint(home: Path) -> None:
     done = without_room(1, "configure", "lab")
     assert done.returncode != 0
     assert f"can't write {home / 'endpoints' / 'lab' / 'config.yaml'}: " in done.stderr
     run("configure", "lab")
 
 
-def test_without_room_on_the_disk_a_start_in_the_background_says_so(
+def test_a_full_disk_is_reported_by_a_start_in_the_background(
     lab: EndpointDirectory, home: Path
 ) -> None:
     log_in(home, "http://127.0.0.1:9", "token")
@@ -174,9 +174,7 @@ def test_the_log_names_the_executor_before_anything_runs_on_it(
 
 
 @pytest.mark.rabbitmq
-def test_a_killed_agent_does_not_get_in_the_way_of_the_next(
-    lab: EndpointDirectory, logged_in: None
-) -> None:
+def test_a_killed_agent_does_not_block_the_next(lab: EndpointDirectory, logged_in: None) -> None:
     run("start", "lab", "--detach")
     holder = lab.holder()
     assert holder is not None
@@ -199,7 +197,7 @@ def test_a_bad_token_ends_the_start_with_the_reason(
     assert listed()["status"] == "stopped"
 
 
-def test_a_start_watches_briefly_what_is_away_and_the_agent_goes_on_trying(
+def test_a_start_reports_an_unreachable_service_and_the_agent_keeps_trying(
     lab: EndpointDirectory,
     home: Path,
     free_port: int,
@@ -225,7 +223,7 @@ def test_a_start_watches_briefly_what_is_away_and_the_agent_goes_on_trying(
     assert run("stop", "lab") == "Endpoint lab stopped.\n"
 
 
-def test_a_start_that_says_nothing_in_time_is_told_apart(
+def test_a_start_whose_agent_reports_nothing_in_time_says_so(
     free_port: int, lab: EndpointDirectory, home: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", free_port)):  # no answer: the agent can say nothing yet
@@ -237,7 +235,7 @@ def test_a_start_that_says_nothing_in_time_is_told_apart(
 
 
 @pytest.mark.rabbitmq
-def test_a_service_that_comes_late_is_found(
+def test_an_agent_connects_to_a_service_that_starts_later(
     lab: EndpointDirectory, home: Path, amqp_vhost: str, free_port: int, tmp_path: Path
 ) -> None:
     (tmp_path / "late").mkdir()
@@ -273,7 +271,7 @@ def test_a_service_that_comes_late_is_found(
         (signal.SIGALRM, 0, os.kill),
     ],
 )
-def test_in_the_foreground_a_signal_ends_it_in_good_order(
+def test_in_the_foreground_a_signal_ends_the_agent_gracefully(
     lab: EndpointDirectory,
     logged_in: None,
     signum: int,
@@ -294,7 +292,7 @@ def test_in_the_foreground_a_signal_ends_it_in_good_order(
 
 
 @pytest.mark.rabbitmq
-def test_what_ignores_sigterm_is_killed_after_the_timeout(
+def test_an_agent_that_ignores_sigterm_is_killed_after_the_timeout(
     lab: EndpointDirectory, logged_in: None
 ) -> None:
     run("start", "lab", "--detach")
@@ -305,7 +303,7 @@ def test_what_ignores_sigterm_is_killed_after_the_timeout(
     assert listed()["status"] == "stopped"
 
 
-def test_an_agent_on_another_host_is_not_touched(
+def test_an_agent_on_another_host_is_not_stopped(
     lab: EndpointDirectory, logged_in: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("start", "lab", "--detach")
@@ -345,7 +343,7 @@ def test_a_copied_endpoint_does_not_start_and_says_who_runs_it(
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("loss", ["moved away", "emptied", "damaged"])
-def test_what_was_in_a_lost_journal_ends_with_an_error_and_the_rest_runs(
+def test_tasks_of_a_lost_journal_fail_and_queued_tasks_run(
     lab: EndpointDirectory, logged_in: None, service_process: ServiceProcess, loss: str
 ) -> None:
     started = lab.path / "started"

@@ -25,7 +25,7 @@ def meter(clock):
     return RateMeter(clock)
 
 
-def test_in_the_beginning_nothing_has_happened(meter):
+def test_a_new_meter_has_rates_of_zero(meter):
     assert (meter.total, meter.rates()) == (0, {"1m": 0, "5m": 0, "15m": 0})
 
 
@@ -35,12 +35,12 @@ def test_before_a_window_is_full_the_rate_is_that_since_the_beginning(meter, clo
     assert meter.rates() == {"1m": 3, "5m": 3, "15m": 3}
 
 
-def test_what_happened_in_the_first_moment_is_not_divided_by_nothing(meter):
+def test_the_rate_in_the_first_moment_does_not_divide_by_zero(meter):
     meter.add(7)
     assert meter.rates()["1m"] == 7
 
 
-def test_what_is_older_than_a_window_does_not_count(meter, clock):
+def test_events_older_than_a_window_do_not_count(meter, clock):
     meter.add(600)
     clock.now += 90
     meter.add(60)
@@ -60,7 +60,7 @@ def test_a_steady_stream_has_the_same_rate_over_every_window(meter, clock):
     assert meter.rates() == {name: pytest.approx(5, rel=0.02) for name in ("1m", "5m", "15m")}
 
 
-def test_it_keeps_no_more_than_the_longest_window(meter, clock):
+def test_the_meter_keeps_no_more_than_the_longest_window(meter, clock):
     for _ in range(5000):
         clock.now += 5
         meter.add(1)

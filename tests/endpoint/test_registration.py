@@ -69,14 +69,14 @@ def test_the_file_has_the_address_at_which_the_service_is_now(
 
 
 @pytest.mark.rabbitmq
-def test_allowed_functions_are_told_to_the_service(rest: RestClient, tmp_path: Path) -> None:
+def test_allowed_functions_are_sent_to_the_service(rest: RestClient, tmp_path: Path) -> None:
     endpoint_id = registration(rest, tmp_path, allowed_functions=[ID]).register().endpoint_id
     answer = rest.request("GET", f"/v3/endpoints/{endpoint_id}/allowed_functions")
     assert answer["functions"] == [ID]
 
 
 @pytest.mark.rabbitmq
-def test_an_id_of_somebody_else_is_refused_with_what_to_do(
+def test_an_id_of_another_user_is_refused_with_a_remedy(
     rest: RestClient, service_process: ServiceProcess, tmp_path: Path
 ) -> None:
     registration(rest, tmp_path).register()
@@ -118,7 +118,7 @@ def test_a_publishing_block_without_a_key_is_refused() -> None:
         _parse_answer(answer, "http://service")
 
 
-def test_a_broker_url_that_fails_is_asked_for_anew_but_not_at_once_nor_all_the_time() -> None:
+def test_a_failing_broker_url_is_requested_again_at_intervals() -> None:
     asked = []
 
     def register() -> Any:
@@ -139,7 +139,7 @@ def test_a_broker_url_that_fails_is_asked_for_anew_but_not_at_once_nor_all_the_t
     assert len(asked) == 1
 
 
-def test_an_endpoint_is_gone_when_the_service_says_so_twice() -> None:
+def test_an_endpoint_counts_as_deleted_after_two_refusals() -> None:
     def refused(code: str, status: int) -> ServiceError:
         return ServiceError("no", http_status=status, code=code)
 

@@ -126,7 +126,9 @@ def test_a_bad_token_is_told_where_it_came_from(script: Script) -> None:
     [(200, b"<html>", {}), (200, [1], {}), (404, b"not here", {}), (302, b"", {}), (403, [], {})],
     ids=str,
 )
-def test_what_is_no_such_service_is_called_that(script: Script, answer: Any) -> None:
+def test_an_answer_of_another_server_is_reported_as_a_wrong_url(
+    script: Script, answer: Any
+) -> None:
     script.answers = [answer]
     with client(script.url) as service, pytest.raises(ServiceError, match="is the URL from a test"):
         service.request("GET", "/x")
@@ -134,7 +136,9 @@ def test_what_is_no_such_service_is_called_that(script: Script, answer: Any) -> 
 
 @pytest.mark.parametrize("fault", [(500, b"", {}), (502, b"", {}), (503, {}, {}), None], ids=str)
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-def test_what_can_be_repeated_is_until_it_works(script: Script, method: str, fault: Any) -> None:
+def test_repeatable_requests_are_retried_until_they_succeed(
+    script: Script, method: str, fault: Any
+) -> None:
     script.answers = [fault, fault, OK]
     with client(script.url) as service:
         assert service.request(method, "/x") == {"fine": True}
@@ -184,7 +188,7 @@ def test_retry_after_is_obeyed_up_to_a_limit(value: str, least: float) -> None:
     assert least <= rest._wait_before_next(0.01, response) <= max(least, 0.01)
 
 
-def test_nobody_there_is_an_error_that_names_the_url(free_port: int) -> None:
+def test_an_unreachable_service_is_an_error_with_the_url(free_port: int) -> None:
     url = f"http://127.0.0.1:{free_port}"
     said = f"can't reach the service for GET {url}"
     with (
@@ -194,7 +198,7 @@ def test_nobody_there_is_an_error_that_names_the_url(free_port: int) -> None:
         service.request("GET", "/x")
 
 
-def test_a_proxy_of_the_site_is_not_asked_for_this_machine(
+def test_requests_to_this_machine_bypass_the_proxy(
     script: Script, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -204,9 +208,7 @@ def test_a_proxy_of_the_site_is_not_asked_for_this_machine(
         assert service.request("GET", "/x") == {"fine": True}
 
 
-def test_a_stack_that_is_down_gets_no_token_whoever_has_its_port(
-    script: Script, tmp_path: Path
-) -> None:
+def test_no_token_is_sent_to_the_port_of_a_stopped_stack(script: Script, tmp_path: Path) -> None:
     script.answers = [(401, {"code": "UNAUTHORIZED", "message": "who are you?"}, {})]
     file = tmp_path / "lock"
     client = RestClient(Credentials(script.url, "secret", stack_lock=file), attempts=1)

@@ -86,13 +86,13 @@ class TestArguments:
         args, kwargs = run(task, tmp_path)
         assert (list(args), kwargs) == ([1, "é", [1.5, None]], {"x": {"a": True}})
 
-    def test_what_json_has_not_arrives_too(self, tmp_path: Path) -> None:
+    def test_types_that_json_lacks_arrive(self, tmp_path: Path) -> None:
         args, _ = run(restricted(task_of(echo, (1, 2), b"x", {3}, {1: 2})), tmp_path)
         assert args == ((1, 2), b"x", {3}, {1: 2})
 
     @pytest.mark.parametrize("data", [None, "AllDataStrategies"])
     @pytest.mark.parametrize("function", [echo, ShellFunction("echo {x}")])
-    def test_a_pickled_trap_does_not_spring(
+    def test_a_malicious_pickle_is_not_executed(
         self, function: Any, data: str | None, tmp_path: Path
     ) -> None:
         sprung = tmp_path / "sprung"
@@ -105,7 +105,7 @@ class TestArguments:
             TaskRunner(TaskSettings("e", str(tmp_path), False, None)).run("t", task.buffer, None)
             assert sprung.exists()
 
-    def test_a_second_way_to_read_them_is_not_taken(self, tmp_path: Path) -> None:
+    def test_a_pickle_after_an_unreadable_alternative_is_refused(self, tmp_path: Path) -> None:
         """`AllDataStrategies` holds several; where the first can't be read the next one is."""
         sprung = tmp_path / "sprung"
         trap = "00\n" + base64.encodebytes(pickle.dumps((Trap(sprung),))).decode()
@@ -154,7 +154,7 @@ class TestCommands:
         assert isinstance(found[0], MPIFunction)
         assert found[0].format_command({}) == "app 'a b'"
 
-    def test_one_that_travels_as_byte_code_is_quoted_by_its_worker(self, tmp_path: Path) -> None:
+    def test_a_command_sent_as_byte_code_is_quoted_by_its_worker(self, tmp_path: Path) -> None:
         serializer = ComputeSerializer(strategy_code=DillCode)
         passed = restricted(task_of(ShellFunction("echo {x}"), x="$(id)", serializer=serializer))
         result = run(passed, tmp_path)
@@ -183,7 +183,7 @@ class TestSpecification:
     """A specification says how much, where and when; it brings nothing along."""
 
     @pytest.mark.parametrize("key", ["shell_options", "attributes", "launcher_options", "zzz"])
-    def test_other_keys_are_refused(self, key: str) -> None:
+    def test_specification_keys_outside_the_list_are_refused(self, key: str) -> None:
         said = f"'{key}' can't be used here: .*; it takes bank, .*walltime$"
         with pytest.raises(RestrictionError, match=said):
             restricted(with_specification(num_ranks=1, **{key: {}}))

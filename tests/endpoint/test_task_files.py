@@ -56,7 +56,7 @@ def forget(tmp_path: Path) -> Iterator[Callable[..., TaskFiles]]:
 Forget = Callable[..., TaskFiles]
 
 
-def test_old_files_of_tasks_go_and_others_stay(tmp_path: Path, forget: Forget) -> None:
+def test_old_files_of_tasks_are_removed_and_others_kept(tmp_path: Path, forget: Forget) -> None:
     work = tmp_path / "work"
     old = [
         make(work / task_id() / "deep" / "file", ago=91 * DAY),
@@ -81,7 +81,7 @@ def test_old_files_of_tasks_go_and_others_stay(tmp_path: Path, forget: Forget) -
     assert all(path.exists() for path in kept)
 
 
-def test_what_a_link_leads_to_stays(tmp_path: Path, forget: Forget) -> None:
+def test_the_target_of_a_link_is_kept(tmp_path: Path, forget: Forget) -> None:
     target = make(tmp_path / "elsewhere" / "file", ago=1000 * DAY)
     link = tmp_path / "work" / task_id()
     link.parent.mkdir()
@@ -97,7 +97,7 @@ def test_what_a_link_leads_to_stays(tmp_path: Path, forget: Forget) -> None:
     assert target.exists()
 
 
-def test_files_of_a_task_that_is_open_stay(tmp_path: Path, forget: Forget) -> None:
+def test_files_of_open_tasks_are_kept(tmp_path: Path, forget: Forget) -> None:
     journal = Journal(tmp_path / "journal.db")
     is_open, ended = task_id(), task_id()
     with journal.batch():
@@ -111,7 +111,7 @@ def test_files_of_a_task_that_is_open_stay(tmp_path: Path, forget: Forget) -> No
     journal.close()
 
 
-def test_without_knowing_nothing_is_removed(tmp_path: Path, forget: Forget) -> None:
+def test_nothing_is_removed_if_the_open_tasks_are_unknown(tmp_path: Path, forget: Forget) -> None:
     def unknown(_: str) -> bool:
         raise FluxEndpointError("the journal can't be read")
 
@@ -121,14 +121,14 @@ def test_without_knowing_nothing_is_removed(tmp_path: Path, forget: Forget) -> N
     assert stays.exists()
 
 
-def test_infinity_keeps_for_ever(tmp_path: Path, forget: Forget) -> None:
+def test_an_infinite_time_removes_nothing(tmp_path: Path, forget: Forget) -> None:
     stays = make(tmp_path / "work" / task_id() / "file", ago=10_000 * DAY)
     forget(keep=float("inf"))
     time.sleep(0.2)
     assert stays.exists()
 
 
-def test_how_long_is_a_setting() -> None:
+def test_the_retention_time_is_a_setting() -> None:
     assert parse_config("", source="c").keep_task_files == 90 * DAY
     assert parse_config("keep_task_files: 30d", source="c").keep_task_files == 30 * DAY
     assert parse_config("keep_task_files: infinity", source="c").keep_task_files == float("inf")
@@ -136,7 +136,7 @@ def test_how_long_is_a_setting() -> None:
         parse_config("keep_task_files: soon", source="c")
 
 
-def test_a_large_log_is_put_aside_at_the_next_start(tmp_path: Path) -> None:
+def test_a_large_log_is_rotated_at_the_next_start(tmp_path: Path) -> None:
     log, before = tmp_path / "endpoint.log", tmp_path / "endpoint.log.1"
     put_aside(log)
     log.write_text("small")
@@ -162,7 +162,7 @@ other.communicate(b"another process\\n")
 
 
 @pytest.mark.parametrize("where", ["home", "elsewhere", "not to append"])
-def test_a_large_log_is_put_aside_while_several_processes_write_it(
+def test_a_large_log_is_rotated_while_several_processes_write_it(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"

@@ -108,7 +108,7 @@ def test_queued_tasks_are_cancelled_without_running(make_world, tmp_path):
     assert not list(tmp_path.glob("started-queued[024]"))
 
 
-def test_tasks_sent_ahead_of_their_turn_are_cancelled_alone(make_world, tmp_path):
+def test_tasks_queued_at_a_worker_are_cancelled_alone(make_world, tmp_path):
     world = make_world(workers_per_node=1)
     world.ends([world.submit(double, n) for n in range(300)])  # from now on several are sent ahead
     ids = [world.submit(hold, str(tmp_path), n) for n in range(10)]
@@ -120,7 +120,7 @@ def test_tasks_sent_ahead_of_their_turn_are_cancelled_alone(make_world, tmp_path
     assert [end.value for end in world.ends(ids[1::2])] == [1, 3, 5, 7, 9]
 
 
-def test_cancelling_one_of_many_short_tasks_harms_no_other(make_world):
+def test_cancelling_one_of_many_short_tasks_affects_no_other(make_world):
     world = make_world(workers_per_node=2, max_retries_on_system_failure=0)
     ids = [world.submit(double, n) for n in range(2000)]
     for task in ids[::50]:

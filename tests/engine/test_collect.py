@@ -36,7 +36,7 @@ def test_the_values_of_all_ranks_are_one_in_their_order(tmp_path: Path) -> None:
     assert json.loads(end.data[3:]) == list(range(12))
 
 
-def test_a_number_of_ranks_that_never_ran_costs_nothing(tmp_path: Path) -> None:
+def test_a_huge_number_of_ranks_that_never_ran_is_handled_quickly(tmp_path: Path) -> None:
     leave(tmp_path, 1, {"data": "11\n1"})
     before = time.process_time()
     end = collect(plan(tmp_path, 2**31 - 1), Finished(1), None, (0, 0))
@@ -50,14 +50,14 @@ def test_a_number_of_ranks_that_never_ran_costs_nothing(tmp_path: Path) -> None:
     "text",
     ["5", "[]", '{"data": 5}', '{"code": "no such", "text": "x"}', "{", "[" * 10**5, "\ufeff"],
 )
-def test_a_file_that_is_no_end_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_result_file_is_ignored(tmp_path: Path, text: str) -> None:
     rank_file(tmp_path, 0).write_text(text)
     end = collect(plan(tmp_path, 1), Finished(0), None, (0, 0))
     assert isinstance(end, Failure)
     assert "ranks without a value: 0\n" in end.text
 
 
-def test_a_pipe_a_device_and_an_endless_file_are_none(tmp_path: Path) -> None:
+def test_a_pipe_a_device_and_an_endless_file_are_ignored(tmp_path: Path) -> None:
     os.mkfifo(rank_file(tmp_path, 0))
     rank_file(tmp_path, 1).symlink_to("/dev/zero")
     with rank_file(tmp_path, 2).open("wb") as file:

@@ -214,7 +214,7 @@ def task(name: str, function, *args) -> tuple[dict[str, Any], bytes]:
     return {"id": name}, buffer_of(function, *args).encode()
 
 
-def test_a_manager_greets_works_and_ends_when_told(new_pool, manager, tmp_path):
+def test_a_manager_greets_runs_tasks_and_ends_on_request(new_pool, manager, tmp_path):
     pool = new_pool()
     assert pool.greet()["workers"] == 1
     pool.submit(task("a", double, 1), task("b", double, 2))
@@ -226,7 +226,7 @@ def test_a_manager_greets_works_and_ends_when_told(new_pool, manager, tmp_path):
     assert not (tmp_path / "workers-m1.results").exists()
 
 
-def test_a_manager_starts_nothing_before_it_is_let(new_pool, manager, tmp_path):
+def test_a_manager_starts_nothing_before_the_go_message(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.receive(b"hello")
     pool.submit(task("a", hold, str(tmp_path / "gate")))
@@ -236,7 +236,7 @@ def test_a_manager_starts_nothing_before_it_is_let(new_pool, manager, tmp_path):
     assert [*pool.held()["running"]] == ["a"]
 
 
-def test_what_has_not_begun_when_a_manager_is_told_to_end_never_begins(new_pool, manager, tmp_path):
+def test_a_stopping_manager_starts_no_queued_task(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.greet()
     pool.submit(task("a", hold, str(tmp_path / "gate")), task("b", double, 2))
@@ -245,7 +245,7 @@ def test_what_has_not_begun_when_a_manager_is_told_to_end_never_begins(new_pool,
     assert [*json.loads(*pool.receive(b"bye"))["running"]] == ["a"]
 
 
-def test_without_an_agent_nothing_is_started_and_ends_are_kept(new_pool, manager, tmp_path):
+def test_without_an_agent_no_task_starts_and_results_are_kept(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.greet()
     pool.submit(
@@ -269,7 +269,7 @@ def test_without_an_agent_nothing_is_started_and_ends_are_kept(new_pool, manager
     assert pool.held() == {"waiting": [], "running": {}, "ended": []}
 
 
-def test_what_nobody_wants_any_more_is_ended_and_not_told(new_pool, manager, tmp_path):
+def test_unwanted_tasks_are_ended_without_a_report(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.greet()
     seconds = fresh_seconds()
@@ -316,7 +316,7 @@ def test_a_pool_at_another_address_is_found(new_pool, manager, tmp_path):
     other.close()
 
 
-def test_a_manager_that_tells_late_what_runs_knows_since_when(new_pool, tmp_path, address):
+def test_a_late_report_of_running_tasks_has_their_start_times(new_pool, tmp_path, address):
     pool = new_pool()
     process = start(settings(tmp_path, address), "-c", _TELLS_LATE)
     try:
@@ -331,7 +331,7 @@ def test_a_manager_that_tells_late_what_runs_knows_since_when(new_pool, tmp_path
         process.wait()
 
 
-def test_a_manager_gives_tasks_back_that_have_not_begun(new_pool, manager, tmp_path):
+def test_a_manager_returns_tasks_that_have_not_begun(new_pool, manager, tmp_path):
     pool = new_pool()
     pool.greet()
     pool.submit(task("a", hold, str(tmp_path / "gate")))
@@ -364,7 +364,7 @@ def test_a_task_is_ended_whose_worker_has_just_been_forked(new_pool, start_late,
 
 
 @pytest.mark.parametrize("order", [(b"cancel", b"a"), (b"signal", b"10", b"a")])
-def test_what_ends_a_task_that_was_done_does_not_hit_the_one_after_it(
+def test_cancelling_a_finished_task_does_not_affect_the_next_one(
     new_pool, start_late, tmp_path, order
 ):
     pool = new_pool()
@@ -378,9 +378,7 @@ def test_what_ends_a_task_that_was_done_does_not_hit_the_one_after_it(
     assert pool.ended(1) == ["b"]
 
 
-def test_of_two_tasks_the_one_that_runs_is_lost_for_the_reason_that_the_pool_had(
-    new_pool, start_late, tmp_path
-):
+def test_only_the_running_task_is_lost_with_the_reason_of_the_pool(new_pool, start_late, tmp_path):
     pool = new_pool()
     start_late("workers")
     pool.greet()
@@ -411,7 +409,7 @@ def test_a_manager_of_many_workers_waits_for_a_template_that_is_busy(new_pool, t
         process.wait()
 
 
-def test_what_a_killed_manager_ran_ends_with_it(new_pool, manager):
+def test_processes_of_a_killed_manager_end_with_it(new_pool, manager):
     pool = new_pool()
     pool.greet()
     seconds = fresh_seconds()
@@ -426,7 +424,7 @@ def test_a_manager_without_an_agent_ends_after_a_while(tmp_path, address):
     assert process.wait(PATIENCE) == 0
 
 
-def test_a_manager_whose_connections_come_to_nothing_ends_after_a_while(tmp_path):
+def test_a_manager_whose_connections_fail_ends_after_a_while(tmp_path):
     often = (
         "import zmq; from flux_endpoint.engine.workers import link, manager\n"
         "new_socket = link.PoolLink._new_socket\n"
@@ -471,7 +469,7 @@ def local_world(tmp_path, monkeypatch) -> Iterator[World]:
     world.stop()
 
 
-def test_the_manager_of_an_earlier_agent_is_sent_away(local_world, tmp_path):
+def test_the_manager_of_an_earlier_agent_is_rejected(local_world, tmp_path):
     assert local_world.call(double, 1).value == 2
     stranger = start(settings(tmp_path, f"ipc://{tmp_path}/engine/pool.sock"))
     assert stranger.wait(PATIENCE) == 0
@@ -527,7 +525,9 @@ def test_a_task_is_ended_though_the_connection_broke_meanwhile(local_world, lose
     assert local_world.end(task).code == "TaskCancelled"
 
 
-def test_workers_end_though_the_connection_broke_when_they_were_told(tmp_path, monkeypatch, loses):
+def test_workers_end_although_the_connection_broke_during_the_stop_request(
+    tmp_path, monkeypatch, loses
+):
     monkeypatch.delenv("FLUX_URI", raising=False)
     world = World("local", tmp_path, workers_per_node=1, min_nodes=0, idle_timeout=0.1)
     try:
@@ -552,7 +552,7 @@ def connection(address: str, identity: str) -> zmq.Socket[bytes]:
     return connection
 
 
-def test_a_manager_is_heard_that_came_back_before_its_absence_was_noticed(local_world, tmp_path):
+def test_a_manager_that_reconnects_before_its_loss_was_noticed_is_served(local_world, tmp_path):
     pool = local_world.engine._pool
     address = f"ipc://{tmp_path}/engine/pool.sock"
     pool._tell(lambda: pool._socket.admit("m1", "secret"))
@@ -571,7 +571,7 @@ def test_a_manager_is_heard_that_came_back_before_its_absence_was_noticed(local_
     second.close()
 
 
-def test_nobody_speaks_in_the_name_of_a_manager(local_world, tmp_path):
+def test_messages_with_a_forged_manager_id_are_rejected(local_world, tmp_path):
     assert local_world.call(double, 1).value == 2
     pool = local_world.engine._pool
     [manager_id] = pool._managers
@@ -586,7 +586,7 @@ def test_nobody_speaks_in_the_name_of_a_manager(local_world, tmp_path):
     impostor.close()
 
 
-def test_nobody_else_can_read_what_is_noted_and_the_socket_is_in_a_private_place(
+def test_connection_files_are_private_and_the_socket_is_in_a_private_directory(
     local_world, tmp_path
 ):
     assert local_world.call(double, 1).value == 2
@@ -596,7 +596,7 @@ def test_nobody_else_can_read_what_is_noted_and_the_socket_is_in_a_private_place
     assert (tmp_path / "engine" / "pool.sock").exists()
 
 
-def test_a_long_path_has_its_socket_elsewhere_and_nothing_is_left(tmp_path, monkeypatch):
+def test_a_socket_for_a_long_path_is_elsewhere_and_is_removed(tmp_path, monkeypatch):
     monkeypatch.delenv("FLUX_URI", raising=False)
     with tempfile.TemporaryDirectory(prefix="t-") as short:
         monkeypatch.setattr(tempfile, "tempdir", short)

@@ -86,7 +86,7 @@ def stream(world: World, outstanding: int, *call: Any, **options: Any) -> Iterat
 # Growing and giving back
 
 
-def test_workers_fit_what_waits(make_world, tmp_path):
+def test_the_number_of_workers_fits_the_waiting_tasks(make_world, tmp_path):
     world = make_world(min_workers=0, max_workers=ALL)
     ids = hold_many(world, tmp_path, 3)
     until(lambda: started(tmp_path) == 3)
@@ -95,7 +95,7 @@ def test_workers_fit_what_waits(make_world, tmp_path):
     world.ends(ids)
 
 
-def test_there_are_never_more_than_max_workers(make_world, tmp_path):
+def test_workers_never_exceed_max_workers(make_world, tmp_path):
     world = make_world(min_workers=0, max_workers=3)
     ids = hold_many(world, tmp_path, 12)
     until(lambda: started(tmp_path) == 3)
@@ -136,7 +136,7 @@ def test_workers_take_the_cores_that_jobs_leave_of_each_node(make_world, tmp_pat
 # Sharing an allocation with jobs
 
 
-def test_a_job_that_needs_everything_runs_in_a_stream_of_functions_that_never_ends(
+def test_a_job_of_the_whole_instance_runs_during_an_endless_stream_of_functions(
     make_world, monkeypatch
 ):
     monkeypatch.setattr(manager_registry, "_TURN", 0.3)
@@ -154,7 +154,7 @@ def test_a_job_that_needs_everything_runs_in_a_stream_of_functions_that_never_en
     assert set(results) == {1}
 
 
-def test_functions_get_their_turn_in_a_stream_of_jobs_that_never_ends(make_world, monkeypatch):
+def test_functions_run_during_an_endless_stream_of_jobs(make_world, monkeypatch):
     world = make_world(min_workers=0, max_workers=ALL)
     nodes, cores = nodes_and_cores(world)
     monkeypatch.setattr(manager_registry, "_TURN", 0.3)
@@ -169,7 +169,7 @@ def test_functions_get_their_turn_in_a_stream_of_jobs_that_never_ends(make_world
 
 
 @pytest.mark.usefixtures("whole")
-def test_only_as_many_workers_leave_as_a_job_needs_and_what_they_held_runs_elsewhere(
+def test_only_as_many_workers_are_drained_as_a_job_needs_and_their_tasks_run_elsewhere(
     make_world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(manager_registry, "_TURN", 0.1)
@@ -186,9 +186,7 @@ def test_only_as_many_workers_leave_as_a_job_needs_and_what_they_held_runs_elsew
 
 
 @pytest.mark.usefixtures("whole")
-def test_workers_go_on_when_the_job_that_they_made_room_for_is_gone(
-    make_world, tmp_path, monkeypatch
-):
+def test_drained_workers_continue_when_the_job_is_gone(make_world, tmp_path, monkeypatch):
     monkeypatch.setattr(manager_registry, "_TURN", 0.1)
     world = make_world(min_nodes=2, max_nodes=2)
     nodes, cores = nodes_and_cores(world)

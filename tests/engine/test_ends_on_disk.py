@@ -52,7 +52,7 @@ def test_an_end_that_was_being_written_is_left_out(path):
     assert contents(path) == []
 
 
-def test_without_an_agent_ends_go_to_disk_and_come_back_until_they_are_safe(box, path):
+def test_without_an_agent_results_go_to_disk_and_are_sent_until_confirmed(box, path):
     box.add({"id": "a"}, b"1")
     assert taken(box) == ["a"]
     assert not path.exists()
@@ -69,7 +69,7 @@ def test_without_an_agent_ends_go_to_disk_and_come_back_until_they_are_safe(box,
     assert len(box) == 0
 
 
-def test_no_more_is_under_way_or_in_memory_than_the_bounds(box, monkeypatch):
+def test_unsent_results_in_memory_and_on_the_wire_are_bounded(box, monkeypatch):
     monkeypatch.setattr(outbox, "_WINDOW", 1000)
     monkeypatch.setattr(outbox, "_MOST_IN_MEMORY", 3000)
     for name in "abcd":
@@ -96,7 +96,7 @@ def test_on_a_full_disk_ends_stay_in_memory(box, path, monkeypatch):
     assert box.take() == [({"id": "a"}, b"1")]
 
 
-def test_an_end_that_can_not_be_read_again_is_told_as_lost(box, path):
+def test_a_result_that_can_not_be_read_from_disk_is_reported_as_lost(box, path):
     box.lose_agent()
     box.add({"id": "a"}, b"1")
     path.write_bytes(b"")
@@ -106,7 +106,7 @@ def test_an_end_that_can_not_be_read_again_is_told_as_lost(box, path):
     assert b"can't be read from disk" in body
 
 
-def test_what_workers_have_begun_is_known_though_more_were_begun_than_are_kept(tmp_path):
+def test_the_latest_begun_tasks_are_kept_beyond_the_capacity(tmp_path):
     begun, most = BegunTasks(tmp_path / "begun", 2), most_held(2)
     for number in range(3 * most):
         begun.note(1, f"task {number}")
@@ -116,7 +116,7 @@ def test_what_workers_have_begun_is_known_though_more_were_begun_than_are_kept(t
     assert "another" not in record
 
 
-def test_files_are_kept_until_all_in_them_is_settled_or_unwanted(tmp_path):
+def test_files_are_kept_until_all_their_results_are_settled_or_unwanted(tmp_path):
     paths = [tmp_path / name for name in ("one", "two")]
     for path in paths:
         spool = Spool(path)
@@ -130,7 +130,7 @@ def test_files_are_kept_until_all_in_them_is_settled_or_unwanted(tmp_path):
     assert not paths[0].exists()
 
 
-def test_the_end_of_a_manager_is_awaited_for_so_long(tmp_path):
+def test_waiting_for_the_end_of_a_manager_has_a_timeout(tmp_path):
     files = ManagerFiles(tmp_path, "m")
     assert files.await_end(0.0)  # it has not begun
     files.lock.touch()

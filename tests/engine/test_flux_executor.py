@@ -130,7 +130,7 @@ def test_an_attached_job_is_followed_as_well(executor, watches):
     assert isinstance(executor.attach(1).exception(PATIENCE), ValueError)
 
 
-def test_a_watch_that_never_works_is_given_up(executor, watches):
+def test_a_watch_that_keeps_failing_is_given_up(executor, watches):
     watches.fail("start", times=10**6)
     future = executor.submit(jobspec("true"))
     attached = []

@@ -111,7 +111,7 @@ def test_backends_that_are_closed_leave_no_descriptors(flux_uri: str):
     until(closed)
 
 
-def test_bindings_that_keep_futures_otherwise_are_told(backend, flux_module, caplog, monkeypatch):
+def test_incompatible_flux_bindings_are_reported(backend, flux_module, caplog, monkeypatch):
     flux_futures.mend_executor(flux_module)
     assert not caplog.text
     monkeypatch.setattr(flux_futures, "_WAITING", "_NOT_THERE")

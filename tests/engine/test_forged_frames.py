@@ -82,7 +82,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("what", FRAMES)
-def test_no_frame_ends_the_manager_or_another_task(world: World, tmp_path, what):
+def test_a_forged_frame_ends_neither_the_manager_nor_another_task(world: World, tmp_path, what):
     before = world.call(manager).value
     runs, end = tmp_path / "runs", tmp_path / "end"
     other = world.submit(victim, str(runs), str(end))
@@ -108,7 +108,7 @@ def test_no_frame_ends_the_manager_or_another_task(world: World, tmp_path, what)
         b"not at all a frame of any kind",
     ],
 )
-def test_what_is_no_frame_ends_the_worker_at_once(world: World, raw):
+def test_invalid_frames_end_the_worker_at_once(world: World, raw):
     before = world.call(manager).value
     end = world.call(forge, [], raw=raw, seconds=60)
     assert end.code == "WorkerLost"
@@ -116,7 +116,7 @@ def test_what_is_no_frame_ends_the_worker_at_once(world: World, raw):
     assert world.call(manager).value == before
 
 
-def test_nobody_tells_the_end_of_another_task(world: World, tmp_path):
+def test_a_task_can_not_report_the_end_of_another(world: World, tmp_path):
     runs, end = tmp_path / "runs", tmp_path / "end"
     other = world.submit(victim, str(runs), str(end))
     until(runs.exists)
@@ -132,7 +132,7 @@ def test_nobody_tells_the_end_of_another_task(world: World, tmp_path):
     assert runs.read_text() == "begun\n"
 
 
-def test_who_tells_its_own_end_early_keeps_nobody_from_running(world: World, tmp_path):
+def test_a_task_that_reports_its_end_early_does_not_block_others(world: World, tmp_path):
     body = result_of("MYSELF", json.dumps("early"))
     early = [
         world.submit(forge, [{"id": "MYSELF", "returncode": 0}], body=body, seconds=120)
@@ -152,7 +152,7 @@ def uuid_text():
     return str(uuid.uuid4())
 
 
-def test_an_end_that_is_told_twice_counts_once(world: World):
+def test_an_end_that_is_reported_twice_counts_once(world: World):
     body = result_of("MYSELF", "first")
     header = {"id": "MYSELF", "returncode": 0}
     task_id = world.submit(forge, [header], body=body, times=3, seconds=0)
@@ -161,7 +161,7 @@ def test_an_end_that_is_told_twice_counts_once(world: World):
     assert world.repeated == 0
 
 
-def test_a_counter_that_a_task_has_set_stops_nobody(world: World):
+def test_a_counter_forged_by_a_task_blocks_no_other(world: World):
     before = world.call(manager).value
 
     def count(much):

@@ -241,7 +241,7 @@ def test_workers_without_gpus_leave_them_to_jobs(start: Start):
         world.stop()
 
 
-def test_what_the_nodes_do_not_have_stops_the_engine_with_the_numbers(start: Start):
+def test_resources_that_the_nodes_lack_stop_the_engine_with_the_numbers(start: Start):
     with pytest.raises(EngineError, match="gpus_per_worker: 3, but the nodes have 2 gpus each"):
         start(gpus_per_worker=3)
     with pytest.raises(EngineError, match="cores_per_worker: 5, but the nodes have 4 cores each"):
@@ -275,7 +275,7 @@ def test_nodes_that_differ_in_their_gpus_stop_the_engine_with_the_numbers(tmp_pa
         World("flux", tmp_path, uri=running.uri, gpus_per_worker=1)
 
 
-def test_a_manager_that_does_not_see_its_gpus_says_so():
+def test_a_manager_that_does_not_see_its_gpus_reports_it():
     assert shares({VARIABLE: "4,7"}, 2, 1) == [{VARIABLE: "4"}, {VARIABLE: "7"}]
     assert shares({VARIABLE: "-1"}, 2, 0) == [{}, {}]
     for environment in ({}, {VARIABLE: "-1"}, {VARIABLE: "0"}):

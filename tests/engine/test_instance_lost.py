@@ -136,7 +136,7 @@ def stop_soon(world: World) -> None:
         pass
 
 
-def test_what_runs_when_the_instance_goes_fails_with_the_reason(
+def test_running_tasks_fail_with_the_reason_when_the_instance_is_lost(
     instance: FluxInstance, tmp_path: Path, mark: str
 ) -> None:
     world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
@@ -158,7 +158,7 @@ def test_what_runs_when_the_instance_goes_fails_with_the_reason(
     until(lambda: not marked(mark))
 
 
-def test_what_ends_the_thread_of_a_flux_executor_counts_as_the_instances_end(
+def test_an_error_that_ends_the_flux_executors_thread_counts_as_instance_loss(
     flux_module: ModuleType,
     flux_uri: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,7 +188,7 @@ def test_what_ends_the_thread_of_a_flux_executor_counts_as_the_instances_end(
         assert ("No data available" in capsys.readouterr().err) == said
 
 
-def test_what_had_not_been_started_is_left_for_the_next_start(
+def test_waiting_tasks_are_left_for_the_next_start_when_the_instance_is_lost(
     instance: FluxInstance, tmp_path: Path
 ) -> None:
     world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
@@ -206,7 +206,7 @@ def test_what_had_not_been_started_is_left_for_the_next_start(
     assert not any(world.has_ended(task) for task in (*waiting, job, late, late_job))
 
 
-def test_what_may_be_tried_again_is_tried_in_the_next_instance_and_no_oftener(
+def test_retries_continue_in_the_next_instance_up_to_the_limit(
     new_instance: Callable[[], FluxInstance], tmp_path: Path
 ) -> None:
     function, job = str(uuid.uuid4()), str(uuid.uuid4())
@@ -238,7 +238,7 @@ def test_what_may_be_tried_again_is_tried_in_the_next_instance_and_no_oftener(
         assert text.count("is gone") == 2
 
 
-def test_while_an_instance_ends_what_runs_may_finish_and_nothing_more_is_started(
+def test_in_an_ending_instance_running_tasks_finish_and_none_starts(
     instance: FluxInstance, tmp_path: Path
 ) -> None:
     world = World("flux", tmp_path, max_nodes=1, workers_per_node=1)
@@ -261,7 +261,7 @@ def test_while_an_instance_ends_what_runs_may_finish_and_nothing_more_is_started
     assert len(world.lost) == 1
 
 
-def test_what_flux_ends_with_its_instance_is_run_again_in_the_next(
+def test_tasks_ended_with_their_instance_run_again_in_the_next(
     new_instance: Callable[[], FluxInstance], tmp_path: Path
 ) -> None:
     function, job = str(uuid.uuid4()), str(uuid.uuid4())
@@ -294,7 +294,7 @@ def cancelling(instance: FluxInstance, flux_module: ModuleType) -> Iterator[None
         yield
 
 
-def test_what_flux_ends_with_its_instance_is_left_though_its_word_is_not_heard(
+def test_tasks_ended_with_their_instance_are_left_even_without_its_state_event(
     flux_module: ModuleType,
     instance: FluxInstance,
     tmp_path: Path,
@@ -347,7 +347,7 @@ def allocation(
     flux_module.job.event_wait(handle, jobid, "clean", raiseJobException=False)
 
 
-def test_what_an_allocations_time_limit_cuts_off_is_left_for_the_next_start(
+def test_tasks_cut_off_by_the_allocations_time_limit_are_left_for_the_next_start(
     flux_module: ModuleType, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "flux.toml"
@@ -376,7 +376,7 @@ def test_what_an_allocations_time_limit_cuts_off_is_left_for_the_next_start(
     until(lambda: not marked(mark))
 
 
-def test_an_instance_whose_time_is_over_can_be_given_up_before_it_is_gone(
+def test_an_expired_instance_can_be_given_up_before_it_ends(
     flux_uri: str, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FLUX_URI", raising=False)
@@ -399,7 +399,7 @@ def test_an_instance_whose_time_is_over_can_be_given_up_before_it_is_gone(
     until(lambda: not marked(mark))
 
 
-def test_what_flux_ends_with_the_instance_of_another_is_lost_for_the_reason_that_this_one_gives(
+def test_tasks_ended_with_a_lent_instance_are_lost_with_the_lenders_reason(
     flux_module: ModuleType, instance: FluxInstance, tmp_path: Path, mark: str
 ) -> None:
     world = World("flux", tmp_path, lent=True, max_nodes=1, workers_per_node=1)
@@ -417,7 +417,7 @@ def test_what_flux_ends_with_the_instance_of_another_is_lost_for_the_reason_that
         stop_soon(world)
 
 
-def test_what_flux_has_started_ran_though_its_word_is_not_heard(
+def test_a_started_job_counts_as_run_even_without_its_event(
     flux_uri: str, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JobRunner, "_event", lambda *_: None)

@@ -12,7 +12,7 @@ def test_the_end_of_a_file_is_read_from_where_the_job_ran(tmp_path):
     assert end_of_file(str(tmp_path / "out"), "/nowhere").endswith("4999\n")
 
 
-def test_a_file_that_is_not_here_is_named(tmp_path):
+def test_a_missing_output_file_is_named(tmp_path):
     said = end_of_file("out", str(tmp_path))
     assert (
         said

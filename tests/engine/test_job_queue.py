@@ -49,7 +49,7 @@ ELIGIBLE = ("submit", {"urgency": 16}), ("priority", {"priority": 16})
     ],
     ids=["unknown", "depends", "held", "held later", "refused", "has run", "is gone"],
 )
-def test_a_job_that_does_not_wait_for_resources_wants_nothing(events):
+def test_a_job_that_does_not_wait_for_resources_has_no_demand(events):
     queue = queue_of(1)
     feed(queue, 1, *events)
     assert demand(queue) == JobDemand(complete=True)
@@ -90,7 +90,7 @@ def test_the_least_urgency_is_of_all_that_wait_and_not_of_those_that_room_is_mad
     assert told.least_urgency == 3
 
 
-def test_events_that_are_told_twice_count_once():
+def test_repeated_events_count_once():
     queue = queue_of(1)
     feed(queue, 1, *ELIGIBLE, ("alloc", {}))
     queue.add(1, Demand("1"))
@@ -109,7 +109,7 @@ def test_nodes_that_are_down_are_taken_whole():
     assert demand(queue).held == {"rank 0": Amount(2), "rank 1": Amount(1)}
 
 
-def test_only_a_change_is_news():
+def test_only_changes_are_reported():
     queue = queue_of(1)
     assert queue.news() == JobDemand(complete=True)
     feed(queue, 1, ("submit", {"urgency": 16}))
@@ -132,7 +132,7 @@ _EVENTS = st.sampled_from(
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), _EVENTS), max_size=40))
-def test_whatever_is_told_nothing_is_left_when_all_jobs_are_gone(told):
+def test_no_events_leave_anything_behind_when_all_jobs_are_gone(told):
     queue = queue_of(0, 1, 2, 3)
     for jobid, event in told:
         feed(queue, jobid, event)
@@ -200,5 +200,5 @@ def test_an_allocation_says_what_a_job_got_of_which_node():
 
 
 @pytest.mark.parametrize("unknown", [None, {}, {"execution": {"R_lite": [{"rank": "x"}]}}])
-def test_what_is_no_allocation_says_nothing(unknown):
+def test_an_invalid_allocation_has_no_placement(unknown):
     assert placement_in(unknown) == {}

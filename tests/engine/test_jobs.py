@@ -131,7 +131,7 @@ def test_a_shell_function_with_one_rank_needs_no_launcher(world: World):
     assert shell(world, "$PARSL_MPI_PREFIX echo here").stdout == "here\n"
 
 
-def test_streams_come_apart(world: World):
+def test_standard_output_and_error_are_separate(world: World):
     result = shell(world, "echo out; echo err >&2")
     assert (result.stdout, result.stderr, result.returncode) == ("out\n", "err\n", 0)
     assert result.exception_name is None
@@ -235,7 +235,7 @@ def test_a_program_that_is_not_there_gives_127_and_its_name(world: World):
 
 
 @pytest.mark.parametrize("spec", [{"num_nodes": 99}, {"num_ranks": 1, "cores_per_rank": 999}])
-def test_more_than_there_is_is_refused_with_the_reason(world: World, spec):
+def test_a_request_larger_than_the_instance_is_refused_with_the_reason(world: World, spec):
     end = world.call(MPIFunction("true"), spec=spec)
     assert end.code == "EngineRefusedTask"
     assert "unsatisfiable" in end.text
@@ -279,7 +279,7 @@ def test_a_missing_format_key_is_named(world: World):
     assert "{missing}" in end.text
 
 
-def test_what_fluxs_validation_rejects_is_refused(world: World):
+def test_a_jobspec_rejected_by_fluxs_validation_is_refused(world: World):
     end = world.call(MPIFunction("true"), spec={**ONE, "constraints": {"no-such-operator": [1]}})
     assert end.code == "EngineRefusedTask"
     assert "no-such-operator" in end.text
@@ -315,7 +315,7 @@ def test_a_killed_job_shell_is_a_lost_job(make_world, tmp_path, retries):
 # Output
 
 
-def test_output_files_are_appended_to_and_only_this_runs_lines_come_back(world: World, tmp_path):
+def test_output_files_are_appended_to_and_only_new_lines_are_returned(world: World, tmp_path):
     out, err = tmp_path / "below" / "out", tmp_path / "err"
     for n in range(2):
         result = shell(world, f"echo run {n}; echo error {n} >&2", stdout=str(out), stderr=str(err))
@@ -337,7 +337,7 @@ def test_the_name_of_an_output_file_may_have_braces(world: World):
     assert (work / "{{id}}.err").read_text() == "err\n"
 
 
-def test_the_last_lines_of_200_mb_come_back_in_bounded_memory(world: World):
+def test_the_last_lines_of_200_mb_are_returned_in_bounded_memory(world: World):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = "x" * 5000  # Flux takes time for each
     result = shell(world, f"yes {line} | head -c 200000000; echo; echo end", snippet_lines=2)
@@ -374,13 +374,13 @@ def test_a_working_directory_that_cannot_be_made_is_a_refusal(make_world, tmp_pa
         assert "file/below" in end.text
 
 
-def test_a_working_directory_that_cannot_be_made_is_told_at_the_start(make_world, tmp_path):
+def test_a_working_directory_that_cannot_be_made_is_reported_at_the_start(make_world, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"engine\.working_dir: .*file/below can't be created"):
         make_world(working_dir="file/below")
 
 
-def test_a_damaged_engine_directory_stops_no_other_job(make_world, tmp_path):
+def test_a_damaged_engine_directory_affects_no_other_job(make_world, tmp_path):
     world = make_world(min_nodes=0)
     assert shell(world, "echo 1").stdout == "1\n"
     until(lambda: not list((tmp_path / "engine" / "jobs").iterdir()))
@@ -430,7 +430,7 @@ def test_values_of_chosen_functions_are_quoted_in_every_way_to_run_them(
     assert result.stdout == f"{value}|{value}|" * times
 
 
-def test_a_module_in_the_working_directory_takes_no_others_place(world: World):
+def test_a_module_in_the_working_directory_shadows_no_other(world: World):
     directory = world.directory / "tasks_working_dir"
     for name in ("dill.py", "flux_endpoint.py"):
         (directory / name).write_text("raise SystemExit('somebody else runs here')")
@@ -475,7 +475,7 @@ def test_a_rank_that_dies_shows_what_it_wrote(world: World):
     assert "RuntimeWarning" not in end.text
 
 
-def test_a_functions_walltime_is_told(world: World):
+def test_a_functions_walltime_is_reported(world: World):
     def sleep():
         import time
 
@@ -496,7 +496,7 @@ def test_values_that_are_too_large_together_are_refused(world: World):
 # Options
 
 
-def test_the_environment_is_added_to_and_taken_from(world: World, monkeypatch):
+def test_the_specification_adds_and_removes_environment_variables(world: World, monkeypatch):
     monkeypatch.setenv("OF_THE_SITE", "site")
     monkeypatch.setenv("UNWANTED", "x")
     monkeypatch.setenv("FLUX_ENDPOINT_TOKEN", "secret")
@@ -539,7 +539,7 @@ def test_options_reach_flux(world: World):
     assert world.event(task, "submit").context["urgency"] == 20
 
 
-def test_a_queue_that_there_is_not_is_refused(world: World):
+def test_an_unknown_queue_is_refused(world: World):
     end = world.call(ShellFunction("true"), spec={**ONE, "queue": "no-such-queue"})
     assert end.code == "EngineRefusedTask"
     assert "'no-such-queue' is not a valid queue" in end.text
@@ -630,7 +630,7 @@ def test_idle_workers_make_room_for_a_job_that_needs_their_node(make_world):
 
 
 @ON_FLUX
-def test_a_job_of_somebody_else_is_followed_to_its_end(world: World):
+def test_a_job_submitted_elsewhere_is_followed_to_its_end(world: World):
     script = "echo out; echo err >&2; exit 3"
     answer = subprocess.run(
         ["flux", "submit", "sh", "-c", script], capture_output=True, text=True, check=True

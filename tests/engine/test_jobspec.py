@@ -87,7 +87,7 @@ def test_a_command_that_runs_once_is_one_task_of_the_whole_allocation():
 
 
 @pytest.mark.parametrize(("launch", "count"), [("once", {"total": 1}), ("node", {"per_slot": 1})])
-def test_what_does_not_run_on_every_rank_has_no_tasks_to_share_slots(launch, count):
+def test_a_command_that_runs_once_has_no_tasks_that_share_slots(launch, count):
     jobspec = built({"ranks_per_node": 4, "tasks_per_slot": 4}, launch=launch)
     assert jobspec["resources"] == [{"type": "node", "count": 1, "with": [slot(1)]}]
     assert jobspec["tasks"][0]["count"] == count
@@ -139,7 +139,7 @@ def test_times_queue_bank_name_constraints_and_dependencies():
     ]
 
 
-def test_what_is_not_given_is_not_there():
+def test_options_that_are_not_given_are_absent():
     absent = {"queue", "bank", "constraints", "dependencies", "files", "job"}
     assert not absent & system().keys()
 
@@ -198,7 +198,7 @@ REQUESTS = [
 
 @pytest.mark.flux
 @pytest.mark.parametrize(("given", "options"), REQUESTS)
-def test_flux_takes_it(flux_uri, flux_module, given, options):
+def test_flux_accepts_the_jobspec(flux_uri, flux_module, given, options):
     handle = flux_module.Flux(flux_uri)
     text = json.dumps(built(given, **options))
     assert not any(math.isinf(v) for v in [json.loads(text)["attributes"]["system"]["duration"]])

@@ -131,7 +131,7 @@ class TestOnFlux:
         assert endpoint.runs() == {"long": 1, "new": 1}
         assert not before.is_running()
 
-    def test_managers_that_no_agent_comes_for_end_and_leave_their_results(self, endpoint, mark):
+    def test_managers_without_a_new_agent_end_and_leave_their_results(self, endpoint, mark):
         tasks = [endpoint.add_work(f"f{n}", 0) for n in range(5)]
         endpoint.await_death(endpoint.start(dies_at="a result comes", orphan_timeout=0.5))
         until(lambda: not marked(mark))

@@ -53,7 +53,7 @@ def mark():
     return {"submission": uuid.uuid4().hex}
 
 
-def test_one_that_is_there_is_found_at_once(backend, submit, mark):
+def test_a_marked_job_that_exists_is_found_at_once(backend, submit, mark):
     submit({"submission": "another"})
     jobid = submit(mark)
     begun = time.monotonic()
@@ -61,7 +61,7 @@ def test_one_that_is_there_is_found_at_once(backend, submit, mark):
     assert time.monotonic() - begun < PATIENCE / 2
 
 
-def test_one_that_comes_is_found_when_it_comes(backend, submit, mark):
+def test_a_marked_job_that_arrives_later_is_found_on_arrival(backend, submit, mark):
     jobs = []
     timer = threading.Timer(0.5, lambda: jobs.append(submit(mark)))
     timer.start()
@@ -70,14 +70,14 @@ def test_one_that_comes_is_found_when_it_comes(backend, submit, mark):
     assert [found] == jobs
 
 
-def test_one_that_does_not_come_is_awaited_for_so_long(backend, submit, mark):
+def test_waiting_for_a_marked_job_has_a_timeout(backend, submit, mark):
     submit({"submission": "another"})
     begun = time.monotonic()
     assert backend.await_marked(mark, 0.5) is None
     assert time.monotonic() - begun >= 0.5
 
 
-def test_a_note_without_an_id_leads_to_the_job_that_comes_yet(backend, submit, tmp_path):
+def test_a_submission_note_without_a_job_id_finds_the_job_by_its_mark(backend, submit, tmp_path):
     records = JobRecords(backend, tmp_path)
     mark = records.begin("t", (1, 2), {"task": "t"})
     jobs = []
@@ -89,7 +89,7 @@ def test_a_note_without_an_id_leads_to_the_job_that_comes_yet(backend, submit, t
     assert ([found.jobid], found.starts) == (jobs, (1, 2))
 
 
-def test_blocks_of_before_have_ended_when_their_ends_are_taken(backend, submit, tmp_path):
+def test_earlier_blocks_have_ended_when_their_results_are_read(backend, submit, tmp_path):
     endpoint = str(uuid.uuid4())
     jobs = [submit(mark_of(endpoint), f"--job-name={JOB_NAME}") for _ in range(2)]
     other = submit(mark_of("another"), f"--job-name={JOB_NAME}")

@@ -49,7 +49,7 @@ def lose_a_node() -> None:
 
 
 @pytest.mark.usefixtures("instance")
-def test_a_lost_node_is_no_fault_of_the_task(tmp_path: Path) -> None:
+def test_a_lost_node_does_not_fail_the_task(tmp_path: Path) -> None:
     world = World("flux", tmp_path, max_nodes=1)
     try:
         spec = {"num_nodes": 2, "ranks_per_node": 1}
@@ -86,7 +86,7 @@ def once(directory: str, name: str, seconds: float) -> str:
 
 @pytest.mark.usefixtures("instance")
 @pytest.mark.parametrize("retries", [0, 1])
-def test_workers_of_a_lost_node_end_and_what_has_not_begun_runs_elsewhere(
+def test_workers_of_a_lost_node_end_and_waiting_tasks_run_elsewhere(
     tmp_path: Path, mark: str, retries: int
 ) -> None:
     world = World(

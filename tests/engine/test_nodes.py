@@ -100,7 +100,7 @@ def test_a_killed_manager_loses_no_task(make_world, tmp_path, mark, retries):
     assert world.call(double, 1).value == 2
 
 
-def test_a_terminated_manager_takes_its_workers_along_and_another_comes(make_world, mark):
+def test_a_terminated_manager_ends_its_workers_and_is_replaced(make_world, mark):
     world = make_world(workers_per_node=1)
     seconds = fresh_seconds()
     task = world.submit(ShellFunction(f"sleep {seconds}"))
@@ -144,7 +144,7 @@ def test_idle_nodes_are_given_back_and_taken_again(make_world, mark):
         until(lambda: not manager_processes(mark))
 
 
-def test_min_nodes_are_there_from_the_start(make_world):
+def test_min_nodes_exist_from_the_start(make_world):
     world = make_world(min_nodes=2, max_nodes=2, workers_per_node=1)
     until(lambda: world.engine.counters()["managers"] == 2)
 
@@ -180,7 +180,7 @@ def test_tasks_that_wait_on_a_busy_node_get_another(make_world, tmp_path):
     world.ends(ids)
 
 
-def test_a_node_that_has_nothing_to_do_takes_what_waits_on_another(make_world, tmp_path):
+def test_an_idle_node_takes_tasks_that_wait_on_another(make_world, tmp_path):
     world = make_world(max_nodes=2, min_nodes=2, workers_per_node=1)
     until(lambda: world.engine.counters()["managers"] == 2)
     ids = [world.submit(hold, str(tmp_path), n) for n in range(2)]
@@ -207,7 +207,7 @@ def test_stop_lets_a_running_task_finish(make_world, tmp_path):
     assert world.end(task).value == 1
 
 
-def test_stop_without_grace_ends_what_runs_and_tells_no_result(make_world, tmp_path, mark):
+def test_stop_without_grace_ends_running_tasks_without_a_result(make_world, tmp_path, mark):
     world = make_world(workers_per_node=1)
     task = world.submit(hold, str(tmp_path), 1)
     waiting = world.submit(double, 1)
@@ -233,7 +233,7 @@ def test_stop_leaves_no_process_and_no_file_but_its_directories(
     assert list(temporary.iterdir()) == []
 
 
-def test_stop_just_after_start_ends_a_manager_on_its_way(make_world, mark):
+def test_stop_just_after_start_ends_a_starting_manager(make_world, mark):
     world = make_world()
     world.stop()
     until(lambda: not marked(mark))

@@ -69,7 +69,7 @@ def test_an_engine_stops_while_a_job_is_being_submitted(world, monkeypatch):
     assert not world.has_ended(task)
 
 
-def test_what_is_cancelled_because_the_engine_stops_has_no_result(world, monkeypatch):
+def test_jobs_cancelled_by_the_stop_of_the_engine_have_no_result(world, monkeypatch):
     seconds = fresh_seconds()
     task = world.submit(ShellFunction(f"sleep {seconds}"), spec=ONE)
     until(lambda: processes(seconds))
@@ -89,7 +89,7 @@ def test_what_is_cancelled_because_the_engine_stops_has_no_result(world, monkeyp
     assert not world.has_ended(task)
 
 
-def test_a_message_that_can_not_be_dealt_with_stops_no_other(world, caplog):
+def test_a_message_that_can_not_be_processed_blocks_no_other(world, caplog):
     def fail():
         raise ZeroDivisionError("on purpose")
 
@@ -108,7 +108,7 @@ def test_the_status_can_be_asked_for_while_the_engine_stops(world, monkeypatch):
     assert world.engine.status()["executor"] is None
 
 
-def test_a_jobs_events_come_in_order_however_late_they_are_asked_for(world, monkeypatch):
+def test_events_are_in_order_even_if_a_job_is_followed_late(world, monkeypatch):
     follow, over = JobRunner._follow, threading.Event()
 
     def follow_late(self, job):
@@ -124,7 +124,7 @@ def test_a_jobs_events_come_in_order_however_late_they_are_asked_for(world, monk
     assert world.end(task).value.returncode == 0
 
 
-def test_a_job_that_is_ended_while_its_arguments_are_put_in_stays_ended(world, monkeypatch):
+def test_a_job_ended_while_its_command_is_formatted_stays_ended(world, monkeypatch):
     cancel_job, seconds = world.engine._jobs.cancel, fresh_seconds()
 
     def cancel_slowly(task_id, signum):

@@ -62,14 +62,14 @@ def identities(mark: str) -> set[int]:
     [["-N4"], ["-N4", "--exclusive"], ["-n8"], ["-N4", "-c2", "--urgency=1"]],
     ids=" ".join,
 )
-def test_idle_workers_leave_for_a_job_that_needs_their_cores_and_come_back(make_world, wanted):
+def test_idle_workers_are_drained_for_a_job_and_return_afterwards(make_world, wanted):
     world = make_world(min_nodes=4, max_nodes=4)
     wait_for_managers(world, 4)
     assert "ran" in flux("run", *wanted, "echo", "ran")
     wait_for_managers(world, 4)
 
 
-def test_only_those_idle_workers_leave_whose_cores_are_needed(make_world, mark):
+def test_only_idle_workers_whose_cores_are_needed_are_drained(make_world, mark):
     world = make_world(min_nodes=4, max_nodes=4)
     wait_for_managers(world, 4)
     before = identities(mark)
@@ -92,7 +92,7 @@ def test_many_small_jobs_run_beside_workers_on_every_core(make_world):
     [["-N4", "--urgency=0"], ["-N4", "--begin-time=+1h"], ["-N4", "--dependency=afterok:1"]],
     ids=["held", "later", "dependent"],
 )
-def test_no_worker_leaves_for_a_job_that_could_not_run(make_world, mark, never):
+def test_no_worker_is_drained_for_a_job_that_could_not_run(make_world, mark, never):
     blocker = flux("submit", "--urgency=0", "-n1", "true")
     if "--dependency=afterok:1" in never:
         never = ["-N4", f"--dependency=afterok:{blocker}"]
@@ -107,7 +107,7 @@ def test_no_worker_leaves_for_a_job_that_could_not_run(make_world, mark, never):
     assert len(before & identities(mark)) == 2
 
 
-def test_no_worker_leaves_for_a_job_that_can_never_run(make_world, mark):
+def test_no_worker_is_drained_for_a_job_that_can_never_run(make_world, mark):
     world = make_world(min_nodes=4, max_nodes=4)
     wait_for_managers(world, 4)
     before = identities(mark)
@@ -118,7 +118,7 @@ def test_no_worker_leaves_for_a_job_that_can_never_run(make_world, mark):
     assert len(before & identities(mark)) == 3
 
 
-def test_no_worker_leaves_for_a_job_whose_node_is_drained(make_world, mark):
+def test_no_worker_is_drained_for_a_job_that_needs_a_drained_node(make_world, mark):
     flux("resource", "drain", "3", "a test")
     try:
         world = make_world(min_nodes=3, max_nodes=3)
@@ -134,9 +134,7 @@ def test_no_worker_leaves_for_a_job_whose_node_is_drained(make_world, mark):
     wait_for_managers(world, 3)
 
 
-def test_busy_workers_finish_what_they_run_before_they_leave(
-    make_world, tmp_path: Path, monkeypatch
-):
+def test_busy_workers_finish_their_tasks_before_they_end(make_world, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(manager_registry, "_TURN", 0.1)
     world = make_world(min_nodes=4, max_nodes=4)
     wait_for_managers(world, 4)
@@ -151,7 +149,7 @@ def test_busy_workers_finish_what_they_run_before_they_leave(
     wait_for_managers(world, 4)
 
 
-def test_functions_run_while_somebody_elses_jobs_hold_the_rest(make_world, tmp_path: Path):
+def test_functions_run_while_other_jobs_hold_the_rest(make_world, tmp_path: Path):
     gate = tmp_path / "gate"
     wait = f"while [ ! -e {gate} ]; do sleep 0.05; done"
     job = flux("submit", "-N3", "--exclusive", "sh", "-c", wait)

@@ -53,7 +53,7 @@ KILLED = "killed by signal 9 (SIGKILL); out of memory?"
         (-99, [], Lost("the job shell was killed by signal 99")),
     ],
 )
-def test_a_status(status, events, outcome):
+def test_an_exit_status_is_an_outcome(status, events, outcome):
     assert outcome_of(status, None, events) == outcome
 
 
@@ -79,7 +79,7 @@ def execution(note):
         (CancelledError(), Cancelled("the job was cancelled before it was submitted")),
     ],
 )
-def test_an_end_on_purpose(error, outcome):
+def test_a_deliberate_end_is_an_outcome(error, outcome):
     assert outcome_of(None, error, []) == outcome
 
 
@@ -230,7 +230,7 @@ def test_a_failure_of_the_execution_system_is_lost(note):
         ("dependency", "Failed to remove dependency after:ƒ2"),
     ],
 )
-def test_what_other_parts_of_flux_could_not_do_is_lost(kind, note):
+def test_failures_of_other_parts_of_flux_are_losses(kind, note):
     assert outcome_of(None, JobError(kind, note), []) == Lost(f"{kind}: {note}")
 
 
@@ -271,7 +271,7 @@ def test_an_exception_of_an_unknown_type_is_not_the_systems_fault():
         (RuntimeError("broken"), Lost("the job could not be submitted: RuntimeError: broken")),
     ],
 )
-def test_a_submission_that_fails(error, outcome):
+def test_a_failed_submission_is_an_outcome(error, outcome):
     assert outcome_of(None, error, [], submitted=False) == outcome
 
 
@@ -288,7 +288,7 @@ def test_a_job_with_an_id_was_not_refused(error):
         (JobError("exec", "lost"), "its job failed: exec: lost"),
     ],
 )
-def test_how_a_job_ended_in_words(error, said):
+def test_outcomes_are_described_in_words(error, said):
     ended: Future[int] = Future()
     ended.set_exception(error)
     assert end_of_job(ended) == said

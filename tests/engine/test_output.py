@@ -44,7 +44,7 @@ def leaves_a_thread():
     threading.Thread(target=threading.Event().wait, name="left").start()
 
 
-def test_what_functions_print_is_in_the_endpoints_log(make_world, tmp_path):
+def test_the_output_of_functions_is_in_the_endpoints_log(make_world, tmp_path):
     world = make_world()
 
     world.call(prints, "first")
@@ -53,7 +53,7 @@ def test_what_functions_print_is_in_the_endpoints_log(make_world, tmp_path):
         until(lambda words=words: words in printed(tmp_path))
 
 
-def test_what_the_ranks_of_a_function_print_is_there_too(make_world, tmp_path):
+def test_the_output_of_ranks_is_in_the_endpoints_log(make_world, tmp_path):
     world = make_world()
 
     assert world.call(prints, "on a rank", spec={"num_ranks": 1}).value == [None]
@@ -62,7 +62,7 @@ def test_what_the_ranks_of_a_function_print_is_there_too(make_world, tmp_path):
     assert "on a rank to standard error" in printed(tmp_path)
 
 
-def test_it_stays_when_the_workers_have_ended(make_world, tmp_path):
+def test_the_output_is_kept_after_the_workers_ended(make_world, tmp_path):
     world = make_world()
     world.call(prints, "before the end")
     world.stop()
@@ -71,7 +71,7 @@ def test_it_stays_when_the_workers_have_ended(make_world, tmp_path):
     assert list((tmp_path / "engine").glob("workers-*.log")) == []
 
 
-def test_the_last_words_of_a_lost_worker_are_there(make_world, tmp_path):
+def test_the_last_output_of_a_lost_worker_is_in_the_log(make_world, tmp_path):
     world = make_world()
 
     assert world.call(prints_and_ends, "last words").code == "WorkerLost"
@@ -79,7 +79,7 @@ def test_the_last_words_of_a_lost_worker_are_there(make_world, tmp_path):
     until(lambda: "last words\n" in printed(tmp_path))
 
 
-def test_why_a_worker_was_replaced_is_there(make_world, tmp_path):
+def test_the_reason_for_replacing_a_worker_is_in_the_log(make_world, tmp_path):
     world = make_world()
 
     world.call(leaves_a_thread)
@@ -109,7 +109,7 @@ def log(tmp_path):
     log.close()
 
 
-def test_a_full_log_is_begun_anew_and_the_one_of_before_is_kept(log, tmp_path):
+def test_a_full_log_is_rotated(log, tmp_path):
     for number in range(100):
         log.write(f"{number:099}\n".encode())
     log.close()
@@ -122,7 +122,7 @@ def test_a_full_log_is_begun_anew_and_the_one_of_before_is_kept(log, tmp_path):
     assert current.stat().st_mode & 0o777 == 0o600
 
 
-def test_one_piece_that_is_larger_than_the_log_leaves_its_end(log, tmp_path):
+def test_a_chunk_larger_than_the_log_is_cut_to_its_end(log, tmp_path):
     log.write(b"x" * 5500 + b"the end")
     log.close()
 
@@ -130,7 +130,7 @@ def test_one_piece_that_is_larger_than_the_log_leaves_its_end(log, tmp_path):
     assert (tmp_path / f"{OUTPUT_LOG}.1").stat().st_size == 1000
 
 
-def test_a_log_that_cannot_be_written_disturbs_nobody(tmp_path, caplog):
+def test_an_unwritable_log_affects_no_task(tmp_path, caplog):
     log = OutputLog(tmp_path / "missing" / OUTPUT_LOG)
     log.write(b"one")
     log.write(b"two")
@@ -140,7 +140,7 @@ def test_a_log_that_cannot_be_written_disturbs_nobody(tmp_path, caplog):
     assert "missing" in caplog.text
 
 
-def test_what_is_printed_faster_than_the_rate_is_left_out_and_counted():
+def test_output_beyond_the_rate_limit_is_dropped_and_counted():
     pipe = OutputPipe()
     taken = b""
     written = 0

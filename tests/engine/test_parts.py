@@ -113,7 +113,7 @@ def test_frames_that_arrived_together_are_read_at_once_and_returned_one_by_one(p
     assert not reader.has_data
 
 
-def test_a_blocking_reader_is_told_of_an_end_in_mid_frame(pair):
+def test_a_blocking_reader_gets_an_error_at_an_end_within_a_frame(pair):
     ours, theirs = pair
     ours.send(b"\x00\x00\x00\x04\x00")
     ours.close()
@@ -123,7 +123,7 @@ def test_a_blocking_reader_is_told_of_an_end_in_mid_frame(pair):
 # Claims
 
 
-def test_every_claim_is_had_once():
+def test_every_claim_is_taken_once():
     claims = Claims()
     copy = Claims(os.dup(claims.fileno()))
     assert not claims.take()
@@ -157,7 +157,7 @@ def test_claims_are_never_shared_by_two_takers():
 # Ends
 
 
-def test_a_tree_is_killed_to_the_last_process_by_one_who_was_kept_from_running(monkeypatch):
+def test_a_process_tree_is_killed_completely_even_after_the_time_limit(monkeypatch):
     monkeypatch.setattr(process_tree, "_PATIENCE", 0.0)  # when it goes on, the time is over
     seconds = fresh_seconds()
     with subprocess.Popen(["sh", "-c", f"sleep {seconds} & sleep {seconds} & wait"]) as tree:
@@ -193,7 +193,7 @@ def test_a_failure_has_a_code_a_sentence_and_its_text(code):
     assert message.data.startswith("why ü")
 
 
-def test_details_are_what_clients_look_at():
+def test_details_have_the_keys_that_clients_read():
     details = results.worker_details("e")
     assert details["endpoint_id"] == "e"
     assert details.keys() >= {"python_version", "dill_version", "globus_compute_sdk_version", "os"}
@@ -209,7 +209,7 @@ def test_the_size_limit_counts_what_base64_carries():
 # Environment
 
 
-def test_what_belongs_to_another_job_or_is_secret_is_left_out():
+def test_variables_of_another_job_and_secrets_are_omitted():
     base = {
         "PATH": "/bin",
         "FLUX_URI": "local:///x",

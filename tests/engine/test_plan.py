@@ -63,7 +63,7 @@ FOUR = {"num_nodes": 2, "ranks_per_node": 2}
         ("(app)", None),
     ],
 )
-def test_simple_commands_are_told_from_scripts(command, words):
+def test_simple_commands_are_distinguished_from_scripts(command, words):
     assert simple_words(command) == words
 
 
@@ -144,7 +144,7 @@ def test_on_the_embedded_executor_mpiexec_starts_the_ranks():
     assert "mpiexec -n 4 " in plan.request.environment["PARSL_MPI_PREFIX"]
 
 
-def test_mpiexec_survives_ranks_that_do_not_wait_for_its_last_word(monkeypatch, tmp_path):
+def test_mpiexec_survives_ranks_that_end_before_its_last_message(monkeypatch, tmp_path):
     # It would lose what they have written; no test can bring that moment about.
     mpiexec = tmp_path / "mpiexec"
     mpiexec.write_text("#!/bin/sh\necho ranks: $@\nkill -PIPE $$\necho alive\n")
@@ -162,7 +162,7 @@ def test_mpiexec_survives_ranks_that_do_not_wait_for_its_last_word(monkeypatch, 
     assert done.stdout.endswith(" app 1\nalive\n")
 
 
-def test_without_mpiexec_only_what_needs_it_is_refused(monkeypatch, tmp_path):
+def test_without_mpiexec_only_tasks_that_need_it_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     for function in (MPIFunction("app"), double):
@@ -253,7 +253,7 @@ def test_tasks_know_their_ranks_their_id_and_their_sandbox():
     assert plan.request.cwd == own
 
 
-def test_what_can_not_be_planned_says_why():
+def test_a_task_that_can_not_be_planned_is_refused_with_the_reason():
     with pytest.raises(ResourceSpecificationError, match="'num_nodes'"):
         planner().plan(task(MPIFunction("a"), {"num_node": 1}))
     with pytest.raises(TypeError, match="missing"):
@@ -275,7 +275,7 @@ def test_an_official_command_function_becomes_the_same_job_as_ours(kind):
     assert planned.function.result_type is OfficialShellResult
 
 
-def test_reading_it_is_up_to_the_allow_list():
+def test_reading_an_official_command_function_respects_the_allow_list():
     code = official_code(MPIFunction("a"))
     ours = task(MPIFunction("a"), FOUR)
     theirs = replace(ours, buffer=pack_buffers([code, *unpack_buffers(ours.buffer)[1:]]))

@@ -230,7 +230,7 @@ DISTURBING = [
 
 
 @pytest.mark.parametrize("disturb", DISTURBING, ids=lambda function: function.__name__)
-def test_the_next_task_finds_the_process_as_the_first_did(one_worker, disturb):
+def test_the_next_task_gets_the_process_in_its_initial_state(one_worker, disturb):
     before = one_worker.call(state).value
 
     assert one_worker.call(disturb).value is None
@@ -313,9 +313,7 @@ def imports_a_module_with_a_thread(directory):
     return os.getpid()
 
 
-def test_a_thread_that_a_module_starts_while_it_is_imported_is_no_reason_to_go(
-    one_worker, tmp_path
-):
+def test_a_thread_started_by_an_import_does_not_replace_the_worker(one_worker, tmp_path):
     first = one_worker.call(imports_a_module_with_a_thread, str(tmp_path)).value
     assert [one_worker.call(pid).value for _ in range(3)] == [first] * 3
 
@@ -357,7 +355,7 @@ def recall():
     )
 
 
-def test_modules_and_what_they_hold_stay(one_worker, tmp_path):
+def test_modules_and_their_globals_are_kept(one_worker, tmp_path):
     same = one_worker.call(remember, str(tmp_path)).value
 
     assert one_worker.call(recall).value == (same, "yes", None, 0)
@@ -381,7 +379,7 @@ def import_late():
 
 
 @pytest.mark.parametrize("how", ["emptied", "shortened and lengthened", None, ("/nowhere", 1, [])])
-def test_the_places_of_modules_come_back(one_worker, how):
+def test_the_module_search_path_is_restored(one_worker, how):
     one_worker.call(lose_path, how)
 
     assert one_worker.call(import_late).value == "colorsys"
@@ -391,7 +389,7 @@ def test_the_places_of_modules_come_back(one_worker, how):
 
 
 @pytest.mark.parametrize("disturb", [blocks_signals, changes_its_priority, leaves_a_thread])
-def test_a_worker_that_cannot_go_on_is_replaced(one_worker, disturb):
+def test_a_worker_that_cannot_be_restored_is_replaced(one_worker, disturb):
     before = one_worker.call(pid).value
 
     assert one_worker.call(disturb).code is None
@@ -399,7 +397,7 @@ def test_a_worker_that_cannot_go_on_is_replaced(one_worker, disturb):
     assert one_worker.call(pid).value != before
 
 
-def test_descriptors_that_add_up_are_closed_with_their_worker(one_worker):
+def test_leaked_descriptors_are_closed_by_replacing_the_worker(one_worker):
     for _ in range(3):
         assert one_worker.call(leaves_descriptors).code is None
 
@@ -416,7 +414,7 @@ def spins():
     return os.getpid()
 
 
-def test_a_worker_with_a_thread_that_never_rests_is_replaced(one_worker):
+def test_a_worker_with_a_busy_thread_is_replaced(one_worker):
     spinning = one_worker.call(spins).value
 
     until(lambda: not psutil.pid_exists(spinning), PATIENCE)
@@ -451,7 +449,7 @@ def closes_everything():
     return [os.open("victim.txt", os.O_CREAT | os.O_RDWR) for _ in range(600)]
 
 
-def test_a_task_that_closes_the_connection_of_its_worker_is_told_so(one_worker):
+def test_a_task_that_closes_its_workers_connection_fails_with_the_reason(one_worker):
     end = one_worker.call(closes_everything)
 
     assert "closed a descriptor that was not its own" in end.text

@@ -111,7 +111,7 @@ def test_an_abort_has_its_code_and_what_was_written_before(world: World, tmp_pat
 
 @WAYS
 @pytest.mark.parametrize(("name", "code"), [("no-such-program", 127), ("/", 126)])
-def test_a_program_that_cannot_be_started_is_told_by_its_name(world: World, way, name, code):
+def test_a_program_that_cannot_be_started_is_named(world: World, way, name, code):
     result = world.call(command(way, name), spec=TWO).value
     assert result.returncode == code
     assert f" {name}: " in result.stderr
@@ -149,7 +149,7 @@ def fails_last(seconds):
         time.sleep(seconds)
 
 
-def test_a_functions_abort_is_told_with_its_code(world: World):
+def test_a_functions_abort_is_reported_with_its_code(world: World):
     end = world.call(aborts, spec=TWO)
     assert end.code == ErrorCode.REMOTE_EXECUTION
     assert "return code 42" in end.text
@@ -162,7 +162,7 @@ def test_a_function_that_is_killed_on_a_rank_says_by_what(world: World):
     assert "killed by signal 9 (SIGKILL)" in end.text
 
 
-def test_a_function_that_fails_on_a_rank_ends_those_that_go_on(world: World):
+def test_a_function_that_fails_on_one_rank_ends_the_other_ranks(world: World):
     """Although another rank has ended well before: Flux itself looks at the first one only."""
     end = world.call(fails_last, 600, spec=THREE)
     assert "Exception on rank 1 of 3" in end.text
@@ -190,7 +190,7 @@ def test_each_rank_has_its_number_in_fluxs_variables(world: World):
     [{"TMPDIR": "/nonexistent"}, {"HOME": None}, {"LC_ALL": "C"}, {"X": "a\nb"}],
     ids=["TMPDIR", "HOME", "LC_ALL", "newline"],
 )
-def test_an_odd_environment_stops_no_command(world: World, way, environment):
+def test_an_unusual_environment_affects_no_command(world: World, way, environment):
     spec = {**TWO, "environment": environment}
     result = world.call(command(way, "echo hi"), spec=spec).value
     assert (result.returncode, result.stdout) == (0, "hi\n" * 2), result.stderr
@@ -226,9 +226,7 @@ def test_output_that_cannot_be_written_is_refused_with_its_path(world: World, tm
 
 
 @pytest.mark.parametrize("spec", [{}, ONE, TWO])
-def test_output_for_which_there_is_no_room_is_told_with_its_path(
-    world: World, small_disk: SmallDisk, spec
-):
+def test_output_on_a_full_disk_is_reported_with_its_path(world: World, small_disk: SmallDisk, spec):
     small_disk.fill()
     path = small_disk.path / "output.txt"
     result = world.call(ShellFunction("seq 100000", stdout=str(path)), spec=spec).value
@@ -257,7 +255,7 @@ def test_an_argument_that_is_too_long_is_the_commands_own_fault(make_world):
 
 
 @ON_FLUX
-def test_an_exception_that_somebody_raised_is_told_and_not_retried(make_world, flux_module):
+def test_a_job_exception_raised_by_a_user_is_reported_and_not_retried(make_world, flux_module):
     world = make_world(max_retries_on_system_failure=2)
     task = world.submit(ShellFunction(f"sleep {fresh_seconds()}"), spec=ONE)
     jobid = world.event(task, "start").jobid

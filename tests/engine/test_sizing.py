@@ -52,7 +52,7 @@ def started(limits: Limits, force: Force, backlog: int, step: int | None = None)
         ({"min_nodes": 0}, 0, 64),
     ],
 )
-def test_bounds_are_in_workers_and_what_is_left_open_is_in_whole_nodes(config, least, most):
+def test_explicit_limits_are_in_workers_and_defaults_in_whole_nodes(config, least, most):
     limits = limits_of(**config)
     assert (limits.least, limits.most) == (least, most)
 
@@ -91,7 +91,7 @@ def test_the_permanent_workers_are_managers_of_their_own():
     assert pieces == [Piece(2, permanent=True), Piece(3, permanent=False)]
 
 
-def test_workers_that_come_or_have_nothing_to_do_are_counted_on():
+def test_starting_and_idle_workers_are_counted():
     force = Force(total=6, coming=3, free=1)
     assert started(limits_of(min_workers=0), force, 4) == []
     assert started(limits_of(min_workers=0), force, 6) == [2]
@@ -107,7 +107,7 @@ def test_a_slowly_growing_backlog_does_not_end_in_a_manager_for_each_worker():
     assert managers < limits.most / 2
 
 
-def test_where_a_node_is_not_free_one_smaller_piece_at_a_time_finds_what_is():
+def test_without_a_free_node_pieces_get_smaller_one_at_a_time():
     limits = limits_of(min_workers=0)
     assert started(limits, Force(), 40, step=4) == [4]
     assert started(limits, Force(total=4, coming=4, pending=1), 40, step=4) == []
@@ -159,7 +159,7 @@ def test_a_piece_that_finds_no_room_is_tried_again_in_half():
     assert step.is_reduced
 
 
-def test_where_it_is_known_what_is_free_pieces_fit_it_at_once():
+def test_known_free_resources_are_filled_at_once():
     pieces = to_start(limits_of(min_workers=0), Force(), 20, Step(16), room=[0, 3, 9, 1])
     assert [piece.workers for piece in pieces] == [9, 3, 1, 7]
     step = Step(16)
@@ -215,20 +215,20 @@ def test_workers_with_gpus_need_both():
     ],
     ids=lambda piece: piece.name,
 )
-def test_it_keeps_its_place_in_the_queue_otherwise(piece):
+def test_a_needed_piece_keeps_its_place_in_the_queue(piece):
     step = Step(16)
     assert to_withdraw([piece], 30, step, [16]) == []
     assert not step.is_reduced
 
 
-def test_a_piece_that_nobody_needs_any_more_is_withdrawn_and_says_nothing_of_the_room():
+def test_an_unneeded_piece_is_withdrawn_without_reducing_the_step():
     step = Step(16)
     waiting = [pending("a", 16, behind=True, stalled=0.0), pending("b", 1)]
     assert to_withdraw(waiting, 0, step, [16]) == ["a", "b"]
     assert not step.is_reduced
 
 
-def test_nobody_waits_in_front_of_a_job_without_need():
+def test_a_piece_ahead_of_a_waiting_job_is_withdrawn_unless_it_is_needed():
     waiting = [pending("a", 4, permanent=True, ahead=True, waited=0.0, stalled=0.0)]
     assert to_withdraw(waiting, 0, Step(16), []) == ["a"]
     assert to_withdraw(waiting, 1, Step(16), []) == []
@@ -236,7 +236,7 @@ def test_nobody_waits_in_front_of_a_job_without_need():
 
 @settings(deadline=None)
 @given(free=st.integers(0, 100), most=st.integers(1, 64))
-def test_pieces_come_to_fill_what_is_free_whatever_it_is(free, most):
+def test_pieces_eventually_fill_any_free_resources(free, most):
     """One after the other, each at once if there is room for it, and withdrawn if not.
 
     Somebody else has the rest of what seems to be free.
@@ -255,7 +255,7 @@ def test_pieces_come_to_fill_what_is_free_whatever_it_is(free, most):
     assert len(placed) <= 2 * most.bit_length() + 100 // most + 2
 
 
-def test_where_there_is_room_again_the_pieces_grow():
+def test_pieces_grow_again_when_there_is_room():
     step = Step(16)
     step.stalled(2)
     for _ in range(8):

@@ -59,7 +59,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, kind: str) -> Iterator[SlowReads]:
     reads.open()
 
 
-def test_no_job_waits_for_another_whose_end_takes_long_to_read(make_world, slow):
+def test_a_slowly_read_end_does_not_delay_other_jobs(make_world, slow):
     world = make_world(min_nodes=0)
     late = world.submit(ShellFunction("exit 3"), spec=ONE)
     slow.wait()
@@ -73,7 +73,7 @@ def test_no_job_waits_for_another_whose_end_takes_long_to_read(make_world, slow)
     assert world.end(late).value.returncode == 3
 
 
-def test_nothing_is_read_for_a_job_that_exits_with_0(make_world, slow):
+def test_the_end_of_a_job_that_exits_with_0_is_not_read(make_world, slow):
     world = make_world(min_nodes=0)
     assert world.call(ShellFunction("echo 0"), spec=ONE).value.stdout == "0\n"
     assert not slow.asked.is_set()
@@ -154,7 +154,7 @@ def test_more_ends_than_threads_are_all_read(make_world, slow):
 
 
 @ON_FLUX
-def test_the_end_of_much_output_of_somebody_elses_job_is_told(make_world):
+def test_the_last_output_of_a_followed_job_is_returned(make_world):
     world = make_world(min_nodes=0)
     answer = subprocess.run(
         ["flux", "submit", "seq", "1", "20000"], capture_output=True, text=True, check=True

@@ -70,18 +70,18 @@ SPECS = pytest.mark.parametrize("spec", [None, {"num_ranks": 1}], ids=["worker",
 
 
 @SPECS
-def test_a_task_whose_time_has_not_come_runs(told, spec):
+def test_a_task_before_its_start_deadline_runs(told, spec):
     end = told.said(told.submit(double, 2, spec=spec, before=time.time() + 3600))
     assert end.value == ([4] if spec else 4)
 
 
 @SPECS
-def test_a_task_whose_time_has_passed_is_left_with_its_attempts(told, spec):
+def test_a_task_after_its_start_deadline_is_returned_with_its_attempts(told, spec):
     attempts = ["the node was lost"]
     assert told.said(told.submit(double, 2, spec=spec, before=1.0, attempts=attempts)) == attempts
 
 
-def test_a_task_whose_time_passes_behind_another_is_left(told, tmp_path):
+def test_a_task_whose_start_deadline_passes_behind_another_is_returned(told, tmp_path):
     running = told.submit(wait_for, str(tmp_path))
     until((tmp_path / "begun").exists)
     late = told.submit(double, 2, before=time.time() + 0.2)
@@ -90,7 +90,7 @@ def test_a_task_whose_time_passes_behind_another_is_left(told, tmp_path):
     assert told.said(running).value is None
 
 
-def test_a_job_whose_time_passes_while_it_waits_for_resources_is_left(told, tmp_path):
+def test_a_job_whose_start_deadline_passes_while_it_waits_is_returned(told, tmp_path):
     spec = {"num_ranks": 1}
     running = told.submit(wait_for, str(tmp_path), spec=spec)
     until((tmp_path / "begun").exists)
@@ -100,7 +100,7 @@ def test_a_job_whose_time_passes_while_it_waits_for_resources_is_left(told, tmp_
     assert told.said(running).value == [None]
 
 
-def test_after_the_word_to_end_nothing_more_is_started(told, tmp_path):
+def test_after_the_request_to_end_nothing_more_is_started(told, tmp_path):
     running = told.submit(wait_for, str(tmp_path))
     until((tmp_path / "begun").exists)
     waiting = told.submit(double, 2)

@@ -95,7 +95,7 @@ FIRST = st.sampled_from(JOB_STATES.first)
 
 
 @given(first=FIRST, events=JOB_EVENTS)
-def test_a_job_lets_go_of_its_task_once(first: JobState, events: list[JobChange]) -> None:
+def test_a_job_releases_its_task_once(first: JobState, events: list[JobChange]) -> None:
     states = walk(JOB_STATES, first, events)
     ends = [after for before, after in pairwise(states) if after is not before]
     assert sum(JOB_STATES.is_final(state) for state in ends) <= 1
@@ -120,7 +120,7 @@ def test_a_jobs_end_is_read_once_at_most_and_only_when_its_processes_are_gone(
 
 
 @given(first=FIRST, events=JOB_EVENTS)
-def test_a_job_never_goes_back(first: JobState, events: list[JobChange]) -> None:
+def test_a_job_never_returns_to_an_earlier_state(first: JobState, events: list[JobChange]) -> None:
     states = walk(JOB_STATES, first, events)
     seen = [after for before, after in pairwise(states) if after is not before]
     assert len(set(seen)) == len(seen)
@@ -129,7 +129,7 @@ def test_a_job_never_goes_back(first: JobState, events: list[JobChange]) -> None
 
 
 @given(events=st.lists(st.sampled_from(BlockChange)))
-def test_a_block_is_gone_only_when_neither_its_job_nor_its_engine_is_there(
+def test_a_block_is_gone_only_after_its_job_and_its_engine_have_ended(
     events: list[BlockChange],
 ) -> None:
     state, is_over, engine = BlockState.PENDING, False, "none"
@@ -184,7 +184,7 @@ TOLD = {
     happenings=st.lists(st.sampled_from(sorted(TOLD, key=lambda each: each.name))),
     at_end=st.sampled_from(Fate),
 )
-def test_an_instance_that_ends_is_told_once_and_its_loss_once(
+def test_the_end_and_the_loss_of_an_instance_are_reported_once_each(
     happenings: list[InstanceChange], at_end: Fate
 ) -> None:
     state, told = state_of(AnInstance(), at_end)

@@ -19,7 +19,7 @@ def kept(tmp_path: Path) -> KeptAttempts:
     return KeptAttempts(tmp_path)
 
 
-def test_who_has_a_task_is_who_is_told_to_end_it(kept: KeptAttempts) -> None:
+def test_cancel_returns_the_place_of_a_task(kept: KeptAttempts) -> None:
     index = TaskIndex(kept)
     for place in TaskPlace:
         index.add(place.value, place, [])

@@ -39,7 +39,7 @@ def test_a_function_that_runs_longer_raises_and_its_worker_goes_on(make_world, m
     assert world.call(own_pid).value == before
 
 
-def test_a_time_that_no_poll_can_wait_for_is_kept_too(make_world, monkeypatch):
+def test_a_timeout_longer_than_any_poll_is_accepted(make_world, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(40 * 86400))
     world = make_world(workers_per_node=1, min_nodes=0, idle_timeout="40d")
     before = world.call(own_pid).value
@@ -68,7 +68,7 @@ def test_without_a_limit_nothing_happens(monkeypatch, value):
     assert signal.getsignal(signal.SIGALRM) is before
 
 
-def test_afterwards_the_signal_is_what_it_was(monkeypatch):
+def test_the_signal_handler_is_restored_afterwards(monkeypatch):
     monkeypatch.setenv(VARIABLE, "3600")
     before = signal.getsignal(signal.SIGALRM)
     with pytest.raises(TimeoutError), task_timeout():
@@ -78,7 +78,7 @@ def test_afterwards_the_signal_is_what_it_was(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["soon", "nan", "inf"])
-def test_what_is_no_number_of_seconds_is_said(monkeypatch, value):
+def test_a_timeout_that_is_not_a_number_is_refused(monkeypatch, value):
     monkeypatch.setenv(VARIABLE, value)
     said = f"GC_TASK_TIMEOUT must be a number of seconds, not '{value}'"
     with pytest.raises(ValueError, match=said), task_timeout():

@@ -52,7 +52,7 @@ def preempted(monkeypatch):
     return lambda: monkeypatch.setattr(pool.WorkerPool, "_patience", patience)
 
 
-def test_a_job_gets_room_though_its_time_came_before_the_pool_slept(make_world, preempted):
+def test_a_job_gets_room_if_a_timer_expires_before_the_pool_sleeps(make_world, preempted):
     world = make_world(min_nodes=1, max_nodes=1)
     until(lambda: status(world, "managers") == 1)
     time.sleep(2 * manager_registry._TURN)  # nothing of the workers' own wakes the pool
@@ -63,7 +63,7 @@ def test_a_job_gets_room_though_its_time_came_before_the_pool_slept(make_world, 
     assert world.end(job).value.stdout == "ran\n"
 
 
-def test_workers_that_need_not_leave_after_all_take_what_waits(make_world, tmp_path):
+def test_workers_that_are_no_longer_drained_take_waiting_tasks(make_world, tmp_path):
     world = make_world(min_nodes=1, max_nodes=1)
     workers = status(world, "max_workers")
     until(lambda: status(world, "idle_workers") == workers)
@@ -86,7 +86,7 @@ def test_workers_that_need_not_leave_after_all_take_what_waits(make_world, tmp_p
     world.ends(ids)
 
 
-def test_workers_that_need_not_leave_after_all_take_what_waits_on_other_nodes(
+def test_workers_that_are_no_longer_drained_take_tasks_that_wait_on_other_nodes(
     make_world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(manager_registry, "_TURN", 0.1)

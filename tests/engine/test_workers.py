@@ -208,7 +208,7 @@ def test_the_submitters_choice_of_result_serializers_is_followed(world: World):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_worker_killed_in_mid_task_names_the_signal(world: World, signum):
+def test_a_worker_killed_during_a_task_is_reported_with_the_signal(world: World, signum):
     end = world.call(killed_by, int(signum))
     assert end.code == "WorkerLost"
     assert f"signal {int(signum)} ({signum.name})" in end.text
@@ -216,14 +216,14 @@ def test_a_worker_killed_in_mid_task_names_the_signal(world: World, signum):
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_a_worker_that_leaves_in_mid_task_names_the_exit_code(world: World, code):
+def test_a_worker_that_exits_during_a_task_is_reported_with_its_exit_code(world: World, code):
     end = world.call(gone, code)
     assert end.code == "WorkerLost"
     assert f"exit code {code}" in end.text
     assert world.call(double, 2).value == 4
 
 
-def test_tasks_around_a_lost_one_are_not_lost(world: World):
+def test_tasks_beside_a_lost_one_are_not_lost(world: World):
     ids = []
     for n in range(100):
         ids.append(world.submit(double, n))
@@ -232,7 +232,7 @@ def test_tasks_around_a_lost_one_are_not_lost(world: World):
     assert [end.value for end in world.ends(ids)] == [2 * n for n in range(100)]
 
 
-def test_fifty_shell_functions(world: World):
+def test_fifty_shell_functions_return_their_output(world: World):
     ids = [world.submit(ShellFunction("echo {n}"), n=n) for n in range(50)]
     ends = [end.value for end in world.ends(ids)]
     assert [(r.returncode, r.stdout) for r in ends] == [(0, f"{n}\n") for n in range(50)]
@@ -272,7 +272,7 @@ def test_a_task_may_close_its_standard_streams(world: World):
     assert world.call(ShellFunction("echo fine")).value.stdout == "fine\n"
 
 
-def test_a_task_that_closes_every_descriptor_harms_only_itself(world: World):
+def test_a_task_that_closes_every_descriptor_affects_only_itself(world: World):
     def close_all():
         import os
 
@@ -383,7 +383,7 @@ def test_strategies_that_the_site_does_not_allow_are_refused(make_world):
     assert "DillCodeSource" in end.text
 
 
-def test_tasks_of_different_lengths_do_not_wait_behind_long_ones(make_world, tmp_path):
+def test_short_tasks_do_not_wait_behind_long_ones(make_world, tmp_path):
     world = make_world(workers_per_node=2)
     world.ends([world.submit(double, n) for n in range(300)])  # short: several are sent ahead
     gate, started = str(tmp_path / "gate"), str(tmp_path / "started")
@@ -396,7 +396,7 @@ def test_tasks_of_different_lengths_do_not_wait_behind_long_ones(make_world, tmp
     assert world.end(long).value is None
 
 
-def test_status_counts_what_there_is(make_world, tmp_path):
+def test_the_status_counts_workers_and_tasks(make_world, tmp_path):
     world = make_world(workers_per_node=1)
     gate, started = tmp_path / "gate", tmp_path / "started"
     ids = [world.submit(wait_for, str(gate), str(started)) for _ in range(5)]
@@ -420,7 +420,7 @@ def test_status_counts_what_there_is(make_world, tmp_path):
     assert os.environ.get("GC_TASK_UUID") is None
 
 
-def test_status_names_what_runs_for_a_while_and_since_when(make_world, tmp_path):
+def test_the_status_names_tasks_that_run_for_a_while_with_their_start_times(make_world, tmp_path):
     world = make_world(workers_per_node=1)
     gate, started = tmp_path / "gate", tmp_path / "started"
     before = time.time()
@@ -435,7 +435,7 @@ def test_status_names_what_runs_for_a_while_and_since_when(make_world, tmp_path)
     assert world.engine.counters()["running_tasks"] == {}
 
 
-def test_what_was_ended_or_lost_is_not_said_to_run(make_world, tmp_path):
+def test_the_status_does_not_name_ended_or_lost_tasks_as_running(make_world, tmp_path):
     world = make_world(workers_per_node=2)
     gate, started = str(tmp_path / "gate"), str(tmp_path / "started")
     ended = world.submit(wait_for, gate, started)

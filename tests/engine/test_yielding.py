@@ -72,17 +72,17 @@ def test_without_a_summary_the_placement_is_unknown(context):
 # Who leaves
 
 
-def test_nobody_leaves_where_there_is_room():
+def test_no_manager_is_drained_where_there_is_room():
     assert leaving([whole(2)], ON_ALL[:2], {}, SITE) == set()
     assert leaving([Demand("job", nodes=4, slots=2)], [holder("a", "n", 2)], {}, SITE) == set()
 
 
-def test_no_more_leave_than_the_job_asks_for_and_those_with_the_least_to_do():
+def test_only_as_many_managers_are_drained_as_the_job_needs():
     assert leaving([whole(2)], ON_ALL, {}, SITE) == {"0", "1"}
     assert leaving([whole(4)], ON_ALL, {}, SITE) == {"0", "1", "2", "3"}
 
 
-def test_on_a_node_that_is_shared_only_as_many_leave_as_cores_are_needed():
+def test_on_a_shared_node_only_managers_whose_cores_are_needed_are_drained():
     site = Site(1, Amount(8))
     shared = [holder("a", "n", 2, 2), holder("b", "n", 4, 1), holder("c", "n", 2, 0)]
     assert leaving([Demand("job", slots=2)], shared, {}, site) == {"c"}
@@ -90,7 +90,7 @@ def test_on_a_node_that_is_shared_only_as_many_leave_as_cores_are_needed():
     assert leaving([Demand("job", slots=8)], shared, {}, site) == {"a", "b", "c"}
 
 
-def test_slots_that_may_be_anywhere_come_from_whoever_has_the_least_to_do():
+def test_slots_on_any_node_come_from_the_least_busy_managers():
     assert leaving([Demand("job", nodes=None, slots=3)], ON_ALL, {}, SITE) == {"0"}
     assert leaving([Demand("job", nodes=None, slots=8)], ON_ALL, {}, SITE) == {"0", "1"}
 
@@ -111,18 +111,18 @@ def test_gpus_are_counted_like_cores():
     assert leaving([anywhere], holders, {}, site) == {"a", "b"}
 
 
-def test_one_that_leaves_already_comes_before_one_that_is_alike():
+def test_a_draining_manager_is_preferred_over_an_equal_one():
     holders = [holder("a", "n0", running=1), holder("b", "n1", running=1, leaving=True)]
     assert leaving([whole(1)], holders, {}, Site(2, Amount(4))) == {"b"}
 
 
-def test_nobody_leaves_for_a_job_that_other_jobs_keep_from_running():
+def test_no_manager_is_drained_for_a_job_blocked_by_other_jobs():
     held = {"n0": Amount(1)}
     assert to_drain([whole(4)], ON_ALL[1:], held, SITE) == Departures(frozenset(), 0)
     assert leaving([whole(3)], ON_ALL[1:], held, SITE) == {"1", "2", "3"}
 
 
-def test_nobody_leaves_for_the_jobs_behind_one_that_can_not_run():
+def test_no_manager_is_drained_for_jobs_behind_a_blocked_one():
     demands = [whole(4), whole(1)]
     assert leaving(demands, ON_ALL[1:], {"n0": Amount(1)}, SITE) == set()
 
@@ -134,14 +134,14 @@ def test_several_jobs_get_room_side_by_side():
     assert to_drain([whole(3), whole(2)], ON_ALL, {}, site).served == 1
 
 
-def test_one_that_must_not_be_asked_yet_stays():
+def test_a_manager_that_must_stay_is_not_drained():
     holders = [holder("a", "n0", stays=True), holder("b", "n1", running=4)]
     site = Site(2, Amount(4))
     assert leaving([whole(1)], holders, {}, site) == {"b"}
     assert to_drain([whole(2)], holders, {}, site) == Departures(frozenset(), 0)
 
 
-def test_a_job_that_waits_all_the_same_gets_more_nodes_cleared():
+def test_a_job_that_still_waits_gets_further_nodes_cleared():
     """Two nodes seem to be empty, but it may not run there."""
     assert leaving([whole(2)], ON_ALL[2:], {}, SITE) == set()
     assert leaving([whole(2)], ON_ALL[2:], {}, SITE, blind=1) == {"2"}
@@ -161,7 +161,7 @@ NO_NODE_HAS_IT = [
 
 
 @pytest.mark.parametrize("demand", NO_NODE_HAS_IT)
-def test_nobody_leaves_for_a_job_that_asks_for_more_than_there_is(demand):
+def test_no_manager_is_drained_for_a_job_larger_than_the_instance(demand):
     assert to_drain([demand], ON_ALL, {}, SITE) == Departures(frozenset(), 0)
 
 
@@ -224,7 +224,7 @@ def without(holders, names):
 
 @settings(deadline=None)
 @given(situations())
-def test_those_who_leave_are_enough_and_none_of_them_is_needless(situation):
+def test_the_drained_managers_are_sufficient_and_none_is_needless(situation):
     site, demand, holders, held = situation
     departures = to_drain([demand], holders, held, site)
     movable = {each.name for each in holders if not each.stays}
@@ -240,7 +240,7 @@ def test_those_who_leave_are_enough_and_none_of_them_is_needless(situation):
 
 @settings(deadline=None)
 @given(situations())
-def test_nothing_that_runs_is_waited_for_where_idle_ones_are_enough(situation):
+def test_busy_managers_are_not_drained_if_idle_ones_suffice(situation):
     site, demand, holders, held = situation
     departures = to_drain([demand], holders, held, site)
     idle = {each.name for each in holders if not each.stays and not each.running}
@@ -260,7 +260,7 @@ def test_clearing_more_nodes_keeps_room_for_the_job(situation, blind):
 
 @settings(deadline=None)
 @given(situations())
-def test_whole_nodes_are_cleared_where_the_least_must_be_waited_for(situation):
+def test_whole_nodes_are_cleared_where_the_fewest_tasks_run(situation):
     site, demand, holders, held = situation
     if not demand.exclusive:
         return
@@ -278,7 +278,7 @@ def test_whole_nodes_are_cleared_where_the_least_must_be_waited_for(situation):
 # Whose jobs
 
 
-def test_what_is_known_of_all_jobs_is_not_replaced_by_what_is_known_of_some():
+def test_a_complete_demand_is_not_replaced_by_an_incomplete_one():
     registry = ManagerRegistry(Limits(1, 4, 4), SITE, 60.0)
     own = JobDemand((Demand("own", urgency=9),), least_urgency=9)
     registry.demand(own)

@@ -77,12 +77,12 @@ BOTH = pytest.mark.parametrize("prefix", ["", "funcx/funcx"])
 
 
 @BOTH
-def test_one_function(stack, prefix):
+def test_the_basic_example_runs_a_function(stack, prefix):
     assert stack.printed(f"{prefix}executor_basic_example.py") == "14\n"
 
 
 @BOTH
-def test_many_tasks(stack, prefix):
+def test_the_example_of_many_tasks(stack, prefix):
     printed = stack.printed(f"{prefix}executor_collatz.py")
     assert "Tasks all submitted; waiting for results\n" in printed
     assert "All sequences generated (from 1 to 100)\n[1]\n[2, 1]\n" in printed
@@ -97,7 +97,7 @@ def test_the_status_without_waiting(stack, prefix):
 
 
 @BOTH
-def test_an_exception(stack, prefix):
+def test_the_example_of_an_exception(stack, prefix):
     printed = stack.printed(f"{prefix}executor_handle_result_exceptions.py")
     assert printed.startswith("Oh no!  The task raised an exception: ")
     assert "ValueError: Sequence not terminated in 100 steps" in printed
@@ -144,13 +144,13 @@ def test_a_batch_is_reloaded_by_another_script(stack, submits, reloads):
         ("amqp_port.py", "Which port?"),
     ],
 )
-def test_a_script_that_lacks_its_argument_asks_for_it(stack, script, question):
+def test_a_script_without_its_argument_names_it(stack, script, question):
     done = stack.run(script)
     assert done.returncode == 1
     assert done.stderr.startswith(question)
 
 
-def test_a_script_that_is_not_told_the_endpoint_asks_for_it(tmp_path):
+def test_a_script_without_an_endpoint_asks_for_it(tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FLUX_")}
     environment = {**kept, "FLUX_ENDPOINT_HOME": str(tmp_path)}
     done = Stack(environment, "", "").run("executor_basic_example.py")

@@ -31,12 +31,12 @@ def task(kind: str = "function", **what: list) -> Task:
         ),
     ],
 )
-def test_what_breaks_a_promise_is_named(wrong, said):
+def test_a_broken_promise_is_named(wrong, said):
     assert account({"a": task(), "b": task("job")}, []).broken == []
     assert account({"a": task(**wrong), "b": task("job")}, []).broken == [said]
 
 
-def test_a_rerun_before_the_end_or_for_a_killed_worker_breaks_none():
+def test_an_allowed_rerun_breaks_no_promise():
     cut_off = task(begun=[1.0, 1.5], completed=[2.0])
     killed = task(begun=[1.0, 5.0], completed=[2.0, 6.0])
     found = account({"a": cut_off, "b": killed}, [2.01])
@@ -45,7 +45,7 @@ def test_a_rerun_before_the_end_or_for_a_killed_worker_breaks_none():
     assert account({"b": killed}, [-5.0, 9.0]).broken != []
 
 
-def test_evidence_is_read_and_half_a_line_is_nothing():
+def test_evidence_is_read_and_an_incomplete_line_is_ignored():
     tasks = {"job-1": Task("job")}
     lines = ["job-1 begun 1.5", "job-1 completed 2.5", "job-1 beg", "x", "job-2 begun 1"]
     read_evidence(lines, tasks)

@@ -128,7 +128,7 @@ def cancel(site, uri, jobid, log):
     until(lambda: log.read_text().count("endpoint stops") > before)
 
 
-def test_a_cancelled_allocation_lets_what_runs_finish(site, lab, blocked, start_instance):
+def test_a_cancelled_allocation_lets_running_tasks_finish(site, lab, blocked, start_instance):
     uri = start_instance(site, '[exec]\nkill-timeout = "5m"\n', size=2)
     allocation = batch(site, uri)
     with running(site, blocked) as (_, futures):
@@ -142,7 +142,7 @@ def test_a_cancelled_allocation_lets_what_runs_finish(site, lab, blocked, start_
     assert site.status("lab") == "stopped"
 
 
-def test_what_a_killed_allocation_did_not_let_finish_fails_or_is_run_again(
+def test_tasks_interrupted_by_a_killed_allocation_fail_or_run_again(
     site, lab, blocked, start_instance
 ):
     uri = start_instance(site, '[exec]\nkill-timeout = "0.5s"\n', size=2)

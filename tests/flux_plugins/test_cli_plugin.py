@@ -47,7 +47,7 @@ def test_an_allocation_has_its_endpoint_and_instances_within_have_none(flux, sit
     assert site.status("lab") == "stopped"
 
 
-def test_what_keeps_the_endpoint_from_starting_is_in_the_jobs_output(flux, site):
+def test_the_reason_for_a_failed_endpoint_start_is_in_the_jobs_output(flux, site):
     (site.configure("broken") / "config.yaml").write_text("max_in_fligth: 3\n")
     flux("batch", "-N1", "--endpoint=broken", "--output=out", "--wrap", "echo", "ran")
     flux("job", "wait-event", flux("job", "last").strip(), "clean")
@@ -74,7 +74,7 @@ def test_without_the_option_a_job_is_as_it_would_be(flux):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "../lab", ""])
-def test_an_unknown_endpoint_is_told_at_once(flux, name):
+def test_an_unknown_endpoint_is_refused_at_once(flux, name):
     said = flux("batch", "-N1", f"--endpoint={name}", "--wrap", "true", fails=True)
     assert "ERROR: --endpoint: " in said
     if name == "nowhere":

@@ -41,7 +41,7 @@ def commands(group=cli, name="", above=None):
 
 
 @pytest.mark.flux
-def test_flux_finds_it_and_it_calls_itself_so(flux):
+def test_flux_finds_the_command_under_its_name(flux):
     assert flux("endpoint", "--help", FLUX_ENDPOINT_COMMAND=str(BESIDE)).startswith(
         "Usage: flux endpoint [OPTIONS] COMMAND"
     )
@@ -50,7 +50,7 @@ def test_flux_finds_it_and_it_calls_itself_so(flux):
 
 
 @pytest.mark.flux
-def test_every_command_is_there_by_itself(flux):
+def test_every_subcommand_is_available(flux):
     said = flux("endpoint", "--help", FLUX_ENDPOINT_COMMAND=str(BESIDE))
     for name in cli.list_commands(click.Context(cli)):
         assert f"\n  {name} " in said
@@ -63,7 +63,7 @@ def test_arguments_output_and_exit_status_pass_through(flux):
 
 
 @pytest.mark.flux
-def test_it_runs_the_command_in_a_bin_directory_above_it(flux, tmp_path):
+def test_the_wrapper_runs_the_command_in_a_bin_directory_above(flux, tmp_path):
     prefix = tmp_path / "env"
     plugins = prefix / "lib" / "python3" / "site-packages" / "plugins" / "command"
     plugins.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_it_runs_the_command_in_a_bin_directory_above_it(flux, tmp_path):
 
 
 @pytest.mark.flux
-def test_without_the_command_it_says_where_it_looked(flux, tmp_path):
+def test_without_the_command_the_wrapper_says_where_it_looked(flux, tmp_path):
     said = flux("endpoint", "list", fails=True, FLUX_ENDPOINT_COMMAND="/nowhere/flux-endpoint")
     assert "neither where FLUX_ENDPOINT_COMMAND (/nowhere/flux-endpoint) says" in said
     alone = tmp_path / "flux-endpoint"

@@ -87,7 +87,7 @@ class TestSite:
         jobs = site.run("flux", "jobs", "-no", "{name} {queue}", uri=uri)
         assert "flux-endpoint-workers debug" in jobs
 
-    def test_jobs_of_others_are_none_of_its_business(self, site, uri):
+    def test_jobs_of_others_are_not_checked(self, site, uri):
         said = site.run("flux", "run", "-N1", "-q", "debug", "-t", "1h", "echo", "ran", uri=uri)
         assert said == "ran\n"
 

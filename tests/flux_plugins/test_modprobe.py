@@ -65,7 +65,7 @@ def test_an_instance_starts_its_endpoint_and_lets_tasks_finish_at_its_end(site, 
     assert listed(site)["status"] == "stopped"
 
 
-def test_where_the_resources_are_found_out_later_the_endpoint_starts_later(site, lab):
+def test_the_endpoint_starts_after_late_resource_discovery(site, lab):
     with site.instance(START_LAB, size=3, **SEARCH) as uri:
         site.wait_for("lab", "running")
         assert listed(site)["flux_uri"] == uri
@@ -79,7 +79,7 @@ def test_an_instance_that_ends_before_its_endpoint_has_started_leaves_none(site,
     assert listed(site)["status"] == "stopped"
 
 
-def test_rc3_drains_what_the_cleanup_stage_did_not(site, lab):
+def test_rc3_stops_endpoints_that_the_cleanup_stage_did_not(site, lab):
     with site.instance(START_LAB, **SEARCH) as uri:
         assert listed(site)["status"] == "running"
         rc3 = PLUGINS / "modprobe" / "rc3.d" / "flux-endpoint.py"
@@ -87,7 +87,7 @@ def test_rc3_drains_what_the_cleanup_stage_did_not(site, lab):
         assert listed(site)["status"] == "stopped"
 
 
-def test_an_endpoint_that_runs_elsewhere_is_left_alone(site, lab):
+def test_an_endpoint_that_runs_elsewhere_is_not_stopped(site, lab):
     site.endpoint("start", "lab", "--detach")
     before = listed(site)
     with site.instance(START_LAB, **SEARCH) as uri:
@@ -97,7 +97,7 @@ def test_an_endpoint_that_runs_elsewhere_is_left_alone(site, lab):
     site.endpoint("stop", "lab")
 
 
-def test_what_can_not_be_started_does_not_keep_the_instance_from_starting(site):
+def test_an_endpoint_that_can_not_start_does_not_block_the_instance(site):
     with site.instance('[flux-endpoint]\nstart = "nowhere"\n', **SEARCH) as uri:
         assert site.run("flux", "run", "echo", "ran", uri=uri) == "ran\n"
 
@@ -107,7 +107,7 @@ def test_without_the_configuration_nothing_happens(site, lab):
         assert listed(site)["status"] == "stopped"
 
 
-def test_where_it_is_installed_twice_it_starts_once(site, lab, tmp_path):
+def test_a_plugin_installed_twice_starts_the_endpoint_once(site, lab, tmp_path):
     (tmp_path / "etc").symlink_to(PLUGINS / "modprobe")
     twice = f"{PLUGINS / 'modprobe'}:{tmp_path / 'etc'}"
     with site.instance(START_LAB, FLUX_MODPROBE_PATH_APPEND=twice) as uri:

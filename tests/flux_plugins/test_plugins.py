@@ -37,7 +37,7 @@ def enabled(site, uri=None, **environment):
 
 
 class TestCommand:
-    def test_it_says_where_each_plugin_is_and_what_enables_it(self, bare_site):
+    def test_plugins_shows_the_path_of_each_plugin_and_how_to_enable_it(self, bare_site):
         said = bare_site.endpoint("plugins")
         for name in NAMES:
             assert f"{PLUGINS / name}\n" in said
@@ -46,7 +46,7 @@ class TestCommand:
             assert line in said
         assert f'plugins = ["jobspec", "{PLUGINS}/ingest/validator.py"]' in said
 
-    def test_as_json_it_is_for_programs(self, bare_site):
+    def test_plugins_has_json_output(self, bare_site):
         listed = json.loads(bare_site.endpoint("plugins", "--json"))
         assert [each["name"] for each in listed] == NAMES
         for each in listed:
@@ -54,19 +54,19 @@ class TestCommand:
             assert all(Path(target).exists() for target in each["site"].values())
             assert all(Path(path).is_dir() for path in each["environment"].values())
 
-    def test_what_it_exports_enables_what_needs_no_configuration(self, bare_site):
+    def test_the_exported_variables_enable_plugins_that_need_no_configuration(self, bare_site):
         script = 'eval "$("$@" plugins --export)"; exec "$@" plugins --json'
         command = [sys.executable, "-m", "flux_endpoint"]
         said = bare_site.run("sh", "-uc", script.replace("eval", "MANPATH=; eval"), "sh", *command)
         states = {each["name"]: each["enabled"] for each in json.loads(said)}
         assert [states[name] for name in NAMES[:4]] == [True] * 4
 
-    def test_without_a_search_path_it_is_not_enabled(self, bare_site):
+    def test_without_a_search_path_a_plugin_is_not_enabled(self, bare_site):
         states = enabled(bare_site, FLUX_EXEC_PATH="/elsewhere:/nowhere")
         assert [states[name] for name in NAMES[:4]] == [False] * 4
         assert states["ingest"] is None
 
-    def test_where_the_site_has_them_they_are_enabled_for_everybody(self, tmp_path):
+    def test_plugins_installed_by_the_site_are_enabled(self, tmp_path):
         flux = {"confdir": tmp_path / "etc", "exec_path": tmp_path / "cmd"}
         for plugin in all_plugins(PLUGINS, flux)[:4]:
             assert not plugin.enabled
@@ -114,13 +114,13 @@ def installed(wheel, tmp_path_factory):
 
 
 class TestInstalled:
-    def test_the_wheel_has_every_file_of_them_and_nothing_else(self, wheel):
+    def test_the_wheel_has_exactly_the_files_of_the_plugins(self, wheel):
         beginning = "flux_endpoint/flux_plugins/"
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name.startswith(beginning)]
         assert {name.removeprefix(beginning) for name in names} == files()
 
-    def test_an_installed_package_finds_its_own(self, installed):
+    def test_an_installed_package_finds_its_plugins(self, installed):
         site, plugins = installed
         listed = json.loads(site.run("flux-endpoint", "plugins", "--json"))
         assert [each["path"] for each in listed] == [str(plugins / name) for name in NAMES]

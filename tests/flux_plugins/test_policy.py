@@ -59,11 +59,11 @@ TABLE = {"tasks": {"queue": "batch", "bank": "science", "duration": "30m"}}
 
 
 class TestDefaults:
-    def test_what_a_job_does_not_say_is_the_sites_to_choose(self):
+    def test_missing_options_of_a_job_get_the_sites_defaults(self):
         system = completed(TABLE, job())
         assert (system["queue"], system["bank"], system["duration"]) == ("batch", "science", 1800)
 
-    def test_what_a_job_says_stays(self):
+    def test_options_of_a_job_are_kept(self):
         system = completed(TABLE, job(queue="debug", bank="mine", walltime=60))
         assert (system["queue"], system["bank"], system["duration"]) == ("debug", "mine", 60)
 
@@ -75,7 +75,7 @@ class TestDefaults:
     def test_a_job_that_comes_from_no_endpoint_is_left_as_it_is(self):
         assert completed(TABLE, job(None)) == job(None)["attributes"]["system"]
 
-    def test_one_user_may_have_others(self):
+    def test_a_user_may_have_other_defaults(self):
         table = {**TABLE["tasks"], "users": {getpass.getuser(): {"bank": "hers"}}}
         system = completed({"tasks": table}, job())
         assert (system["queue"], system["bank"]) == ("batch", "hers")
@@ -110,7 +110,9 @@ class TestLimits:
             ({"banks": []}, {"bank": "x"}, 'no bank, this one asks for "x"'),
         ],
     )
-    def test_what_is_beyond_one_is_said_with_both_numbers(self, table, resources, objection):
+    def test_a_request_above_a_limit_is_refused_with_both_numbers(
+        self, table, resources, objection
+    ):
         (said,) = objections(table, job(**resources))
         assert objection in said
 
@@ -127,7 +129,7 @@ class TestLimits:
             ({}, {"num_nodes": 10_000}),
         ],
     )
-    def test_what_is_within_passes(self, table, resources):
+    def test_a_request_within_the_limits_is_accepted(self, table, resources):
         assert objections(table, job(**resources)) == []
 
     def test_several_objections_are_one_sentence(self):
@@ -140,7 +142,7 @@ class TestLimits:
     def test_a_job_that_comes_from_no_endpoint_passes(self):
         assert objections({"max-nodes": 1}, job(None, num_nodes=9)) == []
 
-    def test_the_mark_is_not_for_a_submission_to_choose(self):
+    def test_a_submission_can_not_set_the_mark(self):
         forged = job(num_nodes=9, attributes={"user.flux_endpoint": {"kind": "workers"}})
         assert objections({"max-nodes": 1}, forged) != []
 
@@ -164,21 +166,21 @@ class TestTable:
             ({"tasks": {"users": {"a": {"x": 1}}}}, "tasks.users.a.x is unknown"),
         ],
     )
-    def test_what_is_wrong_is_named(self, table, problem):
+    def test_an_error_in_the_table_is_named(self, table, problem):
         with pytest.raises(ValueError, match="flux-endpoint") as caught:
             rules(table)
         assert problem in str(caught.value)
 
-    def test_everything_that_is_wrong_is_named_at_once(self):
+    def test_all_errors_in_the_table_are_named_together(self):
         with pytest.raises(ValueError, match=r"max-nodes .*; .*bank "):
             rules({"tasks": {"max-nodes": -1}, "workers": {"bank": 7}})
 
-    def test_no_table_is_no_rules(self):
+    def test_without_a_table_there_are_no_rules(self):
         assert policy.Policy({}).objections(job(num_nodes=99), ME) == []
 
 
 @pytest.mark.parametrize(
     "path", sorted(PLUGINS.rglob("*.py")), ids=lambda path: str(path.relative_to(PLUGINS))
 )
-def test_what_flux_itself_runs_can_be_read_by_an_old_python(path):
+def test_files_that_flux_runs_have_the_syntax_of_old_pythons(path):
     ast.parse(path.read_text(), feature_version=(3, 6))

@@ -60,7 +60,7 @@ class TestByHand:
         for line in run(*shape, "-oflux-endpoint"):
             assert line.split("|")[:4] == ["", launcher, ranks, nodes]
 
-    def test_options_say_the_rest(self, run):
+    def test_options_change_the_launcher(self, run):
         (line,) = run(
             "-n1", "-oflux-endpoint.task=t", "-oflux-endpoint.ranks=7",
             "-oflux-endpoint.launcher-options=--label-io",
@@ -79,7 +79,7 @@ class TestByHand:
         said = run("-n1", f"-oflux-endpoint.sandbox={tmp_path / 'file' / 'below'}", fails=True)
         assert f"flux-endpoint: can't use the directory {tmp_path}/file/below: " in said
 
-    def test_without_its_option_it_does_nothing(self, run, bare_site):
+    def test_without_its_option_the_plugin_does_nothing(self, run, bare_site):
         assert run("-n1") == [f"||||{bare_site.directory}"]
 
 
@@ -108,7 +108,7 @@ class TestPlan:
             "sandbox": f"{planner.tasks.working_dir}/{task_id}",
         }
 
-    def test_where_the_shell_loads_it_by_itself_the_job_names_no_file(self, planner):
+    def test_a_job_names_no_plugin_file_if_the_shell_loads_it(self, planner):
         _, request = self.request(
             replace(planner, shell_plugin=ShellPlugin()), ShellFunction("true"), num_ranks=1
         )
@@ -148,7 +148,7 @@ class TestEngine:
         ],
         ids=["one rank", "script", "ranks", "launches itself"],
     )
-    def test_a_task_finds_what_it_finds_without_it(self, worlds, function, spec):
+    def test_a_task_has_the_same_environment_as_without_the_plugin(self, worlds, function, spec):
         found = []
         for world in worlds:
             task = world.submit(function, spec=spec)
@@ -162,7 +162,7 @@ class TestEngine:
 
 
 @pytest.mark.flux
-def test_an_engine_finds_it_where_the_site_installed_it(bare_site, tmp_path, monkeypatch):
+def test_an_engine_finds_the_plugin_installed_by_the_site(bare_site, tmp_path, monkeypatch):
     default = Path(bare_site.run("flux", "config", "builtin", "shell_initrc").strip())
     (tmp_path / "lua.d").mkdir()
     shutil.copy(default, tmp_path / "initrc.lua")

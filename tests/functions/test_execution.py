@@ -51,7 +51,7 @@ class TestOutcome:
 class TestDirectory:
     """It runs in the sandbox if there is one, else in the current directory."""
 
-    def test_the_current_one(self, directory):
+    def test_commands_run_in_the_current_directory(self, directory):
         assert ShellFunction("pwd -P")().stdout == f"{directory.resolve()}\n"
 
     def test_the_sandbox_is_created_and_the_caller_stays_where_it_is(self, directory, monkeypatch):
@@ -65,7 +65,7 @@ class TestDirectory:
 class TestFiles:
     """The streams go to files that stay."""
 
-    def test_new_ones_are_named_after_the_task(self, directory, monkeypatch):
+    def test_output_files_are_named_after_the_task(self, directory, monkeypatch):
         monkeypatch.setenv("GC_TASK_UUID", "T")
         ShellFunction("echo out; echo err >&2")()
         err, out = sorted(directory.iterdir(), key=lambda path: path.suffix)
@@ -74,17 +74,17 @@ class TestFiles:
         assert err.name.endswith(".stderr")
         assert (out.read_text(), err.read_text()) == ("out\n", "err\n")
 
-    def test_each_run_has_its_own(self, directory, monkeypatch):
+    def test_each_run_has_separate_output_files(self, directory, monkeypatch):
         monkeypatch.setenv("GC_TASK_UUID", "T")
         for _ in range(3):
             ShellFunction("true")()
         assert len(names(directory)) == 6
 
-    def test_without_a_task_they_still_get_names(self, directory):
+    def test_output_files_have_names_without_a_task(self, directory):
         ShellFunction("true")()
         assert [name.rpartition(".")[2] for name in names(directory)] == ["stderr", "stdout"]
 
-    def test_given_ones_are_appended_to_and_only_this_run_s_lines_come_back(self, directory):
+    def test_given_output_files_are_appended_to_and_only_new_lines_are_returned(self, directory):
         function = ShellFunction("echo {x}; echo e{x} >&2", stdout="logs/o", stderr="logs/deep/e")
         assert function(x=1).stdout == "1\n"
         second = function(x=2)
@@ -102,7 +102,7 @@ class TestFiles:
         result = ShellFunction("echo o; echo e >&2", stdout="both", stderr="both")()
         assert (directory / "both").read_text() == result.stdout == result.stderr == "o\ne\n"
 
-    def test_a_file_that_the_command_truncates_or_removes_is_no_trouble(self, directory):
+    def test_a_command_may_truncate_or_remove_its_output_file(self, directory):
         (directory / "o").write_text("earlier " * 100)
         assert ShellFunction(": > o; echo new", stdout="o")().stdout == "new\n"
         assert ShellFunction("echo there; rm o", stdout="o")().stdout == "there\n"
@@ -146,7 +146,7 @@ def descriptors():
     return found
 
 
-def test_no_descriptor_stays_open():
+def test_no_file_descriptor_stays_open():
     ShellFunction("true", walltime=60)()
     before = descriptors()
     for _ in range(3):
@@ -173,7 +173,7 @@ class TestLongCommands:
             ("cat; echo read nothing", 0, "read nothing\n"),
         ],
     )
-    def test_they_end_as_short_ones(self, directory, command, code, stdout):
+    def test_long_commands_end_like_short_ones(self, directory, command, code, stdout):
         short = ShellFunction(command)()
         long = ShellFunction(self._LONG.replace("{", "{{") + command)()
 
@@ -181,14 +181,14 @@ class TestLongCommands:
         assert (long.returncode, long.stdout) == (code, stdout)
 
     @pytest.mark.parametrize("size", [-2, -1, 0, 1])
-    def test_the_longest_argument_is_no_special_case(self, directory, size):
+    def test_a_command_of_maximum_argument_length_runs(self, directory, size):
         command = "echo " + "x" * (128 * 1024 + size - len("echo "))
 
         result = ShellFunction(command, snippet_lines=1)()
 
         assert (result.returncode, len(result.stdout)) == (0, len(command) - len("echo ") + 1)
 
-    def test_their_walltime_ends_them(self, directory):
+    def test_a_walltime_ends_long_commands(self, directory):
         result = ShellFunction(self._LONG + "sleep 1000", walltime=0.5)()
 
         assert result.returncode == 124
@@ -198,13 +198,13 @@ class TestFilesThatCannotBeWritten:
     """Errors that name the file."""
 
     @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-    def test_a_directory(self, directory, stream):
+    def test_an_output_path_that_is_a_directory_is_refused(self, directory, stream):
         (directory / "output").mkdir()
 
         with pytest.raises(IsADirectoryError, match="output"):
             ShellFunction("true", **{stream: "output"})()
 
-    def test_a_full_disk(self, full_disk, monkeypatch):
+    def test_output_on_a_full_disk_is_reported(self, full_disk, monkeypatch):
         monkeypatch.setenv("GC_TASK_SANDBOX_DIR", str(full_disk))
         target = full_disk / "output.txt"
 

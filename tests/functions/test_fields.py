@@ -35,7 +35,7 @@ class TestQuoted:
             value
         ]
 
-    def test_other_values_are_text_first(self):
+    def test_quoted_values_are_converted_to_text(self):
         assert (
             format_fields("{x!q} {y!q:>6}", {"x": [1, "a"], "y": 3})
             == "'[1, '\"'\"'a'\"'\"']'      3"
@@ -50,7 +50,7 @@ class TestQuoted:
 
 @given(st.text(), st.integers(), st.floats(allow_nan=False))
 @example("a", 1, 1.5)
-def test_other_conversions_are_those_of_format(text, whole, real):
+def test_other_conversions_work_as_in_str_format(text, whole, real):
     template = "{{a}} {t} {t!r:>20} {t!s} {w:+d} {w:>{n}} {r:.3e} {s[0]} a:b"
     values = {"t": text, "w": whole, "r": real, "n": 9, "s": [text]}
     assert format_fields(template, values) == template.format(**values)
@@ -148,7 +148,7 @@ class TestQuoting:
             ("[ -v 'a[{x}]' ]", "[ is not known to take"),
         ],
     )
-    def test_what_is_not_understood_takes_numbers_only(self, template, reason):
+    def test_fields_in_unparsed_contexts_accept_only_numbers(self, template, reason):
         with quoting_fields():
             for value in (7, -1.5, "1e-3", ".5", "+2"):
                 assert str(value) in format_fields(template, {"x": value})
@@ -176,7 +176,7 @@ class TestQuoting:
             ("set {x}; cat a", "set"),
         ],
     )
-    def test_a_program_that_is_not_known_takes_plain_words(self, template, program):
+    def test_an_unknown_program_accepts_only_plain_words(self, template, program):
         with quoting_fields():
             for value in ("7", "a/b.txt", "2026-11-27", "ada@example.org", "a,b", True):
                 assert str(value) in format_fields(template, {"x": value})
@@ -195,7 +195,7 @@ class TestQuoting:
             numbers = ShellFunction("python3 -c 'print(sum({x}))'").format_command({"x": [1, 2]})
             assert subprocess.check_output(["bash", "-c", numbers]) == b"3\n"
 
-    def test_a_program_that_the_owner_names_takes_any_text(self):
+    def test_a_program_named_by_the_owner_accepts_any_text(self):
         for value in NASTY:
             with quoting_fields(["printf '%s'", "command_not_known", "./app"]):
                 command = format_fields("./app {x} | cat", {"x": value})
@@ -209,7 +209,7 @@ class TestQuoting:
             with quoting_fields(["id"]), pytest.raises(ValueError, match="would name the program"):
                 format_fields(template, {"x": value})
 
-    def test_what_people_write_is_understood(self):
+    def test_common_shell_syntax_is_parsed(self):
         template = (
             "set -euo pipefail\n"
             "# the input\n"
@@ -237,7 +237,7 @@ class TestQuoting:
         listed = subprocess.check_output(["bash", "-c", "compgen -b"], text=True).split()
         assert set(listed) <= _BUILTINS
 
-    def test_no_value_becomes_an_option(self):
+    def test_a_leading_dash_is_refused_where_it_could_be_an_option(self):
         with quoting_fields(["tar", "add"]):
             for template in ("tar cf {x}", "tar cf '{x}'", 'tar -- a; tar cf "{x}"'):
                 with pytest.raises(ValueError, match="begins with '-'"):
@@ -249,12 +249,12 @@ class TestQuoting:
 
     @given(st.text(alphabet=string.printable + "é€", max_size=30))
     @pytest.mark.parametrize("template", ["x{x}", '"x{x}"', "'x{x}'"])
-    def test_one_word_stays_one_word(self, template, text):
+    def test_a_value_stays_one_word(self, template, text):
         with quoting_fields():
             command = format_fields(f"echo {template} b", {"x": text})
         assert shlex.split(command) == ["echo", f"x{text}", "b"]
 
-    def test_it_ends_with_its_block(self):
+    def test_quoting_ends_with_its_block(self):
         with quoting_fields():
             pass
         assert format_fields("echo {x}", {"x": "$(id)"}) == "echo $(id)"
@@ -298,7 +298,7 @@ _ATTACKS = [
     st.sampled_from(_ATTACKS),
     st.sampled_from([*_ATTACKS, "a", "7", "E", "-v"]),
 )
-def test_no_value_runs_anything_in_any_command(before, place, after, x, y):
+def test_no_value_is_executed_in_any_command(before, place, after, x, y):
     template = "".join([*before, place, *after])
     try:
         with quoting_fields():
@@ -329,7 +329,7 @@ def test_no_value_runs_anything_in_any_command(before, place, after, x, y):
         ('echo "a -- b" {b}', {"b": "-n"}),
     ],
 )
-def test_what_is_no_option_by_its_field_can_not_become_one(template, values):
+def test_a_value_that_could_be_taken_for_an_option_is_refused(template, values):
     with quoting_fields(), pytest.raises(ValueError, match="could take it for an option"):
         format_fields(template, values)
 

@@ -109,13 +109,13 @@ class TestReading:
         assert not isinstance(function, MPIFunction)
         assert vars(function) == vars(ShellFunction("echo {x}"))
 
-    def test_so_is_an_mpi_function(self):
+    def test_an_mpi_function_is_one_of_ours(self):
         function = read_function(buffer_of(MPI_MODULE, "MPIFunction", STATE))
         assert isinstance(function, MPIFunction)
         assert function.format_command({"x": 1}) == "echo 1"
 
     @pytest.mark.parametrize("strategy", [AllCodeStrategies, CombinedCode])
-    def test_it_is_found_among_the_parts_of_the_combined_strategies(self, strategy):
+    def test_a_function_is_found_in_a_buffer_of_combined_strategies(self, strategy):
         source = "04\n" + base64.encodebytes(b"class ShellFunction: ...").decode()
         own = official_code(ShellFunction("date"))
         parts = [source, own, "sd\nShellFunction:class ShellFunction:\n  a: 1\n"]
@@ -142,10 +142,10 @@ class TestReading:
             (SHELL_MODULE, "ShellFunction", {"__name__": "no name"}),
         ],
     )
-    def test_everything_else_is_left_to_a_worker(self, module, name, change):
+    def test_other_functions_are_left_to_a_worker(self, module, name, change):
         assert read_function(buffer_of(module, name, {**STATE, **change})) is None
 
-    def test_nothing_is_run_or_unpickled(self, tmp_path):
+    def test_reading_a_buffer_neither_runs_nor_unpickles_it(self, tmp_path):
         trap = Trap(tmp_path / "trace")
         for buffer in (
             buffer_of(SHELL_MODULE, "ShellFunction", {**STATE, "stdout": trap}),
@@ -156,11 +156,11 @@ class TestReading:
         assert not trap.trace.exists()
 
     @pytest.mark.parametrize("text", ["", "01\n", "01\n=", "01\nä", "10\n", "12\n", "12\n3\n", "x"])
-    def test_malformed_buffers_are_none(self, text):
+    def test_malformed_buffers_are_not_read(self, text):
         assert read_function(text) is None
         assert not is_command(pack_buffers([text, *NO_ARGUMENTS]))
 
-    def test_a_truncated_one_is_none(self):
+    def test_a_truncated_buffer_is_not_read(self):
         whole = buffer_of(SHELL_MODULE, "ShellFunction", STATE)
         for length in range(len(whole) - 6):
             assert read_function(whole[:length]) is None
@@ -219,7 +219,7 @@ class TestACommandTask:
         assert (again.format_command(arguments), again.return_dict) == ("echo {a}", True)
         assert isinstance(again, OfficialMPIFunction)
 
-    def test_so_are_options_that_only_python_reads(self):
+    def test_options_that_only_python_reads_are_formatted_elsewhere(self):
         state = {**STATE, "stdout": Path("x")}
         buffer = buffer_of(SHELL_MODULE, "ShellFunction", state)
         assert is_command(pack_buffers([buffer, *NO_ARGUMENTS]))
@@ -235,12 +235,12 @@ class TestACommandTask:
         assert function.cmd == script
         assert command_of(formatted_task(function, (), {"x": "y"})) is not None
 
-    def test_one_that_grows_beyond_all_bounds_is_refused(self):
+    def test_a_formatted_command_above_the_limit_is_refused(self):
         function = ShellFunction("{x}" * 2000)
         with pytest.raises(ValueError, match="longer than 16777216 characters"):
             formatted_task(read_function(official_code(function)), (), {"x": "y" * 10_000})
 
-    def test_what_is_no_command_function_is_said_by_name(self):
+    def test_an_object_that_is_not_a_command_function_is_named(self):
         vars(thing := Trap("x")).update(STATE)
         with pytest.raises(DeserializationError, match="Trap that can't be used"):
             formatted_task(thing, (), {})
@@ -273,7 +273,7 @@ class TestOnAWorker:
         assert (result.stdout, result.returncode) == ("1\n", 3)
         assert result.exception_name == "subprocess.CalledProcessError"
 
-    def test_its_walltime_is_kept(self, run):
+    def test_the_walltime_is_kept(self, run):
         function = ShellFunction("sleep 600", walltime=0.1, return_dict=True)
         assert json.loads(run(function, {}, [JSON]).data[3:])["returncode"] == 124
 
@@ -288,7 +288,7 @@ class TestOnAWorker:
             "exception_name": None,
         }
 
-    def test_an_object_that_json_can_not_carry_goes_by_the_next_one(self, run):
+    def test_an_object_that_json_can_not_encode_uses_the_next_strategy(self, run):
         data = run(ShellFunction("true"), {}, [JSON, ALL]).data
         assert data.startswith("13\n")
         assert "globus" in base64.b64decode(data.split("00\n")[1]).decode("latin-1")
@@ -364,7 +364,7 @@ def official(official_python):
 class TestWithTheOfficialPackage:
     """Each side reads what the other writes."""
 
-    def test_it_reads_ours_as_its_own(self, official):
+    def test_the_official_package_reads_our_functions(self, official):
         *functions, result = official["read"]
         assert functions == [vars(each) for each in OURS]
         assert result == vars(ShellResult(*RESULT))
@@ -374,12 +374,12 @@ class TestWithTheOfficialPackage:
         assert ours == official["result"]
 
     @pytest.mark.parametrize("strategy", ["DillCode", "CombinedCode", "AllCodeStrategies"])
-    def test_we_read_its_functions(self, official, strategy):
+    def test_our_package_reads_official_functions(self, official, strategy):
         read = [read_function(text) for text in official["written"][strategy]]
         assert [vars(each) for each in read] == [vars(each) for each in OURS]
 
     @pytest.mark.parametrize("strategy", ["DillDataBase64", "JSONData", "AllDataStrategies"])
-    def test_we_read_its_arguments(self, official, strategy):
+    def test_our_package_reads_official_arguments(self, official, strategy):
         for function in official["written"]["DillCode"]:
             buffers = [function, *official["arguments"][strategy]]
             assert command_of(pack_buffers(buffers))[1] == {"x": [1, "a", None, 1.5]}

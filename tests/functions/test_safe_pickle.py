@@ -56,14 +56,14 @@ class Trap:
 
 
 @given(plain)
-def test_plain_data_comes_back_as_dill_brings_it_back(value):
+def test_plain_data_is_read_as_dill_reads_it(value):
     for dumps in (dill.dumps, pickle.dumps, lambda v: pickle.dumps(v, protocol=5)):
         again = read_inert(dumps(value))
         assert repr(again) == repr(pickle.loads(dumps(value)))
         require_plain(again)
 
 
-def test_parts_that_are_shared_and_large_values_come_back(tmp_path):
+def test_shared_parts_and_large_values_are_read(tmp_path):
     part = ["x" * 300, "y" * 70_000, 2**4000, b"z" * 70_000, list(range(3000))]
     assert read_inert(dill.dumps([part, part, {"p": part}])) == [part, part, {"p": part}]
 
@@ -80,14 +80,14 @@ def test_the_class_need_not_exist():
     assert read_inert(text).type_.name == "Nowhe"
 
 
-def test_a_class_or_an_object_is_no_plain_data():
+def test_a_class_or_an_object_is_not_plain_data():
     for value in (Point(), [Point()], {"a": (Point(),)}, Point, [len]):
         with pytest.raises(NotInertError):
             require_plain(read_inert(dill.dumps(value)))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_what_a_pickle_would_call_is_not_called(protocol, tmp_path):
+def test_callables_in_a_pickle_are_not_called(protocol, tmp_path):
     trap = Trap(tmp_path / "trace")
     for value in (trap, [trap], {"x": trap}, (1, trap), collections.OrderedDict(a=1), 1j):
         with pytest.raises(NotInertError, match="opcode"):
@@ -136,7 +136,7 @@ def test_malformed_ones_are_refused(pickled):
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_whatever_do_anything_else(data):
+def test_any_bytes_are_read_or_refused(data):
     for pickled in (data, b"\x80\x04" + data):
         with contextlib.suppress(NotInertError):
             require_plain(read_inert(pickled))

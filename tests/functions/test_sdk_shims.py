@@ -54,7 +54,7 @@ print(ShellFunction("echo {x}", return_dict=True)(x=1)["stdout"], end="")
     )
 
 
-def test_what_has_no_stand_in_says_what_to_install():
+def test_modules_without_a_shim_say_what_to_install():
     assert (
         run("""
 import globus_compute_sdk
@@ -99,7 +99,7 @@ except ModuleNotFoundError as error:
     )
 
 
-def test_it_comes_last_and_only_once():
+def test_the_finder_is_installed_last_and_once():
     assert (
         run("""
 import sys
@@ -111,7 +111,7 @@ print(sys.meta_path == before, type(before[-1]).__module__)
     )
 
 
-def test_a_client_s_process_has_no_stand_ins():
+def test_a_client_process_has_no_shims():
     done = subprocess.run(
         [sys.executable, "-c", "import flux_endpoint.client, globus_compute_sdk"],
         capture_output=True,

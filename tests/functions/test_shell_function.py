@@ -93,7 +93,7 @@ class TestConstruction:
         with pytest.raises(ValueError, match=why):
             ShellFunction(**{"cmd": "date", **options})
 
-    def test_it_shows_what_differs_from_the_defaults(self):
+    def test_repr_shows_options_that_differ_from_the_defaults(self):
         assert repr(ShellFunction("date")) == "ShellFunction(snippet_lines=1000, cmd='date')"
         text = repr(MPIFunction("app", walltime=5, name="app", stdout="o"))
         assert text == (
@@ -101,7 +101,7 @@ class TestConstruction:
         )
         assert vars(eval(text)) == vars(MPIFunction("app", walltime=5, name="app", stdout="o"))
 
-    def test_its_text_has_the_options_and_the_command_in_lines(self):
+    def test_str_has_the_options_and_the_command_in_lines(self):
         assert str(ShellFunction(" date ", name="now")) == (
             "now\n     lines: 1000\n   command: date"
         )
@@ -153,7 +153,7 @@ class TestCheck:
             ("echo {x}", {"x": "a\0b"}, "null character"),
         ],
     )
-    def test_a_call_that_would_fail_is_found(self, kind, command, arguments, error):
+    def test_check_finds_a_call_that_would_fail(self, kind, command, arguments, error):
         with pytest.raises((TypeError, ValueError), match=error):
             kind(command).check_call((), arguments)
 
@@ -161,7 +161,7 @@ class TestCheck:
         "command",
         ["echo {x}", "echo {x!r:>9}", "echo {x.name[0]}", "echo {x:{y}}", "echo {{}} ${{HOME}}"],
     )
-    def test_values_that_only_the_endpoint_knows_are_not_looked_into(self, command):
+    def test_check_ignores_values_that_only_the_endpoint_knows(self, command):
         ShellFunction(command).check_call((), {"x": Remote(), "y": Remote()})
 
     @KINDS
@@ -223,7 +223,7 @@ class TestCall:
         with pytest.raises(TypeError, match=r"keyword arguments only, .*; got 2 positional"):
             kind("echo {x}")(1, 2)
 
-    def test_it_returns_a_dict_on_request_that_json_can_carry(self):
+    def test_return_dict_returns_a_dictionary_that_json_can_encode(self):
         result = ShellFunction("echo a; echo b >&2; exit 2", return_dict=True)()
         assert json.loads(json.dumps(result)) == {
             "cmd": "echo a; echo b >&2; exit 2",
@@ -239,7 +239,7 @@ class TestCall:
         assert result.cmd == "$PARSL_MPI_PREFIX app 1"
         assert result.stdout == "launch -n 2 app 1\n"
 
-    def test_the_bare_command_line_is_there_for_whoever_brings_a_launcher(self):
+    def test_format_command_returns_the_command_without_a_launcher(self):
         assert MPIFunction("app {x}").format_command({"x": 1}) == "app 1"
 
     def test_bash_runs_it(self):
@@ -266,7 +266,7 @@ class TestResult:
         assert text.endswith("line 90\n" + "\n".join(f"line {i}" for i in range(91, 100)))
         assert len(str(ShellResult("x", "y" * 10_000, "", 0))) < 1200
 
-    def test_its_repr_has_everything(self):
+    def test_repr_has_all_attributes(self):
         text = repr(ShellResult("c", "o", "e", 1, "n"))
         assert text == (
             "ShellResult(returncode=1, cmd='c', exception_name='n', stdout='o', stderr='e')"

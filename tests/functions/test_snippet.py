@@ -40,19 +40,19 @@ contents = st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"\r", "é".encode(),
 @example(b"", 3, 1)
 @example(b"no newline", 1, 3)
 @example(b"\n\n\n", 2, 1)
-def test_they_are_the_last_lines_whatever_the_file_and_the_blocks(content, lines, block):
+def test_the_tail_has_the_last_lines_for_any_file_and_block_size(content, lines, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snippet, "_BLOCK", block)
         assert tail(content, lines) == expected(content, lines)
 
 
-def test_what_was_there_before_the_run_does_not_count():
+def test_the_tail_ignores_content_before_the_run():
     assert tail(b"old\nnew\n", 10, start=4) == "new\n"
     assert tail(b"old\nnew\n", 10, start=8) == ""
     assert tail(b"truncated\n", 10, start=500) == "truncated\n"
 
 
-def test_no_lines_are_no_text():
+def test_zero_lines_return_no_text():
     assert tail(b"a\nb\n", 0) == ""
 
 

@@ -75,7 +75,7 @@ def test_a_command_function_is_its_options_as_json():
 
 @pytest.mark.parametrize("kind", [ShellFunction, MPIFunction])
 @pytest.mark.parametrize("options", [{"cmd": "date"}, FULL])
-def test_it_comes_back_as_it_was(kind, options):
+def test_a_command_function_round_trips(kind, options):
     serializer = ComputeSerializer()
     function = serializer.deserialize(serializer.serialize(kind(**options)))
     assert type(function) is kind
@@ -156,13 +156,13 @@ class TestCommandOf:
     """A look into a task, which runs nothing of the user's."""
 
     @given(st.dictionaries(texts, plain, max_size=4))
-    def test_a_command_function_with_plain_arguments_is_seen(self, kwargs):
+    def test_a_command_function_with_plain_arguments_is_recognized(self, kwargs):
         function, arguments = command_of(task(MPIFunction(**FULL), kwargs))
         assert vars(function) == vars(MPIFunction(**FULL))
         assert arguments == kwargs
 
     @pytest.mark.parametrize("data", [DillDataBase64, BOTH])
-    def test_so_it_is_with_arguments_that_a_pickle_describes(self, data):
+    def test_a_command_function_with_pickled_plain_arguments_is_recognized(self, data):
         kwargs = {"x": {"a": 1.5}, "y": [b"b", 2**70]} if data is DillDataBase64 else {"x": [1]}
         serializer = ComputeSerializer(strategy_data=data)
         _, arguments = command_of(task(ShellFunction("echo {x}"), kwargs, serializer))
@@ -170,7 +170,7 @@ class TestCommandOf:
         _, arguments = command_of(task(ShellFunction("echo {x}"), {"x": (1, {2})}))
         assert arguments == {"x": (1, {2})}
 
-    def test_anything_else_is_none_and_nothing_is_unpickled(self, tmp_path):
+    def test_other_tasks_are_not_recognized_and_not_unpickled(self, tmp_path):
         shell = ShellFunction("echo {x}")
         trap = Trap(tmp_path / "trace")
         for buffer in (
@@ -185,7 +185,7 @@ class TestCommandOf:
 
     GOOD = ('fc\n{"kind": "shell", "cmd": "x"}', "11\n[]", '11\n{"a": 1}')
 
-    def test_a_task_of_these_three_buffers_is_seen(self):
+    def test_a_task_of_three_valid_buffers_is_recognized(self):
         assert command_of(pack_buffers(self.GOOD))[1] == {"a": 1}
 
     @pytest.mark.parametrize(
@@ -210,21 +210,21 @@ class TestCommandOf:
             (2, "11\n" + "[" * 100_000),
         ],
     )
-    def test_if_any_of_them_is_malformed_it_is_none(self, which, buffer):
+    def test_a_task_with_a_malformed_buffer_is_not_recognized(self, which, buffer):
         buffers = list(self.GOOD)
         buffers[which] = buffer
         assert command_of(pack_buffers(buffers)) is None
 
     @pytest.mark.parametrize("count", [0, 1, 2, 4])
-    def test_neither_more_nor_fewer_buffers_are_a_task(self, count):
+    def test_a_task_with_another_number_of_buffers_is_not_recognized(self, count):
         assert command_of(pack_buffers((self.GOOD * 2)[:count])) is None
 
-    def test_a_text_that_is_not_packed_is_none(self):
+    def test_a_text_that_is_not_packed_is_not_recognized(self):
         assert command_of("x") is None
         assert command_of("5\nabc") is None
 
     @given(texts)
-    def test_no_text_whatever_raises(self, text):
+    def test_no_text_raises(self, text):
         assert command_of(text) is None
 
 
@@ -256,7 +256,7 @@ class TestArguments:
             (ComputeSerializer(), "a function's id", [], {"a": 1}),
         ],
     )
-    def test_all_others_are_pickled_as_ever(self, serializer, function, args, kwargs):
+    def test_other_arguments_are_pickled(self, serializer, function, args, kwargs):
         buffers = serialize_arguments(serializer, function, args, kwargs)
         assert [buffer[:3] for buffer in buffers] == ["00\n", "00\n"]
         assert [serializer.deserialize(buffer) for buffer in buffers] == [tuple(args), kwargs]
@@ -267,7 +267,7 @@ class TestArguments:
         assert [buffer[:3] for buffer in buffers] == ["13\n", "13\n"]
 
     @given(plain)
-    def test_what_is_plain_comes_back_exactly(self, value):
+    def test_plain_values_round_trip_exactly(self, value):
         if is_plain_json(value):
             again = json.loads(json.dumps(value))
             assert repr(again) == repr(value)
@@ -279,7 +279,7 @@ class TestArguments:
         [(1,), {1: 2}, {"a": {None: 1}}, math.nan, [math.inf], {1}, b"x", object(), 1j, 10**500,
          type("S", (str,), {})("x"), type("I", (int,), {})(1), type("D", (dict,), {})(), [[()]]],
     )  # fmt: skip
-    def test_what_json_would_change_is_not_plain(self, value):
+    def test_values_that_json_would_change_are_not_plain(self, value):
         assert not is_plain_json(value)
 
     def test_endless_nesting_is_not_plain(self):

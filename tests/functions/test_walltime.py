@@ -47,7 +47,7 @@ def test_the_whole_tree_is_ended_before_the_call_returns(family, command, monkey
     assert family.alive() == []
 
 
-def test_what_was_written_before_comes_back(family):
+def test_output_before_the_walltime_is_returned(family):
     result = run_out_of_time("echo so far; echo and >&2; echo ready; sleep 61")
     assert (result.stdout, result.stderr) == ("so far\nready\n", "and\n")
 
@@ -60,7 +60,7 @@ def test_processes_get_the_chance_to_clean_up(family, directory, monkeypatch):
     assert (directory / "trace").read_text() == "cleaned\n"
 
 
-def test_no_time_at_all_is_over_at_once(family):
+def test_a_walltime_of_zero_ends_at_once(family):
     result = ShellFunction("sleep 61", walltime=0)()
     assert (result.returncode, result.exception_name) == OUT_OF_TIME
     assert family.alive() == []
@@ -78,7 +78,7 @@ def test_background_processes_neither_block_the_call_nor_are_ended(family, wallt
     family.become(["sleep 61", "sleep 62"])
 
 
-def test_another_command_s_processes_are_left_alone(family):
+def test_processes_of_other_commands_are_not_ended(family):
     ShellFunction("setsid sleep 71 & sleep 72 &", walltime=60)()
     bystander = subprocess.Popen(["sleep", "73"], start_new_session=True)
     try:
@@ -89,7 +89,7 @@ def test_another_command_s_processes_are_left_alone(family):
         bystander.wait()
 
 
-def test_commands_at_once_end_their_own_processes_only(family, directory):
+def test_concurrent_commands_end_only_their_own_processes(family, directory):
     os.mkfifo(directory / "gate")
     outcomes = {}
 
@@ -180,7 +180,7 @@ def test_ctrl_c_while_a_command_is_started_ends_it_too(family, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_ctrl_c_while_a_command_is_ended_leaves_nothing_of_it(family, monkeypatch):
+def test_a_second_ctrl_c_while_a_command_is_ended_leaves_no_process(family, monkeypatch):
     end, ended = execution.CommandTree.end, []
 
     def interrupted(self, grace):

@@ -17,7 +17,7 @@ def client():
     return FuncXClient("http://127.0.0.1:1", "token")
 
 
-def test_they_are_ours(client):
+def test_funcx_names_refer_to_our_classes(client):
     assert isinstance(client, Client)
     assert issubclass(FuncXExecutor, Executor)
     assert FuncXFuture is ComputeFuture
@@ -31,7 +31,7 @@ def test_the_executor_takes_funcxs_arguments(client):
         assert executor.label == "mine"
 
 
-def test_what_there_is_not_is_refused(client):
+def test_unsupported_arguments_are_refused(client):
     with pytest.raises(ValueError, match="inside of the container"):
         FuncXExecutor(ENDPOINT, container_id=ENDPOINT, funcx_client=client)
     with pytest.raises(TypeError, match="did you mean 'batch_size'"):

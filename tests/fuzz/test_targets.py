@@ -33,12 +33,12 @@ def test_a_seed_is_valid(name):
 
 
 @pytest.mark.parametrize(("name", "path"), found(), ids=lambda value: getattr(value, "name", value))
-def test_what_fuzzing_has_found_stays_mended(name, path):
+def test_inputs_found_by_fuzzing_stay_fixed(name, path):
     TARGETS[name](path.read_bytes())
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_damaged_input_is_refused_in_its_own_words(name):
+def test_a_damaged_input_raises_only_the_decoders_errors(name):
     target = TARGETS[name]
     dice = random.Random(name)
     words = [word.encode() for word in target.words] or [b"0"]

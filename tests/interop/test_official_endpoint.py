@@ -167,7 +167,7 @@ def test_an_mpi_command_is_what_the_official_engine_makes_of_it(executor: Execut
     assert (result.cmd, result.stdout) == ("$PARSL_MPI_PREFIX echo 1", "1\n")
 
 
-def test_what_its_engine_refuses_is_said(world: World) -> None:
+def test_a_refusal_of_the_official_engine_is_reported(world: World) -> None:
     with world.executor(resource_specification={"num_nodes": 1}) as executor:
         end = executor.submit(area, 1).exception(PATIENCE)
     assert isinstance(end, TaskExecutionFailed)
@@ -200,7 +200,7 @@ def test_a_template_that_fails_ends_the_tasks_with_the_reason(world: World) -> N
     assert f"endpoint {world.endpoint.id} could not start" in end.remote_data
 
 
-def test_kill_and_events_are_refused_and_disturb_nothing(world: World, tmp_path: Path) -> None:
+def test_kill_and_events_are_refused_and_the_task_continues(world: World, tmp_path: Path) -> None:
     with world.executor() as executor:
         future = executor.submit(touch_and_wait, str(tmp_path / "a"), str(tmp_path / "go"))
         until((tmp_path / "a").exists)
@@ -242,7 +242,7 @@ def test_every_future_of_a_killed_user_endpoint_ends(
         assert len(Path(paths[number]).read_text().splitlines()) == 1
 
 
-def test_one_that_was_killed_before_it_acknowledged_anything_loses_nothing(
+def test_a_user_endpoint_killed_before_any_acknowledgement_loses_nothing(
     world: World, tmp_path: Path
 ) -> None:
     before = {each.pid for each in world.endpoint.user_endpoints()}
@@ -259,7 +259,7 @@ def test_one_that_was_killed_before_it_acknowledged_anything_loses_nothing(
         assert [future.result(PATIENCE) for future in futures] == list(range(WINDOW))
 
 
-def test_what_waits_for_a_stopped_endpoint_runs_when_it_is_back(world: World) -> None:
+def test_tasks_waiting_for_a_stopped_endpoint_run_after_its_restart(world: World) -> None:
     with world.executor() as executor:
         assert executor.submit(area, 1).result(PATIENCE) == 1
         world.endpoint.stop()
@@ -269,7 +269,7 @@ def test_what_waits_for_a_stopped_endpoint_runs_when_it_is_back(world: World) ->
         assert [future.result(PATIENCE) for future in futures] == list(range(2 * WINDOW))
 
 
-def test_a_killed_endpoint_takes_its_user_endpoints_along_and_every_future_ends(
+def test_a_killed_endpoint_ends_its_user_endpoints_and_every_future_ends(
     world: World, tmp_path: Path
 ) -> None:
     with world.executor(user_endpoint_config={"purpose": "killed multi-user endpoint"}) as executor:
@@ -289,7 +289,7 @@ def test_a_killed_endpoint_takes_its_user_endpoints_along_and_every_future_ends(
             assert "EndpointLost" in str(end)
 
 
-def test_an_endpoint_that_is_stopped_from_afar_ends_with_its_user_endpoints(world: World) -> None:
+def test_an_endpoint_stopped_through_the_service_ends_with_its_user_endpoints(world: World) -> None:
     """The last one: for half a minute it can't be started again."""
     with world.executor() as executor:
         assert executor.submit(area, 1).result(PATIENCE) == 1

@@ -113,7 +113,7 @@ def test_a_wrong_secret_is_one_401_that_says_what_is_wrong(run: Run) -> None:
     assert "client secret is not a token of this service" in answer["message"]
 
 
-def test_the_cli_knows_who_it_is_and_a_logout_does_no_harm(run: Run) -> None:
+def test_the_cli_shows_the_identity_and_a_logout_is_harmless(run: Run) -> None:
     for _ in range(2):
         done = run("globus-compute-endpoint", "whoami")
         assert done.returncode == 0, done.stderr

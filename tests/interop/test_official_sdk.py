@@ -100,10 +100,10 @@ class TestFunctions:
         assert seen["template"]["type"] == "ComputeAPIError"
         assert "has no configuration template" in seen["template"]["text"]
 
-    def test_it_is_told_about_the_workers_hardware(self, seen):
+    def test_the_sdk_gets_the_workers_hardware(self, seen):
         assert f"host: {platform.node()}\n" in seen["hardware"]
 
-    def test_what_the_sdk_can_not_do_it_says_itself(self, seen):
+    def test_the_sdk_reports_what_it_does_not_support(self, seen):
         assert seen["map"] == "NotImplementedError"
         assert seen["cancel"] is False
 
@@ -117,7 +117,7 @@ class TestJobs:
         assert seen["mpi"]["cmd"] == "$PARSL_MPI_PREFIX bash -c 'echo rank 7'"
         assert len(seen["mpi_dict"]["stdout"].split()) == 2
 
-    def test_arguments_and_options_that_only_python_can_read_do_no_harm(self, seen):
+    def test_arguments_and_options_that_only_python_can_read_work(self, seen):
         assert seen["mpi_path"]["cmd"] == "$PARSL_MPI_PREFIX ls /"
         assert seen["mpi_path"]["stdout"].count("tmp\n") == 2
 
@@ -125,7 +125,7 @@ class TestJobs:
         assert seen["mpi_walltime"]["returncode"] == 124
 
     @pytest.mark.parametrize("task", ["mpi", "mpi_dict", "mpi_path"])
-    def test_it_is_exactly_one_job(self, seen, official_world, task):
+    def test_an_mpi_function_is_exactly_one_job(self, seen, official_world, task):
         ours = RestClient(official_world.service.credentials)
         events = events_until(ours, seen["task_ids"][task], "clean")
         assert [each["name"] for each in events].count("submit") == 1
@@ -145,7 +145,7 @@ class TestSerialization:
         assert len(seen["strategies"]) == 9
         assert {value for value, _ in seen["strategies"].values()} == {8}
 
-    def test_so_do_command_functions_with_those_that_can_carry_them(self, seen):
+    def test_command_functions_work_with_every_strategy_that_can_encode_them(self, seen):
         carried = {name: shell for name, (_, shell) in seen["strategies"].items() if shell}
         assert set(carried) == {
             "DillCode, DillDataBase64",
@@ -179,7 +179,7 @@ class TestClient:
         assert seen["batch_shell"] == "batched\n"
         assert seen["batch_failed"] is False  # the SDK leaves those out of the answer
 
-    def test_one_task_is_read(self, seen):
+    def test_a_single_task_is_read(self, seen):
         assert (seen["get_result"], seen["get_task"]) == (8, "success")
         kind, text = seen["get_result_failed"]
         assert kind == "TaskExecutionFailed"
@@ -274,7 +274,7 @@ def test_tasks_of_a_killed_process_are_found_again_by_their_group(user, gate):
     third.end()
 
 
-def test_a_restart_of_the_service_in_mid_run_costs_nothing(official_world, user, gate):
+def test_a_restart_of_the_service_during_a_run_loses_nothing(official_world, user, gate):
     ada = user()
     ada.says("submit", 0, 3)
     ada.says("ids")
@@ -322,7 +322,7 @@ class TestWhatTheOfficialClientCanNotDo:
         for word in ("Traceback", "Malformed", "nexpected"):
             assert word not in complaints
 
-    def test_a_future_that_it_cancels_goes_on_and_its_result_is_dropped(self, user, gate, ours):
+    def test_a_cancelled_sdk_future_continues_and_its_result_is_dropped(self, user, gate, ours):
         ada = user()
         ada.says("submit", 0, 1)
         (task,) = ada.says("ids")["task_ids"]
@@ -370,12 +370,12 @@ def ended(ours: RestClient, task: str) -> dict:
 class TestUsers:
     """Who may run tasks at an endpoint of somebody else's; the last tests here, as other users."""
 
-    def test_one_whom_the_endpoint_names_runs_tasks_there(self, official_world):
+    def test_a_permitted_user_runs_tasks(self, official_world):
         official_world.become("eve")
         said = official_world.run(PROGRAMS / "guest.py")
         assert (said["sees"], said.get("value")) == (True, 42), said
 
-    def test_another_sees_a_public_endpoint_and_is_told_why_it_does_not_run_his(
+    def test_another_user_sees_a_public_endpoint_and_is_refused_with_the_reason(
         self, official_world
     ):
         official_world.become("mallory")

@@ -188,7 +188,7 @@ class TestTasks:
         end = shared.end(shared.submit(large))
         assert end.code == ErrorCode.MAX_RESULT_SIZE
 
-    def test_a_wrong_specification_is_told_by_name(self, shared):
+    def test_a_wrong_specification_is_refused_by_name(self, shared):
         end = shared.end(shared.submit(area, 1, spec={"num_nodez": 1}))
         assert end.code == ErrorCode.REMOTE_EXECUTION  # as of the official engines
         assert "did you mean 'num_nodes'?" in end.text
@@ -204,7 +204,7 @@ class TestTasks:
             (b"\x01{broken", ErrorCode.REMOTE_EXECUTION, "InvalidMessageError: "),
         ],
     )
-    def test_a_message_without_a_task_has_an_end_too(self, shared, body, code, text):
+    def test_a_message_without_a_task_gets_a_result(self, shared, body, code, text):
         task = str(uuid.uuid4())
         shared.send_body(task, body)
         end = shared.end(task)
@@ -212,7 +212,7 @@ class TestTasks:
         assert text in end.text
         assert shared.end(shared.submit(area, 1)).value == 2, "the others go on"
 
-    def test_its_reports_have_the_official_names(self, shared, flux):
+    def test_status_reports_have_the_official_names(self, shared, flux):
         state = shared.report(lambda state: state["total_workers"] == 2)
         assert state["engine_type"] == "FluxEngine"
         assert state["provider_type"] == ("local" if flux is None else "flux")
@@ -220,7 +220,7 @@ class TestTasks:
         assert all(isinstance(state[name], int) for name in counters)
         assert state["active"] is True
 
-    def test_its_log_is_the_endpoint_s(self, shared):
+    def test_the_engine_logs_to_the_endpoints_log(self, shared):
         assert "FluxEngine" in shared.log()
         assert "engine runs on" in shared.log()
 
@@ -251,7 +251,7 @@ class TestLostWorkers:
         own.start(max_retries_on_system_failure=1, **self.SMALL)
         assert own.end(own.submit(end_of_own_worker, str(tmp_path / "runs"))).value == "again"
 
-    def test_else_it_fails_with_the_reason(self, own, tmp_path):
+    def test_a_lost_task_without_retries_fails_with_the_reason(self, own, tmp_path):
         own.start(**self.SMALL)
         end = own.end(own.submit(end_of_own_worker, str(tmp_path / "runs")))
         assert end.code == ErrorCode.REMOTE_EXECUTION  # as of the official engines
@@ -267,7 +267,7 @@ class TestTheEndOfTheProcess:
     }  # fmt: skip
 
     @pytest.mark.parametrize("how", ["kill", "stop"])
-    def test_every_task_it_had_is_answered_by_the_next_one(self, own, tmp_path, how):
+    def test_every_task_of_a_killed_endpoint_is_answered_by_the_next(self, own, tmp_path, how):
         gate, runs = tmp_path / "gate", tmp_path / "runs"
         own.start(**self.SMALL)
         done = own.submit(area, 1)
@@ -325,7 +325,7 @@ class TestTheEndOfTheProcess:
 
 
 @pytest.mark.flux
-def test_it_ends_when_its_flux_instance_does(environment, amqp_vhost, tmp_path):
+def test_the_endpoint_ends_with_its_flux_instance(environment, amqp_vhost, tmp_path):
     program = 'echo "$FLUX_URI"; cat > /dev/null'
     instance = subprocess.Popen(
         ["flux", "start", "--test-size=1", "sh", "-c", program],
@@ -378,7 +378,7 @@ print([name for name, _ in told if name != "executor_task_id"])
     assert order == "['job_id', 'block_id']"
 
 
-def test_the_end_of_its_flux_instance_is_in_the_log_before_anybody_acts_on_it(environment):
+def test_the_end_of_the_flux_instance_is_logged_before_the_endpoint_ends(environment):
     program = """
 import logging
 from pathlib import Path

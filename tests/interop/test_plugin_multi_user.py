@@ -163,7 +163,7 @@ def test_mpi_commands_of_our_client_are_jobs(executor):
     assert executor.submit(SESSION["area"], 3).result(PATIENCE) == [6, 6]
 
 
-def test_all_of_these_of_the_official_client(world):
+def test_functions_and_commands_of_the_official_client(world):
     done = subprocess.run(
         [world.python, "-c", OFFICIAL, world.endpoint.id],
         env=world.environment,

@@ -72,7 +72,7 @@ def test_the_defaults_are_enough(loaded):
     assert loaded({}) == ["UserEndpointConfig(engine=FluxEngine())"]
 
 
-def test_what_is_wrong_is_said_by_name(loaded):
+def test_a_wrong_option_is_refused_by_name(loaded):
     wrong = {
         "max_node": 1,
         "provider": {"type": "LocalProvider"},
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_said_by_name(loaded):
     assert all(text.startswith("ClickException: FluxEngine: ") for text in texts)
 
 
-def test_it_is_not_assessed_for_high_assurance_and_says_so(environment):
+def test_high_assurance_is_refused_as_not_assessed(environment):
     program = (
         LOAD
         + """
@@ -106,7 +106,7 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("module", [PLUGIN, "globus_compute_endpoint.engines"])
-def test_a_config_py_can_have_it(environment, tmp_path, module):
+def test_a_config_py_can_use_the_engine(environment, tmp_path, module):
     (tmp_path / "config.py").write_text(f"""
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_sdk.serialize import DillCode, DillDataBase64

@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_comes_back_whole(path: Path) -> None:
+def test_the_record_is_read_back_completely(path: Path) -> None:
     with closing(TaskRecord(path)) as record:
         assert record.unfinished() == TASKS[1:]
         assert record.result("t0") == b"r"
@@ -35,7 +35,7 @@ def test_it_comes_back_whole(path: Path) -> None:
 @pytest.mark.parametrize(
     "change", ["buffer = x'00'", "resource_specification = '{'", "result_serializers = '1'"]
 )
-def test_one_damaged_row_costs_that_row_only(path: Path, change: str) -> None:
+def test_a_damaged_row_loses_only_that_row(path: Path, change: str) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute(f"UPDATE tasks SET {change} WHERE task_id = 't7'")
     with closing(TaskRecord(path)) as record:
@@ -44,7 +44,7 @@ def test_one_damaged_row_costs_that_row_only(path: Path, change: str) -> None:
     assert list(path.parent.glob("tasks.db.damaged-*"))
 
 
-def test_a_file_that_is_no_record_is_set_aside(path: Path) -> None:
+def test_a_file_that_is_not_a_record_is_moved_away(path: Path) -> None:
     for each in path.parent.glob("tasks.db?*"):
         each.unlink()
     path.write_bytes(b"garbage" * 1000)

@@ -25,7 +25,7 @@ def enabled(environment):
     return environment
 
 
-def test_nothing_is_there_until_it_is_enabled(environment):
+def test_the_engine_is_unknown_until_it_is_enabled(environment):
     said = environment.switch("status", status=1)
     assert "type: FluxEngine         unknown to the official endpoint" in said
     assert "(not there)" in said
@@ -47,7 +47,7 @@ def test_enable_writes_one_file_and_disable_leaves_the_environment_as_it_was(env
     environment.switch("status", status=1)
 
 
-def test_it_is_an_attribute_of_the_official_module_and_named_in_its_errors(enabled):
+def test_the_enabled_engine_is_an_attribute_of_the_official_module(enabled):
     program = f"""
 import json, {ENGINES} as engines
 from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
@@ -87,13 +87,13 @@ engine.shutdown()
     assert not loaded
 
 
-def test_other_programs_of_the_environment_load_nothing_of_it(enabled):
+def test_other_programs_of_the_environment_do_not_import_the_plugin(enabled):
     program = "import sys, json; print([m for m in sys.modules if m.startswith('flux_endpoint')])"
     assert enabled.run("-c", program).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("value", ["off", "0", "no", "False"])
-def test_a_variable_turns_it_off(enabled, value):
+def test_a_variable_disables_the_plugin(enabled, value):
     program = f"import {ENGINES} as e; print(hasattr(e, 'FluxEngine'), 'FluxEngine' in dir(e))"
     off = {"FLUX_ENDPOINT_GLOBUS_COMPUTE": value}
     assert enabled.run("-c", program, **off).stdout == "False False\n"
@@ -114,7 +114,7 @@ print(module.FluxEngine, hasattr(module, "__getattr__"))
     assert enabled.run("-c", program).stdout == "their own False\n"
 
 
-def test_without_this_package_the_file_it_left_does_no_harm(enabled, official_python, tmp_path):
+def test_the_enabling_file_is_harmless_without_this_package(enabled, official_python, tmp_path):
     other = PluginEnvironment(tmp_path / "other", official_python)
     name = "flux_endpoint_globus_compute.pth"
     (other.packages / name).write_bytes((enabled.packages / name).read_bytes())
@@ -122,7 +122,7 @@ def test_without_this_package_the_file_it_left_does_no_harm(enabled, official_py
     assert other.run("-c", program).stdout == "False ThreadPoolEngine\n"
 
 
-def test_it_wants_the_environment_of_the_official_endpoint(environment, tmp_path):
+def test_enabling_requires_the_environment_of_the_official_endpoint(environment, tmp_path):
     import sys
 
     alone = PluginEnvironment(tmp_path / "alone", sys.executable)

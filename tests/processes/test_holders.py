@@ -8,7 +8,7 @@ from pathlib import Path
 from flux_endpoint.processes.holders import holders_of
 
 
-def test_who_has_it_to_write_and_nobody_who_looks(tmp_path: Path) -> None:
+def test_only_processes_that_can_write_the_file_are_holders(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     file.touch()
     with file.open("rb") as read, file.open("r+b") as write:

@@ -128,7 +128,7 @@ def test_commands_get_no_other_descriptors(group, tmp_path):
     assert set((tmp_path / "fds").read_text().split()) <= {"0", "1", "2", "3"}  # 3: ls's own
 
 
-def test_commands_find_signals_as_by_default(group, tmp_path):
+def test_commands_start_with_default_signal_handlers(group, tmp_path):
     group.run(group.command("cat", "/proc/self/status", stdout=str(tmp_path / "status")))
     fields = dict(line.split(":", 1) for line in (tmp_path / "status").read_text().splitlines())
     # 32 and 33 are the C library's own: whoever started us may have left them as no program can.
@@ -138,7 +138,7 @@ def test_commands_find_signals_as_by_default(group, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
-def test_a_command_does_not_ignore_what_we_were_started_to_ignore(make_group, number):
+def test_a_command_does_not_inherit_ignored_signals(make_group, number):
     before = signal.signal(number, signal.SIG_IGN)
     try:
         group = make_group()
@@ -171,7 +171,7 @@ def test_a_command_may_catch_a_signal(group, lives):
     assert os.waitstatus_to_exitcode(group.until_end()[-1][2]) == 9
 
 
-def test_what_a_command_leaves_behind_ends_with_the_group(group, lives):
+def test_processes_left_by_a_command_end_with_the_group(group, lives):
     group.spawn(group.shell(DAEMON, stdout=lives.writable))
     lives.close_ours()
     assert os.waitstatus_to_exitcode(group.until_end()[-1][2]) == 0
@@ -197,7 +197,7 @@ def test_kill_of_one_group_spares_the_others(group, lives):
     assert len(psutil.Process(group.keeper.pid).children()) == 1
 
 
-def test_a_killed_shell_takes_its_tree_along(group, lives):
+def test_a_killed_shell_ends_its_process_tree(group, lives):
     group.spawn(group.shell(f"{DAEMON}; echo up; exec sleep 1000", stdout=lives.writable))
     lives.close_ours()
     assert {lives.read_line(), lives.read_line()} == {"up", "daemon"}
@@ -264,7 +264,7 @@ def test_a_signal_to_a_group_that_is_just_starting_comes_when_it_has(group, live
     lives.wait_until_all_are_dead()
 
 
-def test_when_the_helper_is_killed_so_is_everything_and_the_groups_end(group, lives):
+def test_killing_the_helper_ends_all_groups(group, lives):
     group.spawn(group.shell(f"{DAEMON}; sleep 1000", stdout=lives.writable))
     lives.close_ours()
     assert lives.read_line() == "daemon"
@@ -324,7 +324,7 @@ def test_callbacks_may_raise_and_may_start_the_next_group(group):
     assert ended == ["0", "1", "2", "3", "4"]
 
 
-def test_nothing_of_a_keeper_remains(group):
+def test_a_closed_keeper_leaves_no_process_and_no_descriptor(group):
     helper = psutil.Process(group.keeper.pid)
     gc.collect()  # what earlier tests left behind must not be closed in between
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -22,7 +22,7 @@ sys.stdin.read()
 """
 
 
-def test_a_child_hears_of_its_parents_death(lives):
+def test_a_child_is_notified_of_its_parents_death(lives):
     command = [sys.executable, "-c", PARENT]
     with Process(command, stdin=subprocess.PIPE, stdout=lives.writable) as parent:
         lives.close_ours()
@@ -39,7 +39,7 @@ def test_a_parent_that_is_dead_already_is_noticed_at_once():
     assert dead.wait(20)
 
 
-def test_a_living_parent_is_left_alone():
+def test_a_living_parent_triggers_nothing():
     dead = threading.Event()
     thread = watch_parent(dead.set, parent=os.getppid())
     assert thread.daemon

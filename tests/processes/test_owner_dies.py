@@ -32,7 +32,7 @@ def start_owner(lives, then: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_by_a_signal(lives, signum):
+def test_processes_end_if_a_signal_kills_the_owner(lives, signum):
     # A handler does not run in a wait that begins at the very moment of the signal: wait anew.
     waits = "\nimport select\nwhile not select.select([0], [], [], 0.5)[0]: pass"
     with start_owner(lives, waits) as owner:
@@ -40,13 +40,13 @@ def test_by_a_signal(lives, signum):
         lives.wait_until_all_are_dead()
 
 
-def test_by_its_own_end_without_close(lives):
+def test_processes_end_if_the_owner_exits_without_close(lives):
     with start_owner(lives, "sys.stdin.read(); os._exit(0)") as owner:
         owner.stdin.close()
         lives.wait_until_all_are_dead()
 
 
-def test_while_a_process_that_it_forked_lives_on(lives):
+def test_processes_end_if_a_forked_child_of_the_owner_survives(lives):
     fork = "\nif os.fork() == 0: sys.stdin.read(); os._exit(0)\nsys.stdin.read()"
     with start_owner(lives, fork) as owner:
         os.kill(owner.pid, signal.SIGKILL)

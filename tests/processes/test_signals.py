@@ -28,7 +28,7 @@ def handled() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
-def test_every_signal_is_told_of_in_order_and_its_handler_runs(handled: list[int]) -> None:
+def test_every_signal_is_reported_in_order_and_its_handler_runs(handled: list[int]) -> None:
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
     with signal_listener(told.put):
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR1):
@@ -44,7 +44,7 @@ def test_a_wait_of_the_main_thread_can_be_ended_by_a_signal_that_it_does_not_get
         assert woken.get(timeout=PATIENCE) == signal.SIGUSR1
 
 
-def test_afterwards_nothing_is_told_and_what_was_told_before_is_again(
+def test_the_earlier_listener_is_restored_afterwards(
     handled: list[int],
 ) -> None:
     outer: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -23,14 +23,14 @@ def pipe():
         os.close(end)
 
 
-def test_what_can_be_read_is_told_at_once(pipe):
+def test_a_readable_descriptor_is_reported_at_once(pipe):
     reader, writer = pipe
     assert not is_readable(reader, 0)
     os.write(writer, b"x")
     assert is_readable(reader, 60)
 
 
-def test_a_time_that_is_over_looks_and_does_not_wait(pipe):
+def test_an_expired_timeout_checks_without_waiting(pipe):
     began = time.monotonic()
     assert not is_readable(pipe[0], -1)
     assert time.monotonic() - began < 30

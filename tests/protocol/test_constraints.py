@@ -52,7 +52,7 @@ def test_a_constraint_is_terms_that_are_joined(text, constraint):
         (":x", "no operator"),
     ],
 )
-def test_a_text_that_is_none_says_why(text, why):
+def test_an_invalid_constraint_is_refused_with_the_reason(text, why):
     with pytest.raises(ValueError, match=why):
         parse_constraints(text)
 

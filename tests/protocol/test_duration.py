@@ -39,14 +39,14 @@ def test_a_duration_is_a_number_and_a_unit_or_seconds(text, seconds):
 @pytest.mark.parametrize(
     "value", ["", "s", "5 s", "5x", "1:30", "-1s", "1s30", "nan", "--", ".", True, None, [], b"5s"]
 )
-def test_anything_else_is_no_duration_and_the_error_shows_it(value):
+def test_an_invalid_duration_is_refused_and_shown(value):
     with pytest.raises(ValueError, match="is not a duration") as caught:
         parse_duration(value)
     assert str(value) in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [-1, -0.5, math.nan, 10**400])
-def test_numbers_that_are_no_time_are_refused(value):
+def test_numbers_that_are_not_a_duration_are_refused(value):
     with pytest.raises(ValueError, match="duration"):
         parse_duration(value)
 
@@ -68,5 +68,5 @@ def test_a_duration_is_written_in_its_largest_unit(seconds, text):
 
 
 @given(st.floats(min_value=1e-6, max_value=1e12))
-def test_what_is_written_can_be_read_again(seconds):
+def test_formatted_durations_can_be_parsed(seconds):
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=1e-5)

@@ -15,7 +15,7 @@ def test_a_number_that_json_can_not_express_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["NaN", "1e999"])
-def test_of_a_report_it_is_null(text: str) -> None:
+def test_numbers_that_json_can_not_express_are_null_in_reports(text: str) -> None:
     value = json.loads(f'{{"a": [{text}, 1.5]}}')
     assert readable(bounded(value, reported=True)) == {"a": [None, 1.5]}
 

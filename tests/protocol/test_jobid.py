@@ -32,7 +32,7 @@ numbers = st.integers(min_value=0, max_value=2**64 - 1)
         (6731191091817518, "emoji", "👩💅📓😸👑🚓"),
     ],
 )
-def test_known_ids(jobid, form, text):
+def test_known_ids_are_formatted_and_parsed(jobid, form, text):
     assert format_jobid(jobid, form) == text
     assert parse_jobid(text) == jobid
 
@@ -85,7 +85,7 @@ def test_a_number_is_taken_as_it_is():
         "ƒzzzzzzzzzzzz",
     ],
 )
-def test_what_is_no_id_is_refused_with_the_forms_there_are(text):
+def test_an_invalid_id_is_refused_with_the_valid_forms(text):
     with pytest.raises(ValueError, match="is no job id; write it as"):
         parse_jobid(text)
 

@@ -85,7 +85,7 @@ def test_every_official_message_is_known_under_the_same_name():
 
 @kinds
 @given(data=st.data())
-def test_what_we_pack_is_byte_for_byte_what_the_official_library_packs(name, data):
+def test_our_packed_messages_equal_the_official_ones_byte_for_byte(name, data):
     fields = data.draw(FIELDS[name])
     body = ours.pack(getattr(ours, name)(**fields))
     assert body == official.pack(getattr(official_types, name)(**fields))
@@ -93,7 +93,7 @@ def test_what_we_pack_is_byte_for_byte_what_the_official_library_packs(name, dat
 
 @kinds
 @given(data=st.data())
-def test_what_the_official_library_packs_we_read_and_it_reads_ours(name, data):
+def test_our_and_official_packed_messages_are_read_by_both(name, data):
     fields = data.draw(FIELDS[name])
     body = official.pack(getattr(official_types, name)(**fields))
     message = ours.unpack(body)
@@ -169,7 +169,7 @@ def test_any_other_version_byte_is_refused_as_such(body):
 
 
 @given(st.text(string.printable) | values.map(json.dumps))
-def test_no_body_whatever_raises_anything_but_our_own_error(text):
+def test_any_body_is_read_or_raises_our_error(text):
     try:
         ours.unpack(b"\x01" + text.encode())
     except InvalidMessageError:

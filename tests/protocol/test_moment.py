@@ -41,6 +41,6 @@ TEXTS = ("", "soon", "+", "+2x", "+inf", "5", "15:00", "1960-01-01", "-60000d")
 @pytest.mark.parametrize(
     "value", [*TEXTS, -1, math.nan, math.inf, 10**400, True, None, []], ids=repr
 )
-def test_what_is_no_moment_is_refused(value):
+def test_an_invalid_moment_is_refused(value):
     with pytest.raises(ValueError, match=r"\w"):
         parse_moment(value, NOW)

@@ -182,7 +182,7 @@ def test_none_means_that_the_key_was_left_out(key):
     assert parse_resources({key: None}) == ResourceSpecification()
 
 
-def test_what_is_given_is_copied_so_that_later_changes_do_not_reach_a_task():
+def test_a_parsed_specification_is_a_copy():
     environment = {"A": "1"}
     parsed = parse_resources({"environment": environment})
     environment["A"] = "2"

@@ -61,7 +61,7 @@ def test_unknown_keys_are_ignored_so_that_a_newer_client_can_talk_to_an_older_se
     assert not hasattr(batch, "colour")
 
 
-def test_what_the_official_client_registers_a_function_with_is_accepted():
+def test_a_function_registration_of_the_official_client_is_accepted():
     body = {
         "function_name": "area",
         "function_code": "6\n01\nabc",
@@ -74,7 +74,7 @@ def test_what_the_official_client_registers_a_function_with_is_accepted():
 
 
 @pytest.mark.parametrize("name", ["", "x" * 257])
-def test_names_are_neither_empty_nor_endless(name):
+def test_empty_and_too_long_names_are_refused(name):
     with pytest.raises(ValidationError):
         RegisterFunction(function_name=name, function_code="x")
     with pytest.raises(ValidationError):

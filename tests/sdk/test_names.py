@@ -56,7 +56,7 @@ def test_each_module_has_its_names(module):
         assert getattr(found, name) is not None
 
 
-def test_they_are_those_of_the_package():
+def test_the_sdk_names_refer_to_the_classes_of_the_package():
     module = importlib.import_module("flux_endpoint.sdk.executor")
     assert module.Executor is flux_endpoint.Executor
     module = importlib.import_module("flux_endpoint.sdk.shell_function")

@@ -106,11 +106,11 @@ def test_a_callable_object_is_the_same_text(official):
     assert ComputeSerializer().serialize(samples.Multiplier(4)) == official["multiplier"]
 
 
-def test_the_official_package_reads_what_we_write(official):
+def test_the_official_package_reads_what_our_package_writes(official):
     assert official["read"] == [15] * len(CODE) + VALUES * len(DATA)
 
 
-def test_we_read_what_the_official_package_writes(official):
+def test_our_package_reads_what_the_official_package_writes(official):
     for name in CODE:
         assert ComputeSerializer().deserialize(official["written"][name][0])(3, height=5) == 15
     for name in DATA:

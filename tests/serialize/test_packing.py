@@ -23,7 +23,7 @@ def test_lengths_count_characters_and_not_bytes():
 
 
 @given(buffers)
-def test_what_was_packed_comes_back(texts):
+def test_packed_buffers_round_trip(texts):
     assert unpack_buffers(pack_buffers(texts)) == texts
 
 
@@ -62,6 +62,6 @@ def test_a_malformed_one_is_refused_with_what_and_where(packed, why):
 
 
 @given(st.text())
-def test_no_text_whatever_raises_anything_but_our_own_error(text):
+def test_any_text_is_unpacked_or_raises_our_error(text):
     with contextlib.suppress(DeserializationError):
         assert unpack_buffers(pack_buffers(unpack_buffers(text))) == unpack_buffers(text)

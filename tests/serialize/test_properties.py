@@ -107,7 +107,9 @@ def ours(strategy: str, value: Any) -> str:
 @pytest.mark.parametrize("strategy", ["DillDataBase64", "AllDataStrategies"])
 @in_one_process
 @given(value=of_python)
-def test_what_one_writes_the_other_reads(official: Official, strategy: str, value: Any) -> None:
+def test_each_package_reads_what_the_other_writes(
+    official: Official, strategy: str, value: Any
+) -> None:
     if strategy == "AllDataStrategies" and re.match(r"13\n\d+\n11\n", ours(strategy, value)):
         value = json.loads(json.dumps(value))  # JSON, which comes first, brings lists for tuples
     assert official.read(ours(strategy, value)) == value

@@ -216,7 +216,7 @@ class TestWhatCannotBeSerialized:
             with pytest.raises(SerializationError, match=where):
                 ComputeSerializer().serialize(function)
 
-    def test_an_object_that_resists_still_gets_its_error(self):
+    def test_an_object_that_resists_inspection_still_gets_an_error(self):
         with pytest.raises(SerializationError, match="ValueError: not me"):
             ComputeSerializer().serialize(Resisting())
 
@@ -253,7 +253,7 @@ class Resisting:
 class TestSerializeFromList:
     """The first strategy that works is taken."""
 
-    def test_in_their_order(self):
+    def test_serialize_from_list_tries_strategies_in_order(self):
         assert ComputeSerializer.serialize_from_list([1], [JSONData, DillDataBase64])[:3] == "11\n"
         assert ComputeSerializer.serialize_from_list({1}, [JSONData, DillDataBase64])[:3] == "00\n"
         assert ComputeSerializer.serialize_from_list(add, [JSONData, DillCode])[:3] == "01\n"
@@ -334,7 +334,7 @@ class TestAllowlist:
     def test_an_empty_list_forbids_nothing(self):
         assert readable() == set(BUFFERS)
 
-    def test_only_what_it_names_is_read(self):
+    def test_only_listed_strategies_are_read(self):
         assert readable(PureSourceDill_PATH, JSONData) == {"PureSourceDill", "JSONData"}
 
     @pytest.mark.parametrize("package", ["globus_compute_sdk", "flux_endpoint"])
@@ -354,13 +354,13 @@ class TestAllowlist:
         ):
             serializer.deserialize(BUFFERS["DillDataBase64"])
 
-    def test_nothing_is_read_before_it_is_allowed(self):
+    def test_a_forbidden_buffer_is_not_deserialized(self):
         serializer = ComputeSerializer(allowed_deserializer_types=[DillCode, JSONData])
         bomb = "sd\nf:raise SystemExit('ran')\n"
         with pytest.raises(DeserializationError, match="not allowed"):
             serializer.deserialize(bomb)
 
-    def test_a_combination_gives_no_way_around_it(self):
+    def test_a_combined_strategy_does_not_bypass_the_list(self):
         serializer = ComputeSerializer(
             allowed_deserializer_types=[DillCode, "flux_endpoint.serialize.AllDataStrategies"]
         )
@@ -379,7 +379,7 @@ class TestAllowlist:
             (["flux_endpoint.serialize.PickleCode", JSONData], "only reads"),
         ],
     )
-    def test_a_list_that_makes_no_sense_is_refused_with_the_reason(self, entries, why):
+    def test_an_invalid_list_is_refused_with_the_reason(self, entries, why):
         with pytest.raises(StrategyError, match=why):
             ComputeSerializer(allowed_deserializer_types=entries)
 
@@ -387,7 +387,7 @@ class TestAllowlist:
 PureSourceDill_PATH = "globus_compute_sdk.serialize.concretes.PureSourceDill"
 
 
-def test_everything_promised_is_exported():
+def test_all_names_in_dunder_all_are_exported():
     for name in serialize.__all__:
         assert getattr(serialize, name) is not None
 
@@ -408,7 +408,7 @@ async def asynchronous_generator():
         (coroutine, r"coroutine.*return `asyncio\.run"),
     ],
 )
-def test_what_stays_where_it_is_comes_with_a_hint(make, hint):
+def test_objects_bound_to_a_process_are_refused_with_a_hint(make, hint):
     value = make()
     for whole in (value, [value]):
         with pytest.raises(SerializationError, match=hint):

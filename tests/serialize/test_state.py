@@ -80,7 +80,7 @@ def annotated(kind: Any) -> Callable[..., Any]:
         MPIFunction("app", walltime=2.0),
     ],
 )
-def test_a_callable_that_did_not_change_is_told_so_without_serializing(function: Any) -> None:
+def test_an_unchanged_callable_is_recognized_without_serializing(function: Any) -> None:
     assert same_state(SERIALIZER.state(function), SERIALIZER.state(function))
 
 
@@ -131,7 +131,7 @@ class UserSerializer(ComputeSerializer):
         [].append,
     ],
 )
-def test_what_may_change_unnoticed_has_no_state(function: Any) -> None:
+def test_callables_that_may_change_unnoticed_have_no_state(function: Any) -> None:
     assert SERIALIZER.state(function) is None
 
 

@@ -86,20 +86,20 @@ def test_json_is_written_as_it_is():
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text() | st.binary(), st.lists))
-def test_data_comes_back_as_it_was(value):
+def test_data_round_trips(value):
     serializer = ComputeSerializer()
     assert serializer.deserialize(serializer.serialize(value)) == value
 
 
 @pytest.mark.parametrize("name", WRITERS_OF_CODE)
-def test_a_function_comes_back_and_does_the_same(name):
+def test_a_function_round_trips(name):
     function = strategy(name).deserialize(strategy(name).serialize(add))
     assert function(2) == 3
     assert function(2, y=5) == 7
 
 
 @pytest.mark.parametrize("name", WRITERS_OF_CODE)
-def test_colons_in_a_function_are_no_trouble(name):
+def test_a_function_may_have_colons(name):
     function = strategy(name).deserialize(strategy(name).serialize(colons))
     assert function({"c": 3}) == {"a:b": 1, ":st\n:": 2, "c": 3}
 
@@ -280,7 +280,7 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st
     | st.lists(PLAIN, max_size=5).map(tuple)
     | st.dictionaries(st.text(), PLAIN, max_size=5)
 )
-def test_plain_values_are_written_as_dill_writes_them(value):
+def test_plain_values_are_serialized_as_dill_does(value):
     assert dill_to_text(value) == base64.encodebytes(dill.dumps(value)).decode()
 
 
@@ -294,7 +294,7 @@ def test_plain_values_are_written_as_dill_writes_them(value):
         Name("a name"),
     ],
 )
-def test_what_refers_to_classes_is_read_too(value):
+def test_values_that_refer_to_classes_are_read(value):
     again = dill_from_text(dill_to_text(value))
     assert again == value
     assert type(again).__name__ == type(value).__name__

@@ -66,7 +66,7 @@ def owns(group: str) -> bool:
 
 
 @pytest.mark.parametrize("account", [USER, ENDPOINT], ids=["user", "endpoint"])
-def test_what_is_not_listed_is_refused(account: Account) -> None:
+def test_unlisted_permissions_are_refused(account: Account) -> None:
     permissions = ("configure", "write", "read", "")
     uses = {Resource(*use) for use in product(("queue", "exchange", "topic"), NAMES, permissions)}
     topics = {Topic(*use) for use in product(NAMES, KEYS, permissions)}
@@ -74,20 +74,20 @@ def test_what_is_not_listed_is_refused(account: Account) -> None:
     assert allowed == ALLOWED[account]
 
 
-def test_whose_group_it_is_decides() -> None:
+def test_only_the_owner_of_a_group_may_read_its_queue() -> None:
     use = Resource("queue", f"tg.{GROUP}", "read")
     assert not may(USER, use, lambda _: False)
 
 
 @given(st.text())
-def test_no_other_name_is_an_account(name: str) -> None:
+def test_other_names_are_not_accounts(name: str) -> None:
     assert parse_account(name) is None
 
 
 @pytest.mark.parametrize(
     "name", [f"{USER.name}\n", USER.name.upper(), USER.name[:-1], f"x-{ME}-{TOKEN}", f"u-{ME}"]
 )
-def test_nor_is_one_that_is_nearly_right(name: str) -> None:
+def test_nearly_correct_names_are_not_accounts(name: str) -> None:
     assert parse_account(USER.name) == USER
     assert parse_account(ENDPOINT.name) == ENDPOINT
     assert parse_account(name) is None

@@ -49,7 +49,7 @@ def test_the_task_message_has_the_job_and_no_function(live: Rest, peer: Peer) ->
 
 
 @pytest.mark.rabbitmq
-def test_its_result_reaches_the_group_whose_queue_exists(
+def test_the_result_of_an_attached_job_reaches_its_task_group(
     live: Rest, peer: Peer, amqp_vhost: str
 ) -> None:
     endpoint_id, group_id = live.register_endpoint(metadata=OWN), str(uuid.uuid4())
@@ -86,7 +86,7 @@ def test_a_repeated_request_is_published_once(live: Rest, peer: Peer) -> None:
 
 
 @pytest.mark.rabbitmq
-def test_what_was_asked_while_the_broker_was_away_is_published_at_the_next_start(
+def test_an_attach_during_a_broker_outage_is_published_at_the_next_start(
     live_settings: ServiceSettings, peer: Peer, token_of: Callable[[str], dict[str, str]]
 ) -> None:
     def service(**changes: Any) -> TestClient:
@@ -120,7 +120,7 @@ def test_every_printed_form_is_taken(api: TestClient, endpoint_id: str, form: An
 @pytest.mark.parametrize(
     "jobid", ["", "ƒ", "job-7", "0xq", -1, 2**64, str(2**64), 1.5, True, None, [], "1" * 5000]
 )
-def test_what_is_no_job_id_is_refused_by_name(
+def test_an_invalid_job_id_is_refused_by_name(
     api: TestClient, endpoint_id: str, jobid: Any
 ) -> None:
     answer = post(api, endpoint_id, jobid=jobid)
@@ -136,15 +136,13 @@ def test_other_malformed_requests_name_the_field(api: TestClient, endpoint_id: s
     refusal(post(api, "e1"), 422, "SEMANTICALLY_INVALID", "endpoint_id")
 
 
-def test_an_endpoint_of_another_make_is_refused(
-    api: TestClient, add_endpoint: Callable[..., str]
-) -> None:
+def test_an_official_endpoint_is_refused(api: TestClient, add_endpoint: Callable[..., str]) -> None:
     other = add_endpoint(metadata={"endpoint_version": "4.19.0"})
     body = refusal(post(api, other), 409, "ATTACH_NOT_SUPPORTED", "endpoint_id")
     assert other in body.message
 
 
-def test_only_who_may_use_an_endpoint_attaches_there(
+def test_only_permitted_users_may_attach(
     api: TestClient, add_endpoint: Callable[..., str], bob: dict[str, str]
 ) -> None:
     private = add_endpoint(metadata=OWN)
@@ -159,7 +157,7 @@ def test_only_who_may_use_an_endpoint_attaches_there(
     assert post(api, picky).status_code == 200
 
 
-def test_somebody_elses_group_can_not_be_used(
+def test_the_group_of_another_user_is_refused(
     api: TestClient, add_endpoint: Callable[..., str], bob: dict[str, str]
 ) -> None:
     endpoint_id = add_endpoint(metadata=OWN, users=["bob"])
@@ -174,7 +172,7 @@ def test_a_task_that_follows_a_job_is_one_of_its_group(api: TestClient, endpoint
     assert group["tasks"] == [{"id": answer["task_id"]}]
 
 
-def test_a_key_is_good_for_one_request_only(
+def test_an_idempotency_key_is_valid_for_one_request_only(
     api: TestClient, endpoint_id: str, add_function: Callable[..., str]
 ) -> None:
     headers = {IDEMPOTENCY_HEADER: "k1"}

@@ -44,7 +44,7 @@ def records(path: Path, event: str) -> list[dict[str, Any]]:
     return [each for each in found if each["event"] == event]
 
 
-def test_submissions_are_told_by_user_and_count(
+def test_submissions_are_recorded_with_user_and_count(
     audited: TestClient, add_endpoint: Callable[..., str], path: Path
 ) -> None:
     endpoint_id = add_endpoint(metadata=OWN)
@@ -59,7 +59,7 @@ def test_submissions_are_told_by_user_and_count(
     assert PAYLOAD.split("\n")[2] not in path.read_text()
 
 
-def test_tokens_and_endpoints_are_told_and_no_token_is_shown(
+def test_token_and_endpoint_changes_are_recorded_without_tokens(
     audited: TestClient, add_endpoint: Callable[..., str], path: Path
 ) -> None:
     endpoint_id = add_endpoint(metadata=OWN)
@@ -73,7 +73,7 @@ def test_tokens_and_endpoints_are_told_and_no_token_is_shown(
     assert token not in path.read_text()
 
 
-def test_refused_tokens_are_told_and_counted(
+def test_refused_tokens_are_recorded_and_counted(
     audited: TestClient, add_endpoint: Callable[..., str], path: Path
 ) -> None:
     wrong = {"Authorization": "Bearer " + "x" * 43}
@@ -85,7 +85,7 @@ def test_refused_tokens_are_told_and_counted(
     assert "x" * 43 not in path.read_text()
 
 
-def test_an_endpoints_token_that_is_used_for_more_is_told(
+def test_misuse_of_an_endpoints_token_is_recorded(
     audited: TestClient, add_endpoint: Callable[..., str], path: Path
 ) -> None:
     endpoint_id = add_endpoint(metadata=OWN)
@@ -118,7 +118,7 @@ def test_refusals_do_not_push_other_records_out(
     assert len(seen) + sum(each.get("before", 0) for each in told) + 1 == 1001
 
 
-def test_it_is_beside_an_sqlite_database_by_default(tmp_path: Path) -> None:
+def test_the_audit_log_is_beside_an_sqlite_database_by_default(tmp_path: Path) -> None:
     assert default_path(tmp_path / "service.db") == tmp_path / AUDIT_LOG
     assert default_path(f"sqlite:///{tmp_path}/service.db") == tmp_path / AUDIT_LOG
     assert default_path("sqlite:///service.db") == Path(AUDIT_LOG)

@@ -54,7 +54,7 @@ def test_a_wrong_secret_is_a_401_that_names_the_variable(api: TestClient, secret
     assert "GLOBUS_COMPUTE_CLIENT_SECRET" in body.message
 
 
-def test_a_revoked_token_is_no_secret_any_more(
+def test_a_revoked_token_is_refused_as_client_secret(
     api: TestClient, token: str, database: Database
 ) -> None:
     with database.write() as connection:
@@ -91,9 +91,7 @@ def test_a_logout_leaves_the_token_as_it_is(api: TestClient, token: str) -> None
     assert ask(api, token, **GRANT, scope=COMPUTE).status_code == 200
 
 
-def test_everybody_learns_who_he_is_and_nobody_who_others_are(
-    api: TestClient, bob: dict[str, str]
-) -> None:
+def test_users_can_read_only_their_own_identity(api: TestClient, bob: dict[str, str]) -> None:
     me = api.get("/auth/v2/oauth2/userinfo").json()
     uuid.UUID(me["sub"])
     assert (me["preferred_username"], me["email"]) == ("ada", None)

@@ -271,7 +271,7 @@ def endpoint_token(world: World, database: Database, endpoint_id: str) -> str:
 
 
 @pytest.mark.parametrize("route", RULES)
-def test_everybody_gets_what_the_rule_says(
+def test_each_route_answers_each_user_as_its_rule_says(
     route: str,
     world: World,
     database: Database,

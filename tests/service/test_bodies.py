@@ -23,7 +23,7 @@ TOO_LONG = 20
 
 
 class TestGate:
-    def test_nobody_waits_while_there_is_room(self) -> None:
+    def test_a_hold_does_not_wait_while_there_is_room(self) -> None:
         async def run() -> None:
             gate = Gate(100)
             async with gate.hold("a", 50, 0.01), gate.hold("b", 50, 0.01):
@@ -35,7 +35,7 @@ class TestGate:
 
         asyncio.run(run())
 
-    def test_what_is_larger_than_all_gets_in_alone(self) -> None:
+    def test_a_body_larger_than_the_total_is_admitted_alone(self) -> None:
         async def run() -> None:
             gate = Gate(100)
             async with gate.hold("a", 1000, 0.01):
@@ -47,7 +47,7 @@ class TestGate:
 
         asyncio.run(run())
 
-    def test_one_user_leaves_half_of_it_to_others(self) -> None:
+    def test_a_user_can_hold_only_half_of_the_room(self) -> None:
         async def run() -> None:
             gate = Gate(100)
             async with gate.hold("a", 40, 1):
@@ -59,7 +59,7 @@ class TestGate:
 
         asyncio.run(run())
 
-    def test_a_large_one_is_not_passed_by_small_ones_of_others_for_ever(self) -> None:
+    def test_a_large_body_is_not_overtaken_forever_by_small_ones(self) -> None:
         async def run() -> None:
             gate = Gate(100)
             async with gate.hold("a", 50, 1):
@@ -72,7 +72,7 @@ class TestGate:
 
         asyncio.run(run())
 
-    def test_who_gives_up_keeps_nobody_waiting(self) -> None:
+    def test_a_timed_out_hold_does_not_block_others(self) -> None:
         async def run() -> None:
             gate = Gate(100)
             async with gate.hold("a", 50, 1):
@@ -130,7 +130,7 @@ def test_the_application_gets_the_whole_body(size: int, chunk: int) -> None:
     assert got == [body]
 
 
-def test_too_much_on_its_way_is_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_beyond_the_limit_are_refused_temporarily(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(*_: Any) -> None:
         pytest.fail("it was handed over")
 
@@ -143,7 +143,7 @@ def test_too_much_on_its_way_is_refused_for_now(monkeypatch: pytest.MonkeyPatch)
     assert json.loads(body["body"])["code"] == "SERVICE_BUSY"
 
 
-def test_a_disk_that_is_full_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(*_: Any) -> None:
         pytest.fail("it was handed over")
 

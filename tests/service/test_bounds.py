@@ -60,7 +60,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("request_name", REQUESTS)
-def test_no_field_takes_what_can_not_be_stored(
+def test_no_field_accepts_values_that_can_not_be_stored(
     api: TestClient,
     add_endpoint: Callable[..., str],
     add_function: Callable[..., str],
@@ -107,7 +107,7 @@ def test_states_of_too_many_tasks_are_refused(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize("place", ["x", "x:", "x:9999999999", f"x:{HUGE}", "x:-1", "x:1e3"])
-def test_a_list_goes_on_only_at_a_place_that_it_named(api: TestClient, place: str) -> None:
+def test_a_list_continues_only_at_a_position_that_it_returned(api: TestClient, place: str) -> None:
     assert api.get("/v3/tasks", params={"before": place}).status_code == 422
 
 

@@ -155,7 +155,7 @@ def every_use_of_exchange(name: str, key: str) -> dict[str, Callable[[Any], Any]
 
 class TestCrossings:
     @pytest.mark.parametrize("who", ["user", "endpoint"])
-    def test_a_strangers_accounts_reach_no_queue_of_anothers(
+    def test_accounts_reach_no_queue_of_another_user(
         self, ada: Party, eve: Party, who: str
     ) -> None:
         stranger: Account = getattr(eve, who)
@@ -164,13 +164,13 @@ class TestCrossings:
                 stranger.may_not(act)
 
     @pytest.mark.parametrize("who", ["user", "endpoint"])
-    def test_nobody_reaches_the_services_own_queues(self, ada: Party, who: str) -> None:
+    def test_no_account_reaches_the_services_own_queues(self, ada: Party, who: str) -> None:
         for queue in ("results", "heartbeats", "events", "dead-letters"):
             for act in every_use_of_queue(queue).values():
                 getattr(ada, who).may_not(act)
 
     @pytest.mark.parametrize("who", ["user", "endpoint"])
-    def test_nobody_publishes_what_only_the_service_does(
+    def test_no_account_publishes_to_exchanges_of_the_service(
         self, ada: Party, eve: Party, who: str
     ) -> None:
         keys = {
@@ -187,7 +187,7 @@ class TestCrossings:
                 if exchange or name == "publish":
                     getattr(eve, who).may_not(act)
 
-    def test_an_endpoint_speaks_for_itself_alone(self, ada: Party, eve: Party) -> None:
+    def test_an_endpoint_publishes_only_with_its_own_keys(self, ada: Party, eve: Party) -> None:
         for exchange in ("results", "heartbeats", "events"):
             for key in (f"{ada.endpoint_id}.{exchange}", f"x.{exchange}", "", "#"):
                 for act in every_use_of_exchange(exchange, key).values():
@@ -211,7 +211,7 @@ class TestCrossings:
         status = live.client.get(f"/v2/endpoints/{ada.endpoint_id}/status")
         assert "forged" not in status.text
 
-    def test_no_account_makes_anything(self, ada: Party) -> None:
+    def test_no_account_declares_anything(self, ada: Party) -> None:
         for account in (ada.user, ada.endpoint):
             name = str(uuid.uuid4())
             account.may_not(lambda channel, name=name: channel.queue_declare(name))
@@ -285,7 +285,7 @@ class TestWhatMustWork:
             other.does(lambda channel, queue=queue: channel.basic_get(queue))
         other.close()
 
-    def test_accounts_outlive_the_service(
+    def test_services_on_one_database_issue_the_same_accounts(
         self, live: Rest, ada: Party, live_settings: ServiceSettings
     ) -> None:
         """Another service on the same database hands out the same, and knows them."""
@@ -297,7 +297,7 @@ class TestWhatMustWork:
 class TestLimits:
     """RabbitMQ itself limits what an account opens; what others have is not touched."""
 
-    def test_an_account_has_so_many_connections_and_channels(
+    def test_connections_and_channels_of_an_account_are_limited(
         self, live: Rest, live_settings: ServiceSettings, bob: dict[str, str], ada: Party
     ) -> None:
         few = beside(live_settings).model_copy(update={"max_account_connections": 3})
@@ -318,7 +318,7 @@ class TestLimits:
             for account in (*opened, theirs.user, theirs.endpoint):
                 account.close()
 
-    def test_an_endpoint_has_fewer(self, ada: Party) -> None:
+    def test_an_endpoint_has_a_lower_limit(self, ada: Party) -> None:
         more = connections.ENDPOINT_CONNECTIONS - 1
         opened = [Account(ada.endpoint.url) for _ in range(more)]
         with pytest.raises(REFUSALS, match="is reached"):
@@ -326,7 +326,7 @@ class TestLimits:
         for account in opened:
             account.close()
 
-    def test_an_accounts_limit_is_no_way_in_and_goes_with_it(
+    def test_an_accounts_limit_permits_no_login_and_is_deleted_with_the_account(
         self, soon: None, live: Rest, live_settings: ServiceSettings
     ) -> None:
         theirs = party(live, dict(live.client.headers))
@@ -340,7 +340,7 @@ class TestLimits:
         assert theirs.user.name in management.limited(vhost)
         management.close()
 
-    def test_one_whose_limit_can_not_be_set_comes_in_and_is_tried_again(
+    def test_an_account_whose_limit_can_not_be_set_is_admitted_and_retried(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         (port,) = free_ports(1)
@@ -412,7 +412,7 @@ class TestRevocation:
         until(lambda: is_refused(ada.endpoint.url))
         assert not is_closed(ada.user)
 
-    def test_who_came_in_by_an_answer_that_rabbitmq_kept_is_closed_again(
+    def test_connections_admitted_by_a_cached_answer_are_closed(
         self, live: Rest, ada: Party
     ) -> None:
         live.client.delete(f"/v2/endpoints/{ada.endpoint_id}")
@@ -425,7 +425,7 @@ class TestRevocation:
         for account in late:
             until(lambda account=account: is_closed(account))
 
-    def test_what_was_revoked_while_no_service_ran_is_closed_by_the_next(
+    def test_connections_revoked_while_no_service_ran_are_closed_by_the_next(
         self,
         live_settings: ServiceSettings,
         token_of: Callable[[str], dict[str, str]],
@@ -445,7 +445,7 @@ class TestRevocation:
 class TestRotation:
     """A user takes a new token, starts what runs with it again, and revokes the old one."""
 
-    def test_an_endpoint_that_registers_with_the_new_token_goes_on(
+    def test_an_endpoint_registered_with_the_new_token_stays_connected(
         self,
         soon: None,
         live: Rest,
@@ -511,7 +511,7 @@ def _owner(account: Account) -> str:
 
 
 class TestTrial:
-    def test_a_broker_that_asks_another_is_told_from_one_that_asks_us(
+    def test_a_broker_that_asks_another_service_is_detected(
         self, live: Rest, live_settings: ServiceSettings
     ) -> None:
         """A trial whose questions go elsewhere has none answered."""
@@ -519,7 +519,7 @@ class TestTrial:
         assert outcome.verdict is Verdict.DOES_NOT_ASK
         assert "did not ask at all" in outcome.reason
 
-    def test_no_broker_is_no_verdict(self) -> None:
+    def test_an_unreachable_broker_gives_no_verdict(self) -> None:
         outcome = Trial().run("amqp://s:s@127.0.0.1:1/v")
         assert outcome.verdict is Verdict.UNREACHABLE
         assert "nothing listens" in outcome.reason
@@ -542,7 +542,7 @@ def test_the_number_of_questions_does_not_grow_with_the_results(live: Rest, ada:
     fresh.close()
 
 
-def test_about_the_service_nobody_is_asked(peer: Peer) -> None:
+def test_the_services_own_account_needs_no_authorization_request(peer: Peer) -> None:
     """The service's own account connects without a question."""
     assert session_broker.dispatcher is not None
     before = session_broker.dispatcher.asked.total()

@@ -73,7 +73,7 @@ def test_an_answer_is_allow_or_deny(world: World) -> None:
 @pytest.mark.parametrize(
     "path", ["/user", "/place/user", "/place//user", f"/place/{SECRET}x/user", f"/{SECRET}/user"]
 )
-def test_who_does_not_know_the_secret_hears_nothing(world: World, path: str) -> None:
+def test_requests_without_the_secret_are_not_answered(world: World, path: str) -> None:
     assert world.ask(path) == (404, "")
     assert world.ask(path.replace("user", "revoked")) == (404, "")
     assert (world.asked, world.revoked) == ([], 0)
@@ -91,16 +91,14 @@ def test_who_does_not_know_the_secret_hears_nothing(world: World, path: str) -> 
         ("user", "username=" + "u" * MAX_BODY, 400),
     ],
 )
-def test_what_rabbitmq_would_not_send_is_no_question(
-    world: World, path: str, data: Any, status: int
-) -> None:
+def test_malformed_requests_are_refused(world: World, path: str, data: Any, status: int) -> None:
     content = data.encode() if isinstance(data, str) else data
     how = {"data": data} if isinstance(data, dict) else {"data": None, "content": content}
     assert world.ask(f"/place/{SECRET}/{path}", **how)[0] == status
     assert world.asked == []
 
 
-def test_a_field_that_is_missing_is_no_answer(world: World) -> None:
+def test_a_missing_field_gives_no_answer(world: World) -> None:
     def missing() -> bool:
         raise KeyError("vhost")
 
@@ -108,7 +106,7 @@ def test_a_field_that_is_missing_is_no_answer(world: World) -> None:
     assert world.ask(f"/place/{SECRET}/vhost")[0] == 400
 
 
-def test_a_slow_database_is_no_answer_in_time_and_holds_nobody_else_up(
+def test_a_slow_database_times_out_and_delays_no_other_answer(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listening, "ANSWER_SECONDS", 0.2)
@@ -120,7 +118,7 @@ def test_a_slow_database_is_no_answer_in_time_and_holds_nobody_else_up(
     done.set()
 
 
-def test_a_database_that_is_away_is_no_answer(world: World) -> None:
+def test_an_unreachable_database_gives_no_answer(world: World) -> None:
     def fail() -> bool:
         raise OSError("it is away")
 
@@ -128,12 +126,12 @@ def test_a_database_that_is_away_is_no_answer(world: World) -> None:
     assert world.ask(f"/place/{SECRET}/user")[0] == 503
 
 
-def test_whoever_revokes_a_token_can_tell(world: World) -> None:
+def test_revocations_can_be_announced(world: World) -> None:
     assert world.ask(f"/place/{SECRET}/revoked")[0] == 204
     assert world.revoked == 1
 
 
-def test_a_taken_port_is_said_with_what_to_do(world: World) -> None:
+def test_a_taken_port_is_refused_with_a_remedy(world: World) -> None:
     other = QuestionListener(world.url, lambda *_: True, lambda: None)
     with pytest.raises(ConfigurationError, match="--authorization-url"):
         other.start()
@@ -177,12 +175,12 @@ def access_of() -> Iterator[Callable[[ServiceSettings], AccountAccess]]:
 @pytest.mark.rabbitmq
 @pytest.mark.kept_apart
 class TestStart:
-    def test_a_broker_that_asks_is_fine(
+    def test_a_broker_that_asks_passes_the_check(
         self, settings: ServiceSettings, access_of: Callable[[ServiceSettings], AccountAccess]
     ) -> None:
         access_of(settings).check()
 
-    def test_one_that_asks_elsewhere_is_refused(
+    def test_a_broker_that_asks_elsewhere_is_refused(
         self,
         settings: ServiceSettings,
         access_of: Callable[[ServiceSettings], AccountAccess],
@@ -193,7 +191,7 @@ class TestStart:
         with pytest.raises(ConfigurationError, match=r"did not ask at all.*--shared-broker-accou"):
             access.check()
 
-    def test_one_that_asks_with_another_secret_is_refused(
+    def test_a_broker_with_another_secret_is_refused(
         self, settings: ServiceSettings, access_of: Callable[[ServiceSettings], AccountAccess]
     ) -> None:
         url = settings.authorization_url.replace(SECRET, "another-secret-of-16")
@@ -201,13 +199,13 @@ class TestStart:
         with pytest.raises(ConfigurationError, match="at another path"):
             access.check()
 
-    def test_one_that_is_away_can_not_be_told_yet(
+    def test_an_unreachable_broker_is_not_checked(
         self, settings: ServiceSettings, access_of: Callable[[ServiceSettings], AccountAccess]
     ) -> None:
         away = {"amqp_url": "amqp://s:s@127.0.0.1:1/%2F"}
         access_of(settings.model_copy(update=away)).check()
 
-    def test_one_that_does_not_ask_about_routing_keys_is_refused(
+    def test_a_broker_that_does_not_ask_about_routing_keys_is_refused(
         self,
         settings: ServiceSettings,
         access_of: Callable[[ServiceSettings], AccountAccess],
@@ -279,7 +277,7 @@ def test_shared_accounts_are_warned_of_at_each_start(
 
 @pytest.mark.rabbitmq
 @pytest.mark.kept_apart
-def test_users_requests_hold_up_no_answer(
+def test_users_requests_delay_no_answer(
     settings: ServiceSettings, access_of: Callable[[ServiceSettings], AccountAccess]
 ) -> None:
     """Not even a writer that keeps its transaction open."""
@@ -292,7 +290,7 @@ def test_users_requests_hold_up_no_answer(
     database.close()
 
 
-def test_a_broker_that_does_not_answer_in_time_is_no_broker_that_does_not_ask(
+def test_a_broker_that_times_out_is_not_reported_as_not_asking(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def times_out(_: object) -> None:

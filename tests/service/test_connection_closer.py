@@ -34,7 +34,7 @@ class FakeManagement:
     def close(self) -> None: ...
 
 
-def test_it_looks_once_more_after_it_has_closed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_closer_scans_again_after_closing_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "AGAIN", 0.1)
     monkeypatch.setattr(connections, "PERIOD", 10.0 * PATIENCE)
     management: Any = FakeManagement()

@@ -156,7 +156,7 @@ def lost_while_under_way(world: World, gate: Gate) -> None:
     gate.adopted.clear()
 
 
-def test_a_repetition_while_the_first_is_under_way_is_the_first(
+def test_a_repetition_during_the_first_request_gets_its_answer(
     world: World, gate: Gate, database: Database
 ) -> None:
     lost_while_under_way(world, gate)
@@ -171,7 +171,7 @@ def test_a_repetition_while_the_first_is_under_way_is_the_first(
     assert httpx.get(url, headers=headers, timeout=60).status_code == 200
 
 
-def test_a_repetition_after_the_first_has_ended_is_the_first(
+def test_a_repetition_after_the_first_request_gets_its_answer(
     world: World, gate: Gate, database: Database
 ) -> None:
     lost_while_under_way(world, gate)
@@ -181,7 +181,7 @@ def test_a_repetition_after_the_first_has_ended_is_the_first(
     assert stored(database) == 1
 
 
-def test_who_repeats_it_once_more_means_another(
+def test_a_second_repetition_is_a_new_submission(
     world: World, gate: Gate, database: Database
 ) -> None:
     lost_while_under_way(world, gate)
@@ -191,7 +191,7 @@ def test_who_repeats_it_once_more_means_another(
     assert stored(database) == 2
 
 
-def test_equal_submissions_that_are_answered_are_two(
+def test_equal_submissions_with_answers_are_separate(
     world: World, gate: Gate, database: Database
 ) -> None:
     gate.close()
@@ -204,7 +204,7 @@ def test_equal_submissions_that_are_answered_are_two(
     assert stored(database) == 3
 
 
-def test_one_of_somebody_else_or_with_another_body_is_no_repetition(
+def test_a_request_of_another_user_or_with_another_body_is_not_a_repetition(
     world: World, gate: Gate, database: Database, bob: dict[str, str]
 ) -> None:
     lost_while_under_way(world, gate)
@@ -216,7 +216,7 @@ def test_one_of_somebody_else_or_with_another_body_is_no_repetition(
     assert stored(database) == 3
 
 
-def test_one_that_was_lost_before_anybody_looked_at_it_is_not_made_besides_its_repetition(
+def test_a_request_lost_before_processing_is_not_run_beside_its_repetition(
     world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = duplicate_submissions.DuplicateSubmissions.answer
@@ -243,7 +243,7 @@ def test_one_that_was_lost_before_anybody_looked_at_it_is_not_made_besides_its_r
     assert stored(database) == 1
 
 
-def test_who_hangs_up_at_the_moment_of_the_answer_has_not_got_it() -> None:
+def test_a_disconnect_during_the_answer_counts_as_not_delivered() -> None:
     written: list[bool] = []
 
     async def exchange() -> None:
@@ -274,7 +274,7 @@ def test_who_hangs_up_at_the_moment_of_the_answer_has_not_got_it() -> None:
     assert written == [False]
 
 
-def test_after_a_while_it_is_no_repetition_any_more(
+def test_a_repetition_after_the_time_limit_is_a_new_submission(
     world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(duplicate_submissions, "REPEATED_WITHIN", -1)
@@ -285,7 +285,7 @@ def test_after_a_while_it_is_no_repetition_any_more(
     assert stored(database) == 2
 
 
-def test_only_so_many_lost_answers_are_kept(
+def test_the_number_of_kept_answers_is_limited(
     world: World, gate: Gate, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(duplicate_submissions, "MAX_KEPT", 0)
@@ -296,7 +296,9 @@ def test_only_so_many_lost_answers_are_kept(
     assert stored(database) == 2
 
 
-def test_what_was_refused_is_judged_anew(world: World, gate: Gate, database: Database) -> None:
+def test_a_refused_submission_is_processed_again(
+    world: World, gate: Gate, database: Database
+) -> None:
     content = json.loads(world.body)
     function_id = str(uuid.uuid4())
     unknown = json.dumps({**content, "tasks": {function_id: [PAYLOAD]}}).encode()

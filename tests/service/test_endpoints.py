@@ -36,7 +36,9 @@ def test_a_name_that_no_directory_can_have_is_refused(api: TestClient, name: str
     assert api.get("/v2/endpoints").json() == []
 
 
-def test_an_endpoint_shows_what_it_said(api: TestClient, add_endpoint: AddEndpoint) -> None:
+def test_the_metadata_of_an_endpoint_is_returned(
+    api: TestClient, add_endpoint: AddEndpoint
+) -> None:
     endpoint_id = add_endpoint(display_name="Lab", metadata={"hostname": "n1", "uuid": "forged"})
     assert api.get(f"/v2/endpoints/{endpoint_id}").json() == {
         "uuid": endpoint_id,
@@ -49,7 +51,7 @@ def test_an_endpoint_shows_what_it_said(api: TestClient, add_endpoint: AddEndpoi
     }
 
 
-def test_a_list_has_ones_own_and_on_request_the_public_ones(
+def test_a_list_has_own_endpoints_and_public_ones_on_request(
     api: TestClient, add_endpoint: AddEndpoint, bob: dict[str, str]
 ) -> None:
     private, public = add_endpoint(), add_endpoint(public=True)
@@ -102,7 +104,7 @@ def test_a_locked_endpoint_can_not_register(api: TestClient, add_endpoint: AddEn
 
 
 @pytest.mark.rabbitmq
-def test_an_endpoint_that_is_stopped_is_told_so_while_the_lock_lasts(
+def test_a_lock_sends_a_stop_command_that_expires_with_it(
     live: Rest, amqp_vhost: str, database: Database
 ) -> None:
     endpoint_id = live.register_endpoint()
@@ -185,7 +187,7 @@ def test_a_deleted_endpoint_is_gone(api: TestClient, add_endpoint: AddEndpoint) 
         ({"heartbeat_period": "soon"}, 0, True),
     ],
 )
-def test_an_endpoint_is_online_while_its_reports_are_young(
+def test_an_endpoint_is_online_while_its_reports_are_recent(
     api: TestClient,
     database: Database,
     add_endpoint: AddEndpoint,
@@ -205,7 +207,7 @@ def test_an_endpoint_is_online_while_its_reports_are_young(
 
 
 @pytest.mark.parametrize("period", [float("nan"), float("inf"), -float("inf")])
-def test_an_endpoint_whose_period_is_no_number_has_the_usual_one(period: float) -> None:
+def test_an_invalid_heartbeat_period_is_replaced_by_the_default(period: float) -> None:
     usual = endpoints.DEFAULT_HEARTBEAT_PERIOD
     assert endpoints.heartbeat_period({"heartbeat_period": period}) == usual
 

@@ -120,7 +120,7 @@ def test_a_stream_that_grows_too_large_is_refused(api: TestClient) -> None:
     refusal(answer, 413, "REQUEST_TOO_LARGE", "body")
 
 
-def test_a_crash_is_an_answer_with_an_id_that_the_log_has(
+def test_an_internal_error_is_answered_with_the_id_in_the_log(
     api: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     del api.app.state.context  # type: ignore[attr-defined]
@@ -130,7 +130,7 @@ def test_a_crash_is_an_answer_with_an_id_that_the_log_has(
     assert record.exc_info
 
 
-def test_a_full_database_is_told_as_such_and_nothing_is_stored(
+def test_a_full_database_is_reported_and_nothing_is_stored(
     small_disk: SmallDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"sqlite:///{small_disk.path / 'service.db'}"

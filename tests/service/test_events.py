@@ -53,7 +53,7 @@ def names_in(body: bytes) -> list[str]:
 
 
 @pytest.mark.rabbitmq
-def test_events_reach_who_follows_the_group_and_rest_in_their_order(live: Rest, peer: Peer) -> None:
+def test_events_reach_followers_of_the_group_and_rest_in_order(live: Rest, peer: Peer) -> None:
     endpoint_id = live.register_endpoint()
     group_id, (task_id,) = live.submit(endpoint_id)
     queue = follow(live, group_id)
@@ -111,7 +111,7 @@ def test_many_events_all_arrive_and_no_message_is_huge(live: Rest, peer: Peer) -
 
 
 @pytest.mark.rabbitmq
-def test_nobody_needs_to_listen(live: Rest, peer: Peer, amqp_vhost: str) -> None:
+def test_events_are_stored_without_a_listener(live: Rest, peer: Peer, amqp_vhost: str) -> None:
     endpoint_id = live.register_endpoint()
     _, (task_id,) = live.submit(endpoint_id)
     peer.send_events(endpoint_id, message(job_event(task_id)))
@@ -133,7 +133,7 @@ def test_events_of_unknown_tasks_are_logged_and_the_others_stored(
 
 
 @pytest.mark.rabbitmq
-def test_events_of_another_endpoints_task_are_set_aside(live: Rest, peer: Peer) -> None:
+def test_events_of_another_endpoints_task_are_dead_lettered(live: Rest, peer: Peer) -> None:
     endpoint_id, other = live.register_endpoint(), live.register_endpoint()
     _, (task_id,) = live.submit(endpoint_id)
     forged = message(job_event(task_id, "forged"))
@@ -167,7 +167,7 @@ TASK = "00000000-0000-7000-8000-000000000000"
         message(job_event(TASK, context=[])),
     ],
 )
-def test_what_can_not_be_read_is_set_aside_and_the_others_go_on(
+def test_an_unreadable_message_is_dead_lettered_and_others_are_processed(
     live: Rest, peer: Peer, body: bytes
 ) -> None:
     endpoint_id = live.register_endpoint()
@@ -179,7 +179,7 @@ def test_what_can_not_be_read_is_set_aside_and_the_others_go_on(
 
 
 @pytest.mark.rabbitmq
-def test_events_that_were_stored_but_not_sent_on_are_sent_on_at_redelivery(
+def test_events_stored_but_not_forwarded_are_forwarded_at_redelivery(
     live_settings: ServiceSettings, peer: Peer, token_of: Callable[[str], dict[str, str]]
 ) -> None:
     headers = token_of("ada")
@@ -204,7 +204,7 @@ def test_events_that_were_stored_but_not_sent_on_are_sent_on_at_redelivery(
 
 
 @pytest.mark.rabbitmq
-def test_a_full_queue_holds_nobody_up(
+def test_a_full_queue_blocks_no_other(
     live_settings: ServiceSettings,
     peer: Peer,
     token_of: Callable[[str], dict[str, str]],
@@ -246,7 +246,7 @@ def test_a_group_can_be_followed_before_its_first_submission(
 
 
 @pytest.mark.rabbitmq
-def test_an_unused_queue_goes_and_rejected_messages_are_kept(
+def test_an_unused_queue_expires_and_rejected_messages_are_kept(
     live: Rest, peer: Peer, amqp_vhost: str
 ) -> None:
     endpoint_id = live.register_endpoint()
@@ -262,7 +262,7 @@ def test_an_unused_queue_goes_and_rejected_messages_are_kept(
     assert peer.take("dead-letters").body == delivery.body
 
 
-def test_events_of_others_are_unknown(
+def test_events_of_another_users_task_are_unknown(
     api: TestClient,
     add_endpoint: Callable[..., str],
     add_function: Callable[..., str],
@@ -279,7 +279,7 @@ def test_events_of_others_are_unknown(
     refusal(unknown, 404, "TASK_NOT_FOUND", "task_id")
 
 
-def test_the_tasks_of_other_makes_have_no_jobs_to_follow(
+def test_tasks_of_official_endpoints_have_no_events(
     api: TestClient, add_endpoint: Callable[..., str], add_function: Callable[..., str]
 ) -> None:
     endpoint_id, function_id = add_endpoint(multi_user=True), add_function()
@@ -307,7 +307,7 @@ def waiting(url: str, queue: str) -> int:
 
 
 @pytest.mark.rabbitmq
-def test_a_task_has_so_many_events_of_such_a_size(live: Rest, peer: Peer) -> None:
+def test_the_number_and_size_of_a_tasks_events_are_limited(live: Rest, peer: Peer) -> None:
     endpoint_id = live.register_endpoint()
     _, (task_id, other) = live.submit(endpoint_id, count=2)
     large = job_event(task_id, "large", 0.5, context={"note": "x" * MAX_CONTEXT})

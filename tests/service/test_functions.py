@@ -48,7 +48,7 @@ def test_a_huge_function_is_refused(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize("field", ["group", "ha_endpoint_id"])
-def test_a_protection_that_nothing_here_gives_is_refused(api: TestClient, field: str) -> None:
+def test_an_unsupported_protection_is_refused(api: TestClient, field: str) -> None:
     body = {"function_name": "double", "function_code": FUNCTION, field: str(uuid.uuid4())}
     refusal(api.post("/v3/functions", json=body), 422, "SEMANTICALLY_INVALID", field)
     assert api.post("/v3/functions", json={**body, field: None}).status_code == 200
@@ -72,7 +72,7 @@ def test_a_deleted_function_is_gone(api: TestClient, add_function: AddFunction) 
         refusal(answer, 404, "FUNCTION_NOT_FOUND", "function_id")
 
 
-def test_somebody_elses_function_is_unknown_unless_public(
+def test_another_users_function_is_unknown_unless_public(
     api: TestClient, add_function: AddFunction, bob: dict[str, str]
 ) -> None:
     private, public = add_function(), add_function(public=True)

@@ -73,7 +73,7 @@ def taken_together(peer: Peer, name: str, count: int) -> tuple[list[bytes], int]
 
 
 @pytest.mark.rabbitmq
-def test_results_that_come_together_go_on_together_to_who_takes_them_so(
+def test_bundled_results_are_forwarded_in_bundles_to_clients_that_accept_them(
     live: Rest, peer: Peer
 ) -> None:
     endpoint_id, group_id = live.register_endpoint(), str(uuid.uuid4())
@@ -89,7 +89,7 @@ def test_results_that_come_together_go_on_together_to_who_takes_them_so(
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("official", ["submits", "reads the group", "opened a queue"])
-def test_every_client_of_a_group_gets_its_results_in_its_way(
+def test_every_client_of_a_group_gets_results_bundled_or_not_as_requested(
     live: Rest, peer: Peer, official: str
 ) -> None:
     endpoint_id, group_id = live.register_endpoint(), str(uuid.uuid4())
@@ -108,7 +108,7 @@ def test_every_client_of_a_group_gets_its_results_in_its_way(
 
 
 @pytest.mark.rabbitmq
-def test_a_bad_result_among_good_ones_is_set_aside_alone(live: Rest, peer: Peer) -> None:
+def test_only_the_invalid_result_of_a_bundle_is_dead_lettered(live: Rest, peer: Peer) -> None:
     endpoint_id, group_id = live.register_endpoint(), str(uuid.uuid4())
     ours = opened(live, group_id, bundles=True)
     _, (first, last) = live.submit(endpoint_id, 2, task_group_id=group_id, create_queue=False)
@@ -197,7 +197,7 @@ def test_a_client_id_must_be_a_uuid(api: TestClient, kind: str, client_id: objec
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("kind", ["results", "events"])
-def test_the_group_of_somebody_else_is_refused(
+def test_the_group_of_another_user_is_refused(
     live: Rest, token_of: Callable[[str], dict[str, str]], kind: str
 ) -> None:
     group_id, _ = live.submit(live.register_endpoint())

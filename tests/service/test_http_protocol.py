@@ -136,7 +136,7 @@ def get(connection: socket.socket, path: str = "/") -> bytes:
     return one_answer(connection)
 
 
-def test_a_connection_that_says_nothing_is_closed(serve: Serve, connect: Connect) -> None:
+def test_a_silent_connection_is_closed(serve: Serve, connect: Connect) -> None:
     begun = time.monotonic()
     assert all_of(connect(serve())) == b""
     assert 0.9 < time.monotonic() - begun < 10
@@ -157,7 +157,7 @@ def test_a_header_has_limited_time(serve: Serve, connect: Connect) -> None:
     assert refusal(all_of(connection)) == (408, "REQUEST_TIMEOUT")
 
 
-def test_so_has_that_of_the_next_request(serve: Serve, connect: Connect) -> None:
+def test_the_header_of_the_next_request_has_limited_time(serve: Serve, connect: Connect) -> None:
     connection = connect(serve())
     assert get(connection).startswith(b"HTTP/1.1 200")
     drip(connection, b"GET / HTTP/1.1\r\nHost: " + b"h" * 100, 0.05)
@@ -182,7 +182,7 @@ def test_a_header_has_limited_size(serve: Serve, connect: Connect, line: bytes) 
         ("1.0", ["Transfer-Encoding: chunked"]),
     ],
 )
-def test_a_body_has_one_length(
+def test_a_body_with_two_lengths_is_refused(
     serve: Serve, connect: Connect, version: str, lengths: list[str]
 ) -> None:
     connection = connect(serve())
@@ -215,7 +215,9 @@ def test_a_body_that_comes_fast_enough_may_take_long(
     assert time.monotonic() - begun > 2 * LIMITS.transfer_seconds
 
 
-def test_what_still_comes_after_the_answer_has_limited_time(serve: Serve, connect: Connect) -> None:
+def test_the_rest_of_a_body_after_the_answer_has_limited_time(
+    serve: Serve, connect: Connect
+) -> None:
     async def refuse(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await Application()(scope, receive, send)
@@ -256,7 +258,9 @@ def test_an_answer_that_is_read_slowly_comes_whole(serve: Serve, connect: Connec
     assert received > LARGE
 
 
-def test_in_a_full_house_the_longest_silent_makes_room(serve: Serve, connect: Connect) -> None:
+def test_at_the_limit_the_longest_silent_connection_is_closed(
+    serve: Serve, connect: Connect
+) -> None:
     limits = ConnectionLimits(connections=4, header_seconds=60)
     port = serve(limits)
     connections = [connect(port) for _ in range(300)]
@@ -265,7 +269,7 @@ def test_in_a_full_house_the_longest_silent_makes_room(serve: Serve, connect: Co
     assert all_of(connections[0]) == b""
 
 
-def test_in_a_house_full_of_work_one_is_told_to_come_back(
+def test_at_the_limit_of_busy_connections_new_ones_get_503(
     serve: Serve, connect: Connect, application: Application
 ) -> None:
     port = serve()
@@ -285,7 +289,7 @@ def test_in_a_house_full_of_work_one_is_told_to_come_back(
     assert get(connect(port)).startswith(b"HTTP/1.1 200")
 
 
-def test_each_address_has_its_share() -> None:
+def test_connections_of_an_address_are_limited() -> None:
     connections = Connections(ConnectionLimits(connections=10, per_address=2))
 
     class Connection:

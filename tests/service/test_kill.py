@@ -46,7 +46,7 @@ def offline(live: Rest) -> str:
     ("how", "signum"),
     [({"json": {}}, None), ({"json": None}, None), ({"json": {"signum": 15}}, 15)],
 )
-def test_an_endpoint_that_is_there_is_told_and_the_task_stays_open(
+def test_an_online_endpoint_gets_the_command_and_the_task_stays_open(
     live: Rest, peer: Peer, online: str, how: dict[str, Any], signum: int | None
 ) -> None:
     _, (task_id,) = live.submit(online)
@@ -71,7 +71,7 @@ def test_the_command_survives_a_restart_of_the_broker(
 
 
 @pytest.mark.rabbitmq
-def test_for_an_endpoint_that_is_away_the_service_answers_and_leaves_it_the_command(
+def test_for_an_offline_endpoint_the_service_ends_the_task_and_keeps_the_command(
     live: Rest, peer: Peer, offline: str
 ) -> None:
     group_id, (task_id,) = live.submit(offline)
@@ -104,7 +104,7 @@ def test_a_result_that_comes_late_is_dropped(live: Rest, peer: Peer, offline: st
 
 
 @pytest.mark.rabbitmq
-def test_a_signal_for_an_endpoint_that_is_away_waits_for_it(
+def test_a_signal_for_an_offline_endpoint_waits_for_it(
     live: Rest, peer: Peer, offline: str
 ) -> None:
     _, (task_id,) = live.submit(offline)
@@ -117,7 +117,7 @@ def test_a_signal_for_an_endpoint_that_is_away_waits_for_it(
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_service_that_dies_while_it_ends_a_task_still_tells_the_client(
+def test_a_service_killed_while_it_ends_a_task_still_sends_the_result(
     live_settings: ServiceSettings,
     peer: Peer,
     token_of: Callable[[str], dict[str, str]],
@@ -178,7 +178,9 @@ def test_a_task_of_a_deleted_endpoint_can_be_ended(live: Rest, offline: str) -> 
 
 
 @pytest.mark.rabbitmq
-def test_reports_decide_who_answers(live: Rest, peer: Peer, offline: str) -> None:
+def test_the_last_report_decides_whether_the_service_answers(
+    live: Rest, peer: Peer, offline: str
+) -> None:
     _, (first, second) = live.submit(offline, count=2)
     identity = uuid.UUID(offline)
 
@@ -208,7 +210,7 @@ def task_id(
     return submitted(api, add_endpoint(metadata=OWN), add_function())
 
 
-def test_an_endpoint_of_another_make_is_refused(
+def test_an_official_endpoint_is_refused(
     api: TestClient, add_endpoint: Callable[..., str], add_function: Callable[..., str]
 ) -> None:
     endpoint_id = add_endpoint(metadata={"endpoint_version": "4.19.0"})
@@ -217,7 +219,7 @@ def test_an_endpoint_of_another_make_is_refused(
     assert endpoint_id in body.message
 
 
-def test_a_task_of_somebody_else_is_unknown(
+def test_a_task_of_another_user_is_unknown(
     api: TestClient, task_id: str, bob: dict[str, str]
 ) -> None:
     refusal(kill(api, task_id, headers=bob), 404, "TASK_NOT_FOUND", "task_id")
@@ -226,7 +228,7 @@ def test_a_task_of_somebody_else_is_unknown(
 
 
 @pytest.mark.parametrize("signum", [0, 65, -9, "TERM", 1.5])
-def test_no_signal_is_refused_by_name(api: TestClient, task_id: str, signum: Any) -> None:
+def test_an_invalid_signal_is_refused_by_name(api: TestClient, task_id: str, signum: Any) -> None:
     answer = kill(api, task_id, json={"signum": signum})
     refusal(answer, 422, "SEMANTICALLY_INVALID", "signum")
 

@@ -76,7 +76,7 @@ def test_an_answer_of_many_results_is_made_as_it_is_sent(
 
 class TestBatches:
     @pytest.mark.parametrize("count", [0, 1, 3])
-    def test_they_are_json_whatever_is_asked(
+    def test_batch_answers_are_valid_json(
         self,
         api: TestClient,
         database: Database,
@@ -108,7 +108,7 @@ class TestBatches:
 
 
 class TestRoom:
-    def test_things_and_bytes_are_counted(self) -> None:
+    def test_items_and_bytes_are_counted(self) -> None:
         room = Room(2, 100)
         assert room.acquire(60, 0)
         assert not room.acquire(60, 0.01)
@@ -117,14 +117,14 @@ class TestRoom:
         room.release(60)
         assert room.acquire(60, 0)
 
-    def test_what_is_larger_has_room_alone(self) -> None:
+    def test_an_item_larger_than_the_room_is_admitted_alone(self) -> None:
         room = Room(2, 100)
         assert room.acquire(1000, 0)
         assert not room.acquire(1, 0.01)
         room.release(1000)
         assert room.acquire(100, 0)
 
-    def test_who_waits_is_woken(self) -> None:
+    def test_a_waiting_item_is_woken(self) -> None:
         room = Room(1, 100)
         assert room.acquire(1, 0)
         found: list[bool] = []

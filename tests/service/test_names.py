@@ -21,7 +21,7 @@ from flux_endpoint.service.names import fault_of, similar_name
         "x" * 256,
     ],
 )
-def test_names_of_people_are_fine(name: str) -> None:
+def test_ordinary_names_are_valid(name: str) -> None:
     assert fault_of(name) is None
 
 
@@ -47,7 +47,7 @@ def test_names_of_people_are_fine(name: str) -> None:
         ("\u03bfda", "Greek and Latin"),
     ],
 )
-def test_names_that_look_like_others_are_not(name: str, fault: str) -> None:
+def test_confusable_names_are_invalid(name: str, fault: str) -> None:
     assert fault in str(fault_of(name))
 
 

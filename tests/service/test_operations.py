@@ -74,7 +74,7 @@ def submit(api: TestClient, endpoint_id: str, function_id: str, count: int = 1) 
 
 
 class TestService:
-    def test_it_says_what_it_is_and_that_its_broker_is_away(self, api: TestClient) -> None:
+    def test_the_service_status_has_release_and_broker_outage(self, api: TestClient) -> None:
         answer = api.get("/v3/status").json()
         assert (answer["version"], answer["user"]) == (__version__, "ada")
         assert abs(answer["time"] - time.time()) < 30
@@ -93,7 +93,9 @@ class TestService:
         assert (database["free_bytes"] or 0) > 0 or database["kind"] == "postgresql"
 
     @pytest.mark.rabbitmq
-    def test_it_names_its_broker_and_counts_its_queues(self, live: Rest, peer: Peer) -> None:
+    def test_the_service_status_has_the_broker_and_its_queue_lengths(
+        self, live: Rest, peer: Peer
+    ) -> None:
         live.register_endpoint()  # answers when the broker is there
 
         def status() -> dict[str, Any]:
@@ -116,7 +118,7 @@ class TestService:
         until(lambda: count("dead-letters", "messages") == 1)
 
     @pytest.mark.rabbitmq
-    def test_an_alarm_of_the_broker_is_told_though_nothing_was_published(
+    def test_an_alarm_of_the_broker_is_reported_without_any_publishing(
         self, live: Rest, broker: Any
     ) -> None:
         live.register_endpoint()  # answers when the broker is there
@@ -131,7 +133,7 @@ class TestService:
         until(lambda: alarm() == "")
 
     @pytest.mark.rabbitmq
-    def test_a_broker_that_goes_away_is_told_with_the_reason_and_the_moment(
+    def test_a_lost_broker_is_reported_with_reason_and_time(
         self, live_settings: ServiceSettings, relay: Relay, token_of: Any
     ) -> None:
         settings = live_settings.model_copy(update={"amqp_url": relay.url})
@@ -154,7 +156,7 @@ class TestService:
 
 
 class TestEndpoint:
-    def test_one_that_never_reported_is_offline_since_ever(
+    def test_an_endpoint_that_never_reported_is_offline_without_a_time(
         self, api: TestClient, add_endpoint: AddEndpoint
     ) -> None:
         endpoint_id = add_endpoint(display_name="Lab")
@@ -163,14 +165,14 @@ class TestEndpoint:
         assert (answer["status"], answer["absence"]) == ("offline", "never started")
         assert (answer["since"], answer["queue"]) == (None, None)
 
-    def test_somebody_elses_is_unknown(
+    def test_another_users_endpoint_is_unknown(
         self, api: TestClient, add_endpoint: AddEndpoint, bob: dict[str, str]
     ) -> None:
         path = f"/v3/endpoints/{add_endpoint()}/status"
         refusal(api.get(path, headers=bob), 404, "ENDPOINT_NOT_FOUND", "endpoint_id")
 
     @pytest.mark.rabbitmq
-    def test_it_is_online_since_its_start_and_offline_since_it_was_last_heard_of(
+    def test_an_endpoint_is_online_since_its_start_and_offline_since_its_last_report(
         self, live: Rest, peer: Peer
     ) -> None:
         endpoint_id = live.register_endpoint()
@@ -192,7 +194,7 @@ class TestEndpoint:
         until(lambda: state()["absence"] == "silent")
 
     @pytest.mark.rabbitmq
-    def test_it_says_how_many_tasks_wait_in_its_queue(self, live: Rest, peer: Peer) -> None:
+    def test_an_endpoint_state_has_the_length_of_its_queue(self, live: Rest, peer: Peer) -> None:
         endpoint_id = live.register_endpoint()
         live.submit(endpoint_id, count=3)
         path = f"/v3/endpoints/{endpoint_id}/status"
@@ -239,7 +241,7 @@ class TestTasks:
         submit(api, add_endpoint(), add_function(), 2)
         assert api.get("/v3/tasks", params={"limit": 2}).json()["next"] is None
 
-    def test_they_can_be_of_one_endpoint_or_group(
+    def test_tasks_can_be_filtered_by_endpoint_or_group(
         self, api: TestClient, add_endpoint: AddEndpoint, add_function: Callable[..., str]
     ) -> None:
         one, other, function_id = add_endpoint(), add_endpoint(), add_function()
@@ -248,7 +250,7 @@ class TestTasks:
         group = listed(api, endpoint_id=one)[0]["task_group_id"]
         assert [each["task_id"] for each in listed(api, task_group_id=group)] == [task]
 
-    def test_nobody_sees_those_of_others(
+    def test_users_see_only_their_own_tasks(
         self,
         api: TestClient,
         add_endpoint: AddEndpoint,
@@ -272,7 +274,7 @@ class TestTasks:
             ({"before": "a:-1"}, "before"),
         ],
     )
-    def test_a_wrong_question_is_refused(
+    def test_an_invalid_query_is_refused(
         self, api: TestClient, query: dict[str, Any], field: str
     ) -> None:
         refusal(api.get("/v3/tasks", params=query), 422, "SEMANTICALLY_INVALID", field)
@@ -303,7 +305,7 @@ class TestTasks:
         until(lambda: state_of(live, task) == "queued")
 
     @pytest.mark.rabbitmq
-    def test_what_a_worker_runs_is_known_from_the_status_report(
+    def test_tasks_on_workers_are_running_by_the_status_report(
         self, live: Rest, peer: Peer
     ) -> None:
         endpoint_id = live.register_endpoint()
@@ -318,9 +320,7 @@ class TestTasks:
         until(lambda: state_of(live, task) == "pending")
 
     @pytest.mark.rabbitmq
-    def test_an_ended_task_tells_how_long_it_ran_and_why_it_failed(
-        self, live: Rest, peer: Peer
-    ) -> None:
+    def test_an_ended_task_has_its_runtime_and_error(self, live: Rest, peer: Peer) -> None:
         endpoint_id = live.register_endpoint()
         _, (good, bad, ended) = live.submit(endpoint_id, count=3)
         peer.send_result(endpoint_id, result(good, ran=(100.25, 103.5)))
@@ -354,7 +354,7 @@ class TestTasks:
             ([], {0, 1, 2, 3, 4}),
         ],
     )
-    def test_they_can_be_in_some_states_only(
+    def test_tasks_can_be_filtered_by_state(
         self, live: Rest, peer: Peer, states: list[str], expected: set[int]
     ) -> None:
         endpoint_id = live.register_endpoint()

@@ -96,7 +96,7 @@ def there_are(database: Database) -> dict[str, tuple[int, int]]:
 
 
 class TestRequests:
-    def test_so_many_a_second_and_more_at_once(self) -> None:
+    def test_requests_per_second_are_limited_with_a_burst(self) -> None:
         now = 100.0
         rate = RequestRate(5, lambda: now)
 
@@ -115,7 +115,7 @@ class TestRequests:
         now += 1e6
         assert taken() == 5 * BURST_SECONDS
 
-    def test_so_many_are_under_way(self) -> None:
+    def test_concurrent_requests_are_limited(self) -> None:
         rate = RequestRate(1000)
         with ExitStack() as stack:
             for _ in range(MAX_IN_PROGRESS):
@@ -127,9 +127,7 @@ class TestRequests:
         with rate.one("ada"):
             pass
 
-    def test_who_asks_too_often_is_told_when_to_ask_again(
-        self, limited: Limited, bob: dict[str, str]
-    ) -> None:
+    def test_a_refused_request_has_retry_after(self, limited: Limited, bob: dict[str, str]) -> None:
         client = limited(max_user_requests=1)
         answers = [client.get("/v2/endpoints") for _ in range(40)]
         refused = next(each for each in answers if each.is_error)
@@ -140,7 +138,7 @@ class TestRequests:
 
 
 class TestTasks:
-    def test_there_are_so_many_open_ones_of_a_user(
+    def test_open_tasks_of_a_user_are_limited(
         self,
         limited: Limited,
         database: Database,
@@ -159,7 +157,7 @@ class TestTasks:
         end(database, ids[:3])
         assert counted(database) == there_are(database)
 
-    def test_their_arguments_have_so_many_bytes(
+    def test_bytes_of_arguments_of_open_tasks_are_limited(
         self, limited: Limited, database: Database, add_endpoint: Callable[..., str]
     ) -> None:
         client = limited(max_user_queued=len(PAYLOAD) * 3)
@@ -172,7 +170,7 @@ class TestTasks:
         assert counted(database) == there_are(database)
 
     @pytest.mark.rabbitmq
-    def test_the_count_stays_right_whatever_results_come(
+    def test_the_count_of_open_tasks_stays_correct_with_any_results(
         self, limited: Limited, amqp_vhost: str, database: Database, peer: Peer
     ) -> None:
         client = limited(amqp_vhost)
@@ -193,7 +191,7 @@ class TestTasks:
 
 
 @pytest.mark.rabbitmq
-def test_there_are_so_many_functions_endpoints_and_groups_of_a_user(
+def test_functions_endpoints_and_groups_of_a_user_are_limited(
     limited: Limited, amqp_vhost: str, bob: dict[str, str]
 ) -> None:
     client = limited(amqp_vhost, max_user_functions=2, max_user_endpoints=2, max_user_groups=2)
@@ -216,7 +214,7 @@ def test_there_are_so_many_functions_endpoints_and_groups_of_a_user(
     assert client.post("/v3/functions", json=CODE).status_code == 200
 
 
-def test_the_functions_of_a_user_take_so_many_bytes(limited: Limited, bob: dict[str, str]) -> None:
+def test_bytes_of_functions_of_a_user_are_limited(limited: Limited, bob: dict[str, str]) -> None:
     client = limited(max_user_code=250_000)
     large = {"function_name": "f", "function_code": "a" * 200_000, "serialized": False}
     described = {**CODE, "description": "é" * 1000}
@@ -232,7 +230,7 @@ def test_the_functions_of_a_user_take_so_many_bytes(limited: Limited, bob: dict[
 
 
 class TestTokens:
-    def test_a_token_may_end(self, api: TestClient, database: Database) -> None:
+    def test_a_token_may_expire(self, api: TestClient, database: Database) -> None:
         def status(token: str) -> Any:
             return api.get("/v2/endpoints", headers={"Authorization": f"Bearer {token}"})
 
@@ -246,7 +244,7 @@ class TestTokens:
         until(lambda: status(soon).status_code == 401)
 
 
-def test_clients_of_a_user_open_so_many_queues_in_a_while() -> None:
+def test_queues_opened_by_a_user_per_time_are_limited() -> None:
     now = 0.0
     opened = ClientQueues(2, 600, lambda: now)
     opened.open("ada", "a")
@@ -282,7 +280,7 @@ def test_queues_of_results_and_events_are_counted_together(
 
 
 @pytest.mark.rabbitmq
-def test_what_endpoints_say_of_themselves_is_bounded_and_not_in_lists(
+def test_endpoint_metadata_is_bounded_and_not_in_lists(
     limited: Limited, amqp_vhost: str, database: Database, bob: dict[str, str]
 ) -> None:
     client = limited(amqp_vhost, max_user_endpoints=1)

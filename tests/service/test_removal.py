@@ -42,7 +42,7 @@ def exists(url: str, queue: str) -> bool:
         connection.close()
 
 
-def test_open_tasks_fail_and_ended_ones_stay(live: Rest, peer: Peer) -> None:
+def test_open_tasks_of_a_deleted_endpoint_fail_and_ended_ones_stay(live: Rest, peer: Peer) -> None:
     endpoint_id = live.register_endpoint()
     group_id, ids = live.submit(endpoint_id, count=3)
     peer.send_result(endpoint_id, pack(Result(task_id=uuid.UUID(ids[0]), data="x")))
@@ -57,7 +57,7 @@ def test_open_tasks_fail_and_ended_ones_stay(live: Rest, peer: Peer) -> None:
     assert live.status(ids[0])["status"] == "success"
 
 
-def test_its_queues_go(live: Rest, amqp_vhost: str) -> None:
+def test_the_queues_of_a_deleted_endpoint_are_deleted(live: Rest, amqp_vhost: str) -> None:
     endpoint_id = live.register_endpoint()
     live.submit(endpoint_id)
     delete(live.client, endpoint_id)
@@ -65,7 +65,7 @@ def test_its_queues_go(live: Rest, amqp_vhost: str) -> None:
         until(lambda kind=kind: not exists(amqp_vhost, f"{endpoint_id}.{kind}"))  # type: ignore[misc]
 
 
-def test_a_result_that_it_still_sends_replaces_the_failure(live: Rest, peer: Peer) -> None:
+def test_a_late_result_of_a_deleted_endpoint_replaces_the_failure(live: Rest, peer: Peer) -> None:
     endpoint_id = live.register_endpoint()
     group_id, (task_id,) = live.submit(endpoint_id)
     delete(live.client, endpoint_id)
@@ -75,7 +75,7 @@ def test_a_result_that_it_still_sends_replaces_the_failure(live: Rest, peer: Pee
     assert live.status(task_id)["status"] == "success"
 
 
-def test_user_endpoints_go_with_their_multi_user_endpoint(
+def test_user_endpoints_are_deleted_with_their_multi_user_endpoint(
     live: Rest,
     peer: Peer,
     multi_user: MultiUserEndpoint,
@@ -102,7 +102,7 @@ def test_user_endpoints_go_with_their_multi_user_endpoint(
     assert begin(arguments, start=2.0).take(1) == more
 
 
-def test_one_that_is_registered_again_while_its_queues_go_has_them(
+def test_an_endpoint_registered_again_during_its_cleanup_has_queues(
     live: Rest, multi_user: MultiUserEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delete_queue, registered = QueueAdmin.delete, OfficialEndpoints.registered_again
@@ -150,7 +150,7 @@ def test_a_deletion_without_a_broker_ends_when_it_is_back(
         until(done)
 
 
-def test_nothing_can_be_submitted_to_it_any_more(live: Rest) -> None:
+def test_submissions_to_a_deleted_endpoint_are_refused(live: Rest) -> None:
     endpoint_id = live.register_endpoint()
     delete(live.client, endpoint_id)
     body = {"tasks": {live.register_function(): [PAYLOAD]}}

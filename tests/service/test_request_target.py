@@ -44,21 +44,19 @@ def ask(port: int, target: str, *headers: str) -> tuple[int, Any]:
         "https://elsewhere.example.org/v2/version?service=all",
     ],
 )
-def test_the_whole_url_means_its_path(port: int, target: str) -> None:
+def test_an_absolute_url_is_handled_like_its_path(port: int, target: str) -> None:
     status, answer = ask(port, target)
     assert status == 200
     assert answer.keys() == {"api", "min_sdk_version", "min_ep_version"}
 
 
-def test_what_is_not_here_is_a_404_that_names_the_path(port: int) -> None:
+def test_an_unknown_path_in_an_absolute_url_is_a_404(port: int) -> None:
     status, answer = ask(port, "http://pypi.example.org/simple/a%20b/")
     assert status == 404
     assert answer["message"] == "there is no /simple/a b/ here"
 
 
-def test_a_token_is_needed_there_as_everywhere(
-    port: int, token_of: Callable[[str], dict[str, str]]
-) -> None:
+def test_absolute_urls_need_a_token(port: int, token_of: Callable[[str], dict[str, str]]) -> None:
     url = "http://localhost:5000/v2/endpoints"
     assert ask(port, url)[0] == 401
     headers = [f"{name}: {value}" for name, value in token_of("ada").items()]

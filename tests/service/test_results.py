@@ -115,7 +115,7 @@ def test_a_result_drops_the_arguments(live: Rest, peer: Peer, database: Database
         assert connection.execute(tasks.select()).one().payload is None
 
 
-def test_a_result_for_which_nobody_waits_is_kept(live: Rest, peer: Peer) -> None:
+def test_a_result_without_a_waiting_client_is_kept(live: Rest, peer: Peer) -> None:
     endpoint_id = live.register_endpoint()
     _, (task_id,) = live.submit(endpoint_id, create_queue=False)
     peer.send_result(endpoint_id, result(task_id))
@@ -142,7 +142,7 @@ def test_a_result_for_which_nobody_waits_is_kept(live: Rest, peer: Peer) -> None
         pack(EPStatusReport(endpoint_id=uuid.uuid4(), global_state={}, task_statuses={})),
     ],
 )
-def test_an_unreadable_result_is_set_aside_and_the_others_go_on(
+def test_an_unreadable_result_is_dead_lettered_and_others_are_processed(
     live: Rest, peer: Peer, body: bytes
 ) -> None:
     endpoint_id = live.register_endpoint()
@@ -153,7 +153,7 @@ def test_an_unreadable_result_is_set_aside_and_the_others_go_on(
     assert peer.take("dead-letters").body == body
 
 
-def test_a_result_from_another_endpoint_is_set_aside(live: Rest, peer: Peer) -> None:
+def test_a_result_from_another_endpoint_is_dead_lettered(live: Rest, peer: Peer) -> None:
     endpoint_id, other = live.register_endpoint(), live.register_endpoint()
     _, (task_id,) = live.submit(endpoint_id)
     peer.send_result(other, result(task_id, "forged"))
@@ -198,7 +198,7 @@ def test_a_result_that_was_stored_but_not_forwarded_is_forwarded_at_redelivery(
         assert peer.take(f"tg.{group_id}").body == body
 
 
-def test_a_service_that_ends_amid_a_result_leaves_it_to_the_next(
+def test_a_service_that_ends_while_processing_a_result_leaves_it_to_the_next(
     live_settings: ServiceSettings,
     peer: Peer,
     token_of: Callable[[str], dict[str, str]],
@@ -234,7 +234,7 @@ def report(endpoint_id: str, **state: Any) -> bytes:
     )
 
 
-def test_a_status_report_makes_an_endpoint_online_until_it_says_goodbye(
+def test_a_status_report_makes_an_endpoint_online_until_its_last_report(
     live: Rest, peer: Peer
 ) -> None:
     endpoint_id = live.register_endpoint()
@@ -252,7 +252,7 @@ def test_a_status_report_makes_an_endpoint_online_until_it_says_goodbye(
     until(lambda: status()["status"] == "offline")
 
 
-def test_an_unreadable_or_forged_report_is_set_aside_and_the_others_go_on(
+def test_an_unreadable_or_forged_report_is_dead_lettered_and_others_are_processed(
     live: Rest, peer: Peer
 ) -> None:
     endpoint_id, other = live.register_endpoint(), live.register_endpoint()

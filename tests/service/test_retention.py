@@ -103,7 +103,7 @@ def forget(database: Database) -> Iterator[Callable[..., Retention]]:
 Forget = Callable[..., Retention]
 
 
-def test_what_ended_long_ago_goes_with_all_that_belongs_to_it(world: World, forget: Forget) -> None:
+def test_old_tasks_are_removed_with_all_their_records(world: World, forget: Forget) -> None:
     old = world.submit(3, ago=20 * DAY)
     world.end(old, ago=15 * DAY)
     forget(functions=15 * DAY)
@@ -112,7 +112,7 @@ def test_what_ended_long_ago_goes_with_all_that_belongs_to_it(world: World, forg
         until(lambda table=table: world.count(table) == 0)  # type: ignore[misc]
 
 
-def test_what_is_open_or_ended_lately_stays(world: World, forget: Forget) -> None:
+def test_open_and_recently_ended_tasks_are_kept(world: World, forget: Forget) -> None:
     mixed = world.submit(3, ago=20 * DAY)
     gone, lately, is_open = mixed
     world.end([gone], ago=15 * DAY)
@@ -129,7 +129,7 @@ def test_what_is_open_or_ended_lately_stays(world: World, forget: Forget) -> Non
     assert world.api.get(f"/v2/tasks/{lately}").json()["status"] == "success"
 
 
-def test_each_task_goes_when_its_time_has_come(world: World, forget: Forget) -> None:
+def test_each_task_is_removed_when_its_time_is_over(world: World, forget: Forget) -> None:
     early, late = world.submit(2, ago=10)
     forget(tasks=4.0)
     world.end([early], ago=3)
@@ -153,7 +153,7 @@ def test_many_are_removed_in_steps(
     assert world.known(is_open) == is_open
 
 
-def test_functions_go_when_nobody_has_used_them_for_long(
+def test_functions_unused_for_long_are_removed(
     world: World, forget: Forget, add_function: AddFunction
 ) -> None:
     used, unused, deleted = add_function(), add_function(), add_function()
@@ -197,7 +197,7 @@ def test_a_user_with_too_much_loses_the_oldest_results(
     until(lambda: world.known([*first, *lately]) == lately[5:])
 
 
-def test_others_lose_nothing_by_that(
+def test_other_users_keep_their_results(
     world: World,
     forget: Forget,
     bob: dict[str, str],
@@ -219,7 +219,7 @@ def test_others_lose_nothing_by_that(
     assert world.known(theirs) == theirs
 
 
-def test_the_file_gives_back_what_it_does_not_need(world: World, forget: Forget) -> None:
+def test_the_file_returns_unused_space(world: World, forget: Forget) -> None:
     if world.database.engine.dialect.name != "sqlite":
         pytest.skip("PostgreSQL does so by itself")
 
@@ -235,7 +235,7 @@ def test_the_file_gives_back_what_it_does_not_need(world: World, forget: Forget)
     until(lambda: pages() < 2500)
 
 
-def test_who_asks_for_a_task_of_long_ago_is_told_that_it_was_forgotten(api: TestClient) -> None:
+def test_a_removed_task_is_answered_as_expired(api: TestClient) -> None:
     made = int((time.time() - 15 * DAY) * 1000)
     old = str(uuid.UUID(int=made << 80 | 7 << 76 | 2 << 62 | 5))
     for path in ("", "/events"):
@@ -250,7 +250,7 @@ def test_who_asks_for_a_task_of_long_ago_is_told_that_it_was_forgotten(api: Test
 
 
 @pytest.mark.rabbitmq
-def test_a_running_service_forgets(
+def test_a_running_service_removes_old_records(
     database_url: str, amqp_vhost: str, token_of: Callable[[str], dict[str, str]], peer: Peer
 ) -> None:
     settings = ServiceSettings(

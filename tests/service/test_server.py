@@ -110,7 +110,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_without_a_broker_says_so_and_ends_cleanly(
+def test_the_service_runs_without_a_broker_logs_that_and_ends_cleanly(
     start: Callable[..., ServiceProcess], signum: int
 ) -> None:
     service = start()
@@ -131,7 +131,7 @@ def test_two_services_that_start_together_share_a_database(
     assert [service.end(signal.SIGTERM) for service in services] == [0, 0]
 
 
-def test_a_port_in_use_is_one_sentence(
+def test_a_port_in_use_is_reported_in_one_sentence(
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -151,7 +151,7 @@ def test_a_port_in_use_is_one_sentence(
         (["run", "--port", "0", "--database-url", "sqlite:////no/where/x.db"], "/no/where/x.db"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_configuration_error_is_reported_in_one_sentence(
     command: Callable[..., subprocess.CompletedProcess[str]], arguments: list[str], named: str
 ) -> None:
     done = command(*arguments)
@@ -160,7 +160,7 @@ def test_a_mistake_is_one_sentence(
     assert named in line
 
 
-def test_without_encryption_it_listens_on_loopback_alone(
+def test_without_encryption_the_service_listens_only_on_loopback(
     command: Callable[..., subprocess.CompletedProcess[str]],
     start: Callable[..., ServiceProcess],
 ) -> None:
@@ -174,7 +174,7 @@ def test_without_encryption_it_listens_on_loopback_alone(
     assert service.end(signal.SIGTERM) == 0
 
 
-def test_a_token_that_nobody_has_is_not_found(
+def test_revoking_an_unknown_token_exits_with_66(
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     done = command("token", "revoke", "nonsense")
@@ -192,7 +192,7 @@ def test_a_user_without_a_name_is_a_wrong_command_line(
     assert "USER must have 1 to 256 printable characters" in done.stderr
 
 
-def test_a_name_that_people_take_for_another_is_refused(
+def test_a_name_similar_to_another_is_refused(
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     assert command("token", "create", "ada").returncode == 0
@@ -259,7 +259,7 @@ def connections(url: str, count: int, text: bytes) -> Iterator[None]:
         yield
 
 
-def test_with_few_descriptors_it_answers_beside_many_silent_connections(
+def test_with_few_descriptors_the_service_answers_beside_many_silent_connections(
     start: Callable[..., ServiceProcess],
 ) -> None:
     service = start(open_files=256)
@@ -275,7 +275,7 @@ def test_with_few_descriptors_it_answers_beside_many_silent_connections(
 HALF_A_BODY = b"POST /v3/functions HTTP/1.1\r\nHost: h\r\nContent-Length: 99\r\n%s\r\n{"
 
 
-def test_requests_that_never_end_do_not_keep_it_from_ending(
+def test_endless_requests_do_not_prevent_the_shutdown(
     start: Callable[..., ServiceProcess],
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
@@ -292,7 +292,7 @@ def test_requests_that_never_end_do_not_keep_it_from_ending(
     assert time.monotonic() - begun < KILL_SECONDS + 5
 
 
-def test_a_thread_that_waits_for_the_database_does_not_keep_it_from_ending(
+def test_a_thread_waiting_for_the_database_does_not_prevent_the_shutdown(
     start: Callable[..., ServiceProcess],
     command: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,

@@ -20,13 +20,13 @@ def settings(**given: Any) -> ServiceSettings:
     return ServiceSettings(**{"database_url": DATABASE, "amqp_url": "amqp://s:s@h/v", **given})
 
 
-def test_everybody_finds_the_broker_where_the_service_does_but_with_another_account() -> None:
+def test_broker_urls_default_to_the_services_without_its_account() -> None:
     made = settings(**NOBODY_ASKS)
     assert made.client_amqp_url == "amqp://h/v"
     assert made.endpoint_amqp_url == "amqp://h/v?heartbeat=10"
 
 
-def test_each_may_find_the_broker_elsewhere() -> None:
+def test_broker_urls_of_clients_and_endpoints_can_be_set() -> None:
     made = settings(
         **NOBODY_ASKS,
         client_amqp_url="amqps://c.example/v",
@@ -74,7 +74,7 @@ def test_the_services_own_account_is_never_handed_out(given: dict[str, Any], sai
         "http://127.0.0.1:81/0123456789 abcdef",
     ],
 )
-def test_where_the_broker_asks_must_end_in_a_secret(url: str) -> None:
+def test_the_authorization_url_must_end_in_a_secret(url: str) -> None:
     with pytest.raises(ValidationError, match="authorization_url"):
         settings(authorization_url=url)
 
@@ -87,7 +87,7 @@ def test_a_broker_url_that_names_no_host_is_refused(url: str) -> None:
         settings(**NOBODY_ASKS, amqp_url=url)
 
 
-def test_passwords_do_not_show() -> None:
+def test_passwords_are_not_shown() -> None:
     made = settings(
         database_url="postgresql://u:secret1@h/d",
         amqp_url="amqp://u:secret2@h/v",

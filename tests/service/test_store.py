@@ -170,7 +170,7 @@ def test_a_relative_database_is_named_by_its_whole_path(
         Database("sqlite:///missing/service.db")
 
 
-def test_an_endpoint_is_registered_again_by_its_owner_alone(database: Database) -> None:
+def test_an_endpoint_is_registered_again_only_by_its_owner(database: Database) -> None:
     with database.write() as connection:
         for name in ("ada", "eve"):
             users.create_token(connection, name)
@@ -195,7 +195,7 @@ def test_tokens_are_kept_as_hashes(database: Database) -> None:
     assert len(stored) == 64
 
 
-def test_a_revoked_token_is_nobodys(database: Database) -> None:
+def test_a_revoked_token_has_no_user(database: Database) -> None:
     with database.write() as connection:
         first, second = (users.create_token(connection, "ada") for _ in range(2))
         by_id = users.list_tokens(connection)[0].id

@@ -117,7 +117,7 @@ def test_a_group_can_be_chosen_and_used_again_on_another_endpoint(
     assert len(api.get(f"/v2/taskgroup/{group_id}").json()["tasks"]) == 2
 
 
-def test_somebody_elses_group_can_not_be_used(
+def test_the_group_of_another_user_is_refused(
     submit: Submit,
     add_function: Callable[..., str],
     add_endpoint: Callable[..., str],
@@ -156,7 +156,7 @@ def test_an_unknown_function_is_refused_and_the_others_are_not_stored(
     assert api.get(f"/v2/taskgroup/{group_id}").status_code == 404
 
 
-def test_who_sees_an_endpoint_may_not_run_tasks_there_unless_it_names_him(
+def test_only_permitted_users_may_run_tasks_at_a_public_endpoint(
     submit: Submit,
     add_function: Callable[..., str],
     add_endpoint: Callable[..., str],
@@ -207,7 +207,7 @@ def test_only_permitted_functions_are_taken(
         assert body.message == f"function {unknown} is unknown"
 
 
-def test_ten_mebibytes_of_arguments_are_carried_and_one_more_is_not(
+def test_ten_mebibytes_of_arguments_are_accepted_and_one_byte_more_is_not(
     submit: Submit, function_id: str
 ) -> None:
     def payload(size: int) -> str:
@@ -296,7 +296,7 @@ def test_repetitions_at_the_same_time_run_once(submit: Submit, function_id: str)
     assert all(answer == answers[0] for answer in answers)
 
 
-def test_a_key_is_good_for_one_request_only(
+def test_an_idempotency_key_is_valid_for_one_request_only(
     submit: Submit, function_id: str, add_endpoint: Callable[..., str]
 ) -> None:
     submit({function_id: [PAYLOAD]}, key="k1")
@@ -307,7 +307,7 @@ def test_a_key_is_good_for_one_request_only(
         refusal(answer, 422, "IDEMPOTENCY_KEY_REUSED", IDEMPOTENCY_HEADER)
 
 
-def test_keys_of_different_users_do_not_meet(
+def test_idempotency_keys_of_different_users_are_independent(
     submit: Submit,
     add_function: Callable[..., str],
     add_endpoint: Callable[..., str],
@@ -319,7 +319,7 @@ def test_keys_of_different_users_do_not_meet(
     assert mine["tasks"] != theirs["tasks"]
 
 
-def test_the_result_connection_is_told(api: TestClient) -> None:
+def test_the_result_connection_is_returned(api: TestClient) -> None:
     answer = api.get("/v2/get_amqp_result_connection_url").json()
     assert answer["queue_prefix"] == "tg."
     assert without_credentials(answer["connection_url"]) == "amqp://127.0.0.1:1/%2F"

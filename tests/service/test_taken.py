@@ -41,7 +41,7 @@ def length(rest: Rest, endpoint_id: str) -> int:
 
 
 @pytest.mark.rabbitmq
-def test_what_is_neither_queued_nor_ended_was_taken(
+def test_tasks_neither_queued_nor_ended_count_as_taken(
     live: Rest, peer: Peer, amqp_vhost: str
 ) -> None:
     endpoint_id = live.register_endpoint()
@@ -59,7 +59,7 @@ def test_what_is_neither_queued_nor_ended_was_taken(
 
 
 @pytest.mark.rabbitmq
-def test_while_somebody_consumes_nobody_can_tell(live: Rest, peer: Peer) -> None:
+def test_taken_tasks_are_unknown_while_the_queue_has_a_consumer(live: Rest, peer: Peer) -> None:
     endpoint_id = live.register_endpoint()
     live.submit(endpoint_id)
     peer.take_unanswered(f"{endpoint_id}.tasks")
@@ -68,12 +68,12 @@ def test_while_somebody_consumes_nobody_can_tell(live: Rest, peer: Peer) -> None
 
 
 @pytest.mark.rabbitmq
-def test_tasks_of_an_endpoint_of_another_make_are_not_told(multi_user: Any, live: Rest) -> None:
+def test_taken_tasks_of_an_official_endpoint_are_refused(multi_user: Any, live: Rest) -> None:
     answer = live.client.get(f"/v3/endpoints/{multi_user.id}/taken")
     refusal(answer, 409, "ENDPOINT_NOT_PERMITTED", "endpoint_id")
 
 
-def test_without_a_broker_it_is_to_be_asked_again(
+def test_without_a_broker_the_request_is_to_be_repeated(
     api: TestClient, add_endpoint: Callable[..., str], database: Any, add_function: Any
 ) -> None:
     endpoint_id = add_endpoint(metadata={"flux_endpoint_version": "1.0"})

@@ -34,7 +34,7 @@ from waiting import until
 pytestmark = pytest.mark.rabbitmq
 
 
-def test_a_registration_tells_where_everything_is(live: Rest, amqp_vhost: str) -> None:
+def test_a_registration_returns_all_queues_and_exchanges(live: Rest, amqp_vhost: str) -> None:
     body = {"endpoint_name": "lab", "metadata": {"hostname": "n1"}}
     answer = live.client.post("/v3/endpoints", json=body).json()
     endpoint_id = answer["endpoint_id"]
@@ -53,7 +53,7 @@ def test_an_endpoint_whose_database_was_lost_keeps_its_id(live: Rest) -> None:
     assert answer.json()["endpoint_id"] == endpoint_id
 
 
-def test_what_registration_names_exists(live: Rest, amqp_vhost: str) -> None:
+def test_queues_named_in_a_registration_exist(live: Rest, amqp_vhost: str) -> None:
     endpoint_id = live.register_endpoint()
     connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost))
     channel = connection.channel()
@@ -116,7 +116,7 @@ def test_resources_and_serializers_travel_in_headers(live: Rest, peer: Peer) -> 
     assert headers["function_name"] == "double"
 
 
-def test_text_of_every_script_arrives_unharmed(live: Rest, peer: Peer) -> None:
+def test_text_in_every_script_arrives_unchanged(live: Rest, peer: Peer) -> None:
     endpoint_id, function_id = live.register_endpoint(), live.register_function()
     text = '11\n["\N{SNOWMAN}\N{ROCKET}\\u0000\\"\x7f"]'
     payload = f"{len(text)}\n{text}3\n11\n"
@@ -159,7 +159,7 @@ def test_a_repeated_submission_is_published_once(live: Rest, peer: Peer) -> None
     assert arrived == [first, last]
 
 
-def test_what_was_submitted_while_the_broker_was_away_is_published_at_the_next_start(
+def test_tasks_submitted_during_a_broker_outage_are_published_at_the_next_start(
     live_settings: ServiceSettings,
     peer: Peer,
     token_of: Callable[[str], dict[str, str]],
@@ -183,7 +183,7 @@ def test_what_was_submitted_while_the_broker_was_away_is_published_at_the_next_s
         assert peer.take(f"tg.{group_id}").body == _result(task_id)
 
 
-def test_what_was_stored_is_read_as_there_is_room_for_it(
+def test_stored_tasks_are_read_as_memory_permits(
     live_settings: ServiceSettings,
     peer: Peer,
     token_of: Callable[[str], dict[str, str]],
@@ -236,9 +236,7 @@ def test_a_lost_connection_delays_tasks_and_results_and_loses_none(
             assert peer.take(f"tg.{group_id}").body == _result(task_id)
 
 
-def test_a_queue_that_somebody_deleted_is_made_again(
-    live: Rest, peer: Peer, amqp_vhost: str
-) -> None:
+def test_a_deleted_queue_is_declared_again(live: Rest, peer: Peer, amqp_vhost: str) -> None:
     endpoint_id = live.register_endpoint()
     connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost))
     connection.channel().queue_delete(f"{endpoint_id}.tasks")

@@ -120,7 +120,7 @@ def test_each_user_and_each_configuration_has_an_endpoint_of_its_own(
     assert [len(run.take(1)) for run in (one, two)] == [1, 1]
 
 
-def test_another_user_of_a_public_endpoint_is_told_to_it_by_his_own_identity(
+def test_a_start_command_has_the_identity_of_the_submitting_user(
     live: Rest, peer: Peer, token_of: Callable[[str], dict[str, str]]
 ) -> None:
     multi_user = MultiUserEndpoint(live, peer, public=True)
@@ -132,9 +132,7 @@ def test_another_user_of_a_public_endpoint_is_told_to_it_by_his_own_identity(
     assert json.loads(multi_user.next_command().body)["globus_effective_identity"] == him
 
 
-def test_user_endpoints_are_nobodys_to_see_or_to_use(
-    live: Rest, multi_user: MultiUserEndpoint
-) -> None:
+def test_user_endpoints_are_visible_to_no_user(live: Rest, multi_user: MultiUserEndpoint) -> None:
     live.submit(multi_user.id)
     child = multi_user.next_start()["amqp_creds"]["endpoint_id"]
     listed = [each["uuid"] for each in live.client.get("/v2/endpoints?role=any").json()]
@@ -148,7 +146,7 @@ def test_user_endpoints_are_nobodys_to_see_or_to_use(
     assert multi_user.id in refusal(answer, 409, "ENDPOINT_NOT_PERMITTED", "endpoint_id").message
 
 
-def test_a_stranger_is_not_told_whose_user_endpoint_an_id_is(
+def test_refusals_do_not_reveal_user_endpoints(
     live: Rest, multi_user: MultiUserEndpoint, bob: dict[str, str]
 ) -> None:
     live.submit(multi_user.id)
@@ -162,7 +160,7 @@ def test_a_stranger_is_not_told_whose_user_endpoint_an_id_is(
     assert own.message == other.message.replace(multi_user.id, child)
 
 
-def test_a_running_user_endpoint_is_not_told_to_start(
+def test_a_running_user_endpoint_gets_no_start_command(
     live: Rest, multi_user: MultiUserEndpoint, begin: Callable[..., Run], amqp_vhost: str
 ) -> None:
     live.submit(multi_user.id)
@@ -174,7 +172,7 @@ def test_a_running_user_endpoint_is_not_told_to_start(
     assert multi_user.next_start()["user_opts"] == {"other": 1}
 
 
-def test_what_waited_for_the_multi_user_endpoint_is_started_with_its_first_report(
+def test_waiting_tasks_start_with_the_first_report_of_the_multi_user_endpoint(
     live: Rest, peer: Peer, begin: Callable[..., Run]
 ) -> None:
     multi_user = MultiUserEndpoint(live, peer)
@@ -258,7 +256,7 @@ def test_a_configuration_that_is_too_large_is_refused(
     refusal(answer, 422, "SEMANTICALLY_INVALID", "user_endpoint_config")
 
 
-def test_what_was_submitted_without_a_broker_is_given_and_started_later(
+def test_tasks_submitted_without_a_broker_are_started_later(
     live_settings: ServiceSettings,
     peer: Peer,
     token_of: Callable[[str], dict[str, str]],

@@ -49,7 +49,7 @@ class Group:
 
 
 @pytest.mark.parametrize("how", ["silence", "goodbye"])
-def test_what_it_held_ends_and_what_it_had_not_taken_goes_to_the_next_run(
+def test_tasks_of_a_vanished_run_fail_and_untaken_ones_go_to_the_next_run(
     live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin, how: str
 ) -> None:
     group_id, ids = live.submit(multi_user.id, count=3)
@@ -74,7 +74,7 @@ def test_what_it_held_ends_and_what_it_had_not_taken_goes_to_the_next_run(
     assert group.next()["data"] == "later"
 
 
-def test_what_it_took_and_had_not_acknowledged_is_not_lost(
+def test_unacknowledged_tasks_of_a_vanished_run_are_not_lost(
     live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
     group_id, ids = live.submit(multi_user.id, count=4)
@@ -89,7 +89,7 @@ def test_what_it_took_and_had_not_acknowledged_is_not_lost(
     assert begin(arguments, start=2.0).take(2) == ids[2:]
 
 
-def test_one_that_comes_back_holds_what_it_held(
+def test_a_run_that_reconnects_keeps_its_tasks(
     live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
     group_id, ids = live.submit(multi_user.id, count=2)
@@ -105,7 +105,7 @@ def test_one_that_comes_back_holds_what_it_held(
     assert group.next_lost(multi_user) == ids[1]
 
 
-def test_one_that_vanished_before_its_first_report_leaves_the_rest_for_the_next_run(
+def test_a_run_that_vanished_before_its_first_report_leaves_untaken_tasks(
     live: Rest, peer: Peer, multi_user: MultiUserEndpoint, amqp_vhost: str, begin: Begin
 ) -> None:
     group_id, ids = live.submit(multi_user.id, count=3)
@@ -126,7 +126,7 @@ def test_one_that_vanished_before_its_first_report_leaves_the_rest_for_the_next_
 
 
 @pytest.mark.parametrize("reported", [False, True])
-def test_what_a_run_took_unheard_ends_when_the_next_one_begins(
+def test_tasks_of_an_unreported_run_fail_when_the_next_run_begins(
     live: Rest,
     peer: Peer,
     multi_user: MultiUserEndpoint,
@@ -163,7 +163,7 @@ def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("frequent_looks")
-def test_what_a_run_took_unheard_ends_when_nobody_begins_another(
+def test_tasks_of_an_unreported_run_fail_without_a_next_run(
     live: Rest, peer: Peer, multi_user: MultiUserEndpoint, amqp_vhost: str, begin: Begin
 ) -> None:
     group_id, ids = live.submit(multi_user.id, count=2)
@@ -181,7 +181,7 @@ def test_what_a_run_took_unheard_ends_when_nobody_begins_another(
     assert begin(arguments, start=2.0).take(1) == ids[1:]
 
 
-def test_an_endpoint_without_a_multi_user_endpoint_that_took_tasks_unheard_is_missed_too(
+def test_tasks_of_an_unreported_single_user_endpoint_fail(
     live: Rest, peer: Peer, amqp_vhost: str
 ) -> None:
     endpoint_id = live.register_endpoint(metadata={})
@@ -197,7 +197,7 @@ def test_an_endpoint_without_a_multi_user_endpoint_that_took_tasks_unheard_is_mi
     assert (data["task_id"], data["error_details"]["code"]) == (ids[0], "EndpointLost")
 
 
-def test_what_a_run_left_ends_though_the_service_was_restarted_meanwhile(
+def test_tasks_of_a_vanished_run_fail_after_a_restart_of_the_service(
     live_settings: ServiceSettings,
     token_of: Callable[[str], dict[str, str]],
     peer: Peer,
@@ -232,7 +232,7 @@ def test_what_a_run_left_ends_though_the_service_was_restarted_meanwhile(
         assert group.next()["task_id"] == ids[1]
 
 
-def test_one_that_is_silent_and_keeps_its_queue_is_not_waited_for_for_ever(
+def test_a_silent_run_that_keeps_its_consumer_is_given_up(
     live: Rest,
     peer: Peer,
     multi_user: MultiUserEndpoint,
@@ -271,7 +271,7 @@ def test_a_late_result_replaces_the_failure(
     assert live.status(task_id)["result"] == "from disk"
 
 
-def test_a_run_that_followed_another_unseen_ends_what_that_had_taken(
+def test_a_run_that_replaced_another_unnoticed_fails_its_tasks(
     live: Rest,
     peer: Peer,
     multi_user: MultiUserEndpoint,
@@ -301,7 +301,7 @@ def test_a_run_that_followed_another_unseen_ends_what_that_had_taken(
     assert group.next_lost(multi_user) == ids[1]
 
 
-def test_what_the_broker_confirms_late_is_not_overlooked(
+def test_tasks_with_a_late_confirm_are_not_overlooked(
     live: Rest,
     peer: Peer,
     multi_user: MultiUserEndpoint,
@@ -337,7 +337,7 @@ def test_what_the_broker_confirms_late_is_not_overlooked(
     assert {group.next_lost(multi_user) for _ in ids} == set(ids)
 
 
-def test_when_the_multi_user_endpoint_ends_so_do_its_user_endpoints(
+def test_user_endpoints_end_with_their_multi_user_endpoint(
     live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
     group_id, ids = live.submit(multi_user.id, count=2)
@@ -355,7 +355,7 @@ def test_when_the_multi_user_endpoint_ends_so_do_its_user_endpoints(
     assert begin(arguments, start=2.0).take(1) == more
 
 
-def test_nothing_is_told_to_start_while_the_broker_holds_on_to_a_dead_consumer(
+def test_no_start_command_is_sent_while_the_broker_has_a_dead_consumer(
     live: Rest,
     peer: Peer,
     multi_user: MultiUserEndpoint,
@@ -380,7 +380,7 @@ def test_nothing_is_told_to_start_while_the_broker_holds_on_to_a_dead_consumer(
     assert begin(arguments, start=2.0).take(1) == more
 
 
-def test_one_that_reports_and_takes_nothing_is_told_to_start(
+def test_a_run_that_does_not_consume_is_started_again(
     live: Rest, multi_user: MultiUserEndpoint, amqp_vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "CONSUME_TIMEOUT", 0.2)
@@ -392,7 +392,7 @@ def test_one_that_reports_and_takes_nothing_is_told_to_start(
     deaf.vanish()
 
 
-def test_a_window_of_tasks_is_given_and_the_rest_as_they_end(
+def test_tasks_are_released_up_to_the_window_and_then_as_they_end(
     live_settings: ServiceSettings,
     token_of: Callable[[str], dict[str, str]],
     peer: Peer,
@@ -422,7 +422,7 @@ def test_a_window_of_tasks_is_given_and_the_rest_as_they_end(
         assert begin(arguments, start=2.0).take(1) == ids[6:]
 
 
-def test_two_services_on_one_database_give_each_task_once(
+def test_two_services_on_one_database_release_each_task_once(
     live_settings: ServiceSettings,
     token_of: Callable[[str], dict[str, str]],
     peer: Peer,
@@ -449,7 +449,7 @@ def test_two_services_on_one_database_give_each_task_once(
         assert {group.next()["data"] for _ in given} == {"x"}
 
 
-def test_one_that_can_run_more_at_a_time_is_given_more(
+def test_an_endpoint_with_more_capacity_gets_more_tasks(
     live_settings: ServiceSettings,
     token_of: Callable[[str], dict[str, str]],
     peer: Peer,
@@ -480,7 +480,7 @@ def test_the_window_has_a_size_too(
     assert run.take(1) == ids[1:]
 
 
-def test_a_service_that_was_away_meanwhile_ends_them_all_the_same(
+def test_a_restarted_service_fails_tasks_of_runs_that_vanished_meanwhile(
     live_settings: ServiceSettings,
     token_of: Callable[[str], dict[str, str]],
     peer: Peer,
@@ -504,9 +504,7 @@ def test_a_service_that_was_away_meanwhile_ends_them_all_the_same(
         assert begin(arguments, start=2.0).take(1) == ids[1:]
 
 
-def test_an_endpoint_without_a_multi_user_endpoint_is_looked_after_too(
-    live: Rest, peer: Peer, amqp_vhost: str
-) -> None:
+def test_a_single_user_endpoint_is_tracked(live: Rest, peer: Peer, amqp_vhost: str) -> None:
     endpoint_id = live.register_endpoint(metadata={})
     run = Run(amqp_vhost, endpoint_id)
     run.consume()
@@ -529,7 +527,7 @@ def test_an_endpoint_without_a_multi_user_endpoint_is_looked_after_too(
     again.vanish()
 
 
-def test_a_failure_is_behind_the_results_that_came_before_it(
+def test_a_failure_is_processed_after_earlier_results(
     live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
 ) -> None:
     group_id, ids = live.submit(multi_user.id, count=50)

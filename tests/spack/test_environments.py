@@ -33,11 +33,11 @@ def required(environment: dict[str, Any], name: str) -> str:
     return str(environment.get("packages", {}).get(name, {}).get("require", ""))
 
 
-def test_there_is_one_for_a_cluster_and_one_for_a_service_host():
+def test_there_are_environments_for_a_cluster_and_for_a_service_host():
     assert [path.parent.name for path in ENVIRONMENTS] == ["compute", "service"]
 
 
-def test_its_sections_are_spacks(environment):
+def test_the_sections_are_known_to_spack(environment):
     assert set(environment) <= SECTIONS
     assert environment["concretizer"] == {"unify": True}
 
@@ -81,7 +81,7 @@ def test_a_required_provider_is_asked_for_too(environment, builtin):
             assert provider in {parse(text).name for text in environment["specs"]}
 
 
-def test_it_leaves_nothing_behind_that_git_would_take(path):
+def test_files_of_an_installation_are_ignored_by_git(path):
     ignored = (ROOT / ".gitignore").read_text()
     assert "/spack/environments/*/spack.lock" in ignored
     assert "/spack/environments/*/.spack-env/" in ignored
@@ -93,15 +93,15 @@ class TestCompute:
     def environment(self):
         return yaml.safe_load(ENVIRONMENTS[0].read_text())["spack"]
 
-    def test_it_has_flux_and_mpi_but_no_service(self, environment):
+    def test_the_compute_environment_has_flux_and_mpi_but_no_service(self, environment):
         assert "py-flux-endpoint@main +flux +mpi" in environment["specs"]
 
-    def test_its_modules_stay_in_the_environment(self, environment):
+    def test_the_modules_are_inside_the_environment(self, environment):
         assert environment["modules"]["default"]["roots"]["lmod"].startswith("$env/")
 
 
 class TestService:
-    def test_it_has_the_service_and_its_database_but_no_flux(self):
+    def test_the_service_environment_has_the_service_and_its_database_but_no_flux(self):
         specs = yaml.safe_load(ENVIRONMENTS[1].read_text())["spack"]["specs"]
         assert specs == [
             "py-flux-endpoint@main ~flux +service +postgresql",
@@ -109,5 +109,5 @@ class TestService:
             "nginx",
         ]
 
-    def test_spacks_rabbitmq_is_too_old_to_be_in_it(self, known):
+    def test_spacks_rabbitmq_is_too_old_for_the_service_environment(self, known):
         assert not known["rabbitmq"].satisfying("3.10:")

@@ -61,7 +61,7 @@ def floor(requirement: Requirement) -> str:
 
 
 class TestRepository:
-    def test_its_directory_is_its_namespace(self):
+    def test_the_namespace_is_the_directory_name(self):
         described = yaml.safe_load((REPOSITORY / "repo.yaml").read_text())["repo"]
         assert described["namespace"] == REPOSITORY.name
         assert REPOSITORY.parent.name == "spack_repo"
@@ -72,7 +72,7 @@ class TestRepository:
         wanted = "".join(part.capitalize() for part in path.parent.name.split("_"))
         assert load(path).cls.__name__ == wanted
 
-    def test_it_holds_only_what_builtin_lacks(self, recipes, builtin):
+    def test_the_repository_has_only_packages_that_builtin_lacks(self, recipes, builtin):
         assert set(recipes) == {OURS, *builtin["lacking"]}
         assert not set(recipes) & set(builtin["packages"])
 
@@ -83,7 +83,7 @@ class TestProject:
         assert f">={spec.versions.rstrip(':')}" == pyproject["requires-python"]
         assert directive.options["type"] == ("build", "run")
 
-    def test_it_is_built_with_the_projects_build_system(self, asked, pyproject):
+    def test_the_recipe_uses_the_projects_build_system(self, asked, pyproject):
         (wanted,) = map(Requirement, pyproject["build-system"]["requires"])
         spec, directive = asked[f"py-{wanted.name}"]
         assert (spec.versions, directive.options["type"]) == (floor(wanted), "build")
@@ -112,7 +112,7 @@ class TestProject:
                 assert directive.when == f"+{extra}"
                 assert "run" in directive.options["type"]
 
-    def test_nothing_else_is_asked_for(self, asked, pyproject):
+    def test_there_are_no_other_dependencies(self, asked, pyproject):
         texts = [*pyproject["dependencies"], *pyproject["build-system"]["requires"]]
         for extra in pyproject["optional-dependencies"].values():
             texts += extra
@@ -156,7 +156,7 @@ class TestProject:
         (version,) = recipe.all("version")
         assert (version.value, version.options) == ("main", {"branch": "main"})
 
-    def test_its_license_is_the_projects(self, recipe, pyproject):
+    def test_the_license_is_that_of_the_project(self, recipe, pyproject):
         assert [each.value for each in recipe.all("license")] == [pyproject["license"]]
 
 
@@ -172,7 +172,7 @@ class TestEveryRecipe:
             assert re.fullmatch(r"[0-9a-f]{64}", version.options["sha256"])
             assert any_recipe.cls.pypi.endswith(f"-{version.value}.tar.gz")
 
-    def test_what_it_depends_on_exists(self, any_recipe, known):
+    def test_every_dependency_exists(self, any_recipe, known):
         for directive in any_recipe.all("depends_on"):
             spec = parse(directive.value)
             assert spec.name in known, f"{directive.value}: neither in builtin nor here"
@@ -217,12 +217,12 @@ class TestSmokeTest:
         )
         return package
 
-    def test_those_that_run_after_an_install_exist(self, recipe):
+    def test_install_time_tests_exist(self, recipe):
         for name in recipe.cls.install_time_test_callbacks:
             assert callable(getattr(recipe.cls, name))
 
     @pytest.mark.parametrize("name", ["test_imports", "test_command", "test_job", "test_service"])
-    def test_it_passes(self, package, name):
+    def test_the_smoke_test_passes(self, package, name):
         getattr(package, name)()
 
     def test_the_service_made_its_database(self, package, tmp_path):
@@ -230,7 +230,7 @@ class TestSmokeTest:
         assert (tmp_path / "service" / "service.db").stat().st_size
 
     @pytest.mark.parametrize("name", ["test_flux", "test_mpi"])
-    def test_what_is_not_installed_is_skipped(self, package, name):
+    def test_a_smoke_test_without_its_program_is_skipped(self, package, name):
         with pytest.raises(SkipTest):
             getattr(package, name)()
 

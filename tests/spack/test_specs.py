@@ -41,6 +41,6 @@ def test_a_condition_needs_no_name():
 
 
 @pytest.mark.parametrize("text", ["py-x@>=3", "py-x 3.1", "py-x@3.1:[c]"])
-def test_what_is_no_spec_is_refused(text):
+def test_an_invalid_spec_is_refused(text):
     with pytest.raises(ValueError, match="not a spec"):
         parse(text)

@@ -40,7 +40,7 @@ def node(tmp_path_factory):
         yield node
 
 
-def test_it_runs_as_the_calling_user(node, processes_of):
+def test_the_broker_runs_as_the_calling_user(node, processes_of):
     commands = processes_of(node.directory)
     assert any("beam" in command for command in commands.values())
     assert any("epmd" in command for command in commands.values())
@@ -48,7 +48,7 @@ def test_it_runs_as_the_calling_user(node, processes_of):
     assert owners == {os.geteuid()}
 
 
-def test_it_listens_on_the_loopback_interface_only(node, processes_of):
+def test_the_broker_listens_only_on_loopback(node, processes_of):
     listening = {
         connection.laddr.ip
         for pid in lasting(processes_of(node.directory))
@@ -85,18 +85,18 @@ def test_a_failing_ctl_says_why(node):
         node.ctl("set_permissions", "-p", "/", "nobody", ".*", ".*", ".*")
 
 
-def test_there_is_no_guest(node):
+def test_the_guest_account_does_not_exist(node):
     with pytest.raises(pika.exceptions.AMQPConnectionError):
         connect(f"amqp://guest:guest@127.0.0.1:{node.port}/%2F")
 
 
 @pytest.mark.parametrize("account", ["endpoint", "client", "u-1", "trial"])
-def test_there_is_no_account_but_the_services_while_nobody_answers(node, account):
+def test_without_an_authorization_service_only_the_services_account_works(node, account):
     with pytest.raises(pika.exceptions.ProbableAuthenticationError):
         connect(with_credentials(node.service_url, account, "password"))
 
 
-def test_it_asks_about_every_step_where_it_says(tmp_path):
+def test_the_broker_asks_about_every_step_at_its_authorization_url(tmp_path):
     answers = Dispatcher()
     with RabbitNode(tmp_path, authorization_url=answers.url) as node:
         assert node.authorization_url == answers.url
@@ -109,7 +109,7 @@ def test_it_asks_about_every_step_where_it_says(tmp_path):
         assert trial.run(node.service_url) == TrialOutcome(Verdict.ASKS)
 
 
-def test_the_port_where_it_asks_is_kept_for_the_service(node):
+def test_the_authorization_port_is_reserved_for_the_service(node):
     port = urlsplit(node.authorization_url).port
     assert port not in free_ports(200)
     with pytest.raises(OSError, match="in use"), socket.socket() as other:
@@ -119,7 +119,7 @@ def test_the_port_where_it_asks_is_kept_for_the_service(node):
             pass
 
 
-def test_its_management_api_is_for_the_service_alone(node):
+def test_only_the_service_can_use_the_management_api(node):
     account = urlsplit(node.service_url)
     url = f"{node.management_url}/api/connections"
     allowed = httpx.get(url, auth=(account.username, account.password), trust_env=False, timeout=60)
@@ -128,7 +128,7 @@ def test_its_management_api_is_for_the_service_alone(node):
         assert httpx.get(url, auth=auth, trust_env=False, timeout=60).status_code == 401
 
 
-def test_accounts_that_all_users_shared_are_deleted(tmp_path):
+def test_accounts_shared_by_all_users_are_deleted(tmp_path):
     with RabbitNode(tmp_path) as node:
         for name in broker_files.RETIRED:
             node.ctl("add_user", name, name)
@@ -144,9 +144,7 @@ def test_accounts_that_all_users_shared_are_deleted(tmp_path):
     assert set(json.loads(file.read_text())) == {"service", "authorization"}
 
 
-def test_a_second_node_beside_it_does_not_collide_and_a_restart_keeps_what_it_had(
-    node, tmp_path, kept_ports
-):
+def test_a_second_node_does_not_collide_and_a_restart_keeps_messages(node, tmp_path, kept_ports):
     second = RabbitNode(tmp_path)
     with second:
         assert {second.port, second.name}.isdisjoint({node.port, node.name})
@@ -163,13 +161,13 @@ def test_a_second_node_beside_it_does_not_collide_and_a_restart_keeps_what_it_ha
     assert connect(node.service_url).is_open
 
 
-def test_one_directory_has_one_node(node, monkeypatch):
+def test_a_directory_can_have_only_one_node(node, monkeypatch):
     monkeypatch.setattr("flux_endpoint.stack.broker.LOCK_TIMEOUT", 0)
     with pytest.raises(AmqpError, match="another RabbitMQ node is running"):
         RabbitNode(node.directory).start()
 
 
-def test_a_node_that_can_not_start_says_why_and_leaves_nothing(tmp_path, processes_of):
+def test_a_node_that_can_not_start_reports_why_and_leaves_nothing(tmp_path, processes_of):
     cookie = tmp_path / ".erlang.cookie"
     cookie.write_text("everybody reads this")
     cookie.chmod(0o644)
@@ -214,7 +212,9 @@ def test_when_its_owner_is_killed_no_process_is_left(tmp_path, processes_of, awa
         assert await_end(left) == []
 
 
-def test_an_unasked_end_is_reported_once_and_the_node_can_be_started_again(tmp_path, processes_of):
+def test_an_unexpected_end_is_reported_once_and_the_node_can_be_started_again(
+    tmp_path, processes_of
+):
     reasons = queue.SimpleQueue()
     node = RabbitNode(tmp_path, on_exit=reasons.put)
     with node:

@@ -4,7 +4,7 @@ from flux_endpoint.stack import programs
 from flux_endpoint.stack.programs import RestartBackoff
 
 
-def test_pauses_grow_to_a_minute_and_never_end():
+def test_restart_delays_grow_to_a_minute_and_continue_forever():
     backoff = RestartBackoff()
     pauses = [backoff.failed() for _ in range(100)]
     assert pauses[0] <= programs.FIRST_BACKOFF
@@ -12,7 +12,7 @@ def test_pauses_grow_to_a_minute_and_never_end():
     assert sum(pauses[:6]) < 40
 
 
-def test_who_was_healthy_for_a_while_starts_anew(monkeypatch):
+def test_a_program_that_was_healthy_for_a_while_restarts_without_delay(monkeypatch):
     backoff = RestartBackoff()
     for _ in range(10):
         backoff.failed()

@@ -126,7 +126,7 @@ def test_credentials_are_private_and_valid(shared):
     assert written["service_url"] in shared.output
 
 
-def test_the_state_tells_who_runs_and_where_and_no_secret(shared):
+def test_the_state_file_has_pids_and_addresses_and_no_secrets(shared):
     state = shared.state
     assert psutil.Process(state["pid"]).is_running()
     assert state["service_url"] == shared.read("credentials.json")["service_url"]
@@ -165,7 +165,7 @@ def test_two_homes_run_side_by_side_and_down_leaves_nothing(shared, home, proces
     assert shared.version() == 200
 
 
-def test_a_damaged_state_file_is_in_nobodys_way(home, processes_of):
+def test_a_damaged_state_file_does_not_block_up(home, processes_of):
     home.up("--no-endpoint")
     state = home.path / "stack" / "state.json"
     for content in ('{"pid": "x", "service_port": "80"}', '{"pid": 1}', "{", None):
@@ -200,7 +200,7 @@ def test_a_stack_whose_home_was_deleted_is_found_and_ended(home, processes_of):
     assert home.version() == 200
 
 
-def test_down_where_nothing_runs_says_so(home):
+def test_down_without_a_stack_says_so(home):
     done = home.run("down")
     assert (done.returncode, done.stdout) == (0, "Nothing runs here.\n")
 
@@ -215,7 +215,7 @@ def test_port_is_used_and_url_and_token_are_the_same_after_a_restart(home, free_
     assert home.version() == 200
 
 
-def test_a_token_is_shown_to_nobody_who_takes_the_port_of_a_stack_that_is_down(home, free_port):
+def test_no_token_is_sent_to_a_process_on_the_port_of_a_stopped_stack(home, free_port):
     home.up("--no-endpoint", "--port", str(free_port))
     token = home.read("credentials.json")["token"]
     os.kill(home.state["pid"], signal.SIGKILL)
@@ -276,7 +276,7 @@ def test_credentials_of_a_service_elsewhere_are_not_overwritten(home):
         (signal_another_thread, signal.SIGTERM, 0),
     ],
 )
-def test_a_signal_ends_all_in_order(home, foreground, processes_of, send, signum, status):
+def test_a_signal_ends_all_programs_in_order(home, foreground, processes_of, send, signum, status):
     up = foreground()
     send(up.pid, signum)
     assert up.wait(timeout=60) == status
@@ -376,7 +376,7 @@ def test_the_printed_snippet_works_in_another_terminal(home, processes_of, tmp_p
     assert processes_of(home.path) == {}
 
 
-def test_two_that_start_at_the_same_moment_both_run(tmp_path):
+def test_two_stacks_started_at_once_both_run(tmp_path):
     homes = [Home(tmp_path / name) for name in ("one", "two")]
     try:
         with ThreadPoolExecutor(2) as threads:

@@ -93,7 +93,7 @@ def test_a_block_s_walltime_as_flux_has_it(make_blocks):
     assert "reached its walltime of 14s" in end.text
 
 
-def test_a_running_command_that_heeds_the_signal_has_its_own_result(make_blocks, tmp_path):
+def test_a_running_command_that_handles_the_signal_has_its_own_result(make_blocks, tmp_path):
     world = make_blocks()
     begun = tmp_path / "begun"
     script = f"trap 'echo saved; exit 3' TERM; touch {begun}; while true; do sleep 0.1; done"
@@ -130,7 +130,7 @@ def test_a_running_task_runs_again_elsewhere_as_its_retries_say(make_blocks, tmp
     assert (second[0] if spec else second) != first
 
 
-def test_what_does_not_end_of_the_signal_is_lost_at_the_end(make_blocks, tmp_path):
+def test_a_task_that_ignores_the_signal_is_lost_at_the_end_of_the_block(make_blocks, tmp_path):
     world = make_blocks()
     task = world.submit(hold_on, str(tmp_path), "begun")
     until((tmp_path / "begun").exists)
@@ -192,7 +192,7 @@ def test_a_block_whose_broker_dies_loses_what_it_ran_and_nothing_else(make_block
     assert world.end(task).value != block
 
 
-def test_the_end_of_the_enclosing_instance_is_told(make_blocks, tmp_path, monkeypatch):
+def test_the_end_of_the_enclosing_instance_is_reported(make_blocks, tmp_path, monkeypatch):
     from flux_instance import FluxInstance
 
     with FluxInstance(1) as instance:

@@ -101,7 +101,7 @@ def test_a_walltime_that_fresh_blocks_have_no_time_left_for_is_refused_too(make_
     assert world.call(ShellFunction("echo here", walltime=5)).value.stdout == "here\n"
 
 
-def test_a_bound_on_workers_keeps_no_job_out(make_blocks):
+def test_a_limit_on_workers_does_not_limit_jobs(make_blocks):
     world = make_blocks(engine={"max_workers": 1})
     whole = {"num_nodes": 1, "ranks_per_node": 2, "exclusive": True}
     assert world.call(MPIFunction("true"), spec=whole).value.returncode == 0
@@ -167,7 +167,7 @@ def test_blocks_that_never_start_fail_the_tasks_with_the_reason(make_blocks, mon
     assert "unsatisfiable" in end.text
 
 
-def test_a_block_that_could_not_be_asked_for_is_asked_for_again(make_blocks, monkeypatch):
+def test_a_failed_block_request_is_retried(make_blocks, monkeypatch):
     submit, failures = BlockLauncher.submit, iter([OSError(11, "try again")])
 
     def fails_once(self):
@@ -181,7 +181,7 @@ def test_a_block_that_could_not_be_asked_for_is_asked_for_again(make_blocks, mon
     assert world.call(double, 4).value == 8
 
 
-def test_a_block_that_can_not_be_used_is_followed_by_another(make_blocks, monkeypatch):
+def test_an_unusable_block_is_replaced(make_blocks, monkeypatch):
     monkeypatch.setattr("flux_endpoint.engine.blocks.fleet.FIRST_BACKOFF", 0.02)
     start, failed = FluxEngine.start, []
 
@@ -209,7 +209,7 @@ def prints(text):
     print(text)
 
 
-def test_what_functions_print_stays_when_their_block_has_ended(make_blocks, tmp_path):
+def test_the_output_of_functions_is_kept_after_their_block_ended(make_blocks, tmp_path):
     world = make_blocks()
     assert world.call(prints, "from a worker").code is None
     assert world.call(prints, "from a rank", spec={"num_ranks": 1}).code is None

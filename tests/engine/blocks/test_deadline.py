@@ -32,7 +32,7 @@ def test_a_task_with_a_walltime_starts_only_if_it_can_end_before_that():
     assert start_before(EXPIRES, 600, CONFIG) == EXPIRES - 300 - 600
 
 
-def test_what_still_runs_is_given_up_before_flux_ends_the_block():
+def test_running_tasks_are_given_up_before_flux_ends_the_block():
     assert end_time(EXPIRES, CONFIG) == EXPIRES - 2
     assert end_time(EXPIRES, BlocksConfig(walltime=10, grace=2)) == EXPIRES - 0.5
 

@@ -123,7 +123,7 @@ def test_functions_in_a_block_run_once_though_the_engine_is_killed(endpoint):
     assert endpoint.begun.read_text().split().count("long") == 1
 
 
-def test_a_block_that_was_just_asked_for_is_found_again(endpoint, active):
+def test_a_block_requested_just_before_a_kill_is_found_again(endpoint, active):
     before = active()
     task = endpoint.add_work("f", 0)
     endpoint.await_death(endpoint.start(dies_at="a block was submitted"))
@@ -137,7 +137,7 @@ def test_a_block_that_was_just_asked_for_is_found_again(endpoint, active):
     assert list(logs) == []
 
 
-def test_what_a_block_has_left_counts_though_it_has_ended(endpoint, active, flux_module):
+def test_results_left_by_an_ended_block_count(endpoint, active, flux_module):
     before = active()
     tasks = [endpoint.add_work(f"f{n}", 0) for n in range(5)]
     endpoint.await_death(endpoint.start(dies_at="a result comes"))
@@ -151,7 +151,7 @@ def test_what_a_block_has_left_counts_though_it_has_ended(endpoint, active, flux
     assert set(endpoint.runs().values()) == {1}
 
 
-def test_without_blocks_in_the_configuration_those_of_before_end(endpoint, active, mark):
+def test_earlier_blocks_end_if_blocks_are_no_longer_configured(endpoint, active, mark):
     before = active()
     tasks = [endpoint.add_work(f"f{n}", 0) for n in range(5)]
     endpoint.await_death(endpoint.start(dies_at="a result comes"))

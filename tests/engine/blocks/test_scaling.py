@@ -44,7 +44,7 @@ def test_blocks_grow_with_the_backlog_up_to_the_most(waiting, blocks):
     assert decided([], waiting).start == blocks
 
 
-def test_blocks_that_are_coming_count():
+def test_pending_blocks_count():
     assert decided([coming()], 8).start == 0
     assert decided([coming()], 9).start == 1
 
@@ -76,7 +76,7 @@ def test_a_block_that_is_asked_for_and_not_needed_any_more_is_given_up():
     assert decided([coming(idle_since=NOW - 60)]).end == ("coming",)
 
 
-def test_an_idle_block_that_ends_too_soon_for_what_waits_makes_room_for_another():
+def test_an_idle_block_too_short_for_waiting_tasks_is_replaced():
     assert decided([idle()], 1, max_blocks=1).end == ("idle",)
     assert decided([idle()], 1, max_blocks=1, min_blocks=1).end == ("idle",)
     assert decided([busy()], 1, max_blocks=1).end == ()

@@ -41,7 +41,7 @@ def test_a_jobspec_may_be_signed_with_the_mechanism_none(executor, spec):
     assert executor.submit(signed, pre_signed=True).result(PATIENCE) == 3
 
 
-def test_the_execution_log_tells_a_signal_from_an_exit_code(executor, spec):
+def test_the_execution_log_distinguishes_signals_from_exit_codes(executor, spec):
     def task_exit(script: str) -> dict[str, object]:
         future = executor.submit(spec(script))
         assert future.result(PATIENCE) == 137
@@ -148,7 +148,9 @@ def test_the_files_of_an_executor_are_its_own_from_their_first_moment(monkeypatc
     assert not scratch.path.exists()
 
 
-def test_a_jobs_temporary_directory_is_gone_before_its_end_is_told(executor, spec, monkeypatch):
+def test_a_jobs_temporary_directory_is_removed_before_its_end_is_reported(
+    executor, spec, monkeypatch
+):
     told: list[str] = []
     remove = shutil.rmtree
 
@@ -207,7 +209,7 @@ def test_numbers_out_of_range_are_named(options):
     ],
     ids=str,
 )
-def test_an_odd_jobspec_harms_only_itself(executor, spec, odd):
+def test_an_unusual_jobspec_affects_no_other_job(executor, spec, odd):
     document = json.loads(spec("exit 0"))
     document["attributes"]["system"].update(odd)
     future = executor.submit(json.dumps(document))
@@ -223,7 +225,7 @@ def test_a_job_of_too_many_tasks_is_refused(executor, spec):
     assert "the most is 10000" in exception.note
 
 
-def test_what_a_job_leaves_behind_ends_with_it(executor, spec, tmp_path):
+def test_processes_left_by_a_job_end_with_it(executor, spec, tmp_path):
     readable, writable = os.pipe()
     path = f"/proc/{os.getpid()}/fd/{writable}"
     job = spec("(setsid sleep 1000 &) ; exit 0", **file_options(path))

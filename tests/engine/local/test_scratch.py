@@ -26,20 +26,20 @@ def left_by_a_killed_one(parent, name):
     return path
 
 
-def test_what_a_killed_instance_left_is_removed(parent):
+def test_the_directory_of_a_killed_instance_is_removed(parent):
     left = left_by_a_killed_one(parent, "dead")
     ScratchDirectory().remove()
     assert not left.exists()
 
 
-def test_a_living_instance_keeps_its_own(parent):
+def test_the_directory_of_a_running_instance_is_kept(parent):
     living = ScratchDirectory()
     ScratchDirectory().remove()
     assert living.path.is_dir()
     living.remove()
 
 
-def test_a_tree_too_deep_to_remove_stops_nobody(parent):
+def test_a_tree_too_deep_to_remove_is_ignored(parent):
     left = left_by_a_killed_one(parent, "deep")
     top = os.open(left, os.O_RDONLY)
     for _ in range(sys.getrecursionlimit() * 2):
@@ -56,7 +56,7 @@ def test_a_tree_too_deep_to_remove_stops_nobody(parent):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory to somebody else")
-def test_what_is_another_users_is_left_alone(parent):
+def test_a_directory_of_another_user_is_kept(parent):
     left = left_by_a_killed_one(parent, "theirs")
     shutil.chown(left, 12345)
     ScratchDirectory().remove()
