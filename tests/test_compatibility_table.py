@@ -16,7 +16,7 @@ ROWS = [
 ]
 
 
-def test_there_are_rows():
+def test_the_table_has_rows():
     assert len(ROWS) > 40
 
 

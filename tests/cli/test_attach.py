@@ -179,7 +179,7 @@ def test_a_task_is_followed_by_its_own_id(stack):
     assert all(each["submitted"] <= each["started"] <= each["stopped"] for each in followers)
 
 
-def test_events_that_came_before_they_are_asked_for_are_shown_in_their_order(capsys):
+def test_past_events_are_shown_in_order(capsys):
     names = ["submit", "depend", "priority", "alloc", "start", "finish", "release", "free", "clean"]
     future = ComputeFuture(str(uuid.uuid4()))
     told = [(7, JobEvent(name, float(at))) for at, name in enumerate(names)]

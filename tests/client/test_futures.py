@@ -97,7 +97,7 @@ def test_a_cancelled_task_frees_its_place_in_the_backlog() -> None:
 # asyncio.
 
 
-def test_awaiting_a_future_returns_its_result_and_the_loop_goes_on() -> None:
+def test_awaiting_a_future_returns_its_result_without_blocking_the_loop() -> None:
     async def main() -> Any:
         future = ComputeFuture()
         asyncio.get_running_loop().call_later(0.01, future._try_result, 7)

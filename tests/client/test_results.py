@@ -218,7 +218,7 @@ def test_a_value_is_loaded_only_for_a_pending_future(
 
 
 @pytest.mark.rabbitmq
-def test_a_message_that_cannot_be_read_is_set_aside_and_the_others_go_on(
+def test_an_unreadable_message_is_dead_lettered_and_others_are_processed(
     executor: Executor, queues: Any, messages: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     (future,) = submitted(executor)

@@ -624,7 +624,7 @@ def test_an_agent_whose_queue_is_gone_says_so_until_it_is_back(
         service.await_results([service.send()])
 
 
-def test_an_agent_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+def test_an_agent_reports_a_full_disk_and_continues_when_there_is_space(
     service: Service, held_engine: ObedientEngine, small_disk: SmallDisk
 ) -> None:
     with running(service, held_engine, small_disk.path, heartbeat_period=1) as run:

@@ -113,7 +113,7 @@ def test_a_refusal_becomes_an_error_with_code_field_and_message(script: Script) 
     assert len(script.requests) == 1
 
 
-def test_a_bad_token_is_told_where_it_came_from(script: Script) -> None:
+def test_the_error_of_a_bad_token_names_its_source(script: Script) -> None:
     script.answers = [(401, {"code": "UNAUTHORIZED", "message": "unknown token"}, {})]
     with client(script.url) as service, pytest.raises(ServiceError) as caught:
         service.request("GET", "/")

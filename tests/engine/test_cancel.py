@@ -86,7 +86,7 @@ def test_a_running_function_is_ended_and_its_neighbours_are_not(world: World, tm
 
 
 @pytest.mark.parametrize("function", [stubborn, answers_sigterm])
-def test_a_function_that_handles_sigterm_is_ended_all_the_same(world: World, tmp_path, function):
+def test_a_function_that_handles_sigterm_is_ended(world: World, tmp_path, function):
     task = world.submit(function, str(tmp_path / "started"))
     until((tmp_path / "started").exists)
     world.engine.cancel(task)

@@ -68,12 +68,12 @@ def test_another_function_is_unpickled():
         ("def f():\n    old, f.__defaults__ = f.__defaults__, (1,)\n    return old\n", None),
     ],
 )
-def test_what_a_task_changes_is_not_there_for_the_next(source, first):
+def test_changes_by_a_task_do_not_reach_the_next(source, first):
     worker = Worker(typed(source))
     assert [worker.next()() for _ in range(3)] == [first] * 3
 
 
-def test_what_a_closure_has_kept_is_not_there_for_the_next():
+def test_state_kept_in_a_closure_does_not_reach_the_next_task():
     source = "def make():\n    n = [0]\n    def f():\n        n[0] += 1\n        return n[0]\n"
     worker = Worker(typed(source + "    return f\n", "make")())
     assert [worker.next()() for _ in range(3)] == [1] * 3

@@ -108,7 +108,7 @@ class TestOnFlux:
         assert set(endpoint.runs().values()) == {1}
         assert begun_more_than_once(endpoint) == set()
 
-    def test_a_function_that_runs_goes_on_with_the_next_agent(self, endpoint):
+    def test_a_running_function_continues_under_the_next_agent(self, endpoint):
         task = endpoint.add_work("long", 4)
         process = endpoint.start()
         endpoint.await_begun(1)

@@ -98,7 +98,7 @@ def test_a_message_that_can_not_be_processed_blocks_no_other(world, caplog):
     assert "on purpose" in caplog.text
 
 
-def test_the_status_can_be_asked_for_while_the_engine_stops(world, monkeypatch):
+def test_the_status_is_available_while_the_engine_stops(world, monkeypatch):
     def after_the_stop(resources):
         world.stop()
         return asdict(resources)

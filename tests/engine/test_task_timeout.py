@@ -28,7 +28,7 @@ def own_pid():
     return os.getpid()
 
 
-def test_a_function_that_runs_longer_raises_and_its_worker_goes_on(make_world, monkeypatch):
+def test_a_function_that_exceeds_the_limit_raises_and_its_worker_continues(make_world, monkeypatch):
     monkeypatch.setenv(VARIABLE, "1.5")  # far more than the others take, however slow it is here
     world = make_world(workers_per_node=1)
     before = world.call(own_pid).value

@@ -112,7 +112,7 @@ def test_an_exception_comes_with_the_traceback_of_the_users_code_alone(world: Wo
     assert "engine/task.py" not in end.text
 
 
-def test_an_exception_that_cannot_be_shown_is_a_failure_all_the_same(world: World):
+def test_an_exception_whose_text_fails_is_still_a_failure(world: World):
     def nasty():
         class NastyError(Exception):
             def __str__(self):

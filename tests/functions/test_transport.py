@@ -82,7 +82,7 @@ def test_a_command_function_round_trips(kind, options):
     assert vars(function) == vars(kind(**options))
 
 
-def test_an_infinite_walltime_arrives_as_none_at_all():
+def test_an_infinite_walltime_arrives_as_none():
     text = ComputeSerializer().serialize(ShellFunction("date", walltime=math.inf))
     assert ComputeSerializer().deserialize(text).walltime is None
 

@@ -185,7 +185,7 @@ class TestClient:
         assert kind == "TaskExecutionFailed"
         assert "in a batch" in text
 
-    def test_functions_and_endpoints_are_told_about(self, seen, official_world):
+    def test_functions_and_endpoints_are_described(self, seen, official_world):
         assert seen["get_function"] == [True, "area"]
         assert seen["endpoints"] == [official_world.endpoint_id]
         assert (seen["status"], seen["allowed"]) == ("online", False)

@@ -142,7 +142,7 @@ class TestTasks:
         tasks = {shared.submit(area, width): width * 2 for width in range(30)}
         assert {shared.end(task).value for task in tasks} == set(tasks.values())
 
-    def test_an_exception_is_told_with_its_traceback(self, shared):
+    def test_an_exception_arrives_with_its_traceback(self, shared):
         end = shared.end(shared.submit(fail))
         assert end.code == "RemoteExecutionError"
         assert "ZeroDivisionError: by zero" in end.text
@@ -281,7 +281,7 @@ class TestTheEndOfTheProcess:
         own.start(**self.SMALL)
         assert [own.end(task).value for task in tasks] == ["done"] * 6
 
-    def test_a_job_that_goes_on_is_found_again(self, own, tmp_path, flux):
+    def test_a_running_job_is_found_again(self, own, tmp_path, flux):
         gate, runs = tmp_path / "gate", tmp_path / "runs"
         own.start(**self.SMALL)
         task = own.submit(noted, str(runs), str(gate), spec={"num_ranks": 1})
@@ -348,7 +348,7 @@ def test_the_endpoint_ends_with_its_flux_instance(environment, amqp_vhost, tmp_p
             endpoint.close()
 
 
-def test_a_future_is_told_where_its_task_is(environment, flux, tmp_path):
+def test_a_future_gets_the_ids_of_its_task_job_and_block(environment, flux, tmp_path):
     program = """
 import sys, uuid
 from globus_compute_endpoint.engines.base import GCFuture

@@ -237,7 +237,7 @@ def test_the_rest_of_a_body_after_the_answer_has_limited_time(
         assert time.monotonic() - begun < 10
 
 
-def test_an_answer_that_nobody_reads_is_dropped(
+def test_an_unread_answer_is_dropped(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "_KERNEL_BYTES", 0)

@@ -159,7 +159,7 @@ def test_a_task_that_has_ended_stays_as_it_is(live: Rest, peer: Peer, online: st
 
 
 @pytest.mark.rabbitmq
-def test_a_command_queue_that_somebody_deleted_is_made_again(
+def test_a_deleted_command_queue_is_declared_again(
     live: Rest, peer: Peer, online: str, amqp_vhost: str
 ) -> None:
     _, (task_id,) = live.submit(online)

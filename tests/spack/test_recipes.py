@@ -88,7 +88,7 @@ class TestProject:
         spec, directive = asked[f"py-{wanted.name}"]
         assert (spec.versions, directive.options["type"]) == (floor(wanted), "build")
 
-    def test_each_dependency_is_asked_for_always(self, asked, pyproject):
+    def test_each_dependency_is_unconditional(self, asked, pyproject):
         for requirement in map(Requirement, pyproject["dependencies"]):
             name, variants = spack_name(requirement)
             spec, directive = asked[name]

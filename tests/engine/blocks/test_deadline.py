@@ -24,7 +24,7 @@ def walltime(function, *args, spec=None, **kwargs):
     return walltime_of(task, parse_resources(spec or {}))
 
 
-def test_a_task_without_a_walltime_may_start_until_the_block_s_tasks_are_told_to_end():
+def test_a_task_without_a_walltime_may_start_until_the_block_begins_to_end():
     assert start_before(EXPIRES, None, CONFIG) == EXPIRES - 300
 
 

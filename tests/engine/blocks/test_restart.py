@@ -46,7 +46,7 @@ def recorded(directory):
     return [json.loads(record.read_text())["jobid"] for record in records]
 
 
-def test_a_running_block_is_found_again_and_its_task_goes_on(killed, make_blocks, tmp_path):
+def test_a_running_block_is_found_again_and_its_task_continues(killed, make_blocks, tmp_path):
     count, gate = tmp_path / "count", tmp_path / "gate"
     command = f"echo run >> {count}; while [ ! -e {gate} ]; do sleep 0.05; done; echo finished"
     task = killed(command, count)

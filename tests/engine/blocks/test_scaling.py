@@ -72,7 +72,7 @@ def test_the_least_number_of_blocks_stays_when_idle():
     assert decided(old[:2], min_blocks=2).again == math.inf
 
 
-def test_a_block_that_is_asked_for_and_not_needed_any_more_is_given_up():
+def test_an_unneeded_pending_block_is_cancelled():
     assert decided([coming(idle_since=NOW - 60)]).end == ("coming",)
 
 
