@@ -6,7 +6,6 @@ arrived, stores them in one transaction, and then lets the subclass forward and 
 
 import logging
 import queue
-import random
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from flux_endpoint.amqp import AmqpConnection, Delivery
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.errors import InvalidMessageError, PublishError
 from flux_endpoint.logs import event
 
@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 # Maximum bytes of messages in one transaction, which has at least one message.
 _BATCH_BYTES = 32 * 2**20
-_MAX_BACKOFF = 10.0
+# First and longest pause (s) between attempts to store messages.
+_PAUSES = 0.1, 10.0
 
 
 class Received(Protocol):
@@ -158,15 +159,17 @@ class BatchConsumer(ABC, Generic[R, S]):
         return None
 
     def _store_with_retries(self, received: Sequence[R]) -> Iterator[S]:
-        delay = 0.1
+        pauses = Backoff(*_PAUSES)
         while received and not self._stopping.is_set():
             try:
                 stored = self.store(received)
             except (OperationalError, InterfaceError) as error:
                 # The database is busy, full or unreachable: try again.
-                event(log, logging.ERROR, f"{self._noun} not stored", reason=error, retry_in=delay)
-                self._stopping.wait(delay * random.uniform(0.5, 1))  # noqa: S311
-                delay = min(delay * 2, _MAX_BACKOFF)
+                pause = next(pauses)
+                retry_in = round(pause, 2)
+                what = f"{self._noun} not stored"
+                event(log, logging.ERROR, what, reason=error, retry_in=retry_in)
+                self._stopping.wait(pause)
             except Exception as error:
                 if len(received) == 1:
                     log.exception("%s can't be stored", self._noun)

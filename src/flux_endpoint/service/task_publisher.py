@@ -7,7 +7,6 @@ task is lost if this process or the broker dies. An endpoint drops duplicates.
 
 import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from functools import partial
 from sqlalchemy.exc import SQLAlchemyError
 
 from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.errors import AmqpError, PublishError
 from flux_endpoint.logs import event
 from flux_endpoint.owner_thread import OwnerThread
@@ -37,7 +37,8 @@ _MAX_WAITING = 64
 _MAX_WAITING_BYTES = 128 * 2**20
 # Number of submissions read from the database at a time.
 _OUTBOX_PAGE = 20
-_MAX_BACKOFF = 30.0
+# First and longest pause (s) before unpublished tasks are published again.
+_PAUSES = 1.0, 30.0
 _DECLARE_TIMEOUT = 30.0
 # Seconds after which a group's queue is declared again, in case the broker has lost it.
 _DECLARED_FOR = 600.0
@@ -124,7 +125,7 @@ class TaskPublisher:
         #: Whether the database has more submissions than fitted into memory.
         self._more = False
         self._retry_at: float | None = None
-        self._failures = 0
+        self._pauses = Backoff(*_PAUSES)
 
     def start(self) -> None:
         """Begin; tasks that an earlier service left unpublished go first."""
@@ -258,7 +259,7 @@ class TaskPublisher:
         try:
             self._handle(items)
         except Exception as error:
-            log.exception("publishing failed", extra={"fields": {"retry_in": _MAX_BACKOFF}})
+            log.exception("publishing failed")
             self._give_up(items, error)
             self._retry_later(error)
         return math.inf if self._retry_at is None else self._retry_at - time.monotonic()
@@ -315,15 +316,14 @@ class TaskPublisher:
                 self._retry_later(item.error)
                 return
         if published:
-            self._failures = 0
+            self._pauses.reset()
             if self._more:
                 self._post(_Wake())
 
     def _retry_later(self, error: BaseException) -> None:
-        delay = min(2.0**self._failures, _MAX_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311
-        self._failures += 1
-        self._retry_at = time.monotonic() + delay
-        event(log, logging.WARNING, "tasks not published", reason=error, retry_in=round(delay, 1))
+        pause = next(self._pauses)
+        self._retry_at = time.monotonic() + pause
+        event(log, logging.WARNING, "tasks not published", reason=error, retry_in=round(pause, 1))
 
     def _declare_endpoints(self) -> None:
         with self._database.read() as connection:

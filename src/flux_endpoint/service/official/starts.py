@@ -7,11 +7,11 @@ detected its end yet. In that case a new run would find the queue in use and nev
 """
 
 import logging
-import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flux_endpoint.amqp import AmqpConnection, QueueAdmin
+from flux_endpoint.backoff import Backoff
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.service.access.urls import BrokerUrls
@@ -39,11 +39,18 @@ _TIMEOUT = 20.0
 
 @dataclass
 class _Attempts:
-    last: float
-    count: int
-    wait: float
+    #: When the last start command was sent (monotonic clock), and the pause (s) after it.
+    last: float = 0.0
+    wait: float = 0.0
+    #: One pause for each attempt; a start for further tasks does not count as another one.
+    backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_BACKOFF, _LAST_BACKOFF))
     #: Whether further tasks came before another start was permitted.
     more: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of attempts."""
+        return self.backoff.failures
 
 
 class Starts:
@@ -120,23 +127,23 @@ class Starts:
             parent = endpoints.get_endpoint(connection, endpoint.parent_id)
         if parent is None or not parent.is_online(time.time()):
             return  # retried after the parent's next report
-        made = 0 if attempts is None else attempts.count
-        # A start for further tasks does not count as another failed attempt.
-        self._start(endpoint, parent, made if at_once and made else made + 1)
+        if attempts is None:
+            attempts = self._attempts[endpoint.id] = _Attempts()
+        if not at_once or not attempts.count:
+            attempts.wait = next(attempts.backoff)
+        self._start(endpoint, parent, attempts)
 
-    def _start(self, endpoint: Endpoint, parent: Endpoint, count: int) -> None:
-        longest = min(_FIRST_BACKOFF * 2.0 ** min(count - 1, 10), _LAST_BACKOFF)
-        wait = random.uniform(longest / 2, longest)  # noqa: S311 - jitter
-        self._attempts[endpoint.id] = _Attempts(time.monotonic(), count, wait)
-        self._timers.set(Due.START, endpoint.id, wait)
+    def _start(self, endpoint: Endpoint, parent: Endpoint, attempts: _Attempts) -> None:
+        attempts.last, attempts.more = time.monotonic(), False
+        self._timers.set(Due.START, endpoint.id, attempts.wait)
         # Its account depends on the token with which its multi-user endpoint was registered.
         url = self._urls.of_endpoint(endpoint.id, parent.token_id or "")
         send_start(self._connection, endpoint, url).result(_TIMEOUT)
         event(
             log,
-            logging.INFO if count == 1 else logging.WARNING,
+            logging.INFO if attempts.count == 1 else logging.WARNING,
             "start of a user endpoint requested",
             endpoint_id=endpoint.parent_id,
             user_endpoint_id=endpoint.id,
-            attempt=count,
+            attempt=attempts.count,
         )

@@ -29,18 +29,7 @@ def running_endpoint(
     config: Mapping[str, Any] | None,
     runtime: Mapping[str, Any] | None,
 ) -> str:
-    """Return the id of the endpoint that runs a user's tasks; create it if necessary.
-
-    Args:
-        database: the service's database.
-        endpoint: the endpoint that the user submits to.
-        user: the user.
-        config: the user's values for the configuration template of a multi-user endpoint.
-        runtime: the client's description of its own environment.
-
-    Raises:
-        ServiceError: 422, `config` is too large, or the endpoint has no template.
-    """
+    """See `OfficialEndpoints.running_endpoint`."""
     config = config or {}
     if not endpoint.starts_user_endpoints:
         if config:

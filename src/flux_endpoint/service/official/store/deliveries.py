@@ -139,21 +139,21 @@ def unclaim(connection: sa.Connection, task_ids: Sequence[str]) -> None:
     _mark(connection, task_ids, claimed_at=None)
 
 
-def unclaim_older(connection: sa.Connection, than: float, but: Iterable[str]) -> int:
+def unclaim_older(connection: sa.Connection, claimed_before: float, kept: Iterable[str]) -> int:
     """Make tasks wait again if their service stopped before it published them.
 
     Args:
         connection: a transaction that writes.
-        than: only claims before this time (seconds since the epoch).
-        but: tasks whose claims stay.
+        claimed_before: only claims before this time (seconds since the epoch).
+        kept: tasks whose claims stay.
 
     Returns:
         The number of tasks.
     """
     lost = sa.select(deliveries.c.task_id).where(
-        deliveries.c.claimed_at < than, deliveries.c.released_at.is_(None)
+        deliveries.c.claimed_at < claimed_before, deliveries.c.released_at.is_(None)
     )
-    left = set(connection.scalars(lost)).difference(but)
+    left = set(connection.scalars(lost)).difference(kept)
     _mark(connection, list(left), claimed_at=None)
     return len(left)
 
