@@ -108,8 +108,16 @@ class Broker:
         with memory_alarm(self.ctl):
             yield
 
-    def vhost_url(self, vhost: str) -> str:
-        return urlunsplit(urlsplit(self.url)._replace(path=f"/{vhost}"))
+    @contextlib.contextmanager
+    def virtual_host(self, prefix: str = "test") -> Iterator[str]:
+        """Make a virtual host with a new name, and delete it afterwards; its URL."""
+        vhost = f"{prefix}-{uuid.uuid4().hex}"
+        self.ctl("add_vhost", vhost)
+        self.ctl("set_permissions", "-p", vhost, self.user, ".*", ".*", ".*")
+        try:
+            yield urlunsplit(urlsplit(self.url)._replace(path=f"/{vhost}"))
+        finally:
+            self.ctl("delete_vhost", vhost)
 
 
 @pytest.fixture(scope="session")
@@ -145,11 +153,8 @@ def amqp_url(broker: Broker) -> str:
 @pytest.fixture
 def amqp_vhost(broker: Broker) -> Iterator[str]:
     """URL of a virtual host that only this test uses."""
-    vhost = f"test-{uuid.uuid4().hex}"
-    broker.ctl("add_vhost", vhost)
-    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
-    yield broker.vhost_url(vhost)
-    broker.ctl("delete_vhost", vhost)
+    with broker.virtual_host() as url:
+        yield url
 
 
 @pytest.fixture

@@ -23,11 +23,8 @@ from flux_endpoint.amqp.url import with_port
 @pytest.fixture(scope="session")
 def url(broker: Any) -> Iterator[str]:
     """URL of the virtual host."""
-    vhost = f"amqp-tests-{uuid.uuid4().hex}"
-    broker.ctl("add_vhost", vhost)
-    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
-    yield broker.vhost_url(vhost)
-    broker.ctl("delete_vhost", vhost)
+    with broker.virtual_host("amqp-tests") as url:
+        yield url
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,6 +153,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackTerminal]:
         up.terminate()
         up.stdout.read()
         assert up.wait(timeout=PATIENCE) == 0
+
+
+@pytest.fixture
+def executor(stack: StackTerminal) -> Iterator[Executor]:
+    """An executor with a task group of its own."""
+    with stack.executor(task_group_id=uuid.uuid4()) as executor:
+        yield executor
 
 
 @pytest.fixture(scope="session")

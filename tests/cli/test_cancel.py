@@ -16,12 +16,6 @@ pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
 BEING_ENDED = {"ending", "cancelled"}
 
 
-@pytest.fixture
-def executor(stack):
-    with stack.executor(task_group_id=uuid.uuid4()) as executor:
-        yield executor
-
-
 def ended(future):
     with pytest.raises(TaskCancelled):
         future.result(PATIENCE)

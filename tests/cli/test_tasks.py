@@ -16,13 +16,6 @@ pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
 TITLES = ["TASK", "FUNCTION", "STATE", "AGE", "RUNTIME", "RC", "JOBID"]
 
 
-@pytest.fixture
-def executor(stack):
-    """An executor with a task group of its own."""
-    with stack.executor(task_group_id=uuid.uuid4()) as executor:
-        yield executor
-
-
 def group(executor):
     return f"--group={executor.task_group_id}"
 

@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import pytest
+from tests.client.conftest import Gate
 
 from flux_endpoint import Client, ComputeFuture, Executor, ServiceError, TaskCancelled
 from flux_endpoint.functions import ShellResult
@@ -24,19 +25,6 @@ def future(executor: Executor) -> ComputeFuture:
     future = executor.submit(abs, -1)
     assert future.wait_submitted(TIMEOUT)
     return future
-
-
-class Gate:
-    """Holds submissions until it is opened."""
-
-    def __init__(self, service: Any) -> None:
-        self.reached, self.open = threading.Event(), threading.Event()
-        service.react = self
-
-    def __call__(self, request: Any) -> None:
-        if request.path.endswith("/submit"):
-            self.reached.set()
-            assert self.open.wait(TIMEOUT)
 
 
 # Kill.

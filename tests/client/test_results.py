@@ -19,6 +19,7 @@ from flux_endpoint.client import streams as streams_module
 from flux_endpoint.client.results import from_document, from_message, load
 from flux_endpoint.errors import DeserializationError, InvalidMessageError
 from flux_endpoint.serialize import ComputeSerializer
+from trap import Trap
 from waiting import until
 
 TIMEOUT = 20
@@ -181,16 +182,6 @@ def test_results_of_other_processes_are_dropped(
     strangers = [messages.value(str(uuid.uuid4()), 0) for _ in range(300)]
     queues.publish(executor.task_group_id, *strangers, messages.value(future.task_id, "mine"))
     assert future.result(TIMEOUT) == "mine"
-
-
-class Trap:
-    """A value that does something when it is loaded."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self._file,)
 
 
 @pytest.mark.rabbitmq

@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
+from tests.client.conftest import Gate
 
 from flux_endpoint import Client, ComputeFuture, Executor
 from flux_endpoint.client import exits
@@ -43,20 +44,6 @@ def error(status: int, code: str, message: str = "no", field: str | None = None)
         "request_id": "r",
         "field": field,
     }
-
-
-class Gate:
-    """Holds the first submission until it is opened, so that more tasks gather meanwhile."""
-
-    def __init__(self, service: Any) -> None:
-        self.reached = threading.Event()
-        self.open = threading.Event()
-        service.react = self
-
-    def __call__(self, request: Any) -> None:
-        if request.path.endswith("/submit"):
-            self.reached.set()
-            assert self.open.wait(TIMEOUT)
 
 
 def test_a_future_gets_its_ids_with_the_answer(service: Any, executor: Executor) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from endpoint_world import ObedientEngine, Service
-from service_process import ServiceProcess
+from service_process import ServiceProcess, run
 
+from flux_endpoint.endpoint.directory import EndpointDirectory
 from ports import reserved_port
-
-
-@contextlib.contextmanager
-def virtual_host(broker: Any) -> Iterator[str]:
-    vhost = f"endpoint-tests-{uuid.uuid4().hex}"
-    broker.ctl("add_vhost", vhost)
-    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
-    try:
-        yield broker.vhost_url(vhost)
-    finally:
-        broker.ctl("delete_vhost", vhost)
 
 
 @pytest.fixture(scope="session")
 def endpoints_vhost(broker: Any) -> Iterator[str]:
     """URL of a virtual host for many tests: each has an endpoint, and so queues, of its own."""
-    with virtual_host(broker) as url:
+    with broker.virtual_host("endpoint-tests") as url:
         yield url
 
 
@@ -67,12 +55,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def lab(home: Path) -> Iterator[EndpointDirectory]:
+    """A configured endpoint, stopped at the end whatever happened."""
+    run("configure", "lab")
+    yield EndpointDirectory("lab")
+    run("stop", "lab")
+
+
 @pytest.fixture(scope="session")
 def service_process(
     tmp_path_factory: pytest.TempPathFactory, broker: Any
 ) -> Iterator[ServiceProcess]:
     """The real service, running."""
-    with virtual_host(broker) as url, reserved_port() as port:
+    with broker.virtual_host("endpoint-tests") as url, reserved_port() as port:
         process = ServiceProcess(tmp_path_factory.mktemp("service"), url, port)
         process.start()
         yield process

@@ -13,6 +13,27 @@ from flux_endpoint.credentials import Credentials
 COMMAND = [sys.executable, "-m", "flux_endpoint"]
 
 
+def run(*arguments: str, fails: bool | None = False, **variables: str) -> str:
+    """Run a command; return its output, that on standard error if it is to fail.
+
+    Args:
+        arguments: the arguments of `flux-endpoint`.
+        fails: whether it is to fail; `None`: it may.
+        variables: environment variables, beside those of this process.
+    """
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | variables,
+    )
+    assert fails is None or (done.returncode != 0) == fails, done
+    assert "Traceback" not in done.stderr
+    return done.stderr if fails else done.stdout
+
+
 class ServiceProcess:
     """`flux-endpoint service run` on the broker at `amqp_url`.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from service_process import COMMAND, ServiceProcess
+from service_process import COMMAND, ServiceProcess, run
 
 from flux_endpoint import Client, Executor, ShellFunction
 from flux_endpoint.credentials import Credentials
@@ -20,21 +19,6 @@ from flux_endpoint.processes import is_readable
 from flux_endpoint.rest import RestClient
 
 pytestmark = pytest.mark.rabbitmq
-
-
-def run(*arguments: str, fails: bool = False, **variables: str) -> str:
-    """Run a command; return what it says."""
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | variables,
-    )
-    assert (done.returncode != 0) == fails, done
-    assert "Traceback" not in done.stderr
-    return done.stderr if fails else done.stdout
 
 
 def in_environment(credentials: Credentials) -> dict[str, str]:
@@ -49,14 +33,6 @@ def in_environment(credentials: Credentials) -> dict[str, str]:
 def start(owner: Credentials) -> None:
     """Start the endpoint as its owner does."""
     run("start", "lab", "--detach", **in_environment(owner))
-
-
-@pytest.fixture
-def lab(home: Path) -> Iterator[EndpointDirectory]:
-    """A configured endpoint, stopped at the end whatever happened."""
-    run("configure", "lab")
-    yield EndpointDirectory("lab")
-    run("stop", "lab")
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from endpoint_world import PATIENCE
-from service_process import COMMAND, ServiceProcess
+from service_process import COMMAND, ServiceProcess, run
 
 from flux_endpoint import Client, Executor, ShellFunction
 from flux_endpoint.cli.main import main
@@ -29,29 +29,6 @@ from flux_endpoint.errors import ConfigurationError, ServiceError, TaskExecution
 from flux_endpoint.processes import is_readable
 from other_threads import signal_another_thread
 from waiting import until
-
-
-def attempt(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command, however it ends."""
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def run(*arguments: str, fails: bool | None = False) -> str:
-    """Run a command; return what it says, on standard error if it is to fail (`None`: it may)."""
-    done = attempt(*arguments)
-    assert fails is None or (done.returncode != 0) == fails, done
-    assert "Traceback" not in done.stderr
-    return done.stderr if fails else done.stdout
-
-
-@pytest.fixture
-def lab(home: Path) -> Iterator[EndpointDirectory]:
-    """A configured endpoint, stopped at the end whatever happened."""
-    run("configure", "lab")
-    yield EndpointDirectory("lab")
-    run("stop", "lab")
 
 
 @pytest.fixture

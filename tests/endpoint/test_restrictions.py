@@ -35,6 +35,7 @@ from flux_endpoint.serialize import (
     reading_as,
     unpack_buffers,
 )
+from trap import Trap
 
 
 def echo(*args: Any, **kwargs: Any) -> Any:
@@ -63,16 +64,6 @@ def run(task: EngineTask, directory: Path) -> Any:
     assert isinstance(end, Value), end
     with reading_as(OUR_RESULT):
         return ComputeSerializer().deserialize(end.data)
-
-
-class Trap:
-    """Leaves a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
 
 
 class TestArguments:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_world import PATIENCE, World, marked
 from memory_cgroup import MemoryCgroup
 
+from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.workers import manager_registry, sizing
 
 #: Like the Flux instance of the tests: several nodes of two cores.
@@ -84,6 +85,14 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     for module in (manager_registry, sizing):
         monkeypatch.setattr(module, "STALLED_AFTER", PATIENCE)
+
+
+@pytest.fixture
+def backend(flux_uri: str) -> Iterator[FluxBackend]:
+    """A backend for the tests' Flux instance."""
+    backend = FluxBackend(flux_uri)
+    yield backend
+    backend.close()
 
 
 @pytest.fixture

@@ -23,13 +23,6 @@ pytestmark = pytest.mark.flux
 
 
 @pytest.fixture
-def backend(flux_uri: str) -> Iterator[FluxBackend]:
-    backend = FluxBackend(flux_uri)
-    yield backend
-    backend.close()
-
-
-@pytest.fixture
 def collector() -> Iterator[None]:
     """Python's collector at work on a thread of its own, all the time."""
     over = threading.Event()

@@ -11,7 +11,6 @@ import uuid
 import pytest
 
 from flux_endpoint.engine.ended_blocks import JOB_NAME, end_all_blocks, mark_of
-from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.jobs.records import JobRecords
 from flux_endpoint.protocol.jobid import parse_jobid
 from waiting import until
@@ -19,13 +18,6 @@ from waiting import until
 pytestmark = pytest.mark.flux
 
 PATIENCE = 30
-
-
-@pytest.fixture
-def backend(flux_uri):
-    backend = FluxBackend(flux_uri)
-    yield backend
-    backend.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,15 +22,11 @@ from ports import reserved_port
 @pytest.fixture(scope="session")
 def site_service(tmp_path_factory: pytest.TempPathFactory, broker: Any) -> Iterator[ServiceProcess]:
     """The service, on a virtual host of its own."""
-    vhost = f"site-tests-{uuid.uuid4().hex}"
-    broker.ctl("add_vhost", vhost)
-    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
-    with reserved_port() as port:
-        process = ServiceProcess(tmp_path_factory.mktemp("service"), broker.vhost_url(vhost), port)
+    with broker.virtual_host("site-tests") as url, reserved_port() as port:
+        process = ServiceProcess(tmp_path_factory.mktemp("service"), url, port)
         process.start()
         yield process
         process.stop()
-    broker.ctl("delete_vhost", vhost)
 
 
 @pytest.fixture(scope="module")

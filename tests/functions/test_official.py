@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import pickle
 import subprocess
 from pathlib import Path
@@ -44,6 +43,7 @@ from flux_endpoint.serialize import (
     pack_buffers,
     reading_as,
 )
+from trap import Trap
 
 FULL = {
     "cmd": "echo {x}",
@@ -88,16 +88,6 @@ STATE = {
     "__name__": "ShellFunction",
     "return_dict": False,
 }
-
-
-class Trap:
-    """Leaves a trace when it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
 
 
 class TestReading:

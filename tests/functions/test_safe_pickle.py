@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import os
 import pickle
 import struct
 
@@ -22,6 +21,7 @@ from flux_endpoint.functions.safe_pickle import (
     read_inert,
     require_plain,
 )
+from trap import Trap
 
 keys = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 atoms = keys | st.binary()
@@ -43,16 +43,6 @@ class Point:
 
     def __init__(self):
         self.x = [1, (2, "y")]
-
-
-class Trap:
-    """Leaves a trace when it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
 
 
 @given(plain)

@@ -27,6 +27,7 @@ from flux_endpoint.serialize import (
     JSONData,
     pack_buffers,
 )
+from trap import Trap
 
 FULL = {
     "cmd": "echo {x}: \u00e4\n",
@@ -226,16 +227,6 @@ class TestCommandOf:
     @given(texts)
     def test_no_text_raises(self, text):
         assert command_of(text) is None
-
-
-class Trap:
-    """Leaves a trace when it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return (open, (str(self.trace), "w"))
 
 
 class TestArguments:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
 from tests.interop.official_world import OfficialWorld
+from tests.interop.plugin_world import PluginEnvironment
 
 from ports import reserved_port
 
@@ -20,15 +20,19 @@ def official_world(
     """Our service and endpoint, on each executor, and the environment of an official user."""
     broker = request.getfixturevalue("broker")
     flux_uri = request.getfixturevalue("flux_uri") if request.param == "flux" else None
-    vhost = f"test-{uuid.uuid4().hex}"
-    broker.ctl("add_vhost", vhost)
-    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
     directory = tmp_path_factory.mktemp("official")
-    with reserved_port() as port:
-        world = OfficialWorld(directory, broker.vhost_url(vhost), port, official_python, flux_uri)
+    with broker.virtual_host() as url, reserved_port() as port:
+        world = OfficialWorld(directory, url, port, official_python, flux_uri)
         try:
             world.start()
             yield world
         finally:
             world.stop()
-            broker.ctl("delete_vhost", vhost)
+
+
+@pytest.fixture(scope="session")
+def environment(plugin_python: str, tmp_path_factory: pytest.TempPathFactory) -> PluginEnvironment:
+    """An environment of the official endpoint in which our engine is enabled."""
+    made = PluginEnvironment(tmp_path_factory.mktemp("plugin") / "venv", plugin_python)
+    made.switch("enable")
+    return made

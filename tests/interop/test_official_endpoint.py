@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -109,35 +109,34 @@ def world(
     tmp_path_factory: pytest.TempPathFactory, broker: Any, official_python: str
 ) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("official-endpoint")
-    vhost = f"test-{uuid.uuid4().hex}"
-    broker.ctl("add_vhost", vhost)
-    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
-    settings = ServiceSettings(
-        database_url=f"sqlite:///{directory / 'service.db'}",
-        amqp_url=broker.vhost_url(vhost),
-        publish_timeout=30,
-        **session_broker.settings(broker.vhost_url(vhost)),
-        official_window=WINDOW,
-    )
-    with listening(create_app(settings)) as port:
-        database = Database(settings.database_url)
-        with database.write() as connection:
-            token = users.create_token(connection, "ada")
-        url = f"http://127.0.0.1:{port}"
-        home = directory / "home"
-        home.mkdir()
-        environment = official_environment(url, token, home)
-        endpoint = OfficialEndpoint(home, official_python, environment)
-        try:
-            endpoint.start()
-            world = World(Client(url, token), endpoint, database, broker, vhost)
-            until(lambda: world.status() == "online")
-            yield world
-        finally:
-            endpoint.clean_up()
-            database.close()
-            print(endpoint.said)
-    broker.ctl("delete_vhost", vhost)
+    with broker.virtual_host() as amqp_url:
+        settings = ServiceSettings(
+            database_url=f"sqlite:///{directory / 'service.db'}",
+            amqp_url=amqp_url,
+            publish_timeout=30,
+            **session_broker.settings(amqp_url),
+            official_window=WINDOW,
+        )
+        with listening(create_app(settings)) as port:
+            database = Database(settings.database_url)
+            with database.write() as connection:
+                token = users.create_token(connection, "ada")
+            url = f"http://127.0.0.1:{port}"
+            home = directory / "home"
+            home.mkdir()
+            environment = official_environment(url, token, home)
+            endpoint = OfficialEndpoint(home, official_python, environment)
+            try:
+                endpoint.start()
+                world = World(
+                    Client(url, token), endpoint, database, broker, urlsplit(amqp_url).path[1:]
+                )
+                until(lambda: world.status() == "online")
+                yield world
+            finally:
+                endpoint.clean_up()
+                database.close()
+                print(endpoint.said)
 
 
 @pytest.fixture

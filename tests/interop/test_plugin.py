@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 from tests.engine.engine_world import buffer_of
-from tests.interop.plugin_world import PluginEnvironment, UserEndpoint
+from tests.interop.plugin_world import UserEndpoint
 
 from flux_endpoint.functions import MPIFunction, OfficialShellResult, ShellFunction, official_code
 from flux_endpoint.protocol.jobid import parse_jobid
@@ -20,13 +20,6 @@ pytestmark = [pytest.mark.interop, pytest.mark.rabbitmq, pytest.mark.timeout(300
 
 OFFICIAL_RESULT = ("globus_compute_sdk.sdk.shell_function", "ShellResult")
 TWO_RANKS = {"num_nodes": 1, "ranks_per_node": 2}
-
-
-@pytest.fixture(scope="session")
-def environment(plugin_python, tmp_path_factory):
-    made = PluginEnvironment(tmp_path_factory.mktemp("plugin") / "venv", plugin_python)
-    made.switch("enable")
-    return made
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
@@ -41,16 +34,13 @@ def make(environment, broker, flux, tmp_path_factory):
 
     @contextlib.contextmanager
     def new():
-        vhost = f"test-{uuid.uuid4().hex}"
-        broker.ctl("add_vhost", vhost)
-        broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
         home = tmp_path_factory.mktemp("home")
-        endpoint = UserEndpoint(environment, home, broker.vhost_url(vhost), flux)
-        try:
-            yield endpoint
-        finally:
-            endpoint.close()
-            broker.ctl("delete_vhost", vhost)
+        with broker.virtual_host() as url:
+            endpoint = UserEndpoint(environment, home, url, flux)
+            try:
+                yield endpoint
+            finally:
+                endpoint.close()
 
     return new
 

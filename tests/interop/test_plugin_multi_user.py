@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
@@ -94,35 +93,32 @@ def world(request, tmp_path_factory, broker, plugin_python, official_python):
     directory = tmp_path_factory.mktemp("multi-user")
     packages = PluginEnvironment(directory / "venv", plugin_python)
     packages.switch("enable")
-    vhost = f"test-{uuid.uuid4().hex}"
-    broker.ctl("add_vhost", vhost)
-    broker.ctl("set_permissions", "-p", vhost, broker.user, ".*", ".*", ".*")
-    settings = ServiceSettings(
-        database_url=f"sqlite:///{directory / 'service.db'}",
-        amqp_url=broker.vhost_url(vhost),
-        publish_timeout=30,
-        **session_broker.settings(broker.vhost_url(vhost)),
-    )
-    with listening(create_app(settings)) as port:
-        database = Database(settings.database_url)
-        with database.write() as connection:
-            token = users.create_token(connection, "ada")
-        database.close()
-        url = f"http://127.0.0.1:{port}"
-        home = directory / "home"
-        home.mkdir()
-        environment = official_environment(url, token, home)
-        endpoint = OfficialEndpoint(home, packages.python, environment)
-        _configure(home / ".globus_compute" / "lab", home, packages, flux_uri)
-        try:
-            endpoint.start()
-            client = Client(url, token)
-            until(lambda: client.get_endpoint_status(endpoint.id)["status"] == "online")
-            yield World(client, endpoint, environment, official_python)
-        finally:
-            endpoint.clean_up()
-            print(endpoint.said)
-    broker.ctl("delete_vhost", vhost)
+    with broker.virtual_host() as amqp_url:
+        settings = ServiceSettings(
+            database_url=f"sqlite:///{directory / 'service.db'}",
+            amqp_url=amqp_url,
+            publish_timeout=30,
+            **session_broker.settings(amqp_url),
+        )
+        with listening(create_app(settings)) as port:
+            database = Database(settings.database_url)
+            with database.write() as connection:
+                token = users.create_token(connection, "ada")
+            database.close()
+            url = f"http://127.0.0.1:{port}"
+            home = directory / "home"
+            home.mkdir()
+            environment = official_environment(url, token, home)
+            endpoint = OfficialEndpoint(home, packages.python, environment)
+            _configure(home / ".globus_compute" / "lab", home, packages, flux_uri)
+            try:
+                endpoint.start()
+                client = Client(url, token)
+                until(lambda: client.get_endpoint_status(endpoint.id)["status"] == "online")
+                yield World(client, endpoint, environment, official_python)
+            finally:
+                endpoint.clean_up()
+                print(endpoint.said)
 
 
 def _configure(directory: Path, home: Path, packages: PluginEnvironment, flux_uri: str | None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.interop.plugin_world import PLUGIN, PluginEnvironment
+from tests.interop.plugin_world import PLUGIN
 
 pytestmark = pytest.mark.interop
 
@@ -18,13 +18,6 @@ def load(text):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 """
-
-
-@pytest.fixture(scope="module")
-def environment(plugin_python, tmp_path_factory):
-    made = PluginEnvironment(tmp_path_factory.mktemp("plugin") / "venv", plugin_python)
-    made.switch("enable")
-    return made
 
 
 @pytest.fixture

@@ -57,6 +57,19 @@ def refusal(answer: Response, status: int, code: str, field: str | None = None) 
     return body
 
 
+def exists(url: str, queue: str) -> bool:
+    """Return whether the broker has a queue."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        connection.channel().queue_declare(queue, passive=True)
+    except pika.exceptions.ChannelClosedByBroker:
+        return False
+    else:
+        return True
+    finally:
+        connection.close()
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite file with the schema, to be copied: to make one takes as long as many a test."""

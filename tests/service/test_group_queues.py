@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PAYLOAD, Peer, Rest, refusal
+from tests.service.conftest import PAYLOAD, Peer, Rest, exists, refusal
 
 from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, pack_bundle, unpack_bundle
 from flux_endpoint.amqp.url import without_credentials
@@ -24,17 +24,6 @@ def opened(rest: Rest, group_id: str, kind: str = "results", **what: bool) -> st
     )
     assert answer.status_code == 200, answer.text
     return str(answer.json()["queue"])
-
-
-def exists(url: str, queue: str) -> bool:
-    connection = pika.BlockingConnection(pika.URLParameters(url))
-    try:
-        connection.channel().queue_declare(queue, passive=True)
-    except pika.exceptions.ChannelClosedByBroker:
-        return False
-    finally:
-        connection.close()
-    return True
 
 
 @pytest.mark.rabbitmq

@@ -8,10 +8,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import NO_BROKER, PATIENCE, PAYLOAD, Peer, Rest, refusal
+from tests.service.conftest import NO_BROKER, PATIENCE, PAYLOAD, Peer, Rest, exists, refusal
 from tests.service.official_world import MultiUserEndpoint, Run
 
 from flux_endpoint.amqp import QueueAdmin
@@ -28,18 +27,6 @@ pytestmark = pytest.mark.rabbitmq
 
 def delete(client: TestClient, endpoint_id: str) -> None:
     assert client.delete(f"/v2/endpoints/{endpoint_id}").status_code == 200
-
-
-def exists(url: str, queue: str) -> bool:
-    connection = pika.BlockingConnection(pika.URLParameters(url))
-    try:
-        connection.channel().queue_declare(queue, passive=True)
-    except pika.exceptions.ChannelClosedByBroker:
-        return False
-    else:
-        return True
-    finally:
-        connection.close()
 
 
 def test_open_tasks_of_a_deleted_endpoint_fail_and_ended_ones_stay(live: Rest, peer: Peer) -> None:
