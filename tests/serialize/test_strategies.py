@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from flux_endpoint import serialize
 from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.functions import ShellFunction
 from flux_endpoint.serialize import (
     ComputeSerializer,
     PureSourceTextInspect,
@@ -282,6 +283,12 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st
 )
 def test_plain_values_are_serialized_as_dill_does(value):
     assert dill_to_text(value) == base64.encodebytes(dill.dumps(value)).decode()
+
+
+@pytest.mark.parametrize("value", [ShellFunction("echo hi")(), ShellFunction("exit 3")()])
+def test_a_commands_result_is_written_as_dill_writes_it(value):
+    assert dill_to_text(value) == base64.encodebytes(dill.dumps(value)).decode()
+    assert vars(dill_from_text(dill_to_text(value))) == vars(value)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.functions.official import OfficialMPIFunction, OfficialShellFunction
 from flux_endpoint.serialize import DillCode
 
 #: Exact types of values that no task can change.
 _IMMUTABLE = frozenset({bool, bytes, complex, float, int, str, type(None)})
-_COMMANDS = frozenset({ShellFunction, MPIFunction})
+_COMMANDS = frozenset({ShellFunction, MPIFunction, OfficialShellFunction, OfficialMPIFunction})
 
 
 class FunctionCache:

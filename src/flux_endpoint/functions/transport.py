@@ -11,6 +11,7 @@ from typing import Any
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import official
 from flux_endpoint.functions.mpi import MPIFunction
+from flux_endpoint.functions.result import ShellResult
 from flux_endpoint.functions.shell import ShellFunction
 from flux_endpoint.serialize import (
     DEFAULT_STRATEGY_DATA,
@@ -25,6 +26,7 @@ from flux_endpoint.serialize import (
     pack_buffers,
     prefer_for_type,
     unpack_buffers,
+    written_by_pickle,
 )
 
 _KINDS: dict[str, type[ShellFunction]] = {"shell": ShellFunction, "mpi": MPIFunction}
@@ -254,3 +256,4 @@ def is_plain_json(value: Any, _depth: int = 0) -> bool:
 for _kind in _KIND_OF:
     # Exactly these types: JSON would lose a subclass, so it travels like any object.
     prefer_for_type(_kind, CommandFunctionCode)
+written_by_pickle(ShellResult)

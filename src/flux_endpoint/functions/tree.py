@@ -47,7 +47,8 @@ class CommandTree:
         _subreaper.collect()
         if self._adopt:
             _subreaper.enter()
-        self._before = frozenset(_children())
+            # Without adoption, session and mark tell which children are the command's.
+            self._before = frozenset(_children())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ from flux_endpoint.serialize.combined import (
     CombinedCode,
     ComboSerializationStrategy,
 )
-from flux_endpoint.serialize.data import DillDataBase64, JSONData, reading_as
+from flux_endpoint.serialize.data import DillDataBase64, JSONData, reading_as, written_by_pickle
 from flux_endpoint.serialize.packing import buffers_of_task, pack_buffers, unpack_buffers
 from flux_endpoint.serialize.selection import (
     AllowlistWildcard,
@@ -68,4 +68,5 @@ __all__ = [
     "same_state",
     "unpack_buffers",
     "validate_strategylike",
+    "written_by_pickle",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: The most running tasks that the status lists.
 _MOST_NAMED = 1000
+#: Seconds for which settled ends are collected.
+_SETTLING = 0.02
 #: The most tasks in one message to a manager.
 _BATCH = 128
 #: Seconds without a result after which a node's waiting tasks may move to other nodes.
@@ -116,6 +119,10 @@ class WorkerPool:
         self._inbox: deque[Callable[[], None]] = deque()
         #: Tasks whose ends the submitter has on disk.
         self._settled: deque[str] = deque()
+        #: Whether the thread was woken for these, and the monotonic time at which managers hear of
+        #: them: no task waits for that.
+        self._will_settle = False
+        self._settle_at = math.inf
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()
         #: Whether the thread was woken and has not looked into the inbox since.
@@ -167,7 +174,9 @@ class WorkerPool:
     def settle(self, task_ids: Collection[str]) -> None:
         """Discard ends of tasks that the submitter has on disk."""
         self._settled.extend(task_ids)
-        self._wake()
+        if not self._will_settle:
+            self._will_settle = True
+            self._wake()
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a waiting or running task with the result `TaskCancelled`.
@@ -260,8 +269,13 @@ class WorkerPool:
             log.exception("the worker pool could not process a message; it goes on")
 
     def _settle(self) -> None:
-        if count := len(self._settled):
-            self._handover.settle([self._settled.popleft() for _ in range(count)])
+        """Let managers discard what is on disk: several ends in one message."""
+        if self._will_settle and self._settle_at == math.inf:
+            self._settle_at = time.monotonic() + _SETTLING
+        if self._lifecycle.is_stopping or time.monotonic() >= self._settle_at:
+            self._will_settle, self._settle_at = False, math.inf  # before the next look
+            settled = [self._settled.popleft() for _ in range(len(self._settled))]
+            self._handover.settle(settled)
 
     def _expire(self) -> None:
         self._lifecycle.expire(self._now)
@@ -276,7 +290,7 @@ class WorkerPool:
 
     def _patience(self) -> int | None:
         """Return the milliseconds until something is due even if no message arrives."""
-        moments = [*self._lifecycle.moments(self._now), self._handover.due]
+        moments = [*self._lifecycle.moments(self._now), self._handover.due, self._settle_at]
         if not self._lifecycle.is_stopping:
             moments.extend(self._registry.moments(self._now))
         stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
