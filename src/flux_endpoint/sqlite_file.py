@@ -104,7 +104,7 @@ class RecordFile:
             raise RecordError(f"can't open the {layout.noun} {path}: {error}") from error
         self.is_new = found.is_new
         if found.damage:
-            what = "was damaged; what can be read of it was kept, and the damaged one set aside"
+            what = "was damaged; what can be read was kept, and the damaged file was renamed"
             text = f"the {layout.noun} {what}"
             rows = found.rows
             event(log, logging.ERROR, text, damage=found.damage, aside=found.aside, **rows)

@@ -1,4 +1,4 @@
-"""What becomes of deliveries, and of subscriptions."""
+"""Deliveries and subscriptions: acknowledged, rejected, paused, cancelled."""
 
 from __future__ import annotations
 

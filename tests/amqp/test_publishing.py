@@ -1,4 +1,4 @@
-"""What becomes of published messages."""
+"""Published messages are confirmed, or fail with a reason."""
 
 from __future__ import annotations
 

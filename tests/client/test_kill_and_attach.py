@@ -1,4 +1,4 @@
-"""Ending a task from its future, and following a job that somebody else started."""
+"""Ending a task from its future, and following a job that was submitted elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ending tasks on request, the events of their jobs, and following somebody else's job."""
+"""Ending tasks on request, the events of their jobs, and following other jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between the pool and its managers: strangers, broken connections, what is held where."""
+"""Pool and managers: rejected connections, broken ones, and who holds which task."""
 
 from __future__ import annotations
 

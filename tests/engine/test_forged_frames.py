@@ -1,4 +1,4 @@
-"""Tasks that write to their worker's connection: they harm themselves, and nobody else."""
+"""Tasks that write to their worker's connection affect only themselves."""
 
 from __future__ import annotations
 

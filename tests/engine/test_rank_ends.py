@@ -1,4 +1,4 @@
-"""How the ranks of a job end, and what becomes of the others: the same on either executor."""
+"""How the ranks of a job end, and the other ranks with them: equal on both executors."""
 
 from __future__ import annotations
 

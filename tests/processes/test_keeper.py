@@ -1,4 +1,4 @@
-"""A keeper starts groups of processes, tells what becomes of them and leaves none behind."""
+"""A keeper starts groups of processes, reports their ends and leaves none behind."""
 
 from __future__ import annotations
 

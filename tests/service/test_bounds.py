@@ -1,4 +1,4 @@
-"""Values that nobody could store or read are refused, each with its field; nothing crashes."""
+"""Values that can't be stored or read are refused, each with its field; nothing crashes."""
 
 import json
 import uuid

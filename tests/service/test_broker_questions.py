@@ -1,4 +1,4 @@
-"""Where RabbitMQ asks: who may ask, what is too much, and what becomes of a slow database."""
+"""RabbitMQ's authorization requests: who may ask, limits, and a slow database."""
 
 from __future__ import annotations
 

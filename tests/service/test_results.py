@@ -1,4 +1,4 @@
-"""Results: stored, forwarded, then acknowledged; what can't be read is set aside."""
+"""Results: stored, forwarded, then acknowledged; unreadable ones are dead-lettered."""
 
 import json
 import threading
