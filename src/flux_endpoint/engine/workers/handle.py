@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameSocket
-from flux_endpoint.engine.workers.node_queue import Task
+from flux_endpoint.engine.workers.waiting import Claims, Task
 
 
 @dataclass(eq=False)

@@ -10,8 +10,8 @@ from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
-from flux_endpoint.engine.workers.ahead import most_held
 from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
+from flux_endpoint.engine.workers.waiting import most_held
 
 
 @dataclass(eq=False)

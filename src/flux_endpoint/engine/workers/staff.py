@@ -17,18 +17,16 @@ import zmq
 from flux_endpoint import logs
 from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
 from flux_endpoint.engine.output import OutputPipe
-from flux_endpoint.engine.workers.ahead import tasks_ahead
 from flux_endpoint.engine.workers.begun import record_begun
-from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameSocket, NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
-from flux_endpoint.engine.workers.node_queue import NodeQueue
 from flux_endpoint.engine.workers.process_tree import end_of, kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.sleep import COALESCING
 from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
 from flux_endpoint.engine.workers.template import request_worker, start_template
 from flux_endpoint.engine.workers.termination import WorkerTermination
+from flux_endpoint.engine.workers.waiting import Claims, NodeQueue, tasks_ahead
 from flux_endpoint.engine.workers.worker_reports import (
     FalseReportError,
     Late,

@@ -14,7 +14,6 @@ from typing import Any
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
-from flux_endpoint.engine.workers.claims import Claims
 from flux_endpoint.engine.workers.frames import FrameReader, write_frame
 from flux_endpoint.engine.workers.process_state import (
     ProcessState,
@@ -24,6 +23,7 @@ from flux_endpoint.engine.workers.process_state import (
     stop_virtual_timer,
 )
 from flux_endpoint.engine.workers.process_tree import CONNECTION_CLOSED
+from flux_endpoint.engine.workers.waiting import Claims
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 #: Seconds without a task after which remaining threads are checked, and the share of a CPU from
