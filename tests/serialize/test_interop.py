@@ -27,6 +27,8 @@ VALUES = [
     list(range(1001)),
     {"key\n": "3\nvalue: "},
 ]
+#: Its base64 is one line, the official package's has many.
+LARGE = "x" * 20_000
 
 OFFICIAL_PROGRAM = """
 import json, sys
@@ -61,7 +63,8 @@ def ours(name, value):
 @pytest.fixture(scope="module")
 def texts():
     code = [ours(name, samples.area) for name in CODE]
-    return code + [ours(name, value) for name in DATA for value in VALUES]
+    data = [ours(name, value) for name in DATA for value in VALUES]
+    return code + data + [ours("DillDataBase64", LARGE)]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,7 @@ def test_a_callable_object_is_the_same_text(official):
 
 
 def test_the_official_package_reads_what_our_package_writes(official):
-    assert official["read"] == [15] * len(CODE) + VALUES * len(DATA)
+    assert official["read"] == [15] * len(CODE) + VALUES * len(DATA) + [LARGE]
 
 
 def test_our_package_reads_what_the_official_package_writes(official):

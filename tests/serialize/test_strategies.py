@@ -75,6 +75,14 @@ def test_the_default_for_data_writes_base64_of_dill_in_lines():
     assert text.endswith("\n")
 
 
+def test_large_data_is_one_line_of_base64():
+    value = bytes(range(256)) * 65
+    text = ComputeSerializer().serialize(value)
+    assert text.count("\n") == 2
+    assert dill.loads(base64.b64decode(text[3:-1], validate=True)) == value
+    assert ComputeSerializer().deserialize(text) == value
+
+
 def test_the_default_for_code_writes_an_importable_function_by_its_name():
     text = ComputeSerializer().serialize(base64.b64encode)
     assert text == "01\ngASVGAAAAAAAAACMBmJhc2U2NJSMCWI2NGVuY29kZZSTlC4=\n"

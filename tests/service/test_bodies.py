@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.service.conftest import FUNCTION, PAYLOAD, refusal
 
 from flux_endpoint.errors import ServiceError
@@ -177,6 +179,20 @@ def test_a_body_of_many_values_is_refused_soon(api: TestClient, values: bytes, p
     answer = api.post(path.format(uuid.uuid4()), content=body)
     assert time.monotonic() - begun < TOO_LONG
     refusal(answer, 413, "REQUEST_TOO_LARGE", "body")
+
+
+@given(
+    st.lists(
+        st.sampled_from(['"', "\\", '\\"', "\\\\", "a", "é", "\n", "{", ",", "aaaaaaaa"]),
+        max_size=30,
+    ).map("".join)
+)
+def test_the_end_of_a_string_is_found_with_and_without_escapes(text: str) -> None:
+    whole = b'{"k":%s,"x":1}' % json.dumps(text).encode()
+    end = bodies._end_of_string(whole, 5)
+    assert json.loads(whole[5:end]) == text
+    cut = b'"' + text.encode().replace(b'"', b"")
+    assert bodies._end_of_string(cut, 0) == len(cut)
 
 
 def test_as_many_wrong_values_as_can_be_are_refused_soon(api: TestClient) -> None:

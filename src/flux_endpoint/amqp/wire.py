@@ -1,4 +1,4 @@
-"""pika's connection, with small frames gathered into one write, and an end that never hangs."""
+"""pika's connection, with larger reads and writes, and an end that never hangs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from pika.exceptions import StreamLostError
 
 #: Bytes that are gathered into one write; a larger frame is sent alone, uncopied.
 _WRITE = 1 << 16
+#: The most bytes of one read. For each, pika copies what it has of the present frame, of up to
+#: 128 KiB; for each frame, what follows it.
+_READ = 1 << 15
 
 
 class WireConnection(SelectConnection):
     """A `SelectConnection` that can gather frames and can be aborted.
 
-    pika writes each frame to the socket separately, three for a small message.
+    pika writes each frame to the socket separately, three for a small message, and reads 4 KiB at
+    a time.
     """
 
     _gathered: list[bytes] | None = None
@@ -41,6 +45,10 @@ class WireConnection(SelectConnection):
         """End an open connection without the peer; the callback for its end follows."""
         if not self.is_closed:
             self._terminate_stream(StreamLostError("the broker did not answer in time"))
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        transport._MAX_RECV_BYTES = _READ  # 4 KiB in pika 1.4
+        super()._proto_connection_made(transport)
 
     def _on_connection_workflow_done(self, conn_or_exc: Any) -> None:
         # For an attempt that was closed during its handshake, pika 1.4 reports the error's class.

@@ -65,6 +65,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
 #: Types that dill and pickle write identically; exact types, no subclasses.
 _PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
+#: The largest pickle (bytes) whose base64 has lines.
+IN_LINES = 16 << 10
 #: The most items of a container that is checked for other types.
 _FEW = 64
 
@@ -83,10 +85,16 @@ def _is_plain(data: Any) -> bool:
 
 
 def dill_to_text(data: Any) -> str:
-    """Return `data` through dill as base64, a newline after every 76 characters and at the end."""
+    """Return `data` through dill as base64 that ends with a newline.
+
+    Up to `IN_LINES` bytes it is the official SDK's text, with a newline after every 76 characters.
+    More is one line, which any reader of base64 takes: each program on its way is faster with it.
+    """
     plain = _is_plain(data)
     pickled = pickle.dumps(data, dill.settings["protocol"]) if plain else dill.dumps(data)
-    return base64.encodebytes(pickled).decode()
+    if len(pickled) <= IN_LINES:
+        return base64.encodebytes(pickled).decode()
+    return binascii.b2a_base64(pickled).decode()
 
 
 def dill_from_text(text: str) -> Any:

@@ -44,6 +44,7 @@ STRUCTURE_BYTES = 512 * 2**10
 _TIMEOUT = 50.0
 _RETRY_AFTER = 5
 
+_BACKSLASH = ord("\\")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
@@ -254,6 +255,18 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
+def _end_of_string(body: bytes, start: int) -> int:
+    """Return the position after the JSON string that begins at `start`."""
+    end = body.find(b'"', start + 1)
+    # A string of megabytes mostly has no quote before its end; `find` is a hundred times as fast
+    # as the expression, which is needed if the quote may be escaped.
+    if end < 0 or body[end - 1] != _BACKSLASH:
+        return len(body) if end < 0 else end + 1
+    string = _STRING.match(body, start)
+    assert string is not None
+    return string.end()
+
+
 def _check_structure(body: bytes) -> None:
     """Refuse a body that would become too many objects.
 
@@ -266,11 +279,9 @@ def _check_structure(body: bytes) -> None:
     if len(body) <= STRUCTURE_BYTES:
         return
     structure = end_of_last = 0
-    for string in _STRING.finditer(body):
-        structure += string.start() - end_of_last + 1
-        end_of_last = string.end()
-        if structure > STRUCTURE_BYTES:
-            break
+    while structure <= STRUCTURE_BYTES and (start := body.find(b'"', end_of_last)) >= 0:
+        structure += start - end_of_last + 1
+        end_of_last = _end_of_string(body, start)
     if structure + len(body) - end_of_last > STRUCTURE_BYTES:
         raise ServiceError(
             f"the request body has more than {STRUCTURE_BYTES} values or bytes outside of strings: "

@@ -89,9 +89,7 @@ def _submit(
         resource_specification=batch.resource_specification or None,
         result_serializers=batch.result_serializers or None,
         idempotency_key=idempotency_key,
-        body_hash=hashlib.sha256(endpoint_id.encode() + body).hexdigest()
-        if idempotency_key
-        else None,
+        body_hash=_body_hash(endpoint_id, body) if idempotency_key else None,
     )
     with service.database.read() as connection:
         stored = submissions.earlier(connection, submission)
@@ -137,6 +135,12 @@ def _submit(
         ids = tasks.task_ids_by_function(connection, stored.id)
         known = endpoints.get_endpoint(connection, endpoint_id)
     return _answer(stored, endpoint_id, by_function, ids, known)
+
+
+def _body_hash(endpoint_id: str, body: bytes) -> str:
+    hashed = hashlib.sha256(endpoint_id.encode())
+    hashed.update(body)
+    return hashed.hexdigest()
 
 
 def _by_function(batch: SubmitBatch) -> list[_Payloads]:
