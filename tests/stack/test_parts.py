@@ -20,7 +20,7 @@ class Programs:
     def start(self, program):
         self.ports.append(int(program.env["FLUX_ENDPOINT_SERVICE_PORT"]))
 
-    def wait_until(self, *_):
+    def wait_ready(self, *_):
         return None
 
     def stop(self, *_):
@@ -40,7 +40,8 @@ def test_a_port_where_another_stacks_service_answered_and_ended_is_left_for_the_
     monkeypatch.setattr(credentials, "is_valid", is_valid)
     broker = SimpleNamespace(service_url="", authorization_url="", management_url="")
     service = ServicePart(StackDirectory(tmp_path), programs, broker)
-    service.start(None, None, "token")
+    service.prepare(None, None, "token")
+    service.start()
     assert len(set(programs.ports)) == 2
     assert service.port == programs.ports[1]
     assert credentials.load_credentials(tmp_path / "credentials.json") == {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -16,6 +18,7 @@ from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
 from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.processes import StartOrder
 
 _COLUMNS = [Column(title) for title in ("NAME", "ID", "STATUS", "EXECUTOR")]
 _TONES: dict[str, Tone] = {"running": "good", "disconnected": "bad", "stopped": "quiet"}
@@ -69,15 +72,25 @@ def start(name: str, *, detach: bool, timeout: float | None, report_fd: int | No
 
 
 def _run(name: str, reporter: lifecycle.StartReporter) -> int:
+    order = StartOrder()
     try:
         from flux_endpoint.endpoint.runner import Runner  # noqa: PLC0415 - only a start needs it
+
+        importlib.import_module("flux_endpoint.engine.engine")  # slow, so before it waits
 
         def restart(environment: Mapping[str, str]) -> None:
             reporter.keep_for_restart()
             arguments = [sys.executable, *sys.orig_argv[1:]]
+            environment = {**environment, **order.environment}
             os.execve(sys.executable, arguments, environment)  # noqa: S606 - this very program
 
-        return Runner(EndpointDirectory(name), tell=reporter.tell, restart=restart).run()
+        def tell(message: dict[str, Any]) -> None:
+            reporter.tell(message)
+            if "ready" in message:
+                order.tell_ready()
+
+        order.wait()
+        return Runner(EndpointDirectory(name), tell=tell, restart=restart).run()
     except FluxEndpointError as error:
         reporter.tell({"failed": str(error)})
         raise

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, cast
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.logs import event
+from flux_endpoint.processes import StartOrder
 from flux_endpoint.service.access.control import broker_access
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.http_protocol import BoundedProtocol, ConnectionLimits, Connections
@@ -51,6 +53,7 @@ def run(settings: ServiceSettings) -> None:
         ConfigurationError: the service can't listen on an address, or must not without TLS; the
             database can't be used; the broker does not use this service for authorization.
     """
+    order = StartOrder()
     listener = listen(settings.host, settings.port, "choose another --port or --host", _BACKLOG)
     with listener:
         _check_encryption(listener, settings)
@@ -60,13 +63,14 @@ def run(settings: ServiceSettings) -> None:
         finally:
             database.close()
         access = broker_access(settings)
-        access.start()
-        access.check()
         limits = ConnectionLimits(
             connections=_possible(settings.max_connections),
             per_address=settings.max_connections_per_address,
         )
-        server = _Server(http_config(create_app(settings, access), limits))
+        server = _Server(http_config(create_app(settings, access), limits), order.tell_ready)
+        order.wait()
+        access.start()
+        access.check()
         # uvicorn raises the signal again after its shutdown: that must not look like a failure.
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: None)
@@ -122,6 +126,10 @@ def _possible(connections: int) -> int:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         if not self.should_exit:
             # Threads that wait for the database or the broker can't be stopped, and Python joins
@@ -137,6 +145,7 @@ class _Server(uvicorn.Server):
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             event(log, logging.INFO, "service ready", url=f"http://{shown}:{port}")
+            self._on_ready()
 
 
 def _kill() -> None:

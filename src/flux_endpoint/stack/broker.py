@@ -85,8 +85,12 @@ class RabbitNode:
 
     # ---- starting and stopping --------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start the node; return when it accepts connections.
+
+        Args:
+            meanwhile: called while the node starts, when its URLs are known; again with others if
+                it starts a second time, because a port was taken.
 
         Raises:
             ConfigurationError: RabbitMQ is not installed.
@@ -98,7 +102,7 @@ class RabbitNode:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock()
         try:
-            self._start(installation)
+            self._start(installation, meanwhile)
         except BaseException:
             self.stop()
             raise
@@ -120,7 +124,7 @@ class RabbitNode:
             AmqpError: it does not start.
         """
         self._end_processes()
-        self._start(find_rabbitmq())
+        self._start(find_rabbitmq(), lambda: None)
 
     def __enter__(self) -> Self:
         self.start()
@@ -215,11 +219,11 @@ class RabbitNode:
             self._lock_file = -1
             raise AmqpError(f"another RabbitMQ node is running in {self.directory}")
 
-    def _start(self, installation: RabbitInstallation) -> None:
+    def _start(self, installation: RabbitInstallation, meanwhile: Callable[[], None]) -> None:
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
             self._write_files(fresh_ports=attempt > 1)
-            reason = self._reserve() or self._attempt(installation)
+            reason = self._reserve() or self._attempt(installation, meanwhile)
             if not reason:
                 return
             self._end_processes()
@@ -258,13 +262,14 @@ class RabbitNode:
     def _output(self) -> Path:
         return self.directory / "log" / "output.log"
 
-    def _attempt(self, installation: RabbitInstallation) -> str:
+    def _attempt(self, installation: RabbitInstallation, meanwhile: Callable[[], None]) -> str:
         """Start the processes; return "" when they are ready, else the reason for the failure."""
         self._ended.clear()
         self._first_end = -1
         self._notify = NotifySocket()
         try:
             self._spawn(installation, self._notify.address)
+            meanwhile()
             if not self._notify.wait_ready(START_TIMEOUT):
                 if self._first_end == _EPMD:  # it never reports the reason
                     return f"epmd ended at once: its port {self._known().epmd_port} is in use"

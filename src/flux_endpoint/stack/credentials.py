@@ -68,14 +68,6 @@ def endpoint_status(service_url: str, token: str, endpoint_id: str) -> dict[str,
     return content if isinstance(content, dict) else {}
 
 
-def is_up(service_url: str) -> bool:
-    """Return whether a service answers at `service_url`."""
-    try:
-        return httpx.get(f"{service_url}/v2/version", timeout=_TIMEOUT, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
-
-
 def _get(url: str, token: str) -> httpx.Response:
     try:
         # trust_env: requests to this machine must not go to a proxy.

@@ -26,11 +26,12 @@ class NotifySocket:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(_ENDED, f"\0{self.address[1:]}")
 
-    def wait_ready(self, timeout: float) -> bool:
+    def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the child is ready; return false if it has ended.
 
         Args:
-            timeout: the longest time without a message from the child, in seconds.
+            timeout: the longest time without a message from the child, in seconds; `None`: no
+                limit.
 
         Raises:
             TimeoutError: no message came for `timeout` seconds.

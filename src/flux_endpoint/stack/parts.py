@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceUnreachableError
 from flux_endpoint.paths import HOME_VARIABLE
+from flux_endpoint.processes import Gate
 from flux_endpoint.processes.helper import NOTICE
 from flux_endpoint.stack import credentials, ports
 from flux_endpoint.stack.broker import RabbitNode
@@ -56,30 +58,44 @@ class ServicePart:
         self._broker = broker
         self.port = 0
         self.token = ""
+        self._gate: Gate | None = None
+        self._candidates: list[int] = []
+        self._known_token = ""
 
     @property
     def url(self) -> str:
         """The service's URL."""
         return f"http://{ports.LOOPBACK}:{self.port}"
 
-    def start(self, wanted: int | None, last: int | None, token: str) -> None:
-        """Start the service, and write credentials.json.
+    def prepare(self, wanted: int | None, last: int | None, token: str) -> None:
+        """Start the process, which waits until `start`; again, because the broker has other URLs.
 
         Args:
             wanted: the required port; `None`: the `last` one, or a free one.
             last: the previous port.
             token: the clients' token; kept if the service still knows it.
         """
+        self.stop()
+        self._known_token = token or self._known_token
+        if not self._known_token:
+            with contextlib.suppress(FluxEndpointError):  # the service will say it better
+                self._known_token = self._create_token()
         likely = [port for port in (last, PREFERRED_PORT) if port and ports.is_free(port)]
-        candidates = [wanted] if wanted is not None else likely[:1] + ports.free_ports(2)
+        self._candidates = [wanted] if wanted is not None else likely[:1] + ports.free_ports(2)
+        self._gate = self._gate or Gate(self._directory.path / "service.gate")
+        self.port = self._candidates[0]
+        self.launch()
+
+    def start(self) -> None:
+        """Let the prepared service go on, and write credentials.json."""
+        self._open()
         reason = "found no free port"
-        for candidate in candidates:
-            self.port = candidate
-            self.launch()
-            ended = self._programs.wait_until(
-                lambda: credentials.is_up(self.url), "service", SERVICE_TIMEOUT
-            )
-            if ended is None and self._log_in(token):
+        for candidate in self._candidates:
+            if candidate != self.port:
+                self.port = candidate
+                self.launch()
+            ended = self._programs.wait_ready("service", SERVICE_TIMEOUT)
+            if ended is None and self._log_in(self._known_token):
                 return
             if ended is None:  # another service answers there, and ours is about to end
                 self.stop()
@@ -101,6 +117,7 @@ class ServicePart:
             "MANAGEMENT_URL": self._broker.management_url,
         }
         env = {f"FLUX_ENDPOINT_SERVICE_{key}": value for key, value in settings.items()}
+        env |= self._gate.environment if self._gate is not None else {}
         self._programs.start(
             Program("service", ["service", "run"], {**_environment(self._directory), **env})
         )
@@ -109,10 +126,7 @@ class ServicePart:
         """Write credentials.json; return whether this stack's service answers at its URL."""
         try:
             if not token or not credentials.is_valid(self.url, token):
-                variable = {"FLUX_ENDPOINT_SERVICE_DATABASE_URL": self._database_url}
-                env = {**_environment(self._directory), **variable}
-                made = run_command(["service", "token", "create", USER], env, self._directory.path)
-                token = made.split()[-1]
+                token = self._create_token()
                 if not credentials.is_valid(self.url, token):
                     return False
         except ServiceUnreachableError:  # the other server has ended in the meantime
@@ -121,9 +135,19 @@ class ServicePart:
         credentials.save_credentials(self._directory.credentials, self.url, token)
         return True
 
+    def _create_token(self) -> str:
+        variable = {"FLUX_ENDPOINT_SERVICE_DATABASE_URL": self._database_url}
+        env = {**_environment(self._directory), **variable}
+        made = run_command(["service", "token", "create", USER], env, self._directory.path)
+        return made.split()[-1]
+
     def stop(self) -> None:
         """End the process."""
         self._programs.stop("service", GRACE)
+
+    def _open(self) -> None:
+        if self._gate is not None:
+            self._gate.open()
 
     @property
     def _database_url(self) -> str:
@@ -146,37 +170,41 @@ class EndpointPart:
         self.name = name
         self.id = ""
         self.executor = ""
+        self._home = directory.home / "endpoints" / name
+        self._gate: Gate | None = None
 
-    def start(self, service: ServicePart) -> None:
-        """Configure a new endpoint; start it, and wait until the service reports it online."""
-        home = self._directory.home / "endpoints" / self.name
-        if not (home / "config.yaml").exists():
+    def prepare(self) -> None:
+        """Configure a new endpoint, and start the process, which waits until `start`."""
+        if self._programs.is_running("endpoint"):
+            return
+        if not (self._home / "config.yaml").exists():
             env = _environment(self._directory)
             run_command(["configure", self.name], env, self._directory.path)
-        program = self.launch()
+        self._gate = self._gate or Gate(self._directory.path / "endpoint.gate")
+        self.launch()
+
+    def start(self, service: ServicePart) -> None:
+        """Let the prepared endpoint go on, and wait until the service reports it online."""
+        if self._gate is not None:
+            self._gate.open()
 
         def online() -> bool:
-            # The service may still remember an earlier process; status.json identifies the present
-            # one.
-            status = _read(home / "status.json")
-            if status.get("pid") != program.pid or status.get("state") != "connected":
-                return False
+            status = _read(self._home / "status.json")
             self.id = str(status.get("endpoint_id") or "")
             self.executor = str(status.get("executor") or "")
             report = credentials.endpoint_status(service.url, service.token, self.id)
             return report.get("status") == "online"
 
-        ended = self._programs.wait_until(online, "endpoint", ENDPOINT_TIMEOUT)
+        ended = self._programs.wait_ready("endpoint", ENDPOINT_TIMEOUT, online)
         if ended is not None:
             raise FluxEndpointError(f"the endpoint {ended.reason}")
 
-    def launch(self) -> Program:
+    def launch(self) -> None:
         """Start the process."""
         # If it is killed, its workers have this time to write their results to disk.
         env = {**_environment(self._directory), NOTICE: f"{_WORKERS_END:g}"}
-        program = Program("endpoint", ["start", self.name], env)
-        self._programs.start(program)
-        return program
+        env |= self._gate.environment if self._gate is not None else {}
+        self._programs.start(Program("endpoint", ["start", self.name], env))
 
     def stop(self) -> None:
         """End the process."""

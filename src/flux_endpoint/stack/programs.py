@@ -18,13 +18,15 @@ from flux_endpoint.backoff import Backoff
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.logs import put_aside, tail
 from flux_endpoint.processes import Command, ProcessKeeper
+from flux_endpoint.processes.start_order import NOTIFY_SOCKET
+from flux_endpoint.stack.notify import NotifySocket
 from flux_endpoint.stack.state import StackDirectory
 
 #: A program that has run for this many seconds is healthy: its next failure counts as the first.
 HEALTHY_AFTER = 60.0
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 60.0
-#: Seconds between two checks whether a program is ready.
+#: Seconds between two checks whether others see that a program is ready.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
 #: Timeout (s) of the short commands (`configure` etc.).
@@ -69,6 +71,9 @@ class Program:
         self.ended.set()
         self.stopping = False
         self.pid = 0
+        #: Whether it has reported that it is ready.
+        self.ready = False
+        self.notify: NotifySocket | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,14 @@ class Programs:
         program.stopping = False
         program.ended.clear()
         self._programs[program.name] = program
+        program.ready, program.notify = False, NotifySocket()
+        threading.Thread(
+            target=self._await_ready, args=(program,), name=f"{program.name}-ready", daemon=True
+        ).start()
         argv = [sys.executable, "-P", "-m", "flux_endpoint", *program.arguments]
+        env = {**program.env, NOTIFY_SOCKET: program.notify.address}
         command = Command(
-            argv, program.env, str(self._directory.path), stdin=self._lock, stdout=log, stderr=log
+            argv, env, str(self._directory.path), stdin=self._lock, stdout=log, stderr=log
         )
         self._keeper.spawn(program.name, [command])
 
@@ -172,19 +182,28 @@ class Programs:
                 return ended
         return None
 
-    def wait_until(self, ready: Callable[[], bool], name: str, limit: float) -> ProgramEnd | None:
-        """Wait until `ready()` is true for the program `name`; return its end if that comes first.
+    def wait_ready(
+        self, name: str, limit: float, seen: Callable[[], bool] = lambda: True
+    ) -> ProgramEnd | None:
+        """Wait until a program has reported that it is ready; return its end if that comes first.
+
+        Args:
+            name: the program.
+            limit: seconds to wait at most.
+            seen: whether others see it, too; asked again and again after the report.
 
         Raises:
             FluxEndpointError: `limit` seconds have passed, or another part has ended.
         """
         deadline = time.monotonic() + limit
         pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE, factor=1.5, jitter=0)
-        while not ready():
-            if time.monotonic() > deadline:
+        program = self._programs[name]
+        while not (program.ready and seen()):
+            left = deadline - time.monotonic()
+            if left < 0:
                 log = self._directory.program_log(name)
                 raise FluxEndpointError(f"the {name} is not ready after {limit:g} s; see {log}")
-            ended = self.next_event(next(pauses))
+            ended = self.next_event(min(left, next(pauses)) if program.ready else left)
             if ended is not None and ended.name == name:
                 return ended
             if ended is not None:
@@ -196,6 +215,14 @@ class Programs:
         how = self._how.get(name, "ended")
         log = self._directory.program_log(name)
         return f"{how}; the end of {log}:\n{tail(log, lines)}"
+
+    def _await_ready(self, program: Program) -> None:
+        assert program.notify is not None
+        try:
+            program.ready = program.notify.wait_ready()
+        finally:
+            program.notify.close()
+        self.wake()
 
     def _on_started(self, key: str, pids: list[int]) -> None:
         self._programs[key].pid = pids[0]
@@ -215,6 +242,9 @@ class Programs:
         del status
         program = self._programs[key]
         program.ended.set()
+        if program.notify is not None:
+            with contextlib.suppress(OSError):  # it has reported before, and nobody waits
+                program.notify.tell_ended()
         if not program.stopping:
             on_request = key == "endpoint" and self._codes.pop(key, None) == 0
             self.events.put(ProgramEnd(key, self.describe_exit(key), program, on_request))

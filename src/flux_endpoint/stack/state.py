@@ -5,6 +5,7 @@ $FLUX_ENDPOINT_HOME/stack/
   state.json    pid (null when nothing runs), ports and URLs, for people and for the next start;
                 never a secret
   broker/  service.db  service.log  endpoint.log  up.log
+  service.gate, endpoint.gate  locked while those programs wait for what they need
 """
 
 from __future__ import annotations

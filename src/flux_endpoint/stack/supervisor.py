@@ -70,7 +70,10 @@ class StopRequested(BaseException):
 
 
 class Stack:
-    """Starts the parts in order, keeps them running, and ends them in reverse order.
+    """Starts the parts, keeps them running, and ends them in reverse order.
+
+    A part that needs another is started at the same time, does what it can, and is woken when that
+    one is ready.
 
     Args:
         options: what to run.
@@ -220,10 +223,10 @@ class _Running:
         self._programs.open()
         self._begun = True
         with self._step("broker") as done:
-            self._broker.start()
+            self._broker.start(lambda: self._prepare(port, last.service_port, token))
             done(f"RabbitMQ on port {self._broker.port}")
         with self._step("service") as done:
-            self._service.start(port, last.service_port, token)
+            self._service.start()
             done(self._service.url)
         executor = ""
         if self._endpoint is not None:
@@ -241,6 +244,12 @@ class _Running:
         for backoff in self._backoff.values():
             backoff.started()
         return Ready(self._state, executor, time.monotonic() - begun)
+
+    def _prepare(self, port: int | None, last_port: int | None, token: str) -> None:
+        """Start the other programs, as far as they get while the broker starts."""
+        self._service.prepare(port, last_port, token)
+        if self._endpoint is not None:
+            self._endpoint.prepare()
 
     def supervise(self) -> None:
         """Restart parts that end, until the stack is stopped."""
