@@ -1,6 +1,6 @@
 import importlib.util
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,23 @@ def await_end():
     return _module.await_end
 
 
-@pytest.fixture
-def kept_ports(tmp_path):
-    """Make `tmp_path` the directory of a node whose ports nobody else is given during the test."""
+@contextmanager
+def _kept_ports(directory):
     names = ("amqp_port", "dist_port", "epmd_port", "authorization_port", "management_port")
     with ExitStack() as reservations:
         ports = {name: reservations.enter_context(reserved_port()) for name in names}
-        (tmp_path / "node.json").write_text(json.dumps(ports))
+        (directory / "node.json").write_text(json.dumps(ports))
         yield ports
+
+
+@pytest.fixture
+def kept_ports(tmp_path):
+    """Make `tmp_path` the directory of a node whose ports nobody else is given during the test."""
+    with _kept_ports(tmp_path) as ports:
+        yield ports
+
+
+@pytest.fixture(scope="session")
+def keeping_ports():
+    """The same for any directory."""
+    return _kept_ports

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from broker_access import Dispatcher
+from broker_http import ManagementApi
 from flux_endpoint.amqp.url import with_credentials
 from flux_endpoint.errors import AmqpError
 from flux_endpoint.service.access.trial import Trial, TrialOutcome, Verdict
@@ -34,10 +36,38 @@ def lasting(commands):
     return [pid for pid, command in commands.items() if "beam" in command or "epmd" in command]
 
 
+#: Of a node's directory: what a configuration, a shell or a wildcard could take for something else.
+ODD_NAME = "a 'b' \"c\" #d %20 $e `f` {{g}} \\h ü?*[i],j:k;l&m"
+
+
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    with RabbitNode(tmp_path_factory.mktemp("node")) as node:
+    with RabbitNode(tmp_path_factory.mktemp("node") / ODD_NAME) as node:
         yield node
+
+
+@pytest.fixture(scope="module")
+def second(node, tmp_path_factory, keeping_ports):
+    """A node beside `node`, started for a second time; with what there was the first time."""
+    directory = tmp_path_factory.mktemp("second")
+    answers = Dispatcher()
+    second = RabbitNode(directory, authorization_url=answers.url)
+    with keeping_ports(directory) as ports:
+        with second:
+            before = SimpleNamespace(ports=ports, url=second.service_url, name=second.name)
+            with connect(before.url) as connection:
+                channel = connection.channel()
+                channel.queue_declare("kept", durable=True)
+                channel.basic_publish("", "kept", b"1", pika.BasicProperties(delivery_mode=2))
+            management = ManagementApi(second.management_url, before.url)
+            for name in broker_files.RETIRED:
+                assert management.run("add_user", name, name)
+        file = directory / "passwords.json"
+        earlier = {"service": json.loads(file.read_text())["service"], "endpoint": "endpoint"}
+        file.write_text(json.dumps({**earlier, "client": "client"}))
+        with second:
+            second.before, second.answers = before, answers
+            yield second
 
 
 def test_the_broker_runs_as_the_calling_user(node, processes_of):
@@ -59,14 +89,13 @@ def test_the_broker_listens_only_on_loopback(node, processes_of):
     assert listening <= {"127.0.0.1", "::1"}
 
 
-def test_a_node_runs_in_a_directory_of_any_name(tmp_path):
-    odd = tmp_path / "a 'b' \"c\" #d %20 $e `f` {{g}} \\h ü?*[i],j:k;l&m"
-    with RabbitNode(odd) as node:
-        with connect(node.service_url):
-            pass
-        # What `df` says: without it the broker knows of no full disk.
-        assert int(node.ctl("eval", "rabbit_disk_monitor:get_disk_free().")) > 0
-    assert (odd / "log" / "rabbit.log").exists()
+def test_a_node_runs_in_a_directory_of_any_name(node):
+    with connect(node.service_url):
+        pass
+    # What `df` says: without it the broker knows of no full disk.
+    assert int(node.ctl("eval", "rabbit_disk_monitor:get_disk_free().")) > 0
+    assert node.directory.name == ODD_NAME
+    assert (node.directory / "log" / "rabbit.log").exists()
 
 
 def test_ctl_talks_to_this_node(node):
@@ -96,19 +125,6 @@ def test_without_an_authorization_service_only_the_services_account_works(node, 
         connect(with_credentials(node.service_url, account, "password"))
 
 
-def test_the_broker_asks_about_every_step_at_its_authorization_url(tmp_path):
-    answers = Dispatcher()
-    with RabbitNode(tmp_path, authorization_url=answers.url) as node:
-        assert node.authorization_url == answers.url
-        trial = Trial()
-        answers.answer = lambda path, body: (
-            b"allow"
-            if trial.answer(path.rpartition("/")[2], dict(parse_qsl(body.decode())))
-            else b"deny"
-        )
-        assert trial.run(node.service_url) == TrialOutcome(Verdict.ASKS)
-
-
 def test_the_authorization_port_is_reserved_for_the_service(node):
     port = urlsplit(node.authorization_url).port
     assert port not in free_ports(200)
@@ -128,37 +144,34 @@ def test_only_the_service_can_use_the_management_api(node):
         assert httpx.get(url, auth=auth, trust_env=False, timeout=60).status_code == 401
 
 
-def test_accounts_shared_by_all_users_are_deleted(tmp_path):
-    with RabbitNode(tmp_path) as node:
-        for name in broker_files.RETIRED:
-            node.ctl("add_user", name, name)
-        url = node.service_url
-    file = tmp_path / "passwords.json"
-    earlier = {"service": json.loads(file.read_text())["service"], "endpoint": "endpoint"}
-    file.write_text(json.dumps({**earlier, "client": "client"}))
-    with RabbitNode(tmp_path) as node:
-        assert node.service_url == url
-        for name in broker_files.RETIRED:
-            with pytest.raises(pika.exceptions.ProbableAuthenticationError):
-                connect(with_credentials(url, name, name))
+def test_a_second_node_does_not_collide_and_a_restart_keeps_messages(node, second):
+    before = second.before
+    assert {second.port, second.name}.isdisjoint({node.port, node.name})
+    assert second.port == before.ports["amqp_port"]
+    assert (second.service_url, second.name) == (before.url, before.name)
+    with connect(before.url) as connection:
+        assert connection.channel().basic_get("kept")[2] == b"1"
+    assert connect(node.service_url).is_open
+
+
+def test_accounts_shared_by_all_users_are_deleted(second):
+    for name in broker_files.RETIRED:
+        with pytest.raises(pika.exceptions.ProbableAuthenticationError):
+            connect(with_credentials(second.service_url, name, name))
+    file = second.directory / "passwords.json"
     assert set(json.loads(file.read_text())) == {"service", "authorization"}
 
 
-def test_a_second_node_does_not_collide_and_a_restart_keeps_messages(node, tmp_path, kept_ports):
-    second = RabbitNode(tmp_path)
-    with second:
-        assert {second.port, second.name}.isdisjoint({node.port, node.name})
-        assert second.port == kept_ports["amqp_port"]
-        url = second.service_url
-        with connect(url) as connection:
-            channel = connection.channel()
-            channel.queue_declare("kept", durable=True)
-            channel.basic_publish("", "kept", b"1", pika.BasicProperties(delivery_mode=2))
-    with second:
-        assert second.service_url == url
-        with connect(url) as connection:
-            assert connection.channel().basic_get("kept")[2] == b"1"
-    assert connect(node.service_url).is_open
+def test_the_broker_asks_about_every_step_at_its_authorization_url(second):
+    answers = second.answers
+    assert second.authorization_url == answers.url
+    trial = Trial()
+    answers.answer = lambda path, body: (
+        b"allow"
+        if trial.answer(path.rpartition("/")[2], dict(parse_qsl(body.decode())))
+        else b"deny"
+    )
+    assert trial.run(second.service_url) == TrialOutcome(Verdict.ASKS)
 
 
 def test_a_directory_can_have_only_one_node(node, monkeypatch):
@@ -174,15 +187,6 @@ def test_a_node_that_can_not_start_reports_why_and_leaves_nothing(tmp_path, proc
     with pytest.raises(AmqpError, match=r"did not start[\s\S]*[Cc]ookie"):
         RabbitNode(tmp_path).start()
     assert processes_of(tmp_path) == {}
-
-
-@pytest.mark.skipif(not socket.has_ipv6, reason="needs an address that only epmd uses")
-def test_a_port_that_is_taken_after_all_is_replaced(tmp_path):
-    before = load_identity(tmp_path)
-    holder = socket.create_server(("::1", before.epmd_port), family=socket.AF_INET6)
-    with holder, RabbitNode(tmp_path) as node:
-        connect(node.service_url).close()
-        assert load_identity(tmp_path).epmd_port != before.epmd_port
 
 
 OWNER = """
@@ -212,7 +216,8 @@ def test_when_its_owner_is_killed_no_process_is_left(tmp_path, processes_of, awa
         assert await_end(left) == []
 
 
-def test_an_unexpected_end_is_reported_once_and_the_node_can_be_started_again(
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs an address that only epmd uses")
+def test_an_unexpected_end_is_reported_once_and_a_port_taken_meanwhile_is_replaced(
     tmp_path, processes_of
 ):
     reasons = queue.SimpleQueue()
@@ -223,6 +228,11 @@ def test_an_unexpected_end_is_reported_once_and_the_node_can_be_started_again(
         os.kill(beam, signal.SIGKILL)
         assert "RabbitMQ node ended" in reasons.get(timeout=20)
         node.stop()
-        node.start()
+        before = load_identity(tmp_path)
+        with socket.create_server(("::1", before.epmd_port), family=socket.AF_INET6):
+            urls = []
+            node.start(lambda: urls.append(node.service_url))
         connect(node.service_url).close()
+        assert urls[0] != urls[1] == node.service_url
+        assert load_identity(tmp_path).epmd_port != before.epmd_port
     assert reasons.empty()

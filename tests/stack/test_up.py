@@ -16,6 +16,7 @@ import pytest
 
 from flux_endpoint import Client
 from other_threads import signal_another_thread
+from ports import reserved_port
 
 pytestmark = [pytest.mark.stack, pytest.mark.rabbitmq]
 
@@ -29,6 +30,7 @@ class Home:
 
     def __init__(self, path):
         self.path = path
+        self.output = ""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("FLUX_ENDPOINT_")}
         self.env = {**kept, "FLUX_ENDPOINT_HOME": str(path)}
 
@@ -46,7 +48,27 @@ class Home:
     def up(self, *arguments):
         done = self.run("up", "--detach", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
+        self.output = done.stdout
         return done.stdout
+
+    @property
+    def runs(self):
+        """Whether service and, unless it was left out, endpoint of a whole stack answer."""
+        try:
+            pids = [self.state["pid"]]
+            if self.state["endpoint_name"]:
+                status = self.read(f"endpoints/{self.state['endpoint_name']}/status.json")
+                pids.append(status["pid"] if status["state"] == "connected" else None)
+            return all(psutil.pid_exists(pid or -1) for pid in pids) and self.version() == 200
+        except (OSError, ValueError, KeyError, httpx.HTTPError):
+            return False
+
+    def ensure(self, *arguments):
+        """Start a stack anew unless one runs."""
+        if not self.runs:
+            self.run("down")
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.up(*arguments)
 
     def read(self, name):
         return json.loads((self.path / name).read_text())
@@ -65,9 +87,13 @@ class Home:
 
 
 @pytest.fixture
-def home(tmp_path, processes_of, await_end):
+def home(tmp_path, processes_of):
     home = Home(tmp_path / ODD_NAME)
     yield home
+    end(home, processes_of)
+
+
+def end(home, processes_of):
     home.run("down")
     left = processes_of(home.path)
     for pid in left:
@@ -76,21 +102,55 @@ def home(tmp_path, processes_of, await_end):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A stack without an endpoint that tests may look at but not harm."""
-    home = Home(tmp_path_factory.mktemp("shared") / "home")
-    home.output = home.up("--no-endpoint")
+def port():
+    """Nobody else is given this port, not even while no service listens on it."""
+    with reserved_port() as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def home_of_running(tmp_path_factory, processes_of):
+    home = Home(tmp_path_factory.mktemp("running") / ODD_NAME)
     yield home
-    home.run("down")
-    shutil.rmtree(home.path)
+    end(home, processes_of)
 
 
 @pytest.fixture
-def foreground(home):
+def running(home_of_running, port):
+    """A stack without an endpoint, which a test may harm: the next one gets another if need be."""
+    home_of_running.ensure("--no-endpoint", "--port", str(port))
+    return home_of_running
+
+
+@pytest.fixture
+def running_at_port(running, port):
+    """The same at a port that nobody else takes while the service does not run."""
+    if running.state["service_port"] != port:
+        running.run("down")
+        running.up("--no-endpoint", "--port", str(port))
+    return running
+
+
+@pytest.fixture(scope="module")
+def home_of_whole(tmp_path_factory, processes_of):
+    home = Home(tmp_path_factory.mktemp("whole") / ODD_NAME)
+    yield home
+    end(home, processes_of)
+
+
+@pytest.fixture
+def whole(home_of_whole):
+    """The same with an endpoint."""
+    home_of_whole.ensure()
+    return home_of_whole
+
+
+@pytest.fixture
+def foreground():
     """Start `up` in the foreground, as the child of `wrapper`; return it when it is ready."""
     started = []
 
-    def foreground(*wrapper, options=()):
+    def foreground(home, *wrapper, options=()):
         process = subprocess.Popen(
             [*wrapper, sys.executable, "-m", "flux_endpoint", "up", "--no-endpoint", *options],
             env=home.env,
@@ -112,8 +172,8 @@ def foreground(home):
         process.wait()
 
 
-def test_credentials_are_private_and_valid(shared):
-    file = shared.path / "credentials.json"
+def test_credentials_are_private_and_valid(running):
+    file = running.path / "credentials.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     written = json.loads(file.read_text())
     answer = httpx.get(
@@ -123,50 +183,100 @@ def test_credentials_are_private_and_valid(shared):
         trust_env=False,
     )
     assert answer.status_code == 404
-    assert written["service_url"] in shared.output
+    assert written["service_url"] in running.output
 
 
-def test_the_state_file_has_pids_and_addresses_and_no_secrets(shared):
-    state = shared.state
+def test_the_state_file_has_pids_and_addresses_and_no_secrets(running):
+    state = running.state
     assert psutil.Process(state["pid"]).is_running()
-    assert state["service_url"] == shared.read("credentials.json")["service_url"]
-    assert state["amqp_port"] in shared.read("stack/broker/node.json").values()
+    assert state["service_url"] == running.read("credentials.json")["service_url"]
+    assert state["amqp_port"] in running.read("stack/broker/node.json").values()
     text = json.dumps(state)
-    secrets = [shared.read("credentials.json")["token"]]
-    secrets += shared.read("stack/broker/passwords.json").values()
+    secrets = [running.read("credentials.json")["token"]]
+    secrets += running.read("stack/broker/passwords.json").values()
     assert not any(secret in text for secret in secrets)
 
 
-def test_no_password_is_on_a_command_line(shared, processes_of):
-    commands = " ".join(processes_of(shared.path).values())
-    secrets = [shared.read("credentials.json")["token"]]
-    secrets += shared.read("stack/broker/passwords.json").values()
+def test_no_password_is_on_a_command_line(running, processes_of):
+    commands = " ".join(processes_of(running.path).values())
+    secrets = [running.read("credentials.json")["token"]]
+    secrets += running.read("stack/broker/passwords.json").values()
     assert not any(secret in commands for secret in secrets)
 
 
-def test_a_second_up_on_the_same_home_is_refused_with_pid_and_url(shared):
-    done = shared.run("up", "--no-endpoint")
+def test_a_second_up_on_the_same_home_is_refused_with_pid_and_url(running):
+    done = running.run("up", "--no-endpoint")
     assert done.returncode == 1
-    state = shared.state
+    state = running.state
     assert f"already running (pid {state['pid']}, {state['service_url']})" in done.stderr
-    assert shared.version() == 200
+    assert running.version() == 200
 
 
-def test_two_homes_run_side_by_side_and_down_leaves_nothing(shared, home, processes_of):
+def test_port_is_used_and_url_and_token_are_the_same_after_a_restart(running_at_port, port):
+    home = running_at_port
+    first = home.read("credentials.json")
+    assert first["service_url"] == f"http://127.0.0.1:{port}"
+    home.run("down")
+    assert home.read("credentials.json") == {**first, "service_url": ""}
+    home.up("--no-endpoint")
+    assert home.read("credentials.json") == first
+    assert home.version() == 200
+
+
+def test_no_token_is_sent_to_a_process_on_the_port_of_a_stopped_stack(running_at_port, port):
+    home = running_at_port
+    token = home.read("credentials.json")["token"]
+    os.kill(home.state["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        while True:  # what was below the stack is being ended
+            try:
+                thief.bind(("127.0.0.1", port))
+                thief.listen()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        done = home.run("tasks")
+        assert done.returncode == 78
+        assert "flux-endpoint up" in done.stderr
+        assert not select.select([thief], [], [], 0)[0]
+        # Nor while another is starting, which has another port.
+        home.up("--no-endpoint")
+        assert not select.select([thief], [], [], 0)[0]
+    assert home.read("credentials.json")["token"] == token
+    assert home.run("tasks").returncode == 0
+
+
+def test_when_up_is_killed_nothing_is_left_and_the_next_one_starts(
+    running, processes_of, await_end
+):
+    home, there = running, processes_of(running.path)
+    os.kill(home.state["pid"], signal.SIGKILL)
+    again = home.up("--no-endpoint")
+    assert await_end(there) == []
+    assert "Ready" in again
+    assert home.version() == 200
+
+
+def test_a_stack_whose_home_was_deleted_is_found_and_ended(running, processes_of):
+    home = running
+    assert len(processes_of(home.path)) > 3
+    shutil.rmtree(home.path)
+    home.path.mkdir(mode=0o700)
+    said = home.run("up", "--detach")
+    assert "a stack still runs (pid" in said.stderr
+    assert "was deleted: `flux-endpoint down` ends it" in said.stderr
+    assert "Ended (pid" in home.run("down").stdout
+    assert processes_of(home.path) == {}
+    assert home.run("down").stdout == "Nothing runs here.\n"
     home.up("--no-endpoint")
     assert home.version() == 200
-    assert shared.version() == 200
-    assert home.state["service_port"] != shared.state["service_port"]
-    assert home.state["amqp_port"] != shared.state["amqp_port"]
-    done = home.run("down")
-    assert done.returncode == 0
-    assert processes_of(home.path) == {}
-    assert home.state["pid"] is None
-    assert shared.version() == 200
 
 
-def test_a_damaged_state_file_does_not_block_up(home, processes_of):
-    home.up("--no-endpoint")
+def test_a_damaged_state_file_does_not_block_up(running, processes_of):
+    home = running
     state = home.path / "stack" / "state.json"
     for content in ('{"pid": "x", "service_port": "80"}', '{"pid": 1}', "{", None):
         if content is None:
@@ -184,67 +294,9 @@ def test_a_damaged_state_file_does_not_block_up(home, processes_of):
     assert processes_of(home.path) == {}
 
 
-def test_a_stack_whose_home_was_deleted_is_found_and_ended(home, processes_of):
-    home.up("--no-endpoint")
-    running = processes_of(home.path)
-    assert len(running) > 3
-    shutil.rmtree(home.path)
-    home.path.mkdir(mode=0o700)
-    said = home.run("up", "--detach")
-    assert "a stack still runs (pid" in said.stderr
-    assert "was deleted: `flux-endpoint down` ends it" in said.stderr
-    assert "Ended (pid" in home.run("down").stdout
-    assert processes_of(home.path) == {}
-    assert home.run("down").stdout == "Nothing runs here.\n"
-    home.up("--no-endpoint")
-    assert home.version() == 200
-
-
 def test_down_without_a_stack_says_so(home):
     done = home.run("down")
     assert (done.returncode, done.stdout) == (0, "Nothing runs here.\n")
-
-
-def test_port_is_used_and_url_and_token_are_the_same_after_a_restart(home, free_port):
-    home.up("--no-endpoint", "--port", str(free_port))
-    first = home.read("credentials.json")
-    assert first["service_url"] == f"http://127.0.0.1:{free_port}"
-    home.run("down")
-    home.up("--no-endpoint")
-    assert home.read("credentials.json") == first
-    assert home.version() == 200
-
-
-def test_no_token_is_sent_to_a_process_on_the_port_of_a_stopped_stack(home, free_port):
-    home.up("--no-endpoint", "--port", str(free_port))
-    token = home.read("credentials.json")["token"]
-    os.kill(home.state["pid"], signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    with socket.socket() as thief:
-        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        while True:  # what was below the stack is being ended
-            try:
-                thief.bind(("127.0.0.1", free_port))
-                thief.listen()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        done = home.run("tasks")
-        assert done.returncode == 78
-        assert "flux-endpoint up" in done.stderr
-        assert not select.select([thief], [], [], 0)[0]
-        # Nor while another is starting, which has another port.
-        home.up("--no-endpoint")
-        assert not select.select([thief], [], [], 0)[0]
-    assert home.read("credentials.json")["token"] == token
-    assert home.run("tasks").returncode == 0
-    home.run("down")
-    assert home.read("credentials.json") == {
-        "service_url": "",
-        "token": token,
-        "stack_lock": "stack/lock",
-    }
 
 
 def test_a_taken_port_is_refused_at_once_and_nothing_is_left(home, processes_of):
@@ -268,46 +320,38 @@ def test_credentials_of_a_service_elsewhere_are_not_overwritten(home):
     assert file.read_text() == text
 
 
-@pytest.mark.parametrize(
-    ("send", "signum", "status"),
-    [
-        (os.kill, signal.SIGINT, 130),
-        (os.kill, signal.SIGALRM, 0),
-        (signal_another_thread, signal.SIGTERM, 0),
-    ],
-)
-def test_a_signal_ends_all_programs_in_order(home, foreground, processes_of, send, signum, status):
-    up = foreground()
-    send(up.pid, signum)
-    assert up.wait(timeout=60) == status
-    assert processes_of(home.path) == {}
+def test_two_stacks_started_at_once_both_run_and_a_signal_ends_one_in_order(
+    tmp_path, foreground, processes_of
+):
+    homes = [Home(tmp_path / name) for name in ("one", "two")]
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(foreground, homes)
+    assert [home.version() for home in homes] == [200, 200]
+    for name in ("service_port", "amqp_port"):
+        assert len({home.state[name] for home in homes}) == 2
+    os.kill(first.pid, signal.SIGALRM)
+    assert first.wait(timeout=60) == 0
+    assert processes_of(homes[0].path) == {}
+    assert homes[0].state["pid"] is None
+    assert homes[1].version() == 200
+    signal_another_thread(second.pid, signal.SIGTERM)
+    assert second.wait(timeout=60) == 0
+    assert processes_of(homes[1].path) == {}
 
 
 def test_when_the_parent_of_up_dies_the_stack_ends(home, foreground, processes_of, await_end):
-    shell = foreground("sh", "-c", '"$@"; :', "sh")
+    shell = foreground(home, "sh", "-c", '"$@"; :', "sh")
     running = processes_of(home.path)
     assert len(running) > 5
     shell.kill()
     assert await_end(running, timeout=40) == []
 
 
-def test_when_up_is_killed_nothing_is_left_and_the_next_one_starts(
-    home, foreground, processes_of, await_end
-):
-    up = foreground()
-    running = processes_of(home.path)
-    up.kill()
-    again = home.up("--no-endpoint")
-    assert await_end(running) == []
-    assert "Ready" in again
-    assert home.version() == 200
-
-
-def test_a_service_and_a_broker_that_die_are_started_again(
+def test_a_service_and_a_broker_that_die_are_started_again_and_ctrl_c_ends_all(
     home, foreground, processes_of, free_port
 ):
     # Nobody else takes this port while no service listens on it.
-    up = foreground(options=("--port", str(free_port)))
+    up = foreground(home, options=("--port", str(free_port)))
     url = home.state["service_url"]
     for text, name in (("service run", "service"), ("beam.smp", "broker")):
         commands = processes_of(home.path)
@@ -322,46 +366,13 @@ def test_a_service_and_a_broker_that_die_are_started_again(
         transport = httpx.HTTPTransport(retries=8)
         with httpx.Client(transport=transport, timeout=60, trust_env=False) as client:
             assert client.get(f"{url}/v2/version").status_code == 200
+    up.send_signal(signal.SIGINT)
+    assert up.wait(timeout=60) == 130
+    assert processes_of(home.path) == {}
 
 
-def test_a_part_that_fails_again_and_again_does_not_end_the_others(home):
-    home.up()
-    config = home.path / "endpoints" / "local" / "config.yaml"
-    whole = config.read_text()
-    config.write_text("max_in_fligth: 3\n")
-    os.kill(json.loads((home.path / "endpoints" / "local" / "status.json").read_text())["pid"], 9)
-    seen(home, "(7 times in a row)")
-    assert home.version() == 200
-    config.write_text(whole)
-    seen(home, "endpoint  started again")
-
-
-def seen(home, text):
-    """Wait until `up` has said something."""
-    deadline = time.monotonic() + 110
-    while text not in home.log:
-        assert time.monotonic() < deadline, home.log
-        time.sleep(0.1)
-
-
-def test_an_endpoint_that_is_stopped_on_request_stays_stopped(home):
-    home.up()
-    credentials = home.read("credentials.json")
-    client = Client(credentials["service_url"], credentials["token"])
-    endpoint_id = home.state["endpoint_id"]
-    assert client.stop_endpoint(endpoint_id)["delivered"] is True
-    deadline = time.monotonic() + 60
-    while "`flux-endpoint start local` starts it again" not in home.log:
-        assert time.monotonic() < deadline, home.log
-        time.sleep(0.05)
-    listed = json.loads(home.run("list", "--json").stdout)
-    assert [each["status"] for each in listed] == ["stopped"]
-    assert home.version() == 200
-    assert client.get_endpoint_status(endpoint_id)["status"] == "offline"
-
-
-def test_the_printed_snippet_works_in_another_terminal(home, processes_of, tmp_path):
-    output = home.up()
+def test_the_printed_snippet_works_in_another_terminal(whole):
+    home, output = whole, whole.output
     lines = output.splitlines()
     begin = next(number for number, line in enumerate(lines) if line.endswith("<<'END'"))
     end = lines.index("  END")
@@ -372,20 +383,41 @@ def test_the_printed_snippet_works_in_another_terminal(home, processes_of, tmp_p
     )
     assert (done.stdout, done.stderr) == ("14\n", "")
     assert home.state["endpoint_id"] in output
+
+
+def test_a_part_that_fails_again_and_again_does_not_end_the_others(whole):
+    home = whole
+    config = home.path / "endpoints" / "local" / "config.yaml"
+    right = config.read_text()
+    config.write_text("max_in_fligth: 3\n")
+    os.kill(json.loads((home.path / "endpoints" / "local" / "status.json").read_text())["pid"], 9)
+    until(lambda: "(6 times in a row)" in home.log, home)
+    assert home.version() == 200
+    config.write_text(right)
+    until(lambda: home.runs, home)
+
+
+def until(happened, home):
+    """Wait until something has happened."""
+    deadline = time.monotonic() + 110
+    while not happened():
+        assert time.monotonic() < deadline, home.log
+        time.sleep(0.1)
+
+
+def test_an_endpoint_that_is_stopped_on_request_stays_stopped(whole, processes_of):
+    home = whole
+    credentials = home.read("credentials.json")
+    client = Client(credentials["service_url"], credentials["token"])
+    endpoint_id = home.state["endpoint_id"]
+    assert client.stop_endpoint(endpoint_id)["delivered"] is True
+    until(lambda: "`flux-endpoint start local` starts it again" in home.log, home)
+    listed = json.loads(home.run("list", "--json").stdout)
+    assert [each["status"] for each in listed] == ["stopped"]
+    assert home.version() == 200
+    assert client.get_endpoint_status(endpoint_id)["status"] == "offline"
     assert home.run("down").returncode == 0
     assert processes_of(home.path) == {}
-
-
-def test_two_stacks_started_at_once_both_run(tmp_path):
-    homes = [Home(tmp_path / name) for name in ("one", "two")]
-    try:
-        with ThreadPoolExecutor(2) as threads:
-            list(threads.map(lambda home: home.up("--no-endpoint"), homes))
-        assert [home.version() for home in homes] == [200, 200]
-        assert len({home.state["service_port"] for home in homes}) == 2
-    finally:
-        for home in homes:
-            home.run("down")
 
 
 def test_without_the_packages_of_the_service_nothing_is_started(home, tmp_path):
