@@ -39,6 +39,8 @@ class ManagementApi:
                 self._put(("users", user), {"password": password, "tags": ""})
             case ("delete_user", user):
                 self._delete(("users", user))
+            case ("close_all_connections", "--vhost", vhost, reason):
+                self._close(vhost, reason)
             case _:
                 return False
         return True
@@ -46,8 +48,15 @@ class ManagementApi:
     def _put(self, path: tuple[str, ...], what: dict[str, Any]) -> None:
         self._client.put(_path(path), json=what).raise_for_status()
 
-    def _delete(self, path: tuple[str, ...]) -> None:
-        self._client.delete(_path(path)).raise_for_status()
+    def _delete(self, path: tuple[str, ...], reason: str = "") -> None:
+        self._client.delete(_path(path), headers={"X-Reason": reason}).raise_for_status()
+
+    def _close(self, vhost: str, reason: str) -> None:
+        # Without statistics, which are disabled.
+        answer = self._client.get("connections?disable_stats=true&columns=name,vhost")
+        for each in answer.raise_for_status().json():
+            if each.get("vhost") == vhost:
+                self._delete(("connections", each["name"]), reason)
 
 
 def _path(parts: tuple[str, ...]) -> str:

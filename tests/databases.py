@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import os
+import shutil
+import sqlite3
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 import sqlalchemy as sa
@@ -32,3 +39,47 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         with admin.connect() as connection:
             connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
         admin.dispose()
+
+
+@functools.cache
+def _migrated() -> Path:
+    from flux_endpoint.service.store.engine import Database
+
+    directory = tempfile.mkdtemp(prefix="flux-endpoint-tests-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    path = Path(directory, "service.db")
+    database = Database(path)
+    database.migrate()
+    database.close()
+    return path
+
+
+def make_migrated(path: Path) -> None:
+    """Make an SQLite file with the schema: a copy, since a migration takes as long as many a test.
+
+    Args:
+        path: where; nothing is there yet.
+    """
+    shutil.copy(_migrated(), path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE secrets SET value = ?", [token_hex(32)])  # each has its own key
+
+
+def create_token(path: Path, user: str) -> str:
+    """Return a new token of a user in a service's SQLite file, made without a program's start.
+
+    Args:
+        path: the file; made if missing.
+        user: created if missing.
+    """
+    from flux_endpoint.service.store import users
+    from flux_endpoint.service.store.engine import Database
+
+    if not path.exists():
+        make_migrated(path)
+    database = Database(path)
+    try:
+        with database.write() as connection:
+            return users.create_token(connection, user)
+    finally:
+        database.close()

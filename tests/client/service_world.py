@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from broker_access import session_broker
+from databases import create_token
 from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.errors import PublishError
@@ -35,12 +36,13 @@ class RunningService:
             "FLUX_ENDPOINT_SERVICE_AMQP_URL": amqp_url,
             **session_broker.environment(amqp_url),
         }
+        self._database = home / "service.db"
         self._port = port
         self.token = self.token_of("ada")
         self.start()
 
     def token_of(self, user: str) -> str:
-        return self._command("token", "create", user).communicate()[0].strip()
+        return create_token(self._database, user)
 
     def _command(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "flux_endpoint", "service", *arguments]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from broker_access import session_broker
+from databases import create_token
 from flux_endpoint.credentials import Credentials
 
 COMMAND = [sys.executable, "-m", "flux_endpoint"]
@@ -46,9 +47,10 @@ class ServiceProcess:
     def __init__(self, directory: Path, amqp_url: str, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._port = port
+        self._database = directory / "service.db"
         self._env = os.environ | {
             "FLUX_ENDPOINT_HOME": str(directory),
-            "FLUX_ENDPOINT_SERVICE_DATABASE_URL": f"sqlite:///{directory / 'service.db'}",
+            "FLUX_ENDPOINT_SERVICE_DATABASE_URL": f"sqlite:///{self._database}",
             "FLUX_ENDPOINT_SERVICE_AMQP_URL": amqp_url,
             **session_broker.environment(amqp_url),
         }
@@ -56,14 +58,7 @@ class ServiceProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def new_user(self, name: str) -> Credentials:
-        made = subprocess.run(
-            [*COMMAND, "service", "token", "create", name],
-            env=self._env,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return Credentials(self.url, made.stdout.split()[-1], source="a test")
+        return Credentials(self.url, create_token(self._database, name), source="a test")
 
     def start(self) -> None:
         """Start; return when it is ready."""

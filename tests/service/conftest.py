@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -20,6 +18,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 
 from broker_access import NOBODY_ASKS, session_broker
+from databases import make_migrated
 from flux_endpoint.amqp import AmqpConnection, Delivery
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.rest import ErrorBody, RegisterEndpoint
@@ -28,7 +27,6 @@ from flux_endpoint.service.official import starts
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import endpoints, users
 from flux_endpoint.service.store.engine import Database
-from flux_endpoint.service.store.tables import secrets
 
 if TYPE_CHECKING:
     from tests.service.official_world import MultiUserEndpoint, Run
@@ -70,26 +68,14 @@ def exists(url: str, queue: str) -> bool:
         connection.close()
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with the schema, to be copied: to make one takes as long as many a test."""
-    path = tmp_path_factory.mktemp("migrated") / "service.db"
-    database = Database(path)
-    database.migrate()
-    database.close()
-    return path
-
-
 @pytest.fixture
-def database(database_url: str, request: pytest.FixtureRequest) -> Iterator[Database]:
+def database(database_url: str) -> Iterator[Database]:
     """A migrated database."""
-    database = Database(database_url)
     path = sa.make_url(database_url).database
     if database_url.startswith("sqlite") and path is not None:
-        shutil.copy(request.getfixturevalue("migrated"), path)
-        with database.write() as connection:  # each has a key of its own
-            connection.execute(sa.update(secrets).values(value=token_hex(32)))
-    else:
+        make_migrated(Path(path))
+    database = Database(database_url)
+    if not database_url.startswith("sqlite"):
         database.migrate()
     yield database
     database.close()

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from pika.adapters.utils import connection_workflow
 
-from broker_access import SECRET, Dispatcher, session_broker
+from broker_access import SECRET, session_broker
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.processes import is_readable
 from flux_endpoint.service.access import listener as listening
@@ -27,7 +27,6 @@ from flux_endpoint.service.access.control import AccountAccess, SharedAccess, br
 from flux_endpoint.service.access.listener import MAX_BODY, MAX_CONNECTIONS, QuestionListener
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
-from flux_endpoint.stack.broker import RabbitNode
 
 USER = {"username": "u", "password": "p"}
 
@@ -222,38 +221,38 @@ class TestStart:
         with pytest.raises(ConfigurationError, match=r"did not ask about topic.*allowed anyway"):
             access_of(settings).check()
 
-    def test_the_command_ends_with_what_to_do(self, tmp_path: Path, free_port: int) -> None:
-        """A RabbitMQ as it comes, with the service's account in the URL and nothing else."""
-        dispatcher = Dispatcher()  # which answers for no service
-        with RabbitNode(tmp_path / "node", authorization_url=dispatcher.url) as node:
-            command = [sys.executable, "-m", "flux_endpoint", "service", "run", "--port", "0"]
-            environment = {
-                **os.environ,
-                "FLUX_ENDPOINT_HOME": str(tmp_path),
-                "FLUX_ENDPOINT_SERVICE_AMQP_URL": node.service_url,
-            }
+    def test_the_command_ends_with_what_to_do(
+        self, tmp_path: Path, amqp_vhost: str, free_port: int
+    ) -> None:
+        """A RabbitMQ that asks no service about this virtual host."""
+        command = [sys.executable, "-m", "flux_endpoint", "service", "run", "--port", "0"]
+        environment = {
+            **os.environ,
+            "FLUX_ENDPOINT_HOME": str(tmp_path),
+            "FLUX_ENDPOINT_SERVICE_AMQP_URL": amqp_vhost,
+        }
 
-            def run(*options: str) -> subprocess.CompletedProcess[str]:
-                return subprocess.run(
-                    [*command, *options],
-                    env=environment,
-                    capture_output=True,
-                    text=True,
-                    timeout=100,
-                    check=False,
-                )
+        def run(*options: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*command, *options],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=False,
+            )
 
-            done = run()
-            assert done.returncode == 78
-            (line,) = done.stderr.splitlines()
-            assert "--authorization-url" in line
-            assert "--shared-broker-accounts" in line
-            done = run("--authorization-url", f"http://127.0.0.1:{free_port}/{SECRET}")
-            assert done.returncode == 78
-            assert "does not ask this service" in done.stderr
-            done = run("--shared-broker-accounts")
-            assert done.returncode == 78
-            assert "needs --endpoint-amqp-url" in done.stderr
+        done = run()
+        assert done.returncode == 78
+        (line,) = done.stderr.splitlines()
+        assert "--authorization-url" in line
+        assert "--shared-broker-accounts" in line
+        done = run("--authorization-url", f"http://127.0.0.1:{free_port}/{SECRET}")
+        assert done.returncode == 78
+        assert "does not ask this service" in done.stderr
+        done = run("--shared-broker-accounts")
+        assert done.returncode == 78
+        assert "needs --endpoint-amqp-url" in done.stderr
 
 
 def test_shared_accounts_are_warned_of_at_each_start(
