@@ -578,7 +578,7 @@ def test_messages_with_a_forged_manager_id_are_rejected(local_world, tmp_path):
     task = local_world.submit(hold, str(tmp_path / "gate"))
     until((tmp_path / "begun").exists)
     impostor = connection(f"ipc://{tmp_path}/engine/pool.sock", manager_id)
-    forged = json.dumps({"ahead": 1, "headers": [{"id": task}]}).encode()
+    forged = json.dumps({"seconds": 1.0, "headers": [{"id": task}]}).encode()
     impostor.send_multipart([b"ends", forged, b"forged"])
     assert impostor.recv_multipart() == [b"stop"]
     (tmp_path / "gate").touch()

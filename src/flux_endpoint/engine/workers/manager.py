@@ -27,10 +27,11 @@ from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.link import Change, PoolLink
 from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
-from flux_endpoint.engine.workers.sleep import COALESCING, milliseconds_until
+from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.spool import EndHeader, Spool
 from flux_endpoint.engine.workers.staff import Staff
 from flux_endpoint.engine.workers.template import adopt_orphans
+from flux_endpoint.engine.workers.waiting import pause_with
 from flux_endpoint.errors import EngineError
 from flux_endpoint.processes.helper import NOTICE
 from flux_endpoint.protocol.envelope import compact_json
@@ -91,8 +92,8 @@ class Manager:
         self._wake_on_signals()
         self._staff.start(self._poller)
         while self._running and not self._staff.is_useless:
-            if self._staff.has_reserve:
-                time.sleep(COALESCING)
+            if pause := pause_with(self._staff.reserve):
+                time.sleep(pause)
             for source, _ in self._poller.poll(self._patience()):
                 self._serve(source)
             self._expire()
@@ -204,7 +205,7 @@ class Manager:
             return
         if ends := self._outbox.take():
             headers = [header for header, _ in ends]
-            report = compact_json({"ahead": self._staff.ahead, "headers": headers})
+            report = compact_json({"seconds": self._staff.task_seconds, "headers": headers})
             self._link.send(b"ends", report, *(body for _, body in ends))
 
     # Reports of the workers

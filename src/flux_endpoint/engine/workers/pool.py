@@ -34,9 +34,10 @@ from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
 from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
 from flux_endpoint.engine.workers.sizing import Limits
-from flux_endpoint.engine.workers.sleep import COALESCING, milliseconds_until
+from flux_endpoint.engine.workers.sleep import milliseconds_until
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.states import ManagerState
+from flux_endpoint.engine.workers.waiting import pause_with
 from flux_endpoint.engine.workers.yielding import Site
 from flux_endpoint.protocol.envelope import compact_json
 
@@ -236,8 +237,10 @@ class WorkerPool:
 
     def _run(self) -> None:
         while not self._is_over():
-            if self._managers and all(m.has_reserve for m in self._managers.values()):
-                time.sleep(COALESCING)
+            # Half of a manager's reserve is in its workers, who need the other half meanwhile.
+            reserve = min((m.reserve / 2 for m in self._managers.values()), default=0.0)
+            if pause := pause_with(reserve):
+                time.sleep(pause)
             for source, _ in self._poller.poll(self._patience()):
                 if source == self._wake_fd:
                     with self._wake_lock:
@@ -342,7 +345,7 @@ class WorkerPool:
 
     def _take_ends(self, manager: ManagerRecord, parts: list[bytes]) -> None:
         report = json.loads(parts[0])
-        manager.ahead = report["ahead"]
+        manager.task_seconds = report["seconds"]
         manager.quiet_since = time.monotonic()
         for header, body in zip(report["headers"], parts[1:], strict=True):
             self._book.ended(manager, header, body)
@@ -382,8 +385,11 @@ class WorkerPool:
         for manager in sorted(ready, key=lambda m: (not m.permanent, m.free)):
             self._send(manager, manager.free)
         # Then send tasks ahead to where they may wait.
+        workers = sum(manager.workers for manager in ready)
         for manager in sorted(ready, key=lambda m: len(m.tasks) / m.workers):
-            self._send(manager, manager.room)
+            share = math.ceil(len(self._waiting) * manager.workers / workers)
+            self._send(manager, min(manager.room, share))
+            workers -= manager.workers
 
     def _send(self, manager: ManagerRecord, count: int) -> None:
         while count > 0 and self._waiting:

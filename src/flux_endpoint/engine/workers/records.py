@@ -11,7 +11,7 @@ from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
 from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
-from flux_endpoint.engine.workers.waiting import most_held
+from flux_endpoint.engine.workers.waiting import most_held, tasks_ahead
 
 
 @dataclass(eq=False)
@@ -50,8 +50,8 @@ class ManagerRecord:
     #: Its node's name, if the scheduler reported it.
     node: str = ""
     host: str = ""
-    #: The most tasks per worker: more than one if tasks are short.
-    ahead: int = 1
+    #: How long its tasks take.
+    task_seconds: float = 1.0
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
     idle_since: float = 0.0
     #: Monotonic time of its latest result, or of a later request to return tasks.
@@ -90,7 +90,7 @@ class ManagerRecord:
     @property
     def room(self) -> int:
         """Number of further tasks that it may hold."""
-        return most_held(self.workers, self.ahead) - len(self.tasks)
+        return most_held(self.workers, tasks_ahead(self.task_seconds)) - len(self.tasks)
 
     @property
     def free(self) -> int:
@@ -105,6 +105,6 @@ class ManagerRecord:
         return max(0, len(self.tasks) - self.workers)
 
     @property
-    def has_reserve(self) -> bool:
-        """Whether its workers have enough short tasks for a while."""
-        return self.ahead > 1 and len(self.tasks) > most_held(self.workers, self.ahead) // 2
+    def reserve(self) -> float:
+        """Seconds for which its workers have tasks."""
+        return self.surplus / self.workers * self.task_seconds

@@ -7,9 +7,6 @@ from collections.abc import Iterable
 
 #: `poll` takes milliseconds as a C int: at most 24.8 days, after which the loop checks again.
 _LONGEST = 2**31 - 1
-#: Seconds that pool and managers pause before the next poll while no worker can run out of tasks:
-#: what arrives in the meantime is handled in one turn, and sent in one message.
-COALESCING = 0.001
 
 
 def milliseconds_until(moments: Iterable[float], now: float) -> int | None:

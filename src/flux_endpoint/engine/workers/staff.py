@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
@@ -22,7 +23,6 @@ from flux_endpoint.engine.workers.frames import FrameSocket, NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.engine.workers.process_tree import end_of, kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
-from flux_endpoint.engine.workers.sleep import COALESCING
 from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
 from flux_endpoint.engine.workers.template import request_worker, start_template
 from flux_endpoint.engine.workers.termination import WorkerTermination
@@ -82,7 +82,8 @@ class Staff:
         self._workers: list[WorkerHandle] = []
         self._starting: deque[WorkerHandle] = deque()
         self._free_places = list(range(settings.workers))
-        self._task_seconds = 1.0
+        #: How long tasks take; the latest count most.
+        self.task_seconds = 1.0
         self._failed_starts = 0
         #: Whether workers can't start.
         self.is_useless = False
@@ -108,17 +109,10 @@ class Staff:
     # Waiting tasks
 
     @property
-    def ahead(self) -> int:
-        """The most tasks per worker: one, or more if tasks are short."""
-        return tasks_ahead(self._task_seconds)
-
-    @property
-    def has_reserve(self) -> bool:
-        """Whether each busy worker has enough short tasks for twice the time of `COALESCING`."""
-        if self._task_seconds > COALESCING:
-            return False
-        enough = 1 + 2 * COALESCING / self._task_seconds
-        return not self.is_idle and all(not w.tasks or len(w.tasks) > enough for w in self._workers)
+    def reserve(self) -> float:
+        """Seconds for which each busy worker has tasks that it has not begun; 0: none is busy."""
+        fewest = min((len(w.tasks) for w in self._workers if w.tasks), default=1)
+        return (fewest - 1) * self.task_seconds
 
     @property
     def is_idle(self) -> bool:
@@ -163,11 +157,16 @@ class Staff:
 
     def dispatch(self) -> None:
         """Send waiting tasks to workers, if tasks may start."""
-        for most in (1, self.ahead):
-            for worker in self._workers:
-                if not self._queue or not self.may_start:
-                    return
-                if len(worker.tasks) < most and worker.takes_tasks:
+        if not self._queue or not self.may_start:
+            return
+        takers = [worker for worker in self._workers if worker.takes_tasks]
+        # The same number for each, so that none idles while another has several left.
+        share = math.ceil(
+            (len(self._queue) + sum(len(w.tasks) for w in takers)) / max(1, len(takers))
+        )
+        for most in (1, min(share, tasks_ahead(self.task_seconds))):
+            for worker in takers:
+                if self._queue and len(worker.tasks) < most and worker.takes_tasks:
                     self._send(worker, most)
 
     def _send(self, worker: WorkerHandle, most: int) -> None:
@@ -324,7 +323,7 @@ class Staff:
         # What the worker says leaves out how long its messages took. Weighted towards recent tasks:
         # one long task immediately stops sending ahead.
         seconds = now - worker.since if end.seconds is None else end.seconds
-        self._task_seconds += (min(seconds, 1.0) - self._task_seconds) * 0.2
+        self.task_seconds += (min(seconds, 1.0) - self.task_seconds) * 0.2
         worker.starts(now)
         if worker.cancelled == task_id:  # the cancellation may have ended it
             self._ends.cancelled(task_id, began)
