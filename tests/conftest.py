@@ -13,6 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from alarms import memory_alarm
 from broker_access import Dispatcher, session_broker
@@ -35,6 +37,9 @@ settings.load_profile("unhurried")
 AMQP_URL_VARIABLE = "FLUX_ENDPOINT_TEST_AMQP_URL"
 APART = "kept_apart"
 
+#: Directories whose files share a stack: one process runs them, not each a stack of its own.
+TOGETHER = ("tests/cli/", "tests/end_to_end/")
+
 pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages", "small_disk"]
 
 
@@ -48,6 +53,19 @@ def pytest_configure() -> None:
     # With this variable, Python prints a line in two writes, and output of other processes may come
     # in between.
     os.environ.pop("PYTHONUNBUFFERED", None)
+
+
+class _ByFile(LoadFileScheduling):
+    """Distributes files, but the directories of `TOGETHER` as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        whole = (directory for directory in TOGETHER if nodeid.startswith(directory))
+        return next(whole, None) or super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    return _ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

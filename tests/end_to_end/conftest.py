@@ -63,7 +63,8 @@ def _environment(home: Path, flux_uri: str | None) -> dict[str, str]:
 
 
 # Not for the session: its workers would hold a node of the Flux instance that other tests share.
-@pytest.fixture(scope="module", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
+# `TOGETHER` of the main conftest keeps the package in one process.
+@pytest.fixture(scope="package", params=["local", pytest.param("flux", marks=pytest.mark.flux)])
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:

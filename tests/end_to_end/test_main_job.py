@@ -171,7 +171,8 @@ class TestBadInput:
 class TestCommands:
     def test_the_list_says_which_executor_runs_the_jobs(self, stack):
         listed = json.loads(stack.command("list", "--json").stdout)
-        assert [entry["executor"] for entry in listed] == [stack.executor]
+        executors = {entry["name"]: entry["executor"] for entry in listed}
+        assert executors["local"] == stack.executor
 
     def test_a_second_stack_in_the_same_place_is_refused(self, stack):
         again = stack.command("up", "--detach")
