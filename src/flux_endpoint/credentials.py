@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.http_library import httpx
 from flux_endpoint.logs import event
 from flux_endpoint.paths import credentials_file
 

@@ -11,12 +11,11 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from flux_endpoint import __version__
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.errors import ConfigurationError, ServiceError, ServiceUnreachableError
+from flux_endpoint.http_library import httpx
 from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from flux_endpoint.cli.options import complete_endpoint
+from flux_endpoint.cli.process import quick_imports
 from flux_endpoint.cli.progress import WaitingLine
 from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
 from flux_endpoint.endpoint import lifecycle
@@ -74,9 +75,10 @@ def start(name: str, *, detach: bool, timeout: float | None, report_fd: int | No
 def _run(name: str, reporter: lifecycle.StartReporter) -> int:
     order = StartOrder()
     try:
-        from flux_endpoint.endpoint.runner import Runner  # noqa: PLC0415 - only a start needs it
+        with quick_imports():
+            from flux_endpoint.endpoint.runner import Runner  # noqa: PLC0415 - only a start needs it
 
-        importlib.import_module("flux_endpoint.engine.engine")  # slow, so before it waits
+            importlib.import_module("flux_endpoint.engine.engine")  # slow, so before it waits
 
         def restart(environment: Mapping[str, str]) -> None:
             reporter.keep_for_restart()

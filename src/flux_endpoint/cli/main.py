@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 
 from flux_endpoint.cli.exits import ExitCode
 from flux_endpoint.cli.failures import tell
-from flux_endpoint.cli.process import prepare_process
+from flux_endpoint.cli.process import prepare_process, quick_imports
 from flux_endpoint.errors import suggestion
 
 #: Set in the environment when the shell asks for completions.
@@ -91,7 +91,8 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name].source.partition(":")
-        found = importlib.import_module(f"flux_endpoint.cli.{module}")
+        with quick_imports():
+            found = importlib.import_module(f"flux_endpoint.cli.{module}")
         command: click.Command = getattr(found, attribute)
         return _with_debug(command)
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from flux_endpoint import extras, logs, paths
 from flux_endpoint.audit import AuditLog
+from flux_endpoint.cli.process import quick_imports
 from flux_endpoint.errors import ConfigurationError, NotFoundError
 from flux_endpoint.protocol.duration import parse_duration
 
@@ -138,7 +139,8 @@ def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) ->
     """Serve until SIGTERM or Ctrl-C."""
     logs.configure(log_format=log_format)
     extras.require("service", "the service")
-    from flux_endpoint.service import server, settings  # noqa: PLC0415 - only with the extra
+    with quick_imports():
+        from flux_endpoint.service import server, settings  # noqa: PLC0415 - only with the extra
 
     given = {name: value for name, value in options.items() if value is not None}
     try:
@@ -245,7 +247,7 @@ def revoke(
 
 def _tell_service(authorization_url: str) -> None:
     """Tell a running service that a token was revoked; if that fails, it will notice later."""
-    import httpx  # noqa: PLC0415 - only here
+    from flux_endpoint.http_library import httpx  # noqa: PLC0415 - only here
 
     with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
         httpx.post(f"{authorization_url.rstrip('/')}/revoked", timeout=5, trust_env=False)
@@ -363,7 +365,8 @@ def _open(database_url: str | None) -> Database:
     """Return the database, with its schema up to date."""
     logs.configure("WARNING")
     extras.require("service", "the service")
-    from flux_endpoint.service.store.engine import Database  # noqa: PLC0415 - only with the extra
+    with quick_imports():
+        from flux_endpoint.service.store.engine import Database  # noqa: PLC0415 - as above
 
     database = Database(_url(database_url))
     database.migrate()

@@ -8,10 +8,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import httpx
-
 from flux_endpoint.credentials import STACK_KEY
 from flux_endpoint.errors import ConfigurationError, ServiceUnreachableError
+from flux_endpoint.http_library import httpx
 from flux_endpoint.paths import write_private
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-import httpx
-
 from flux_endpoint import __version__
 from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
 from flux_endpoint.cli.checks.machine import ENOUGH_DISK, LEAST_DISK, check_private
@@ -19,6 +17,7 @@ from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import shown_bytes, shown_duration
 from flux_endpoint.credentials import TOKEN_VARIABLE, URL_VARIABLE, Credentials, load_credentials
 from flux_endpoint.errors import FluxEndpointError, ServiceError
+from flux_endpoint.http_library import httpx
 from flux_endpoint.paths import credentials_file
 from flux_endpoint.protocol.operations import DatabaseDocument, ServiceStatusAnswer
 

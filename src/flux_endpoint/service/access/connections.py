@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Collection
 from urllib.parse import quote, unquote, urlsplit
 
-import httpx
-
 from flux_endpoint.amqp.authorization import CACHE_SECONDS
+from flux_endpoint.http_library import httpx
 from flux_endpoint.logs import event
 from flux_endpoint.service.store.accounts import Account, AccountKind
 
