@@ -128,7 +128,7 @@ class TestService:
         (published,) = services["service"]["ports"]
         assert published.endswith(f":{image['FLUX_ENDPOINT_SERVICE_PORT']}")
         assert (
-            f":{image['FLUX_ENDPOINT_SERVICE_PORT']}/v2/version"
+            f":{image['FLUX_ENDPOINT_SERVICE_PORT']}/health"
             in (services["service"]["healthcheck"]["test"][-1])
         )
 

@@ -27,6 +27,7 @@ from flux_endpoint.stack import broker_files
 from flux_endpoint.stack.broker import RabbitNode
 from flux_endpoint.stack.installation import find_rabbitmq
 from ports import reserved_port
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -258,7 +259,7 @@ class TestTask:
             assert process.stderr is not None
             _read_until(process.stderr, "service ready")
             # The health check of the compose file: a route that wants no token.
-            assert httpx.get(f"{url}/v2/version", timeout=60).status_code == 200
+            until(lambda: httpx.get(f"{url}/health", timeout=60).status_code == 200)
             token = _run(service, "service", "token", "create", "ada").split()[-1]
             user = {
                 **environment,

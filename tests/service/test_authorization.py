@@ -75,6 +75,7 @@ RULES = {
     "HEAD /openapi.json": Rule(nobody="401", itself="403"),
     # Who and what there is.
     "GET /v2/version": Rule(nobody="200", itself="200"),
+    "GET /health": Rule(nobody="200", itself="200"),
     "GET /v3/status": Rule(),
     "POST /auth/v2/oauth2/token": Rule(
         body="grant_type=client_credentials&scope=openid", basic=True, itself="200"

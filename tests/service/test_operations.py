@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import create_engine, text
 from tests.service.conftest import PATIENCE, PAYLOAD, Peer, Relay, Rest, refusal
 
 from flux_endpoint import __version__
@@ -153,6 +154,52 @@ class TestService:
             assert abs(gone["since"] - time.time()) < 60
             relay.mend()
             until(lambda: bool(broker()["connected"]))
+
+
+class TestHealth:
+    def test_a_service_without_its_broker_is_unhealthy_and_names_no_address(
+        self, api: TestClient
+    ) -> None:
+        answer = api.get("/health", headers={"Authorization": ""})
+        assert answer.status_code == 503
+        assert answer.json() == {"database": "ok", "broker": "it is not connected"}
+        assert answer.headers["Cache-Control"] == "no-store"
+
+    def test_a_database_that_can_not_be_read_is_named(
+        self, api: TestClient, database_url: str
+    ) -> None:
+        engine = create_engine(database_url)
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE alembic_version RENAME TO gone"))
+        said = []
+        try:
+            until(lambda: said.append(api.get("/health").json()["database"]) or said[-1] != "ok")
+        finally:
+            with engine.begin() as connection:
+                connection.execute(text("ALTER TABLE gone RENAME TO alembic_version"))
+            engine.dispose()
+        assert "postgresql" not in said[-1]
+        until(lambda: api.get("/health").json()["database"] == "ok")
+
+    @pytest.mark.rabbitmq
+    def test_a_brokers_loss_and_its_alarm_are_unhealthy_until_they_are_over(
+        self, live_settings: ServiceSettings, relay: Relay, broker: Any
+    ) -> None:
+        settings = live_settings.model_copy(update={"amqp_url": relay.url})
+        with TestClient(create_app(settings)) as client:
+
+            def says(status: int, of_broker: str) -> bool:
+                answer = client.get("/health")
+                return (answer.status_code, answer.json()["broker"]) == (status, of_broker)
+
+            until(lambda: says(200, "ok"))
+            relay.cut()
+            until(lambda: says(503, "it is not connected"))
+            relay.mend()
+            until(lambda: says(200, "ok"))
+            with broker.alarm():
+                until(lambda: says(503, "it accepts no messages: low on memory"))
+            until(lambda: says(200, "ok"))
 
 
 class TestEndpoint:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field
 
 from flux_endpoint.protocol.rest import UuidText
 
+#: What `GET /health` says of a part that can be used.
+HEALTHY = "ok"
 #: The most tasks of one answer.
 MAX_LISTED = 1000
 
@@ -70,6 +72,18 @@ class ServiceStatusAnswer(BaseModel):
     broker: BrokerDocument
     #: The service's own queues by name; missing without a broker, or if a queue does not exist.
     queues: dict[str, QueueDocument] = Field(default_factory=dict)
+
+
+class HealthAnswer(BaseModel):
+    """`GET /health`: for each part "ok", or why it can't be used."""
+
+    database: str
+    broker: str
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the service can do its work."""
+        return self.database == self.broker == HEALTHY
 
 
 class Absence(StrEnum):

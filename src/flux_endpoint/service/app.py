@@ -13,6 +13,7 @@ from flux_endpoint.service.bodies import Bodies
 from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.disconnects import WatchedSubmissions
+from flux_endpoint.service.health import HealthCheck
 from flux_endpoint.service.identity import Authentication
 from flux_endpoint.service.quotas import Quotas, RequestRate
 from flux_endpoint.service.request_target import AbsoluteTargets
@@ -25,6 +26,7 @@ from flux_endpoint.service.routes import (
     endpoints,
     events,
     functions,
+    health,
     kill,
     operations,
     submit,
@@ -62,6 +64,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
         broker.start()
         retention.start()
         app.state.observer = broker.observer
+        app.state.health = HealthCheck(database, broker.observer)
         audit = ServiceAudit(settings.audit_log or default_path(settings.database_url))
         app.state.context = ServiceContext(
             settings,
@@ -92,5 +95,6 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
         app.include_router(noun.router)
     app.include_router(endpoint_tokens.router)
     app.include_router(operations.router)
+    app.include_router(health.router)
     app.include_router(taken.router)
     return app

@@ -19,7 +19,9 @@ from flux_endpoint.service.store.engine import Database
 
 #: Routes that need no token in the header. They are for programs that may have none yet. They take
 #: a small body or none, and check credentials themselves.
-OPEN_PATHS = frozenset({"/v2/version", "/auth/v2/oauth2/token", "/auth/v2/oauth2/token/revoke"})
+OPEN_PATHS = frozenset(
+    {"/health", "/v2/version", "/auth/v2/oauth2/token", "/auth/v2/oauth2/token/revoke"}
+)
 
 _SCHEME = "bearer "
 _KEY = "flux_endpoint.user"
