@@ -137,7 +137,7 @@ def test_a_service_killed_while_it_ends_a_task_still_sends_the_result(
     sent.result(60)
     if stored:
         with database.write() as connection:
-            outcome = tasks.TaskOutcome(task_id, True, text, None, 1.0)
+            outcome = tasks.TaskOutcome(task_id, True, text.encode(), None, 1.0)
             tasks.complete(connection, [outcome], tasks.routes(connection, [task_id]))
     with TestClient(create_app(live_settings), headers=headers) as client:
         assert peer.take(f"tg.{group_id}").body == body

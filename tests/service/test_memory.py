@@ -58,7 +58,7 @@ def test_an_answer_of_many_results_is_made_as_it_is_sent(
         tasks.add_submission(connection, submission, new)
     for each in ids:
         with database.write() as connection:
-            outcome = tasks.TaskOutcome(each, False, "x" * SIZE, None, time.time())
+            outcome = tasks.TaskOutcome(each, False, b"x" * SIZE, None, time.time())
             tasks.complete(connection, [outcome], tasks.routes(connection, [each]))
     database.close()
     headers = {"Authorization": f"Bearer {token}"}
@@ -93,7 +93,7 @@ class TestBatches:
             ids = answer.json()["tasks"][function_id]
         with database.write() as connection:
             outcomes = [
-                tasks.TaskOutcome(each, False, '"\n\ud800' + "x" * ANSWER_BYTES, None, 1.0)
+                tasks.TaskOutcome(each, False, b'"\n\xed\xa0\x80' + b"x" * ANSWER_BYTES, None, 1.0)
                 for each in ids
             ]
             tasks.complete(connection, outcomes, tasks.routes(connection, ids))

@@ -68,7 +68,7 @@ def submit(client: TestClient, endpoint_id: str, count: int = 1, payload: str = 
 
 
 def end(database: Database, ids: list[str]) -> None:
-    outcomes = [tasks.TaskOutcome(each, False, "x", None, time.time()) for each in ids]
+    outcomes = [tasks.TaskOutcome(each, False, b"x", None, time.time()) for each in ids]
     with database.write() as connection:
         tasks.complete(connection, outcomes, tasks.routes(connection, ids))
 

@@ -60,7 +60,9 @@ class World:
 
     def end(self, ids: list[str], *, ago: float = 0, data: str = "00\ngA") -> None:
         """Have tasks end, with an event each."""
-        outcomes = [tasks.TaskOutcome(each, False, data, None, time.time() - ago) for each in ids]
+        outcomes = [
+            tasks.TaskOutcome(each, False, data.encode(), None, time.time() - ago) for each in ids
+        ]
         with self.database.write() as connection:
             tasks.complete(connection, outcomes, tasks.routes(connection, ids))
             add_events(connection, [StoredEvent(each, 1, "submit", 1.0, {}) for each in ids])

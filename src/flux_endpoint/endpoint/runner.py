@@ -35,6 +35,7 @@ from flux_endpoint.errors import (
 )
 from flux_endpoint.logs import event
 from flux_endpoint.processes import signal_listener
+from flux_endpoint.processes.memory import return_large_blocks
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.rest import RestClient
 from flux_endpoint.variables import has_secrets, holds_credentials, without_credentials
@@ -83,6 +84,7 @@ class Runner:
             FluxEndpointError: the endpoint can't run; the text says why and what to do.
         """
         self._directory.require()
+        return_large_blocks()
         try:
             text = self._directory.config.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

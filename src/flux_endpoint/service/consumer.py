@@ -21,7 +21,7 @@ from flux_endpoint.logs import event
 log = logging.getLogger(__name__)
 
 # Maximum bytes of messages in one transaction, which has at least one message.
-_BATCH_BYTES = 32 * 2**20
+_BATCH_BYTES = 4 * 2**20
 # First and longest pause (s) between attempts to store messages.
 _PAUSES = 0.1, 10.0
 
@@ -124,9 +124,7 @@ class BatchConsumer(ABC, Generic[R, S]):
     def _run(self) -> None:
         while batch := self._take():
             try:
-                received = [each for delivery in batch if (each := self._read(delivery))]
-                for stored in self._store_with_retries(received):
-                    self.settle(stored)
+                self._process(batch)
             except PublishError:  # connection closed: the broker delivers them to the next service
                 return
             except Exception as error:
@@ -134,6 +132,12 @@ class BatchConsumer(ABC, Generic[R, S]):
                 log.exception("%s could not be settled", self._noun)
                 for delivery in batch:
                     self.dead_letter(delivery, f"it can't be settled: {error}")
+            batch.clear()  # they may be large, and the next wait long
+
+    def _process(self, batch: list[Delivery]) -> None:
+        received = [each for delivery in batch if (each := self._read(delivery))]
+        for stored in self._store_with_retries(received):
+            self.settle(stored)
 
     def _take(self) -> list[Delivery]:
         """Wait for deliveries and return all that have arrived; none after `close`."""

@@ -8,6 +8,7 @@ broker has confirmed the forwarded message.
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,8 +35,9 @@ from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
 
-#: Maximum number of unacknowledged deliveries. They are in memory, and each may have 10 MiB.
-PREFETCH = 64
+#: Maximum number of unacknowledged messages. They are in memory: each has one result of up to
+#: 10 MiB (14 MiB as base64), or up to 64 small ones.
+PREFETCH = 8
 
 #: Header of a result that the service itself has published and may already have stored. It is
 #: forwarded even if it is stored.
@@ -43,6 +45,14 @@ STORED_HEADER = "stored_by_service"
 
 #: For a task group that was removed; its queues may still exist.
 _ALL = task_groups.Listeners(plain=True, bundles=True)
+
+#: Size (bytes) of a result message from which its value is cut out instead of parsed.
+_LARGE = 64 << 10
+_VALUE = re.compile(rb'"data"\s*:\s*"')
+#: Stands for the value in the rest of the message.
+_CUT = "(cut out)"
+#: Newlines, and the characters that are themselves in a JSON string.
+_LITERAL = b"\n" + bytes(range(0x20, 0x7F)).translate(None, b'"\\')
 
 _STATES = frozenset(TaskState)
 _ACTORS = frozenset(ActorName)
@@ -233,15 +243,44 @@ def _parse(body: bytes) -> tasks.TaskOutcome:
         InvalidMessageError: it can't be parsed.
     """
     try:
-        envelope: Any = json.loads(body[1:]) if body[:1] == VERSION_BYTE else None
-        if envelope["message_type"] == Result.message_type and _is_plain(envelope["data"]):
-            return _outcome(str(UUID(envelope["data"]["task_id"])), envelope["data"])
+        value, rest = _cut_out(body) if len(body) >= _LARGE else (None, body)
+        envelope: Any = json.loads(rest[1:]) if rest[:1] == VERSION_BYTE else None
+        data = envelope["data"]
+        if envelope["message_type"] == Result.message_type and _is_plain(data):
+            if value is not None and data["data"] == _CUT:
+                return _outcome(str(UUID(data["task_id"])), data, value)
+            if value is None:
+                return _outcome(str(UUID(data["task_id"])), data)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     message = unpack(body)
     if not isinstance(message, Result):
         raise InvalidMessageError(f"expected a result, got a {message.message_type} message")
     return _outcome(str(message.task_id), vars(message) | _dumped(message))
+
+
+def _cut_out(body: bytes) -> tuple[bytes | None, bytes]:
+    """Return the value in a large result message, and the message without it.
+
+    Most of such a message is one text in base64. To parse it would make two more copies.
+
+    Returns:
+        The value and the rest; `None` and the message itself if the value must be parsed.
+    """
+    # A quote within a string has a backslash before it, so this is a key.
+    found = _VALUE.search(body)
+    if found is None:
+        return None, body
+    end = body.find(b'"', found.end())
+    value = body[found.end() : max(end, 0)]
+    if end < 0 or b"\n" in value:
+        return None, body
+    value = value.replace(b"\\n", b"\n")  # after a strategy's identifier, and between lines
+    if value.translate(None, _LITERAL):
+        return None, body
+    rest = b"".join((body[: found.end()], _CUT.encode(), body[end:]))
+    # Of two such keys, it is not known here which one is the result's.
+    return (value, rest) if len(_VALUE.findall(rest)) == 1 else (None, body)
 
 
 def _dumped(result: Result) -> dict[str, Any]:
@@ -280,11 +319,11 @@ def _is_scalar(value: object) -> bool:
     return is_number or isinstance(value, str | None)
 
 
-def _outcome(task_id: str, data: dict[str, Any]) -> tasks.TaskOutcome:
+def _outcome(task_id: str, data: dict[str, Any], value: bytes | None = None) -> tasks.TaskOutcome:
     return tasks.TaskOutcome(
         task_id=task_id,
         failed=data.get("error_details") is not None,
-        data=data["data"],
+        data=data["data"].encode(errors="surrogatepass") if value is None else value,
         details=_details(data),
         completed_at=time.time(),
     )

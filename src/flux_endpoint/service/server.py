@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.logs import event
 from flux_endpoint.processes import StartOrder
+from flux_endpoint.processes.memory import return_large_blocks
 from flux_endpoint.service.access.control import broker_access
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.http_protocol import BoundedProtocol, ConnectionLimits, Connections
@@ -54,6 +55,7 @@ def run(settings: ServiceSettings) -> None:
             database can't be used; the broker does not use this service for authorization.
     """
     order = StartOrder()
+    return_large_blocks()
     listener = listen(settings.host, settings.port, "choose another --port or --host", _BACKLOG)
     with listener:
         _check_encryption(listener, settings)

@@ -82,5 +82,5 @@ def _end(service: ServiceContext, task_id: str, endpoint_id: str) -> None:
     with service.database.write() as connection:
         known = tasks.routes(connection, [task_id])
         if not known[task_id].ended:
-            outcome = tasks.TaskOutcome(task_id, True, _TEXT, None, time.time())
+            outcome = tasks.TaskOutcome(task_id, True, _TEXT.encode(), None, time.time())
             tasks.complete(connection, [outcome], known)

@@ -99,7 +99,8 @@ class TaskOutcome:
 
     task_id: str
     failed: bool
-    data: str
+    #: Serialized value, or the error text if failed; UTF-8, lone surrogates included.
+    data: bytes
     details: dict[str, Any] | None
     completed_at: float
     presumed: bool = False
@@ -374,10 +375,10 @@ def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, TaskRoute
     return found
 
 
-def stored_result(connection: sa.Connection, task_id: str) -> str | None:
+def stored_result(connection: sa.Connection, task_id: str) -> bytes | None:
     """Return a task's serialized value or error text; `None` if it has no result."""
-    result = connection.scalar(sa.select(tasks.c.result).where(tasks.c.id == task_id))
-    return None if result is None else result.decode(errors="surrogatepass")
+    result: bytes | None = connection.scalar(sa.select(tasks.c.result).where(tasks.c.id == task_id))
+    return result
 
 
 def complete(
@@ -396,7 +397,7 @@ def complete(
             "at": outcome.completed_at,
             "has_failed": outcome.failed,
             "is_presumed": outcome.presumed or None,
-            "data": outcome.data.encode(errors="surrogatepass"),
+            "data": outcome.data,
             "about": outcome.details,
         }
         for outcome in outcomes
