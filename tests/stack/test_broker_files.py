@@ -62,6 +62,14 @@ def test_free_ports_are_none_that_the_kernel_gives_to_connections():
     assert all(not first <= port <= last for port in free_ports(100))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 12, 360])
+def test_all_candidate_ports_are_tried_and_each_once(count):
+    candidates = [*range(20_000, 20_000 + count)]
+    tried = [[*ports._in_random_order(candidates)] for _ in range(20)]
+    assert all(sorted(each) == candidates for each in tried)
+    assert count < 12 or len({tuple(each) for each in tried}) > 1
+
+
 @pytest.mark.parametrize("content", ["1024\t65535\n", "", None])
 def test_free_ports_are_found_where_the_kernel_may_give_any(monkeypatch, tmp_path, content):
     file = tmp_path / "ip_local_port_range"
