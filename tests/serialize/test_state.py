@@ -60,6 +60,13 @@ def annotated(kind: Any) -> Callable[..., Any]:
     return function
 
 
+def executed(*lines: str) -> Any:
+    """Return a function whose namespace is no module's."""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec("\n".join([*lines, "def same(x): return x"]), space)
+    return space["same"]
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -69,6 +76,7 @@ def annotated(kind: Any) -> Callable[..., Any]:
         make(make()),
         decorated(),
         recursive(),
+        executed("unit = 7", "def other(): pass"),
         annotated(list[int]),
         annotated(Optional[Decimal]),  # noqa: UP045 - another type than the next
         annotated(int | str),
@@ -125,7 +133,8 @@ class UserSerializer(ComputeSerializer):
         annotated(type("Local", (), {})),
         annotated(list[type("Local", (), {})]),  # type: ignore[misc]
         functools.partial(make(), [2]),
-        types.FunctionType(found_here.__code__, {"unit": 7}, "with_globals"),
+        executed("unit = [7]"),
+        executed(*(f"x{number} = 1" for number in range(20))),
         Model(),
         Model().run,
         [].append,
@@ -207,6 +216,26 @@ def test_a_class_in_an_annotation_that_its_module_has_no_more_is_noticed(
     assert SERIALIZER.state(function) is not None
     monkeypatch.setattr(sys.modules[__name__], "Model", None)
     assert SERIALIZER.state(function) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda space: space.update(unit=8),
+        lambda space: space.update(more=1),
+        lambda space: space.pop("unit"),
+        lambda space: space.update(unit=space.pop("unit")),  # it is the last one now
+        lambda space: space["other"].__dict__.update(unit=1),
+        lambda space: space.update(__builtins__={}),
+    ],
+)
+def test_every_change_of_the_namespace_of_an_executed_function_is_noticed(change: Any) -> None:
+    function = executed("unit = 7", "def other(): pass")
+    before = SERIALIZER.state(function)
+    assert before is not None
+    assert same_state(before, SERIALIZER.state(function))
+    change(function.__globals__)
+    assert not same_state(before, SERIALIZER.state(function))
 
 
 def test_globals_that_dill_is_told_to_take_along_are_not_overlooked(

@@ -8,6 +8,7 @@ an instance), there is no state: only serializing can tell.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import sys
 import types
@@ -26,6 +27,8 @@ _ATOMS: Final = frozenset(
 #: The most functions that may refer to each other, and the deepest tuples, for a check to pay off.
 _MOST_FUNCTIONS: Final = 8
 _DEEPEST: Final = 4
+#: The most variables of a function's own namespace, as `exec` makes it, for a check to pay off.
+_MOST_GLOBALS: Final = 16
 #: CPython's `Py_TPFLAGS_HEAPTYPE`: a class that was created at run time, and may change.
 _HEAP_TYPE: Final = 1 << 9
 #: The components of annotations, besides classes.
@@ -87,11 +90,7 @@ def _add_function(
         return
     seen.append(function)
     space, module = function.__globals__, function.__module__
-    if (
-        len(seen) > _MOST_FUNCTIONS
-        or getattr(sys.modules.get(module), "__dict__", None) is not space  # else it travels, too
-        or getattr(function, "__type_params__", None)
-    ):
+    if len(seen) > _MOST_FUNCTIONS or getattr(function, "__type_params__", None):
         raise _Unsure
     parts += (
         _is_found(function),
@@ -105,6 +104,10 @@ def _add_function(
         _add(value, parts, seen)
     for mapping in (function.__kwdefaults__, _annotations(function), function.__dict__):
         _add_items(mapping, parts, seen)
+    if getattr(sys.modules.get(module), "__dict__", None) is not space:  # it travels, too
+        if len(space) > _MOST_GLOBALS:
+            raise _Unsure
+        _add_items(space, parts, seen)
     for cell in function.__closure__ or ():
         try:
             _add(cell.cell_contents, parts, seen)
@@ -131,7 +134,7 @@ def _add(value: Any, parts: list[object], seen: list[types.FunctionType]) -> Non
             _add(part, parts, seen)
         for mapping in (value.keywords, value.__dict__):
             _add_items(mapping, parts, seen)
-    elif never_changes(value):
+    elif value is vars(builtins) or never_changes(value):  # the former travels by its name
         parts.append(value)
     else:
         raise _Unsure
