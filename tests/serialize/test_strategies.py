@@ -293,8 +293,10 @@ def test_plain_values_are_serialized_as_dill_does(value):
     assert dill_to_text(value) == base64.encodebytes(dill.dumps(value)).decode()
 
 
-@pytest.mark.parametrize("value", [ShellFunction("echo hi")(), ShellFunction("exit 3")()])
-def test_a_commands_result_is_written_as_dill_writes_it(value):
+@pytest.mark.parametrize("command", ["echo hi", "exit 3"])
+def test_a_commands_result_is_written_as_dill_writes_it(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for the files of its output
+    value = ShellFunction(command)()
     assert dill_to_text(value) == base64.encodebytes(dill.dumps(value)).decode()
     assert vars(dill_from_text(dill_to_text(value))) == vars(value)
 
