@@ -11,6 +11,9 @@ from flux_endpoint.engine import results
 from flux_endpoint.engine.workers.frames import MAX_BODY, MAX_HEADER
 from waiting import until
 
+# What reads the frames is the same whatever has started the manager.
+pytestmark = pytest.mark.parametrize("kind", ["local"], indirect=True)
+
 
 def forge(headers, body=b"", raw=b"", seconds=0.5, times=1):
     """Write frames, or `raw`, to what connects the worker to its manager."""

@@ -18,6 +18,8 @@ from flux_endpoint.serialize import ComputeSerializer, reading_as
 
 pytestmark = [pytest.mark.interop, pytest.mark.rabbitmq, pytest.mark.timeout(300)]
 
+#: For what lies before the executor, each with an official endpoint of its own.
+ON_THE_EMBEDDED_EXECUTOR = pytest.mark.parametrize("flux", ["local"], indirect=True)
 OFFICIAL_RESULT = ("globus_compute_sdk.sdk.shell_function", "ShellResult")
 TWO_RANKS = {"num_nodes": 1, "ranks_per_node": 2}
 
@@ -216,6 +218,7 @@ class TestTasks:
 
 
 class TestWhatASiteAllows:
+    @ON_THE_EMBEDDED_EXECUTOR
     def test_functions_and_serializers(self, own):
         allowed = ["globus_compute_sdk.serialize.PureSourceTextInspect",
                    "globus_compute_sdk.serialize.DillDataBase64"]  # fmt: skip
@@ -229,6 +232,7 @@ class TestWhatASiteAllows:
         end = own.end(own.submit(area, 1))
         assert "DillCodeSource disabled" in end.text
 
+    @ON_THE_EMBEDDED_EXECUTOR
     def test_a_function_that_is_not_listed_never_reaches_the_engine(self, own):
         own.start(allowed_functions=[], local_cores_per_node=1, max_nodes=1, workers_per_node=1)
         assert own.end(own.submit(area, 1)).code == "FUNCTION_NOT_ALLOWED"
@@ -286,6 +290,7 @@ class TestTheEndOfTheProcess:
         # Those of the embedded executor end with the process, and start again.
         assert runs.read_text() == ("run\nrun\n" if flux is None else "run\n")
 
+    @ON_THE_EMBEDDED_EXECUTOR
     def test_a_result_that_may_not_have_been_sent_is_sent_again(self, own):
         own.start(**self.SMALL)
         task = own.submit(area, 3)
@@ -297,6 +302,7 @@ class TestTheEndOfTheProcess:
         assert len(set(own.ends(task))) == 1
         assert first.value == 6
 
+    @ON_THE_EMBEDDED_EXECUTOR
     def test_a_task_that_the_broker_sends_again_runs_once(self, own, tmp_path):
         gate, runs = tmp_path / "gate", tmp_path / "runs"
         own.start(**self.SMALL)

@@ -20,6 +20,7 @@ import pytest
 from tests.service.conftest import FUNCTION, NO_BROKER, refusal
 
 from broker_access import NOBODY_ASKS
+from databases import make_migrated
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.protocol.limits import MAX_REQUEST_BYTES
 from flux_endpoint.rest import RestClient
@@ -78,6 +79,12 @@ def environment(directory: Path) -> dict[str, str]:
         "FLUX_ENDPOINT_SERVICE_AMQP_URL": NO_BROKER,
         "FLUX_ENDPOINT_SERVICE_AUTHORIZATION_URL": NOBODY_ASKS["authorization_url"],
     }
+
+
+@pytest.fixture(autouse=True)
+def migrated(tmp_path: Path) -> None:
+    """The database is there: for each of the programs, to make one takes as long as its start."""
+    make_migrated(tmp_path / "service.db")
 
 
 @pytest.fixture
