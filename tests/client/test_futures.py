@@ -160,3 +160,16 @@ def test_awaiting_a_future_of_a_parent_process_is_refused(run_script: Any) -> No
     said, status = done.stdout.splitlines()
     assert "its result arrives there" in said
     assert status == "3"
+
+
+def test_the_repr_names_task_and_state() -> None:
+    future = ComputeFuture()
+    assert repr(future) == "<ComputeFuture task=None state=pending>"
+    future.task_id = "f6f5ea0c-9a47-4c7c-8f5c-ecd8c0e3f2b1"
+    future.set_running_or_notify_cancel()
+    assert repr(future) == f"<ComputeFuture task={future.task_id} state=running>"
+    future.set_result(1)
+    assert repr(future) == f"<ComputeFuture task={future.task_id} state=finished returned int>"
+    failed = ComputeFuture("t")
+    failed.set_exception(ValueError())
+    assert repr(failed) == "<ComputeFuture task=t state=finished raised ValueError>"

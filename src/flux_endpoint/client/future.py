@@ -193,6 +193,11 @@ class ComputeFuture(Future[Any]):
         self._refuse_to_deadlock()
         return super().exception(timeout)
 
+    def __repr__(self) -> str:
+        """Return its task, its state, and the type of its value or error."""
+        state = super().__repr__().partition(" state=")[2]
+        return f"<{type(self).__name__} task={self.task_id} state={state}"
+
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait in asyncio for the result or error, without blocking the event loop.
 
