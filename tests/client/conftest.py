@@ -30,6 +30,7 @@ from flux_endpoint.protocol.messages import (
     pack,
 )
 from flux_endpoint.serialize import ComputeSerializer
+from ports import reserved_port
 
 TOKEN = "secret-token"
 ENDPOINT = "00000000-0000-4000-8000-00000000000e"
@@ -358,11 +359,21 @@ def queues(service: Service, amqp_vhost: str) -> Iterator[ResultQueues]:
     exits.shut_down_all()  # before the broker's part is gone
 
 
+@pytest.fixture(scope="module")
+def started_service(
+    tmp_path_factory: pytest.TempPathFactory, broker: Any
+) -> Iterator[RunningService]:
+    with broker.virtual_host() as url, reserved_port() as port:
+        service = RunningService(tmp_path_factory.mktemp("service"), url, port)
+        yield service
+        service.stop()
+
+
 @pytest.fixture
-def running(tmp_path: Path, amqp_vhost: str, free_port: int) -> Iterator[RunningService]:
-    service = RunningService(tmp_path, amqp_vhost, free_port)
-    yield service
-    service.stop()
+def running(started_service: RunningService) -> RunningService:
+    """The real service; a test may kill it."""
+    started_service.ensure()
+    return started_service
 
 
 @pytest.fixture

@@ -59,6 +59,11 @@ class RunningService:
             said.append(line)
         raise AssertionError("the service ended before it was ready:\n" + "".join(said))
 
+    def ensure(self) -> None:
+        """Start it again if it has ended."""
+        if self._process.poll() is not None:
+            self.start()
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
