@@ -113,12 +113,18 @@ class StackTerminal(Terminal):
     def start(self, name: str, **environment: str) -> None:
         """Start an endpoint; return when the service has heard of it, too."""
         self.run("start", name, "--detach", **environment)
-        until(lambda: self.run("status", name, status=None).returncode == 0)
+        self.await_status(name, "online")
 
     def stop(self, name: str) -> None:
         """Stop an endpoint; return when the service has heard of that, too."""
         self.run("stop", name)
-        until(lambda: self.run("status", name, status=None).returncode == 1)
+        self.await_status(name, "offline")
+
+    def await_status(self, name: str, status: str) -> None:
+        """Wait until the service says so of an endpoint; asked without a command's start."""
+        client = Client(self.credentials["service_url"], self.credentials["token"])
+        endpoint = self.endpoint_id(name)
+        until(lambda: client.get_endpoint_status(endpoint)["status"] == status)
 
     @contextmanager
     def executor(self, name: str = "local", **arguments: Any) -> Iterator[Executor]:

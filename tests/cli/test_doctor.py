@@ -729,7 +729,7 @@ class TestAtTheService:
         pid = entry["local"]["pid"]
         os.kill(pid, signal.SIGSTOP)
         try:
-            until(lambda: stack.run("status", "hung", status=None).returncode == 1)
+            stack.await_status("hung", "offline")
             found = findings(stack, "hung", status=1)
             said = "it runs here, but the service calls it offline"
             assert_found(found, "endpoint.service", "failed", said, "logs hung")

@@ -34,7 +34,7 @@ def with_queues(terminal, name, status=0):
         complete = all(each in queues for each in ("results", "events", "heartbeats"))
         return complete and "queue unknown" not in shown["Tasks"] and shown
 
-    return until(told)
+    return until(told, longest_pause=1)
 
 
 class TestScreen:
@@ -71,7 +71,7 @@ class TestScreen:
                 settled = settled and shown["Jobs"].startswith("0 running, 0 waiting")
                 return settled and "1 busy" in shown["Workers"] and shown
 
-            shown = until(seen)
+            shown = until(seen, longest_pause=1)
             # Numbers of the last report stand with its age; the queue's length is fresh.
             ago = r" \(\d+[sm] ago\)"
             assert re.fullmatch(r"\d+ on 1 node: 1 busy, \d+ idle" + ago, shown["Workers"])
@@ -95,7 +95,7 @@ class TestScreen:
                 shown = lines_of(in_flux.out("status", "fluxed"))
                 return shown["Jobs"].startswith(jobs) and cores.search(shown["Flux"]) and shown
 
-            shown = until(seen)
+            shown = until(seen, longest_pause=1)
             assert re.match(r"Flux \d+\.\d+\.\d+\S* instance at ", shown["Flux"])
             assert flux_uri in shown["Flux"]
             assert "none of its own" in shown["Blocks"]
@@ -138,7 +138,7 @@ class TestJson:
             queues = len(told["service"]["queues"]) == 4 and told["endpoints"][0]["queue"]
             return queues and told
 
-        told = until(complete)
+        told = until(complete, longest_pause=1)
         service = told["service"]
         assert service["url"] == stack.credentials["service_url"]
         assert (service["error"], service["user"]) == (None, "local")
@@ -214,12 +214,13 @@ class TestTrouble:
         configure(stack, "victim", heartbeat_period=1)  # soon missed
         stack.start("victim")
         kill(stack, "victim")
+        stack.await_status("victim", "offline")
 
         def silent():
             said = stack.run("status", "victim", status=None).stdout
             return "its last report came" in said and said
 
-        shown = until(silent)
+        shown = until(silent, longest_pause=1)
         assert (
             "when its last report came: it was killed, or its reports do not reach the broker"
             in shown
@@ -235,7 +236,7 @@ class TestTrouble:
                 said = stack.run("status", "local", status=None)
                 return "results and status reports wait" in said.stdout and said
 
-            said = until(told)
+            said = until(told, longest_pause=1)
             shown = lines_of(said.stdout)
             assert re.search(r", connected for \d+\w, but takes no messages: low on memory$",
                              shown["Broker"])  # fmt: skip
