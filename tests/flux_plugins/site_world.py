@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,9 @@ from subprocess import PIPE
 
 import pytest
 
+from flux_endpoint.endpoint import lifecycle
 from foreground import Process
+from waiting import until
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "flux_plugins"
@@ -84,11 +85,15 @@ class Site:
         return next(str(entry["status"]) for entry in listed if entry["name"] == name)
 
     def wait_for(self, name: str, status: str) -> None:
-        """Wait until an endpoint has a status; nobody tells when that is."""
-        deadline = time.monotonic() + PATIENCE
-        while self.status(name) != status:
-            assert time.monotonic() < deadline, f"{name} is {self.status(name)}, not {status}"
-            time.sleep(0.1)
+        """Wait until `list` has this status of an endpoint; asked without a command's start."""
+
+        def reached() -> bool:
+            found = {each.name: each.status for each in lifecycle.list_endpoints()}
+            return found[name] == status
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FLUX_ENDPOINT_HOME", str(self.home))
+            until(reached, PATIENCE)
 
     @contextmanager
     def instance(
