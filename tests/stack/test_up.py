@@ -339,6 +339,27 @@ def test_two_stacks_started_at_once_both_run_and_a_signal_ends_one_in_order(
     assert processes_of(homes[1].path) == {}
 
 
+def test_ctrl_c_while_the_endpoint_waits_for_the_broker_ends_all(home, processes_of):
+    with subprocess.Popen(
+        [sys.executable, "-m", "flux_endpoint", "up"],
+        env=home.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as up:
+        deadline = time.monotonic() + 60
+        while "flux_endpoint start local" not in " ".join(processes_of(home.path).values()):
+            assert up.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        up.send_signal(signal.SIGINT)
+        said, _ = up.communicate(timeout=60)
+    assert up.returncode == 130
+    assert "ended" in said
+    assert "Ready" not in said
+    assert processes_of(home.path) == {}
+
+
 def test_when_the_parent_of_up_dies_the_stack_ends(home, foreground, processes_of, await_end):
     shell = foreground(home, "sh", "-c", '"$@"; :', "sh")
     running = processes_of(home.path)
