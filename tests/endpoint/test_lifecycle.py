@@ -19,7 +19,7 @@ import pytest
 from endpoint_world import PATIENCE
 from service_process import COMMAND, ServiceProcess, run
 
-from flux_endpoint import Client, Executor, ShellFunction
+from flux_endpoint import Client, ComputeFuture, Executor, ShellFunction
 from flux_endpoint.cli.main import main
 from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE
@@ -27,6 +27,7 @@ from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.lifecycle import list_endpoints
 from flux_endpoint.errors import ConfigurationError, ServiceError, TaskExecutionFailed
 from flux_endpoint.processes import is_readable
+from flux_endpoint.protocol.states import TaskState
 from other_threads import signal_another_thread
 from waiting import until
 
@@ -333,6 +334,8 @@ def test_tasks_of_a_lost_journal_fail_and_queued_tasks_run(
         command = ShellFunction(f"mkdir {started} 2>/dev/null && sleep 3600; echo {{n}}")
         futures = [executor.submit(command, n=n) for n in range(5)]
         until(lambda: started.exists() and len(in_journal(lab)) >= 2)
+        # A task counts as taken once the service has recorded that it is published.
+        until(lambda: all(is_published(each, client) for each in futures))
         holder = lab.holder()
         assert holder is not None
         pidfd = os.pidfd_open(holder.pid)
@@ -371,6 +374,14 @@ def test_tasks_of_a_lost_journal_fail_and_queued_tasks_run(
     run("stop", "lab")
     assert "JournalLost" not in lab.log.read_text().removeprefix(log)
     assert "new journal" not in lab.log.read_text().removeprefix(log)
+
+
+def is_published(future: ComputeFuture, client: Client) -> bool:
+    """Whether the service has recorded that a task is in its endpoint's queue."""
+    if future.task_id is None:
+        return False
+    answer = client.api._rest.request("GET", f"/v2/tasks/{future.task_id}")
+    return bool(answer["status"] != TaskState.RECEIVED)
 
 
 def taken_by(endpoint_id: str, client: Client) -> list[str]:

@@ -118,7 +118,8 @@ def _task(data: bytes) -> None:
 
 def _service_result(data: bytes) -> None:
     outcome = results._parse(data)
-    _storable(vars(outcome) if hasattr(outcome, "__dict__") else outcome._asdict())
+    outcome.data.decode(errors="surrogatepass")  # as it is read again
+    _storable({**vars(outcome), "data": None})
 
 
 def _service_events(data: bytes) -> None:
