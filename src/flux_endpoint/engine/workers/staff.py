@@ -84,6 +84,8 @@ class Staff:
         self._free_places = list(range(settings.workers))
         #: How long tasks take; the latest count most.
         self.task_seconds = 1.0
+        #: Share of the next task in that; the first one replaces the guess.
+        self._weight = 1.0
         self._failed_starts = 0
         #: Whether workers can't start.
         self.is_useless = False
@@ -323,7 +325,8 @@ class Staff:
         # What the worker says leaves out how long its messages took. Weighted towards recent tasks:
         # one long task immediately stops sending ahead.
         seconds = now - worker.since if end.seconds is None else end.seconds
-        self.task_seconds += (min(seconds, 1.0) - self.task_seconds) * 0.2
+        self.task_seconds += (min(seconds, 1.0) - self.task_seconds) * self._weight
+        self._weight = 0.2
         worker.starts(now)
         if worker.cancelled == task_id:  # the cancellation may have ended it
             self._ends.cancelled(task_id, began)
