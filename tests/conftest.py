@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
@@ -43,7 +44,13 @@ TOGETHER = ("tests/cli/", "tests/end_to_end/")
 pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages", "small_disk"]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the test processes of xdist inherit it
+        # Not the user's directory: bash runs its start files even in a job, whose standard input is
+        # a socket, and these may take any time.
+        home = tempfile.TemporaryDirectory(prefix="home-", ignore_cleanup_errors=True)
+        config.add_cleanup(home.cleanup)
+        os.environ["HOME"] = home.name
     # The parent process may ignore signals (nohup, a background job), and programs under test would
     # inherit that.
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
