@@ -64,6 +64,7 @@ def test_another_function_is_unpickled():
         ("def f(seen=[]):\n    seen.append(1)\n    return len(seen)\n", 1),
         ("def f(*, seen=[]):\n    seen.append(1)\n    return len(seen)\n", 1),
         ("L = []\ndef f():\n    L.append(1)\n    return len(L)\n", 1),
+        ("push = [].append\ndef f():\n    push(1)\n    return len(push.__self__)\n", 1),
         ("def f(n: list = 1):\n    f.__annotations__['n'] = 2\n    return 1\n", 1),
         ("def f():\n    old, f.__defaults__ = f.__defaults__, (1,)\n    return old\n", None),
     ],

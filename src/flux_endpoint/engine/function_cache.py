@@ -29,8 +29,8 @@ class FunctionCache:
 
     def __init__(self) -> None:
         self._payload = ""
-        self._recipe: _Recipe | None = None
-        self._command: ShellFunction | None = None
+        #: Makes its function; `None`: it must be read again.
+        self._make: Callable[[], Any] | None = None
 
     def get(self, payload: str, read: Callable[[str], Any]) -> Any:
         """Return the function in `payload`.
@@ -39,16 +39,15 @@ class FunctionCache:
             payload: a serialized function.
             read: deserializes it, if it can't be remade; may raise any error.
         """
-        if self._payload == payload:
-            if self._recipe is not None:
-                return self._recipe.make()
-            if self._command is not None:
-                return self._command
-        self._payload = ""
+        if self._make is not None and self._payload == payload:
+            return self._make()
+        self._make = None
         function = read(payload)
-        self._command = function if type(function) in _COMMANDS else None
-        # Source is run again for each task: what it computes may differ.
-        self._recipe = _recipe_of(function) if payload.startswith(DillCode.identifier) else None
+        if type(function) in _COMMANDS:
+            self._make = lambda: function
+        elif payload.startswith(DillCode.identifier):  # source is run for each task: it may compute
+            recipe = _recipe_of(function)
+            self._make = None if recipe is None else recipe.make
         self._payload = payload
         return function
 
@@ -118,6 +117,9 @@ def _has_immutable_parts(function: FunctionType) -> bool:
 
 
 def _is_constant(value: Any) -> bool:
-    if type(value) in _IMMUTABLE or type(value) in (ModuleType, BuiltinFunctionType):
-        return True
-    return value is vars(builtins) or vars(builtins).get(getattr(value, "__name__", "")) is value
+    kind = type(value)
+    if kind is BuiltinFunctionType:  # others are methods of an object that may change
+        return isinstance(value.__self__, ModuleType)
+    if kind is type:
+        return vars(builtins).get(value.__name__) is value
+    return kind in _IMMUTABLE or kind is ModuleType or value is vars(builtins)

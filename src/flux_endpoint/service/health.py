@@ -33,11 +33,18 @@ class HealthCheck:
 
     def answer(self) -> HealthAnswer:
         """Return the present state, in words for strangers: without addresses."""
-        with self._lock:
+        last = self._answer
+        # Only the first ever waits for another's check: strangers must not occupy all threads.
+        if not self._lock.acquire(blocking=last is None):
+            assert last is not None
+            return last
+        try:
             if self._answer is None or time.monotonic() >= self._until:
                 self._answer = HealthAnswer(database=self._of_database(), broker=self._of_broker())
                 self._until = time.monotonic() + _REPEATED
             return self._answer
+        finally:
+            self._lock.release()
 
     def _of_database(self) -> str:
         try:

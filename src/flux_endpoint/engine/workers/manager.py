@@ -27,11 +27,10 @@ from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.link import Change, PoolLink
 from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
-from flux_endpoint.engine.workers.sleep import milliseconds_until
+from flux_endpoint.engine.workers.sleep import milliseconds_until, pause_with
 from flux_endpoint.engine.workers.spool import EndHeader, Spool
 from flux_endpoint.engine.workers.staff import Staff
 from flux_endpoint.engine.workers.template import adopt_orphans
-from flux_endpoint.engine.workers.waiting import pause_with
 from flux_endpoint.errors import EngineError
 from flux_endpoint.processes.helper import NOTICE
 from flux_endpoint.protocol.envelope import compact_json

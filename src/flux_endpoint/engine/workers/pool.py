@@ -34,10 +34,9 @@ from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
 from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
 from flux_endpoint.engine.workers.sizing import Limits
-from flux_endpoint.engine.workers.sleep import milliseconds_until
+from flux_endpoint.engine.workers.sleep import milliseconds_until, pause_with
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.states import ManagerState
-from flux_endpoint.engine.workers.waiting import pause_with
 from flux_endpoint.engine.workers.yielding import Site
 from flux_endpoint.protocol.envelope import compact_json
 

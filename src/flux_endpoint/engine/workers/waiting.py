@@ -15,8 +15,6 @@ Task = tuple[dict[str, Any], bytes]
 SHORT = 0.02
 #: The most tasks that a worker is sent.
 MOST_AHEAD = 32
-#: The shortest and the longest pause before what has arrived is handled, in seconds.
-_PAUSES = (0.0005, 0.005)
 #: The most tasks that a manager holds, unless its workers are more than half as many.
 _MOST_HELD = 4096
 
@@ -34,22 +32,6 @@ def most_held(workers: int, ahead: int = MOST_AHEAD) -> int:
         ahead: the most tasks of each.
     """
     return min(2 * ahead * workers, max(2 * workers, _MOST_HELD))
-
-
-def pause_with(reserve: float) -> float:
-    """Return how long to collect messages while no worker can run out of tasks.
-
-    What arrives in the meantime is handled in one turn and sent in one message.
-
-    Args:
-        reserve: seconds for which each busy worker has tasks.
-
-    Returns:
-        Seconds; 0 if it is not worth a pause.
-    """
-    shortest, longest = _PAUSES
-    pause = min(reserve / 2, longest)
-    return pause if pause >= shortest else 0.0
 
 
 class NodeQueue:
