@@ -173,7 +173,9 @@ class TestCommands:
 class TestSpecification:
     """A specification says how much, where and when; it brings nothing along."""
 
-    @pytest.mark.parametrize("key", ["shell_options", "attributes", "launcher_options", "zzz"])
+    @pytest.mark.parametrize(
+        "key", ["shell_options", "attributes", "launcher_options", "worker_init", "python", "zzz"]
+    )
     def test_specification_keys_outside_the_list_are_refused(self, key: str) -> None:
         said = f"'{key}' can't be used here: .*; it takes bank, .*walltime$"
         with pytest.raises(RestrictionError, match=said):

@@ -111,6 +111,8 @@ ACCEPTED = [
     ("shell_options", {"mpi": "none"}, {"mpi": "none"}),
     ("attributes", {"system.x": 1}, {"system.x": 1}),
     ("launcher_options", "-o verbose", "-o verbose"),
+    ("worker_init", "module load gcc\n", "module load gcc\n"),
+    ("python", "python3.12", "python3.12"),
 ]
 
 
@@ -126,7 +128,7 @@ def test_exclusive_nodes_are_taken_with_their_number():
 
 
 COUNTS = ("num_nodes", "ranks_per_node", "num_ranks", "cores_per_rank", "tasks_per_slot")
-TEXTS = ("queue", "bank", "job_name", "launcher_options")
+TEXTS = ("queue", "bank", "job_name", "launcher_options", "worker_init", "python")
 OBJECTS = ("constraints", "shell_options", "attributes")
 REFUSED = [
     *((key, value) for key in COUNTS for value in (0, -1, 1.0, "2", True, [1])),
@@ -136,6 +138,7 @@ REFUSED = [
     *(("exclusive", value) for value in (1, 0, "yes", "true", [])),
     *(("walltime", value) for value in ("soon", -1, "-5s", math.nan, True, [], "1:00")),
     *((key, value) for key in TEXTS for value in ("", 1, ["a"], True)),
+    *(("worker_init", value) for value in ("x" * (32 * 1024 + 1), "a\0b")),
     *(("environment", value) for value in ("A=1", ["A"], {1: "x"}, {"A": 1}, {"A": True})),
     *((key, value) for key in OBJECTS for value in ("(", [], {1: 2})),
     *(

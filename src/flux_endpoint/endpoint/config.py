@@ -291,6 +291,13 @@ engine:
   # Working directory of tasks, relative to the endpoint's own directory.
   # working_dir: tasks_working_dir
   # run_in_sandbox: false   # true: a separate directory for each task
+  # Before workers and jobs: variables, and shell code (docs/resources.md, The environment). If a
+  # command in it fails, nothing is started.
+  # environment:
+  #   OMP_NUM_THREADS: 4
+  # worker_init: |
+  #   module load gcc
+  # python: ~/venvs/chemistry/bin/python   # that runs functions; with flux-endpoint installed
   # Let Flux's job shell prepare command tasks (see docs/flux-plugins.md): always, never,
   # or auto: where the site installed the plugin.
   # shell_plugin: auto

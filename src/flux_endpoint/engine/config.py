@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from flux_endpoint.protocol.duration import format_duration, parse_duration
+from flux_endpoint.protocol.resources import MAX_SNIPPET
 
 
 def _finite_duration(value: object) -> float:
@@ -16,6 +25,14 @@ def _finite_duration(value: object) -> float:
         raise ValueError(f"must be more than 0 and less than infinity, not {value!r}")
     return seconds
 
+
+def _variable(value: object) -> object:
+    """Return a number as text, since YAML has numbers and variables are text."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+#: A variable's value; `None`: the variable is unset.
+Variable = Annotated[str | None, BeforeValidator(_variable)]
 
 #: A duration in seconds: a number, or Flux Standard Duration.
 Duration = Annotated[float, BeforeValidator(_finite_duration)]
@@ -90,6 +107,14 @@ class FluxEngineConfig(BaseModel):
     working_dir: str = "tasks_working_dir"
     #: Give every task a directory of its own below `working_dir`.
     run_in_sandbox: bool = False
+    #: Shell code that runs on each node before its workers, and before the program of each task
+    #: that is a job, for example to load modules. If a command in it fails, nothing is started.
+    worker_init: str = Field(default="", max_length=MAX_SNIPPET)
+    #: Variables of workers and jobs, in addition to the endpoint's; null unsets one.
+    environment: dict[str, Variable] = Field(default_factory=dict)
+    #: Python that runs functions, a path or a name on `PATH`; default: the one of the endpoint.
+    #: It needs this package, of the same version.
+    python: str | None = Field(default=None, min_length=1)
     #: Whether Flux's job shell prepares command tasks, by the plugin `flux-endpoint.lua`: "auto"
     #: (where the shell has it installed), "always" (else from this package, as the nodes see it),
     #: "never".
@@ -121,6 +146,21 @@ class FluxEngineConfig(BaseModel):
             if least is not None and most is not None and least > most:
                 raise ValueError(f"min_{unit} ({least}) is more than max_{unit} ({most})")
         return self
+
+    @field_validator("environment")
+    @classmethod
+    def _check_names(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for name, text in value.items():
+            if not name or "=" in name or "\0" in name + (text or ""):
+                raise ValueError(f"{name!r} can't be a variable, or its value has a NUL character")
+        return value
+
+    @field_validator("worker_init", "python")
+    @classmethod
+    def _check_text(cls, value: str | None) -> str | None:
+        if value is not None and "\0" in value:
+            raise ValueError("must not have a NUL character in it")
+        return value
 
     @model_validator(mode="after")
     def _blocks_are_of_flux(self) -> FluxEngineConfig:

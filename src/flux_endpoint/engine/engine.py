@@ -26,6 +26,7 @@ from flux_endpoint.engine.instance_state import (
     InstancePhase,
     InstanceState,
 )
+from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobs.job import JobListener
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.runner import JobRunner
@@ -158,6 +159,7 @@ class FluxEngine:
                 find_shell_plugin(self._config.shell_plugin)
                 if self._backend.kind == "flux"
                 else None,
+                JobSetup.of(self._config),
             ),
             self._instance,
             JobListener(self._ended, leave, on_event or _ignore, self._pool.make_room),

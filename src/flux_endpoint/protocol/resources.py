@@ -18,6 +18,8 @@ URGENCY_MOST = 31
 _MOST = 2**31 - 1
 #: The most ranks of a slot. No resources limit it, and each rank is a process.
 _MOST_PER_SLOT = 4096
+#: Longest snippet, in characters: it travels in a variable, which Linux limits to 128 KiB.
+MAX_SNIPPET = 32 * 1024
 #: The most characters of an invalid value that an error shows.
 _SHOWN = 200
 
@@ -50,6 +52,8 @@ class ResourceSpecification:
         shell_options: options of the job shell, as set by `flux run -o`.
         attributes: further jobspec attributes by dotted name, as set by `flux run --setattr`.
         launcher_options: arguments added to the launcher prefix.
+        worker_init: shell code that runs before the command or the function; empty: none.
+        python: Python that runs the function; empty: the endpoint's choice.
     """
 
     num_ranks: int = 1
@@ -70,6 +74,8 @@ class ResourceSpecification:
     shell_options: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     launcher_options: str = ""
+    worker_init: str = ""
+    python: str = ""
 
     @property
     def ranks_per_node(self) -> int | None:
@@ -182,6 +188,13 @@ def _text(key: str, value: Any) -> str:
     return value
 
 
+def _snippet(key: str, value: Any) -> str:
+    text = _text(key, value)
+    if len(text) > MAX_SNIPPET or "\0" in text:
+        raise _wrong(key, text, f"at most {MAX_SNIPPET} characters, without NUL")
+    return text
+
+
 def _object(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise _wrong(key, value, "a dict with string keys")
@@ -260,4 +273,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "shell_options": _object,
     "attributes": _object,
     "launcher_options": _text,
+    "worker_init": _snippet,
+    "python": _snippet,
 }

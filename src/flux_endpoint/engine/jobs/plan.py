@@ -7,19 +7,23 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from flux_endpoint.engine.base import EngineTask
-from flux_endpoint.engine.environment import job_environment
+from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobs.command import program_of, simple_words
 from flux_endpoint.engine.jobs.shell_plugin import ShellPlugin
 from flux_endpoint.engine.jobspec import TEMPLATE, JobRequest
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, command_of
-from flux_endpoint.protocol.resources import ResourceSpecification, parse_resources
+from flux_endpoint.protocol.resources import (
+    ResourceSpecification,
+    ResourceSpecificationError,
+    parse_resources,
+)
 from flux_endpoint.serialize import ComputeSerializer, unpack_buffers
 
 #: Lets OpenMPI's launcher run as root and with more ranks than cores, as on a laptop.
@@ -88,12 +92,14 @@ class Planner:
         directory: directory for the files of this endpoint's jobs.
         tasks: how tasks run here.
         shell_plugin: prepares command tasks on their nodes, if it is in use.
+        setup: what precedes the program of each job.
     """
 
     kind: Literal["flux", "local"]
     directory: Path
     tasks: TaskSettings
     shell_plugin: ShellPlugin | None = None
+    setup: JobSetup = field(default_factory=JobSetup)
 
     def plan(self, task: EngineTask) -> JobPlan:
         """Return the job that `task` becomes.
@@ -132,6 +138,11 @@ class Planner:
             # A duration of 0 would mean no limit.
             limit = min(max(function.walltime, _SHORTEST), resources.walltime or math.inf)
             resources = replace(resources, walltime=limit)
+        if resources.python:
+            raise ResourceSpecificationError(
+                "resource_specification: python is for Python functions; a command names its "
+                "programs itself"
+            )
         command = function.format_command(arguments)
         cwd = self.tasks.directory(task_id)
         stdout = cwd / (function.stdout or f"{task_id}.stdout")
@@ -147,7 +158,7 @@ class Planner:
             mark=self.tasks.mark("task", task_id),
         )
         is_mpi = isinstance(function, MPIFunction)
-        request = self._launched(request, command, is_mpi=is_mpi)
+        request = self.setup.prepare(self._launched(request, command, is_mpi=is_mpi))
         if self.shell_plugin is not None:
             request = self.shell_plugin.prepare(request)
         whole = function.command_prefix + command
@@ -215,8 +226,8 @@ class Planner:
 
     def _ranks(self, task: EngineTask, resources: ResourceSpecification) -> RanksPlan:
         directory = self.task_directory(task.task_id)
-        # -P: do not import a dill.py that another task has left in the working directory.
-        program = (sys.executable, "-P", "-m", "flux_endpoint.engine.jobs.rank", str(directory))
+        words = ("-m", "flux_endpoint.engine.jobs.rank", str(directory))
+        program = self.setup.python_command(*words, python=resources.python)
         request = JobRequest(
             command=program,
             cwd=str(self.tasks.directory(task.task_id)),
@@ -236,11 +247,15 @@ class Planner:
                 launch="once",
             )
         return RanksPlan(
-            request, directory, resources.num_ranks, directory / "stdout", directory / "stderr"
+            self.setup.prepare(request),
+            directory,
+            resources.num_ranks,
+            directory / "stdout",
+            directory / "stderr",
         )
 
     def _environment(self, task_id: str, resources: ResourceSpecification) -> dict[str, str]:
-        variables = {**job_environment(), **self.tasks.variables(task_id)}
+        variables = {**self.setup.environment(), **self.tasks.variables(task_id)}
         variables["PARSL_NUM_RANKS"] = str(resources.num_ranks)
         if resources.num_nodes is not None:
             variables["PARSL_NUM_NODES"] = str(resources.num_nodes)

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,8 +17,8 @@ from flux_endpoint import logs
 from flux_endpoint.engine.backend import Backend, JobFuture
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import Amount
-from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.flux_jobs import MarkedJob
+from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.begun import BegunRecord
@@ -88,6 +87,14 @@ class ManagerLauncher:
         self._tasks = tasks
         self._directory = directory
         self._socket = socket
+        self._setup = JobSetup.of(config)
+        self._command = self._setup.python_command(
+            # File names, commands and output must not depend on the nodes' locale.
+            "-X",
+            "utf8",
+            "-m",
+            "flux_endpoint.engine.workers.manager",
+        )
         #: The most workers of one manager.
         self.workers = workers_of_node(backend, config)
 
@@ -95,12 +102,13 @@ class ManagerLauncher:
         """Return a digest of everything a manager is started with."""
         environment = {
             name: value
-            for name, value in job_environment().items()
+            for name, value in self._setup.environment().items()
             if name not in _VOLATILE and not name.startswith(_VOLATILE_PREFIXES)
         }
         parts = [
             flux_endpoint.__version__,
-            sys.executable,
+            self._command,
+            self._setup.snippet,
             asdict(self._tasks),
             self._config.cores_per_worker,
             self._config.gpus_per_worker,
@@ -157,19 +165,11 @@ class ManagerLauncher:
             start_timeout=_START_TIMEOUT,
             orphan_timeout=_ORPHAN_TIMEOUT,
         )
-        return JobRequest(
-            # File names, commands and output must not depend on the nodes' locale.
-            command=[
-                sys.executable,
-                "-P",
-                "-X",
-                "utf8",
-                "-m",
-                "flux_endpoint.engine.workers.manager",
-            ],
+        request = JobRequest(
+            command=self._command,
             cwd=str(self._directory),
             environment={
-                **job_environment(),
+                **self._setup.environment(),
                 VARIABLE: settings.dump(),
                 NOTICE: f"{_NOTICE:g}",
             },
@@ -183,6 +183,7 @@ class ManagerLauncher:
             stderr=str(files.log),
             mark={**self._tasks.mark("workers"), "manager": files.manager_id},
         )
+        return self._setup.prepare(request)
 
     # Managers from before a restart
 
