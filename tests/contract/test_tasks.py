@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def test_a_total_of_tasks_is_spread_over_the_nodes(world, tmp_path):
         world, tmp_path, "echo $FLUX_TASK_RANK $FLUX_TASK_LOCAL_ID", nodes=2, slots=2, total=3
     )
     assert lines == ["0 0", "1 1", "2 0"]
+
+
+@pytest.mark.mpi
+def test_the_tasks_of_a_job_are_ranks_of_one_mpi_program(world, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from mpi4py import MPI\nworld = MPI.COMM_WORLD\n"
+        "print(world.rank, world.size, world.allreduce(world.rank + 1), flush=True)\n"
+    )
+    lines = output_of(world, tmp_path, f"exec {sys.executable} {program}", nodes=2, slots=2)
+    assert lines == [f"{rank} 4 10" for rank in range(4)]
 
 
 def test_tasks_by_resource(world, tmp_path):

@@ -137,11 +137,22 @@ def test_a_command_that_is_too_long_for_an_argument_is_a_script(kind):
     assert plan.request.script == command
 
 
-def test_on_the_embedded_executor_mpiexec_starts_the_ranks():
-    plan = command_plan(MPIFunction("app"), FOUR, kind="local")
+def test_on_the_embedded_executor_the_ranks_are_tasks_too_where_mpich_is_the_launcher():
+    plan = command_plan(MPIFunction("app -x"), FOUR, kind="local")
+    assert (plan.request.command, plan.request.launch) == (["app", "-x"], "rank")
+    assert "mpiexec -n 4 " in plan.request.environment["PARSL_MPI_PREFIX"]
+    ranks = planner("local").plan(task(double, FOUR))
+    assert isinstance(ranks, RanksPlan)
+    assert (ranks.request.command[0], ranks.request.launch) == (sys.executable, "rank")
+
+
+@pytest.mark.parametrize(
+    "spec", [{"num_ranks": 4, "launcher_options": "-l"}, {"num_ranks": 257}], ids=str
+)
+def test_on_the_embedded_executor_mpiexec_starts_other_ranks(spec):
+    plan = command_plan(MPIFunction("app"), spec, kind="local")
     assert plan.request.command == ("/bin/bash", "-c", "$PARSL_MPI_PREFIX app")
     assert plan.request.launch == "once"
-    assert "mpiexec -n 4 " in plan.request.environment["PARSL_MPI_PREFIX"]
 
 
 def test_mpiexec_survives_ranks_that_end_before_its_last_message(monkeypatch, tmp_path):

@@ -166,6 +166,10 @@ def _become(command: dict[str, Any], descriptors: list[int], shell: int, report:
         sources = [descriptors[s] if isinstance(s, int) else s for s in command["stdio"]]
         for target, source in enumerate(sources):
             _redirect(source, target)
+        if "channel" in command:
+            channel = descriptors[command["channel"]]
+            os.set_inheritable(channel, True)
+            command["env"]["PMI_FD"] = str(channel)
         _execute(command["argv"], command["env"])
     except OSError as exc:
         answer = [exc.errno or errno.EIO, exc.strerror or str(exc), exc.filename]

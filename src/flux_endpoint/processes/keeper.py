@@ -35,6 +35,8 @@ class Command:
         stdout: descriptor, path (opened for append, created with mode 0600), or `None` for
             /dev/null.
         stderr: like `stdout`.
+        channel: descriptor of a PMI server for this process, which finds its copy by the variable
+            `PMI_FD`; duplicated by `spawn`, too.
     """
 
     argv: Sequence[str]
@@ -43,6 +45,7 @@ class Command:
     stdin: int | str | None = None
     stdout: int | str | None = None
     stderr: int | str | None = None
+    channel: int | None = None
 
 
 class ProcessKeeper:
@@ -258,4 +261,8 @@ def _describe(command: Command, descriptors: list[int]) -> dict[str, Any]:
         else:
             stdio.append(stream)
     argv, env, cwd = list(command.argv), dict(command.env), str(command.cwd)
-    return {"argv": argv, "env": env, "cwd": cwd, "stdio": stdio}
+    described: dict[str, Any] = {"argv": argv, "env": env, "cwd": cwd, "stdio": stdio}
+    if command.channel is not None:
+        descriptors.append(command.channel)
+        described["channel"] = len(descriptors) - 1
+    return described

@@ -83,7 +83,8 @@ def test_tasks_know_their_virtual_node_and_no_flux_instance(executor, spec, tmp_
     job = spec(script, slots=4, environment=environment, **file_options(tmp_path / "out"))
     assert executor.submit(job).result(PATIENCE) == 0
     lines = sorted((tmp_path / "out").read_text().splitlines())
-    assert lines == ["0 none none"] * 2 + ["1 none none"] * 2
+    # Each has a PMI rank of this job, and not the inherited one.
+    assert lines == ["0 none 0", "0 none 1", "1 none 2", "1 none 3"]
 
 
 def test_gpus_are_given_to_one_job_at_a_time(executor, spec, tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobs.command import program_of, simple_words
 from flux_endpoint.engine.jobs.shell_plugin import ShellPlugin
 from flux_endpoint.engine.jobspec import TEMPLATE, JobRequest
+from flux_endpoint.engine.local.pmi import MOST_RANKS
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, command_of
@@ -37,9 +40,11 @@ _LAUNCH = str(Path(__file__).with_name("mpiexec.sh"))
 #: Sent along with a script, because the nodes may not see this package.
 _LAUNCH_RANKS = Path(__file__).with_name("launch.sh")
 #: Ranks may end at any distance in time; a failed one ends the others, which may wait for it.
-_RANKS_END = {"exit-timeout": "none", "exit-on-error": 1}
+RANKS_END = {"exit-timeout": "none", "exit-on-error": 1}
 #: Longest argument with which Linux starts a program, in bytes (MAX_ARG_STRLEN).
 _LONGEST_WORD = 1 << 17
+#: Timeout (s) for asking an MPI launcher for its version.
+_VERSION_TIMEOUT = 5.0
 #: The shortest walltime, in seconds.
 _SHORTEST = 0.01
 _NO_MPIEXEC = (
@@ -176,13 +181,13 @@ class Planner:
         script = f"$PARSL_MPI_PREFIX {command}" if is_mpi else command
         if self.kind == "local":
             request = replace(request, environment={**environment, **_LOCAL_MPI}, launch="once")
+            if words is not None and _is_launched_here(request.resources):
+                return _on_ranks(request, words)
             if words is None and (is_mpi or request.resources.num_ranks > 1):
                 return replace(request, command=("/bin/bash",), script=script)
             return _by_bash(request, script)
         if words is not None:
-            options = _options_of_ranks(request.resources)
-            # The ranks are the job's tasks.
-            return replace(request, command=words, launch="rank", shell_options=options)
+            return _on_ranks(request, words)
         if not is_mpi and request.resources.num_ranks == 1:
             environment["PARSL_MPI_PREFIX"] = ""  # the one rank is the job's only task
             return _by_bash(replace(request, environment=environment, launch="rank"), command)
@@ -240,12 +245,9 @@ class Planner:
         )
         if self.kind == "local" and resources.num_ranks > 1:
             prefix = self._prefix(resources, needed=True).split()
-            request = replace(
-                request,
-                command=(*prefix, *program),
-                environment={**request.environment, **_LOCAL_MPI},
-                launch="once",
-            )
+            request = replace(request, environment={**request.environment, **_LOCAL_MPI})
+            if not _is_launched_here(resources):
+                request = replace(request, command=(*prefix, *program), launch="once")
         return RanksPlan(
             self.setup.prepare(request),
             directory,
@@ -269,8 +271,41 @@ def _by_bash(request: JobRequest, command: str) -> JobRequest:
     return replace(request, command=("/bin/bash",), script=command)
 
 
+def _on_ranks(request: JobRequest, words: Sequence[str]) -> JobRequest:
+    """Return a request for a job whose tasks are the ranks."""
+    options = _options_of_ranks(request.resources)
+    return replace(request, command=words, launch="rank", shell_options=options)
+
+
+def _is_launched_here(resources: ResourceSpecification) -> bool:
+    """Return whether the embedded executor starts the ranks itself, and serves them PMI.
+
+    That is MPICH's protocol; other libraries need their own launcher.
+    """
+    if resources.num_ranks > MOST_RANKS or resources.launcher_options:
+        return False
+    mpiexec = find_mpiexec()
+    return mpiexec is not None and _is_hydra(mpiexec)
+
+
+@functools.cache
+def _is_hydra(mpiexec: str) -> bool:
+    """Return whether a launcher is MPICH's."""
+    try:
+        told = subprocess.run(
+            [mpiexec, "--version"],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_VERSION_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return b"HYDRA" in told.stdout
+
+
 def _options_of_ranks(resources: ResourceSpecification) -> dict[str, Any]:
-    return dict(_RANKS_END) if resources.num_ranks > 1 else {}
+    return dict(RANKS_END) if resources.num_ranks > 1 else {}
 
 
 def _named(resources: ResourceSpecification, name: str) -> ResourceSpecification:

@@ -361,16 +361,21 @@ class _FutureThread(threading.Thread):
         if event is None:
             self._open.discard(future)
             return
-        future._set_event(event)
-        if future.done():
-            return
-        try:
-            if event.name == "finish":
-                _set_result(future, event.context["status"])
-            elif event.name == "exception" and event.context["severity"] == 0:
-                future.set_exception(JobException(event))
-        except concurrent.futures.InvalidStateError:
-            log.debug("%r was completed by someone else", future)
+        deliver(future, event)
+
+
+def deliver(future: LocalExecutorFuture, event: EventLogEvent) -> None:
+    """Report an event of a job to its future, which is done when the job has ended."""
+    future._set_event(event)
+    if future.done():
+        return
+    try:
+        if event.name == "finish":
+            _set_result(future, event.context["status"])
+        elif event.name == "exception" and event.context["severity"] == 0:
+            future.set_exception(JobException(event))
+    except concurrent.futures.InvalidStateError:
+        log.debug("%r was completed by someone else", future)
 
 
 def _set_result(future: LocalExecutorFuture, status: int) -> None:

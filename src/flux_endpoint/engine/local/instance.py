@@ -11,7 +11,8 @@ import shutil
 import signal
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,7 @@ from flux_endpoint.engine.local.event_log import EventLogEvent
 from flux_endpoint.engine.local.job import LocalJob, LocalJobState, Watcher
 from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import Launcher
+from flux_endpoint.engine.local.pmi import MOST_RANKS, PmiServer
 from flux_endpoint.engine.local.resources import ResourcePool, UnsatisfiableError, summary
 from flux_endpoint.engine.local.scratch import ScratchDirectory
 from flux_endpoint.owner_thread import OwnerThread, ThreadStoppedError
@@ -49,12 +51,19 @@ class LocalInstance:
         pool: the resources.
         name: the thread's name.
         on_crash: called with the reason when the thread can't go on.
+        variables: environment variables that the surrounding job gives to each task.
     """
 
     def __init__(
-        self, pool: ResourcePool, *, name: str, on_crash: Callable[[Exception], None]
+        self,
+        pool: ResourcePool,
+        *,
+        name: str,
+        on_crash: Callable[[Exception], None],
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self._pool = pool
+        self._variables = variables or {}
         self._on_crash = on_crash
         self._ids = JobIdGenerator()
         self._jobs: dict[int, LocalJob] = {}
@@ -78,6 +87,7 @@ class LocalInstance:
         self._default_cwd = str(Path.cwd())
         self._scratch = ScratchDirectory()
         self._keeper: ProcessKeeper | None = None
+        self._pmi: PmiServer | None = None
         self._thread.start()
 
     # ---- called from other threads ----------------------------------------------------------
@@ -147,6 +157,8 @@ class LocalInstance:
     def _close(self) -> None:
         if self._keeper is not None:
             self._keeper.close()
+        if self._pmi is not None:
+            self._pmi.close()
         self._scratch.remove()
 
     def _find(self, jobid: int) -> LocalJob:
@@ -236,23 +248,36 @@ class LocalInstance:
             job.allocation,
             directory=self._scratch.path,
             default_cwd=self._default_cwd,
+            variables=self._variables,
         )
-        try:
-            job.tasks = job.launcher.plan()
-        except (OSError, ValueError) as exc:  # ValueError: a null byte in a path
-            why = f"{exc.strerror}: {exc.filename}" if isinstance(exc, OSError) else str(exc)
-            job.post("start")
-            self._raise(job, "exec", f"shell_init: {why}")
-            self._finish(job, 1 << 8)
-            return
-        job.groups = [f"{format_jobid(job.id)}/{index}" for index in range(len(job.tasks))]
-        for index, group in enumerate(job.groups):
-            self._group_jobs[group] = (job, index)
-            self._spawn(job, index)
+        with ExitStack() as channels:  # the ranks have copies
+            try:
+                job.tasks = job.launcher.plan(self._connect(job, job.launcher.size, channels))
+            except (OSError, ValueError) as exc:  # ValueError: a null byte in a path
+                why = f"{exc.strerror}: {exc.filename}" if isinstance(exc, OSError) else str(exc)
+                job.post("start")
+                self._raise(job, "exec", f"shell_init: {why}")
+                self._finish(job, 1 << 8)
+                return
+            job.groups = [f"{format_jobid(job.id)}/{index}" for index in range(len(job.tasks))]
+            for index, group in enumerate(job.groups):
+                self._group_jobs[group] = (job, index)
+                self._spawn(job, index)
         job.post("start")
         self._dependencies.look_at(job)
         if job.spec.duration > 0:
             self._thread.after(job.spec.duration, partial(self._expire, job))
+
+    def _connect(self, job: LocalJob, size: int, channels: ExitStack) -> list[int]:
+        """Return the descriptors by which a job's ranks find one another; a lone task has none."""
+        assert job.spec is not None
+        served = str(job.spec.shell_options.get("pmi", "simple")).split(",")
+        if not 1 < size <= MOST_RANKS or "simple" not in served:
+            return []
+        self._pmi = self._pmi or PmiServer("job-pmi")
+        fail = partial(self._raise_if_running, job, "exec")
+        sockets = self._pmi.connect(size, lambda note: self._thread.post(partial(fail, note)))
+        return [channels.enter_context(each).fileno() for each in sockets]
 
     def _spawn(self, job: LocalJob, index: int) -> None:
         key, commands = job.groups[index], [task.command for task in job.tasks[index]]
@@ -313,20 +338,19 @@ class LocalInstance:
             signaled=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
             exitcode=_exit_code(status),
         )
-        if not job.task_exited:
-            job.task_exited = True
-            self._first_exit(job, task.rank, status)
+        self._end_others(job, task.rank, status)
 
-    def _first_exit(self, job: LocalJob, rank: int, status: int) -> None:
-        """Limit the time of the other tasks, which may wait for the ended one."""
+    def _end_others(self, job: LocalJob, rank: int, status: int) -> None:
+        """End the other tasks, or limit their time: they may wait for the ended one."""
         assert job.spec is not None
         what = f"{job.spec.command[0]}: task rank {rank} on host {socket.gethostname()}"
         options = job.spec.shell_options
+        # Flux does that for the first task to end only, if that one fails.
         if options.get("exit-on-error") and status != 0:
-            note = f"{what} failed and exit-on-error is set"
-            self._raise(job, "exec", note)
+            self._raise_if_running(job, "exec", f"{what} failed and exit-on-error is set")
+        first, job.task_exited = not job.task_exited, True
         limit = _seconds(options.get("exit-timeout"), default=EXIT_TIMEOUT)
-        if limit is not None and sum(map(len, job.tasks)) > 1:
+        if first and limit is not None and sum(map(len, job.tasks)) > 1:
             note = f"{what} exited and exit-timeout={limit:g}s has expired"
             self._thread.after(limit, partial(self._raise_if_running, job, "exec", note))
 

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ class Launcher:
         allocation: its resources.
         directory: default directory of its output, and parent of its temporary directory.
         default_cwd: its working directory, unless the jobspec has one.
+        variables: environment variables that the surrounding job gives to each task; those of Flux
+            take precedence over the jobspec's.
     """
 
     def __init__(
@@ -56,14 +58,16 @@ class Launcher:
         *,
         directory: Path,
         default_cwd: str,
+        variables: Mapping[str, str],
     ) -> None:
+        self._variables = variables
         self._jobid = jobid
         self._spec = spec
         self._allocation = allocation
         self._directory = directory
         self._f58 = format_jobid(jobid)
         self._counts = _task_counts(spec, allocation)
-        self._size = sum(self._counts)
+        self.size = sum(self._counts)
         cwd = spec.cwd or default_cwd
         self._cwd = cwd if os.path.isdir(cwd) else "/tmp"  # noqa: PTH112, S108 - as Flux's shell
         self._opened: set[str] = set()
@@ -82,15 +86,18 @@ class Launcher:
                 blocks.append([index, 1, count, 1])
         return blocks
 
-    def plan(self) -> list[list[LaunchedTask]]:
+    def plan(self, channels: Sequence[int] = ()) -> list[list[LaunchedTask]]:
         """Return the tasks of each node, ranks in blocks; creates their output files.
+
+        Args:
+            channels: for each rank, its descriptor of a PMI server; empty: there is none.
 
         Raises:
             OSError: an output file can't be opened.
             ValueError: there are too many tasks.
         """
-        if self._size > MAX_TASKS:
-            raise ValueError(f"{self._size} tasks; the most is {MAX_TASKS}")
+        if self.size > MAX_TASKS:
+            raise ValueError(f"{self.size} tasks; the most is {MAX_TASKS}")
         self.temporary.mkdir(mode=0o700, exist_ok=True)
         for name, content, mode in self._spec.files:
             path = self.temporary / name
@@ -105,13 +112,20 @@ class Launcher:
         for index, share in enumerate(self._allocation):
             tasks = []
             for local_id in range(self._counts[index]):
-                tasks.append(self._task(index, share, rank, local_id, base))
+                channel = channels[rank] if channels else None
+                tasks.append(self._task(index, share, rank, local_id, base, channel))
                 rank += 1
             nodes.append(tasks)
         return nodes
 
-    def _task(
-        self, index: int, share: NodeShare, rank: int, local_id: int, base: dict[str, str]
+    def _task(  # noqa: PLR0917 - one place, in parts
+        self,
+        index: int,
+        share: NodeShare,
+        rank: int,
+        local_id: int,
+        base: dict[str, str],
+        channel: int | None,
     ) -> LaunchedTask:
         env = {
             **base,
@@ -120,6 +134,8 @@ class Launcher:
             "FLUX_ENDPOINT_LOCAL_NODE": str(share.rank),
             **self._gpu_environment(share, local_id, self._counts[index]),
         }
+        if channel is not None:
+            env |= {"PMI_RANK": str(rank), "PMI_SIZE": str(self.size)}
         names = {
             "task.id": rank,
             "task.rank": rank,
@@ -135,7 +151,8 @@ class Launcher:
         stderr = self._output(stream_options(options, "output", "stderr"), "err", names)
         stdin = stream_options(options, "input", "stdin").get("path")
         argv = [self._render(word, names) for word in self._spec.command]
-        return LaunchedTask(rank, local_id, Command(argv, env, self._cwd, stdin, stdout, stderr))
+        command = Command(argv, env, self._cwd, stdin, stdout, stderr, channel)
+        return LaunchedTask(rank, local_id, command)
 
     def _base_environment(self) -> dict[str, str]:
         env = {
@@ -144,12 +161,13 @@ class Launcher:
             if key not in _NOT_INHERITED and not key.startswith(_NOT_INHERITED_PREFIX)
         }
         env["FLUX_JOB_ID"] = self._f58
-        env["FLUX_JOB_SIZE"] = str(self._size)
+        env["FLUX_JOB_SIZE"] = str(self.size)
         env["FLUX_JOB_NNODES"] = str(len(self._allocation))
         env["FLUX_JOB_TMPDIR"] = str(self.temporary)
-        if self._size < sum(share.slots for share in self._allocation):
+        if self.size < sum(share.slots for share in self._allocation):
             env[PLACES] = self._places()
-        return env
+        more = self._variables.items()
+        return env | {n: value for n, value in more if n.startswith("FLUX_") or n not in env}
 
     def _places(self) -> str:
         """Return node and gpus of each slot, for ranks that the job's single task starts there."""
@@ -198,7 +216,7 @@ class Launcher:
                 case "name":
                     return self._spec.name or Path(self._spec.command[0]).name
                 case "size" | "ntasks":
-                    return str(self._size)
+                    return str(self.size)
                 case "nnodes":
                     return str(len(self._allocation))
             return found[0]  # an unknown template stays as it is
