@@ -11,7 +11,7 @@ import pytest
 from flux_endpoint.endpoint import recorder
 from flux_endpoint.endpoint.inbox_events import BrokerAlarm, Event
 from flux_endpoint.endpoint.journal import Journal
-from flux_endpoint.endpoint.recorder import PACE, TurnRecorder
+from flux_endpoint.endpoint.recorder import PAUSE, TurnRecorder
 
 
 class _Paced:
@@ -63,7 +63,7 @@ def test_while_many_tasks_are_unfinished_their_results_are_taken_together(paced:
     paced.put(1)
     assert paced.turn(unfinished=1000) == 21
     assert len(paced.sleeps) == 1
-    assert 0 < paced.sleeps[0] <= PACE
+    assert 0 < paced.sleeps[0] <= PAUSE.longest
 
 
 def test_a_turn_that_has_enough_events_begins_at_once(paced: _Paced) -> None:
@@ -79,7 +79,7 @@ def test_results_that_come_slowly_do_not_wait_for_each_other(paced: _Paced) -> N
     paced.put(1)
     paced.turn(unfinished=1000)
     paced.sleeps.clear()
-    paced.now += 2 * PACE
+    paced.now += 2 * PAUSE.longest
     paced.put(1)
     assert paced.turn(unfinished=1000) == 1
     assert paced.sleeps == []

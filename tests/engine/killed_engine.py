@@ -81,7 +81,7 @@ def main(path: str) -> None:
     if settings["orphan_timeout"] is not None:
         launch._ORPHAN_TIMEOUT = settings["orphan_timeout"]
     if settings["patience"] is not None:
-        recovery.PATIENCE = settings["patience"]
+        recovery.CONNECT_TIMEOUT = settings["patience"]
     directory = Path(settings["directory"])
     journal = directory / "results"
     journal.mkdir(exist_ok=True)

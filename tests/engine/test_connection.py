@@ -85,7 +85,7 @@ for name in ("cancel", "signal", "terminate"):
     setattr(Staff, name, obeying(getattr(Staff, name)))
 serve = Staff.serve
 def serve_late(self, source):
-    template = [self._control.fileno()]
+    template = [self._template.fileno()]
     workers = [worker.channel.fileno() for worker in self._workers]
     if obeyed or source not in {"template": template, "workers": workers}[sys.argv[1]]:
         serve(self, source)
@@ -98,11 +98,11 @@ manager.main()
 _TELLS_LATE = """
 import time
 from flux_endpoint.engine.workers import manager
-tell = manager.Manager.runs
+tell = manager.Manager.running
 def tell_late(*args):
     time.sleep(1)
     tell(*args)
-manager.Manager.runs = tell_late
+manager.Manager.running = tell_late
 manager.main()
 """
 
@@ -500,6 +500,7 @@ def loses(monkeypatch):
         for owner, name in (
             (pool._socket, "send"),
             (pool._book, "_send"),
+            (pool._distributor, "_send"),
             (pool._lifecycle, "_send"),
         ):
             monkeypatch.setattr(owner, name, send)

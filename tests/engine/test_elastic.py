@@ -139,7 +139,7 @@ def test_workers_take_the_cores_that_jobs_leave_of_each_node(make_world, tmp_pat
 def test_a_job_of_the_whole_instance_runs_during_an_endless_stream_of_functions(
     make_world, monkeypatch
 ):
-    monkeypatch.setattr(manager_registry, "_TURN", 0.3)
+    monkeypatch.setattr(manager_registry, "_MIN_STAY", 0.3)
     world = make_world(max_workers=ALL)
     nodes, cores = nodes_and_cores(world)
     with stream(world, 3 * nodes * cores, nap, 1) as results:
@@ -157,7 +157,7 @@ def test_a_job_of_the_whole_instance_runs_during_an_endless_stream_of_functions(
 def test_functions_run_during_an_endless_stream_of_jobs(make_world, monkeypatch):
     world = make_world(min_workers=0, max_workers=ALL)
     nodes, cores = nodes_and_cores(world)
-    monkeypatch.setattr(manager_registry, "_TURN", 0.3)
+    monkeypatch.setattr(manager_registry, "_MIN_STAY", 0.3)
     spec = {"num_nodes": 1, "cores_per_rank": cores}
     with stream(world, 2 * nodes, ShellFunction("sleep 0.1"), spec=spec) as results:
         until(lambda: len(results) > 2)
@@ -172,7 +172,7 @@ def test_functions_run_during_an_endless_stream_of_jobs(make_world, monkeypatch)
 def test_only_as_many_workers_are_drained_as_a_job_needs_and_their_tasks_run_elsewhere(
     make_world, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(manager_registry, "_TURN", 0.1)
+    monkeypatch.setattr(manager_registry, "_MIN_STAY", 0.1)
     world = make_world(min_nodes=4, max_nodes=4)
     _, cores = nodes_and_cores(world)
     ids = hold_many(world, tmp_path, 12 * cores)
@@ -187,7 +187,7 @@ def test_only_as_many_workers_are_drained_as_a_job_needs_and_their_tasks_run_els
 
 @pytest.mark.usefixtures("whole")
 def test_drained_workers_continue_when_the_job_is_gone(make_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(manager_registry, "_TURN", 0.1)
+    monkeypatch.setattr(manager_registry, "_MIN_STAY", 0.1)
     world = make_world(min_nodes=2, max_nodes=2)
     nodes, cores = nodes_and_cores(world)
     ids = hold_many(world, tmp_path, 2 * cores)
@@ -204,8 +204,8 @@ def test_drained_workers_continue_when_the_job_is_gone(make_world, tmp_path, mon
 
 @pytest.mark.usefixtures("whole")
 def test_a_job_that_may_run_on_one_node_only_gets_that_one(make_world, monkeypatch):
-    monkeypatch.setattr(manager_registry, "_BLIND_AFTER", 0.1)
-    monkeypatch.setattr(manager_registry, "_TURN", 0.3)
+    monkeypatch.setattr(manager_registry, "_MORE_NODES_AFTER", 0.1)
+    monkeypatch.setattr(manager_registry, "_MIN_STAY", 0.3)
     world = make_world(min_nodes=4, max_nodes=4)
     until(lambda: status(world, "managers") == 4)
     spec = {"num_nodes": 1, "exclusive": True, "constraints": {"ranks": ["3"]}}

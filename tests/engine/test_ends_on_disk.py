@@ -71,7 +71,7 @@ def test_without_an_agent_results_go_to_disk_and_are_sent_until_confirmed(box, p
 
 def test_unsent_results_in_memory_and_on_the_wire_are_bounded(box, monkeypatch):
     monkeypatch.setattr(outbox, "_WINDOW", 1000)
-    monkeypatch.setattr(outbox, "_MOST_IN_MEMORY", 3000)
+    monkeypatch.setattr(outbox, "_MAX_IN_MEMORY", 3000)
     for name in "abcd":
         assert not box.is_full
         box.add({"id": name}, b"x" * 800)

@@ -241,7 +241,7 @@ def test_stop_just_after_start_ends_a_starting_manager(make_world, mark):
 
 @pytest.mark.usefixtures("whole")
 def test_stop_ends_a_manager_that_does_not_answer(make_world, mark, monkeypatch):
-    monkeypatch.setattr(lifecycle, "_END_PATIENCE", 0.2)
+    monkeypatch.setattr(lifecycle, "_END_TIMEOUT", 0.2)
     world = make_world()
     world.call(double, 1)
     [manager] = manager_processes(mark)

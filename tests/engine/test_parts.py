@@ -158,7 +158,7 @@ def test_claims_are_never_shared_by_two_takers():
 
 
 def test_a_process_tree_is_killed_completely_even_after_the_time_limit(monkeypatch):
-    monkeypatch.setattr(process_tree, "_PATIENCE", 0.0)  # when it goes on, the time is over
+    monkeypatch.setattr(process_tree, "_KILL_TIMEOUT", 0.0)  # when it goes on, the time is over
     seconds = fresh_seconds()
     with subprocess.Popen(["sh", "-c", f"sleep {seconds} & sleep {seconds} & wait"]) as tree:
         until(lambda: len(processes(seconds)) == 3)

@@ -12,11 +12,11 @@ from flux_endpoint.engine.backend import Resources
 from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.workers.sizing import (
     STALLED_AFTER,
-    Force,
     Limits,
     Pending,
     Piece,
     Step,
+    WorkerCounts,
     to_start,
     to_withdraw,
 )
@@ -29,7 +29,9 @@ def limits_of(per_manager: int = 16, **config: object) -> Limits:
     return Limits.of(FluxEngineConfig(**config), SITE, per_manager)
 
 
-def started(limits: Limits, force: Force, backlog: int, step: int | None = None) -> list[int]:
+def started(
+    limits: Limits, force: WorkerCounts, backlog: int, step: int | None = None
+) -> list[int]:
     largest = Step(limits.per_manager)
     if step is not None:
         largest.stalled(2 * step)
@@ -83,16 +85,16 @@ def test_bounds_that_contradict_are_refused_with_both_names(config, text):
     ("backlog", "pieces"), [(0, []), (3, [3]), (16, [16]), (20, [16, 4]), (1000, [16] * 4)]
 )
 def test_growth_fits_the_backlog(backlog, pieces):
-    assert started(limits_of(min_workers=0), Force(), backlog) == pieces
+    assert started(limits_of(min_workers=0), WorkerCounts(), backlog) == pieces
 
 
 def test_the_permanent_workers_are_managers_of_their_own():
-    pieces = to_start(limits_of(min_workers=2), Force(), 5, Step(16))
+    pieces = to_start(limits_of(min_workers=2), WorkerCounts(), 5, Step(16))
     assert pieces == [Piece(2, permanent=True), Piece(3, permanent=False)]
 
 
 def test_starting_and_idle_workers_are_counted():
-    force = Force(total=6, coming=3, free=1)
+    force = WorkerCounts(total=6, coming=3, free=1)
     assert started(limits_of(min_workers=0), force, 4) == []
     assert started(limits_of(min_workers=0), force, 6) == [2]
 
@@ -101,7 +103,7 @@ def test_a_slowly_growing_backlog_does_not_end_in_a_manager_for_each_worker():
     limits = limits_of(min_workers=0)
     total, managers = 0, 0
     while total < limits.most:
-        for workers in started(limits, Force(total=total), 1):
+        for workers in started(limits, WorkerCounts(total=total), 1):
             total += workers
             managers += 1
     assert managers < limits.most / 2
@@ -109,8 +111,8 @@ def test_a_slowly_growing_backlog_does_not_end_in_a_manager_for_each_worker():
 
 def test_without_a_free_node_pieces_get_smaller_one_at_a_time():
     limits = limits_of(min_workers=0)
-    assert started(limits, Force(), 40, step=4) == [4]
-    assert started(limits, Force(total=4, coming=4, pending=1), 40, step=4) == []
+    assert started(limits, WorkerCounts(), 40, step=4) == [4]
+    assert started(limits, WorkerCounts(total=4, coming=4, pending=1), 40, step=4) == []
 
 
 @settings(deadline=None)
@@ -123,7 +125,7 @@ def test_without_a_free_node_pieces_get_smaller_one_at_a_time():
 )
 def test_growth_keeps_every_bound(least, extra, per_manager, total, data):
     limits = Limits(least, least + extra, per_manager)
-    force = Force(
+    force = WorkerCounts(
         permanent=data.draw(st.integers(0, min(least, total))),
         total=total,
         coming=data.draw(st.integers(0, total)),
@@ -160,7 +162,7 @@ def test_a_piece_that_finds_no_room_is_tried_again_in_half():
 
 
 def test_known_free_resources_are_filled_at_once():
-    pieces = to_start(limits_of(min_workers=0), Force(), 20, Step(16), room=[0, 3, 9, 1])
+    pieces = to_start(limits_of(min_workers=0), WorkerCounts(), 20, Step(16), room=[0, 3, 9, 1])
     assert [piece.workers for piece in pieces] == [9, 3, 1, 7]
     step = Step(16)
     assert to_withdraw([pending("a", 16)], 20, step, [0, 3, 9]) == ["a"]
@@ -177,9 +179,9 @@ def test_a_piece_that_fits_what_is_known_to_be_free_waits_for_a_slow_flux():
 )
 def test_workers_that_must_not_queue_take_no_more_than_is_free(room, pieces):
     limits, step = limits_of(), Step(16)
-    started = to_start(limits, Force(), 0, step, room, queues=False)
+    started = to_start(limits, WorkerCounts(), 0, step, room, queues=False)
     assert [piece.workers for piece in started] == pieces
-    assert [p.workers for p in to_start(limits, Force(), 0, step, [0, 0])] == [16]
+    assert [p.workers for p in to_start(limits, WorkerCounts(), 0, step, [0, 0])] == [16]
 
 
 def test_workers_that_share_cores_need_fewer():
@@ -244,7 +246,7 @@ def test_pieces_eventually_fill_any_free_resources(free, most):
     step, turns, placed = Step(most), 0, []
     while free and turns < 200:
         turns += 1
-        [piece] = to_start(Limits(0, 200, most), Force(), 200, step)[:1]
+        [piece] = to_start(Limits(0, 200, most), WorkerCounts(), 200, step)[:1]
         if piece.workers <= free:
             free -= piece.workers
             placed.append(piece.workers)

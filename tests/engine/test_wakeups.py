@@ -42,20 +42,20 @@ def status(world: World, name: str) -> Any:
 @pytest.fixture
 def preempted(monkeypatch):
     """The pool's thread is kept from running between its decisions and its sleep."""
-    decide_how_long = pool.WorkerPool._patience
+    decide_how_long = pool.WorkerPool._poll_timeout
 
-    def patience(self: pool.WorkerPool) -> int | None:
+    def timeout(self: pool.WorkerPool) -> int | None:
         time.sleep(PREEMPTED)
         return decide_how_long(self)
 
-    monkeypatch.setattr(manager_registry, "_TURN", 0.3)
-    return lambda: monkeypatch.setattr(pool.WorkerPool, "_patience", patience)
+    monkeypatch.setattr(manager_registry, "_MIN_STAY", 0.3)
+    return lambda: monkeypatch.setattr(pool.WorkerPool, "_poll_timeout", timeout)
 
 
 def test_a_job_gets_room_if_a_timer_expires_before_the_pool_sleeps(make_world, preempted):
     world = make_world(min_nodes=1, max_nodes=1)
     until(lambda: status(world, "managers") == 1)
-    time.sleep(2 * manager_registry._TURN)  # nothing of the workers' own wakes the pool
+    time.sleep(2 * manager_registry._MIN_STAY)  # nothing of the workers' own wakes the pool
     preempted()
     nodes = status(world, "resources")["nodes"]
     spec = {"num_nodes": nodes, "exclusive": True}
@@ -89,7 +89,7 @@ def test_workers_that_are_no_longer_drained_take_waiting_tasks(make_world, tmp_p
 def test_workers_that_are_no_longer_drained_take_tasks_that_wait_on_other_nodes(
     make_world, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(manager_registry, "_TURN", 0.1)
+    monkeypatch.setattr(manager_registry, "_MIN_STAY", 0.1)
     world = make_world(min_nodes=2, max_nodes=2, workers_per_node=2)
     until(lambda: status(world, "managers") == 2)
     names = [f"task{number}" for number in range(4)]

@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 from flux_endpoint.engine.demand import Amount, Demand, JobDemand, placement_of
 from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.sizing import Limits
-from flux_endpoint.engine.workers.yielding import Departures, ResourceHolder, Site, to_drain
+from flux_endpoint.engine.workers.yielding import (
+    Departures,
+    InstanceNodes,
+    ResourceHolder,
+    to_drain,
+)
 from flux_endpoint.protocol.resources import parse_resources
 
-SITE = Site(4, Amount(4))
+SITE = InstanceNodes(4, Amount(4))
 
 
 def holder(name: str, node: str, cores: int = 4, running: int = 0, **more: bool) -> ResourceHolder:
@@ -83,7 +88,7 @@ def test_only_as_many_managers_are_drained_as_the_job_needs():
 
 
 def test_on_a_shared_node_only_managers_whose_cores_are_needed_are_drained():
-    site = Site(1, Amount(8))
+    site = InstanceNodes(1, Amount(8))
     shared = [holder("a", "n", 2, 2), holder("b", "n", 4, 1), holder("c", "n", 2, 0)]
     assert leaving([Demand("job", slots=2)], shared, {}, site) == {"c"}
     assert leaving([Demand("job", slots=4)], shared, {}, site) == {"b"}
@@ -103,7 +108,7 @@ def test_a_slot_must_be_on_one_node():
 
 
 def test_gpus_are_counted_like_cores():
-    site = Site(2, Amount(4, 2))
+    site = InstanceNodes(2, Amount(4, 2))
     holders = [ResourceHolder("a", "n0", Amount(1, 1)), ResourceHolder("b", "n1", Amount(1, 2))]
     demand = Demand("job", nodes=1, slot=Amount(1, 2))
     assert leaving([demand], holders, {}, site) == {"a"}
@@ -113,7 +118,7 @@ def test_gpus_are_counted_like_cores():
 
 def test_a_draining_manager_is_preferred_over_an_equal_one():
     holders = [holder("a", "n0", running=1), holder("b", "n1", running=1, leaving=True)]
-    assert leaving([whole(1)], holders, {}, Site(2, Amount(4))) == {"b"}
+    assert leaving([whole(1)], holders, {}, InstanceNodes(2, Amount(4))) == {"b"}
 
 
 def test_no_manager_is_drained_for_a_job_blocked_by_other_jobs():
@@ -128,7 +133,7 @@ def test_no_manager_is_drained_for_jobs_behind_a_blocked_one():
 
 
 def test_several_jobs_get_room_side_by_side():
-    site = Site(4, Amount(4))
+    site = InstanceNodes(4, Amount(4))
     assert leaving([whole(1), Demand("b", slots=3)], ON_ALL, {}, site) == {"0", "1"}
     assert leaving([Demand("a", slots=2), Demand("b", slots=2)], ON_ALL, {}, site) == {"0"}
     assert to_drain([whole(3), whole(2)], ON_ALL, {}, site).served == 1
@@ -136,7 +141,7 @@ def test_several_jobs_get_room_side_by_side():
 
 def test_a_manager_that_must_stay_is_not_drained():
     holders = [holder("a", "n0", stays=True), holder("b", "n1", running=4)]
-    site = Site(2, Amount(4))
+    site = InstanceNodes(2, Amount(4))
     assert leaving([whole(1)], holders, {}, site) == {"b"}
     assert to_drain([whole(2)], holders, {}, site) == Departures(frozenset(), 0)
 
@@ -144,10 +149,10 @@ def test_a_manager_that_must_stay_is_not_drained():
 def test_a_job_that_still_waits_gets_further_nodes_cleared():
     """Two nodes seem to be empty, but it may not run there."""
     assert leaving([whole(2)], ON_ALL[2:], {}, SITE) == set()
-    assert leaving([whole(2)], ON_ALL[2:], {}, SITE, blind=1) == {"2"}
-    assert leaving([whole(2)], ON_ALL[2:], {}, SITE, blind=100) == {"2", "3"}
+    assert leaving([whole(2)], ON_ALL[2:], {}, SITE, extra_nodes=1) == {"2"}
+    assert leaving([whole(2)], ON_ALL[2:], {}, SITE, extra_nodes=100) == {"2", "3"}
     anywhere = Demand("job", nodes=None, slots=2)
-    assert leaving([anywhere], ON_ALL[1:], {}, SITE, blind=100) == {"1", "2", "3"}
+    assert leaving([anywhere], ON_ALL[1:], {}, SITE, extra_nodes=100) == {"1", "2", "3"}
 
 
 NO_NODE_HAS_IT = [
@@ -167,7 +172,7 @@ def test_no_manager_is_drained_for_a_job_larger_than_the_instance(demand):
 
 @pytest.mark.parametrize("demand", [NO_NODE_HAS_IT[0], *NO_NODE_HAS_IT[2:4]])
 def test_a_job_that_fits_the_larger_node_only_gets_that_one_cleared(demand):
-    site = Site(4, Amount(4), {"n2": Amount(8, 2)})
+    site = InstanceNodes(4, Amount(4), {"n2": Amount(8, 2)})
     assert leaving([demand], ON_ALL, {}, site) == {"2"}
 
 
@@ -202,7 +207,7 @@ def situations(draw):
         slot=Amount(cores),
         exclusive=not anywhere and draw(st.booleans()),
     )
-    return Site(nodes, Amount(4)), demand, holders, held
+    return InstanceNodes(nodes, Amount(4)), demand, holders, held
 
 
 def fits(site, demand, holders, held) -> bool:

@@ -12,16 +12,17 @@ from flux_endpoint.endpoint.inbox_events import Event, Signal, Turn
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.status import JournalDisk
 from flux_endpoint.errors import RecordError
+from flux_endpoint.turn_pause import TurnPause
 
 #: The most events in one turn, and so in one transaction.
 MAX_TURN = 512
-#: A turn costs a synchronized commit here, a message, and a transaction of the service. So while
-#: many tasks are unfinished, a turn waits for as many events as this part of them: each result then
-#: comes later by that part of its task's time at most.
-GATHERED = 1 / 20
-#: The longest time (s) from one turn to the next for that, and the assumed time between two events
-#: after a pause.
-PACE, LONGEST_GAP = 0.05, 0.01
+#: A turn costs a synchronized commit here, a message, and a transaction of the service. While many
+#: tasks are unfinished, a result comes later by this part of its task's time at most.
+PAUSE = TurnPause(share=1 / 20, longest=0.05)
+#: With this many unfinished tasks, the results of one pause fill a message.
+ENOUGH_AHEAD = int(MAX_PARTS / PAUSE.share)
+#: The assumed time (s) between two events after a longer silence.
+LONGEST_GAP = 0.01
 #: Seconds between attempts to write a journal whose disk is full: the first, and the longest.
 FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
 
@@ -69,7 +70,7 @@ class TurnRecorder:
         try:
             if not events:
                 events.append(self._inbox.get(timeout=max(0.0, due - time.monotonic())))
-                self._gather(unfinished, due)
+                self._collect(unfinished, due)
             while len(events) < MAX_TURN:
                 events.append(self._inbox.get_nowait())
         except queue.Empty:
@@ -80,12 +81,12 @@ class TurnRecorder:
             self._last = now
         return events
 
-    def _gather(self, unfinished: int, due: float) -> None:
+    def _collect(self, unfinished: int, due: float) -> None:
         """Sleep while further events arrive, if there are many tasks."""
-        wanted = min(int(unfinished * GATHERED), MAX_PARTS)
-        wait = min(self._last + min(wanted * self._gap, PACE), due) - time.monotonic()
-        if wanted > 1 and wait > 0 and 1 + self._inbox.qsize() < wanted:
-            time.sleep(wait)
+        ahead, now = min(unfinished, ENOUGH_AHEAD), time.monotonic()
+        pause = min(PAUSE.left(ahead * self._gap, now - self._last), due - now)
+        if pause > 0 and 1 + self._inbox.qsize() < int(ahead * PAUSE.share):
+            time.sleep(pause)
 
     def record(self, turn: Turn) -> None:
         """Write what a turn has to record; wait while it can't be written, as on a full disk.

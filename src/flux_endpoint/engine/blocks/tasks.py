@@ -97,7 +97,7 @@ class BlockTasks:
 
     def found(self, block: Block, task_ids: Collection[str]) -> None:
         """Record the tasks that the workers of a recovered block report."""
-        self._recovery.heard(block.name, {})
+        self._recovery.reported(block.name, {})
         waiting = {held.task.task_id for held in self._waiting}
         for task_id in task_ids:
             if not self._recovery.is_complete or task_id in waiting:

@@ -5,12 +5,27 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
-from flux_endpoint.engine.base import EngineResult
-from flux_endpoint.engine.workers.records import TaskEntry
+from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.protocol.states import ErrorCode, TaskState
+
+
+@dataclass(eq=False)
+class TaskEntry:
+    """A task that has not ended."""
+
+    task: EngineTask
+    on_result: Callable[[EngineResult], None]
+    #: Whether a worker only formats its command.
+    formats: bool = False
+    #: Why each earlier attempt has failed.
+    attempts: list[str] = field(default_factory=list)
+    cancelled: bool = False
+    #: Start of an attempt that ended without a result, in seconds since the epoch.
+    started: float | None = None
 
 
 class TaskBacklog:

@@ -9,8 +9,8 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.base import EngineResult
-from flux_endpoint.engine.workers.backlog import TaskBacklog
-from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
+from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
+from flux_endpoint.engine.workers.manager_registry import ManagerRecord
 from flux_endpoint.engine.workers.spool import EndHeader
 
 log = logging.getLogger(__name__)

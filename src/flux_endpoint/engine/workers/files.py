@@ -71,11 +71,11 @@ class ManagerFiles:
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def await_end(self, patience: float) -> bool:
+    def await_end(self, timeout: float) -> bool:
         """Wait until a manager on this host has ended; return whether it has.
 
         Args:
-            patience: the longest time to wait, in seconds.
+            timeout: the longest time to wait, in seconds.
         """
         try:
             file = self.lock.open("rb")
@@ -90,7 +90,7 @@ class ManagerFiles:
 
         # `flock` has no timeout. If the manager lives on, this thread waits until it ends.
         threading.Thread(target=wait, name="manager's end", daemon=True).start()
-        return ended.wait(patience)
+        return ended.wait(timeout)
 
     @classmethod
     def all(cls, directory: Path) -> Iterator[ManagerFiles]:

@@ -23,15 +23,15 @@ class WorkerHandle:
     place: int
     pid: int | None = None
     #: Called once the process id is known.
-    once_born: list[Callable[[], None]] = field(default_factory=list)
+    once_forked: list[Callable[[], None]] = field(default_factory=list)
     #: Ids of the sent tasks, in order; the first is running.
     tasks: deque[str] = field(default_factory=deque)
     #: These tasks' messages, in case the worker is lost.
     sent: dict[str, Task] = field(default_factory=dict)
     since: float = 0.0  # monotonic time at which the first of them started
     began: float = 0.0  # the same in seconds since the epoch
-    #: Whether the pool was told that the first task is running.
-    told: bool = False
+    #: Whether the first task was reported to the pool as running.
+    is_reported: bool = False
     #: Number of tasks that were taken back and that the worker has not skipped yet.
     skipping: int = 0
     served: int = 0
@@ -58,14 +58,21 @@ class WorkerHandle:
         return not ends and not self.skipping
 
     @property
-    def is_astray(self) -> bool:
+    def is_unresponsive(self) -> bool:
         """Whether it should be reading its connection: it is idle, and tasks were taken back."""
         return bool(self.pid and self.skipping and not self.tasks and not self.eof)
+
+    def forked(self, pid: int) -> None:
+        """Record the process id, and do what waited for it."""
+        self.pid = pid
+        for action in self.once_forked:
+            action()
+        self.once_forked.clear()
 
     def starts(self, now: float) -> None:
         """Record that the first of its tasks, if any, has started."""
         self.since, self.began = now, time.time()
-        self.told = False
+        self.is_reported = False
 
     def revoke_claims(self) -> int:
         """Revoke the claims of tasks that have not begun; return how many these are.

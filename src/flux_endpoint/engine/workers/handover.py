@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from flux_endpoint import logs
-from flux_endpoint.engine.workers.backlog import TaskBacklog
+from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
 from flux_endpoint.engine.workers.book import Send, TaskBook
-from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
+from flux_endpoint.engine.workers.manager_registry import ManagerRecord
 from flux_endpoint.engine.workers.recovery import Recovery
 from flux_endpoint.engine.workers.spool import SpooledEnd
 
@@ -42,6 +42,9 @@ class Handover:
         self._send = send
         self._on_found = on_found
         self._recovery = Recovery((), (), 0.0)
+        #: Managers that may start no task before all earlier tasks are submitted, and the tasks
+        #: that each should drop then.
+        self._awaiting_go: dict[str, list[str]] = {}
 
     def begin(self, awaited: Iterable[str], ends: Iterable[SpooledEnd]) -> None:
         """Wait for the reports of recovered managers; `ends` are on disk already."""
@@ -62,10 +65,13 @@ class Handover:
         self._recovery.due = float("inf")
         return [self._managers[each] for each in self._recovery.awaited & self._managers.keys()]
 
-    def heard(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
+    def awaits_go(self, manager: ManagerRecord) -> bool:
+        """Return whether a manager waits until all earlier tasks are submitted."""
+        return manager.manager_id in self._awaiting_go
+
+    def reported(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
         """Process a recovered manager's report of the tasks that it holds."""
-        manager.awaits_go = True
-        manager.unwanted = held["waiting"]
+        self._awaiting_go[manager.manager_id] = held["waiting"]
         holdings = {**dict.fromkeys(held["ended"]), **held["running"]}
         logs.event(
             log,
@@ -75,7 +81,7 @@ class Handover:
             running=len(held["running"]),
             ended=len(held["ended"]),
         )
-        self._recovery.heard(manager.manager_id, holdings)
+        self._recovery.reported(manager.manager_id, holdings)
         for entry in self._waiting.extract(holdings):
             self.take(entry)
         self.tell_found()
@@ -113,12 +119,10 @@ class Handover:
     def complete(self) -> None:
         """Discard what was not submitted again, now that all earlier tasks have been."""
         for manager_id, task_ids in self._recovery.complete().items():
-            self._managers[manager_id].unwanted += task_ids
-        for manager in self._managers.values():
-            if manager.awaits_go:
-                manager.awaits_go = False
-                self.go(manager, manager.unwanted)
-                manager.unwanted = []
+            self._awaiting_go[manager_id] += task_ids
+        for manager_id, unwanted in self._awaiting_go.items():
+            self.go(manager_id, unwanted)
+        self._awaiting_go.clear()
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Discard ends that the submitter has on disk."""
@@ -127,6 +131,7 @@ class Handover:
 
     def gone(self, manager: ManagerRecord, ends: list[SpooledEnd]) -> None:
         """Take the ends that a lost manager has left on disk."""
+        self._awaiting_go.pop(manager.manager_id, None)
         self._recovery.gone(manager.manager_id, ends)
         for task_id in [end.header["id"] for end in ends]:
             if self._book.is_unsettled(task_id):
@@ -141,6 +146,6 @@ class Handover:
         if self._recovery.is_complete:
             self.complete()
 
-    def go(self, manager: ManagerRecord, unwanted: Collection[str]) -> None:
+    def go(self, manager_id: str, unwanted: Collection[str]) -> None:
         """Allow a manager to start tasks, and let it drop the `unwanted` ones."""
-        self._send(manager.manager_id, [b"go", *(task_id.encode() for task_id in unwanted)])
+        self._send(manager_id, [b"go", *(task_id.encode() for task_id in unwanted)])

@@ -39,7 +39,7 @@ _JOB_NAME = "flux-endpoint-workers"
 _START_TIMEOUT, _ORPHAN_TIMEOUT = 10.0, 60.0
 #: Seconds that a manager on the embedded executor has to write its ends to disk when the agent is
 #: gone; the next agent waits as long.
-_NOTICE, _NOTICE_PATIENCE = 3.0, 10.0
+_NOTICE, _NOTICE_TIMEOUT = 3.0, 10.0
 #: Variables that differ between logins or shells and do not matter to tasks.
 _VOLATILE = frozenset({"_", "OLDPWD", "PWD", "SHLVL", "TERM", "WINDOWID"})
 _VOLATILE_PREFIXES = ("DBUS_", "SSH_", "TMUX", "XDG_")
@@ -196,6 +196,7 @@ class ManagerLauncher:
         Raises:
             EngineError: Flux does not list the jobs.
         """
+        self._directory.mkdir(parents=True, exist_ok=True)
         jobs = self._jobs()
         found: list[FoundManager] = []
         ends: list[SpooledEnd] = []
@@ -209,7 +210,7 @@ class ManagerLauncher:
                     found.append(FoundManager(files.manager_id, note, future, current))
                     continue
                 self._backend.cancel(job.jobid, "their endpoint was killed")
-            if not files.await_end(_NOTICE_PATIENCE):
+            if not files.await_end(_NOTICE_TIMEOUT):
                 text = "workers of an earlier run are alive"
                 logs.event(log, logging.WARNING, text, manager=files.manager_id)
             left = list(read_spool(files.spool))

@@ -14,12 +14,12 @@ from flux_endpoint import logs
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.engine.backend import Backend, EventRecord
 from flux_endpoint.engine.demand import Amount, placement_of
+from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
 from flux_endpoint.engine.workers.backlog import TaskBacklog
 from flux_endpoint.engine.workers.book import Send, TaskBook
 from flux_endpoint.engine.workers.launch import FoundManager, ManagerLauncher
-from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
-from flux_endpoint.engine.workers.records import ManagerRecord
+from flux_endpoint.engine.workers.manager_registry import ManagerRecord, ManagerRegistry
 from flux_endpoint.engine.workers.sizing import Piece
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 #: Seconds before a failed start is retried: the first delay, doubled up to the last.
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 30.0
 #: After this many failed starts in a row, the waiting tasks fail.
-_MOST_FAILURES = 4
+_MAX_FAILED_STARTS = 4
 #: Seconds that managers have to end before their jobs are cancelled, then before they are given up.
-_END_PATIENCE, _CANCEL_PATIENCE = 3.0, 15.0
+_END_TIMEOUT, _CANCEL_TIMEOUT = 3.0, 15.0
 #: Seconds after the end of its job within which a manager has ended on any node, and the same if
 #: the whole instance is gone.
 _DEAD_AFTER, _DEAD_WITH_INSTANCE = 15.0, 3.0
@@ -50,8 +50,7 @@ class ManagerLifecycle:
         tell: calls a function on the pool's thread.
         on_job_end: called there with the id of a manager whose job has ended.
         on_gone: called with the ends that a lost manager has left on disk.
-        is_over: returns whether the instance is at its time limit or ending, and ends jobs.
-        awaits_loss: returns whether the instance is ending and `lose` will be called.
+        instance: state of the Flux instance.
     """
 
     def __init__(
@@ -66,8 +65,7 @@ class ManagerLifecycle:
         tell: Callable[[Callable[[], None]], None],
         on_job_end: Callable[[str], None],
         on_gone: Callable[[ManagerRecord, list[SpooledEnd]], None],
-        is_over: Callable[[], bool],
-        awaits_loss: Callable[[], bool],
+        instance: InstanceState,
     ) -> None:
         self._backend = backend
         self._launcher = launcher
@@ -79,11 +77,9 @@ class ManagerLifecycle:
         self._tell = tell
         self._on_job_end = on_job_end
         self._on_gone = on_gone
-        self._is_over = is_over
-        self._awaits_loss = awaits_loss
-        #: Whether no more managers are started, and whether the instance is given up.
+        self._instance = instance
+        #: Whether no more managers are started.
         self.is_stopping = False
-        self._is_lost = False
         self._backoff = Backoff(_FIRST_BACKOFF, _LAST_BACKOFF, jitter=0)
         #: Why the latest managers did not start; empty once one has.
         self.not_started = ""
@@ -107,11 +103,11 @@ class ManagerLifecycle:
     def expire(self, now: float) -> None:
         """Cancel the jobs of managers that did not end in time; treat silent ones as dead."""
         for manager in [m for m in self._managers.values() if now >= m.dead_at]:
-            self._bury(manager)
+            self._forget(manager)
         if now < self._cancel_at:
             return
         self._cancel_at = math.inf
-        self.give_up_at = now + _CANCEL_PATIENCE
+        self.give_up_at = now + _CANCEL_TIMEOUT
         for manager in self._managers.values():
             logs.event(
                 log,
@@ -200,7 +196,7 @@ class ManagerLifecycle:
         tail = self._launcher.log_tail(manager_id)
         logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
         failures = self._backoff.failures
-        if failures < _MOST_FAILURES:
+        if failures < _MAX_FAILED_STARTS:
             return
         self._waiting.fail_all(
             f"EngineError: no workers could be started in {failures} attempts: {why}\n{tail}"
@@ -223,7 +219,7 @@ class ManagerLifecycle:
 
     def stop_all(self) -> None:
         """End all managers and their tasks; jobs of managers that are not up yet are cancelled."""
-        self._cancel_at = time.monotonic() + _END_PATIENCE
+        self._cancel_at = time.monotonic() + _END_TIMEOUT
         for manager in self._managers.values():
             if manager.state is ManagerState.STARTING:
                 self._launcher.cancel(manager.job)
@@ -235,18 +231,18 @@ class ManagerLifecycle:
 
         Tasks that have not started, or may be retried, are left to others.
         """
-        self.is_stopping = self._is_lost = True
+        self.is_stopping = True
         self._waiting.close()
         for manager in list(self._managers.values()):
             if not self._backend.is_lost(None):
                 self._launcher.cancel(manager.job)
-            self._expect_death(manager, f"{reason}, while the task ran", _DEAD_WITH_INSTANCE)
+            self._await_end(manager, f"{reason}, while the task ran", _DEAD_WITH_INSTANCE)
 
     def give_up(self, manager: ManagerRecord, why: str) -> None:
         """End a manager that does not answer."""
         logs.event(log, logging.WARNING, why, manager=manager.manager_id)
         self._launcher.cancel(manager.job, why)
-        self._expect_death(manager, why, 2 * _DEAD_AFTER)
+        self._await_end(manager, why, 2 * _DEAD_AFTER)
 
     # Unrequested ends
 
@@ -254,7 +250,7 @@ class ManagerLifecycle:
         """Handle a manager's announcement that it ends: tasks that it has not begun are queued."""
         manager.ran = ran
         if manager.state is ManagerState.OVER:
-            self._bury(manager)
+            self._forget(manager)
         elif manager.state.is_serving:
             manager.change(ManagerChange.BYE)
             manager.why = f"the workers of {manager.host or 'a node'} ended"
@@ -280,20 +276,20 @@ class ManagerLifecycle:
         """Handle the `clean` event: Flux has ended all processes of a job that it can reach."""
         manager.is_clean = True
         if manager.state is ManagerState.OVER and manager.is_known_dead:
-            self._bury(manager)
+            self._forget(manager)
 
     def _ask_for_reason(
         self, manager: ManagerRecord, state: ManagerState, error: BaseException | None
     ) -> None:
         """Find out why a manager's job has ended. Runs on its own thread."""
-        is_over = False
+        fate = Fate.OWN_END
         try:
-            if was_cancelled(error) and self._awaits_loss():
-                return  # all of them are given up together
-            is_over = self._is_over()
+            fate = self._instance.fate()
         except Exception:
             log.exception("can't tell whether the instance is ending")
-        self._tell(lambda: self._end(manager, state, is_over=is_over))
+        if fate is Fate.AWAITS_LOSS and was_cancelled(error):
+            return  # all of them are given up together
+        self._tell(lambda: self._end(manager, state, is_over=fate is Fate.LEFT))
 
     def _end(self, manager: ManagerRecord, state: ManagerState, *, is_over: bool = False) -> None:
         """Handle the end of the job of a manager that was in `state`.
@@ -318,21 +314,21 @@ class ManagerLifecycle:
         # Flux gives up a job whose node it has lost, whether the job's processes live or not.
         has_come = state is ManagerState.FOUND or state.is_serving
         if error is not None and manager.ran is None and has_come:
-            self._expect_death(manager, manager.why, _DEAD_AFTER)
+            self._await_end(manager, manager.why, _DEAD_AFTER)
         else:
-            self._bury(manager, failed=state not in (ManagerState.STOPPING, ManagerState.FOUND))
+            self._forget(manager, failed=state not in (ManagerState.STOPPING, ManagerState.FOUND))
 
-    def _expect_death(self, manager: ManagerRecord, why: str, patience: float) -> None:
+    def _await_end(self, manager: ManagerRecord, why: str, timeout: float) -> None:
         """Tell a manager that is given up to end; until then, its running tasks are not retried."""
         has_come = manager.greeted_at is not None or manager.state is ManagerState.FOUND
         manager.change(ManagerChange.GIVE_UP)
         manager.why = why
-        manager.dead_at = time.monotonic() + patience
+        manager.dead_at = time.monotonic() + timeout
         self._send(manager.manager_id, [b"stop"])
         if manager.ran is not None or not has_come or manager.is_known_dead:
-            self._bury(manager)
+            self._forget(manager)
 
-    def _bury(self, manager: ManagerRecord, *, failed: bool = True) -> None:
+    def _forget(self, manager: ManagerRecord, *, failed: bool = True) -> None:
         """Forget a manager whose processes have ended, and handle its tasks."""
         manager_id = manager.manager_id
         if self._managers.pop(manager_id, None) is None:
@@ -340,7 +336,7 @@ class ManagerLifecycle:
         manager.change(ManagerChange.DEAD)
         ends = list(self._launcher.spooled(manager_id))
         self._on_gone(manager, ends)
-        if self._is_lost or not self.is_stopping:
+        if self._instance.now.is_lost or not self.is_stopping:
             begun: Container[str] | None = manager.ran
             if begun is None:
                 begun = self._launcher.begun(manager_id)

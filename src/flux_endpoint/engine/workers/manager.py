@@ -4,7 +4,7 @@ Run as `python -m flux_endpoint.engine.workers.manager`; the environment has its
 module `messages` defines its protocol with the pool.
 
 Without an agent it starts no tasks. Running tasks go on, and ends wait on disk for the next agent.
-It ends when it is told to, when its job ends, or when it runs nothing and no agent connects for a
+It ends on request, when its job ends, or when it runs nothing and no agent connects for a
 while. Ends that no agent has are then in its spool.
 """
 
@@ -27,7 +27,7 @@ from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.link import Change, PoolLink
 from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
-from flux_endpoint.engine.workers.sleep import milliseconds_until, pause_with
+from flux_endpoint.engine.workers.sleep import MANAGER_PAUSE, milliseconds_until
 from flux_endpoint.engine.workers.spool import EndHeader, Spool
 from flux_endpoint.engine.workers.staff import Staff
 from flux_endpoint.engine.workers.template import adopt_orphans
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 #: Seconds between two reads of the workers' output.
 _OUTPUT_PAUSE = 0.02
 #: Seconds that the agent has to confirm the last ends; after that they are left on disk.
-_LAST_PATIENCE = 3.0
+_CONFIRM_TIMEOUT = 3.0
 #: Seconds that functions have to finish when something other than the agent ends them all.
 _FINISHING = 0.3
 
@@ -64,7 +64,7 @@ class Manager:
         self._outbox = EndsOutbox(Spool(settings.files.spool))
         self._running = True
         #: Whether the agent wants this manager to end.
-        self._is_told = False
+        self._is_stopped = False
         #: Whether the present agent has allowed us to start tasks.
         self._greeted_back = False
         self._poller = zmq.Poller()
@@ -84,23 +84,23 @@ class Manager:
             self._poller.register(source, zmq.POLLIN)
 
     def run(self) -> int:
-        """Serve until told to stop, or until no agent has come for too long; return the exit code.
+        """Serve until asked to stop, or until no agent has come for too long; return the exit code.
 
         The agent then has all ends, or they are on disk.
         """
         self._wake_on_signals()
         self._staff.start(self._poller)
-        while self._running and not self._staff.is_useless:
-            if pause := pause_with(self._staff.reserve):
+        while self._running and not self._staff.has_failed:
+            if pause := MANAGER_PAUSE.left(self._staff.reserve):
                 time.sleep(pause)
-            for source, _ in self._poller.poll(self._patience()):
+            for source, _ in self._poller.poll(self._poll_timeout()):
                 self._serve(source)
             self._expire()
             if not self._outbox.is_full:
                 self._staff.dispatch()
             self._send_ends()
         self._end()
-        return 1 if self._staff.is_useless else 0
+        return 1 if self._staff.has_failed else 0
 
     def _wake_on_signals(self) -> None:
         self._signal_read, signal_write = os.pipe()
@@ -111,7 +111,7 @@ class Manager:
             signal.signal(signum, lambda _signum, _frame: setattr(self, "_running", False))
         self._poller.register(self._signal_read, zmq.POLLIN)
 
-    def _patience(self) -> int | None:
+    def _poll_timeout(self) -> int | None:
         """Return the milliseconds until something is due even if no message arrives."""
         moments = [*self._staff.moments(), self._gives_up_at]
         if self._output_at is not None:
@@ -156,7 +156,7 @@ class Manager:
                     returned = self._staff.give_back(int(parts[0]))
                     self._link.send(b"returned", *_encoded(returned))
                 case b"held?":
-                    self._say_what_is_held(parts[0])
+                    self._report_holdings(parts[0])
                 case b"go":
                     self._go({part.decode() for part in parts})
                 case b"cancel":
@@ -167,7 +167,7 @@ class Manager:
                     returned = self._staff.terminate(parts[0].decode())
                     self._link.send(b"returned", *_encoded(returned))
                 case b"stop":
-                    self._running, self._is_told = False, True
+                    self._running, self._is_stopped = False, True
 
     def _connection_changed(self) -> None:
         for change in self._link.changes():
@@ -184,7 +184,7 @@ class Manager:
                 self._staff.hold()
                 self._outbox.lose_agent()
 
-    def _say_what_is_held(self, question: bytes) -> None:
+    def _report_holdings(self, question: bytes) -> None:
         self._staff.hold()
         held = {
             "waiting": self._staff.waiting(),
@@ -217,7 +217,7 @@ class Manager:
         """See `task_ends.Listener`."""
         self._link.send(b"late", *_encoded(task_ids))
 
-    def runs(self, task_id: str, began: float) -> None:
+    def running(self, task_id: str, began: float) -> None:
         """See `task_ends.Listener`."""
         self._link.send(b"running", task_id.encode(), b"%.3f" % began)
 
@@ -240,10 +240,10 @@ class Manager:
             if not self._output.ended:
                 self._poller.register(self._output.reader, zmq.POLLIN)
         if now >= self._gives_up_at:
-            self._say_that_agent_is_away()
+            self._log_missing_agent()
             self._running = False
 
-    def _say_that_agent_is_away(self) -> None:
+    def _log_missing_agent(self) -> None:
         what = "agent gone, ending"
         if not self._link.was_met:
             what = (
@@ -256,7 +256,7 @@ class Manager:
 
     def _end(self) -> None:
         """End the workers; the ends of finished tasks go to the agent, or stay on disk."""
-        if not self._is_told:
+        if not self._is_stopped:
             self._outbox.lose_agent()  # this comes first: we may be killed soon
             self._let_finish()
         running = self._staff.close()
@@ -274,7 +274,7 @@ class Manager:
         """Let tasks finish that are just about to end, since they would run again."""
         self._staff.hold()
         until = time.monotonic() + _FINISHING
-        while not (self._staff.is_idle or self._staff.is_useless):
+        while not (self._staff.is_idle or self._staff.has_failed):
             ready = self._poller.poll(milliseconds_until([until], time.monotonic()))
             if time.monotonic() >= until:
                 return
@@ -283,7 +283,7 @@ class Manager:
 
     def _await_agent(self) -> None:
         """Wait until the agent has all ends, is gone, or has taken too long."""
-        until = time.monotonic() + _LAST_PATIENCE
+        until = time.monotonic() + _CONFIRM_TIMEOUT
         poller = zmq.Poller()
         for source in self._link.sources:
             poller.register(source, zmq.POLLIN)

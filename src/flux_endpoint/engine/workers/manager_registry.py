@@ -8,41 +8,122 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from flux_endpoint.engine.demand import Demand, JobDemand
-from flux_endpoint.engine.workers.records import ManagerRecord
+from flux_endpoint.engine.backend import JobFuture
+from flux_endpoint.engine.demand import Amount, Demand, JobDemand
+from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
+from flux_endpoint.engine.workers.backlog import TaskEntry
 from flux_endpoint.engine.workers.sizing import (
     STALLED_AFTER,
-    Force,
     Limits,
     Pending,
     Piece,
     Step,
+    WorkerCounts,
     to_start,
     to_withdraw,
 )
-from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
-from flux_endpoint.engine.workers.yielding import ResourceHolder, Site, room, to_drain
+from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
+from flux_endpoint.engine.workers.waiting import most_held, tasks_ahead
+from flux_endpoint.engine.workers.yielding import InstanceNodes, ResourceHolder, room, to_drain
 
 #: Seconds that tasks wait before workers are started for them, so that tasks that arrive together
 #: are counted together.
 _GROW_AFTER = 0.03
 #: Seconds that a job waits for resources before busy managers make room for it.
 _YIELD_AFTER = 0.3
-#: Seconds for which busy managers are left alone after they came up. Managers that Flux preferred
-#: to a waiting job have twice as long each time, up to the second value.
-_TURN, _LONGEST_TURN = 3.0, 3600.0
-#: Seconds for which starting managers are left alone.
-_START_PATIENCE = 60.0
+#: Seconds for which busy managers stay after they came up, whatever jobs wait. The time doubles, up
+#: to the second value, whenever Flux prefers managers to a waiting job.
+_MIN_STAY, _MAX_STAY = 3.0, 3600.0
+#: Seconds for which starting managers stay, whatever jobs wait.
+_START_TIMEOUT = 60.0
 #: Seconds that a job waits although there seems to be room before more nodes are cleared for it.
-_BLIND_AFTER = 2.0
+_MORE_NODES_AFTER = 2.0
 #: The least seconds between two checks for managers that should leave or wait in vain.
 _REVIEW_AFTER = 0.05
 #: States of managers whose workers count as permanent.
 _STAYING = (ManagerState.FOUND, ManagerState.STARTING, ManagerState.READY)
 #: Urgency of managers' jobs, Flux's default.
 _URGENCY = 16
+
+
+@dataclass(eq=False)
+class ManagerRecord:
+    """A manager and the tasks that it holds."""
+
+    manager_id: str
+    workers: int
+    job: JobFuture
+    #: Whether it stays when idle.
+    permanent: bool = False
+    #: Its resources on its node.
+    amount: Amount = field(default_factory=Amount)
+    state: ManagerState = ManagerState.STARTING
+    #: Monotonic times at which its job was submitted, waited for resources only, and had them, and
+    #: at which the manager came up.
+    submitted_at: float = 0.0
+    eligible_at: float = math.inf
+    allocated_at: float | None = None
+    greeted_at: float | None = None
+    #: Its node's name, if the scheduler reported it.
+    node: str = ""
+    host: str = ""
+    #: How long its tasks take.
+    task_seconds: float = 1.0
+    tasks: dict[str, TaskEntry] = field(default_factory=dict)
+    idle_since: float = 0.0
+    #: Monotonic time of its latest result, or of a later request to return tasks.
+    quiet_since: float = 0.0
+    #: The tasks that it held when it was asked, and the number of that question.
+    asked: list[str] = field(default_factory=list)
+    question: bytes = b""
+    #: Whether its configuration is the present one; else it gets no new tasks.
+    is_current: bool = True
+    #: Set when it said that it ends: its running tasks then, with their starts.
+    ran: dict[str, float] | None = None
+    #: Whether its job has left no processes, as far as Flux knows.
+    is_clean: bool = False
+    #: Why its running tasks are lost, and the monotonic time at which it counts as dead if silent.
+    why: str = ""
+    dead_at: float = math.inf
+
+    def change(self, event: ManagerChange) -> None:
+        """Apply an event; one without a transition in this state changes nothing."""
+        self.state = MANAGER_STATES.after(self.state, event)
+
+    @property
+    def is_known_dead(self) -> bool:
+        """Whether Flux has ended its processes; on a node that Flux has lost, this is unknown."""
+        error = error_of(self.job) if self.job.done() else None
+        return self.is_clean and (was_cancelled(error) or has_timed_out(error))
+
+    @property
+    def place(self) -> str:
+        """Its node, as far as it is known."""
+        return self.node or self.host or self.manager_id
+
+    @property
+    def room(self) -> int:
+        """Number of further tasks that it may hold."""
+        return most_held(self.workers, tasks_ahead(self.task_seconds)) - len(self.tasks)
+
+    @property
+    def free(self) -> int:
+        """Number of its idle workers."""
+        return max(0, self.workers - len(self.tasks)) if self.state is ManagerState.READY else 0
+
+    @property
+    def surplus(self) -> int:
+        """Number of its tasks that wait for a worker."""
+        if not self.state.is_serving:
+            return 0
+        return max(0, len(self.tasks) - self.workers)
+
+    @property
+    def reserve(self) -> float:
+        """Seconds for which its workers have tasks."""
+        return self.surplus / self.workers * self.task_seconds
 
 
 @dataclass(frozen=True)
@@ -68,28 +149,28 @@ class ManagerRegistry:
 
     Args:
         limits: how many workers there may be.
-        site: the instance.
+        instance: the instance.
         idle_timeout: seconds after which an idle manager that is not permanent ends.
     """
 
-    def __init__(self, limits: Limits, site: Site, idle_timeout: float) -> None:
+    def __init__(self, limits: Limits, instance: InstanceNodes, idle_timeout: float) -> None:
         self.limits = limits
         self.managers: dict[str, ManagerRecord] = {}
-        self._site = site
+        self._instance = instance
         self._idle_timeout = idle_timeout
         self._step = Step(limits.per_manager)
         #: Since when managers wait for resources although there is room somewhere.
         self._stalled_since = math.inf
-        self._look_at = 0.0
-        self._looked = True
+        self._search_at = 0.0
+        self._searched = True
         self._backlog_since = math.inf
         self._demand = JobDemand()
         #: The first waiting job, how often Flux preferred managers to it, and since when.
-        self._head: Demand | None = None
-        self._turns = 0
-        self._turn_began = -math.inf
+        self._first_job: Demand | None = None
+        self._preferred = 0
+        self._stay_began = -math.inf
         #: How many nodes more than it requests are cleared for it, and since when.
-        self._blind = 0
+        self._extra_nodes = 0
         self._cleared_since = math.inf
         self._review_at = 0.0
         self._reviewed = True
@@ -114,8 +195,8 @@ class ManagerRegistry:
             self._backlog_since = min(self._backlog_since, now)
         if now < self._backlog_since + _GROW_AFTER:
             backlog = 0
-        force = self._force()
-        pieces = to_start(self.limits, force, backlog, self._step)
+        counts = self._counts()
+        pieces = to_start(self.limits, counts, backlog, self._step)
         if not pieces:
             return []
         if self._demand.waiting:  # free resources are for these jobs
@@ -126,18 +207,18 @@ class ManagerRegistry:
             left[largest] = max(0, left[largest] - manager.workers)
         # Workers that no task waits for use free resources, but do not queue in Flux.
         queues = backlog > 0 or not self._demand.complete
-        return to_start(self.limits, force, backlog, self._step, left, queues=queues)
+        return to_start(self.limits, counts, backlog, self._step, left, queues=queues)
 
     def _room(self, now: float) -> list[int]:
         """Return for how many workers each node has room, as far as is known."""
         holders = [self._holder(m, 0, now) for m in self._holding()]
-        free = room(holders, self._demand.held, self._site)
+        free = room(holders, self._demand.held, self._instance)
         return [self.limits.fit(amount) for amount in free]
 
-    def _force(self) -> Force:
+    def _counts(self) -> WorkerCounts:
         everyone = self.managers.values()
         coming = [m for m in everyone if m.state is ManagerState.STARTING]
-        return Force(
+        return WorkerCounts(
             permanent=sum(m.workers for m in everyone if m.permanent and m.state in _STAYING),
             total=sum(m.workers for m in everyone),
             coming=sum(m.workers for m in coming),
@@ -151,17 +232,17 @@ class ManagerRegistry:
         manager.allocated_at = now
         manager.node = node
         self._step.placed(manager.workers)
-        if self._head is not None and now >= self._turn_began + self._turn:
-            self._turns += 1
-            self._turn_began = now
+        if self._first_job is not None and now >= self._stay_began + self._stay:
+            self._preferred += 1
+            self._stay_began = now
 
     def withdraw(self, backlog: int, now: float) -> list[ManagerRecord]:
         """Return the managers whose jobs should no longer wait for resources."""
         pending = self._pending()
-        self._looked = now >= self._look_at or not pending
-        if not (self._looked and pending):
+        self._searched = now >= self._search_at or not pending
+        if not (self._searched and pending):
             return []
-        self._look_at = now + _REVIEW_AFTER
+        self._search_at = now + _REVIEW_AFTER
         left = self._room(now)
         self._stalled_since = min(self._stalled_since, now) if any(left) else math.inf
         waiting = self._demand.waiting
@@ -212,15 +293,15 @@ class ManagerRegistry:
         self._review_at = 0.0
         self._reviewed = False
         head = demand.waiting[0] if demand.waiting else None
-        if head != self._head:
-            self._head = head
-            self._turns = self._blind = 0
-            self._turn_began = -math.inf
+        if head != self._first_job:
+            self._first_job = head
+            self._preferred = self._extra_nodes = 0
+            self._stay_began = -math.inf
             self._cleared_since = math.inf
 
     @property
-    def _turn(self) -> float:
-        return min(_LONGEST_TURN, _TURN * 2.0 ** max(0, self._turns - 1))
+    def _stay(self) -> float:
+        return min(_MAX_STAY, _MIN_STAY * 2.0 ** max(0, self._preferred - 1))
 
     def review(self, backlog: int, now: float) -> Review:
         """Decide again which managers make room for jobs.
@@ -233,12 +314,12 @@ class ManagerRegistry:
             self._reviewed = False
             return Review()
         self._reviewed = True
-        if self._head is None:
+        if self._first_job is None:
             return self._drain(frozenset())
         self._review_at = now + _REVIEW_AFTER
         holders = [self._holder(m, backlog, now) for m in self._holding()]
         waiting = self._demand.waiting
-        leaving = to_drain(waiting, holders, self._demand.held, self._site, self._blind)
+        leaving = to_drain(waiting, holders, self._demand.held, self._instance, self._extra_nodes)
         self._check_unknown_holders(now, seems_clear=leaving.served > 0 and not leaving.managers)
         return self._drain(leaving.managers)
 
@@ -253,21 +334,21 @@ class ManagerRegistry:
             running=min(len(manager.tasks), manager.workers),
             leaving=manager.state is ManagerState.DRAINING or manager.state.is_ending,
             stays=manager.state in (ManagerState.STARTING, ManagerState.READY)
-            and now < max(self._end_of_turn(manager), self._due)
-            and self._has_a_turn(manager, backlog),
+            and now < max(self._end_of_stay(manager), self._due)
+            and self._may_stay(manager, backlog),
         )
 
     @property
     def _due(self) -> float:
         """When busy managers make room for the first waiting job."""
-        return -math.inf if self._head is None else self._head.since + _YIELD_AFTER
+        return -math.inf if self._first_job is None else self._first_job.since + _YIELD_AFTER
 
-    def _end_of_turn(self, manager: ManagerRecord) -> float:
+    def _end_of_stay(self, manager: ManagerRecord) -> float:
         if manager.greeted_at is None:
-            return (manager.allocated_at or 0.0) + _START_PATIENCE
-        return manager.greeted_at + self._turn
+            return (manager.allocated_at or 0.0) + _START_TIMEOUT
+        return manager.greeted_at + self._stay
 
-    def _has_a_turn(self, manager: ManagerRecord, backlog: int) -> bool:
+    def _may_stay(self, manager: ManagerRecord, backlog: int) -> bool:
         """Return whether a manager may go on: it has work, or Flux keeps preferring managers.
 
         The latter means that Flux has preferred managers to the first job repeatedly.
@@ -275,15 +356,17 @@ class ManagerRegistry:
         if manager.tasks or backlog > 0:
             return True
         began = manager.allocated_at or 0.0
-        return self._head is not None and began >= self._head.since and self._turns > 1
+        return (
+            self._first_job is not None and began >= self._first_job.since and self._preferred > 1
+        )
 
     def _check_unknown_holders(self, now: float, *, seems_clear: bool) -> None:
-        if not seems_clear or self._blind >= self._site.nodes:
+        if not seems_clear or self._extra_nodes >= self._instance.nodes:
             self._cleared_since = math.inf
         elif self._cleared_since == math.inf:
             self._cleared_since = now
-        elif now >= self._cleared_since + _BLIND_AFTER:
-            self._blind = max(1, 2 * self._blind)
+        elif now >= self._cleared_since + _MORE_NODES_AFTER:
+            self._extra_nodes = max(1, 2 * self._extra_nodes)
             self._cleared_since = math.inf
             self._review_at = 0.0
             self._reviewed = False
@@ -318,13 +401,13 @@ class ManagerRegistry:
             yield self._backlog_since + _GROW_AFTER
         if not self._reviewed:
             yield self._review_at
-        if not self._looked:
-            yield self._look_at
-        if self._head is None:
+        if not self._searched:
+            yield self._search_at
+        if self._first_job is None:
             return
-        yield self._cleared_since + _BLIND_AFTER
-        ends_of_turns = (self._end_of_turn(m) for m in self._holding())
-        yield from (moment for moment in (self._due, *ends_of_turns) if moment > now)
+        yield self._cleared_since + _MORE_NODES_AFTER
+        ends_of_stays = (self._end_of_stay(m) for m in self._holding())
+        yield from (moment for moment in (self._due, *ends_of_stays) if moment > now)
 
     def counters(self) -> dict[str, int]:
         """Return the managers' counters for the status report."""
@@ -336,7 +419,7 @@ class ManagerRegistry:
             "worker_nodes": len({m.place for m in serving}),
             "total_workers": sum(m.workers for m in serving),
             "idle_workers": sum(max(0, m.workers - len(m.tasks)) for m in serving),
-            "starting_workers": self._force().coming,
+            "starting_workers": self._counts().coming,
             "min_workers": self.limits.least,
             "max_workers": self.limits.most,
         }

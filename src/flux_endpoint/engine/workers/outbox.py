@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 #: The most bytes of ends in transit to the agent, and in memory. Beyond either, no task starts
 #: until the agent has confirmed some ends.
 _WINDOW = 32 << 20
-_MOST_IN_MEMORY = 64 << 20
+_MAX_IN_MEMORY = 64 << 20
 #: Bytes that an end takes in addition to its body.
 _OVERHEAD = 200
 
@@ -62,7 +62,7 @@ class EndsOutbox:
     @property
     def is_full(self) -> bool:
         """Whether no task should start until the agent has confirmed some ends."""
-        return self._in_memory > _MOST_IN_MEMORY
+        return self._in_memory > _MAX_IN_MEMORY
 
     def add(self, header: EndHeader, body: bytes) -> None:
         """Keep the end of a task."""

@@ -1,14 +1,12 @@
-"""The worker pool: which task waits, which manager has which; starts and ends managers."""
+"""The worker pool: the thread that owns all tasks for workers, and the managers that have them."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import islice
@@ -22,34 +20,28 @@ from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import JobDemand
-from flux_endpoint.engine.instance_state import Fate, InstanceState
+from flux_endpoint.engine.instance_state import InstanceState
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
-from flux_endpoint.engine.workers.backlog import TaskBacklog
+from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
 from flux_endpoint.engine.workers.book import TaskBook
+from flux_endpoint.engine.workers.distribution import TaskDistributor
 from flux_endpoint.engine.workers.handover import Handover
 from flux_endpoint.engine.workers.launch import ManagerLauncher
 from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle
-from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
+from flux_endpoint.engine.workers.manager_registry import ManagerRecord, ManagerRegistry
+from flux_endpoint.engine.workers.pool_inbox import PoolInbox
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
-from flux_endpoint.engine.workers.records import ManagerRecord, TaskEntry
 from flux_endpoint.engine.workers.sizing import Limits
-from flux_endpoint.engine.workers.sleep import milliseconds_until, pause_with
+from flux_endpoint.engine.workers.sleep import POOL_PAUSE, milliseconds_until
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.states import ManagerState
-from flux_endpoint.engine.workers.yielding import Site
-from flux_endpoint.protocol.envelope import compact_json
+from flux_endpoint.engine.workers.yielding import InstanceNodes
 
 log = logging.getLogger(__name__)
 
 #: The most running tasks that the status lists.
-_MOST_NAMED = 1000
-#: Seconds for which settled ends are collected.
-_SETTLING = 0.02
-#: The most tasks in one message to a manager.
-_BATCH = 128
-#: Seconds without a result after which a node's waiting tasks may move to other nodes.
-_STUCK_AFTER = 0.1
+_MAX_LISTED = 1000
 
 
 class WorkerPool:
@@ -80,25 +72,24 @@ class WorkerPool:
         instance: InstanceState,
         on_found: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
-        self._directory = directory
-        self._spans_hosts = backend.spans_hosts
         self._on_result = on_result
         self._output = output
-        self._socket = PoolSocket(directory, config.address)
+        self._socket = PoolSocket(directory, config.address, spans_hosts=backend.spans_hosts)
         self._launcher = ManagerLauncher(
             backend, config, tasks=tasks, directory=directory, socket=self._socket
         )
         self._waiting = TaskBacklog(config.max_retries_on_system_failure, on_left)
         self._registry = ManagerRegistry(
             Limits.of(config, backend.resources, self._launcher.workers),
-            Site.of(backend.resources, backend.nodes()),
+            InstanceNodes.of(backend.resources, backend.nodes()),
             config.idle_timeout,
         )
-        self._managers = self._registry.managers
         self._book = TaskBook(self._waiting, self._socket.send)
         self._handover = Handover(
-            self._managers, self._book, self._waiting, self._socket.send, on_found
+            self._registry.managers, self._book, self._waiting, self._socket.send, on_found
         )
+        self._distributor = TaskDistributor(self._registry, self._waiting, self._socket.send)
+        self._inbox = PoolInbox()
         self._lifecycle = ManagerLifecycle(
             backend,
             self._launcher,
@@ -109,26 +100,13 @@ class WorkerPool:
             tell=self._tell,
             on_job_end=self._job_ended,
             on_gone=self._handover.gone,
-            is_over=lambda: instance.fate() is Fate.LEFT,
-            awaits_loss=lambda: instance.fate() is Fate.AWAITS_LOSS,
+            instance=instance,
         )
         #: Monotonic time of this turn. One reading decides both what is due now and how long to
         #: wait: a deadline between two readings would be missed.
         self._now = 0.0
         self._drained = threading.Event()
-        self._inbox: deque[Callable[[], None]] = deque()
-        #: Tasks whose ends the submitter has on disk.
-        self._settled: deque[str] = deque()
-        #: Whether the thread was woken for these, and the monotonic time at which managers hear of
-        #: them: no task waits for that.
-        self._will_settle = False
-        self._settle_at = math.inf
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._wake_lock = threading.Lock()
-        #: Whether the thread was woken and has not looked into the inbox since.
-        self._is_woken = False
         self._status: dict[str, Any] = {}
-        self._poller = zmq.Poller()
         self._thread = threading.Thread(target=self._run, name="worker-pool", daemon=True)
 
     def start(self, left: Iterable[SpooledEnd] = ()) -> None:
@@ -141,14 +119,11 @@ class WorkerPool:
             EngineError: Flux does not list the managers.
             ConfigurationError: `engine.address` is not an address of this host.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
         found, ends = self._launcher.find()
         self._handover.begin((each.manager_id for each in found), [*left, *ends])
         for each in found:
             self._lifecycle.adopt(each)
-        self._socket.open(spans_hosts=self._spans_hosts)
-        self._poller.register(self._socket.source, zmq.POLLIN)
-        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._socket.open()
         self._status = self._counters()
         self._tell(self._handover.tell_found)  # the first turn starts the permanent managers
         self._thread.start()
@@ -173,10 +148,7 @@ class WorkerPool:
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Discard ends of tasks that the submitter has on disk."""
-        self._settled.extend(task_ids)
-        if not self._will_settle:
-            self._will_settle = True
-            self._wake()
+        self._inbox.settle(task_ids)
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         """End a waiting or running task with the result `TaskCancelled`.
@@ -206,7 +178,7 @@ class WorkerPool:
 
     def status(self) -> dict[str, Any]:
         """Return the counters as of the latest event, and the tasks that run for a while."""
-        running = dict(islice(self._book.running.copy().items(), _MOST_NAMED))
+        running = dict(islice(self._book.running.copy().items(), _MAX_LISTED))
         return {**self._status, "running_tasks": running}
 
     def stop(self, grace: float) -> None:
@@ -218,48 +190,38 @@ class WorkerPool:
         self._thread.join()
         self._lifecycle.close()
         self._socket.close()
-        with self._wake_lock:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+        self._inbox.close()
 
     def _tell(self, message: Callable[[], None]) -> None:
-        self._inbox.append(message)
-        self._wake()
-
-    def _wake(self) -> None:
-        with self._wake_lock:
-            if self._wake_fd >= 0 and not self._is_woken:
-                self._is_woken = True
-                os.eventfd_write(self._wake_fd, 1)
+        self._inbox.put(message)
 
     # On the pool's thread
 
+    @property
+    def _managers(self) -> dict[str, ManagerRecord]:
+        return self._registry.managers
+
     def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket.source, zmq.POLLIN)
+        poller.register(self._inbox, zmq.POLLIN)
         while not self._is_over():
-            # Half of a manager's reserve is in its workers, who need the other half meanwhile.
-            reserve = min((m.reserve / 2 for m in self._managers.values()), default=0.0)
-            if pause := pause_with(reserve):
+            reserve = min((m.reserve for m in self._managers.values()), default=0.0)
+            if pause := POOL_PAUSE.left(reserve):
                 time.sleep(pause)
-            for source, _ in self._poller.poll(self._patience()):
-                if source == self._wake_fd:
-                    with self._wake_lock:
-                        self._is_woken = False
-                        os.eventfd_read(self._wake_fd)
-                else:
+            for source, _ in poller.poll(self._poll_timeout()):
+                if source is self._socket.source:
                     self._safely(self._receive)
+                else:
+                    self._inbox.clear()
             self._safely(self._settle)  # a task that is submitted again comes after its settling
-            while self._inbox:
-                self._safely(self._inbox.popleft())
+            for message in self._inbox.messages():
+                self._safely(message)
             self._now = time.monotonic()
             self._expire()
             self._waiting.leave_late(time.time())
             if not self._handover.is_pending:
-                self._assign()
-                self._balance()
-                if not self._lifecycle.is_stopping:
-                    self._make_room()
-                    self._shrink()
-                    self._grow()
+                self._distribute()
             if self._lifecycle.is_stopping and not any(m.tasks for m in self._managers.values()):
                 self._drained.set()
             self._status = self._counters()
@@ -272,12 +234,18 @@ class WorkerPool:
 
     def _settle(self) -> None:
         """Let managers discard what is on disk: several ends in one message."""
-        if self._will_settle and self._settle_at == math.inf:
-            self._settle_at = time.monotonic() + _SETTLING
-        if self._lifecycle.is_stopping or time.monotonic() >= self._settle_at:
-            self._will_settle, self._settle_at = False, math.inf  # before the next look
-            settled = [self._settled.popleft() for _ in range(len(self._settled))]
-            self._handover.settle(settled)
+        self._handover.settle(self._inbox.settled(at_once=self._lifecycle.is_stopping))
+
+    def _distribute(self) -> None:
+        """Give tasks to managers, and adapt the number of managers."""
+        self._distributor.recall(self._now)
+        if self._lifecycle.is_stopping:
+            return
+        self._distributor.assign()
+        self._distributor.balance(self._now)
+        self._make_room()
+        self._shrink()
+        self._grow()
 
     def _expire(self) -> None:
         self._lifecycle.expire(self._now)
@@ -290,14 +258,16 @@ class WorkerPool:
             return False
         return not self._managers or self._now >= self._lifecycle.give_up_at
 
-    def _patience(self) -> int | None:
+    def _poll_timeout(self) -> int | None:
         """Return the milliseconds until something is due even if no message arrives."""
-        moments = [*self._lifecycle.moments(self._now), self._handover.due, self._settle_at]
+        moments = [
+            *self._lifecycle.moments(self._now),
+            *self._distributor.moments(self._now),
+            self._handover.due,
+            self._inbox.settle_at,
+        ]
         if not self._lifecycle.is_stopping:
             moments.extend(self._registry.moments(self._now))
-        stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers.values() if m.surplus)
-        # By then `_grow` and `_balance` have done what was possible.
-        moments.extend(moment for moment in stuck if moment > self._now)
         now = time.monotonic()
         moments.append(now + self._waiting.late_at - time.time())
         return milliseconds_until(moments, now)
@@ -320,14 +290,14 @@ class WorkerPool:
             if kind == b"output":
                 self._output.write(parts[0])
             elif manager is not None:
-                self._safely(partial(self._hear, manager, kind, parts))
+                self._safely(partial(self._process, manager, kind, parts))
 
-    def _hear(self, manager: ManagerRecord, kind: bytes, parts: list[bytes]) -> None:
+    def _process(self, manager: ManagerRecord, kind: bytes, parts: list[bytes]) -> None:
         match kind:
             case b"hello":
                 self._greeted(manager, json.loads(parts[0]))
             case b"held" if parts[0] == manager.question:
-                self._told_what_is_held(manager, json.loads(parts[1]))
+                self._holdings_reported(manager, json.loads(parts[1]))
             case _ if manager.state is ManagerState.FOUND:
                 pass  # ignore other messages before the greeting
             case b"ends":
@@ -362,72 +332,14 @@ class WorkerPool:
             case ManagerState.STOPPING | ManagerState.UNEXPLAINED | ManagerState.OVER:
                 self._socket.send(manager.manager_id, [b"stop"])  # the first may not have arrived
 
-    def _told_what_is_held(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
+    def _holdings_reported(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
         manager.question = b""
-        if manager.state is not ManagerState.FOUND:
-            if manager.awaits_go:  # its connection broke before all earlier tasks were submitted
-                return
+        if manager.state is ManagerState.FOUND:
+            self._lifecycle.greeted(manager, manager.host)
+            self._handover.reported(manager, held)
+        elif not self._handover.awaits_go(manager):
             unwanted = self._book.reconcile(manager, held)
-            self._handover.go(manager, unwanted)
-            return
-        self._lifecycle.greeted(manager, manager.host)
-        self._handover.heard(manager, held)
-
-    # Distributing tasks
-
-    def _assign(self) -> None:
-        if not self._waiting or self._lifecycle.is_stopping:
-            return
-        ready = self._registry.ready
-        # First give every worker one task, starting with managers that stay anyway or are busy, so
-        # that the others may be given back.
-        for manager in sorted(ready, key=lambda m: (not m.permanent, m.free)):
-            self._send(manager, manager.free)
-        # Then send tasks ahead to where they may wait.
-        workers = sum(manager.workers for manager in ready)
-        for manager in sorted(ready, key=lambda m: len(m.tasks) / m.workers):
-            share = math.ceil(len(self._waiting) * manager.workers / workers)
-            self._send(manager, min(manager.room, share))
-            workers -= manager.workers
-
-    def _send(self, manager: ManagerRecord, count: int) -> None:
-        while count > 0 and self._waiting:
-            headers: list[dict[str, Any]] = []
-            buffers: list[bytes] = []
-            for _ in range(min(count, _BATCH, len(self._waiting))):
-                entry = self._waiting.take()
-                headers.append(_header_of(entry))
-                buffers.append(entry.task.buffer.encode())
-                if not manager.tasks:
-                    manager.quiet_since = time.monotonic()
-                manager.tasks[entry.task.task_id] = entry
-                count -= 1
-            self._socket.send(manager.manager_id, [b"tasks", compact_json(headers), *buffers])
-
-    def _balance(self) -> None:
-        """Take waiting tasks back from one node while workers of another are idle.
-
-        Also take back all tasks from managers that should end.
-        """
-        for manager in self._managers.values():
-            if manager.state is ManagerState.DRAINING and self._is_stuck(manager):
-                self._take_back(manager, len(manager.tasks))
-        wanted = sum(m.free for m in self._managers.values())
-        if self._waiting or self._lifecycle.is_stopping or not wanted:
-            return
-        for manager in self._managers.values():
-            if wanted > 0 and manager.state is ManagerState.READY and self._is_stuck(manager):
-                count = min(wanted, manager.surplus)
-                self._take_back(manager, count)
-                wanted -= count
-
-    def _take_back(self, manager: ManagerRecord, count: int) -> None:
-        """Ask a manager to return tasks that it has not started."""
-        self._socket.send(manager.manager_id, [b"return", b"%d" % count])
-        manager.quiet_since = time.monotonic()
-
-    def _is_stuck(self, manager: ManagerRecord) -> bool:
-        return manager.surplus > 0 and self._now >= manager.quiet_since + _STUCK_AFTER
+            self._handover.go(manager.manager_id, unwanted)
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
         waiting = self._waiting.find(task_id)
@@ -443,15 +355,9 @@ class WorkerPool:
 
     # The number of managers
 
-    @property
-    def _unserved(self) -> int:
-        """Number of tasks that find no worker."""
-        stuck = (m.surplus for m in self._managers.values() if self._is_stuck(m))
-        return len(self._waiting) + sum(stuck)
-
     def _make_room(self) -> None:
         """Let managers end for waiting jobs."""
-        review = self._registry.review(self._unserved, self._now)
+        review = self._registry.review(self._distributor.unserved(self._now), self._now)
         for manager in review.draining:
             logs.event(
                 log,
@@ -462,16 +368,16 @@ class WorkerPool:
                 running=len(manager.tasks),
             )
             if manager.tasks:
-                self._take_back(manager, len(manager.tasks))
+                self._distributor.take_back(manager, len(manager.tasks))
         for manager in review.starting:
             self._lifecycle.withdraw(manager, "makes room for a job")
         if review.kept:
-            self._assign()
-            self._balance()
+            self._distributor.assign()
+            self._distributor.balance(self._now)
 
     def _grow(self) -> None:
         """Start workers if more tasks wait than the starting workers can take."""
-        backlog = self._unserved
+        backlog = self._distributor.unserved(self._now)
         for manager in self._registry.withdraw(backlog, self._now):
             self._lifecycle.withdraw(manager, "found no room")
         if self._now < self._lifecycle.not_before:
@@ -482,7 +388,7 @@ class WorkerPool:
 
     def _shrink(self) -> None:
         for manager in self._registry.idle(self._now):
-            if not manager.awaits_go:
+            if not self._handover.awaits_go(manager):
                 self._lifecycle.stop(manager)
 
     def _job_ended(self, manager_id: str) -> None:
@@ -505,15 +411,3 @@ class WorkerPool:
         self._waiting.close()
         for manager in self._managers.values():
             self._socket.send(manager.manager_id, [b"terminate", reason.encode()])
-
-
-def _header_of(entry: TaskEntry) -> dict[str, Any]:
-    task = entry.task
-    header: dict[str, Any] = {"id": task.task_id}
-    if task.result_serializers:
-        header["rs"] = task.result_serializers
-    if entry.formats:
-        header["format"] = True
-    if task.start_before is not None:
-        header["before"] = task.start_before
-    return header

@@ -62,12 +62,14 @@ class PoolSocket:
     Args:
         directory: the engine's directory.
         address: address of this host for the nodes; default: determined automatically.
+        spans_hosts: whether managers may be on other hosts.
     """
 
-    def __init__(self, directory: Path, address: str | None) -> None:
+    def __init__(self, directory: Path, address: str | None, *, spans_hosts: bool) -> None:
         self._directory = directory
         self._key_file = directory / "pool.key"
         self._own_address = address
+        self._spans_hosts = spans_hosts
         self._scratch: str | None = None
         self._path: Path | None = None
         self._context = zmq.Context()
@@ -78,11 +80,8 @@ class PoolSocket:
         #: CURVE key pair that all managers share; their identities distinguish them.
         self.client_public = self.client_secret = ""
 
-    def open(self, *, spans_hosts: bool) -> None:
+    def open(self) -> None:
         """Listen, and publish the address for recovered managers.
-
-        Args:
-            spans_hosts: whether managers may be on other hosts.
 
         Raises:
             ConfigurationError: `engine.address` is not an address of this host.
@@ -93,7 +92,7 @@ class PoolSocket:
         # A manager may reconnect before this side has noticed the broken connection; without this
         # option the new connection would be ignored.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self.address = self._listen_on_network() if spans_hosts else self._listen_here()
+        self.address = self._listen_on_network() if self._spans_hosts else self._listen_here()
         try:
             self.address.write(self._directory)
         except OSError as error:
@@ -136,7 +135,7 @@ class PoolSocket:
         self._identities[manager_id] = identity.encode()
 
     def dismiss(self, manager_id: str) -> None:
-        """Accept no more messages of a manager; if it greets, it is told to end."""
+        """Accept no more messages of a manager; if it greets, it is asked to end."""
         identity = self._identities.pop(manager_id, None)
         if identity is not None:
             del self._managers[identity]

@@ -11,7 +11,7 @@ from itertools import count
 import psutil
 
 #: Kill timeout (s), and the least number of scans for remaining processes.
-_PATIENCE = 1.0
+_KILL_TIMEOUT = 1.0
 _LEAST_ROUNDS = 10
 #: Exit code of a worker whose task has closed the connection to the manager.
 CONNECTION_CLOSED = 78
@@ -32,7 +32,7 @@ def kill_tree(pid: int) -> None:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.suspend()
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _KILL_TIMEOUT
         for rounds in count(1):
             children = [c for c in process.children(recursive=True) if _alive(c)]
             # A process that the kernel can't kill is left.

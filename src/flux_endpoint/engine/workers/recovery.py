@@ -20,7 +20,7 @@ from flux_endpoint.engine.workers.spool import SpooledEnd
 log = logging.getLogger(__name__)
 
 #: Seconds that a recovered manager has to connect; then its job is cancelled.
-PATIENCE = 30.0
+CONNECT_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Recovery:
         self._given: dict[str, Path] = {}
         #: Whether all earlier tasks have been submitted.
         self.is_complete = False
-        self.due = now + PATIENCE if self._awaited else math.inf
+        self.due = now + CONNECT_TIMEOUT if self._awaited else math.inf
 
     @property
     def is_pending(self) -> bool:
@@ -68,7 +68,7 @@ class Recovery:
         """The tasks that were found and not submitted yet."""
         return {*self._held, *self._ends}
 
-    def heard(self, manager_id: str, held: dict[str, float | None]) -> None:
+    def reported(self, manager_id: str, held: dict[str, float | None]) -> None:
         """Process a manager's report: running tasks with their starts, and ended tasks."""
         self._resolve(manager_id)
         for task_id, began in held.items():

@@ -67,7 +67,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Force:
+class WorkerCounts:
     """The present workers.
 
     Attributes:
@@ -154,7 +154,7 @@ class Step:
 
 def to_start(
     limits: Limits,
-    force: Force,
+    counts: WorkerCounts,
     backlog: int,
     step: Step,
     room: Sequence[int] = (),
@@ -164,25 +164,25 @@ def to_start(
     """Return the managers to start.
 
     Args:
-        limits: the site's limits.
-        force: the present workers.
+        limits: the instance's limits.
+        counts: the present workers.
         backlog: number of tasks for which no worker has had room for more than a moment.
         step: the largest piece that fits now.
         room: for how many workers each node has room, as far as is known.
         queues: whether managers without room wait in Flux's queue.
     """
-    more = max(0, limits.most - force.total)
-    stay = max(0, min(limits.least - force.permanent, more))
-    need = backlog - force.coming - force.free - stay
+    more = max(0, limits.most - counts.total)
+    stay = max(0, min(limits.least - counts.permanent, more))
+    need = backlog - counts.coming - counts.free - stay
     if need > 0:
-        need = max(need, force.total // _LEAST_GROWTH)
+        need = max(need, counts.total // _LEAST_GROWTH)
     come = max(0, min(need, more - stay))
     size = min(step.size, limits.per_manager)
     left = list(room)
     pieces = [Piece(workers, permanent=True) for workers in _cut(stay, size, left, queues)]
     pieces += [Piece(workers, permanent=False) for workers in _cut(come, size, left, queues)]
     # If it is unknown what fits, start one at a time to find out.
-    return pieces[: max(0, 1 - force.pending)] if step.is_reduced else pieces
+    return pieces[: max(0, 1 - counts.pending)] if step.is_reduced else pieces
 
 
 def _cut(workers: int, size: int, room: list[int], queues: bool) -> Iterator[int]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from flux_endpoint.turn_pause import TurnPause
+
 #: `poll` takes milliseconds as a C int: at most 24.8 days, after which the loop checks again.
 _LONGEST = 2**31 - 1
-#: The shortest and the longest pause before what has arrived is handled, in seconds.
-_PAUSES = (0.0005, 0.005)
+#: Pauses of a manager while none of its workers can run out of tasks.
+MANAGER_PAUSE = TurnPause(share=1 / 2, longest=0.005, shortest=0.0005)
+#: Pauses of the pool: half of a manager's reserve is in its workers, who need it meanwhile.
+POOL_PAUSE = TurnPause(share=1 / 4, longest=0.005, shortest=0.0005)
 
 
 def milliseconds_until(moments: Iterable[float], now: float) -> int | None:
@@ -25,19 +29,3 @@ def milliseconds_until(moments: Iterable[float], now: float) -> int | None:
     if first == math.inf:
         return None
     return min(int(max(0.0, first - now) * 1000) + 1, _LONGEST)
-
-
-def pause_with(reserve: float) -> float:
-    """Return how long to collect messages while no worker can run out of tasks.
-
-    What arrives in the meantime is handled in one turn and sent in one message.
-
-    Args:
-        reserve: seconds for which each busy worker has tasks.
-
-    Returns:
-        Seconds; 0 if it is not worth a pause.
-    """
-    shortest, longest = _PAUSES
-    pause = min(reserve / 2, longest)
-    return pause if pause >= shortest else 0.0

@@ -7,26 +7,22 @@ import math
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from typing import Any
 
-import psutil
 import zmq
 
 from flux_endpoint import logs
 from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
 from flux_endpoint.engine.output import OutputPipe
-from flux_endpoint.engine.workers.begun import record_begun
-from flux_endpoint.engine.workers.frames import FrameSocket, NoFrameError
+from flux_endpoint.engine.workers.frames import NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
-from flux_endpoint.engine.workers.process_tree import end_of, kill_tree
+from flux_endpoint.engine.workers.process_tree import end_of
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
-from flux_endpoint.engine.workers.template import request_worker, start_template
+from flux_endpoint.engine.workers.template_link import TemplateLink
 from flux_endpoint.engine.workers.termination import WorkerTermination
-from flux_endpoint.engine.workers.waiting import Claims, NodeQueue, tasks_ahead
+from flux_endpoint.engine.workers.waiting import NodeQueue, tasks_ahead
 from flux_endpoint.engine.workers.worker_reports import (
     FalseReportError,
     Late,
@@ -40,17 +36,15 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a task runs before tasks that were sent after it are taken back.
 _TAKE_BACK_AFTER = 0.05
-#: Seconds after which the pool is told that a task is running.
-_TELL_AFTER = 1.0
+#: Seconds after which a running task is reported to the pool.
+_REPORT_AFTER = 1.0
 #: A task with a larger buffer (bytes) is only sent to an idle worker.
 _LARGE = 1 << 16
 #: If this many workers in a row end before their first task, none can start.
 _MAX_FAILED_STARTS = 4
 #: Seconds after which an idle worker is ended that does not skip the tasks that were taken back
 #: from it: it is busy with something that is not a task.
-_SILENT = 10.0
-#: The most pending requests to the template: the kernel queues only a few more.
-_MAX_STARTING = 64
+_UNRESPONSIVE_AFTER = 10.0
 
 
 class Staff:
@@ -67,11 +61,7 @@ class Staff:
 
     def __init__(self, settings: ManagerSettings, output: OutputPipe, listener: Listener) -> None:
         self._listener = listener
-        self._template_pid, control = start_template(
-            settings, output, record_begun(settings.files.begun, settings.workers)
-        )
-        self._control_socket = control
-        self._control = FrameSocket(control)
+        self._template = TemplateLink(settings, output)
         self._queue = NodeQueue()
         #: Whether tasks may start.
         self.may_start = False
@@ -80,28 +70,24 @@ class Staff:
         self._ends = TaskEnds(listener)
         self._termination = WorkerTermination()
         self._workers: list[WorkerHandle] = []
-        self._starting: deque[WorkerHandle] = deque()
-        self._free_places = list(range(settings.workers))
         #: How long tasks take; the latest count most.
         self.task_seconds = 1.0
         #: Share of the next task in that; the first one replaces the guess.
         self._weight = 1.0
         self._failed_starts = 0
         #: Whether workers can't start.
-        self.is_useless = False
-        #: Whether a worker has ended whose descendants may live on.
-        self._orphans = False
+        self.has_failed = False
         self._poller: zmq.Poller
 
     def start(self, poller: zmq.Poller) -> None:
         """Start the workers; `poller` gets the descriptors to serve."""
         self._poller = poller
-        poller.register(self._control, zmq.POLLIN)
-        self._fill_places()
+        poller.register(self._template, zmq.POLLIN)
+        self._start_workers()
 
     def serve(self, source: object) -> None:
         """Process a descriptor that is ready."""
-        if source == self._control.fileno():
+        if source == self._template.fileno():
             self._receive_from_template()
             return
         worker = next((w for w in self._workers if w.channel.fileno() == source), None)
@@ -216,37 +202,21 @@ class Staff:
 
     # Workers
 
-    def _fill_places(self) -> None:
-        while self._free_places and len(self._starting) < _MAX_STARTING:
-            self._new_worker()
-
-    def _new_worker(self) -> None:
-        claims = Claims()
-        place = self._free_places.pop(0)
-        channel = FrameSocket(request_worker(self._control_socket, claims, place))
-        worker = WorkerHandle(channel, claims, place)
-        self._workers.append(worker)
-        self._starting.append(worker)
-        self._poller.register(worker.channel, zmq.POLLIN)
+    def _start_workers(self) -> None:
+        for worker in self._template.new_workers():
+            self._workers.append(worker)
+            self._poller.register(worker.channel, zmq.POLLIN)
 
     def _receive_from_template(self) -> None:
         try:
-            for header, _ in self._control.receive():
-                if "forked" in header:
-                    self._forked(self._starting.popleft(), header["forked"])
-                else:
-                    self._worker_exited(header["exited"], header["status"])
+            for pid, status in self._template.exits():
+                self._worker_exited(pid, status)
         except EOFError:
             logs.event(log, logging.ERROR, "template process lost")
-            self.is_useless = True
-
-    def _forked(self, worker: WorkerHandle, pid: int) -> None:
-        worker.pid = pid
-        for action in worker.once_born:
-            action()
-        worker.once_born.clear()
-        self._end_orphans()
-        self._fill_places()
+            self.has_failed = True
+        self._template.end_orphans(self._workers)
+        if not self.has_failed:
+            self._start_workers()
 
     def _receive_from_worker(self, worker: WorkerHandle) -> None:
         try:
@@ -347,15 +317,12 @@ class Staff:
         worker.claims.close()
         worker.has_exited = True
         self._workers.remove(worker)
-        self._free_places.append(worker.place)
-        self._orphans = True
-        self._end_orphans()
+        self._template.replace(worker)
+        self._template.end_orphans(self._workers)
         self._account_for(worker, status, not_begun)
-        if self._failed_starts < _MAX_FAILED_STARTS:
-            self._fill_places()
-        else:
+        if self._failed_starts >= _MAX_FAILED_STARTS:
             logs.event(log, logging.ERROR, "workers end before their first task", status=status)
-            self.is_useless = True
+            self.has_failed = True
 
     def _account_for(self, worker: WorkerHandle, status: int, not_begun: int) -> None:
         # Tasks that were sent ahead have not started; they keep their places.
@@ -380,20 +347,6 @@ class Staff:
             self._ends.lost(running, reason, worker.began)
         for task_id in others:  # begun after a task whose end could not be read
             self._ends.lost(task_id, FORGED, worker.began)
-
-    def _end_orphans(self) -> None:
-        """Kill the descendants of a dead worker, which now belong to the template.
-
-        While a new worker's process id is unknown, the worker would look like one of them.
-        """
-        if not self._orphans or self._starting:
-            return
-        self._orphans = False
-        workers = {worker.pid for worker in self._workers}
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._template_pid).children():
-                if child.pid not in workers:
-                    kill_tree(child.pid)
 
     # Ending tasks
 
@@ -436,8 +389,8 @@ class Staff:
         """Yield the monotonic times at which something is due."""
         yield from self._termination.moments()
         yield from (w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
-        yield from (w.since + _TELL_AFTER for w in self._workers if w.tasks and not w.told)
-        yield from (w.since + _SILENT for w in self._workers if w.is_astray)
+        yield from (w.since + _REPORT_AFTER for w in self._workers if w.tasks and not w.is_reported)
+        yield from (w.since + _UNRESPONSIVE_AFTER for w in self._workers if w.is_unresponsive)
         yield time.monotonic() + self._queue.late_at - time.time()
 
     def expire(self) -> None:
@@ -450,22 +403,19 @@ class Staff:
             if len(worker.tasks) > 1 and now - worker.since >= _TAKE_BACK_AFTER:
                 self._take_back(worker)
                 worker.since = now  # so that an unread result does not wake us again at once
-            elif worker.tasks and not worker.told and now - worker.since >= _TELL_AFTER:
+            elif worker.tasks and not worker.is_reported and now - worker.since >= _REPORT_AFTER:
                 # A task that reported its own end may go on running: later tasks do not begin.
                 self._take_back(worker)
-                worker.told = True
+                worker.is_reported = True
                 if worker.tasks:
-                    self._listener.runs(worker.tasks[0], worker.began)
-            elif worker.is_astray and now - worker.since >= _SILENT:
+                    self._listener.running(worker.tasks[0], worker.began)
+            elif worker.is_unresponsive and now - worker.since >= _UNRESPONSIVE_AFTER:
                 self._distrust(worker)
 
     def close(self) -> dict[str, float]:
         """Kill all workers; return the tasks that they had begun and not finished, with starts."""
         self.hold()
-        for child in psutil.Process().children():
-            kill_tree(child.pid)
-        with suppress(ChildProcessError):
-            os.waitpid(self._template_pid, 0)
+        self._template.kill()
         for worker in self._workers:  # results from before they were killed
             if not worker.eof:
                 self._receive_from_worker(worker)

@@ -17,7 +17,7 @@ class ManagerState(Enum):
     READY = "ready"
     #: It gets no more tasks, and ends after its running tasks.
     DRAINING = "draining"
-    #: It was told to end, or its job was cancelled.
+    #: It was asked to end, or its job was cancelled.
     STOPPING = "stopping"
     #: It has said that it ends; how its job ended is not known yet.
     LEAVING = "leaving"

@@ -22,7 +22,7 @@ class Listener(Protocol):
     def late(self, task_ids: list[str]) -> None:
         """Handle tasks that were not started in time and were removed."""
 
-    def runs(self, task_id: str, began: float) -> None:
+    def running(self, task_id: str, began: float) -> None:
         """Handle that a task has been running for a while; `began` in seconds since the epoch."""
 
     def printed(self, data: bytes) -> None:

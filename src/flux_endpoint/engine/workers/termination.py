@@ -26,7 +26,7 @@ class WorkerTermination:
         if task_id not in worker.tasks:
             return
         if worker.pid is None:
-            worker.once_born.append(partial(self.signal, worker, signum, task_id))
+            worker.once_forked.append(partial(self.signal, worker, signum, task_id))
             return
         _, buffer = worker.sent[task_id]
         if command_of(buffer.decode()) is not None:
@@ -39,7 +39,7 @@ class WorkerTermination:
         """End the running task of `worker`, and the worker with it: SIGTERM, then SIGKILL."""
         worker.cancelled = task_id
         if worker.pid is None:
-            worker.once_born.append(partial(self.end, worker, task_id))
+            worker.once_forked.append(partial(self.end, worker, task_id))
             return
         signal_tree(worker.pid, signal.SIGTERM)
         self.kill_later(worker)
@@ -47,7 +47,7 @@ class WorkerTermination:
     def kill(self, worker: WorkerHandle) -> None:
         """Kill a worker, and all processes below it."""
         if worker.pid is None:
-            worker.once_born.append(partial(self.kill, worker))
+            worker.once_forked.append(partial(self.kill, worker))
         elif not worker.has_exited:
             kill_tree(worker.pid)
 

@@ -14,24 +14,24 @@ Task = tuple[dict[str, Any], bytes]
 #: A worker is sent as many tasks as take this many seconds.
 SHORT = 0.02
 #: The most tasks that a worker is sent.
-MOST_AHEAD = 32
+MAX_AHEAD = 32
 #: The most tasks that a manager holds, unless its workers are more than half as many.
-_MOST_HELD = 4096
+_MAX_HELD = 4096
 
 
 def tasks_ahead(seconds: float) -> int:
     """Return the most tasks of a worker: one, or more if tasks take so few `seconds`."""
-    return max(1, min(MOST_AHEAD, int(SHORT / max(seconds, 1e-6))))
+    return max(1, min(MAX_AHEAD, int(SHORT / max(seconds, 1e-6))))
 
 
-def most_held(workers: int, ahead: int = MOST_AHEAD) -> int:
+def most_held(workers: int, ahead: int = MAX_AHEAD) -> int:
     """Return the most tasks that a manager holds: as many as its workers, and again as many.
 
     Args:
         workers: number of its workers.
         ahead: the most tasks of each.
     """
-    return min(2 * ahead * workers, max(2 * workers, _MOST_HELD))
+    return min(2 * ahead * workers, max(2 * workers, _MAX_HELD))
 
 
 class NodeQueue:

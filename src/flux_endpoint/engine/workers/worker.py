@@ -90,12 +90,12 @@ class Worker:
         statuses.append(results.transition(TaskState.EXEC_END))
         if _file_of(self._channel) != self._channel_file:
             os._exit(CONNECTION_CLOSED)  # the descriptor may belong to something else by now
-        told = {
+        report = {
             "id": task_id,
             "returncode": end.returncode if isinstance(end, Value) else None,
             "seconds": time.monotonic() - began,
         }
-        write_frame(self._channel, told, results.body_of(task_id, end, self._details, statuses))
+        write_frame(self._channel, report, results.body_of(task_id, end, self._details, statuses))
         _reap()
 
     def _run(self, header: dict[str, Any], buffer: str) -> Value | Failure:

@@ -2,8 +2,8 @@
 
 The model of a node has the known resources of our managers and of jobs. It may be incomplete: Flux
 may report the endpoint's own jobs only, or a job may not run everywhere. Then a job keeps waiting
-although there seems to be room, and more nodes are cleared for it (`blind`), twice as many each
-time.
+although there seems to be room, and more nodes are cleared for it (`extra_nodes`), twice as many
+each time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flux_endpoint.engine.demand import Amount, Demand
 
 
 @dataclass(frozen=True)
-class Site:
+class InstanceNodes:
     """The instance: its nodes and their resources.
 
     Attributes:
@@ -31,8 +31,8 @@ class Site:
     each: Mapping[str, Amount] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, resources: Resources, nodes: Mapping[str, Amount]) -> Site:
-        """Return the site of an instance with `resources` on these `nodes`."""
+    def of(cls, resources: Resources, nodes: Mapping[str, Amount]) -> InstanceNodes:
+        """Return the model of an instance with `resources` on these `nodes`."""
         gpus = resources.gpus // max(1, resources.nodes)
         return cls(resources.nodes, Amount(resources.cores_per_node, gpus), nodes)
 
@@ -126,8 +126,8 @@ def to_drain(
     demands: Sequence[Demand],
     holders: Iterable[ResourceHolder],
     held: Mapping[str, Amount],
-    site: Site,
-    blind: int = 0,
+    instance: InstanceNodes,
+    extra_nodes: int = 0,
 ) -> Departures:
     """Return the managers that must leave so that jobs can run.
 
@@ -139,13 +139,13 @@ def to_drain(
         demands: waiting jobs, in Flux's scheduling order.
         holders: our managers.
         held: resources of jobs, by node.
-        site: the instance.
-        blind: how many nodes more than it requests are cleared for the first job.
+        instance: the instance.
+        extra_nodes: how many nodes more than it requests are cleared for the first job.
     """
-    nodes = _nodes(holders, held, site)
+    nodes = _nodes(holders, held, instance)
     leaving: set[str] = set()
     for position, demand in enumerate(demands):
-        extra = blind if position == 0 else 0
+        extra = extra_nodes if position == 0 else 0
         if demand.nodes is None:
             going = _clear_slots(demand, nodes, leaving, extra)
         else:
@@ -156,21 +156,23 @@ def to_drain(
     return Departures(frozenset(leaving), len(demands))
 
 
-def room(holders: Iterable[ResourceHolder], held: Mapping[str, Amount], site: Site) -> list[Amount]:
+def room(
+    holders: Iterable[ResourceHolder], held: Mapping[str, Amount], instance: InstanceNodes
+) -> list[Amount]:
     """Return the free resources of each node, as far as is known."""
-    return [node.free(set()) for node in _nodes(holders, held, site)]
+    return [node.free(set()) for node in _nodes(holders, held, instance)]
 
 
 def _nodes(
-    holders: Iterable[ResourceHolder], held: Mapping[str, Amount], site: Site
+    holders: Iterable[ResourceHolder], held: Mapping[str, Amount], instance: InstanceNodes
 ) -> list[_Node]:
     nodes: dict[str, _Node] = {}
     for name, amount in held.items():
-        nodes.setdefault(name, site.empty(name)).taken += amount
+        nodes.setdefault(name, instance.empty(name)).taken += amount
     for holder in holders:
-        nodes.setdefault(holder.node, site.empty(holder.node)).holders.append(holder)
-    others = chain((name for name in site.each if name not in nodes), repeat(""))
-    empty = (site.empty(name) for name in islice(others, max(0, site.nodes - len(nodes))))
+        nodes.setdefault(holder.node, instance.empty(holder.node)).holders.append(holder)
+    others = chain((name for name in instance.each if name not in nodes), repeat(""))
+    empty = (instance.empty(name) for name in islice(others, max(0, instance.nodes - len(nodes))))
     return [*nodes.values(), *empty]
 
 
