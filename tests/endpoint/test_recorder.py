@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flux_endpoint.amqp.bundle import MAX_PARTS
 from flux_endpoint.endpoint import recorder
 from flux_endpoint.endpoint.inbox_events import BrokerAlarm, Event
 from flux_endpoint.endpoint.journal import Journal
@@ -66,12 +67,24 @@ def test_while_many_tasks_are_unfinished_their_results_are_taken_together(paced:
     assert 0 < paced.sleeps[0] <= PAUSE.longest
 
 
+def test_the_last_of_several_tasks_do_not_wait(paced: _Paced) -> None:
+    """With 20 slow commands, results are taken together; with fewer than 8, each comes at once."""
+    paced.put(1)
+    paced.turn(unfinished=20)
+    for unfinished, sleeps in ((20, 1), (8, 1), (7, 0), (1, 0)):
+        paced.sleeps.clear()
+        paced.now += 0.005
+        paced.put(1)
+        paced.turn(unfinished)
+        assert len(paced.sleeps) == sleeps, unfinished
+
+
 def test_a_turn_that_has_enough_events_begins_at_once(paced: _Paced) -> None:
     paced.put(1)
     paced.turn(unfinished=1000)
     paced.sleeps.clear()
-    paced.put(50)
-    assert paced.turn(unfinished=1000) == 50
+    paced.put(MAX_PARTS)
+    assert paced.turn(unfinished=1000) == MAX_PARTS
     assert paced.sleeps == []
 
 

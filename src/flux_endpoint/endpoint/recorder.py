@@ -16,9 +16,11 @@ from flux_endpoint.turn_pause import TurnPause
 
 #: The most events in one turn, and so in one transaction.
 MAX_TURN = 512
-#: A turn costs a synchronized commit here, a message, and a transaction of the service. While many
-#: tasks are unfinished, a result comes later by this part of its task's time at most.
-PAUSE = TurnPause(share=1 / 20, longest=0.05)
+#: A turn costs a synchronized commit here, two messages, a transaction of the service, and a turn
+#: of the client: together about as much CPU time as a short command. While several tasks are
+#: unfinished, a result comes later by this part of the remaining time at most; the last ones come
+#: at once.
+PAUSE = TurnPause(share=1 / 4, longest=0.05)
 #: With this many unfinished tasks, the results of one pause fill a message.
 ENOUGH_AHEAD = int(MAX_PARTS / PAUSE.share)
 #: The assumed time (s) between two events after a longer silence.

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 AUDIT_LOG = "audit.jsonl"
 #: The most characters of a command, and of its arguments, that are shown.
 _BEGINNING = 200
+#: The most characters of a function that is remembered.
+_REMEMBERED = 64 << 10
 
 
 class TaskRecords:
@@ -34,6 +36,8 @@ class TaskRecords:
 
     def __init__(self, directory: Path) -> None:
         self._audit = AuditLog(directory / AUDIT_LOG)
+        #: The latest function, and the beginning of its command: it mostly comes again.
+        self._latest: tuple[str, str | None] = ("", None)
 
     def received(self, tasks: Iterable[tuple[EngineTask | RefusedTask, Mapping[str, Any]]]) -> None:
         """Record accepted and refused tasks, with the headers of their messages."""
@@ -55,7 +59,7 @@ class TaskRecords:
                     "user": user,
                     "task_id": task.task_id,
                     "function_id": task.function_id if task.attach is None else None,
-                    **_work(task),
+                    **self._work(task),
                 }
                 kind = (user, record["function_id"], record.get("command"), record.get("jobid"))
                 batches.setdefault(kind, []).append(task.task_id)
@@ -73,6 +77,32 @@ class TaskRecords:
             )
         self._audit.write_all(records)
 
+    def _work(self, task: EngineTask) -> dict[str, Any]:
+        """Return what a task does, as far as it can be told without running anything."""
+        if task.attach is not None:
+            return {"jobid": task.attach}
+        work: dict[str, Any] = {"resource_specification": task.resource_specification}
+        try:
+            function, _, arguments = unpack_buffers(task.buffer)
+        except (DeserializationError, ValueError):
+            return work
+        command = self._command(function)
+        if command is not None:
+            work["command"] = command
+            if arguments.startswith(JSONData.identifier):
+                work["arguments"] = arguments[len(JSONData.identifier) :][:_BEGINNING]
+        return work
+
+    def _command(self, function: str) -> str | None:
+        """Return the beginning of a command function's command; `None` for another function."""
+        known, command = self._latest
+        if function != known:
+            read = read_command(function)
+            command = None if read is None else read.cmd[:_BEGINNING]
+            if len(function) <= _REMEMBERED:
+                self._latest = function, command
+        return command
+
     def asked(self, request: TaskKill | EndpointStop) -> None:
         """Record a request of the service on a user's behalf."""
         if isinstance(request, EndpointStop):
@@ -85,20 +115,3 @@ class TaskRecords:
     def close(self) -> None:
         """Close the audit log."""
         self._audit.close()
-
-
-def _work(task: EngineTask) -> dict[str, Any]:
-    """Return what a task does, as far as it can be told without running anything."""
-    if task.attach is not None:
-        return {"jobid": task.attach}
-    work: dict[str, Any] = {"resource_specification": task.resource_specification}
-    try:
-        function, _, arguments = unpack_buffers(task.buffer)
-    except (DeserializationError, ValueError):
-        return work
-    command = read_command(function)
-    if command is not None:
-        work["command"] = command.cmd[:_BEGINNING]
-        if arguments.startswith(JSONData.identifier):
-            work["arguments"] = arguments[len(JSONData.identifier) :][:_BEGINNING]
-    return work

@@ -230,6 +230,8 @@ _OF_THE_EXECUTOR = ("resource_specification", "user_endpoint_config", "endpoint_
 
 
 def _refuse_unknown(function: type, unknown: Mapping[str, Any]) -> None:
+    if not unknown:
+        return  # the signature below takes as long as all the rest of a command's construction
     known = [
         name
         for name, parameter in inspect.signature(ShellFunction).parameters.items()
