@@ -34,6 +34,7 @@ FOREIGN_FUNCTION = "403 FUNCTION_NOT_PERMITTED"
 FOREIGN_GROUP = "403 TASK_GROUP_NOT_PERMITTED"
 UNAUTHORIZED = "401 UNAUTHORIZED"
 SEEN_ONLY = FOREIGN_ENDPOINT
+FORBIDDEN_METRICS = "403 METRICS_NOT_PERMITTED"
 NOT_FOR_ENDPOINTS = "403 ENDPOINT_TOKEN"
 
 
@@ -77,6 +78,7 @@ RULES = {
     "GET /v2/version": Rule(nobody="200", itself="200"),
     "GET /health": Rule(nobody="200", itself="200"),
     "GET /v3/status": Rule(),
+    "GET /metrics": Rule(FORBIDDEN_METRICS, owner=FORBIDDEN_METRICS),
     "POST /auth/v2/oauth2/token": Rule(
         body="grant_type=client_credentials&scope=openid", basic=True, itself="200"
     ),

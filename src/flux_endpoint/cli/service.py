@@ -96,6 +96,11 @@ def service() -> None:
     "database, none for another database]",
 )
 @_setting(
+    "metrics-users",
+    "Users whose tokens may read GET /metrics, which tells of all users: names with commas "
+    "between them, or * for all.  [default: none]",
+)
+@_setting(
     "official-window",
     "The most unfinished tasks that an official endpoint is given; as many are lost with it.",
     default=2000,

@@ -24,7 +24,7 @@ from flux_endpoint.cli.table import (
     shown_moment,
     toned,
 )
-from flux_endpoint.protocol.operations import Absence, ServiceStatusAnswer
+from flux_endpoint.protocol.operations import Absence, DatabaseDocument, ServiceStatusAnswer
 from flux_endpoint.stack.state import start_command
 
 #: A line of the screen: its title, its text, and its colour.
@@ -108,15 +108,25 @@ def _service_lines(view: ServiceView) -> Iterator[Line]:
     seconds = shown_duration(view.seconds)
     text = f"{view.url}, release {answer.version}, up for {up}, user {answer.user}"
     yield "Service", f"{text}, answers in {seconds}", None
-    database = answer.database
-    free = "" if database.free_bytes is None else f", {shown_bytes(database.free_bytes)} free"
-    yield "Database", f"{database.kind}, schema {database.revision}{free}", None
+    yield _database_line(answer.database)
     yield _broker_line(answer)
     counts = {name: queue.messages for name, queue in answer.queues.items()}
     aside = counts.pop("dead-letters", 0)
     if counts:
         waiting = ", ".join(f"{name} {count}" for name, count in counts.items())
         yield "Queues", f"{waiting}; dead letters {aside}", "bad" if aside else None
+
+
+def _database_line(database: DatabaseDocument) -> Line:
+    text, free = f"{database.kind}, schema {database.revision}", database.free_bytes
+    if free is None:
+        return "Database", text, None
+    if database.is_nearly_full:
+        said = (
+            f"{text}, its disk is full" if free == 0 else f"{text}, only {shown_bytes(free)} free"
+        )
+        return "Database", f"{said}: make room there, or no task and no result can be stored", "bad"
+    return "Database", f"{text}, {shown_bytes(free)} free", None
 
 
 def _broker_line(answer: ServiceStatusAnswer) -> Line:

@@ -94,7 +94,7 @@ class Agent:
         self._taken = taken
         self._on_status = on_status
         heartbeats = PublishTarget(queues.heartbeat_queue_info)
-        self._reports = StatusReporter(self._endpoint_id, heartbeats, config.heartbeat_period)
+        self._reports = StatusReporter(self._endpoint_id, heartbeats, config)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         if url is not None:
             url.on_gone = lambda reason: self._inbox.put(EndpointGone(reason))

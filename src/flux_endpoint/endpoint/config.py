@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +20,7 @@ from pydantic import (
 )
 
 from flux_endpoint.amqp.bundle import MAX_PARTS
+from flux_endpoint.endpoint.metrics import parse_address
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import ConfigurationError, suggestion
 from flux_endpoint.protocol.duration import parse_duration
@@ -39,6 +41,11 @@ OFFICIAL_ENGINES = frozenset(
 _MESSAGES_AHEAD = 16
 #: The protocol's limit of `prefetch`.
 MAX_PREFETCH = 65_535
+
+
+def _check_address(text: str) -> str:
+    parse_address(text)
+    return text
 
 
 class EndpointConfig(BaseModel):
@@ -72,6 +79,8 @@ class EndpointConfig(BaseModel):
     #: Seconds for which directories and output files named after tasks are kept after their last
     #: change; infinity: forever.
     keep_task_files: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 90 * 86_400.0
+    #: Where Prometheus reads this endpoint's metrics, as HOST:PORT; default: nowhere.
+    metrics: Annotated[str, AfterValidator(_check_address)] | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
@@ -320,6 +329,7 @@ engine:
 # prefetch: 512             # the most tasks that the broker sends before acknowledgement
 # shutdown_grace: 5         # seconds that running tasks have when the endpoint stops
 # keep_task_files: 90d      # directories and output files named after tasks; infinity: forever
+# metrics: 127.0.0.1:9101   # where Prometheus may read metrics without a token; default: nowhere
 # log_level: INFO           # DEBUG, INFO, WARNING or ERROR
 # log_format: text          # or json
 """

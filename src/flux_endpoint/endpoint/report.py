@@ -37,6 +37,8 @@ from uuid import UUID
 
 from flux_endpoint import __version__
 from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.endpoint.config import EndpointConfig
+from flux_endpoint.endpoint.metrics import EndpointMetrics, parse_address
 from flux_endpoint.endpoint.outbox import PublishTarget
 from flux_endpoint.endpoint.rates import RateMeter
 from flux_endpoint.errors import PublishError
@@ -71,18 +73,24 @@ class StatusReporter:
     Args:
         endpoint_id: whose reports they are.
         target: where they go.
-        period: seconds between two.
+        config: says how often, and whether Prometheus may read them here.
+
+    Raises:
+        ConfigurationError: the metrics can't be served.
     """
 
-    def __init__(self, endpoint_id: str, target: PublishTarget, period: float) -> None:
+    def __init__(self, endpoint_id: str, target: PublishTarget, config: EndpointConfig) -> None:
         self._endpoint_id = endpoint_id
         self._target = target
-        self._period = period
+        self._period = config.heartbeat_period
+        self._metrics: EndpointMetrics | None = None
+        if config.metrics is not None:
+            self._metrics = EndpointMetrics(endpoint_id, parse_address(config.metrics))
         self._started = time.time()
         self._last: Future[None] | None = None
         self._sent = 0
         #: Monotonic time at which the next is to be sent; the first when there is a connection.
-        self.due = time.monotonic() + period
+        self.due = time.monotonic() + self._period
         #: Tasks that were accepted, and results.
         self.accepted = RateMeter()
         self.finished = RateMeter()
@@ -103,19 +111,29 @@ class StatusReporter:
             counts: the agent's.
             active: false in the last one.
         """
+        state = self._state(engine_status, counts, active)
+        if self._metrics is not None:
+            self._metrics.reported(state)
+            if not active:
+                self._metrics.close()
+                self._metrics = None
         # While the connection is down they must not pile up.
         if not active or self._last is None or self._last.done():
-            body = self._body(engine_status, counts, active)
+            report = EPStatusReport(
+                endpoint_id=UUID(self._endpoint_id), global_state=state, task_statuses={}
+            )
             try:
-                self._last = self._target.publish(connection, body)
+                self._last = self._target.publish(connection, pack(report))
                 self._sent += 1
             except PublishError:
                 event(log, logging.DEBUG, "status report not sent: the connection is closed")
         wait = self._period if self._sent > 1 else min(_SECOND_AFTER, self._period)
         self.due = time.monotonic() + wait
 
-    def _body(self, engine_status: dict[str, Any], counts: AgentCounts, active: bool) -> bytes:
-        state = {
+    def _state(
+        self, engine_status: dict[str, Any], counts: AgentCounts, active: bool
+    ) -> dict[str, Any]:
+        return {
             **engine_status,
             "agent": {
                 **asdict(counts),
@@ -132,5 +150,3 @@ class StatusReporter:
             "heartbeat_period": self._period,
             "active": active,
         }
-        endpoint_id = UUID(self._endpoint_id)
-        return pack(EPStatusReport(endpoint_id=endpoint_id, global_state=state, task_statuses={}))

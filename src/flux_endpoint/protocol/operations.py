@@ -14,6 +14,8 @@ from flux_endpoint.protocol.rest import UuidText
 
 #: What `GET /health` says of a part that can be used.
 HEALTHY = "ok"
+#: Free bytes below which a disk is practically full.
+LEAST_FREE_BYTES = 100 << 20
 #: The most tasks of one answer.
 MAX_LISTED = 1000
 
@@ -57,6 +59,11 @@ class DatabaseDocument(BaseModel):
     seconds: float
     #: Free bytes on its disk, if it is a file.
     free_bytes: int | None = None
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether tasks and results can't be stored any more, or soon."""
+        return self.free_bytes is not None and self.free_bytes < LEAST_FREE_BYTES
 
 
 class ServiceStatusAnswer(BaseModel):

@@ -5,16 +5,24 @@ from contextlib import asynccontextmanager
 
 from anyio import to_thread
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 from flux_endpoint.service import errors
 from flux_endpoint.service.access.control import BrokerAccess, broker_access
 from flux_endpoint.service.audit import ServiceAudit, default_path
 from flux_endpoint.service.bodies import Bodies
 from flux_endpoint.service.broker import Broker
+from flux_endpoint.service.changes import Changes
 from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.disconnects import WatchedSubmissions
 from flux_endpoint.service.health import HealthCheck
 from flux_endpoint.service.identity import Authentication
+from flux_endpoint.service.metrics import (
+    CountedRequests,
+    Exposition,
+    NotedRoutes,
+    ServiceCounters,
+)
 from flux_endpoint.service.quotas import Quotas, RequestRate
 from flux_endpoint.service.request_target import AbsoluteTargets
 from flux_endpoint.service.retention import Keep, Retention
@@ -28,6 +36,7 @@ from flux_endpoint.service.routes import (
     functions,
     health,
     kill,
+    metrics,
     operations,
     submit,
     taken,
@@ -49,6 +58,8 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
         access: access control for the broker, already started; by default the application creates
             and starts it. The application closes it on shutdown.
     """
+    counted = CollectorRegistry()
+    counters = ServiceCounters(counted)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,11 +71,13 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
         if at_broker is None:
             at_broker = await to_thread.run_sync(broker_access, settings)
             at_broker.start()
-        broker = Broker(settings, database, at_broker, retention.stored)
+        changes = Changes(counters, retention)
+        broker = Broker(settings, database, at_broker, changes)
         broker.start()
         retention.start()
         app.state.observer = broker.observer
         app.state.health = HealthCheck(database, broker.observer)
+        app.state.metrics = Exposition(counted, database, broker.observer)
         audit = ServiceAudit(settings.audit_log or default_path(settings.database_url))
         app.state.context = ServiceContext(
             settings,
@@ -74,6 +87,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
             Quotas(settings),
             audit,
             at_broker,
+            changes,
         )
         try:
             yield
@@ -86,15 +100,18 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
 
     # No schema pages: they load scripts from other hosts, and a browser sends no token for them.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(NotedRoutes)
     app.add_middleware(Bodies)
     app.add_middleware(Authentication, rate=RequestRate(settings.max_user_requests))
     errors.add_handlers(app)
     app.add_middleware(WatchedSubmissions)
     app.add_middleware(AbsoluteTargets)
+    app.add_middleware(CountedRequests, counters=counters)
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
     app.include_router(endpoint_tokens.router)
     app.include_router(operations.router)
     app.include_router(health.router)
     app.include_router(taken.router)
+    app.include_router(metrics.router)
     return app

@@ -6,13 +6,13 @@ status reports on the other. So a flood of tasks does not delay results.
 
 import logging
 import threading
-from collections.abc import Callable
 
 from flux_endpoint.amqp import AmqpConnection, ConnectionState
 from flux_endpoint.amqp.connection import StateChange
 from flux_endpoint.logs import event
 from flux_endpoint.service import topology
 from flux_endpoint.service.access.control import BrokerAccess
+from flux_endpoint.service.changes import ChangeListener
 from flux_endpoint.service.event_consumer import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
 from flux_endpoint.service.observer import BrokerObserver
@@ -34,7 +34,7 @@ class Broker:
         settings: the service's settings.
         database: the service's database.
         access: access control for the broker; it has the URLs for clients and endpoints.
-        on_stored: called with the number of bytes of each batch of stored results.
+        changes: is told of what arrives, and of the broker's state.
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class Broker:
         settings: ServiceSettings,
         database: Database,
         access: BrokerAccess,
-        on_stored: Callable[[int], None],
+        changes: ChangeListener,
     ) -> None:
         self._access = access
+        self._changes = changes
         url = settings.amqp_url
         self._announcer = _Announcer("tasks", "results")
         self._outward = AmqpConnection(
@@ -58,9 +59,11 @@ class Broker:
         )
         self.publisher = TaskPublisher(database, self._outward, self.official)
         self._consumers = (
-            ResultConsumer(database, self._inward, self.official, on_stored),
-            EventConsumer(database, self._inward),
-            HeartbeatConsumer(database, self._inward, self.official.reported),
+            ResultConsumer(database, self._inward, self.official, changes.tasks_ended),
+            EventConsumer(database, self._inward, changes.events_stored),
+            HeartbeatConsumer(
+                database, self._inward, changes.reports_stored, self.official.reported
+            ),
         )
 
         self.observer = BrokerObserver(self._inward, self._outward)
@@ -87,6 +90,7 @@ class Broker:
 
     def _on_outward(self, change: StateChange) -> None:
         self._announcer.announce("tasks", change)
+        self._changes.broker_changed()
         if change.state is ConnectionState.CONNECTED:
             self.publisher.connected()
             self.official.connected()
@@ -97,10 +101,12 @@ class Broker:
 
     def _on_alarm(self, reason: str) -> None:
         self.observer.alarmed(reason)
+        self._changes.broker_changed()
 
     def _on_inward(self, change: StateChange) -> None:
         self.observer.changed(change)
         self._announcer.announce("results", change)
+        self._changes.broker_changed()
 
 
 class _Announcer:

@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.audit import ServiceAudit
+from flux_endpoint.service.changes import ChangeListener
 from flux_endpoint.service.duplicate_submissions import DuplicateSubmissions
 from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.quotas import Quotas
@@ -26,6 +27,7 @@ class ServiceContext:
     quotas: Quotas
     audit: ServiceAudit
     access: BrokerAccess
+    changes: ChangeListener
     repeats: DuplicateSubmissions = field(default_factory=DuplicateSubmissions)
 
 

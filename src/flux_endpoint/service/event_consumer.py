@@ -6,7 +6,7 @@ No client has to listen: a later one gets the events from the store.
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -59,11 +59,18 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
     Args:
         database: the service's database.
         connection: connection to the broker.
+        on_stored: called with the owners of tasks that have new events.
     """
 
-    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+    def __init__(
+        self,
+        database: Database,
+        connection: AmqpConnection,
+        on_stored: Callable[[Collection[str]], None],
+    ) -> None:
         super().__init__(connection, queues.EVENTS_QUEUE, noun="job events", prefetch=PREFETCH)
         self._database = database
+        self._on_stored = on_stored
 
     def read(self, delivery: Delivery) -> _Received:
         """Return the events in a message.
@@ -110,6 +117,7 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
                     # A redelivered event may have been stored but not forwarded before a restart.
                     stored.forward.setdefault(route.group_id, []).append(each)
             add_events(connection, new)
+        self._on_stored({routes[each.task_id].owner_id for each in new})
         for task_id in unknown:
             event(log, logging.WARNING, "job events of an unknown task", task_id=task_id)
         for task_id in full:

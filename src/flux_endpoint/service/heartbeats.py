@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,6 +31,7 @@ class HeartbeatConsumer:
     Args:
         database: the service's database.
         connection: connection to the broker.
+        on_stored: called with the ids of the endpoints whose reports were stored.
         on_reports: called with the reports of official endpoints: pairs of endpoint id and report,
             in order of arrival.
     """
@@ -39,10 +40,12 @@ class HeartbeatConsumer:
         self,
         database: Database,
         connection: AmqpConnection,
+        on_stored: Callable[[Collection[str]], None],
         on_reports: Callable[[_Reports], None],
     ) -> None:
         self._database = database
         self._connection = connection
+        self._on_stored = on_stored
         self._on_reports = on_reports
         #: Deliveries since the last turn of the thread.
         self._batch: list[Delivery] = []
@@ -101,6 +104,7 @@ class HeartbeatConsumer:
             # A lost report does no harm: the next one follows soon.
             event(log, logging.ERROR, "status reports not stored", reason=error)
         else:
+            self._on_stored(reports)
             for unknown in last.keys() - known.keys():
                 event(log, logging.WARNING, "status report of an unknown endpoint", id=unknown)
             theirs = [each for each in all_reports if known.get(each[0]) is False]

@@ -26,7 +26,8 @@ from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.envelope import VERSION_BYTE
 from flux_endpoint.protocol.fields import MAX_NANOSECONDS, readable
 from flux_endpoint.protocol.messages import Result, unpack
-from flux_endpoint.protocol.states import ActorName, TaskState
+from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
+from flux_endpoint.service.changes import Outcome, TaskEnd
 from flux_endpoint.service.consumer import BatchConsumer
 from flux_endpoint.service.failures import PRESUMED_HEADER
 from flux_endpoint.service.official import OfficialEndpoints
@@ -53,6 +54,25 @@ _VALUE = re.compile(rb'"data"\s*:\s*"')
 _CUT = "(cut out)"
 #: Newlines, and the characters that are themselves in a JSON string.
 _LITERAL = b"\n" + bytes(range(0x20, 0x7F)).translate(None, b'"\\')
+
+#: Outcomes by the code at the beginning of a failure's text; all others have failed.
+_OUTCOMES = {
+    ErrorCode.CANCELLED.encode(): Outcome.CANCELLED,
+    **dict.fromkeys(
+        (
+            each.encode()
+            for each in (
+                ErrorCode.WORKER_LOST,
+                ErrorCode.JOURNAL_LOST,
+                ErrorCode.ENDPOINT_LOST,
+                ErrorCode.ENDPOINT_NOT_STARTED,
+                ErrorCode.ENDPOINT_DELETED,
+            )
+        ),
+        Outcome.LOST,
+    ),
+}
+_LONGEST_CODE = 1 + max(map(len, _OUTCOMES))
 
 _STATES = frozenset(TaskState)
 _ACTORS = frozenset(ActorName)
@@ -105,7 +125,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         database: the service's database.
         connection: connection to the broker.
         official: gives official endpoints further tasks when tasks have ended.
-        on_stored: called with the bytes of the results in each batch.
+        on_ended: called with the first results of tasks, once they are stored.
     """
 
     def __init__(
@@ -113,14 +133,14 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         database: Database,
         connection: AmqpConnection,
         official: OfficialEndpoints,
-        on_stored: Callable[[int], None],
+        on_ended: Callable[[Sequence[TaskEnd]], None],
     ) -> None:
         super().__init__(
             connection, queues.RESULTS_QUEUE, noun="result", prefetch=PREFETCH, bundles=True
         )
         self._database = database
         self._official = official
-        self._on_stored = on_stored
+        self._on_ended = on_ended
 
     def read(self, delivery: Delivery) -> _Received:
         """Return the outcome in a result message.
@@ -166,7 +186,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         with self._database.read() as connection:
             groups = {route.group_id for _, route in stored.forward}
             stored.listeners.update(task_groups.listeners(connection, groups))
-        self._on_stored(sum(len(each.outcome.data) for each in accepted.values()))
+        self._on_ended([_end(each.outcome, known[task_id]) for task_id, each in accepted.items()])
         self._official.have_room(have_room)
         return stored
 
@@ -230,6 +250,26 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             received.delivery.body,
             timestamp=int(received.outcome.completed_at),
         )
+
+
+def _end(outcome: tasks.TaskOutcome, route: tasks.TaskRoute) -> TaskEnd:
+    started, stopped = listing.ran_between(outcome.details)
+    return TaskEnd(
+        owner_id=route.owner_id,
+        outcome=_kind(outcome),
+        submitted=route.submitted,
+        started=started,
+        stopped=stopped,
+        ended=outcome.completed_at,
+        size=len(outcome.data),
+        replaces=route.ended,
+    )
+
+
+def _kind(outcome: tasks.TaskOutcome) -> Outcome:
+    if not outcome.failed:
+        return Outcome.SUCCESS
+    return _OUTCOMES.get(outcome.data[:_LONGEST_CODE].partition(b":")[0], Outcome.FAILED)
 
 
 def _replaces(received: _Received, earlier: tasks.TaskRoute | tasks.TaskOutcome) -> bool:

@@ -9,13 +9,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from flux_endpoint.logs import event
+from flux_endpoint.service.changes import ChangeListener, TaskEnd
 from flux_endpoint.service.store import retention
 from flux_endpoint.service.store.engine import Database
 
@@ -52,7 +53,7 @@ class Keep:
     user_bytes: float = 10 * 2.0**30
 
 
-class Retention:
+class Retention(ChangeListener):
     """Removes old records on its own thread. Safe to use from several threads.
 
     Args:
@@ -79,10 +80,10 @@ class Retention:
         self._wake.set()
         self._thread.join(timeout)
 
-    def stored(self, size: int) -> None:
-        """Record that results of `size` bytes were stored: a user may exceed the limit now."""
+    def tasks_ended(self, ends: Sequence[TaskEnd]) -> None:
+        """Record that results were stored: a user may exceed the limit now."""
         with self._lock:
-            self._new_bytes += size
+            self._new_bytes += sum(each.size for each in ends)
             if self._new_bytes > self._keep.user_bytes / 8:
                 self._new_bytes = 0
                 self._wake.set()

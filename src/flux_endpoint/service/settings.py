@@ -17,6 +17,14 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 #: Bytes; a number, or text with a unit.
 Size = Annotated[float, BeforeValidator(parse_size)]
 
+
+def _split(given: object) -> object:
+    return re.findall(r"[^\s,]+", given) if isinstance(given, str) else given
+
+
+#: Names; text has commas or blanks between them.
+Names = Annotated[frozenset[str], BeforeValidator(_split)]
+
 #: Minimum length of the secret in `authorization_url`.
 MIN_SECRET = 16
 _PATH = re.compile(r"[\w/-]+", re.ASCII)
@@ -45,6 +53,7 @@ class ServiceSettings(BaseModel):
         client_amqp_url: the same for clients.
         audit_log: path of the audit log (see `service.audit`); default: `audit.jsonl` beside an
             SQLite database, no log with another database.
+        metrics_users: names of the users whose tokens may read `GET /metrics`; "*": all users.
         publish_timeout: seconds that a submission waits for the broker before it is answered. Its
             tasks are stored by then, and published when the broker is back.
         official_window: maximum number of open tasks that an official endpoint is given, unless it
@@ -80,6 +89,7 @@ class ServiceSettings(BaseModel):
     endpoint_amqp_url: str = Field(default="", repr=False)
     client_amqp_url: str = Field(default="", repr=False)
     audit_log: Path | None = None
+    metrics_users: Names = frozenset()
     publish_timeout: float = Field(default=5.0, gt=0)
     official_window: int = Field(default=2000, ge=1)
     max_connections: int = Field(default=1024, ge=16)

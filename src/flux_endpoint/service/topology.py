@@ -21,6 +21,14 @@ EVENTS_QUEUE_MAX_BYTES = 64 * 2**20
 #: Maximum bytes of dead-lettered messages; the oldest are dropped first.
 DEAD_LETTERS_MAX_BYTES = 2**30
 
+#: The service's own queues.
+SERVICE_QUEUES = (
+    queues.RESULTS_QUEUE,
+    queues.EVENTS_QUEUE,
+    queues.HEARTBEATS_QUEUE,
+    queues.DEAD_LETTERS,
+)
+
 _DEAD_LETTERING = {"x-dead-letter-exchange": queues.DEAD_LETTERS}
 _UNROUTABLE = {"alternate-exchange": queues.DEAD_LETTERS}
 

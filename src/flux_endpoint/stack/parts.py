@@ -115,6 +115,7 @@ class ServicePart:
             "AMQP_URL": self._broker.service_url,
             "AUTHORIZATION_URL": self._broker.authorization_url,
             "MANAGEMENT_URL": self._broker.management_url,
+            "METRICS_USERS": USER,
         }
         env = {f"FLUX_ENDPOINT_SERVICE_{key}": value for key, value in settings.items()}
         env |= self._gate.environment if self._gate is not None else {}

@@ -18,11 +18,12 @@ from flux_endpoint.cli.table import shown_bytes
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.engine.jobs.plan import find_mpiexec
 from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.protocol.operations import LEAST_FREE_BYTES
 
 #: Limits for open files: below the first little works, below the second not much.
 FEWEST_FILES, ENOUGH_FILES = 256, 1024
 #: Limits for free bytes on a disk: below the first it is practically full.
-LEAST_DISK, ENOUGH_DISK = 100 << 20, 1 << 30
+LEAST_DISK, ENOUGH_DISK = LEAST_FREE_BYTES, 1 << 30
 #: The least number of files that a file system should have room for.
 LEAST_INODES = 1000
 

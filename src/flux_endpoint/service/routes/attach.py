@@ -74,6 +74,7 @@ def attach(
         new = tasks.NewTask(ordered_ids(1)[0], None, "")
         stored = submissions.store(service.database, service.quotas, submission, [new])
         if stored is submission:
+            service.changes.tasks_submitted(caller.id, 1)
             service.audit.did(
                 "job followed",
                 caller.name,

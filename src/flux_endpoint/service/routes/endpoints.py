@@ -124,6 +124,7 @@ def delete(endpoint_id: EndpointId, service: Service, caller: Caller) -> dict[st
         endpoints.delete_endpoint(connection, endpoint_id, time.time())
     service.audit.did("endpoint deleted", caller.name, endpoint_id=endpoint_id)
     service.official.deleted()
+    service.changes.endpoints_changed()
     service.access.revoked()
     return {"endpoint_id": endpoint_id}
 
@@ -274,6 +275,7 @@ def _register(
         )
     if not is_put:  # another user has registered the same id in the meantime
         raise _not_permitted(endpoint_id)
+    service.changes.endpoints_changed()
     service.audit.did(
         what,
         caller.name,

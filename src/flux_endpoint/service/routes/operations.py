@@ -20,6 +20,7 @@ from flux_endpoint.protocol.operations import (
     TasksAnswer,
 )
 from flux_endpoint.protocol.rest import UuidText
+from flux_endpoint.service import topology
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.disclosure import shown_report
 from flux_endpoint.service.errors import invalid_field
@@ -35,12 +36,6 @@ router = APIRouter()
 #: Seconds that the broker has to report the lengths of queues.
 QUEUE_TIMEOUT = 2.0
 
-_QUEUES = (
-    queues.RESULTS_QUEUE,
-    queues.EVENTS_QUEUE,
-    queues.HEARTBEATS_QUEUE,
-    queues.DEAD_LETTERS,
-)
 # Time of import: each service has its own process.
 _STARTED = time.time()
 
@@ -64,7 +59,7 @@ def service_status(service: Service, caller: Caller, observer: Observer) -> Serv
         time=time.time(),
         database=database_health(service.database),
         broker=observer.broker(),
-        queues=observer.queues(_QUEUES, QUEUE_TIMEOUT),
+        queues=observer.queues(topology.SERVICE_QUEUES, QUEUE_TIMEOUT),
     )
 
 

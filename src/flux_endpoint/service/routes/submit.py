@@ -111,6 +111,7 @@ def _submit(
 
         stored = submissions.store(service.database, service.quotas, submission, new, also)
         if stored is submission:
+            service.changes.tasks_submitted(caller.id, len(new))
             service.audit.did(
                 "tasks submitted",
                 caller.name,

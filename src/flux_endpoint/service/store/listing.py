@@ -216,13 +216,18 @@ def _running(connection: sa.Connection, endpoint_id: str) -> dict[str, Any]:
     return running if isinstance(running, dict) else {}
 
 
+def ran_between(details: dict[str, Any] | None) -> tuple[float | None, float | None]:
+    """Return when a task began and ceased to run, according to its result's details."""
+    told = (details or {}).get(TRANSITIONS) or {}
+    return _seconds(told.get(TaskState.EXEC_START)), _seconds(told.get(TaskState.EXEC_END))
+
+
 def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> ListedTask:
     started, stopped = job.started, job.stopped
     returncode = (row.details or {}).get(RETURNCODE)
     if row.completed_at is not None:
-        told = (row.details or {}).get(TRANSITIONS) or {}
-        started = started or _seconds(told.get(TaskState.EXEC_START))
-        stopped = stopped or _seconds(told.get(TaskState.EXEC_END))
+        began, ceased = ran_between(row.details)
+        started, stopped = started or began, stopped or ceased
     elif started is None and isinstance(running.get(row.id), int | float):
         started = float(running[row.id])
     jobid = job.jobid

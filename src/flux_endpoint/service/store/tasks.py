@@ -83,6 +83,8 @@ class TaskRoute:
     #: Id of its owner, and bytes of its arguments while it is open.
     owner_id: str = ""
     size: int = 0
+    #: Time of its submission (seconds since the epoch).
+    submitted: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ _ROUTES = (
         submissions.c.create_queue,
         submissions.c.owner_id,
         sa.func.coalesce(sa.func.length(tasks.c.payload), 0),
+        submissions.c.created_at,
     )
     .join_from(tasks, submissions)
     .where(tasks.c.id.in_(sa.bindparam("ids", expanding=True)))

@@ -76,6 +76,7 @@ class PyFluxEndpoint(PythonPackage):
         depends_on("py-dill@0.3.9:")
         depends_on("py-httpx@0.27:")
         depends_on("py-pika@1.3.2:")
+        depends_on("py-prometheus-client@0.22:")
         depends_on("py-psutil@5.9:")
         depends_on("py-pydantic@2.8:")
         depends_on("py-pyyaml@6.0:")
