@@ -63,7 +63,8 @@ system: venv ## Install RabbitMQ from the distribution if it's missing (needs ro
 demo: venv system ## Bring up a stack, run the examples on it, take it down.
 	@$(BIN)/python examples/demo.py
 
-test: venv official system ## Run the tests.
+test: venv ## Run the tests.
+	@$(MAKE) --no-print-directory --jobs --output-sync official system
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10 $(ARGS)
 
 check: venv ## Lint, check the format, the types and who imports whom.
