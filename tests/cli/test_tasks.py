@@ -169,8 +169,9 @@ def test_the_keys_of_the_json_stay(stack, executor):
     assert set(told["tasks"][0]) == {
         "task_id", "task_group_id", "endpoint_id", "function_id", "function_name", "state",
         "submitted", "started", "stopped", "ended", "error", "jobid", "jobid_f58", "runtime",
-        "returncode",
+        "returncode", "queue_time", "run_time", "node", "worker", "attempts", "cpu_time", "max_rss",
     }  # fmt: skip
+    assert all(told["tasks"][0][key] for key in ("node", "worker", "attempts", "cpu_time"))
 
 
 def test_a_group_without_tasks_is_no_error(stack):

@@ -310,6 +310,7 @@ def test_a_killed_job_shell_is_a_lost_job(make_world, tmp_path, retries):
     assert "job shell was killed by signal 9" in end.text
     if retries:
         assert "3 attempts failed" in end.text
+        assert end.message.details["attempts"] == 3
 
 
 # Output
@@ -593,6 +594,37 @@ def test_a_result_names_its_job(world: World, command: str):
     details = world.end(task).message.details
     assert details is not None
     assert details["flux_jobid"] == str(world.event(task, "submit").jobid)
+
+
+def spins(seconds):
+    import time
+
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+    return bytearray(64 << 20)[0]
+
+
+@pytest.mark.parametrize("ranks", [None, 1, 3])
+def test_a_result_says_where_a_function_ran_and_what_it_used(world: World, ranks: int | None):
+    spec = None if ranks is None else {"num_ranks": ranks}
+    details = world.call(spins, 0.1, spec=spec).message.details
+    assert details["node"] == socket.gethostname()
+    assert details["cpu_time"] >= 0.1 * (ranks or 1)
+    assert 64 << 20 < details["max_rss"] < 1 << 30
+    assert ("worker" in details, "attempts" in details) == (ranks is None, False)
+
+
+def test_a_result_says_what_a_command_used_if_its_executor_does(world: World):
+    command = f"{sys.executable} -c 'bytearray(64 << 20)'"
+    for spec in (None, ONE):
+        details = world.call(ShellFunction(command), spec=spec).message.details
+        assert details["node"] == socket.gethostname()
+        if spec is None or world.kind == "local":
+            assert details["max_rss"] > 64 << 20
+            assert 0 < details["cpu_time"] < 30
+        else:
+            assert not {"max_rss", "cpu_time"} & details.keys()  # Flux does not measure
 
 
 def test_a_result_of_a_worker_names_no_job(world: World):

@@ -29,19 +29,25 @@ def report(endpoint_id: str, **state: Any) -> bytes:
     return pack(message)
 
 
-def result(task_id: str, error: str | None = None, ran: tuple[float, float] | None = None) -> bytes:
+def result(
+    task_id: str,
+    error: str | None = None,
+    ran: tuple[float, float] | None = None,
+    details: dict[str, Any] | None = None,
+) -> bytes:
     transitions = [
         TaskTransition(timestamp=int(moment * 1e9), state=state, actor=ActorName.WORKER)
         for moment, state in zip(
             ran or (), (TaskState.EXEC_START, TaskState.EXEC_END), strict=False
         )
     ]
-    details = {"code": "RemoteExecutionError", "user_message": "no"} if error else None
+    why = {"code": "RemoteExecutionError", "user_message": "no"} if error else None
     return pack(
         Result(
             task_id=uuid.UUID(task_id),
             data=error or "00\ngARLDi4=\n",
-            error_details=details,
+            details=details,
+            error_details=why,
             task_statuses=transitions,
         )
     )
@@ -319,6 +325,7 @@ class TestTasks:
             ({"limit": 1001}, "limit"),
             ({"before": "somewhere"}, "before"),
             ({"before": "a:-1"}, "before"),
+            ({"jobid": "ƒ2WXGLe"}, "jobid"),
         ],
     )
     def test_an_invalid_query_is_refused(
@@ -385,6 +392,61 @@ class TestTasks:
             "failed",
             "cancelled",
         ]
+
+    @pytest.mark.rabbitmq
+    def test_a_record_says_where_a_task_ran_and_what_it_used(self, live: Rest, peer: Peer) -> None:
+        endpoint_id = live.register_endpoint()
+        _, (ours, official, odd) = live.submit(endpoint_id, count=3)
+        told = {"node": "n7", "worker": 42, "attempts": 2, "cpu_time": 1.5, "max_rss": 2**31}
+        now = time.time()
+        text = "Traceback\n" + 5000 * "  a line\n" + "ValueError: no\n"
+        sent = result(ours, text, ran=(now + 3, now + 5), details={**told, "flux_jobid": "17"})
+        peer.send_result(endpoint_id, sent)
+        peer.send_result(endpoint_id, result(official, ran=(1.0, 2.25), details={"os": "Linux"}))
+        nonsense = {"node": 7, "worker": "x", "cpu_time": [1], "max_rss": None, "flux_jobid": "²"}
+        peer.send_result(endpoint_id, result(odd, details=nonsense))
+        until(lambda: len(listed(live, state=["success", "failed"])) == 3)
+        by_id = {each["task_id"]: each for each in listed(live)}
+        assert {key: by_id[ours][key] for key in told} == told
+        assert (by_id[ours]["jobid"], by_id[ours]["run_time"]) == (17, 2.0)
+        assert 2 < by_id[ours]["queue_time"] < 60
+        keys = ("node", "worker", "attempts", "cpu_time", "max_rss")
+        for task in (official, odd):
+            assert [by_id[task][key] for key in keys] == [None] * 5
+        assert (by_id[official]["queue_time"], by_id[official]["run_time"]) == (0.0, 1.25)
+        record = live.client.get(f"/v3/tasks/{ours}").json()
+        assert {key: record[key] for key in by_id[ours]} == by_id[ours]
+        assert record["error_text"].endswith("  a line\nValueError: no\n")
+        assert len(record["error_text"]) == 16 << 10
+        assert (record["details"]["node"], record["events"]) == ("n7", [])
+        assert record["submitted"] <= record["published"] <= record["ended"]
+
+    @pytest.mark.rabbitmq
+    def test_a_task_is_found_by_its_job(self, live: Rest, peer: Peer) -> None:
+        endpoint_id = live.register_endpoint(metadata={"flux_endpoint_version": "1"})
+        _, (task, other) = live.submit(endpoint_id, count=2)
+        peer.send_events(endpoint_id, events(task, ("submit", 1.0), ("start", 2.0), jobid=2**63))
+        peer.send_events(endpoint_id, events(other, ("submit", 1.0), jobid=5))
+        until(lambda: [t["task_id"] for t in listed(live, jobid=str(2**63))] == [task])
+        body = {"jobid": 2**63}
+        follower = live.client.post(f"/v3/endpoints/{endpoint_id}/attach", json=body).json()
+        found = [each["task_id"] for each in listed(live, jobid=str(2**63))]
+        assert found == [follower["task_id"], task]
+        assert listed(live, jobid="6") == []
+        record = live.client.get(f"/v3/tasks/{task}").json()
+        assert [each["name"] for each in record["events"]] == ["submit", "start"]
+        assert (record["endpoint_id"], record["state"]) == (endpoint_id, "running")
+
+    def test_another_users_task_has_no_record(
+        self,
+        api: TestClient,
+        add_endpoint: AddEndpoint,
+        add_function: Callable[..., str],
+        bob: dict[str, str],
+    ) -> None:
+        (task,) = submit(api, add_endpoint(), add_function())
+        assert api.get(f"/v3/tasks/{task}").json()["endpoint_name"]
+        refusal(api.get(f"/v3/tasks/{task}", headers=bob), 404, "TASK_NOT_FOUND", "task_id")
 
     @pytest.mark.rabbitmq
     @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ backend adds the few operations that an engine needs and that FluxExecutor does 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,6 +16,7 @@ from flux_endpoint.engine.demand import Amount, JobDemand
 from flux_endpoint.engine.flux_jobs import MarkedJob
 from flux_endpoint.engine.flux_reads import JobReport
 from flux_endpoint.engine.instance_state import InstanceState
+from flux_endpoint.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,12 @@ class Backend(Protocol):
 
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """Return the `guest.exec.eventlog` of a finished job, or the part of it that exists."""
+
+    def job_usage(self, jobid: int) -> Usage | None:
+        """Return what the processes of a finished job have used; `None`: it is not known."""
+
+    def hostlist(self, nodes: Collection[str]) -> str:
+        """Return the hosts of nodes, named as in job placements, as a host list (RFC 29)."""
 
     def sweep(self, jobid: int, variable: str) -> None:
         """Kill the processes that a cancelled job has left on its nodes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -28,6 +29,7 @@ from flux_endpoint.engine.instance_state import InstanceState
 from flux_endpoint.engine.lifeline import ENDING, Lifeline, is_gone, quiet_executors
 from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.jobid import format_jobid
+from flux_endpoint.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +174,17 @@ class FluxBackend:
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """See `Backend`."""
         return self._reader.exec_events(jobid)
+
+    def job_usage(self, jobid: int) -> Usage | None:  # noqa: ARG002 - the interface's
+        """See `Backend`; Flux does not measure it."""
+        return None
+
+    def hostlist(self, nodes: Collection[str]) -> str:
+        """See `Backend`."""
+        listing, module = self._everything, importlib.import_module("flux.hostlist")
+        by_name = zip((f"rank {rank}" for rank in listing.ranks), listing.nodelist, strict=False)
+        hosts = [host for name, host in by_name if name in nodes]
+        return str(module.Hostlist(hosts).uniq().encode())
 
     def sweep(self, jobid: int, variable: str) -> None:
         """See `Backend`. Flux ends a job's tasks, but misses processes that left its sessions."""

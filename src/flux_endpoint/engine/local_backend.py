@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from flux_endpoint.engine.backend import (
@@ -20,7 +21,9 @@ from flux_endpoint.engine.flux_jobs import MarkedJob
 from flux_endpoint.engine.flux_reads import JobReport
 from flux_endpoint.engine.instance_state import InstanceState
 from flux_endpoint.engine.local import LocalExecutor
+from flux_endpoint.engine.local.instance import TASK_USAGE
 from flux_endpoint.protocol.jobid import format_jobid
+from flux_endpoint.usage import Usage
 
 
 class LocalBackend:
@@ -91,6 +94,15 @@ class LocalBackend:
             return [_plain(event) for event in self._local.exec_events(jobid)]
         except OSError:  # no such job
             return []
+
+    def job_usage(self, jobid: int) -> Usage | None:
+        """See `Backend`."""
+        events = (each for each in self.exec_events(jobid) if each["name"] == TASK_USAGE)
+        return Usage.total(Usage(**event["context"]) for event in events)
+
+    def hostlist(self, nodes: Collection[str]) -> str:  # noqa: ARG002 - the interface's
+        """See `Backend`; all virtual nodes are this host."""
+        return socket.gethostname()
 
     def sweep(self, jobid: int, variable: str) -> None:
         """See `Backend`; the executor leaves no processes."""

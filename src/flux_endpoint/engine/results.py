@@ -10,8 +10,15 @@ import dill
 
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.protocol.compatible import COMPATIBLE_SDK
-from flux_endpoint.protocol.envelope import RETURNCODE, VERSION_BYTE, compact_json
+from flux_endpoint.protocol.envelope import (
+    CPU_TIME,
+    MAX_RSS,
+    RETURNCODE,
+    VERSION_BYTE,
+    compact_json,
+)
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
+from flux_endpoint.usage import Usage
 
 #: Longest text of a failure, in characters; the middle of a longer one is cut out.
 _LONGEST_TEXT = 1 << 18
@@ -36,6 +43,15 @@ def worker_details(endpoint_id: str) -> dict[str, Any]:
         "globus_compute_sdk_version": COMPATIBLE_SDK,
         "endpoint_id": endpoint_id,
     }
+
+
+def usage_details(usage: Usage | None) -> dict[str, Any]:
+    """Return what a task has used, as far as it is known, as entries of its result's details."""
+    if usage is None:
+        return {}
+    if usage.max_rss is None:
+        return {CPU_TIME: round(usage.cpu_time, 6)}
+    return {CPU_TIME: round(usage.cpu_time, 6), MAX_RSS: usage.max_rss}
 
 
 def transition(

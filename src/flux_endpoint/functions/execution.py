@@ -21,6 +21,7 @@ from typing import IO, Any
 from flux_endpoint.functions.room import lacks_room
 from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.functions.tree import MARK, CommandTree
+from flux_endpoint.usage import note_command
 
 #: Return code of a command whose walltime is over, as with `timeout(1)`.
 WALLTIME_RETURNCODE = 124
@@ -155,7 +156,7 @@ def _run(
             ended = _wait(process, walltime if limited else None)
             if not ended:
                 tree.end(GRACE)
-                process.wait()
+                _collect(process)
         except BaseException:  # e.g. Ctrl-C: otherwise the command would run on
             tree.end(GRACE)
             process.wait()
@@ -229,10 +230,19 @@ class _HeldSignals:
             signal.raise_signal(self._came.pop(0))
 
 
+def _collect(process: subprocess.Popen[bytes]) -> None:
+    """Wait for `process`, and note what it has used: `Popen.wait` does not tell."""
+    with contextlib.suppress(ChildProcessError):  # somebody else has collected it
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        note_command(used)
+    process.wait()
+
+
 def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> bool:
     """Wait for `process`; return whether it ended in time."""
     if seconds is None:
-        process.wait()
+        _collect(process)
         return True
     try:
         descriptor = os.pidfd_open(process.pid)
@@ -250,7 +260,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> bool:
         while True:
             left = max(deadline - time.monotonic(), 0.0)
             if poll.poll(math.ceil(min(left, _LONGEST_POLL) * 1000)):
-                process.wait()
+                _collect(process)
                 return True
             if left == 0.0:
                 return False

@@ -291,13 +291,14 @@ class _Shell:
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
                     return
                 index = self._running.pop(pid, None)
                 if index is not None:
                     self._highest = max(self._highest, exit_code(status))
-                    self._say("exit", index, status)
+                    seconds = used.ru_utime + used.ru_stime
+                    self._say("exit", index, status, seconds, used.ru_maxrss * 1024)
 
 
 # ---- the helper -----------------------------------------------------------------------------

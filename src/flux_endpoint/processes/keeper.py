@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from flux_endpoint.logs import event
 from flux_endpoint.processes import helper
+from flux_endpoint.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class ProcessKeeper:
             found, 126 if it could not be started for another reason.
         on_start_failed: called with key, index of the command, and the error, whose `filename` says
             what it is about; the group's other commands are killed.
+        on_usage: called before `on_task_exit` with key, index of the command, and what it and the
+            processes that it waited for have used.
         name: used for the thread's name and in logs.
     """
 
@@ -81,12 +84,14 @@ class ProcessKeeper:
         on_group_exit: Callable[[str, int], None],
         on_start_failed: Callable[[str, int, OSError], None],
         *,
+        on_usage: Callable[[str, int, Usage], None] = lambda _key, _index, _usage: None,
         name: str = "keeper",
     ) -> None:
         self._on_started = on_started
         self._on_task_exit = on_task_exit
         self._on_group_exit = on_group_exit
         self._on_start_failed = on_start_failed
+        self._on_usage = on_usage
         self._name = name
         self._lock = threading.Lock()  # protects the attributes below
         self._open: set[str] = set()
@@ -232,6 +237,7 @@ class ProcessKeeper:
                 case "started":
                     self._on_started(key, details[0])
                 case "exit":
+                    self._on_usage(key, details[0], Usage(*details[2:]))
                     self._on_task_exit(key, details[0], details[1])
                 case "failed":
                     self._on_start_failed(key, details[0], OSError(*details[1:]))

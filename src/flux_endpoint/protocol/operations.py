@@ -6,11 +6,11 @@ Times are seconds since the epoch. New keys may be added to these answers; none 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
-from flux_endpoint.protocol.rest import UuidText
+from flux_endpoint.protocol.rest import TaskEventDocument, UuidText
 
 #: What `GET /health` says of a part that can be used.
 HEALTHY = "ok"
@@ -18,6 +18,8 @@ HEALTHY = "ok"
 LEAST_FREE_BYTES = 100 << 20
 #: The most tasks of one answer.
 MAX_LISTED = 1000
+#: The most bytes of a task's error in its record: those at the end.
+LONGEST_ERROR = 16 << 10
 
 
 class QueueDocument(BaseModel):
@@ -170,6 +172,33 @@ class ListedTask(BaseModel):
     jobid: int | None = None
     #: Return code of an ended command; negative: the signal that ended it.
     returncode: int | None = None
+    #: Seconds from its submission to its start, and from its start to its end.
+    queue_time: float | None = None
+    run_time: float | None = None
+    #: Host name of the node where it ran (of a job: its nodes, as a host list, RFC 29), and process
+    #: id of the worker there (absent for a job).
+    node: str | None = None
+    worker: int | None = None
+    #: How often it was started; more than once if a worker or job was lost.
+    attempts: int | None = None
+    #: CPU time (s) of its processes, and peak memory (bytes) of the largest of them.
+    cpu_time: float | None = None
+    max_rss: int | None = None
+
+
+class TaskRecord(ListedTask):
+    """`GET /v3/tasks/{id}`: one of the caller's tasks, whole."""
+
+    endpoint_name: str | None = None
+    #: When the broker had it.
+    published: float | None = None
+    resource_specification: dict[str, Any] | None = None
+    #: The last lines of its error; see `LONGEST_ERROR`.
+    error_text: str | None = None
+    #: Events of its job, in order of arrival.
+    events: list[TaskEventDocument] = Field(default_factory=list)
+    #: What its result says of the program that made it: its Python, system and packages.
+    details: dict[str, Any] = Field(default_factory=dict)
 
 
 class ListTasks(BaseModel):
@@ -177,6 +206,8 @@ class ListTasks(BaseModel):
 
     endpoint_id: UuidText | None = None
     task_group_id: UuidText | None = None
+    #: Only tasks that have, or follow, the job with this id (in decimal).
+    jobid: Annotated[str, StringConstraints(pattern="^[0-9]{1,20}$")] | None = None
     #: Only tasks in one of these states; default: all.
     state: list[ListedState] = Field(default_factory=list)
     limit: int = Field(default=50, ge=1, le=MAX_LISTED)

@@ -14,7 +14,7 @@ from typing import Any
 
 import dill
 
-from flux_endpoint.engine.jobs.exchange import ranks_that_ended, read_rank
+from flux_endpoint.engine.jobs.exchange import ranks_that_ended, read_rank, read_usage
 from flux_endpoint.engine.jobs.plan import CommandPlan, RanksPlan
 from flux_endpoint.engine.outcome import TIMEOUT_EXPIRED, Finished
 from flux_endpoint.engine.task import Failure, Value, checked_size
@@ -24,6 +24,7 @@ from flux_endpoint.functions.room import lacks_room
 from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer, DillDataBase64
+from flux_endpoint.usage import Usage
 
 #: Number of lines of standard error that a failed task shows.
 _SHOWN_LINES = 30
@@ -153,6 +154,14 @@ def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
         ErrorCode.REMOTE_EXECUTION,
         f"The function did not end on every rank: {what}. {outcome.note}\n"
         f"ranks without a value: {missing}\n{stderr}{_lacking_room(plan)}",
+    )
+
+
+def usage_of_ranks(plan: RanksPlan) -> Usage | None:
+    """Return what the ranks of a Python function have used that have ended their task."""
+    ranks = (rank for rank in ranks_that_ended(plan.directory) if rank < plan.ranks)
+    return Usage.total(
+        usage for rank in ranks if (usage := read_usage(plan.directory, rank)) is not None
     )
 
 

@@ -14,9 +14,16 @@ from flux_endpoint.engine.task import Failure, TaskSettings, Value
 from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.usage import Usage
 
+#: Key in a rank's file for what it has used.
+USAGE = "usage"
 _TASK_FILE = "task.json"
 _RANK_FILE = re.compile(r"rank-(0|[1-9]\d{0,9})\.json")
+#: What reading a file raises that the task has written.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
+#: The most seconds, and bytes, that a rank can have used.
+_MOST = 1 << 53
 #: Largest file of a rank in bytes: JSON needs at most six bytes for one byte of a value.
 _LARGEST = 6 * MAX_PAYLOAD_BYTES + (1 << 20)
 
@@ -64,8 +71,16 @@ def rank_file(directory: Path, rank: int) -> Path:
 def read_rank(directory: Path, rank: int) -> Value | Failure | None:
     """Return a rank's value or failure; `None` if it has not written one."""
     try:
-        return _read(rank_file(directory, rank))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return _end_in(_read(rank_file(directory, rank)))
+    except _UNREADABLE:
+        return None
+
+
+def read_usage(directory: Path, rank: int) -> Usage | None:
+    """Return what a rank has used; `None` if it has not written that."""
+    try:
+        return _usage_in(_read(rank_file(directory, rank)))
+    except _UNREADABLE:
         return None
 
 
@@ -79,7 +94,7 @@ def ranks_that_ended(directory: Path) -> list[int]:
     return sorted(int(each[1]) for each in found if each)
 
 
-def _read(path: Path) -> Value | Failure:
+def _read(path: Path) -> Any:
     # The task may have put anything there: a named pipe without a writer, or a huge file.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
@@ -89,7 +104,19 @@ def _read(path: Path) -> Value | Failure:
         data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
         raise ValueError("too large")
-    end = json.loads(data)
+    return json.loads(data)
+
+
+def _usage_in(end: Any) -> Usage:
+    seconds, peak = end[USAGE]["cpu_time"], end[USAGE]["max_rss"]
+    if not isinstance(seconds, float) or not 0 <= seconds < _MOST:
+        raise ValueError("no time")
+    if peak is not None and (not isinstance(peak, int) or not 0 <= peak < _MOST):
+        raise ValueError("no size")
+    return Usage(seconds, peak)
+
+
+def _end_in(end: Any) -> Value | Failure:
     if "data" in end:
         return Value(_text(end["data"]))
     return Failure(ErrorCode(end["code"]), _text(end["text"]))

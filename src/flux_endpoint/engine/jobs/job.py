@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flux_endpoint.engine import results
 from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import Demand, JobDemand
@@ -32,7 +33,12 @@ from flux_endpoint.engine.outcome import (
 )
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import EngineError
+from flux_endpoint.protocol.envelope import ATTEMPTS, JOBID, NODE
 from flux_endpoint.protocol.jobid import format_jobid
+from flux_endpoint.usage import Usage
+
+#: Longest host list in a result's details, in characters.
+_LONGEST_HOSTS = 1000
 
 
 @dataclass(eq=False)
@@ -55,6 +61,10 @@ class Job:
     start_before: float = math.inf
     attempts: list[str] = field(default_factory=list)
     statuses: list[dict[str, Any]] = field(default_factory=list)
+    #: Its nodes as a host list, once they are known.
+    hosts: str = ""
+    #: What its processes have used, if that is known.
+    usage: Usage | None = None
 
     def __post_init__(self) -> None:
         self.reached = self.state
@@ -90,6 +100,19 @@ class Job:
         """Whether somebody else submitted it and it is only followed."""
         return isinstance(self.plan, FollowPlan)
 
+    def details(self) -> dict[str, Any]:
+        """Return what is known of its run, as entries of the result's details."""
+        told = results.usage_details(self.usage)
+        if self.jobid is not None:
+            # The job's events travel separately from its result, and may arrive later.
+            told[JOBID] = str(self.jobid)
+        if self.hosts:
+            is_short = len(self.hosts) <= _LONGEST_HOSTS
+            told[NODE] = self.hosts if is_short else f"{self.hosts[: _LONGEST_HOSTS - 1]}…"
+        if self.attempts:
+            told[ATTEMPTS] = len(self.attempts) + 1
+        return told
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -99,6 +122,8 @@ class Ending:
     #: Set if the job ended by itself.
     end: Value | Failure | None = None
     fate: Fate = Fate.OWN_END
+    #: What the job's processes have used, if that is known.
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True)

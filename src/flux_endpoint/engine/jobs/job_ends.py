@@ -7,7 +7,7 @@ from typing import Any
 
 from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.instance_state import Fate, InstanceState
-from flux_endpoint.engine.jobs.collect import collect, printed, shell_result
+from flux_endpoint.engine.jobs.collect import collect, printed, shell_result, usage_of_ranks
 from flux_endpoint.engine.jobs.job import (
     Ending,
     Job,
@@ -30,6 +30,7 @@ from flux_endpoint.engine.outcome import (
 )
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import Failure, Value
+from flux_endpoint.usage import Usage
 
 #: The most ends that are read at a time.
 _READERS = 8
@@ -76,9 +77,13 @@ class EndReader:
             fate = self._instance.fate()
         if fate is Fate.LEFT:
             return Ending(outcome, fate=fate)
-        return Ending(
-            outcome, self._collect(job, outcome) if isinstance(outcome, Finished) else None
-        )
+        end = self._collect(job, outcome) if isinstance(outcome, Finished) else None
+        return Ending(outcome, end, usage=self._usage(job))
+
+    def _usage(self, job: Job) -> Usage | None:
+        if isinstance(job.plan, RanksPlan):
+            return usage_of_ranks(job.plan)
+        return None if job.jobid is None or job.is_followed else self._backend.job_usage(job.jobid)
 
     def _outcome(self, job: Job, error: BaseException | None) -> Outcome:
         if job.wish is Wish.CANCEL:

@@ -14,10 +14,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from flux_endpoint.engine.jobs.exchange import rank_file, read_task
+from flux_endpoint.engine.jobs.exchange import USAGE, rank_file, read_task
 from flux_endpoint.engine.jobs.mpi_rank import end_others
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings
 from flux_endpoint.functions.sdk_shims import install_stand_ins
+from flux_endpoint.usage import Meter
 
 #: Variables with the rank of this process: Flux's, then those of MPI launchers.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "FLUX_TASK_RANK")
@@ -38,10 +39,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # as on workers: printing never fails on a character
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     runner = TaskRunner(TaskSettings(**task["settings"]))
+    meter = Meter()
+    meter.begin()
     end = runner.run(task["task_id"], task["buffer"], task["result_serializers"])
     target = rank_file(directory, rank)
     partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(end)), encoding="utf-8")
+    written = {**asdict(end), USAGE: asdict(meter.end())}
+    partial.write_text(json.dumps(written), encoding="utf-8")
     partial.replace(target)
     if isinstance(end, Failure):
         sys.stdout.flush()

@@ -34,7 +34,6 @@ from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.owner_thread import OwnerThread
-from flux_endpoint.protocol.envelope import JOBID
 from flux_endpoint.protocol.job_events import IN_ORDER
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
@@ -282,6 +281,7 @@ class JobRunner:
             job.statuses.append(results.transition(state, ActorName.ENDPOINT))
         if job.jobid is not None:
             placement = placement_of(event.context) if event.name == "alloc" else {}
+            job.hosts = self._backend.hostlist(placement) if placement else job.hosts
             self._queue.event(job.jobid, event.name, event.context, placement)
         self._listener.on_event(
             EngineEvent(job.task.task_id, job.jobid, event.name, event.timestamp, event.context)
@@ -311,6 +311,7 @@ class JobRunner:
     def _has_read(self, job: Job, reading: Future[Ending]) -> None:
         try:
             ending = reading.result()
+            job.usage = ending.usage
             if ending.fate is Fate.AWAITS_LOSS:
                 if self._instance.now.is_lost:
                     self._lose_job(job, was_started=job.has_resources)
@@ -362,9 +363,8 @@ class JobRunner:
 
     def _tell_end(self, task: EngineTask, end: Value | Failure, job: Job | None = None) -> None:
         details, statuses = self._details, [] if job is None else job.statuses
-        if job is not None and job.jobid is not None:
-            # The job's events travel separately from its result, and may arrive later.
-            details = {**details, JOBID: str(job.jobid)}
+        if job is not None:
+            details = {**details, **job.details()}
         self._unsettled.add(task.task_id)
         body = results.body_of(task.task_id, end, details, statuses)
         self._listener.on_result(EngineResult(task.task_id, body))

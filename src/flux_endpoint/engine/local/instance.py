@@ -13,6 +13,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -29,11 +30,15 @@ from flux_endpoint.owner_thread import OwnerThread, ThreadStoppedError
 from flux_endpoint.processes import ProcessKeeper
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.jobid import JobIdGenerator, format_jobid
+from flux_endpoint.usage import Usage
 
 log = logging.getLogger(__name__)
 
 #: Seconds between the signal that asks a job's tasks to end and SIGKILL.
 KILL_TIMEOUT = 5.0
+#: Name of an execution event with what a task that has exited has used; its context has the fields
+#: of `Usage`.
+TASK_USAGE = "shell.task-usage"
 #: Seconds that the other tasks have after one has exited, unless the shell option `exit-timeout`
 #: sets another limit.
 EXIT_TIMEOUT = 30.0
@@ -303,6 +308,7 @@ class LocalInstance:
             lambda key, index, status: tell(partial(self._task_exited, key, index, status)),
             lambda key, status: tell(partial(self._group_exited, key, status)),
             lambda key, index, error: tell(partial(self._task_not_started, key, index, error)),
+            on_usage=lambda key, _index, usage: tell(partial(self._task_used, key, usage)),
             name="job-processes",
         )
         keeper.start()
@@ -324,6 +330,10 @@ class LocalInstance:
         what = error.filename or task.command.argv[0]
         where = f"task {task.rank} (host {socket.gethostname()})"
         self._raise(job, "exec", f"{where}: start failed: {what}: {error.strerror}")
+
+    def _task_used(self, key: str, usage: Usage) -> None:
+        job, _ = self._group_jobs[key]
+        job.post_exec(TASK_USAGE, **asdict(usage))
 
     def _task_exited(self, key: str, index: int, status: int) -> None:
         job, node = self._group_jobs[key]

@@ -6,10 +6,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from typing import Any
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
 from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.protocol.envelope import ATTEMPTS, NODE
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 
@@ -26,6 +28,8 @@ class TaskEntry:
     cancelled: bool = False
     #: Start of an attempt that ended without a result, in seconds since the epoch.
     started: float | None = None
+    #: Host name of the node on which that attempt ran.
+    node: str = ""
 
 
 class TaskBacklog:
@@ -151,5 +155,12 @@ def _fail(entry: TaskEntry, code: ErrorCode, text: str) -> None:
             results.transition(TaskState.EXEC_START, moment=entry.started),
             results.transition(TaskState.EXEC_END),
         ]
-    body = results.failure(task_id, code, text, statuses=statuses)
+    details: dict[str, Any] = {}
+    if entry.started is not None and entry.node:
+        details[NODE] = entry.node
+    # A lost attempt is among those that failed, a cancelled one is not.
+    attempts = len(entry.attempts) + (entry.started is not None and code is ErrorCode.CANCELLED)
+    if attempts > 1:
+        details[ATTEMPTS] = attempts
+    body = results.failure(task_id, code, text, details=details or None, statuses=statuses)
     entry.on_result(EngineResult(task_id, body))

@@ -77,6 +77,7 @@ class TaskBook:
     def conclude(self, entry: TaskEntry, header: EndHeader, body: bytes, host: str) -> bool:
         """Process a task's end; return whether it must be kept until it is settled."""
         entry.started = header.get("began") or entry.started
+        entry.node = host
         match header.get("end", "result"):
             case "result":
                 entry.on_result(EngineResult(entry.task.task_id, body))
@@ -150,6 +151,7 @@ class TaskBook:
         for task_id in reversed(list(manager.tasks)):
             entry = self.release(manager, task_id)
             assert entry is not None
+            entry.node = manager.host
             if task_id in begun:
                 self._waiting.retry_or_fail(entry, reason)
             else:

@@ -113,6 +113,8 @@ def _header_of(entry: TaskEntry) -> dict[str, Any]:
         header["rs"] = task.result_serializers
     if entry.formats:
         header["format"] = True
+    if entry.attempts:
+        header["attempt"] = len(entry.attempts) + 1
     if task.start_before is not None:
         header["before"] = task.start_before
     return header

@@ -24,7 +24,9 @@ from flux_endpoint.engine.workers.process_state import (
 )
 from flux_endpoint.engine.workers.process_tree import CONNECTION_CLOSED
 from flux_endpoint.engine.workers.waiting import Claims
+from flux_endpoint.protocol.envelope import ATTEMPTS, NODE, WORKER
 from flux_endpoint.protocol.states import ErrorCode, TaskState
+from flux_endpoint.usage import Meter
 
 #: Seconds without a task after which remaining threads are checked, and the share of a CPU from
 #: which on they count as busy.
@@ -56,7 +58,12 @@ class Worker:
         self._note = note or (lambda _task_id: None)
         self._pid = os.getpid()
         self._runner = TaskRunner(settings)
-        self._details = results.worker_details(settings.endpoint_id)
+        self._details = {
+            **results.worker_details(settings.endpoint_id),
+            NODE: socket.gethostname(),
+            WORKER: self._pid,
+        }
+        self._meter = Meter()
         self._state = ProcessState()
         #: Why this process must be replaced.
         self._leaves = ""
@@ -85,9 +92,13 @@ class Worker:
             return
         self._note(task_id)
         began = time.monotonic()
+        self._meter.begin()
         statuses = [results.transition(TaskState.EXEC_START)]
         end = self._run(header, buffer.decode())
         statuses.append(results.transition(TaskState.EXEC_END))
+        details = self._details | results.usage_details(self._meter.end())
+        if "attempt" in header:
+            details[ATTEMPTS] = header["attempt"]
         if _file_of(self._channel) != self._channel_file:
             os._exit(CONNECTION_CLOSED)  # the descriptor may belong to something else by now
         report = {
@@ -95,7 +106,7 @@ class Worker:
             "returncode": end.returncode if isinstance(end, Value) else None,
             "seconds": time.monotonic() - began,
         }
-        write_frame(self._channel, report, results.body_of(task_id, end, self._details, statuses))
+        write_frame(self._channel, report, results.body_of(task_id, end, details, statuses))
         _reap()
 
     def _run(self, header: dict[str, Any], buffer: str) -> Value | Failure:

@@ -17,6 +17,7 @@ from flux_endpoint.protocol.operations import (
     ListedTask,
     ListTasks,
     ServiceStatusAnswer,
+    TaskRecord,
     TasksAnswer,
 )
 from flux_endpoint.protocol.rest import UuidText
@@ -27,9 +28,11 @@ from flux_endpoint.service.errors import invalid_field
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.routes.endpoints import visible
+from flux_endpoint.service.routes.tasks import TaskId, unknown_task
 from flux_endpoint.service.store.endpoints import Endpoint, heartbeat_period
 from flux_endpoint.service.store.health import database_health
 from flux_endpoint.service.store.listing import PagePosition, Wanted, newest_tasks
+from flux_endpoint.service.store.listing import task_record as find_record
 
 router = APIRouter()
 
@@ -104,11 +107,27 @@ def list_tasks(
     succeeded = ListedState.SUCCESS in states
     failed = None if not ended or (succeeded and len(states) > 1) else not succeeded
     wanted = Wanted(
-        caller.id, query.endpoint_id, query.task_group_id, ended, failed, follows=query.follows
+        caller.id,
+        query.endpoint_id,
+        query.task_group_id,
+        ended,
+        failed,
+        follows=query.follows,
+        jobid=query.jobid,
     )
     with service.database.read() as connection:
         found = _matching(newest_tasks(connection, wanted, after), states)
         return _answer(found, query.limit)
+
+
+@router.get("/v3/tasks/{task_id}")
+def task_record(task_id: TaskId, service: Service, caller: Caller) -> TaskRecord:
+    """Return one of the caller's tasks, with its job's events and the end of its error."""
+    with service.database.read() as connection:
+        record = find_record(connection, caller.id, task_id)
+    if record is None:
+        raise unknown_task(task_id, service.settings.keep_tasks)
+    return record
 
 
 def _matching(

@@ -121,13 +121,23 @@ def owned(connection: sa.Connection, task_id: str, caller: User, keep: float) ->
     """
     found = list(tasks.task_states(connection, caller.id, [task_id]))
     if not found:
-        raise ServiceError(
-            _why_unknown(task_id, keep),
-            http_status=404,
-            code="TASK_EXPIRED" if _is_old(task_id, keep) else "TASK_NOT_FOUND",
-            field="task_id",
-        )
+        raise unknown_task(task_id, keep)
     return found[0]
+
+
+def unknown_task(task_id: str, keep: float) -> ServiceError:
+    """Return the error for a task that does not exist, was removed, or is another user's.
+
+    Args:
+        task_id: the task.
+        keep: seconds for which a task is kept after its end.
+    """
+    return ServiceError(
+        _why_unknown(task_id, keep),
+        http_status=404,
+        code="TASK_EXPIRED" if _is_old(task_id, keep) else "TASK_NOT_FOUND",
+        field="task_id",
+    )
 
 
 def _is_old(task_id: str, keep: float) -> bool:

@@ -8,10 +8,26 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from flux_endpoint.protocol.envelope import RETURNCODE
-from flux_endpoint.protocol.operations import ListedState, ListedTask
+from flux_endpoint.protocol.envelope import (
+    ATTEMPTS,
+    CPU_TIME,
+    JOBID,
+    MAX_RSS,
+    NODE,
+    RETURNCODE,
+    WORKER,
+)
+from flux_endpoint.protocol.fields import readable
+from flux_endpoint.protocol.operations import (
+    LONGEST_ERROR,
+    ListedState,
+    ListedTask,
+    TaskRecord,
+)
+from flux_endpoint.protocol.rest import TaskEventDocument
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 from flux_endpoint.service.store.engine import chunks
+from flux_endpoint.service.store.events import events_of
 from flux_endpoint.service.store.tables import (
     endpoints,
     functions,
@@ -27,9 +43,13 @@ RUNNING = "running_tasks"
 
 # Number of submissions in a page, and bytes read from the end of an error text.
 _PAGE = 100
+#: Number of tasks that are read from the database at a time.
+_CHUNK = 1000
 _ERROR_BYTES = 300
 _CANCELLED = f"{ErrorCode.CANCELLED}:".encode()
 _JOB_EVENTS = ("submit", "start", "finish")
+#: The most characters of a node's name, or of a job's list of nodes.
+_LONGEST_NODE = 1000
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,8 @@ class Wanted:
         ended: whether they have ended.
         failed: whether they have failed.
         follows: whether to include tasks that only follow a job.
+        task_id: their id.
+        jobid: id of their job, in decimal.
     """
 
     owner_id: str
@@ -75,6 +97,42 @@ class Wanted:
     ended: bool | None = None
     failed: bool | None = None
     follows: bool = True
+    task_id: str | None = None
+    jobid: str | None = None
+
+    def submissions(self) -> Iterator[sa.ColumnElement[bool]]:
+        """Yield the conditions on the tasks' submissions."""
+        yield submissions.c.owner_id == self.owner_id
+        if self.endpoint_id is not None:
+            theirs = endpoints.c.id == self.endpoint_id, endpoints.c.parent_id == self.endpoint_id
+            yield submissions.c.endpoint_id.in_(sa.select(endpoints.c.id).where(sa.or_(*theirs)))
+        if self.group_id is not None:
+            yield submissions.c.group_id == self.group_id
+        if not self.follows:
+            yield submissions.c.attach_jobid.is_(None)
+        if self.task_id is not None:
+            of_task = sa.select(tasks.c.submission_id).where(tasks.c.id == self.task_id)
+            yield submissions.c.id.in_(of_task)
+        if self.jobid is not None:
+            of_jobs = sa.select(tasks.c.submission_id).where(tasks.c.id.in_(self._of_job()))
+            yield submissions.c.id.in_(of_jobs) | (submissions.c.attach_jobid == self.jobid)
+
+    def tasks(self) -> Iterator[sa.ColumnElement[bool]]:
+        """Yield the conditions on the tasks, of these submissions."""
+        completed = tasks.c.completed_at
+        if self.ended is not None:
+            yield completed.is_not(None) if self.ended else completed.is_(None)
+        if self.failed is not None:
+            yield tasks.c.failed.is_(self.failed)
+        if self.task_id is not None:
+            yield tasks.c.id == self.task_id
+        if self.jobid is not None:  # a task without a function follows its submission's job
+            yield tasks.c.id.in_(self._of_job()) | tasks.c.function_id.is_(None)
+
+    def _of_job(self) -> sa.Select[tuple[str]]:
+        # As in the index: a parameter could be any name.
+        is_first = task_events.c.name == sa.literal_column("'submit'")
+        return sa.select(task_events.c.task_id).where(task_events.c.jobid == self.jobid, is_first)
 
 
 def newest_tasks(
@@ -99,19 +157,9 @@ def newest_tasks(
             submissions.c.published_at,
         )
         .join_from(submissions, endpoints)
-        .where(submissions.c.owner_id == wanted.owner_id)
+        .where(*wanted.submissions())
         .order_by(submissions.c.id.desc())
     )
-    if wanted.endpoint_id is not None:
-        theirs = (endpoints.c.id == wanted.endpoint_id) | (
-            endpoints.c.parent_id == wanted.endpoint_id
-        )
-        ids = connection.scalars(sa.select(endpoints.c.id).where(theirs)).all()
-        query = query.where(submissions.c.endpoint_id.in_(ids))
-    if wanted.group_id is not None:
-        query = query.where(submissions.c.group_id == wanted.group_id)
-    if not wanted.follows:
-        query = query.where(submissions.c.attach_jobid.is_(None))
     if after is not None:
         query = query.where(submissions.c.id <= after.submission_id)
     running: dict[str, dict[str, Any]] = {}
@@ -125,6 +173,46 @@ def newest_tasks(
         size *= 10
 
 
+def task_record(connection: sa.Connection, owner_id: str, task_id: str) -> TaskRecord | None:
+    """Return a user's task, whole; `None`: there is no such task.
+
+    Args:
+        connection: a transaction.
+        owner_id: id of the user.
+        task_id: the task.
+    """
+    _, listed = next(newest_tasks(connection, Wanted(owner_id, task_id=task_id)), (None, None))
+    if listed is None:
+        return None
+    query = (
+        sa.select(
+            submissions.c.resource_specification,
+            submissions.c.published_at,
+            tasks.c.details,
+            _last_bytes(tasks.c.result, LONGEST_ERROR).label("result"),
+        )
+        .join_from(tasks, submissions)
+        .where(tasks.c.id == task_id)
+    )
+    row = connection.execute(query).one()
+    name = sa.select(endpoints.c.name).where(endpoints.c.id == listed.endpoint_id)
+    error = None if listed.error is None else (row.result or b"").decode(errors="replace")
+    return TaskRecord(
+        **vars(listed),
+        endpoint_name=connection.scalar(name),
+        published=row.published_at,
+        resource_specification=row.resource_specification,
+        error_text=readable(error),
+        events=[TaskEventDocument(**vars(each)) for each in events_of(connection, task_id)],
+        details=readable(row.details or {}),
+    )
+
+
+def _last_bytes(column: sa.Column[Any], most: int) -> sa.ColumnElement[Any]:
+    length = sa.func.length(column)
+    return sa.func.substr(column, sa.case((length > most, length - most + 1), else_=1))
+
+
 def _of_page(
     connection: sa.Connection,
     wanted: Wanted,
@@ -133,8 +221,6 @@ def _of_page(
     running: dict[str, dict[str, Any]],
 ) -> Iterator[tuple[PagePosition, ListedTask]]:
     by_id = {row.id: row for row in page}
-    length = sa.func.length(tasks.c.result)
-    start = sa.case((length > _ERROR_BYTES, length - _ERROR_BYTES + 1), else_=1)
     query = (
         sa.select(
             tasks.c.id,
@@ -145,25 +231,20 @@ def _of_page(
             tasks.c.completed_at,
             tasks.c.failed,
             tasks.c.details,
-            sa.case((tasks.c.failed, sa.func.substr(tasks.c.result, start))).label("error"),
+            sa.case((tasks.c.failed, _last_bytes(tasks.c.result, _ERROR_BYTES))).label("error"),
             sa.case((tasks.c.failed, sa.func.substr(tasks.c.result, 1, len(_CANCELLED)))).label(
                 "code"
             ),
         )
         .outerjoin_from(tasks, functions)
-        .where(tasks.c.submission_id.in_(by_id))
+        .where(tasks.c.submission_id.in_(by_id), *wanted.tasks())
         .order_by(tasks.c.submission_id.desc(), tasks.c.position.desc())
     )
-    if wanted.ended is not None:
-        completed = tasks.c.completed_at
-        query = query.where(completed.is_not(None) if wanted.ended else completed.is_(None))
-    if wanted.failed is not None:
-        query = query.where(tasks.c.failed.is_(wanted.failed))
     if after is not None:
         query = query.where(
             (tasks.c.submission_id != after.submission_id) | (tasks.c.position < after.position)
         )
-    rows = iter(connection.execute(query).all())
+    rows = _in_chunks(connection, query)
     while part := list(islice(rows, _PAGE)):
         jobs = _jobs(connection, [row.id for row in part])
         for row in part:
@@ -174,6 +255,22 @@ def _of_page(
                 running[submission.endpoint_id] = known
             place = PagePosition(row.submission_id, row.position)
             yield place, _listed(row, submission, jobs.get(row.id, _Job()), known or {})
+
+
+def _in_chunks(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Any]:
+    """Yield rows, in the order of `query`: a submission may have very many."""
+    at: PagePosition | None = None
+    while True:
+        part = query
+        if at is not None:
+            first = tasks.c.submission_id < at.submission_id
+            same = tasks.c.submission_id == at.submission_id
+            part = query.where(first | (same & (tasks.c.position < at.position)))
+        rows = connection.execute(part.limit(_CHUNK)).all()
+        yield from rows
+        if len(rows) < _CHUNK:
+            return
+        at = PagePosition(rows[-1].submission_id, rows[-1].position)
 
 
 @dataclass
@@ -224,13 +321,15 @@ def ran_between(details: dict[str, Any] | None) -> tuple[float | None, float | N
 
 def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> ListedTask:
     started, stopped = job.started, job.stopped
-    returncode = (row.details or {}).get(RETURNCODE)
+    details = row.details or {}
     if row.completed_at is not None:
         began, ceased = ran_between(row.details)
         started, stopped = started or began, stopped or ceased
     elif started is None and isinstance(running.get(row.id), int | float):
         started = float(running[row.id])
     jobid = job.jobid
+    if jobid is None:  # the job's events travel separately from the result
+        jobid = _jobid(details.get(JOBID))
     if submission.attach_jobid is not None:
         jobid = int(submission.attach_jobid)
         # The task runs while it follows the job, which may have ended earlier.
@@ -249,8 +348,38 @@ def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> Li
         ended=row.completed_at,
         error=_last_line(row.error) if row.failed else None,
         jobid=jobid,
-        returncode=returncode if isinstance(returncode, int) else None,
+        returncode=_whole(details, RETURNCODE),
+        queue_time=_between(submission.created_at, started),
+        run_time=_between(started, stopped),
+        **_run(details, is_ours=jobid is not None or isinstance(details.get(NODE), str)),
     )
+
+
+def _run(details: dict[str, Any], *, is_ours: bool) -> dict[str, Any]:
+    """Return what a result's details say of its run; official endpoints say nothing of it."""
+    node, cpu_time = details.get(NODE), details.get(CPU_TIME)
+    return {
+        "node": readable(node[:_LONGEST_NODE]) if isinstance(node, str) else None,
+        "worker": _whole(details, WORKER),
+        "attempts": _whole(details, ATTEMPTS) or (1 if details and is_ours else None),
+        "cpu_time": float(cpu_time) if isinstance(cpu_time, int | float) else None,
+        "max_rss": _whole(details, MAX_RSS),
+    }
+
+
+def _whole(details: dict[str, Any], key: str) -> int | None:
+    value = details.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _jobid(text: Any) -> int | None:
+    is_number = isinstance(text, str) and len(text) <= 20 and text.isascii() and text.isdigit()
+    return int(text) if is_number else None
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    # Clocks of different machines may differ.
+    return None if start is None or end is None else round(max(0.0, end - start), 6)
 
 
 def _state(row: Any, submission: Any, job: _Job, started: float | None) -> ListedState:

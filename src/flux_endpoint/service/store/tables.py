@@ -216,3 +216,9 @@ task_events = Table(
     Column("context", JSON, nullable=False),
     UniqueConstraint("task_id", "name", "timestamp"),
 )
+Index(
+    "ix_task_events_jobid",
+    task_events.c.jobid,
+    sqlite_where=task_events.c.name == "submit",
+    postgresql_where=task_events.c.name == "submit",
+)
