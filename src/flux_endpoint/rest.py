@@ -94,7 +94,7 @@ class RestClient:
         Args:
             method: HTTP method.
             path: path below the service's URL, with a leading slash.
-            json: body; `None`: no body.
+            json: body; bytes: its JSON; `None`: no body.
             params: query parameters.
             headers: additional headers.
             idempotent: whether the request may be repeated even if the service may have carried it
@@ -133,15 +133,14 @@ class RestClient:
         if self._pid != os.getpid():
             # A forked child must not use its parent's connections, nor wait for its locks.
             self._http, self._pid = self._pool(), os.getpid()
+        sent = {"params": params, **_body(json, headers)}
         backoff = Backoff(FIRST_BACKOFF, MAX_BACKOFF)
         for attempt in range(1, self._attempts + 1):
             response: httpx.Response | None = None
             try:
                 if self.credentials.stack_is_down:  # another program may listen on its port
                     raise httpx.ConnectError("the stack that runs it is down")
-                response = self._http.request(
-                    method, path, json=json, params=params, headers=headers
-                )
+                response = self._http.request(method, path, **sent)
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
                 again, reason = True, f"no connection ({error})"  # nothing was sent
             except httpx.RequestError as error:
@@ -227,6 +226,13 @@ class RestClient:
             http_status=status,
             code="NOT_A_FLUX_ENDPOINT_SERVICE",
         )
+
+
+def _body(json: Any, headers: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return httpx's arguments for a body and further headers."""
+    if isinstance(json, bytes):
+        return {"content": json, "headers": {**(headers or {}), "Content-Type": "application/json"}}
+    return {"json": json, "headers": headers}
 
 
 def _unreachable(

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from flux_endpoint.engine.results import body_of
+from flux_endpoint.engine.task import Value
 from flux_endpoint.errors import InvalidMessageError
+from flux_endpoint.protocol.envelope import LARGE_TEXT, cut_out, quoted, read_json
 from flux_endpoint.protocol.messages import Result, pack
-from flux_endpoint.service import results
-from flux_endpoint.service.results import _cut_out, _parse
+from flux_endpoint.service.results import _parse
 
 TASK = str(uuid.UUID(int=7))
 #: Values as they are, and whether they can be cut out.
@@ -39,18 +41,27 @@ def message(value: str, **more: Any) -> bytes:
 @pytest.mark.parametrize(("value", "cut"), VALUES.values(), ids=VALUES)
 def test_a_large_value_is_stored_as_it_was_sent(value: str, cut: bool) -> None:
     body = message(value, details={"os": "Linux"})
-    assert (_cut_out(body)[0] is not None) == cut
+    assert (cut_out(body, "data")[0] is not None) == cut
     outcome = _parse(body)
     assert (outcome.task_id, outcome.failed) == (TASK, False)
     assert outcome.data == value.encode(errors="surrogatepass")
     assert outcome.details == {"os": "Linux"}
 
 
+@pytest.mark.parametrize("value", [value for value, _ in VALUES.values()], ids=VALUES)
+def test_a_large_text_is_written_and_read_as_json_does(value: str) -> None:
+    assert quoted(value) == json.dumps(value).encode()
+    body = message(value, details={"os": "Linux"})
+    assert read_json(body, "data") == json.loads(body[1:])
+    made = body_of(TASK, Value(value), {"os": "Linux"}, [])
+    assert json.loads(made[1:])["data"]["data"] == value
+
+
 def test_the_messages_of_endpoints_are_cut() -> None:
     value, cut = VALUES["base64"]
     body = pack(Result(task_id=uuid.UUID(TASK), data=value, details=None))
     assert cut
-    assert _cut_out(body)[0] == value.encode()
+    assert cut_out(body, "data")[0] == value.encode()
     assert _parse(body).data == value.encode()
 
 
@@ -61,6 +72,7 @@ def test_of_two_values_the_result_is_the_one_at_its_place() -> None:
     outcome = _parse(body)
     assert outcome.data == b"(cut out)"
     assert outcome.details == {"data": text}
+    assert read_json(body, "data") == json.loads(body[1:])
 
 
 @pytest.mark.parametrize(
@@ -75,6 +87,6 @@ def test_of_two_values_the_result_is_the_one_at_its_place() -> None:
     ids=["incomplete", "another type", "a newline in a string", "another version", "no task"],
 )
 def test_a_large_message_that_is_wrong_is_refused(change: Any) -> None:
-    body = change(message("x" * 2 * results._LARGE))
+    body = change(message("x" * 2 * LARGE_TEXT))
     with pytest.raises(InvalidMessageError):
         _parse(body)

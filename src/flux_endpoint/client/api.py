@@ -69,12 +69,12 @@ class ServiceApi:
         """Delete a function."""
         return self._rest.request("DELETE", f"/v2/functions/{function_id}")
 
-    def submit(self, endpoint_id: str, body: _Json, key: str) -> _Json:
+    def submit(self, endpoint_id: str, body: _Json | bytes, key: str) -> _Json:
         """Submit tasks.
 
         Args:
             endpoint_id: the endpoint that runs them.
-            body: the request.
+            body: the request, or its JSON.
             key: idempotency key; a repeated request with the same key returns the first answer.
 
         Returns:
@@ -173,7 +173,7 @@ class ServiceApi:
         prefix: str = _expected(answer, "queue_prefix", str)
         return url, prefix
 
-    def _post_once(self, path: str, body: _Json, key: str) -> _Json:
+    def _post_once(self, path: str, body: _Json | bytes, key: str) -> _Json:
         """Send a request that the service carries out once for each `key`."""
         headers = {IDEMPOTENCY_HEADER: key}
         return self._rest.request("POST", path, json=body, headers=headers, idempotent=True)

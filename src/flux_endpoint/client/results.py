@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from flux_endpoint.errors import (
     TaskExecutionFailed,
 )
 from flux_endpoint.functions import OUR_RESULT
-from flux_endpoint.protocol.envelope import JOBID, VERSION_BYTE
+from flux_endpoint.protocol.envelope import JOBID, VERSION_BYTE, read_json
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
@@ -61,7 +60,7 @@ def from_message(body: bytes, timestamp: int | None) -> TaskEnd:
     """
     try:
         # For speed, the message is parsed with its model only if it is invalid, for the error.
-        envelope = json.loads(body[1:]) if body[:1] == VERSION_BYTE else None
+        envelope = read_json(body, "data") if body[:1] == VERSION_BYTE else None
         data = envelope["data"]  # type: ignore[index]
         value, task_id, details = data["data"], data["task_id"], data.get("details")
         problem = data.get("error_details")

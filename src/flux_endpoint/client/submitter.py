@@ -23,6 +23,7 @@ from flux_endpoint.client.threads import ClientThread, on_client_thread
 from flux_endpoint.errors import ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.duration import format_duration
+from flux_endpoint.protocol.envelope import quoted
 
 log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -337,11 +338,9 @@ class Submitter:
         raise AssertionError("pauses never end")
 
 
-def _submission(
-    route: SubmissionRoute, by_function: dict[str, list[PendingTask]]
-) -> dict[str, Any]:
+def _submission(route: SubmissionRoute, by_function: dict[str, list[PendingTask]]) -> bytes:
+    """Return the request for these tasks, a JSON object."""
     body: dict[str, Any] = {
-        "tasks": {id_: [task.payload for task in tasks] for id_, tasks in by_function.items()},
         "task_group_id": route.task_group_id,
         "user_runtime": user_runtime(),
     }
@@ -351,7 +350,12 @@ def _submission(
         body["user_endpoint_config"] = json.loads(route.user_endpoint_config)
     if route.result_serializers:
         body["result_serializers"] = list(route.result_serializers)
-    return body
+    rest = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+    tasks = b",".join(
+        b"%s:[%s]" % (quoted(id_), b",".join(quoted(task.payload) for task in tasks))
+        for id_, tasks in by_function.items()
+    )
+    return b'{"tasks":{%s},%s' % (tasks, rest[1:])
 
 
 def _endpoint_state(route: SubmissionRoute, answer: dict[str, Any]) -> EndpointState | None:

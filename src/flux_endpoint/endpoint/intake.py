@@ -13,7 +13,7 @@ from flux_endpoint.endpoint.restrictions import RestrictionError, restricted
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.functions import MPIFunction, ShellFunction
-from flux_endpoint.protocol.envelope import VERSION_BYTE
+from flux_endpoint.protocol.envelope import VERSION_BYTE, read_json
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import Result, ResultErrorDetails, pack
 from flux_endpoint.protocol.queues import (
@@ -122,7 +122,7 @@ def _buffer(body: bytes) -> str:
         got = f"{body[0]:#04x}" if body else "nothing"
         raise InvalidMessageError(f"the body must begin with the version byte 0x01, not {got}")
     try:
-        envelope = json.loads(body[1:])
+        envelope = read_json(body, "task_buffer")
     except (ValueError, RecursionError) as error:
         raise InvalidMessageError(f"the body is not JSON: {error}") from None
     if not isinstance(envelope, dict) or envelope.get("message_type") != "task":

@@ -12,10 +12,13 @@ from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.protocol.compatible import COMPATIBLE_SDK
 from flux_endpoint.protocol.envelope import (
     CPU_TIME,
+    CUT,
+    LARGE_TEXT,
     MAX_RSS,
     RETURNCODE,
     VERSION_BYTE,
     compact_json,
+    quoted,
 )
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 from flux_endpoint.usage import Usage
@@ -122,10 +125,14 @@ def _body(
         "message_type": "result",
         "data": {
             "task_id": task_id,
-            "data": data,
+            "data": data if len(data) < LARGE_TEXT else CUT,
             "details": details,
             "error_details": error,
             "task_statuses": statuses,
         },
     }
-    return VERSION_BYTE + compact_json(message)
+    body = VERSION_BYTE + compact_json(message)
+    if len(data) < LARGE_TEXT:
+        return body
+    head, _, rest = body.partition(compact_json(CUT))
+    return b"".join((head, quoted(data), rest))

@@ -8,7 +8,6 @@ broker has confirmed the forwarded message.
 import json
 import logging
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, gather, pack_bundle
 from flux_endpoint.errors import InvalidMessageError, PublishError, UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
-from flux_endpoint.protocol.envelope import VERSION_BYTE
+from flux_endpoint.protocol.envelope import CUT, LARGE_TEXT, VERSION_BYTE, cut_out
 from flux_endpoint.protocol.fields import MAX_NANOSECONDS, readable
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
@@ -46,14 +45,6 @@ STORED_HEADER = "stored_by_service"
 
 #: For a task group that was removed; its queues may still exist.
 _ALL = task_groups.Listeners(plain=True, bundles=True)
-
-#: Size (bytes) of a result message from which its value is cut out instead of parsed.
-_LARGE = 64 << 10
-_VALUE = re.compile(rb'"data"\s*:\s*"')
-#: Stands for the value in the rest of the message.
-_CUT = "(cut out)"
-#: Newlines, and the characters that are themselves in a JSON string.
-_LITERAL = b"\n" + bytes(range(0x20, 0x7F)).translate(None, b'"\\')
 
 #: Outcomes by the code at the beginning of a failure's text; all others have failed.
 _OUTCOMES = {
@@ -283,11 +274,11 @@ def _parse(body: bytes) -> tasks.TaskOutcome:
         InvalidMessageError: it can't be parsed.
     """
     try:
-        value, rest = _cut_out(body) if len(body) >= _LARGE else (None, body)
+        value, rest = cut_out(body, "data") if len(body) >= LARGE_TEXT else (None, body)
         envelope: Any = json.loads(rest[1:]) if rest[:1] == VERSION_BYTE else None
         data = envelope["data"]
         if envelope["message_type"] == Result.message_type and _is_plain(data):
-            if value is not None and data["data"] == _CUT:
+            if value is not None and data["data"] == CUT:
                 return _outcome(str(UUID(data["task_id"])), data, value)
             if value is None:
                 return _outcome(str(UUID(data["task_id"])), data)
@@ -297,30 +288,6 @@ def _parse(body: bytes) -> tasks.TaskOutcome:
     if not isinstance(message, Result):
         raise InvalidMessageError(f"expected a result, got a {message.message_type} message")
     return _outcome(str(message.task_id), vars(message) | _dumped(message))
-
-
-def _cut_out(body: bytes) -> tuple[bytes | None, bytes]:
-    """Return the value in a large result message, and the message without it.
-
-    Most of such a message is one text in base64. To parse it would make two more copies.
-
-    Returns:
-        The value and the rest; `None` and the message itself if the value must be parsed.
-    """
-    # A quote within a string has a backslash before it, so this is a key.
-    found = _VALUE.search(body)
-    if found is None:
-        return None, body
-    end = body.find(b'"', found.end())
-    value = body[found.end() : max(end, 0)]
-    if end < 0 or b"\n" in value:
-        return None, body
-    value = value.replace(b"\\n", b"\n")  # after a strategy's identifier, and between lines
-    if value.translate(None, _LITERAL):
-        return None, body
-    rest = b"".join((body[: found.end()], _CUT.encode(), body[end:]))
-    # Of two such keys, it is not known here which one is the result's.
-    return (value, rest) if len(_VALUE.findall(rest)) == 1 else (None, body)
 
 
 def _dumped(result: Result) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, gather, pack_bundle
 from flux_endpoint.errors import PublishError, RefusedMessageError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
+from flux_endpoint.protocol.envelope import quoted
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.service.countdown import Countdown, end, pass_on
 from flux_endpoint.service.failures import publish_failure
@@ -69,8 +70,9 @@ def _parts(
         }
         if becomes_job and (name := code[task.function_id].name if task.function_id else ""):
             headers[queues.FUNCTION_NAME_HEADER] = name
-        rest = f'{json.dumps(task.payload)[1:]},"task_id":"{task.id}"}}}}'
-        yield Part(rest.encode(), heads[task.function_id], headers)
+        end = f',"task_id":"{task.id}"}}}}'.encode()
+        rest = b"".join((memoryview(quoted(task.payload))[1:], end))
+        yield Part(rest, heads[task.function_id], headers)
 
 
 class _Sender:

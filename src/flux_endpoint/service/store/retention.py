@@ -21,9 +21,9 @@ STEP_TASKS = 500
 STEP_BYTES = 64 * 2**20
 
 # Minimum number, and minimum fraction, of unused pages at which an SQLite file is shrunk.
-_UNUSED_PAGES = 1000
+_UNUSED_PAGES = 250
 _UNUSED_PART = 0.25
-_VACUUM_PAGES = 2000
+_VACUUM_PAGES = 500
 
 
 @dataclass(frozen=True)
