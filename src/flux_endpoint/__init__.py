@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flux_endpoint.client import Batch, Client, ComputeFuture, Executor
     from flux_endpoint.errors import (
+        DependencyFailed,
         FluxEndpointError,
         PayloadTooLargeError,
         ServiceError,
@@ -34,6 +35,7 @@ __all__ = [
     "Client",
     "ComputeFuture",
     "ComputeSerializer",
+    "DependencyFailed",
     "Executor",
     "FluxEndpointError",
     "MPIFunction",

@@ -216,6 +216,18 @@ class TaskCancelled(TaskError):  # noqa: N818 - reads like concurrent.futures.Ca
     """A task was ended on request, by its owner or by the endpoint's owner."""
 
 
+class DependencyFailed(TaskError):  # noqa: N818 - reads like TaskCancelled
+    """A task that this one needs has failed, so this one was not run.
+
+    Attributes:
+        task_id: the id of the failed task; `None` if it was never submitted.
+    """
+
+    def __init__(self, text: str, task_id: str | None = None) -> None:
+        super().__init__(text)
+        self.task_id = task_id
+
+
 class TaskPending(TaskError):  # noqa: N818 - the official client's name for it
     """A result was requested before the task had ended.
 

@@ -81,6 +81,11 @@ def test_the_basic_example_runs_a_function(stack, prefix):
     assert stack.printed(f"{prefix}executor_basic_example.py") == "14\n"
 
 
+def test_the_example_of_dependencies(stack):
+    printed = stack.printed("dependencies.py")
+    assert printed == "mean 4.5\ncleaned up\nValueError: no data\n"
+
+
 @BOTH
 def test_the_example_of_many_tasks(stack, prefix):
     printed = stack.printed(f"{prefix}executor_collatz.py")

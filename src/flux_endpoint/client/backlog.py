@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.needs import NO_NEEDS, Needs
 from flux_endpoint.client.registry import FunctionRegistration
 
 #: Limits of the backlog. At either of them, `submit` waits for the submitter.
@@ -36,6 +37,7 @@ class PendingTask:
         route: the settings of its request.
         function: its function.
         payload: its packed arguments.
+        needs: what it waits for.
         size: characters that it keeps in memory; the code of a function counts only for the first
             of its tasks.
     """
@@ -44,6 +46,7 @@ class PendingTask:
     route: SubmissionRoute
     function: FunctionRegistration
     payload: str
+    needs: Needs = NO_NEEDS
     size: int = field(init=False)
 
     def __post_init__(self) -> None:

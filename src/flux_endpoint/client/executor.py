@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as FuturesExecutor
 from concurrent.futures import Future
 from types import TracebackType
@@ -24,6 +24,7 @@ from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.client.mapping import map_calls
+from flux_endpoint.client.needs import NO_NEEDS, Needs, collected_inputs, take_after
 from flux_endpoint.client.registry import (
     FunctionRegistration,
     FunctionRegistry,
@@ -219,6 +220,11 @@ class Executor(ExecutorSettings, FuturesExecutor):
         task. A function is serialized again only if it may have changed. Another thread makes all
         requests. This method waits only while the backlog of unsent tasks is full.
 
+        A future anywhere in the arguments stands for its result: the task waits at the service, and
+        starts when the other task has succeeded, even if this program has ended by then. With
+        `after=[future, …]` it waits without taking the results (unless `fn` has a parameter of
+        that name). If a task that it waits for fails, it fails with `DependencyFailed`.
+
         Args:
             fn: the function.
             args: positional arguments of the call.
@@ -242,10 +248,12 @@ class Executor(ExecutorSettings, FuturesExecutor):
         ):
             self._warned_of_mpi = True
             warnings.warn(_MPI_WITHOUT_RESOURCES, stacklevel=2)
+        after = take_after(fn, kwargs, ComputeFuture)
         if isinstance(fn, ShellFunction):
             fn.check_call(args, kwargs)
         serializer = self.serializer
-        return self._put(route, self._functions.prepare(fn, serializer), serializer, args, kwargs)
+        function = self._functions.prepare(fn, serializer)
+        return self._put(route, function, serializer, args, kwargs, after=after)
 
     def submit_to_registered_function(
         self,
@@ -390,14 +398,21 @@ class Executor(ExecutorSettings, FuturesExecutor):
         serializer: ComputeSerializer,
         args: Any,
         kwargs: Mapping[str, Any],
+        *,
+        after: Sequence[ComputeFuture] = (),
     ) -> ComputeFuture:
-        payload = serialize_call(
-            serializer, function.name, args, kwargs, may_be_command=function.may_be_command
-        )
+        with collected_inputs() as inputs:
+            payload = serialize_call(
+                serializer, function.name, args, kwargs, may_be_command=function.may_be_command
+            )
+        needs = Needs(tuple(inputs), tuple(after)) if inputs or after else NO_NEEDS
+        for each in needs:
+            if each._events is not self._streams:  # another Executor submits it
+                each.wait_submitted()
         future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
         future._load = serializer.deserialize
         future._events = self._streams
-        self._submitter.put(PendingTask(future, route, function, payload))
+        self._submitter.put(PendingTask(future, route, function, payload, needs))
         return future
 
     # The end.

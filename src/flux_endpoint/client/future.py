@@ -14,8 +14,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.checks import checked_signal
 from flux_endpoint.client.job import JobEvent, JobRecord
+from flux_endpoint.client.needs import reference_to
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.errors import FluxEndpointError, TaskCancelled
+from flux_endpoint.functions.inputs import task_input
 from flux_endpoint.protocol.job_events import EVENTS
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -197,6 +199,14 @@ class ComputeFuture(Future[Any]):
         """Return its task, its state, and the type of its value or error."""
         state = super().__repr__().partition(" state=")[2]
         return f"<{type(self).__name__} task={self.task_id} state={state}"
+
+    def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
+        """Refer to the task's result: a future among a task's arguments stands for it.
+
+        Raises:
+            TypeError: the arguments of a task are not being serialized.
+        """
+        return task_input, (reference_to(self),)
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait in asyncio for the result or error, without blocking the event loop.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.skew import warn_of_skew
 from flux_endpoint.errors import (
+    DependencyFailed,
     DeserializationError,
     InvalidMessageError,
     TaskCancelled,
@@ -23,8 +25,14 @@ from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
 from flux_endpoint.serialize import reading_as
 
-# The service keeps only the text of an error. In this case, the text begins with the code.
+# The service keeps only the text of an error. In these cases, the text begins with the code.
 _CANCELLED = f"{ErrorCode.CANCELLED}:"
+_DEPENDENCY_FAILED = f"{ErrorCode.DEPENDENCY_FAILED}:"
+_CODES = {
+    _CANCELLED: ErrorCode.CANCELLED,
+    _DEPENDENCY_FAILED: ErrorCode.DEPENDENCY_FAILED,
+}
+_TASK = re.compile(r"\btask ([0-9a-f-]{36})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +115,14 @@ def from_document(document: dict[str, Any]) -> TaskEnd | None:
         task_id=str(document.get("task_id", "")),
         value=value,
         error=error,
-        error_code=ErrorCode.CANCELLED if (error or "").startswith(_CANCELLED) else None,
+        error_code=_code_in(error or ""),
         completion_t=str(completion_t or 0),
         details=details if isinstance(details, dict) else None,
     )
+
+
+def _code_in(error: str) -> ErrorCode | None:
+    return next((code for prefix, code in _CODES.items() if error.startswith(prefix)), None)
 
 
 def load(end: TaskEnd, deserialize: Any) -> Any:
@@ -123,11 +135,16 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
     Raises:
         TaskExecutionFailed: the task failed.
         TaskCancelled: it was ended on request.
+        DependencyFailed: a task that it needs failed.
         DeserializationError: its value can't be read here.
     """
     if end.error is not None:
         if end.error_code == ErrorCode.CANCELLED:
             raise TaskCancelled(end.error.removeprefix(_CANCELLED).strip())
+        if end.error_code == ErrorCode.DEPENDENCY_FAILED:
+            text = end.error.removeprefix(_DEPENDENCY_FAILED).strip()
+            named = _TASK.search(text)
+            raise DependencyFailed(text, named[1] if named else None)
         raise TaskExecutionFailed(end.error, end.completion_t, end.details)
     try:
         with reading_as(OUR_RESULT):  # read an official endpoint's ShellResult as our class

@@ -20,7 +20,7 @@ from flux_endpoint.client.endpoint_watch import EndpointState, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.threads import ClientThread, on_client_thread
-from flux_endpoint.errors import ServiceError, ServiceUnreachableError
+from flux_endpoint.errors import DependencyFailed, ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.duration import format_duration
 from flux_endpoint.protocol.envelope import quoted
@@ -170,23 +170,28 @@ class Submitter:
     def _run(self) -> None:
         while batch := self._backlog.take(self.batch_size, MAX_BATCH_BYTES):
             self._sending = len(batch)
-            by_route: dict[SubmissionRoute, list[PendingTask]] = {}
-            for task in batch:
-                # A task can't be cancelled from here on; tasks cancelled before are dropped.
-                if task.future._begin():
-                    by_route.setdefault(task.route, []).append(task)
-            for route, tasks in by_route.items():
-                try:
-                    if route.attach_jobid is not None:
-                        self._attach(route, tasks)
-                    else:
-                        self._send(route, self._with_functions(tasks))
-                except Exception as error:
-                    log.exception("submitting %d tasks failed", len(tasks))
-                    _fail(tasks, error)
+            # A task can't be cancelled from here on; tasks cancelled before are dropped.
+            waiting = [task for task in batch if task.future._begin()]
+            while waiting:
+                tasks, waiting = _sendable(waiting)
+                self._send_all(tasks)
             self._sending = 0
         if self._abandoned.is_set():  # this thread may have started streams after `flush`
             self._streams.release()
+
+    def _send_all(self, batch: list[PendingTask]) -> None:
+        by_route: dict[SubmissionRoute, list[PendingTask]] = {}
+        for task in batch:
+            by_route.setdefault(task.route, []).append(task)
+        for route, tasks in by_route.items():
+            try:
+                if route.attach_jobid is not None:
+                    self._attach(route, tasks)
+                else:
+                    self._send(route, self._with_functions(tasks))
+            except Exception as error:
+                log.exception("submitting %d tasks failed", len(tasks))
+                _fail(tasks, error)
 
     def _with_functions(self, tasks: list[PendingTask]) -> list[PendingTask]:
         """Register new functions; fail the tasks of refused functions and return the others."""
@@ -338,12 +343,39 @@ class Submitter:
         raise AssertionError("pauses never end")
 
 
+def _sendable(tasks: list[PendingTask]) -> tuple[list[PendingTask], list[PendingTask]]:
+    """Return the tasks that can be sent now, and those whose needs have to be sent first.
+
+    Tasks that need one which was never submitted fail.
+    """
+    now: list[PendingTask] = []
+    later: list[PendingTask] = []
+    for task in tasks:
+        if not task.needs:
+            now.append(task)
+        elif (lost := task.needs.never_submitted) is not None:
+            _fail(
+                [task], DependencyFailed(f"a task that this one needs was never submitted: {lost}")
+            )
+        else:
+            (now if task.needs.are_submitted else later).append(task)
+    if later and len(later) == len(tasks):  # a need was neither sent nor given up
+        _fail(later, DependencyFailed("the tasks that this one needs were not submitted before it"))
+        later = []
+    return now, later
+
+
 def _submission(route: SubmissionRoute, by_function: dict[str, list[PendingTask]]) -> bytes:
     """Return the request for these tasks, a JSON object."""
     body: dict[str, Any] = {
         "task_group_id": route.task_group_id,
         "user_runtime": user_runtime(),
     }
+    if any(task.needs for tasks in by_function.values() for task in tasks):
+        body["needs"] = {
+            id_: [task.needs.as_request() if task.needs else None for task in tasks]
+            for id_, tasks in by_function.items()
+        }
     if route.resource_specification:
         body["resource_specification"] = json.loads(route.resource_specification)
     if route.user_endpoint_config:

@@ -99,6 +99,8 @@ def restricted(
         buffers = unpack_buffers(task.buffer)
     except DeserializationError as error:
         raise RestrictionError(f"the task can't be read: {error}") from None
+    if len(buffers) > 3:
+        raise RestrictionError(f"an argument is the result of another task: {_WHERE}")
     if len(buffers) != 3:
         raise RestrictionError(
             f"a task is three buffers, function, args and kwargs; this one has {len(buffers)}"

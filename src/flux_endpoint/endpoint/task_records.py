@@ -83,7 +83,7 @@ class TaskRecords:
             return {"jobid": task.attach}
         work: dict[str, Any] = {"resource_specification": task.resource_specification}
         try:
-            function, _, arguments = unpack_buffers(task.buffer)
+            function, _, arguments, *_ = unpack_buffers(task.buffer)
         except (DeserializationError, ValueError):
             return work
         command = self._command(function)

@@ -14,9 +14,10 @@ from flux_endpoint.engine.task_timeout import task_timeout
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import ShellFunction, formatted_task, read_function
 from flux_endpoint.functions.fields import quoting_fields
+from flux_endpoint.functions.inputs import task_inputs
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
-from flux_endpoint.serialize import ComputeSerializer, buffers_of_task
+from flux_endpoint.serialize import ComputeSerializer, task_with_inputs
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,12 @@ class _TaskSerializer(ComputeSerializer):
         self._cache = FunctionCache()
 
     def unpack_and_deserialize(self, packed_buffer: str) -> list[Any]:
-        function, *arguments = buffers_of_task(packed_buffer)
-        return [self._cache.get(function, self._read), *map(self.deserialize, arguments)]
+        (function, args, kwargs), inputs = task_with_inputs(packed_buffer)
+        called = self._cache.get(function, self._read)
+        if not inputs:
+            return [called, self.deserialize(args), self.deserialize(kwargs)]
+        with task_inputs([self.deserialize(each) for each in inputs]):
+            return [called, self.deserialize(args), self.deserialize(kwargs)]
 
     def _read(self, payload: str) -> Any:
         function = read_function(payload)

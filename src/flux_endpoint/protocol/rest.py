@@ -55,6 +55,9 @@ TaskIdText = Annotated[str, StringConstraints(max_length=64)]
 #: The most tasks in a status request.
 MAX_STATUS_IDS = 10_000
 
+#: Maximum number of tasks whose results one task takes, and of those that it only waits for.
+MAX_NEEDS = 1000
+
 
 class VersionAnswer(BaseModel):
     """`GET /v2/version?service=all`."""
@@ -87,6 +90,16 @@ class FunctionAnswer(BaseModel):
     function_uuid: str
 
 
+class TaskNeeds(BaseModel):
+    """What a task waits for: other tasks of its owner, which must succeed.
+
+    The results of `values` are sent to the task's endpoint, in this order.
+    """
+
+    values: list[TaskIdText] = Field(default_factory=list, max_length=MAX_NEEDS)
+    after: list[TaskIdText] = Field(default_factory=list, max_length=MAX_NEEDS)
+
+
 class SubmitBatch(BaseModel):
     """`POST /v3/endpoints/{id}/submit`: payloads by function id, and options for all of them."""
 
@@ -97,6 +110,8 @@ class SubmitBatch(BaseModel):
     user_endpoint_config: JsonObject | None = None
     result_serializers: Strategies | None = None
     user_runtime: JsonObject | None = None
+    #: For this project's clients, by function id: for each payload what it waits for.
+    needs: dict[str, list[TaskNeeds | None]] | None = None
 
 
 class SubmitAnswer(BaseModel):

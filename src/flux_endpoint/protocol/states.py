@@ -58,3 +58,4 @@ class ErrorCode(StrEnum):
     ENDPOINT_LOST = "EndpointLost"
     ENDPOINT_NOT_STARTED = "EndpointNotStarted"
     ENDPOINT_DELETED = "EndpointDeleted"
+    DEPENDENCY_FAILED = "DependencyFailed"

@@ -15,7 +15,12 @@ from flux_endpoint.serialize.combined import (
     ComboSerializationStrategy,
 )
 from flux_endpoint.serialize.data import DillDataBase64, JSONData, reading_as, written_by_pickle
-from flux_endpoint.serialize.packing import buffers_of_task, pack_buffers, unpack_buffers
+from flux_endpoint.serialize.packing import (
+    buffers_of_task,
+    pack_buffers,
+    task_with_inputs,
+    unpack_buffers,
+)
 from flux_endpoint.serialize.selection import (
     AllowlistWildcard,
     DeserializerAllowlist,
@@ -66,6 +71,7 @@ __all__ = [
     "prefer_for_type",
     "reading_as",
     "same_state",
+    "task_with_inputs",
     "unpack_buffers",
     "validate_strategylike",
     "written_by_pickle",

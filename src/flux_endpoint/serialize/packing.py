@@ -47,12 +47,28 @@ def buffers_of_task(packed: str) -> list[str]:
     Raises:
         DeserializationError: `packed` is malformed, or has another number of buffers.
     """
-    buffers = unpack_buffers(packed)
-    if len(buffers) != _BUFFERS_OF_A_TASK:
-        raise DeserializationError(
-            f"a task is three buffers, function, args and kwargs; this one has {len(buffers)}"
-        )
+    buffers, inputs = task_with_inputs(packed)
+    if inputs:
+        raise _miscounted(len(buffers) + len(inputs))
     return buffers
+
+
+def task_with_inputs(packed: str) -> tuple[list[str], list[str]]:
+    """Return the buffers of function, args and kwargs, and those of the results that a task takes.
+
+    Raises:
+        DeserializationError: `packed` is malformed, or has too few buffers.
+    """
+    buffers = unpack_buffers(packed)
+    if len(buffers) < _BUFFERS_OF_A_TASK:
+        raise _miscounted(len(buffers))
+    return buffers[:_BUFFERS_OF_A_TASK], buffers[_BUFFERS_OF_A_TASK:]
+
+
+def _miscounted(count: int) -> DeserializationError:
+    return DeserializationError(
+        f"a task is three buffers, function, args and kwargs; this one has {count}"
+    )
 
 
 def _malformed(packed: str, position: int, length: str) -> PackedBufferError:

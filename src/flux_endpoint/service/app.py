@@ -84,6 +84,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
             database,
             broker.publisher,
             broker.official,
+            broker.dependents,
             Quotas(settings),
             audit,
             at_broker,

@@ -13,6 +13,7 @@ from flux_endpoint.logs import event
 from flux_endpoint.service import topology
 from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.changes import ChangeListener
+from flux_endpoint.service.dependents import Dependents
 from flux_endpoint.service.event_consumer import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
 from flux_endpoint.service.observer import BrokerObserver
@@ -58,8 +59,11 @@ class Broker:
             database, self._outward, access.urls, settings.official_window
         )
         self.publisher = TaskPublisher(database, self._outward, self.official)
+        self.dependents = Dependents(database, self._outward)
         self._consumers = (
-            ResultConsumer(database, self._inward, self.official, changes.tasks_ended),
+            ResultConsumer(
+                database, self._inward, self.official, changes.tasks_ended, self.dependents.wake
+            ),
             EventConsumer(database, self._inward, changes.events_stored),
             HeartbeatConsumer(
                 database, self._inward, changes.reports_stored, self.official.reported
@@ -74,6 +78,7 @@ class Broker:
             connection.declare(*topology.shared())
         self.publisher.start()
         self.official.start()
+        self.dependents.start()
         for consumer in self._consumers:
             consumer.start()
         self._outward.start()
@@ -87,6 +92,7 @@ class Broker:
         self._outward.close(_CLOSE_TIMEOUT)
         self.publisher.close(_CLOSE_TIMEOUT)
         self.official.close(_CLOSE_TIMEOUT)
+        self.dependents.close(_CLOSE_TIMEOUT)
 
     def _on_outward(self, change: StateChange) -> None:
         self._announcer.announce("tasks", change)
@@ -94,10 +100,12 @@ class Broker:
         if change.state is ConnectionState.CONNECTED:
             self.publisher.connected()
             self.official.connected()
+            self.dependents.connected()
             self._access.broker_connected()
         else:
             self.publisher.disconnected()
             self.official.disconnected()
+            self.dependents.disconnected()
 
     def _on_alarm(self, reason: str) -> None:
         self.observer.alarmed(reason)

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from flux_endpoint.service.access.control import BrokerAccess
 from flux_endpoint.service.audit import ServiceAudit
 from flux_endpoint.service.changes import ChangeListener
+from flux_endpoint.service.dependents import Dependents
 from flux_endpoint.service.duplicate_submissions import DuplicateSubmissions
 from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.quotas import Quotas
@@ -24,6 +25,7 @@ class ServiceContext:
     database: Database
     publisher: TaskPublisher
     official: OfficialEndpoints
+    dependents: Dependents
     quotas: Quotas
     audit: ServiceAudit
     access: BrokerAccess

@@ -30,7 +30,7 @@ from flux_endpoint.service.changes import Outcome, TaskEnd
 from flux_endpoint.service.consumer import BatchConsumer
 from flux_endpoint.service.failures import PRESUMED_HEADER
 from flux_endpoint.service.official import OfficialEndpoints
-from flux_endpoint.service.store import listing, task_groups, tasks
+from flux_endpoint.service.store import dependencies, listing, task_groups, tasks
 from flux_endpoint.service.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         connection: connection to the broker.
         official: gives official endpoints further tasks when tasks have ended.
         on_ended: called with the first results of tasks, once they are stored.
+        on_ready: called when tasks that waited for others are ready.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         connection: AmqpConnection,
         official: OfficialEndpoints,
         on_ended: Callable[[Sequence[TaskEnd]], None],
+        on_ready: Callable[[], None],
     ) -> None:
         super().__init__(
             connection, queues.RESULTS_QUEUE, noun="result", prefetch=PREFETCH, bundles=True
@@ -132,6 +134,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         self._database = database
         self._official = official
         self._on_ended = on_ended
+        self._on_ready = on_ready
 
     def read(self, delivery: Delivery) -> _Received:
         """Return the outcome in a result message.
@@ -171,6 +174,12 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                 else:
                     stored.dropped.append(delivery)
             tasks.complete(connection, [each.outcome for each in accepted.values()], known)
+            ended = {
+                task_id: each.outcome.failed
+                for task_id, each in accepted.items()
+                if not known[task_id].ended
+            }
+            are_ready = dependencies.tasks_ended(connection, ended)
             ran_at = {task_id: known[task_id].endpoint_id for task_id in accepted}
             have_room = self._official.results_stored(connection, ran_at)
         # After the commit: a client that begins to listen later asks REST for earlier results.
@@ -179,6 +188,8 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             stored.listeners.update(task_groups.listeners(connection, groups))
         self._on_ended([_end(each.outcome, known[task_id]) for task_id, each in accepted.items()])
         self._official.have_room(have_room)
+        if are_ready:
+            self._on_ready()
         return stored
 
     def settle(self, stored: _Stored) -> None:

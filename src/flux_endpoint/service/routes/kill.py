@@ -16,7 +16,7 @@ from flux_endpoint.service.errors import broker_unavailable
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.results import STORED_HEADER
 from flux_endpoint.service.routes.tasks import TaskId, owned
-from flux_endpoint.service.store import endpoints, tasks
+from flux_endpoint.service.store import dependencies, endpoints, tasks
 
 router = APIRouter()
 
@@ -81,6 +81,10 @@ def _end(service: ServiceContext, task_id: str, endpoint_id: str) -> None:
         raise broker_unavailable() from error
     with service.database.write() as connection:
         known = tasks.routes(connection, [task_id])
+        are_ready = False
         if not known[task_id].ended:
             outcome = tasks.TaskOutcome(task_id, True, _TEXT.encode(), None, time.time())
             tasks.complete(connection, [outcome], known)
+            are_ready = dependencies.tasks_ended(connection, {task_id: True})
+    if are_ready:
+        service.dependents.wake()

@@ -13,7 +13,7 @@ from pydantic import FailFast, Field, ValidationError
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
-from flux_endpoint.protocol.rest import SubmitAnswer, SubmitBatch, UuidText
+from flux_endpoint.protocol.rest import SubmitAnswer, SubmitBatch, TaskNeeds, UuidText
 from flux_endpoint.service import buffers, submissions, topology
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.disconnects import Watched
@@ -21,7 +21,7 @@ from flux_endpoint.service.errors import invalid_field, invalid_request
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.routes.endpoints import usable
 from flux_endpoint.service.routes.request import IdempotencyKey, RawBody, json_body
-from flux_endpoint.service.store import endpoints, functions, tasks
+from flux_endpoint.service.store import dependencies, endpoints, functions, tasks
 from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.ids import ordered_ids
 from flux_endpoint.service.store.users import User
@@ -47,6 +47,8 @@ class _Payloads:
     function_id: str
     requested_id: str
     payloads: list[str]
+    #: For each payload, what it waits for.
+    needs: list[TaskNeeds | None]
 
 
 @router.post("/v3/endpoints/{endpoint_id}/submit", openapi_extra=json_body(SubmitBatch))
@@ -103,11 +105,14 @@ def _submit(
         )
         submission = replace(submission, endpoint_id=runs_at)
         new = _new_tasks(by_function)
+        needs = _needs_by_task(by_function, new, endpoint)
 
         def also(connection: sa.Connection) -> None:
             functions.note_use(connection, used, submission.created_at)
             # Tasks for an official endpoint are held, and given to it as it has room.
             service.official.hold(connection, endpoint, runs_at, new, code)
+            if needs:
+                _store_needs(connection, caller, needs)
 
         stored = submissions.store(service.database, service.quotas, submission, new, also)
         if stored is submission:
@@ -123,11 +128,17 @@ def _submit(
             )
             service.publisher.publish(
                 stored,
-                service.official.publishable(endpoint, new),
+                [
+                    each
+                    for each in service.official.publishable(endpoint, new)
+                    if each.id not in needs
+                ],
                 code,
                 service.settings.publish_timeout,
                 endpoint.takes_together,
             )
+            if needs:
+                service.dependents.wake()  # what they need may have ended before
             return _answer(stored, endpoint_id, by_function, _ids(new), endpoint)
     if stored.create_queue:
         group_queue = topology.of_group(stored.group_id)
@@ -158,8 +169,68 @@ def _by_function(batch: SubmitBatch) -> list[_Payloads]:
             raise invalid_field(field, "has no payload")
         for index, payload in enumerate(payloads):
             _check_payload(f"{field}[{index}]", payload)
-        found[function_id] = _Payloads(function_id, requested_id, payloads)
+        needs = _needs_of(batch, requested_id, len(payloads))
+        found[function_id] = _Payloads(function_id, requested_id, payloads, needs)
+    for requested_id in batch.needs or ():
+        if requested_id not in batch.tasks:
+            raise invalid_field(f"needs.{requested_id}", "has no payloads in 'tasks'")
     return list(found.values())
+
+
+def _needs_of(batch: SubmitBatch, requested_id: str, count: int) -> list[TaskNeeds | None]:
+    needs = (batch.needs or {}).get(requested_id)
+    if needs is None:
+        return [None] * count
+    if len(needs) != count:
+        raise invalid_field(
+            f"needs.{requested_id}", f"has {len(needs)} entries for {count} payloads"
+        )
+    return [each if each is not None and (each.values or each.after) else None for each in needs]
+
+
+def _needs_by_task(
+    by_function: list[_Payloads], new: list[tasks.NewTask], endpoint: Endpoint
+) -> dict[str, tuple[str, TaskNeeds]]:
+    """Return by task id what tasks wait for, each with its field in the request.
+
+    Raises:
+        ServiceError: 422, their endpoint is not one of Flux Endpoint: it could not use the results.
+    """
+    listed = [
+        (f"needs.{each.requested_id}[{index}]", needs)
+        for each in by_function
+        for index, needs in enumerate(each.needs)
+    ]
+    found = {
+        task.id: (field, needs)
+        for task, (field, needs) in zip(new, listed, strict=True)
+        if needs is not None
+    }
+    if found and not endpoint.is_own_make:
+        raise ServiceError(
+            f"endpoint {endpoint.public_id} is not one of Flux Endpoint: its tasks can't wait for "
+            "other tasks. Wait for their results, and submit the task then",
+            http_status=422,
+            code="DEPENDENCIES_NOT_SUPPORTED",
+            field=next(iter(found.values()))[0],
+        )
+    return found
+
+
+def _store_needs(
+    connection: sa.Connection, caller: User, needs: dict[str, tuple[str, TaskNeeds]]
+) -> None:
+    missing = dependencies.add(
+        connection, caller.id, {each: its for each, (_, its) in needs.items()}
+    )
+    if missing is not None:
+        task_id, needed = missing
+        raise ServiceError(
+            f"task {needed}, which a task waits for, is unknown, or was removed",
+            http_status=404,
+            code="TASK_NOT_FOUND",
+            field=needs[task_id][0],
+        )
 
 
 def _check_payload(field: str, payload: str) -> None:

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from flux_endpoint.service.store.engine import Database, chunks
 from flux_endpoint.service.store.tables import (
     deliveries,
+    dependencies,
+    dependents,
     functions,
     submissions,
     task_events,
@@ -113,7 +115,7 @@ def first_end(connection: sa.Connection, submission_ids: Sequence[str]) -> float
 def remove_tasks(connection: sa.Connection, task_ids: Sequence[str]) -> None:
     """Remove tasks that have ended, with their results and events."""
     for part in chunks(task_ids):
-        for table in (task_events, deliveries):
+        for table in (task_events, deliveries, dependents):
             connection.execute(sa.delete(table).where(table.c.task_id.in_(part)))
         ended = tasks.c.completed_at.is_not(None)
         connection.execute(sa.delete(tasks).where(tasks.c.id.in_(part), ended))
@@ -219,7 +221,9 @@ def give_back_space(database: Database) -> bool:
 
 def _ended(until: float) -> sa.Select[Any]:
     size = sa.func.coalesce(sa.func.length(tasks.c.result), 0)
-    return sa.select(tasks.c.id, size).where(tasks.c.completed_at <= until)
+    # A task that waits for others takes this one's result later.
+    needed = sa.exists().where(dependencies.c.needs_id == tasks.c.id)
+    return sa.select(tasks.c.id, size).where(tasks.c.completed_at <= until, ~needed)
 
 
 def _step(connection: sa.Connection, query: sa.Select[Any]) -> list[EndedTask]:

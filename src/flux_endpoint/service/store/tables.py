@@ -204,6 +204,26 @@ Index(
     deliveries.c.task_id,
 )
 
+#: Tasks that wait, or waited, for other tasks (see `store.dependencies`).
+dependents = Table(
+    "dependents",
+    metadata,
+    Column("task_id", ForeignKey("tasks.id"), primary_key=True),
+    # Number of tasks that it still waits for; 0: it is ready; -1: the broker has it.
+    Column("unmet", Integer, nullable=False, index=True),
+    Column("failed_need", String(36)),  # the first needed task that failed
+)
+
+#: What each dependent needs, until it is published or has ended.
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("task_id", ForeignKey("tasks.id"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("needs_id", ForeignKey("tasks.id"), nullable=False, index=True),
+    Column("is_value", Boolean, nullable=False),  # whether its result is sent along
+)
+
 #: Job events of tasks, in order of arrival.
 task_events = Table(
     "task_events",

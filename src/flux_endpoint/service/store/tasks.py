@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from flux_endpoint.protocol import states
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import (
+    dependents,
     endpoints,
     submissions,
     tasks,
@@ -229,7 +230,7 @@ def unpublished(connection: sa.Connection, limit: int) -> list[Submission]:
 def unpublished_tasks(
     connection: sa.Connection, submission_id: str, which: sa.ColumnElement[bool]
 ) -> list[NewTask]:
-    """Return the open tasks of a submission.
+    """Return the open tasks of a submission, without those that need other tasks.
 
     Args:
         connection: a transaction.
@@ -242,6 +243,7 @@ def unpublished_tasks(
             tasks.c.submission_id == submission_id,
             tasks.c.completed_at.is_(None),
             tasks.c.payload.is_not(None),
+            ~sa.exists().where(dependents.c.task_id == tasks.c.id),
             which,
         )
         .order_by(tasks.c.position)
@@ -296,6 +298,7 @@ def published_and_open(connection: sa.Connection, endpoint_id: str) -> list[str]
             submissions.c.endpoint_id == endpoint_id,
             submissions.c.published_at.is_not(None),
             tasks.c.completed_at.is_(None),
+            ~sa.exists().where(dependents.c.task_id == tasks.c.id, dependents.c.unmet >= 0),
         )
     )
     return list(connection.scalars(query))

@@ -1,0 +1,229 @@
+"""Publishes tasks that waited for other tasks, once these have ended."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+
+from flux_endpoint.amqp import AmqpConnection
+from flux_endpoint.backoff import Backoff
+from flux_endpoint.logs import event
+from flux_endpoint.owner_thread import OwnerThread
+from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
+from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.serialize import pack_buffers
+from flux_endpoint.service import topology
+from flux_endpoint.service.countdown import Countdown
+from flux_endpoint.service.failures import publish_failure
+from flux_endpoint.service.store import dependencies, endpoints, functions, tasks
+from flux_endpoint.service.store.dependencies import ReadyTask
+from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.task_message import publish_tasks
+
+log = logging.getLogger(__name__)
+
+# First and longest pause (s) before ready tasks are published again.
+_PAUSES = 1.0, 30.0
+_DECLARE_TIMEOUT = 30.0
+_MAX_DECLARED = 10_000
+# Maximum length of the part of a needed task's error that is repeated.
+_SHOWN = 300
+
+
+class Dependents:
+    """Publishes ready tasks with the results that they take, or fails them. Thread-safe.
+
+    A task is marked as released only after the broker's confirm. So one may be published twice, and
+    its endpoint drops the second.
+
+    Args:
+        database: the service's database.
+        connection: connection to the broker.
+    """
+
+    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+        self._database = database
+        self._connection = connection
+        self._connected = threading.Event()
+        self._thread = OwnerThread("dependents", after_turn=self._turn)
+        # Only the thread uses these:
+        self._is_woken = False
+        #: Number of submissions in the present page that are not confirmed.
+        self._unconfirmed = 0
+        self._retry_at: float | None = None
+        self._pauses = Backoff(*_PAUSES)
+        self._declared: set[tuple[str, str]] = set()
+
+    def start(self) -> None:
+        """Begin; it does nothing until the broker is connected."""
+        self._thread.start()
+
+    def connected(self) -> None:
+        """Record that the connection to the broker was made."""
+        self._connected.set()
+        self._thread.post(self._resume)
+
+    def disconnected(self) -> None:
+        """Record that the connection to the broker was lost."""
+        self._connected.clear()
+
+    def wake(self) -> None:
+        """Look for ready tasks in the database."""
+        self._thread.post(self._wake)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop, within `timeout` seconds.
+
+        The connection must be closed first, so that no confirm is outstanding.
+        """
+        self._thread.stop()
+        self._thread.join(timeout)
+
+    # The following methods run on the thread.
+
+    def _wake(self) -> None:
+        self._is_woken = True
+
+    def _resume(self) -> None:
+        self._is_woken, self._retry_at = True, None
+        self._declared.clear()  # the broker may have lost them
+
+    def _turn(self) -> float:
+        if self._unconfirmed or not self._connected.is_set():
+            return math.inf
+        now = time.monotonic()
+        if self._retry_at is not None and now < self._retry_at:
+            return self._retry_at - now
+        if self._is_woken or self._retry_at is not None:
+            self._is_woken, self._retry_at = False, None
+            try:
+                self._publish_page()
+            except Exception as error:  # noqa: BLE001 - the database or the broker: try again
+                self._retry_later(error)
+                return _PAUSES[0]
+        return math.inf
+
+    def _retry_later(self, error: BaseException) -> None:
+        pause = next(self._pauses)
+        self._retry_at = time.monotonic() + pause
+        event(
+            log,
+            logging.WARNING,
+            "tasks that waited for others not published",
+            reason=error,
+            retry_in=round(pause, 1),
+        )
+
+    def _publish_page(self) -> None:
+        with self._database.read() as connection:
+            page = dependencies.ready(connection)
+            found = tasks.submissions_by_id(connection, {each.submission_id for each in page})
+        by_submission: dict[str, list[ReadyTask]] = {}
+        for each in page:
+            by_submission.setdefault(each.submission_id, []).append(each)
+        self._unconfirmed = len(by_submission)
+        for submission_id, ready in by_submission.items():
+            settle = partial(self._on_done, [each.task.id for each in ready])
+            try:
+                confirms = self._publish(found[submission_id], ready)
+            except Exception as error:  # noqa: BLE001 - others can still be published
+                settle(error)
+                continue
+            countdown = Countdown(len(confirms), settle)
+            for confirm in confirms:
+                confirm.add_done_callback(countdown.one_done)
+
+    def _publish(
+        self, submission: tasks.Submission, ready: Sequence[ReadyTask]
+    ) -> list[Future[None]]:
+        """Publish ready tasks of a submission, or their failures; return the confirms."""
+        self._declare(submission)
+        new: list[tasks.NewTask] = []
+        confirms: list[Future[None]] = []
+        for each in ready:
+            problem = _problem(each)
+            if problem is None:
+                inputs = pack_buffers(each.values)
+                payload = each.task.payload + inputs
+                new.append(tasks.NewTask(each.task.id, each.task.function_id, payload))
+                continue
+            code, text = problem
+            confirms.append(
+                publish_failure(
+                    self._connection,
+                    submission.endpoint_id,
+                    each.task.id,
+                    code,
+                    text,
+                    presumed=False,
+                )
+            )
+        if new:
+            with self._database.read() as connection:
+                used = {task.function_id for task in new if task.function_id is not None}
+                code_of = functions.function_code(connection, used)
+                together = endpoints.takes_together(connection, submission.endpoint_id)
+            confirms += publish_tasks(self._connection, submission, new, code_of, together)
+        return confirms
+
+    def _declare(self, submission: tasks.Submission) -> None:
+        """Declare the queues that get the tasks and their results, in case the broker lost them."""
+        group_id = submission.group_id if submission.create_queue else ""
+        key = submission.endpoint_id, group_id
+        if key in self._declared:
+            return
+        things = topology.of_endpoint(submission.endpoint_id)
+        if group_id:
+            things += topology.of_group(group_id)
+        self._connection.declare_once(*things).result(timeout=_DECLARE_TIMEOUT)
+        if len(self._declared) >= _MAX_DECLARED:
+            self._declared.clear()
+        self._declared.add(key)
+
+    def _on_done(self, task_ids: list[str], error: BaseException | None) -> None:
+        # Usually runs on the connection's thread.
+        self._thread.post(partial(self._settle, task_ids, error))
+
+    def _settle(self, task_ids: list[str], error: BaseException | None) -> None:
+        self._unconfirmed -= 1
+        if error is None:
+            try:
+                with self._database.write() as connection:
+                    dependencies.released(connection, task_ids)
+            except Exception as failure:  # noqa: BLE001 - published again later, which is harmless
+                error = failure
+        if error is not None:
+            self._declared.clear()
+            self._retry_later(error)
+        else:
+            self._pauses.reset()
+            self._is_woken = True  # there may be another page
+
+
+def _problem(ready: ReadyTask) -> tuple[ErrorCode, str] | None:
+    """Return why a task must fail instead of being published; `None`: it need not."""
+    if ready.failed_need is not None:
+        text = failed_need(ready.failed_need, ready.error)
+        return ErrorCode.DEPENDENCY_FAILED, text
+    size = sum(map(carried_bytes, ready.values))
+    if size > MAX_PAYLOAD_BYTES:
+        text = (
+            f"the results that the task takes are {size} bytes, the limit is {MAX_PAYLOAD_BYTES}: "
+            "pass large data through files"
+        )
+        return ErrorCode.COULD_NOT_EXECUTE, text
+    return None
+
+
+def failed_need(task_id: str, error: str) -> str:
+    """Return the text of the failure of a task that needs a failed one.
+
+    Args:
+        task_id: the failed task.
+        error: the text of its error.
+    """
+    lines = error.strip().splitlines() or ["it has no error text"]
+    return f"task {task_id}, which this task needs, failed: {lines[-1].strip()[:_SHOWN]}"

@@ -1,0 +1,245 @@
+"""Tasks that wait for other tasks: what each needs, and which are ready.
+
+- A task *waits* while a task that it needs has not ended.
+- It is *ready* once all of them have succeeded, or one has failed; then it fails, too.
+- It is *released* once the broker has it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from flux_endpoint.protocol.rest import TaskNeeds
+from flux_endpoint.service.store.engine import chunks
+from flux_endpoint.service.store.tables import (
+    dependencies,
+    dependents,
+    endpoints,
+    submissions,
+    tasks,
+)
+from flux_endpoint.service.store.tasks import NewTask
+
+#: Maximum number of tasks that are released at a time, and of bytes of their inputs. A single task
+#: may exceed the bytes.
+PAGE_TASKS = 500
+PAGE_BYTES = 32 * 2**20
+
+_RELEASED = -1
+
+# Built once, since every batch of results uses them.
+_ANY = sa.select(dependents.c.task_id).limit(1)
+_OF_NEEDS = (
+    sa.select(dependencies.c.task_id, dependencies.c.needs_id)
+    .where(dependencies.c.needs_id.in_(sa.bindparam("ids", expanding=True)))
+    .distinct()
+    .order_by(dependencies.c.task_id)  # always the same order of locks
+)
+_ONE_MET = (
+    sa.update(dependents)
+    .where(dependents.c.task_id == sa.bindparam("of_task"), dependents.c.unmet > 0)
+    .values(unmet=dependents.c.unmet - 1)
+)
+_ONE_FAILED = (
+    sa.update(dependents)
+    .where(dependents.c.task_id == sa.bindparam("of_task"), dependents.c.unmet > 0)
+    .values(unmet=0, failed_need=sa.bindparam("need"))
+)
+
+
+@dataclass(frozen=True)
+class ReadyTask:
+    """A task to publish now, or to fail.
+
+    Attributes:
+        task: the task, with its own arguments.
+        submission_id: its submission.
+        endpoint_id: the endpoint that runs it.
+        failed_need: the needed task that failed; `None`: all succeeded.
+        error: text of that task's error.
+        values: the results that it takes, in order.
+    """
+
+    task: NewTask
+    submission_id: str
+    endpoint_id: str
+    failed_need: str | None
+    error: str = ""
+    values: list[str] = field(default_factory=list)
+
+
+def add(
+    connection: sa.Connection, owner_id: str, needs: Mapping[str, TaskNeeds]
+) -> tuple[str, str] | None:
+    """Store what new tasks need.
+
+    Args:
+        connection: the transaction that stores the tasks.
+        owner_id: their owner.
+        needs: by task id, what it needs.
+
+    Returns:
+        `None`; if the owner has no such task, the id of a new task and what it needs, and nothing
+        is stored.
+    """
+    wanted = {each: [*dict.fromkeys(its.values + its.after)] for each, its in needs.items()}
+    known = _states(connection, owner_id, {one for its in wanted.values() for one in its})
+    for task_id, its in wanted.items():
+        for one in its:
+            if one not in known:
+                return task_id, one
+    connection.execute(
+        sa.insert(dependents),
+        [
+            {
+                "task_id": task_id,
+                "unmet": 0 if failed else sum(known[one] is None for one in its),
+                "failed_need": failed[0] if failed else None,
+            }
+            for task_id, its in wanted.items()
+            for failed in [[one for one in its if known[one]]]
+        ],
+    )
+    rows = [
+        {
+            "task_id": task_id,
+            "position": position,
+            "needs_id": one,
+            "is_value": position < len(its.values),
+        }
+        for task_id, its in needs.items()
+        for position, one in enumerate(its.values + its.after)
+    ]
+    connection.execute(sa.insert(dependencies), rows)
+    return None
+
+
+def _states(connection: sa.Connection, owner_id: str, ids: Iterable[str]) -> dict[str, bool | None]:
+    """Return for each task of a user whether it failed (`None`: not ended), and lock its row.
+
+    The lock keeps a result from being stored between this look and the end of the transaction.
+    """
+    found: dict[str, bool | None] = {}
+    for part in chunks(sorted(ids)):
+        query = (
+            sa.select(tasks.c.id, tasks.c.completed_at, tasks.c.failed)
+            .join_from(tasks, submissions)
+            .where(tasks.c.id.in_(part), submissions.c.owner_id == owner_id)
+            .order_by(tasks.c.id)
+            .with_for_update(of=tasks)
+        )
+        for task_id, completed_at, failed in connection.execute(query):
+            found[task_id] = None if completed_at is None else bool(failed)
+    return found
+
+
+def tasks_ended(connection: sa.Connection, ended: Mapping[str, bool]) -> bool:
+    """Record that tasks have ended; return whether others are ready now.
+
+    Args:
+        connection: the transaction that stores their results.
+        ended: by task id, whether it failed.
+    """
+    if not ended or connection.scalar(_ANY) is None:
+        return False
+    met: list[dict[str, str]] = []
+    failed: list[dict[str, str]] = []
+    for part in chunks(ended):
+        for task_id, need in connection.execute(_OF_NEEDS, {"ids": part}):
+            (failed if ended[need] else met).append({"of_task": task_id, "need": need})
+    if failed:
+        connection.execute(_ONE_FAILED, failed)
+    if met:
+        connection.execute(_ONE_MET, [{"of_task": each["of_task"]} for each in met])
+    _forget_needs(connection, ended)
+    for part in chunks(ended):
+        connection.execute(sa.delete(dependents).where(dependents.c.task_id.in_(part)))
+    return bool(met or failed)
+
+
+def ready(connection: sa.Connection) -> list[ReadyTask]:
+    """Return tasks that are ready, the oldest first, at most one page."""
+    size = (
+        sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(tasks.c.result)), 0))
+        .join_from(dependencies, tasks, tasks.c.id == dependencies.c.needs_id)
+        .where(dependencies.c.task_id == dependents.c.task_id, dependencies.c.is_value)
+        .scalar_subquery()
+    )
+    query = (
+        sa.select(
+            tasks.c.id, tasks.c.function_id, tasks.c.payload, tasks.c.submission_id,
+            submissions.c.endpoint_id, dependents.c.failed_need, size.label("size"),
+        )
+        .join_from(dependents, tasks)
+        .join(submissions)
+        .join(endpoints, endpoints.c.id == submissions.c.endpoint_id)
+        .where(
+            dependents.c.unmet == 0,
+            tasks.c.completed_at.is_(None),
+            endpoints.c.deleted_at.is_(None),  # otherwise its tasks fail for that
+        )
+        .order_by(dependents.c.task_id)
+        .limit(PAGE_TASKS)
+    )  # fmt: skip
+    found: list[ReadyTask] = []
+    left = PAGE_BYTES
+    with connection.execute(query) as rows:
+        for row in rows:
+            left -= row.size + len(row.payload or b"")
+            if left < 0 and found:
+                break
+            task = NewTask(row.id, row.function_id, (row.payload or b"").decode())
+            found.append(ReadyTask(task, row.submission_id, row.endpoint_id, row.failed_need))
+    return _with_results(connection, found)
+
+
+def _with_results(connection: sa.Connection, found: Sequence[ReadyTask]) -> list[ReadyTask]:
+    values: dict[str, list[str]] = {}
+    for part in chunks(each.task.id for each in found if each.failed_need is None):
+        query = (
+            sa.select(dependencies.c.task_id, tasks.c.result)
+            .join_from(dependencies, tasks, tasks.c.id == dependencies.c.needs_id)
+            .where(dependencies.c.task_id.in_(part), dependencies.c.is_value)
+            .order_by(dependencies.c.task_id, dependencies.c.position)
+        )
+        for task_id, result in connection.execute(query):
+            values.setdefault(task_id, []).append(_text(result))
+    errors: dict[str, str] = {}
+    for part in chunks({each.failed_need for each in found if each.failed_need is not None}):
+        failed = sa.select(tasks.c.id, tasks.c.result).where(tasks.c.id.in_(part))
+        errors.update((row.id, _text(row.result)) for row in connection.execute(failed))
+    return [
+        ReadyTask(
+            each.task,
+            each.submission_id,
+            each.endpoint_id,
+            each.failed_need,
+            errors.get(each.failed_need or "", ""),
+            values.get(each.task.id, []),
+        )
+        for each in found
+    ]
+
+
+def _text(result: bytes | None) -> str:
+    return (result or b"").decode(errors="surrogatepass")
+
+
+def released(connection: sa.Connection, task_ids: Iterable[str]) -> None:
+    """Record that the broker has tasks, or their failures; forget what they needed.
+
+    Args:
+        connection: a transaction that writes.
+        task_ids: the tasks.
+    """
+    ids = list(task_ids)
+    for part in chunks(ids):
+        query = sa.update(dependents).where(dependents.c.task_id.in_(part))
+        connection.execute(query.values(unmet=_RELEASED))
+    _forget_needs(connection, ids)
+
+
+def _forget_needs(connection: sa.Connection, task_ids: Iterable[str]) -> None:
+    for part in chunks(task_ids):
+        connection.execute(sa.delete(dependencies).where(dependencies.c.task_id.in_(part)))

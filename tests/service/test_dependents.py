@@ -1,0 +1,204 @@
+"""Tasks that wait for others: stored, then published with the results that they take."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from tests.service.conftest import PAYLOAD, Peer, Rest, refusal
+from tests.service.test_results import result
+
+from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
+from flux_endpoint.serialize import task_with_inputs
+from flux_endpoint.service.app import create_app
+from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store import retention
+from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.store.tables import dependencies, dependents, submissions
+from waiting import until
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def submit(live: Rest, endpoint_id: str, *needs: Any) -> list[str]:
+    """Submit a task of one function for each of `needs`; return their ids."""
+    function_id = live.register_function()
+    body = {
+        "tasks": {function_id: [PAYLOAD] * len(needs)},
+        "needs": {function_id: list(needs)},
+    }
+    answer = live.client.post(f"/v3/endpoints/{endpoint_id}/submit", json=body)
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["tasks"][function_id])
+
+
+def taken(peer: Peer, endpoint_id: str) -> tuple[str, list[str]]:
+    """Return the next task of an endpoint's queue: its id and the results that it takes."""
+    data = json.loads(peer.take(f"{endpoint_id}.tasks").body[1:])["data"]
+    return data["task_id"], task_with_inputs(data["task_buffer"])[1]
+
+
+def failure(task_id: str) -> bytes:
+    details = {"code": "RemoteExecutionError", "user_message": "it raised"}
+    return result(task_id, "Traceback\nValueError: no", error_details=details)
+
+
+def until_failed(live: Rest, task_id: str) -> str:
+    until(lambda: live.status(task_id)["status"] == "failed")
+    return str(live.status(task_id)["exception"])
+
+
+def is_empty(database: Database) -> bool:
+    with database.read() as connection:
+        return not any(
+            connection.execute(table.select()).first() for table in (dependencies, dependents)
+        )
+
+
+def test_a_task_is_published_with_results_once_all_have_succeeded(
+    live: Rest, peer: Peer, database: Database
+) -> None:
+    endpoint_id = live.register_endpoint()
+    first, second, third = submit(live, endpoint_id, None, None, None)
+    needs = {"values": [second, first], "after": [third]}
+    waiting, free = submit(live, endpoint_id, needs, None)
+    for task_id in (first, second, third, free):  # not the one that waits
+        assert taken(peer, endpoint_id) == (task_id, [])
+    for task_id, data in ((first, "00\none\n"), (second, "00\ntwo\n"), (third, "00\nthree\n")):
+        assert live.status(waiting)["status"] == "waiting-for-ep"
+        peer.send_result(endpoint_id, result(task_id, data))
+    assert taken(peer, endpoint_id) == (waiting, ["00\ntwo\n", "00\none\n"])
+    peer.send_result(endpoint_id, result(waiting))
+    peer.send_result(endpoint_id, result(free))
+    # A task that needs one that has ended is published at once.
+    late = submit(live, endpoint_id, {"values": [waiting]})
+    assert taken(peer, endpoint_id)[0] == late[0]
+    peer.send_result(endpoint_id, result(late[0]))
+    until(lambda: is_empty(database))
+
+
+def test_a_failure_fails_all_that_need_it(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    (first,) = submit(live, endpoint_id, None)
+    (second,) = submit(live, endpoint_id, {"values": [first]})
+    (third,) = submit(live, endpoint_id, {"after": [second]})
+    peer.send_result(endpoint_id, failure(first))
+    text = f"DependencyFailed: task {first}, which this task needs, failed: ValueError: no"
+    assert until_failed(live, second) == text
+    assert until_failed(live, third).startswith(f"DependencyFailed: task {second}, which")
+    (late,) = submit(live, endpoint_id, {"after": [third]})
+    assert "DependencyFailed" in until_failed(live, late)
+
+
+def test_a_cancelled_task_fails_those_that_need_it(live: Rest) -> None:
+    endpoint_id = live.register_endpoint()
+    (first,) = submit(live, endpoint_id, None)
+    (second,) = submit(live, endpoint_id, {"values": [first]})
+    assert live.client.post(f"/v2/tasks/{first}/kill").status_code == 200
+    assert "TaskCancelled" in until_failed(live, second)
+
+
+def test_results_that_are_too_large_together_fail_the_task(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    first, second = submit(live, endpoint_id, None, None)
+    (third,) = submit(live, endpoint_id, {"values": [first, second]})
+    for task_id in (first, second):
+        data = "11\n" + "A" * (MAX_PAYLOAD_BYTES * 2 // 3)
+        peer.send_result(endpoint_id, result(task_id, data))
+    assert f"the limit is {MAX_PAYLOAD_BYTES}" in until_failed(live, third)
+
+
+def test_the_next_service_publishes_what_became_ready(
+    live_settings: ServiceSettings, token_of: Callable[[str], dict[str, str]], peer: Peer
+) -> None:
+    token = token_of("ada")
+    with TestClient(create_app(live_settings), headers=token) as client:
+        live = Rest(client)
+        endpoint_id = live.register_endpoint()
+        (first,) = submit(live, endpoint_id, None)
+        (second,) = submit(live, endpoint_id, {"values": [first]})
+    peer.send_result(endpoint_id, result(first, "00\none\n"))
+    assert taken(peer, endpoint_id)[0] == first
+    with TestClient(create_app(live_settings), headers=token):
+        assert taken(peer, endpoint_id) == (second, ["00\none\n"])
+
+
+def test_a_needed_result_is_not_removed(live: Rest, peer: Peer, database: Database) -> None:
+    endpoint_id = live.register_endpoint()
+    first, other = submit(live, endpoint_id, None, None)
+    submit(live, endpoint_id, {"values": [first, other]})
+    peer.send_result(endpoint_id, result(first))
+    until(lambda: live.status(first)["status"] == "success")
+    with database.read() as connection:
+        ids = [each.id for each in retention.oldest_submissions(connection, "", 10)]
+        assert retention.ended_tasks(connection, ids, time.time() + 1) == []
+
+
+def test_a_task_that_waits_does_not_count_as_taken(live: Rest, database: Database) -> None:
+    endpoint_id = live.register_endpoint()
+    (first,) = submit(live, endpoint_id, None)
+    submit(live, endpoint_id, {"values": [first]})
+
+    def are_published() -> bool:
+        with database.read() as connection:
+            rows = connection.execute(submissions.select()).all()
+        return all(each.published_at is not None for each in rows)
+
+    until(are_published)
+    answer = live.client.get(f"/v3/endpoints/{endpoint_id}/taken")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["tasks"] == []  # the first is still in the queue
+
+
+class TestRefusals:
+    """A request is refused as a whole, and names the field."""
+
+    def post(self, api: TestClient, endpoint_id: str, function_id: str, needs: Any) -> Any:
+        body = {"tasks": {function_id: [PAYLOAD]}, "needs": needs}
+        return api.post(f"/v3/endpoints/{endpoint_id}/submit", json=body)
+
+    def test_needs_that_match_no_payload(
+        self, api: TestClient, add_endpoint: Callable[..., str], add_function: Callable[..., str]
+    ) -> None:
+        endpoint_id = add_endpoint(metadata={"flux_endpoint_version": "1.0"})
+        function_id = add_function()
+        answer = self.post(api, endpoint_id, function_id, {function_id: [None, None]})
+        refusal(answer, 422, "SEMANTICALLY_INVALID", f"needs.{function_id}")
+        answer = self.post(api, endpoint_id, function_id, {str(uuid.uuid4()): []})
+        assert answer.status_code == 422
+
+    def test_an_unknown_task_or_that_of_another_user(
+        self,
+        api: TestClient,
+        bob: dict[str, str],
+        add_endpoint: Callable[..., str],
+        add_function: Callable[..., str],
+    ) -> None:
+        endpoint_id = add_endpoint(metadata={"flux_endpoint_version": "1.0"}, users=["bob"])
+        function_id = add_function(public=True)
+        mine = self.post(api, endpoint_id, function_id, None).json()["tasks"][function_id][0]
+        needs = {function_id: [{"values": [mine]}]}
+        assert self.post(api, endpoint_id, function_id, needs).status_code == 200
+        for headers, needed in ((bob, mine), ({}, str(uuid.uuid4())), ({}, "x")):
+            body = {
+                "tasks": {function_id: [PAYLOAD]},
+                "needs": {function_id: [{"after": [needed]}]},
+            }
+            url = f"/v3/endpoints/{endpoint_id}/submit"
+            answer = api.post(url, json=body, headers=headers)
+            refusal(answer, 404, "TASK_NOT_FOUND", f"needs.{function_id}[0]")
+
+    def test_an_endpoint_of_another_make(
+        self, api: TestClient, add_endpoint: Callable[..., str], add_function: Callable[..., str]
+    ) -> None:
+        endpoint_id, function_id = add_endpoint(), add_function()
+        needs = {function_id: [{"values": [str(uuid.uuid4())]}]}
+        answer = self.post(api, endpoint_id, function_id, needs)
+        code = "DEPENDENCIES_NOT_SUPPORTED"
+        body = refusal(answer, 422, code, f"needs.{function_id}[0]")
+        assert "submit the task then" in body.message
