@@ -23,10 +23,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_world import World
+from engine_world import PATIENCE, World
 
 from flux_endpoint.engine.base import EngineResult
 from flux_endpoint.engine.blocks.block import BlockLauncher
+from flux_endpoint.engine.held import allocations
 from flux_endpoint.engine.jobs.records import JobRecords
 from flux_endpoint.engine.workers import launch, recovery
 
@@ -54,6 +55,7 @@ DEATHS: dict[str, Callable[[], None]] = {
     "a job is about to be submitted": lambda: _after(JobRecords, "begin"),
     "a job was submitted": lambda: _before(JobRecords, "identified"),
     "a job's id is noted": lambda: _after(JobRecords, "identified"),
+    "a task gets an allocation": lambda: _after(JobRecords, "given"),
     "a block was submitted": lambda: _before(BlockLauncher, "record"),
     "a result comes": lambda: _before(Journalling, "_on_result"),
     "a result is recorded": lambda: _after(Journalling, "_record"),
@@ -76,6 +78,8 @@ class Journalling(World):
 
 def main(path: str) -> None:
     settings = json.loads(Path(path).read_text())
+    # Tasks wait for an allocation however slow the machine is.
+    allocations.PATIENCE = allocations.LONG = allocations.RECENT = PATIENCE
     if settings["dies_at"] is not None:
         DEATHS[settings["dies_at"]]()
     if settings["orphan_timeout"] is not None:

@@ -11,7 +11,7 @@ from flux_endpoint.functions import ShellFunction
 pytestmark = pytest.mark.flux
 
 ONE = {"num_nodes": 1}
-AROUND_JOBS = [death for death in DEATHS if "block" not in death]
+AROUND_JOBS = [death for death in DEATHS if "block" not in death and "allocation" not in death]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux_endpoint.engine.blocks.states import BLOCK_STATES, BlockChange, BlockState
+from flux_endpoint.engine.held.states import HOST_STATES
 from flux_endpoint.engine.instance_state import (
     PHASES,
     Fate,
@@ -28,6 +29,7 @@ ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
 TABLES = {
     "job": JOB_STATES,
     "block": BLOCK_STATES,
+    "host of a held allocation": HOST_STATES,
     "worker manager": MANAGER_STATES,
     "Flux instance": PHASES,
 }

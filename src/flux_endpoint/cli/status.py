@@ -291,7 +291,11 @@ def _jobs(report: Mapping[str, Any]) -> str:
     jobs, waiting = report.get("jobs"), report.get("waiting_jobs")
     if not isinstance(jobs, int) or not isinstance(waiting, int):
         return "unknown"
-    return f"{jobs - waiting} running, {waiting} waiting for resources"
+    text = f"{jobs - waiting} running, {waiting} waiting for resources"
+    held = report.get("held_allocations")
+    if isinstance(held, int) and held:
+        text += f"; {held} allocation{'' if held == 1 else 's'} held for MPI tasks"
+    return text
 
 
 def _waiting(view: EndpointView) -> str:

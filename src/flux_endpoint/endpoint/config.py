@@ -310,6 +310,9 @@ engine:
   # Let Flux's job shell prepare command tasks (see docs/flux-plugins.md): always, never,
   # or auto: where the site installed the plugin.
   # shell_plugin: auto
+  # Short MPI commands that come one after the other share an allocation (see docs/jobs.md);
+  # false: each is a job of its own.
+  # hold_allocations: true
   # How often a task is retried whose worker, job or node was lost.
   # max_retries_on_system_failure: 0
   # Run tasks in allocations that the endpoint requests from Flux as tasks come; default:

@@ -22,6 +22,7 @@ The report is a JSON object, which the service stores; `flux-endpoint status` sh
 | `outstanding_tasks`, `pending_tasks` | unfinished tasks for workers; those that no manager has |
 | `running_tasks` | tasks that have been running on workers for a second or more, with their starts |
 | `jobs`, `waiting_jobs` | tasks that are jobs; those that wait for resources |
+| `held_allocations` | allocations that are held for short MPI tasks |
 """  # noqa: E501 - a table
 
 from __future__ import annotations

@@ -119,6 +119,8 @@ class FluxEngineConfig(BaseModel):
     #: (where the shell has it installed), "always" (else from this package, as the nodes see it),
     #: "never".
     shell_plugin: Literal["auto", "always", "never"] = "auto"
+    #: Whether short MPI tasks of one shape that come together share an allocation of Flux.
+    hold_allocations: bool = True
     #: How often a task is retried that lost its worker or node through no fault of its own.
     max_retries_on_system_failure: int = Field(default=0, ge=0)
     #: Options of blocks to run tasks in; default: none, tasks run in the instance itself.

@@ -18,6 +18,7 @@ from flux_endpoint.engine.attempts import KeptAttempts
 from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.demand import JobDemand
 from flux_endpoint.engine.ended_blocks import end_all_blocks
 from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.instance_state import (
@@ -149,8 +150,9 @@ class FluxEngine:
             on_left=leave,
             instance=self._instance,
             on_found=on_found or _ignore,
+            on_wait=lambda since: jobs.observe(lambda seen: seen.workers_wait(since)),
         )
-        self._jobs = JobRunner(
+        jobs = self._jobs = JobRunner(
             self._backend,
             Planner(
                 self._backend.kind,
@@ -162,12 +164,12 @@ class FluxEngine:
                 JobSetup.of(self._config),
             ),
             self._instance,
-            JobListener(self._ended, leave, on_event or _ignore, self._pool.make_room),
+            JobListener(self._ended, leave, on_event or _ignore, self._make_room),
             endpoint_id=self._endpoint_id,
-            retries=self._config.max_retries_on_system_failure,
+            config=self._config,
             output=self._output,
         )
-        self._backend.watch(self._instance, self._pool.make_room, self._tasks.mark("workers"))
+        self._backend.watch(self._instance, self._make_room, self._tasks.mark("workers"))
         ends: list[SpooledEnd] = []
         if not self._lent:  # a lent instance may be a block itself
             ends = end_all_blocks(self._backend, self._endpoint_id, self._directory / "blocks")
@@ -258,6 +260,13 @@ class FluxEngine:
                 jobs.hold()
         if before is InstancePhase.RUNNING:
             self._on_lost(now.reason)
+
+    def _make_room(self, demand: JobDemand) -> None:
+        """Tell workers and held allocations which jobs wait. On the thread that noticed it."""
+        pool, jobs = self._pool, self._jobs
+        if pool is not None and jobs is not None:
+            pool.make_room(demand)
+            jobs.observe(lambda seen: seen.demand(demand))
 
     def _keep(self, task_id: str, attempts: list[str]) -> None:
         if attempts:

@@ -21,7 +21,7 @@ from flux_endpoint.engine.flux_jobs import MarkedJob
 from flux_endpoint.engine.flux_reads import JobReport
 from flux_endpoint.engine.instance_state import InstanceState
 from flux_endpoint.engine.local import LocalExecutor
-from flux_endpoint.engine.local.instance import TASK_USAGE
+from flux_endpoint.engine.local.event_log import usage_in
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.usage import Usage
 
@@ -97,8 +97,7 @@ class LocalBackend:
 
     def job_usage(self, jobid: int) -> Usage | None:
         """See `Backend`."""
-        events = (each for each in self.exec_events(jobid) if each["name"] == TASK_USAGE)
-        return Usage.total(Usage(**event["context"]) for event in events)
+        return usage_in(self.exec_events(jobid))
 
     def hostlist(self, nodes: Collection[str]) -> str:  # noqa: ARG002 - the interface's
         """See `Backend`; all virtual nodes are this host."""

@@ -37,7 +37,9 @@ class TaskSettings:
         """Return the directory in which a task runs."""
         return Path(self.working_dir, task_id) if self.run_in_sandbox else Path(self.working_dir)
 
-    def mark(self, kind: Literal["task", "workers"], task_id: str | None = None) -> dict[str, str]:
+    def mark(
+        self, kind: Literal["task", "workers", "allocation"], task_id: str | None = None
+    ) -> dict[str, str]:
         """Return the mark by which a site's Flux recognizes what a job of this endpoint is for."""
         mark = {"endpoint": self.endpoint_id, "kind": kind}
         return mark if task_id is None else {**mark, "task": task_id}

@@ -40,6 +40,7 @@ PUBLIC_REPORT = frozenset(
         "engine_type",
         "executor",
         "heartbeat_period",
+        "held_allocations",
         "idle_workers",
         "jobs",
         "managers",

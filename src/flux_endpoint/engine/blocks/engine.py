@@ -138,7 +138,7 @@ class BlockEngine:
             JobListener(on_result, on_event=on_event),
             output=self._output,
             endpoint_id=self._settings.endpoint_id,
-            retries=0,
+            config=self._config.model_copy(update={"hold_allocations": False}),
         )
         logs.event(log, logging.INFO, f"engine requests blocks in {self._backend.description}")
         jobids, ends = self._launcher.find()

@@ -20,6 +20,7 @@ _COUNTERS = (
     "outstanding_tasks",
     "jobs",
     "waiting_jobs",
+    "held_allocations",
 )
 
 

@@ -6,7 +6,10 @@ import errno
 import math
 import os
 from collections.abc import Callable
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from flux_endpoint.engine import results
 from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import Demand, JobDemand
+from flux_endpoint.engine.held.tasks import HeldTask, JobControl
 from flux_endpoint.engine.instance_state import Fate
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan
 from flux_endpoint.engine.jobs.states import (
@@ -50,6 +54,7 @@ class Job:
     future: JobFuture
     #: Sizes of the output files when the job began.
     starts: tuple[int, int]
+    control: JobControl
     state: JobState = JobState.WAITING
     jobid: int | None = None
     #: The state it had reached when it ended.
@@ -80,6 +85,25 @@ class Job:
         """Record what we want of it."""
         self.wish = max(self.wish, wish)
 
+    def withdraw(self, note: str) -> None:
+        """Cancel it; if it is being submitted, it must be withdrawn again once it has an id."""
+        if self.jobid is not None:
+            self.control.cancel(self.jobid, note)
+        else:
+            self.future.cancel()
+
+    def cancel(self, note: str) -> None:
+        """Cancel it, now or once it has an id, which nobody else will see."""
+        if self.jobid is not None:
+            self.control.cancel(self.jobid, note)
+        elif not self.future.cancel():
+            self.future.add_jobid_callback(partial(self._cancel_late, note))
+
+    def _cancel_late(self, note: str, future: JobFuture) -> None:
+        """Cancel it now that it has an id. Runs on the executor's thread."""
+        with suppress(RuntimeError, CancelledError):  # it was never submitted
+            self.control.cancel(future.jobid(timeout=0), note)
+
     @property
     def waits(self) -> bool:
         """Whether it waits for resources and should get them."""
@@ -94,6 +118,11 @@ class Job:
     def has_ended(self) -> bool:
         """Whether this job no longer has its task."""
         return JOB_STATES.is_final(self.state)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its job holds an allocation for several tasks."""
+        return isinstance(self.control, HeldTask)
 
     @property
     def is_followed(self) -> bool:

@@ -70,9 +70,10 @@ class EndReader:
         if fate is Fate.AWAITS_LOSS:
             return Ending(Cancelled(""), fate=fate)
         outcome = self._outcome(job, error)
-        if job.jobid is not None and was_ended(outcome):
+        was_lost = job.is_held and isinstance(outcome, Lost)
+        if job.jobid is not None and (was_lost or was_ended(outcome)):
             # No result before the whole process tree is gone.
-            self._backend.sweep(job.jobid, f"GC_TASK_UUID={job.task.task_id}")
+            job.control.sweep(job.jobid, f"GC_TASK_UUID={job.task.task_id}")
         if has_no_limit(job, outcome):  # the limit was the instance's
             fate = self._instance.fate()
         if fate is Fate.LEFT:
@@ -83,7 +84,7 @@ class EndReader:
     def _usage(self, job: Job) -> Usage | None:
         if isinstance(job.plan, RanksPlan):
             return usage_of_ranks(job.plan)
-        return None if job.jobid is None or job.is_followed else self._backend.job_usage(job.jobid)
+        return None if job.jobid is None or job.is_followed else job.control.job_usage(job.jobid)
 
     def _outcome(self, job: Job, error: BaseException | None) -> Outcome:
         if job.wish is Wish.CANCEL:
@@ -91,7 +92,7 @@ class EndReader:
         status = None if error is not None else job.future.result(timeout=0)
         events: list[dict[str, Any]] = []
         if job.jobid is not None and status != 0:  # with status 0 the log adds nothing
-            events = self._backend.exec_events(job.jobid)
+            events = job.control.exec_events(job.jobid)
         outcome = outcome_of(status, error, events, submitted=job.jobid is not None)
         was_started = job.reached is JobState.RUNNING
         if job.wish is Wish.WITHDRAW and was_started and isinstance(outcome, Cancelled):

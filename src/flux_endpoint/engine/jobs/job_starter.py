@@ -10,6 +10,8 @@ from pathlib import Path
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.engine.held.allocations import HeldAllocations
+from flux_endpoint.engine.held.policy import shape_of
 from flux_endpoint.engine.jobs.exchange import write_task
 from flux_endpoint.engine.jobs.job import Job, prepare_output
 from flux_endpoint.engine.jobs.plan import FollowPlan, JobPlan, Planner, RanksPlan
@@ -28,29 +30,48 @@ class JobStarter:
         backend: where jobs run.
         planner: decides which job a task becomes.
         records: the jobs recorded on disk.
+        held: allocations that short MPI tasks share.
     """
 
-    def __init__(self, backend: Backend, planner: Planner, records: JobRecords) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        planner: Planner,
+        records: JobRecords,
+        held: HeldAllocations,
+    ) -> None:
         self._backend = backend
         self._planner = planner
-        self._records = records
+        self.records = records
+        self._held = held
         self.plan = planner.plan
 
     def find(self, task: EngineTask, plan: JobPlan) -> Job | None:
         """Return the job that was submitted for a task before a restart, or `None`."""
-        found = self._records.find(task.task_id)
+        found = self.records.find(task.task_id)
         if found is None:
             return None
         logs.event(
             log, logging.INFO, "attaching to job", task=task.task_id, job=format_jobid(found.jobid)
         )
+        if found.is_held:
+            directory = self.records.directory_of(task.task_id)
+            held = self._held.recover(task.task_id, directory, found.starts, found.jobid)
+            return Job(task, plan, held.future, found.starts, held, JobState.FOUND, found.jobid)
         future = self._backend.executor.attach(found.jobid)
-        return Job(task, plan, future, found.starts, JobState.FOUND, found.jobid)
+        return Job(task, plan, future, found.starts, self._backend, JobState.FOUND, found.jobid)
 
-    def submit(self, task: EngineTask, plan: JobPlan) -> Job:
-        """Submit a task's job, or follow somebody else's job."""
+    def submit(self, task: EngineTask, plan: JobPlan, *, alone: bool = False) -> Job:
+        """Submit a task's job, or follow somebody else's job.
+
+        Args:
+            task: the task.
+            plan: what it becomes.
+            alone: whether it must get a job of its own.
+        """
         if isinstance(plan, FollowPlan):
-            return Job(task, plan, self._backend.executor.attach(plan.jobid), (0, 0))
+            future = self._backend.executor.attach(plan.jobid)
+            return Job(task, plan, future, (0, 0), self._backend)
         Path(plan.request.cwd).mkdir(parents=True, exist_ok=True)
         if isinstance(plan, RanksPlan):
             shutil.rmtree(plan.directory, ignore_errors=True)  # from an earlier attempt
@@ -62,7 +83,16 @@ class JobStarter:
                 self._planner.tasks,
             )
         starts = prepare_output(plan)
-        mark = self._records.begin(task.task_id, starts, plan.request.mark or {})
+        shape = shape_of(plan, task.resource_specification, self._backend.resources)
+        program = plan.request.resources.job_name or ""
+        if shape is not None and self._held.takes(shape, program) and not alone:
+            directory = self.records.directory_of(task.task_id)
+            jobspec = build_jobspec(plan.request)
+            held = self._held.submit(shape, program, task.task_id, directory, starts, jobspec)
+            return Job(task, plan, held.future, starts, held)
+        mark = self.records.begin(task.task_id, starts, plan.request.mark or {})
         jobspec = build_jobspec(replace(plan.request, mark=mark))
         future = self._backend.submit(jobspec, urgency=plan.request.resources.urgency)
-        return Job(task, plan, future, starts)
+        if shape is not None:
+            self._held.observed.follow(shape, program, task.task_id, future)
+        return Job(task, plan, future, starts, self._backend)

@@ -38,10 +38,12 @@ class Found:
     Attributes:
         jobid: its id.
         starts: sizes of the task's output files when it was submitted, in bytes.
+        is_held: whether the job holds an allocation for several tasks, of which this is one.
     """
 
     jobid: int
     starts: tuple[int, int]
+    is_held: bool = False
 
 
 class JobRecords:
@@ -72,6 +74,10 @@ class JobRecords:
         """Record the id of a task's job."""
         self._write(task_id, {"jobid": jobid, "starts": starts})
 
+    def given(self, task_id: str, jobid: int, starts: tuple[int, int]) -> None:
+        """Record that a task is about to start in the allocation that a job holds."""
+        self._write(task_id, {"jobid": jobid, "starts": starts, "is_held": True})
+
     def _write(self, task_id: str, record: dict[str, object]) -> None:
         path = self._path(task_id)
         # No fsync: if this host crashes, the instance is gone, too.
@@ -94,7 +100,7 @@ class JobRecords:
             if self._backend.kind != "flux" or record["instance"] != self._backend.instance:
                 return None
             if "jobid" in record:
-                return Found(int(record["jobid"]), starts)
+                return Found(int(record["jobid"]), starts, bool(record.get("is_held")))
             submission, asked = str(record["submission"]), float(record["asked"])
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -134,5 +140,9 @@ class JobRecords:
                 if path.name not in task_ids:
                     shutil.rmtree(path, ignore_errors=True)
 
+    def directory_of(self, task_id: str) -> Path:
+        """Return the directory of the files of a task's job."""
+        return self._directory / task_id
+
     def _path(self, task_id: str) -> Path:
-        return self._directory / task_id / _RECORD
+        return self.directory_of(task_id) / _RECORD

@@ -7,18 +7,21 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine import results
-from flux_endpoint.engine.backend import Backend, EventRecord, JobFuture
+from flux_endpoint.engine.backend import Backend, EventRecord
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
+from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import placement_of
+from flux_endpoint.engine.held.allocations import HeldAllocations
+from flux_endpoint.engine.held.observations import Observations
+from flux_endpoint.engine.held.tasks import DeclinedError
 from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.job_queue import JobQueue
 from flux_endpoint.engine.jobs.job import Ending, Job, JobListener, demand_of, is_job_exception
@@ -26,7 +29,7 @@ from flux_endpoint.engine.jobs.job_ends import EndReader
 from flux_endpoint.engine.jobs.job_starter import JobStarter
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.jobs.records import JobRecords
-from flux_endpoint.engine.jobs.states import JobChange, JobState, Wish
+from flux_endpoint.engine.jobs.states import JOB_CHANGES, TASK_STATES, JobChange, JobState, Wish
 from flux_endpoint.engine.jobs.verdict import Again, Left, Verdict, verdict_on, verdict_on_lost
 from flux_endpoint.engine.leftovers import kill_tasks
 from flux_endpoint.engine.outcome import error_of
@@ -36,7 +39,7 @@ from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.owner_thread import OwnerThread
 from flux_endpoint.protocol.job_events import IN_ORDER
 from flux_endpoint.protocol.jobid import format_jobid
-from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
+from flux_endpoint.protocol.states import ActorName, ErrorCode
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +49,6 @@ _CATCH_UP = 5.0
 _LAST_PATIENCE = 5.0
 #: Errors that mean a faulty task, or missing prerequisites on this host.
 _REFUSALS = (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError)
-#: The task states that events of its job imply.
-_TASK_STATES = {
-    "submit": TaskState.WAITING_FOR_NODES,
-    "start": TaskState.EXEC_START,
-    "finish": TaskState.EXEC_END,
-}
-_JOB_EVENTS = {"alloc": JobChange.ALLOC, "start": JobChange.START, "clean": JobChange.CLEAN}
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class JobRunner:
         instance: state of the Flux instance.
         listener: callbacks for what becomes of tasks.
         endpoint_id: UUID that results name.
-        retries: how often a task is retried after a failure of the system.
+        config: options of the engine.
         output: log for the output of Python functions.
     """
 
@@ -87,17 +83,15 @@ class JobRunner:
         listener: JobListener,
         *,
         endpoint_id: str,
-        retries: int,
+        config: FluxEngineConfig,
         output: OutputLog,
     ) -> None:
         self._backend = backend
         self._instance = instance
         self._listener = listener
-        self._records = JobRecords(backend, planner.directory)
-        self._starter = JobStarter(backend, planner, self._records)
         self._ends = EndReader(backend, instance, output)
         self._details = results.worker_details(endpoint_id)
-        self._retries = retries
+        self._retries = config.max_retries_on_system_failure
         self._jobs: dict[str, Job] = {}
         #: Tasks whose ends the submitter may not have recorded yet.
         self._unsettled: set[str] = set()
@@ -109,10 +103,16 @@ class JobRunner:
         self._drained = threading.Event()
         self._stopping: _Stop | None = None
         self._thread = OwnerThread("job-runner", after_turn=self._after_turn)
+        records = JobRecords(backend, planner.directory)
+        self._held = HeldAllocations(
+            backend, planner, config, records, self._queue, post=self._thread.post
+        )
+        self._starter = JobStarter(backend, planner, records, self._held)
 
     def start(self) -> None:
         """Start the thread."""
-        self._records.open()
+        self._starter.records.open()
+        self._thread.post(self._held.start)
         self._thread.start()
 
     def submit(self, task: EngineTask, attempts: list[str]) -> None:
@@ -133,7 +133,7 @@ class JobRunner:
     def recovered(self, task_ids: Collection[str]) -> None:
         """Remove the files of earlier tasks, except `task_ids` and those known here."""
         self._thread.post(
-            lambda: self._records.remove_all_but({*task_ids, *self._jobs, *self._unsettled})
+            lambda: self._starter.records.remove_all_but({*task_ids, *self._jobs, *self._unsettled})
         )
 
     def cancel(self, task_id: str, signum: int | None) -> None:
@@ -159,12 +159,17 @@ class JobRunner:
         """
         self._thread.post(lambda: self._terminate(reason))
 
+    def observe(self, action: Callable[[Observations], None]) -> None:
+        """Record who waits for resources: held allocations make room for them."""
+        self._thread.post(lambda: action(self._held.observed))
+
     def status(self) -> dict[str, Any]:
         """Return the counters of jobs."""
         jobs = list(self._jobs.values())
         return {
             "jobs": len(jobs),
             "waiting_jobs": sum(1 for job in jobs if not job.has_resources),
+            **self._held.counters(),
         }
 
     def stop(self, *, keep: bool) -> None:
@@ -177,12 +182,13 @@ class JobRunner:
 
     def _after_turn(self) -> float:
         self._end_late()
+        look_again = self._held.review()
         if (demand := self._queue.news()) is not None:
             self._listener.on_demand(demand)
         if not self._may_start and all(job.is_followed for job in self._jobs.values()):
             self._drained.set()
         waits = (job.start_before for job in self._jobs.values() if job.waits)
-        again = min(waits, default=math.inf) - time.time()
+        again = min(min(waits, default=math.inf) - time.time(), look_again)
         return again if self._stopping is None else min(again, self._try_to_stop(self._stopping))
 
     def _begin_to_stop(self, *, keep: bool) -> None:
@@ -197,19 +203,20 @@ class JobRunner:
         left = stop.until - time.monotonic()
         pending = not self._thread.is_idle or any(
             job.state is JobState.READING
-            or (stop.keep and job.jobid is None and not job.future.done())
+            or (stop.keep and job.jobid is None and not (job.is_held or job.future.done()))
             for job in self._jobs.values()
         )
         if pending and left > 0:
             return left
         if not stop.keep:
             self._cancel_all(self._jobs.values(), "the endpoint stops")
+        self._held.close()
         self._thread.stop()
         return math.inf
 
     # Starting jobs
 
-    def _begin(self, task: EngineTask, attempts: list[str]) -> None:
+    def _begin(self, task: EngineTask, attempts: list[str], *, alone: bool = False) -> None:
         if self._instance.now.is_lost:
             self._leave(task, attempts)
             return
@@ -220,7 +227,7 @@ class JobRunner:
                 if not self._may_start or (task.start_before or math.inf) <= time.time():
                     self._listener.on_left(task.task_id, attempts)
                     return
-                job = self._starter.submit(task, plan)
+                job = self._starter.submit(task, plan, alone=alone)
         except Exception as error:
             if self._backend.is_lost(error):
                 self._leave(task, attempts)
@@ -253,11 +260,13 @@ class JobRunner:
         except (RuntimeError, CancelledError):
             return  # never submitted; its end says why
         if job.wish is not Wish.NONE:
-            self._withdraw(job, "ended on request")
+            job.withdraw("ended on request")
+        if job.is_held:
+            return
         self._queue.add(job.jobid, demand_of(job))
         if job.is_followed or job.has_ended:
             return
-        self._records.identified(job.task.task_id, job.jobid, job.starts)
+        self._starter.records.identified(job.task.task_id, job.jobid, job.starts)
         logs.event(
             log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
         )
@@ -277,16 +286,17 @@ class JobRunner:
         return True
 
     def _event(self, job: Job, event: EventRecord) -> None:
-        if (state := _TASK_STATES.get(event.name)) is not None:
+        if (state := TASK_STATES.get(event.name)) is not None:
             job.statuses.append(results.transition(state, ActorName.ENDPOINT))
         if job.jobid is not None:
             placement = placement_of(event.context) if event.name == "alloc" else {}
             job.hosts = self._backend.hostlist(placement) if placement else job.hosts
-            self._queue.event(job.jobid, event.name, event.context, placement)
+            if not job.is_held:
+                self._queue.event(job.jobid, event.name, event.context, placement)
         self._listener.on_event(
             EngineEvent(job.task.task_id, job.jobid, event.name, event.timestamp, event.context)
         )
-        if (happening := _JOB_EVENTS.get(event.name)) is not None:
+        if (happening := JOB_CHANGES.get(event.name)) is not None:
             self._advance(job, happening)
 
     def _done(self, job: Job) -> None:
@@ -294,12 +304,15 @@ class JobRunner:
         if job.has_ended:
             return
         error, event = error_of(job.future), JobChange.DONE
+        if isinstance(error, DeclinedError) and job.wish is Wish.NONE:
+            self._again(job, job.attempts, alone=True)
+            return
         if is_job_exception(error):
             if job.jobid is not None:
                 event = JobChange.EXCEPTION  # no result before its processes are gone
         elif error is not None and self._backend.is_lost(error):
             event = JobChange.INSTANCE_ENDS
-        elif error is not None and job.jobid is not None:
+        elif error is not None and job.jobid is not None and not job.is_held:
             self._queue.forget(job.jobid)  # there are no more events of it
             if job.state is JobState.FOUND and isinstance(error, ValueError):
                 self._again(job, job.attempts)  # Flux no longer knows that job
@@ -351,14 +364,14 @@ class JobRunner:
                 if self._advance(job, JobChange.RESULT):
                     self._tell_end(task, verdict, job)
 
-    def _again(self, job: Job, attempts: list[str]) -> None:
+    def _again(self, job: Job, attempts: list[str], *, alone: bool = False) -> None:
         if self._advance(job, JobChange.RELEASE):
-            self._records.forget(job.task.task_id)
-            self._begin(job.task, attempts)
+            self._starter.records.forget(job.task.task_id)
+            self._begin(job.task, attempts, alone=alone)
 
     def _leave(self, task: EngineTask, attempts: list[str]) -> None:
         """Leave a task without a result: it runs again when there are resources for it."""
-        self._records.forget(task.task_id)
+        self._starter.records.forget(task.task_id)
         self._listener.on_left(task.task_id, attempts)
 
     def _tell_end(self, task: EngineTask, end: Value | Failure, job: Job | None = None) -> None:
@@ -373,7 +386,7 @@ class JobRunner:
         for task_id in task_ids:
             if task_id in self._unsettled:
                 self._unsettled.remove(task_id)
-                self._records.remove(task_id)
+                self._starter.records.remove(task_id)
 
     # Ending jobs on request
 
@@ -383,16 +396,10 @@ class JobRunner:
             return
         if signum is not None:  # for a running job; of a recovered one, Flux knows whether it runs
             if job.jobid is not None and job.reached is not JobState.WAITING:
-                self._backend.kill(job.jobid, signum)
+                job.control.kill(job.jobid, signum)
             return
         job.want(Wish.CANCEL)
-        self._withdraw(job, "ended on request")
-
-    def _withdraw(self, job: Job, note: str) -> None:
-        if job.jobid is not None:
-            self._backend.cancel(job.jobid, note)
-        else:
-            job.future.cancel()  # if that is too late, `_identified` cancels the job
+        job.withdraw("ended on request")
 
     def _end_late(self) -> None:
         """Withdraw waiting jobs whose latest start has passed."""
@@ -400,7 +407,7 @@ class JobRunner:
         for job in list(self._jobs.values()):
             if job.waits and job.start_before <= now:
                 job.want(Wish.WITHDRAW)
-                self._withdraw(job, "it could not start in time")
+                job.withdraw("it could not start in time")
 
     def _terminate(self, reason: str) -> None:
         self._may_start = False
@@ -412,7 +419,7 @@ class JobRunner:
             runs = job.state in (JobState.ALLOCATED, JobState.RUNNING)
             if runs and job.jobid is not None and not job.is_followed:
                 job.terminated = reason
-                self._backend.kill(job.jobid, signal.SIGTERM)
+                job.control.kill(job.jobid, signal.SIGTERM)
 
     def _hold(self) -> None:
         self._may_start = False
@@ -421,8 +428,9 @@ class JobRunner:
                 continue
             if not job.is_followed and job.wish is not Wish.CANCEL:
                 job.want(Wish.WITHDRAW)  # `_identified` does it if there is no id yet
-                self._withdraw(job, "the Flux instance is ending")
+                job.withdraw("the Flux instance is ending")
                 self._conclude(job, Left(job.attempts))
+        self._held.hold()
 
     def _lose(self) -> None:
         self._may_start = False
@@ -432,19 +440,11 @@ class JobRunner:
         started = kill_tasks(jobs)
         for task_id, job in jobs.items():
             self._lose_job(job, was_started=job.has_resources or task_id in started)
+        self._held.lose()
         if not self._backend.is_lost(None):
             self._cancel_all(jobs.values(), self._instance.now.reason)
 
     def _cancel_all(self, jobs: Iterable[Job], note: str) -> None:
         for job in jobs:
-            if job.is_followed or job.state is JobState.READING:
-                continue
-            if job.jobid is not None:
-                self._backend.cancel(job.jobid, note)
-            elif not job.future.cancel():  # it is being submitted, and its id will not be seen here
-                job.future.add_jobid_callback(partial(self._cancel_late, note))
-
-    def _cancel_late(self, note: str, future: JobFuture) -> None:
-        """Cancel a job once it has an id. Runs on the executor's thread."""
-        with suppress(RuntimeError, CancelledError):  # it was never submitted
-            self._backend.cancel(future.jobid(timeout=0), note)
+            if not job.is_followed and job.state is not JobState.READING:
+                job.cancel(note)

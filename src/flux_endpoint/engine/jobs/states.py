@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 
 from flux_endpoint.engine.state_table import StateTable
+from flux_endpoint.protocol.states import TaskState
 
 
 class JobState(Enum):
@@ -45,6 +46,13 @@ class JobChange(Enum):
     RELEASE = "release"
 
 
+#: Events of Flux (RFC 21) that change a job's state, and the task's states that they imply.
+JOB_CHANGES = {"alloc": JobChange.ALLOC, "start": JobChange.START, "clean": JobChange.CLEAN}
+TASK_STATES = {
+    "submit": TaskState.WAITING_FOR_NODES,
+    "start": TaskState.EXEC_START,
+    "finish": TaskState.EXEC_END,
+}
 #: The phases that a job can reach before it ends; the meaning of its end depends on them.
 PROGRESS = (JobState.WAITING, JobState.FOUND, JobState.ALLOCATED, JobState.RUNNING)
 HAS_RESOURCES = (JobState.ALLOCATED, JobState.RUNNING)

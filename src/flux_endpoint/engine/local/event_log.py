@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from flux_endpoint.usage import Usage
+
+#: Name of an execution event with what a task that has exited has used; its context has the fields
+#: of `Usage`.
+TASK_USAGE = "shell.task-usage"
 
 
 class EventLogEvent(dict[str, Any]):
@@ -53,3 +60,9 @@ class JobException(Exception):  # noqa: N818 - Flux's name for it
 
     def __str__(self) -> str:
         return f"job.exception: type={self.type}: {self.note}"
+
+
+def usage_in(exec_events: Iterable[Mapping[str, Any]]) -> Usage | None:
+    """Return what all tasks of a job have used, by its exec eventlog; `None`: it does not say."""
+    events = (event for event in exec_events if event["name"] == TASK_USAGE)
+    return Usage.total(Usage(**event["context"]) for event in events)

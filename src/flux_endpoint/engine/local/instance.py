@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flux_endpoint.engine.local.dependencies import Dependencies
-from flux_endpoint.engine.local.event_log import EventLogEvent
+from flux_endpoint.engine.local.event_log import TASK_USAGE, EventLogEvent
 from flux_endpoint.engine.local.job import LocalJob, LocalJobState, Watcher
 from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import Launcher
@@ -36,9 +36,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between the signal that asks a job's tasks to end and SIGKILL.
 KILL_TIMEOUT = 5.0
-#: Name of an execution event with what a task that has exited has used; its context has the fields
-#: of `Usage`.
-TASK_USAGE = "shell.task-usage"
 #: Seconds that the other tasks have after one has exited, unless the shell option `exit-timeout`
 #: sets another limit.
 EXIT_TIMEOUT = 30.0
@@ -74,9 +71,8 @@ class LocalInstance:
         self._jobs: dict[int, LocalJob] = {}
         self._inactive: OrderedDict[int, LocalJob] = OrderedDict()
         self._pending: list[tuple[int, int]] = []  # heap of (-priority, job id)
-        self._group_jobs: dict[
-            str, tuple[LocalJob, int]
-        ] = {}  # group key -> job, index of the node
+        #: Job and index of the node, by group key.
+        self._group_jobs: dict[str, tuple[LocalJob, int]] = {}
         self._thread = OwnerThread(
             name, after_turn=self._schedule, at_end=self._close, on_error=self._fail
         )
@@ -355,8 +351,7 @@ class LocalInstance:
         assert job.spec is not None
         what = f"{job.spec.command[0]}: task rank {rank} on host {socket.gethostname()}"
         options = job.spec.shell_options
-        # Flux does that for the first task to end only, if that one fails.
-        if options.get("exit-on-error") and status != 0:
+        if options.get("exit-on-error") and status != 0:  # Flux looks at the first to end only
             self._raise_if_running(job, "exec", f"{what} failed and exit-on-error is set")
         first, job.task_exited = not job.task_exited, True
         limit = _seconds(options.get("exit-timeout"), default=EXIT_TIMEOUT)

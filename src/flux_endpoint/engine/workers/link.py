@@ -1,4 +1,4 @@
-"""A manager's connection to the pool of its agent, or of the next agent."""
+"""The connection of a process on a node to its agent, or to the next agent."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from pathlib import Path
+from typing import Protocol
 
 import zmq
 
 from flux_endpoint import logs
 from flux_endpoint.engine.workers.files import PoolAddress
-from flux_endpoint.engine.workers.settings import ManagerSettings
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +30,33 @@ class Change(Enum):
     LOST = auto()
 
 
+class LinkSettings(Protocol):
+    """The part of a manager's or a host's settings that its connection needs."""
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+    @property
+    def directory(self) -> str: ...  # noqa: D102
+    @property
+    def connect(self) -> str: ...  # noqa: D102
+    @property
+    def server_key(self) -> str: ...  # noqa: D102
+    @property
+    def public_key(self) -> str: ...  # noqa: D102
+    @property
+    def secret_key(self) -> str: ...  # noqa: D102
+
+
 class PoolLink:
     """One ZeroMQ connection at a time; no messages are left over from an earlier one.
 
     Messages that can't be sent are dropped: after its greeting, a manager repeats what matters.
 
     Args:
-        settings: the manager's.
+        settings: the process's.
     """
 
-    def __init__(self, settings: ManagerSettings) -> None:
+    def __init__(self, settings: LinkSettings) -> None:
         self._settings = settings
         self._address = PoolAddress(settings.connect, settings.server_key)
         self._context = zmq.Context()

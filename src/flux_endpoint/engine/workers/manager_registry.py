@@ -264,6 +264,11 @@ class ManagerRegistry:
         step = None if self._demand.complete else self._step
         return [self.managers[name] for name in to_withdraw(pieces, backlog, step, left)]
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a manager's job waits for resources."""
+        return bool(self._pending())
+
     def _pending(self) -> list[ManagerRecord]:
         starting = (m for m in self.managers.values() if m.state is ManagerState.STARTING)
         return [m for m in starting if m.allocated_at is None]

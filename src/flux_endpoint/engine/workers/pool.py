@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -57,6 +58,8 @@ class WorkerPool:
         on_left: called with the id of each task that is left to others, and its failed attempts.
         instance: state of the Flux instance.
         on_found: called with the ids of tasks that recovered managers have.
+        on_wait: called with the monotonic time since when tasks wait for workers whose job waits
+            for resources; infinity when none do any more.
     """
 
     def __init__(
@@ -71,7 +74,10 @@ class WorkerPool:
         on_left: Callable[[str, list[str]], None],
         instance: InstanceState,
         on_found: Callable[[set[str]], None] = lambda _: None,
+        on_wait: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self._on_wait = on_wait
+        self._waits_since = math.inf
         self._on_result = on_result
         self._output = output
         self._socket = PoolSocket(directory, config.address, spans_hosts=backend.spans_hosts)
@@ -246,6 +252,7 @@ class WorkerPool:
         self._make_room()
         self._shrink()
         self._grow()
+        self._tell_wait()
 
     def _expire(self) -> None:
         self._lifecycle.expire(self._now)
@@ -385,6 +392,13 @@ class WorkerPool:
         for piece in self._registry.missing(backlog, self._now):
             if not self._lifecycle.start(piece):
                 return
+
+    def _tell_wait(self) -> None:
+        waits = self._distributor.unserved(self._now) > 0 and self._registry.is_pending
+        since = min(self._waits_since, self._now) if waits else math.inf
+        if since != self._waits_since:
+            self._waits_since = since
+            self._on_wait(since)
 
     def _shrink(self) -> None:
         for manager in self._registry.idle(self._now):

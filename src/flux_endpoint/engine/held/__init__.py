@@ -1,0 +1,1 @@
+"""Allocations that are held for several short MPI tasks of one shape."""

@@ -1,0 +1,198 @@
+"""The jobs that hold allocations: how they are submitted, and what is known of each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flux_endpoint import logs
+from flux_endpoint.engine.backend import Backend, JobFuture
+from flux_endpoint.engine.environment import job_environment
+from flux_endpoint.engine.held.host_socket import HostSocket
+from flux_endpoint.engine.held.policy import URGENCY, Shape
+from flux_endpoint.engine.held.settings import VARIABLE, HostSettings
+from flux_endpoint.engine.held.states import HOST_STATES, HostChange, HostState
+from flux_endpoint.engine.held.tasks import HeldTask
+from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.protocol.resources import ResourceSpecification
+
+log = logging.getLogger(__name__)
+
+JOB_NAME = "flux-endpoint-mpi"
+#: Seconds in which a host must reach its agent.
+_START_TIMEOUT = 10.0
+
+
+@dataclass(eq=False)
+class Host:
+    """A job that holds an allocation.
+
+    Attributes:
+        host_id: its id.
+        shape: the allocation; `None`: it was found after a restart, and ends after its task.
+        future: its job.
+        state: see `states.py`.
+        jobid: the job's id, once it has one.
+        alloc: context of the job's `alloc` event.
+        task: the task that it has.
+        since: monotonic time of the last change of its state.
+        ready_at: monotonic time of its greeting.
+    """
+
+    host_id: str
+    shape: Shape | None
+    future: JobFuture
+    state: HostState = HostState.STARTING
+    jobid: int | None = None
+    alloc: Mapping[str, Any] = field(default_factory=dict)
+    task: HeldTask | None = None
+    since: float = field(default_factory=time.monotonic)
+    ready_at: float = math.inf
+
+    def change(self, change: HostChange) -> bool:
+        """Apply an event; return whether the state has changed."""
+        before, self.state = self.state, HOST_STATES.after(self.state, change)
+        if self.state is not before:
+            self.since = time.monotonic()
+        return self.state is not before
+
+
+class HostLauncher:
+    """Submits hosts, and keeps their files. Used by the runner's thread only.
+
+    Args:
+        backend: where the jobs run.
+        tasks: how tasks run here.
+        directory: directory of the hosts' files.
+        address: address of this host for the nodes; default: determined automatically.
+        on_message: called, on another thread, with host, kind and parts of each message.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tasks: TaskSettings,
+        directory: Path,
+        *,
+        address: str | None,
+        on_message: Callable[[str, bytes, list[bytes]], None],
+    ) -> None:
+        self._backend = backend
+        self._mark = tasks.mark("allocation")
+        self._directory = directory
+        self._address = address
+        self._on_message = on_message
+        self._socket: HostSocket | None = None
+
+    def clean_up(self) -> None:
+        """End the hosts of an earlier agent that have no allocation yet; forget the others' logs.
+
+        A host that runs a task ends after it.
+        """
+        if not any(self._directory.glob("*.log")):
+            return
+        try:
+            active = {
+                str(job.mark.get("host")): job
+                for job in self._backend.marked_jobs(self._mark, name=JOB_NAME)
+            }
+        except OSError as error:
+            logs.event(log, logging.WARNING, "can't list held allocations", reason=error)
+            return
+        for job in active.values():
+            if not job.has_begun:
+                self._backend.cancel(job.jobid, "the endpoint was killed")
+        for path in self._directory.glob("*.log"):
+            if path.stem not in active:
+                path.unlink(missing_ok=True)
+
+    def launch(self, shape: Shape) -> Host:
+        """Submit a host.
+
+        Raises:
+            OSError, RuntimeError, TypeError, ValueError: it can't be submitted.
+            ConfigurationError: `engine.address` is not an address of this host.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if self._socket is None:
+            self._socket = HostSocket(
+                self._directory,
+                self._address,
+                spans_hosts=self._backend.spans_hosts,
+                on_message=self._on_message,
+            )
+        host_id = secrets.token_hex(8)
+        identity = f"{host_id}-{secrets.token_hex(16)}"
+        self._socket.admit(host_id, identity)
+        jobspec = build_jobspec(self._request(host_id, identity, shape, self._socket))
+        return Host(host_id, shape, self._backend.submit(jobspec, urgency=URGENCY))
+
+    def _request(self, host_id: str, identity: str, shape: Shape, socket: HostSocket) -> JobRequest:
+        environment = job_environment()
+        public, secret = socket.keys
+        settings = HostSettings(
+            identity=identity,
+            directory=str(self._directory),
+            connect=socket.address.connect,
+            server_key=socket.address.server_key,
+            public_key=public,
+            secret_key=secret,
+            cores=shape.all_cores,
+            given=[*environment, VARIABLE],
+            start_timeout=_START_TIMEOUT,
+        )
+        return JobRequest(
+            command=[sys.executable, "-P", "-X", "utf8", "-m", "flux_endpoint.engine.held.host"],
+            cwd=str(self._directory),
+            environment={**environment, VARIABLE: settings.dump()},
+            resources=ResourceSpecification(
+                num_nodes=1,
+                cores_per_rank=shape.all_cores,
+                queue=shape.queue,
+                bank=shape.bank,
+                job_name=JOB_NAME,
+            ),
+            stdout=str(self._log(host_id)),
+            stderr=str(self._log(host_id)),
+            mark={**self._mark, "host": host_id},
+        )
+
+    def send(self, host: Host, *frames: bytes) -> None:
+        """Send a message to a host; it is lost if the host is gone."""
+        if self._socket is not None:
+            self._socket.send(host.host_id, *frames)
+
+    def cancel(self, host: Host, note: str) -> None:
+        """Cancel a host's job, now or once it has an id."""
+        with suppress(RuntimeError):
+            host.future.add_jobid_callback(
+                lambda future: self._backend.cancel(future.jobid(timeout=0), note)
+            )
+
+    def forget(self, host: Host) -> str:
+        """Stop accepting messages of a host that has ended; return the end of its log."""
+        if self._socket is not None:
+            self._socket.dismiss(host.host_id)
+        path = self._log(host.host_id)
+        said = logs.tail(path, 20, 2000)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return said
+
+    def close(self) -> None:
+        """Close the socket; hosts end after their tasks."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _log(self, host_id: str) -> Path:
+        return self._directory / f"{host_id}.log"

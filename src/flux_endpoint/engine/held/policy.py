@@ -1,0 +1,158 @@
+"""Which tasks share held allocations, and how many allocations are held. Pure.
+
+A held allocation pays for short tasks of one shape that come one after the other. Whatever is
+known to take long, or comes alone, or must not pass a waiting job, is a job of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flux_endpoint.engine.backend import Resources
+from flux_endpoint.engine.demand import JobDemand
+from flux_endpoint.engine.jobs.plan import RANKS_END, CommandPlan, JobPlan
+
+#: A task that follows another of its shape within so many seconds does not come alone.
+RECENT = 1.0
+#: Seconds for which an allocation is held without a task.
+LINGER = 5.0
+#: Seconds for which tasks wait until there is an allocation of their shape.
+PATIENCE = 2.0
+#: Tasks that take longer than this (s) are jobs of their own.
+LONG = 1.0
+#: Seconds of work for each allocation of a shape.
+_WORK = 1.0
+#: Seconds after which an allocation is given back while others wait for resources.
+QUANTUM = 5.0
+#: Urgency of the jobs that hold allocations.
+URGENCY = 16
+#: Weight of the latest duration in the average, and the most programs that are remembered.
+_WEIGHT, _MOST_PROGRAMS = 0.3, 1000
+#: Keys of a resource specification of which tasks are jobs of their own.
+_SPECIAL = (
+    "gpus_per_rank",
+    "exclusive",
+    "urgency",
+    "constraints",
+    "dependencies",
+    "begin_time",
+    "job_name",
+    "shell_options",
+    "attributes",
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The allocation of a task: ranks on one node.
+
+    Attributes:
+        ranks: number of ranks.
+        cores: cores of each.
+        queue: Flux queue.
+        bank: bank that is charged.
+    """
+
+    ranks: int
+    cores: int
+    queue: str | None = None
+    bank: str | None = None
+
+    @property
+    def all_cores(self) -> int:
+        """Cores of the allocation."""
+        return self.ranks * self.cores
+
+    def capacity(self, resources: Resources) -> int:
+        """Return how many allocations of this shape an instance has room for."""
+        return resources.nodes * (resources.cores_per_node // self.all_cores)
+
+
+def shape_of(plan: JobPlan, given: Mapping[str, Any] | None, resources: Resources) -> Shape | None:
+    """Return the shape of a task that may share an allocation; `None`: it is a job of its own.
+
+    Args:
+        plan: the task's plan.
+        given: its resource specification as submitted.
+        resources: the instance's.
+    """
+    if not isinstance(plan, CommandPlan) or any((given or {}).get(key) for key in _SPECIAL):
+        return None
+    request = plan.request
+    wanted = request.resources
+    if request.launch != "rank" or wanted.num_ranks < 2 or wanted.tasks_per_slot > 1:
+        return None
+    if wanted.num_nodes not in (None, 1) or dict(request.shell_options) != RANKS_END:
+        return None
+    shape = Shape(wanted.num_ranks, wanted.cores_per_rank, wanted.queue, wanted.bank)
+    return shape if shape.capacity(resources) else None
+
+
+class Durations:
+    """How long tasks take, by shape and program."""
+
+    def __init__(self) -> None:
+        self._average: OrderedDict[tuple[Shape, str], float] = OrderedDict()
+
+    def add(self, shape: Shape, program: str, seconds: float) -> None:
+        """Record that a task took `seconds`."""
+        key = shape, program
+        before = self._average.pop(key, seconds)
+        self._average[key] = before + _WEIGHT * (seconds - before)
+        if len(self._average) > _MOST_PROGRAMS:
+            self._average.popitem(last=False)
+
+    def of(self, shape: Shape, program: str) -> float:
+        """Return the average (s) of a program's tasks; 0 if none is known."""
+        return self._average.get((shape, program), 0.0)
+
+    def exceeds(self, shape: Shape, program: str, seconds: float) -> None:
+        """Record that a task takes at least `seconds`, and goes on."""
+        if self.of(shape, program) < seconds:
+            self._average[shape, program] = seconds
+
+
+@dataclass(frozen=True)
+class Others:
+    """What others than the tasks of held allocations wait for.
+
+    Attributes:
+        since: monotonic time since when some wait for resources; infinity: none.
+        are_urgent: whether one of them comes before all of our tasks.
+    """
+
+    since: float = math.inf
+    are_urgent: bool = False
+
+    @classmethod
+    def of(cls, demand: JobDemand, kin: set[str], workers_since: float) -> Others:
+        """Return who waits.
+
+        Args:
+            demand: all waiting jobs, except workers'.
+            kin: names of the jobs that hold allocations, and of tasks of their kind.
+            workers_since: monotonic time since when functions wait for workers' cores.
+        """
+        others = [each for each in demand.waiting if each.name not in kin]
+        since = min((each.since for each in others), default=math.inf)
+        return cls(min(since, workers_since), any(each.urgency > URGENCY for each in others))
+
+    @property
+    def wait(self) -> bool:
+        """Whether any wait."""
+        return self.since < math.inf
+
+
+def wanted_hosts(work: float, waiting: int, capacity: int) -> int:
+    """Return how many allocations of a shape should serve the tasks that wait.
+
+    Args:
+        work: seconds that these will take in all, as far as is known.
+        waiting: their number.
+        capacity: the most that fit.
+    """
+    return min(capacity, waiting, max(1, math.ceil(work / _WORK)))

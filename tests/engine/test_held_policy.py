@@ -1,0 +1,95 @@
+"""Which tasks share held allocations, and how many are held."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from engine_world import buffer_of
+
+from flux_endpoint.engine.backend import Resources
+from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.engine.demand import Demand, JobDemand
+from flux_endpoint.engine.held.policy import (
+    LONG,
+    Durations,
+    Others,
+    Shape,
+    shape_of,
+    wanted_hosts,
+)
+from flux_endpoint.engine.jobs.plan import Planner
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.functions import MPIFunction, ShellFunction
+
+TWO = {"num_nodes": 1, "ranks_per_node": 2}
+RESOURCES = Resources(nodes=2, cores=8, gpus=2)
+
+
+def double(x):
+    return 2 * x
+
+
+def shape(function, spec):
+    tasks = TaskSettings("e", "/e/work", run_in_sandbox=False, allowed_serializers=None)
+    task = EngineTask("t", "f", buffer_of(function), spec)
+    return shape_of(Planner("flux", Path("/e/jobs"), tasks).plan(task), spec, RESOURCES)
+
+
+def test_commands_on_ranks_of_one_node_share_allocations():
+    assert shape(MPIFunction("app"), TWO) == Shape(2, 1)
+    assert shape(MPIFunction("app", walltime=3), {"num_ranks": 4}) == Shape(4, 1)
+    spec = TWO | {"cores_per_rank": 2, "queue": "q", "environment": {"A": "1"}, "walltime": 9}
+    assert shape(MPIFunction("app"), spec) == Shape(2, 2, "q")
+
+
+@pytest.mark.parametrize(
+    ("function", "spec"),
+    [
+        (MPIFunction("app"), {"num_ranks": 1}),
+        (MPIFunction("app"), {"num_nodes": 2, "ranks_per_node": 2}),
+        (MPIFunction("app"), {"num_ranks": 5}),  # no node has as many cores
+        (MPIFunction("app | cat"), TWO),  # a script
+        (ShellFunction("app"), TWO),
+        (double, TWO),
+        (MPIFunction("app"), TWO | {"gpus_per_rank": 1}),
+        (MPIFunction("app"), TWO | {"urgency": 20}),
+        (MPIFunction("app"), TWO | {"job_name": "mine"}),
+        (MPIFunction("app"), TWO | {"shell_options": {"verbose": 1}}),
+        (MPIFunction("app"), TWO | {"constraints": {"properties": ["x"]}}),
+        (MPIFunction("app"), TWO | {"begin_time": "+1h"}),
+        (MPIFunction("app"), TWO | {"exclusive": True}),
+        (MPIFunction("app"), TWO | {"tasks_per_slot": 2}),
+    ],
+    ids=lambda value: str(getattr(value, "cmd", getattr(value, "__name__", value))),
+)
+def test_other_tasks_are_jobs_of_their_own(function, spec):
+    assert shape(function, spec) is None
+
+
+def test_more_work_gets_more_allocations_up_to_what_fits():
+    assert Shape(2, 1).capacity(RESOURCES) == 4
+    assert wanted_hosts(0.0, waiting=100, capacity=4) == 1
+    assert wanted_hosts(2.5, waiting=100, capacity=4) == 3
+    assert wanted_hosts(2.5, waiting=2, capacity=4) == 2
+    assert wanted_hosts(90.0, waiting=100, capacity=4) == 4
+
+
+def test_others_are_all_waiting_jobs_but_those_of_held_allocations():
+    demand = JobDemand((Demand("1", since=5.0), Demand("2", since=3.0, urgency=17)))
+    assert not Others.of(demand, {"1", "2"}, math.inf).wait
+    assert Others.of(demand, {"2"}, math.inf) == Others(5.0, are_urgent=False)
+    assert Others.of(demand, {"1"}, math.inf) == Others(3.0, are_urgent=True)
+    assert Others.of(demand, {"1", "2"}, 7.0).since == 7.0
+
+
+def test_a_program_that_takes_long_is_known_until_it_is_fast_again():
+    durations = Durations()
+    assert durations.of(Shape(2, 1), "app") == 0.0
+    durations.exceeds(Shape(2, 1), "app", 2.0)
+    assert durations.of(Shape(2, 1), "app") > LONG
+    assert durations.of(Shape(2, 1), "other") == 0.0
+    for _ in range(3):
+        durations.add(Shape(2, 1), "app", 0.1)
+    assert durations.of(Shape(2, 1), "app") < LONG
