@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -81,6 +82,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
         reason = f"tests of accounts at the broker: that of {AMQP_URL_VARIABLE} asks nobody"
         leave_out(config, items, lambda item: reason if item.get_closest_marker(APART) else None)
+    if os.geteuid() != 0 or shutil.which("useradd") is None:
+        from not_run import leave_out
+
+        why = "tests of users' local accounts: they need root, and useradd"
+        leave_out(config, items, lambda item: why if item.get_closest_marker("accounts") else None)
 
 
 @pytest.hookimpl(tryfirst=True)

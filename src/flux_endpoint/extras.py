@@ -18,6 +18,7 @@ MODULES = {
     "service": ("alembic", "fastapi", "sqlalchemy", "uvicorn"),
     "postgresql": ("psycopg",),
     "mpi": ("mpi4py",),
+    "multi-user": ("jinja2", "jsonschema"),
 }
 
 

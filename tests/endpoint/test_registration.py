@@ -13,7 +13,12 @@ from service_process import ServiceProcess
 
 from flux_endpoint.credentials import Credentials
 from flux_endpoint.endpoint.config import EndpointConfig
-from flux_endpoint.endpoint.registration import BrokerUrl, Registration, _parse_answer
+from flux_endpoint.endpoint.registration import (
+    BrokerUrl,
+    Registration,
+    _parse_answer,
+    registration_request,
+)
 from flux_endpoint.errors import (
     ConfigurationError,
     FluxEndpointError,
@@ -33,9 +38,8 @@ def rest(service_process: ServiceProcess) -> Iterator[RestClient]:
 
 
 def registration(rest: RestClient, directory: Path, **config: Any) -> Registration:
-    return Registration(
-        rest, directory, name="lab", config=EndpointConfig(**config), config_text="engine: {}"
-    )
+    request = registration_request("lab", EndpointConfig(**config), "engine: {}")
+    return Registration(rest, directory, request)
 
 
 @pytest.mark.rabbitmq

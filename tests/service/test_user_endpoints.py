@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PAYLOAD, Peer, Rest, refusal
+from tests.service.conftest import FUNCTION, PAYLOAD, Peer, Rest, refusal
 from tests.service.official_world import MultiUserEndpoint, Run
 
 from flux_endpoint import MPIFunction, ShellFunction
@@ -130,6 +130,20 @@ def test_a_start_command_has_the_identity_of_the_submitting_user(
     him = live.client.get("/auth/v2/oauth2/userinfo").json()["sub"]
     live.submit(multi_user.id)
     assert json.loads(multi_user.next_command().body)["globus_effective_identity"] == him
+
+
+def test_a_multi_user_endpoint_may_say_who_submits(
+    live: Rest, peer: Peer, token_of: Callable[[str], dict[str, str]]
+) -> None:
+    multi_user = MultiUserEndpoint(live, peer, public=True, users=["bob"])
+    function = {"function_name": "double", "function_code": FUNCTION, "public": True}
+    function_id = live.client.post("/v3/functions", json=function).json()["function_uuid"]
+    body = {"tasks": {function_id: [PAYLOAD]}}
+    url = f"/v3/endpoints/{multi_user.id}/submit"
+    answers = [live.client.post(url, json=body, headers=token_of(each)) for each in ("bob", "eve")]
+    assert answers[0].is_success, answers[0].text
+    said = refusal(answers[1], 403, "ENDPOINT_NOT_PERMITTED", "endpoint_id").message
+    assert "which do not include eve" in said
 
 
 def test_user_endpoints_are_visible_to_no_user(live: Rest, multi_user: MultiUserEndpoint) -> None:

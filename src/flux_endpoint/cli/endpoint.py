@@ -28,10 +28,17 @@ _TONES: dict[str, Tone] = {"running": "good", "disconnected": "bad", "stopped": 
 @click.command()
 @click.argument("name")
 @click.option("--display-name", help="Name shown in lists.  [default: NAME]")
-def configure(name: str, display_name: str | None) -> None:
+@click.option(
+    "--multi-user",
+    is_flag=True,
+    help="A multi-user endpoint: it starts endpoints for its users, from a template.",
+)
+def configure(name: str, display_name: str | None, *, multi_user: bool) -> None:
     """Create an endpoint and its configuration file."""
-    path = lifecycle.configure_endpoint(name, display_name)
+    path = lifecycle.configure_endpoint(name, display_name, multi_user=multi_user)
     click.echo(f"Created endpoint {name}. Its configuration: {path}")
+    if multi_user:
+        click.echo(f"What users fill in is beside it; try it with: flux-endpoint render {name}")
     click.echo(f"Start it with: flux-endpoint start {name}")
 
 

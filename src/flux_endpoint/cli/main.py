@@ -41,6 +41,9 @@ SECTIONS = {
         "up": Entry("stack:up", "Run broker, service and one endpoint on this machine."),
         "down": Entry("stack:down", "End what `up` runs, and wait until it is gone."),
         "configure": Entry("endpoint:configure", "Create an endpoint and its configuration file."),
+        "render": Entry(
+            "render:render", "Show what a multi-user endpoint's template makes of a user's values."
+        ),
         "start": Entry("endpoint:start", "Start an endpoint."),
         "stop": Entry("endpoint:stop", "Stop an endpoint, and wait until it is gone."),
         "service": Entry("service:service", "Run the REST service, and manage its tokens."),

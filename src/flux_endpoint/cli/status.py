@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -153,6 +154,10 @@ def _endpoint_lines(view: EndpointView) -> Iterator[Line]:
     as_of = _as_of(view)
     if report.get("trouble"):
         yield "Trouble", f"{report['trouble']}{as_of}", "bad"
+    if isinstance(report.get("user_endpoints"), list):
+        yield "User endpoints", _user_endpoints(report["user_endpoints"]) + as_of, None
+        yield "Tasks", _waiting(view), None
+        return
     for title, text, tone in _flux_lines(report):
         is_number = title != "Blocks" or report.get("blocks")
         yield title, f"{text}{as_of if is_number else ''}", tone
@@ -164,6 +169,14 @@ def _endpoint_lines(view: EndpointView) -> Iterator[Line]:
         return
     yield "Tasks", f"{_waiting(view)}; {_taken(agent)}{as_of}", None
     yield "Rates", _rates(agent) + as_of, None
+
+
+def _user_endpoints(listed: Sequence[object]) -> str:
+    """Return the user endpoints of a multi-user endpoint, by user and account."""
+    known = [each for each in listed if isinstance(each, Mapping)]
+    names = Counter(f"{each.get('user')} (as {each.get('account')})" for each in known)
+    shown = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in sorted(names.items()))
+    return f"{len(known)} running{f': {shown}' if shown else ''}"
 
 
 def _as_of(view: EndpointView) -> str:

@@ -101,9 +101,7 @@ class Agent:
         self._paused = False
         self._link = Connectivity(queues.task_queue_info.queue)
         self._phase = AgentPhase.CLAIMING
-        self._ending = AgentEnding(
-            engine, config.shutdown_grace, self._begin_to_stop, self._inbox.put
-        )
+        self._ending = AgentEnding(engine, config, self._begin_to_stop, self._inbox.put)
         self._records = TaskRecords(directory)
         self._journal: Journal
         self._connection: AmqpConnection
@@ -181,7 +179,7 @@ class Agent:
             try:
                 self._begin()
                 while time.monotonic() < self._ending.leave_at:
-                    due = min(self._reports.due, self._outbox.due, self._ending.leave_at)
+                    due = min(self._reports.due, self._outbox.due, self._ending.due)
                     self._turn(self._recorder.take(due, len(self._tasks.running)))
             finally:
                 self._close()
@@ -272,6 +270,7 @@ class Agent:
             )
         else:
             self._regulate()
+            self._ending.count(self.in_flight)
         # Comes after the transaction: acknowledgements let the broker send more at once.
         for delivery in turn.answered:
             delivery.ack()

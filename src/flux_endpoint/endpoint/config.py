@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -43,6 +44,9 @@ _MESSAGES_AHEAD = 16
 MAX_PREFETCH = 65_535
 
 
+Config = TypeVar("Config", bound=BaseModel)
+
+
 def _check_address(text: str) -> str:
     parse_address(text)
     return text
@@ -69,6 +73,8 @@ class EndpointConfig(BaseModel):
     allowed_environment: list[str] = Field(default_factory=list)
     #: With these: programs that treat any argument as data, besides the known ones.
     plain_programs: list[str] = Field(default_factory=list)
+    #: `true` makes it a multi-user endpoint, with the options of `multi_user.config`.
+    multi_user: Literal[False] = False
     #: Whether people other than the owner see the endpoint.
     public: bool = False
     #: Who may run tasks besides the owner: names of the service's users ("*": all) and groups.
@@ -76,6 +82,8 @@ class EndpointConfig(BaseModel):
     groups: list[Principal] | None = Field(default=None, max_length=1000)
     #: Seconds that running tasks have when the endpoint stops.
     shutdown_grace: float = Field(default=5, ge=0)
+    #: Seconds without an unfinished task after which the endpoint ends; infinity: never.
+    stop_when_idle: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = math.inf
     #: Seconds for which directories and output files named after tasks are kept after their last
     #: change; infinity: forever.
     keep_task_files: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 90 * 86_400.0
@@ -111,6 +119,15 @@ class EndpointConfig(BaseModel):
         return self
 
 
+def declares_multi_user(text: str) -> bool:
+    """Return whether a `config.yaml` is that of a multi-user endpoint."""
+    try:
+        content = _parse_yaml(text, "")
+    except ConfigurationError:  # whoever reads it in earnest says what is wrong
+        return False
+    return isinstance(content, dict) and content.get("multi_user") is True
+
+
 def load_config(path: Path) -> EndpointConfig:
     """Return the configuration in the file at `path`.
 
@@ -126,6 +143,11 @@ def load_config(path: Path) -> EndpointConfig:
 
 def parse_config(text: str, *, source: str) -> EndpointConfig:
     """Return the configuration in `text`; errors name `source` (see `load_config`)."""
+    return parse_as(EndpointConfig, text, source=source)
+
+
+def parse_as(kind: type[Config], text: str, *, source: str) -> Config:
+    """Return the configuration of a kind in `text`; see `parse_config`."""
     content = _parse_yaml(text, source)
     if content is None:
         content = {}
@@ -137,9 +159,9 @@ def parse_config(text: str, *, source: str) -> EndpointConfig:
         content = {**content, "engine": {}}
     try:
         # Strict: YAML has its own types; `public: "no"` is a mistake, not a boolean.
-        return EndpointConfig.model_validate(content, strict=True)
+        return kind.model_validate(content, strict=True)
     except ValidationError as error:
-        schema = EndpointConfig.model_json_schema()
+        schema = kind.model_json_schema()
         problems = sorted({_problem(dict(detail), schema) for detail in error.errors()})
     if len(problems) == 1:
         raise ConfigurationError(f"{source}: {problems[0]}")
@@ -208,7 +230,10 @@ def _lookup(
         options = (_lookup(option, location, schema) for option in part["anyOf"])
         return next((found for found in options if found), {})
     step = location[0]
-    inner = part.get("items") if isinstance(step, int) else part.get("properties", {}).get(step)
+    if isinstance(step, int):
+        inner = part.get("items")
+    else:
+        inner = part.get("properties", {}).get(step, part.get("additionalProperties"))
     return _lookup(inner, location[1:], schema) if inner else {}
 
 
@@ -331,6 +356,7 @@ engine:
 # max_in_flight: 1000       # the most unfinished tasks here; further ones wait in the queue
 # prefetch: 512             # the most tasks that the broker sends before acknowledgement
 # shutdown_grace: 5         # seconds that running tasks have when the endpoint stops
+# stop_when_idle: infinity  # time without a task after which the endpoint ends
 # keep_task_files: 90d      # directories and output files named after tasks; infinity: forever
 # metrics: 127.0.0.1:9101   # where Prometheus may read metrics without a token; default: nowhere
 # log_level: INFO           # DEBUG, INFO, WARNING or ERROR

@@ -111,6 +111,15 @@ class EndpointDirectory:
             f"Make it with: flux-endpoint configure {self.name}"
         )
 
+    def started_by(self) -> str | None:
+        """Return the id of the multi-user endpoint that starts this one; `None`: there is none."""
+        try:
+            content = json.loads(self.identity.read_text(encoding="utf-8"))
+            found = content.get("started_by")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return found if isinstance(found, str) else None
+
     def holder(self) -> DirectoryHolder | None:
         """Return the process that runs the agent, or `None`."""
         try:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.inbox_events import EndpointGone, EngineLost, Signal
 from flux_endpoint.engine.base import Engine
 from flux_endpoint.errors import EndpointGoneError, FluxEndpointError, InstanceLostError
@@ -24,7 +25,7 @@ class AgentEnding:
 
     Args:
         engine: stopped on a thread of its own, while results still come in.
-        grace: seconds that running tasks have to finish.
+        config: how long running tasks have to finish, and how long the agent stays idle.
         on_begin: called once, when the agent begins to stop.
         tell: puts a signal into the agent's inbox; from any thread.
     """
@@ -32,20 +33,44 @@ class AgentEnding:
     def __init__(
         self,
         engine: Engine,
-        grace: float,
+        config: EndpointConfig,
         on_begin: Callable[[], None],
         tell: Callable[[Signal], None],
     ) -> None:
         self._engine = engine
-        self._grace = grace
+        self._grace = config.shutdown_grace
         self._on_begin = on_begin
         self._tell = tell
         self._has_begun = False
         self._was_asked = False
         self._engine_stopped = False
+        self._idle_limit = config.stop_when_idle
+        #: Monotonic time since which there is no unfinished task.
+        self._idle_since: float | None = None
         self._loss: EngineLost | EndpointGone | None = None
         #: Monotonic time at which the agent leaves.
         self.leave_at = math.inf
+
+    @property
+    def due(self) -> float:
+        """Monotonic time at which the agent must be woken."""
+        idle_since = math.inf if self._idle_since is None else self._idle_since
+        return min(self.leave_at, idle_since + self._idle_limit)
+
+    def count(self, unfinished: int) -> None:
+        """Begin to stop once there has been no unfinished task for the limit.
+
+        Args:
+            unfinished: how many tasks are unfinished now.
+        """
+        now = time.monotonic()
+        if unfinished or self._has_begun:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since >= self._idle_limit:
+            event(log, logging.INFO, "endpoint stops: it is idle", seconds=self._idle_limit)
+            self._begin()
 
     @property
     def reason(self) -> str:
@@ -92,6 +117,7 @@ class AgentEnding:
 
     def _begin(self) -> None:
         self._has_begun = True
+        self._idle_since = None
         self._on_begin()
         threading.Thread(target=self._stop_engine, name="engine stop", daemon=True).start()
 

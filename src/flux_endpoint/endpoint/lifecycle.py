@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from flux_endpoint import paths
 from flux_endpoint.endpoint.directory import (
     GONE,
     EndpointDirectory,
@@ -63,17 +64,21 @@ class Listed:
     hostname: str | None
 
 
-def configure_endpoint(name: str, display_name: str | None = None) -> Path:
+def configure_endpoint(
+    name: str, display_name: str | None = None, *, multi_user: bool = False
+) -> Path:
     """Create an endpoint's directory with a commented configuration; return the file's path.
+
+    Args:
+        name: the endpoint's name.
+        display_name: its name in lists; default: `name`.
+        multi_user: whether it is a multi-user endpoint, with more files.
 
     Raises:
         ConfigurationError: the name is invalid, or in use.
     """
-    from flux_endpoint.endpoint.config import initial_config, parse_config  # noqa: PLC0415 - slow
-
     directory = EndpointDirectory(name)
-    text = initial_config(name, display_name)
-    parse_config(text, source="--display-name")
+    text, more = _initial(name, display_name, multi_user=multi_user)
     try:
         directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.path.chmod(0o700)
@@ -87,10 +92,35 @@ def configure_endpoint(name: str, display_name: str | None = None) -> Path:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+        for file_name, content in more.items():
+            paths.write_private(directory.path / file_name, content)
     except OSError as error:
         directory.config.unlink(missing_ok=True)
         raise FluxEndpointError(f"can't write {directory.config}: {error.strerror}") from error
     return directory.config
+
+
+def _initial(
+    name: str, display_name: str | None, *, multi_user: bool
+) -> tuple[str, dict[str, str]]:
+    """Return the text of a new `config.yaml`, and the texts of further files by name."""
+    from flux_endpoint.endpoint.config import (  # noqa: PLC0415 - slow
+        initial_config,
+        parse_as,
+        parse_config,
+    )
+
+    if not multi_user:
+        text = initial_config(name, display_name)
+        parse_config(text, source="--display-name")
+        return text, {}
+    from flux_endpoint.endpoint.multi_user.config import MultiUserConfig  # noqa: PLC0415 - slow
+    from flux_endpoint.endpoint.multi_user.initial import initial_files  # noqa: PLC0415 - slow
+
+    more = initial_files(name, display_name, is_root=os.geteuid() == 0)
+    text = more.pop("config.yaml")
+    parse_as(MultiUserConfig, text, source="--display-name")
+    return text, more
 
 
 def start_detached(

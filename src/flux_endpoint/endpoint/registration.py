@@ -9,7 +9,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -33,23 +33,13 @@ class Registration:
     Args:
         rest: client of the service.
         directory: the endpoint's directory, which has `endpoint.json`.
-        name: the endpoint's name.
-        config: its configuration.
-        config_text: the text of `config.yaml`, which the service shows to the owner.
+        request: what the service is told of the endpoint; see `registration_request`.
     """
 
-    def __init__(
-        self,
-        rest: RestClient,
-        directory: Path,
-        *,
-        name: str,
-        config: EndpointConfig,
-        config_text: str = "",
-    ) -> None:
+    def __init__(self, rest: RestClient, directory: Path, request: Mapping[str, Any]) -> None:
         self._rest = rest
         self._file = directory / "endpoint.json"
-        self._request = _request(name, config, config_text)
+        self._request = dict(request)
 
     def register(self) -> EndpointQueues:
         """Register, and return how to reach the broker.
@@ -118,6 +108,8 @@ class BrokerUrl:
     Attributes:
         on_gone: called with the reason when the service has said twice, `interval` seconds apart,
             that the endpoint does not exist any more, or that its token is not valid.
+        on_locked: called when the service refuses the registration for a while, since somebody has
+            stopped the endpoint there.
 
     Args:
         queues: the answer to the last registration.
@@ -143,6 +135,7 @@ class BrokerUrl:
         self._asking = threading.Lock()
         self._is_gone = False
         self.on_gone: Callable[[str], None] = lambda _reason: None
+        self.on_locked: Callable[[], None] = lambda: None
 
     def __call__(self) -> str:
         """Return the URL for the next attempt."""
@@ -165,6 +158,8 @@ class BrokerUrl:
             except FluxEndpointError as error:
                 # The next attempt with the old URL may well succeed.
                 event(log, logging.WARNING, "could not register again", reason=str(error))
+                if isinstance(error, ServiceError) and error.code == "ENDPOINT_LOCKED":
+                    self.on_locked()
                 says_gone = isinstance(error, ServiceError) and error.code in _GONE
                 if says_gone and self._is_gone:
                     self.on_gone(str(error))
@@ -213,20 +208,23 @@ def read_endpoint_id(file: Path) -> str | None:
         ) from None
 
 
-def _request(name: str, config: EndpointConfig, config_text: str) -> dict[str, Any]:
-    request: dict[str, Any] = {
+def registration_request(name: str, config: EndpointConfig, config_text: str) -> dict[str, Any]:
+    """Return the body of an endpoint's registration.
+
+    Args:
+        name: the endpoint's name.
+        config: its configuration.
+        config_text: the text of `config.yaml`, which the service shows to the owner.
+    """
+    request = {
         "endpoint_name": name,
         "display_name": config.display_name or name,
         "multi_user": False,
         "public": config.public,
         "metadata": {
-            "endpoint_version": __version__,
+            **common_metadata(config_text),
             "flux_endpoint_version": __version__,
             "tasks_per_message": config.tasks_per_message,
-            "python_version": platform.python_version(),
-            "hostname": socket.gethostname(),
-            "local_user": _user(),
-            "endpoint_config": config_text,
             "user_config_template": "",
             "user_config_schema": None,
         },
@@ -235,6 +233,21 @@ def _request(name: str, config: EndpointConfig, config_text: str) -> dict[str, A
         if (value := getattr(config, key)) is not None:
             request[key] = value
     return request
+
+
+def common_metadata(config_text: str) -> dict[str, Any]:
+    """Return the metadata that endpoints of any kind have.
+
+    Args:
+        config_text: the text of `config.yaml`.
+    """
+    return {
+        "endpoint_version": __version__,
+        "python_version": platform.python_version(),
+        "hostname": socket.gethostname(),
+        "local_user": _user(),
+        "endpoint_config": config_text,
+    }
 
 
 def _user() -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import queue
-import signal
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,16 +12,16 @@ from typing import Any
 from flux_endpoint import logs, paths
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.endpoint.agent import Agent
-from flux_endpoint.endpoint.config import EndpointConfig, parse_config
-from flux_endpoint.endpoint.directory import (
-    GONE,
-    AgentLock,
-    DirectoryStatus,
-    EndpointDirectory,
-    this_machine,
-)
+from flux_endpoint.endpoint.config import EndpointConfig, declares_multi_user, parse_config
+from flux_endpoint.endpoint.directory import GONE, AgentLock, EndpointDirectory
 from flux_endpoint.endpoint.enrolment import Enrolment
-from flux_endpoint.endpoint.registration import BrokerUrl, Registration, last_reporter
+from flux_endpoint.endpoint.host import AgentHost, HostedAgent, LoadedEndpoint
+from flux_endpoint.endpoint.registration import (
+    BrokerUrl,
+    Registration,
+    last_reporter,
+    registration_request,
+)
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.engine.base import Engine
 from flux_endpoint.errors import (
@@ -49,7 +46,7 @@ FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 15.0
 
 
-class Runner:
+class Runner(AgentHost):
     """Runs one endpoint on the main thread, until a signal ends it.
 
     Args:
@@ -69,13 +66,8 @@ class Runner:
         tell: Callable[[dict[str, Any]], None] | None = None,
         restart: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
-        self._directory = directory
-        self._tell = tell or (lambda _message: None)
+        super().__init__(directory, tell)
         self._restart = restart or (lambda _environment: None)
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._agent: Agent | None = None
-        self._endpoint_id = ""
-        self._said_ready = False
 
     def run(self) -> int:
         """Run until the end; return the exit code.
@@ -84,19 +76,21 @@ class Runner:
             FluxEndpointError: the endpoint can't run; the text says why and what to do.
         """
         self._directory.require()
+        parent = self._directory.started_by()
+        if parent is not None:
+            raise ConfigurationError(
+                f"endpoint {self._directory.name} is a user endpoint: its multi-user endpoint "
+                f"{parent} starts it when there are tasks for it"
+            )
         return_large_blocks()
         try:
             text = self._directory.config.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"can't read {self._directory.config}: {error}") from None
-        config = parse_config(text, source=str(self._directory.config))
-        logs.configure(config.log_level, log_format=config.log_format)
+        loaded = self._load(text)
+        logs.configure(loaded.log_level, log_format=loaded.log_format)
         registration = partial(
-            Registration,
-            directory=self._directory.path,
-            name=self._directory.name,
-            config=config,
-            config_text=text,
+            Registration, directory=self._directory.path, request=loaded.registration
         )
         with (
             AgentLock(self._directory),
@@ -108,22 +102,42 @@ class Runner:
             queues = self._register(enrolment)
             if queues is None:
                 return self._exit_code()
-            self._leave_secrets(config)
+            self._leave_secrets(has_other_users=loaded.has_other_users)
             self._endpoint_id = queues.endpoint_id
-            self._agent = Agent(
-                queues,
-                _new_engine(config, queues.endpoint_id, self._directory),
-                self._directory.path,
-                config,
-                url=BrokerUrl(queues, enrolment.renew),
-                taken=lambda: enrolment.registration.taken(queues.endpoint_id),
-                on_status=self._write_status,
-            )
+            self._agent = loaded.new_agent(queues, enrolment, self._write_status)
             if self._signals.empty():
                 self._run_agent(self._agent, enrolment.rest)
         return self._exit_code()
 
-    def _run_agent(self, agent: Agent, rest: RestClient) -> None:
+    def _load(self, text: str) -> LoadedEndpoint:
+        if declares_multi_user(text):
+            from flux_endpoint.endpoint.multi_user.loading import load  # noqa: PLC0415 - rare
+
+            return load(self._directory, text)
+        config = parse_config(text, source=str(self._directory.config))
+
+        def new_agent(
+            queues: EndpointQueues, enrolment: Enrolment, on_status: Callable[[AgentStatus], None]
+        ) -> Agent:
+            return Agent(
+                queues,
+                new_engine(config, queues.endpoint_id, self._directory),
+                self._directory.path,
+                config,
+                url=BrokerUrl(queues, enrolment.renew),
+                taken=lambda: enrolment.registration.taken(queues.endpoint_id),
+                on_status=on_status,
+            )
+
+        return LoadedEndpoint(
+            log_level=config.log_level,
+            log_format=config.log_format,
+            has_other_users=bool(config.users or config.groups),
+            registration=registration_request(self._directory.name, config, text),
+            new_agent=new_agent,
+        )
+
+    def _run_agent(self, agent: HostedAgent, rest: RestClient) -> None:
         try:
             agent.run()
         except EndpointInUseError as error:
@@ -138,14 +152,14 @@ class Runner:
             self._write_status(AgentStatus(GONE, str(error), None))  # for `status` and `list`
             raise
 
-    def _leave_secrets(self, config: EndpointConfig) -> None:
+    def _leave_secrets(self, *, has_other_users: bool) -> None:
         """Hide the owner's credentials from tasks, which run as the same account."""
         if has_secrets(os.environ) and self._signals.empty():
             self._restart(without_credentials(os.environ))
         for name in filter(holds_credentials, list(os.environ)):
             del os.environ[name]
         file = paths.credentials_file()
-        if (config.users or config.groups) and file.exists():
+        if has_other_users and file.exists():
             event(
                 log,
                 logging.WARNING,
@@ -175,58 +189,9 @@ class Runner:
                 continue
             return None
 
-    def _catch_signals(self) -> None:
-        # A batch script gets SIGALRM when its allocation reaches its time limit.
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
-            if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGTERM:
-                signal.signal(signum, lambda *_: None)
 
-    def _signalled(self, signum: int) -> None:
-        """Handle a signal. Runs on its own thread."""
-        self._signals.put(signum)
-        if self._agent is not None:
-            self._agent.stop()
-
-    def _write_status(self, status: AgentStatus) -> None:
-        self._publish_status(
-            DirectoryStatus(
-                pid=os.getpid(),
-                state=status.state,
-                reason=status.reason,
-                endpoint_id=self._endpoint_id,
-                executor=status.executor,
-                flux_uri=os.environ.get("FLUX_URI") if status.executor == "flux" else None,
-                since=time.time(),
-                machine=this_machine(),
-            )
-        )
-        if status.state == "connected" and not self._said_ready:
-            self._said_ready = True
-            about = {"endpoint_id": self._endpoint_id, "executor": status.executor}
-            self._tell({"ready": about})
-        elif status.reason:
-            told = {"say": status.reason}
-            gives_up = status.patience < math.inf
-            self._tell({**told, "patience": status.patience} if gives_up else told)
-
-    def _publish_status(self, status: DirectoryStatus) -> None:
-        try:
-            self._directory.write_status(status)
-        except OSError as error:  # e.g. a full disk: the agent goes on
-            event(log, logging.WARNING, "the endpoint's status can't be written", reason=error)
-
-    def _exit_code(self) -> int:
-        received = []
-        while not self._signals.empty():
-            received.append(self._signals.get())
-        code = 130 if received and received[0] == signal.SIGINT else 0
-        if len(received) > 1:  # "at once": do not wait for what the engine has not ended
-            logging.shutdown()
-            os._exit(code)
-        return code
-
-
-def _new_engine(config: EndpointConfig, endpoint_id: str, directory: EndpointDirectory) -> Engine:
+def new_engine(config: EndpointConfig, endpoint_id: str, directory: EndpointDirectory) -> Engine:
+    """Return the engine that a configuration describes."""
     from flux_endpoint.engine import FluxEngine  # noqa: PLC0415 - brings Flux along
     from flux_endpoint.engine.blocks import BlockEngine  # noqa: PLC0415 - brings Flux along
 

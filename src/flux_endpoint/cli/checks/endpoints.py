@@ -11,9 +11,11 @@ from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warni
 from flux_endpoint.cli.checks.machine import check_disk, check_private
 from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import shown_age
-from flux_endpoint.endpoint.config import EndpointConfig, load_config
+from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.journal import LAYOUT
+from flux_endpoint.endpoint.multi_user.config import MultiUserConfig
+from flux_endpoint.endpoint.multi_user.loading import load_any
 from flux_endpoint.endpoint.registration import read_endpoint_id
 from flux_endpoint.errors import (
     ConfigurationError,
@@ -48,20 +50,22 @@ class EndpointChecks:
     def run(self) -> Iterator[Finding]:
         """Yield the findings."""
         yield check_private("endpoint.directory", self._directory.path, self._name)
+        config: EndpointConfig | MultiUserConfig | None = None
         try:
-            config = load_config(self._directory.config)
+            config = load_any(self._directory)
         except FluxEndpointError as error:
             yield failed("endpoint.config", str(error), "edit that file", self._name)
-            config = None
         else:
             yield ok("endpoint.config", f"{self._directory.config} is valid", self._name)
         running = self._directory.holder() is not None
-        if config is not None:
+        if isinstance(config, EndpointConfig):
             yield from self._executor(config, running=running)
             yield from self._working_directory(config)
         yield from self._agent()
-        yield from self._journal()
-        yield from self._identity(running=running)
+        if not isinstance(config, MultiUserConfig):  # which runs no tasks
+            yield from self._journal()
+        if self._directory.started_by() is None:  # no user sees a user endpoint at the service
+            yield from self._identity(running=running)
 
     def _executor(self, config: EndpointConfig, *, running: bool) -> Iterator[Finding]:
         if config.engine.executor == "flux" and not running and not self._flux_reachable:

@@ -195,12 +195,12 @@ def may_see(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
 def may_run(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:
     """Return whether a user may run tasks at an endpoint.
 
-    All users who can see a multi-user endpoint may submit to it. It starts nothing for a user who
-    is missing in its own identity mapping.
+    All users who can see a multi-user endpoint may submit to it, unless it says who. It starts
+    nothing for a user who is missing in its own identity mapping.
     """
     if endpoint.owner_id == user.id:
         return True
-    if endpoint.starts_user_endpoints:
+    if endpoint.starts_user_endpoints and endpoint.users is None and endpoint.groups is None:
         return endpoint.public
     if not {user.name, EVERYBODY}.isdisjoint(endpoint.users or ()):
         return True

@@ -66,6 +66,7 @@ class PyFluxEndpoint(PythonPackage):
         "postgresql", default=False, when="+service", description="PostgreSQL below the service"
     )
     variant("mpi", default=False, description="MPI for Python functions that run on many ranks")
+    variant("multi-user", default=False, description="Templates of multi-user endpoints")
 
     depends_on("py-hatchling@1.24:", type="build")
 
@@ -91,6 +92,9 @@ class PyFluxEndpoint(PythonPackage):
         depends_on("py-uvicorn@0.30:", when="+service")
 
         depends_on("py-psycopg@3.1: +c", when="+postgresql")
+
+        depends_on("py-jinja2@3.1.6:", when="+multi-user")
+        depends_on("py-jsonschema@4.18:", when="+multi-user")
 
         depends_on("py-mpi4py@4.0:", when="+mpi")
         depends_on("mpi", when="+mpi")
