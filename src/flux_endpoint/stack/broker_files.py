@@ -41,6 +41,13 @@ CTL_PORTS = 100
 #: Path of the node's directory inside the node and `rabbitmqctl`, safe for all parts of RabbitMQ:
 #: some pass paths unquoted to a shell (`df`, for the disk alarm), or to a wildcard.
 _HERE = "/proc/self/cwd"
+#: Erlang, without spaces: disables statistics, which nobody reads, when the node is up. At its end,
+#: the management plugin's handler would ask the process that waits for the handler, and time out
+#: after 5 s.
+_WITHOUT_STATISTICS = (
+    "spawn(fun()->rabbit:await_startup(),"
+    "gen_event:delete_handler(rabbit_event,rabbit_mgmt_db_handler,[])end)."
+)
 #: More schedulers only cost memory at the rates of one machine.
 MAX_SCHEDULERS = 4
 
@@ -170,6 +177,7 @@ def write_configuration(
 def node_environment(directory: Path, identity: NodeIdentity) -> dict[str, str]:
     """Return the complete environment of node and `rabbitmqctl`; only PATH is inherited."""
     schedulers = min(os.cpu_count() or 1, MAX_SCHEDULERS)
+    at_start = f"-eval {_WITHOUT_STATISTICS}"
     loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
     ctl_port = free_ports(1)[0]
     return {
@@ -188,7 +196,9 @@ def node_environment(directory: Path, identity: NodeIdentity) -> dict[str, str]:
         "RABBITMQ_PID_FILE": f"{_HERE}/rabbit.pid",
         # Bound schedulers of two nodes would share some cores and leave others idle.
         "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback_only} +S {schedulers}:{schedulers}",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(
+            (loopback_only, f"+S {schedulers}:{schedulers}", at_start)
+        ),
         "RABBITMQ_CTL_ERL_ARGS": loopback_only,
         # The first port may be in use by the time the command has started.
         "RABBITMQ_CTL_DIST_PORT_MIN": str(ctl_port),
