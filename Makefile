@@ -5,15 +5,15 @@
 #   ROWS="jobs mpi"              what `make bench` measures: rows or levels (default: see its help)
 #   TAPS=DIRECTORY               a source tree of TaPS, for ROWS=taps
 #   BUSY=yes                     measure although others use the machine
-#   JOBS=0                       processes that run the tests (default: one more than cores, at most 8)
+#   JOBS=0                       processes that run the tests (default: two for each core, at most 8)
 
 PYTHON ?=
 ARGS ?=
 ROWS ?=
 BUSY ?=
 TAPS ?=
-# Most of a test's time is waiting for programs: one process more than cores keeps these busy.
-JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
+# Most of a test's time is waiting: for programs, for timeouts, for the end of either.
+JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : 8)))
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
