@@ -187,6 +187,8 @@ with the endpoint's. Otherwise check the memory that the task needs, and the lib
 class TaskExecutionFailed(TaskError):  # noqa: N818 - the official client's name for it
     """A task raised, or could not be run; has the endpoint's report.
 
+    If the task raised one of Python's own exceptions with plain arguments, that is its `__cause__`.
+
     Attributes:
         remote_data: the text that the endpoint sent, usually a traceback.
         completion_t: seconds since the epoch, as text, at which the service received the result.

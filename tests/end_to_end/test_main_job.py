@@ -67,6 +67,8 @@ class TestResults:
         assert "ValueError: on purpose" in str(caught.value)
         assert "in fail" in caught.value.remote_data
         assert "flux_endpoint/engine" not in caught.value.remote_data
+        assert type(caught.value.__cause__) is ValueError
+        assert caught.value.__cause__.args == ("on purpose",)
 
     def test_a_result_of_nine_mib_arrives(self, executor):
         assert len(executor.submit(letters, 9 * MIB).result(timeout=60)) == 9 * MIB

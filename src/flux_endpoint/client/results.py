@@ -20,6 +20,7 @@ from flux_endpoint.errors import (
 )
 from flux_endpoint.functions import OUR_RESULT
 from flux_endpoint.protocol.envelope import JOBID, VERSION_BYTE, read_json
+from flux_endpoint.protocol.exceptions import EXCEPTION, exception_from
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
@@ -145,7 +146,9 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
             text = end.error.removeprefix(_DEPENDENCY_FAILED).strip()
             named = _TASK.search(text)
             raise DependencyFailed(text, named[1] if named else None)
-        raise TaskExecutionFailed(end.error, end.completion_t, end.details)
+        raise TaskExecutionFailed(end.error, end.completion_t, end.details) from exception_from(
+            (end.details or {}).get(EXCEPTION)
+        )
     try:
         with reading_as(OUR_RESULT):  # read an official endpoint's ShellResult as our class
             return deserialize(end.value)

@@ -20,6 +20,7 @@ from flux_endpoint.protocol.envelope import (
     compact_json,
     quoted,
 )
+from flux_endpoint.protocol.exceptions import EXCEPTION
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 from flux_endpoint.usage import Usage
 
@@ -83,6 +84,8 @@ def body_of(
         if end.returncode is not None:
             details = {**(details or {}), RETURNCODE: end.returncode}
         return _body(task_id, end.data, None, details, statuses)
+    if end.exception is not None:
+        details = {**(details or {}), EXCEPTION: end.exception}
     return failure(task_id, end.code, end.text, details=details, statuses=statuses)
 
 

@@ -15,6 +15,7 @@ from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import ShellFunction, formatted_task, read_function
 from flux_endpoint.functions.fields import quoting_fields
 from flux_endpoint.functions.inputs import task_inputs
+from flux_endpoint.protocol.exceptions import exception_text
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer, task_with_inputs
@@ -65,10 +66,17 @@ class Value:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task has no value: a text for its user, with a traceback where there is one."""
+    """Why a task has no value.
+
+    Attributes:
+        code: the kind of failure.
+        text: a text for the task's user, with a traceback where there is one.
+        exception: the exception as data; see `protocol.exceptions`.
+    """
 
     code: ErrorCode
     text: str
+    exception: str | None = None
 
 
 class _TaskSerializer(ComputeSerializer):
@@ -120,7 +128,8 @@ class TaskRunner:
         except (DeserializationError, SerializationError) as error:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
         except BaseException as error:  # noqa: BLE001 - whatever a function raises is its result
-            return Failure(ErrorCode.REMOTE_EXECUTION, _text_of(error))
+            text = _text_of(error)
+            return Failure(ErrorCode.REMOTE_EXECUTION, text, exception_text(error))
 
     def format(self, buffer: str) -> Value | Failure:
         """Return a command task with its arguments formatted into its command, packed again."""
