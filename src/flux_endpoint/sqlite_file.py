@@ -109,6 +109,8 @@ class RecordFile:
         except (sqlite3.Error, OSError) as error:
             raise RecordError(f"can't open the {layout.noun} {path}: {error}") from error
         self.is_new = found.is_new
+        #: Descriptor of the write-ahead log, once `sync` has opened it.
+        self._log = -1
         if found.damage:
             what = "was damaged; what can be read was kept, and the damaged file was renamed"
             text = f"the {layout.noun} {what}"
@@ -133,9 +135,32 @@ class RecordFile:
                 # `execute` would stop after the first page.
                 self._database.executescript(f"PRAGMA incremental_vacuum({_UNUSED_PAGES})")
 
+    def sync(self) -> None:
+        """Make all committed transactions survive a power failure.
+
+        A commit with `PRAGMA synchronous = NORMAL` only survives the end of this process. No lock
+        of SQLite's is on the log, so another descriptor of it may be closed (fcntl(2)).
+
+        Raises:
+            RecordError: the log can't be synchronized.
+        """
+        path = f"{os.path.realpath(self._path)}-wal"
+        try:
+            if self._log < 0:
+                self._log = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.fdatasync(self._log)
+        except FileNotFoundError:
+            pass  # this file system permits no log: then each commit is synchronized
+        except OSError as error:
+            text = f"can't write the {self._layout.noun} {self._path}: {error.strerror}"
+            raise RecordError(text) from error
+
     def close(self) -> None:
         """Close the file. Committed data is safe even without this."""
         self._database.close()
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

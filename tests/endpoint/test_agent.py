@@ -624,6 +624,38 @@ def test_an_agent_whose_queue_is_gone_says_so_until_it_is_back(
         service.await_results([service.send()])
 
 
+def test_a_function_starts_while_the_disk_synchronizes_and_a_job_only_after_it(
+    service: Service,
+    held_engine: ObedientEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_sync, original = threading.Semaphore(0), Journal.sync
+    syncs: SimpleQueue[None] = SimpleQueue()
+
+    def sync(journal: Journal) -> None:
+        syncs.put(None)
+        assert may_sync.acquire(timeout=PATIENCE)
+        original(journal)
+
+    monkeypatch.setattr(Journal, "sync", sync)
+    with running(service, held_engine, tmp_path):
+        function = service.send()
+        assert held_engine.next_submitted().task_id == function
+        syncs.get(timeout=PATIENCE)
+        may_sync.release()
+        job = service.send(resource_specification='{"num_nodes": 1}')
+        syncs.get(timeout=PATIENCE)
+        assert held_engine.all_submitted == [function]
+        may_sync.release()
+        assert held_engine.next_submitted().task_id == job
+        held_engine.finish(function)
+        service.await_results([function])  # sent before the disk has it
+        assert held_engine.all_settled == []
+        may_sync.release(9)
+        until(lambda: held_engine.all_settled == [function])
+
+
 def test_an_agent_reports_a_full_disk_and_continues_when_there_is_space(
     service: Service, held_engine: ObedientEngine, small_disk: SmallDisk
 ) -> None:

@@ -1,8 +1,9 @@
 """The agent: receives tasks, sends results, and loses nothing in between.
 
 One thread owns the journal and the state of all tasks in flight. Connection and engine put events
-into its inbox. Each turn takes the pending events, commits them in one transaction, and only then
-acknowledges, submits and publishes.
+into its inbox. Each turn takes the pending events and commits them in one transaction. Then
+functions start and results leave, while the disk synchronizes. Only after that, jobs are submitted,
+messages acknowledged, and results settled: if the power fails before, functions run again.
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ from flux_endpoint.endpoint.status import AgentPhase, AgentStatus
 from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
-from flux_endpoint.errors import (
-    PublishError,
-)
+from flux_endpoint.errors import PublishError
 from flux_endpoint.logs import event, keep_bounded
 from flux_endpoint.protocol.messages import EndpointStop
 from flux_endpoint.protocol.queues import EndpointQueues
@@ -241,7 +240,7 @@ class Agent:
         self._publish((task_id, self._journal.result(task_id)) for task_id in unpublished)
         for task in self._journal.pending():
             self._tasks.running.add(task.task_id)
-            self._submit(task)
+            self._submit([task])
         self._engine.recovered()
 
     # One turn
@@ -250,15 +249,16 @@ class Agent:
         turn = self._sort(events)
         if turn.accepted or turn.finished or turn.confirmed:
             self._recorder.record(turn)
+        self._submit(task for task in turn.accepted if task.runs_on_worker)
+        self._publish((result.task_id, result.body) for result in turn.finished)
+        self._recorder.sync(turn)
         if turn.finished or turn.repeated:
             self._engine.settle([*(result.task_id for result in turn.finished), *turn.repeated])
         self._reports.accepted.add(len(turn.accepted))
         self._reports.finished.add(len(turn.finished))
-        for task in turn.accepted:
-            self._submit(task)
+        self._submit(task for task in turn.accepted if not task.runs_on_worker)
         for kill in turn.kills:
             self._engine.cancel(str(kill.task_id), kill.signum)
-        self._publish((result.task_id, result.body) for result in turn.finished)
         self._events.send(turn.job_events)
         now = time.monotonic()
         if now >= self._outbox.due:
@@ -351,14 +351,15 @@ class Agent:
             return
         self._tasks.kill(kill, turn)
 
-    def _submit(self, task: EngineTask) -> None:
-        try:
-            self._engine.submit(task)
-        except Exception as error:
-            log.exception("the engine failed to take task %s", task.task_id)
-            text = f"the engine failed to take the task: {type(error).__name__}: {error}"
-            refused = refuse(task.task_id, ErrorCode.COULD_NOT_EXECUTE, text, text)
-            self._inbox.put(refused.result)
+    def _submit(self, tasks: Iterable[EngineTask]) -> None:
+        for task in tasks:
+            try:
+                self._engine.submit(task)
+            except Exception as error:
+                log.exception("the engine failed to take task %s", task.task_id)
+                text = f"the engine failed to take the task: {type(error).__name__}: {error}"
+                refused = refuse(task.task_id, ErrorCode.COULD_NOT_EXECUTE, text, text)
+                self._inbox.put(refused.result)
 
     def _publish(self, results: Iterable[tuple[str, bytes]], *, alone: bool = False) -> None:
         try:

@@ -114,10 +114,10 @@ class Journal(RecordFile):
         """Perform the enclosed operations in one transaction.
 
         Args:
-            durable: whether it must survive a power failure, and not only the end of the process. A
-                synchronized commit costs 0.2 ms on a local disk, another one 0.01 ms. So
-                acceptances and results are durable; confirmations, whose loss costs one duplicate,
-                are not.
+            durable: whether it must survive a power failure at once, and not only the end of the
+                process. Otherwise `sync` makes it survive that: acceptances and results need it
+                before they are acknowledged or settled; confirmations, whose loss costs one
+                duplicate, do not.
 
         Raises:
             RecordError: nothing of the batch was written (for example, the disk is full).

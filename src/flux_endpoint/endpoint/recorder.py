@@ -93,18 +93,35 @@ class TurnRecorder:
     def record(self, turn: Turn) -> None:
         """Write what a turn has to record; wait while it can't be written, as on a full disk.
 
+        It then survives the end of this process, and after `sync` also a power failure.
+
         Raises:
             RecordError: the journal is damaged, or the agent was asked to stop meanwhile.
         """
+        self._until_written(lambda: self._write(turn))
+
+    def sync(self, turn: Turn) -> None:
+        """Have the disk keep what `record` has written; wait while it can't.
+
+        Raises:
+            RecordError: the agent was asked to stop meanwhile.
+        """
+        if turn.accepted or turn.finished:
+            self._until_written(self._journal.sync)
+
+    def _write(self, turn: Turn) -> None:
+        with self._journal.batch(durable=False):
+            self._journal.accept(turn.accepted)
+            self._journal.finish(turn.finished)
+            self._journal.confirmed(turn.confirmed)
+        if turn.confirmed:
+            self._journal.give_back()
+
+    def _until_written(self, write: Callable[[], None]) -> None:
         pauses = Backoff(FIRST_PAUSE, MAX_PAUSE, jitter=0)
         while True:
             try:
-                with self._journal.batch(durable=bool(turn.accepted or turn.finished)):
-                    self._journal.accept(turn.accepted)
-                    self._journal.finish(turn.finished)
-                    self._journal.confirmed(turn.confirmed)
-                if turn.confirmed:
-                    self._journal.give_back()
+                write()
             except RecordError as error:
                 if error.damaged:
                     raise

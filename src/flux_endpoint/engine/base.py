@@ -23,6 +23,11 @@ class EngineTask:
     #: The task must not start at or after this time (seconds since the epoch).
     start_before: float | None = None
 
+    @property
+    def runs_on_worker(self) -> bool:
+        """Whether it is neither a job of its own nor follows one."""
+        return not self.resource_specification and self.attach is None
+
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:

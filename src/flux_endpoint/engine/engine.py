@@ -359,7 +359,7 @@ def _backend_for(config: FluxEngineConfig, uri: str | None) -> Backend:
 
 
 def _place_of(task: EngineTask) -> TaskPlace:
-    if not task.resource_specification and task.attach is None:
+    if task.runs_on_worker:
         return TaskPlace.WORKERS
     if is_command(task.buffer) and command_of(task.buffer) is None:
         # Its arguments are pickled: only a worker, where user code may run, deserializes them.
