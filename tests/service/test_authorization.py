@@ -134,6 +134,7 @@ RULES = {
     "POST /v2/tasks/{task_id}/kill": Rule(UNKNOWN_TASK, body={}),
     "POST /v2/batch_status": Rule(body={"task_ids": ["{task}"]}, secret=True),
     "GET /v3/tasks": Rule(secret=True),
+    "GET /v3/tasks/{task_id}": Rule(UNKNOWN_TASK, secret=True),
     # Task groups.
     "GET /v2/taskgroup/{group_id}": Rule("404 TASK_GROUP_NOT_FOUND"),
     "POST /v2/taskgroup/{group_id}/results": Rule(
