@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ class Terminal:
     def out(self, *arguments: str, **options: Any) -> str:
         """Run a command; return what it says on standard output."""
         return self.run(*arguments, **options).stdout
+
+    def shown(self, *arguments: str, columns: int = 80) -> str:
+        """Run a command on a terminal with so many columns; return what it shows."""
+        ours, its = pty.openpty()
+        environment = {**self.environment, "COLUMNS": str(columns), "NO_COLOR": "1"}
+        with subprocess.Popen([*COMMAND, *arguments], env=environment, stdout=its) as command:
+            os.close(its)
+            parts = []
+            with suppress(OSError):  # the end of a terminal is an error
+                while part := os.read(ours, 1 << 16):
+                    parts.append(part)
+            os.close(ours)
+            assert command.wait(PATIENCE) == 0
+        return b"".join(parts).decode().replace("\r\n", "\n")
 
     def err(self, *arguments: str, status: int, **options: Any) -> str:
         """Run a command that fails; return what it says on standard error."""

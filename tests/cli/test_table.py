@@ -13,9 +13,12 @@ from flux_endpoint.cli.table import (
     Column,
     Row,
     color_option,
+    columns_options,
     render,
     shown_duration,
     shown_jobid,
+    table_of,
+    wrapped,
 )
 
 COLUMNS = [Column("JOBID", right=True), Column("NAME")]
@@ -97,3 +100,75 @@ def test_flux_prints_the_same_ids_and_durations(flux_uri, flux_module):
         assert shown_jobid(jobid)[1:] == plain[1:]
     for seconds in (0.0, 0.0005, 0.5, 9.9999, 12.3456, 59.99, 61, 3599, 3600, 86401, math.inf):
         assert shown_duration(seconds) == fsd(seconds)
+
+
+NARROW = [
+    Column("ID"),
+    Column("NAME", least=6),
+    Column("JOB", right=True, goes=1),
+    Column("HOST", goes=2),
+    Column("ERROR", least=8, goes=3),
+]
+WIDE_ROWS = [
+    Row(["abcdefgh", "a long function", "-", "node1", "something went wrong"]),
+    Row(["ijklmnop", "f", "-", "node2", ""]),
+]
+
+
+def fitted(width, columns=NARROW, rows=WIDE_ROWS):
+    return render(columns, rows, color=False, width=width).split("\n")
+
+
+def test_a_table_that_fits_is_whole():
+    lines = fitted(80)
+    assert lines[0].split() == ["ID", "NAME", "JOB", "HOST", "ERROR"]
+    assert lines[1].endswith("something went wrong")
+
+
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (54, ["ID", "NAME", "HOST", "ERROR"]),  # an empty column goes first
+        (30, ["ID", "NAME", "HOST", "ERROR"]),  # then columns shrink
+        (29, ["ID", "NAME", "HOST"]),  # then they go, the least important first
+        (20, ["ID", "NAME"]),
+        (15, ["ID", "NAME"]),
+    ],
+)
+def test_columns_shrink_and_go_until_a_table_fits(width, titles):
+    lines = fitted(width)
+    assert lines[0].split() == titles
+    assert all(len(line) <= width for line in lines)
+
+
+def test_what_can_neither_shrink_nor_go_stays():
+    assert fitted(5)[1] == "abcdefgh a lon…"
+
+
+def test_room_that_is_left_goes_to_the_first_columns():
+    assert fitted(40)[1] == "abcdefgh a long function node1 somethin…"
+
+
+def test_chosen_columns_do_not_go():
+    columns = {column.title.lower(): column for column in NARROW}
+    lines = table_of(columns, WIDE_ROWS, ["host", "id"], color=False, width=5).split("\n")
+    assert lines == ["HOST  ID", "node1 abcdefgh", "node2 ijklmnop"]
+
+
+def test_columns_are_chosen_by_name():
+    @click.command()
+    @columns_options({"id": COLUMNS[0], "name": COLUMNS[1]})
+    def command(*, chosen, wide):
+        click.echo(f"{chosen} {wide}")
+
+    def out(*arguments):
+        return CliRunner().invoke(command, arguments).output
+
+    assert out() == "None False\n"
+    assert out("-o", "name, ID,name", "--wide") == "['name', 'id'] True\n"
+    assert "no column is called 'nme'; did you mean 'name'?" in out("--columns=nme")
+
+
+def test_text_beside_a_title_is_wrapped():
+    assert wrapped("one two three four five", 21, 10) == ["one two three four", "five"]
+    assert wrapped("one two", None, 10) == ["one two"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import uuid
 
 import pytest
@@ -134,6 +135,20 @@ def test_tasks_can_be_chosen_by_state(stack, executor, gate):
     assert ids("open", "failed") == {waiting.task_id, bad.task_id}
     gate.touch()
     waiting.result()
+
+
+def test_a_table_fits_the_terminal_and_shows_the_chosen_columns(stack, executor):
+    assert executor.submit(divmod, 1, 0).exception() is not None
+    said = stack.shown("tasks", group(executor))
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert said.splitlines()[0].split() == ["TASK", "FUNCTION", "STATE", "AGE", "RUNTIME", "ERROR"]
+    said = stack.out("tasks", group(executor), "-o", "state,node,cpu,memory,attempts")
+    titles, row = said.splitlines()
+    assert titles.split() == ["STATE", "NODE", "CPU", "MEMORY", "ATTEMPTS"]
+    assert re.fullmatch(rf"failed +{socket.gethostname()} +[\d.]+s +[\d.]+ MiB +1", row)
+    wide = stack.shown("tasks", group(executor), "--wide").splitlines()
+    assert wide[0].split() == [*TITLES, "ENDPOINT", "ERROR"]
+    assert "no column is called 'nodes'" in stack.err("tasks", "-o", "nodes", status=64)
 
 
 def test_a_limit_cuts_the_list_and_says_so(stack, executor):

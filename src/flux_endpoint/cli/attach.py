@@ -19,7 +19,7 @@ from flux_endpoint.cli.options import complete_endpoint, json_option, put_json, 
 from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import shown_age, shown_jobid, shown_moment
 from flux_endpoint.cli.targets import EndpointTarget, find_endpoint
-from flux_endpoint.cli.tasks import find_task
+from flux_endpoint.cli.tasks import find_task, tasks_of_job
 from flux_endpoint.client import Client, ComputeFuture, Executor
 from flux_endpoint.client.job import JobEvent
 from flux_endpoint.errors import FluxEndpointError, NotFoundError
@@ -44,16 +44,16 @@ def _complete(
 
 
 @click.command()
-@click.argument("which", nargs=-1, metavar="TASK | ENDPOINT JOBID", shell_complete=_complete)
+@click.argument("which", nargs=-1, metavar="TASK | [ENDPOINT] JOBID", shell_complete=_complete)
 @json_option
 def attach(*, which: tuple[str, ...], as_json: bool) -> int:
     """Follow a task's job, or any job of an endpoint's instance: its events and output.
 
-    TASK is an id, as listed by `flux-endpoint tasks`. ENDPOINT is a name or an id; JOBID has any
-    form that Flux accepts. The job may be any that the endpoint may read. The events are printed on
-    standard error; when the job has ended, the last lines of its output go to the streams that they
-    were written to. The exit code is the job's, or 128 plus the signal that ended it. Ctrl-C leaves
-    the job running.
+    TASK is an id, as listed by `flux-endpoint tasks`. ENDPOINT is a name or an id; it may be left
+    out for the job of a task. JOBID has any form that Flux accepts. The job may be any that the
+    endpoint may read. The events are printed on standard error; when the job has ended, the last
+    lines of its output go to the streams that they were written to. The exit code is the job's, or
+    128 plus the signal that ended it. Ctrl-C leaves the job running.
     """
     logs.configure("WARNING")
     try:
@@ -67,11 +67,14 @@ def _attach(which: tuple[str, ...], *, as_json: bool) -> int:
     if len(which) not in {1, 2}:
         raise click.UsageError("name a task, or an endpoint and a job")
     wanted = task_or_job(last)
-    if not before and not isinstance(wanted, UUID):
-        raise click.UsageError(
-            f"at which endpoint is job {last}? flux-endpoint attach ENDPOINT {last}"
-        )
     api = OperatorApi()
+    if not before and not isinstance(wanted, UUID):
+        tasks = tasks_of_job(api, wanted)
+        if len(tasks) != 1:
+            raise click.UsageError(
+                f"at which endpoint is job {last}? flux-endpoint attach ENDPOINT {last}"
+            )
+        before = [tasks[0].endpoint_id]
     target = find_endpoint(before[0], api) if before else None
     if isinstance(wanted, UUID):
         target, jobid = _job_of(str(wanted), target, api)

@@ -14,7 +14,7 @@ from flux_endpoint.cli.options import json_option, put_json, task_or_job
 from flux_endpoint.cli.progress import counted
 from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import Column, Row, Tone, color_option, render, shown_jobid
-from flux_endpoint.cli.tasks import MOST_SEARCHED, fetch
+from flux_endpoint.cli.tasks import fetch, tasks_of_job
 from flux_endpoint.errors import FluxEndpointError, ServiceUnreachableError
 from flux_endpoint.protocol.jobid import JobID
 from flux_endpoint.protocol.operations import MAX_LISTED, OPEN_STATES
@@ -46,7 +46,7 @@ class CancelOutcome:
     error: str | None = None
 
 
-def _complete_task(
+def complete_task(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Return the newest open tasks whose ids begin with `incomplete`."""
@@ -72,11 +72,10 @@ def _task_ids(
     jobs = [each for each in wanted if isinstance(each, JobID)]
     if not jobs:
         return ids, []
-    listed, _ = fetch(api, states=OPEN_STATES, limit=MOST_SEARCHED, follows=False)
     failures = []
     for job in jobs:
         shown = shown_jobid(job)
-        found = [task.task_id for task in listed if task.jobid == job]
+        found = [task.task_id for task in tasks_of_job(api, job, OPEN_STATES)]
         if len(found) == 1:
             ids += found
         elif found:  # jobs of several endpoints have that id
@@ -92,7 +91,7 @@ def _task_ids(
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, metavar="TASK...", callback=_ids, shell_complete=_complete_task)
+@click.argument("tasks", nargs=-1, metavar="TASK...", callback=_ids, shell_complete=complete_task)
 @click.option("--group", type=click.UUID, help="Also all open tasks of this task group.")
 @json_option
 @color_option

@@ -15,13 +15,26 @@ import click
 from flux_endpoint.cli.options import complete_endpoint
 from flux_endpoint.cli.process import quick_imports
 from flux_endpoint.cli.progress import WaitingLine
-from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
+from flux_endpoint.cli.table import (
+    Column,
+    Row,
+    Tone,
+    color_option,
+    columns_options,
+    table_of,
+    terminal_width,
+)
 from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.processes import StartOrder
 
-_COLUMNS = [Column(title) for title in ("NAME", "ID", "STATUS", "EXECUTOR")]
+_COLUMNS = {
+    "name": Column("NAME", least=8),
+    "id": Column("ID", goes=1),
+    "status": Column("STATUS"),
+    "executor": Column("EXECUTOR", least=8),
+}
 _TONES: dict[str, Tone] = {"running": "good", "disconnected": "bad", "stopped": "quiet"}
 
 
@@ -136,9 +149,10 @@ def stop(name: str, *, timeout: float, pid: int | None) -> None:
 
 
 @click.command("list")
+@columns_options(_COLUMNS)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @color_option
-def list_endpoints(*, as_json: bool, color: bool) -> None:
+def list_endpoints(*, chosen: list[str] | None, wide: bool, as_json: bool, color: bool) -> None:
     """List the endpoints, their status, and what runs their jobs."""
     listed = lifecycle.list_endpoints()
     if as_json:
@@ -147,7 +161,9 @@ def list_endpoints(*, as_json: bool, color: bool) -> None:
     if not listed:
         click.echo("No endpoints yet. Create one with: flux-endpoint configure NAME")
         return
-    click.echo(render(_COLUMNS, [_row(each) for each in listed], color=color), color=color)
+    rows = [_row(each) for each in listed]
+    width = None if wide else terminal_width()
+    click.echo(table_of(_COLUMNS, rows, chosen, color=color, width=width), color=color)
     for each in listed:
         if each.reason:
             click.echo(f"{each.name}: {each.reason}")

@@ -15,6 +15,8 @@ PROGRAMS = ("broker", "service", "up")
 _STACK = "stack/"
 #: Suffix of an endpoint's name for the output of its functions.
 _OUTPUT = "/output"
+#: Suffixes of the files with the output of a task's command.
+_STREAMS = (".stdout", ".stderr")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,38 @@ def find_sources(names: tuple[str, ...]) -> list[LogSource]:
     if not found:
         raise NotFoundError(
             f"there are no logs in {paths.home()}: nothing has run in the background there"
+        )
+    return found
+
+
+def task_sources(task_id: str, directory: EndpointDirectory) -> list[LogSource]:
+    """Return the files into which the output of a task's command went.
+
+    They are those that are named after the task, or are in its sandbox.
+
+    Args:
+        task_id: the task.
+        directory: its endpoint's directory.
+
+    Raises:
+        NotFoundError: there are none; the text says where to look.
+        ConfigurationError: the endpoint's configuration can't be read.
+    """
+    from flux_endpoint.endpoint.config import load_config  # noqa: PLC0415 - other logs need none
+
+    work = directory.path / load_config(directory.config).engine.working_dir
+    files = (
+        path
+        for pattern in (f"{task_id}.*", f"{task_id}/*")
+        for path in sorted(work.glob(pattern))
+        if path.suffix in _STREAMS and path.is_file()
+    )
+    found = [LogSource(path.suffix[1:], path) for path in files]
+    if not found:
+        raise NotFoundError(
+            f"task {task_id} has left no files of output in {work}: only commands do, unless they "
+            "name files of their own. What functions print is in `flux-endpoint logs "
+            f"{directory.name}{_OUTPUT}`"
         )
     return found
 

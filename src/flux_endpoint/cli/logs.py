@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from flux_endpoint.cli.exits import ExitCode
 from flux_endpoint.cli.follow import FollowedFile, Watcher, follow
-from flux_endpoint.cli.log_sources import LogSource, find_sources, known_names
+from flux_endpoint.cli.log_sources import LogSource, find_sources, known_names, task_sources
 from flux_endpoint.cli.options import json_option, put_json
 from flux_endpoint.cli.table import Tone, color_option, toned
 from flux_endpoint.errors import NotFoundError
@@ -42,16 +42,27 @@ def _complete(
     show_default=True,
     help="Number of last lines to begin with.",
 )
+@click.option("--task", metavar="TASK", help="The output of a command's task, or its job, here.")
 @json_option
 @color_option
-def logs(*, sources: tuple[str, ...], follows: bool, lines: int, as_json: bool, color: bool) -> int:
+def logs(
+    *,
+    sources: tuple[str, ...],
+    follows: bool,
+    lines: int,
+    task: str | None,
+    as_json: bool,
+    color: bool,
+) -> int:
     """Show the logs of endpoints and of the programs that `up` runs.
 
     SOURCES are names of endpoints of this machine; the same with /output, for the output of their
     Python functions; and names of programs: broker, service, up (or stack/service, in case an
     endpoint is called service). Without SOURCES all logs are shown.
     """
-    found = find_sources(sources)
+    if task is not None and sources:
+        raise click.UsageError("name logs, or a task with --task")
+    found = find_sources(sources) if task is None else _of_task(task)
     missing = [each for each in found if not each.path.exists()]
     if missing and not follows:
         raise NotFoundError(
@@ -82,6 +93,26 @@ def logs(*, sources: tuple[str, ...], follows: bool, lines: int, as_json: bool, 
             file.close()
         watcher.close()
     return ExitCode.OK
+
+
+def _of_task(text: str) -> list[LogSource]:
+    """Return the files with the output of the task that `text` names."""
+    # Other logs need no service.
+    from flux_endpoint.cli.service_api import OperatorApi  # noqa: PLC0415
+    from flux_endpoint.cli.targets import find_endpoint  # noqa: PLC0415
+    from flux_endpoint.cli.task import task_id_of  # noqa: PLC0415
+    from flux_endpoint.cli.tasks import find_task  # noqa: PLC0415
+    from flux_endpoint.endpoint.directory import EndpointDirectory  # noqa: PLC0415
+
+    api = OperatorApi()
+    task = find_task(api, task_id_of(text, api))
+    target = find_endpoint(task.endpoint_id, api)
+    if target.local is None:
+        raise NotFoundError(
+            f"the endpoint of task {task.task_id}, {task.endpoint_name or task.endpoint_id}, is "
+            "not on this machine: the output of its tasks is where it runs"
+        )
+    return task_sources(task.task_id, EndpointDirectory(target.local.name))
 
 
 def _printer(

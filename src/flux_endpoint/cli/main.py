@@ -60,6 +60,11 @@ SECTIONS = {
             "tasks:tasks",
             "List tasks, the newest first: function, state, age, runtime, return code, job.",
         ),
+        "task": Entry(
+            "task:task",
+            "Show one task whole: its timeline with Flux's events, its worker, resources, error.",
+        ),
+        "trace": Entry("trace:trace", "Draw a run: which worker or job had which task when."),
         "cancel": Entry("cancel:cancel", "End tasks and all of their processes."),
         "attach": Entry(
             "attach:attach",

@@ -13,6 +13,7 @@ from flux_endpoint.protocol.operations import (
     EndpointStateAnswer,
     ListedState,
     ServiceStatusAnswer,
+    TaskRecord,
     TasksAnswer,
 )
 from flux_endpoint.protocol.rest import EndpointSummary, KillAnswer
@@ -68,6 +69,7 @@ class OperatorApi:
         limit: int,
         before: str | None = None,
         follows: bool = True,
+        jobid: int | None = None,
     ) -> TasksAnswer:
         """Return tasks, the newest first; without `follows`, none that only follow a job."""
         given = {
@@ -76,11 +78,16 @@ class OperatorApi:
             "limit": str(limit),
             "before": before,
             "follows": None if follows else "false",
+            "jobid": None if jobid is None else str(int(jobid)),
         }
         params: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if states:
             params["state"] = sorted(states)
         return self._get("/v3/tasks", TasksAnswer, params)
+
+    def task(self, task_id: str) -> TaskRecord:
+        """Return one of the user's tasks, whole."""
+        return self._get(f"/v3/tasks/{task_id}", TaskRecord)
 
     def kill(self, task_id: str) -> KillAnswer:
         """End a task."""

@@ -17,13 +17,16 @@ from flux_endpoint.cli.table import (
     Row,
     Tone,
     color_option,
-    render,
+    columns_options,
     shown_age,
     shown_bytes,
     shown_duration,
     shown_jobid,
     shown_moment,
+    table_of,
+    terminal_width,
     toned,
+    wrapped,
 )
 from flux_endpoint.protocol.operations import Absence, DatabaseDocument, ServiceStatusAnswer
 from flux_endpoint.stack.state import start_command
@@ -31,29 +34,32 @@ from flux_endpoint.stack.state import start_command
 #: A line of the screen: its title, its text, and its colour.
 Line = tuple[str, str, Tone | None]
 
-_COLUMNS = [
-    Column("NAME"),
-    Column("ID"),
-    Column("STATUS"),
-    Column("SINCE", right=True),
-    Column("REPORT", right=True),
-    Column("EXECUTOR"),
-    Column("WORKERS", right=True),
-    Column("BUSY", right=True),
-    Column("JOBS", right=True),
-    Column("QUEUE", right=True),
-    Column("TAKEN", right=True),
-    Column("TASKS/S", right=True),
-]
+_COLUMNS = {
+    "name": Column("NAME", least=8),
+    "id": Column("ID", goes=9),
+    "status": Column("STATUS"),
+    "since": Column("SINCE", right=True, goes=7),
+    "report": Column("REPORT", right=True, goes=1),
+    "executor": Column("EXECUTOR", goes=8),
+    "workers": Column("WORKERS", right=True, goes=2),
+    "busy": Column("BUSY", right=True, goes=3),
+    "jobs": Column("JOBS", right=True, goes=4),
+    "queue": Column("QUEUE", right=True, goes=1),
+    "taken": Column("TAKEN", right=True, goes=5),
+    "rate": Column("TASKS/S", right=True, goes=6),
+}
 _TONES: dict[str, Tone] = {"online": "good", "offline": "bad"}
 _TITLE_WIDTH = 10
 
 
 @click.command()
 @click.argument("endpoint", required=False, shell_complete=complete_endpoint)
+@columns_options(_COLUMNS)
 @json_option
 @color_option
-def status(*, endpoint: str | None, as_json: bool, color: bool) -> int:
+def status(
+    *, endpoint: str | None, chosen: list[str] | None, wide: bool, as_json: bool, color: bool
+) -> int:
     """Show the service, its broker and the endpoints: what runs, what waits, how fast.
 
     ENDPOINT is a name or an id; without it, all endpoints that you may use are shown. An endpoint's
@@ -63,7 +69,8 @@ def status(*, endpoint: str | None, as_json: bool, color: bool) -> int:
     if as_json:
         put_json(overview.document())
     else:
-        for line in screen(overview, color=color):
+        width = None if wide else terminal_width()
+        for line in screen(overview, color=color, width=width, chosen=chosen):
             click.echo(line, color=color)
     return _exit_code(overview, named=endpoint is not None)
 
@@ -79,25 +86,40 @@ def _exit_code(overview: Overview, *, named: bool) -> int:
     return ExitCode.OK
 
 
-def screen(overview: Overview, *, color: bool) -> Iterator[str]:
-    """Yield the lines of the screen."""
-    yield from _shown(_service_lines(overview.service), color=color)
+def screen(
+    overview: Overview,
+    *,
+    color: bool,
+    width: int | None = None,
+    chosen: Sequence[str] | None = None,
+) -> Iterator[str]:
+    """Yield the lines of the screen.
+
+    Args:
+        overview: what it shows.
+        color: whether to use colours.
+        width: the most characters of a line; `None`: any.
+        chosen: the columns of a table; with them there is one for a single endpoint, too.
+    """
+    yield from _shown(_service_lines(overview.service), color=color, width=width)
     yield ""
     views = overview.endpoints
     if not views:
         yield "No endpoints yet. Create one with: flux-endpoint configure NAME"
-    elif len(views) == 1:
-        yield from _shown(_endpoint_lines(views[0]), color=color)
+    elif len(views) == 1 and chosen is None:
+        yield from _shown(_endpoint_lines(views[0]), color=color, width=width)
     else:
-        yield render(_COLUMNS, [_row(view) for view in views], color=color)
+        yield table_of(_COLUMNS, [_row(view) for view in views], chosen, color=color, width=width)
         for local in (view.target.local for view in views):
             if local is not None and local.pid is None and local.reason:
                 yield f"{local.name}: {local.reason}"
 
 
-def _shown(lines: Iterator[Line], *, color: bool) -> Iterator[str]:
+def _shown(lines: Iterator[Line], *, color: bool, width: int | None) -> Iterator[str]:
     for title, text, tone in lines:
-        yield f"{title:<{_TITLE_WIDTH}} {toned(text, tone if color else None)}"
+        for place, part in enumerate(wrapped(text, width, _TITLE_WIDTH + 1)):
+            shown = toned(part, tone if color else None)
+            yield f"{'' if place else title:<{_TITLE_WIDTH}} {shown}"
 
 
 def _service_lines(view: ServiceView) -> Iterator[Line]:

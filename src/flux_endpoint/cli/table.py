@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import click
 
+from flux_endpoint.errors import suggestion
 from flux_endpoint.protocol.jobid import format_jobid
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -29,10 +32,20 @@ _RESET = "\033[0;0m"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, and whether its cells are right-aligned, like numbers and ids."""
+    """A column.
+
+    Attributes:
+        title: its title.
+        right: whether its cells are right-aligned, like numbers and ids.
+        least: the width to which its cells may be shortened; `None`: they are not.
+        goes: in which order columns are left out where there is no room: the highest first; 0: it
+            stays.
+    """
 
     title: str
     right: bool = False
+    least: int | None = None
+    goes: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,20 +77,154 @@ def _wants_color(when: str) -> bool:
     return when == "always"
 
 
-def render(columns: Sequence[Column], rows: Sequence[Row], *, color: bool) -> str:
-    """Return a table as text: a line of titles, then a line per row."""
-    titles = Row([column.title for column in columns])
-    table = [titles, *rows]
-    widths = [max(len(row.cells[i]) for row in table) for i in range(len(columns))]
+def terminal_width() -> int | None:
+    """Return the width of the terminal; `None`: the output goes elsewhere, where any width fits."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def columns_options(known: Collection[str]) -> Callable[[Command], Command]:
+    """Add `-o` and `--wide` to a command; it gets `chosen` (names, or `None`) and `wide`."""
+
+    def names(
+        _context: click.Context, _option: click.Parameter, text: str | None
+    ) -> list[str] | None:
+        if text is None:
+            return None
+        given = [name.strip().lower() for name in text.split(",")]
+        for name in given:
+            if name not in known:
+                hint = suggestion(name, known, "there are")
+                raise click.BadParameter(f"no column is called {name!r}; {hint}")
+        return list(dict.fromkeys(given))
+
+    def add(command: Command) -> Command:
+        wide = click.option("--wide", is_flag=True, help="Show all of it, however wide it is.")
+        chosen = click.option(
+            "-o",
+            "--columns",
+            "chosen",
+            metavar="NAMES",
+            callback=names,
+            help=f"Show these columns, separated by commas: {', '.join(known)}.",
+        )
+        return chosen(wide(command))
+
+    return add
+
+
+def render(
+    columns: Sequence[Column], rows: Sequence[Row], *, color: bool, width: int | None = None
+) -> str:
+    """Return a table as text: a line of titles, then a line per row.
+
+    Args:
+        columns: the columns.
+        rows: the rows, with a cell for each column.
+        color: whether to use colours.
+        width: the most characters of a line: columns are shortened or left out for it, if they may.
+    """
+    texts = [[column.title, *(row.cells[i] for row in rows)] for i, column in enumerate(columns)]
+    naturals = [max(map(len, text)) for text in texts]
+    places, widths = _fitted(columns, naturals, [_is_empty(text[1:]) for text in texts], width)
+    columns = [columns[place] for place in places]
     lines = []
-    for row in table:
+    for row in [Row([column.title for column in columns]), *_picked(rows, places)]:
         cells = [
-            cell.rjust(width) if column.right else cell.ljust(width)
+            shortened(cell, width).rjust(width)
+            if column.right
+            else shortened(cell, width).ljust(width)
             for cell, width, column in zip(row.cells, widths, columns, strict=True)
         ]
         line = " ".join(cells).rstrip()
         lines.append(toned(line, row.tone if color else None))
     return "\n".join(lines)
+
+
+def table_of(
+    columns: Mapping[str, Column],
+    rows: Sequence[Row],
+    chosen: Sequence[str] | None,
+    *,
+    color: bool,
+    width: int | None,
+) -> str:
+    """Return a table of the chosen columns, which are not left out; see `render`."""
+    if chosen is None:
+        return render(list(columns.values()), rows, color=color, width=width)
+    names = list(columns)
+    places = [names.index(name) for name in chosen]
+    stay = [replace(columns[name], goes=0) for name in chosen]
+    return render(stay, list(_picked(rows, places)), color=color, width=width)
+
+
+def wrapped(text: str, width: int | None, indent: int) -> list[str]:
+    """Return the lines of a text that is shown beside a title.
+
+    Args:
+        text: the text.
+        width: the most characters of a line; `None`: any.
+        indent: the characters before each line.
+    """
+    if width is None:
+        return text.split("\n")
+    room = max(width - indent, 20)
+    lines = [
+        textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
+        for line in text.split("\n")
+    ]
+    return [part for parts in lines for part in parts]
+
+
+def _picked(rows: Sequence[Row], places: Sequence[int]) -> Iterator[Row]:
+    return (Row([row.cells[place] for place in places], row.tone) for row in rows)
+
+
+def _is_empty(cells: Sequence[str]) -> bool:
+    return all(cell in {"", "-"} for cell in cells)
+
+
+def _fitted(
+    columns: Sequence[Column], naturals: Sequence[int], empty: Sequence[bool], width: int | None
+) -> tuple[list[int], list[int]]:
+    """Return which columns to show, by their places, and their widths.
+
+    Args:
+        columns: the columns.
+        naturals: the width of the longest cell of each.
+        empty: whether nothing is in it.
+        width: the most characters of a line; `None`: any.
+    """
+    places = list(range(len(columns)))
+    if width is None:
+        return places, list(naturals)
+    least = [
+        natural if column.least is None else min(natural, max(column.least, len(column.title)))
+        for column, natural in zip(columns, naturals, strict=True)
+    ]
+    leaving = sorted(
+        (place for place in places if columns[place].goes),
+        key=lambda place: (empty[place], columns[place].goes),
+    )
+    while leaving and _line(naturals, places) > width and empty[leaving[-1]]:
+        places.remove(leaving.pop())
+    while leaving and _line(least, places) > width:
+        places.remove(leaving.pop())
+    left = max(0, width - _line(least, places))
+    widths = []
+    for place in places:
+        more = min(left, naturals[place] - least[place])
+        widths.append(least[place] + more)
+        left -= more
+    return places, widths
+
+
+def _line(widths: Sequence[int], places: Sequence[int]) -> int:
+    return sum(widths[place] for place in places) + len(places) - 1
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text of at most `width` characters, with `…` at its end if it was longer."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def toned(text: str, tone: Tone | None) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -18,13 +16,17 @@ from flux_endpoint.cli.table import (
     Row,
     Tone,
     color_option,
-    render,
+    columns_options,
+    shortened,
     shown_age,
+    shown_bytes,
     shown_duration,
     shown_jobid,
+    table_of,
+    terminal_width,
 )
 from flux_endpoint.cli.targets import find_endpoint
-from flux_endpoint.errors import NotFoundError
+from flux_endpoint.errors import NotFoundError, ServiceError
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.operations import (
     ENDED_STATES,
@@ -32,11 +34,13 @@ from flux_endpoint.protocol.operations import (
     OPEN_STATES,
     ListedState,
     ListedTask,
+    TaskRecord,
 )
 
 #: Values of `--state` besides the states themselves.
 _SETS = {"open": OPEN_STATES, "ended": ENDED_STATES}
-_TONES: dict[ListedState, Tone] = {
+#: The colour of each state.
+TONES: dict[ListedState, Tone] = {
     ListedState.RUNNING: "active",
     ListedState.SUCCESS: "good",
     ListedState.FAILED: "bad",
@@ -44,17 +48,23 @@ _TONES: dict[ListedState, Tone] = {
 }
 _COLUMNS = {
     "task": Column("TASK"),
-    "function": Column("FUNCTION"),
+    "function": Column("FUNCTION", least=8),
     "state": Column("STATE"),
-    "age": Column("AGE", right=True),
-    "runtime": Column("RUNTIME", right=True),
-    "returncode": Column("RC", right=True),
-    "jobid": Column("JOBID", right=True),
-    "endpoint": Column("ENDPOINT"),
-    "error": Column("ERROR"),
+    "age": Column("AGE", right=True, goes=1),
+    "queued": Column("QUEUED", right=True, goes=3),
+    "runtime": Column("RUNTIME", right=True, goes=1),
+    "rc": Column("RC", right=True, goes=2),
+    "jobid": Column("JOBID", right=True, goes=3),
+    "node": Column("NODE", least=8, goes=5),
+    "worker": Column("WORKER", right=True, goes=5),
+    "attempts": Column("ATTEMPTS", right=True, goes=5),
+    "cpu": Column("CPU", right=True, goes=5),
+    "memory": Column("MEMORY", right=True, goes=5),
+    "endpoint": Column("ENDPOINT", least=8, goes=6),
+    "group": Column("GROUP", goes=7),
+    "error": Column("ERROR", least=12, goes=4),
 }
-#: The most tasks that are searched for one.
-MOST_SEARCHED = 100_000
+_DEFAULT = ("task", "function", "state", "age", "runtime", "rc", "jobid", "endpoint", "error")
 #: The most characters of a function's name that are shown.
 _LONGEST_NAME = 30
 
@@ -77,6 +87,7 @@ _LONGEST_NAME = 30
     help="The most tasks to list, the newest first.",
 )
 @click.option("--follows", is_flag=True, help="Include tasks that only follow a job (`attach`).")
+@columns_options(_COLUMNS)
 @json_option
 @color_option
 def tasks(
@@ -86,6 +97,8 @@ def tasks(
     states: tuple[str, ...],
     limit: int,
     follows: bool,
+    chosen: list[str] | None,
+    wide: bool,
     as_json: bool,
     color: bool,
 ) -> None:
@@ -100,23 +113,29 @@ def tasks(
         api,
         endpoint_id=None if target is None else target.require_id(),
         task_group_id=None if group is None else str(group),
-        states=chosen(states),
+        states=states_of(states),
         limit=limit,
         follows=follows,
     )
     if as_json:
-        document = {"tasks": [_document(task) for task in found], "more": more}
-        put_json(document)
+        put_json({"tasks": [document(task) for task in found], "more": more})
         return
-    names = None
-    if target is None and found:
+    shown = chosen or [
+        name
+        for name in _DEFAULT
+        if (name != "endpoint" or target is None)
+        and (name != "error" or any(task.error for task in found))
+    ]
+    names = {}
+    if "endpoint" in shown and found:
         names = {each.uuid: each.name for each in api.endpoints("any")}
-    click.echo(_table(found, names, color=color), color=color)
+    table = _table(found, shown, names, may_go=chosen is None, wide=wide, color=color)
+    click.echo(table, color=color)
     if more:
         click.echo(f"There are more: --limit {2 * limit} shows the next.", err=True)
 
 
-def chosen(states: Iterable[str]) -> frozenset[ListedState]:
+def states_of(states: Iterable[str]) -> frozenset[ListedState]:
     """Return the states that `--state` selects."""
     found: set[ListedState] = set()
     for each in states:
@@ -128,7 +147,6 @@ def fetch(
     api: OperatorApi,
     *,
     limit: int,
-    until: Callable[[ListedTask], bool] = lambda _: False,
     **which: Any,
 ) -> tuple[list[ListedTask], bool]:
     """Return the newest tasks, and whether there are more.
@@ -136,7 +154,6 @@ def fetch(
     Args:
         api: client of the service.
         limit: the most tasks.
-        until: returns whether a task is the last one needed.
         which: the selection, as of `api.tasks`.
     """
     found: list[ListedTask] = []
@@ -146,31 +163,43 @@ def fetch(
         for start in bar:
             size = min(MAX_LISTED, limit - start)
             answer = api.tasks(limit=size, before=before, **which)
-            for task in answer.tasks:
-                found.append(task)
-                if until(task):
-                    return found, True
+            found += answer.tasks
             before = answer.next
             if before is None:
                 break
     return found, before is not None
 
 
-def find_task(api: OperatorApi, task_id: str) -> ListedTask:
+def find_task(api: OperatorApi, task_id: str) -> TaskRecord:
     """Return the user's task with this id.
 
     Raises:
-        NotFoundError: it is not among the newest `MOST_SEARCHED`.
+        NotFoundError: there is none.
     """
-    found, _ = fetch(api, limit=MOST_SEARCHED, until=lambda task: task.task_id == task_id)
-    if not found or found[-1].task_id != task_id:
-        raise NotFoundError(
-            f"none of your {len(found)} newest tasks is {task_id}: `flux-endpoint tasks` lists them"
-        )
-    return found[-1]
+    try:
+        return api.task(task_id)
+    except ServiceError as error:
+        if error.code in {"TASK_NOT_FOUND", "TASK_EXPIRED"}:
+            raise NotFoundError(f"{error}: `flux-endpoint tasks` lists yours") from error
+        raise
 
 
-def _document(task: ListedTask) -> dict[str, Any]:
+def tasks_of_job(
+    api: OperatorApi, jobid: int, states: frozenset[ListedState] = frozenset()
+) -> list[ListedTask]:
+    """Return the user's tasks that have the job with this id; several Flux instances may have it.
+
+    Args:
+        api: client of the service.
+        jobid: the job.
+        states: only tasks in one of these states; default: all.
+    """
+    found = api.tasks(jobid=jobid, states=states, limit=MAX_LISTED, follows=False).tasks
+    return [task for task in found if task.jobid == jobid]
+
+
+def document(task: ListedTask) -> dict[str, Any]:
+    """Return a task for JSON output."""
     shown = None if task.jobid is None else format_jobid(task.jobid)
     return {**task.model_dump(mode="json"), "runtime": runtime(task), "jobid_f58": shown}
 
@@ -187,48 +216,54 @@ def runtime(task: ListedTask) -> float | None:
     return round(max(0.0, end - task.started), 3)
 
 
-def _table(found: list[ListedTask], names: Mapping[str, str] | None, *, color: bool) -> str:
+def _table(
+    found: list[ListedTask],
+    shown: Sequence[str],
+    names: Mapping[str, str],
+    *,
+    may_go: bool,
+    wide: bool,
+    color: bool,
+) -> str:
     if not found:
         return "No such tasks of yours."
-    columns = dict(_COLUMNS)
-    if names is None:
-        del columns["endpoint"]
-    if not any(task.error for task in found):
-        del columns["error"]
     now = time.time()
-    rows = [_cells(task, names or {}, now) for task in found]
-    cells = [[row[key] for key in columns] for row in rows]
-    if "error" in columns:
-        _shorten_last(columns, cells)
-    tones = (_TONES.get(task.state) for task in found)
-    table = [Row(row, tone) for row, tone in zip(cells, tones, strict=True)]
-    return render(list(columns.values()), table, color=color)
+    rows = []
+    for task in found:
+        cells = _cells(task, names, now)
+        if not wide:
+            cells["function"] = shortened(cells["function"], _LONGEST_NAME)
+        rows.append(Row([cells[name] for name in shown], TONES.get(task.state)))
+    columns = {name: _COLUMNS[name] for name in shown}
+    width = None if wide else terminal_width()
+    return table_of(columns, rows, None if may_go else shown, color=color, width=width)
 
 
 def _cells(task: ListedTask, names: Mapping[str, str], now: float) -> dict[str, str]:
-    name = task.function_name or ("(follows a job)" if task.function_id is None else "-")
-    if len(name) > _LONGEST_NAME:
-        name = name[: _LONGEST_NAME - 1] + "…"
     return {
         "task": task.task_id,
-        "function": name,
+        "function": called(task),
         "state": task.state.value,
         "age": shown_age(now - task.submitted),
+        "queued": shown_duration(task.queue_time),
         "runtime": shown_duration(runtime(task)),
-        "returncode": "-" if task.returncode is None else str(task.returncode),
+        "rc": _number(task.returncode),
         "jobid": shown_jobid(task.jobid),
+        "node": task.node or "-",
+        "worker": _number(task.worker),
+        "attempts": _number(task.attempts),
+        "cpu": shown_duration(task.cpu_time),
+        "memory": "-" if task.max_rss is None else shown_bytes(task.max_rss),
         "endpoint": names.get(task.endpoint_id, task.endpoint_id),
+        "group": task.task_group_id,
         "error": task.error or "",
     }
 
 
-def _shorten_last(columns: Mapping[str, Column], cells: list[list[str]]) -> None:
-    """Shorten the last column so that rows fit the terminal."""
-    if not sys.stdout.isatty():
-        return
-    titles = [column.title for column in columns.values()]
-    widths = [max(len(row[i]) for row in [titles, *cells]) for i in range(len(columns) - 1)]
-    room = max(shutil.get_terminal_size().columns - sum(widths) - len(widths), 20)
-    for row in cells:
-        if len(row[-1]) > room:
-            row[-1] = row[-1][: room - 1] + "…"
+def called(task: ListedTask) -> str:
+    """Return the name of a task's function for people."""
+    return task.function_name or ("(follows a job)" if task.function_id is None else "-")
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
