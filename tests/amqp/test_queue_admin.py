@@ -161,7 +161,7 @@ def test_a_lost_connection_fails_pending_requests(
     connection = connect(proxy_url)
     assert connection.wait_connected(PATIENCE)
     proxy.black_hole()
-    queue_admin = QueueAdmin(connection, patience=3600)
+    queue_admin = QueueAdmin(connection, timeout=3600)
     waiting = queue_admin.count(queue)
     proxy.cut()
     with pytest.raises(AmqpError, match="did not do"):

@@ -1,4 +1,4 @@
-"""How RabbitMQ asks another program for permissions: its HTTP authorization backend."""
+"""The protocol of RabbitMQ's HTTP authorization backend, which asks another program."""
 
 from __future__ import annotations
 

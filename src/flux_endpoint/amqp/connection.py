@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
-from functools import partial
+from enum import Enum, auto
 from typing import Any
 
 import pika
@@ -16,13 +15,14 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 
 from flux_endpoint import logs
+from flux_endpoint.amqp.channels import Channels
+from flux_endpoint.amqp.connector import Connector, text_of
 from flux_endpoint.amqp.consumer import Consumer, Delivery
-from flux_endpoint.amqp.declarer import Declaration, Declarer, Thing, check
+from flux_endpoint.amqp.declarer import Declaration, Thing, check
 from flux_endpoint.amqp.flow_control import FlowControl
-from flux_endpoint.amqp.publisher import OutgoingMessage, Publisher
+from flux_endpoint.amqp.publisher import OutgoingMessage
 from flux_endpoint.amqp.state import ConnectionState, StateChange
 from flux_endpoint.amqp.topology import Queue
-from flux_endpoint.amqp.url import address_of, connection_parameters, reason_of
 from flux_endpoint.amqp.wire import WireConnection
 from flux_endpoint.amqp.work_queue import WorkQueue
 from flux_endpoint.backoff import Backoff
@@ -45,6 +45,14 @@ _CLOSING_TIMEOUT = 2.0
 # pika logs every connection and its errors; this module reports them itself.
 if logging.getLogger("pika").level == logging.NOTSET:
     logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+class _Phase(Enum):
+    WAITING = auto()  # for the next attempt
+    ATTEMPTING = auto()
+    DECLARING = auto()  # connected; lasting declarations are repeated first
+    READY = auto()
+    ENDED = auto()
 
 
 class AmqpConnection:
@@ -79,32 +87,31 @@ class AmqpConnection:
         max_backoff: float = 10,
         max_unconfirmed: int | None = 1000,
     ) -> None:
-        self._url = url
-        self._name = name
         self._on_state = on_state
         self._on_alarm = on_alarm
         #: Why the broker blocks publishing; empty: it does not, or nobody has tried.
         self.alarm = ""
-        self._heartbeat = heartbeat
         self._max_backoff = max_backoff
-        self._address = address_of(url) if isinstance(url, str) else "the message broker"
-        self._ioloop: Any = IOLoop()
-        self._connection: WireConnection | None = None
-        self._publisher = Publisher(self._settled, self._open_publisher)
-        self._declarer = Declarer(self.open_channel)
-        self._consumers: list[Consumer] = []
         self._backoff = Backoff(_FIRST_BACKOFF, max_backoff)
-        self._attempting = False
-        #: Counts attempts: callbacks of an earlier one are ignored.
-        self._number = 0
-        self._since = 0.0
-        self._ready = False
-        self._closing = False
-        self._ended = False
-        self._connected = threading.Event()
+        self._ioloop: Any = IOLoop()
         self._work = WorkQueue(lambda: self._ioloop.add_callback_threadsafe(self._drain))
-        self._may_block = max_unconfirmed is not None
-        self._window = FlowControl(max_unconfirmed or 0, _MAX_UNCONFIRMED_BYTES)
+        self._flow = FlowControl(max_unconfirmed, _MAX_UNCONFIRMED_BYTES)
+        self._channels = Channels(self._settled)
+        self._connector = Connector(
+            url,
+            name=name,
+            heartbeat=heartbeat,
+            ioloop=self._ioloop,
+            post=self.post,
+            on_open=self._opened,
+            on_fail=self._not_connected,
+            on_lost=self._lost,
+        )
+        self._phase = _Phase.WAITING
+        self._closing = False
+        self._ready_since = 0.0
+        #: Set while connected, and after the end.
+        self._connected = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # On any thread
@@ -121,7 +128,7 @@ class AmqpConnection:
 
     def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait at most `timeout` seconds until the connection is up; return whether it is."""
-        return self._connected.wait(timeout) and not self._ended
+        return self._connected.wait(timeout) and self._phase is not _Phase.ENDED
 
     def declare(self, *things: Thing) -> Future[None]:
         """Declare `things` now, and first of all after every reconnect.
@@ -141,7 +148,7 @@ class AmqpConnection:
         except AmqpError as error:
             declaration.done.set_exception(error)
             return declaration.done
-        if not self._work.post_if_open(lambda: self._declarer.add(declaration)):
+        if not self._work.post_if_open(lambda: self._channels.declarer.add(declaration)):
             declaration.done.set_exception(AmqpError(self._closed_text))
         return declaration.done
 
@@ -183,7 +190,7 @@ class AmqpConnection:
             on_accepted=on_accepted,
             on_refused=on_refused,
         )
-        self.post(lambda: self._add_consumer(consumer))
+        self.post(lambda: self._channels.add(consumer))
         return consumer
 
     def publish(
@@ -229,9 +236,8 @@ class AmqpConnection:
             message_id=message_id,
         )
         message = OutgoingMessage(exchange, routing_key, body, properties, mandatory)
-        wait = self._may_block and threading.current_thread() is not self._thread
-        self._window.enter(len(body), wait=wait)
-        if not self._work.post_if_open(lambda: self._publisher.add(message)):
+        self._flow.enter(len(body), wait=threading.current_thread() is not self._thread)
+        if not self._work.post_if_open(lambda: self._channels.publisher.add(message)):
             raise PublishError(self._closed_text)
         return message.done
 
@@ -243,7 +249,7 @@ class AmqpConnection:
         """
         deadline = time.monotonic() + timeout
         first = self._work.close(lambda: self._begin_close(deadline))
-        self._window.close()
+        self._flow.unblock()
         if self._thread.ident is None:
             if first:
                 self._end()
@@ -268,14 +274,14 @@ class AmqpConnection:
 
     @property
     def _closed_text(self) -> str:
-        return f"the connection to {self._address} is closed"
+        return f"the connection to {self._connector.address} is closed"
 
     # On the connection's thread
 
     def _run(self) -> None:
         self._attempt()
         try:
-            while not self._ended:
+            while self._phase is not _Phase.ENDED:
                 try:
                     self._ioloop.start()
                 except Exception as error:  # noqa: BLE001 - whatever pika's callbacks let out
@@ -289,36 +295,32 @@ class AmqpConnection:
             log,
             logging.WARNING,
             "reconnecting to the broker after an internal error",
-            name=self._name,
+            name=self._thread.name,
             reason=repr(error),
         )
         time.sleep(_AFTER_ERROR)  # in case the error happens every time
-        connection = self._connection
-        if self._attempting:
-            self._number += 1
-            if connection is not None:
-                with suppress(Exception):  # it may be in any state
-                    connection.close()
-            self._not_connected(str(error) or type(error).__name__)
-        elif connection is not None:
-            connection.abort()  # the callback for its end follows
+        if self._phase is _Phase.ATTEMPTING:
+            self._connector.give_up()
+            self._not_connected(text_of(error))
+        elif self._connector.connection is not None:
+            self._connector.connection.abort()  # the callback for its end follows
 
     def _end(self) -> None:
-        self._ended = True
+        self._phase = _Phase.ENDED
         self._connected.set()  # wakes all waiting threads
         self._work.end()
-        self._window.close()
-        self._publisher.fail_all(self._closed_text)
-        self._declarer.fail_all(self._closed_text)
+        self._flow.unblock()
+        self._channels.fail_all(self._closed_text)
         self._ioloop.close()
 
     def _drain(self) -> None:
-        if self._connection is None:
+        connection = self._connector.connection
+        if connection is None:
             self._work.run()
         else:
-            with self._connection.gathering():
+            with connection.gathering():
                 self._work.run()
-                self._publisher.flush()
+                self._channels.publisher.flush()
 
     def later(self, delay: float, action: Callable[[], None]) -> None:
         """Run `action` on this thread after `delay` seconds."""
@@ -326,63 +328,36 @@ class AmqpConnection:
 
     def open_channel(self, on_open: Callable[[Channel], None]) -> Channel | None:
         """Open a channel and return it if the connection is up; else do nothing."""
-        if self._connection is None or not self._connection.is_open:
-            return None
-        channel: Channel = self._connection.channel(on_open_callback=on_open)
-        return channel
+        return self._channels.open(on_open)
 
     def forget(self, consumer: Consumer) -> None:
         """Remove a cancelled consumer."""
-        self._consumers.remove(consumer)
+        self._channels.remove(consumer)
 
     def _attempt(self) -> None:
-        if self._closing:
-            return
-        self._attempting = True
-        if isinstance(self._url, str):
-            self._connect(self._url)
-        else:
-            asking = partial(self._ask, self._url)
-            threading.Thread(target=asking, name=f"{self._name} url", daemon=True).start()
+        if not self._closing:
+            self._phase = _Phase.ATTEMPTING
+            self._connector.attempt()
 
-    def _ask(self, function: Callable[[], str]) -> None:
-        """Get the URL. Runs on its own thread, so that the connection can be closed meanwhile."""
-        try:
-            url = function()
-        except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
-            reason = str(error) or type(error).__name__
-            self.post(lambda: self._not_connected(reason))
-        else:
-            self.post(lambda: self._connect(url))
+    def _not_connected(self, reason: str) -> None:
+        self._retry(ConnectionState.UNREACHABLE, reason)
 
-    def _connect(self, url: str) -> None:
-        try:
-            self._address = address_of(url)
-            parameters = connection_parameters(url, name=self._name, heartbeat=self._heartbeat)
-            self._number += 1
-            self._connection = WireConnection(
-                parameters,
-                on_open_callback=self._if_current(self._opened),
-                on_open_error_callback=self._if_current(self._refused),
-                on_close_callback=self._if_current(self._lost),
-                custom_ioloop=self._ioloop,
-            )
-        except Exception as error:  # noqa: BLE001 - whatever a wrong URL makes of it
-            self._not_connected(str(error) or type(error).__name__)
-
-    def _if_current(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """Return a callback of the present connection attempt that later attempts disable."""
-        number = self._number
-
-        def current(*args: Any) -> None:
-            if number == self._number:
-                callback(*args)
-
-        return current
+    def _lost(self, reason: str) -> None:
+        was_ready = self._phase is _Phase.READY
+        self._alarmed("")  # the next connection gets its own alarms
+        self._connected.clear()
+        self._channels.lost()
+        if was_ready and time.monotonic() - self._ready_since > self._max_backoff:
+            self._backoff.reset()
+        self._retry(ConnectionState.LOST if was_ready else ConnectionState.UNREACHABLE, reason)
 
     def _retry(self, state: ConnectionState, reason: str) -> None:
+        self._phase = _Phase.WAITING
+        if self._closing:
+            self._finish_close()
+            return
         delay = next(self._backoff)
-        self._report(StateChange(state, self._address, reason, delay))
+        self._report(StateChange(state, self._connector.address, reason, delay))
         self._ioloop.call_later(delay, self._attempt)
 
     def _report(self, change: StateChange) -> None:
@@ -390,7 +365,7 @@ class AmqpConnection:
             log,
             logging.DEBUG,
             f"broker connection {change.state}",
-            name=self._name,
+            name=self._thread.name,
             address=change.address,
             reason=change.reason,
         )
@@ -398,46 +373,25 @@ class AmqpConnection:
             try:
                 self._on_state(change)
             except Exception:
-                log.exception("a callback for the state of connection %s failed", self._name)
+                log.exception("a callback for the state of connection %s failed", self._thread.name)
 
-    def _refused(self, _connection: Any, error: BaseException) -> None:
-        self._not_connected(reason_of(error))
-
-    def _not_connected(self, reason: str) -> None:
-        self._connection = None
-        self._attempting = False
-        if self._closing:
-            self._finish_close()
-            return
-        self._retry(ConnectionState.UNREACHABLE, reason)
-
-    def _lost(self, _connection: Any, error: BaseException) -> None:
-        self._connection = None
-        was_ready, self._ready = self._ready, False
-        self._alarmed("")  # the next connection gets its own alarms
-        self._connected.clear()
-        self._publisher.lost()
-        self._declarer.lost()
-        for consumer in self._consumers:
-            consumer.lost()
-        if self._closing:
-            self._finish_close()
-            return
-        if was_ready and time.monotonic() - self._since > self._max_backoff:
-            self._backoff.reset()
-        state = ConnectionState.LOST if was_ready else ConnectionState.UNREACHABLE
-        self._retry(state, reason_of(error))
-
-    def _opened(self, connection: Any) -> None:
-        self._attempting = False
-        if self._closing and self._publisher.idle:
+    def _opened(self, connection: WireConnection) -> None:
+        self._phase = _Phase.DECLARING
+        if self._closing and self._channels.publisher.idle:
             self._finish_close()
             return
         connection.add_on_connection_blocked_callback(
             lambda _connection, frame: self._alarmed(frame.method.reason or "no reason given")
         )
         connection.add_on_connection_unblocked_callback(lambda *_: self._alarmed(""))
-        self._declarer.connected(self._begin)
+        self._channels.connected(connection, self._ready)
+
+    def _ready(self, server: str) -> None:
+        self._phase = _Phase.READY
+        self._ready_since = time.monotonic()
+        self._connected.set()
+        address = self._connector.address
+        self._report(StateChange(ConnectionState.CONNECTED, address, server=server))
 
     def _alarmed(self, reason: str) -> None:
         if reason == self.alarm:
@@ -447,60 +401,41 @@ class AmqpConnection:
             log,
             logging.WARNING,
             "the broker blocks publishing" if reason else "the broker accepts messages again",
-            name=self._name,
-            address=self._address,
+            name=self._thread.name,
+            address=self._connector.address,
             reason=reason,
         )
         if self._on_alarm is not None:
             try:
                 self._on_alarm(reason)
             except Exception:
-                log.exception("a callback for alarms of connection %s failed", self._name)
-
-    def _begin(self) -> None:
-        self._ready = True
-        self._since = time.monotonic()
-        self._open_publisher()
-        for consumer in self._consumers:
-            consumer.open()
-        self._connected.set()
-        server = self._connection.server if self._connection is not None else ""
-        self._report(StateChange(ConnectionState.CONNECTED, self._address, server=server))
-
-    def _open_publisher(self) -> None:
-        self.open_channel(self._publisher.opened)
-
-    def _add_consumer(self, consumer: Consumer) -> None:
-        self._consumers.append(consumer)
-        if self._ready:
-            consumer.open()
+                log.exception("a callback for alarms of connection %s failed", self._thread.name)
 
     def _settled(self, message: OutgoingMessage) -> None:
-        self._window.leave(len(message.body))
-        if self._closing and self._publisher.idle:
+        self._flow.leave(len(message.body))
+        if self._closing and self._channels.publisher.idle:
             self._finish_close()
 
     def _begin_close(self, deadline: float) -> None:
         self._closing = True
-        under_way = self._attempting or self._connection is not None
-        if not under_way or self._publisher.idle:
+        if self._phase is _Phase.WAITING or self._channels.publisher.idle:
             self._finish_close()
         else:
-            self._publisher.flush()
+            self._channels.publisher.flush()
             self._ioloop.call_later(max(0.0, deadline - time.monotonic()), self._finish_close)
 
     def _finish_close(self) -> None:
-        connection = self._connection
-        if self._ended:
+        if self._phase is _Phase.ENDED:
             return
+        connection = self._connector.connection
         if connection is None or connection.is_closed:
-            self._ended = True
-            self._report(StateChange(ConnectionState.CLOSED, self._address))
+            self._phase = _Phase.ENDED
+            self._connector.give_up()
+            self._report(StateChange(ConnectionState.CLOSED, self._connector.address))
             self._ioloop.stop()
         elif not connection.is_closing:
-            for consumer in self._consumers:
-                consumer.flush()
-            # The connection's end, reported to `_lost` or `_refused`, ends the loop.
+            self._channels.flush_answers()
+            # The connection's end, reported to `_lost` or `_not_connected`, ends the loop.
             if connection.is_open:
                 self._ioloop.call_later(_CLOSING_TIMEOUT, connection.abort)
             connection.close()

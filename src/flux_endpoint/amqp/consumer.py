@@ -71,11 +71,10 @@ class Delivery:
 class _Message:
     """A message from the broker, and its number of unanswered deliveries."""
 
-    __slots__ = ("_accepted", "_consumer", "_generation", "_lock", "_open", "_tag")
+    __slots__ = ("_accepted", "_answers", "_lock", "_open", "_tag")
 
-    def __init__(self, consumer: Consumer, generation: int, tag: int, parts: int = 1) -> None:
-        self._consumer = consumer
-        self._generation = generation
+    def __init__(self, answers: _Answers, tag: int, parts: int) -> None:
+        self._answers = answers
         self._tag = tag
         self._open = parts
         self._accepted = True
@@ -88,7 +87,53 @@ class _Message:
             self._accepted &= accepted
             if self._open:
                 return
-        self._consumer.settle(self._generation, self._tag, accepted=self._accepted)
+        self._answers.add(self._tag, accepted=self._accepted)
+
+
+class _Answers:
+    """The answers to the messages of one channel; they end with it."""
+
+    def __init__(self, channel: Channel, post: Callable[[Callable[[], None]], None]) -> None:
+        self._channel = channel
+        self._post = post
+        #: Tags of unanswered messages, in ascending order.
+        self._unanswered: dict[int, None] = {}
+        self._unsent: deque[tuple[int, bool]] = deque()
+
+    def add(self, tag: int, *, accepted: bool) -> None:
+        """Answer a message. From any thread."""
+        self._unsent.append((tag, accepted))
+        self._post(self.flush)
+
+    # On the connection's thread
+
+    def expect(self, tag: int) -> None:
+        """Record that a message has arrived."""
+        self._unanswered[tag] = None
+
+    def flush(self) -> None:
+        """Send the pending answers, in as few frames as possible."""
+        channel = self._channel
+        accepted: list[int] = []
+        while self._unsent:
+            tag, good = self._unsent.popleft()
+            if not channel.is_open or tag not in self._unanswered:
+                continue  # a second answer would make the broker close the channel
+            del self._unanswered[tag]
+            if good:
+                accepted.append(tag)
+            else:
+                channel.basic_reject(tag, requeue=False)
+        if not accepted:
+            return
+        # All messages below the first unanswered one are acknowledged at once.
+        first = next(iter(self._unanswered), None)
+        upto = max((tag for tag in accepted if first is None or tag < first), default=0)
+        if upto:
+            channel.basic_ack(upto, multiple=True)
+        for tag in accepted:
+            if tag > upto:
+                channel.basic_ack(tag)
 
 
 class Consumer:
@@ -129,11 +174,7 @@ class Consumer:
         self._cancelled = False
         self._channel: Channel | None = None
         self._tag: str | None = None
-        #: Number of the channel, to recognize answers to messages of an older one.
-        self._generation = 0
-        #: Tags of this channel's unanswered deliveries, in ascending order.
-        self._unanswered: dict[int, None] = {}
-        self._answers: deque[tuple[int, int, bool]] = deque()
+        self._answers: _Answers | None = None  # those of the present channel
         self._backoff = Backoff(_FIRST_RETRY, _LAST_RETRY)
         #: Counts losses, so that a retry is not made besides the next connection's subscription.
         self._losses = 0
@@ -150,11 +191,6 @@ class Consumer:
         """End the subscription; unanswered messages return to the queue."""
         self._loop.post(self._cancel)
 
-    def settle(self, generation: int, tag: int, *, accepted: bool) -> None:
-        """Record the answer to a delivery."""
-        self._answers.append((generation, tag, accepted))
-        self._loop.post(self.flush)
-
     # On the connection's thread
 
     def open(self) -> None:
@@ -166,29 +202,30 @@ class Consumer:
         """Handle the loss of the connection, and with it of the channel."""
         self._channel = None
         self._tag = None
-        self._unanswered.clear()
+        self._answers = None
         self._losses += 1
 
     def _opened(self, channel: Channel) -> None:
         if self._cancelled:
             channel.close()
             return
-        self._generation += 1
         self._channel = channel
+        self._answers = _Answers(channel, self._loop.post)
         self._tag = None
         channel.add_on_close_callback(self._closed)
         channel.add_on_cancel_callback(self._cancelled_by_broker)
         channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: self._subscribe())
 
     def _subscribe(self) -> None:
-        channel = self._channel
-        if channel is None or not channel.is_open or self._paused or self._tag is not None:
+        channel, answers = self._channel, self._answers
+        if channel is None or answers is None or not channel.is_open:
             return
-        generation = self._generation
+        if self._paused or self._tag is not None:
+            return
         self._tag = channel.basic_consume(
             self._queue,
             lambda _channel, method, properties, body: self._deliver(
-                generation, method, properties, body
+                answers, method, properties, body
             ),
             exclusive=self._exclusive,
             callback=lambda _: self._accepted(),
@@ -202,8 +239,8 @@ class Consumer:
             except Exception:
                 log.exception("a callback for the subscription to %s failed", self._queue)
 
-    def _deliver(self, generation: int, method: Any, properties: Any, body: bytes) -> None:
-        self._unanswered[method.delivery_tag] = None
+    def _deliver(self, answers: _Answers, method: Any, properties: Any, body: bytes) -> None:
+        answers.expect(method.delivery_tag)
         parts = [(body, properties.headers or {}, properties.message_id)]
         if self._bundles and properties.content_type == CONTENT_TYPE:
             try:
@@ -217,9 +254,9 @@ class Consumer:
                     key=method.routing_key,
                     reason=error,
                 )
-                self.settle(generation, method.delivery_tag, accepted=False)
+                answers.add(method.delivery_tag, accepted=False)
                 return
-        message = _Message(self, generation, method.delivery_tag, len(parts))
+        message = _Message(answers, method.delivery_tag, len(parts))
         for part, headers, message_id in parts:
             self._hand_over(
                 Delivery(
@@ -247,30 +284,9 @@ class Consumer:
             delivery.reject()
 
     def flush(self) -> None:
-        """Send the pending answers, in as few frames as possible."""
-        channel = self._channel
-        accepted: list[int] = []
-        while self._answers:
-            generation, tag, good = self._answers.popleft()
-            if generation != self._generation or channel is None or not channel.is_open:
-                continue
-            if tag not in self._unanswered:
-                continue  # a second answer would make the broker close the channel
-            del self._unanswered[tag]
-            if good:
-                accepted.append(tag)
-            else:
-                channel.basic_reject(tag, requeue=False)
-        if channel is None or not accepted:
-            return
-        # All messages below the first unanswered one are acknowledged at once.
-        first = next(iter(self._unanswered), None)
-        upto = max((tag for tag in accepted if first is None or tag < first), default=0)
-        if upto:
-            channel.basic_ack(upto, multiple=True)
-        for tag in accepted:
-            if tag > upto:
-                channel.basic_ack(tag)
+        """Send the pending answers."""
+        if self._answers is not None:
+            self._answers.flush()
 
     def _pause(self) -> None:
         self._paused = True

@@ -9,22 +9,22 @@ class FlowControl:
     """Blocks publishers while too much is unconfirmed.
 
     Args:
-        messages: the most messages.
+        messages: the most messages; `None`: publishers are never blocked.
         size: bytes of message bodies at which publishers are blocked.
     """
 
-    def __init__(self, messages: int, size: int) -> None:
-        self._free_messages = messages
+    def __init__(self, messages: int | None, size: int) -> None:
+        self._free_messages = messages or 0
         self._free_size = size
         self._changed = threading.Condition()
-        self._closed = False
+        self._is_open = messages is None
 
     def enter(self, size: int, *, wait: bool) -> None:
         """Reserve room for one message; with `wait`, block until there is some."""
         with self._changed:
             if wait:
                 self._changed.wait_for(
-                    lambda: (self._free_messages > 0 and self._free_size > 0) or self._closed
+                    lambda: (self._free_messages > 0 and self._free_size > 0) or self._is_open
                 )
             self._free_messages -= 1
             self._free_size -= size
@@ -36,8 +36,8 @@ class FlowControl:
             self._free_size += size
             self._changed.notify()
 
-    def close(self) -> None:
+    def unblock(self) -> None:
         """Unblock all publishers, for good."""
         with self._changed:
-            self._closed = True
+            self._is_open = True
             self._changed.notify_all()

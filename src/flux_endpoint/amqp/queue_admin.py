@@ -50,12 +50,12 @@ class QueueAdmin:
 
     Args:
         connection: the connection to the broker.
-        patience: seconds that the broker has for one operation.
+        timeout: seconds that the broker has for one operation.
     """
 
-    def __init__(self, connection: _Connection, patience: float = 15.0) -> None:
+    def __init__(self, connection: _Connection, timeout: float = 15.0) -> None:
         self._connection = connection
-        self._patience = patience
+        self._timeout = timeout
 
     def count(self, queue: str) -> Future[QueueCount | None]:
         """Count a queue's messages and consumers; the result is `None` if it does not exist."""
@@ -143,7 +143,7 @@ class QueueAdmin:
         self, begin: Callable[[_Call[T], Channel], None], refusals: Mapping[int, T]
     ) -> Future[T]:
         call = _Call(begin, refusals)
-        if not self._connection.post_if_open(partial(call.open, self._connection, self._patience)):
+        if not self._connection.post_if_open(partial(call.open, self._connection, self._timeout)):
             call.fail("the connection was closed")
         return call.done
 
@@ -173,14 +173,14 @@ class _Call(Generic[T]):
         self._channel: Channel | None = None
         self._result: list[T] = []
 
-    def open(self, connection: _Connection, patience: float) -> None:
+    def open(self, connection: _Connection, timeout: float) -> None:
         """Open the channel; fail after a while, or at once if there is no connection."""
         channel = connection.open_channel(self._opened)
         if channel is None:
             self.fail("there is no connection")
             return
         channel.add_on_close_callback(self._closed)  # it may also close before it is open
-        connection.later(patience, partial(self.fail, f"no answer in {patience:g} s"))
+        connection.later(timeout, partial(self.fail, f"no answer in {timeout:g} s"))
 
     def finish(self, result: T) -> None:
         """Close the channel; after that, the future is done."""

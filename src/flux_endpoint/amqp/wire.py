@@ -75,5 +75,5 @@ class WireConnection(SelectConnection):
 
 def server_of(properties: Mapping[str, Any] | None) -> str:
     """Return product and version from a broker's server properties."""
-    said = properties or {}
-    return " ".join(str(said[key]) for key in ("product", "version") if said.get(key))
+    known = properties or {}
+    return " ".join(str(known[key]) for key in ("product", "version") if known.get(key))

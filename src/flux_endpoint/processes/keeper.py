@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from flux_endpoint.logs import event
@@ -21,6 +22,12 @@ from flux_endpoint.processes import helper
 from flux_endpoint.usage import Usage
 
 log = logging.getLogger(__name__)
+
+#: Runs `helper` as a package of its own, so that nothing of ours, or of a task's, is imported.
+_START = (
+    f"import sys; sys.path.append({str(Path(helper.__file__).parents[1])!r}); "
+    "from helper.main import main; main()"
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class ProcessKeeper:
                 arguments = [str(number) for number in (*ends, os.getpid())]
                 self._helper = subprocess.Popen(
                     # Jobspecs are UTF-8, whatever the locale is.
-                    [sys.executable, "-I", "-S", "-X", "utf8", helper.__file__, *arguments],
+                    [sys.executable, "-I", "-S", "-X", "utf8", "-c", _START, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=ends,

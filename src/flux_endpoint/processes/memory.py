@@ -1,4 +1,4 @@
-"""How this process's allocator keeps free memory."""
+"""Settings of this process's memory allocator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How programs that are started together wait for each other: woken, not by polling."""
+"""Lets programs that are started together wait for each other without polling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTIFY_SOCKET = "NOTIFY_SOCKET"
 
 
 class StartOrder:
-    """What the environment says about this program's start, removed from the environment.
+    """The start order of this program, taken from the environment and removed there.
 
     So programs that this one starts do not get it.
     """
