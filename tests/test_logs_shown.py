@@ -7,7 +7,7 @@ import logging
 import pytest
 from pydantic import ValidationError
 
-from flux_endpoint.logs import said
+from flux_endpoint.logs import message_of
 from flux_endpoint.protocol.fields import readable
 from flux_endpoint.protocol.rest import RegisterEndpoint
 
@@ -16,7 +16,7 @@ from flux_endpoint.protocol.rest import RegisterEndpoint
 def test_a_logs_fields_are_of_one_line_of_plain_characters(text: str) -> None:
     record = logging.LogRecord("log", logging.INFO, "", 0, "what", None, None)
     record.fields = {"name": text, "other": "josé"}
-    shown = said(record)
+    shown = message_of(record)
     assert shown.isprintable()
     assert shown.endswith(" other=josé")
     assert text not in shown.split("name=")[1].split(" other")[0].strip('"') or text in ("", "a b")

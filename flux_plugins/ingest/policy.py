@@ -1,4 +1,4 @@
-"""What a site allows jobs that come from endpoints, and what it gives them by default.
+"""A site's limits and defaults for the jobs that come from endpoints.
 
 The table `[flux-endpoint]` of Flux's configuration, applied to a jobspec. Plain Python that needs
 neither Flux nor this project, for any Python that Flux itself runs on (3.6 and later).
@@ -39,7 +39,7 @@ _OTHERS = ("start", "start-timeout")
 _KIND_OF = {"workers": "workers"}  # any other mark is a task's
 
 #: Resources are counted so far: beyond that, and at more levels, are too many for any limit.
-_MOST = 2**53
+_MAX_COUNT = 2**53
 _DEEPEST = 32
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
@@ -197,8 +197,8 @@ def _count_in(resources, kind, levels):
     if not isinstance(resources, list) or not resources:
         return 0
     if not levels:
-        return _MOST
-    return min(_MOST, sum(_count_of(_object(each), kind, levels - 1) for each in resources))
+        return _MAX_COUNT
+    return min(_MAX_COUNT, sum(_count_of(_object(each), kind, levels - 1) for each in resources))
 
 
 def _count_of(resource, kind, levels):
@@ -212,7 +212,7 @@ def _largest(given):
     """Return the most that a count may come to (RFC 14: a number, or a range as an object)."""
     if isinstance(given, dict):
         given = given.get("max", given.get("min", 1))
-    return max(0, min(given, _MOST)) if isinstance(given, int) else 1
+    return max(0, min(given, _MAX_COUNT)) if isinstance(given, int) else 1
 
 
 def _object(value):

@@ -84,7 +84,7 @@ def _problem_of(url: str) -> str | None:
         (bool(parts.query or parts.fragment), "it has a '?' or '#'"),
         (not _can_be_host(url), f"{parts.hostname!r} is no name of a host"),
     )
-    return next((said for wrong, said in problems if wrong), None)
+    return next((text for wrong, text in problems if wrong), None)
 
 
 def _can_be_host(url: str) -> bool:

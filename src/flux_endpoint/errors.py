@@ -48,7 +48,7 @@ class SerdeError(FluxEndpointError):
 
     @property
     def reason(self) -> str:
-        """What was wrong."""
+        """The error's text."""
         return str(self)
 
 
@@ -143,7 +143,11 @@ class ServiceError(FluxEndpointError):
         self.retry_after = retry_after
 
     def saying(self, text: str) -> ServiceError:
-        """Return the same refusal with a more specific text."""
+        """Return the same refusal with a more specific text.
+
+        Args:
+            text: the new text.
+        """
         return ServiceError(
             text,
             http_status=self.http_status,

@@ -68,11 +68,11 @@ class _Formatter(logging.Formatter):
             if trace:
                 entry["traceback"] = trace
             return json.dumps(entry, default=str)
-        line = f"{stamp} {record.levelname:<7} {said(record)}"
+        line = f"{stamp} {record.levelname:<7} {message_of(record)}"
         return f"{line}\n{trace}" if trace else line
 
 
-def said(record: logging.LogRecord) -> str:
+def message_of(record: logging.LogRecord) -> str:
     """Return the message of a record, followed by its fields as `key=value`."""
     fields: dict[str, Any] = getattr(record, "fields", {})
     return record.getMessage() + "".join(

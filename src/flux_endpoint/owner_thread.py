@@ -138,21 +138,21 @@ class OwnerThread:
     # On the thread
 
     def _run(self) -> None:
-        patience = 0.0
+        wait = 0.0
         while not self._has_ended:
-            patience = self._turn(patience)
+            wait = self._turn(wait)
         with self._gate:
             self._is_closed = True
         while not self.is_idle:
             self._drop(self._inbox.get())
         self._attempt(self._at_end)
 
-    def _turn(self, patience: float) -> float:
-        """Wait at most `patience` seconds for something to do; return how long to wait next."""
-        patience = min(patience, self._timers.next_at - time.monotonic())
-        wait = None if math.isinf(patience) else min(max(0.0, patience), _LONGEST_WAIT)
+    def _turn(self, wait: float) -> float:
+        """Wait at most `wait` seconds for something to do; return how long to wait next."""
+        wait = min(wait, self._timers.next_at - time.monotonic())
+        timeout = None if math.isinf(wait) else min(max(0.0, wait), _LONGEST_WAIT)
         with suppress(queue.Empty):
-            self._safely(self._inbox.get(timeout=wait))
+            self._safely(self._inbox.get(timeout=timeout))
         for _ in range(self._inbox.qsize()):  # later posts wait, so that timers have a turn
             self._safely(self._inbox.get())
         while (due := self._timers.take(time.monotonic())) is not None:

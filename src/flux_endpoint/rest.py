@@ -199,18 +199,18 @@ class RestClient:
             return self._not_ours(method, path, status, f"{status} without a JSON error")
         code = body.get("code")
         code = code if isinstance(code, str) else f"HTTP_{status}"
-        said = next(
+        message = next(
             (body[k] for k in ("message", "reason", "detail") if isinstance(body.get(k), str)), ""
         )
-        text = f"{method} {self.credentials.service_url}{path}: {said or response.reason_phrase}"
+        text = f"{method} {self.credentials.service_url}{path}: {message or response.reason_phrase}"
         field = body.get("field")
         if status == 401:
             text = (
                 f"{self.credentials.service_url} does not accept the token from "
-                f"{self.credentials.source}: {said or 'unauthorized'}. Get a valid token from "
+                f"{self.credentials.source}: {message or 'unauthorized'}. Get a valid token from "
                 "whoever runs the service, or make sure that the service URL is the right one"
             )
-        elif isinstance(field, str) and field not in said:
+        elif isinstance(field, str) and field not in message:
             text += f" (field {field!r})"
         return ServiceError(
             text,
@@ -241,14 +241,14 @@ def _unreachable(
     tried = "" if attempts == 1 else f" ({attempts} attempts)"
     if response is None:
         return f"can't reach the service for {method} {url}{tried}: {reason}"
-    said = ""
+    message = ""
     try:
         body = response.json()
     except ValueError:
         body = None
     if isinstance(body, dict) and isinstance(body.get("message"), str):
-        said = f": {body['message']}"
-    return f"the service can't serve {method} {url} now{tried}: {reason}{said}"
+        message = f": {body['message']}"
+    return f"the service can't serve {method} {url} now{tried}: {reason}{message}"
 
 
 def _wait_before_next(pause: float, response: httpx.Response | None) -> float:

@@ -281,8 +281,8 @@ def _examined(path: Path, layout: Layout) -> FileCondition:
                     f"the {layout.noun} {path} has layout {version}, this release reads "
                     f"{layout.version}: use the release that wrote it to finish its tasks"
                 )
-            (said,) = database.execute("PRAGMA integrity_check(1)").fetchone()
-            condition.damage = "" if said == "ok" else str(said)
+            (answer,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+            condition.damage = "" if answer == "ok" else str(answer)
             if not version:
                 condition.damage = condition.damage or "its layout is not given"
         except sqlite3.Error as error:

@@ -35,7 +35,7 @@ from flux_endpoint.endpoint.task_records import AUDIT_LOG
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import EndpointInUseError, InstanceLostError, RecordError
 from flux_endpoint.functions import ShellFunction
-from flux_endpoint.logs import said
+from flux_endpoint.logs import message_of
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.messages import Result, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
@@ -157,7 +157,7 @@ def test_a_task_redelivered_while_it_ends_runs_once(
             if moment == "its result":
                 held_engine.finish(task_id)
             else:
-                run.agent._outbox._on_settled(Settled((task_id,), None))
+                run.agent._broker.outbox._on_settled(Settled((task_id,), None))
                 run.agent._tasks.running.discard(task_id)
             service.send(task_id)
             until(lambda: inbox.qsize() == 2)
@@ -245,7 +245,7 @@ def test_logs_name_the_user_and_the_function_of_each_task(
         service.await_results([task_id])
         bad = service.send(body=b"no message", function_uuid=function_id, submitter="bob")
         service.await_results([bad])
-    (line,) = (said(record) for record in caplog.records if record.message == "task accepted")
+    (line,) = (message_of(record) for record in caplog.records if record.message == "task accepted")
     assert f"user=ada task_id={task_id} function_id={function_id}" in line
     assert 'command="sleep {seconds}; hostname"' in line
     audit = tmp_path / AUDIT_LOG
@@ -383,8 +383,8 @@ def test_a_report_of_a_full_agent_says_that_it_accepts_no_more_tasks(
         with held_engine.busy():  # the agent's thread waits in `submit`
             service.send()
             until(lambda: bool(held_engine.all_submitted))
-            run.agent._reports.due = 0.0
-            run.agent._reports._last = None  # confirmed, or it would not be sent
+            run.agent._broker.reports.due = 0.0
+            run.agent._broker.reports._last = None  # confirmed, or it would not be sent
         while (report := service.next_report()["agent"])["running"] < 1:
             pass
     assert report["paused"]
@@ -395,7 +395,7 @@ def test_the_last_report_is_sent_while_an_earlier_one_is_unconfirmed(
 ) -> None:
     with running(service, engine, tmp_path) as run:
         service.next_report()
-        run.agent._reports._last = Future()
+        run.agent._broker.reports._last = Future()
     while service.next_report()["active"]:
         pass
 
@@ -517,7 +517,7 @@ def test_an_agent_without_a_broker_says_so_once_with_the_address_and_asks_for_a_
     caplog.set_level(logging.INFO, "flux_endpoint")
     dead = queues.endpoint_queues(service.endpoint_id, f"amqp://guest:guest@127.0.0.1:{free_port}")
     statuses: SimpleQueue[AgentStatus] = SimpleQueue()
-    url = BrokerUrl(dead, lambda: service.queues, patience=3)
+    url = BrokerUrl(dead, lambda: service.queues, max_failures=3)
     agent = Agent(dead, engine, tmp_path, EndpointConfig(), url=url, on_status=statuses.put)
     run = RunningAgent(agent, statuses)
     run.await_state("connected")
@@ -571,7 +571,7 @@ def test_a_second_request_to_stop_does_not_shorten_the_grace_time(
 def test_a_copied_endpoint_starts_nothing_and_ends_with_an_error_while_the_first_one_runs(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flux_endpoint.endpoint.connectivity.OWNER_PATIENCE", 1.0)
+    monkeypatch.setattr("flux_endpoint.endpoint.connectivity.OWNER_TIMEOUT", 1.0)
     first, copy = tmp_path / "first", tmp_path / "copy"
     first.mkdir()
     held = ObedientEngine(hold=True)
@@ -580,7 +580,7 @@ def test_a_copied_endpoint_starts_nothing_and_ends_with_an_error_while_the_first
         held.next_submitted()
         shutil.copytree(first, copy)
         while service.next_report()["agent"]["running"] != 1:
-            run.agent._reports.due = 0.0
+            run.agent._broker.reports.due = 0.0
         engine = ObedientEngine()
         second = begin(service, engine, copy)
         second.join()

@@ -22,7 +22,7 @@ from service_process import COMMAND, ServiceProcess, run
 from flux_endpoint import Client, ComputeFuture, Executor, ShellFunction
 from flux_endpoint.cli.main import main
 from flux_endpoint.endpoint import lifecycle
-from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE
+from flux_endpoint.endpoint.connectivity import OWNER_TIMEOUT
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.endpoint.lifecycle import list_endpoints
 from flux_endpoint.errors import ConfigurationError, ServiceError, TaskExecutionFailed
@@ -313,7 +313,7 @@ def test_a_copied_endpoint_does_not_start_and_says_who_runs_it(
     assert f"another agent runs endpoint {first['endpoint_id']}" in said
     assert f"the last report is from pid {first['pid']} on {first['hostname']}" in said
     assert f"delete {copy}/endpoints/lab/endpoint.json" in said
-    assert time.monotonic() - begun < OWNER_PATIENCE + PATIENCE
+    assert time.monotonic() - begun < OWNER_TIMEOUT + PATIENCE
     assert listed()["status"] == "stopped"
     monkeypatch.setenv("FLUX_ENDPOINT_HOME", str(home))
     assert listed() == first

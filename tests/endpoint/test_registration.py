@@ -132,13 +132,13 @@ def test_a_failing_broker_url_is_requested_again_at_intervals() -> None:
         return endpoint_queues(ID, "amqp://new")
 
     old = endpoint_queues(ID, "amqp://old")
-    eager = BrokerUrl(old, register, patience=2, interval=0)
+    eager = BrokerUrl(old, register, max_failures=2, interval=0)
     assert [eager() for _ in range(4)] == ["amqp://old"] * 3 + ["amqp://new"]
     eager.connected()
     assert [eager() for _ in range(2)] == ["amqp://new"] * 2
     assert len(asked) == 2
     asked.clear()
-    calm = BrokerUrl(old, register, patience=2, interval=3600)
+    calm = BrokerUrl(old, register, max_failures=2, interval=3600)
     assert {calm() for _ in range(9)} == {"amqp://old"}
     assert len(asked) == 1
 
@@ -164,7 +164,7 @@ def test_an_endpoint_counts_as_deleted_after_two_refusals() -> None:
                 raise error
             return endpoint_queues(ID, "amqp://new")
 
-        url = BrokerUrl(endpoint_queues(ID, "amqp://old"), register, patience=0, interval=0)
+        url = BrokerUrl(endpoint_queues(ID, "amqp://old"), register, max_failures=0, interval=0)
         url.on_gone = gone.append
         for _ in answers:
             url()

@@ -728,7 +728,7 @@ def test_a_job_that_was_just_being_submitted_is_found_again(
     with monkeypatch.context() as patch:
         patch.setattr(future, "_set_jobid", set_late)
         patch.setattr(JobRunner, "_try_to_stop", stop)
-        patch.setattr(runner, "_LAST_PATIENCE", PATIENCE)
+        patch.setattr(runner, "_STOP_TIMEOUT", PATIENCE)
         task = first.submit(ShellFunction(command), spec=ONE)
         assert begun.wait(PATIENCE)
         first.stop()

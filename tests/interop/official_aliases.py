@@ -200,7 +200,7 @@ def _alias_executor() -> None:
     Executor.serializer = property(  # type: ignore[assignment]
         Executor.serializer.fget, _equipping(Executor.serializer.fset)
     )
-    Executor._stopped = property(lambda self: self._shut_down)  # type: ignore[attr-defined]
+    Executor._stopped = property(lambda self: self._submitter.is_closed)  # type: ignore[attr-defined]
     Executor._task_submitter = property(  # type: ignore[attr-defined]
         lambda self: self._submitter._thread
     )

@@ -323,7 +323,7 @@ def test_tasks_with_a_late_confirm_are_not_overlooked(
     assert first.take(2) == ids
     assert held.wait(PATIENCE)
     # Another configuration's start is told after the look at what the first has left.
-    looked = seen(monkeypatch, runs.Runs, "look")
+    looked = seen(monkeypatch, runs.Runs, "inspect")
     first.report(active=False)
     first.vanish()
     assert looked.wait(PATIENCE)

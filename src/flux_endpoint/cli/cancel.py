@@ -23,7 +23,7 @@ from flux_endpoint.protocol.states import FINAL_STATES
 #: The most concurrent requests.
 _AT_A_TIME = 8
 #: The most open tasks of a group that are searched for.
-_MOST_OF_A_GROUP = 1_000_000
+_MAX_TASKS = 1_000_000
 _TONES: dict[str, Tone] = {"ending": "active", "cancelled": "quiet", "failed": "bad"}
 _COLUMNS = [Column("TASK"), Column("OUTCOME"), Column("")]
 
@@ -108,7 +108,7 @@ def cancel(
     api = OperatorApi()
     ids, failures = _task_ids(api, tasks)
     if group is not None:
-        found, _ = fetch(api, task_group_id=str(group), states=OPEN_STATES, limit=_MOST_OF_A_GROUP)
+        found, _ = fetch(api, task_group_id=str(group), states=OPEN_STATES, limit=_MAX_TASKS)
         ids += [each.task_id for each in found]
     ids = list(dict.fromkeys(ids))
     code, outcomes = _end(api, ids)

@@ -106,13 +106,13 @@ def _run(name: str, reporter: lifecycle.StartReporter) -> int:
             environment = {**environment, **order.environment}
             os.execve(sys.executable, arguments, environment)  # noqa: S606 - this very program
 
-        def tell(message: dict[str, Any]) -> None:
+        def notify(message: dict[str, Any]) -> None:
             reporter.tell(message)
             if "ready" in message:
                 order.tell_ready()
 
         order.wait()
-        return Runner(EndpointDirectory(name), tell=tell, restart=restart).run()
+        return Runner(EndpointDirectory(name), notify=notify, restart=restart).run()
     except FluxEndpointError as error:
         reporter.tell({"failed": str(error)})
         raise

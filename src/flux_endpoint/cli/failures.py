@@ -71,13 +71,13 @@ def _of_system(error: OSError) -> str:
 
 def _of_bug(error: BaseException, command: str, *, debug: bool) -> str:
     what = f"{type(error).__name__}: {error}".rstrip(": ")
-    said = f"Error: `{command}` hit an internal error: {what}"
+    text = f"Error: `{command}` hit an internal error: {what}"
     if debug:
-        return f"{said}\nPlease report it with the traceback above."
+        return f"{text}\nPlease report it with the traceback above."
     where = _record(error, command)
     if where is None:
-        return f"{said}\nPlease report it with the output of --debug."
-    return f"{said}\nThe details are in {where}; please report it with them. --debug shows them."
+        return f"{text}\nPlease report it with the output of --debug."
+    return f"{text}\nThe details are in {where}; please report it with them. --debug shows them."
 
 
 def _record(error: BaseException, command: str) -> Path | None:

@@ -203,7 +203,7 @@ def _run(args: list[str], name: str) -> int:
             sys.stdout.flush()
     except click.exceptions.Exit as end:
         return end.exit_code
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it is told
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it is shown
         known = next((each for each in args if each in COMMANDS), "")
         return tell(error, command=f"{name} {known}".strip(), debug="debug" in meta)
     return status if isinstance(status, int) else 0

@@ -63,14 +63,14 @@ class EndpointView:
 
     def document(self) -> dict[str, Any]:
         """Return it for JSON output."""
-        told = {} if self.state is None else self.state.model_dump(mode="json")
+        state = {} if self.state is None else self.state.model_dump(mode="json")
         return {
             "absence": None,
             "since": None,
             "last_seen": None,
             "report": {},
             "queue": None,
-            **told,
+            **state,
             "name": self.target.name,
             "endpoint_id": self.target.endpoint_id,
             "status": self.status,
@@ -107,19 +107,19 @@ def collect(name: str | None) -> Overview:
         api = OperatorApi()
     except FluxEndpointError as error:
         return _without_service(ServiceView(None, error), name, here)
-    service = _look_at_service(api)
+    service = _inspect_service(api)
     if service.answer is None:
         return _without_service(service, name, here)
     targets = _all_targets(api, here) if name is None else [find_endpoint(name, api)]
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        views = list(threads.map(lambda target: _look_at_endpoint(api, target), targets))
+        views = list(threads.map(lambda target: _inspect_endpoint(api, target), targets))
     lost = views[0].error if name is not None else None
     if lost is not None and views[0].target.local is None:
         raise lost
     return Overview(service, views)
 
 
-def _look_at_service(api: OperatorApi) -> ServiceView:
+def _inspect_service(api: OperatorApi) -> ServiceView:
     before = time.time()
     try:
         answer = api.status()
@@ -147,7 +147,7 @@ def _all_targets(api: OperatorApi, here: list[Listed]) -> list[EndpointTarget]:
     return targets + [EndpointTarget(each.name, each.uuid) for each in others]
 
 
-def _look_at_endpoint(api: OperatorApi, target: EndpointTarget) -> EndpointView:
+def _inspect_endpoint(api: OperatorApi, target: EndpointTarget) -> EndpointView:
     if target.endpoint_id is None:
         return EndpointView(target)
     try:

@@ -159,9 +159,9 @@ def _ingest(directory: Path) -> str:
 
 def _is_configured() -> bool | None:
     """Return whether the present instance loads the validator; `None` if there is no instance."""
-    said = _ask_flux("config", "get", "--default=[]", "ingest.validator.plugins")
+    answer = _ask_flux("config", "get", "--default=[]", "ingest.validator.plugins")
     try:
-        plugins = json.loads(said) if said else None
+        plugins = json.loads(answer) if answer else None
     except ValueError:
         return None
     if not isinstance(plugins, list):

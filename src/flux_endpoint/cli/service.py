@@ -152,10 +152,10 @@ def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) ->
         checked = settings.ServiceSettings(database_url=_url(database_url), **given)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        said = problem["msg"].removeprefix("Value error, ")
+        text = problem["msg"].removeprefix("Value error, ")
         # Errors of several options name them themselves.
         where = [f"--{str(name).replace('_', '-')}: " for name in problem["loc"][:1]]
-        raise ConfigurationError("".join(where) + said) from error
+        raise ConfigurationError("".join(where) + text) from error
     server.run(checked)
 
 

@@ -350,8 +350,8 @@ def _rates(agent: Mapping[str, Any]) -> str:
     parts = []
     for key, verb in (("accepted_rates", "taken"), ("finished_rates", "finished")):
         rates = agent.get(key) or {}
-        told = ", ".join(f"{rate:.3g} ({window})" for window, rate in rates.items())
-        parts.append(f"{verb} {told}")
+        shown = ", ".join(f"{rate:.3g} ({window})" for window, rate in rates.items())
+        parts.append(f"{verb} {shown}")
     return "tasks/s " + "; ".join(parts)
 
 

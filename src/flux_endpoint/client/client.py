@@ -33,8 +33,8 @@ class Client:
 
     Every method that makes a request raises `ServiceError` if the service refuses it, and
     `ServiceUnreachableError` if it can't be reached. An endpoint may be given by its id, or by its
-    name on this machine or at the service; a method raises `ValueError` if no endpoint has the
-    name.
+    name on this machine or at the service. A method raises `ValueError` if an id is not a UUID, or
+    if no endpoint has the name.
 
     Args:
         service_url: URL of the service; by default from the environment or the credentials file,
@@ -154,11 +154,19 @@ class Client:
         )
 
     def get_function(self, function_id: UuidLike) -> dict[str, Any]:
-        """Return the service's document of a function."""
+        """Return the service's document of a function.
+
+        Args:
+            function_id: the function's id.
+        """
         return self.api.function(str(as_uuid(function_id, "function_id")))
 
     def delete_function(self, function_id: UuidLike) -> dict[str, Any]:
-        """Delete a function; tasks that were already submitted still run it."""
+        """Delete a function; tasks that were already submitted still run it.
+
+        Args:
+            function_id: the function's id.
+        """
         return self.api.delete_function(str(as_uuid(function_id, "function_id")))
 
     # Tasks.
@@ -353,11 +361,19 @@ class Client:
         return self.api.endpoints(role)
 
     def get_endpoint_status(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
-        """Return whether an endpoint is `online` or `offline`, and its last report as `details`."""
+        """Return whether an endpoint is `online` or `offline`, and its last report as `details`.
+
+        Args:
+            endpoint_uuid: the endpoint's id or name.
+        """
         return self.api.endpoint_status(self._endpoint(endpoint_uuid, "endpoint_uuid"))
 
     def get_endpoint_metadata(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
-        """Return the metadata that an endpoint sent at its registration."""
+        """Return the metadata that an endpoint sent at its registration.
+
+        Args:
+            endpoint_uuid: the endpoint's id or name.
+        """
         return self.api.endpoint(self._endpoint(endpoint_uuid, "endpoint_uuid"))
 
     def get_allowed_functions(self, endpoint_id: UuidLike) -> dict[str, Any]:
@@ -399,7 +415,11 @@ class Client:
         return self.api.lock_endpoint(self._endpoint(endpoint_id))
 
     def delete_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
-        """Delete an endpoint permanently; it accepts no more tasks."""
+        """Delete an endpoint permanently; it accepts no more tasks.
+
+        Args:
+            endpoint_id: the endpoint's id or name.
+        """
         return self.api.delete_endpoint(self._endpoint(endpoint_id))
 
     def _endpoint(self, value: UuidLike, what: str = "endpoint_id") -> str:

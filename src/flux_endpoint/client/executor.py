@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as FuturesExecutor
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
@@ -124,7 +123,6 @@ class Executor(ExecutorSettings, FuturesExecutor):
         self.result_serializers = result_serializers
         self._functions = FunctionRegistry()
         self._sources: dict[tuple[str, str], str] = {}
-        self._shut_down = False
         self._warned_of_mpi = False
         self._submitter = Submitter(
             self.client.api,
@@ -377,19 +375,13 @@ class Executor(ExecutorSettings, FuturesExecutor):
             self.task_group_id = task_group_id
         if self._task_group_id is None:
             raise ValueError("must specify a task_group_id in order to reload tasks")
-        group = str(self._task_group_id)
-        under_way: Future[None] = Future()  # a concurrent shutdown waits for this method
-        self._submitter.track(under_way)
-        try:
-            return reload_group(
-                group,
-                self.client.api,
-                self._streams,
-                self.serializer.deserialize,
-                self._submitter.track,
-            )
-        finally:
-            under_way.set_result(None)
+        return reload_group(
+            str(self._task_group_id),
+            self.client.api,
+            self._streams,
+            self.serializer.deserialize,
+            self._submitter.track,
+        )
 
     def _put(
         self,
@@ -425,7 +417,6 @@ class Executor(ExecutorSettings, FuturesExecutor):
                 long as the process runs.
             cancel_futures: whether to cancel the tasks that have not been sent yet.
         """
-        self._shut_down = True
         if not self._birthplace.is_here():  # a forked child must not touch its parent's threads
             return
         self._submitter.close(cancel=cancel_futures)
@@ -457,7 +448,7 @@ class Executor(ExecutorSettings, FuturesExecutor):
 
     def _refuse_if_shut_down(self, what: str = "no new functions may be executed") -> None:
         self._birthplace.require("this Executor")
-        if self._shut_down:
+        if self._submitter.is_closed:
             raise RuntimeError(f"{self!r} is shutdown; {what}: create another Executor")
 
 

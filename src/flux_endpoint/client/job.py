@@ -86,6 +86,11 @@ class JobRecord:
 
         Args:
             timeout: the longest time (s) to wait; `None`: no limit.
+
+        Raises:
+            TimeoutError: the id is not known in time.
+            CancelledError: the task was cancelled.
+            RuntimeError: the task has no job; or a callback calls this, and would wait forever.
         """
         with self._settled:
             if not self._is_settled() and on_client_thread():

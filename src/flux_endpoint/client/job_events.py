@@ -93,9 +93,9 @@ class EventStream(GroupStream):
         future.add_done_callback(lambda _: self._thread.post(lambda: self._on_end(task_id)))
 
     def _on_end(self, task_id: str) -> None:
-        self._thread.after(GRACE, lambda: self._look(task_id))
+        self._thread.after(GRACE, lambda: self._check(task_id))
 
-    def _look(self, task_id: str) -> None:
+    def _check(self, task_id: str) -> None:
         if task_id in self._followed:
             self._request(task_id, last=True)
 
@@ -120,9 +120,9 @@ class EventStream(GroupStream):
         if not isinstance(message, TaskEvents):
             raise InvalidMessageError(f"expected events, got a {message.message_type} message")
         by_task: dict[str, _Events] = {}
-        for told in message.events:
-            known = JobEvent(told.name, told.timestamp, told.context)
-            by_task.setdefault(str(told.task_id), []).append((told.jobid, known))
+        for each in message.events:
+            known = JobEvent(each.name, each.timestamp, each.context)
+            by_task.setdefault(str(each.task_id), []).append((each.jobid, known))
         for task_id, events in by_task.items():
             followed = self._followed.get(task_id)
             if followed is None:

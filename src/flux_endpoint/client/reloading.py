@@ -27,25 +27,30 @@ def reload_group(
         api: the service.
         streams: the Executor's streams, which receive the results.
         load: turns the text of a result into its value.
-        track: called with each future that is not done.
+        track: called with each future that a shutdown of the Executor has to wait for.
 
     Raises:
         ServiceError: the service does not know the group, or it belongs to another user.
         ServiceUnreachableError: the service can't be reached.
     """
-    futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
-    for future in futures.values():
-        future.set_running_or_notify_cancel()
-        future._load = load
-        future._events = streams
-    ended = _resolve_ended(futures, api)
-    pending = [future for task_id, future in futures.items() if task_id not in ended]
-    if pending:
-        # A task may end in between: the stream requests the states again when it follows them.
-        for future in streams.results(group).follow(pending):
-            futures[future.task_id or ""] = future
-            track(future)
-    return list(futures.values())
+    under_way: Future[None] = Future()  # a concurrent shutdown waits for this function, too
+    track(under_way)
+    try:
+        futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
+        for future in futures.values():
+            future.set_running_or_notify_cancel()
+            future._load = load
+            future._events = streams
+        ended = _resolve_ended(futures, api)
+        pending = [future for task_id, future in futures.items() if task_id not in ended]
+        if pending:
+            # A task may end in between: the stream requests the states again when it follows them.
+            for future in streams.results(group).follow(pending):
+                futures[future.task_id or ""] = future
+                track(future)
+        return list(futures.values())
+    finally:
+        under_way.set_result(None)
 
 
 def _resolve_ended(futures: dict[str, ComputeFuture], api: ServiceApi) -> set[str]:

@@ -38,7 +38,7 @@ _TASK = re.compile(r"\btask ([0-9a-f-]{36})\b")
 
 @dataclass(frozen=True, slots=True)
 class TaskEnd:
-    """How a task ended.
+    """The end of a task.
 
     Attributes:
         task_id: its id.
@@ -180,9 +180,9 @@ def resolve(future: ComputeFuture, end: TaskEnd) -> None:
 
 
 def _jobid(details: dict[str, Any] | None) -> int | None:
-    told = (details or {}).get(JOBID)
+    text = (details or {}).get(JOBID)
     with suppress(ValueError):
-        return parse_jobid(told) if isinstance(told, str) and told.isdecimal() else None
+        return parse_jobid(text) if isinstance(text, str) and text.isdecimal() else None
     return None
 
 

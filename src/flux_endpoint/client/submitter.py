@@ -77,6 +77,11 @@ class Submitter:
         self._abandoned = threading.Event()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it accepts no more tasks."""
+        return self._closed
+
+    @property
     def open_count(self) -> int:
         """Number of the tracked futures that are not done."""
         with self._lock:

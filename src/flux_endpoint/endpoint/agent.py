@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, Delivery, StateChange
-from flux_endpoint.endpoint.commands import read_command
+from flux_endpoint.amqp import ConnectionState, Delivery, StateChange
+from flux_endpoint.endpoint.broker_link import BrokerLink
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.directory import JOURNAL
 from flux_endpoint.endpoint.ending import CONFIRM_GRACE, AgentEnding
-from flux_endpoint.endpoint.event_sender import EventSender
 from flux_endpoint.endpoint.in_flight import TasksInFlight
 from flux_endpoint.endpoint.inbox_events import (
     BrokerAlarm,
@@ -34,29 +33,22 @@ from flux_endpoint.endpoint.inbox_events import (
     Signal,
     Turn,
 )
-from flux_endpoint.endpoint.intake import refuse
+from flux_endpoint.endpoint.intake import read_command, refuse
 from flux_endpoint.endpoint.journal import Journal, has_open
 from flux_endpoint.endpoint.opening import Opening
-from flux_endpoint.endpoint.outbox import PublishTarget, ResultOutbox, Settled
+from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.recorder import TurnRecorder
 from flux_endpoint.endpoint.registration import BrokerUrl
-from flux_endpoint.endpoint.report import AgentCounts, StatusReporter
 from flux_endpoint.endpoint.status import AgentPhase, AgentStatus
 from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
-from flux_endpoint.errors import PublishError
 from flux_endpoint.logs import event, keep_bounded
 from flux_endpoint.protocol.messages import EndpointStop
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
-
-#: The most requests to end a task that are prefetched.
-COMMAND_PREFETCH = 64
-#: Seconds of the AMQP heartbeat: limits how long a half-dead connection can block the task queue.
-AMQP_HEARTBEAT = 10
 
 
 class Agent:
@@ -84,31 +76,23 @@ class Agent:
         taken: Callable[[], list[str]] | None = None,
         on_status: Callable[[AgentStatus], None] | None = None,
     ) -> None:
-        self._queues = queues
         self._endpoint_id = queues.endpoint_id
         self._engine = engine
         self._directory = directory
         self._config = config
-        self._url = url
         self._taken = taken
         self._on_status = on_status
-        heartbeats = PublishTarget(queues.heartbeat_queue_info)
-        self._reports = StatusReporter(self._endpoint_id, heartbeats, config)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         if url is not None:
             url.on_gone = lambda reason: self._inbox.put(EndpointGone(reason))
-        self._paused = False
-        self._link = Connectivity(queues.task_queue_info.queue)
+        self._broker = BrokerLink(queues, config, url, self._inbox.put)
+        self._connectivity = Connectivity(queues.task_queue_info.queue)
         self._phase = AgentPhase.CLAIMING
         self._ending = AgentEnding(engine, config, self._begin_to_stop, self._inbox.put)
         self._records = TaskRecords(directory)
         self._journal: Journal
-        self._connection: AmqpConnection
-        self._outbox: ResultOutbox
         self._tasks: TasksInFlight
         self._recorder: TurnRecorder
-        self._events: EventSender
-        self._consumer: Consumer
 
     def stop(self) -> None:
         """Stop gracefully; a second call stops at once. From any thread or signal handler."""
@@ -117,7 +101,7 @@ class Agent:
     @property
     def in_flight(self) -> int:
         """Number of accepted tasks whose results the broker has not confirmed."""
-        return len(self._tasks.running) + len(self._outbox)
+        return len(self._tasks.running) + len(self._broker.outbox)
 
     def run(self) -> None:
         """Work until `stop`, on the caller's thread.
@@ -132,57 +116,22 @@ class Agent:
         """
         self._journal = Journal(self._directory / JOURNAL)
         try:
-            self._connection = AmqpConnection(
-                self._url or self._queues.task_queue_info.connection_url,
-                name=f"endpoint {self._endpoint_id}",
-                on_state=self._on_state,
-                on_alarm=lambda reason: self._inbox.put(BrokerAlarm(reason)),
-                heartbeat=AMQP_HEARTBEAT,
-                # `max_in_flight` does flow control: the agent's thread must not block here, least
-                # of all before the connection is started.
-                max_unconfirmed=None,
-            )
-            self._outbox = ResultOutbox(
-                self._connection,
-                self._queues.result_queue_info,
-                self._inbox.put,
-                bundles=self._queues.takes_bundles,
-            )
-            self._events = EventSender(self._connection, self._queues.event_queue_info)
             self._tasks = TasksInFlight(
-                self._endpoint_id, self._config, self._journal, self._outbox, self._records
+                self._endpoint_id, self._config, self._journal, self._broker.outbox, self._records
             )
             self._recorder = TurnRecorder(
-                self._inbox, self._journal, self._tell_status, self._report_if_due
+                self._inbox, self._journal, self._publish_status, self._report_if_due
             )
-            self._tell_status()
+            self._publish_status()
             try:
                 ready = self._open()
             finally:
-                if not self._link.owns_queue:
-                    self._connection.close(0.0)
+                if not self._connectivity.owns_queue:
+                    self._broker.close(0.0)
             if not ready:
                 event(log, logging.INFO, "endpoint stopped before it had its task queue")
                 return
-            self._engine.start(
-                self._inbox.put,
-                self._inbox.put,
-                lambda reason: self._inbox.put(EngineLost(reason)),
-            )
-            files = TaskFiles(
-                self._directory / self._config.engine.working_dir,
-                self._config.keep_task_files,
-                partial(has_open, self._directory / JOURNAL),
-            )
-            files.start()
-            try:
-                self._begin()
-                while time.monotonic() < self._ending.leave_at:
-                    due = min(self._reports.due, self._outbox.due, self._ending.due)
-                    self._turn(self._recorder.take(due, len(self._tasks.running)))
-            finally:
-                self._close()
-                files.close()
+            self._work()
         finally:
             self._journal.close()
             self._records.close()
@@ -190,27 +139,40 @@ class Agent:
         if error is not None:
             raise error
 
+    def _work(self) -> None:
+        """Run tasks until the agent's end."""
+        self._engine.start(
+            self._inbox.put,
+            self._inbox.put,
+            lambda reason: self._inbox.put(EngineLost(reason)),
+        )
+        files = TaskFiles(
+            self._directory / self._config.engine.working_dir,
+            self._config.keep_task_files,
+            partial(has_open, self._directory / JOURNAL),
+        )
+        files.start()
+        try:
+            self._begin()
+            while time.monotonic() < self._ending.leave_at:
+                due = min(self._broker.reports.due, self._broker.outbox.due, self._ending.due)
+                self._turn(self._recorder.take(due, len(self._tasks.running)))
+        finally:
+            self._close()
+            files.close()
+
     def _open(self) -> bool:
         """Do what precedes the first task; return False if a stop is requested in the meantime."""
         opening = Opening(
             self._endpoint_id,
             self._inbox,
-            self._link,
+            self._connectivity,
             note=self._note,
-            tell_status=self._tell_status,
+            publish_status=self._publish_status,
         )
         if self._taken is not None and not opening.account(self._journal, self._taken):
             return False
-        self._connection.start()
-        self._consumer = self._connection.consume(
-            self._queues.task_queue_info.queue,
-            self._inbox.put,
-            prefetch=self._config.messages_ahead,
-            exclusive=True,
-            bundles=True,
-            on_accepted=lambda: self._inbox.put(QueueGranted()),
-            on_refused=lambda reason: self._inbox.put(ConsumeRefused(reason)),
-        )
+        self._broker.start()
         return opening.claim()
 
     def _begin(self) -> None:
@@ -226,18 +188,14 @@ class Agent:
             unfinished=len(self._tasks.running),
             unpublished=len(unpublished),
         )
-        self._tell_status()
-        self._reports.due = 0.0
-        self._connection.consume(
-            self._queues.command_queue_info.queue,
-            lambda delivery: self._inbox.put(CommandDelivery(delivery)),
-            prefetch=COMMAND_PREFETCH,
-        )
-        self._regulate()
+        self._publish_status()
+        self._broker.reports.due = 0.0
+        self._broker.take_commands()
+        self._broker.regulate(self.in_flight)
 
     def _recover(self, unpublished: Iterable[str]) -> None:
         """Resume the work of an earlier agent of this endpoint."""
-        self._publish((task_id, self._journal.result(task_id)) for task_id in unpublished)
+        self._broker.publish((task_id, self._journal.result(task_id)) for task_id in unpublished)
         for task in self._journal.pending():
             self._tasks.running.add(task.task_id)
             self._submit([task])
@@ -250,26 +208,28 @@ class Agent:
         if turn.accepted or turn.finished or turn.confirmed:
             self._recorder.record(turn)
         self._submit(task for task in turn.accepted if task.runs_on_worker)
-        self._publish((result.task_id, result.body) for result in turn.finished)
+        self._broker.publish((result.task_id, result.body) for result in turn.finished)
         self._recorder.sync(turn)
         if turn.finished or turn.repeated:
             self._engine.settle([*(result.task_id for result in turn.finished), *turn.repeated])
-        self._reports.accepted.add(len(turn.accepted))
-        self._reports.finished.add(len(turn.finished))
+        self._broker.reports.accepted.add(len(turn.accepted))
+        self._broker.reports.finished.add(len(turn.finished))
         self._submit(task for task in turn.accepted if not task.runs_on_worker)
         for kill in turn.kills:
             self._engine.cancel(str(kill.task_id), kill.signum)
-        self._events.send(turn.job_events)
+        self._broker.events.send(turn.job_events)
         now = time.monotonic()
-        if now >= self._outbox.due:
-            refused = self._outbox.take_refused()
-            self._publish(((each, self._journal.result(each)) for each in refused), alone=True)
+        if now >= self._broker.outbox.due:
+            refused = self._broker.outbox.take_refused()
+            self._broker.publish(
+                ((each, self._journal.result(each)) for each in refused), alone=True
+            )
         if self._phase is AgentPhase.STOPPING:
             self._ending.consider_leaving(
-                awaits_confirms=self._link.connected and self._outbox.awaiting
+                awaits_confirms=self._connectivity.connected and self._broker.outbox.awaiting
             )
         else:
-            self._regulate()
+            self._broker.regulate(self.in_flight)
             self._ending.count(self.in_flight)
         # Comes after the transaction: acknowledgements let the broker send more at once.
         for delivery in turn.answered:
@@ -291,7 +251,7 @@ class Agent:
                 case CommandDelivery(delivery):
                     commands.append(delivery)
                 case Settled():
-                    if self._outbox.settled(each):
+                    if self._broker.outbox.settled(each):
                         turn.confirmed.extend(each.task_ids)
                 case _:
                     self._note(each)
@@ -314,40 +274,40 @@ class Agent:
     ) -> None:
         match change:
             case StateChange():
-                if self._link.changed(change):
-                    self._tell_status()
+                if self._connectivity.changed(change):
+                    self._publish_status()
                 if change.state is ConnectionState.CONNECTED:
-                    self._reports.due = 0.0
+                    self._broker.reports.due = 0.0
             case QueueGranted():
-                if self._link.granted():
-                    self._tell_status()
+                if self._connectivity.granted():
+                    self._publish_status()
             case ConsumeRefused(reason):
                 self._queue_refused(reason)
             case BrokerAlarm(reason):
-                if self._link.alarmed(reason):
-                    self._tell_status()
+                if self._connectivity.alarmed(reason):
+                    self._publish_status()
             case EngineLost() | EndpointGone():
                 self._ending.lose(change, len(self._tasks.running))
             case Signal.STOP:
-                self._ending.ask(len(self._tasks.running))
+                self._ending.request(len(self._tasks.running))
             case Signal.ENGINE_STOPPED:
                 self._ending.engine_stopped()
 
     def _queue_refused(self, reason: str) -> None:
-        if self._link.refused(reason):
-            self._tell_status()
-        if self._url is not None and self._phase is AgentPhase.WORKING:
-            self._url.ask()  # the queue, and the endpoint, may have been deleted
+        if self._connectivity.refused(reason):
+            self._publish_status()
+        if self._phase is AgentPhase.WORKING:
+            self._broker.queue_lost()
 
     def _commanded(self, delivery: Delivery, turn: Turn) -> None:
         kill = read_command(delivery)
         if kill is None:
             return
         turn.answered.append(delivery)
-        self._records.asked(kill)
+        self._records.requested(kill)
         if isinstance(kill, EndpointStop):
             event(log, logging.INFO, "asked by the service to stop")
-            self._ending.ask_once(len(self._tasks.running))
+            self._ending.request_once(len(self._tasks.running))
             return
         self._tasks.kill(kill, turn)
 
@@ -361,41 +321,18 @@ class Agent:
                 refused = refuse(task.task_id, ErrorCode.COULD_NOT_EXECUTE, text, text)
                 self._inbox.put(refused.result)
 
-    def _publish(self, results: Iterable[tuple[str, bytes]], *, alone: bool = False) -> None:
-        try:
-            self._outbox.publish(results, alone=alone)
-        except PublishError:  # the connection was just closed: the journal has the results
-            event(log, logging.DEBUG, "results left for the next start")
-
-    def _regulate(self) -> None:
-        """Pause consuming while enough tasks are in flight."""
-        limit = self._config.max_in_flight
-        if not self._paused and self.in_flight >= limit:
-            self._paused = True
-            self._consumer.pause()
-        elif self._paused and self.in_flight <= limit * 3 // 4:
-            self._paused = False
-            self._consumer.resume()
-
     def _report_if_due(self) -> None:
-        if time.monotonic() >= self._reports.due:
+        if time.monotonic() >= self._broker.reports.due:
             self._report()
 
     def _report(self, *, active: bool = True) -> None:
-        counts = AgentCounts(len(self._tasks.running), len(self._outbox), self._paused)
         status = {**self._engine.status(), "trouble": self._trouble}
         keep_bounded()  # libraries also write to this file, past the logger
-        self._reports.send(self._connection, status, counts, active=active)
+        self._broker.report(status, len(self._tasks.running), active=active)
 
     # The connection
 
-    def _on_state(self, change: StateChange) -> None:
-        """Handle a change of the connection's state. Runs on the connection's thread."""
-        if self._url is not None and change.state is ConnectionState.CONNECTED:
-            self._url.connected()
-        self._inbox.put(change)
-
-    def _tell_status(self) -> None:
+    def _publish_status(self) -> None:
         if self._on_status is None:
             return
         executor = None
@@ -403,34 +340,36 @@ class Agent:
             case AgentPhase.CLAIMING:
                 state = "disconnected"
             case AgentPhase.WORKING:
-                state = "connected" if self._link.takes_tasks else "disconnected"
+                state = "connected" if self._connectivity.takes_tasks else "disconnected"
             case AgentPhase.STOPPING:
                 state = "stopping"
         if self._phase is not AgentPhase.CLAIMING:
             executor = self._engine.status().get("executor")
-        self._on_status(AgentStatus(state, self._trouble, executor, self._link.patience))
+        self._on_status(AgentStatus(state, self._trouble, executor, self._connectivity.gives_up_in))
 
     @property
     def _trouble(self) -> str:
         return (
-            self._ending.reason or self._link.trouble or self._recorder.trouble or self._link.alarm
+            self._ending.reason
+            or self._connectivity.trouble
+            or self._recorder.trouble
+            or self._connectivity.alarm
         )
 
     # Stopping
 
     def _begin_to_stop(self) -> None:
         self._phase = AgentPhase.STOPPING
-        self._consumer.cancel()
-        self._tell_status()
+        self._broker.take_no_tasks()
+        self._publish_status()
 
     def _close(self) -> None:
-        if (
-            self._phase is not AgentPhase.STOPPING
-        ):  # after an error: the engine must not go on working for nobody
+        if self._phase is not AgentPhase.STOPPING:
+            # After an error: the engine must not go on working for nobody.
             self._phase = AgentPhase.STOPPING
             self._engine.stop(0)
         self._report(active=False)
-        self._connection.close(CONFIRM_GRACE if self._link.connected else 0.0)
+        self._broker.close(CONFIRM_GRACE if self._connectivity.connected else 0.0)
         # Process the last events, so that the next agent need not redo that work.
         last = Turn()
         while not self._inbox.empty():

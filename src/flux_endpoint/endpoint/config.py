@@ -107,7 +107,7 @@ class EndpointConfig(BaseModel):
         return min(self.prefetch, self.max_in_flight)
 
     @model_validator(mode="after")
-    def _what_goes_with_functions(self) -> EndpointConfig:
+    def _check_options_of_functions(self) -> EndpointConfig:
         for option, means in (
             ("allowed_environment", "tasks may set every variable"),
             ("plain_programs", "commands take every value"),

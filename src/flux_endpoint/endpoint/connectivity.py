@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which another agent may hold the task queue before this one gives up. After a host
 #: failure, the broker needs 20 to 30 seconds to notice that its agent is gone.
-OWNER_PATIENCE = 40.0
+OWNER_TIMEOUT = 40.0
 
 
 class Connectivity:
@@ -41,9 +41,9 @@ class Connectivity:
         return self.connected and self.owns_queue and not self.trouble
 
     @property
-    def patience(self) -> float:
+    def gives_up_in(self) -> float:
         """Seconds that another agent may still hold the task queue; infinite if none does."""
-        return self._rivalled_since + OWNER_PATIENCE - time.monotonic()
+        return self._rivalled_since + OWNER_TIMEOUT - time.monotonic()
 
     def changed(self, change: StateChange) -> bool:
         """Record a change; return whether it must be reported."""

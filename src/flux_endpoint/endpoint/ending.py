@@ -1,4 +1,4 @@
-"""How an agent ends: why, since when, and when it may leave."""
+"""The end of an agent: its reason, the stop of the engine, and the time to leave."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AgentEnding:
         engine: stopped on a thread of its own, while results still come in.
         config: how long running tasks have to finish, and how long the agent stays idle.
         on_begin: called once, when the agent begins to stop.
-        tell: puts a signal into the agent's inbox; from any thread.
+        signal: puts a signal into the agent's inbox; from any thread.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class AgentEnding:
         engine: Engine,
         config: EndpointConfig,
         on_begin: Callable[[], None],
-        tell: Callable[[Signal], None],
+        signal: Callable[[Signal], None],
     ) -> None:
         self._engine = engine
         self._grace = config.shutdown_grace
         self._on_begin = on_begin
-        self._tell = tell
+        self._signal = signal
         self._has_begun = False
-        self._was_asked = False
+        self._was_requested = False
         self._engine_stopped = False
         self._idle_limit = config.stop_when_idle
         #: Monotonic time since which there is no unfinished task.
@@ -77,13 +77,13 @@ class AgentEnding:
         """Why the agent ends without being asked; empty: it does not."""
         return self._loss.reason if self._loss is not None else ""
 
-    def ask(self, unfinished: int) -> None:
+    def request(self, unfinished: int) -> None:
         """Begin to stop on request; a second request ends the agent at once.
 
         Args:
             unfinished: how many tasks run.
         """
-        if self._was_asked:
+        if self._was_requested:
             event(log, logging.WARNING, "endpoint stops at once")
             self.leave_at = 0.0
         elif not self._has_begun:
@@ -95,12 +95,12 @@ class AgentEnding:
                 unfinished=unfinished,
             )
             self._begin()
-        self._was_asked = True
+        self._was_requested = True
 
-    def ask_once(self, unfinished: int) -> None:
+    def request_once(self, unfinished: int) -> None:
         """Begin to stop on a request that may arrive several times."""
-        if not self._was_asked:
-            self.ask(unfinished)
+        if not self._was_requested:
+            self.request(unfinished)
 
     def lose(self, loss: EngineLost | EndpointGone, unfinished: int) -> None:
         """Begin to stop because the Flux instance or the endpoint's registration is gone.
@@ -127,7 +127,7 @@ class AgentEnding:
         except Exception:
             log.exception("the engine did not stop cleanly")
         finally:
-            self._tell(Signal.ENGINE_STOPPED)
+            self._signal(Signal.ENGINE_STOPPED)
 
     def engine_stopped(self) -> None:
         """Take note that the engine has stopped."""
@@ -149,7 +149,7 @@ class AgentEnding:
         Args:
             unfinished: how many tasks stay in the journal.
         """
-        if self._loss is None or self._was_asked:
+        if self._loss is None or self._was_requested:
             return None
         if isinstance(self._loss, EndpointGone):
             return EndpointGoneError(self.reason)

@@ -55,14 +55,14 @@ class AgentHost:
 
     Args:
         directory: the endpoint's directory.
-        tell: see `Runner`.
+        notify: see `Runner`.
     """
 
     def __init__(
-        self, directory: EndpointDirectory, tell: Callable[[dict[str, Any]], None] | None = None
+        self, directory: EndpointDirectory, notify: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
         self._directory = directory
-        self._tell = tell or (lambda _message: None)
+        self._notify = notify or (lambda _message: None)
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._agent: HostedAgent | None = None
         self._endpoint_id = ""
@@ -96,11 +96,11 @@ class AgentHost:
         if status.state == "connected" and not self._said_ready:
             self._said_ready = True
             about = {"endpoint_id": self._endpoint_id, "executor": status.executor}
-            self._tell({"ready": about})
+            self._notify({"ready": about})
         elif status.reason:
-            told = {"say": status.reason}
-            gives_up = status.patience < math.inf
-            self._tell({**told, "patience": status.patience} if gives_up else told)
+            message = {"say": status.reason}
+            gives_up = status.gives_up_in < math.inf
+            self._notify({**message, "gives_up_in": status.gives_up_in} if gives_up else message)
 
     def _publish_status(self, status: DirectoryStatus) -> None:
         try:

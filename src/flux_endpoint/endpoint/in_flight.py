@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 
 from flux_endpoint.amqp import Delivery
-from flux_endpoint.endpoint.commands import cancelled_before_it_came
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.inbox_events import Turn
-from flux_endpoint.endpoint.intake import RefusedTask, read_task
+from flux_endpoint.endpoint.intake import RefusedTask, cancelled_before_it_came, read_task
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import ResultOutbox
 from flux_endpoint.endpoint.task_records import TaskRecords

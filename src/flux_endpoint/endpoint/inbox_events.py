@@ -77,7 +77,7 @@ Event: TypeAlias = (
 
 @dataclass
 class Turn:
-    """What one turn must record, and what it does once that is recorded."""
+    """The work of one turn: what to record, and what to do once it is recorded."""
 
     accepted: list[EngineTask] = field(default_factory=list)
     finished: list[EngineResult] = field(default_factory=list)

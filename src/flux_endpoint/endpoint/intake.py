@@ -1,21 +1,31 @@
-"""Turns a delivery into a task, a failure for its owner, or a message to dead-letter."""
+"""Reads deliveries: tasks, failures for their owners, commands, and messages to dead-letter."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from flux_endpoint.amqp import Delivery
 from flux_endpoint.endpoint.restrictions import RestrictionError, restricted
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.logs import event
 from flux_endpoint.protocol.envelope import VERSION_BYTE, read_json
 from flux_endpoint.protocol.jobid import parse_jobid
-from flux_endpoint.protocol.messages import Result, ResultErrorDetails, pack
+from flux_endpoint.protocol.messages import (
+    EndpointStop,
+    Result,
+    ResultErrorDetails,
+    TaskKill,
+    pack,
+    unpack,
+)
 from flux_endpoint.protocol.queues import (
     ATTACH_HEADER,
     FUNCTION_ID_HEADER,
@@ -25,6 +35,8 @@ from flux_endpoint.protocol.queues import (
     TASK_ID_HEADER,
 )
 from flux_endpoint.protocol.states import ErrorCode
+
+log = logging.getLogger(__name__)
 
 _COMMANDS = frozenset(kind.__name__ for kind in (ShellFunction, MPIFunction))
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -102,6 +114,32 @@ def refuse(task_id: str, code: ErrorCode, text: str, user_message: str) -> Refus
     error = ResultErrorDetails(code=code.value, user_message=user_message)
     result = Result(task_id=UUID(task_id), data=text, error_details=error, task_statuses=[])
     return RefusedTask(task_id, text, EngineResult(task_id, pack(result)))
+
+
+def read_command(delivery: Delivery) -> TaskKill | EndpointStop | None:
+    """Return the request in a delivery; dead-letter an invalid one and return `None`."""
+    try:
+        message = unpack(delivery.body)
+        if isinstance(message, TaskKill | EndpointStop):
+            return message
+        reason = f"a {message.message_type} message is no command"
+    except InvalidMessageError as error:
+        reason = str(error)
+    event(
+        log,
+        logging.ERROR,
+        "command dead-lettered",
+        message_id=delivery.message_id,
+        reason=reason,
+    )
+    delivery.reject()
+    return None
+
+
+def cancelled_before_it_came(task_id: str) -> RefusedTask:
+    """Return the end of a task that is not here yet; recorded, it keeps the task from starting."""
+    text = "TaskCancelled: the task was ended on request before it was started"
+    return refuse(task_id, ErrorCode.CANCELLED, text, "The task was ended on request.")
 
 
 def _identity(headers: Mapping[str, Any], name: str) -> str:

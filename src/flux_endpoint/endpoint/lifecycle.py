@@ -201,9 +201,9 @@ def _await_ready(
                     status = process.wait()
                     text = f"{reason}\n(the log is {directory.log})"
                     raise BackgroundError(text, exit_status=status)
-                case {"say": text, "patience": patience}:  # the agent gives up by itself after that
+                case {"say": text, "gives_up_in": seconds}:
                     if timeout is None:
-                        deadline = time.monotonic() + patience + START_TIMEOUT
+                        deadline = time.monotonic() + seconds + START_TIMEOUT
                     away = text
                     say(text)
                 case {"say": text}:

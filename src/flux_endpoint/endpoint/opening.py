@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from flux_endpoint.amqp import StateChange
 from flux_endpoint.backoff import Backoff
-from flux_endpoint.endpoint.connectivity import OWNER_PATIENCE, Connectivity
+from flux_endpoint.endpoint.connectivity import OWNER_TIMEOUT, Connectivity
 from flux_endpoint.endpoint.inbox_events import (
     ConsumeRefused,
     EndpointGone,
@@ -51,25 +51,25 @@ class Opening:
     Args:
         endpoint_id: the endpoint's UUID.
         inbox: the agent's; requests to stop arrive here, too.
-        link: the state of connection and queue.
+        connectivity: the state of connection and queue.
         note: records these changes.
-        tell_status: publishes the agent's status.
+        publish_status: publishes the agent's status.
     """
 
     def __init__(
         self,
         endpoint_id: str,
         inbox: queue.SimpleQueue[Event],
-        link: Connectivity,
+        connectivity: Connectivity,
         *,
         note: Callable[[_Change], None],
-        tell_status: Callable[[], None],
+        publish_status: Callable[[], None],
     ) -> None:
         self._endpoint_id = endpoint_id
         self._inbox = inbox
-        self._link = link
+        self._connectivity = connectivity
         self._note = note
-        self._tell_status = tell_status
+        self._publish_status = publish_status
 
     def account(self, journal: Journal, taken: Callable[[], list[str]]) -> bool:
         """Give an end to the tasks of an earlier journal that are missing in this one.
@@ -95,9 +95,9 @@ class Opening:
                 if error.code != "ENDPOINT_IN_USE":
                     self._not_told(error)
                     return True
-                if self._link.rivalled(str(error)):
-                    self._tell_status()
-                if self._link.patience <= 0:
+                if self._connectivity.rivalled(str(error)):
+                    self._publish_status()
+                if self._connectivity.gives_up_in <= 0:
                     raise self._in_use() from error
             except ServiceUnreachableError as error:
                 if time.monotonic() > give_up:
@@ -121,10 +121,10 @@ class Opening:
             EndpointInUseError: another agent keeps it.
             EndpointGoneError: the service does not know the endpoint any more.
         """
-        while not self._link.owns_queue:
-            patience = max(0.0, self._link.patience)
+        while not self._connectivity.owns_queue:
+            left = max(0.0, self._connectivity.gives_up_in)
             try:
-                each = self._inbox.get(timeout=min(patience, threading.TIMEOUT_MAX))
+                each = self._inbox.get(timeout=min(left, threading.TIMEOUT_MAX))
             except queue.Empty:
                 raise self._in_use() from None
             if each is Signal.STOP:
@@ -162,5 +162,5 @@ class Opening:
     def _in_use(self) -> EndpointInUseError:
         return EndpointInUseError(
             f"another agent runs endpoint {self._endpoint_id}: it has kept the task queue for "
-            f"{OWNER_PATIENCE:g} s"
+            f"{OWNER_TIMEOUT:g} s"
         )

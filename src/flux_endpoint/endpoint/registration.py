@@ -114,7 +114,7 @@ class BrokerUrl:
     Args:
         queues: the answer to the last registration.
         register: registers again.
-        patience: number of failed attempts in a row before a new URL is requested.
+        max_failures: number of failed attempts in a row before a new URL is requested.
         interval: the least seconds between two registrations.
     """
 
@@ -123,12 +123,12 @@ class BrokerUrl:
         queues: EndpointQueues,
         register: Callable[[], EndpointQueues],
         *,
-        patience: int = 2,
+        max_failures: int = 2,
         interval: float = 15.0,
     ) -> None:
         self._url = queues.task_queue_info.connection_url
         self._register = register
-        self._patience = patience
+        self._max_failures = max_failures
         self._interval = interval
         self._attempts = 0
         self._asked = float("-inf")
@@ -140,7 +140,7 @@ class BrokerUrl:
     def __call__(self) -> str:
         """Return the URL for the next attempt."""
         self._attempts += 1
-        if self._attempts > self._patience:
+        if self._attempts > self._max_failures:
             self._renew()
         return self._url
 

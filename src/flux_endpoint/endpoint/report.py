@@ -55,7 +55,7 @@ _SECOND_AFTER = 3.0
 
 @dataclass(frozen=True)
 class AgentCounts:
-    """What the agent counts.
+    """The agent's counters.
 
     Attributes:
         running: tasks that it has accepted and that have not ended.

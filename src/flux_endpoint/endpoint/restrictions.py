@@ -1,4 +1,4 @@
-"""What tasks may contain on an endpoint that runs chosen functions only (`allowed_functions`).
+"""Restricts the tasks of an endpoint that runs chosen functions only (`allowed_functions`).
 
 Such a task is one of the functions that the endpoint's owner has chosen, and data. So its arguments
 are read as data, values in a command are quoted, and its resource specification may only have keys

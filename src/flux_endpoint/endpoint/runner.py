@@ -51,22 +51,22 @@ class Runner(AgentHost):
 
     Args:
         directory: the endpoint's directory.
-        tell: given what the one who started us in the background waits for: `{"say": line}` (with
-            the seconds of `"patience"` after which the agent gives up, if it does) while
-            something is awaited, `{"ready": {...}}` once tasks can come.
-        restart: given an environment, starts this program anew with it, in this very process, and
-            does not return; called once the endpoint has a token of its own, if the owner's is
-            among the environment variables, where other processes of the account can read it.
+        notify: called with messages for the program that started this one in the background:
+            `{"say": line}` while something is awaited, with the seconds `"gives_up_in"` if the
+            agent will give up; `{"ready": {...}}` once tasks can come.
+        restart: starts this program again in this process, with the given environment, and does not
+            return. Called once the endpoint has a token of its own, if the owner's is among the
+            environment variables, where other processes of the account can read it.
     """
 
     def __init__(
         self,
         directory: EndpointDirectory,
         *,
-        tell: Callable[[dict[str, Any]], None] | None = None,
+        notify: Callable[[dict[str, Any]], None] | None = None,
         restart: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
-        super().__init__(directory, tell)
+        super().__init__(directory, notify)
         self._restart = restart or (lambda _environment: None)
 
     def run(self) -> int:

@@ -30,13 +30,13 @@ class AgentStatus:
         state: "disconnected" (from the broker or its queue, and trying), "connected" or "stopping".
         reason: why no tasks can come, or results can't be sent.
         executor: what runs the engine's jobs, "flux" or "local"; `None` until it has started.
-        patience: seconds after which the agent gives up; infinite: never.
+        gives_up_in: seconds after which the agent gives up; infinite: never.
     """
 
     state: str
     reason: str
     executor: str | None
-    patience: float = math.inf
+    gives_up_in: float = math.inf
 
 
 class JournalDisk:

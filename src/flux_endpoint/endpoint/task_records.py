@@ -1,4 +1,4 @@
-"""Who ran what: a log line per batch of a user's function, and an audit record per task."""
+"""Records who ran which task: a log line per batch of a function, an audit record per task."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TaskRecords:
                 self._latest = function, command
         return command
 
-    def asked(self, request: TaskKill | EndpointStop) -> None:
+    def requested(self, request: TaskKill | EndpointStop) -> None:
         """Record a request of the service on a user's behalf."""
         if isinstance(request, EndpointStop):
             self._audit.write("asked to stop")

@@ -1,4 +1,4 @@
-"""Where jobs run: the interface of `FluxBackend` and of `LocalBackend` (this machine).
+"""The interface of `FluxBackend` and `LocalBackend`, which run jobs.
 
 `executor` is a `flux.job.FluxExecutor`, or a `LocalExecutor` with the same interface. The
 backend adds the few operations that an engine needs and that FluxExecutor does not offer.
@@ -154,12 +154,12 @@ class Backend(Protocol):
             OSError: Flux does not answer.
         """
 
-    def await_marked(self, mark: Mapping[str, str], patience: float) -> int | None:
+    def await_marked(self, mark: Mapping[str, str], timeout: float) -> int | None:
         """Wait until an active job has a mark that includes `mark`; return its id.
 
         Args:
             mark: entries that the job's mark must have.
-            patience: the longest time to wait, in seconds; then `None` is returned.
+            timeout: the longest time to wait, in seconds; then `None` is returned.
 
         Raises:
             OSError: Flux does not answer.

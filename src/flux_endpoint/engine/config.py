@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -79,14 +79,11 @@ class BlocksConfig(BaseModel):
         return self
 
 
-class FluxEngineConfig(BaseModel):
-    """Options of `FluxEngine`; the defaults suit laptops and allocations alike."""
+class WorkersConfig(BaseModel):
+    """Options of the resident workers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: Literal["FluxEngine"] = "FluxEngine"
-    #: Where jobs run: "flux", "local", or "auto": Flux if `FLUX_URI` is set, else local processes.
-    executor: Literal["auto", "flux", "local"] = "auto"
     #: The most resident workers at once; default: `workers_per_node` for each node of the instance.
     max_workers: PositiveInt | None = None
     #: Workers that stay when idle; default: `workers_per_node`.
@@ -103,6 +100,29 @@ class FluxEngineConfig(BaseModel):
     gpus_per_worker: int = Field(default=0, ge=0)
     #: Idle workers end after this time and release their cores; infinity: never.
     idle_timeout: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 60.0
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        for bound in ("max", "min"):
+            given = {unit: getattr(self, f"{bound}_{unit}") for unit in ("workers", "nodes")}
+            if None not in given.values():
+                raise ValueError(
+                    f"{bound}_workers and {bound}_nodes set the same limit in two units "
+                    f"({given['workers']} workers, {given['nodes']} nodes): leave one of them out"
+                )
+        for unit in ("workers", "nodes"):
+            least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"min_{unit} ({least}) is more than max_{unit} ({most})")
+        return self
+
+
+class FluxEngineConfig(WorkersConfig):
+    """Options of `FluxEngine`; the defaults suit laptops and allocations alike."""
+
+    type: Literal["FluxEngine"] = "FluxEngine"
+    #: Where jobs run: "flux", "local", or "auto": Flux if `FLUX_URI` is set, else local processes.
+    executor: Literal["auto", "flux", "local"] = "auto"
     #: Working directory of tasks; a relative path starts at the endpoint's directory.
     working_dir: str = "tasks_working_dir"
     #: Give every task a directory of its own below `working_dir`.
@@ -133,21 +153,6 @@ class FluxEngineConfig(BaseModel):
     local_nodes: PositiveInt = 1
     local_cores_per_node: PositiveInt | None = None
     local_gpus_per_node: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _check_bounds(self) -> FluxEngineConfig:
-        for bound in ("max", "min"):
-            given = {unit: getattr(self, f"{bound}_{unit}") for unit in ("workers", "nodes")}
-            if None not in given.values():
-                raise ValueError(
-                    f"{bound}_workers and {bound}_nodes set the same limit in two units "
-                    f"({given['workers']} workers, {given['nodes']} nodes): leave one of them out"
-                )
-        for unit in ("workers", "nodes"):
-            least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
-            if least is not None and most is not None and least > most:
-                raise ValueError(f"min_{unit} ({least}) is more than max_{unit} ({most})")
-        return self
 
     @field_validator("environment")
     @classmethod

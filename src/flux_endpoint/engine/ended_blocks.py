@@ -23,7 +23,7 @@ JOB_NAME = "flux-endpoint-block"
 #: Prefix of files that were moved out of a block's directory.
 _LEFT = "left-"
 #: Seconds that unwanted blocks have to end.
-_END_PATIENCE = 30.0
+_END_TIMEOUT = 30.0
 
 
 def mark_of(endpoint_id: str) -> dict[str, str]:
@@ -80,7 +80,7 @@ def end_all_blocks(backend: Backend, endpoint_id: str, directory: Path) -> list[
         logs.event(log, logging.WARNING, "ending an unwanted block", job=format_jobid(job.jobid))
         backend.cancel(job.jobid, "the endpoint is configured without blocks")
         gone.append(_end_of(backend.executor.attach(job.jobid)))
-    until = time.monotonic() + _END_PATIENCE
+    until = time.monotonic() + _END_TIMEOUT
     for each in gone:
         each.wait(max(0.0, until - time.monotonic()))
     ends = [end for path in sorted(directory.glob("*/")) for end in take_ends(path)]

@@ -222,23 +222,23 @@ class FluxBackend:
         """See `Backend`."""
         return _answered(lambda: self._list.find(mark, name=name, since=since))
 
-    def await_marked(self, mark: Mapping[str, str], patience: float) -> int | None:
+    def await_marked(self, mark: Mapping[str, str], timeout: float) -> int | None:
         """See `Backend`."""
         return _answered(
-            lambda: await_marked(self._flux, self._flux.Flux(self._uri), mark, patience)
+            lambda: await_marked(self._flux, self._flux.Flux(self._uri), mark, timeout)
         )
 
     def usage(self) -> dict[str, Any]:
         """See `Backend`."""
         return self._usage(_ANSWER_TIMEOUT)
 
-    def _usage(self, patience: float) -> dict[str, Any]:
+    def _usage(self, timeout: float) -> dict[str, Any]:
         if self.is_lost(None):
             return {}
         try:
             with self._handles.lend() as handle:
                 ask = partial(resource_list, handle)
-                listing = _answered(lambda: ask().wait_for(patience).get())
+                listing = _answered(lambda: ask().wait_for(timeout).get())
         except OSError as error:
             logs.event(log, logging.WARNING, "Flux does not report its resources", reason=error)
             return {}

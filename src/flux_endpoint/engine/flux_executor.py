@@ -80,13 +80,13 @@ class FollowedFuture(LocalExecutorFuture):
 
     def _follow(self, inner: Any) -> None:
         watch = _Watch()
-        tell = inner.set_exception
+        fail = inner.set_exception
 
         def set_exception(error: BaseException | None) -> None:
             if error is not None:
                 error.__traceback__ = None  # refers to Flux's future, which must end on this thread
             if not inner.done():
-                tell(error)
+                fail(error)
             elif error is not None:  # the job's end was known, but its last events are missing
                 self._resume(watch, error)
 

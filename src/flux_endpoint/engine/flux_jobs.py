@@ -19,7 +19,7 @@ from flux_endpoint.protocol.jobid import format_jobid
 log = logging.getLogger(__name__)
 
 #: Timeout (s) of each request to Flux.
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 #: States of a job (RFC 21) that has its resources.
 _RUNNING = 16 | 32  # RUN, CLEANUP
 _INACTIVE = 64
@@ -90,7 +90,7 @@ class JobList:
     def _listed(
         self, handle: Any, request: dict[str, Any], mark: Mapping[str, str]
     ) -> list[MarkedJob]:
-        answer = handle.rpc("job-list.list", request).wait_for(_PATIENCE).get()
+        answer = handle.rpc("job-list.list", request).wait_for(_TIMEOUT).get()
         jobs = sorted(answer["jobs"], key=lambda job: -job.get("t_submit", 0.0))
         # Send all requests first: waiting for each answer would add a round trip per request.
         asked = [(job, self._ask(handle, job["id"])) for job in jobs]
@@ -110,7 +110,7 @@ class JobList:
 
 
 def await_marked(
-    flux: ModuleType, handle: Any, mark: Mapping[str, str], patience: float
+    flux: ModuleType, handle: Any, mark: Mapping[str, str], timeout: float
 ) -> int | None:
     """Wait until the job manager reports a job whose mark includes `mark`; return its id.
 
@@ -121,21 +121,21 @@ def await_marked(
         flux: Flux's bindings.
         handle: a connection that nothing else uses.
         mark: entries that the job's mark must have.
-        patience: the longest time to wait, in seconds.
+        timeout: the longest time to wait, in seconds.
 
     Raises:
         OSError: Flux is gone.
     """
-    until = time.monotonic() + patience
+    until = time.monotonic() + timeout
     wanted = {"full": False, "allow": {"submit": 1}}
     journal = handle.rpc(
         "job-manager.events-journal", wanted, flags=flux.constants.FLUX_RPC_STREAMING
     )
     try:
         while (left := until - time.monotonic()) > 0:
-            told = journal.wait_for(left).get()
-            if mark.items() <= _mark_in(told.get("jobspec")).items():
-                return int(told["id"])
+            entry = journal.wait_for(left).get()
+            if mark.items() <= _mark_in(entry.get("jobspec")).items():
+                return int(entry["id"])
             journal.reset()
     except PermissionError:
         time.sleep(max(0.0, until - time.monotonic()))
@@ -146,7 +146,7 @@ def await_marked(
 
 def _mark_of(question: Any, jobid: int) -> dict[str, Any]:
     try:
-        jobspec = json.loads(question.wait_for(_PATIENCE).get()["jobspec"])
+        jobspec = json.loads(question.wait_for(_TIMEOUT).get()["jobspec"])
     except (OSError, LookupError, ValueError) as error:
         logs.event(log, logging.INFO, "unreadable jobspec", job=format_jobid(jobid), reason=error)
         return {}

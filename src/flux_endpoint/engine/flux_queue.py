@@ -52,27 +52,27 @@ class FluxQueue:
         self._handle = handle
         streaming = self._flux.constants.FLUX_RPC_STREAMING
         wanted = {"full": False, "allow": dict.fromkeys(_EVENTS, 1)}
-        then(handle.rpc("job-manager.events-journal", wanted, flags=streaming), self._heard)
+        then(handle.rpc("job-manager.events-journal", wanted, flags=streaming), self._on_entry)
         then(handle.rpc("resource.journal", {}, flags=streaming), self._nodes_changed)
 
-    def _heard(self, journal: Any) -> None:
+    def _on_entry(self, journal: Any) -> None:
         try:
             self._take(journal.get())
             journal.reset()
         except OSError as error:
             logs.event(log, logging.INFO, "Flux does not report other users' jobs", reason=error)
 
-    def _take(self, told: Mapping[str, Any]) -> None:
-        jobid, jobspec = told["id"], told.get("jobspec")
-        if not told["events"]:  # the end of the backlog; this entry has no job id
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        jobid, jobspec = entry["id"], entry.get("jobspec")
+        if not entry["events"]:  # the end of the backlog; this entry has no job id
             self._caught_up = True
         elif jobspec is None or not self._is_ours(jobspec):
-            for event in told["events"]:
+            for event in entry["events"]:
                 if event["name"] == "submit":
                     self._queue.add(jobid, Demand.of_jobspec(str(jobid), jobspec))
-                placement = placement_in(told.get("R")) if event["name"] == "alloc" else {}
+                placement = placement_in(entry.get("R")) if event["name"] == "alloc" else {}
                 self._queue.event(jobid, event["name"], event.get("context", {}), placement)
-        self._tell()
+        self._report()
 
     def _is_ours(self, jobspec: Any) -> bool:
         with suppress(LookupError, TypeError, AttributeError):
@@ -97,10 +97,10 @@ class FluxQueue:
         with suppress(OSError):
             down = answer.get().down
             self._queue.set_down(placement_in(json.loads(down.encode())))
-            self._tell()
+            self._report()
         self._ask_for_nodes()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self._caught_up and (demand := self._queue.news()) is not None:
             self._on_demand(demand)
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 #: Timeout (s) of each request. The largest output that Flux keeps (10 MB) takes about one second
 #: for every ten thousand lines.
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class JobReader:
         lookup = self._flux.job.kvslookup.job_info_lookup
         with self._handles.lend() as handle:
             try:
-                answer = lookup(handle, jobid, keys=[key]).wait_for(_PATIENCE).get()
+                answer = lookup(handle, jobid, keys=[key]).wait_for(_TIMEOUT).get()
             except FileNotFoundError:
                 return None
         return str(answer[key])
@@ -139,7 +139,7 @@ class JobReader:
 
 
 def _read_to_end(events: Any) -> None:
-    while events.wait_for(_PATIENCE).get_event() is not None:
+    while events.wait_for(_TIMEOUT).get_event() is not None:
         pass
 
 

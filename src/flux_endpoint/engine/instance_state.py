@@ -68,7 +68,7 @@ class InstanceCondition:
 
 
 class Fate(Enum):
-    """What becomes of a task whose job Flux has ended, or stopped following."""
+    """The consequence for a task whose job Flux has ended, or stopped following."""
 
     #: The job's end is the task's end: the instance is not the cause.
     OWN_END = "own end"

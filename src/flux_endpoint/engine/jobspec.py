@@ -18,7 +18,7 @@ _SCRIPT = "script"
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What a job runs, and what it needs."""
+    """The command, environment and resources of a job."""
 
     #: The command's arguments, passed unchanged: Flux expands no templates in them.
     command: Sequence[str]

@@ -129,7 +129,7 @@ class LocalBackend:
     def await_marked(
         self,
         mark: Mapping[str, str],  # noqa: ARG002 - the interface's
-        patience: float,  # noqa: ARG002
+        timeout: float,  # noqa: ARG002
     ) -> int | None:
         """See `Backend`; there is never such a job."""
         return None

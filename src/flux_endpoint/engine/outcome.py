@@ -1,4 +1,4 @@
-"""How a job ended, and what that means for its task.
+"""Reads how a job ended, and derives how its task ended.
 
 | the job | the task |
 |---|---|

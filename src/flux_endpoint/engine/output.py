@@ -14,11 +14,11 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 #: Largest size of the log in bytes; a second file has the older output.
-_MOST = 5 << 20
+_MAX_BYTES = 5 << 20
 #: The most bytes that wait for a slow disk.
-_MOST_WAITING = 4 << 20
+_MAX_WAITING_BYTES = 4 << 20
 #: Seconds in which `close` waits for pending output to be written.
-_CLOSE_PATIENCE = 5.0
+_CLOSE_TIMEOUT = 5.0
 #: Bytes per second that a group of workers may print, and the size of a burst.
 _RATE = 1 << 20
 _BURST = 4 << 20
@@ -34,7 +34,7 @@ class OutputLog:
         most_bytes: largest size of the file; the renamed file may have the same size.
     """
 
-    def __init__(self, path: Path, most_bytes: int = _MOST) -> None:
+    def __init__(self, path: Path, most_bytes: int = _MAX_BYTES) -> None:
         self._path = path
         self._most = most_bytes
         self._waiting: deque[bytes] = deque()
@@ -50,7 +50,7 @@ class OutputLog:
         with self._changed:
             if self._closed or not data:
                 return
-            if self._size + len(data) > _MOST_WAITING:
+            if self._size + len(data) > _MAX_WAITING_BYTES:
                 self._left_out += len(data)
                 return
             self._waiting.append(data)
@@ -66,7 +66,7 @@ class OutputLog:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join(_CLOSE_PATIENCE)
+            self._thread.join(_CLOSE_TIMEOUT)
 
     def _run(self) -> None:
         while True:

@@ -198,8 +198,8 @@ def _returncode(function: Any, value: Any) -> int | None:
     if not isinstance(function, ShellFunction):
         return None
     fields = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    told = fields.get("returncode")
-    return told if isinstance(told, int) else None
+    code = fields.get("returncode")
+    return code if isinstance(code, int) else None
 
 
 def _text_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Where each task of an engine is, and which earlier attempts it had."""
+"""An index of an engine's tasks: the place of each, and its earlier attempts."""
 
 from __future__ import annotations
 

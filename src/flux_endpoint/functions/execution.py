@@ -45,7 +45,7 @@ _LONGEST_POLL = 2**31 // 1000 - 1
 
 @dataclass(frozen=True)
 class ExecutionOutcome:
-    """How a command ended: its return code, and the name of the corresponding error."""
+    """The end of a command: its return code, and the name of the corresponding error."""
 
     returncode: int
     exception_name: str | None
@@ -165,7 +165,7 @@ def _run(
 
 
 class _Invocation:
-    """How bash is called for a command, and the descriptors that it needs.
+    """The call of bash for a command, and the descriptors that it needs.
 
     A command that is too long for an argument is read from an unnamed file. Otherwise it runs like
     any other: in the same shell, with the same `$0` and `$$`.

@@ -17,7 +17,7 @@ FIELD: Final = "\0"
 
 
 class Takes(enum.IntEnum):
-    """How much a place accepts; each level includes the previous ones."""
+    """The kinds of values that a place accepts; each level includes the previous ones."""
 
     NOTHING = 0
     NUMBER = 1

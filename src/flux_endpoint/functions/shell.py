@@ -102,7 +102,10 @@ class ShellFunction:
         self.return_dict = return_dict
 
     def format_command(self, arguments: Mapping[str, Any]) -> str:
-        """Return the command line of a call with these keyword arguments, without a prefix.
+        """Return the command line of a call, without a prefix.
+
+        Args:
+            arguments: the keyword arguments of the call.
 
         Raises:
             TypeError: an argument that the command line names is missing.
@@ -134,6 +137,10 @@ class ShellFunction:
         """Raise the errors that these arguments would cause in a call; run nothing.
 
         Values that are not plain data are not checked: their text is only known where they run.
+
+        Args:
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
 
         Raises:
             TypeError: an argument is positional, or one that the command line names is missing.

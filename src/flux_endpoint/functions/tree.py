@@ -19,7 +19,7 @@ _PR_GET_CHILD_SUBREAPER = 37
 #: Seconds between scans for processes that others have started since the last scan.
 _ROUNDS = 20
 #: Seconds per round that killed processes have to disappear.
-_KILL_PATIENCE = 1.0
+_KILL_TIMEOUT = 1.0
 
 #: Variable that marks a command's processes, wherever they are.
 MARK = "FLUX_ENDPOINT_COMMAND"
@@ -73,7 +73,7 @@ class CommandTree:
             for process in members:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            _wait(members, _KILL_PATIENCE)
+            _wait(members, _KILL_TIMEOUT)
 
     def _members(self) -> list[psutil.Process]:
         found: dict[int, psutil.Process] = {}

@@ -23,7 +23,7 @@ MAX_CHARACTERS = 2**20
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 # Integers that 64-bit readers of JSON and all databases can hold.
-_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
 
 
 def bounded(value: Any, *, reported: bool = False) -> Any:
@@ -55,7 +55,7 @@ def bounded(value: Any, *, reported: bool = False) -> Any:
                 below.extend(each.values())
             elif isinstance(each, list):
                 below.extend(each)
-            elif isinstance(each, int) and not _LEAST_INTEGER <= each <= _MOST_INTEGER:
+            elif isinstance(each, int) and not _MIN_INTEGER <= each <= _MAX_INTEGER:
                 raise ValueError("has an integer of more than 64 bits")
             elif isinstance(each, float) and not (reported or math.isfinite(each)):
                 raise ValueError(f"has the number {each}, which JSON can't express")

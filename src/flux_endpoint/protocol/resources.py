@@ -13,11 +13,11 @@ from flux_endpoint.protocol.constraints import parse_constraints
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.moment import parse_moment
 
-URGENCY_MOST = 31
+MAX_URGENCY = 31
 #: The largest count, the limit of Flux's own counts.
-_MOST = 2**31 - 1
+_MAX_COUNT = 2**31 - 1
 #: The most ranks of a slot. No resources limit it, and each rank is a process.
-_MOST_PER_SLOT = 4096
+_MAX_PER_SLOT = 4096
 #: Longest snippet, in characters: it travels in a variable, which Linux limits to 128 KiB.
 MAX_SNIPPET = 32 * 1024
 #: The most characters of an invalid value that an error shows.
@@ -29,8 +29,8 @@ class ResourceSpecificationError(FluxEndpointError, ValueError):
 
 
 @dataclass(frozen=True)
-class ResourceSpecification:
-    """A valid specification, with the derived values filled in.
+class ResourceShape:
+    """The ranks of a task, and their nodes, cores and gpus.
 
     Attributes:
         num_ranks: number of ranks.
@@ -39,6 +39,26 @@ class ResourceSpecification:
         gpus_per_rank: gpus of each rank, or of each slot if ranks share slots.
         tasks_per_slot: number of ranks that share one slot with its cores and gpus.
         exclusive: whether the task needs exclusive nodes.
+    """
+
+    num_ranks: int = 1
+    num_nodes: int | None = None
+    cores_per_rank: int = 1
+    gpus_per_rank: int = 0
+    tasks_per_slot: int = 1
+    exclusive: bool = False
+
+    @property
+    def ranks_per_node(self) -> int | None:
+        """The most ranks on one node; `None` if Flux chooses the nodes."""
+        return None if self.num_nodes is None else math.ceil(self.num_ranks / self.num_nodes)
+
+
+@dataclass(frozen=True)
+class ResourceSpecification(ResourceShape):
+    """A valid specification, with the derived values filled in.
+
+    Attributes:
         walltime: seconds after which the task is ended; 0: no limit.
         queue: Flux queue.
         bank: bank that is charged.
@@ -56,12 +76,6 @@ class ResourceSpecification:
         python: Python that runs the function; empty: the endpoint's choice.
     """
 
-    num_ranks: int = 1
-    num_nodes: int | None = None
-    cores_per_rank: int = 1
-    gpus_per_rank: int = 0
-    tasks_per_slot: int = 1
-    exclusive: bool = False
     walltime: float = 0.0
     queue: str | None = None
     bank: str | None = None
@@ -76,11 +90,6 @@ class ResourceSpecification:
     launcher_options: str = ""
     worker_init: str = ""
     python: str = ""
-
-    @property
-    def ranks_per_node(self) -> int | None:
-        """The most ranks on one node; `None` if Flux chooses the nodes."""
-        return None if self.num_nodes is None else math.ceil(self.num_ranks / self.num_nodes)
 
 
 def parse_resources(given: Mapping[str, Any]) -> ResourceSpecification:
@@ -150,7 +159,7 @@ def _unknown_key(key: object) -> str:
     if key == "priority":  # an option of GlobusComputeEngine
         return (
             "resource_specification: 'priority' is for endpoints of Globus Compute; Flux orders "
-            f"jobs by 'urgency', 0 to {URGENCY_MOST}"
+            f"jobs by 'urgency', 0 to {MAX_URGENCY}"
         )
     hint = suggestion(key, _CHECKS, "known keys:")
     return f"resource_specification has the unknown key '{key}'; {hint}"
@@ -163,7 +172,7 @@ def _wrong(key: str, value: object, rule: str) -> ResourceSpecificationError:
     return ResourceSpecificationError(f"resource_specification: {key} must be {rule}, got {got}")
 
 
-def _integer(least: int, most: int = _MOST) -> Callable[[str, Any], int]:
+def _integer(least: int, most: int = _MAX_COUNT) -> Callable[[str, Any], int]:
     rule = f"an integer from {least} to {most}"
 
     def check(key: str, value: Any) -> int:
@@ -259,12 +268,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "num_ranks": _integer(1),
     "cores_per_rank": _integer(1),
     "gpus_per_rank": _integer(0),
-    "tasks_per_slot": _integer(1, _MOST_PER_SLOT),
+    "tasks_per_slot": _integer(1, _MAX_PER_SLOT),
     "exclusive": _boolean,
     "walltime": _walltime,
     "queue": _text,
     "bank": _text,
-    "urgency": _integer(0, URGENCY_MOST),
+    "urgency": _integer(0, MAX_URGENCY),
     "environment": _environment,
     "constraints": _constraints,
     "dependencies": _dependencies,

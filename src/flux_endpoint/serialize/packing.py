@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from flux_endpoint.errors import DeserializationError, PackedBufferError
 
 #: The most digits of a length.
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 _SHOWN = 40
 _BUFFERS_OF_A_TASK = 3
 
@@ -26,7 +26,7 @@ def unpack_buffers(packed: str) -> list[str]:
     buffers: list[str] = []
     position = 0
     while position < len(packed):
-        newline = packed.find("\n", position, position + _MOST_DIGITS + 1)
+        newline = packed.find("\n", position, position + _MAX_DIGITS + 1)
         digits = packed[position:newline] if newline >= 0 else ""
         if not (digits.isascii() and digits.isdigit()):
             raise _malformed(packed, position, digits)

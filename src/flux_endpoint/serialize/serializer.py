@@ -79,6 +79,9 @@ class ComputeSerializer:
     def serialize(self, data: Any) -> str:
         """Return `data` as text.
 
+        Args:
+            data: any object.
+
         Raises:
             SerializationError: it can't be serialized; the text names it and the part that fails.
         """
@@ -94,6 +97,9 @@ class ComputeSerializer:
 
     def state(self, data: Any) -> State | None:
         """Return objects whose identity changes when `serialize(data)` would return another text.
+
+        Args:
+            data: any object.
 
         Returns:
             The state, to be compared by `same_state`; `None` if only serializing can tell.
@@ -114,7 +120,10 @@ class ComputeSerializer:
         return own or self.code_serializer
 
     def deserialize(self, payload: str) -> Any:
-        """Return the object in `payload`, written by any allowed strategy.
+        """Return the object in a text, written by any allowed strategy.
+
+        Args:
+            payload: the text.
 
         Raises:
             DeserializationError: no strategy, or no allowed one, can read it, or reading it fails.
@@ -130,7 +139,10 @@ class ComputeSerializer:
             ) from error
 
     def allowed_strategy(self, payload: str) -> SerializationStrategy:
-        """Return the strategy that wrote `payload`.
+        """Return the strategy that wrote a text.
+
+        Args:
+            payload: the text.
 
         Raises:
             DeserializationError: the strategy is unknown or not allowed.
@@ -147,7 +159,14 @@ class ComputeSerializer:
         return strategy
 
     def assert_deserializer_allowed(self, strategy: SerializationStrategy) -> None:
-        """Raise a DeserializationError if `strategy` may not be used for reading."""
+        """Check that a strategy may be used for reading.
+
+        Args:
+            strategy: the strategy.
+
+        Raises:
+            DeserializationError: it may not; the text names the allowed ones.
+        """
         if strategy in self._allowed:
             return
         raise DeserializationError(
@@ -188,6 +207,9 @@ class ComputeSerializer:
     def unpack_and_deserialize(self, packed_buffer: str) -> list[Any]:
         """Return function, args and kwargs of a packed task.
 
+        Args:
+            packed_buffer: the task's buffer, as `pack_buffers` returns it.
+
         Raises:
             DeserializationError: there are not exactly three buffers, or one can't be read.
         """
@@ -197,6 +219,11 @@ class ComputeSerializer:
         self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> list[Any]:
         """Return function, args and kwargs after a round trip through this serializer.
+
+        Args:
+            function: the function.
+            args: positional arguments of a call.
+            kwargs: keyword arguments of a call.
 
         Raises:
             SerializationError: one of them can't be serialized.

@@ -25,10 +25,10 @@ _ATOMS: Final = frozenset(
     {bool, int, float, complex, str, bytes, type(None), type(...), types.CodeType}
 )
 #: The most functions that may refer to each other, and the deepest tuples, for a check to pay off.
-_MOST_FUNCTIONS: Final = 8
+_MAX_FUNCTIONS: Final = 8
 _DEEPEST: Final = 4
 #: The most variables of a function's own namespace, as `exec` makes it, for a check to pay off.
-_MOST_GLOBALS: Final = 16
+_MAX_GLOBALS: Final = 16
 #: CPython's `Py_TPFLAGS_HEAPTYPE`: a class that was created at run time, and may change.
 _HEAP_TYPE: Final = 1 << 9
 #: The components of annotations, besides classes.
@@ -90,7 +90,7 @@ def _add_function(
         return
     seen.append(function)
     space, module = function.__globals__, function.__module__
-    if len(seen) > _MOST_FUNCTIONS or getattr(function, "__type_params__", None):
+    if len(seen) > _MAX_FUNCTIONS or getattr(function, "__type_params__", None):
         raise _Unsure
     parts += (
         _is_found(function),
@@ -105,7 +105,7 @@ def _add_function(
     for mapping in (function.__kwdefaults__, _annotations(function), function.__dict__):
         _add_items(mapping, parts, seen)
     if getattr(sys.modules.get(module), "__dict__", None) is not space:  # it travels, too
-        if len(space) > _MOST_GLOBALS:
+        if len(space) > _MAX_GLOBALS:
             raise _Unsure
         _add_items(space, parts, seen)
     for cell in function.__closure__ or ():

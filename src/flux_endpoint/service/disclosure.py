@@ -76,8 +76,8 @@ def shown_report(endpoint: Endpoint, caller: User) -> dict[str, Any]:
 
 
 def _shown(
-    endpoint: Endpoint, caller: User, said: Mapping[str, Any], public: frozenset[str]
+    endpoint: Endpoint, caller: User, values: Mapping[str, Any], public: frozenset[str]
 ) -> dict[str, Any]:
     if endpoint.owner_id == caller.id:
-        return dict(said)
-    return {key: value for key, value in said.items() if key in public}
+        return dict(values)
+    return {key: value for key, value in values.items() if key in public}

@@ -32,9 +32,9 @@ class HealthCheck:
         self._until = 0.0
 
     def answer(self) -> HealthAnswer:
-        """Return the present state, in words for strangers: without addresses."""
+        """Return the present state, in words for clients without a token: no addresses."""
         last = self._answer
-        # Only the first ever waits for another's check: strangers must not occupy all threads.
+        # Only the first request waits for a check: anonymous clients must not occupy all threads.
         if not self._lock.acquire(blocking=last is None):
             assert last is not None
             return last

@@ -238,8 +238,8 @@ class BoundedProtocol(H11Protocol):
         """Start the timer for the client to read its answer."""
         super().pause_writing()
         size = self.transport.get_write_buffer_size() + _KERNEL_BYTES
-        patience = self._limits.transfer_seconds + size / self._limits.bytes_per_second
-        self._unread = self.loop.call_later(patience, self.transport.abort)
+        timeout = self._limits.transfer_seconds + size / self._limits.bytes_per_second
+        self._unread = self.loop.call_later(timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Stop the timer that `pause_writing` has started: everything is sent."""

@@ -352,5 +352,5 @@ def _details(data: dict[str, Any]) -> dict[str, Any] | None:
     transitions = data.get("task_statuses")
     if not transitions:
         return data.get("details")
-    told = {each["state"]: each["timestamp"] // 1_000_000 for each in transitions}
-    return {**(data.get("details") or {}), listing.TRANSITIONS: told}
+    times = {each["state"]: each["timestamp"] // 1_000_000 for each in transitions}
+    return {**(data.get("details") or {}), listing.TRANSITIONS: times}

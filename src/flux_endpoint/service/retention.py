@@ -40,7 +40,7 @@ _RETRY = 60.0
 
 @dataclass(frozen=True)
 class Keep:
-    """How long, and how many, records are kept.
+    """The limits of the records that are kept.
 
     Attributes:
         tasks: seconds for which a task is kept after its end, with its result and events.

@@ -30,16 +30,10 @@ MIN_SECRET = 16
 _PATH = re.compile(r"[\w/-]+", re.ASCII)
 
 
-class ServiceSettings(BaseModel):
-    """Settings of one service. URLs may contain passwords and are left out of `repr`.
+class BrokerSettings(BaseModel):
+    """How the service, endpoints and clients reach the broker.
 
     Attributes:
-        host: address to listen on.
-        port: port to listen on; 0: a free one.
-        plain_http: whether the service may listen on an address other than the loopback interface,
-            although it speaks HTTP without TLS.
-        database_url: `sqlite:////path/service.db`, `postgresql://user:password@host/name`, or the
-            path of an SQLite file.
         amqp_url: the broker's URL for the service itself, which declares exchanges and queues.
         authorization_url: the URL that the service listens on for the broker's authorization
             requests: `http://HOST:PORT/SECRET`.
@@ -51,61 +45,19 @@ class ServiceSettings(BaseModel):
         endpoint_amqp_url: the broker's URL for registered endpoints; default: `amqp_url` without
             the account. It has an account only with `shared_broker_accounts`.
         client_amqp_url: the same for clients.
-        audit_log: path of the audit log (see `service.audit`); default: `audit.jsonl` beside an
-            SQLite database, no log with another database.
-        metrics_users: names of the users whose tokens may read `GET /metrics`; "*": all users.
-        publish_timeout: seconds that a submission waits for the broker before it is answered. Its
-            tasks are stored by then, and published when the broker is back.
-        official_window: maximum number of open tasks that an official endpoint is given, unless it
-            can run more at a time. At most this many are lost with it.
-        max_connections: maximum number of HTTP connections.
-        max_connections_per_address: maximum number of HTTP connections from one address, the
-            loopback interface excepted; 0: no limit, for a service behind a proxy.
         max_account_connections: maximum number of connections to the broker with each user's token;
             needs `management_url`.
-        keep_tasks: seconds for which a task is kept after its end, with its result and events.
-        keep_functions: seconds for which a function is kept after its last use.
-        keep_user_results: maximum bytes of results of each user; the oldest are removed first.
-        max_user_requests: requests per second of each user; bursts of ten seconds' worth pass.
-        max_user_tasks: maximum number of open tasks of each user.
-        max_user_queued: maximum bytes of the arguments of these tasks.
-        max_user_functions: maximum number of functions of each user.
-        max_user_code: maximum bytes of these functions, and of deleted ones that are still kept.
-        max_user_endpoints: maximum number of endpoints of each user.
-        max_user_groups: maximum number of task groups of each user.
-        max_user_queues: maximum number of queues that clients of each user open in ten minutes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
-    plain_http: bool = False
-    database_url: str | Path = Field(repr=False)
     amqp_url: str = Field(repr=False)
     authorization_url: str = Field(default="", repr=False)
     management_url: str = Field(default="", repr=False)
     shared_broker_accounts: bool = False
     endpoint_amqp_url: str = Field(default="", repr=False)
     client_amqp_url: str = Field(default="", repr=False)
-    audit_log: Path | None = None
-    metrics_users: Names = frozenset()
-    publish_timeout: float = Field(default=5.0, gt=0)
-    official_window: int = Field(default=2000, ge=1)
-    max_connections: int = Field(default=1024, ge=16)
-    max_connections_per_address: int = Field(default=256, ge=0)
     max_account_connections: int = Field(default=256, ge=1)
-    keep_tasks: Duration = Field(default="14d", validate_default=True, gt=0)
-    keep_functions: Duration = Field(default="90d", validate_default=True, gt=0)
-    keep_user_results: Size = Field(default="10G", validate_default=True, gt=0)
-    max_user_requests: float = Field(default=200, ge=1)
-    max_user_tasks: int = Field(default=200_000, ge=1)
-    max_user_queued: Size = Field(default="10G", validate_default=True, gt=0)
-    max_user_functions: int = Field(default=20_000, ge=1)
-    max_user_code: Size = Field(default="1G", validate_default=True, gt=0)
-    max_user_endpoints: int = Field(default=200, ge=1)
-    max_user_groups: int = Field(default=20_000, ge=1)
-    max_user_queues: int = Field(default=2000, ge=1)
 
     @field_validator("amqp_url", "endpoint_amqp_url", "client_amqp_url")
     @classmethod
@@ -188,6 +140,72 @@ class ServiceSettings(BaseModel):
         object.__setattr__(self, "endpoint_amqp_url", endpoint)
         object.__setattr__(self, "client_amqp_url", self.client_amqp_url or own)
         return self
+
+
+class UserLimits(BaseModel):
+    """Limits for each user.
+
+    Attributes:
+        keep_user_results: maximum bytes of results of each user; the oldest are removed first.
+        max_user_requests: requests per second of each user; bursts of ten seconds' worth pass.
+        max_user_tasks: maximum number of open tasks of each user.
+        max_user_queued: maximum bytes of the arguments of these tasks.
+        max_user_functions: maximum number of functions of each user.
+        max_user_code: maximum bytes of these functions, and of deleted ones that are still kept.
+        max_user_endpoints: maximum number of endpoints of each user.
+        max_user_groups: maximum number of task groups of each user.
+        max_user_queues: maximum number of queues that clients of each user open in ten minutes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep_user_results: Size = Field(default="10G", validate_default=True, gt=0)
+    max_user_requests: float = Field(default=200, ge=1)
+    max_user_tasks: int = Field(default=200_000, ge=1)
+    max_user_queued: Size = Field(default="10G", validate_default=True, gt=0)
+    max_user_functions: int = Field(default=20_000, ge=1)
+    max_user_code: Size = Field(default="1G", validate_default=True, gt=0)
+    max_user_endpoints: int = Field(default=200, ge=1)
+    max_user_groups: int = Field(default=20_000, ge=1)
+    max_user_queues: int = Field(default=2000, ge=1)
+
+
+class ServiceSettings(BrokerSettings, UserLimits):
+    """Settings of one service. URLs may contain passwords and are left out of `repr`.
+
+    Attributes:
+        host: address to listen on.
+        port: port to listen on; 0: a free one.
+        plain_http: whether the service may listen on an address other than the loopback interface,
+            although it speaks HTTP without TLS.
+        database_url: `sqlite:////path/service.db`, `postgresql://user:password@host/name`, or the
+            path of an SQLite file.
+        audit_log: path of the audit log (see `service.audit`); default: `audit.jsonl` beside an
+            SQLite database, no log with another database.
+        metrics_users: names of the users whose tokens may read `GET /metrics`; "*": all users.
+        publish_timeout: seconds that a submission waits for the broker before it is answered. Its
+            tasks are stored by then, and published when the broker is back.
+        official_window: maximum number of open tasks that an official endpoint is given, unless it
+            can run more at a time. At most this many are lost with it.
+        max_connections: maximum number of HTTP connections.
+        max_connections_per_address: maximum number of HTTP connections from one address, the
+            loopback interface excepted; 0: no limit, for a service behind a proxy.
+        keep_tasks: seconds for which a task is kept after its end, with its result and events.
+        keep_functions: seconds for which a function is kept after its last use.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    plain_http: bool = False
+    database_url: str | Path = Field(repr=False)
+    audit_log: Path | None = None
+    metrics_users: Names = frozenset()
+    publish_timeout: float = Field(default=5.0, gt=0)
+    official_window: int = Field(default=2000, ge=1)
+    max_connections: int = Field(default=1024, ge=16)
+    max_connections_per_address: int = Field(default=256, ge=0)
+    keep_tasks: Duration = Field(default="14d", validate_default=True, gt=0)
+    keep_functions: Duration = Field(default="90d", validate_default=True, gt=0)
 
 
 def _http_parts(url: str) -> SplitResult:

@@ -195,8 +195,8 @@ class RabbitNode:
         except subprocess.TimeoutExpired:
             raise AmqpError(f"rabbitmqctl {args[0]} took more than {timeout:g} s") from None
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()
-            raise AmqpError(f"rabbitmqctl {args[0]} failed ({done.returncode}): {said}")
+            output = (done.stderr or done.stdout).strip()
+            raise AmqpError(f"rabbitmqctl {args[0]} failed ({done.returncode}): {output}")
         return done.stdout
 
     # ---- internals --------------------------------------------------------------------------

@@ -34,7 +34,7 @@ COMMAND_TIMEOUT = 60.0
 
 
 class RestartBackoff(Backoff):
-    """How long to wait before a program is started again.
+    """The pause before a program is started again.
 
     It never gives up: the cause, such as a full disk, may be removed, and the other programs go on.
     """
@@ -271,7 +271,7 @@ def run_command(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> 
     except subprocess.TimeoutExpired:
         raise FluxEndpointError(f"{what}: no answer within {COMMAND_TIMEOUT:g} s") from None
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().removeprefix("Error: ")
-        said = "\n".join(said.splitlines()[-4:])  # only the end of a traceback matters
-        raise FluxEndpointError(f"{what}: {said or f'exit code {done.returncode}'}")
+        output = (done.stderr or done.stdout).strip().removeprefix("Error: ")
+        output = "\n".join(output.splitlines()[-4:])  # only the end of a traceback matters
+        raise FluxEndpointError(f"{what}: {output or f'exit code {done.returncode}'}")
     return done.stdout

@@ -68,7 +68,6 @@ class Block:
     Attributes:
         name: its name in this process; users see its job id.
         expires: its end, in seconds since the epoch.
-        capacity: the most workers it may have; 0 while unknown.
         cores: the cores it has for jobs.
         idle_since: monotonic time at which it became idle.
     """
@@ -81,7 +80,6 @@ class Block:
     started: float = 0.0
     expires: float = 0.0
     nodes: int = 0
-    capacity: int = 0
     cores: int = 0
     engine: FluxEngine | None = None
     tasks: dict[str, Held] = field(default_factory=dict)

@@ -38,7 +38,7 @@ from flux_endpoint.paths import OUTPUT_LOG
 log = logging.getLogger(__name__)
 
 #: Seconds that blocks have to end when the engine stops.
-_END_PATIENCE = 30.0
+_END_TIMEOUT = 30.0
 
 
 class BlockEngine:
@@ -81,9 +81,7 @@ class BlockEngine:
         self._tasks: BlockTasks
         self._fleet: BlockFleet
         self._follower: JobRunner
-        self._thread = OwnerThread(
-            "blocks", after_turn=self._look_after, at_end=self._keep_attempts
-        )
+        self._thread = OwnerThread("blocks", after_turn=self._maintain, at_end=self._keep_attempts)
         self._running = False
 
     def start(
@@ -128,18 +126,7 @@ class BlockEngine:
             on_event=on_event,
             thread=self._thread,
         )
-        # Tasks in blocks go on until Flux ends the blocks, whatever the enclosing instance's state.
-        instance = InstanceState(self._backend, Fate.OWN_END, self._instance_changed)
-        # Jobs that are only followed run in the enclosing instance.
-        self._follower = JobRunner(
-            self._backend,
-            Planner("flux", self._directory / "jobs", self._settings),
-            instance,
-            JobListener(on_result, on_event=on_event),
-            output=self._output,
-            endpoint_id=self._settings.endpoint_id,
-            config=self._config.model_copy(update={"hold_allocations": False}),
-        )
+        instance = self._follow_instance(JobListener(on_result, on_event=on_event))
         logs.event(log, logging.INFO, f"engine requests blocks in {self._backend.description}")
         jobids, ends = self._launcher.find()
         blocks = [self._fleet.find(jobid) for jobid in sorted(jobids)]
@@ -150,6 +137,21 @@ class BlockEngine:
         self._follower.start()
         self._running = True
         self._thread.start()
+
+    def _follow_instance(self, listener: JobListener) -> InstanceState:
+        """Create the state of the enclosing instance, and the runner of jobs that are followed."""
+        # Tasks in blocks go on until Flux ends the blocks, whatever the enclosing instance's state.
+        instance = InstanceState(self._backend, Fate.OWN_END, self._instance_changed)
+        self._follower = JobRunner(
+            self._backend,
+            Planner("flux", self._directory / "jobs", self._settings),
+            instance,
+            listener,
+            output=self._output,
+            endpoint_id=self._settings.endpoint_id,
+            config=self._config.model_copy(update={"hold_allocations": False}),
+        )
+        return instance
 
     def _new_engine(self, jobid: int) -> FluxEngine:
         """Return the engine of a block. Runs on its own thread: waits for the block's instance."""
@@ -215,7 +217,7 @@ class BlockEngine:
             return
         self._running = False
         self._thread.post(lambda: self._fleet.stop(grace))
-        self._thread.join(grace + _END_PATIENCE)
+        self._thread.join(grace + _END_TIMEOUT)
         self._thread.stop()  # blocks that have not ended by now are given up
         self._thread.join()
         self._follower.stop(keep=True)
@@ -229,8 +231,8 @@ class BlockEngine:
 
     # On the blocks' thread
 
-    def _look_after(self) -> float:
-        return self._fleet.look_after()
+    def _maintain(self) -> float:
+        return self._fleet.maintain()
 
     def _lose(self, reason: str) -> None:
         self._follower.lose()

@@ -109,7 +109,7 @@ class BlockFleet:
         for block in list(self._blocks.values()):
             self._advance(block, BlockChange.JOB_ENDED, reason)
 
-    def look_after(self) -> float:
+    def maintain(self) -> float:
         """Do what is due or newly possible; return the seconds until the next call."""
         again = [math.inf]
         assign = partial(self._tasks.assign, may_start=not self._is_stopping)
@@ -190,7 +190,7 @@ class BlockFleet:
             future.add_event_callback(
                 name, lambda _, event: post(partial(self._event, block, event))
             )
-        future.add_done_callback(lambda _: post(lambda: self._look_at_job(block)))
+        future.add_done_callback(lambda _: post(lambda: self._check_job(block)))
 
     def _identified(self, block: Block) -> None:
         try:
@@ -212,9 +212,9 @@ class BlockFleet:
             self._ended_by_others(block, BlockChange.CLOSE, f"was ended: {note}")
         elif event.name == "clean":
             block.is_clean = True
-            self._look_at_job(block)
+            self._check_job(block)
 
-    def _look_at_job(self, block: Block) -> None:
+    def _check_job(self, block: Block) -> None:
         """Check whether a block's job has ended, or can't be followed any more."""
         if not block.future.done():
             return  # its future is not done yet
@@ -248,7 +248,7 @@ class BlockFleet:
         Args:
             block: the block.
             event: what has happened, or is wanted.
-            reason: why its tasks are lost or told to end; default: no task is lost.
+            reason: why its tasks are lost or asked to end; default: no task is lost.
             grace: seconds that running tasks have, if the block ends.
         """
         before, block.state = block.state, BLOCK_STATES.after(block.state, event)
@@ -281,24 +281,24 @@ class BlockFleet:
     def _open(self, block: Block) -> None:
         """Start the engine of a block; runs on its own thread."""
         assert block.jobid is not None
-        tell, tasks = self._thread.post, self._tasks
+        post, tasks = self._thread.post, self._tasks
         try:
             engine = self._new_engine(block.jobid)
             engine.start(
-                lambda result: tell(lambda: tasks.finished(block, result)),
+                lambda result: post(lambda: tasks.finished(block, result)),
                 self._on_event,
-                lambda reason: tell(partial(self._lost, block, reason)),
-                lambda task, attempts: tell(lambda: tasks.left(block, task, attempts)),
-                lambda task_ids: tell(lambda: tasks.found(block, task_ids)),
+                lambda reason: post(partial(self._lost, block, reason)),
+                lambda task, attempts: post(lambda: tasks.left(block, task, attempts)),
+                lambda task_ids: post(lambda: tasks.found(block, task_ids)),
             )
         except Exception as error:
             if not isinstance(error, (FluxEndpointError, OSError, RuntimeError)):
                 log.exception("the engine of a block could not be started")
             why = f"can't be used: {error}"
-            tell(lambda: self._ended_by_others(block, BlockChange.NOT_OPENED, why))
+            post(lambda: self._ended_by_others(block, BlockChange.NOT_OPENED, why))
         else:
             status = engine.status()
-            tell(lambda: self._opened(block, engine, status))
+            post(lambda: self._opened(block, engine, status))
 
     def _lost(self, block: Block, reason: str) -> None:
         """Handle that the engine of a block has lost its instance."""
@@ -308,19 +308,18 @@ class BlockFleet:
         block.engine = engine
         block.nodes = int(status["resources"]["nodes"])
         workers = self._waiting.workers * block.nodes
-        block.capacity = min(workers, self._max_workers or workers)
+        block.meter.workers = min(workers, self._max_workers or workers)
         block.cores = max(1, int(status["resources"]["cores"]))
         expires = (status.get("usage") or {}).get("expires")
         block.expires = float(expires or block.started + self._config.walltime)
         self._advance(block, BlockChange.OPENED)
 
     def _is_ready(self, block: Block) -> None:
-        block.meter.workers = block.capacity
         self._backoff.reset()
         self._not_before = 0.0
         logs.event(log, logging.INFO, f"{block.label} is ready", nodes=block.nodes)
         if not block.was_found:
-            self._tasks.give_up_what_is_too_long(block)
+            self._tasks.fail_too_long(block)
 
     def _stop_engine(self, block: Block, reason: str, grace: float) -> None:
         engine = block.engine
@@ -394,7 +393,7 @@ class BlockFleet:
             self._tasks.requeue(block, held)
         self._tasks.forget_homes(block)
         if block.jobid is not None:
-            self._tasks.take_what_is_left(block, self._launcher.forget(block.jobid))
+            self._tasks.take_leftovers(block, self._launcher.forget(block.jobid))
 
 
 def _seen(block: Block) -> BlockView:

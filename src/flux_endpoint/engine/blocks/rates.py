@@ -1,4 +1,4 @@
-"""How long the tasks of a block take, and so how many of them may queue there."""
+"""Measures how long a block's tasks take; that limits how many of them queue there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class BlockRates:
     """
 
     def __init__(self) -> None:
+        #: The most workers that the block may have.
         self.workers = 1
         self._since = 0.0
         self._count = 0

@@ -1,4 +1,4 @@
-"""How many blocks there should be. Pure: blocks and backlog in, decision out."""
+"""Decides how many blocks there should be. Pure: blocks and backlog in, decision out."""
 
 from __future__ import annotations
 

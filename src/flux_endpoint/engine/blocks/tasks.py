@@ -24,7 +24,7 @@ from flux_endpoint.protocol.states import ErrorCode
 log = logging.getLogger(__name__)
 
 #: A task is given up after this many new blocks had too little time left for it.
-_MOST_TOO_LATE = 3
+_MAX_TOO_LATE = 3
 
 
 class BlockTasks:
@@ -109,7 +109,7 @@ class BlockTasks:
         waiting = {held.task.task_id for held in self._waiting}
         self._homes = {each: home for each, home in self._homes.items() if each in waiting}
 
-    def _tell_recovered(self) -> None:
+    def _report_recovered(self) -> None:
         """Have the engines of blocks discard tasks that nobody submitted again."""
         if not self._recovery.is_complete or self._recovery.is_pending:
             return
@@ -140,7 +140,7 @@ class BlockTasks:
             else:
                 self.fail(task_id, ErrorCode.WORKER_LOST, failure_text("WorkerLost", attempts))
 
-    def take_what_is_left(self, block: Block, ends: list[SpooledEnd]) -> None:
+    def take_leftovers(self, block: Block, ends: list[SpooledEnd]) -> None:
         """Take the ends that an ended block's workers have left on disk."""
         self._recovery.gone(block.name, ends)
         there = {end.header["id"] for end in ends}
@@ -210,7 +210,7 @@ class BlockTasks:
             if home is not None and home.engine is not None:
                 self._waiting.remove(held)
                 self._send(home, held)  # it is running there
-        self._tell_recovered()
+        self._report_recovered()
         if self._recovery.is_pending:
             return  # a recovered block may still report any of them
         ready = [block for block in self._blocks.values() if block.state is BlockState.READY]
@@ -232,7 +232,7 @@ class BlockTasks:
         """Return the number of cores that the tasks without a block take."""
         return 0 if self._recovery.is_pending else self._waiting.cores(but=self._homes)
 
-    def give_up_what_is_too_long(self, fresh: Block) -> None:
+    def fail_too_long(self, fresh: Block) -> None:
         """Fail tasks that a new block, like others before, has too little time for.
 
         One block that started slowly is no reason: the next may be faster.
@@ -242,7 +242,7 @@ class BlockTasks:
                 continue
             before = deadline.start_before(fresh.expires, held.walltime, self._config)
             held.too_late += time.time() >= before
-            if held.too_late >= _MOST_TOO_LATE:
+            if held.too_late >= _MAX_TOO_LATE:
                 self._waiting.remove(held)
                 text = deadline.too_late(held.walltime, held.too_late, self._config)
                 self.fail(held.task.task_id, ErrorCode.ENGINE_REFUSED, f"EngineError: {text}")

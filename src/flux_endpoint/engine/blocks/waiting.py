@@ -136,5 +136,5 @@ class WaitingTasks:
 
     def _room(self, block: Block, *, jobs: bool) -> int:
         """Return how many more cores' worth of jobs, or of other tasks, a block may get now."""
-        most = block.cores if jobs else block.capacity * block.meter.ahead(_AHEAD)
+        most = block.cores if jobs else block.meter.workers * block.meter.ahead(_AHEAD)
         return most - block.load(jobs=jobs)

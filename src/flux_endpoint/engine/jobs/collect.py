@@ -196,8 +196,8 @@ def _lacking_room(plan: CommandPlan | RanksPlan) -> str:
         with suppress(OSError):  # nothing was written to this file
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
-                if said := lacks_room(path, descriptor):
-                    return said
+                if note := lacks_room(path, descriptor):
+                    return note
             finally:
                 os.close(descriptor)
     return ""

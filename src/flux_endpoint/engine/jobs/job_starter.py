@@ -1,4 +1,4 @@
-"""How a task's job begins: it is submitted, or found again after a restart."""
+"""Starts the job of a task: submits it, or finds it again after a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of a program under an MPI launcher; does what Flux's job shell would do for it.
+"""Runs one rank of a program under an MPI launcher, as Flux's job shell would.
 
 The launcher runs it as `python -I -S mpi_rank.py PROGRAM [ARGUMENT...]`. Launchers do not set
 Flux's variables, and differ in how they treat a rank that can't be started, fails or is killed.

@@ -1,4 +1,4 @@
-"""One rank of a Python function that runs on several ranks.
+"""Runs one rank of a Python function that runs on several ranks.
 
 Run as `python -m flux_endpoint.engine.jobs.rank DIR`.
 

@@ -46,14 +46,14 @@ log = logging.getLogger(__name__)
 #: Seconds in which the events of a recovered job arrive.
 _CATCH_UP = 5.0
 #: Timeout (s) for submissions and for reading ends when the engine stops.
-_LAST_PATIENCE = 5.0
+_STOP_TIMEOUT = 5.0
 #: Errors that mean a faulty task, or missing prerequisites on this host.
 _REFUSALS = (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class _Stop:
-    """How the runner stops: whether jobs go on, and until when pending work is awaited."""
+    """Options of the runner's stop: whether jobs go on, and how long pending work may take."""
 
     keep: bool
     until: float
@@ -192,7 +192,7 @@ class JobRunner:
         return again if self._stopping is None else min(again, self._try_to_stop(self._stopping))
 
     def _begin_to_stop(self, *, keep: bool) -> None:
-        self._stopping = _Stop(keep, time.monotonic() + _LAST_PATIENCE)
+        self._stopping = _Stop(keep, time.monotonic() + _STOP_TIMEOUT)
 
     def _try_to_stop(self, stop: _Stop) -> float:
         """Stop unless something must be awaited; return for how many seconds at most.
@@ -235,7 +235,7 @@ class JobRunner:
             if not isinstance(error, _REFUSALS):  # an internal error, which affects this task only
                 log.exception("no job could be made of task %s", task.task_id)
             text = f"{type(error).__name__}: {error}"
-            self._tell_end(task, Failure(ErrorCode.ENGINE_REFUSED, text))
+            self._report_end(task, Failure(ErrorCode.ENGINE_REFUSED, text))
             return
         job.attempts = attempts
         if task.start_before is not None:
@@ -362,7 +362,7 @@ class JobRunner:
                 self._again(job, attempts)
             case _:
                 if self._advance(job, JobChange.RESULT):
-                    self._tell_end(task, verdict, job)
+                    self._report_end(task, verdict, job)
 
     def _again(self, job: Job, attempts: list[str], *, alone: bool = False) -> None:
         if self._advance(job, JobChange.RELEASE):
@@ -374,7 +374,7 @@ class JobRunner:
         self._starter.records.forget(task.task_id)
         self._listener.on_left(task.task_id, attempts)
 
-    def _tell_end(self, task: EngineTask, end: Value | Failure, job: Job | None = None) -> None:
+    def _report_end(self, task: EngineTask, end: Value | Failure, job: Job | None = None) -> None:
         details, statuses = self._details, [] if job is None else job.statuses
         if job is not None:
             details = {**details, **job.details()}

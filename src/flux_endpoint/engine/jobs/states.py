@@ -94,7 +94,7 @@ JOB_STATES = StateTable[JobState, JobChange](
 
 
 class Wish(IntEnum):
-    """What the endpoint wants of a job; a stronger wish replaces a weaker one.
+    """A request of the endpoint to end a job; a stronger one replaces a weaker one.
 
     It is not part of the state: a job may start, or end by itself, after it was asked to end.
     """

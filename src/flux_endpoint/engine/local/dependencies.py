@@ -1,4 +1,4 @@
-"""What a job waits for before it may request resources: other jobs, or a time (RFC 26)."""
+"""Dependencies: a job requests resources after other jobs, or after a time (RFC 26)."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Dependencies:
                 self._dependents.setdefault(int(dependency.value), []).append((job, dependency))
         return True
 
-    def look_at(self, target: LocalJob) -> None:
+    def check(self, target: LocalJob) -> None:
         """Check the jobs that wait for a job that has started or ended."""
         waiting = self._dependents.pop(target.id, [])
         for job, dependency in waiting:

@@ -260,12 +260,11 @@ class LocalInstance:
                 self._raise(job, "exec", f"shell_init: {why}")
                 self._finish(job, 1 << 8)
                 return
-            job.groups = [f"{format_jobid(job.id)}/{index}" for index in range(len(job.tasks))]
             for index, group in enumerate(job.groups):
                 self._group_jobs[group] = (job, index)
                 self._spawn(job, index)
         job.post("start")
-        self._dependencies.look_at(job)
+        self._dependencies.check(job)
         if job.spec.duration > 0:
             self._thread.after(job.spec.duration, partial(self._expire, job))
 
@@ -298,13 +297,13 @@ class LocalInstance:
                 return
 
     def _new_keeper(self) -> ProcessKeeper:
-        tell = self._thread.post
+        post = self._thread.post
         keeper = ProcessKeeper(
-            lambda key, pids: tell(partial(self._group_started, key, pids)),
-            lambda key, index, status: tell(partial(self._task_exited, key, index, status)),
-            lambda key, status: tell(partial(self._group_exited, key, status)),
-            lambda key, index, error: tell(partial(self._task_not_started, key, index, error)),
-            on_usage=lambda key, _index, usage: tell(partial(self._task_used, key, usage)),
+            lambda key, pids: post(partial(self._group_started, key, pids)),
+            lambda key, index, status: post(partial(self._task_exited, key, index, status)),
+            lambda key, status: post(partial(self._group_exited, key, status)),
+            lambda key, index, error: post(partial(self._task_not_started, key, index, error)),
+            on_usage=lambda key, _index, usage: post(partial(self._task_used, key, usage)),
             name="job-processes",
         )
         keeper.start()
@@ -438,7 +437,7 @@ class LocalInstance:
         job.retire()
         del self._jobs[job.id]
         self._inactive[job.id] = job
-        self._dependencies.look_at(job)
+        self._dependencies.check(job)
         if len(self._inactive) > MAX_INACTIVE:
             self._inactive.popitem(last=False)
 

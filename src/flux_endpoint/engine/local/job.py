@@ -10,6 +10,7 @@ from flux_endpoint.engine.local.event_log import EventLogEvent
 from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import LaunchedTask, Launcher
 from flux_endpoint.engine.local.resources import Allocation
+from flux_endpoint.protocol.jobid import format_jobid
 
 #: Called with each event of a job, finally with `None`, on the instance's thread. Must not block.
 Watcher = Callable[[EventLogEvent | None], None]
@@ -40,8 +41,6 @@ class LocalJob:
         self.allocation: Allocation = ()
         self.launcher: Launcher | None = None
         self.tasks: list[list[LaunchedTask]] = []
-        #: Keys of the process groups, one for each node.
-        self.groups: list[str] = []
         self.pids: dict[int, int] = {}  # task rank -> pid
         self.shell_started = False
         self.statuses: dict[int, int] = {}  # index of the node -> wait status of its shell
@@ -49,6 +48,11 @@ class LocalJob:
         #: Whether a fatal exception is already ending it.
         self.is_ending = False
         self._watchers: list[Watcher] = []
+
+    @property
+    def groups(self) -> list[str]:
+        """Keys of the process groups, one for each node."""
+        return [f"{format_jobid(self.id)}/{index}" for index in range(len(self.tasks))]
 
     def watch(self, watcher: Watcher) -> None:
         """Give `watcher` all events, past ones first."""
@@ -75,6 +79,6 @@ class LocalJob:
         self.state = LocalJobState.INACTIVE
         watchers, self._watchers = self._watchers, []
         self.spec = self.launcher = None
-        self.tasks, self.groups = [], []
+        self.tasks = []
         for watcher in watchers:
             watcher(None)

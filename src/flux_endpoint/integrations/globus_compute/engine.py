@@ -314,7 +314,7 @@ class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         target = self._target
         if target.isEnabledFor(record.levelno):
-            target.log(record.levelno, "%s", logs.said(record), exc_info=record.exc_info)
+            target.log(record.levelno, "%s", logs.message_of(record), exc_info=record.exc_info)
 
 
 def _show_logs(label: str) -> None:

@@ -9,7 +9,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from resource import struct_rusage
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resource import struct_rusage
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15

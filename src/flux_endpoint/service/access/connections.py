@@ -220,11 +220,11 @@ class ConnectionCloser:
             self._wake.clear()
             if self._stopping:
                 return
-            closed = self._look()
+            closed = self._scan()
             # A cached answer of RabbitMQ may have permitted another login.
             again = time.monotonic() + AGAIN if woken or closed else float("inf")
 
-    def _look(self) -> bool:
+    def _scan(self) -> bool:
         """Close the connections of revoked accounts; return whether there were any."""
         closed = False
         try:

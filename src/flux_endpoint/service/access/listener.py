@@ -141,8 +141,8 @@ class QuestionListener:
             event(log, logging.ERROR, "an authorization request of RabbitMQ failed", reason=reason)
             return 503, b""
         if not allowed and question != "user":
-            said = {name: fields[name] for name in _LOGGED if name in fields}
-            event(log, logging.INFO, "authorization refused", question=question, **said)
+            logged = {name: fields[name] for name in _LOGGED if name in fields}
+            event(log, logging.INFO, "authorization refused", question=question, **logged)
         return 200, b"allow" if allowed else b"deny"
 
 

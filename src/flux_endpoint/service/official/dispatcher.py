@@ -202,7 +202,7 @@ class Dispatcher:
             self._runs.settle(endpoint, time.time())
             is_known = True
         elif due is Due.LOOK:
-            is_known = self._runs.look(endpoint, time.time())
+            is_known = self._runs.inspect(endpoint, time.time())
         else:
             is_known = self._runs.expire(endpoint, time.time())
         if is_known:  # the rest of its queue waits for the next run

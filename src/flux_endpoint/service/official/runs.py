@@ -76,8 +76,8 @@ class Runs:
             endpoint: the endpoint.
             now: seconds since the epoch.
         """
-        patience = heartbeat_period(endpoint.last_report or {}) + _GONE_AGAIN
-        self._timers.set(Due.GONE, endpoint.id, max((endpoint.run_ends or 0) - now, patience))
+        wait = heartbeat_period(endpoint.last_report or {}) + _GONE_AGAIN
+        self._timers.set(Due.GONE, endpoint.id, max((endpoint.run_ends or 0) - now, wait))
         self._settle_later(endpoint.id, now)
 
     def watch(self, endpoint: Endpoint, now: float) -> None:
@@ -145,7 +145,7 @@ class Runs:
             runs.set_run(connection, endpoint.id, run)
         self._timers.set(Due.GONE, endpoint.id, ends - now)
 
-    def look(self, endpoint: Endpoint, now: float) -> bool:
+    def inspect(self, endpoint: Endpoint, now: float) -> bool:
         """Determine which tasks a stopping run has taken.
 
         Args:
@@ -157,7 +157,7 @@ class Runs:
         """
         if endpoint.run is None or endpoint.run_left is not None:
             return True
-        if not self._look(endpoint, now):
+        if not self._inspect(endpoint, now):
             self._timers.set(Due.LOOK, endpoint.id, _LOOK_AGAIN)
             return False
         return True
@@ -180,7 +180,7 @@ class Runs:
         with self._database.read() as connection:
             all_there = ready >= deliveries.count_claimed(connection, endpoint.id)
         if not all_there:
-            return self._look(endpoint, now)
+            return self._inspect(endpoint, now)
         if endpoint.run is not None and endpoint.run_left is None:
             with self._database.write() as connection:
                 runs.set_run_left(connection, endpoint.id, now)
@@ -204,7 +204,7 @@ class Runs:
             if endpoint.run_ends > now:
                 self._timers.set(Due.GONE, endpoint.id, endpoint.run_ends - now)
                 return False
-        if not self._look(endpoint, now):
+        if not self._inspect(endpoint, now):
             if at_once:
                 return False
             if endpoint.run_left is None:  # otherwise the consumer may be the next run
@@ -258,7 +258,7 @@ class Runs:
         if left:
             self._timers.within(Due.SETTLE, endpoint_id, max(min(left) - now, 0))
 
-    def _look(self, endpoint: Endpoint, now: float) -> bool:
+    def _inspect(self, endpoint: Endpoint, now: float) -> bool:
         """Record which tasks were taken from an endpoint's queue; return whether that is known."""
         taken = self._taken(endpoint.id)
         if taken is None:
@@ -329,7 +329,7 @@ class Runs:
         if taken is None:
             return  # it is running and will report, or the next start clarifies it
         if taken:
-            self._look(endpoint, now)  # a run existed, and may block other starts as above
+            self._inspect(endpoint, now)  # a run existed, and may block other starts as above
             return
         if silent_starts and (seen is None or now - seen > _PRESUMED_ONCE_IN):
             self._presume(endpoint, now)

@@ -81,18 +81,7 @@ def _submit(
     except ValidationError as error:
         raise invalid_request(error) from error
     by_function = _by_function(batch)
-    submission = tasks.Submission(
-        id=ordered_ids(1)[0],
-        owner_id=caller.id,
-        owner=caller.name,
-        endpoint_id=endpoint_id,  # replaced below for a multi-user endpoint
-        group_id=batch.task_group_id or str(uuid4()),
-        create_queue=batch.create_queue,
-        resource_specification=batch.resource_specification or None,
-        result_serializers=batch.result_serializers or None,
-        idempotency_key=idempotency_key,
-        body_hash=_body_hash(endpoint_id, body) if idempotency_key else None,
-    )
+    submission = _submission(endpoint_id, batch, body, caller, idempotency_key)
     with service.database.read() as connection:
         stored = submissions.earlier(connection, submission)
         if stored is None:
@@ -140,6 +129,16 @@ def _submit(
             if needs:
                 service.dependents.wake()  # what they need may have ended before
             return _answer(stored, endpoint_id, by_function, _ids(new), endpoint)
+    return _answer_again(service, stored, endpoint_id, by_function)
+
+
+def _answer_again(
+    service: ServiceContext,
+    stored: tasks.Submission,
+    endpoint_id: str,
+    by_function: list[_Payloads],
+) -> Response:
+    """Return the answer to a submission that was stored before."""
     if stored.create_queue:
         group_queue = topology.of_group(stored.group_id)
         service.publisher.declare(group_queue, service.settings.publish_timeout)
@@ -147,6 +146,23 @@ def _submit(
         ids = tasks.task_ids_by_function(connection, stored.id)
         known = endpoints.get_endpoint(connection, endpoint_id)
     return _answer(stored, endpoint_id, by_function, ids, known)
+
+
+def _submission(
+    endpoint_id: str, batch: _Batch, body: bytes, caller: User, idempotency_key: str | None
+) -> tasks.Submission:
+    return tasks.Submission(
+        id=ordered_ids(1)[0],
+        owner_id=caller.id,
+        owner=caller.name,
+        endpoint_id=endpoint_id,  # replaced for a multi-user endpoint
+        group_id=batch.task_group_id or str(uuid4()),
+        create_queue=batch.create_queue,
+        resource_specification=batch.resource_specification or None,
+        result_serializers=batch.result_serializers or None,
+        idempotency_key=idempotency_key,
+        body_hash=_body_hash(endpoint_id, body) if idempotency_key else None,
+    )
 
 
 def _body_hash(endpoint_id: str, body: bytes) -> str:

@@ -30,7 +30,22 @@ MISSED_REPORTS = 3
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class OfficialState:
+    """State that only official endpoints have. Times are in seconds since the epoch."""
+
+    #: Of a user endpoint: its multi-user endpoint, and its start parameters.
+    parent_id: str | None
+    user_config: dict[str, Any] | None
+    user_runtime: dict[str, Any] | None
+    #: Its run that may have tasks (see `official.store.runs`).
+    run: float | None
+    run_seen: float | None
+    run_ends: float | None
+    run_left: float | None
+
+
+@dataclass(frozen=True)
+class Endpoint(OfficialState):
     """A registered endpoint. Times are in seconds since the epoch."""
 
     id: str
@@ -48,17 +63,8 @@ class Endpoint:
     locked_until: float | None
     last_seen: float | None
     last_report: dict[str, Any] | None
-    #: Of a user endpoint: its multi-user endpoint, and its start parameters.
-    parent_id: str | None
-    user_config: dict[str, Any] | None
-    user_runtime: dict[str, Any] | None
     #: Id of the token with which it was last registered.
     token_id: str | None
-    #: Of an official endpoint: its run that may have tasks (see `official.store.runs`).
-    run: float | None
-    run_seen: float | None
-    run_ends: float | None
-    run_left: float | None
 
     @property
     def starts_user_endpoints(self) -> bool:
@@ -100,8 +106,8 @@ class Endpoint:
 
 
 def _together(metadata: Mapping[str, Any]) -> int:
-    told = metadata.get(TOGETHER_KEY)
-    return told if type(told) is int and told > 0 else 1
+    number = metadata.get(TOGETHER_KEY)
+    return number if type(number) is int and number > 0 else 1
 
 
 def takes_together(connection: sa.Connection, endpoint_id: str) -> int:
@@ -177,11 +183,11 @@ def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> li
     )
     found = []
     for row in connection.execute(query).mappings():
-        said = dict.fromkeys(_OMITTED)
+        omitted = dict.fromkeys(_OMITTED)
         make = row["own_make"]
         about = {} if make is None else {OWN_MAKE_KEY: make}
         known = {name: value for name, value in row.items() if name != "own_make"}
-        each = Endpoint(**{**said, **known, "metadata": about})
+        each = Endpoint(**{**omitted, **known, "metadata": about})
         if may_see(connection, each, user):
             found.append(replace(each, users=None, groups=None))
     return found

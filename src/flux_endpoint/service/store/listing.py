@@ -315,8 +315,8 @@ def _running(connection: sa.Connection, endpoint_id: str) -> dict[str, Any]:
 
 def ran_between(details: dict[str, Any] | None) -> tuple[float | None, float | None]:
     """Return when a task began and ceased to run, according to its result's details."""
-    told = (details or {}).get(TRANSITIONS) or {}
-    return _seconds(told.get(TaskState.EXEC_START)), _seconds(told.get(TaskState.EXEC_END))
+    times = (details or {}).get(TRANSITIONS) or {}
+    return _seconds(times.get(TaskState.EXEC_START)), _seconds(times.get(TaskState.EXEC_END))
 
 
 def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> ListedTask:

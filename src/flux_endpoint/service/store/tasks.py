@@ -98,7 +98,7 @@ class Open:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """How a task ended."""
+    """The end of a task."""
 
     task_id: str
     failed: bool

@@ -10,6 +10,13 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_users_endpoints_and_functions()
+    _create_groups_and_tokens()
+    _create_submissions()
+    _create_tasks()
+
+
+def _create_users_endpoints_and_functions() -> None:
     op.create_table(
         "users",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -56,6 +63,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_functions")),
     )
     op.create_index(op.f("ix_functions_owner_id"), "functions", ["owner_id"], unique=False)
+
+
+def _create_groups_and_tokens() -> None:
     op.create_table(
         "task_groups",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -76,6 +86,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("hash", name=op.f("pk_tokens")),
     )
     op.create_index(op.f("ix_tokens_user_id"), "tokens", ["user_id"], unique=False)
+
+
+def _create_submissions() -> None:
     op.create_table(
         "submissions",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -118,6 +131,9 @@ def upgrade() -> None:
         ["owner_id", "idempotency_key"],
         unique=True,
     )
+
+
+def _create_tasks() -> None:
     op.create_table(
         "tasks",
         sa.Column("id", sa.String(length=36), nullable=False),

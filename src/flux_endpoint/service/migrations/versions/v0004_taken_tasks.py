@@ -1,4 +1,4 @@
-"""What runs that have vanished had taken."""
+"""The tasks that vanished runs of official endpoints had taken."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What removal of old records needs: when a function was used last, and which tasks it has."""
+"""For the removal of old records: the last use of each function, and an index of its tasks."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What limits of users need: how much of theirs is open. Tokens may expire."""
+"""Counts of each user's open tasks, for the limits of users. Tokens may expire."""
 
 import sqlalchemy as sa
 from alembic import op
