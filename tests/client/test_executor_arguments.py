@@ -55,7 +55,7 @@ def test_a_misspelt_argument_names_the_right_one(client: Client) -> None:
 @pytest.fixture
 def unsent(client: Client, monkeypatch: pytest.MonkeyPatch) -> Executor:
     """An executor that takes submissions and sends none."""
-    monkeypatch.setattr(Executor, "_put", lambda *_: None)
+    monkeypatch.setattr(Executor, "_put", lambda *_, **_options: None)
     return Executor(ENDPOINT, client)
 
 
