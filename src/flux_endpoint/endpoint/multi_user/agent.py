@@ -17,7 +17,7 @@ from uuid import UUID
 from flux_endpoint import __version__
 from flux_endpoint.amqp import AmqpConnection, Delivery, StateChange
 from flux_endpoint.amqp.state import ConnectionState
-from flux_endpoint.endpoint.agent import AMQP_HEARTBEAT, COMMAND_PREFETCH
+from flux_endpoint.endpoint.broker_link import AMQP_HEARTBEAT, COMMAND_PREFETCH
 from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.inbox_events import (
     CommandDelivery,
@@ -53,7 +53,7 @@ from flux_endpoint.protocol.queues import EndpointQueues
 log = logging.getLogger(__name__)
 
 #: Seconds that a killed process has to be gone.
-_KILL_PATIENCE = 5.0
+_KILL_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,11 @@ class MultiUserAgent:
 
     def _next(self) -> _Event | None:
         until_report = self._reports.due - time.monotonic() if self._link.owns_queue else 3600.0
-        timeout = min(until_report, self._link.patience)
+        timeout = min(until_report, self._link.gives_up_in)
         try:
             return self._inbox.get(timeout=max(0.0, timeout))
         except queue.Empty:
-            if not self._link.owns_queue and self._link.patience <= 0:
+            if not self._link.owns_queue and self._link.gives_up_in <= 0:
                 raise EndpointInUseError(
                     f"another process runs endpoint {self._queues.endpoint_id}"
                 ) from None
@@ -185,7 +185,7 @@ class MultiUserAgent:
             case Signal.STOP:
                 event(log, logging.INFO, "endpoint stops", user_endpoints=len(self._processes))
                 self._stopping = True
-                self._tell_status()
+                self._publish_status()
             case StateChange() | QueueGranted() | ConsumeRefused():
                 self._note(each)
 
@@ -193,15 +193,15 @@ class MultiUserAgent:
         match change:
             case StateChange():
                 if self._link.changed(change):
-                    self._tell_status()
+                    self._publish_status()
                 if change.state is ConnectionState.CONNECTED:
                     self._reports.due = 0.0
             case QueueGranted():
                 if self._link.granted():
-                    self._tell_status()
+                    self._publish_status()
             case ConsumeRefused(reason):
                 if self._link.refused(reason):
-                    self._tell_status()
+                    self._publish_status()
                 if self._link.owns_queue:
                     self._url.ask()  # the queue was deleted: the endpoint is stopped, or deleted
 
@@ -306,7 +306,7 @@ class MultiUserAgent:
         for process in self._processes.values():
             self._log(logging.WARNING, "user endpoint did not end in time and is killed", process)
             process.kill()
-        self._await_ends(time.monotonic() + _KILL_PATIENCE)
+        self._await_ends(time.monotonic() + _KILL_TIMEOUT)
 
     def _await_ends(self, until: float) -> None:
         while self._processes and time.monotonic() < until:
@@ -351,13 +351,13 @@ class MultiUserAgent:
             self._url.connected()
         self._inbox.put(change)
 
-    def _tell_status(self) -> None:
+    def _publish_status(self) -> None:
         if self._stopping:
             state = "stopping"
         else:
             state = "connected" if self._link.takes_tasks else "disconnected"
         executor = "multi-user" if self._link.owns_queue else None
-        self._on_status(AgentStatus(state, self._link.trouble, executor, self._link.patience))
+        self._on_status(AgentStatus(state, self._link.trouble, executor, self._link.gives_up_in))
 
 
 class _Reports:

@@ -35,7 +35,7 @@ from flux_endpoint.protocol.queues import EndpointQueues
 log = logging.getLogger(__name__)
 
 #: Seconds for which an earlier process of the same user endpoint may still be ending.
-_LOCK_PATIENCE, _LOCK_PAUSE = 30.0, 0.5
+_LOCK_TIMEOUT, _LOCK_PAUSE = 30.0, 0.5
 #: Seconds without a task after which a user endpoint ends, unless its template says otherwise.
 IDLE_LIMIT = 300.0
 
@@ -195,7 +195,7 @@ def _enter(name: str) -> EndpointDirectory:
 
 def _lock(directory: EndpointDirectory) -> AgentLock:
     """Return the directory's lock once an earlier process has released it."""
-    give_up = time.monotonic() + _LOCK_PATIENCE
+    give_up = time.monotonic() + _LOCK_TIMEOUT
     while directory.holder() is not None and time.monotonic() < give_up:
         time.sleep(_LOCK_PAUSE)
     return AgentLock(directory)
