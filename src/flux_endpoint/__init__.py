@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flux_endpoint.client import Batch, Client, ComputeFuture, Executor
+    from flux_endpoint.client import Batch, Client, ComputeFuture, Executor, progress
     from flux_endpoint.errors import (
         DependencyFailed,
         FluxEndpointError,
@@ -48,6 +48,7 @@ __all__ = [
     "TaskExecutionFailed",
     "TaskPending",
     "__version__",
+    "progress",
 ]
 
 _HOMES = {
@@ -55,6 +56,7 @@ _HOMES = {
     "Client": "client",
     "ComputeFuture": "client",
     "Executor": "client",
+    "progress": "client",
     "ComputeSerializer": "serialize",
     "MPIFunction": "functions",
     "ShellFunction": "functions",

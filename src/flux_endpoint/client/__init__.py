@@ -2,7 +2,8 @@
 
 from flux_endpoint.client.batch import Batch
 from flux_endpoint.client.client import Client
+from flux_endpoint.client.display import progress
 from flux_endpoint.client.executor import Executor
 from flux_endpoint.client.future import ComputeFuture
 
-__all__ = ["Batch", "Client", "ComputeFuture", "Executor"]
+__all__ = ["Batch", "Client", "ComputeFuture", "Executor", "progress"]

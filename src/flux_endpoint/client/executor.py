@@ -35,6 +35,7 @@ from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.logs import event
+from flux_endpoint.notebook import table
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.serialize import ComputeSerializer, Strategylike
 
@@ -137,6 +138,17 @@ class Executor(ExecutorSettings, FuturesExecutor):
     def __repr__(self) -> str:
         label = f"{self.label!r}, " if self.label else ""
         return f"<Executor {label}endpoint {self.endpoint_id}, task group {self.task_group_id}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("label", self.label or None),
+            ("endpoint", self.endpoint_id),
+            ("task group", self.task_group_id),
+            ("submitted", self.task_count_submitted),
+            ("unfinished", self._submitter.open_count),
+            ("resources", self.resource_specification),
+        ]
+        return table(type(self).__name__, rows)
 
     @property
     def task_count_submitted(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.checks import checked_signal
+from flux_endpoint.client.display import future_table
 from flux_endpoint.client.job import JobEvent, JobRecord
 from flux_endpoint.client.needs import reference_to
 from flux_endpoint.client.threads import on_client_thread
@@ -199,6 +200,9 @@ class ComputeFuture(Future[Any]):
         """Return its task, its state, and the type of its value or error."""
         state = super().__repr__().partition(" state=")[2]
         return f"<{type(self).__name__} task={self.task_id} state={state}"
+
+    def _repr_html_(self) -> str:
+        return future_table(self)
 
     def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
         """Refer to the task's result: a future among a task's arguments stands for it.

@@ -44,11 +44,32 @@ class ShellResult:
         text += f"\n\n{_shown('stderr', self.stderr)}"
         return f"{text}\n\nexception: {self.exception_name}" if self.exception_name else text
 
+    def _repr_html_(self) -> str:
+        from flux_endpoint.notebook import table  # noqa: PLC0415 - workers do without it
+
+        return table(
+            type(self).__name__,
+            [
+                ("exit code", self.returncode),
+                ("exception", self.exception_name),
+                ("command", self.cmd),
+                ("stdout", _shown_end(self.stdout) or None),
+                ("stderr", _shown_end(self.stderr) or None),
+            ],
+        )
+
     def __repr__(self) -> str:
         names = ["returncode", "cmd", "exception_name", "stdout", "stderr"]
         if self.exception_name is None:
             names.remove("exception_name")
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+
+
+def _shown_end(stream: str) -> str:
+    """Return the last lines of a stream, on lines of their own."""
+    text = stream.strip("\n")
+    end = text[-_SHOWN_CHARACTERS:].splitlines()[-_SHOWN_LINES:]
+    return "\n".join(end) + "\n" * bool(end)
 
 
 def _shown(name: str, stream: str) -> str:
