@@ -212,11 +212,11 @@ def test_wrong_arguments_are_refused_by_name(bare, stack):
     said = bare.err("attach", "lab", "no-job", status=64)
     assert "'no-job' is neither a task's id" in said
     assert "nor a job's, as `flux jobs` does" in said
-    said = bare.err("attach", "ƒ2WXGLe", status=64)
+    said = stack.err("attach", "ƒ2WXGLe", status=64)
     assert "at which endpoint is job ƒ2WXGLe? flux-endpoint attach ENDPOINT ƒ2WXGLe" in said
     for wrong in ([], ["lab", "1", "2"]):
         assert "name a task, or an endpoint and a job" in bare.err("attach", *wrong, status=64)
     nobody = str(uuid.uuid4())
-    assert f"newest tasks is {nobody}" in stack.err("attach", nobody, status=66)
+    assert f"task {nobody} is unknown" in stack.err("attach", nobody, status=66)
     assert "no endpoint is called 'nowhere'" in stack.err("attach", "nowhere", "1", status=66)
     assert "no credentials" in bare.err("attach", "lab", "1", status=78)
