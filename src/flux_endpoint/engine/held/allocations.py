@@ -23,6 +23,7 @@ from flux_endpoint.engine.held.ends import TaskEnd
 from flux_endpoint.engine.held.hosts import Host, HostLauncher
 from flux_endpoint.engine.held.observations import Observations
 from flux_endpoint.engine.held.policy import (
+    LIFETIME,
     LINGER,
     LONG,
     PATIENCE,
@@ -276,7 +277,7 @@ class HeldAllocations:
             return math.inf
         needed = bool(self._waiting.get(host.shape))
         others_wait = self.observed.others.wait
-        again = host.ready_at + QUANTUM if others_wait else math.inf
+        again = host.ready_at + (QUANTUM if others_wait else LIFETIME)
         match host.state:
             case HostState.STARTING:
                 if not needed:

@@ -90,8 +90,11 @@ class HostSocket:
             ready = dict(poller.poll())
             if self._wake in ready:
                 os.eventfd_read(self._wake)
-            while self._inbox:
-                self._inbox.popleft()()
-            while (message := self._socket.receive()) is not None:
-                self._on_message(*message)
+            try:
+                while self._inbox:
+                    self._inbox.popleft()()
+                while (message := self._socket.receive()) is not None:
+                    self._on_message(*message)
+            except Exception:  # whatever it is, the other messages go on
+                log.exception("a message of a held allocation could not be passed on")
         self._socket.close()

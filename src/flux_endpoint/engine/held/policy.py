@@ -28,6 +28,8 @@ LONG = 1.0
 _WORK = 1.0
 #: Seconds after which an allocation is given back while others wait for resources.
 QUANTUM = 5.0
+#: The same if nobody waits: sites limit the time of jobs that have no limit of their own.
+LIFETIME = 300.0
 #: Urgency of the jobs that hold allocations.
 URGENCY = 16
 #: Weight of the latest duration in the average, and the most programs that are remembered.

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import time
 from typing import Any, NoReturn
 
@@ -97,6 +98,45 @@ def _become(command: dict[str, Any], descriptors: list[int], shell: int, report:
         os._exit(NOT_EXECUTABLE)
 
 
+def _spawn(command: dict[str, Any], descriptors: list[int]) -> int | None:
+    """Start `command` without a copy of this process; `None`: only `_fork` can, or can say why not.
+
+    A forked Python costs several times as much as a small program. The kernel does not kill such a
+    command when this process dies, but the helper does.
+    """
+    argv, env = command["argv"], command["env"]
+    program = argv[0]
+    paths = [program]
+    if "/" not in program:
+        paths = [os.path.join(d, program) for d in os.get_exec_path(env)]  # noqa: PTH118 - fast start
+    actions: list[tuple[Any, ...]] = []
+    channel = None
+    try:
+        os.chdir(command["cwd"])
+        for target, source in enumerate(command["stdio"]):
+            if isinstance(source, int):
+                actions.append((os.POSIX_SPAWN_DUP2, descriptors[source], target))
+                continue
+            path = source or os.devnull
+            if path != os.devnull and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+                return None  # opening a named pipe may block
+            flags = os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_APPEND
+            actions.append((os.POSIX_SPAWN_OPEN, target, path, flags, 0))
+        if "channel" in command:
+            channel = descriptors[command["channel"]]
+            env["PMI_FD"] = str(channel)
+            os.set_inheritable(channel, True)
+        found = next(path for path in paths if os.access(path, os.X_OK))
+        return os.posix_spawn(
+            found, argv, env, file_actions=actions, setsid=True, setsigdef=_DEFAULTED
+        )
+    except (OSError, StopIteration, ValueError):
+        return None
+    finally:
+        if channel is not None:
+            os.set_inheritable(channel, False)
+
+
 def _fork(command: dict[str, Any], descriptors: list[int]) -> tuple[int, int]:
     """Fork `command`; return its pid and a pipe that closes when it runs or has failed."""
     shell = os.getpid()
@@ -167,6 +207,10 @@ class Shell:
         A request to kill is honoured in the meantime: opening a FIFO as a standard stream blocks
         until its other end is opened, which may never happen.
         """
+        spawned = _spawn(command, descriptors)
+        if spawned is not None:
+            self._running[spawned] = index
+            return
         pid, readable = _fork(command, descriptors)
         poll = select.poll()
         poll.register(readable, select.POLLIN)
