@@ -25,6 +25,7 @@ PUBLIC_METADATA = frozenset(
         "sdk_version",
         "user_config_schema",
         "user_config_template",
+        "user_endpoints_version",
     }
 )
 

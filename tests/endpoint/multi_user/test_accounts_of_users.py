@@ -23,7 +23,7 @@ from tests.service.http_server import listening
 
 from broker_access import session_broker
 from flux_endpoint import ShellFunction
-from flux_endpoint.errors import TaskExecutionFailed
+from flux_endpoint.errors import TaskCancelled, TaskExecutionFailed
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import users
@@ -133,6 +133,13 @@ def user_endpoints(world: MultiUserWorld, account: str) -> list[psutil.Process]:
     return [each for each in children if each.username() == account]
 
 
+def processes_of(account: str) -> list[psutil.Process]:
+    """All living processes of an account."""
+    all_of_them = psutil.process_iter(["username", "status"])
+    mine = (each for each in all_of_them if each.info["username"] == account)
+    return [each for each in mine if each.info["status"] != psutil.STATUS_ZOMBIE]
+
+
 def links(pid: int) -> set[str]:
     return {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}
 
@@ -231,6 +238,20 @@ def test_what_can_not_be_started_fails_with_the_reason(world, user, config, reas
     assert isinstance(error, TaskExecutionFailed)
     assert f"endpoint {world.id} could not start a user endpoint for the task: " in str(error)
     assert reason in str(error)
+
+
+def test_a_task_is_killed_and_another_survives_the_kill_of_its_user_endpoint(world, accounts):
+    with world.executor("ada", purpose=AWKWARD) as ada:
+        slow = ada.submit(ShellFunction("sleep 1000"))
+        until(lambda: psutil.Process(world.process.pid).children(recursive=True))
+        slow.kill()
+        with pytest.raises(TaskCancelled):
+            slow.result(PATIENCE)
+        job = ada.submit(ShellFunction("sleep 2; echo done"))
+        until(lambda: any("sleep 2; echo done" in each.cmdline() for each in processes_of(ADA)))
+        for each in user_endpoints(world, ADA):
+            each.kill()
+        assert job.result(PATIENCE).stdout == "done\n"
 
 
 def test_user_endpoints_end_with_the_multi_user_endpoint(world, accounts):

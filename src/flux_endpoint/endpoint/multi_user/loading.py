@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from flux_endpoint import extras
+from flux_endpoint import __version__, extras
 from flux_endpoint.endpoint.config import (
     EndpointConfig,
     declares_multi_user,
@@ -124,6 +124,7 @@ def _registration(
         "public": config.public,
         "metadata": {
             **common_metadata(text),
+            "user_endpoints_version": __version__,
             "user_config_template": template,
             "user_config_schema": None if schema is None else json.loads(schema),
         },

@@ -34,6 +34,7 @@ def send_start(connection: AmqpConnection, endpoint: Endpoint, amqp_url: str) ->
     assert endpoint.parent_id is not None
     owner = User(endpoint.owner_id, endpoint.owner)
     credentials = queues.endpoint_queues(endpoint.id, amqp_url)
+    unknown = set() if endpoint.is_own_make else {"event_queue_info"}
     command = {
         "command": "cmd_start_endpoint",
         "globus_effective_identity": owner.id,
@@ -42,7 +43,7 @@ def send_start(connection: AmqpConnection, endpoint: Endpoint, amqp_url: str) ->
         "args": [],
         "kwargs": {
             "name": endpoint.name,
-            "amqp_creds": credentials.model_dump(exclude={"event_queue_info"}),
+            "amqp_creds": credentials.model_dump(exclude=unknown),
             "user_opts": endpoint.user_config or {},
             "user_runtime": endpoint.user_runtime or {},
         },

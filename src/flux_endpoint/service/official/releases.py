@@ -101,7 +101,7 @@ class Releases:
                 return
             self._in_flight.update(each.task.id for each in claimed)
             try:
-                self._publish(endpoint.id, claimed)
+                self._publish(endpoint, claimed)
             except Exception as error:  # nothing was published
                 self._post(TasksPublished(endpoint.id, [each.task.id for each in claimed], error))
                 raise
@@ -136,7 +136,8 @@ class Releases:
         with self._database.write() as connection:
             return deliveries.unclaim_older(connection, time.time() - STALE_CLAIM, self._in_flight)
 
-    def _publish(self, endpoint_id: str, claimed: Sequence[deliveries.Claimed]) -> None:
+    def _publish(self, endpoint: Endpoint, claimed: Sequence[deliveries.Claimed]) -> None:
+        endpoint_id = endpoint.id
         if endpoint_id not in self._declared:
             self.declare(endpoint_id)
         by_submission: dict[str, list[tasks.NewTask]] = {}
@@ -146,7 +147,8 @@ class Releases:
         with self._database.read() as connection:
             submissions = tasks.submissions_by_id(connection, by_submission)
             code = functions.function_code(connection, used)
-        code = {each: functions.Code(readable_code(its.text)) for each, its in code.items()}
+        if not endpoint.is_own_make:
+            code = {each: functions.Code(readable_code(its.text)) for each, its in code.items()}
         for submission_id, new in by_submission.items():
             confirms: list[Future[None]] = []
             try:

@@ -3,6 +3,9 @@
 After the endpoint has acknowledged a task, the broker has no copy. So the service works out which
 tasks a run has *taken*: those that were published to the endpoint's queue and are not in it any
 more once the queue has no consumer.
+
+User endpoints of Flux Endpoint's own make are followed, too. They keep taken tasks in a journal: so
+these wait for the next run, and are lost only if that says that it has none.
 """
 
 import logging
@@ -215,9 +218,10 @@ class Runs:
                 with self._database.write() as connection:
                     everything = deliveries.released(connection, endpoint.id)
                     deliveries.take(connection, everything, now)
-        with self._database.read() as connection:
-            lost = deliveries.taken(connection, endpoint.id)
-        self._fail(endpoint, lost, ErrorCode.ENDPOINT_LOST, _why_lost(endpoint))
+        if not endpoint.is_own_make:
+            with self._database.read() as connection:
+                lost = deliveries.taken(connection, endpoint.id)
+            self._fail(endpoint, lost, ErrorCode.ENDPOINT_LOST, _why_lost(endpoint))
         self._timers.clear(Due.GONE, endpoint.id)
         self._timers.clear(Due.LOOK, endpoint.id)
         with self._database.write() as connection:
@@ -236,8 +240,19 @@ class Runs:
         with self._database.read() as connection:
             taken = deliveries.taken(connection, endpoint.id)
         lost = [task_id for task_id, at in taken.items() if at is not None and at <= now]
+        if endpoint.is_own_make:
+            self._settle_own(endpoint, lost)
+            return
         self._fail(endpoint, lost, ErrorCode.ENDPOINT_LOST, _why_left(endpoint))
         self._settle_later(endpoint.id, now)
+
+    def _settle_own(self, endpoint: Endpoint, left: list[str]) -> None:
+        """Fail the tasks of earlier runs that are not in the journal of an endpoint of ours."""
+        report = endpoint.last_report or {}
+        if left and not _holds_tasks(report):
+            self._fail(endpoint, left, ErrorCode.JOURNAL_LOST, _why_forgotten(endpoint))
+        elif left:
+            self._timers.within(Due.SETTLE, endpoint.id, heartbeat_period(report))
 
     def _replaced(self, connection: sa.Connection, endpoint: Endpoint, now: float) -> None:
         if endpoint.run and endpoint.run_left is None:
@@ -267,7 +282,7 @@ class Runs:
             deliveries.take(connection, taken, now)
             if endpoint.run is not None:
                 runs.set_run_left(connection, endpoint.id, now)
-        if taken and endpoint.run is None:
+        if taken and endpoint.run is None and not endpoint.is_own_make:
             self._presume(endpoint, now)
         return True
 
@@ -315,7 +330,8 @@ class Runs:
             seen is not None and ends is not None
             and now < max(ends, seen + (ends - seen) * (MISSED_REPORTS + 1) / MISSED_REPORTS) + 10
         )  # fmt: skip
-        if endpoint.run is not None or recently:
+        # One of ours leaves no PID file, and no second one is started while it runs.
+        if not endpoint.is_own_make and (endpoint.run is not None or recently):
             # It is running, or has left a PID file that blocks other starts for a while.
             event(
                 log,
@@ -328,7 +344,7 @@ class Runs:
         taken = self._taken(endpoint.id)
         if taken is None:
             return  # it is running and will report, or the next start clarifies it
-        if taken:
+        if taken and not endpoint.is_own_make:
             self._inspect(endpoint, now)  # a run existed, and may block other starts as above
             return
         if silent_starts and (seen is None or now - seen > _PRESUMED_ONCE_IN):
@@ -358,6 +374,22 @@ class Runs:
         publish_failures(self._connection, endpoint.id, ids, code, text)
         with self._database.write() as connection:
             deliveries.remove(connection, ids)
+
+
+def _holds_tasks(report: Mapping[str, Any]) -> bool:
+    """Return whether an endpoint of ours has tasks or results, according to its report."""
+    counts = report.get("agent")
+    if not isinstance(counts, Mapping):
+        return True  # it does not say
+    return any(counts.get(name) != 0 for name in ("running", "unconfirmed"))
+
+
+def _why_forgotten(endpoint: Endpoint) -> str:
+    return (
+        f"the user endpoint of {endpoint.public_id} took the task, but its record of it was lost "
+        "or damaged since. The task may have run; what it returned is gone. Submit it again if it "
+        "may run twice"
+    )
 
 
 def _why_lost(endpoint: Endpoint) -> str:

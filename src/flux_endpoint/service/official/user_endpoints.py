@@ -47,13 +47,13 @@ def running_endpoint(
     if len(json.dumps(runtime)) > MAX_CONFIG:
         runtime = {}  # it is for display only
     with database.read() as connection:
-        found = find_user_endpoint(connection, endpoint.id, user.id, config, runtime)
+        found = find_user_endpoint(connection, endpoint, user.id, config, runtime)
     attempt = 0
     while found is None:
         attempt += 1
         try:
             with database.write() as connection:
-                found = put_user_endpoint(connection, endpoint.id, user.id, config, runtime)
+                found = put_user_endpoint(connection, endpoint, user.id, config, runtime)
         except IntegrityError:  # another request has just created it
             if attempt == _ATTEMPTS:
                 raise

@@ -96,8 +96,13 @@ def attach(
 def _checked_endpoint(connection: sa.Connection, endpoint_id: str, caller: User) -> Endpoint:
     endpoint = usable(connection, endpoint_id, caller)
     if not endpoint.is_own_make:
+        why = (
+            "it is a multi-user endpoint"
+            if endpoint.metadata_of_user_endpoints
+            else "only endpoints of Flux Endpoint can"
+        )
         raise ServiceError(
-            f"endpoint {endpoint_id} can't attach to jobs: only endpoints of Flux Endpoint can",
+            f"endpoint {endpoint_id} can't attach to jobs: {why}",
             http_status=409,
             code="ATTACH_NOT_SUPPORTED",
             field="endpoint_id",

@@ -19,6 +19,10 @@ DEFAULT_HEARTBEAT_PERIOD = 30.0
 #: Key that only the metadata of Flux Endpoint's own endpoints has.
 OWN_MAKE_KEY = "flux_endpoint_version"
 
+#: Key that only the metadata of Flux Endpoint's own multi-user endpoints has. Its value is that of
+#: `OWN_MAKE_KEY` for their user endpoints.
+OWN_USER_ENDPOINTS_KEY = "user_endpoints_version"
+
 #: Key of an endpoint's metadata: maximum number of tasks that it accepts in one message.
 TOGETHER_KEY = "tasks_per_message"
 
@@ -75,6 +79,12 @@ class Endpoint(OfficialState):
     def public_id(self) -> str:
         """The id that users know: that of the multi-user endpoint, if it has one."""
         return self.parent_id or self.id
+
+    @property
+    def metadata_of_user_endpoints(self) -> dict[str, Any]:
+        """The metadata of the user endpoints that it starts."""
+        version = self.metadata.get(OWN_USER_ENDPOINTS_KEY)
+        return {} if version is None else {OWN_MAKE_KEY: version}
 
     @property
     def is_own_make(self) -> bool:
@@ -348,14 +358,16 @@ def endpoint_ids(connection: sa.Connection) -> list[str]:
 def known_endpoints(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bool]:
     """Return the registered endpoints among `ids`.
 
-    The value of each is whether it is an endpoint of Flux Endpoint, not an official one.
+    The value of each is whether it is started by its owner and of Flux Endpoint, so that nothing
+    must be done for it: it is neither an official endpoint nor a user endpoint.
     """
     found: dict[str, bool] = {}
     for part in chunks(ids):
-        query = sa.select(endpoints.c.id, endpoints.c.metadata).where(
+        query = sa.select(endpoints.c.id, endpoints.c.metadata, endpoints.c.parent_id).where(
             endpoints.c.id.in_(part), endpoints.c.deleted_at.is_(None)
         )
-        found.update((row.id, OWN_MAKE_KEY in row[1]) for row in connection.execute(query))
+        for row in connection.execute(query):
+            found[row.id] = OWN_MAKE_KEY in row[1] and row.parent_id is None
     return found
 
 

@@ -9,12 +9,13 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
+from flux_endpoint.service.store.endpoints import Endpoint
 from flux_endpoint.service.store.tables import deliveries, endpoints
 
 
 def find_user_endpoint(
     connection: sa.Connection,
-    parent_id: str,
+    parent: Endpoint,
     owner_id: str,
     config: Mapping[str, Any],
     runtime: Mapping[str, Any],
@@ -23,21 +24,23 @@ def find_user_endpoint(
 
     Args:
         connection: a transaction.
-        parent_id: the multi-user endpoint.
+        parent: the multi-user endpoint.
         owner_id: the user.
         config: the user's values for the configuration template.
         runtime: the client's description of its own environment.
     """
-    query = sa.select(endpoints.c.id, endpoints.c.user_runtime).where(
-        _is(parent_id, owner_id, config), endpoints.c.deleted_at.is_(None)
+    query = sa.select(endpoints.c.id, endpoints.c.user_runtime, endpoints.c.metadata).where(
+        _is(parent.id, owner_id, config), endpoints.c.deleted_at.is_(None)
     )
     row = connection.execute(query).one_or_none()
-    return row.id if row is not None and (row.user_runtime or {}) == runtime else None
+    if row is None or (row.user_runtime or {}) != runtime:
+        return None
+    return row.id if row[2] == parent.metadata_of_user_endpoints else None
 
 
 def put_user_endpoint(
     connection: sa.Connection,
-    parent_id: str,
+    parent: Endpoint,
     owner_id: str,
     config: Mapping[str, Any],
     runtime: Mapping[str, Any],
@@ -46,7 +49,7 @@ def put_user_endpoint(
 
     Args:
         connection: a transaction that writes.
-        parent_id: the multi-user endpoint.
+        parent: the multi-user endpoint.
         owner_id: the user.
         config: the user's values for the configuration template.
         runtime: the client's description of its own environment.
@@ -54,13 +57,14 @@ def put_user_endpoint(
     Raises:
         IntegrityError: another request has created it at the same time.
     """
-    query = sa.select(endpoints.c.id).where(_is(parent_id, owner_id, config))
+    query = sa.select(endpoints.c.id).where(_is(parent.id, owner_id, config))
+    metadata = parent.metadata_of_user_endpoints
     user_endpoint_id: str | None = connection.scalar(query)
     if user_endpoint_id is not None:
         connection.execute(
             sa.update(endpoints)
             .where(endpoints.c.id == user_endpoint_id)
-            .values(user_runtime=runtime, deleted_at=None)
+            .values(user_runtime=runtime, metadata=metadata, deleted_at=None)
         )
         return user_endpoint_id
     new_id = str(uuid4())
@@ -69,12 +73,12 @@ def put_user_endpoint(
             id=new_id,
             owner_id=owner_id,
             # Its name on the host that runs it, and the name of its directory there.
-            name=f"uep.{parent_id}.{new_id}",
+            name=f"uep.{parent.id}.{new_id}",
             public=False,
             multi_user=False,
-            metadata={},
+            metadata=metadata,
             created_at=time.time(),
-            parent_id=parent_id,
+            parent_id=parent.id,
             config_hash=_hash(config),
             user_config=config,
             user_runtime=runtime,
