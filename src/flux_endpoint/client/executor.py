@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor as FuturesExecutor
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +11,6 @@ from flux_endpoint.client.backlog import PendingTask, SubmissionRoute
 from flux_endpoint.client.checks import (
     checked_batch_size,
     checked_seconds,
-    is_int,
     refuse_unknown,
 )
 from flux_endpoint.client.client import Client, hardware_source
@@ -22,18 +19,15 @@ from flux_endpoint.client.exits import close_with_executor
 from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.ids import UuidLike, as_uuid
-from flux_endpoint.client.mapping import map_calls
-from flux_endpoint.client.needs import NO_NEEDS, Needs, collected_inputs, take_after
 from flux_endpoint.client.registry import (
     FunctionRegistration,
     FunctionRegistry,
-    serialize_call,
 )
 from flux_endpoint.client.reloading import reload_group
 from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.submitter import Submitter
+from flux_endpoint.client.submitting import Submitting
 from flux_endpoint.client.threads import on_client_thread
-from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.logs import event
 from flux_endpoint.notebook import table
 from flux_endpoint.protocol.jobid import parse_jobid
@@ -44,14 +38,8 @@ log = logging.getLogger(__name__)
 #: Requests to an unreachable service are retried for this time (s) before tasks fail.
 GIVE_UP_AFTER = 600.0
 
-_MPI_WITHOUT_RESOURCES = (
-    "an MPIFunction is submitted without a resource_specification: its command runs once, on one "
-    "worker, and no MPI launcher starts it. Set e.g. executor.resource_specification = "
-    '{"num_nodes": 2, "ranks_per_node": 4}'
-)
 
-
-class Executor(ExecutorSettings, FuturesExecutor):
+class Executor(ExecutorSettings, Submitting):
     """Runs functions on an endpoint; a `concurrent.futures.Executor`.
 
     Use it in a `with` statement, or call `shutdown` at the end. The end of the `with` block waits
@@ -223,80 +211,9 @@ class Executor(ExecutorSettings, FuturesExecutor):
 
     # Tasks.
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeFuture:
-        """Run `fn(*args, **kwargs)` on the endpoint.
-
-        The function and its arguments are serialized at once, so later changes don't affect the
-        task. A function is serialized again only if it may have changed. Another thread makes all
-        requests. This method waits only while the backlog of unsent tasks is full.
-
-        A future anywhere in the arguments stands for its result: the task waits at the service, and
-        starts when the other task has succeeded, even if this program has ended by then. With
-        `after=[future, …]` it waits without taking the results (unless `fn` has a parameter of
-        that name). If a task that it waits for fails, it fails with `DependencyFailed`.
-
-        Args:
-            fn: the function.
-            args: positional arguments of the call.
-            kwargs: keyword arguments of the call.
-
-        Returns:
-            The future of the call.
-
-        Raises:
-            SerializationError: the function or its arguments can't be serialized, or are too large.
-            TypeError: `fn` is not callable, or is a command function and an argument is missing.
-            ValueError: no endpoint is set, or the command of `fn` can't be formatted.
-            RuntimeError: the Executor is shut down.
-        """
-        self._refuse_if_shut_down()
-        route = self._route()
-        if (
-            not self._resource_specification
-            and isinstance(fn, MPIFunction)
-            and not self._warned_of_mpi
-        ):
-            self._warned_of_mpi = True
-            warnings.warn(_MPI_WITHOUT_RESOURCES, stacklevel=2)
-        after = take_after(fn, kwargs, ComputeFuture)
-        if isinstance(fn, ShellFunction):
-            fn.check_call(args, kwargs)
-        serializer = self.serializer
-        function = self._functions.prepare(fn, serializer)
-        return self._put(route, function, serializer, args, kwargs, after=after)
-
-    def submit_to_registered_function(
-        self,
-        function_id: UuidLike,
-        args: tuple[Any, ...] | list[Any] | None = None,
-        kwargs: dict[str, Any] | None = None,
-    ) -> ComputeFuture:
-        """Run a registered function on the endpoint.
-
-        Args:
-            function_id: the function's id.
-            args: positional arguments of the call.
-            kwargs: keyword arguments of the call.
-
-        Returns:
-            The future of the call.
-
-        Raises:
-            SerializationError: the arguments can't be serialized, or are too large.
-            ValueError: `function_id` is not a UUID, or no endpoint is set.
-            TypeError: `args` is not a tuple or list, or `kwargs` not a dictionary; or the function
-                is a command function that was registered here and an argument is missing.
-            RuntimeError: the Executor is shut down.
-        """
-        self._refuse_if_shut_down()
-        if not isinstance(args, tuple | list | None):
-            raise TypeError(f"args must be a tuple or a list, got {type(args).__name__}")
-        if not isinstance(kwargs, dict | None):
-            raise TypeError(f"kwargs must be a dictionary, got {type(kwargs).__name__}")
-        known = str(as_uuid(function_id, "function_id"))
-        self.client._commands.check(known, args or (), kwargs or {})
-        function = FunctionRegistration(known, function_id=known)
-        return self._put(self._route(), function, self.serializer, args or (), kwargs or {})
+    @property
+    def _executor(self) -> Executor:
+        return self
 
     def get_worker_hardware_details(self) -> str:
         """Return a text that describes a worker's machine; waits for a task that determines it."""
@@ -333,39 +250,6 @@ class Executor(ExecutorSettings, FuturesExecutor):
         self._submitter.put(PendingTask(future, route, FunctionRegistration("attach"), ""))
         return future
 
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-    ) -> Iterator[Any]:
-        """Run `fn` on the endpoint for all values of the iterables, and yield the results in order.
-
-        Like with the built-in `map`, the arguments of each call are one value of each iterable.
-
-        The first few thousand calls are submitted at once, and another one for each result that is
-        taken, so the iterables may be infinite. If `fn` changes meanwhile, later calls run the
-        changed function.
-
-        Args:
-            fn: the function.
-            iterables: one for each positional argument; the shortest one ends the calls.
-            timeout: seconds from now; then waiting for a result raises `TimeoutError`.
-            chunksize: number of calls in each task; more than 1 is faster for very short calls.
-
-        Raises:
-            ValueError: `chunksize` is below 1, or no endpoint is set.
-            TypeError: `fn` is a command function, which takes keyword arguments only.
-            SerializationError: the function or its arguments can't be serialized, or are too large.
-            RuntimeError: the Executor is shut down.
-        """
-        if not is_int(chunksize) or chunksize < 1:
-            raise ValueError(f"chunksize must be at least 1, got {chunksize!r}")
-        if isinstance(fn, ShellFunction):
-            fn.check_call(iterables, {})
-        return map_calls(self.submit, fn, iterables, timeout=timeout, chunksize=chunksize)
-
     def reload_tasks(self, task_group_id: UuidLike | None = None) -> list[ComputeFuture]:
         """Return a future for each task of a group, e.g. after a restart of the program.
 
@@ -394,30 +278,6 @@ class Executor(ExecutorSettings, FuturesExecutor):
             self.serializer.deserialize,
             self._submitter.track,
         )
-
-    def _put(
-        self,
-        route: SubmissionRoute,
-        function: FunctionRegistration,
-        serializer: ComputeSerializer,
-        args: Any,
-        kwargs: Mapping[str, Any],
-        *,
-        after: Sequence[ComputeFuture] = (),
-    ) -> ComputeFuture:
-        with collected_inputs() as inputs:
-            payload = serialize_call(
-                serializer, function.name, args, kwargs, may_be_command=function.may_be_command
-            )
-        needs = Needs(tuple(inputs), tuple(after)) if inputs or after else NO_NEEDS
-        for each in needs:
-            if each._events is not self._streams:  # another Executor submits it
-                each.wait_submitted()
-        future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
-        future._load = serializer.deserialize
-        future._events = self._streams
-        self._submitter.put(PendingTask(future, route, function, payload, needs))
-        return future
 
     # The end.
 

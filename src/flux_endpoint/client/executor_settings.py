@@ -158,14 +158,15 @@ class ExecutorSettings:
             for strategy in self._result_serializers or ()
         )
 
-    def _route(self) -> SubmissionRoute:
+    def _route(self, resources: Mapping[str, Any] | None = None) -> SubmissionRoute:
+        """Return the settings of a task with the given resources."""
         if self._endpoint_id is None:
             raise ValueError(
                 "No endpoint_id set: pass it to the constructor, Executor(endpoint_id=...), or "
                 "assign executor.endpoint_id; `flux-endpoint list` shows yours"
             )
         # Serialize each time: the dictionaries may have been changed in place.
-        resources, config = self._resource_specification, self._user_endpoint_config
+        config = self._user_endpoint_config
         wanted = json.dumps(resources, sort_keys=True) if resources else ""
         if wanted != self._checked:
             checked_resources(resources)

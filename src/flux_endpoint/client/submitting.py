@@ -1,0 +1,234 @@
+"""How tasks are submitted: by an Executor, or by a view of it that has resources of its own."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor as FuturesExecutor
+from typing import TYPE_CHECKING, Any
+
+from flux_endpoint.client.backlog import PendingTask, SubmissionRoute
+from flux_endpoint.client.checks import checked_resources, is_int
+from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.ids import UuidLike, as_uuid
+from flux_endpoint.client.mapping import map_calls
+from flux_endpoint.client.needs import NO_NEEDS, Needs, collected_inputs, take_after
+from flux_endpoint.client.registry import FunctionRegistration, serialize_call
+from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.serialize import ComputeSerializer
+
+if TYPE_CHECKING:
+    from flux_endpoint.client.executor import Executor
+
+
+_MPI_WITHOUT_RESOURCES = (
+    "an MPIFunction is submitted without a resource_specification: its command runs once, on one "
+    "worker, and no MPI launcher starts it. Set e.g. executor.resource_specification = "
+    '{"num_nodes": 2, "ranks_per_node": 4}'
+)
+
+
+class Submitting(FuturesExecutor):
+    """The methods that submit tasks, for an Executor and its views."""
+
+    _resource_specification: dict[str, Any] | None
+
+    @property
+    @abstractmethod
+    def _executor(self) -> Executor:
+        """The Executor that submits."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeFuture:
+        """Run `fn(*args, **kwargs)` on the endpoint.
+
+        The function and its arguments are serialized at once, so later changes don't affect the
+        task. A function is serialized again only if it may have changed. Another thread makes all
+        requests. This method waits only while the backlog of unsent tasks is full.
+
+        A future anywhere in the arguments stands for its result: the task waits at the service, and
+        starts when the other task has succeeded, even if this program has ended by then. With
+        `after=[future, …]` it waits without taking the results (unless `fn` has a parameter of
+        that name). If a task that it waits for fails, it fails with `DependencyFailed`.
+
+        Args:
+            fn: the function.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+
+        Returns:
+            The future of the call.
+
+        Raises:
+            SerializationError: the function or its arguments can't be serialized, or are too large.
+            TypeError: `fn` is not callable, or is a command function and an argument is missing.
+            ValueError: no endpoint is set, or the command of `fn` can't be formatted.
+            RuntimeError: the Executor is shut down.
+        """
+        own, resources = self._executor, self._resource_specification
+        own._refuse_if_shut_down()
+        route = own._route(resources)
+        if not resources and isinstance(fn, MPIFunction) and not own._warned_of_mpi:
+            own._warned_of_mpi = True
+            warnings.warn(_MPI_WITHOUT_RESOURCES, stacklevel=2)
+        after = take_after(fn, kwargs, ComputeFuture)
+        if isinstance(fn, ShellFunction):
+            fn.check_call(args, kwargs)
+        serializer = own.serializer
+        function = own._functions.prepare(fn, serializer)
+        return self._put(route, function, serializer, args, kwargs, after=after)
+
+    def submit_to_registered_function(
+        self,
+        function_id: UuidLike,
+        args: tuple[Any, ...] | list[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> ComputeFuture:
+        """Run a registered function on the endpoint.
+
+        Args:
+            function_id: the function's id.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+
+        Returns:
+            The future of the call.
+
+        Raises:
+            SerializationError: the arguments can't be serialized, or are too large.
+            ValueError: `function_id` is not a UUID, or no endpoint is set.
+            TypeError: `args` is not a tuple or list, or `kwargs` not a dictionary; or the function
+                is a command function that was registered here and an argument is missing.
+            RuntimeError: the Executor is shut down.
+        """
+        own = self._executor
+        own._refuse_if_shut_down()
+        if not isinstance(args, tuple | list | None):
+            raise TypeError(f"args must be a tuple or a list, got {type(args).__name__}")
+        if not isinstance(kwargs, dict | None):
+            raise TypeError(f"kwargs must be a dictionary, got {type(kwargs).__name__}")
+        known = str(as_uuid(function_id, "function_id"))
+        own.client._commands.check(known, args or (), kwargs or {})
+        function = FunctionRegistration(known, function_id=known)
+        route = own._route(self._resource_specification)
+        return self._put(route, function, own.serializer, args or (), kwargs or {})
+
+    def using(self, **options: Any) -> ExecutorView:
+        """Return a view of the Executor that submits with other resources.
+
+        Threads can use several views at a time, each with its own resources.
+
+        Args:
+            options: keys of a resource specification, which replace those of this Executor; `None`
+                removes one.
+
+        Raises:
+            ResourceSpecificationError: a key is unknown or a value invalid; the text says which.
+
+        Example:
+            large = executor.using(num_nodes=2, walltime="10m")
+            future = large.submit(MPIFunction("./simulate {steps}"), steps=100)
+        """
+        return ExecutorView(self._executor, _merged(self._resource_specification, options))
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[Any]:
+        """Run `fn` on the endpoint for all values of the iterables, and yield the results in order.
+
+        Like with the built-in `map`, the arguments of each call are one value of each iterable.
+
+        The first few thousand calls are submitted at once, and another one for each result that is
+        taken, so the iterables may be infinite. If `fn` changes meanwhile, later calls run the
+        changed function.
+
+        Args:
+            fn: the function.
+            iterables: one for each positional argument; the shortest one ends the calls.
+            timeout: seconds from now; then waiting for a result raises `TimeoutError`.
+            chunksize: number of calls in each task; more than 1 is faster for very short calls.
+
+        Raises:
+            ValueError: `chunksize` is below 1, or no endpoint is set.
+            TypeError: `fn` is a command function, which takes keyword arguments only.
+            SerializationError: the function or its arguments can't be serialized, or are too large.
+            RuntimeError: the Executor is shut down.
+        """
+        if not is_int(chunksize) or chunksize < 1:
+            raise ValueError(f"chunksize must be at least 1, got {chunksize!r}")
+        if isinstance(fn, ShellFunction):
+            fn.check_call(iterables, {})
+        return map_calls(self.submit, fn, iterables, timeout=timeout, chunksize=chunksize)
+
+    def _put(
+        self,
+        route: SubmissionRoute,
+        function: FunctionRegistration,
+        serializer: ComputeSerializer,
+        args: Any,
+        kwargs: Mapping[str, Any],
+        *,
+        after: Sequence[ComputeFuture] = (),
+    ) -> ComputeFuture:
+        own = self._executor
+        with collected_inputs() as inputs:
+            payload = serialize_call(
+                serializer, function.name, args, kwargs, may_be_command=function.may_be_command
+            )
+        needs = Needs(tuple(inputs), tuple(after)) if inputs or after else NO_NEEDS
+        for each in needs:
+            if each._events is not own._streams:  # another Executor submits it
+                each.wait_submitted()
+        future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
+        future._load = serializer.deserialize
+        future._events = own._streams
+        own._submitter.put(PendingTask(future, route, function, payload, needs))
+        return future
+
+
+class ExecutorView(Submitting):
+    """Submits tasks of an Executor with other resources; it never changes.
+
+    Everything else is the Executor's, as it is at each submission: endpoint, task group,
+    serializers. The Executor waits for the tasks, and is shut down itself.
+
+    Args:
+        executor: the Executor.
+        resources: the resource specification of each task; `None`: functions run on workers.
+
+    Raises:
+        ResourceSpecificationError: it has an invalid key or value.
+        TypeError: JSON can't hold it.
+    """
+
+    def __init__(self, executor: Executor, resources: Mapping[str, Any] | None) -> None:
+        self._owner = executor
+        self._resource_specification = checked_resources(resources)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._owner!r} with {self._resource_specification}>"
+
+    @property
+    def _executor(self) -> Executor:
+        return self._owner
+
+    @property
+    def resource_specification(self) -> dict[str, Any] | None:
+        """Resources of each task; a copy."""
+        given = self._resource_specification
+        return None if given is None else dict(given)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Do nothing: the tasks are the Executor's."""
+
+
+def _merged(
+    resources: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return a resource specification with some values replaced; `None` removes a value."""
+    values = {**(resources or {}), **options}
+    return {key: value for key, value in values.items() if value is not None} or None

@@ -1,0 +1,98 @@
+"""`using`: views of an Executor with resources of their own."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from flux_endpoint import Executor, MPIFunction
+from flux_endpoint.protocol.resources import ResourceSpecificationError
+
+TIMEOUT = 20
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def sent(service: Any) -> list[tuple[int, Any]]:
+    """Return the number of tasks in each request, and their resources."""
+    bodies = [each.body for each in service.submissions()]
+    return [
+        (sum(map(len, body["tasks"].values())), body.get("resource_specification"))
+        for body in bodies
+    ]
+
+
+def test_a_view_has_its_own_resources(service: Any, executor: Executor) -> None:
+    executor.resource_specification = {"num_nodes": 1, "walltime": "1h"}
+    large = executor.using(num_nodes=2, walltime=None)
+    larger = large.using(ranks_per_node=4)
+    on_workers = larger.using(num_nodes=None, ranks_per_node=None)
+    futures = [each.submit(double, 1) for each in (executor, large, larger, on_workers)]
+    futures.append(large.submit_to_registered_function("4b116d3c-1703-4f8f-9f6f-39921e5864df"))
+    for future in futures:
+        assert future.wait_submitted(TIMEOUT)
+    counted: dict[str, int] = {}
+    for count, resources in sent(service):
+        counted[str(resources)] = counted.get(str(resources), 0) + count
+    assert counted == {
+        "{'num_nodes': 1, 'walltime': '1h'}": 1,
+        "{'num_nodes': 2}": 2,
+        "{'num_nodes': 2, 'ranks_per_node': 4}": 1,
+        "None": 1,
+    }
+    assert executor.resource_specification == {"num_nodes": 1, "walltime": "1h"}
+
+
+def test_a_view_does_not_change(executor: Executor) -> None:
+    view = executor.using(num_nodes=2)
+    specification = view.resource_specification
+    assert specification == {"num_nodes": 2}
+    specification["num_nodes"] = 3
+    executor.resource_specification = {"num_nodes": 4}
+    assert view.resource_specification == {"num_nodes": 2}
+    with pytest.raises(AttributeError):
+        view.resource_specification = None  # type: ignore[misc]
+    assert "with {'num_nodes': 2}" in repr(view)
+
+
+def test_wrong_options_are_refused_at_once(executor: Executor) -> None:
+    with pytest.raises(ResourceSpecificationError, match="num_nodes"):
+        executor.using(nodes=2)
+    with pytest.raises(ResourceSpecificationError, match="walltime"):
+        executor.using(walltime="soon")
+
+
+def test_the_end_of_a_view_does_not_end_its_executor(service: Any, executor: Executor) -> None:
+    with executor.using(num_nodes=1) as view:
+        view.submit(double, 1)
+    view.shutdown()
+    assert executor.submit(double, 2).wait_submitted(TIMEOUT)
+
+
+def test_an_mpi_function_of_a_view_has_resources(service: Any, executor: Executor) -> None:
+    view = executor.using(num_nodes=1)
+    assert view.submit(MPIFunction("true")).wait_submitted(TIMEOUT)  # warnings are errors
+    with pytest.warns(UserWarning, match="resource_specification") as caught:
+        executor.submit(MPIFunction("true"))
+    assert caught[0].filename == __file__
+
+
+def test_threads_share_an_executor_with_views(service: Any, executor: Executor) -> None:
+    def submit(nodes: int) -> None:
+        view = executor.using(num_nodes=nodes)
+        for n in range(20):
+            assert view.submit(double, n).wait_submitted(TIMEOUT)
+
+    threads = [threading.Thread(target=submit, args=(n,)) for n in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counts = dict.fromkeys((1, 2, 3), 0)
+    for count, resources in sent(service):
+        counts[resources["num_nodes"]] += count
+    assert counts == {1: 20, 2: 20, 3: 20}
