@@ -1,4 +1,4 @@
-"""A file system of 1 MiB for tests of full disks; they are skipped if it can't be mounted."""
+"""A file system of 4 MiB for tests of full disks; they are skipped if it can't be mounted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SmallDisk:
             contextlib.suppress(OSError),
             self._filling.open("ab", buffering=0) as file,
         ):
-            while file.write(b"x" * 512):
+            while file.write(b"x" * 4096):
                 pass
 
     def clear(self) -> None:
@@ -39,7 +39,7 @@ class SmallDisk:
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     path = tmp_path / "disk"
     path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
     done = subprocess.run(mount, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         pytest.skip(f"not run: no file system can be mounted here ({done.stderr.strip()})")
