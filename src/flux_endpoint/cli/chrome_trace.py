@@ -51,7 +51,7 @@ def _events(trace: RunTrace, first: float) -> Iterator[dict[str, Any]]:
 
 
 def _arguments(task: ListedTask) -> dict[str, Any]:
-    told = {
+    arguments = {
         "task": task.task_id,
         "state": task.state.value,
         "queue_time": task.queue_time,
@@ -64,4 +64,4 @@ def _arguments(task: ListedTask) -> dict[str, Any]:
         "max_rss": task.max_rss,
         "error": task.error,
     }
-    return {key: value for key, value in told.items() if value is not None}
+    return {key: value for key, value in arguments.items() if value is not None}

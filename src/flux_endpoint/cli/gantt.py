@@ -158,7 +158,7 @@ class Gantt:
             kind = self._kind(mark)
             yield (
                 f'<rect class="{kind}" x="{mark.x:.1f}" y="{y:.0f}" width="{width:.1f}" '
-                f'height="{height}"><title>{escape(self._told(mark))}</title></rect>'
+                f'height="{height}"><title>{escape(self._tooltip(mark))}</title></rect>'
             )
 
     def _marks(self, lane: Lane) -> Iterator[_Mark]:
@@ -188,14 +188,14 @@ class Gantt:
         state = mark.bar.task.state
         return f"{colour} {state.value}" if state is not ListedState.SUCCESS else colour
 
-    def _told(self, mark: _Mark) -> str:
+    def _tooltip(self, mark: _Mark) -> str:
         if mark.count > 1:
             failed = f", {mark.failed} failed" if mark.failed else ""
             return (
                 f"{mark.count} tasks{failed}, {shown_duration(mark.seconds)} in all; one of them:\n"
-                + _told(mark.bar, self._start)
+                + _tooltip(mark.bar, self._start)
             )
-        return _told(mark.bar, self._start)
+        return _tooltip(mark.bar, self._start)
 
 
 def name_of(bar: Bar) -> str:
@@ -203,7 +203,7 @@ def name_of(bar: Bar) -> str:
     return bar.task.function_name or "(follows a job)"
 
 
-def _told(bar: Bar, start: float) -> str:
+def _tooltip(bar: Bar, start: float) -> str:
     task = bar.task
     where = [format_jobid(task.jobid)] if task.jobid is not None else []
     where += [task.node] if task.node else []

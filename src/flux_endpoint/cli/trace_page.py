@@ -50,12 +50,12 @@ def html_page(trace: RunTrace, title: str, notes: Sequence[str]) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in _facts(trace)
     )
-    told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    shown = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_PAGE_STYLE}{STYLE}</style></head><body>\n"
-        f'<h1>{escape(title)}</h1><dl class="facts">{facts}</dl>{told}\n'
+        f'<h1>{escape(title)}</h1><dl class="facts">{facts}</dl>{shown}\n'
         f'<div class="wide">{chart}</div>\n'
         '<p class="note">Point at a bar to read what it is. Times on the axis count from the first '
         f"start, {escape(shown_moment(trace.start))}.</p>\n"

@@ -131,16 +131,16 @@ class Job:
 
     def details(self) -> dict[str, Any]:
         """Return what is known of its run, as entries of the result's details."""
-        told = results.usage_details(self.usage)
+        details = results.usage_details(self.usage)
         if self.jobid is not None:
             # The job's events travel separately from its result, and may arrive later.
-            told[JOBID] = str(self.jobid)
+            details[JOBID] = str(self.jobid)
         if self.hosts:
             is_short = len(self.hosts) <= _LONGEST_HOSTS
-            told[NODE] = self.hosts if is_short else f"{self.hosts[: _LONGEST_HOSTS - 1]}…"
+            details[NODE] = self.hosts if is_short else f"{self.hosts[: _LONGEST_HOSTS - 1]}…"
         if self.attempts:
-            told[ATTEMPTS] = len(self.attempts) + 1
-        return told
+            details[ATTEMPTS] = len(self.attempts) + 1
+        return details
 
 
 @dataclass(frozen=True)
