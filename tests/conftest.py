@@ -42,7 +42,14 @@ APART = "kept_apart"
 #: Directories whose files share a stack: one process runs them, not each a stack of its own.
 TOGETHER = ("tests/cli/", "tests/end_to_end/")
 
-pytest_plugins = ["not_run", "databases", "flux_instance", "official_packages", "small_disk"]
+pytest_plugins = [
+    "not_run",
+    "browser",
+    "databases",
+    "flux_instance",
+    "official_packages",
+    "small_disk",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,6 +16,7 @@ from tests.service.test_operations import events, report, result
 
 from broker_access import NOBODY_ASKS
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.page import live as live_page
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
@@ -34,6 +35,7 @@ FOREIGN_FUNCTION = "403 FUNCTION_NOT_PERMITTED"
 FOREIGN_GROUP = "403 TASK_GROUP_NOT_PERMITTED"
 UNAUTHORIZED = "401 UNAUTHORIZED"
 SEEN_ONLY = FOREIGN_ENDPOINT
+NOT_THE_PAGE = "403 NOT_THE_PAGE"
 FORBIDDEN_METRICS = "403 METRICS_NOT_PERMITTED"
 NOT_FOR_ENDPOINTS = "403 ENDPOINT_TOKEN"
 
@@ -85,6 +87,20 @@ RULES = {
     "POST /auth/v2/oauth2/token/revoke": Rule(nobody="200", body="token=x", itself="200"),
     "GET /auth/v2/oauth2/userinfo": Rule(itself="200"),
     "GET /auth/v2/api/identities": Rule(query="?ids={user}"),
+    # The live page: its files and logins need no token.
+    "GET /": Rule(nobody="200", itself="200"),
+    "GET /page/static/{name}": Rule(nobody="200", itself="200"),
+    "POST /page/session": Rule(
+        NOT_THE_PAGE, None, NOT_THE_PAGE, NOT_THE_PAGE, NOT_THE_PAGE, body={}
+    ),
+    "DELETE /page/session": Rule(nobody="200", itself="200"),
+    "POST /v3/page/code": Rule(body={}),
+    "GET /page/overview": Rule(secret=True),
+    "GET /page/tasks": Rule(secret=True),
+    "GET /page/tasks/{task_id}": Rule(UNKNOWN_TASK, secret=True),
+    "GET /page/groups": Rule(),
+    "GET /page/activity": Rule(),
+    "GET /page/events": Rule(),
     # Functions.
     "POST /v3/functions": Rule(body={"function_name": "f", "function_code": FUNCTION}),
     "GET /v2/functions/{function_id}": Rule(UNKNOWN_FUNCTION, "200", secret=True),
@@ -208,8 +224,9 @@ def _filled(value: Any, ids: dict[str, str]) -> Any:
 
 
 @pytest.fixture
-def world(live: Rest, peer: Peer) -> World:
-    """A service with what ada owns there."""
+def world(live: Rest, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A service with what ada owns there. Its streams of events end at once."""
+    monkeypatch.setattr(live_page, "LONGEST", 0.0)
     client = live.client
     made: dict[str, dict[str, str]] = {}
     for kind in ("private", "public", "named"):
@@ -256,6 +273,7 @@ def world(live: Rest, peer: Peer) -> World:
         "task_id": task_id,
         "task": task_id,
         "user": user,
+        "name": "app.js",
     }
     return World(live, *({**made[kind], **shared} for kind in ("private", "public", "named")))
 

@@ -53,6 +53,10 @@ SECTIONS = {
             "status:status",
             "Show the service, its broker and the endpoints: what runs, what waits, how fast.",
         ),
+        "dashboard": Entry(
+            "dashboard:dashboard",
+            "Print a link to the service's live page: what runs, what waits, what failed.",
+        ),
         "list": Entry(
             "endpoint:list_endpoints", "List the endpoints, their status, and what runs their jobs."
         ),

@@ -12,6 +12,7 @@ from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.operations import (
     EndpointStateAnswer,
     ListedState,
+    LoginCodeAnswer,
     ServiceStatusAnswer,
     TaskRecord,
     TasksAnswer,
@@ -88,6 +89,12 @@ class OperatorApi:
     def task(self, task_id: str) -> TaskRecord:
         """Return one of the user's tasks, whole."""
         return self._get(f"/v3/tasks/{task_id}", TaskRecord)
+
+    def login_code(self) -> LoginCodeAnswer:
+        """Return a code that logs a browser in to the service's live page."""
+        path = "/v3/page/code"
+        answer = self._rest.request("POST", path, json={}, idempotent=True)
+        return self._parsed(path, answer, LoginCodeAnswer)
 
     def kill(self, task_id: str) -> KillAnswer:
         """End a task."""

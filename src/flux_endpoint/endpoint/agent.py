@@ -44,7 +44,7 @@ from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.logs import event, keep_bounded
-from flux_endpoint.protocol.messages import EndpointStop
+from flux_endpoint.protocol.messages import EndpointStop, ReportsWanted
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -300,16 +300,19 @@ class Agent:
             self._broker.queue_lost()
 
     def _commanded(self, delivery: Delivery, turn: Turn) -> None:
-        kill = read_command(delivery)
-        if kill is None:
+        command = read_command(delivery)
+        if command is None:
             return
         turn.answered.append(delivery)
-        self._records.requested(kill)
-        if isinstance(kill, EndpointStop):
+        if isinstance(command, ReportsWanted):
+            self._broker.reports.hurry(command.seconds)
+            return
+        self._records.requested(command)
+        if isinstance(command, EndpointStop):
             event(log, logging.INFO, "asked by the service to stop")
             self._ending.request_once(len(self._tasks.running))
-            return
-        self._tasks.kill(kill, turn)
+        else:
+            self._tasks.kill(command, turn)
 
     def _submit(self, tasks: Iterable[EngineTask]) -> None:
         for task in tasks:

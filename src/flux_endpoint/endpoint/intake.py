@@ -20,6 +20,7 @@ from flux_endpoint.protocol.envelope import VERSION_BYTE, read_json
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import (
     EndpointStop,
+    ReportsWanted,
     Result,
     ResultErrorDetails,
     TaskKill,
@@ -116,11 +117,11 @@ def refuse(task_id: str, code: ErrorCode, text: str, user_message: str) -> Refus
     return RefusedTask(task_id, text, EngineResult(task_id, pack(result)))
 
 
-def read_command(delivery: Delivery) -> TaskKill | EndpointStop | None:
+def read_command(delivery: Delivery) -> TaskKill | EndpointStop | ReportsWanted | None:
     """Return the request in a delivery; dead-letter an invalid one and return `None`."""
     try:
         message = unpack(delivery.body)
-        if isinstance(message, TaskKill | EndpointStop):
+        if isinstance(message, TaskKill | EndpointStop | ReportsWanted):
             return message
         reason = f"a {message.message_type} message is no command"
     except InvalidMessageError as error:

@@ -48,6 +48,8 @@ from flux_endpoint.protocol.messages import EPStatusReport, pack
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two reports while somebody looks, and the longest time that a request asks for.
+OFTEN, LONGEST_HURRY = 2.0, 60.0
 #: Seconds after the first report for the second: an instance that has just begun, in an allocation
 #: of its own, knows its nodes and workers by then.
 _SECOND_AFTER = 3.0
@@ -90,6 +92,9 @@ class StatusReporter:
         self._started = time.time()
         self._last: Future[None] | None = None
         self._sent = 0
+        #: Monotonic time until which reports are sent often.
+        self._often_until = 0.0
+        self._last_at = 0.0
         #: Monotonic time at which the next is to be sent; the first when there is a connection.
         self.due = time.monotonic() + self._period
         #: Tasks that were accepted, and results.
@@ -112,6 +117,7 @@ class StatusReporter:
             counts: the agent's.
             active: false in the last one.
         """
+        self._last_at = time.monotonic()
         state = self._state(engine_status, counts, active)
         if self._metrics is not None:
             self._metrics.reported(state)
@@ -129,7 +135,13 @@ class StatusReporter:
             except PublishError:
                 event(log, logging.DEBUG, "status report not sent: the connection is closed")
         wait = self._period if self._sent > 1 else min(_SECOND_AFTER, self._period)
-        self.due = time.monotonic() + wait
+        now = time.monotonic()
+        self.due = now + (min(wait, OFTEN) if now < self._often_until else wait)
+
+    def hurry(self, seconds: float) -> None:
+        """Send reports often for the next `seconds`."""
+        self._often_until = time.monotonic() + min(seconds, LONGEST_HURRY)
+        self.due = min(self.due, self._last_at + OFTEN)
 
     def _state(
         self, engine_status: dict[str, Any], counts: AgentCounts, active: bool

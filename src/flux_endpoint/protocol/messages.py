@@ -93,6 +93,19 @@ class EndpointStop(Message):
     endpoint_id: UUID
 
 
+class ReportsWanted(Message):
+    """A request to this project's endpoints: send status reports often, since somebody looks.
+
+    It is sent to endpoints that have announced in their metadata that they understand it.
+    """
+
+    message_type: ClassVar[str] = "reports_wanted"
+
+    endpoint_id: UUID
+    #: For how long (s), from now on.
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
 class TaskEvent(BaseModel):
     """An event of a task's Flux job (RFC 21).
 
@@ -170,6 +183,7 @@ MESSAGES: dict[str, type[Message]] = {
         EPStatusReport,
         EndpointStop,
         ManagerStatusReport,
+        ReportsWanted,
         Result,
         Task,
         TaskCancel,

@@ -123,6 +123,14 @@ class EndpointStateAnswer(BaseModel):
     queue: QueueDocument | None = None
 
 
+class LoginCodeAnswer(BaseModel):
+    """`POST /v3/page/code`: a code that logs a browser in to the live page, once."""
+
+    code: str
+    #: Seconds for which it is valid.
+    expires_in: float
+
+
 class TakenTasksAnswer(BaseModel):
     """`GET /v3/endpoints/{id}/taken`: the unfinished tasks that an endpoint took, in any order."""
 

@@ -23,6 +23,9 @@ from flux_endpoint.service.metrics import (
     NotedRoutes,
     ServiceCounters,
 )
+from flux_endpoint.service.page.live import LiveListeners
+from flux_endpoint.service.page.reports import ReportRequests
+from flux_endpoint.service.page.sessions import Sessions
 from flux_endpoint.service.quotas import Quotas, RequestRate
 from flux_endpoint.service.request_target import AbsoluteTargets
 from flux_endpoint.service.retention import Keep, Retention
@@ -38,12 +41,14 @@ from flux_endpoint.service.routes import (
     kill,
     metrics,
     operations,
+    page,
     submit,
     taken,
     tasks,
     version,
 )
 from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store.accounts import account_key
 from flux_endpoint.service.store.engine import Database
 
 
@@ -60,6 +65,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     """
     counted = CollectorRegistry()
     counters = ServiceCounters(counted)
+    listeners = LiveListeners()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +77,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
         if at_broker is None:
             at_broker = await to_thread.run_sync(broker_access, settings)
             at_broker.start()
-        changes = Changes(counters, retention)
+        changes = Changes(counters, retention, listeners)
         broker = Broker(settings, database, at_broker, changes)
         broker.start()
         retention.start()
@@ -89,6 +95,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
             audit,
             at_broker,
             changes,
+            Sessions(await to_thread.run_sync(_key, database)),
         )
         try:
             yield
@@ -107,7 +114,9 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     errors.add_handlers(app)
     app.add_middleware(WatchedSubmissions)
     app.add_middleware(AbsoluteTargets)
-    app.add_middleware(CountedRequests, counters=counters)
+    app.add_middleware(CountedRequests, counters=counters, endless=frozenset({"/page/events"}))
+    app.state.listeners = listeners
+    app.state.report_requests = ReportRequests()
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
     app.include_router(endpoint_tokens.router)
@@ -115,4 +124,10 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     app.include_router(health.router)
     app.include_router(taken.router)
     app.include_router(metrics.router)
+    app.include_router(page.router)
     return app
+
+
+def _key(database: Database) -> bytes:
+    with database.read() as connection:
+        return account_key(connection)

@@ -11,6 +11,7 @@ from flux_endpoint.service.changes import ChangeListener
 from flux_endpoint.service.dependents import Dependents
 from flux_endpoint.service.duplicate_submissions import DuplicateSubmissions
 from flux_endpoint.service.official import OfficialEndpoints
+from flux_endpoint.service.page.sessions import Sessions
 from flux_endpoint.service.quotas import Quotas
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
@@ -30,6 +31,7 @@ class ServiceContext:
     audit: ServiceAudit
     access: BrokerAccess
     changes: ChangeListener
+    sessions: Sessions
     repeats: DuplicateSubmissions = field(default_factory=DuplicateSubmissions)
 
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.audit import ServiceAudit
 from flux_endpoint.service.errors import CHALLENGE, error_answer
+from flux_endpoint.service.page.sessions import Sessions
 from flux_endpoint.service.quotas import RequestRate
 from flux_endpoint.service.scope import endpoint_token_permits
 from flux_endpoint.service.store import users
@@ -20,8 +21,19 @@ from flux_endpoint.service.store.engine import Database
 #: Routes that need no token in the header. They are for programs that may have none yet. They take
 #: a small body or none, and check credentials themselves.
 OPEN_PATHS = frozenset(
-    {"/health", "/v2/version", "/auth/v2/oauth2/token", "/auth/v2/oauth2/token/revoke"}
+    {
+        "/",
+        "/health",
+        "/v2/version",
+        "/auth/v2/oauth2/token",
+        "/auth/v2/oauth2/token/revoke",
+        "/page/session",
+    }
 )
+#: Prefix of the page's files, which need no token either.
+OPEN_PREFIX = "/page/static/"
+#: Prefix of the routes that a session of the page may use instead of a token, by its cookie.
+PAGE_PREFIX = "/page/"
 
 _SCHEME = "bearer "
 _KEY = "flux_endpoint.user"
@@ -41,7 +53,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         header = dict(scope["headers"]).get(b"authorization")
@@ -49,7 +61,8 @@ class Authentication:
         context = scope["app"].state.context
         user = None
         try:
-            user = await to_thread.run_sync(_user, context.database, authorization)
+            session = _session(scope, context.sessions) if authorization is None else None
+            user = await to_thread.run_sync(_user, context.database, authorization, session)
             _check_scope(user, scope)
         except ServiceError as error:
             if any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes):
@@ -69,7 +82,34 @@ class Authentication:
             await error_answer(error)(scope, receive, send)
 
 
-def _user(database: Database, authorization: str | None) -> users.User:
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+
+
+def _session(scope: Scope, sessions: Sessions) -> str | None:
+    """Return the token's hash of a request by the page.
+
+    Raises:
+        ServiceError: 401, the page is not logged in any more.
+    """
+    if not scope["path"].startswith(PAGE_PREFIX):
+        return None
+    cookie = Request(scope).cookies.get(sessions.cookie)
+    if cookie is None:
+        return None
+    token_hash = sessions.token_hash(cookie)
+    if token_hash is None:
+        raise unauthorized("the session has ended: log in again (flux-endpoint dashboard)")
+    return token_hash
+
+
+def _user(database: Database, authorization: str | None, session: str | None) -> users.User:
+    if session is not None:
+        with database.read() as connection:
+            found = users.user_by_hash(connection, session)
+        if found is None:
+            raise unauthorized("the token that you logged in with has expired or was revoked")
+        return found
     if authorization is None:
         raise unauthorized("the Authorization header is missing, expected 'Bearer TOKEN'")
     if authorization[: len(_SCHEME)].lower() != _SCHEME:

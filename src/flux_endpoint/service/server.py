@@ -69,7 +69,8 @@ def run(settings: ServiceSettings) -> None:
             connections=_possible(settings.max_connections),
             per_address=settings.max_connections_per_address,
         )
-        server = _Server(http_config(create_app(settings, access), limits), order.tell_ready)
+        app = create_app(settings, access)
+        server = _Server(http_config(app, limits), order.tell_ready, app.state.listeners.close)
         order.wait()
         access.start()
         access.check()
@@ -128,9 +129,15 @@ def _possible(connections: int) -> int:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_ready: Callable[[], None],
+        on_shutdown: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._on_shutdown = on_shutdown
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if not self.should_exit:
@@ -148,6 +155,10 @@ class _Server(uvicorn.Server):
             shown = f"[{host}]" if ":" in host else host
             event(log, logging.INFO, "service ready", url=f"http://{shown}:{port}")
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_shutdown()  # else it would wait for the live pages
+        await super().shutdown(sockets)
 
 
 def _kill() -> None:

@@ -26,6 +26,9 @@ OWN_USER_ENDPOINTS_KEY = "user_endpoints_version"
 #: Key of an endpoint's metadata: maximum number of tasks that it accepts in one message.
 TOGETHER_KEY = "tasks_per_message"
 
+#: Key of an endpoint's metadata: whether it understands `ReportsWanted`.
+REPORTS_KEY = "reports_on_request"
+
 #: Stands for all users in a list of user names.
 EVERYBODY = "*"
 
@@ -95,6 +98,11 @@ class Endpoint(OfficialState):
     def takes_together(self) -> int:
         """Maximum number of tasks that it accepts in one message."""
         return _together(self.metadata)
+
+    @property
+    def reports_on_request(self) -> bool:
+        """Whether it understands a request to report often."""
+        return self.is_own_make and self.metadata.get(REPORTS_KEY) is True
 
     @property
     def status(self) -> Literal["online", "offline"]:

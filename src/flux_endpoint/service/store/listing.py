@@ -1,7 +1,7 @@
 """Lists of tasks, newest first."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self
@@ -136,7 +136,10 @@ class Wanted:
 
 
 def newest_tasks(
-    connection: sa.Connection, wanted: Wanted, after: PagePosition | None = None
+    connection: sa.Connection,
+    wanted: Wanted,
+    after: PagePosition | None = None,
+    may_go_on: Callable[[PagePosition], bool] = lambda _: True,
 ) -> Iterator[tuple[PagePosition, ListedTask]]:
     """Yield tasks and their positions, newest first.
 
@@ -144,6 +147,8 @@ def newest_tasks(
         connection: a transaction.
         wanted: the filter.
         after: begin after this position.
+        may_go_on: called with the position that is reached, now and then; the list ends if it
+            returns `False`.
     """
     query = (
         sa.select(
@@ -169,6 +174,9 @@ def newest_tasks(
         for first in range(0, len(rows), _PAGE):
             page = rows[first : first + _PAGE]
             yield from _of_page(connection, wanted, page, after, running)
+            # No task of a submission is before its position 0.
+            if not may_go_on(PagePosition(page[-1].id, 0)):
+                return
         query = query.where(submissions.c.id < rows[-1].id)
         size *= 10
 
@@ -206,6 +214,28 @@ def task_record(connection: sa.Connection, owner_id: str, task_id: str) -> TaskR
         events=[TaskEventDocument(**vars(each)) for each in events_of(connection, task_id)],
         details=readable(row.details or {}),
     )
+
+
+def newest_groups(
+    connection: sa.Connection, owner_id: str
+) -> Iterator[tuple[str, float, str | None]]:
+    """Yield the task group, the time and a function's name of a user's newest submissions."""
+    newest = (
+        sa.select(submissions.c.id, submissions.c.group_id, submissions.c.created_at)
+        .where(submissions.c.owner_id == owner_id)
+        .order_by(submissions.c.id.desc())
+        .limit(_PAGE)
+        .subquery()
+    )
+    first = (tasks.c.submission_id == newest.c.id) & (tasks.c.position == 0)
+    query = (
+        sa.select(newest.c.group_id, newest.c.created_at, functions.c.name)
+        .outerjoin_from(newest, tasks, first)
+        .outerjoin(functions)
+        .order_by(newest.c.id.desc())
+    )
+    for row in connection.execute(query):
+        yield row.group_id, row.created_at, row.name
 
 
 def _last_bytes(column: sa.Column[Any], most: int) -> sa.ColumnElement[Any]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -53,3 +54,9 @@ def reporting_endpoints(connection: sa.Connection) -> Iterator[Endpoint]:
         found = get_endpoint(connection, endpoint_id)
         if found is not None:
             yield found
+
+
+def open_tasks(connection: sa.Connection, user_id: str) -> int:
+    """Return the number of a user's open tasks."""
+    found: Any = connection.scalar(sa.select(users.c.open_tasks).where(users.c.id == user_id))
+    return int(found or 0)

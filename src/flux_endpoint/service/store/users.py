@@ -61,7 +61,11 @@ class Token:
 
 def user_by_token(connection: sa.Connection, token: str) -> User | None:
     """Return the user of a token; `None` if the token is unknown or expired."""
-    token_hash = _hash(token)
+    return user_by_hash(connection, hash_of(token))
+
+
+def user_by_hash(connection: sa.Connection, token_hash: str) -> User | None:
+    """Return the user of the token with a hash; `None` if it is unknown or expired."""
     row = connection.execute(_BY_TOKEN, {"hash": token_hash, "now": time.time()}).one_or_none()
     if row is None:
         return None
@@ -71,7 +75,7 @@ def user_by_token(connection: sa.Connection, token: str) -> User | None:
 def expired_at(connection: sa.Connection, token: str) -> float | None:
     """Return when a token expired (seconds since the epoch); `None` if it is valid or unknown."""
     query = sa.select(tokens.c.expires_at).where(
-        tokens.c.hash == _hash(token), ~is_valid(time.time())
+        tokens.c.hash == hash_of(token), ~is_valid(time.time())
     )
     expires_at: float | None = connection.scalar(query)
     return expires_at
@@ -147,7 +151,7 @@ def _new_token(
     token = secrets.token_urlsafe(32)
     connection.execute(
         sa.insert(tokens).values(
-            hash=_hash(token),
+            hash=hash_of(token),
             user_id=user_id,
             created_at=time.time(),
             expires_at=expires_at,
@@ -175,7 +179,7 @@ def revoke_token(connection: sa.Connection, token_or_id: str) -> bool:
         token_or_id: the token or its id.
     """
     by_id = sa.func.substr(tokens.c.hash, 1, TOKEN_ID_LENGTH) == token_or_id
-    matches = (tokens.c.hash == _hash(token_or_id)) | by_id
+    matches = (tokens.c.hash == hash_of(token_or_id)) | by_id
     return connection.execute(sa.delete(tokens).where(matches)).rowcount > 0
 
 
@@ -200,7 +204,7 @@ def list_tokens(connection: sa.Connection) -> list[Token]:
 
 def token_id(token: str) -> str:
     """Return the id of a token, as it is listed."""
-    return _hash(token)[:TOKEN_ID_LENGTH]
+    return hash_of(token)[:TOKEN_ID_LENGTH]
 
 
 def groups_of(connection: sa.Connection, user_id: str) -> set[str]:
@@ -234,5 +238,6 @@ def list_groups(connection: sa.Connection) -> dict[str, list[str]]:
     return found
 
 
-def _hash(token: str) -> str:
+def hash_of(token: str) -> str:
+    """Return the SHA-256 of a token, hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,90 @@
+"""What a task gave back, as text for a page; nothing of it is run or imported."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from typing import Any
+
+from pydantic import BaseModel
+
+#: Longest text, in characters, and most of its last lines.
+LONGEST = 16 << 10
+MOST_LINES = 100
+#: Largest serialized value that is read.
+LARGEST = 1 << 20
+
+#: Begins a pickle in base64, by `serialize.data`, which is not imported here: it brings dill along.
+_DATA = b"00\n"
+_COMMAND = ("cmd", "stdout", "stderr", "returncode")
+
+
+class ShownOutput(BaseModel):
+    """The ends of a task's texts; `None`: there is none, or it can't be shown."""
+
+    #: The command line that was run.
+    command: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    #: Exit code of a command; negative: the signal that ended it.
+    returncode: int | None = None
+    #: The value of a function, if it is plain data.
+    value: str | None = None
+    #: The text of the error.
+    error: str | None = None
+    #: Bytes of the result as it is stored.
+    size: int = 0
+
+
+def shown_output(result: bytes | None, *, failed: bool) -> ShownOutput:
+    """Return what can be shown of a result.
+
+    Args:
+        result: the serialized value, or the text of the error.
+        failed: which of the two it is.
+    """
+    if result is None:
+        return ShownOutput()
+    if failed:
+        return ShownOutput(error=_end(result.decode(errors="replace")), size=len(result))
+    shown = ShownOutput(size=len(result))
+    if len(result) > LARGEST or not result.startswith(_DATA):
+        return shown
+    # Imported here: it brings along what the service needs for nothing else.
+    from flux_endpoint.functions.safe_pickle import (  # noqa: PLC0415
+        Instance,
+        NotInertError,
+        read_inert,
+        require_plain,
+    )
+
+    try:
+        value = read_inert(b64decode(result.removeprefix(_DATA)))
+        if isinstance(value, Instance) and isinstance(value.state, dict):
+            return shown.model_copy(update=_command(value.state))
+        require_plain(value)
+    except (NotInertError, binascii.Error, ValueError):
+        return shown
+    return shown.model_copy(update={"value": _end(repr(value))})
+
+
+def _command(state: dict[Any, Any]) -> dict[str, Any]:
+    """Return the fields of a `ShellResult`; of another object, nothing."""
+    if not set(_COMMAND) <= set(state):
+        return {}
+    command, stdout, stderr, returncode = (state[name] for name in _COMMAND)
+    if not all(isinstance(each, str) for each in (command, stdout, stderr)):
+        return {}
+    return {
+        "command": _end(command),
+        "stdout": _end(stdout),
+        "stderr": _end(stderr),
+        "returncode": returncode if isinstance(returncode, int) else None,
+    }
+
+
+def _end(text: str) -> str:
+    """Return the last lines of a text."""
+    lines = text[-LONGEST:].splitlines()
+    cut = len(text) > LONGEST or len(lines) > MOST_LINES
+    return "\n".join([*(["…"] if cut else []), *lines[-MOST_LINES:]])
