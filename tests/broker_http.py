@@ -48,15 +48,18 @@ class ManagementApi:
     def _put(self, path: tuple[str, ...], what: dict[str, Any]) -> None:
         self._client.put(_path(path), json=what).raise_for_status()
 
-    def _delete(self, path: tuple[str, ...], reason: str = "") -> None:
-        self._client.delete(_path(path), headers={"X-Reason": reason}).raise_for_status()
+    def _delete(self, path: tuple[str, ...]) -> None:
+        self._client.delete(_path(path)).raise_for_status()
 
     def _close(self, vhost: str, reason: str) -> None:
         # Without statistics, which are disabled.
         answer = self._client.get("connections?disable_stats=true&columns=name,vhost")
         for each in answer.raise_for_status().json():
             if each.get("vhost") == vhost:
-                self._delete(("connections", each["name"]), reason)
+                path = _path(("connections", each["name"]))
+                closed = self._client.delete(path, headers={"X-Reason": reason})
+                if closed.status_code != httpx.codes.NOT_FOUND:  # it had closed by itself
+                    closed.raise_for_status()
 
 
 def _path(parts: tuple[str, ...]) -> str:
