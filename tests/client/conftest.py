@@ -216,7 +216,8 @@ def service() -> Iterator[Service]:
 def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test has a task group of its own, and leaves no thread behind but the janitor's."""
     monkeypatch.setattr(executor_settings, "_default_groups", {})
-    monkeypatch.setattr(exits, "EXIT_FLUSH", 1.0)
+    # Tests that leave tasks unfinished would wait for their events.
+    monkeypatch.setattr(exits, "EXIT_FLUSH", 0.1)
     yield
     exits.shut_down_all()
     left = [

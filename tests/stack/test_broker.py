@@ -42,8 +42,14 @@ ODD_NAME = "a 'b' \"c\" #d %20 $e `f` {{g}} \\h ü?*[i],j:k;l&m"
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    with RabbitNode(tmp_path_factory.mktemp("node") / ODD_NAME) as node:
+def reasons():
+    """The reasons for unexpected ends of `node`."""
+    return queue.SimpleQueue()
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory, reasons):
+    with RabbitNode(tmp_path_factory.mktemp("node") / ODD_NAME, on_exit=reasons.put) as node:
         yield node
 
 
@@ -222,21 +228,19 @@ def test_when_its_owner_is_killed_no_process_is_left(tmp_path, processes_of, awa
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs an address that only epmd uses")
 def test_an_unexpected_end_is_reported_once_and_a_port_taken_meanwhile_is_replaced(
-    tmp_path, processes_of
+    node, reasons, processes_of
 ):
-    reasons = queue.SimpleQueue()
-    node = RabbitNode(tmp_path, on_exit=reasons.put)
-    with node:
-        commands = processes_of(tmp_path)
-        (beam,) = (pid for pid, command in commands.items() if "beam.smp" in command)
-        os.kill(beam, signal.SIGKILL)
-        assert "RabbitMQ node ended" in reasons.get(timeout=20)
-        node.stop()
-        before = load_identity(tmp_path)
-        with socket.create_server(("::1", before.epmd_port), family=socket.AF_INET6):
-            urls = []
-            node.start(lambda: urls.append(node.service_url))
-        connect(node.service_url).close()
-        assert urls[0] != urls[1] == node.service_url
-        assert load_identity(tmp_path).epmd_port != before.epmd_port
+    commands = processes_of(node.directory)
+    (beam,) = (pid for pid, command in commands.items() if "beam.smp" in command)
+    os.kill(beam, signal.SIGKILL)
+    assert "RabbitMQ node ended" in reasons.get(timeout=20)
+    node.stop()
+    before = load_identity(node.directory)
+    with socket.create_server(("::1", before.epmd_port), family=socket.AF_INET6):
+        urls = []
+        node.start(lambda: urls.append(node.service_url))
+    connect(node.service_url).close()
+    assert urls[0] != urls[1] == node.service_url
+    assert load_identity(node.directory).epmd_port != before.epmd_port
+    node.stop()
     assert reasons.empty()

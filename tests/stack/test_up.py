@@ -412,7 +412,7 @@ def test_a_part_that_fails_again_and_again_does_not_end_the_others(whole):
     right = config.read_text()
     config.write_text("max_in_fligth: 3\n")
     os.kill(json.loads((home.path / "endpoints" / "local" / "status.json").read_text())["pid"], 9)
-    until(lambda: "(6 times in a row)" in home.log, home)
+    until(lambda: "(4 times in a row)" in home.log, home)
     assert home.version() == 200
     config.write_text(right)
     until(lambda: home.runs, home)
