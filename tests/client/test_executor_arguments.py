@@ -126,6 +126,12 @@ def test_every_argument_is_an_attribute(client: Client) -> None:
     assert "mine" in repr(executor)
 
 
+def test_a_configuration_that_attach_would_ignore_is_refused(client: Client) -> None:
+    executor = Executor(str(uuid.uuid4()), client=client, user_endpoint_config={"walltime": "1:00"})
+    with pytest.raises(ValueError, match="no effect on a job that is only followed"):
+        executor.attach(1)
+
+
 def test_executors_share_the_task_group_of_the_first(client: Client) -> None:
     first, second = Executor(client=client), Executor(client=client)
     assert first.task_group_id == second.task_group_id

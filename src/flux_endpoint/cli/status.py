@@ -177,7 +177,7 @@ def _endpoint_lines(view: EndpointView) -> Iterator[Line]:
     if report.get("trouble"):
         yield "Trouble", f"{report['trouble']}{as_of}", "bad"
     if isinstance(report.get("user_endpoints"), list):
-        yield "User endpoints", _user_endpoints(report["user_endpoints"]) + as_of, None
+        yield "Users", _user_endpoints(report["user_endpoints"]) + as_of, None
         yield "Tasks", _waiting(view), None
         return
     for title, text, tone in _flux_lines(report):
@@ -198,7 +198,8 @@ def _user_endpoints(listed: Sequence[object]) -> str:
     known = [each for each in listed if isinstance(each, Mapping)]
     names = Counter(f"{each.get('user')} (as {each.get('account')})" for each in known)
     shown = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in sorted(names.items()))
-    return f"{len(known)} running{f': {shown}' if shown else ''}"
+    noun = "user endpoint" if len(known) == 1 else "user endpoints"
+    return f"{len(known)} {noun}{f': {shown}' if shown else ''}"
 
 
 def _as_of(view: EndpointView) -> str:

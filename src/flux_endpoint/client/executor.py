@@ -232,11 +232,17 @@ class Executor(ExecutorSettings, Submitting):
             fails if the instance has no such job, or if the job belongs to another user.
 
         Raises:
-            ValueError: `jobid` is not a job id, or no endpoint is set.
+            ValueError: `jobid` is not a job id, no endpoint is set, or the Executor has a
+                `user_endpoint_config`.
             RuntimeError: the Executor is shut down.
         """
         self._refuse_if_shut_down()
         number = parse_jobid(jobid)
+        if self.user_endpoint_config:
+            raise ValueError(
+                "user_endpoint_config has no effect on a job that is only followed: attach with an "
+                "Executor that has none"
+            )
         route = SubmissionRoute(
             self._group(),
             self._route().endpoint_id,

@@ -6,6 +6,8 @@ import contextlib
 import os
 import pwd
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from tests.endpoint.multi_user.world import (
 from tests.service.http_server import listening
 
 from broker_access import session_broker
-from flux_endpoint import ShellFunction
+from flux_endpoint import MPIFunction, ShellFunction
 from flux_endpoint.errors import TaskCancelled, TaskExecutionFailed
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
@@ -193,6 +195,49 @@ def test_an_idle_user_endpoint_ends_and_is_started_again_on_demand(world, accoun
             sessions.append(ada.submit(SESSION["about"]).result(PATIENCE)["agent"])
             until(lambda: len(user_endpoints(world, ADA)) <= 1)  # that of another test may be there
     assert sessions[0] != sessions[1]
+
+
+@pytest.fixture
+def adas_instance(world, accounts) -> Iterator[str]:
+    """A Flux instance that ada has started, and whose URI all user endpoints have."""
+    command = "echo $FLUX_URI; cat"
+    instance = subprocess.Popen(
+        ["runuser", "-u", ADA, "--", shutil.which("flux"), "start", "--", "sh", "-c", command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": pwd.getpwnam(ADA).pw_dir},
+        text=True,
+    )
+    uri = instance.stdout.readline().strip()
+    environment = world.path / "user_environment.yaml"
+    before = environment.read_text()
+    environment.write_text(f"{before}FLUX_URI: {uri}\nPATH: {os.environ['PATH']}\n")
+    yield uri
+    environment.write_text(before)
+    instance.communicate()
+
+
+@pytest.mark.flux
+def test_jobs_of_a_user_run_in_an_instance_that_the_user_can_reach(world, adas_instance):
+    with (
+        world.executor("ada", executor="flux") as ada,
+        world.executor(BOBS_NAME, executor="flux") as bob,
+    ):
+        ada.resource_specification = {"num_ranks": 2}
+        job = ada.submit(MPIFunction("id -un"))
+        error = bob.submit(SESSION["about"]).exception(PATIENCE)
+        assert job.result(PATIENCE).stdout == f"{ADA}\n{ADA}\n"
+        listed = subprocess.run(
+            ["runuser", "-u", ADA, "--", "flux", "jobs", "-ano", "{id.dec} {username}"],
+            env={"PATH": os.environ["PATH"], "FLUX_URI": adas_instance},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"{int(job.jobid())} {ADA}" in listed.stdout
+    assert "EndpointNotStarted" in str(error)
+    assert "Permission denied" in str(error) or "not permitted" in str(error)
 
 
 def test_the_number_of_an_accounts_user_endpoints_is_limited(world, accounts):
