@@ -77,8 +77,39 @@ class TestFiles:
     def test_each_run_has_separate_output_files(self, directory, monkeypatch):
         monkeypatch.setenv("GC_TASK_UUID", "T")
         for _ in range(3):
-            ShellFunction("true")()
+            ShellFunction("echo out; echo err >&2")()
         assert len(names(directory)) == 6
+
+    def test_an_empty_output_file_serves_the_next_command(self, directory, monkeypatch):
+        for task in "ABC":
+            monkeypatch.setenv("GC_TASK_UUID", task)
+            shown = ShellFunction("ls; echo err >&2")().stdout
+            assert [name.split(".")[::2] for name in shown.split() if name[0] == task] == [
+                [task, "stderr"],
+                [task, "stdout"],
+            ]
+            ShellFunction("true")()
+        # Of each three commands with a silent stream, the last one's file is left.
+        assert len(names(directory)) == 8
+        assert sorted(path.stat().st_size for path in directory.iterdir())[:2] == [0, 0]
+
+    def test_no_command_gets_a_file_that_a_background_process_may_write_to(self, directory):
+        ShellFunction("(until test -e go; do sleep 0.01; done; echo late; touch done) &")()
+        following = [ShellFunction("true")() for _ in range(2)]
+        result = ShellFunction("touch go; until test -e done; do sleep 0.01; done")()
+        assert [each.stdout for each in (*following, result)] == ["", "", ""]
+        late = [path for path in directory.iterdir() if path.stat().st_size]
+        assert [path.read_text() for path in late] == ["late\n"]
+
+    @pytest.mark.parametrize("change", ["rm *.std*", "for f in *.std*; do ln $f link.$f; done"])
+    def test_an_output_file_that_was_removed_or_linked_is_not_used_again(self, directory, change):
+        ShellFunction("true")()
+        subprocess.run(["bash", "-c", change], check=True, cwd=directory)
+        before = {path.stat().st_ino for path in directory.glob("link.*")}
+        assert ShellFunction("echo x; echo y >&2")().stdout == "x\n"
+        written = {path.stat().st_ino for path in directory.iterdir() if path.stat().st_size}
+        assert len(written) == 2
+        assert not written & before
 
     def test_output_files_have_names_without_a_task(self, directory):
         ShellFunction("true")()

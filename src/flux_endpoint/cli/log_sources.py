@@ -79,9 +79,9 @@ def task_sources(task_id: str, directory: EndpointDirectory) -> list[LogSource]:
     found = [LogSource(path.suffix[1:], path) for path in files]
     if not found:
         raise NotFoundError(
-            f"task {task_id} has left no files of output in {work}: only commands do, unless they "
-            "name files of their own. What functions print is in `flux-endpoint logs "
-            f"{directory.name}{_OUTPUT}`"
+            f"task {task_id} has left no files of output in {work}: only commands do that write "
+            "something, unless they name files of their own. What functions print is in "
+            f"`flux-endpoint logs {directory.name}{_OUTPUT}`"
         )
     return found
 

@@ -13,11 +13,12 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from flux_endpoint.functions.output_files import output_file
 from flux_endpoint.functions.room import lacks_room
 from flux_endpoint.functions.snippet import last_lines, snippet_limit
 from flux_endpoint.functions.tree import MARK, CommandTree
@@ -88,7 +89,8 @@ def run_command(
     Args:
         command: the command line.
         stdout: file to which its standard output is appended, relative to its working directory; by
-            default a new file there, named `<task id>.<random>.stdout`.
+            default a new file there, named `<task id>.<random>.stdout`. If it remains empty, a
+            later command of this process may rename it and use it.
         stderr: the same for its standard error.
         walltime: seconds after which the command and all of its processes are ended.
         snippet_lines: number of last lines of each stream to return.
@@ -103,7 +105,10 @@ def run_command(
     stem = f"{os.environ.get('GC_TASK_UUID') or uuid.uuid4()}.{uuid.uuid4().hex[:8]}"
     out_path = directory / (stdout or f"{stem}.stdout")
     err_path = directory / (stderr or f"{stem}.stderr")
-    with _opened(out_path) as out, _opened(err_path) as err:
+    with (
+        output_file(out_path, may_be_renamed=not stdout) as out,
+        output_file(err_path, may_be_renamed=not stderr) as err,
+    ):
         out_start, err_start = os.fstat(out).st_size, os.fstat(err).st_size
         outcome = _run(command, directory, out, err, walltime)
         limit = snippet_limit(command)
@@ -113,21 +118,6 @@ def run_command(
             last_lines(err, err_start, snippet_lines, limit)
             + (lacks_room(out_path, out) or lacks_room(err_path, err)),
         )
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    # Also readable: the snippet is read from this descriptor even if the command renames the file.
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, flags, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _run(
