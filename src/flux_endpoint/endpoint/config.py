@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -52,10 +52,39 @@ def _check_address(text: str) -> str:
     return text
 
 
-class EndpointConfig(BaseModel):
-    """The options of `config.yaml`; each has a default."""
+class PermissionsConfig(BaseModel):
+    """Options of who may run what."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Whether people other than the owner see the endpoint.
+    public: bool = False
+    #: Who may run tasks besides the owner: names of the service's users ("*": all) and groups.
+    users: list[Principal] | None = Field(default=None, max_length=1000)
+    groups: list[Principal] | None = Field(default=None, max_length=1000)
+    #: Ids of the functions that may run here, with plain data as arguments; default: any function
+    #: and any arguments.
+    allowed_functions: list[UuidText] | None = None
+    #: With these: variables that tasks may set, besides those of `endpoint.restrictions`.
+    allowed_environment: list[str] = Field(default_factory=list)
+    #: With these: programs that treat any argument as data, besides the known ones.
+    plain_programs: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check_options_of_functions(self) -> Self:
+        for option, means in (
+            ("allowed_environment", "tasks may set every variable"),
+            ("plain_programs", "commands take every value"),
+        ):
+            if getattr(self, option) and self.allowed_functions is None:
+                raise ValueError(
+                    f"{option} is for endpoints with allowed_functions: without these, {means}"
+                )
+        return self
+
+
+class EndpointConfig(PermissionsConfig):
+    """The options of `config.yaml`; each has a default."""
 
     #: Name shown in lists; default: the endpoint's name.
     display_name: str | None = Field(default=None, min_length=1, max_length=256)
@@ -66,20 +95,8 @@ class EndpointConfig(BaseModel):
     max_in_flight: PositiveInt = 1000
     #: The most tasks that the broker sends before they are acknowledged.
     prefetch: int = Field(default=512, ge=1, le=MAX_PREFETCH)
-    #: Ids of the functions that may run here, with plain data as arguments; default: any function
-    #: and any arguments.
-    allowed_functions: list[UuidText] | None = None
-    #: With these: variables that tasks may set, besides those of `endpoint.restrictions`.
-    allowed_environment: list[str] = Field(default_factory=list)
-    #: With these: programs that treat any argument as data, besides the known ones.
-    plain_programs: list[str] = Field(default_factory=list)
     #: `true` makes it a multi-user endpoint, with the options of `multi_user.config`.
     multi_user: Literal[False] = False
-    #: Whether people other than the owner see the endpoint.
-    public: bool = False
-    #: Who may run tasks besides the owner: names of the service's users ("*": all) and groups.
-    users: list[Principal] | None = Field(default=None, max_length=1000)
-    groups: list[Principal] | None = Field(default=None, max_length=1000)
     #: Seconds that running tasks have when the endpoint stops.
     shutdown_grace: float = Field(default=5, ge=0)
     #: Seconds without an unfinished task after which the endpoint ends; infinity: never.
@@ -105,18 +122,6 @@ class EndpointConfig(BaseModel):
     @property
     def _tasks_ahead(self) -> int:
         return min(self.prefetch, self.max_in_flight)
-
-    @model_validator(mode="after")
-    def _check_options_of_functions(self) -> EndpointConfig:
-        for option, means in (
-            ("allowed_environment", "tasks may set every variable"),
-            ("plain_programs", "commands take every value"),
-        ):
-            if getattr(self, option) and self.allowed_functions is None:
-                raise ValueError(
-                    f"{option} is for endpoints with allowed_functions: without these, {means}"
-                )
-        return self
 
 
 def declares_multi_user(text: str) -> bool:
@@ -335,8 +340,8 @@ engine:
   # Let Flux's job shell prepare command tasks (see docs/flux-plugins.md): always, never,
   # or auto: where the site installed the plugin.
   # shell_plugin: auto
-  # Short MPI commands that come one after the other share an allocation (see docs/jobs.md);
-  # false: each is a job of its own.
+  # Whether short MPI commands that come one after the other share an allocation, instead of
+  # being a job each (see docs/jobs.md).
   # hold_allocations: true
   # How often a task is retried whose worker, job or node was lost.
   # max_retries_on_system_failure: 0

@@ -117,7 +117,37 @@ class WorkersConfig(BaseModel):
         return self
 
 
-class FluxEngineConfig(WorkersConfig):
+class EnvironmentConfig(BaseModel):
+    """Options of the environment that workers and jobs run in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Shell code that runs on each node before its workers, and before the program of each task
+    #: that is a job, for example to load modules. If a command in it fails, nothing is started.
+    worker_init: str = Field(default="", max_length=MAX_SNIPPET)
+    #: Variables of workers and jobs, in addition to the endpoint's; null unsets one.
+    environment: dict[str, Variable] = Field(default_factory=dict)
+    #: Python that runs functions, a path or a name on `PATH`; default: the one of the endpoint.
+    #: It needs this package, of the same version.
+    python: str | None = Field(default=None, min_length=1)
+
+    @field_validator("environment")
+    @classmethod
+    def _check_names(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for name, text in value.items():
+            if not name or "=" in name or "\0" in name + (text or ""):
+                raise ValueError(f"{name!r} can't be a variable, or its value has a NUL character")
+        return value
+
+    @field_validator("worker_init", "python")
+    @classmethod
+    def _check_text(cls, value: str | None) -> str | None:
+        if value is not None and "\0" in value:
+            raise ValueError("must not have a NUL character in it")
+        return value
+
+
+class FluxEngineConfig(WorkersConfig, EnvironmentConfig):
     """Options of `FluxEngine`; the defaults suit laptops and allocations alike."""
 
     type: Literal["FluxEngine"] = "FluxEngine"
@@ -127,14 +157,6 @@ class FluxEngineConfig(WorkersConfig):
     working_dir: str = "tasks_working_dir"
     #: Give every task a directory of its own below `working_dir`.
     run_in_sandbox: bool = False
-    #: Shell code that runs on each node before its workers, and before the program of each task
-    #: that is a job, for example to load modules. If a command in it fails, nothing is started.
-    worker_init: str = Field(default="", max_length=MAX_SNIPPET)
-    #: Variables of workers and jobs, in addition to the endpoint's; null unsets one.
-    environment: dict[str, Variable] = Field(default_factory=dict)
-    #: Python that runs functions, a path or a name on `PATH`; default: the one of the endpoint.
-    #: It needs this package, of the same version.
-    python: str | None = Field(default=None, min_length=1)
     #: Whether Flux's job shell prepares command tasks, by the plugin `flux-endpoint.lua`: "auto"
     #: (where the shell has it installed), "always" (else from this package, as the nodes see it),
     #: "never".
@@ -153,21 +175,6 @@ class FluxEngineConfig(WorkersConfig):
     local_nodes: PositiveInt = 1
     local_cores_per_node: PositiveInt | None = None
     local_gpus_per_node: int = Field(default=0, ge=0)
-
-    @field_validator("environment")
-    @classmethod
-    def _check_names(cls, value: dict[str, str | None]) -> dict[str, str | None]:
-        for name, text in value.items():
-            if not name or "=" in name or "\0" in name + (text or ""):
-                raise ValueError(f"{name!r} can't be a variable, or its value has a NUL character")
-        return value
-
-    @field_validator("worker_init", "python")
-    @classmethod
-    def _check_text(cls, value: str | None) -> str | None:
-        if value is not None and "\0" in value:
-            raise ValueError("must not have a NUL character in it")
-        return value
 
     @model_validator(mode="after")
     def _blocks_are_of_flux(self) -> FluxEngineConfig:

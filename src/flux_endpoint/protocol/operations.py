@@ -159,8 +159,8 @@ OPEN_STATES = frozenset(
 ENDED_STATES = frozenset(ListedState) - OPEN_STATES
 
 
-class ListedTask(BaseModel):
-    """A task in a list."""
+class TaskSummary(BaseModel):
+    """A task and its state."""
 
     task_id: str
     task_group_id: str
@@ -180,6 +180,11 @@ class ListedTask(BaseModel):
     jobid: int | None = None
     #: Return code of an ended command; negative: the signal that ended it.
     returncode: int | None = None
+
+
+class ListedTask(TaskSummary):
+    """A task in a list, with what its endpoint has reported of its run."""
+
     #: Seconds from its submission to its start, and from its start to its end.
     queue_time: float | None = None
     run_time: float | None = None

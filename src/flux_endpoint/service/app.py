@@ -108,6 +108,14 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
 
     # No schema pages: they load scripts from other hosts, and a browser sends no token for them.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.listeners = listeners
+    app.state.report_requests = ReportRequests()
+    _add_routes(app, settings, counters)
+    return app
+
+
+def _add_routes(app: FastAPI, settings: ServiceSettings, counters: ServiceCounters) -> None:
+    """Add the routes, and the middleware around them: the last one gets a request first."""
     app.add_middleware(NotedRoutes)
     app.add_middleware(Bodies)
     app.add_middleware(Authentication, rate=RequestRate(settings.max_user_requests))
@@ -115,8 +123,6 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     app.add_middleware(WatchedSubmissions)
     app.add_middleware(AbsoluteTargets)
     app.add_middleware(CountedRequests, counters=counters, endless=frozenset({"/page/events"}))
-    app.state.listeners = listeners
-    app.state.report_requests = ReportRequests()
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
     app.include_router(endpoint_tokens.router)
@@ -125,7 +131,6 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     app.include_router(taken.router)
     app.include_router(metrics.router)
     app.include_router(page.router)
-    return app
 
 
 def _key(database: Database) -> bytes:

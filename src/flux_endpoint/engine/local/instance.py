@@ -333,16 +333,7 @@ class LocalInstance:
     def _task_exited(self, key: str, index: int, status: int) -> None:
         job, node = self._group_jobs[key]
         task = job.tasks[node][index]
-        job.post_exec(
-            "shell.task-exit",
-            localid=task.local_id,
-            rank=task.rank,
-            state="Exited",
-            pid=job.pids.get(task.rank, 0),
-            wait_status=status,
-            signaled=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
-            exitcode=_exit_code(status),
-        )
+        job.post_task_exit(task, status)
         self._end_others(job, task.rank, status)
 
     def _end_others(self, job: LocalJob, rank: int, status: int) -> None:
@@ -440,10 +431,6 @@ class LocalInstance:
         self._dependencies.check(job)
         if len(self._inactive) > MAX_INACTIVE:
             self._inactive.popitem(last=False)
-
-
-def _exit_code(status: int) -> int:
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
 def _seconds(value: object, *, default: float) -> float | None:

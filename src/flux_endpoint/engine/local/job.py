@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from flux_endpoint.engine.local.event_log import EventLogEvent
 from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import LaunchedTask, Launcher
 from flux_endpoint.engine.local.resources import Allocation
+from flux_endpoint.processes.helper.shell import exit_code
 from flux_endpoint.protocol.jobid import format_jobid
 
 #: Called with each event of a job, finally with `None`, on the instance's thread. Must not block.
@@ -73,6 +75,24 @@ class LocalJob:
     def post_exec(self, name: str, **context: Any) -> None:
         """Add an event to the execution eventlog."""
         self.exec_events.append(EventLogEvent.now(name, **context))
+
+    def post_task_exit(self, task: LaunchedTask, status: int) -> None:
+        """Add the end of a task's process to the execution eventlog.
+
+        Args:
+            task: the task.
+            status: wait status of the process.
+        """
+        self.post_exec(
+            "shell.task-exit",
+            localid=task.local_id,
+            rank=task.rank,
+            state="Exited",
+            pid=self.pids.get(task.rank, 0),
+            wait_status=status,
+            signaled=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+            exitcode=exit_code(status),
+        )
 
     def retire(self) -> None:
         """Make the job inactive: there are no more events."""

@@ -115,13 +115,10 @@ def _submit(
                 tasks=len(new),
                 functions={each.function_id: len(each.payloads) for each in by_function[:20]},
             )
+            ready = [n for n in service.official.publishable(endpoint, new) if n.id not in needs]
             service.publisher.publish(
                 stored,
-                [
-                    each
-                    for each in service.official.publishable(endpoint, new)
-                    if each.id not in needs
-                ],
+                ready,
                 code,
                 service.settings.publish_timeout,
                 endpoint.takes_together,
