@@ -299,12 +299,13 @@ def test_a_task_is_killed_and_another_survives_the_kill_of_its_user_endpoint(wor
         assert job.result(PATIENCE).stdout == "done\n"
 
 
-def test_user_endpoints_end_with_the_multi_user_endpoint(world, accounts):
+def test_the_owner_stops_it_at_the_service_and_its_user_endpoints_end_too(world, accounts):
     with world.executor("ada", purpose=AWKWARD) as ada:
         ada.submit(SESSION["about"]).result(PATIENCE)
     children = psutil.Process(world.process.pid).children(recursive=True)
-    assert world.stop() == 0
+    client = world.client("ada")
+    client.stop_endpoint(world.id)
+    assert world.process.wait(60) == 0
     psutil.wait_procs(children, 30)
     assert not [each for each in children if each.is_running()]
-    client = world.client("ada")
     until(lambda: client.get_endpoint_status(world.id)["status"] == "offline")
