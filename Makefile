@@ -28,6 +28,8 @@ PLUGIN := .venv-plugin
 PLUGIN_STAMP := $(PLUGIN)/.installed
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.installed
 TAPS_VENV := .venv-taps
 TAPS_STAMP := $(TAPS_VENV)/.installed
 
@@ -35,7 +37,7 @@ TAPS_STAMP := $(TAPS_VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv official system demo test check faults fuzz bench bench-quick man clean
+.PHONY: help venv official system demo test check faults fuzz bench bench-quick docs man clean
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,9 +100,16 @@ bench: venv system $(PEERS_STAMP) $(if $(TAPS),$(TAPS_STAMP)) ## Measure this pr
 bench-quick: venv system $(PEERS_STAMP) $(if $(TAPS),$(TAPS_STAMP)) ## The same rows roughly, in less than three minutes; writes .bench only.
 	$(BIN)/python benchmarks/bench.py --quick $(if $(BUSY),--busy) $(ROWS)
 
+$(DOCS_STAMP): pyproject.toml tools/make-venv
+	@PYTHON="$(PYTHON)" tools/make-venv $(DOCS) docs
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP) ## Build the documentation site into .site/html, and check its links.
+	@$(DOCS)/bin/python tools/make-docs
+
 man: venv ## Write the man page again from the commands' help.
 	$(BIN)/python tools/make-man
 
 clean: ## Remove what make created, .venv included.
-	rm -rf $(VENV) $(OFFICIAL) $(PLUGIN) $(PEERS) $(TAPS_VENV) $(FUZZ) .fuzz .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) .site $(OFFICIAL) $(PLUGIN) $(PEERS) $(TAPS_VENV) $(FUZZ) .fuzz .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
