@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed
+from typing import Any
 
 project = "Flux Endpoint"
 author = "the Flux Endpoint developers"
@@ -12,6 +13,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_heading_anchors = 4
 highlight_language = "default"  # blocks are shell, Python, YAML and output
 suppress_warnings = ["misc.highlighting_failure"]
+default_role = "code"  # docstrings have Markdown's backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 add_module_names = False
@@ -22,3 +24,13 @@ html_theme = "furo"
 html_title = f"Flux Endpoint {release}"
 html_copy_source = False
 html_theme_options = {"top_of_page_buttons": []}
+
+
+def setup(app: Any) -> None:
+    """Show the examples of docstrings as code."""
+
+    def as_code(*event: Any) -> None:
+        lines = event[-1]
+        lines[:] = ["Example::" if line == "Example:" else line for line in lines]
+
+    app.connect("autodoc-process-docstring", as_code, priority=400)  # before napoleon
