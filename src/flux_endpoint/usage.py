@@ -102,12 +102,12 @@ class Meter:
 #: Peaks of the commands that this process has waited for since `Meter.begin`.
 _commands: list[int] = []
 #: The most of them: where nobody measures, nobody clears them.
-_MOST_COMMANDS = 64
+_MAX_COMMANDS = 64
 
 
 def note_command(used: resource.struct_rusage) -> None:
     """Note the usage of a command that this process has waited for."""
-    if len(_commands) >= _MOST_COMMANDS:
+    if len(_commands) >= _MAX_COMMANDS:
         _commands[:] = [max(_commands)]
     _commands.append(used.ru_maxrss)
 

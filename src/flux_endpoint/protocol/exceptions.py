@@ -16,7 +16,7 @@ from typing import Any
 EXCEPTION = "exception"
 
 #: Limits: number of arguments, and characters of the whole text.
-_MOST_ARGUMENTS = 8
+_MAX_ARGUMENTS = 8
 _LONGEST = 8192
 
 _FILE_ARGUMENTS = 2
@@ -34,7 +34,7 @@ def exception_text(error: BaseException) -> str | None:
         args = (*args, error.filename)
     if (
         _built_in(kind.__name__) is not kind
-        or len(args) > _MOST_ARGUMENTS
+        or len(args) > _MAX_ARGUMENTS
         or not all(map(_is_plain, args))
     ):
         return None

@@ -38,7 +38,7 @@ _AFTER_FAILURE = 1.0
 #: The first and the longest pause (s) before a block is asked for again, since one did not start.
 FIRST_BACKOFF, LAST_BACKOFF = 1.0, 300.0
 #: So many failures to start in a row end the tasks that wait.
-MOST_FAILURES = 4
+MAX_FAILURES = 4
 
 
 class BlockFleet:
@@ -174,7 +174,7 @@ class BlockFleet:
         failures = self._backoff.failures
         logs.event(log, logging.ERROR, "a block did not start", reason=why, failures=failures)
         is_there = any(block.state is BlockState.READY for block in self._blocks.values())
-        if failures < MOST_FAILURES or is_there:
+        if failures < MAX_FAILURES or is_there:
             return
         for held in self._waiting.take_all():
             text = f"EngineError: no block could be started in {failures} attempts: {why}"

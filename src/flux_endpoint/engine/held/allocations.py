@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 #: Seconds for which no allocation of a shape is held after one could not be used.
 _BROKEN = 60.0
 #: Seconds in which a host without a task must end.
-_END_PATIENCE = 15.0
+_END_TIMEOUT = 15.0
 #: The most waiting tasks whose durations are added up.
 _SAMPLE = 64
 
@@ -291,7 +291,7 @@ class HeldAllocations:
             case HostState.BUSY if needed and now < host.since + LONG:
                 again = min(again, host.since + LONG)
             case HostState.LEAVING if host.task is None:
-                again = host.since + _END_PATIENCE
+                again = host.since + _END_TIMEOUT
                 if now >= again:
                     host.since = now
                     self._launcher.cancel(host, "it does not end")

@@ -114,12 +114,12 @@ class Host:
         self._instance.close()
         self._link.close()
 
-    def _turn(self, patience: int | None) -> None:
+    def _turn(self, timeout: int | None) -> None:
         poller = zmq.Poller()
         for source in self._link.sources:
             poller.register(source, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
-        poller.poll(patience)
+        poller.poll(timeout)
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         while self._inbox:

@@ -14,7 +14,7 @@ from flux_endpoint.engine.demand import JobDemand
 from flux_endpoint.engine.held.policy import Durations, Others, Shape
 
 #: The most shapes that are remembered.
-_MOST_SHAPES = 1000
+_MAX_SHAPES = 1000
 
 
 class Observations:
@@ -42,7 +42,7 @@ class Observations:
         """
         before = self._latest.pop(shape, -math.inf)
         self._latest[shape] = time.monotonic()
-        if len(self._latest) > _MOST_SHAPES:
+        if len(self._latest) > _MAX_SHAPES:
             self._latest.popitem(last=False)
         return before
 

@@ -33,7 +33,7 @@ LIFETIME = 300.0
 #: Urgency of the jobs that hold allocations.
 URGENCY = 16
 #: Weight of the latest duration in the average, and the most programs that are remembered.
-_WEIGHT, _MOST_PROGRAMS = 0.3, 1000
+_WEIGHT, _MAX_PROGRAMS = 0.3, 1000
 #: Keys of a resource specification of which tasks are jobs of their own.
 _SPECIAL = (
     "gpus_per_rank",
@@ -105,7 +105,7 @@ class Durations:
         key = shape, program
         before = self._average.pop(key, seconds)
         self._average[key] = before + _WEIGHT * (seconds - before)
-        if len(self._average) > _MOST_PROGRAMS:
+        if len(self._average) > _MAX_PROGRAMS:
             self._average.popitem(last=False)
 
     def of(self, shape: Shape, program: str) -> float:

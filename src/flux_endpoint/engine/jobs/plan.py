@@ -18,7 +18,7 @@ from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobs.command import program_of, simple_words
 from flux_endpoint.engine.jobs.shell_plugin import ShellPlugin
 from flux_endpoint.engine.jobspec import TEMPLATE, JobRequest
-from flux_endpoint.engine.local.pmi import MOST_RANKS
+from flux_endpoint.engine.local.pmi import MAX_RANKS
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
 from flux_endpoint.functions import MPIFunction, ShellFunction, command_of
@@ -282,7 +282,7 @@ def _is_launched_here(resources: ResourceSpecification) -> bool:
 
     That is MPICH's protocol; other libraries need their own launcher.
     """
-    if resources.num_ranks > MOST_RANKS or resources.launcher_options:
+    if resources.num_ranks > MAX_RANKS or resources.launcher_options:
         return False
     mpiexec = find_mpiexec()
     return mpiexec is not None and _is_hydra(mpiexec)

@@ -23,7 +23,7 @@ from flux_endpoint.engine.local.event_log import TASK_USAGE, EventLogEvent
 from flux_endpoint.engine.local.job import LocalJob, LocalJobState, Watcher
 from flux_endpoint.engine.local.jobspec import LocalJobspec
 from flux_endpoint.engine.local.launch import Launcher
-from flux_endpoint.engine.local.pmi import MOST_RANKS, PmiServer
+from flux_endpoint.engine.local.pmi import MAX_RANKS, PmiServer
 from flux_endpoint.engine.local.resources import ResourcePool, UnsatisfiableError, summary
 from flux_endpoint.engine.local.scratch import ScratchDirectory
 from flux_endpoint.owner_thread import OwnerThread, ThreadStoppedError
@@ -272,7 +272,7 @@ class LocalInstance:
         """Return the descriptors by which a job's ranks find one another; a lone task has none."""
         assert job.spec is not None
         served = str(job.spec.shell_options.get("pmi", "simple")).split(",")
-        if not 1 < size <= MOST_RANKS or "simple" not in served:
+        if not 1 < size <= MAX_RANKS or "simple" not in served:
             return []
         self._pmi = self._pmi or PmiServer("job-pmi")
         fail = partial(self._raise_if_running, job, "exec")

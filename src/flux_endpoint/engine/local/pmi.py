@@ -20,12 +20,12 @@ from functools import partial
 log = logging.getLogger(__name__)
 
 #: The most ranks of a job that are served: each needs two descriptors of this process.
-MOST_RANKS = 256
+MAX_RANKS = 256
 #: The limits of RFC 13, in bytes.
 _LONGEST_NAME, _LONGEST_KEY, _LONGEST_VALUE = 64, 64, 1024
 _LONGEST_LINE = 4096
 #: The most keys of a job: far more than MPI libraries put.
-_MOST_KEYS = 64 * MOST_RANKS
+_MAX_KEYS = 64 * MAX_RANKS
 #: Error numbers of PMI-1.
 _FAIL, _INVALID_KEY, _INVALID_KEY_LENGTH, _INVALID_VALUE_LENGTH, _INVALID_LENGTH = -1, 4, 5, 7, 8
 #: Answers that are the same for all jobs.
@@ -129,7 +129,7 @@ class PmiExchange:
             return _INVALID_KEY_LENGTH
         if len(found[1]) >= _LONGEST_VALUE:
             return _INVALID_VALUE_LENGTH
-        if len(self._values) >= _MOST_KEYS:
+        if len(self._values) >= _MAX_KEYS:
             return _FAIL
         self._values[fields["key"]] = found[1]
         return 0
