@@ -163,6 +163,21 @@ def test_an_allocation_is_given_back_when_another_job_waits(world: World):
 
 
 @ON_FLUX
+def test_tasks_do_not_wait_again_for_what_did_not_come_in_time(make_world, monkeypatch):
+    monkeypatch.setattr(allocations, "PATIENCE", 0.0)
+    world = make_world()
+    tasks = [world.submit(MPIFunction("true"), spec=TWO) for _ in range(2)]
+    assert [end.value.returncode for end in world.ends(tasks)] == [0, 0]
+    monkeypatch.setattr(allocations, "PATIENCE", PATIENCE)
+    tasks += in_held(world, MPIFunction("true"))
+    assert world.end(tasks[-1]).value.returncode == 0
+    assert len({allocation(world, task) for task in tasks}) == 3
+    names = world.event_names(tasks[1])
+    assert (names.count("submit"), names.count("start")) == (1, 1)
+    assert world.engine.status()["held_allocations"] == 0
+
+
+@ON_FLUX
 def test_a_task_whose_host_is_killed_is_lost_with_it(world: World):
     seconds = fresh_seconds()
     (task,) = in_held(world, MPIFunction(f"sleep {seconds}"))

@@ -11,6 +11,7 @@ from engine_world import buffer_of
 from flux_endpoint.engine.backend import Resources
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.demand import Demand, JobDemand
+from flux_endpoint.engine.held.observations import Observations
 from flux_endpoint.engine.held.policy import (
     LONG,
     Durations,
@@ -20,6 +21,7 @@ from flux_endpoint.engine.held.policy import (
     wanted_hosts,
 )
 from flux_endpoint.engine.jobs.plan import Planner
+from flux_endpoint.engine.local.future import LocalExecutorFuture
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.functions import MPIFunction, ShellFunction
 
@@ -78,10 +80,25 @@ def test_more_work_gets_more_allocations_up_to_what_fits():
 
 def test_others_are_all_waiting_jobs_but_those_of_held_allocations():
     demand = JobDemand((Demand("1", since=5.0), Demand("2", since=3.0, urgency=17)))
-    assert not Others.of(demand, {"1", "2"}, math.inf).wait
-    assert Others.of(demand, {"2"}, math.inf) == Others(5.0, are_urgent=False)
-    assert Others.of(demand, {"1"}, math.inf) == Others(3.0, are_urgent=True)
-    assert Others.of(demand, {"1", "2"}, 7.0).since == 7.0
+    assert not Others.of(demand, "".__contains__, math.inf).wait
+    assert Others.of(demand, "1".__eq__, math.inf) == Others(5.0, are_urgent=False)
+    assert Others.of(demand, "2".__eq__, math.inf) == Others(3.0, are_urgent=True)
+    assert Others.of(demand, "".__contains__, 7.0).since == 7.0
+
+
+def test_an_idle_allocation_makes_room_for_each_task_but_tasks_pass_their_like_only():
+    observed = Observations(lambda action: action())
+    small, large, future = Shape(2, 1), Shape(4, 1), LocalExecutorFuture(None)
+    observed.follow(small, "app", "task", future)
+    future._set_jobid(7)
+    observed.add_host("8")
+    observed.demand(JobDemand((Demand("8", since=1.0),), complete=True))
+    assert not observed.anybody.wait
+    observed.demand(JobDemand((Demand("7", since=2.0),), complete=True))
+    assert observed.anybody.wait
+    assert (observed.others(small).wait, observed.others(large).wait) == (False, True)
+    future.set_result(0)
+    assert observed.others(small).wait
 
 
 def test_a_program_that_takes_long_is_known_until_it_is_fast_again():

@@ -29,6 +29,7 @@ from flux_endpoint.engine.held.policy import (
     PATIENCE,
     QUANTUM,
     RECENT,
+    SCARCE,
     Shape,
     wanted_hosts,
 )
@@ -90,7 +91,7 @@ class HeldAllocations:
         self._is_enabled = config.hold_allocations and backend.kind == "flux"
         self._hosts: dict[str, Host] = {}
         self._waiting: dict[Shape, deque[HeldTask]] = {}
-        self._broken_until: dict[Shape, float] = {}
+        self._paused_until: dict[Shape, float] = {}
         self.observed = Observations(post)
 
     def start(self) -> None:
@@ -103,11 +104,11 @@ class HeldAllocations:
         """Return whether a task should run in a held allocation; remembers that it came."""
         now = time.monotonic()
         before = self.observed.came(shape)
-        if not self._is_enabled or self.observed.others.wait:
+        if not self._is_enabled or self.observed.others(shape).wait:
             return False
         if (
             self.observed.durations.of(shape, program) > LONG
-            or self._broken_until.get(shape, 0.0) > now
+            or self._paused_until.get(shape, 0.0) > now
         ):
             return False
         return now <= before + RECENT or bool(self._waiting.get(shape) or self._of(shape))
@@ -241,7 +242,7 @@ class HeldAllocations:
         for host in stuck:
             assert host.task is not None
             self.observed.durations.exceeds(shape, host.task.program, now - host.since)
-        if self.observed.others.are_urgent:
+        if self.observed.others(shape).are_urgent:
             self._decline(tasks, lambda _: True)
         elif stuck:
             self._decline(tasks, lambda task: durations.of(shape, task.program) > LONG)
@@ -252,11 +253,12 @@ class HeldAllocations:
             del self._waiting[shape]
             return math.inf
         useful = [host for host in hosts if host not in stuck]
-        if not any(host.alloc for host in useful):
-            self._decline(tasks, lambda task: now >= task.since + PATIENCE)
-        if tasks:
-            self._grow(shape, tasks, len(useful))
-        return tasks[0].since + PATIENCE if tasks and now < tasks[0].since + PATIENCE else math.inf
+        patient_until = tasks[0].since + PATIENCE
+        if now >= patient_until and not any(host.alloc for host in useful):
+            self._pause(shape, SCARCE)  # else each task would wait for as long
+            return math.inf
+        self._grow(shape, tasks, len(useful))
+        return patient_until if now < patient_until else math.inf
 
     def _grow(self, shape: Shape, tasks: Sequence[HeldTask], count: int) -> None:
         durations, sample = self.observed.durations, list(islice(tasks, _SAMPLE))
@@ -276,7 +278,7 @@ class HeldAllocations:
         if host.shape is None:
             return math.inf
         needed = bool(self._waiting.get(host.shape))
-        others_wait = self.observed.others.wait
+        others_wait = self.observed.anybody.wait
         again = host.ready_at + (QUANTUM if others_wait else LIFETIME)
         match host.state:
             case HostState.STARTING:
@@ -353,7 +355,7 @@ class HeldAllocations:
             logs.event(log, logging.INFO, "holding an allocation", job=job, ranks=host.shape.ranks)
             demand = Demand(str(host.jobid), slots=host.shape.all_cores)
             self._queue.add(host.jobid, demand)
-            self.observed.add_kin(demand.name)
+            self.observed.add_host(demand.name)
 
     def _happened(self, host: Host, event: EventRecord) -> None:
         if host.jobid is not None and host.shape is not None:
@@ -386,7 +388,7 @@ class HeldAllocations:
             return
         del self._hosts[host.host_id]
         if host.jobid is not None:
-            self.observed.discard_kin(str(host.jobid))
+            self.observed.discard_host(str(host.jobid))
             self._queue.forget(host.jobid)
         said, why = self._launcher.forget(host), end_of_job(host.future)
         if before is HostState.STARTING and host.shape is not None:
@@ -405,7 +407,13 @@ class HeldAllocations:
 
     def _give_up(self, shape: Shape, why: object) -> None:
         logs.event(log, logging.WARNING, "can't hold an allocation", ranks=shape.ranks, reason=why)
-        self._broken_until[shape] = time.monotonic() + _BROKEN
+        self._pause(shape, _BROKEN)
+
+    def _pause(self, shape: Shape, seconds: float) -> None:
+        """Let the tasks of a shape be jobs of their own for some time."""
+        now = time.monotonic()
+        paused = {each: until for each, until in self._paused_until.items() if until > now}
+        self._paused_until = paused | {shape: now + seconds}
         if (tasks := self._waiting.get(shape)) is not None:
             self._decline(tasks, lambda _: True)
 

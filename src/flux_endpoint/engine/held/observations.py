@@ -27,11 +27,13 @@ class Observations:
     def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
         self._post = post
         self.durations = Durations()
-        self.others = Others()
+        #: All who wait, except hosts.
+        self.anybody = Others()
         #: Monotonic time of the latest task of each shape.
         self._latest: OrderedDict[Shape, float] = OrderedDict()
-        #: Names, in reports of waiting jobs, of hosts and of tasks of such shapes.
-        self._kin: set[str] = set()
+        #: Names of hosts in reports of waiting jobs, and of jobs for tasks of such shapes.
+        self._hosts: set[str] = set()
+        self._own: dict[str, Shape] = {}
         self._demand = JobDemand()
         self._workers_since = math.inf
 
@@ -49,16 +51,17 @@ class Observations:
     def follow(self, shape: Shape, program: str, task_id: str, future: JobFuture) -> None:
         """Learn from a task of such a shape that is a job of its own."""
         names, times = {task_id}, dict[str, float]()
-        self._kin.add(task_id)
+        self._own[task_id] = shape
 
         def identified() -> None:
             with suppress(RuntimeError, CancelledError):  # it was never submitted
                 names.add(str(future.jobid(timeout=0)))
-            if task_id in self._kin:
-                self.add_kin(*names)
+            if task_id in self._own:
+                self._own.update(dict.fromkeys(names, shape))
 
         def ended() -> None:
-            self._kin -= names
+            for name in names:
+                self._own.pop(name, None)
             self.came(shape)
             if len(times) == 2:
                 self.durations.add(shape, program, times["finish"] - times["start"])
@@ -71,14 +74,22 @@ class Observations:
             future.add_event_callback(name, note)
         future.add_done_callback(lambda _: self._post(ended))
 
-    def add_kin(self, *names: str) -> None:
-        """Record the names of jobs that are no others."""
-        self._kin.update(names)
+    def others(self, shape: Shape) -> Others:
+        """Return who waits, except hosts and tasks of `shape`."""
+
+        def is_other(name: str) -> bool:
+            return name not in self._hosts and self._own.get(name) != shape
+
+        return Others.of(self._demand, is_other, self._workers_since)
+
+    def add_host(self, name: str) -> None:
+        """Record the name of a host's job."""
+        self._hosts.add(name)
         self._look()
 
-    def discard_kin(self, name: str) -> None:
-        """Forget the name of a job that has ended."""
-        self._kin.discard(name)
+    def discard_host(self, name: str) -> None:
+        """Forget a host's job, which has ended."""
+        self._hosts.discard(name)
 
     def demand(self, demand: JobDemand) -> None:
         """Set the requests of waiting jobs: of the whole instance, or the endpoint's only."""
@@ -92,4 +103,6 @@ class Observations:
         self._look()
 
     def _look(self) -> None:
-        self.others = Others.of(self._demand, self._kin, self._workers_since)
+        self.anybody = Others.of(
+            self._demand, lambda name: name not in self._hosts, self._workers_since
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ RECENT = 1.0
 LINGER = 5.0
 #: Seconds for which tasks wait until there is an allocation of their shape.
 PATIENCE = 2.0
+#: Seconds for which tasks do not wait again after there was none in time.
+SCARCE = 10.0
 #: Tasks that take longer than this (s) are jobs of their own.
 LONG = 1.0
 #: Seconds of work for each allocation of a shape.
@@ -131,15 +133,15 @@ class Others:
     are_urgent: bool = False
 
     @classmethod
-    def of(cls, demand: JobDemand, kin: set[str], workers_since: float) -> Others:
+    def of(cls, demand: JobDemand, is_other: Callable[[str], bool], workers_since: float) -> Others:
         """Return who waits.
 
         Args:
             demand: all waiting jobs, except workers'.
-            kin: names of the jobs that hold allocations, and of tasks of their kind.
+            is_other: whether the job with a name counts.
             workers_since: monotonic time since when functions wait for workers' cores.
         """
-        others = [each for each in demand.waiting if each.name not in kin]
+        others = [each for each in demand.waiting if is_other(each.name)]
         since = min((each.since for each in others), default=math.inf)
         return cls(min(since, workers_since), any(each.urgency > URGENCY for each in others))
 
