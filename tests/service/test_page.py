@@ -247,6 +247,26 @@ class TestData:
         assert rest == {"tasks": [], "next": None}
 
     @pytest.mark.rabbitmq
+    def test_what_runs_is_found_behind_all_that_waits(self, live: Rest, peer: Peer) -> None:
+        endpoint = live.register_endpoint()
+        _, (function, job, over) = live.submit(endpoint, 3)
+        live.submit(endpoint, 500)
+        peer.send_events(endpoint, events(job, ("submit", 1.0), ("start", 2.0)))
+        peer.send_events(endpoint, events(over, ("submit", 1.0), ("start", 2.0)))
+        peer.send_result(endpoint, result(over, ran=(2.0, 3.0)))
+        peer.send_report(endpoint, report(endpoint, running_tasks={function: 5.0, "no id": 1.0}))
+
+        def running() -> set[str]:
+            listed = live.client.get("/page/tasks", params={"state": "running", "limit": 5}).json()
+            return {each["task_id"] for each in listed["tasks"]}
+
+        until(lambda: running() == {function, job})
+        until(lambda: live.status(over)["status"] == "success")
+        drawn = live.client.get("/page/activity", params={"limit": 5}).json()
+        assert {each["id"] for each in drawn["tasks"]} == {function, job, over}
+        assert drawn["unfinished"] == 502
+
+    @pytest.mark.rabbitmq
     def test_endpoints_report_often_while_somebody_looks(self, live: Rest, peer: Peer) -> None:
         able = live.register_endpoint(
             metadata={"flux_endpoint_version": "1", "reports_on_request": True}

@@ -26,6 +26,7 @@ def find_tasks(
     query: ListTasks,
     *,
     function: str = "",
+    task_ids: frozenset[str] | None = None,
     patience: float = math.inf,
 ) -> TasksAnswer:
     """Return a user's tasks, newest first.
@@ -35,6 +36,7 @@ def find_tasks(
         owner_id: id of the user.
         query: the filter, and the length of the list.
         function: only tasks of functions with this in their names, in any case.
+        task_ids: only tasks among these.
         patience: seconds after which it answers with what it has found. The list then is shorter,
             and `next` says where the search ended.
 
@@ -58,6 +60,7 @@ def find_tasks(
         failed,
         follows=query.follows,
         jobid=query.jobid,
+        task_ids=task_ids,
     )
     search = _Search(patience)
     named = function.casefold()

@@ -24,6 +24,7 @@ from flux_endpoint.protocol.operations import (
     ListTasks,
     QueueDocument,
     TaskRecord,
+    TasksAnswer,
 )
 from flux_endpoint.protocol.rest import UuidText
 from flux_endpoint.service import topology
@@ -31,7 +32,7 @@ from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.endpoint_states import state_of
 from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.page.output import ShownOutput, shown_output
-from flux_endpoint.service.store import endpoints, listing, numbers
+from flux_endpoint.service.store import endpoints, listing, numbers, recent
 from flux_endpoint.service.store.health import database_health, database_trouble
 from flux_endpoint.service.store.tasks import StoredTask
 from flux_endpoint.service.store.users import User
@@ -177,7 +178,7 @@ def overview(service: ServiceContext, user: User, observer: BrokerObserver) -> O
     names = {queues.tasks_queue(each.id): each.id for each in found if lengths[each.id] is None}
     counted = observer.queues([*topology.SERVICE_QUEUES, *names], _QUEUE_TIMEOUT)
     lengths |= {names[name]: count for name, count in counted.items() if name in names}
-    recent = Counter(each.state for each in newest)
+    states = Counter(each.state for each in newest)
     return Overview(
         user=user.name,
         version=__version__,
@@ -187,7 +188,7 @@ def overview(service: ServiceContext, user: User, observer: BrokerObserver) -> O
         queues={name: count for name, count in counted.items() if name not in names},
         problems=problems,
         unfinished=unfinished,
-        recent={state: recent[state] for state in ListedState},
+        recent={state: states[state] for state in ListedState},
         recent_of=len(newest),
         endpoints=[_shown(each, user, lengths[each.id]) for each in found],
         more_endpoints=more,
@@ -226,9 +227,23 @@ def _f58(task: ListedTask) -> dict[str, Any]:
     return {**vars(task), "jobid": None, "job": job}
 
 
+def _running(
+    connection: sa.Connection, user: User, query: ListTasks, function: str = ""
+) -> TasksAnswer:
+    """Return the running tasks among those of a query; they are few, however many wait."""
+    reports = endpoints.recent_reports(connection, user)
+    ids = recent.running_ids(connection, user.id, reports)
+    return find_tasks(
+        connection, user.id, query, function=function, task_ids=ids, patience=PATIENCE
+    )
+
+
 def page_tasks(connection: sa.Connection, user: User, query: ListShown) -> PageTasks:
     """Return a user's tasks, as far as a moment's search finds them."""
-    found = find_tasks(connection, user.id, query, function=query.function, patience=PATIENCE)
+    if query.state == [ListedState.RUNNING]:
+        found = _running(connection, user, query, query.function)
+    else:
+        found = find_tasks(connection, user.id, query, function=query.function, patience=PATIENCE)
     return PageTasks(tasks=[PageTask(**_f58(each)) for each in found.tasks], next=found.next)
 
 
@@ -249,7 +264,7 @@ def activity(connection: sa.Connection, user: User, wanted: WantedActivity) -> A
     # Not those that wait: they may be any number, and newer than all that ran.
     running = {"state": [ListedState.RUNNING], "limit": MOST_RUNNING}
     ended = {"state": list(ENDED_STATES), "limit": wanted.limit}
-    begun = find_tasks(connection, user.id, these.model_copy(update=running), patience=PATIENCE)
+    begun = _running(connection, user, these.model_copy(update=running))
     over = find_tasks(connection, user.id, these.model_copy(update=ended), patience=PATIENCE)
     return Activity(
         time=time.time(),
@@ -280,7 +295,7 @@ def _lane(task: ListedTask) -> str | None:
 def recent_groups(connection: sa.Connection, user: User) -> Groups:
     """Return the task groups of a user's newest submissions, the latest first."""
     found: dict[str, ShownGroup] = {}
-    for group_id, submitted, function in listing.newest_groups(connection, user.id):
+    for group_id, submitted, function in recent.newest_groups(connection, user.id):
         known = found.setdefault(
             group_id, ShownGroup(id=group_id, submitted=submitted, function=None, submissions=0)
         )

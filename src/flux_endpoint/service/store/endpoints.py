@@ -29,6 +29,9 @@ TOGETHER_KEY = "tasks_per_message"
 #: Key of an endpoint's metadata: whether it understands `ReportsWanted`.
 REPORTS_KEY = "reports_on_request"
 
+#: Seconds for which a report is of interest, and the most reports that are read.
+_DAY, _MOST_REPORTS = 86_400.0, 500
+
 #: Stands for all users in a list of user names.
 EVERYBODY = "*"
 
@@ -209,6 +212,26 @@ def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> li
         if may_see(connection, each, user):
             found.append(replace(each, users=None, groups=None))
     return found
+
+
+def recent_reports(connection: sa.Connection, user: User) -> list[dict[str, Any]]:
+    """Return the reports of endpoints that a user's tasks may run at, those of a day.
+
+    They are the user's own, which include the user endpoints of multi-user endpoints, and those
+    that others have opened to users or groups.
+    """
+    theirs = (
+        (endpoints.c.owner_id == user.id)
+        | endpoints.c.users.is_not(None)
+        | endpoints.c.groups.is_not(None)
+    )
+    query = (
+        sa.select(endpoints.c.last_report)
+        .where(theirs, endpoints.c.deleted_at.is_(None), endpoints.c.last_seen > time.time() - _DAY)
+        .order_by(endpoints.c.last_seen.desc())
+        .limit(_MOST_REPORTS)
+    )
+    return [each for each in connection.scalars(query) if isinstance(each, dict)]
 
 
 def may_see(connection: sa.Connection, endpoint: Endpoint, user: User) -> bool:

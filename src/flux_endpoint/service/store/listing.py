@@ -43,6 +43,8 @@ RUNNING = "running_tasks"
 
 # Number of submissions in a page, and bytes read from the end of an error text.
 _PAGE = 100
+#: The same with a filter, which may have to search all of their tasks.
+_FILTERED = 10
 #: Number of tasks that are read from the database at a time.
 _CHUNK = 1000
 _ERROR_BYTES = 300
@@ -89,6 +91,7 @@ class Wanted:
         follows: whether to include tasks that only follow a job.
         task_id: their id.
         jobid: id of their job, in decimal.
+        task_ids: ids of which theirs is one.
     """
 
     owner_id: str
@@ -99,6 +102,7 @@ class Wanted:
     follows: bool = True
     task_id: str | None = None
     jobid: str | None = None
+    task_ids: frozenset[str] | None = None
 
     def submissions(self) -> Iterator[sa.ColumnElement[bool]]:
         """Yield the conditions on the tasks' submissions."""
@@ -113,6 +117,9 @@ class Wanted:
         if self.task_id is not None:
             of_task = sa.select(tasks.c.submission_id).where(tasks.c.id == self.task_id)
             yield submissions.c.id.in_(of_task)
+        if self.task_ids is not None:
+            of_tasks = sa.select(tasks.c.submission_id).where(tasks.c.id.in_(self.task_ids))
+            yield submissions.c.id.in_(of_tasks)
         if self.jobid is not None:
             of_jobs = sa.select(tasks.c.submission_id).where(tasks.c.id.in_(self._of_job()))
             yield submissions.c.id.in_(of_jobs) | (submissions.c.attach_jobid == self.jobid)
@@ -126,6 +133,8 @@ class Wanted:
             yield tasks.c.failed.is_(self.failed)
         if self.task_id is not None:
             yield tasks.c.id == self.task_id
+        if self.task_ids is not None:
+            yield tasks.c.id.in_(self.task_ids)
         if self.jobid is not None:  # a task without a function follows its submission's job
             yield tasks.c.id.in_(self._of_job()) | tasks.c.function_id.is_(None)
 
@@ -170,9 +179,11 @@ def newest_tasks(
     running: dict[str, dict[str, Any]] = {}
     # The first query is small, as most lists are; later ones grow for filters with few matches.
     size = _PAGE
+    # Submissions may have any number of tasks: with a filter, few are searched at a time.
+    step = _PAGE if wanted.ended is None else _FILTERED
     while rows := connection.execute(query.limit(size)).all():
-        for first in range(0, len(rows), _PAGE):
-            page = rows[first : first + _PAGE]
+        for first in range(0, len(rows), step):
+            page = rows[first : first + step]
             yield from _of_page(connection, wanted, page, after, running)
             # No task of a submission is before its position 0.
             if not may_go_on(PagePosition(page[-1].id, 0)):
@@ -214,28 +225,6 @@ def task_record(connection: sa.Connection, owner_id: str, task_id: str) -> TaskR
         events=[TaskEventDocument(**vars(each)) for each in events_of(connection, task_id)],
         details=readable(row.details or {}),
     )
-
-
-def newest_groups(
-    connection: sa.Connection, owner_id: str
-) -> Iterator[tuple[str, float, str | None]]:
-    """Yield the task group, the time and a function's name of a user's newest submissions."""
-    newest = (
-        sa.select(submissions.c.id, submissions.c.group_id, submissions.c.created_at)
-        .where(submissions.c.owner_id == owner_id)
-        .order_by(submissions.c.id.desc())
-        .limit(_PAGE)
-        .subquery()
-    )
-    first = (tasks.c.submission_id == newest.c.id) & (tasks.c.position == 0)
-    query = (
-        sa.select(newest.c.group_id, newest.c.created_at, functions.c.name)
-        .outerjoin_from(newest, tasks, first)
-        .outerjoin(functions)
-        .order_by(newest.c.id.desc())
-    )
-    for row in connection.execute(query):
-        yield row.group_id, row.created_at, row.name
 
 
 def _last_bytes(column: sa.Column[Any], most: int) -> sa.ColumnElement[Any]:
