@@ -40,6 +40,7 @@ def test_a_built_in_exception_is_the_same_again(error: Exception) -> None:
         ValueError(object()),
         ValueError(float("nan")),
         ValueError("x" * 10_000),
+        ValueError(10**5000),
         ValueError(*range(9)),
         SystemExit(1),
         KeyboardInterrupt(),
@@ -73,6 +74,7 @@ def test_others_are_not_described(error: BaseException) -> None:
                 ("ValueError", [[1]]),
                 ("ValueError", "x"),
                 ("UnicodeDecodeError", ["x"]),
+                ("UnicodeEncodeError", ["utf-8", "x", 10**30, 1, "bad"]),
                 (["ValueError"], []),
             ]
         ),

@@ -38,7 +38,10 @@ def exception_text(error: BaseException) -> str | None:
         or not all(map(_is_plain, args))
     ):
         return None
-    text = json.dumps({"type": kind.__name__, "args": args})
+    try:
+        text = json.dumps({"type": kind.__name__, "args": args})
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return None
     return text if len(text) <= _LONGEST else None
 
 
@@ -56,7 +59,7 @@ def exception_from(text: object) -> Exception | None:
         if kind is None or not isinstance(args, list) or not all(map(_is_plain, args)):
             return None
         return kind(*args)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
