@@ -87,6 +87,15 @@ def test_tasks_know_their_virtual_node_and_no_flux_instance(executor, spec, tmp_
     assert lines == ["0 none 0", "0 none 1", "1 none 2", "1 none 3"]
 
 
+def test_a_relative_directory_is_below_this_process_s(spec, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with LocalExecutor(nodes=1, cores_per_node=2) as executor:
+        job = spec("pwd", slots=2, cwd="sub", **file_options("out"))
+        assert executor.submit(job).result(PATIENCE) == 0
+    assert (tmp_path / "sub" / "out").read_text().split() == [str(tmp_path / "sub")] * 2
+
+
 def test_gpus_are_given_to_one_job_at_a_time(executor, spec, tmp_path):
     out = file_options(tmp_path / "{{id}}")
     os.mkfifo(tmp_path / "go")

@@ -255,7 +255,9 @@ class LocalInstance:
             try:
                 job.tasks = job.launcher.plan(self._connect(job, job.launcher.size, channels))
             except (OSError, ValueError) as exc:  # ValueError: a null byte in a path
-                why = f"{exc.strerror}: {exc.filename}" if isinstance(exc, OSError) else str(exc)
+                why = str(exc)
+                if isinstance(exc, OSError):  # without a file: there are no more descriptors
+                    why = ": ".join(filter(None, (exc.strerror, exc.filename)))
                 job.post("start")
                 self._raise(job, "exec", f"shell_init: {why}")
                 self._finish(job, 1 << 8)

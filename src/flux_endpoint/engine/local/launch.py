@@ -68,7 +68,8 @@ class Launcher:
         self._f58 = format_jobid(jobid)
         self._counts = _task_counts(spec, allocation)
         self.size = sum(self._counts)
-        cwd = spec.cwd or default_cwd
+        # Tasks start from another directory than this process's, and one after the other.
+        cwd = os.path.join(default_cwd, spec.cwd) if spec.cwd else default_cwd  # noqa: PTH118
         self._cwd = cwd if os.path.isdir(cwd) else "/tmp"  # noqa: PTH112, S108 - as Flux's shell
         self._opened: set[str] = set()
         #: For file names: not every locale allows ƒ in these.
