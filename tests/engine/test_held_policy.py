@@ -13,6 +13,7 @@ from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.demand import Demand, JobDemand
 from flux_endpoint.engine.held.observations import Observations
 from flux_endpoint.engine.held.policy import (
+    LIFETIME,
     LONG,
     Durations,
     Others,
@@ -22,21 +23,23 @@ from flux_endpoint.engine.held.policy import (
 )
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.local.future import LocalExecutorFuture
+from flux_endpoint.engine.local.pmi import MAX_RANKS
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.functions import MPIFunction, ShellFunction
 
 TWO = {"num_nodes": 1, "ranks_per_node": 2}
 RESOURCES = Resources(nodes=2, cores=8, gpus=2)
+MANY_CORES = Resources(nodes=1, cores=1024, gpus=0)
 
 
 def double(x):
     return 2 * x
 
 
-def shape(function, spec):
+def shape(function, spec, resources=RESOURCES):
     tasks = TaskSettings("e", "/e/work", run_in_sandbox=False, allowed_serializers=None)
     task = EngineTask("t", "f", buffer_of(function), spec)
-    return shape_of(Planner("flux", Path("/e/jobs"), tasks).plan(task), spec, RESOURCES)
+    return shape_of(Planner("flux", Path("/e/jobs"), tasks).plan(task), spec, resources)
 
 
 def test_commands_on_ranks_of_one_node_share_allocations():
@@ -63,11 +66,20 @@ def test_commands_on_ranks_of_one_node_share_allocations():
         (MPIFunction("app"), TWO | {"begin_time": "+1h"}),
         (MPIFunction("app"), TWO | {"exclusive": True}),
         (MPIFunction("app"), TWO | {"tasks_per_slot": 2}),
+        (MPIFunction("app"), TWO | {"walltime": LIFETIME + 1}),
+        (MPIFunction("app", walltime=LIFETIME + 1), TWO),
     ],
     ids=lambda value: str(getattr(value, "cmd", getattr(value, "__name__", value))),
 )
 def test_other_tasks_are_jobs_of_their_own(function, spec):
     assert shape(function, spec) is None
+
+
+def test_a_host_starts_no_more_ranks_than_it_connects():
+    spec = {"num_nodes": 1, "ranks_per_node": MAX_RANKS}
+    assert shape(MPIFunction("app"), spec, MANY_CORES) == Shape(MAX_RANKS, 1)
+    spec["ranks_per_node"] += 1
+    assert shape(MPIFunction("app"), spec, MANY_CORES) is None
 
 
 def test_more_work_gets_more_allocations_up_to_what_fits():

@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +42,7 @@ from flux_endpoint.engine.local.instance import LocalInstance
 from flux_endpoint.engine.local.jobspec import read_jobspec
 from flux_endpoint.engine.local.resources import ResourcePool
 from flux_endpoint.engine.workers.link import Change, PoolLink
+from flux_endpoint.errors import EngineError
 from flux_endpoint.processes.lifeline import watch_parent
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ _FORWARDED = (
 _ENDING = (signal.SIGTERM, signal.SIGALRM)
 #: Variables of the host's own rank.
 _OWN = ("PMI_", "FLUX_TASK_", "FLUX_JOB_SIZE", "FLUX_JOB_NNODES", "FLUX_JOB_TMPDIR")
+#: Prefixes of variables by which a job shell's plugins connect MPI ranks: PMIx, and Cray's PALS.
+_PLUGINS = ("PMIX_", "PALS_")
 
 
 @dataclass(eq=False)
@@ -224,6 +227,30 @@ class Host:
             self._kill(task_id, number)
 
 
+def variables_for_tasks(environment: Mapping[str, str], given: Collection[str]) -> dict[str, str]:
+    """Return what Flux's job shell has added to a job's environment and its tasks need.
+
+    Args:
+        environment: the environment of the job's process.
+        given: names of the variables that the job was submitted with.
+
+    Raises:
+        EngineError: ranks are connected by a plugin of the job shell. Ranks that a host starts
+            would each be alone.
+    """
+    for name in environment:
+        if name.startswith(_PLUGINS) and name not in given:
+            raise EngineError(
+                f"Flux's job shell sets {name}: MPI ranks are connected by one of its plugins, and "
+                "not by PMI-1. Set hold_allocations: false in the endpoint's config.yaml"
+            )
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(_OWN) and (name not in given or name.startswith("FLUX_"))
+    }
+
+
 def main() -> None:
     """Run a host with the settings in the environment."""
     text = os.environ.pop(VARIABLE, None)
@@ -232,12 +259,10 @@ def main() -> None:
     settings = HostSettings.load(text)
     logs.configure(logging.INFO)
     watch_parent(lambda: os._exit(1))  # a job shell that is killed leaves its tasks behind
-    given = set(settings.given)
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_OWN) and (name not in given or name.startswith("FLUX_"))
-    }
+    try:
+        variables = variables_for_tasks(os.environ, set(settings.given))
+    except EngineError as error:
+        sys.exit(str(error))
     Host(settings, variables).run()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from flux_endpoint.engine.backend import Resources
 from flux_endpoint.engine.demand import JobDemand
 from flux_endpoint.engine.jobs.plan import RANKS_END, CommandPlan, JobPlan
+from flux_endpoint.engine.local.pmi import MAX_RANKS
 
 #: A task that follows another of its shape within so many seconds does not come alone.
 RECENT = 1.0
@@ -88,7 +89,11 @@ def shape_of(plan: JobPlan, given: Mapping[str, Any] | None, resources: Resource
         return None
     request = plan.request
     wanted = request.resources
-    if request.launch != "rank" or wanted.num_ranks < 2 or wanted.tasks_per_slot > 1:
+    if request.launch != "rank" or wanted.tasks_per_slot > 1:
+        return None
+    if not 2 <= wanted.num_ranks <= MAX_RANKS:  # a host connects no more
+        return None
+    if (wanted.walltime or 0.0) > LIFETIME:  # the limit of the host's job may be shorter
         return None
     if wanted.num_nodes not in (None, 1) or dict(request.shell_options) != RANKS_END:
         return None
@@ -104,11 +109,8 @@ class Durations:
 
     def add(self, shape: Shape, program: str, seconds: float) -> None:
         """Record that a task took `seconds`."""
-        key = shape, program
-        before = self._average.pop(key, seconds)
-        self._average[key] = before + _WEIGHT * (seconds - before)
-        if len(self._average) > _MAX_PROGRAMS:
-            self._average.popitem(last=False)
+        before = self._average.get((shape, program), seconds)
+        self._set(shape, program, before + _WEIGHT * (seconds - before))
 
     def of(self, shape: Shape, program: str) -> float:
         """Return the average (s) of a program's tasks; 0 if none is known."""
@@ -117,7 +119,13 @@ class Durations:
     def exceeds(self, shape: Shape, program: str, seconds: float) -> None:
         """Record that a task takes at least `seconds`, and goes on."""
         if self.of(shape, program) < seconds:
-            self._average[shape, program] = seconds
+            self._set(shape, program, seconds)
+
+    def _set(self, shape: Shape, program: str, seconds: float) -> None:
+        self._average[shape, program] = seconds
+        self._average.move_to_end((shape, program))
+        if len(self._average) > _MAX_PROGRAMS:
+            self._average.popitem(last=False)
 
 
 @dataclass(frozen=True)
