@@ -20,7 +20,7 @@ from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import Demand, placement_of
 from flux_endpoint.engine.held import ends
 from flux_endpoint.engine.held.ends import TaskEnd
-from flux_endpoint.engine.held.hosts import Host, HostLauncher
+from flux_endpoint.engine.held.hosts import START_TIMEOUT, Host, HostLauncher
 from flux_endpoint.engine.held.observations import Observations
 from flux_endpoint.engine.held.policy import (
     LIFETIME,
@@ -160,10 +160,14 @@ class HeldAllocations:
     ) -> HeldTask:
         """Follow a task that an earlier agent gave to a host."""
         task = self._task(task_id, directory, starts)
+        task.placed(jobid)
+        end = ends.read(directory)
+        if end is not None and not end.is_ordered:
+            task.ended(end)  # its host may have another task by now
+            return task
         future = self._backend.executor.attach(jobid)
         host = Host(f"found-{task_id}", None, future, HostState.LEAVING, jobid, task=task)
         self._hosts[host.host_id] = host
-        task.placed(jobid)
         self._follow(host)
         return task
 
@@ -172,6 +176,7 @@ class HeldAllocations:
         if host is not None and host.shape is None and host.jobid is not None:
             self._backend.cancel(host.jobid, note)  # it has no other task
         elif host is not None:
+            host.end_note = note
             self._launcher.send(host, b"cancel", task.task_id.encode(), note.encode())
 
     def _kill(self, task: HeldTask, signum: int) -> None:
@@ -193,6 +198,8 @@ class HeldAllocations:
                 host.ready_at = time.monotonic()
             elif host.state is not HostState.STARTING:
                 self._leave(host)  # its connection broke: it takes no more tasks
+                if host.task is not None and host.end_note is not None:
+                    self._cancel(host.task, host.end_note)  # the first may not have arrived
             return
         task = host.task
         if task is None or parts[0].decode() != task.task_id:
@@ -205,14 +212,13 @@ class HeldAllocations:
             case b"refused":
                 why = parts[1].decode(errors="replace")
                 logs.event(log, logging.INFO, "a held allocation refused a task", reason=why)
-                host.task = None
+                host.free()
                 self._leave(host)
                 task.declined()
 
     def _ended(self, host: Host, task: HeldTask, end: TaskEnd) -> None:
         task.ended(end)
-        host.task = None
-        host.change(HostChange.TASK_ENDED)
+        host.free()
         if host.shape is not None:
             self.observed.came(host.shape)
             finish = next((e.timestamp for e in end.events if e.name == "finish"), None)
@@ -254,7 +260,7 @@ class HeldAllocations:
             return math.inf
         useful = [host for host in hosts if host not in stuck]
         patient_until = tasks[0].since + PATIENCE
-        if now >= patient_until and not any(host.alloc for host in useful):
+        if now >= patient_until and not any(h.alloc and not h.is_overdue(now) for h in useful):
             self._pause(shape, SCARCE)  # else each task would wait for as long
             return math.inf
         self._grow(shape, tasks, len(useful))
@@ -284,6 +290,8 @@ class HeldAllocations:
             case HostState.STARTING:
                 if not needed:
                     self._leave(host)
+                elif host.alloc:
+                    again = host.since + START_TIMEOUT
             case HostState.IDLE | HostState.BUSY if now >= again:
                 self._leave(host)
             case HostState.IDLE if not needed:
@@ -305,9 +313,9 @@ class HeldAllocations:
             assert host.jobid is not None
             if task.future.cancelled():
                 continue
+            ends.clear(task.directory)
             # Recorded first: if this agent is killed now, the next one must not start it again.
             self._records.given(task.task_id, host.jobid, task.starts)
-            ends.clear(task.directory)
             if task.placed(host.jobid):
                 task.allocated(host.alloc)
                 host.task = task
@@ -362,7 +370,7 @@ class HeldAllocations:
             placement = placement_of(event.context) if event.name == "alloc" else {}
             self._queue.event(host.jobid, event.name, event.context, placement)
         if event.name == "alloc":
-            host.alloc = dict(event.context) or {"annotations": {}}
+            host.allocated(event.context)
             if host.shape is None and host.task is not None:
                 host.task.allocated(host.alloc)
         elif event.name == "clean":

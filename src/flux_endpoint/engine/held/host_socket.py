@@ -90,11 +90,17 @@ class HostSocket:
             ready = dict(poller.poll())
             if self._wake in ready:
                 os.eventfd_read(self._wake)
-            try:
-                while self._inbox:
-                    self._inbox.popleft()()
-                while (message := self._socket.receive()) is not None:
-                    self._on_message(*message)
-            except Exception:  # whatever it is, the other messages go on
-                log.exception("a message of a held allocation could not be passed on")
+            while self._inbox:
+                self._safely(self._inbox.popleft())
+            self._safely(self._receive)
         self._socket.close()
+
+    def _receive(self) -> None:
+        while (message := self._socket.receive()) is not None:
+            self._on_message(*message)
+
+    def _safely(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:  # whatever it is, the other messages go on
+            log.exception("a message of a held allocation could not be passed on")

@@ -28,8 +28,8 @@ from flux_endpoint.protocol.resources import ResourceSpecification
 log = logging.getLogger(__name__)
 
 JOB_NAME = "flux-endpoint-mpi"
-#: Seconds in which a host must reach its agent.
-_START_TIMEOUT = 10.0
+#: Seconds in which a host must reach its agent, once it has its allocation and once it runs.
+START_TIMEOUT = 10.0
 
 
 @dataclass(eq=False)
@@ -44,7 +44,9 @@ class Host:
         jobid: the job's id, once it has one.
         alloc: context of the job's `alloc` event.
         task: the task that it has.
-        since: monotonic time of the last change of its state.
+        end_note: why its task was asked to end, if it was.
+        since: monotonic time of the last change of its state, of its `alloc` event while it
+            starts, or of its task's end.
         ready_at: monotonic time of its greeting.
     """
 
@@ -55,6 +57,7 @@ class Host:
     jobid: int | None = None
     alloc: Mapping[str, Any] = field(default_factory=dict)
     task: HeldTask | None = None
+    end_note: str | None = None
     since: float = field(default_factory=time.monotonic)
     ready_at: float = math.inf
 
@@ -64,6 +67,23 @@ class Host:
         if self.state is not before:
             self.since = time.monotonic()
         return self.state is not before
+
+    def allocated(self, context: Mapping[str, Any]) -> None:
+        """Record its job's `alloc` event."""
+        self.alloc = dict(context) or {"annotations": {}}
+        if self.state is HostState.STARTING:
+            self.since = time.monotonic()
+
+    def is_overdue(self, now: float) -> bool:
+        """Return whether it has its allocation for so long that it should have greeted."""
+        is_starting = self.state is HostState.STARTING and bool(self.alloc)
+        return is_starting and now >= self.since + START_TIMEOUT
+
+    def free(self) -> None:
+        """Record the end of its task."""
+        self.task = self.end_note = None
+        self.since = time.monotonic()
+        self.change(HostChange.TASK_ENDED)
 
 
 class HostLauncher:
@@ -148,7 +168,7 @@ class HostLauncher:
             secret_key=secret,
             cores=shape.all_cores,
             given=[*environment, VARIABLE],
-            start_timeout=_START_TIMEOUT,
+            start_timeout=START_TIMEOUT,
         )
         return JobRequest(
             command=[sys.executable, "-P", "-X", "utf8", "-m", "flux_endpoint.engine.held.host"],

@@ -1,0 +1,139 @@
+"""Hosts of held allocations: what the engine sends to them, and what it does without an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flux_endpoint.engine.backend import Resources
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.held import allocations, ends
+from flux_endpoint.engine.held.allocations import HeldAllocations
+from flux_endpoint.engine.held.host import variables_for_tasks
+from flux_endpoint.engine.held.host_socket import HostSocket
+from flux_endpoint.engine.held.hosts import START_TIMEOUT, Host
+from flux_endpoint.engine.held.policy import Shape
+from flux_endpoint.engine.held.tasks import DeclinedError, HeldTask
+from flux_endpoint.engine.job_queue import JobQueue
+from flux_endpoint.engine.jobs.plan import Planner
+from flux_endpoint.engine.local.event_log import EventLogEvent
+from flux_endpoint.engine.local.future import LocalExecutorFuture
+from flux_endpoint.engine.task import TaskSettings
+from flux_endpoint.errors import EngineError
+
+TWO = Shape(2, 1)
+TASKS = TaskSettings("e", "/e/work", run_in_sandbox=False, allowed_serializers=None)
+
+
+class Launcher:
+    """Starts no processes; records what hosts are sent."""
+
+    def __init__(self) -> None:
+        self.hosts: list[Host] = []
+        self.sent: list[tuple[bytes, ...]] = []
+        self.cancelled: list[Host] = []
+
+    def launch(self, shape: Shape) -> Host:
+        future = LocalExecutorFuture(None)
+        future._set_jobid(7)
+        self.hosts.append(Host(f"h{len(self.hosts)}", shape, future))
+        return self.hosts[-1]
+
+    def send(self, _: Host, *frames: bytes) -> None:
+        self.sent.append(frames)
+
+    def cancel(self, host: Host, _: str) -> None:
+        self.cancelled.append(host)
+
+
+@pytest.fixture
+def launcher() -> Launcher:
+    return Launcher()
+
+
+@pytest.fixture
+def held(launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HeldAllocations:
+    monkeypatch.setattr(allocations, "HostLauncher", lambda *_, **__: launcher)
+    backend: Any = SimpleNamespace(kind="flux", resources=Resources(nodes=1, cores=4, gpus=0))
+    records: Any = SimpleNamespace(given=lambda *_: None)
+    return HeldAllocations(
+        backend,
+        Planner("flux", tmp_path / "jobs", TASKS),
+        FluxEngineConfig(),
+        records,
+        JobQueue(complete=True),
+        post=lambda action: action(),
+    )
+
+
+def submitted(held: HeldAllocations, directory: Path) -> HeldTask:
+    task = held.submit(TWO, "app", "task", directory, (0, 0), {})
+    held.review()
+    return task
+
+
+def allocate(host: Host) -> None:
+    host.future._set_event(EventLogEvent.now("alloc", annotations={}))
+
+
+def test_a_cancel_is_repeated_when_the_connection_broke(held, launcher, tmp_path):
+    task = submitted(held, tmp_path)
+    (host,) = launcher.hosts
+    allocate(host)
+    held.heard(host.host_id, b"hello", [])
+    held.review()
+    task.cancel(7, "why")
+    assert [frames[0] for frames in launcher.sent] == [b"task", b"cancel"]
+    held.heard(host.host_id, b"hello", [])
+    assert launcher.sent[2:] == [(b"stop",), (b"cancel", b"task", b"why")]
+
+
+def test_tasks_do_not_wait_for_a_host_that_does_not_start(held, launcher, tmp_path):
+    task = submitted(held, tmp_path)
+    (host,) = launcher.hosts
+    allocate(host)
+    task.since -= 3600.0
+    assert held.review() <= START_TIMEOUT
+    assert not task.future.done()
+    host.since -= 3600.0
+    held.review()
+    assert isinstance(task.future.exception(0), DeclinedError)
+    assert launcher.cancelled == [host]
+
+
+def test_a_host_has_some_time_to_end_after_its_task(held, launcher, tmp_path):
+    submitted(held, tmp_path)
+    (host,) = launcher.hosts
+    allocate(host)
+    held.heard(host.host_id, b"hello", [])
+    held.review()
+    held.heard(host.host_id, b"hello", [])  # it takes no more tasks
+    host.since -= 3600.0
+    end = ends.TaskEnd([EventLogEvent.now("finish", status=0)], [])
+    held.heard(host.host_id, b"ended", [b"task", end.dump().encode()])
+    assert held.review() > 0
+    assert not launcher.cancelled
+
+
+def test_an_end_on_disk_does_not_wait_for_the_next_task_of_its_host(held, tmp_path):
+    ends.write(tmp_path, ends.TaskEnd([EventLogEvent.now("finish", status=3 << 8)], []))
+    task = held.recover("task", tmp_path, (0, 0), 7)
+    assert task.future.result(0) == 3
+    assert held.counters() == {"held_allocations": 0}
+
+
+def test_a_message_that_can_not_be_sent_delays_no_other(tmp_path):
+    socket = HostSocket(tmp_path, None, spans_hosts=False, on_message=lambda *_: None)
+    socket._inbox.append(lambda: 1 // 0)  # handled in the same turn as the next one
+    socket.close()
+
+
+def test_tasks_get_the_job_shell_s_variables_unless_these_connect_other_ranks():
+    environment = {"A": "1", "B": "2", "FLUX_X": "3", "PMI_RANK": "0", "PMIX_GDS_MODULE": "hash"}
+    given = {"A", "FLUX_X", "PMIX_GDS_MODULE"}
+    assert variables_for_tasks(environment, given) == {"B": "2", "FLUX_X": "3"}
+    with pytest.raises(EngineError, match="PMIX_RANK"):
+        variables_for_tasks(environment | {"PMIX_RANK": "0"}, given)
