@@ -14,10 +14,12 @@ from flux_endpoint.engine.held import allocations, ends
 from flux_endpoint.engine.held.allocations import HeldAllocations
 from flux_endpoint.engine.held.host import variables_for_tasks
 from flux_endpoint.engine.held.host_socket import HostSocket
-from flux_endpoint.engine.held.hosts import START_TIMEOUT, Host
+from flux_endpoint.engine.held.hosts import START_TIMEOUT, Host, HostLauncher
 from flux_endpoint.engine.held.policy import Shape
+from flux_endpoint.engine.held.settings import VARIABLE, HostSettings
 from flux_endpoint.engine.held.tasks import DeclinedError, HeldTask
 from flux_endpoint.engine.job_queue import JobQueue
+from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobs.plan import Planner
 from flux_endpoint.engine.local.event_log import EventLogEvent
 from flux_endpoint.engine.local.future import LocalExecutorFuture
@@ -132,8 +134,40 @@ def test_a_message_that_can_not_be_sent_delays_no_other(tmp_path):
 
 
 def test_tasks_get_the_job_shell_s_variables_unless_these_connect_other_ranks():
-    environment = {"A": "1", "B": "2", "FLUX_X": "3", "PMI_RANK": "0", "PMIX_GDS_MODULE": "hash"}
-    given = {"A", "FLUX_X", "PMIX_GDS_MODULE"}
+    environment = {"A": "1", "B": "2", "FLUX_X": "3", "PMI_RANK": "0"}
+    given = {"A", "FLUX_X"}
     assert variables_for_tasks(environment, given) == {"B": "2", "FLUX_X": "3"}
     with pytest.raises(EngineError, match="PMIX_RANK"):
         variables_for_tasks(environment | {"PMIX_RANK": "0"}, given)
+
+
+def test_a_host_runs_in_the_python_and_environment_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setenv("PALS_RANKID", "1")
+    monkeypatch.setenv("UNWANTED", "1")
+    jobs: list[Any] = []
+    backend: Any = SimpleNamespace(spans_hosts=False, submit=lambda job, **_: jobs.append(job))
+    setup = JobSetup({"WANTED": "2", "UNWANTED": None}, "exit 1", "/opt/other/bin/python3")
+    launcher = HostLauncher(
+        backend, TASKS, setup, tmp_path, address=None, on_message=lambda *_: None
+    )
+    launcher.launch(TWO)
+    launcher.close()
+    (job,) = jobs
+    environment = job["attributes"]["system"]["environment"]
+    assert job["tasks"][0]["command"][0] == "/opt/other/bin/python3"
+    assert environment["WANTED"] == "2"
+    assert not {"UNWANTED", "PALS_RANKID", "FLUX_ENDPOINT_WORKER_INIT"} & environment.keys()
+    assert "WANTED" in HostSettings.load(environment[VARIABLE]).given
+
+
+def test_hosts_that_wait_for_an_allocation_end_at_the_next_start(tmp_path):
+    ended: list[int] = []
+    waiting = SimpleNamespace(jobid=7, has_begun=False, mark={"host": "h"})
+    backend: Any = SimpleNamespace(
+        marked_jobs=lambda *_, **__: [waiting], cancel=lambda jobid, _: ended.append(jobid)
+    )
+    launcher = HostLauncher(
+        backend, TASKS, JobSetup(), tmp_path, address=None, on_message=lambda *_: None
+    )
+    launcher.clean_up()
+    assert ended == [7]

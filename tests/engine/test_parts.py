@@ -218,6 +218,7 @@ def test_variables_of_another_job_and_secrets_are_omitted():
         "FLUX_KVS_NAMESPACE": "n",
         "PMI_FD": "3",
         "PMIX_RANK": "0",
+        "PALS_RANKID": "0",
         "HYDRA_X": "1",
         "FLUX_ENDPOINT_TOKEN": "secret",
         "FLUX_ENDPOINT_SERVICE_SECRET": "secret",

@@ -11,7 +11,15 @@ from flux_endpoint.variables import holds_credentials
 log = logging.getLogger(__name__)
 
 #: Set by Flux per job; our jobs must not inherit the values of the endpoint's own job.
-_OF_ANOTHER_JOB = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE", "PMI_", "PMIX_", "HYDRA_")
+_OF_ANOTHER_JOB = (
+    "FLUX_JOB_",
+    "FLUX_TASK_",
+    "FLUX_KVS_NAMESPACE",
+    "PMI_",
+    "PMIX_",
+    "PALS_",
+    "HYDRA_",
+)
 #: For our own process only; see `processes.helper`.
 _OF_THIS_PROCESS = ("FLUX_ENDPOINT_NOTICE",)
 #: Variables that a warning was already logged for.

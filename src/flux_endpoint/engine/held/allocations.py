@@ -80,6 +80,7 @@ class HeldAllocations:
         self._launcher = HostLauncher(
             backend,
             planner.tasks,
+            planner.setup,
             planner.directory.with_name("held"),
             address=config.address,
             on_message=lambda *message: post(partial(self.heard, *message)),

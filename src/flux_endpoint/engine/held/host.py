@@ -63,8 +63,8 @@ _FORWARDED = (
 _ENDING = (signal.SIGTERM, signal.SIGALRM)
 #: Variables of the host's own rank.
 _OWN = ("PMI_", "FLUX_TASK_", "FLUX_JOB_SIZE", "FLUX_JOB_NNODES", "FLUX_JOB_TMPDIR")
-#: Prefixes of variables by which a job shell's plugins connect MPI ranks: PMIx, and Cray's PALS.
-_PLUGINS = ("PMIX_", "PALS_")
+#: Set for each rank by the job shell's plugins that connect MPI ranks: PMIx, and Cray's PALS.
+_PLUGINS = ("PMIX_RANK", "PALS_RANKID")
 
 
 @dataclass(eq=False)
@@ -238,8 +238,8 @@ def variables_for_tasks(environment: Mapping[str, str], given: Collection[str]) 
         EngineError: ranks are connected by a plugin of the job shell. Ranks that a host starts
             would each be alone.
     """
-    for name in environment:
-        if name.startswith(_PLUGINS) and name not in given:
+    for name in _PLUGINS:
+        if name in environment:
             raise EngineError(
                 f"Flux's job shell sets {name}: MPI ranks are connected by one of its plugins, and "
                 "not by PMI-1. Set hold_allocations: false in the endpoint's config.yaml"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,12 +14,12 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import Backend, JobFuture
-from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.held.host_socket import HostSocket
 from flux_endpoint.engine.held.policy import URGENCY, Shape
 from flux_endpoint.engine.held.settings import VARIABLE, HostSettings
 from flux_endpoint.engine.held.states import HOST_STATES, HostChange, HostState
 from flux_endpoint.engine.held.tasks import HeldTask
+from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobspec import JobRequest, build_jobspec
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.protocol.resources import ResourceSpecification
@@ -92,6 +91,7 @@ class HostLauncher:
     Args:
         backend: where the jobs run.
         tasks: how tasks run here.
+        setup: Python and variables of workers and jobs.
         directory: directory of the hosts' files.
         address: address of this host for the nodes; default: determined automatically.
         on_message: called, on another thread, with host, kind and parts of each message.
@@ -101,6 +101,7 @@ class HostLauncher:
         self,
         backend: Backend,
         tasks: TaskSettings,
+        setup: JobSetup,
         directory: Path,
         *,
         address: str | None,
@@ -108,6 +109,7 @@ class HostLauncher:
     ) -> None:
         self._backend = backend
         self._mark = tasks.mark("allocation")
+        self._setup = setup
         self._directory = directory
         self._address = address
         self._on_message = on_message
@@ -118,8 +120,8 @@ class HostLauncher:
 
         A host that runs a task ends after it.
         """
-        if not any(self._directory.glob("*.log")):
-            return
+        if not self._directory.is_dir():
+            return  # there never was a host
         try:
             active = {
                 str(job.mark.get("host")): job
@@ -157,7 +159,8 @@ class HostLauncher:
         return Host(host_id, shape, self._backend.submit(jobspec, urgency=URGENCY))
 
     def _request(self, host_id: str, identity: str, shape: Shape, socket: HostSocket) -> JobRequest:
-        environment = job_environment()
+        # Not `worker_init`: tasks run it themselves, and would get its variables from here, too.
+        environment = self._setup.environment()
         public, secret = socket.keys
         settings = HostSettings(
             identity=identity,
@@ -171,7 +174,9 @@ class HostLauncher:
             start_timeout=START_TIMEOUT,
         )
         return JobRequest(
-            command=[sys.executable, "-P", "-X", "utf8", "-m", "flux_endpoint.engine.held.host"],
+            command=self._setup.python_command(
+                "-X", "utf8", "-m", "flux_endpoint.engine.held.host"
+            ),
             cwd=str(self._directory),
             environment={**environment, VARIABLE: settings.dump()},
             resources=ResourceSpecification(
