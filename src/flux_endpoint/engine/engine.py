@@ -46,6 +46,10 @@ from flux_endpoint.protocol.states import ErrorCode
 log = logging.getLogger(__name__)
 
 
+#: Called with a task that is left without a result, and the reasons of its failed attempts.
+_Leave = Callable[[str, list[str]], None]
+
+
 class FluxEngine:
     """Runs tasks on a Flux instance, or on the embedded executor where there is none.
 
@@ -123,12 +127,7 @@ class FluxEngine:
         self._on_result = on_result
         if on_lost is not None:
             self._on_lost = on_lost
-        try:
-            Path(self._tasks.working_dir).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EngineError(
-                f"engine.working_dir: {self._tasks.working_dir} can't be created: {error.strerror}"
-            ) from error
+        self._make_working_directory()
         left = on_left or self._keep
 
         def leave(task_id: str, attempts: list[str]) -> None:
@@ -140,7 +139,27 @@ class FluxEngine:
         at_end = Fate.AWAITS_LOSS if self._lent else Fate.LEFT
         self._instance = InstanceState(self._backend, at_end, self._instance_changed)
         logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
-        self._pool = WorkerPool(
+        self._pool = self._new_pool(leave, on_found or _ignore)
+        self._jobs = self._new_jobs(leave, on_event or _ignore)
+        self._backend.watch(self._instance, self._make_room, self._tasks.mark("workers"))
+        ends: list[SpooledEnd] = []
+        if not self._lent:  # a lent instance may be a block itself
+            ends = end_all_blocks(self._backend, self._endpoint_id, self._directory / "blocks")
+        self._pool.start(ends)
+        self._jobs.start()
+
+    def _make_working_directory(self) -> None:
+        try:
+            Path(self._tasks.working_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EngineError(
+                f"engine.working_dir: {self._tasks.working_dir} can't be created: {error.strerror}"
+            ) from error
+
+    def _new_pool(self, leave: _Leave, on_found: Callable[[set[str]], None]) -> WorkerPool:
+        assert self._backend is not None
+        assert self._instance is not None
+        return WorkerPool(
             self._backend,
             self._config,
             tasks=self._tasks,
@@ -149,10 +168,14 @@ class FluxEngine:
             on_result=self._ended,
             on_left=leave,
             instance=self._instance,
-            on_found=on_found or _ignore,
-            on_wait=lambda since: jobs.observe(lambda seen: seen.workers_wait(since)),
+            on_found=on_found,
+            on_wait=self._workers_wait,
         )
-        jobs = self._jobs = JobRunner(
+
+    def _new_jobs(self, leave: _Leave, on_event: Callable[[EngineEvent], None]) -> JobRunner:
+        assert self._backend is not None
+        assert self._instance is not None
+        return JobRunner(
             self._backend,
             Planner(
                 self._backend.kind,
@@ -164,17 +187,15 @@ class FluxEngine:
                 JobSetup.of(self._config),
             ),
             self._instance,
-            JobListener(self._ended, leave, on_event or _ignore, self._make_room),
+            JobListener(self._ended, leave, on_event, self._make_room),
             endpoint_id=self._endpoint_id,
             config=self._config,
             output=self._output,
         )
-        self._backend.watch(self._instance, self._make_room, self._tasks.mark("workers"))
-        ends: list[SpooledEnd] = []
-        if not self._lent:  # a lent instance may be a block itself
-            ends = end_all_blocks(self._backend, self._endpoint_id, self._directory / "blocks")
-        self._pool.start(ends)
-        self._jobs.start()
+
+    def _workers_wait(self, since: float) -> None:
+        if self._jobs is not None:
+            self._jobs.observe(lambda seen: seen.workers_wait(since))
 
     def submit(self, task: EngineTask, attempts: Sequence[str] = ()) -> None:
         """Take a task; it ends in exactly one `on_result`, also if it is refused.
