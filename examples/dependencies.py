@@ -1,10 +1,16 @@
-"""Tasks that take the results of other tasks, which travel inside the cluster only."""
+"""Tasks that take the results of other tasks, which do not come to this program in between.
+
+FLUX_ENDPOINT_ID=… python examples/dependencies.py
+"""
 
 import os
+import sys
 
 from flux_endpoint import DependencyFailed, Executor, ShellFunction
 
-endpoint_id = os.environ["FLUX_ENDPOINT_ID"]
+endpoint_id = os.environ.get("FLUX_ENDPOINT_ID") or sys.exit(
+    "Which endpoint? Put its id into FLUX_ENDPOINT_ID."
+)
 
 
 def simulate(seed):

@@ -135,7 +135,7 @@ def test_no_worker_is_drained_for_a_job_that_needs_a_drained_node(make_world, ma
 
 
 def test_busy_workers_finish_their_tasks_before_they_end(make_world, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(manager_registry, "_TURN", 0.1)
+    monkeypatch.setattr(manager_registry, "_MIN_STAY", 0.1)
     world = make_world(min_nodes=4, max_nodes=4)
     wait_for_managers(world, 4)
     ids = [world.submit(hold, str(tmp_path), number) for number in range(8)]

@@ -90,14 +90,17 @@ class LocalBackend:
 
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """See `Backend`."""
+        return self._exec_events(jobid)
+
+    def job_usage(self, jobid: int) -> Usage | None:
+        """See `Backend`."""
+        return usage_in(self._exec_events(jobid))
+
+    def _exec_events(self, jobid: int) -> list[dict[str, Any]]:
         try:
             return [_plain(event) for event in self._local.exec_events(jobid)]
         except OSError:  # no such job
             return []
-
-    def job_usage(self, jobid: int) -> Usage | None:
-        """See `Backend`."""
-        return usage_in(self.exec_events(jobid))
 
     def hostlist(self, nodes: Collection[str]) -> str:  # noqa: ARG002 - the interface's
         """See `Backend`; all virtual nodes are this host."""
