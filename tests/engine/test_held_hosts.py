@@ -21,7 +21,7 @@ from flux_endpoint.engine.held.tasks import DeclinedError, HeldTask
 from flux_endpoint.engine.job_queue import JobQueue
 from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobs.plan import Planner
-from flux_endpoint.engine.local.event_log import EventLogEvent
+from flux_endpoint.engine.local.event_log import EventLogEvent, JobException
 from flux_endpoint.engine.local.future import LocalExecutorFuture
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
@@ -50,6 +50,9 @@ class Launcher:
     def cancel(self, host: Host, _: str) -> None:
         self.cancelled.append(host)
 
+    def forget(self, _: Host) -> str:
+        return ""
+
 
 @pytest.fixture
 def launcher() -> Launcher:
@@ -57,9 +60,22 @@ def launcher() -> Launcher:
 
 
 @pytest.fixture
-def held(launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HeldAllocations:
+def backend() -> Any:
+    cancelled: list[int] = []
+    return SimpleNamespace(
+        kind="flux",
+        resources=Resources(nodes=1, cores=4, gpus=0),
+        is_lost=lambda _: False,
+        cancel=lambda jobid, _: cancelled.append(jobid),
+        cancelled=cancelled,
+    )
+
+
+@pytest.fixture
+def held(
+    backend: Any, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> HeldAllocations:
     monkeypatch.setattr(allocations, "HostLauncher", lambda *_, **__: launcher)
-    backend: Any = SimpleNamespace(kind="flux", resources=Resources(nodes=1, cores=4, gpus=0))
     records: Any = SimpleNamespace(given=lambda *_: None)
     return HeldAllocations(
         backend,
@@ -125,6 +141,32 @@ def test_an_end_on_disk_does_not_wait_for_the_next_task_of_its_host(held, tmp_pa
     task = held.recover("task", tmp_path, (0, 0), 7)
     assert task.future.result(0) == 3
     assert held.counters() == {"held_allocations": 0}
+
+
+def test_a_host_that_can_not_be_followed_is_ended_and_its_task_does_not_run_again(
+    held, backend, launcher, tmp_path
+):
+    task = submitted(held, tmp_path)
+    (host,) = launcher.hosts
+    allocate(host)
+    held.heard(host.host_id, b"hello", [])
+    held.review()
+    host.future.set_exception(OSError("no more events"))
+    assert backend.cancelled == [7]
+    assert isinstance(task.future.exception(0), JobException)
+    assert held.counters() == {"held_allocations": 0}
+
+
+def test_a_host_that_is_lost_with_the_instance_awaits_its_loss(held, backend, launcher, tmp_path):
+    task = submitted(held, tmp_path)
+    (host,) = launcher.hosts
+    allocate(host)
+    held.heard(host.host_id, b"hello", [])
+    held.review()
+    backend.is_lost = lambda _: True
+    host.future.set_exception(OSError("the instance is gone"))
+    assert not task.future.done()
+    assert not backend.cancelled
 
 
 def test_a_message_that_can_not_be_sent_delays_no_other(tmp_path):

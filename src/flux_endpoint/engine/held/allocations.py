@@ -107,10 +107,8 @@ class HeldAllocations:
         before = self.observed.came(shape)
         if not self._is_enabled or self.observed.others(shape).wait:
             return False
-        if (
-            self.observed.durations.of(shape, program) > LONG
-            or self._paused_until.get(shape, 0.0) > now
-        ):
+        is_long = self.observed.durations.of(shape, program) > LONG
+        if is_long or self._paused_until.get(shape, 0.0) > now:
             return False
         return now <= before + RECENT or bool(self._waiting.get(shape) or self._of(shape))
 
@@ -379,8 +377,11 @@ class HeldAllocations:
 
     def _done(self, host: Host) -> None:
         error = error_of(host.future)
-        if error is not None and not hasattr(error, "severity"):
-            self._gone(host)  # it can't be followed: there are no more events
+        if error is None or hasattr(error, "severity") or self._backend.is_lost(error):
+            return  # its `clean` event comes, or `lose`
+        if host.jobid is not None:  # there are no more events of it, but it may still run
+            self._backend.cancel(host.jobid, "it can't be followed any more")
+        self._gone(host, has_ended=isinstance(error, ValueError))  # or Flux no longer knows it
 
     def _leave(self, host: Host) -> None:
         before = host.state
@@ -390,7 +391,7 @@ class HeldAllocations:
             else:
                 self._launcher.send(host, b"stop")
 
-    def _gone(self, host: Host) -> None:
+    def _gone(self, host: Host, *, has_ended: bool = True) -> None:
         """Handle the end of a host's job: its files say what became of its task."""
         before = host.state
         if not host.change(HostChange.JOB_ENDED):
@@ -409,7 +410,7 @@ class HeldAllocations:
         is_fatal = hasattr(error, "severity")
         if end is not None and not (end.is_ordered and is_fatal):
             task.ended(end)
-        elif ends.has_begun(task.directory):
+        elif ends.has_begun(task.directory) or not has_ended:
             task.lost(error if is_fatal else None, why)
         else:
             task.declined()
