@@ -101,11 +101,11 @@ def test_a_cancel_is_repeated_when_the_connection_broke(held, launcher, tmp_path
     task = submitted(held, tmp_path)
     (host,) = launcher.hosts
     allocate(host)
-    held.heard(host.host_id, b"hello", [])
+    held.received(host.host_id, b"hello", [])
     held.review()
     task.cancel(7, "why")
     assert [frames[0] for frames in launcher.sent] == [b"task", b"cancel"]
-    held.heard(host.host_id, b"hello", [])
+    held.received(host.host_id, b"hello", [])
     assert launcher.sent[2:] == [(b"stop",), (b"cancel", b"task", b"why")]
 
 
@@ -126,12 +126,12 @@ def test_a_host_has_some_time_to_end_after_its_task(held, launcher, tmp_path):
     submitted(held, tmp_path)
     (host,) = launcher.hosts
     allocate(host)
-    held.heard(host.host_id, b"hello", [])
+    held.received(host.host_id, b"hello", [])
     held.review()
-    held.heard(host.host_id, b"hello", [])  # it takes no more tasks
+    held.received(host.host_id, b"hello", [])  # it takes no more tasks
     host.since -= 3600.0
     end = ends.TaskEnd([EventLogEvent.now("finish", status=0)], [])
-    held.heard(host.host_id, b"ended", [b"task", end.dump().encode()])
+    held.received(host.host_id, b"ended", [b"task", end.dump().encode()])
     assert held.review() > 0
     assert not launcher.cancelled
 
@@ -149,7 +149,7 @@ def test_a_host_that_can_not_be_followed_is_ended_and_its_task_does_not_run_agai
     task = submitted(held, tmp_path)
     (host,) = launcher.hosts
     allocate(host)
-    held.heard(host.host_id, b"hello", [])
+    held.received(host.host_id, b"hello", [])
     held.review()
     host.future.set_exception(OSError("no more events"))
     assert backend.cancelled == [7]
@@ -161,7 +161,7 @@ def test_a_host_that_is_lost_with_the_instance_awaits_its_loss(held, backend, la
     task = submitted(held, tmp_path)
     (host,) = launcher.hosts
     allocate(host)
-    held.heard(host.host_id, b"hello", [])
+    held.received(host.host_id, b"hello", [])
     held.review()
     backend.is_lost = lambda _: True
     host.future.set_exception(OSError("the instance is gone"))

@@ -90,9 +90,9 @@ class FluxQueue:
     def _ask_for_nodes(self) -> None:
         if self._outdated and not self._asking:
             self._asking, self._outdated = True, False
-            then(resource_list(self._handle), self._nodes_told)
+            then(resource_list(self._handle), self._nodes_reported)
 
-    def _nodes_told(self, answer: Any) -> None:
+    def _nodes_reported(self, answer: Any) -> None:
         self._asking = False
         with suppress(OSError):
             down = answer.get().down

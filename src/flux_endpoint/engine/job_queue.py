@@ -38,7 +38,7 @@ class JobQueue:
         self._waiting: list[tuple[int, int]] = []  # sorted: negative priority, job id
         self._held: dict[str, Amount] = {}
         self._down: Mapping[str, Amount] = {}
-        self._told = JobDemand(complete=False)
+        self._reported = JobDemand(complete=False)
         self._changed = complete
 
     def add(self, jobid: int, demand: Demand) -> None:
@@ -101,9 +101,9 @@ class JobQueue:
             self._complete,
             self._jobs[self._waiting[-1][1]].demand.urgency if self._waiting else 31,
         )
-        if demand == self._told:
+        if demand == self._reported:
             return None
-        self._told = demand
+        self._reported = demand
         return demand
 
     def _prioritize(self, jobid: int, job: _Job, priority: int) -> None:

@@ -83,7 +83,7 @@ class HeldAllocations:
             planner.setup,
             planner.directory.with_name("held"),
             address=config.address,
-            on_message=lambda *message: post(partial(self.heard, *message)),
+            on_message=lambda *message: post(partial(self.received, *message)),
         )
         self._records = records
         self._queue = queue
@@ -187,7 +187,7 @@ class HeldAllocations:
 
     # Reports
 
-    def heard(self, host_id: str, kind: bytes, parts: list[bytes]) -> None:
+    def received(self, host_id: str, kind: bytes, parts: list[bytes]) -> None:
         """Handle a message of a host."""
         host = self._hosts.get(host_id)
         if host is None:
@@ -237,7 +237,7 @@ class HeldAllocations:
         for shape, tasks in list(self._waiting.items()):
             again = min(again, self._serve(shape, tasks, now))
         for host in list(self._hosts.values()):
-            again = min(again, self._look_at(host, now))
+            again = min(again, self._check(host, now))
         return max(0.0, again - time.monotonic())
 
     def _serve(self, shape: Shape, tasks: deque[HeldTask], now: float) -> float:
@@ -278,7 +278,7 @@ class HeldAllocations:
             self._hosts[host.host_id] = host
             self._follow(host)
 
-    def _look_at(self, host: Host, now: float) -> float:
+    def _check(self, host: Host, now: float) -> float:
         """End a host that nothing needs, or that others need more; return when to look again."""
         if host.shape is None:
             return math.inf
@@ -400,9 +400,9 @@ class HeldAllocations:
         if host.jobid is not None:
             self.observed.discard_host(str(host.jobid))
             self._queue.forget(host.jobid)
-        said, why = self._launcher.forget(host), end_of_job(host.future)
+        output, why = self._launcher.forget(host), end_of_job(host.future)
         if before is HostState.STARTING and host.shape is not None:
-            self._give_up(host.shape, f"{why}\n{said}".strip())
+            self._give_up(host.shape, f"{why}\n{output}".strip())
         task, host.task = host.task, None
         if task is None:
             return

@@ -208,10 +208,10 @@ class HostLauncher:
         if self._socket is not None:
             self._socket.dismiss(host.host_id)
         path = self._log(host.host_id)
-        said = logs.tail(path, 20, 2000)
+        output = logs.tail(path, 20, 2000)
         with suppress(OSError):
             path.unlink(missing_ok=True)
-        return said
+        return output
 
     def close(self) -> None:
         """Close the socket; hosts end after their tasks."""

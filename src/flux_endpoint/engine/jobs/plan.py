@@ -292,7 +292,7 @@ def _is_launched_here(resources: ResourceSpecification) -> bool:
 def _is_hydra(mpiexec: str) -> bool:
     """Return whether a launcher is MPICH's."""
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             [mpiexec, "--version"],
             capture_output=True,
             stdin=subprocess.DEVNULL,
@@ -301,7 +301,7 @@ def _is_hydra(mpiexec: str) -> bool:
         )
     except (OSError, subprocess.SubprocessError):
         return False
-    return b"HYDRA" in told.stdout
+    return b"HYDRA" in done.stdout
 
 
 def _options_of_ranks(resources: ResourceSpecification) -> dict[str, Any]:
