@@ -33,8 +33,7 @@ def empty(meter: Meter) -> int:
 
 
 def the_peak_is_that_of_the_task_alone(meter: Meter) -> None:
-    # Memory of the imports may be given back after the first of these.
-    small = min(empty(meter) for _ in range(3))
+    small = empty(meter)
     for _ in range(2):
         meter.begin()
         bytearray(TAKEN)
