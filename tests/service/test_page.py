@@ -85,6 +85,9 @@ class TestSessions:
         code = sessions.code(HASH)
         assert sessions.redeem(code) == HASH
         assert sessions.redeem(code) is None
+        # Nor does another spelling of the same bytes in base64.
+        assert sessions.redeem(f"{code[:8]}!!!!{code[8:]}") is None
+        assert sessions.redeem(code[:-1] + chr(ord(code[-1]) + 1)) is None
 
     def test_codes_and_sessions_end(self) -> None:
         now = [1000.0]
@@ -313,6 +316,11 @@ class TestOutput:
     def test_plain_values_are_shown(self) -> None:
         shown = shown_output(self.of({"energy": [1.5, None]}), failed=False)
         assert shown.value == "{'energy': [1.5, None]}"
+
+    def test_what_json_or_repr_can_not_hold(self) -> None:
+        assert shown_output(self.of(10**5000), failed=False).value is None
+        shown = shown_output(self.of(ShellResult("ls", "a\udcffb", "", 0)), failed=False)
+        assert '"a?b"' in shown.model_dump_json()
 
     def test_nothing_is_imported_or_run(self) -> None:
         class Trap:

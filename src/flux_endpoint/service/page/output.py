@@ -63,9 +63,9 @@ def shown_output(result: bytes | None, *, failed: bool) -> ShownOutput:
         if isinstance(value, Instance) and isinstance(value.state, dict):
             return shown.model_copy(update=_command(value.state))
         require_plain(value)
-    except (NotInertError, binascii.Error, ValueError):
+        return shown.model_copy(update={"value": _end(repr(value))})
+    except (NotInertError, binascii.Error, ValueError):  # also an integer of very many digits
         return shown
-    return shown.model_copy(update={"value": _end(repr(value))})
 
 
 def _command(state: dict[Any, Any]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _command(state: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _end(text: str) -> str:
-    """Return the last lines of a text."""
-    lines = text[-LONGEST:].splitlines()
+    """Return the last lines of a text; JSON can't hold lone surrogates."""
+    lines = text[-LONGEST:].encode(errors="replace").decode().splitlines()
     cut = len(text) > LONGEST or len(lines) > MOST_LINES
     return "\n".join([*(["…"] if cut else []), *lines[-MOST_LINES:]])

@@ -38,8 +38,9 @@ class Sessions:
         self._key = hmac.digest(key, b"page", "sha256")
         self._clock = clock
         self._lock = threading.Lock()
-        #: Used codes, by the time at which they expire anyway; the oldest first.
-        self._used: dict[str, float] = {}
+        #: Keyed hashes of used codes, and when these expire anyway. Not the codes: the same one can
+        #: be spelled in several ways in base64.
+        self._used: dict[bytes, float] = {}
         #: A name for the cookie, so that two services of one host do not share it.
         self.cookie = f"flux_endpoint_{hmac.digest(self._key, b'cookie', 'sha256').hex()[:8]}"
 
@@ -56,14 +57,14 @@ class Sessions:
         opened = self._open(_CODE, code)
         if opened is None:
             return None
-        token_hash, expires = opened
+        token_hash, expires, mac = opened
         with self._lock:
             now = self._clock()
             for each in [each for each, until in self._used.items() if until <= now]:
                 del self._used[each]
-            if code in self._used or len(self._used) >= _MOST_USED:
+            if mac in self._used or len(self._used) >= _MOST_USED:
                 return None
-            self._used[code] = expires
+            self._used[mac] = expires
         return token_hash
 
     def session(self, token_hash: str) -> str:
@@ -80,7 +81,7 @@ class Sessions:
         said = bytes.fromhex(token_hash) + expires + secrets.token_bytes(_NONCE)
         return urlsafe_b64encode(said + self._mac(kind, said)).decode().rstrip("=")
 
-    def _open(self, kind: bytes, text: str) -> tuple[str, float] | None:
+    def _open(self, kind: bytes, text: str) -> tuple[str, float, bytes] | None:
         try:
             sealed = urlsafe_b64decode(text + "=" * (-len(text) % 4))
         except ValueError:
@@ -90,7 +91,7 @@ class Sessions:
         if not hmac.compare_digest(mac, self._mac(kind, said)):
             return None
         expires = int.from_bytes(said[_HASH : _HASH + _EXPIRY], "big")
-        return None if expires <= self._clock() else (said[:_HASH].hex(), float(expires))
+        return None if expires <= self._clock() else (said[:_HASH].hex(), float(expires), mac)
 
     def _mac(self, kind: bytes, said: bytes) -> bytes:
         return hmac.digest(self._key, kind + said, "sha256")[:_MAC]
