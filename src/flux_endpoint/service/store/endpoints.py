@@ -217,7 +217,7 @@ def list_endpoints(connection: sa.Connection, user: User, *, public: bool) -> li
 def recent_reports(connection: sa.Connection, user: User) -> list[dict[str, Any]]:
     """Return the reports of endpoints that a user's tasks may run at, those of a day.
 
-    They are the user's own, which include the user endpoints of multi-user endpoints, and those
+    They are the user's own, which include the user endpoints of multi-user endpoints, then those
     that others have opened to users or groups.
     """
     theirs = (
@@ -228,7 +228,7 @@ def recent_reports(connection: sa.Connection, user: User) -> list[dict[str, Any]
     query = (
         sa.select(endpoints.c.last_report)
         .where(theirs, endpoints.c.deleted_at.is_(None), endpoints.c.last_seen > time.time() - _DAY)
-        .order_by(endpoints.c.last_seen.desc())
+        .order_by(endpoints.c.owner_id != user.id, endpoints.c.last_seen.desc())
         .limit(_MOST_REPORTS)
     )
     return [each for each in connection.scalars(query) if isinstance(each, dict)]

@@ -1,6 +1,7 @@
 """What a user's page asks for first: the tasks that run, and the latest task groups."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +12,8 @@ from flux_endpoint.service.store.tables import functions, submissions, task_even
 
 #: Number of latest starts of jobs, of all users, among which are those that run.
 _STARTS = 5000
+#: Number of tasks in reports among which are those that run: others' endpoints could name any.
+_NAMED = 20_000
 #: Maximum number of running tasks.
 _MOST_RUNNING = 500
 #: Number of newest submissions whose groups are found.
@@ -28,7 +31,7 @@ def running_ids(
         reports: status reports of the endpoints that may run them.
     """
     named = [each.get(RUNNING) for each in reports if each.get("active") is not False]
-    ids = [task for each in named if isinstance(each, dict) for task in each]
+    ids = list(islice((id_ for each in named if isinstance(each, dict) for id_ in each), _NAMED))
     started = (
         sa.select(task_events.c.task_id)
         .where(task_events.c.name == "start")
