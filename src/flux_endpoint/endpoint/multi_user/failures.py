@@ -41,7 +41,7 @@ class FailureReporter:
         self._pool.submit(self._send, queues, reason[:_LONGEST_REASON])
 
     def close(self) -> None:
-        """Send what waits, and stop."""
+        """Finish the report that is being sent, and drop the others: the service asks again."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _send(self, queues: EndpointQueues, reason: str) -> None:

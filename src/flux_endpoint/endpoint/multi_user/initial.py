@@ -82,7 +82,8 @@ _ENVIRONMENT = """\
 
 _MAPPING = [
     {
-        "comment": "ada@example.org runs tasks as the account ada. The first fitting rule counts.",
+        "comment": "ada@example.org runs tasks as the account ada. The first matching rule counts "
+        "whose account exists.",
         "DATA_TYPE": "expression_identity_mapping#1.0.0",
         "mappings": [
             {"source": "{username}", "match": "grace@example\\.com", "output": "hopper"},

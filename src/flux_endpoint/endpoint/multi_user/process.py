@@ -164,13 +164,16 @@ class UserEndpointProcess:
     def _follow(self, readable: int) -> None:
         process = self._process
         assert process is not None
-        pidfd = os.pidfd_open(process.pid)  # nobody else waits for it
         try:
-            self._listen(readable, pidfd)
+            # It fails if `signal` has just found that the process has ended.
+            pidfd = os.pidfd_open(process.pid)
+            try:
+                self._listen(readable, pidfd)
+            finally:
+                os.close(pidfd)
         except OSError as error:
             event(log, logging.WARNING, "reports of a user endpoint are lost", reason=error)
         finally:
-            os.close(pidfd)
             os.close(readable)
         self.exit_code = process.wait()
         if self.exit_code and not self.failure:
