@@ -63,6 +63,14 @@ def test_after_is_taken_unless_the_function_has_it() -> None:
         assert ("after" in kwargs) is not taken
 
 
+def test_a_task_waits_for_a_limited_number() -> None:
+    many = [ComputeFuture(str(number)) for number in range(1001)]
+    with collected_inputs(), pytest.raises(ValueError, match="more than 1000 futures"):
+        pickle.dumps(many)
+    with pytest.raises(ValueError, match="has 1001 futures, at most 1000"):
+        take_after(add, {"after": many}, ComputeFuture)
+
+
 def test_needs_reach_the_service(service: Any, executor: Executor) -> None:
     first = executor.submit(add, 1)
     second = executor.submit(add, 2)

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import PAYLOAD, Peer, Rest, refusal
+from tests.service.conftest import OWN, PAYLOAD, Peer, Rest, refusal
 from tests.service.test_results import result
 
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.serialize import task_with_inputs
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.dependents import _problem
 from flux_endpoint.service.settings import ServiceSettings
-from flux_endpoint.service.store import retention
+from flux_endpoint.service.store import dependencies as store
+from flux_endpoint.service.store import retention, tasks
+from flux_endpoint.service.store.dependencies import ready
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.tables import dependencies, dependents, submissions
 from waiting import until
@@ -51,6 +54,17 @@ def failure(task_id: str) -> bytes:
 def until_failed(live: Rest, task_id: str) -> str:
     until(lambda: live.status(task_id)["status"] == "failed")
     return str(live.status(task_id)["exception"])
+
+
+def end(database: Database, failed: dict[str, bool]) -> bool:
+    """Store the ends of tasks as the consumer of results does; return whether others are ready."""
+    outcomes = [
+        tasks.TaskOutcome(each, has_failed, f"of {each}".encode(), None, time.time())
+        for each, has_failed in failed.items()
+    ]
+    with database.write() as connection:
+        tasks.complete(connection, outcomes, tasks.routes(connection, failed))
+        return store.tasks_ended(connection, failed)
 
 
 def is_empty(database: Database) -> bool:
@@ -155,6 +169,64 @@ def test_a_task_that_waits_does_not_count_as_taken(live: Rest, database: Databas
     assert answer.json()["tasks"] == []  # the first is still in the queue
 
 
+class TestReadyTasks:
+    """Which tasks are ready, in a database without a broker."""
+
+    @pytest.fixture
+    def submitted(
+        self, api: TestClient, add_endpoint: Callable[..., str]
+    ) -> Callable[..., list[str]]:
+        endpoint_id = add_endpoint(metadata=OWN)
+        return lambda *needs: submit(Rest(api), endpoint_id, *needs)
+
+    def test_a_batch_of_results_counts_each_need_once(
+        self, submitted: Callable[..., list[str]], database: Database
+    ) -> None:
+        a, b, c, d = submitted(None, None, None, None)
+        both, one, later, failing = submitted(
+            {"values": [a, b], "after": [a]},
+            {"after": [b]},
+            {"after": [c, a]},
+            {"values": [a], "after": [d]},
+        )
+        assert not end(database, {})
+        assert end(database, {a: False, b: False, d: True})
+        with database.read() as connection:
+            found = {each.task.id: each for each in ready(connection)}
+        assert set(found) == {both, one, failing}
+        assert found[both].values == [f"of {a}", f"of {b}"]
+        assert found[both].task.payload == PAYLOAD
+        assert (found[failing].failed_need, found[failing].error) == (d, f"of {d}")
+        assert end(database, {c: False})
+        with database.read() as connection:
+            assert later in {each.task.id for each in ready(connection)}
+        assert not end(database, {both: False, later: False})  # nothing waits for them
+
+    def test_what_is_too_large_is_not_read(
+        self,
+        submitted: Callable[..., list[str]],
+        database: Database,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        first, second = submitted(None, None)
+        large, small = submitted({"values": [first, second]}, {"values": [first]})
+        end(database, {first: False, second: False})
+        monkeypatch.setattr(store, "_TOO_MANY_CHARACTERS", 40)
+        with database.read() as connection:
+            found = ready(connection)
+        assert [(each.task.id, each.values) for each in found] == [
+            (large, None),
+            (small, [f"of {first}"]),
+        ]
+        problem = _problem(found[0])
+        assert problem is not None
+        assert "too large together" in problem[1]
+        monkeypatch.setattr(store, "PAGE_BYTES", 1)
+        more = submitted({"values": [first]}, {"values": [second]})
+        with database.read() as connection:
+            assert more[0] not in {each.task.id for each in ready(connection)}  # the next page's
+
+
 class TestRefusals:
     """A request is refused as a whole, and names the field."""
 
@@ -201,4 +273,9 @@ class TestRefusals:
         answer = self.post(api, endpoint_id, function_id, needs)
         code = "DEPENDENCIES_NOT_SUPPORTED"
         body = refusal(answer, 422, code, f"needs.{function_id}[0]")
+        assert "is not one of Flux Endpoint" in body.message
         assert "submit the task then" in body.message
+        ours = add_endpoint(multi_user=True, metadata={"user_endpoints_version": "1.0"})
+        answer = self.post(api, ours, function_id, needs)
+        body = refusal(answer, 422, code, f"needs.{function_id}[0]")
+        assert "is a multi-user endpoint" in body.message

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flux_endpoint.functions import ShellFunction
+from flux_endpoint.protocol.rest import MAX_NEEDS
 
 if TYPE_CHECKING:
     from flux_endpoint.client.future import ComputeFuture
+
+_IN_STEPS = "let tasks in between wait for, or combine, a part of them each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def reference_to(future: ComputeFuture) -> int:
 
     Raises:
         TypeError: no arguments are being serialized.
+        ValueError: these have too many futures.
     """
     found = _collecting.found
     if found is None:
@@ -90,6 +94,8 @@ def reference_to(future: ComputeFuture) -> int:
     for index, each in enumerate(found):
         if each is future:
             return index
+    if len(found) == MAX_NEEDS:
+        raise ValueError(f"more than {MAX_NEEDS} futures are in them: {_IN_STEPS}")
     found.append(future)
     return len(found) - 1
 
@@ -105,12 +111,17 @@ def take_after(
         fn: the function.
         kwargs: the keyword arguments.
         kind: the class of futures.
+
+    Raises:
+        ValueError: there are too many futures.
     """
     after = kwargs.get("after")
     if not isinstance(after, list | tuple) or not after:
         return ()
     if not all(isinstance(each, kind) for each in after) or "after" in _parameters(fn):
         return ()
+    if len(after) > MAX_NEEDS:
+        raise ValueError(f"after= has {len(after)} futures, at most {MAX_NEEDS}: {_IN_STEPS}")
     del kwargs["after"]
     return after
 

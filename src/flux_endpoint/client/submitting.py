@@ -62,7 +62,8 @@ class Submitting(FuturesExecutor):
         Raises:
             SerializationError: the function or its arguments can't be serialized, or are too large.
             TypeError: `fn` is not callable, or is a command function and an argument is missing.
-            ValueError: no endpoint is set, or the command of `fn` can't be formatted.
+            ValueError: no endpoint is set, `after` has too many futures, or the command of `fn`
+                can't be formatted.
             RuntimeError: the Executor is shut down.
         """
         own, resources = self._executor, self._resource_specification

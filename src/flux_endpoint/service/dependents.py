@@ -146,8 +146,7 @@ class Dependents:
         for each in ready:
             problem = _problem(each)
             if problem is None:
-                inputs = pack_buffers(each.values)
-                payload = each.task.payload + inputs
+                payload = each.task.payload + pack_buffers(each.values or [])
                 new.append(tasks.NewTask(each.task.id, each.task.function_id, payload))
                 continue
             code, text = problem
@@ -208,11 +207,10 @@ def _problem(ready: ReadyTask) -> tuple[ErrorCode, str] | None:
     if ready.failed_need is not None:
         text = failed_need(ready.failed_need, ready.error)
         return ErrorCode.DEPENDENCY_FAILED, text
-    size = sum(map(carried_bytes, ready.values))
-    if size > MAX_PAYLOAD_BYTES:
+    if ready.values is None or sum(map(carried_bytes, ready.values)) > MAX_PAYLOAD_BYTES:
         text = (
-            f"the results that the task takes are {size} bytes, the limit is {MAX_PAYLOAD_BYTES}: "
-            "pass large data through files"
+            "the results that the task takes are too large together, the limit is "
+            f"{MAX_PAYLOAD_BYTES} bytes: pass large data through files"
         )
         return ErrorCode.COULD_NOT_EXECUTE, text
     return None

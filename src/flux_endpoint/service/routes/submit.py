@@ -207,7 +207,8 @@ def _needs_by_task(
     """Return by task id what tasks wait for, each with its field in the request.
 
     Raises:
-        ServiceError: 422, their endpoint is not one of Flux Endpoint: it could not use the results.
+        ServiceError: 422, their endpoint is a multi-user endpoint, whose tasks take another way, or
+            not one of Flux Endpoint, which could not use the results.
     """
     listed = [
         (f"needs.{each.requested_id}[{index}]", needs)
@@ -220,9 +221,10 @@ def _needs_by_task(
         if needs is not None
     }
     if found and not endpoint.is_own_make:
+        what = "a multi-user endpoint" if endpoint.multi_user else "not one of Flux Endpoint"
         raise ServiceError(
-            f"endpoint {endpoint.public_id} is not one of Flux Endpoint: its tasks can't wait for "
-            "other tasks. Wait for their results, and submit the task then",
+            f"endpoint {endpoint.public_id} is {what}: its tasks can't wait for other tasks. Wait "
+            "for their results, and submit the task then",
             http_status=422,
             code="DEPENDENCIES_NOT_SUPPORTED",
             field=next(iter(found.values()))[0],

@@ -6,12 +6,14 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
+from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import TaskNeeds
 from flux_endpoint.service.store.engine import chunks
+from flux_endpoint.service.store.listing import last_bytes
 from flux_endpoint.service.store.tables import (
     dependencies,
     dependents,
@@ -27,6 +29,11 @@ PAGE_TASKS = 500
 PAGE_BYTES = 32 * 2**20
 
 _RELEASED = -1
+
+# Results of so many characters are more than a task may take, even in base64 with line ends.
+_TOO_MANY_CHARACTERS = MAX_PAYLOAD_BYTES * 3 // 2
+# Bytes that are read from the end of a failed task's error: its last line says what it was.
+_ERROR_BYTES = 4096
 
 # Built once, since every batch of results uses them.
 _ANY = sa.select(dependents.c.task_id).limit(1)
@@ -53,12 +60,12 @@ class ReadyTask:
     """A task to publish now, or to fail.
 
     Attributes:
-        task: the task, with its own arguments.
+        task: the task, with its own arguments; without them if it fails.
         submission_id: its submission.
         endpoint_id: the endpoint that runs it.
         failed_need: the needed task that failed; `None`: all succeeded.
-        error: text of that task's error.
-        values: the results that it takes, in order.
+        error: the end of that task's error.
+        values: the results that it takes, in order; `None`: they are too large to be read.
     """
 
     task: NewTask
@@ -66,7 +73,12 @@ class ReadyTask:
     endpoint_id: str
     failed_need: str | None
     error: str = ""
-    values: list[str] = field(default_factory=list)
+    values: list[str] | None = field(default_factory=list)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether nothing that is known by its size alone makes it fail."""
+        return self.failed_need is None and self.values is not None
 
 
 def add(
@@ -168,8 +180,9 @@ def ready(connection: sa.Connection) -> list[ReadyTask]:
     )
     query = (
         sa.select(
-            tasks.c.id, tasks.c.function_id, tasks.c.payload, tasks.c.submission_id,
-            submissions.c.endpoint_id, dependents.c.failed_need, size.label("size"),
+            tasks.c.id, tasks.c.function_id, tasks.c.submission_id, submissions.c.endpoint_id,
+            dependents.c.failed_need, size.label("taken"),
+            sa.func.coalesce(sa.func.length(tasks.c.payload), 0).label("own"),
         )
         .join_from(dependents, tasks)
         .join(submissions)
@@ -184,19 +197,25 @@ def ready(connection: sa.Connection) -> list[ReadyTask]:
     )  # fmt: skip
     found: list[ReadyTask] = []
     left = PAGE_BYTES
-    with connection.execute(query) as rows:
-        for row in rows:
-            left -= row.size + len(row.payload or b"")
-            if left < 0 and found:
-                break
-            task = NewTask(row.id, row.function_id, (row.payload or b"").decode())
-            found.append(ReadyTask(task, row.submission_id, row.endpoint_id, row.failed_need))
-    return _with_results(connection, found)
+    for row in connection.execute(query).all():
+        task = NewTask(row.id, row.function_id, "")
+        values = None if row.taken > _TOO_MANY_CHARACTERS else list[str]()
+        each = ReadyTask(task, row.submission_id, row.endpoint_id, row.failed_need, values=values)
+        left -= row.taken + row.own if each.can_run else 0
+        if left < 0 and found:
+            break
+        found.append(each)
+    return _with_data(connection, found)
 
 
-def _with_results(connection: sa.Connection, found: Sequence[ReadyTask]) -> list[ReadyTask]:
+def _with_data(connection: sa.Connection, found: Sequence[ReadyTask]) -> list[ReadyTask]:
+    """Return the tasks with their arguments and the results that they take, or their errors."""
+    payloads: dict[str, str] = {}
     values: dict[str, list[str]] = {}
-    for part in chunks(each.task.id for each in found if each.failed_need is None):
+    for part in chunks(each.task.id for each in found if each.can_run):
+        of_part = tasks.c.id.in_(part), tasks.c.payload.is_not(None)  # or it has just ended
+        own = sa.select(tasks.c.id, tasks.c.payload).where(*of_part)
+        payloads.update((row.id, row.payload.decode()) for row in connection.execute(own))
         query = (
             sa.select(dependencies.c.task_id, tasks.c.result)
             .join_from(dependencies, tasks, tasks.c.id == dependencies.c.needs_id)
@@ -207,18 +226,22 @@ def _with_results(connection: sa.Connection, found: Sequence[ReadyTask]) -> list
             values.setdefault(task_id, []).append(_text(result))
     errors: dict[str, str] = {}
     for part in chunks({each.failed_need for each in found if each.failed_need is not None}):
-        failed = sa.select(tasks.c.id, tasks.c.result).where(tasks.c.id.in_(part))
-        errors.update((row.id, _text(row.result)) for row in connection.execute(failed))
-    return [
-        ReadyTask(
-            each.task,
-            each.submission_id,
-            each.endpoint_id,
-            each.failed_need,
-            errors.get(each.failed_need or "", ""),
-            values.get(each.task.id, []),
+        end = last_bytes(tasks.c.result, _ERROR_BYTES).label("end")
+        failed = sa.select(tasks.c.id, end).where(tasks.c.id.in_(part))
+        errors.update(
+            (row.id, (row.end or b"").decode(errors="replace"))
+            for row in connection.execute(failed)
         )
+    return [
+        replace(
+            each,
+            task=replace(each.task, payload=payloads[each.task.id]),
+            values=values.get(each.task.id, []),
+        )
+        if each.can_run
+        else replace(each, error=errors.get(each.failed_need or "", ""))
         for each in found
+        if not each.can_run or each.task.id in payloads
     ]
 
 

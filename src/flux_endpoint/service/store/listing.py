@@ -45,6 +45,8 @@ RUNNING = "running_tasks"
 _PAGE = 100
 #: The same with a filter, which may have to search all of their tasks.
 _FILTERED = 10
+#: The most submissions in a query.
+_MOST_SUBMISSIONS = 10_000
 #: Number of tasks that are read from the database at a time.
 _CHUNK = 1000
 _ERROR_BYTES = 300
@@ -189,7 +191,7 @@ def newest_tasks(
             if not may_go_on(PagePosition(page[-1].id, 0)):
                 return
         query = query.where(submissions.c.id < rows[-1].id)
-        size *= 10
+        size = min(size * 10, _MOST_SUBMISSIONS)
 
 
 def task_record(connection: sa.Connection, owner_id: str, task_id: str) -> TaskRecord | None:
@@ -208,7 +210,7 @@ def task_record(connection: sa.Connection, owner_id: str, task_id: str) -> TaskR
             submissions.c.resource_specification,
             submissions.c.published_at,
             tasks.c.details,
-            _last_bytes(tasks.c.result, LONGEST_ERROR).label("result"),
+            last_bytes(tasks.c.result, LONGEST_ERROR).label("result"),
         )
         .join_from(tasks, submissions)
         .where(tasks.c.id == task_id)
@@ -227,7 +229,8 @@ def task_record(connection: sa.Connection, owner_id: str, task_id: str) -> TaskR
     )
 
 
-def _last_bytes(column: sa.Column[Any], most: int) -> sa.ColumnElement[Any]:
+def last_bytes(column: sa.Column[Any], most: int) -> sa.ColumnElement[Any]:
+    """Return an expression for the last bytes of a column, at most `most`."""
     length = sa.func.length(column)
     return sa.func.substr(column, sa.case((length > most, length - most + 1), else_=1))
 
@@ -250,7 +253,7 @@ def _of_page(
             tasks.c.completed_at,
             tasks.c.failed,
             tasks.c.details,
-            sa.case((tasks.c.failed, _last_bytes(tasks.c.result, _ERROR_BYTES))).label("error"),
+            sa.case((tasks.c.failed, last_bytes(tasks.c.result, _ERROR_BYTES))).label("error"),
             sa.case((tasks.c.failed, sa.func.substr(tasks.c.result, 1, len(_CANCELLED)))).label(
                 "code"
             ),

@@ -210,9 +210,10 @@ dependents = Table(
     metadata,
     Column("task_id", ForeignKey("tasks.id"), primary_key=True),
     # Number of tasks that it still waits for; 0: it is ready; -1: the broker has it.
-    Column("unmet", Integer, nullable=False, index=True),
+    Column("unmet", Integer, nullable=False),
     Column("failed_need", String(36)),  # the first needed task that failed
 )
+Index("ix_dependents_unmet_task_id", dependents.c.unmet, dependents.c.task_id)
 
 #: What each dependent needs, until it is published or has ended.
 dependencies = Table(

@@ -18,7 +18,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="fk_dependents_task_id_tasks"),
         sa.PrimaryKeyConstraint("task_id", name="pk_dependents"),
     )
-    op.create_index("ix_dependents_unmet", "dependents", ["unmet"])
+    op.create_index("ix_dependents_unmet_task_id", "dependents", ["unmet", "task_id"])
     op.create_table(
         "dependencies",
         sa.Column("task_id", sa.String(36), nullable=False),
