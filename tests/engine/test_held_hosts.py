@@ -14,8 +14,8 @@ from flux_endpoint.engine.held import allocations, ends
 from flux_endpoint.engine.held.allocations import HeldAllocations
 from flux_endpoint.engine.held.host import variables_for_tasks
 from flux_endpoint.engine.held.host_socket import HostSocket
-from flux_endpoint.engine.held.hosts import START_TIMEOUT, Host, HostLauncher
-from flux_endpoint.engine.held.policy import Shape
+from flux_endpoint.engine.held.hosts import START_TIMEOUT, HostLauncher, HostRecord
+from flux_endpoint.engine.held.policy import TaskShape
 from flux_endpoint.engine.held.settings import VARIABLE, HostSettings
 from flux_endpoint.engine.held.tasks import DeclinedError, HeldTask
 from flux_endpoint.engine.job_queue import JobQueue
@@ -26,7 +26,7 @@ from flux_endpoint.engine.local.future import LocalExecutorFuture
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.errors import EngineError
 
-TWO = Shape(2, 1)
+TWO = TaskShape(2, 1)
 TASKS = TaskSettings("e", "/e/work", run_in_sandbox=False, allowed_serializers=None)
 
 
@@ -34,23 +34,23 @@ class Launcher:
     """Starts no processes; records what hosts are sent."""
 
     def __init__(self) -> None:
-        self.hosts: list[Host] = []
+        self.hosts: list[HostRecord] = []
         self.sent: list[tuple[bytes, ...]] = []
-        self.cancelled: list[Host] = []
+        self.cancelled: list[HostRecord] = []
 
-    def launch(self, shape: Shape) -> Host:
+    def launch(self, shape: TaskShape) -> HostRecord:
         future = LocalExecutorFuture(None)
         future._set_jobid(7)
-        self.hosts.append(Host(f"h{len(self.hosts)}", shape, future))
+        self.hosts.append(HostRecord(f"h{len(self.hosts)}", shape, future))
         return self.hosts[-1]
 
-    def send(self, _: Host, *frames: bytes) -> None:
+    def send(self, _: HostRecord, *frames: bytes) -> None:
         self.sent.append(frames)
 
-    def cancel(self, host: Host, _: str) -> None:
+    def cancel(self, host: HostRecord, _: str) -> None:
         self.cancelled.append(host)
 
-    def forget(self, _: Host) -> str:
+    def forget(self, _: HostRecord) -> str:
         return ""
 
 
@@ -93,7 +93,7 @@ def submitted(held: HeldAllocations, directory: Path) -> HeldTask:
     return task
 
 
-def allocate(host: Host) -> None:
+def allocate(host: HostRecord) -> None:
     host.future._set_event(EventLogEvent.now("alloc", annotations={}))
 
 
@@ -130,14 +130,14 @@ def test_a_host_has_some_time_to_end_after_its_task(held, launcher, tmp_path):
     held.review()
     held.received(host.host_id, b"hello", [])  # it takes no more tasks
     host.since -= 3600.0
-    end = ends.TaskEnd([EventLogEvent.now("finish", status=0)], [])
+    end = ends.HeldEnd([EventLogEvent.now("finish", status=0)], [])
     held.received(host.host_id, b"ended", [b"task", end.dump().encode()])
     assert held.review() > 0
     assert not launcher.cancelled
 
 
 def test_an_end_on_disk_does_not_wait_for_the_next_task_of_its_host(held, tmp_path):
-    ends.write(tmp_path, ends.TaskEnd([EventLogEvent.now("finish", status=3 << 8)], []))
+    ends.write(tmp_path, ends.HeldEnd([EventLogEvent.now("finish", status=3 << 8)], []))
     task = held.recover("task", tmp_path, (0, 0), 7)
     assert task.future.result(0) == 3
     assert held.counters() == {"held_allocations": 0}

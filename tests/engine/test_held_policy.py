@@ -17,7 +17,7 @@ from flux_endpoint.engine.held.policy import (
     LONG,
     Durations,
     Others,
-    Shape,
+    TaskShape,
     shape_of,
     wanted_hosts,
 )
@@ -43,10 +43,10 @@ def shape(function, spec, resources=RESOURCES):
 
 
 def test_commands_on_ranks_of_one_node_share_allocations():
-    assert shape(MPIFunction("app"), TWO) == Shape(2, 1)
-    assert shape(MPIFunction("app", walltime=3), {"num_ranks": 4}) == Shape(4, 1)
+    assert shape(MPIFunction("app"), TWO) == TaskShape(2, 1)
+    assert shape(MPIFunction("app", walltime=3), {"num_ranks": 4}) == TaskShape(4, 1)
     spec = TWO | {"cores_per_rank": 2, "queue": "q", "environment": {"A": "1"}, "walltime": 9}
-    assert shape(MPIFunction("app"), spec) == Shape(2, 2, "q")
+    assert shape(MPIFunction("app"), spec) == TaskShape(2, 2, "q")
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_other_tasks_are_jobs_of_their_own(function, spec):
 
 def test_a_host_starts_no_more_ranks_than_it_connects():
     spec = {"num_nodes": 1, "ranks_per_node": MAX_RANKS}
-    assert shape(MPIFunction("app"), spec, MANY_CORES) == Shape(MAX_RANKS, 1)
+    assert shape(MPIFunction("app"), spec, MANY_CORES) == TaskShape(MAX_RANKS, 1)
     spec["ranks_per_node"] += 1
     assert shape(MPIFunction("app"), spec, MANY_CORES) is None
 
 
 def test_more_work_gets_more_allocations_up_to_what_fits():
-    assert Shape(2, 1).capacity(RESOURCES) == 4
+    assert TaskShape(2, 1).capacity(RESOURCES) == 4
     assert wanted_hosts(0.0, waiting=100, capacity=4) == 1
     assert wanted_hosts(2.5, waiting=100, capacity=4) == 3
     assert wanted_hosts(2.5, waiting=2, capacity=4) == 2
@@ -100,7 +100,7 @@ def test_others_are_all_waiting_jobs_but_those_of_held_allocations():
 
 def test_an_idle_allocation_makes_room_for_each_task_but_tasks_pass_their_like_only():
     observed = Observations(lambda action: action())
-    small, large, future = Shape(2, 1), Shape(4, 1), LocalExecutorFuture(None)
+    small, large, future = TaskShape(2, 1), TaskShape(4, 1), LocalExecutorFuture(None)
     observed.follow(small, "app", "task", future)
     future._set_jobid(7)
     observed.add_host("8")
@@ -115,10 +115,10 @@ def test_an_idle_allocation_makes_room_for_each_task_but_tasks_pass_their_like_o
 
 def test_a_program_that_takes_long_is_known_until_it_is_fast_again():
     durations = Durations()
-    assert durations.of(Shape(2, 1), "app") == 0.0
-    durations.exceeds(Shape(2, 1), "app", 2.0)
-    assert durations.of(Shape(2, 1), "app") > LONG
-    assert durations.of(Shape(2, 1), "other") == 0.0
+    assert durations.of(TaskShape(2, 1), "app") == 0.0
+    durations.exceeds(TaskShape(2, 1), "app", 2.0)
+    assert durations.of(TaskShape(2, 1), "app") > LONG
+    assert durations.of(TaskShape(2, 1), "other") == 0.0
     for _ in range(3):
-        durations.add(Shape(2, 1), "app", 0.1)
-    assert durations.of(Shape(2, 1), "app") < LONG
+        durations.add(TaskShape(2, 1), "app", 0.1)
+    assert durations.of(TaskShape(2, 1), "app") < LONG

@@ -18,7 +18,7 @@ from tests.service.conftest import FUNCTION, PAYLOAD, refusal
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service import bodies
-from flux_endpoint.service.bodies import SMALL_BYTES, STRUCTURE_BYTES, Bodies, Gate
+from flux_endpoint.service.bodies import SMALL_BYTES, STRUCTURE_BYTES, Bodies, BodyGate
 
 #: Seconds that something must not take.
 TOO_LONG = 20
@@ -27,7 +27,7 @@ TOO_LONG = 20
 class TestGate:
     def test_a_hold_does_not_wait_while_there_is_room(self) -> None:
         async def run() -> None:
-            gate = Gate(100)
+            gate = BodyGate(100)
             async with gate.hold("a", 50, 0.01), gate.hold("b", 50, 0.01):
                 with pytest.raises(ServiceError):
                     async with gate.hold("c", 1, 0.01):
@@ -39,7 +39,7 @@ class TestGate:
 
     def test_a_body_larger_than_the_total_is_admitted_alone(self) -> None:
         async def run() -> None:
-            gate = Gate(100)
+            gate = BodyGate(100)
             async with gate.hold("a", 1000, 0.01):
                 with pytest.raises(ServiceError):
                     async with gate.hold("b", 1, 0.01):
@@ -51,7 +51,7 @@ class TestGate:
 
     def test_a_user_can_hold_only_half_of_the_room(self) -> None:
         async def run() -> None:
-            gate = Gate(100)
+            gate = BodyGate(100)
             async with gate.hold("a", 40, 1):
                 mine = asyncio.create_task(self.held(gate, "a", 40, TOO_LONG))
                 await asyncio.sleep(0)
@@ -63,7 +63,7 @@ class TestGate:
 
     def test_a_large_body_is_not_overtaken_forever_by_small_ones(self) -> None:
         async def run() -> None:
-            gate = Gate(100)
+            gate = BodyGate(100)
             async with gate.hold("a", 50, 1):
                 large = asyncio.create_task(self.held(gate, "b", 60, TOO_LONG))
                 await asyncio.sleep(0)
@@ -76,7 +76,7 @@ class TestGate:
 
     def test_a_timed_out_hold_does_not_block_others(self) -> None:
         async def run() -> None:
-            gate = Gate(100)
+            gate = BodyGate(100)
             async with gate.hold("a", 50, 1):
                 large = asyncio.create_task(self.held(gate, "b", 60, TOO_LONG))
                 small = asyncio.create_task(self.held(gate, "c", 10, TOO_LONG))
@@ -89,7 +89,7 @@ class TestGate:
         asyncio.run(run())
 
     @staticmethod
-    async def held(gate: Gate, user: str, size: int, timeout: float) -> None:
+    async def held(gate: BodyGate, user: str, size: int, timeout: float) -> None:
         async with gate.hold(user, size, timeout):
             pass
 

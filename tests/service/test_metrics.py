@@ -15,7 +15,7 @@ from tests.service.test_operations import report, result
 from broker_access import NOBODY_ASKS
 from flux_endpoint.protocol.report_metrics import REPORT_METRICS, samples
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.changes import Outcome, TaskEnd
+from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.metrics import ServiceCounters
 from flux_endpoint.service.settings import ServiceSettings
 from waiting import until
@@ -150,9 +150,9 @@ def test_a_tasks_way_is_measured(
 def test_latencies_have_parts_and_are_never_negative() -> None:
     registry = CollectorRegistry()
     counters = ServiceCounters(registry)
-    end = TaskEnd("ada", Outcome.SUCCESS, 100.0, 102.0, 105.0, 105.5, 10)
-    ahead = TaskEnd("ada", Outcome.SUCCESS, 100.0, 90.0, 95.0, 101.0, 0)  # another clock
-    again = TaskEnd("ada", Outcome.SUCCESS, 100.0, None, None, 999.0, 0, replaces=True)
+    end = ReportedEnd("ada", Outcome.SUCCESS, 100.0, 102.0, 105.0, 105.5, 10)
+    ahead = ReportedEnd("ada", Outcome.SUCCESS, 100.0, 90.0, 95.0, 101.0, 0)  # another clock
+    again = ReportedEnd("ada", Outcome.SUCCESS, 100.0, None, None, 999.0, 0, replaces=True)
     counters.tasks_ended([end, ahead, again])
 
     def total(name: str) -> Any:

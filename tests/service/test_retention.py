@@ -15,7 +15,7 @@ from tests.service.test_operations import events, result
 from broker_access import NOBODY_ASKS, session_broker
 from flux_endpoint.service import retention
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.changes import Outcome, TaskEnd
+from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.retention import DAY, Keep, Retention
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import retention as store
@@ -196,7 +196,7 @@ def test_a_user_with_too_much_loses_the_oldest_results(
     assert world.known([*first, *lately]) == [*first[5:], *lately]
     # And is looked at again when more has come.
     monkeypatch.setattr(retention, "MIN_KEEP_SECONDS", 0.0)
-    one.tasks_ended([TaskEnd("ada", Outcome.SUCCESS, 0, None, None, 0, 1_000_000)])
+    one.tasks_ended([ReportedEnd("ada", Outcome.SUCCESS, 0, None, None, 0, 1_000_000)])
     until(lambda: world.known([*first, *lately]) == lately[5:])
 
 

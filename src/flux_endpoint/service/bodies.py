@@ -55,7 +55,7 @@ class _Waiting:
     admitted: asyncio.Future[None] = field(default_factory=asyncio.Future)
 
 
-class Gate:
+class BodyGate:
     """Hands out bytes of a memory budget, first come, first served. For the event loop's thread.
 
     Args:
@@ -188,7 +188,7 @@ class Bodies:
     ) -> None:
         self._app = app
         self._timeout = timeout
-        self._gate = Gate(handled)
+        self._gate = BodyGate(handled)
         self._in_files: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

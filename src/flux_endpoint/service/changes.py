@@ -19,7 +19,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class TaskEnd:
+class ReportedEnd:
     """The end of a task. Times are in seconds since the epoch.
 
     Attributes:
@@ -57,7 +57,7 @@ class ChangeListener:
             count: number of its tasks.
         """
 
-    def tasks_ended(self, ends: Sequence[TaskEnd]) -> None:
+    def tasks_ended(self, ends: Sequence[ReportedEnd]) -> None:
         """Results were stored."""
 
     def events_stored(self, owner_ids: Collection[str]) -> None:
@@ -88,7 +88,7 @@ class Changes(ChangeListener):
         for each in self._listeners:
             each.tasks_submitted(owner_id, count)
 
-    def tasks_ended(self, ends: Sequence[TaskEnd]) -> None:
+    def tasks_ended(self, ends: Sequence[ReportedEnd]) -> None:
         """See `ChangeListener`."""
         for each in self._listeners:
             each.tasks_ended(ends)

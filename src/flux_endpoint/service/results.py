@@ -26,7 +26,7 @@ from flux_endpoint.protocol.envelope import CUT, LARGE_TEXT, VERSION_BYTE, cut_o
 from flux_endpoint.protocol.fields import MAX_NANOSECONDS, readable
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
-from flux_endpoint.service.changes import Outcome, TaskEnd
+from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.consumer import BatchConsumer
 from flux_endpoint.service.failures import PRESUMED_HEADER
 from flux_endpoint.service.official import OfficialEndpoints
@@ -125,7 +125,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         database: Database,
         connection: AmqpConnection,
         official: OfficialEndpoints,
-        on_ended: Callable[[Sequence[TaskEnd]], None],
+        on_ended: Callable[[Sequence[ReportedEnd]], None],
         on_ready: Callable[[], None],
     ) -> None:
         super().__init__(
@@ -254,9 +254,9 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         )
 
 
-def _end(outcome: tasks.TaskOutcome, route: tasks.TaskRoute) -> TaskEnd:
+def _end(outcome: tasks.TaskOutcome, route: tasks.TaskRoute) -> ReportedEnd:
     started, stopped = listing.ran_between(outcome.details)
-    return TaskEnd(
+    return ReportedEnd(
         owner_id=route.owner_id,
         outcome=_kind(outcome),
         submitted=route.submitted,

@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from flux_endpoint.logs import event
-from flux_endpoint.service.changes import ChangeListener, TaskEnd
+from flux_endpoint.service.changes import ChangeListener, ReportedEnd
 from flux_endpoint.service.store import retention
 from flux_endpoint.service.store.engine import Database
 
@@ -80,7 +80,7 @@ class Retention(ChangeListener):
         self._wake.set()
         self._thread.join(timeout)
 
-    def tasks_ended(self, ends: Sequence[TaskEnd]) -> None:
+    def tasks_ended(self, ends: Sequence[ReportedEnd]) -> None:
         """Record that results were stored: a user may exceed the limit now."""
         with self._lock:
             self._new_bytes += sum(each.size for each in ends)

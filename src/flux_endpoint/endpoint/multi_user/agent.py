@@ -35,7 +35,7 @@ from flux_endpoint.endpoint.multi_user.commands import (
 from flux_endpoint.endpoint.multi_user.config import MultiUserConfig, MultiUserFiles
 from flux_endpoint.endpoint.multi_user.failures import FailureReporter
 from flux_endpoint.endpoint.multi_user.mapping import IdentityMapping
-from flux_endpoint.endpoint.multi_user.process import ProcessState, UserEndpointProcess
+from flux_endpoint.endpoint.multi_user.process import UserEndpointProcess, UserEndpointState
 from flux_endpoint.endpoint.multi_user.user_endpoint import UserEndpointTask
 from flux_endpoint.endpoint.outbox import PublishTarget
 from flux_endpoint.endpoint.registration import BrokerUrl
@@ -175,7 +175,7 @@ class MultiUserAgent:
             case CommandDelivery(delivery):
                 self._command(delivery)
             case _Ready(process):
-                if process.state is ProcessState.STARTING:
+                if process.state is UserEndpointState.STARTING:
                     process.ready()
                     self._log(logging.INFO, "user endpoint ready", process)
             case _Ended(process):
@@ -288,11 +288,11 @@ class MultiUserAgent:
     # User endpoints
 
     def _ended(self, process: UserEndpointProcess) -> None:
-        was, process.state = process.state, ProcessState.ENDED
+        was, process.state = process.state, UserEndpointState.ENDED
         self._processes.pop(process.name, None)
         level = logging.ERROR if process.failure else logging.INFO
         self._log(level, "user endpoint ended", process, reason=process.failure or None)
-        if was is ProcessState.STARTING and process.failure:
+        if was is UserEndpointState.STARTING and process.failure:
             self._failures.report(process.command.arguments.amqp_creds, process.failure)
         elif (again := process.next) is not None and not self._stopping:
             self._start(again)

@@ -30,7 +30,7 @@ _MOST_REPORTED, _KEPT = 64 * 1024, 4000
 _AGAIN_WITHIN = 30.0
 
 
-class ProcessState(Enum):
+class UserEndpointState(Enum):
     """States of a user endpoint's process, as its multi-user endpoint sees it."""
 
     STARTING = auto()
@@ -60,7 +60,7 @@ class UserEndpointProcess:
     ) -> None:
         self.command = command
         self.account = account
-        self.state = ProcessState.STARTING
+        self.state = UserEndpointState.STARTING
         self.since = time.time()
         #: Why it could not start, in the words for the user; set when it has ended.
         self.failure = ""
@@ -78,7 +78,7 @@ class UserEndpointProcess:
 
     def ready(self) -> None:
         """Record that it can take tasks."""
-        self.state, self._next = ProcessState.READY, None
+        self.state, self._next = UserEndpointState.READY, None
 
     def note(self, command: StartCommand) -> None:
         """Note a later command for the same user endpoint, which may be ending already."""
@@ -151,8 +151,8 @@ class UserEndpointProcess:
 
     def stop(self) -> None:
         """Ask the process to end; a second call does nothing."""
-        if self.state in {ProcessState.STARTING, ProcessState.READY}:
-            self.state = ProcessState.STOPPING
+        if self.state in {UserEndpointState.STARTING, UserEndpointState.READY}:
+            self.state = UserEndpointState.STOPPING
             self.signal(signal.SIGTERM)
 
     def kill(self) -> None:

@@ -19,8 +19,8 @@ from flux_endpoint.engine.backend import Backend, EventRecord
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import Demand, placement_of
 from flux_endpoint.engine.held import ends
-from flux_endpoint.engine.held.ends import TaskEnd
-from flux_endpoint.engine.held.hosts import START_TIMEOUT, Host, HostLauncher
+from flux_endpoint.engine.held.ends import HeldEnd
+from flux_endpoint.engine.held.hosts import START_TIMEOUT, HostLauncher, HostRecord
 from flux_endpoint.engine.held.observations import Observations
 from flux_endpoint.engine.held.policy import (
     LIFETIME,
@@ -30,7 +30,7 @@ from flux_endpoint.engine.held.policy import (
     QUANTUM,
     RECENT,
     SCARCE,
-    Shape,
+    TaskShape,
     wanted_hosts,
 )
 from flux_endpoint.engine.held.states import HostChange, HostState
@@ -90,9 +90,9 @@ class HeldAllocations:
         self._post = post
         #: The embedded executor needs none: it starts ranks by itself.
         self._is_enabled = config.hold_allocations and backend.kind == "flux"
-        self._hosts: dict[str, Host] = {}
-        self._waiting: dict[Shape, deque[HeldTask]] = {}
-        self._paused_until: dict[Shape, float] = {}
+        self._hosts: dict[str, HostRecord] = {}
+        self._waiting: dict[TaskShape, deque[HeldTask]] = {}
+        self._paused_until: dict[TaskShape, float] = {}
         self.observed = Observations(post)
 
     def start(self) -> None:
@@ -101,7 +101,7 @@ class HeldAllocations:
 
     # Tasks
 
-    def takes(self, shape: Shape, program: str) -> bool:
+    def takes(self, shape: TaskShape, program: str) -> bool:
         """Return whether a task should run in a held allocation; remembers that it came."""
         now = time.monotonic()
         before = self.observed.came(shape)
@@ -114,7 +114,7 @@ class HeldAllocations:
 
     def submit(  # noqa: PLR0917 - what a job has
         self,
-        shape: Shape,
+        shape: TaskShape,
         program: str,
         task_id: str,
         directory: Path,
@@ -165,7 +165,7 @@ class HeldAllocations:
             task.ended(end)  # its host may have another task by now
             return task
         future = self._backend.executor.attach(jobid)
-        host = Host(f"found-{task_id}", None, future, HostState.LEAVING, jobid, task=task)
+        host = HostRecord(f"found-{task_id}", None, future, HostState.LEAVING, jobid, task=task)
         self._hosts[host.host_id] = host
         self._follow(host)
         return task
@@ -207,7 +207,7 @@ class HeldAllocations:
             case b"began":
                 task.happened([EventLogEvent(**event) for event in json.loads(parts[1])])
             case b"ended":
-                self._ended(host, task, TaskEnd.load(parts[1]))
+                self._ended(host, task, HeldEnd.load(parts[1]))
             case b"refused":
                 why = parts[1].decode(errors="replace")
                 logs.event(log, logging.INFO, "a held allocation refused a task", reason=why)
@@ -215,7 +215,7 @@ class HeldAllocations:
                 self._leave(host)
                 task.declined()
 
-    def _ended(self, host: Host, task: HeldTask, end: TaskEnd) -> None:
+    def _ended(self, host: HostRecord, task: HeldTask, end: HeldEnd) -> None:
         task.ended(end)
         host.free()
         if host.shape is not None:
@@ -240,7 +240,7 @@ class HeldAllocations:
             again = min(again, self._check(host, now))
         return max(0.0, again - time.monotonic())
 
-    def _serve(self, shape: Shape, tasks: deque[HeldTask], now: float) -> float:
+    def _serve(self, shape: TaskShape, tasks: deque[HeldTask], now: float) -> float:
         """Serve the waiting tasks of a shape; return when to look again."""
         hosts, durations = self._of(shape), self.observed.durations
         stuck = [h for h in hosts if h.state is HostState.BUSY and now >= h.since + LONG]
@@ -265,7 +265,7 @@ class HeldAllocations:
         self._grow(shape, tasks, len(useful))
         return patient_until if now < patient_until else math.inf
 
-    def _grow(self, shape: Shape, tasks: Sequence[HeldTask], count: int) -> None:
+    def _grow(self, shape: TaskShape, tasks: Sequence[HeldTask], count: int) -> None:
         durations, sample = self.observed.durations, list(islice(tasks, _SAMPLE))
         work = sum(durations.of(shape, t.program) for t in sample) / len(sample) * len(tasks)
         capacity = shape.capacity(self._backend.resources)
@@ -278,7 +278,7 @@ class HeldAllocations:
             self._hosts[host.host_id] = host
             self._follow(host)
 
-    def _check(self, host: Host, now: float) -> float:
+    def _check(self, host: HostRecord, now: float) -> float:
         """End a host that nothing needs, or that others need more; return when to look again."""
         if host.shape is None:
             return math.inf
@@ -306,7 +306,7 @@ class HeldAllocations:
                     self._launcher.cancel(host, "it does not end")
         return again if again > now else math.inf
 
-    def _give(self, host: Host, tasks: deque[HeldTask]) -> None:
+    def _give(self, host: HostRecord, tasks: deque[HeldTask]) -> None:
         while tasks:
             task = tasks.popleft()
             assert host.jobid is not None
@@ -334,15 +334,15 @@ class HeldAllocations:
 
     # Hosts
 
-    def _of(self, shape: Shape) -> list[Host]:
+    def _of(self, shape: TaskShape) -> list[HostRecord]:
         """Return the hosts of a shape that get tasks."""
         everyone = self._hosts.values()
         return [h for h in everyone if h.shape == shape and h.state is not HostState.LEAVING]
 
-    def _host_of(self, task: HeldTask) -> Host | None:
+    def _host_of(self, task: HeldTask) -> HostRecord | None:
         return next((host for host in self._hosts.values() if host.task is task), None)
 
-    def _follow(self, host: Host) -> None:
+    def _follow(self, host: HostRecord) -> None:
         post, future = self._post, host.future
         future.add_jobid_callback(lambda _: post(partial(self._identified, host)))
         for name in IN_ORDER:
@@ -351,7 +351,7 @@ class HeldAllocations:
             )
         future.add_done_callback(lambda _: post(partial(self._done, host)))
 
-    def _identified(self, host: Host) -> None:
+    def _identified(self, host: HostRecord) -> None:
         if host.jobid is None:
             try:
                 host.jobid = int(host.future.jobid(timeout=0))
@@ -364,7 +364,7 @@ class HeldAllocations:
             self._queue.add(host.jobid, demand)
             self.observed.add_host(demand.name)
 
-    def _happened(self, host: Host, event: EventRecord) -> None:
+    def _happened(self, host: HostRecord, event: EventRecord) -> None:
         if host.jobid is not None and host.shape is not None:
             placement = placement_of(event.context) if event.name == "alloc" else {}
             self._queue.event(host.jobid, event.name, event.context, placement)
@@ -375,7 +375,7 @@ class HeldAllocations:
         elif event.name == "clean":
             self._gone(host)
 
-    def _done(self, host: Host) -> None:
+    def _done(self, host: HostRecord) -> None:
         error = error_of(host.future)
         if error is None or hasattr(error, "severity") or self._backend.is_lost(error):
             return  # its `clean` event comes, or `lose`
@@ -383,7 +383,7 @@ class HeldAllocations:
             self._backend.cancel(host.jobid, "it can't be followed any more")
         self._gone(host, has_ended=isinstance(error, ValueError))  # or Flux no longer knows it
 
-    def _leave(self, host: Host) -> None:
+    def _leave(self, host: HostRecord) -> None:
         before = host.state
         if host.change(HostChange.LEAVE):
             if before is HostState.STARTING:
@@ -391,7 +391,7 @@ class HeldAllocations:
             else:
                 self._launcher.send(host, b"stop")
 
-    def _gone(self, host: Host, *, has_ended: bool = True) -> None:
+    def _gone(self, host: HostRecord, *, has_ended: bool = True) -> None:
         """Handle the end of a host's job: its files say what became of its task."""
         before = host.state
         if not host.change(HostChange.JOB_ENDED):
@@ -415,11 +415,11 @@ class HeldAllocations:
         else:
             task.declined()
 
-    def _give_up(self, shape: Shape, why: object) -> None:
+    def _give_up(self, shape: TaskShape, why: object) -> None:
         logs.event(log, logging.WARNING, "can't hold an allocation", ranks=shape.ranks, reason=why)
         self._pause(shape, _BROKEN)
 
-    def _pause(self, shape: Shape, seconds: float) -> None:
+    def _pause(self, shape: TaskShape, seconds: float) -> None:
         """Let the tasks of a shape be jobs of their own for some time."""
         now = time.monotonic()
         paused = {each: until for each, until in self._paused_until.items() if until > now}

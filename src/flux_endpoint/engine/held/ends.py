@@ -22,7 +22,7 @@ _LARGEST = 1 << 22
 
 
 @dataclass(frozen=True)
-class TaskEnd:
+class HeldEnd:
     """How a task ended on its host.
 
     Attributes:
@@ -41,7 +41,7 @@ class TaskEnd:
         return json.dumps({**values, "is_ordered": self.is_ordered})
 
     @classmethod
-    def load(cls, text: str | bytes) -> TaskEnd:
+    def load(cls, text: str | bytes) -> HeldEnd:
         """Return the end that `dump` wrote.
 
         Raises:
@@ -71,17 +71,17 @@ def has_begun(directory: Path) -> bool:
     return (directory / _BEGUN).exists()
 
 
-def write(directory: Path, end: TaskEnd) -> None:
+def write(directory: Path, end: HeldEnd) -> None:
     """Record the end of a task. Raises OSError if that is not possible."""
     write_private(directory / _END, end.dump(), durable=False)
 
 
-def read(directory: Path) -> TaskEnd | None:
+def read(directory: Path) -> HeldEnd | None:
     """Return the recorded end of a task; `None` if there is none."""
     try:
         path = directory / _END
         if path.stat().st_size > _LARGEST:
             return None
-        return TaskEnd.load(path.read_bytes())
+        return HeldEnd.load(path.read_bytes())
     except (OSError, ValueError, LookupError, TypeError):
         return None

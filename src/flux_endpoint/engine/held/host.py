@@ -11,7 +11,7 @@ Messages to the agent:
 
 - `hello`, first on each connection.
 - `began`, an id, JSON: the events up to the task's start.
-- `ended`, an id, JSON: a `TaskEnd`.
+- `ended`, an id, JSON: a `HeldEnd`.
 - `refused`, an id, a reason: the task can't be started here, or the host is about to end.
 
 A host that loses its agent, or that is told by a signal to end, ends after its task.
@@ -185,7 +185,7 @@ class Host:
             return
         assert task.jobid is not None
         exec_events = self._instance.exec_events(task.jobid)
-        end = ends.TaskEnd(task.events, exec_events, self._is_ordered)
+        end = ends.HeldEnd(task.events, exec_events, self._is_ordered)
         try:
             ends.write(task.directory, end)
         except OSError as error:
@@ -194,7 +194,7 @@ class Host:
 
     # On the main thread
 
-    def _ended(self, task: _Task, end: ends.TaskEnd) -> None:
+    def _ended(self, task: _Task, end: ends.HeldEnd) -> None:
         del self._tasks[task.task_id]
         if not end.is_ordered:  # else Flux knows better why it ended
             self._link.send(b"ended", task.task_id.encode(), end.dump().encode())

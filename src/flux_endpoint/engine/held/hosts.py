@@ -15,7 +15,7 @@ from typing import Any
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import Backend, JobFuture
 from flux_endpoint.engine.held.host_socket import HostSocket
-from flux_endpoint.engine.held.policy import URGENCY, Shape
+from flux_endpoint.engine.held.policy import URGENCY, TaskShape
 from flux_endpoint.engine.held.settings import VARIABLE, HostSettings
 from flux_endpoint.engine.held.states import HOST_STATES, HostChange, HostState
 from flux_endpoint.engine.held.tasks import HeldTask
@@ -32,7 +32,7 @@ START_TIMEOUT = 10.0
 
 
 @dataclass(eq=False)
-class Host:
+class HostRecord:
     """A job that holds an allocation.
 
     Attributes:
@@ -50,7 +50,7 @@ class Host:
     """
 
     host_id: str
-    shape: Shape | None
+    shape: TaskShape | None
     future: JobFuture
     state: HostState = HostState.STARTING
     jobid: int | None = None
@@ -137,7 +137,7 @@ class HostLauncher:
             if path.stem not in active:
                 path.unlink(missing_ok=True)
 
-    def launch(self, shape: Shape) -> Host:
+    def launch(self, shape: TaskShape) -> HostRecord:
         """Submit a host.
 
         Raises:
@@ -156,9 +156,11 @@ class HostLauncher:
         identity = f"{host_id}-{secrets.token_hex(16)}"
         self._socket.admit(host_id, identity)
         jobspec = build_jobspec(self._request(host_id, identity, shape, self._socket))
-        return Host(host_id, shape, self._backend.submit(jobspec, urgency=URGENCY))
+        return HostRecord(host_id, shape, self._backend.submit(jobspec, urgency=URGENCY))
 
-    def _request(self, host_id: str, identity: str, shape: Shape, socket: HostSocket) -> JobRequest:
+    def _request(
+        self, host_id: str, identity: str, shape: TaskShape, socket: HostSocket
+    ) -> JobRequest:
         # Not `worker_init`: tasks run it themselves, and would get its variables from here, too.
         environment = self._setup.environment()
         public, secret = socket.keys
@@ -191,19 +193,19 @@ class HostLauncher:
             mark={**self._mark, "host": host_id},
         )
 
-    def send(self, host: Host, *frames: bytes) -> None:
+    def send(self, host: HostRecord, *frames: bytes) -> None:
         """Send a message to a host; it is lost if the host is gone."""
         if self._socket is not None:
             self._socket.send(host.host_id, *frames)
 
-    def cancel(self, host: Host, note: str) -> None:
+    def cancel(self, host: HostRecord, note: str) -> None:
         """Cancel a host's job, now or once it has an id."""
         with suppress(RuntimeError):
             host.future.add_jobid_callback(
                 lambda future: self._backend.cancel(future.jobid(timeout=0), note)
             )
 
-    def forget(self, host: Host) -> str:
+    def forget(self, host: HostRecord) -> str:
         """Stop accepting messages of a host that has ended; return the end of its log."""
         if self._socket is not None:
             self._socket.dismiss(host.host_id)

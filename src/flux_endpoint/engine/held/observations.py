@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from flux_endpoint.engine.backend import EventRecord, JobFuture
 from flux_endpoint.engine.demand import JobDemand
-from flux_endpoint.engine.held.policy import Durations, Others, Shape
+from flux_endpoint.engine.held.policy import Durations, Others, TaskShape
 
 #: The most shapes that are remembered.
 _MAX_SHAPES = 1000
@@ -30,14 +30,14 @@ class Observations:
         #: All who wait, except hosts.
         self.anybody = Others()
         #: Monotonic time of the latest task of each shape.
-        self._latest: OrderedDict[Shape, float] = OrderedDict()
+        self._latest: OrderedDict[TaskShape, float] = OrderedDict()
         #: Names of hosts in reports of waiting jobs, and of jobs for tasks of such shapes.
         self._hosts: set[str] = set()
-        self._own: dict[str, Shape] = {}
+        self._own: dict[str, TaskShape] = {}
         self._demand = JobDemand()
         self._workers_since = math.inf
 
-    def came(self, shape: Shape) -> float:
+    def came(self, shape: TaskShape) -> float:
         """Record that there is a task of a shape; return when the latest one before it was.
 
         These are monotonic times; infinitely early: there was none.
@@ -48,7 +48,7 @@ class Observations:
             self._latest.popitem(last=False)
         return before
 
-    def follow(self, shape: Shape, program: str, task_id: str, future: JobFuture) -> None:
+    def follow(self, shape: TaskShape, program: str, task_id: str, future: JobFuture) -> None:
         """Learn from a task of such a shape that is a job of its own."""
         names, times = {task_id}, dict[str, float]()
         self._own[task_id] = shape
@@ -74,7 +74,7 @@ class Observations:
             future.add_event_callback(name, note)
         future.add_done_callback(lambda _: self._post(ended))
 
-    def others(self, shape: Shape) -> Others:
+    def others(self, shape: TaskShape) -> Others:
         """Return who waits, except hosts and tasks of `shape`."""
 
         def is_other(name: str) -> bool:

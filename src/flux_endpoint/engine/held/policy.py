@@ -52,7 +52,7 @@ _SPECIAL = (
 
 
 @dataclass(frozen=True)
-class Shape:
+class TaskShape:
     """The allocation of a task: ranks on one node.
 
     Attributes:
@@ -77,7 +77,9 @@ class Shape:
         return resources.nodes * (resources.cores_per_node // self.all_cores)
 
 
-def shape_of(plan: JobPlan, given: Mapping[str, Any] | None, resources: Resources) -> Shape | None:
+def shape_of(
+    plan: JobPlan, given: Mapping[str, Any] | None, resources: Resources
+) -> TaskShape | None:
     """Return the shape of a task that may share an allocation; `None`: it is a job of its own.
 
     Args:
@@ -97,7 +99,7 @@ def shape_of(plan: JobPlan, given: Mapping[str, Any] | None, resources: Resource
         return None
     if wanted.num_nodes not in (None, 1) or dict(request.shell_options) != RANKS_END:
         return None
-    shape = Shape(wanted.num_ranks, wanted.cores_per_rank, wanted.queue, wanted.bank)
+    shape = TaskShape(wanted.num_ranks, wanted.cores_per_rank, wanted.queue, wanted.bank)
     return shape if shape.capacity(resources) else None
 
 
@@ -105,23 +107,23 @@ class Durations:
     """How long tasks take, by shape and program."""
 
     def __init__(self) -> None:
-        self._average: OrderedDict[tuple[Shape, str], float] = OrderedDict()
+        self._average: OrderedDict[tuple[TaskShape, str], float] = OrderedDict()
 
-    def add(self, shape: Shape, program: str, seconds: float) -> None:
+    def add(self, shape: TaskShape, program: str, seconds: float) -> None:
         """Record that a task took `seconds`."""
         before = self._average.get((shape, program), seconds)
         self._set(shape, program, before + _WEIGHT * (seconds - before))
 
-    def of(self, shape: Shape, program: str) -> float:
+    def of(self, shape: TaskShape, program: str) -> float:
         """Return the average (s) of a program's tasks; 0 if none is known."""
         return self._average.get((shape, program), 0.0)
 
-    def exceeds(self, shape: Shape, program: str, seconds: float) -> None:
+    def exceeds(self, shape: TaskShape, program: str, seconds: float) -> None:
         """Record that a task takes at least `seconds`, and goes on."""
         if self.of(shape, program) < seconds:
             self._set(shape, program, seconds)
 
-    def _set(self, shape: Shape, program: str, seconds: float) -> None:
+    def _set(self, shape: TaskShape, program: str, seconds: float) -> None:
         self._average[shape, program] = seconds
         self._average.move_to_end((shape, program))
         if len(self._average) > _MAX_PROGRAMS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from flux_endpoint.engine.held.ends import TaskEnd
+from flux_endpoint.engine.held.ends import HeldEnd
 from flux_endpoint.engine.local.event_log import EventLogEvent, JobException, usage_in
 from flux_endpoint.engine.local.executor import deliver
 from flux_endpoint.engine.local.future import LocalExecutorFuture
@@ -97,7 +97,7 @@ class HeldTask:
             if event.name not in _REPORTED:
                 deliver(self.future, event)
 
-    def ended(self, end: TaskEnd) -> None:
+    def ended(self, end: HeldEnd) -> None:
         """Report its end."""
         self._exec_events = end.exec_events
         self.happened(end.events)

@@ -20,7 +20,7 @@ from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import EngineError, RecordError
 from flux_endpoint.integrations.globus_compute.ends import official_end, read_task
 from flux_endpoint.integrations.globus_compute.options import read_options
-from flux_endpoint.integrations.globus_compute.record import KEPT_AT_STOP, TaskRecord
+from flux_endpoint.integrations.globus_compute.record import KEPT_AT_STOP, PluginTaskRecord
 from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         self.label = self.options.label
         self.run_in_sandbox = self.options.run_in_sandbox
         self._engine: Engine | None = None
-        self._record: TaskRecord | None = None
+        self._record: PluginTaskRecord | None = None
         self._store: ResultStore | None = None
         #: The socket of the Flux instance, which exists as long as the instance.
         self._socket: Path | None = None
@@ -97,7 +97,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         own = directory / "engine"
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._store = ResultStore(endpoint_dir=directory)
-        self._record = TaskRecord(own / "tasks.db")
+        self._record = PluginTaskRecord(own / "tasks.db")
         config = self.options.model_dump(include=set(FluxEngineConfig.model_fields))
         engine = Engine(
             FluxEngineConfig(**config), endpoint_id=str(self.endpoint_id), directory=directory
@@ -113,7 +113,7 @@ class FluxEngine(GlobusComputeEngineBase):  # type: ignore[misc]  # that package
         self._engine_ready = True
         self._go_on(self._record)
 
-    def _go_on(self, record: TaskRecord) -> None:
+    def _go_on(self, record: PluginTaskRecord) -> None:
         results, tasks = record.fresh_results(), record.unfinished()
         for result in results:
             self._earlier[result.task_id] = result.body

@@ -32,7 +32,7 @@ CREATE INDEX by_time ON results (at)
 """
 
 
-class TaskRecord(RecordFile):
+class PluginTaskRecord(RecordFile):
     """Accepted tasks and recent results; for any thread.
 
     It survives the end of the process, but not a crash of the machine.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
-from flux_endpoint.service.changes import ChangeListener, Outcome, TaskEnd
+from flux_endpoint.service.changes import ChangeListener, Outcome, ReportedEnd
 
 PREFIX = "flux_endpoint_service_"
 
@@ -73,7 +73,7 @@ class ServiceCounters(ChangeListener):
         del owner_id
         self._submitted.inc(count)
 
-    def tasks_ended(self, ends: Sequence[TaskEnd]) -> None:
+    def tasks_ended(self, ends: Sequence[ReportedEnd]) -> None:
         """See `ChangeListener`."""
         for each in ends:
             if each.replaces:

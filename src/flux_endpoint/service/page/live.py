@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
-from flux_endpoint.service.changes import ChangeListener, TaskEnd
+from flux_endpoint.service.changes import ChangeListener, ReportedEnd
 
 #: Maximum number of open streams, of all users and of each.
 MOST_LISTENERS = 256
@@ -33,7 +33,7 @@ LONGEST = 3600.0
 _RETRY = 3000
 
 
-class Topic(StrEnum):
+class PageTopic(StrEnum):
     """Parts of the page."""
 
     TASKS = "tasks"
@@ -41,7 +41,7 @@ class Topic(StrEnum):
     SERVICE = "service"
 
 
-class Listener:
+class PageListener:
     """One open page. Its event belongs to the event loop; `wake` may be called by any thread."""
 
     def __init__(self, user_id: str, endpoint_ids: Iterable[str]) -> None:
@@ -51,9 +51,9 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
         self._lock = threading.Lock()
-        self._topics: set[Topic] = set()
+        self._topics: set[PageTopic] = set()
 
-    def wake(self, topic: Topic | None) -> None:
+    def wake(self, topic: PageTopic | None) -> None:
         """Report a change; `None`: the stream ends."""
         with self._lock:
             known = topic in self._topics
@@ -64,7 +64,7 @@ class Listener:
         if not known:
             self._loop.call_soon_threadsafe(self._event.set)
 
-    async def changes(self) -> set[Topic]:
+    async def changes(self) -> set[PageTopic]:
         """Wait for changes and return their topics; none after `KEEPALIVE` seconds."""
         try:
             await asyncio.wait_for(self._event.wait(), KEEPALIVE)
@@ -81,11 +81,11 @@ class LiveListeners(ChangeListener):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._listeners: dict[Listener, None] = {}
+        self._listeners: dict[PageListener, None] = {}
         self._by_user: Counter[str] = Counter()
         self._is_closed = False
 
-    def add(self, listener: Listener) -> None:
+    def add(self, listener: PageListener) -> None:
         """Add an open page.
 
         Raises:
@@ -99,7 +99,7 @@ class LiveListeners(ChangeListener):
             self._listeners[listener] = None
             self._by_user[listener.user_id] += 1
 
-    def remove(self, listener: Listener) -> None:
+    def remove(self, listener: PageListener) -> None:
         """Forget a page."""
         with self._lock:
             if self._listeners.pop(listener, listener) is None:
@@ -119,7 +119,7 @@ class LiveListeners(ChangeListener):
         del count
         self._of_users({owner_id})
 
-    def tasks_ended(self, ends: Sequence[TaskEnd]) -> None:
+    def tasks_ended(self, ends: Sequence[ReportedEnd]) -> None:
         """See `ChangeListener`."""
         self._of_users({each.owner_id for each in ends})
 
@@ -131,26 +131,26 @@ class LiveListeners(ChangeListener):
         """See `ChangeListener`."""
         for each in self._all():
             if not each.endpoint_ids.isdisjoint(endpoint_ids):
-                each.wake(Topic.ENDPOINTS)
+                each.wake(PageTopic.ENDPOINTS)
 
     def endpoints_changed(self) -> None:
         """See `ChangeListener`."""
         for each in self._all():
-            each.wake(Topic.SERVICE)
+            each.wake(PageTopic.SERVICE)
 
     def broker_changed(self) -> None:
         """See `ChangeListener`."""
         for each in self._all():
-            each.wake(Topic.SERVICE)
+            each.wake(PageTopic.SERVICE)
 
     def _of_users(self, user_ids: Collection[str]) -> None:
         if not self._listeners:  # nobody looks, as mostly
             return
         for each in self._all():
             if each.user_id in user_ids:
-                each.wake(Topic.TASKS)
+                each.wake(PageTopic.TASKS)
 
-    def _all(self) -> list[Listener]:
+    def _all(self) -> list[PageListener]:
         with self._lock:
             return list(self._listeners)
 
@@ -165,7 +165,7 @@ class LiveResponse(StreamingResponse):
     """
 
     def __init__(
-        self, listeners: LiveListeners, listener: Listener, headers: Mapping[str, str]
+        self, listeners: LiveListeners, listener: PageListener, headers: Mapping[str, str]
     ) -> None:
         # nginx must pass on what it gets at once.
         more = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -183,7 +183,7 @@ class LiveResponse(StreamingResponse):
             self._listeners.remove(self._listener)
 
 
-async def _events(listener: Listener) -> AsyncIterator[bytes]:
+async def _events(listener: PageListener) -> AsyncIterator[bytes]:
     ends = time.monotonic() + LONGEST
     yield f"retry: {_RETRY}\n\n".encode()
     while not listener.closed and time.monotonic() < ends:

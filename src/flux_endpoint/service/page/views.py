@@ -60,7 +60,7 @@ class ShownEndpoint(EndpointStateAnswer):
     mine: bool
 
 
-class Overview(BaseModel):
+class PageOverview(BaseModel):
     """`GET page/overview`. Times are seconds since the epoch."""
 
     user: str
@@ -162,7 +162,7 @@ class Groups(BaseModel):
     groups: list[ShownGroup]
 
 
-def overview(service: ServiceContext, user: User, observer: BrokerObserver) -> Overview:
+def overview(service: ServiceContext, user: User, observer: BrokerObserver) -> PageOverview:
     """Return the state of the service, of the user's endpoints, and of the newest tasks."""
     with service.database.read() as connection:
         found, more = _visible(connection, user)
@@ -179,7 +179,7 @@ def overview(service: ServiceContext, user: User, observer: BrokerObserver) -> O
     counted = observer.queues([*topology.SERVICE_QUEUES, *names], _QUEUE_TIMEOUT)
     lengths |= {names[name]: count for name, count in counted.items() if name in names}
     states = Counter(each.state for each in newest)
-    return Overview(
+    return PageOverview(
         user=user.name,
         version=__version__,
         time=time.time(),

@@ -16,14 +16,14 @@ from flux_endpoint.protocol.operations import LoginCodeAnswer
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.identity import Caller, unauthorized
 from flux_endpoint.service.page.files import HEADERS, page_files
-from flux_endpoint.service.page.live import Listener, LiveListeners, LiveResponse
+from flux_endpoint.service.page.live import LiveListeners, LiveResponse, PageListener
 from flux_endpoint.service.page.reports import ReportRequests
 from flux_endpoint.service.page.sessions import CODE_SECONDS, SESSION_SECONDS
 from flux_endpoint.service.page.views import (
     Activity,
     Groups,
     ListShown,
-    Overview,
+    PageOverview,
     PageTasks,
     ShownTask,
     WantedActivity,
@@ -166,7 +166,7 @@ def _is_encrypted(request: Request) -> bool:
 
 
 @_data.get("/page/overview", dependencies=LIVE)
-def read_overview(service: Service, caller: Caller, observer: Observer) -> Overview:
+def read_overview(service: Service, caller: Caller, observer: Observer) -> PageOverview:
     """Return what the page shows first."""
     return overview(service, caller, observer)
 
@@ -207,7 +207,7 @@ def read_activity(
 @_data.get("/page/events")
 async def events(service: Service, caller: Caller, listeners: Listeners) -> Response:
     """Send an event whenever something that the page shows has changed."""
-    listener = Listener(caller.id, await to_thread.run_sync(_visible_ids, service, caller))
+    listener = PageListener(caller.id, await to_thread.run_sync(_visible_ids, service, caller))
     listeners.add(listener)
     return LiveResponse(listeners, listener, headers=HEADERS)
 
