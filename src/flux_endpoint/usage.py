@@ -21,7 +21,7 @@ _SELF, _CHILDREN = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a task has used.
+    """Resources that a task has used.
 
     Attributes:
         cpu_time: seconds of CPU time, of user and system, of all its processes that have ended.

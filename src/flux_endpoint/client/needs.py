@@ -1,4 +1,4 @@
-"""What a task waits for: futures among its arguments, and those of `after`."""
+"""The futures that a task waits for: those among its arguments, and those of `after`."""
 
 from __future__ import annotations
 

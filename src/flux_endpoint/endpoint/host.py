@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class HostedAgent(Protocol):
-    """What runs on the main thread until it is stopped."""
+    """An agent, which runs on the main thread until it is stopped."""
 
     def run(self) -> None:
         """Work until `stop`."""
@@ -40,7 +40,7 @@ class LoadedEndpoint:
         log_format: as of `logs.configure`.
         has_other_users: whether others than the owner may run tasks as this account.
         registration: the body of the registration.
-        new_agent: makes the agent, of the queues, the enrolment and who is told its status.
+        new_agent: makes the agent, of the queues, the enrolment and the receiver of its status.
     """
 
     log_level: str

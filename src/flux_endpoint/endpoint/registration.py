@@ -33,7 +33,7 @@ class Registration:
     Args:
         rest: client of the service.
         directory: the endpoint's directory, which has `endpoint.json`.
-        request: what the service is told of the endpoint; see `registration_request`.
+        request: the endpoint's description for the service; see `registration_request`.
     """
 
     def __init__(self, rest: RestClient, directory: Path, request: Mapping[str, Any]) -> None:

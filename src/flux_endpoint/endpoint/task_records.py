@@ -78,7 +78,7 @@ class TaskRecords:
         self._audit.write_all(records)
 
     def _work(self, task: EngineTask) -> dict[str, Any]:
-        """Return what a task does, as far as it can be told without running anything."""
+        """Return what a task does, as far as its message shows."""
         if task.attach is not None:
             return {"jobid": task.attach}
         work: dict[str, Any] = {"resource_specification": task.resource_specification}

@@ -1,4 +1,4 @@
-"""What precedes the program of a job: variables, a shell snippet, and the Python that runs it."""
+"""The set-up of a job: variables, a shell snippet, and the Python that runs it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OTHER_PYTHON = Path(__file__).with_name("other_python.py")
 
 @dataclass(frozen=True)
 class JobSetup:
-    """What precedes the program of a job.
+    """The set-up of a job, before its program starts.
 
     Attributes:
         variables: variables to set, or with `None` to unset.

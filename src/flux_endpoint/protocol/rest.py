@@ -91,7 +91,7 @@ class FunctionAnswer(BaseModel):
 
 
 class TaskNeeds(BaseModel):
-    """What a task waits for: other tasks of its owner, which must succeed.
+    """The tasks that a task waits for: its owner's, and all must succeed.
 
     The results of `values` are sent to the task's endpoint, in this order.
     """

@@ -35,7 +35,7 @@ class Broker:
         settings: the service's settings.
         database: the service's database.
         access: access control for the broker; it has the URLs for clients and endpoints.
-        changes: is told of what arrives, and of the broker's state.
+        changes: gets what arrives, and changes of the broker's state.
     """
 
     def __init__(

@@ -77,7 +77,7 @@ class Changes(ChangeListener):
     """Passes changes on to several listeners. Safe to use from several threads.
 
     Args:
-        listeners: who is told.
+        listeners: get the changes.
     """
 
     def __init__(self, *listeners: ChangeListener) -> None:

@@ -15,7 +15,7 @@ MAX_AGE = 180.0
 
 
 class StartArguments(BaseModel):
-    """What is started.
+    """The user endpoint to start.
 
     Attributes:
         name: name of the user endpoint, and of its directory.

@@ -42,7 +42,7 @@ IDLE_LIMIT = 300.0
 
 @dataclass(frozen=True)
 class UserEndpointTask:
-    """What a user endpoint is started with.
+    """The input of a user endpoint's process.
 
     Attributes:
         uid: the account's id, which the process must have.

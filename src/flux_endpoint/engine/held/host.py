@@ -14,7 +14,7 @@ Messages to the agent:
 - `ended`, an id, JSON: a `HeldEnd`.
 - `refused`, an id, a reason: the task can't be started here, or the host is about to end.
 
-A host that loses its agent, or that is told by a signal to end, ends after its task.
+A host that loses its agent, or that a signal asks to end, ends after its task.
 """
 
 from __future__ import annotations

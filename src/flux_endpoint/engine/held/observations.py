@@ -1,4 +1,4 @@
-"""What is known of tasks that may share allocations, and of others who wait for resources."""
+"""Observations of tasks that may share allocations, and of others that wait for resources."""
 
 from __future__ import annotations
 

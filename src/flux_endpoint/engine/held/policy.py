@@ -132,7 +132,7 @@ class Durations:
 
 @dataclass(frozen=True)
 class Others:
-    """What others than the tasks of held allocations wait for.
+    """Waits of jobs and functions outside of held allocations.
 
     Attributes:
         since: monotonic time since when some wait for resources; infinity: none.

@@ -1,4 +1,4 @@
-"""What other threads send to the pool's thread, which polls descriptors."""
+"""The inbox of the pool's thread, which polls descriptors."""
 
 from __future__ import annotations
 

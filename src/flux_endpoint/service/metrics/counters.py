@@ -1,4 +1,4 @@
-"""What this process counts while it works: tasks, their latencies, and requests."""
+"""Counters of this process: tasks, their latencies, and requests."""
 
 from __future__ import annotations
 

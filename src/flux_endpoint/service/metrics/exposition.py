@@ -60,7 +60,7 @@ class Exposition:
 
 
 class _State(Collector):
-    """What is asked at each scrape: database, broker, and the last reports of endpoints."""
+    """Values read at each scrape: database, broker, and the last reports of endpoints."""
 
     def __init__(self, database: Database, observer: BrokerObserver) -> None:
         self._database = database

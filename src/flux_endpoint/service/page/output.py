@@ -1,4 +1,4 @@
-"""What a task gave back, as text for a page; nothing of it is run or imported."""
+"""A task's result as text for a page; nothing of it is run or imported."""
 
 from __future__ import annotations
 

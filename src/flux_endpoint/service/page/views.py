@@ -1,4 +1,4 @@
-"""What the page shows, read from the database and the broker with the rights of its user."""
+"""The content of the page, read from database and broker with the rights of its user."""
 
 from __future__ import annotations
 

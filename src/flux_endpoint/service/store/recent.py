@@ -1,4 +1,4 @@
-"""What a user's page asks for first: the tasks that run, and the latest task groups."""
+"""Queries of a user's page: the tasks that run, and the latest task groups."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
