@@ -556,9 +556,15 @@ def connection(address: str, identity: str) -> zmq.Socket[bytes]:
 def test_a_manager_that_reconnects_before_its_loss_was_noticed_is_served(local_world, tmp_path):
     pool = local_world.engine._pool
     address = f"ipc://{tmp_path}/engine/pool.sock"
-    pool._tell(lambda: pool._socket.admit("m1", "secret"))
+    admitted, goes_on = threading.Event(), threading.Event()
+
+    def admit():
+        pool._socket.admit("m1", "secret")
+        admitted.set()
+
+    pool._tell(admit)
+    assert admitted.wait(PATIENCE)
     first = connection(address, "secret")
-    goes_on = threading.Event()
     pool._tell(lambda: goes_on.wait(PATIENCE))
     first.close()
     second = connection(address, "secret")
