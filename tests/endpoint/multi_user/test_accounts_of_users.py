@@ -131,13 +131,17 @@ def world(directory, accounts, broker, tmp_path_factory) -> Iterator[MultiUserWo
 
 
 def user_endpoints(world: MultiUserWorld, account: str) -> list[psutil.Process]:
-    children = psutil.Process(world.process.pid).children()
-    return [each for each in children if each.username() == account]
+    found = []
+    for each in psutil.Process(world.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            if each.username() == account:
+                found.append(each)
+    return found
 
 
 def processes_of(account: str) -> list[psutil.Process]:
     """All living processes of an account."""
-    all_of_them = psutil.process_iter(["username", "status"])
+    all_of_them = psutil.process_iter(["username", "status", "cmdline"])
     mine = (each for each in all_of_them if each.info["username"] == account)
     return [each for each in mine if each.info["status"] != psutil.STATUS_ZOMBIE]
 
@@ -293,7 +297,11 @@ def test_a_task_is_killed_and_another_survives_the_kill_of_its_user_endpoint(wor
         with pytest.raises(TaskCancelled):
             slow.result(PATIENCE)
         job = ada.submit(ShellFunction("sleep 2; echo done"))
-        until(lambda: any("sleep 2; echo done" in each.cmdline() for each in processes_of(ADA)))
+        until(
+            lambda: any(
+                "sleep 2; echo done" in (each.info["cmdline"] or ()) for each in processes_of(ADA)
+            )
+        )
         for each in user_endpoints(world, ADA):
             each.kill()
         assert job.result(PATIENCE).stdout == "done\n"
