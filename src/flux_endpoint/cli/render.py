@@ -30,9 +30,9 @@ from flux_endpoint.errors import ConfigurationError
 def render(name: str, values: Sequence[str], given: str | None, user: str | None) -> None:
     """Show what a multi-user endpoint's template makes of a user's values.
 
-    The VALUEs are YAML: nodes=2, walltime=1h. What a user would be told as an error, such as a
-    value that the schema does not permit, is an error here, too. With --user, the identity mapping
-    decides which account the template sees; otherwise it is your own.
+    The VALUEs are YAML: nodes=2, walltime=1h. A value that a submission would be refused for, e.g.
+    by the schema, is an error here, too. With --user, the identity mapping decides which account
+    the template sees; otherwise it is your own.
     """
     from flux_endpoint.endpoint.multi_user.loading import read  # noqa: PLC0415 - slow
     from flux_endpoint.endpoint.multi_user.user_endpoint import (  # noqa: PLC0415 - slow
