@@ -79,7 +79,6 @@ class FluxEngine:
         self._lent = lent
         self._config = config
         self._uri = uri
-        self._endpoint_id = endpoint_id
         self._directory = directory / "engine"
         self._tasks = TaskSettings(
             endpoint_id=endpoint_id,
@@ -88,8 +87,7 @@ class FluxEngine:
             allowed_serializers=config.allowed_serializers,
             plain_programs=plain_programs,
         )
-        self._kept = KeptAttempts(self._directory / "attempts")
-        self._index = TaskIndex(self._kept)
+        self._index = TaskIndex(KeptAttempts(self._directory / "attempts"))
         self._instance: InstanceState | None = None
         self._backend: Backend | None = None
         self._pool: WorkerPool | None = None
@@ -128,7 +126,7 @@ class FluxEngine:
         if on_lost is not None:
             self._on_lost = on_lost
         self._make_working_directory()
-        left = on_left or self._keep
+        left = on_left or self._index.keep
 
         def leave(task_id: str, attempts: list[str]) -> None:
             earlier = self._index.leave(task_id)
@@ -144,7 +142,8 @@ class FluxEngine:
         self._backend.watch(self._instance, self._make_room, self._tasks.mark("workers"))
         ends: list[SpooledEnd] = []
         if not self._lent:  # a lent instance may be a block itself
-            ends = end_all_blocks(self._backend, self._endpoint_id, self._directory / "blocks")
+            blocks = self._directory / "blocks"
+            ends = end_all_blocks(self._backend, self._tasks.endpoint_id, blocks)
         self._pool.start(ends)
         self._jobs.start()
 
@@ -188,7 +187,7 @@ class FluxEngine:
             ),
             self._instance,
             JobListener(self._ended, leave, on_event, self._make_room),
-            endpoint_id=self._endpoint_id,
+            endpoint_id=self._tasks.endpoint_id,
             config=self._config,
             output=self._output,
         )
@@ -288,10 +287,6 @@ class FluxEngine:
         if pool is not None and jobs is not None:
             pool.make_room(demand)
             jobs.observe(lambda seen: seen.demand(demand))
-
-    def _keep(self, task_id: str, attempts: list[str]) -> None:
-        if attempts:
-            self._kept.keep(task_id, attempts)
 
     def terminate(self, reason: str) -> None:
         """Send SIGTERM to all running tasks, because their time will soon be over.

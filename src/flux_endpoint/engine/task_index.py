@@ -112,6 +112,11 @@ class TaskIndex:
             known = self._tasks.pop(task_id, None)
         return [] if known is None else known.attempts
 
+    def keep(self, task_id: str, attempts: list[str]) -> None:
+        """Record the attempts of a task that is left, for the next engine."""
+        if attempts:
+            self._kept.keep(task_id, attempts)
+
     def task_ids(self) -> set[str]:
         """Return the ids of the unfinished tasks."""
         with self._lock:
