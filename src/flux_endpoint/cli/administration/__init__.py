@@ -1,0 +1,1 @@
+"""`flux-endpoint service NOUN VERB`: administration of a service, on its database."""
