@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from itertools import combinations
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from flux_endpoint.engine.demand import Amount, Demand, JobDemand, placement_of
 from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
-from flux_endpoint.engine.workers.sizing import Limits
+from flux_endpoint.engine.workers.sizing import Limits, Piece
 from flux_endpoint.engine.workers.yielding import (
     Departures,
     InstanceNodes,
@@ -293,3 +295,33 @@ def test_a_complete_demand_is_not_replaced_by_an_incomplete_one():
     assert registry.urgency == 5
     registry.demand(JobDemand(complete=True))
     assert registry.urgency == 16
+
+
+# What comes back
+
+
+def test_idle_workers_take_what_a_job_left_only_when_no_job_follows_it():
+    registry = ManagerRegistry(Limits(2, 2, 2), InstanceNodes(1, Amount(2)), 60.0)
+    workers = [Piece(2, permanent=True)]
+    assert registry.missing(0, time.monotonic()) == workers
+    registry.demand(JobDemand((Demand("first"),), complete=True))
+    registry.demand(JobDemand(complete=True))
+    now = time.monotonic()
+    assert registry.missing(0, now) == []
+    due = max(moment for moment in registry.moments(now) if moment != math.inf)
+    assert registry.missing(0, due) == workers
+    registry.demand(JobDemand((Demand("second"),), complete=True))
+    assert registry.missing(0, due + 1) == []
+    registry.demand(JobDemand(complete=True))
+    assert registry.missing(0, due) == []
+
+
+def test_workers_that_a_function_waits_for_start_although_a_job_has_just_ended():
+    registry = ManagerRegistry(Limits(2, 2, 2), InstanceNodes(1, Amount(2)), 60.0)
+    registry.demand(JobDemand((Demand("job"),), complete=True))
+    registry.demand(JobDemand(complete=True))
+    now = time.monotonic()
+    assert registry.missing(1, now) == []  # others may arrive together with it
+    due = min(moment for moment in registry.moments(now) if moment > now)
+    assert due < now + 1
+    assert registry.missing(1, due) == [Piece(2, permanent=True)]

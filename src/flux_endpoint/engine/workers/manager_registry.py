@@ -31,6 +31,9 @@ from flux_endpoint.engine.workers.yielding import InstanceNodes, ResourceHolder,
 #: Seconds that tasks wait before workers are started for them, so that tasks that arrive together
 #: are counted together.
 _GROW_AFTER = 0.03
+#: Seconds after a job waited for resources in which no idle workers take them: while jobs follow
+#: each other, each would wait for the end of such workers.
+_TAKE_AFTER = 2.0
 #: Seconds that a job waits for resources before busy managers make room for it.
 _YIELD_AFTER = 0.3
 #: Seconds for which busy managers stay after they came up, whatever jobs wait. The time doubles, up
@@ -167,6 +170,8 @@ class ManagerRegistry:
         self._demand = JobDemand()
         #: The first waiting job, how often Flux preferred managers to it, and since when.
         self._first_job: Demand | None = None
+        #: When idle workers may take the resources that jobs have left.
+        self._take_at = 0.0
         self._preferred = 0
         self._stay_began = -math.inf
         #: How many nodes more than it requests are cleared for it, and since when.
@@ -199,7 +204,7 @@ class ManagerRegistry:
         pieces = to_start(self.limits, counts, backlog, self._step)
         if not pieces:
             return []
-        if self._demand.waiting:  # free resources are for these jobs
+        if self._demand.waiting or now < self._take_at:  # free resources are for jobs
             return pieces if backlog > 0 else []
         left = self._room(now)
         for manager in self._pending():
@@ -294,6 +299,8 @@ class ManagerRegistry:
         """Set the jobs' resources and requests: of the whole instance, or the endpoint's only."""
         if self._demand.complete and not demand.complete:
             return
+        if demand.waiting or self._demand.waiting:
+            self._take_at = time.monotonic() + _TAKE_AFTER
         self._demand = demand
         self._review_at = 0.0
         self._reviewed = False
@@ -404,6 +411,8 @@ class ManagerRegistry:
             yield from (each + STALLED_AFTER for each in since if now - each < STALLED_AFTER)
         if self._backlog_since + _GROW_AFTER > now:
             yield self._backlog_since + _GROW_AFTER
+        if self._take_at > now:
+            yield self._take_at
         if not self._reviewed:
             yield self._review_at
         if not self._searched:
