@@ -1,22 +1,167 @@
-"""Which manager has which task, whose ends are not on disk yet, and what becomes of lost tasks."""
+"""The managers and their tasks: which manager has which, and what becomes of lost ones."""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
 from collections.abc import Callable, Collection, Container
+from dataclasses import dataclass, field
 from typing import Any
 
 from flux_endpoint import logs
+from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineResult
+from flux_endpoint.engine.demand import Amount
+from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
 from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
-from flux_endpoint.engine.workers.manager_registry import ManagerRecord
 from flux_endpoint.engine.workers.spool import EndHeader
+from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
+from flux_endpoint.engine.workers.waiting import most_held, tasks_ahead
 
 log = logging.getLogger(__name__)
 
 #: Sends a message to the manager with an id.
 Send = Callable[[str, list[bytes]], None]
+
+
+@dataclass
+class StartTimes:
+    """Monotonic times of a manager's start, as far as it has come.
+
+    Attributes:
+        submitted: its job was submitted.
+        eligible: its job waited for resources only.
+        allocated: its job had its resources.
+        greeted: the manager came up.
+    """
+
+    submitted: float
+    eligible: float = math.inf
+    allocated: float | None = None
+    greeted: float | None = None
+
+
+@dataclass
+class Activity:
+    """How a manager's tasks move on.
+
+    Attributes:
+        task_seconds: how long its tasks take.
+        idle_since: monotonic time at which it had no task any more.
+        quiet_since: monotonic time of its latest result, or of a later request to return tasks.
+    """
+
+    task_seconds: float = 1.0
+    idle_since: float = 0.0
+    quiet_since: float = 0.0
+
+
+@dataclass
+class Inquiry:
+    """The question which tasks a manager holds, on each of its connections.
+
+    Attributes:
+        number: identifies it; empty: it is answered.
+        tasks: the tasks that the manager held when it was asked.
+    """
+
+    number: bytes = b""
+    tasks: list[str] = field(default_factory=list)
+
+    def ask(self, tasks: Collection[str]) -> bytes:
+        """Begin a question, and return its number."""
+        self.number, self.tasks = os.urandom(8), list(tasks)
+        return self.number
+
+    def close(self) -> list[str]:
+        """Record the answer; return the tasks that it should name."""
+        tasks, self.number, self.tasks = self.tasks, b"", []
+        return tasks
+
+
+@dataclass
+class ManagerEnd:
+    """What is known about the end of a manager.
+
+    Attributes:
+        ran: set when it said that it ends: its running tasks then, with their starts.
+        is_clean: whether its job has left no processes, as far as Flux knows.
+        why: why its running tasks are lost.
+        dead_at: monotonic time at which it counts as dead if silent.
+    """
+
+    ran: dict[str, float] | None = None
+    is_clean: bool = False
+    why: str = ""
+    dead_at: float = math.inf
+
+
+@dataclass(eq=False)
+class ManagerRecord:
+    """A manager and the tasks that it holds."""
+
+    manager_id: str
+    workers: int
+    job: JobFuture
+    times: StartTimes
+    #: Whether it stays when idle.
+    permanent: bool = False
+    #: Its resources on its node.
+    amount: Amount = field(default_factory=Amount)
+    #: Whether its configuration is the present one; else it gets no new tasks.
+    is_current: bool = True
+    state: ManagerState = ManagerState.STARTING
+    #: Its node's name, if the scheduler reported it.
+    node: str = ""
+    host: str = ""
+    tasks: dict[str, TaskEntry] = field(default_factory=dict)
+    activity: Activity = field(default_factory=Activity)
+    inquiry: Inquiry = field(default_factory=Inquiry)
+    end: ManagerEnd = field(default_factory=ManagerEnd)
+
+    def change(self, event: ManagerChange) -> None:
+        """Apply an event; one without a transition in this state changes nothing."""
+        self.state = MANAGER_STATES.after(self.state, event)
+
+    @property
+    def has_come(self) -> bool:
+        """Whether it came up, as far as is known."""
+        return self.times.greeted is not None or self.state is ManagerState.FOUND
+
+    @property
+    def is_known_dead(self) -> bool:
+        """Whether Flux has ended its processes; on a node that Flux has lost, this is unknown."""
+        error = error_of(self.job) if self.job.done() else None
+        return self.end.is_clean and (was_cancelled(error) or has_timed_out(error))
+
+    @property
+    def place(self) -> str:
+        """Its node, as far as it is known."""
+        return self.node or self.host or self.manager_id
+
+    @property
+    def room(self) -> int:
+        """Number of further tasks that it may hold."""
+        return most_held(self.workers, tasks_ahead(self.activity.task_seconds)) - len(self.tasks)
+
+    @property
+    def free(self) -> int:
+        """Number of its idle workers."""
+        return max(0, self.workers - len(self.tasks)) if self.state is ManagerState.READY else 0
+
+    @property
+    def surplus(self) -> int:
+        """Number of its tasks that wait for a worker."""
+        if not self.state.is_serving:
+            return 0
+        return max(0, len(self.tasks) - self.workers)
+
+    @property
+    def reserve(self) -> float:
+        """Seconds for which its workers have tasks."""
+        return self.surplus / self.workers * self.activity.task_seconds
 
 
 class TaskBook:
@@ -42,7 +187,7 @@ class TaskBook:
         if entry is not None:
             entry.started = started
         if not manager.tasks:
-            manager.idle_since = time.monotonic()
+            manager.activity.idle_since = time.monotonic()
         return entry
 
     def returned(self, manager: ManagerRecord, task_ids: Collection[str]) -> None:
@@ -105,10 +250,18 @@ class TaskBook:
 
     # Reconnected managers and lost managers
 
-    def reconcile(self, manager: ManagerRecord, held: dict[str, Any]) -> list[str]:
-        """Queue tasks again that a broken connection lost; return tasks for the manager to drop."""
+    def reconcile(
+        self, manager: ManagerRecord, asked: Collection[str], held: dict[str, Any]
+    ) -> list[str]:
+        """Queue tasks again that a broken connection lost; return tasks for the manager to drop.
+
+        Args:
+            manager: the manager, connected again.
+            asked: the tasks that it should have.
+            held: its report of those that it has.
+        """
         there = {*held["waiting"], *held["running"], *held["ended"]}
-        for task_id in manager.asked:
+        for task_id in asked:
             if task_id in there:
                 entry = manager.tasks.get(task_id)
                 if entry is not None and entry.cancelled:  # the cancellation may not have arrived
@@ -118,7 +271,6 @@ class TaskBook:
             if entry is not None:
                 logs.event(log, logging.WARNING, "task lost in transit, retrying", task=task_id)
                 self._waiting.requeue(entry)
-        manager.asked = []
         self.running |= {
             task_id: began for task_id, began in held["running"].items() if task_id in manager.tasks
         }

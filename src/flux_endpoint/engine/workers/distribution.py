@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
-from flux_endpoint.engine.workers.book import Send
-from flux_endpoint.engine.workers.manager_registry import ManagerRecord, ManagerRegistry
+from flux_endpoint.engine.workers.book import ManagerRecord, Send
 from flux_endpoint.engine.workers.states import ManagerState
 from flux_endpoint.protocol.envelope import compact_json
 
@@ -23,13 +22,15 @@ class TaskDistributor:
     """Decides which manager gets which task. Used by the pool's thread only.
 
     Args:
-        registry: all managers.
+        managers: all managers by id.
         waiting: the tasks that no manager has.
         send: sends a message to a manager.
     """
 
-    def __init__(self, registry: ManagerRegistry, waiting: TaskBacklog, send: Send) -> None:
-        self._registry = registry
+    def __init__(
+        self, managers: dict[str, ManagerRecord], waiting: TaskBacklog, send: Send
+    ) -> None:
+        self._by_id = managers
         self._waiting = waiting
         self._send = send
 
@@ -37,7 +38,7 @@ class TaskDistributor:
         """Send waiting tasks to managers that have room for them."""
         if not self._waiting:
             return
-        ready = self._registry.ready
+        ready = [m for m in self._managers if m.state is ManagerState.READY]
         # First give every worker one task, starting with managers that stay anyway or are busy, so
         # that the others may be given back.
         for manager in sorted(ready, key=lambda m: (not m.permanent, m.free)):
@@ -58,7 +59,7 @@ class TaskDistributor:
                 headers.append(_header_of(entry))
                 buffers.append(entry.task.buffer.encode())
                 if not manager.tasks:
-                    manager.quiet_since = time.monotonic()
+                    manager.activity.quiet_since = time.monotonic()
                 manager.tasks[entry.task.task_id] = entry
                 count -= 1
             self._send(manager.manager_id, [b"tasks", compact_json(headers), *buffers])
@@ -87,7 +88,7 @@ class TaskDistributor:
     def take_back(self, manager: ManagerRecord, count: int) -> None:
         """Ask a manager to return tasks that it has not started."""
         self._send(manager.manager_id, [b"return", b"%d" % count])
-        manager.quiet_since = time.monotonic()
+        manager.activity.quiet_since = time.monotonic()
 
     def unserved(self, now: float) -> int:
         """Return the number of tasks that find no worker."""
@@ -95,15 +96,17 @@ class TaskDistributor:
 
     def moments(self, now: float) -> Iterator[float]:
         """Yield the monotonic times after `now` at which tasks may be taken back."""
-        stuck = (m.quiet_since + _STUCK_AFTER for m in self._managers if m.surplus)
+        stuck = (m.activity.quiet_since + _STUCK_AFTER for m in self._managers if m.surplus)
         yield from (moment for moment in stuck if moment > now)
 
     def _stuck(self, now: float) -> list[ManagerRecord]:
-        return [m for m in self._managers if m.surplus and now >= m.quiet_since + _STUCK_AFTER]
+        return [
+            m for m in self._managers if m.surplus and now >= m.activity.quiet_since + _STUCK_AFTER
+        ]
 
     @property
     def _managers(self) -> list[ManagerRecord]:
-        return list(self._registry.managers.values())
+        return list(self._by_id.values())
 
 
 def _header_of(entry: TaskEntry) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
-from flux_endpoint.engine.workers.book import Send, TaskBook
-from flux_endpoint.engine.workers.manager_registry import ManagerRecord
+from flux_endpoint.engine.workers.book import ManagerRecord, Send, TaskBook
 from flux_endpoint.engine.workers.recovery import Recovery
 from flux_endpoint.engine.workers.spool import SpooledEnd
 

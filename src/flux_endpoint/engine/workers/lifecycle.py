@@ -17,9 +17,9 @@ from flux_endpoint.engine.demand import Amount, placement_of
 from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
 from flux_endpoint.engine.workers.backlog import TaskBacklog
-from flux_endpoint.engine.workers.book import Send, TaskBook
+from flux_endpoint.engine.workers.book import ManagerRecord, Send, StartTimes, TaskBook
 from flux_endpoint.engine.workers.launch import FoundManager, ManagerLauncher
-from flux_endpoint.engine.workers.manager_registry import ManagerRecord, ManagerRegistry
+from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.sizing import Piece
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
@@ -98,11 +98,11 @@ class ManagerLifecycle:
         yield from (self._cancel_at, self.give_up_at)
         if self.not_before > now:
             yield self.not_before
-        yield from (manager.dead_at for manager in self._managers.values())
+        yield from (manager.end.dead_at for manager in self._managers.values())
 
     def expire(self, now: float) -> None:
         """Cancel the jobs of managers that did not end in time; treat silent ones as dead."""
-        for manager in [m for m in self._managers.values() if now >= m.dead_at]:
+        for manager in [m for m in self._managers.values() if now >= m.end.dead_at]:
             self._forget(manager)
         if now < self._cancel_at:
             return
@@ -135,9 +135,9 @@ class ManagerLifecycle:
             manager_id,
             piece.workers,
             job,
+            StartTimes(time.monotonic()),
             permanent=piece.permanent,
             amount=self._launcher.amount(piece.workers),
-            submitted_at=time.monotonic(),
         )
         self._follow(manager)
         return True
@@ -150,12 +150,10 @@ class ManagerLifecycle:
             found.manager_id,
             note.workers,
             found.job,
+            StartTimes(now, eligible=now, allocated=now),
             permanent=note.permanent and found.is_current,
             amount=Amount(note.cores, note.gpus),
             state=ManagerState.FOUND,
-            submitted_at=now,
-            eligible_at=now,
-            allocated_at=now,
             is_current=found.is_current,
         )
         self._follow(manager)
@@ -178,7 +176,7 @@ class ManagerLifecycle:
         outdated = not manager.is_current
         manager.change(ManagerChange.OUTDATED_GREETING if outdated else ManagerChange.GREETING)
         manager.host = host
-        manager.idle_since = manager.greeted_at = time.monotonic()
+        manager.activity.idle_since = manager.times.greeted = time.monotonic()
         self._backoff.reset()
         self.not_started = ""
         logs.event(
@@ -248,13 +246,13 @@ class ManagerLifecycle:
 
     def said_bye(self, manager: ManagerRecord, ran: dict[str, float]) -> None:
         """Handle a manager's announcement that it ends: tasks that it has not begun are queued."""
-        manager.ran = ran
+        manager.end.ran = ran
         if manager.state is ManagerState.OVER:
             self._forget(manager)
         elif manager.state.is_serving:
             manager.change(ManagerChange.BYE)
-            manager.why = f"the workers of {manager.host or 'a node'} ended"
-            manager.dead_at = time.monotonic() + 2 * _DEAD_AFTER  # if its job's end is not seen
+            manager.end.why = f"the workers of {manager.host or 'a node'} ended"
+            manager.end.dead_at = time.monotonic() + 2 * _DEAD_AFTER  # if its job's end is not seen
             if not self.is_stopping:
                 self._book.keep_only(manager, ran)
 
@@ -274,7 +272,7 @@ class ManagerLifecycle:
 
     def _cleaned(self, manager: ManagerRecord) -> None:
         """Handle the `clean` event: Flux has ended all processes of a job that it can reach."""
-        manager.is_clean = True
+        manager.end.is_clean = True
         if manager.state is ManagerState.OVER and manager.is_known_dead:
             self._forget(manager)
 
@@ -304,7 +302,7 @@ class ManagerLifecycle:
             # Its job may still run, but its end could not be seen.
             self._launcher.cancel(manager.job, "it can't be followed any more")
         why = end_of_job(manager.job)
-        manager.why = f"the workers of {manager.host or 'a node'} ended: {why}"
+        manager.end.why = f"the workers of {manager.host or 'a node'} ended: {why}"
         if state is ManagerState.STARTING and not self.is_stopping:
             manager.change(ManagerChange.GIVE_UP)
             self._start_failed(manager.manager_id, why)
@@ -313,19 +311,19 @@ class ManagerLifecycle:
             self._delay_next_start()
         # Flux gives up a job whose node it has lost, whether the job's processes live or not.
         has_come = state is ManagerState.FOUND or state.is_serving
-        if error is not None and manager.ran is None and has_come:
-            self._await_end(manager, manager.why, _DEAD_AFTER)
+        if error is not None and manager.end.ran is None and has_come:
+            self._await_end(manager, manager.end.why, _DEAD_AFTER)
         else:
             self._forget(manager, failed=state not in (ManagerState.STOPPING, ManagerState.FOUND))
 
     def _await_end(self, manager: ManagerRecord, why: str, timeout: float) -> None:
         """Tell a manager that is given up to end; until then, its running tasks are not retried."""
-        has_come = manager.greeted_at is not None or manager.state is ManagerState.FOUND
+        has_come = manager.has_come
         manager.change(ManagerChange.GIVE_UP)
-        manager.why = why
-        manager.dead_at = time.monotonic() + timeout
+        manager.end.why = why
+        manager.end.dead_at = time.monotonic() + timeout
         self._send(manager.manager_id, [b"stop"])
-        if manager.ran is not None or not has_come or manager.is_known_dead:
+        if manager.end.ran is not None or not has_come or manager.is_known_dead:
             self._forget(manager)
 
     def _forget(self, manager: ManagerRecord, *, failed: bool = True) -> None:
@@ -337,13 +335,13 @@ class ManagerLifecycle:
         ends = list(self._launcher.spooled(manager_id))
         self._on_gone(manager, ends)
         if self._instance.now.is_lost or not self.is_stopping:
-            begun: Container[str] | None = manager.ran
+            begun: Container[str] | None = manager.end.ran
             if begun is None:
                 begun = self._launcher.begun(manager_id)
-            self._book.give_back(manager, begun, manager.why)
+            self._book.give_back(manager, begun, manager.end.why)
         failed = failed and not self.is_stopping
         self._launcher.forget(manager_id, failed=failed, spool=not ends)
 
 
 def _eligible(manager: ManagerRecord) -> None:
-    manager.eligible_at = time.monotonic()
+    manager.times.eligible = time.monotonic()

@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from flux_endpoint.engine.backend import JobFuture
-from flux_endpoint.engine.demand import Amount, Demand, JobDemand
-from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
-from flux_endpoint.engine.workers.backlog import TaskEntry
+from flux_endpoint.engine.demand import Demand, JobDemand
+from flux_endpoint.engine.workers.book import ManagerRecord
 from flux_endpoint.engine.workers.sizing import (
     STALLED_AFTER,
     Limits,
@@ -24,8 +22,7 @@ from flux_endpoint.engine.workers.sizing import (
     to_start,
     to_withdraw,
 )
-from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
-from flux_endpoint.engine.workers.waiting import most_held, tasks_ahead
+from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
 from flux_endpoint.engine.workers.yielding import InstanceNodes, ResourceHolder, room, to_drain
 
 #: Seconds that tasks wait before workers are started for them, so that tasks that arrive together
@@ -51,84 +48,6 @@ _STAYING = (ManagerState.FOUND, ManagerState.STARTING, ManagerState.READY)
 _URGENCY = 16
 
 
-@dataclass(eq=False)
-class ManagerRecord:
-    """A manager and the tasks that it holds."""
-
-    manager_id: str
-    workers: int
-    job: JobFuture
-    #: Whether it stays when idle.
-    permanent: bool = False
-    #: Its resources on its node.
-    amount: Amount = field(default_factory=Amount)
-    state: ManagerState = ManagerState.STARTING
-    #: Monotonic times at which its job was submitted, waited for resources only, and had them, and
-    #: at which the manager came up.
-    submitted_at: float = 0.0
-    eligible_at: float = math.inf
-    allocated_at: float | None = None
-    greeted_at: float | None = None
-    #: Its node's name, if the scheduler reported it.
-    node: str = ""
-    host: str = ""
-    #: How long its tasks take.
-    task_seconds: float = 1.0
-    tasks: dict[str, TaskEntry] = field(default_factory=dict)
-    idle_since: float = 0.0
-    #: Monotonic time of its latest result, or of a later request to return tasks.
-    quiet_since: float = 0.0
-    #: The tasks that it held when it was asked, and the number of that question.
-    asked: list[str] = field(default_factory=list)
-    question: bytes = b""
-    #: Whether its configuration is the present one; else it gets no new tasks.
-    is_current: bool = True
-    #: Set when it said that it ends: its running tasks then, with their starts.
-    ran: dict[str, float] | None = None
-    #: Whether its job has left no processes, as far as Flux knows.
-    is_clean: bool = False
-    #: Why its running tasks are lost, and the monotonic time at which it counts as dead if silent.
-    why: str = ""
-    dead_at: float = math.inf
-
-    def change(self, event: ManagerChange) -> None:
-        """Apply an event; one without a transition in this state changes nothing."""
-        self.state = MANAGER_STATES.after(self.state, event)
-
-    @property
-    def is_known_dead(self) -> bool:
-        """Whether Flux has ended its processes; on a node that Flux has lost, this is unknown."""
-        error = error_of(self.job) if self.job.done() else None
-        return self.is_clean and (was_cancelled(error) or has_timed_out(error))
-
-    @property
-    def place(self) -> str:
-        """Its node, as far as it is known."""
-        return self.node or self.host or self.manager_id
-
-    @property
-    def room(self) -> int:
-        """Number of further tasks that it may hold."""
-        return most_held(self.workers, tasks_ahead(self.task_seconds)) - len(self.tasks)
-
-    @property
-    def free(self) -> int:
-        """Number of its idle workers."""
-        return max(0, self.workers - len(self.tasks)) if self.state is ManagerState.READY else 0
-
-    @property
-    def surplus(self) -> int:
-        """Number of its tasks that wait for a worker."""
-        if not self.state.is_serving:
-            return 0
-        return max(0, len(self.tasks) - self.workers)
-
-    @property
-    def reserve(self) -> float:
-        """Seconds for which its workers have tasks."""
-        return self.surplus / self.workers * self.task_seconds
-
-
 @dataclass(frozen=True)
 class Review:
     """The changes that a review has made.
@@ -142,6 +61,65 @@ class Review:
     draining: tuple[ManagerRecord, ...] = ()
     starting: tuple[ManagerRecord, ...] = ()
     kept: tuple[ManagerRecord, ...] = ()
+
+
+class FirstJob:
+    """The first of the waiting jobs, and how managers have made room for it so far.
+
+    Args:
+        job: the job; `None`: no job waits.
+    """
+
+    def __init__(self, job: Demand | None) -> None:
+        self.job = job
+        #: How many nodes more than it requests are cleared for it, and since when.
+        self.extra_nodes = 0
+        self._cleared_since = math.inf
+        #: How often Flux preferred managers to it, and since when.
+        self._preferred = 0
+        self._stay_began = -math.inf
+
+    @property
+    def due(self) -> float:
+        """When busy managers make room for it."""
+        return -math.inf if self.job is None else self.job.since + _YIELD_AFTER
+
+    @property
+    def stay(self) -> float:
+        """Seconds for which busy managers stay after they came up."""
+        return min(_MAX_STAY, _MIN_STAY * 2.0 ** max(0, self._preferred - 1))
+
+    @property
+    def more_nodes_at(self) -> float:
+        """When more nodes are cleared for it; infinity if none are needed."""
+        return self._cleared_since + _MORE_NODES_AFTER
+
+    def passed_over(self, now: float) -> None:
+        """Record that a manager got resources while it waits."""
+        if self.job is not None and now >= self._stay_began + self.stay:
+            self._preferred += 1
+            self._stay_began = now
+
+    def loses_to(self, began: float) -> bool:
+        """Return whether Flux keeps preferring managers, as it did to one that `began` then."""
+        return self.job is not None and began >= self.job.since and self._preferred > 1
+
+    def takes_more_nodes(self, now: float, seems_clear: bool) -> bool:
+        """Return whether more nodes are cleared from now on.
+
+        Args:
+            now: monotonic time.
+            seems_clear: whether there seems to be room for it, and more nodes can be cleared.
+        """
+        if not seems_clear:
+            self._cleared_since = math.inf
+        elif self._cleared_since == math.inf:
+            self._cleared_since = now
+        elif now >= self.more_nodes_at:
+            self.extra_nodes = max(1, 2 * self.extra_nodes)
+            self._cleared_since = math.inf
+            return True
+        return False
 
 
 class ManagerRegistry:
@@ -168,15 +146,9 @@ class ManagerRegistry:
         self._searched = True
         self._backlog_since = math.inf
         self._demand = JobDemand()
-        #: The first waiting job, how often Flux preferred managers to it, and since when.
-        self._first_job: Demand | None = None
         #: When idle workers may take the resources that jobs have left.
         self._take_at = 0.0
-        self._preferred = 0
-        self._stay_began = -math.inf
-        #: How many nodes more than it requests are cleared for it, and since when.
-        self._extra_nodes = 0
-        self._cleared_since = math.inf
+        self._first = FirstJob(None)
         self._review_at = 0.0
         self._reviewed = True
 
@@ -228,18 +200,16 @@ class ManagerRegistry:
             total=sum(m.workers for m in everyone),
             coming=sum(m.workers for m in coming),
             free=sum(m.free for m in everyone),
-            pending=sum(1 for m in coming if m.allocated_at is None),
+            pending=sum(1 for m in coming if m.times.allocated is None),
         )
 
     def allocated(self, manager: ManagerRecord, node: str) -> None:
         """Record that a manager's job has its resources, on `node` if that is known."""
         now = time.monotonic()
-        manager.allocated_at = now
+        manager.times.allocated = now
         manager.node = node
         self._step.placed(manager.workers)
-        if self._first_job is not None and now >= self._stay_began + self._stay:
-            self._preferred += 1
-            self._stay_began = now
+        self._first.passed_over(now)
 
     def withdraw(self, backlog: int, now: float) -> list[ManagerRecord]:
         """Return the managers whose jobs should no longer wait for resources."""
@@ -258,10 +228,10 @@ class ManagerRegistry:
                 name=m.manager_id,
                 workers=m.workers,
                 permanent=m.permanent,
-                waited=now - m.eligible_at,
-                stalled=now - max(m.eligible_at, self._stalled_since),
-                behind=earliest < m.submitted_at,
-                ahead=latest > m.submitted_at,
+                waited=now - m.times.eligible,
+                stalled=now - max(m.times.eligible, self._stalled_since),
+                behind=earliest < m.times.submitted,
+                ahead=latest > m.times.submitted,
             )
             for m in pending
         ]
@@ -276,7 +246,7 @@ class ManagerRegistry:
 
     def _pending(self) -> list[ManagerRecord]:
         starting = (m for m in self.managers.values() if m.state is ManagerState.STARTING)
-        return [m for m in starting if m.allocated_at is None]
+        return [m for m in starting if m.times.allocated is None]
 
     # Fewer workers
 
@@ -286,7 +256,7 @@ class ManagerRegistry:
             m
             for m in self.managers.values()
             if (m.state is ManagerState.DRAINING and not m.tasks)
-            or (self._is_spare(m) and now >= m.idle_since + self._idle_timeout)
+            or (self._is_spare(m) and now >= m.activity.idle_since + self._idle_timeout)
         ]
 
     @staticmethod
@@ -305,15 +275,8 @@ class ManagerRegistry:
         self._review_at = 0.0
         self._reviewed = False
         head = demand.waiting[0] if demand.waiting else None
-        if head != self._first_job:
-            self._first_job = head
-            self._preferred = self._extra_nodes = 0
-            self._stay_began = -math.inf
-            self._cleared_since = math.inf
-
-    @property
-    def _stay(self) -> float:
-        return min(_MAX_STAY, _MIN_STAY * 2.0 ** max(0, self._preferred - 1))
+        if head != self._first.job:
+            self._first = FirstJob(head)
 
     def review(self, backlog: int, now: float) -> Review:
         """Decide again which managers make room for jobs.
@@ -326,17 +289,20 @@ class ManagerRegistry:
             self._reviewed = False
             return Review()
         self._reviewed = True
-        if self._first_job is None:
+        if self._first.job is None:
             return self._drain(frozenset())
         self._review_at = now + _REVIEW_AFTER
         holders = [self._holder(m, backlog, now) for m in self._holding()]
-        waiting = self._demand.waiting
-        leaving = to_drain(waiting, holders, self._demand.held, self._instance, self._extra_nodes)
-        self._check_unknown_holders(now, seems_clear=leaving.served > 0 and not leaving.managers)
+        waiting, extra = self._demand.waiting, self._first.extra_nodes
+        leaving = to_drain(waiting, holders, self._demand.held, self._instance, extra)
+        seems_clear = leaving.served > 0 and not leaving.managers
+        if self._first.takes_more_nodes(now, seems_clear and extra < self._instance.nodes):
+            self._review_at = 0.0
+            self._reviewed = False
         return self._drain(leaving.managers)
 
     def _holding(self) -> list[ManagerRecord]:
-        return [m for m in self.managers.values() if m.allocated_at is not None]
+        return [m for m in self.managers.values() if m.times.allocated is not None]
 
     def _holder(self, manager: ManagerRecord, backlog: int, now: float) -> ResourceHolder:
         return ResourceHolder(
@@ -346,19 +312,14 @@ class ManagerRegistry:
             running=min(len(manager.tasks), manager.workers),
             leaving=manager.state is ManagerState.DRAINING or manager.state.is_ending,
             stays=manager.state in (ManagerState.STARTING, ManagerState.READY)
-            and now < max(self._end_of_stay(manager), self._due)
+            and now < max(self._end_of_stay(manager), self._first.due)
             and self._may_stay(manager, backlog),
         )
 
-    @property
-    def _due(self) -> float:
-        """When busy managers make room for the first waiting job."""
-        return -math.inf if self._first_job is None else self._first_job.since + _YIELD_AFTER
-
     def _end_of_stay(self, manager: ManagerRecord) -> float:
-        if manager.greeted_at is None:
-            return (manager.allocated_at or 0.0) + _START_TIMEOUT
-        return manager.greeted_at + self._stay
+        if manager.times.greeted is None:
+            return (manager.times.allocated or 0.0) + _START_TIMEOUT
+        return manager.times.greeted + self._first.stay
 
     def _may_stay(self, manager: ManagerRecord, backlog: int) -> bool:
         """Return whether a manager may go on: it has work, or Flux keeps preferring managers.
@@ -367,21 +328,7 @@ class ManagerRegistry:
         """
         if manager.tasks or backlog > 0:
             return True
-        began = manager.allocated_at or 0.0
-        return (
-            self._first_job is not None and began >= self._first_job.since and self._preferred > 1
-        )
-
-    def _check_unknown_holders(self, now: float, *, seems_clear: bool) -> None:
-        if not seems_clear or self._extra_nodes >= self._instance.nodes:
-            self._cleared_since = math.inf
-        elif self._cleared_since == math.inf:
-            self._cleared_since = now
-        elif now >= self._cleared_since + _MORE_NODES_AFTER:
-            self._extra_nodes = max(1, 2 * self._extra_nodes)
-            self._cleared_since = math.inf
-            self._review_at = 0.0
-            self._reviewed = False
+        return self._first.loses_to(manager.times.allocated or 0.0)
 
     def _drain(self, leaving: frozenset[str]) -> Review:
         draining, starting, kept = [], [], []
@@ -405,9 +352,11 @@ class ManagerRegistry:
         Args:
             now: the clock reading of the latest decisions.
         """
-        yield from (m.idle_since + self._idle_timeout for m in self.ready if self._is_spare(m))
+        yield from (
+            m.activity.idle_since + self._idle_timeout for m in self.ready if self._is_spare(m)
+        )
         for manager in self._pending():
-            since = (manager.eligible_at, max(manager.eligible_at, self._stalled_since))
+            since = (manager.times.eligible, max(manager.times.eligible, self._stalled_since))
             yield from (each + STALLED_AFTER for each in since if now - each < STALLED_AFTER)
         if self._backlog_since + _GROW_AFTER > now:
             yield self._backlog_since + _GROW_AFTER
@@ -417,11 +366,11 @@ class ManagerRegistry:
             yield self._review_at
         if not self._searched:
             yield self._search_at
-        if self._first_job is None:
+        if self._first.job is None:
             return
-        yield self._cleared_since + _MORE_NODES_AFTER
+        yield self._first.more_nodes_at
         ends_of_stays = (self._end_of_stay(m) for m in self._holding())
-        yield from (moment for moment in (self._due, *ends_of_stays) if moment > now)
+        yield from (moment for moment in (self._first.due, *ends_of_stays) if moment > now)
 
     def counters(self) -> dict[str, int]:
         """Return the managers' counters for the status report."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -25,12 +24,12 @@ from flux_endpoint.engine.instance_state import InstanceState
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
-from flux_endpoint.engine.workers.book import TaskBook
+from flux_endpoint.engine.workers.book import ManagerRecord, TaskBook
 from flux_endpoint.engine.workers.distribution import TaskDistributor
 from flux_endpoint.engine.workers.handover import Handover
 from flux_endpoint.engine.workers.launch import ManagerLauncher
 from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle
-from flux_endpoint.engine.workers.manager_registry import ManagerRecord, ManagerRegistry
+from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.pool_inbox import PoolInbox
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
 from flux_endpoint.engine.workers.sizing import Limits
@@ -94,7 +93,9 @@ class WorkerPool:
         self._handover = Handover(
             self._registry.managers, self._book, self._waiting, self._socket.send, on_found
         )
-        self._distributor = TaskDistributor(self._registry, self._waiting, self._socket.send)
+        self._distributor = TaskDistributor(
+            self._registry.managers, self._waiting, self._socket.send
+        )
         self._inbox = PoolInbox()
         self._lifecycle = ManagerLifecycle(
             backend,
@@ -303,7 +304,7 @@ class WorkerPool:
         match kind:
             case b"hello":
                 self._greeted(manager, json.loads(parts[0]))
-            case b"held" if parts[0] == manager.question:
+            case b"held" if parts[0] == manager.inquiry.number:
                 self._holdings_reported(manager, json.loads(parts[1]))
             case _ if manager.state is ManagerState.FOUND:
                 pass  # ignore other messages before the greeting
@@ -321,8 +322,8 @@ class WorkerPool:
 
     def _take_ends(self, manager: ManagerRecord, parts: list[bytes]) -> None:
         report = json.loads(parts[0])
-        manager.task_seconds = report["seconds"]
-        manager.quiet_since = time.monotonic()
+        manager.activity.task_seconds = report["seconds"]
+        manager.activity.quiet_since = time.monotonic()
         for header, body in zip(report["headers"], parts[1:], strict=True):
             self._book.ended(manager, header, body)
 
@@ -333,19 +334,18 @@ class WorkerPool:
                 self._socket.send(manager.manager_id, [b"go"])
             case ManagerState.FOUND | ManagerState.READY | ManagerState.DRAINING:
                 manager.host = greeting["host"]
-                manager.asked = list(manager.tasks)
-                manager.question = os.urandom(8)
-                self._socket.send(manager.manager_id, [b"held?", manager.question])
+                question = manager.inquiry.ask(manager.tasks)
+                self._socket.send(manager.manager_id, [b"held?", question])
             case ManagerState.STOPPING | ManagerState.UNEXPLAINED | ManagerState.OVER:
                 self._socket.send(manager.manager_id, [b"stop"])  # the first may not have arrived
 
     def _holdings_reported(self, manager: ManagerRecord, held: dict[str, Any]) -> None:
-        manager.question = b""
+        asked = manager.inquiry.close()
         if manager.state is ManagerState.FOUND:
             self._lifecycle.greeted(manager, manager.host)
             self._handover.reported(manager, held)
         elif not self._handover.awaits_go(manager):
-            unwanted = self._book.reconcile(manager, held)
+            unwanted = self._book.reconcile(manager, asked, held)
             self._handover.go(manager.manager_id, unwanted)
 
     def _cancel(self, task_id: str, signum: int | None) -> None:
