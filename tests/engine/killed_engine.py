@@ -5,7 +5,8 @@ Usage: `killed_engine.py SETTINGS`: a JSON file with
 - `kind`: "flux" or "local"; `directory`: the endpoint's; `config`: options of the engine;
 - `tasks`: buffer and resource specification of each task, by id;
 - `dies_at`: where the process kills itself, or null; see `DEATHS`;
-- `orphan_timeout`, `patience`: other than the usual ones, or null; see `Endpoint.start`.
+- `orphan_timeout`, `patience`: other than the usual ones, or null; see `Endpoint.start`;
+- `is_late`: whether managers report before the engine says that it has submitted all tasks.
 
 The journal is a file for each result in `DIRECTORY/results`. What has none is submitted. The
 process says `recovered` when it has submitted all of that, and ends when there are all results.
@@ -17,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_world import PATIENCE, World
 
+from flux_endpoint.engine import FluxEngine
 from flux_endpoint.engine.base import EngineResult
 from flux_endpoint.engine.blocks.block import BlockLauncher
 from flux_endpoint.engine.held import allocations
 from flux_endpoint.engine.jobs.records import JobRecords
 from flux_endpoint.engine.workers import launch, recovery
+from flux_endpoint.engine.workers.handover import Handover
+from flux_endpoint.engine.workers.pool import WorkerPool
 
 
 def die(*_args: object, **_kwargs: object) -> Any:
@@ -62,6 +67,29 @@ DEATHS: dict[str, Callable[[], None]] = {
 }
 
 
+def _recover_late() -> None:
+    """Say that all tasks are submitted only after the turn of the pool with a manager's report."""
+    reported, has_acted = threading.Event(), threading.Event()
+    report, count, recovered = Handover.reported, WorkerPool._counters, FluxEngine.recovered
+
+    def note_report(*args: Any) -> None:
+        report(*args)
+        reported.set()
+
+    def note_turn(pool: WorkerPool) -> dict[str, Any]:  # called at the end of each turn
+        if reported.is_set():
+            has_acted.set()
+        return count(pool)
+
+    def recover(engine: FluxEngine) -> None:
+        assert has_acted.wait(PATIENCE)
+        recovered(engine)
+
+    Handover.reported = note_report  # type: ignore[method-assign]
+    WorkerPool._counters = note_turn  # type: ignore[method-assign]
+    FluxEngine.recovered = recover  # type: ignore[method-assign]
+
+
 class Journalling(World):
     """Records each result before the engine may forget it."""
 
@@ -86,6 +114,8 @@ def main(path: str) -> None:
         launch._ORPHAN_TIMEOUT = settings["orphan_timeout"]
     if settings["patience"] is not None:
         recovery.CONNECT_TIMEOUT = settings["patience"]
+    if settings["is_late"]:
+        _recover_late()
     directory = Path(settings["directory"])
     journal = directory / "results"
     journal.mkdir(exist_ok=True)

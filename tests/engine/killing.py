@@ -69,6 +69,8 @@ class Endpoint:
         dies_at: str | None = None,
         orphan_timeout: float | None = None,
         patience: float | None = None,
+        *,
+        is_late: bool = False,
     ) -> subprocess.Popen[str]:
         """Start an engine, and return when it has all tasks, or has killed itself.
 
@@ -76,6 +78,7 @@ class Endpoint:
             dies_at: where it kills itself.
             orphan_timeout: seconds for which its managers wait for another.
             patience: seconds that it waits for managers of before.
+            is_late: whether these report before it has submitted all tasks.
         """
         settings = self.directory / f"settings-{uuid.uuid4().hex[:8]}.json"
         content = {
@@ -86,6 +89,7 @@ class Endpoint:
             "dies_at": dies_at,
             "orphan_timeout": orphan_timeout,
             "patience": patience,
+            "is_late": is_late,
         }
         settings.write_text(json.dumps(content))
         process = subprocess.Popen(

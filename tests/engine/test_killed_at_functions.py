@@ -117,6 +117,19 @@ class TestOnFlux:
         assert endpoint.end(task).value == "long"
         assert lines_of(endpoint.begun) == ["long"]
 
+    def test_tasks_that_waited_at_a_manager_are_sent_to_it_again_and_run(self, endpoint):
+        gate = endpoint.directory / "gate"
+        wait = f"echo a >> {endpoint.begun}; while [ ! -e {gate} ]; do sleep 0.05; done"
+        endpoint.add(ShellFunction(wait))
+        others = [endpoint.add_work(f"f{n}", 0) for n in range(4)]
+        process = endpoint.start()
+        endpoint.await_begun(1)
+        endpoint.kill(process)
+        gate.touch()
+        endpoint.finish(endpoint.start(is_late=True))
+        assert [endpoint.end(task).value for task in others] == [f"f{n}" for n in range(4)]
+        assert set(endpoint.runs().values()) == {1}
+
     def test_managers_of_another_configuration_finish_and_get_nothing_new(self, endpoint, mark):
         task = endpoint.add_work("long", 3)
         process = endpoint.start()

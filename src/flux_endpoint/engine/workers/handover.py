@@ -51,8 +51,12 @@ class Handover:
 
     @property
     def is_pending(self) -> bool:
-        """Whether reports are missing: no task may start until then."""
-        return self._recovery.is_pending
+        """Whether no task may be sent to a manager yet.
+
+        Reports are missing, or managers have not been told yet which of their waiting tasks to
+        drop: they would drop a task that was sent to them again, too.
+        """
+        return self._recovery.is_pending or bool(self._awaiting_go)
 
     @property
     def due(self) -> float:

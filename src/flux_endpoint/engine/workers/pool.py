@@ -402,8 +402,7 @@ class WorkerPool:
 
     def _shrink(self) -> None:
         for manager in self._registry.idle(self._now):
-            if not self._handover.awaits_go(manager):
-                self._lifecycle.stop(manager)
+            self._lifecycle.stop(manager)
 
     def _job_ended(self, manager_id: str) -> None:
         self._receive()  # its last messages
