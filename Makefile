@@ -69,12 +69,13 @@ test: venv ## Run the tests.
 	@$(MAKE) --no-print-directory --jobs --output-sync official system
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10 $(ARGS)
 
-check: venv ## Lint, check the format, the types and who imports whom.
+check: venv ## Lint, check the format, the types, who imports whom, and the blocks of the pages.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports --no-cache --no-logo pyproject.toml
+	$(BIN)/python tests/page_blocks.py
 
 $(FUZZ_STAMP): pyproject.toml tools/make-venv
 	@PYTHON="$(PYTHON)" tools/make-venv $(FUZZ) fuzz

@@ -40,7 +40,7 @@ AMQP_URL_VARIABLE = "FLUX_ENDPOINT_TEST_AMQP_URL"
 APART = "kept_apart"
 
 #: Directories whose files share a stack: one process runs them, not each a stack of its own.
-TOGETHER = ("tests/cli/", "tests/end_to_end/")
+TOGETHER = ("tests/cli/", "tests/end_to_end/", "tests/examples/")
 
 pytest_plugins = [
     "not_run",

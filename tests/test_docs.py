@@ -1,9 +1,15 @@
-"""The pages: on the site, and with links that lead somewhere."""
+"""The pages: on the site, with links that lead somewhere and blocks that are run or checked."""
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+from flux_endpoint.endpoint.config import EndpointConfig
+from page_blocks import Block, agrees, blocks, pages, printed_by_blocks, problems, program
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -36,3 +42,61 @@ def test_every_page_is_on_the_site() -> None:
     index = (ROOT / "docs/site/index.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^([a-z-]+)$", index, re.MULTILINE))
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} <= listed
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_run_or_checked_or_marked(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not list(problems(text))
+    for block in blocks(text):
+        if block.skipped is None:
+            _check(block)
+
+
+def _check(block: Block) -> None:
+    match block.language:
+        case "toml":
+            tomllib.loads(block.text)
+        case "json":
+            json.loads(block.text)
+        case "yaml":
+            EndpointConfig.model_validate(yaml.safe_load(block.text))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("text\n\n    make\n", 3, "an indented block"),
+        ("```\nmake\n```\n", 1, "language ''"),
+        ("```bash\nmake\n```\n", 1, "language 'bash'"),
+        ("<!-- not run: no -->\n```text\nmake\n```\n", 2, "a marker"),
+        ("<!-- not run -->\n```sh\nmake\n```\n", 1, "the marker is a line"),
+        ("<!-- not run: no -->\n```sh\nmake\n```\n\n```output\n1\n```\n", 6, "output of a block"),
+        ("```console\n$ flux-endpoint sing\n```\n", 1, "there is no command 'sing'"),
+        ("```sh\nflux endpoint list --loud\n```\n", 1, "list has no option --loud"),
+        ("```sh\nflux-endpoint service token create --loud\n```\n", 1, "create has no option"),
+    ],
+)
+def test_a_block_that_is_neither_is_found(text: str, line: int, problem: str) -> None:
+    [(at, found)] = problems(text)
+    assert at == line
+    assert found.startswith(problem)
+
+
+def test_blocks_without_a_problem() -> None:
+    text = "- a list\n\n    its text\n\n```sh\nflux endpoint list --json; make --loud\n```\n"
+    assert not list(problems(text))
+
+
+def test_the_program_of_a_page() -> None:
+    page = "# Title\n<!-- run first:\na = 1\n-->\n```python\nprint(a)\n```\n\n```output\n1\n```\n"
+    lines = program(page).split("\n")
+    assert (lines[2], lines[5]) == ("a = 1", "print(a)")
+    assert printed_by_blocks(page) == [(0, "1\n")]
+    assert program("<!-- not run: no -->\n```python\n1 / 0\n```\n") == ""
+
+
+def test_output_is_compared() -> None:
+    assert agrees("1 2\n3\n", "1 …\n3")
+    assert agrees("a\nb\nc\n", "a\n…\nc\n")
+    assert not agrees("1 2\n", "1\n")

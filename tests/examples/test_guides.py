@@ -6,72 +6,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from subprocess import PIPE
 from urllib.parse import urlsplit
 
 import pytest
 
 from flux_endpoint import Client
-from foreground import Process
 
 pytestmark = pytest.mark.rabbitmq
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LAST_COLLATZ = "[100, 50, 25, 76, 38, 19, 58, 29, 88, 44, 22, 11, 34, 17, 52, 26, 13, 40, 20, 10"
-
-
-@dataclass(frozen=True)
-class Stack:
-    environment: dict[str, str]
-    service_url: str
-    token: str
-
-    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(EXAMPLES / script), *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-
-    def printed(self, script: str, *arguments: str) -> str:
-        done = self.run(script, *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    home = tmp_path_factory.mktemp("home")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLUX_", "PMI_"))}
-    environment = {**kept, "FLUX_ENDPOINT_HOME": str(home)}
-    command = [sys.executable, "-m", "flux_endpoint", "up"]
-    with Process(command, env=environment, stdout=PIPE, text=True) as up:
-        assert up.stdout is not None
-        said = []
-        for line in up.stdout:
-            said.append(line)
-            if line.rstrip().endswith("ends it."):  # its last word when all is up
-                break
-        else:
-            pytest.fail("".join(said))
-        endpoint = json.loads((home / "endpoints" / "local" / "endpoint.json").read_text())
-        credentials = json.loads((home / "credentials.json").read_text())
-        yield Stack(
-            {**environment, "FLUX_ENDPOINT_ID": endpoint["endpoint_id"]},
-            credentials["service_url"],
-            credentials["token"],
-        )
-        up.terminate()
-        up.stdout.read()
-
 
 BOTH = pytest.mark.parametrize("prefix", ["", "funcx/funcx"])
 
@@ -155,10 +101,10 @@ def test_a_script_without_its_argument_names_it(stack, script, question):
     assert done.stderr.startswith(question)
 
 
-def test_a_script_without_an_endpoint_asks_for_it(tmp_path):
+def test_a_script_without_an_endpoint_asks_for_it(stack, tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FLUX_")}
     environment = {**kept, "FLUX_ENDPOINT_HOME": str(tmp_path)}
-    done = Stack(environment, "", "").run("executor_basic_example.py")
+    done = replace(stack, environment=environment).run("executor_basic_example.py")
     assert done.returncode == 1
     assert done.stderr == "Which endpoint? Put its id into FLUX_ENDPOINT_ID.\n"
     for script in EXAMPLES.rglob("*.py"):
