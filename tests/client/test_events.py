@@ -104,6 +104,7 @@ def test_events_of_the_queue_come_in_their_order(
     queues.publish_events(future.task_group_id, messages.events(future.task_id, *WHOLE[4:]))
     assert recorder.names(8) == list(MAIN[1:])
     assert future.jobid(0) == 7
+    assert str(future.jobid(0)) == "ƒ8"
     assert not future.done()
 
 

@@ -20,6 +20,7 @@ from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.errors import FluxEndpointError, TaskCancelled
 from flux_endpoint.functions.inputs import task_input
 from flux_endpoint.protocol.job_events import EVENTS
+from flux_endpoint.protocol.jobid import JobID
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
@@ -261,8 +262,8 @@ class ComputeFuture(Future[Any]):
 
     # The job.
 
-    def jobid(self, timeout: float | None = None) -> int:
-        """Wait for the task's Flux job and return the job's id.
+    def jobid(self, timeout: float | None = None) -> JobID:
+        """Wait for the task's Flux job and return the job's id, an integer that prints as `ƒ…`.
 
         Args:
             timeout: the longest time (s) to wait; `None`: no limit.

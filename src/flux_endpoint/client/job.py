@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.protocol.job_events import EVENTS, LAST_EVENT
+from flux_endpoint.protocol.jobid import JobID
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class JobRecord:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self.renew_lock()
-        self._jobid: int | None = None
+        self._jobid: JobID | None = None
         self._error: BaseException | None = None
         self._events: list[JobEvent] = []
         self._seen: set[tuple[str, float]] = set()
@@ -81,7 +82,7 @@ class JobRecord:
 
     # For the user's threads.
 
-    def jobid(self, timeout: float | None) -> int:
+    def jobid(self, timeout: float | None) -> JobID:
         """Wait for the job's id and return it; see `ComputeFuture.jobid`.
 
         Args:
@@ -165,7 +166,8 @@ class JobRecord:
         if self._jobid is not None or (jobid is None and self._error is not None):
             return []
         callbacks, self._jobid_callbacks = self._jobid_callbacks, []
-        self._jobid, self._error = jobid, error
+        self._jobid = None if jobid is None else JobID(jobid)
+        self._error = error
         self._settled.notify_all()
         return self._enqueue([(callback, ()) for callback in callbacks])
 

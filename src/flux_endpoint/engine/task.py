@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flux_endpoint.engine.function_cache import FunctionCache
+from flux_endpoint.engine.missing_names import advice, missing_module
 from flux_endpoint.engine.task_timeout import task_timeout
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import ShellFunction, formatted_task, read_function
@@ -161,6 +162,10 @@ class TaskRunner:
         try:
             return self._serializer.unpack_and_deserialize(buffer)
         except Exception as error:
+            if missing := missing_module(error):
+                raise DeserializationError(
+                    f"the task can't be deserialized on this worker: {missing}"
+                ) from None
             raise DeserializationError(
                 f"the task can't be deserialized on this worker: {error}. The modules that the "
                 "function needs must be installed there, and its Python must have the same minor "
@@ -203,8 +208,11 @@ def _returncode(function: Any, value: Any) -> int | None:
 
 
 def _text_of(error: BaseException) -> str:
-    """Return the traceback of `error` without the frames of this module."""
+    """Return the traceback of `error` without the frames of this module, and advice."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    advised = advice(error)
+    # On the last line, which is what lists of tasks show.
+    return f"{text.rstrip()} ({advised})\n" if advised else text
