@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, Executor, MPIFunction, ShellFunction
+from flux_endpoint.serialize.packing import unpack_buffers
+from waiting import until
 
 TIMEOUT = 30
 FIELD = r"has the field \{print \$1\} .* literal braces are written \{\{ \}\}"
@@ -28,6 +30,35 @@ def test_single_braces_are_found_at_submission(service: Any, executor: Executor,
 def test_map_of_a_command_function_is_refused(executor: Executor, chunksize: int) -> None:
     with pytest.raises(TypeError, match="keyword arguments only"):
         executor.map(ShellFunction("echo {x}"), range(5), chunksize=chunksize)
+
+
+@KINDS
+def test_map_gives_the_fields_of_a_command_by_name(
+    service: Any, executor: Executor, kind: Any
+) -> None:
+    executor.resource_specification = {"num_ranks": 1}
+    function = kind("echo {x} {y}")
+
+    def sent() -> list[Any]:
+        payloads = [
+            text
+            for request in service.submissions()
+            for texts in request.body["tasks"].values()
+            for text in texts
+        ]
+        return [
+            [executor.serializer.deserialize(part) for part in unpack_buffers(payload)]
+            for payload in payloads
+        ]
+
+    values = executor.map(function, x=range(3), y="abcd")
+    until(lambda: len(sent()) == 3)
+    assert sent() == [[[], {"x": number, "y": "abc"[number]}] for number in range(3)]
+    values.close()
+    with pytest.raises(TypeError, match=r"the field \{y\}"):
+        executor.map(function, x=range(3))
+    with pytest.raises(ValueError, match="each is a task of its own"):
+        executor.map(function, x=range(3), y="abc", chunksize=2)
 
 
 @KINDS

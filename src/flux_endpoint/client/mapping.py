@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import FunctionType
 from typing import Any
@@ -15,11 +15,15 @@ from flux_endpoint.client.future import ComputeFuture
 #: Number of tasks that are submitted before the first result is taken.
 WINDOW = 4096
 
+#: Positional and keyword arguments of a call.
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 def map_calls(
     submit: Callable[..., ComputeFuture],
     fn: Callable[..., Any],
-    iterables: tuple[Iterable[Any], ...],
+    iterables: Sequence[Iterable[Any]],
+    named: Mapping[str, Iterable[Any]],
     *,
     timeout: float | None,
     chunksize: int,
@@ -30,19 +34,28 @@ def map_calls(
         submit: submits a call of its first argument.
         fn: the function.
         iterables: one for each positional argument.
+        named: one for each keyword argument.
         timeout: seconds from now; then waiting for a result raises `TimeoutError`.
         chunksize: number of calls in each task.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    calls = zip(*iterables, strict=False)
+    calls = _calls(iterables, named)
     if chunksize == 1:
-        submissions = (submit(fn, *call) for call in calls)
+        submissions = (submit(fn, *args, **kwargs) for args, kwargs in calls)
     else:
         run = in_chunks(fn)
         chunks = iter(lambda: list(islice(calls, chunksize)), [])
         submissions = (submit(run, chunk) for chunk in chunks)
     futures = deque(islice(submissions, WINDOW))
     return _results(futures, submissions, deadline, chunked=chunksize > 1)
+
+
+def _calls(
+    iterables: Sequence[Iterable[Any]], named: Mapping[str, Iterable[Any]]
+) -> Iterator[_Call]:
+    count = len(iterables)
+    for values in zip(*iterables, *named.values(), strict=False):
+        yield values[:count], dict(zip(named, values[count:], strict=True))
 
 
 def _results(
@@ -67,11 +80,11 @@ def _results(
             future.cancel()
 
 
-def in_chunks(fn: Callable[..., Any]) -> Callable[[list[tuple[Any, ...]]], list[Any]]:
-    """Return a function that calls `fn` for each element of a list of argument tuples."""
+def in_chunks(fn: Callable[..., Any]) -> Callable[[list[_Call]], list[Any]]:
+    """Return a function that calls `fn` with each element of a list of arguments."""
 
     def run(calls):  # type: ignore[no-untyped-def]
-        return [fn(*call) for call in calls]
+        return [fn(*args, **kwargs) for args, kwargs in calls]
 
     # With globals of its own it is serialized by value, so workers don't need this package.
     return FunctionType(

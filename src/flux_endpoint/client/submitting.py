@@ -138,10 +138,12 @@ class Submitting(FuturesExecutor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        **named: Iterable[Any],
     ) -> Iterator[Any]:
         """Run `fn` on the endpoint for all values of the iterables, and yield the results in order.
 
         Like with the built-in `map`, the arguments of each call are one value of each iterable.
+        Iterables with a name are for keyword arguments, such as the fields of a command.
 
         The first few thousand calls are submitted at once, and another one for each result that is
         taken, so the iterables may be infinite. If `fn` changes meanwhile, later calls run the
@@ -150,20 +152,32 @@ class Submitting(FuturesExecutor):
         Args:
             fn: the function.
             iterables: one for each positional argument; the shortest one ends the calls.
+            named: one for each keyword argument, by its name.
             timeout: seconds from now; then waiting for a result raises `TimeoutError`.
             chunksize: number of calls in each task; more than 1 is faster for very short calls.
 
         Raises:
-            ValueError: `chunksize` is below 1, or no endpoint is set.
-            TypeError: `fn` is a command function, which takes keyword arguments only.
+            ValueError: `chunksize` is below 1, or above 1 for a command function, which is a task
+                of its own; or no endpoint is set.
+            TypeError: an argument is not iterable; or `fn` is a command function, and an argument
+                is positional or one is missing.
             SerializationError: the function or its arguments can't be serialized, or are too large.
             RuntimeError: the Executor is shut down.
+
+        Example:
+            convert = ShellFunction("convert {image} -resize {size} small-{image}")
+            for done in executor.map(convert, image=images, size=itertools.repeat("200x200")):
+                print(done.returncode)
         """
         if not is_int(chunksize) or chunksize < 1:
             raise ValueError(f"chunksize must be at least 1, got {chunksize!r}")
         if isinstance(fn, ShellFunction):
-            fn.check_call(iterables, {})
-        return map_calls(self.submit, fn, iterables, timeout=timeout, chunksize=chunksize)
+            fn.check_call(iterables, named)
+            if chunksize > 1:
+                raise ValueError(
+                    f"chunksize must be 1: each command of {fn.__name__} is a task of its own"
+                )
+        return map_calls(self.submit, fn, iterables, named, timeout=timeout, chunksize=chunksize)
 
     def _put(
         self,
