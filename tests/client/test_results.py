@@ -18,6 +18,7 @@ from flux_endpoint.client import stream as stream_module
 from flux_endpoint.client import streams as streams_module
 from flux_endpoint.client.results import from_document, from_message, load
 from flux_endpoint.errors import DeserializationError, InvalidMessageError
+from flux_endpoint.protocol.exceptions import exception_text
 from flux_endpoint.serialize import ComputeSerializer
 from trap import Trap
 from waiting import until
@@ -131,6 +132,38 @@ def test_a_remote_error_is_raised_with_its_text_and_time(
     with pytest.raises(TaskExecutionFailed, match="ValueError: boom") as caught:
         future.result(TIMEOUT)
     assert caught.value.completion_t == "1700000000"
+
+
+class MeshError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [MeshError("cell", 17), KeyError("cell")])
+def test_a_future_raises_what_its_task_raised_if_that_is_wanted(
+    service: Any, executor: Executor, error: Exception
+) -> None:
+    group, task = str(uuid.uuid4()), str(uuid.uuid4())
+    service.groups[group] = [task]
+    details = {"exception": exception_text(error)}
+    service.documents[task] = {"status": "failed", "exception": "the report", "details": details}
+    executor.raise_remote = True
+    if isinstance(error, MeshError):
+        (future,) = executor.reload_tasks(group)
+        assert type(future.exception()) is TaskExecutionFailed  # the class is not known here
+        executor.exceptions = [MeshError]
+    (future,) = executor.reload_tasks(group)
+    with pytest.raises(type(error)) as caught:
+        future.result()
+    assert caught.value.args == error.args
+    report = caught.value.__cause__
+    assert isinstance(report, TaskExecutionFailed)
+    assert (report.remote_data, report.__cause__) == ("the report", None)
+
+
+@pytest.mark.parametrize("wrong", [MeshError, ["MeshError"], [KeyboardInterrupt], 3])
+def test_only_classes_of_exceptions_are_taken_for_errors(executor: Executor, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="exceptions must be"):
+        executor.exceptions = wrong
 
 
 @pytest.mark.rabbitmq

@@ -14,6 +14,14 @@ class OwnError(ValueError):
     pass
 
 
+class TwoPartError(Exception):
+    def __init__(self, place: str, number: int) -> None:
+        super().__init__(f"{place}: {number}")
+
+
+OWN = {f"{__name__}.OwnError": OwnError, f"{__name__}.TwoPartError": TwoPartError}
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -36,7 +44,7 @@ def test_a_built_in_exception_is_the_same_again(error: Exception) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        OwnError("own"),
+        OwnError(object()),
         ValueError(object()),
         ValueError(float("nan")),
         ValueError("x" * 10_000),
@@ -50,6 +58,18 @@ def test_a_built_in_exception_is_the_same_again(error: Exception) -> None:
 )
 def test_others_are_not_described(error: BaseException) -> None:
     assert exception_text(error) is None
+
+
+def test_an_exception_of_a_named_class_is_made_again_and_no_other() -> None:
+    text = exception_text(OwnError("own", 3))
+    assert exception_from(text) is None
+    assert exception_from(text, {"OwnError": OwnError}) is None
+    again = exception_from(text, OWN)
+    assert (type(again), again.args) == (OwnError, ("own", 3))
+
+
+def test_a_class_that_takes_other_arguments_is_not_made() -> None:
+    assert exception_from(exception_text(TwoPartError("a", 1)), OWN) is None
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -72,6 +73,10 @@ class Executor(ExecutorSettings, Submitting):
         result_serializers: strategies for the endpoint to try on each result, in order.
         give_up_after: requests to an unreachable service are retried for this time (s) before
             tasks fail.
+        exceptions: the caller's own exception classes; besides Python's own exceptions, the
+            `__cause__` of a `TaskExecutionFailed` may be one of these.
+        raise_remote: whether a future raises that cause itself, if there is one; the
+            `TaskExecutionFailed` is then its `__cause__`.
         unknown: `api_burst_limit` and `api_burst_window_s` of the official Executor, which have
             no effect here.
 
@@ -96,6 +101,8 @@ class Executor(ExecutorSettings, Submitting):
         result_serializers: Iterable[Strategylike] | None = None,
         *,
         give_up_after: float = GIVE_UP_AFTER,
+        exceptions: Iterable[type[Exception]] = (),
+        raise_remote: bool = False,
         **unknown: Any,
     ) -> None:
         refuse_unknown(type(self), unknown)
@@ -110,6 +117,8 @@ class Executor(ExecutorSettings, Submitting):
         self._streams = Streams(self.client.api)
         self.amqp_port = amqp_port
         self.result_serializers = result_serializers
+        self.exceptions = exceptions
+        self.raise_remote = raise_remote
         self._functions = FunctionRegistry()
         self._sources: dict[tuple[str, str], str] = {}
         self._warned_of_mpi = False
@@ -250,8 +259,7 @@ class Executor(ExecutorSettings, Submitting):
             attach_jobid=number,
         )
         future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
-        future._load = self.serializer.deserialize
-        future._events = self._streams
+        self._read_with(future, self.serializer)
         future._job_record().set_jobid(number)
         self._submitter.put(PendingTask(future, route, FunctionRegistration("attach"), ""))
         return future
@@ -281,7 +289,7 @@ class Executor(ExecutorSettings, Submitting):
             str(self._task_group_id),
             self.client.api,
             self._streams,
-            self.serializer.deserialize,
+            partial(self._read_with, serializer=self.serializer),
             self._submitter.track,
         )
 

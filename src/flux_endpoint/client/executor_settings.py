@@ -13,6 +13,7 @@ from flux_endpoint.client.backlog import SubmissionRoute
 from flux_endpoint.client.checks import (
     checked_batch_size,
     checked_dict,
+    checked_exceptions,
     checked_port,
     checked_resources,
     checked_seconds,
@@ -20,9 +21,11 @@ from flux_endpoint.client.checks import (
 )
 from flux_endpoint.client.client import Client
 from flux_endpoint.client.endpoints import find_endpoint
+from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.ids import UuidLike, as_optional_uuid
 from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.submitter import Submitter
+from flux_endpoint.protocol.exceptions import class_name
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
 #: Default task groups, by process and user.
@@ -157,6 +160,31 @@ class ExecutorSettings:
             validate_strategylike(strategy).import_path
             for strategy in self._result_serializers or ()
         )
+
+    @property
+    def exceptions(self) -> Sequence[type[Exception]]:
+        """The caller's own exception classes that an error of a task may have as its cause."""
+        return tuple(self._exceptions.values())
+
+    @exceptions.setter
+    def exceptions(self, value: Iterable[type[Exception]]) -> None:
+        self._exceptions = {class_name(kind): kind for kind in checked_exceptions(value)}
+
+    @property
+    def raise_remote(self) -> bool:
+        """Whether a future raises the exception that its task raised, if that is known."""
+        return self._raise_remote
+
+    @raise_remote.setter
+    def raise_remote(self, value: bool) -> None:
+        self._raise_remote = bool(value)
+
+    def _read_with(self, future: ComputeFuture, serializer: ComputeSerializer) -> None:
+        """Set how a future reads its result, its error and its job's events."""
+        future._load = serializer.deserialize
+        future._exceptions = self._exceptions
+        future._raises_remote = self._raise_remote
+        future._events = self._streams
 
     def _route(self, resources: Mapping[str, Any] | None = None) -> SubmissionRoute:
         """Return the settings of a task with the given resources."""

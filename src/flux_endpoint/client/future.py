@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from flux_endpoint.client.api import ServiceApi
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _submitted = threading.Condition()
 # One lock for the `_job` of all futures; it is rarely needed.
 _recording = threading.Lock()
+
+_NO_CLASSES: Mapping[str, type[Exception]] = MappingProxyType({})
 
 
 _alive: weakref.WeakSet[ComputeFuture] = weakref.WeakSet()
@@ -145,6 +148,9 @@ class ComputeFuture(Future[Any]):
         self.endpoint_id = endpoint_id
         self.function_id: str | None = None
         self._load: Callable[[str], Any] | None = None
+        #: Classes that the cause of its error may have, by name; and whether it raises that cause.
+        self._exceptions: Mapping[str, type[Exception]] = _NO_CLASSES
+        self._raises_remote = False
         self._events: JobFollower | None = None
         self._job: JobRecord | None = None
         self._jobid: int | None = None

@@ -17,7 +17,7 @@ def reload_group(
     group: str,
     api: ServiceApi,
     streams: Streams,
-    load: Callable[[str], Any],
+    prepare: Callable[[ComputeFuture], None],
     track: Callable[[Future[Any]], None],
 ) -> list[ComputeFuture]:
     """Return a future for each task of a group.
@@ -26,7 +26,7 @@ def reload_group(
         group: id of the group.
         api: the service.
         streams: the Executor's streams, which receive the results.
-        load: turns the text of a result into its value.
+        prepare: sets how a future reads its result.
         track: called with each future that a shutdown of the Executor has to wait for.
 
     Raises:
@@ -39,8 +39,7 @@ def reload_group(
         futures = {id_: ComputeFuture(id_, task_group_id=group) for id_ in api.task_group(group)}
         for future in futures.values():
             future.set_running_or_notify_cancel()
-            future._load = load
-            future._events = streams
+            prepare(future)
         ended = _resolve_ended(futures, api)
         pending = [future for task_id, future in futures.items() if task_id not in ended]
         if pending:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from flux_endpoint.client.skew import warn_of_skew
 from flux_endpoint.errors import (
     DependencyFailed,
     DeserializationError,
+    FluxEndpointError,
     InvalidMessageError,
     TaskCancelled,
     TaskError,
@@ -126,12 +128,15 @@ def _code_in(error: str) -> ErrorCode | None:
     return next((code for prefix, code in _CODES.items() if error.startswith(prefix)), None)
 
 
-def load(end: TaskEnd, deserialize: Any) -> Any:
+def load(
+    end: TaskEnd, deserialize: Any, exceptions: Mapping[str, type[Exception]] | None = None
+) -> Any:
     """Return the value of a task that succeeded.
 
     Args:
         end: the task's end.
         deserialize: turns the text of the result into its value.
+        exceptions: types that the cause of an error may have, besides Python's own.
 
     Raises:
         TaskExecutionFailed: the task failed.
@@ -146,9 +151,8 @@ def load(end: TaskEnd, deserialize: Any) -> Any:
             text = end.error.removeprefix(_DEPENDENCY_FAILED).strip()
             named = _TASK.search(text)
             raise DependencyFailed(text, named[1] if named else None)
-        raise TaskExecutionFailed(end.error, end.completion_t, end.details) from exception_from(
-            (end.details or {}).get(EXCEPTION)
-        )
+        cause = exception_from((end.details or {}).get(EXCEPTION), exceptions)
+        raise TaskExecutionFailed(end.error, end.completion_t, end.details) from cause
     try:
         with reading_as(OUR_RESULT):  # read an official endpoint's ShellResult as our class
             return deserialize(end.value)
@@ -170,13 +174,23 @@ def resolve(future: ComputeFuture, end: TaskEnd) -> None:
     future._set_jobid(_jobid(end.details))
     warn_of_skew(end.details)
     try:
-        value = load(end, future._load)
+        value = load(end, future._load, future._exceptions)
     except (TaskError, DeserializationError) as error:
-        future._try_exception(error)
+        future._try_exception(_remote(error) if future._raises_remote else error)
     except BaseException as error:  # noqa: BLE001 - loading a value may call sys.exit()
         future._try_exception(DeserializationError(f"task {end.task_id}: {error!r}"))
     else:
         future._try_result(value)
+
+
+def _remote(error: FluxEndpointError) -> BaseException:
+    """Return the exception that the task raised, with the endpoint's report as its cause."""
+    remote = error.__cause__
+    if not isinstance(error, TaskExecutionFailed) or remote is None:
+        return error
+    error.__cause__ = None  # else each would be the other's cause
+    remote.__cause__ = error.with_traceback(None)
+    return remote
 
 
 def _jobid(details: dict[str, Any] | None) -> int | None:

@@ -199,8 +199,7 @@ class Submitting(FuturesExecutor):
             if each._events is not own._streams:  # another Executor submits it
                 each.wait_submitted()
         future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
-        future._load = serializer.deserialize
-        future._events = own._streams
+        own._read_with(future, serializer)
         own._submitter.put(PendingTask(future, route, function, payload, needs))
         return future
 

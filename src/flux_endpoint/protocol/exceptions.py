@@ -1,8 +1,9 @@
-"""Built-in exceptions as data, from which nothing but themselves can be made.
+"""Exceptions as data: the name of the type, and plain arguments.
 
-A failed result has the exception's text. If the exception is one of Python's own and its arguments
-are plain, the result's details also have it as JSON:
-`{"type": "ZeroDivisionError", "args": ["division by zero"]}`.
+A failed result has the exception's text. If its arguments are plain, the result's details also have
+it as JSON: `{"type": "ZeroDivisionError", "args": ["division by zero"]}`. Other types than Python's
+own have the name of their module: `mesh.errors.Degenerate`. From such data a reader makes Python's
+own exceptions, and those of the types that its user has named, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 #: Key in a result's `details`.
@@ -23,7 +25,7 @@ _FILE_ARGUMENTS = 2
 
 
 def exception_text(error: BaseException) -> str | None:
-    """Return a built-in exception as JSON; `None` if it is not one, or not plain.
+    """Return an exception as JSON; `None` if it is not an `Exception`, or not plain.
 
     Args:
         error: any exception.
@@ -33,34 +35,50 @@ def exception_text(error: BaseException) -> str | None:
     if isinstance(error, OSError) and len(args) == _FILE_ARGUMENTS and error.filename is not None:
         args = (*args, error.filename)
     if (
-        _built_in(kind.__name__) is not kind
+        not isinstance(error, Exception)
+        or type(args) is not tuple
         or len(args) > _MAX_ARGUMENTS
         or not all(map(_is_plain, args))
     ):
         return None
     try:
-        text = json.dumps({"type": kind.__name__, "args": args})
+        text = json.dumps({"type": class_name(kind), "args": args})
     except ValueError:  # Python writes no number of more than 4300 digits
         return None
     return text if len(text) <= _LONGEST else None
 
 
-def exception_from(text: object) -> Exception | None:
+def class_name(kind: type) -> str:
+    """Return the name of a class with its module, unless it is built in."""
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def exception_from(
+    text: object, types: Mapping[str, type[Exception]] | None = None
+) -> Exception | None:
     """Return the exception in the text that `exception_text` made; `None` if there is none.
 
     Args:
         text: the text, from anybody.
+        types: types of exceptions that may be made, by `class_name`, besides Python's own.
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
         return None
     try:
         fields = json.loads(text)
-        kind, args = _built_in(fields["type"]), fields["args"]
+        name, args = fields["type"], fields["args"]
+        kind = _built_in(name) or (types or {}).get(name)
         if kind is None or not isinstance(args, list) or not all(map(_is_plain, args)):
             return None
-        return kind(*args)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+    try:
+        made = kind(*args)
+    except Exception:  # noqa: BLE001 - the type may be the user's, with arguments of another kind
+        return None
+    return made if isinstance(made, Exception) else None
 
 
 def _built_in(name: object) -> type[Exception] | None:
