@@ -15,6 +15,8 @@ TAPS ?=
 # Most of a test's time is waiting: for programs, for timeouts, for the end of either.
 JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : 8)))
 VENV := .venv
+# With the package and what it runs with; then with test and lint tools, too.
+RUN_STAMP := $(VENV)/.installed-to-run
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 FUZZ := .venv-fuzz
@@ -30,6 +32,8 @@ PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
 DOCS := .venv-docs
 DOCS_STAMP := $(DOCS)/.installed
+RELEASE := .venv-release
+RELEASE_STAMP := $(RELEASE)/.installed
 TAPS_VENV := .venv-taps
 TAPS_STAMP := $(TAPS_VENV)/.installed
 
@@ -37,15 +41,20 @@ TAPS_STAMP := $(TAPS_VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv official system demo test check faults fuzz bench bench-quick docs man clean
+.PHONY: help venv official system demo test check faults fuzz bench bench-quick docs man dist clean
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Create .venv with the package, its test and lint tools.
 
-$(STAMP): pyproject.toml tools/make-venv
-	@PYTHON="$(PYTHON)" tools/make-venv $(VENV)
+$(RUN_STAMP): pyproject.toml tools/make-venv
+	@PYTHON="$(PYTHON)" tools/make-venv $(VENV) --editable '.[all]'
+	@touch $(RUN_STAMP)
+
+# Without PYTHON: the environment is there, and not to be created anew.
+$(STAMP): $(RUN_STAMP)
+	@PYTHON= tools/make-venv $(VENV) --group test --group lint
 	@touch $(STAMP)
 
 official: $(OFFICIAL_STAMP) $(PLUGIN_STAMP) ## Create .venv-official and .venv-plugin: the official Globus Compute packages, for the tests.
@@ -59,10 +68,10 @@ $(PLUGIN_STAMP): tools/make-official-venv pyproject.toml | $(STAMP)
 	@tools/make-official-venv $(PLUGIN) $(BIN)/python --editable '.[flux]'
 	@touch $(PLUGIN_STAMP)
 
-system: venv ## Install RabbitMQ from the distribution if it's missing (needs root).
+system: $(RUN_STAMP) ## Install RabbitMQ from the distribution if it's missing (needs root).
 	@tools/install-rabbitmq $(BIN)/python
 
-demo: venv system ## Bring up a stack, run the examples on it, take it down.
+demo: system ## Bring up a stack, run the examples on it, take it down.
 	@$(BIN)/python examples/demo.py
 
 test: venv ## Run the tests.
@@ -78,7 +87,7 @@ check: venv ## Lint, check the format, the types, who imports whom, and the bloc
 	$(BIN)/python tests/page_blocks.py
 
 $(FUZZ_STAMP): pyproject.toml tools/make-venv
-	@PYTHON="$(PYTHON)" tools/make-venv $(FUZZ) fuzz
+	@PYTHON="$(PYTHON)" tools/make-venv $(FUZZ) --editable '.[all]' --group test --group fuzz
 	@touch $(FUZZ_STAMP)
 
 faults: venv system ## Run a mixed load under random faults, and account for each task (ARGS="--seed 1").
@@ -102,15 +111,22 @@ bench-quick: venv system $(PEERS_STAMP) $(if $(TAPS),$(TAPS_STAMP)) ## The same 
 	$(BIN)/python benchmarks/bench.py --quick $(if $(BUSY),--busy) $(ROWS)
 
 $(DOCS_STAMP): pyproject.toml tools/make-venv
-	@PYTHON="$(PYTHON)" tools/make-venv $(DOCS) docs
+	@PYTHON="$(PYTHON)" tools/make-venv $(DOCS) --editable '.[all]' --group docs
 	@touch $(DOCS_STAMP)
 
 docs: $(DOCS_STAMP) ## Build the documentation site into .site/html, and check its links.
 	@$(DOCS)/bin/python tools/make-docs
 
+$(RELEASE_STAMP): pyproject.toml tools/make-venv
+	@PYTHON="$(PYTHON)" tools/make-venv $(RELEASE) --group release
+	@touch $(RELEASE_STAMP)
+
+dist: $(RELEASE_STAMP) ## Build sdist and wheel into dist/, check both, and install each in an environment of its own.
+	@tools/make-dist $(RELEASE)/bin/python
+
 man: venv ## Write the man page again from the commands' help.
 	$(BIN)/python tools/make-man
 
 clean: ## Remove what make created, .venv included.
-	rm -rf $(VENV) $(DOCS) .site $(OFFICIAL) $(PLUGIN) $(PEERS) $(TAPS_VENV) $(FUZZ) .fuzz .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) $(RELEASE) .site $(OFFICIAL) $(PLUGIN) $(PEERS) $(TAPS_VENV) $(FUZZ) .fuzz .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -90,8 +90,11 @@ def test_the_copied_files_suffice_to_build_the_wheel(file, pyproject, tmp_path):
         else:
             shutil.copy(ROOT / source, tmp_path / source)
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
-    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    (run,) = file.all("wheel", "RUN")
+    variable = run.partition('="$VERSION"')[0]
+    env = {**os.environ, variable: "7.1"}
+    subprocess.run(build, cwd=tmp_path, env=env, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("flux_endpoint-7.1-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     for each in pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -125,6 +126,14 @@ class TestInstalled:
         listed = json.loads(site.run("flux-endpoint", "plugins", "--json"))
         assert [each["path"] for each in listed] == [str(plugins / name) for name in NAMES]
         assert os.access(plugins / "command" / "flux-endpoint", os.X_OK)
+
+    def test_man_finds_the_page_of_an_installed_package(self, installed):
+        site, plugins = installed
+        program, _, _ = site.environment["PATH"].partition(os.pathsep)
+        page = Path(program).parent / "share" / "man" / "man1" / "flux-endpoint.1"
+        assert page.read_bytes() == (plugins / "man" / "man1" / page.name).read_bytes()
+        if shutil.which("man"):
+            assert site.run("man", "-w", "flux-endpoint", MANPATH="").strip() == str(page)
 
     @pytest.mark.flux
     def test_flux_finds_the_command_and_its_other_plugins_there(self, installed):

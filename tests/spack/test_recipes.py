@@ -84,9 +84,9 @@ class TestProject:
         assert directive.options["type"] == ("build", "run")
 
     def test_the_recipe_uses_the_projects_build_system(self, asked, pyproject):
-        (wanted,) = map(Requirement, pyproject["build-system"]["requires"])
-        spec, directive = asked[f"py-{wanted.name}"]
-        assert (spec.versions, directive.options["type"]) == (floor(wanted), "build")
+        for wanted in map(Requirement, pyproject["build-system"]["requires"]):
+            spec, directive = asked[f"py-{wanted.name}"]
+            assert (spec.versions, directive.options["type"]) == (floor(wanted), "build")
 
     def test_each_dependency_is_unconditional(self, asked, pyproject):
         for requirement in map(Requirement, pyproject["dependencies"]):

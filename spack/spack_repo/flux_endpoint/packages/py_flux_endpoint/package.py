@@ -68,7 +68,10 @@ class PyFluxEndpoint(PythonPackage):
     variant("mpi", default=False, description="MPI for Python functions that run on many ranks")
     variant("multi-user", default=False, description="Templates of multi-user endpoints")
 
-    depends_on("py-hatchling@1.24:", type="build")
+    with default_args(type="build"):
+        depends_on("py-hatchling@1.24:")
+        depends_on("py-hatch-vcs@0.5:")
+        depends_on("py-setuptools-scm@9.2.2:")
 
     with default_args(type=("build", "run")):
         depends_on("python@3.11:")
