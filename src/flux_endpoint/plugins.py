@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flux_endpoint.errors import FluxEndpointError
+from flux_endpoint.extras import install_command
 
 _NAME = "flux_plugins"
 
@@ -21,5 +22,5 @@ def plugin_directory() -> Path:
             return candidate
     raise FluxEndpointError(
         f"the Flux plugins are neither in {package / _NAME} nor in a checkout around it; install "
-        "flux-endpoint from a wheel, or from its source as a whole"
+        f"the package as a whole: {install_command()}"
     )

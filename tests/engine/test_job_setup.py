@@ -14,6 +14,7 @@ import flux_endpoint
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.job_setup import JobSetup
 from flux_endpoint.engine.jobspec import JobRequest
+from flux_endpoint.extras import install_command
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.protocol.resources import ResourceSpecification
 
@@ -107,7 +108,7 @@ def test_another_python_is_checked_then_runs_the_module(tmp_path):
     assert ran.returncode == 1
     assert "engine.python: " in ran.stderr
     assert "it can't import dill" in ran.stderr
-    assert f"Install flux-endpoint {flux_endpoint.__version__} there" in ran.stderr
+    assert f". In its environment: {install_command()}" in ran.stderr
     ran = run(JobSetup(), *JobSetup().python_command(*words, python=other))
     assert "python of the resource_specification: " in ran.stderr
 
@@ -115,7 +116,7 @@ def test_another_python_is_checked_then_runs_the_module(tmp_path):
 def test_another_python_needs_the_same_version(monkeypatch):
     monkeypatch.setattr(flux_endpoint, "__version__", "99")
     ran = run(JobSetup(), *JobSetup(python=sys.executable).python_command("-V"))
-    assert "and the endpoint 99. Install the same there" in ran.stderr
+    assert "and the endpoint 99. In its environment: pip install " in ran.stderr
 
 
 def variables():

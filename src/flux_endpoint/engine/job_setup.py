@@ -11,6 +11,7 @@ import flux_endpoint
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.jobspec import JobRequest
+from flux_endpoint.extras import install_command
 
 #: Variables with the engine's snippet and the task's. Flux expands templates in a job's command,
 #: but not in variables.
@@ -75,7 +76,8 @@ class JobSetup:
         option = "python of the resource_specification" if python else "engine.python"
         program = str(Path(chosen).expanduser())
         check = _OTHER_PYTHON.read_text(encoding="utf-8")
-        return [program, "-c", check, option, flux_endpoint.__version__, *words]
+        version = flux_endpoint.__version__
+        return [program, "-c", check, option, version, install_command(), *words]
 
     def prepare(self, request: JobRequest) -> JobRequest:
         """Return a request whose command runs after the snippets, the engine's and the task's."""

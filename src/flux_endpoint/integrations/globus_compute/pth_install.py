@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from flux_endpoint.errors import ConfigurationError
+from flux_endpoint.extras import install_command
 from flux_endpoint.integrations.globus_compute.hook import MODULE, NAME, OFF, VARIABLE
 
 FILE_NAME: Final = "flux_endpoint_globus_compute.pth"
@@ -76,8 +77,8 @@ def enable() -> Path:
     """
     if official_release() is None:
         raise ConfigurationError(
-            f"{OFFICIAL} is not installed in the environment of {sys.executable}: install "
-            f"flux-endpoint into the environment of {OFFICIAL}, and run this with its Python"
+            f"{OFFICIAL} is not installed in the environment of {sys.executable}: in that "
+            f"of {OFFICIAL} use {install_command('flux')}, and run this with its Python"
         )
     path = path_of_file()
     partial = path.with_suffix(f".{os.getpid()}")
