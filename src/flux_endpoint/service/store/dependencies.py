@@ -37,20 +37,23 @@ _ERROR_BYTES = 4096
 
 # Built once, since every batch of results uses them.
 _ANY = sa.select(dependents.c.task_id).limit(1)
-_OF_NEEDS = (
-    sa.select(dependencies.c.task_id, dependencies.c.needs_id)
+_NEEDED = (
+    sa.select(dependencies.c.needs_id)
     .where(dependencies.c.needs_id.in_(sa.bindparam("ids", expanding=True)))
     .distinct()
-    .order_by(dependencies.c.task_id)  # always the same order of locks
+)
+# The database counts by itself: one task may have 200,000 dependents.
+_OF_NEED = dependents.c.task_id.in_(
+    sa.select(dependencies.c.task_id).where(dependencies.c.needs_id == sa.bindparam("need"))
 )
 _ONE_MET = (
     sa.update(dependents)
-    .where(dependents.c.task_id == sa.bindparam("of_task"), dependents.c.unmet > 0)
+    .where(_OF_NEED, dependents.c.unmet > 0)
     .values(unmet=dependents.c.unmet - 1)
 )
 _ONE_FAILED = (
     sa.update(dependents)
-    .where(dependents.c.task_id == sa.bindparam("of_task"), dependents.c.unmet > 0)
+    .where(_OF_NEED, dependents.c.unmet > 0)
     .values(unmet=0, failed_need=sa.bindparam("need"))
 )
 
@@ -155,19 +158,33 @@ def tasks_ended(connection: sa.Connection, ended: Mapping[str, bool]) -> bool:
     """
     if not ended or connection.scalar(_ANY) is None:
         return False
-    met: list[dict[str, str]] = []
-    failed: list[dict[str, str]] = []
-    for part in chunks(ended):
-        for task_id, need in connection.execute(_OF_NEEDS, {"ids": part}):
-            (failed if ended[need] else met).append({"of_task": task_id, "need": need})
-    if failed:
-        connection.execute(_ONE_FAILED, failed)
-    if met:
-        connection.execute(_ONE_MET, [{"of_task": each["of_task"]} for each in met])
-    _forget_needs(connection, ended)
-    for part in chunks(ended):
+    ids = sorted(ended)
+    needed = [need for part in chunks(ids) for need in connection.scalars(_NEEDED, {"ids": part})]
+    _lock(connection, ids, needed)
+    for need in needed:
+        connection.execute(_ONE_FAILED if ended[need] else _ONE_MET, {"need": need})
+    _forget_needs(connection, ids)
+    for part in chunks(ids):
         connection.execute(sa.delete(dependents).where(dependents.c.task_id.in_(part)))
-    return bool(met or failed)
+    return bool(needed)
+
+
+def _lock(connection: sa.Connection, task_ids: Sequence[str], needed: Sequence[str] = ()) -> None:
+    """Lock the rows of tasks, and of those that need some tasks, always in the same order.
+
+    So two transactions of PostgreSQL can't wait for each other. SQLite has one writer at a time.
+    """
+    if connection.dialect.name == "sqlite":
+        return
+    of_needs = sa.select(dependencies.c.task_id).where(dependencies.c.needs_id.in_(needed))
+    rows = (
+        sa.select(dependents.c.task_id)
+        .where(dependents.c.task_id.in_(task_ids) | dependents.c.task_id.in_(of_needs))
+        .order_by(dependents.c.task_id)
+        .with_for_update()
+        .subquery()
+    )
+    connection.execute(sa.select(sa.func.count()).select_from(rows))
 
 
 def ready(connection: sa.Connection) -> list[ReadyTask]:
@@ -256,7 +273,8 @@ def released(connection: sa.Connection, task_ids: Iterable[str]) -> None:
         connection: a transaction that writes.
         task_ids: the tasks.
     """
-    ids = list(task_ids)
+    ids = sorted(task_ids)
+    _lock(connection, ids)
     for part in chunks(ids):
         query = sa.update(dependents).where(dependents.c.task_id.in_(part))
         connection.execute(query.values(unmet=_RELEASED))
