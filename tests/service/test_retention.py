@@ -13,10 +13,10 @@ from tests.service.conftest import NO_BROKER, PAYLOAD, Peer, Rest, refusal
 from tests.service.test_operations import events, result
 
 from broker_access import NOBODY_ASKS, session_broker
-from flux_endpoint.service import retention
+from flux_endpoint.service import sweep
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.changes import Outcome, ReportedEnd
-from flux_endpoint.service.retention import DAY, Keep, Retention
+from flux_endpoint.service.retention import Retention
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import retention as store
 from flux_endpoint.service.store import tasks
@@ -24,6 +24,7 @@ from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.events import StoredEvent, add_events
 from flux_endpoint.service.store.tables import functions, submissions, task_events, task_groups
 from flux_endpoint.service.store.tables import tasks as task_table
+from flux_endpoint.service.sweep import DAY, Keep
 from waiting import until
 
 AddEndpoint = Callable[..., str]
@@ -145,8 +146,8 @@ def test_many_are_removed_in_steps(
     world: World, forget: Forget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "STEP_TASKS", 10)
-    monkeypatch.setattr(retention, "_PAGE", 3)
-    monkeypatch.setattr(retention, "_PAUSE", 0.0)
+    monkeypatch.setattr(sweep, "_PAGE", 3)
+    monkeypatch.setattr(sweep, "_PAUSE", 0.0)
     old = [each for _ in range(8) for each in world.submit(25, ago=20 * DAY)]
     world.end(old, ago=15 * DAY)
     is_open = world.submit(1, ago=20 * DAY)
@@ -195,7 +196,7 @@ def test_a_user_with_too_much_loses_the_oldest_results(
     time.sleep(0.3)
     assert world.known([*first, *lately]) == [*first[5:], *lately]
     # And is looked at again when more has come.
-    monkeypatch.setattr(retention, "MIN_KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(sweep, "MIN_KEEP_SECONDS", 0.0)
     one.tasks_ended([ReportedEnd("ada", Outcome.SUCCESS, 0, None, None, 0, 1_000_000)])
     until(lambda: world.known([*first, *lately]) == lately[5:])
 
@@ -207,7 +208,7 @@ def test_other_users_keep_their_results(
     monkeypatch: pytest.MonkeyPatch,
     add_endpoint: AddEndpoint,
 ) -> None:
-    monkeypatch.setattr(retention, "MIN_KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(sweep, "MIN_KEEP_SECONDS", 0.0)
     mine = world.submit(10)
     world.end(mine, data="x" * 100_000)
     world.endpoint_id = add_endpoint(users=["*"], metadata={"flux_endpoint_version": "1"})

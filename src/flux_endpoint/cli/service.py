@@ -8,14 +8,17 @@ import click
 from pydantic import ValidationError
 
 from flux_endpoint import extras, logs
+from flux_endpoint.cli.administration.backup import backup
 from flux_endpoint.cli.administration.groups import group
 from flux_endpoint.cli.administration.options import (
     authorization_url_option,
     database_at,
     database_url_option,
+    keep_options,
     open_database,
     setting,
 )
+from flux_endpoint.cli.administration.prune import prune
 from flux_endpoint.cli.administration.tokens import token
 from flux_endpoint.cli.process import quick_imports
 from flux_endpoint.errors import ConfigurationError
@@ -92,13 +95,7 @@ def service() -> None:
     default=256,
     type=int,
 )
-@setting("keep-tasks", "How long tasks and results are kept after their end.", default="14d")
-@setting("keep-functions", "How long functions are kept after their last use.", default="90d")
-@setting(
-    "keep-user-results",
-    "The most bytes of results of each user (K, M, G, T); the oldest are removed first.",
-    default="10G",
-)
+@keep_options
 @setting("max-user-requests", "The most requests of a user per second.", default=200, type=float)
 @setting("max-user-tasks", "The most unfinished tasks of each user.", default=200_000, type=int)
 @setting("max-user-queued", "The most bytes of their arguments (K, M, G, T).", default="10G")
@@ -139,5 +136,5 @@ def migrate(database_url: str | None) -> None:
     open_database(database_url).close()
 
 
-for noun in (token, group):
+for noun in (token, group, prune, backup):
     service.add_command(noun)

@@ -28,7 +28,7 @@ from flux_endpoint.service.page.reports import ReportRequests
 from flux_endpoint.service.page.sessions import Sessions
 from flux_endpoint.service.quotas import Quotas, RequestRate
 from flux_endpoint.service.request_target import AbsoluteTargets
-from flux_endpoint.service.retention import Keep, Retention
+from flux_endpoint.service.retention import Retention
 from flux_endpoint.service.routes import (
     amqp,
     attach,
@@ -50,6 +50,7 @@ from flux_endpoint.service.routes import (
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.accounts import account_key
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.sweep import Keep
 
 
 def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) -> FastAPI:

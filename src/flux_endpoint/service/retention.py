@@ -1,56 +1,25 @@
 """The thread that removes records which are too old, or exceed a user's limit.
 
-It scans the submissions from the oldest on. They are stored in that order, so no index by end time
-is needed. Then it sleeps until the next task is due. It removes records in small transactions, so
-that other writers don't wait long.
+It sleeps until the next task is due.
 """
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from flux_endpoint.logs import event
 from flux_endpoint.service.changes import ChangeListener, ReportedEnd
-from flux_endpoint.service.store import retention
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.sweep import Keep, Sweep
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-DAY = 86_400.0
-
-#: Seconds for which a result is kept, even if its user exceeds the limit.
-MIN_KEEP_SECONDS = 3600.0
-
-_PAGE = 200
-# Seconds between two transactions, in which others can write.
-_PAUSE = 0.02
-# Removal is batched: it waits for this fraction of the retention time after a record is due.
-_GRAIN = 0.01
 _LEAST_SLEEP = 0.05
 _RETRY = 60.0
-
-
-@dataclass(frozen=True)
-class Keep:
-    """The limits of the records that are kept.
-
-    Attributes:
-        tasks: seconds for which a task is kept after its end, with its result and events.
-        functions: seconds for which a function is kept after its last use.
-        user_bytes: maximum bytes of results of each user; the oldest are removed first.
-    """
-
-    tasks: float = 14 * DAY
-    functions: float = 90 * DAY
-    user_bytes: float = 10 * 2.0**30
 
 
 class Retention(ChangeListener):
@@ -62,12 +31,12 @@ class Retention(ChangeListener):
     """
 
     def __init__(self, database: Database, keep: Keep) -> None:
-        self._database = database
         self._keep = keep
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._new_bytes = 0
+        self._sweep = Sweep(database, keep, self._stopping)
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
     def start(self) -> None:
@@ -102,112 +71,16 @@ class Retention(ChangeListener):
 
     def _remove_all(self) -> float:
         """Remove all due records; return when the next are due (seconds since the epoch)."""
-        removed, due = self._remove_old_tasks()
-        removed += self._remove_more_than_fits()
-        now = time.time()
-        cutoff = now - self._keep.tasks
-        groups = self._repeatedly(lambda: self._write(retention.remove_empty_groups, cutoff))
-        unused = self._repeatedly(
-            lambda: self._write(retention.remove_functions, now - self._keep.functions, cutoff)
-        )
-        if removed or groups or unused:
+        removed, due = self._sweep.run()
+        if removed:
             event(
                 log,
                 logging.INFO,
                 "old records removed",
-                tasks=removed,
-                task_groups=groups,
-                functions=unused,
+                tasks=removed.tasks + removed.beyond_limit,
+                task_groups=removed.task_groups,
+                functions=removed.functions,
             )
-        while not self._stopping.is_set() and retention.give_back_space(self._database):
-            self._stopping.wait(_PAUSE)
         # Functions and groups are not ordered by time: check them at long intervals.
-        return min(due, now + max(min(self._keep.tasks, self._keep.functions) / 4, _LEAST_SLEEP))
-
-    def _remove_old_tasks(self) -> tuple[int, float]:
-        """Remove tasks by age; return their number, and when the next one is due."""
-        removed, due, after_id = 0, math.inf, ""
-        grain = self._keep.tasks * _GRAIN
-        if self._keep.tasks == math.inf:
-            return 0, math.inf
-        while not self._stopping.is_set():
-            cutoff = time.time() - self._keep.tasks
-            with self._database.read() as connection:
-                page = retention.oldest_submissions(connection, after_id, _PAGE)
-            old = [each.id for each in page if each.created_at <= cutoff]
-            removed += self._remove_ended(old, cutoff)
-            if old:
-                with self._database.write() as connection:
-                    retention.remove_empty_submissions(connection, old)
-                with self._database.read() as connection:
-                    end = retention.first_end(connection, old)
-                if end is not None:
-                    due = min(due, end + self._keep.tasks + grain)
-            if len(old) < len(page):
-                newer = next(each for each in page if each.created_at > cutoff)
-                return removed, min(due, newer.created_at + self._keep.tasks + grain)
-            if len(page) < _PAGE:
-                break
-            after_id = page[-1].id
-        # Tasks that are submitted from now on are due after this time.
-        return removed, min(due, time.time() + self._keep.tasks + grain)
-
-    def _remove_ended(self, submission_ids: list[str], cutoff: float) -> int:
-        def step() -> int:
-            with self._database.read() as connection:
-                found = retention.ended_tasks(connection, submission_ids, cutoff)
-            if found:
-                self._write(retention.remove_tasks, [each.id for each in found])
-            return len(found)
-
-        return self._repeatedly(step)
-
-    def _remove_more_than_fits(self) -> int:
-        """Remove the oldest results of users who exceed their limit; return the number."""
-        most = self._keep.user_bytes
-        with self._database.read() as connection:
-            if retention.stored_bytes(connection) <= most:
-                return 0  # the total is below the limit of one user
-            until = time.time() - MIN_KEEP_SECONDS
-            sizes = retention.result_bytes(connection, until)
-        removed = 0
-        for owner_id, size in sizes.items():
-            over = size - most
-            count = 0
-            while over > 0 and not self._stopping.is_set():
-                with self._database.read() as connection:
-                    found = retention.ended_tasks_of(connection, owner_id, until)
-                ids = []
-                for each in found:
-                    ids.append(each.id)
-                    over -= each.size
-                    if over <= 0:
-                        break
-                if not ids:
-                    break
-                self._write(retention.remove_tasks, ids)
-                count += len(ids)
-                self._stopping.wait(_PAUSE)
-            if count:
-                event(
-                    log,
-                    logging.WARNING,
-                    "results removed early: a user exceeds the limit",
-                    user_id=owner_id,
-                    tasks=count,
-                    kept_bytes=most,
-                )
-            removed += count
-        return removed
-
-    def _repeatedly(self, step: Callable[[], int]) -> int:
-        """Call `step` until it removes nothing; return the number of removed records."""
-        removed = 0
-        while not self._stopping.is_set() and (count := step()):
-            removed += count
-            self._stopping.wait(_PAUSE)
-        return removed
-
-    def _write(self, act: Callable[..., T], *arguments: object) -> T:
-        with self._database.write() as connection:
-            return act(connection, *arguments)
+        shortest = min(self._keep.tasks, self._keep.functions)
+        return min(due, time.time() + max(shortest / 4, _LEAST_SLEEP))

@@ -21,17 +21,25 @@ if TYPE_CHECKING:
     from flux_endpoint.service.store.engine import Database
 
 
-def setting(name: str, text: str, **attributes: Any) -> Callable[[Any], Any]:
+def setting(name: str, text: str, *synonyms: str, **attributes: Any) -> Callable[[Any], Any]:
     """Return an option that the environment can give, too, as `FLUX_ENDPOINT_SERVICE_NAME`.
 
     Args:
         name: its name, without dashes in front.
         text: its help.
+        synonyms: further names of the option, with dashes in front.
         attributes: further arguments of `click.option`.
     """
     variable = "FLUX_ENDPOINT_SERVICE_" + name.upper().replace("-", "_")
     return click.option(
-        f"--{name}", envvar=variable, show_envvar=True, help=text, show_default=True, **attributes
+        f"--{name}",
+        *synonyms,
+        name.replace("-", "_"),
+        envvar=variable,
+        show_envvar=True,
+        help=text,
+        show_default=True,
+        **attributes,
     )
 
 
@@ -45,6 +53,28 @@ authorization_url_option = setting(
     "authorization-url",
     "URL at which RabbitMQ asks this service for permissions, http://HOST:PORT/SECRET.",
 )
+
+
+def keep_options(command: Any) -> Any:
+    """Add the options that say how long, and how many, records are kept."""
+    for option in (
+        setting(
+            "keep-user-results",
+            "The most bytes of results of each user (K, M, G, T); the oldest are removed first.",
+            default="10G",
+        ),
+        setting(
+            "keep-functions", "How long functions are kept after their last use.", default="90d"
+        ),
+        setting(
+            "keep-tasks",
+            "How long tasks and results are kept after their end.",
+            "--keep-results",
+            default="14d",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def database_at(database_url: str | None) -> str | Path:

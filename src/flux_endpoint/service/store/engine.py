@@ -197,6 +197,16 @@ def _parse(url: str | Path) -> sa.URL:
     return parsed.set(database=str(Path(parsed.database).absolute()))
 
 
+def sqlite_file(url: str | Path) -> Path | None:
+    """Return the file of an SQLite database; `None`: it is another database.
+
+    Raises:
+        ConfigurationError: the URL is invalid.
+    """
+    parsed = _parse(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
 def _create_private(path: Path) -> None:
     try:
         # Only if it is missing. Closing an existing file would drop the locks that SQLite holds on
