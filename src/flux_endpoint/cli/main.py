@@ -46,6 +46,10 @@ SECTIONS = {
         ),
         "start": Entry("endpoint:start", "Start an endpoint."),
         "stop": Entry("endpoint:stop", "Stop an endpoint, and wait until it is gone."),
+        "restart": Entry(
+            "restart:restart", "Stop an endpoint, and start it again in the background."
+        ),
+        "delete": Entry("delete:delete_endpoint", "Delete an endpoint, here and at the service."),
         "service": Entry("service:service", "Run the REST service, and manage its tokens."),
     },
     "Monitor and control": {

@@ -102,6 +102,10 @@ class OperatorApi:
         answer = self._rest.request("POST", path, json={}, idempotent=True)
         return self._parsed(path, answer, KillAnswer)
 
+    def delete_endpoint(self, endpoint_id: str) -> None:
+        """Delete one of the user's endpoints."""
+        self._rest.request("DELETE", f"/v2/endpoints/{endpoint_id}")
+
     def result_url(self) -> str:
         """Return the broker's URL for clients."""
         answer = self._rest.request("GET", "/v2/get_amqp_result_connection_url")

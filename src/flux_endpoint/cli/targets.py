@@ -52,7 +52,7 @@ def find_endpoint(text: str, api: OperatorApi) -> EndpointTarget:
     found = local_endpoint(text, here)
     if found is not None:
         return found
-    endpoint_id = _canonical(text)
+    endpoint_id = canonical_id(text)
     if endpoint_id is not None:
         return EndpointTarget(endpoint_id, endpoint_id)
     # The user's own first: other users may have used the same name.
@@ -73,14 +73,15 @@ def find_endpoint(text: str, api: OperatorApi) -> EndpointTarget:
 
 def local_endpoint(text: str, here: list[Listed]) -> EndpointTarget | None:
     """Return the endpoint of this machine with the name or id `text`."""
-    endpoint_id = _canonical(text)
+    endpoint_id = canonical_id(text)
     for each in here:
         if text == each.name or (endpoint_id is not None and endpoint_id == each.endpoint_id):
             return EndpointTarget(each.name, each.endpoint_id, each)
     return None
 
 
-def _canonical(text: str) -> str | None:
+def canonical_id(text: str) -> str | None:
+    """Return the id in `text` in its usual form; `None`: it is no id."""
     try:
         return str(UUID(text))
     except ValueError:

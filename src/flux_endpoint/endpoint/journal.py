@@ -69,6 +69,21 @@ def has_open(path: Path, task_id: str) -> bool:
         return database.execute(query, (task_id,)).fetchone() is not None
 
 
+def open_counts(path: Path) -> tuple[int, int]:
+    """Return the numbers of unfinished tasks, and of results that the broker has not confirmed.
+
+    Raises:
+        RecordError: the journal can't be read.
+    """
+    with (
+        record_errors("read", path, LAYOUT),
+        closing(connect(path, read_only=True)) as database,
+    ):
+        query = "SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM results)"
+        tasks, results = database.execute(query).fetchone()
+        return tasks, results
+
+
 class Journal(RecordFile):
     """The agent's record; belongs to the thread that opens it.
 

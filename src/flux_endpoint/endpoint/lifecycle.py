@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -128,6 +128,7 @@ def start_detached(
     *,
     timeout: float | None = None,
     say: Callable[[str], None] = lambda _line: None,
+    environment: Mapping[str, str] | None = None,
 ) -> Started:
     """Start an agent in a session of its own; return when it can take tasks.
 
@@ -136,6 +137,7 @@ def start_detached(
         timeout: seconds to wait; by default `START_TIMEOUT`, but only `AWAY_TIMEOUT` once the agent
             reports that service or broker are unreachable, which may take seconds or days.
         say: called with what is being waited for.
+        environment: the agent's; default: that of this process.
 
     Raises:
         StillTryingError: service or broker are still unreachable; the agent goes on trying.
@@ -159,6 +161,7 @@ def start_detached(
                     stderr=log,
                     pass_fds=(writable,),
                     start_new_session=True,
+                    env=environment,
                 )
             finally:
                 os.close(log)

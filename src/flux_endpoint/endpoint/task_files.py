@@ -26,6 +26,11 @@ _OF_TASK = re.compile(rf"({_UUID})(?:(?:\.\w+)?\.(?:stdout|stderr))?")
 PERIOD = 6 * 3600.0
 
 
+def is_of_task(name: str) -> bool:
+    """Return whether a directory or output file has a name that the endpoint gives by a task."""
+    return _OF_TASK.fullmatch(name) is not None
+
+
 class TaskFiles:
     """Removes files older than `keep`, on its own thread.
 

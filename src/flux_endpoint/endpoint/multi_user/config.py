@@ -20,6 +20,9 @@ TEMPLATE = "user_config_template.yaml.j2"
 SCHEMA = "user_config_schema.json"
 ENVIRONMENT = "user_environment.yaml"
 EXAMPLE_MAPPING = "example_identity_mapping_config.json"
+MAPPING = "identity_mapping_config.json"
+#: The files of a multi-user endpoint, beside those of any endpoint, under their usual names.
+FILES = frozenset({TEMPLATE, SCHEMA, ENVIRONMENT, EXAMPLE_MAPPING, MAPPING})
 
 
 class MultiUserConfig(BaseModel):
