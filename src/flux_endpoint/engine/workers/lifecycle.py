@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import threading
 import time
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,68 @@ _END_TIMEOUT, _CANCEL_TIMEOUT = 3.0, 15.0
 #: Seconds after the end of its job within which a manager has ended on any node, and the same if
 #: the whole instance is gone.
 _DEAD_AFTER, _DEAD_WITH_INSTANCE = 15.0, 3.0
+
+
+class StartAttempts:
+    """The latest attempts to start managers, and the pause before the next one."""
+
+    def __init__(self) -> None:
+        self._pauses = Backoff(_FIRST_BACKOFF, _LAST_BACKOFF, jitter=0)
+        #: Why the latest managers did not start; empty once one has.
+        self.failure = ""
+        #: Monotonic time before which no manager is started.
+        self.not_before = 0.0
+
+    @property
+    def failed(self) -> int:
+        """Number of failed attempts in a row."""
+        return self._pauses.failures
+
+    def delay(self) -> None:
+        """Delay the next start, each time longer."""
+        self.not_before = time.monotonic() + next(self._pauses)
+
+    def fail(self, why: str) -> None:
+        """Record that a manager did not start."""
+        self.delay()
+        self.failure = why
+
+    def succeed(self) -> None:
+        """Record that a manager has come up."""
+        self._pauses.reset()
+        self.failure = ""
+
+
+class PoolStop:
+    """The progress of the pool's stop: no starts, then the end of all tasks, then that of managers.
+
+    Attributes:
+        is_stopping: whether no more tasks and managers are started.
+        drained: set once no task runs any more, or when the running ones should end.
+        cancel_at: monotonic time at which the jobs of remaining managers are cancelled.
+        give_up_at: monotonic time at which these managers are given up.
+    """
+
+    def __init__(self) -> None:
+        self.is_stopping = False
+        self.drained = threading.Event()
+        self.cancel_at = self.give_up_at = math.inf
+
+    def hold(self) -> None:
+        """Start no more tasks and managers."""
+        self.is_stopping = True
+
+    def end_managers(self) -> None:
+        """Begin to end all managers."""
+        self.drained.set()
+        self.cancel_at = time.monotonic() + _END_TIMEOUT
+
+    def is_due(self, now: float) -> bool:
+        """Return whether the jobs of remaining managers should be cancelled, once."""
+        if now < self.cancel_at:
+            return False
+        self.cancel_at, self.give_up_at = math.inf, now + _CANCEL_TIMEOUT
+        return True
 
 
 class ManagerLifecycle:
@@ -70,7 +133,6 @@ class ManagerLifecycle:
         self._backend = backend
         self._launcher = launcher
         self._registry = registry
-        self._managers = registry.managers
         self._book = book
         self._waiting = waiting
         self._send = send
@@ -78,16 +140,21 @@ class ManagerLifecycle:
         self._on_job_end = on_job_end
         self._on_gone = on_gone
         self._instance = instance
-        #: Whether no more managers are started.
-        self.is_stopping = False
-        self._backoff = Backoff(_FIRST_BACKOFF, _LAST_BACKOFF, jitter=0)
-        #: Why the latest managers did not start; empty once one has.
-        self.not_started = ""
-        #: Monotonic time before which no manager is started.
-        self.not_before = 0.0
-        #: When the jobs of remaining managers are cancelled, and when the managers are given up.
-        self._cancel_at = self.give_up_at = math.inf
+        self.starts = StartAttempts()
+        self.stopping = PoolStop()
         self._questions = ThreadPoolExecutor(1, thread_name_prefix="pool-questions")
+
+    @property
+    def _managers(self) -> dict[str, ManagerRecord]:
+        return self._registry.managers
+
+    def find(self) -> tuple[list[FoundManager], list[SpooledEnd]]:
+        """Return the managers from before a restart, and the ends that others left on disk.
+
+        Raises:
+            EngineError: Flux does not list the managers.
+        """
+        return self._launcher.find()
 
     def close(self) -> None:
         """Stop the thread that asks Flux for reasons."""
@@ -95,19 +162,17 @@ class ManagerLifecycle:
 
     def moments(self, now: float) -> Iterator[float]:
         """Yield the monotonic times at which something is due."""
-        yield from (self._cancel_at, self.give_up_at)
-        if self.not_before > now:
-            yield self.not_before
+        yield from (self.stopping.cancel_at, self.stopping.give_up_at)
+        if self.starts.not_before > now:
+            yield self.starts.not_before
         yield from (manager.end.dead_at for manager in self._managers.values())
 
     def expire(self, now: float) -> None:
         """Cancel the jobs of managers that did not end in time; treat silent ones as dead."""
         for manager in [m for m in self._managers.values() if now >= m.end.dead_at]:
             self._forget(manager)
-        if now < self._cancel_at:
+        if not self.stopping.is_due(now):
             return
-        self._cancel_at = math.inf
-        self.give_up_at = now + _CANCEL_TIMEOUT
         for manager in self._managers.values():
             logs.event(
                 log,
@@ -177,8 +242,7 @@ class ManagerLifecycle:
         manager.change(ManagerChange.OUTDATED_GREETING if outdated else ManagerChange.GREETING)
         manager.host = host
         manager.activity.idle_since = manager.times.greeted = time.monotonic()
-        self._backoff.reset()
-        self.not_started = ""
+        self.starts.succeed()
         logs.event(
             log,
             logging.INFO,
@@ -189,19 +253,15 @@ class ManagerLifecycle:
         )
 
     def _start_failed(self, manager_id: str, why: str) -> None:
-        self._delay_next_start()
-        self.not_started = why
+        self.starts.fail(why)
         tail = self._launcher.log_tail(manager_id)
         logs.event(log, logging.ERROR, "workers did not start", reason=why, log=tail)
-        failures = self._backoff.failures
+        failures = self.starts.failed
         if failures < _MAX_FAILED_STARTS:
             return
         self._waiting.fail_all(
             f"EngineError: no workers could be started in {failures} attempts: {why}\n{tail}"
         )
-
-    def _delay_next_start(self) -> None:
-        self.not_before = time.monotonic() + next(self._backoff)
 
     # Ending on request
 
@@ -217,7 +277,7 @@ class ManagerLifecycle:
 
     def stop_all(self) -> None:
         """End all managers and their tasks; jobs of managers that are not up yet are cancelled."""
-        self._cancel_at = time.monotonic() + _END_TIMEOUT
+        self.stopping.end_managers()
         for manager in self._managers.values():
             if manager.state is ManagerState.STARTING:
                 self._launcher.cancel(manager.job)
@@ -229,7 +289,7 @@ class ManagerLifecycle:
 
         Tasks that have not started, or may be retried, are left to others.
         """
-        self.is_stopping = True
+        self.stopping.hold()
         self._waiting.close()
         for manager in list(self._managers.values()):
             if not self._backend.is_lost(None):
@@ -253,7 +313,7 @@ class ManagerLifecycle:
             manager.change(ManagerChange.BYE)
             manager.end.why = f"the workers of {manager.host or 'a node'} ended"
             manager.end.dead_at = time.monotonic() + 2 * _DEAD_AFTER  # if its job's end is not seen
-            if not self.is_stopping:
+            if not self.stopping.is_stopping:
                 self._book.keep_only(manager, ran)
 
     def job_ended(self, manager: ManagerRecord) -> None:
@@ -261,7 +321,7 @@ class ManagerLifecycle:
         error = error_of(manager.job)
         if self._backend.is_lost(error) or manager.state is ManagerState.OVER:
             return  # this or every manager is given up already
-        unasked = not (self.is_stopping or manager.state is ManagerState.STOPPING)
+        unasked = not (self.stopping.is_stopping or manager.state is ManagerState.STOPPING)
         if (was_cancelled(error) and unasked) or has_timed_out(error):
             # Perhaps the instance has ended it. Another thread asks, since the answer may be slow.
             state = manager.state
@@ -296,19 +356,20 @@ class ManagerLifecycle:
         """
         if manager.manager_id not in self._managers or manager.state is ManagerState.OVER:
             return  # it was given up in the meantime
-        self.is_stopping |= is_over
+        if is_over:
+            self.stopping.hold()
         error = error_of(manager.job)
         if error is not None and not hasattr(error, "severity"):
             # Its job may still run, but its end could not be seen.
             self._launcher.cancel(manager.job, "it can't be followed any more")
         why = end_of_job(manager.job)
         manager.end.why = f"the workers of {manager.host or 'a node'} ended: {why}"
-        if state is ManagerState.STARTING and not self.is_stopping:
+        if state is ManagerState.STARTING and not self.stopping.is_stopping:
             manager.change(ManagerChange.GIVE_UP)
             self._start_failed(manager.manager_id, why)
-        elif (state.is_serving or state is ManagerState.LEAVING) and not self.is_stopping:
+        elif (state.is_serving or state is ManagerState.LEAVING) and not self.stopping.is_stopping:
             logs.event(log, logging.WARNING, "workers lost", host=manager.host, reason=why)
-            self._delay_next_start()
+            self.starts.delay()
         # Flux gives up a job whose node it has lost, whether the job's processes live or not.
         has_come = state is ManagerState.FOUND or state.is_serving
         if error is not None and manager.end.ran is None and has_come:
@@ -334,12 +395,12 @@ class ManagerLifecycle:
         manager.change(ManagerChange.DEAD)
         ends = list(self._launcher.spooled(manager_id))
         self._on_gone(manager, ends)
-        if self._instance.now.is_lost or not self.is_stopping:
+        if self._instance.now.is_lost or not self.stopping.is_stopping:
             begun: Container[str] | None = manager.end.ran
             if begun is None:
                 begun = self._launcher.begun(manager_id)
             self._book.give_back(manager, begun, manager.end.why)
-        failed = failed and not self.is_stopping
+        failed = failed and not self.stopping.is_stopping
         self._launcher.forget(manager_id, failed=failed, spool=not ends)
 
 

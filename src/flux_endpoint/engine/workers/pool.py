@@ -28,7 +28,7 @@ from flux_endpoint.engine.workers.book import ManagerRecord, TaskBook
 from flux_endpoint.engine.workers.distribution import TaskDistributor
 from flux_endpoint.engine.workers.handover import Handover
 from flux_endpoint.engine.workers.launch import ManagerLauncher
-from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle
+from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle, PoolStop
 from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.pool_inbox import PoolInbox
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
@@ -44,6 +44,25 @@ log = logging.getLogger(__name__)
 _MAX_LISTED = 1000
 
 
+class WaitReporter:
+    """Reports since when tasks wait for workers whose job waits for resources.
+
+    Args:
+        on_change: called with the monotonic time; infinity when none wait any more.
+    """
+
+    def __init__(self, on_change: Callable[[float], None]) -> None:
+        self._on_change = on_change
+        self._since = math.inf
+
+    def observe(self, now: float, *, waits: bool) -> None:
+        """Take whether tasks wait now."""
+        since = min(self._since, now) if waits else math.inf
+        if since != self._since:
+            self._since = since
+            self._on_change(since)
+
+
 class WorkerPool:
     """Runs tasks on resident workers. One thread owns all state; other threads post messages.
 
@@ -57,8 +76,7 @@ class WorkerPool:
         on_left: called with the id of each task that is left to others, and its failed attempts.
         instance: state of the Flux instance.
         on_found: called with the ids of tasks that recovered managers have.
-        on_wait: called with the monotonic time since when tasks wait for workers whose job waits
-            for resources; infinity when none do any more.
+        on_wait: see `WaitReporter`.
     """
 
     def __init__(
@@ -75,17 +93,16 @@ class WorkerPool:
         on_found: Callable[[set[str]], None] = lambda _: None,
         on_wait: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self._on_wait = on_wait
-        self._waits_since = math.inf
+        self._wait_reporter = WaitReporter(on_wait)
         self._on_result = on_result
         self._output = output
         self._socket = PoolSocket(directory, config.address, spans_hosts=backend.spans_hosts)
-        self._launcher = ManagerLauncher(
+        launcher = ManagerLauncher(
             backend, config, tasks=tasks, directory=directory, socket=self._socket
         )
         self._waiting = TaskBacklog(config.max_retries_on_system_failure, on_left)
         self._registry = ManagerRegistry(
-            Limits.of(config, backend.resources, self._launcher.workers),
+            Limits.of(config, backend.resources, launcher.workers),
             InstanceNodes.of(backend.resources, backend.nodes()),
             config.idle_timeout,
         )
@@ -99,7 +116,7 @@ class WorkerPool:
         self._inbox = PoolInbox()
         self._lifecycle = ManagerLifecycle(
             backend,
-            self._launcher,
+            launcher,
             self._registry,
             self._book,
             self._waiting,
@@ -112,7 +129,6 @@ class WorkerPool:
         #: Monotonic time of this turn. One reading decides both what is due now and how long to
         #: wait: a deadline between two readings would be missed.
         self._now = 0.0
-        self._drained = threading.Event()
         self._status: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._run, name="worker-pool", daemon=True)
 
@@ -126,7 +142,7 @@ class WorkerPool:
             EngineError: Flux does not list the managers.
             ConfigurationError: `engine.address` is not an address of this host.
         """
-        found, ends = self._launcher.find()
+        found, ends = self._lifecycle.find()
         self._handover.begin((each.manager_id for each in found), [*left, *ends])
         for each in found:
             self._lifecycle.adopt(each)
@@ -170,7 +186,7 @@ class WorkerPool:
 
     def hold(self) -> None:
         """Start no more tasks; running ones go on."""
-        self._tell(lambda: setattr(self._lifecycle, "is_stopping", True))
+        self._tell(self._stopping.hold)
 
     def lose(self, reason: str) -> None:
         """Handle the loss of the instance: fail what ran and may not be retried; keep the rest."""
@@ -192,8 +208,8 @@ class WorkerPool:
         """Let running tasks finish for at most `grace` seconds, then end all managers."""
         self.hold()
         if grace > 0:
-            self._drained.wait(grace)
-        self._tell(self._stop_all)
+            self._stopping.drained.wait(grace)
+        self._tell(self._lifecycle.stop_all)
         self._thread.join()
         self._lifecycle.close()
         self._socket.close()
@@ -203,6 +219,10 @@ class WorkerPool:
         self._inbox.put(message)
 
     # On the pool's thread
+
+    @property
+    def _stopping(self) -> PoolStop:
+        return self._lifecycle.stopping
 
     @property
     def _managers(self) -> dict[str, ManagerRecord]:
@@ -229,8 +249,8 @@ class WorkerPool:
             self._waiting.leave_late(time.time())
             if not self._handover.is_pending:
                 self._distribute()
-            if self._lifecycle.is_stopping and not any(m.tasks for m in self._managers.values()):
-                self._drained.set()
+            if self._stopping.is_stopping and not any(m.tasks for m in self._managers.values()):
+                self._stopping.drained.set()
             self._status = self._counters()
 
     def _safely(self, action: Callable[[], None]) -> None:
@@ -241,12 +261,12 @@ class WorkerPool:
 
     def _settle(self) -> None:
         """Let managers discard what is on disk: several ends in one message."""
-        self._handover.settle(self._inbox.settled(at_once=self._lifecycle.is_stopping))
+        self._handover.settle(self._inbox.settled(at_once=self._stopping.is_stopping))
 
     def _distribute(self) -> None:
         """Give tasks to managers, and adapt the number of managers."""
         self._distributor.recall(self._now)
-        if self._lifecycle.is_stopping:
+        if self._stopping.is_stopping:
             return
         self._distributor.assign()
         self._distributor.balance(self._now)
@@ -262,9 +282,9 @@ class WorkerPool:
                 self._lifecycle.give_up(manager, "the workers found after a restart do not answer")
 
     def _is_over(self) -> bool:
-        if not (self._lifecycle.is_stopping and self._drained.is_set()):
+        if not (self._stopping.is_stopping and self._stopping.drained.is_set()):
             return False
-        return not self._managers or self._now >= self._lifecycle.give_up_at
+        return not self._managers or self._now >= self._stopping.give_up_at
 
     def _poll_timeout(self) -> int | None:
         """Return the milliseconds until something is due even if no message arrives."""
@@ -274,7 +294,7 @@ class WorkerPool:
             self._handover.due,
             self._inbox.settle_at,
         ]
-        if not self._lifecycle.is_stopping:
+        if not self._stopping.is_stopping:
             moments.extend(self._registry.moments(self._now))
         now = time.monotonic()
         moments.append(now + self._waiting.late_at - time.time())
@@ -284,7 +304,7 @@ class WorkerPool:
         held = sum(len(m.tasks) for m in self._managers.values())
         return {
             **self._registry.counters(),
-            "workers_error": self._lifecycle.not_started,
+            "workers_error": self._lifecycle.starts.failure,
             "pending_tasks": len(self._waiting),
             "outstanding_tasks": held + len(self._waiting),
         }
@@ -387,7 +407,7 @@ class WorkerPool:
         backlog = self._distributor.unserved(self._now)
         for manager in self._registry.withdraw(backlog, self._now):
             self._lifecycle.withdraw(manager, "found no room")
-        if self._now < self._lifecycle.not_before:
+        if self._now < self._lifecycle.starts.not_before:
             return
         for piece in self._registry.missing(backlog, self._now):
             if not self._lifecycle.start(piece):
@@ -395,10 +415,7 @@ class WorkerPool:
 
     def _tell_wait(self) -> None:
         waits = self._distributor.unserved(self._now) > 0 and self._registry.is_pending
-        since = min(self._waits_since, self._now) if waits else math.inf
-        if since != self._waits_since:
-            self._waits_since = since
-            self._on_wait(since)
+        self._wait_reporter.observe(self._now, waits=waits)
 
     def _shrink(self) -> None:
         for manager in self._registry.idle(self._now):
@@ -411,10 +428,6 @@ class WorkerPool:
             self._lifecycle.job_ended(manager)
 
     # Ending
-
-    def _stop_all(self) -> None:
-        self._drained.set()
-        self._lifecycle.stop_all()
 
     def _lose(self, reason: str) -> None:
         self._receive()
