@@ -91,7 +91,7 @@ class Staff:
             self._receive_from_template()
             return
         worker = next((w for w in self._workers if w.channel.fileno() == source), None)
-        if worker is not None and not worker.eof:
+        if worker is not None and not worker.channel.eof:
             self._receive_from_worker(worker)
 
     # Waiting tasks
@@ -124,7 +124,7 @@ class Staff:
     def running(self) -> dict[str, float]:
         """Return the running tasks with their starts, in seconds since the epoch."""
         return {
-            task_id: worker.began
+            task_id: worker.tasks.began
             for worker in self._workers
             for task_id in worker.tasks
             if task_id not in self._ends.unwanted
@@ -160,35 +160,28 @@ class Staff:
     def _send(self, worker: WorkerHandle, most: int) -> None:
         """Send tasks to a worker until it has `most`: small ones in one piece."""
         if not worker.tasks:
-            worker.starts(time.monotonic())
+            worker.tasks.first_starts(time.monotonic())
         before = len(worker.tasks)
         while self._queue and len(worker.tasks) < most:
             if worker.tasks and self._queue.next_size > _LARGE:
                 break
-            header, buffer = self._queue.take()
-            task_id = str(header["id"])
-            worker.tasks.append(task_id)
-            worker.sent[task_id] = (header, buffer)
-            if worker.ended == task_id:  # it is run again
-                worker.ended = ""
-            worker.channel.put(header, buffer)
-        if worker.claims.add(len(worker.tasks) - before):
-            worker.channel.flush()
-            self._watch(worker)
-        else:
-            worker.has_miscounted = True
+            task = self._queue.take()
+            worker.tasks.add(task)
+            worker.channel.put(task)
+        worker.tasks.allow(len(worker.tasks) - before)
+        if worker.tasks.has_miscounted:
             self._distrust(worker)
+        else:
+            worker.channel.flush()
 
     def _take_back(self, worker: WorkerHandle) -> None:
         """Put the tasks that `worker` has not started back at the head of the queue."""
-        not_begun = worker.revoke_claims()
-        if worker.has_miscounted:
+        not_begun = worker.tasks.revoke()
+        if worker.tasks.has_miscounted:
             self._distrust(worker)
             return
         for _ in range(not_begun):
-            task_id = worker.tasks.pop()
-            self._queue.put_back(worker.sent.pop(task_id))
-            worker.skipping += 1
+            self._queue.put_back(worker.tasks.take_back())
 
     def _settle(self, worker: WorkerHandle) -> None:
         """Make sure that `worker` has no task but the running one.
@@ -197,7 +190,7 @@ class Staff:
         claim, and only after writing its result: so all claims are taken first.
         """
         self._take_back(worker)
-        if not worker.eof:
+        if not worker.channel.eof:
             self._receive_from_worker(worker)
 
     # Workers
@@ -205,7 +198,7 @@ class Staff:
     def _start_workers(self) -> None:
         for worker in self._template.new_workers():
             self._workers.append(worker)
-            self._poller.register(worker.channel, zmq.POLLIN)
+            worker.channel.open(self._poller)
 
     def _receive_from_template(self) -> None:
         try:
@@ -222,51 +215,39 @@ class Staff:
         try:
             for header, body in worker.channel.receive():
                 self._handle(worker, header, body)
-                if worker.eof:
+                if worker.channel.eof:
                     break
         except (NoFrameError, FalseReportError):
             self._distrust(worker)
         except EOFError:
-            self._unhear(worker)
-        if not worker.eof:
+            worker.channel.stop_reading()
+        if not worker.channel.eof:
             worker.channel.flush()
-            self._watch(worker)
 
     def _handle(self, worker: WorkerHandle, header: dict[str, Any], body: bytes) -> None:
         match report_in(worker, header, body):
             case Skipped():
-                worker.skipping -= 1
+                worker.tasks.skipping -= 1
             case Late(task_id):
                 self._late(worker, task_id)
             case Leaves(reason):
                 self._replaced(worker, reason)
-            case TaskEnded(task_id) as end if task_id != worker.ended:
+            case TaskEnded(task_id) as end if task_id != worker.tasks.ended:
                 self._finished(worker, end, body)
-
-    def _unhear(self, worker: WorkerHandle) -> None:
-        """Stop reading from a worker."""
-        if not worker.eof:
-            worker.eof = True
-            self._poller.unregister(worker.channel)
 
     def _distrust(self, worker: WorkerHandle) -> None:
         """End a worker with invalid data on its connection: none of its messages can be trusted."""
         if worker.is_distrusted:
             return
         worker.is_distrusted = True
-        self._unhear(worker)
+        worker.channel.stop_reading()
         self._termination.kill(worker)
-
-    def _watch(self, worker: WorkerHandle) -> None:
-        flags = zmq.POLLIN | (zmq.POLLOUT if worker.channel.wants_write else 0)
-        if flags != worker.watched_for:
-            worker.watched_for = flags
-            self._poller.modify(worker.channel, flags)
 
     def _replaced(self, worker: WorkerHandle, reason: str) -> None:
         """Replace a worker that ends by itself between two tasks."""
-        logs.event(log, logging.INFO, "worker replaced", pid=worker.pid, reason=reason)
-        self._listener.printed(f"worker {worker.pid} is replaced: {reason}\n".encode())
+        pid = worker.process.pid
+        logs.event(log, logging.INFO, "worker replaced", pid=pid, reason=reason)
+        self._listener.printed(f"worker {pid} is replaced: {reason}\n".encode())
         worker.leaves = True
         self._take_back(worker)
         if worker.tasks:  # it announced its end during a task
@@ -276,8 +257,7 @@ class Staff:
     def _late(self, worker: WorkerHandle, task_id: str) -> None:
         """Handle that a worker did not start a task because its `start_before` had passed."""
         worker.tasks.remove(task_id)
-        del worker.sent[task_id]
-        worker.starts(time.monotonic())
+        worker.tasks.first_starts(time.monotonic())
         if worker.cancelled == task_id:
             self._ends.cancelled(task_id)
         else:
@@ -285,19 +265,18 @@ class Staff:
 
     def _finished(self, worker: WorkerHandle, end: TaskEnded, body: bytes) -> None:
         task_id = end.task_id
-        worker.tasks.remove(task_id)
-        worker.ended = task_id
-        formats = worker.sent.pop(task_id)[0].get("format")
+        formats = worker.tasks.remove(task_id)[0].get("format")
+        worker.tasks.ended = task_id
         worker.served += 1
         worker.signalled = None
         self._failed_starts = 0
-        now, began = time.monotonic(), worker.began
+        now, began = time.monotonic(), worker.tasks.began
         # What the worker says leaves out how long its messages took. Weighted towards recent tasks:
         # one long task immediately stops sending ahead.
-        seconds = now - worker.since if end.seconds is None else end.seconds
+        seconds = now - worker.tasks.since if end.seconds is None else end.seconds
         self.task_seconds += (min(seconds, 1.0) - self.task_seconds) * self._weight
         self._weight = 0.2
-        worker.starts(now)
+        worker.tasks.first_starts(now)
         if worker.cancelled == task_id:  # the cancellation may have ended it
             self._ends.cancelled(task_id, began)
         elif self._terminated and end.returncode in ENDED_BY_SIGTERM:
@@ -306,47 +285,48 @@ class Staff:
             self._ends.result({"id": task_id, "format": True} if formats else {"id": task_id}, body)
 
     def _worker_exited(self, pid: int, status: int) -> None:
-        worker = next((w for w in self._workers if w.pid == pid), None)
+        worker = next((w for w in self._workers if w.process.pid == pid), None)
         if worker is None:
             return  # a process that outlived its worker
-        if not worker.eof:
+        if not worker.channel.eof:
             self._receive_from_worker(worker)  # results that it wrote before it ended
-        self._unhear(worker)
+        worker.channel.stop_reading()
         worker.channel.close()
-        not_begun = worker.revoke_claims()
-        worker.claims.close()
-        worker.has_exited = True
+        not_begun = worker.tasks.revoke()
+        worker.tasks.close()
+        worker.process.has_exited = True
         self._workers.remove(worker)
         self._template.replace(worker)
         self._template.end_orphans(self._workers)
-        self._account_for(worker, status, not_begun)
+        self._account_for(worker, pid, status, not_begun)
         if self._failed_starts >= _MAX_FAILED_STARTS:
             logs.event(log, logging.ERROR, "workers end before their first task", status=status)
             self.has_failed = True
 
-    def _account_for(self, worker: WorkerHandle, status: int, not_begun: int) -> None:
+    def _account_for(self, worker: WorkerHandle, pid: int, status: int, not_begun: int) -> None:
         # Tasks that were sent ahead have not started; they keep their places.
         for _ in range(not_begun):
-            task_id = worker.tasks.pop()
+            task = worker.tasks.remove_last()
+            task_id = str(task[0]["id"])
             if worker.cancelled == task_id:
                 self._ends.cancelled(task_id)
             else:
-                self._queue.put_back(worker.sent[task_id])
+                self._queue.put_back(task)
         if not worker.tasks:
             self._failed_starts += 0 if worker.served or worker.is_distrusted else 1
             return
-        running, *others = worker.tasks
+        (running, *others), began = worker.tasks, worker.tasks.began
         wanted = worker.signalled is not None and worker.signalled == os.WTERMSIG(status)
         if self._terminated and wanted and worker.cancelled != running:
-            self._ends.lost(running, self._terminated, worker.began)
+            self._ends.lost(running, self._terminated, began)
         elif worker.cancelled == running or wanted:
-            self._ends.cancelled(running, worker.began)
+            self._ends.cancelled(running, began)
         else:
             reason = FORGED if worker.is_distrusted else end_of(status)
-            logs.event(log, logging.WARNING, "worker lost", pid=worker.pid, reason=reason)
-            self._ends.lost(running, reason, worker.began)
+            logs.event(log, logging.WARNING, "worker lost", pid=pid, reason=reason)
+            self._ends.lost(running, reason, began)
         for task_id in others:  # begun after a task whose end could not be read
-            self._ends.lost(task_id, FORGED, worker.began)
+            self._ends.lost(task_id, FORGED, began)
 
     # Ending tasks
 
@@ -388,9 +368,14 @@ class Staff:
     def moments(self) -> Iterator[float]:
         """Yield the monotonic times at which something is due."""
         yield from self._termination.moments()
-        yield from (w.since + _TAKE_BACK_AFTER for w in self._workers if len(w.tasks) > 1)
-        yield from (w.since + _REPORT_AFTER for w in self._workers if w.tasks and not w.is_reported)
-        yield from (w.since + _UNRESPONSIVE_AFTER for w in self._workers if w.is_unresponsive)
+        for worker in self._workers:
+            tasks = worker.tasks
+            if len(tasks) > 1:
+                yield tasks.since + _TAKE_BACK_AFTER
+            if tasks and not tasks.is_reported:
+                yield tasks.since + _REPORT_AFTER
+            if worker.is_unresponsive:
+                yield tasks.since + _UNRESPONSIVE_AFTER
         yield time.monotonic() + self._queue.late_at - time.time()
 
     def expire(self) -> None:
@@ -400,16 +385,17 @@ class Staff:
         if time.time() >= self._queue.late_at and (late := self._queue.take_late(time.time())):
             self._listener.late(late)
         for worker in list(self._workers):
-            if len(worker.tasks) > 1 and now - worker.since >= _TAKE_BACK_AFTER:
+            tasks, passed = worker.tasks, now - worker.tasks.since
+            if len(tasks) > 1 and passed >= _TAKE_BACK_AFTER:
                 self._take_back(worker)
-                worker.since = now  # so that an unread result does not wake us again at once
-            elif worker.tasks and not worker.is_reported and now - worker.since >= _REPORT_AFTER:
+                tasks.since = now  # so that an unread result does not wake us again at once
+            elif tasks and not tasks.is_reported and passed >= _REPORT_AFTER:
                 # A task that reported its own end may go on running: later tasks do not begin.
                 self._take_back(worker)
-                worker.is_reported = True
-                if worker.tasks:
-                    self._listener.running(worker.tasks[0], worker.began)
-            elif worker.is_unresponsive and now - worker.since >= _UNRESPONSIVE_AFTER:
+                tasks.is_reported = True
+                if tasks:
+                    self._listener.running(next(iter(tasks)), tasks.began)
+            elif worker.is_unresponsive and passed >= _UNRESPONSIVE_AFTER:
                 self._distrust(worker)
 
     def close(self) -> dict[str, float]:
@@ -417,6 +403,6 @@ class Staff:
         self.hold()
         self._template.kill()
         for worker in self._workers:  # results from before they were killed
-            if not worker.eof:
+            if not worker.channel.eof:
                 self._receive_from_worker(worker)
         return self.running()

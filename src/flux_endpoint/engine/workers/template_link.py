@@ -12,7 +12,7 @@ import psutil
 from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.begun import record_begun
 from flux_endpoint.engine.workers.frames import FrameSocket
-from flux_endpoint.engine.workers.handle import WorkerHandle
+from flux_endpoint.engine.workers.handle import WorkerChannel, WorkerHandle
 from flux_endpoint.engine.workers.process_tree import kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.template import request_worker, start_template
@@ -52,7 +52,7 @@ class TemplateLink:
             claims = Claims()
             place = self._free_places.pop(0)
             channel = FrameSocket(request_worker(self._socket, claims, place))
-            worker = WorkerHandle(channel, claims, place)
+            worker = WorkerHandle(WorkerChannel(channel), claims, place)
             self._starting.append(worker)
             yield worker
 
@@ -64,7 +64,7 @@ class TemplateLink:
         """
         for report, _ in self._frames.receive():
             if "forked" in report:
-                self._starting.popleft().forked(report["forked"])
+                self._starting.popleft().process.forked(report["forked"])
             else:
                 yield report["exited"], report["status"]
 
@@ -84,7 +84,7 @@ class TemplateLink:
         if not self._has_orphans or self._starting:
             return
         self._has_orphans = False
-        pids = {worker.pid for worker in workers}
+        pids = {worker.process.pid for worker in workers}
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self._pid).children():
                 if child.pid not in pids:

@@ -25,31 +25,33 @@ class WorkerTermination:
         """Signal a running task: a command's processes; for a Python function the worker, too."""
         if task_id not in worker.tasks:
             return
-        if worker.pid is None:
-            worker.once_forked.append(partial(self.signal, worker, signum, task_id))
+        pid = worker.process.pid
+        if pid is None:
+            worker.process.once_forked(partial(self.signal, worker, signum, task_id))
             return
-        _, buffer = worker.sent[task_id]
+        _, buffer = worker.tasks.message(task_id)
         if command_of(buffer.decode()) is not None:
-            signal_tree(worker.pid, signum, itself=False)
+            signal_tree(pid, signum, itself=False)
         else:
             worker.signalled = signum
-            signal_tree(worker.pid, signum)
+            signal_tree(pid, signum)
 
     def end(self, worker: WorkerHandle, task_id: str) -> None:
         """End the running task of `worker`, and the worker with it: SIGTERM, then SIGKILL."""
         worker.cancelled = task_id
-        if worker.pid is None:
-            worker.once_forked.append(partial(self.end, worker, task_id))
+        if worker.process.pid is None:
+            worker.process.once_forked(partial(self.end, worker, task_id))
             return
-        signal_tree(worker.pid, signal.SIGTERM)
+        signal_tree(worker.process.pid, signal.SIGTERM)
         self.kill_later(worker)
 
     def kill(self, worker: WorkerHandle) -> None:
         """Kill a worker, and all processes below it."""
-        if worker.pid is None:
-            worker.once_forked.append(partial(self.kill, worker))
-        elif not worker.has_exited:
-            kill_tree(worker.pid)
+        process = worker.process
+        if process.pid is None:
+            process.once_forked(partial(self.kill, worker))
+        elif not process.has_exited:
+            kill_tree(process.pid)
 
     def kill_later(self, worker: WorkerHandle) -> None:
         """Kill a worker that has not exited `KILL_GRACE` seconds from now."""

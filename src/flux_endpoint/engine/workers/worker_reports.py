@@ -65,16 +65,16 @@ def report_in(
         FalseReportError: the report does not match what the manager has sent.
     """
     match header:
-        case {"skipped": str()} if worker.skipping > 0:
+        case {"skipped": str()} if worker.tasks.skipping > 0:
             return Skipped()
-        case {"late": str(task_id)} if _is_first(worker, task_id):
-            if "before" in worker.sent[task_id][0]:
+        case {"late": str(task_id)} if worker.tasks.is_first(task_id):
+            if "before" in worker.tasks.message(task_id)[0]:
                 return Late(task_id)
         case {"leaves": str(reason)}:
             return Leaves(reason[:_LONGEST_REASON])
         case {"id": str(task_id), "returncode": None | int() as returncode}:
-            if task_id == worker.ended or (
-                _is_first(worker, task_id) and _is_result_of(task_id, body)
+            if task_id == worker.tasks.ended or (
+                worker.tasks.is_first(task_id) and _is_result_of(task_id, body)
             ):
                 return TaskEnded(task_id, returncode, _seconds_in(header))
     raise FalseReportError
@@ -83,10 +83,6 @@ def report_in(
 def _seconds_in(header: dict[str, Any]) -> float | None:
     seconds = header.get("seconds")
     return seconds if isinstance(seconds, float) and seconds >= 0 else None
-
-
-def _is_first(worker: WorkerHandle, task_id: str) -> bool:
-    return bool(worker.tasks) and worker.tasks[0] == task_id
 
 
 def _is_result_of(task_id: str, body: bytes) -> bool:
