@@ -78,13 +78,14 @@ test: venv ## Run the tests.
 	@$(MAKE) --no-print-directory --jobs --output-sync official system
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10 $(ARGS)
 
-check: venv ## Lint, check the format, the types, who imports whom, and the blocks of the pages.
+check: venv ## Lint, check the format, the types, who imports whom, sizes, and the blocks of the pages.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports --no-cache --no-logo pyproject.toml
 	$(BIN)/python tests/page_blocks.py
+	$(BIN)/python tools/check-sizes
 
 $(FUZZ_STAMP): pyproject.toml tools/make-venv
 	@PYTHON="$(PYTHON)" tools/make-venv $(FUZZ) --editable '.[all]' --group test --group fuzz
