@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flux_endpoint import Client, ComputeFuture, Executor, ServiceUnreachableError
-from flux_endpoint.client import stream as stream_module
+from flux_endpoint.client import results as results_module
 
 TIMEOUT = 20
 ENDPOINT = "00000000-0000-4000-8000-00000000000e"
@@ -69,8 +69,8 @@ def test_an_endpoint_that_goes_offline_while_a_task_waits_is_noticed(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream_module, "QUIET", 0.05)
-    monkeypatch.setattr(stream_module, "MAX_QUIET", 0.1)
+    monkeypatch.setattr(results_module, "QUIET", 0.05)
+    monkeypatch.setattr(results_module, "MAX_QUIET", 0.1)
     told = Told(service)
     assert executor.submit(pow, 2, 2).wait_submitted(TIMEOUT)
     assert told.asked.acquire(timeout=TIMEOUT)

@@ -14,7 +14,7 @@ import pytest
 
 from flux_endpoint import Client, ComputeFuture, Executor, TaskExecutionFailed
 from flux_endpoint.client import exits
-from flux_endpoint.client import stream as stream_module
+from flux_endpoint.client import results as results_module
 from flux_endpoint.client import streams as streams_module
 from flux_endpoint.client.results import from_document, from_message, load
 from flux_endpoint.errors import DeserializationError, InvalidMessageError
@@ -191,7 +191,7 @@ def test_early_results_beyond_the_limit_are_requested_from_the_service(
     messages: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream_module, "MAX_EARLY", 2)
+    monkeypatch.setattr(results_module, "MAX_EARLY", 2)
     submitted(executor)
     group = executor.task_group_id
 
@@ -465,14 +465,14 @@ def test_a_tasks_id_is_known_once_its_own_future_is_found_by_a_reload(
     made = threading.Event()
     futures: list[ComputeFuture] = []
     known: SimpleQueue[str | None] = SimpleQueue()
-    ends = stream_module.ResultStream.submission_ends
+    ends = results_module.ResultStream.submission_ends
 
     def look(stream: Any, accepted: Any, endpoint: Any) -> None:
         assert made.wait(TIMEOUT)
         known.put(futures[0].task_id)
         ends(stream, accepted, endpoint)
 
-    monkeypatch.setattr(stream_module.ResultStream, "submission_ends", look)
+    monkeypatch.setattr(results_module.ResultStream, "submission_ends", look)
     futures += [executor.submit(double, 1)]
     made.set()
     assert known.get(timeout=TIMEOUT) is None
@@ -508,14 +508,14 @@ def test_a_shutdown_during_a_reload_does_not_stop_it(
 ) -> None:
     group, task = str(executor.task_group_id), str(uuid.uuid4())
     service.groups[group] = [task]
-    follow = stream_module.ResultStream.follow
+    follow = results_module.ResultStream.follow
 
     def shut_down_first(stream: Any, futures: list[ComputeFuture]) -> list[ComputeFuture]:
         executor.shutdown(wait=False)
         stream.join(0.2)
         return follow(stream, futures)
 
-    monkeypatch.setattr(stream_module.ResultStream, "follow", shut_down_first)
+    monkeypatch.setattr(results_module.ResultStream, "follow", shut_down_first)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         reloaded = pool.submit(executor.reload_tasks)
         (future,) = reloaded.result(TIMEOUT)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flux_endpoint.engine.function_cache import FunctionCache
+from flux_endpoint.engine.task import FunctionCache
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.serialize import ComputeSerializer, DillCode, PureSourceDill
 

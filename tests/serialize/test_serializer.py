@@ -36,7 +36,7 @@ def add(x, y=1):
         JSONData,
         JSONData(),
         "flux_endpoint.serialize.JSONData",
-        "flux_endpoint.serialize.data.JSONData",
+        "flux_endpoint.serialize.strategies.JSONData",
         f"{OFFICIAL}.JSONData",
         "globus_compute_sdk.serialize.JSONData",
     ],

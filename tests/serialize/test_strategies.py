@@ -24,7 +24,7 @@ from flux_endpoint.serialize import (
     SerializationStrategy,
     pack_buffers,
 )
-from flux_endpoint.serialize.data import dill_from_text, dill_to_text
+from flux_endpoint.serialize.strategies import dill_from_text, dill_to_text
 
 IDENTIFIERS = {
     "DillCode": "01\n",

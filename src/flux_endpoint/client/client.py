@@ -14,9 +14,8 @@ from flux_endpoint.client.commands import RegisteredCommands
 from flux_endpoint.client.endpoints import find_endpoint
 from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.client.registry import registration_body, source_body
-from flux_endpoint.client.results import from_document, load
+from flux_endpoint.client.results import STATUS_CHUNK, from_document, load
 from flux_endpoint.client.skew import warn_of_skew
-from flux_endpoint.client.stream import STATUS_CHUNK
 from flux_endpoint.credentials import Credentials, load_credentials
 from flux_endpoint.errors import (
     ConfigurationError,

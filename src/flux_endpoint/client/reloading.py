@@ -8,8 +8,7 @@ from typing import Any
 
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.future import ComputeFuture
-from flux_endpoint.client.results import from_document, resolve
-from flux_endpoint.client.stream import STATUS_CHUNK
+from flux_endpoint.client.results import STATUS_CHUNK, from_document, resolve
 from flux_endpoint.client.streams import Streams
 
 

@@ -12,7 +12,7 @@ from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.group_stream import GroupStream
 from flux_endpoint.client.job import JobRecord
 from flux_endpoint.client.job_events import EventStream
-from flux_endpoint.client.stream import ResultStream
+from flux_endpoint.client.results import ResultStream
 
 #: Time (s) for the orderly end of the streams that an Executor has used; then it does not wait.
 CLOSE_TIMEOUT = 5.0

@@ -1,20 +1,11 @@
 """Converts objects to text and back, wire-identical to the official strategies."""
 
-from flux_endpoint.serialize.code import (
-    DillCode,
-    DillCodeSource,
-    DillCodeTextInspect,
-    PickleCode,
-    PureSourceDill,
-    PureSourceTextInspect,
-)
 from flux_endpoint.serialize.combined import (
     AllCodeStrategies,
     AllDataStrategies,
     CombinedCode,
     ComboSerializationStrategy,
 )
-from flux_endpoint.serialize.data import DillDataBase64, JSONData, reading_as, written_by_pickle
 from flux_endpoint.serialize.packing import (
     buffers_of_task,
     pack_buffers,
@@ -36,9 +27,19 @@ from flux_endpoint.serialize.serializer import (
 from flux_endpoint.serialize.state import State, never_changes, same_state
 from flux_endpoint.serialize.strategies import (
     IDENTIFIER_LENGTH,
+    DillCode,
+    DillCodeSource,
+    DillCodeTextInspect,
+    DillDataBase64,
+    JSONData,
+    PickleCode,
+    PureSourceDill,
+    PureSourceTextInspect,
     SerializationStrategy,
     StrategyError,
     prefer_for_type,
+    reading_as,
+    written_by_pickle,
 )
 
 __all__ = [

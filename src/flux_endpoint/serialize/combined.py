@@ -9,17 +9,19 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from flux_endpoint.errors import DeserializationError, SerializationError
-from flux_endpoint.serialize.code import (
+from flux_endpoint.serialize.packing import pack_buffers, unpack_buffers
+from flux_endpoint.serialize.state import State
+from flux_endpoint.serialize.strategies import (
+    IDENTIFIER_LENGTH,
     DillCode,
     DillCodeSource,
     DillCodeTextInspect,
+    DillDataBase64,
+    JSONData,
     PureSourceDill,
     PureSourceTextInspect,
+    SerializationStrategy,
 )
-from flux_endpoint.serialize.data import DillDataBase64, JSONData
-from flux_endpoint.serialize.packing import pack_buffers, unpack_buffers
-from flux_endpoint.serialize.state import State
-from flux_endpoint.serialize.strategies import IDENTIFIER_LENGTH, SerializationStrategy
 
 _SHOWN = 50
 

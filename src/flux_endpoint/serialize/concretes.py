@@ -1,16 +1,17 @@
 """The strategies, at the official package's import path."""
 
-from flux_endpoint.serialize.code import (
+from flux_endpoint.serialize.combined import AllCodeStrategies, AllDataStrategies, CombinedCode
+from flux_endpoint.serialize.serializer import DEFAULT_STRATEGY_CODE, DEFAULT_STRATEGY_DATA
+from flux_endpoint.serialize.strategies import (
     DillCode,
     DillCodeSource,
     DillCodeTextInspect,
+    DillDataBase64,
+    JSONData,
     PickleCode,
     PureSourceDill,
     PureSourceTextInspect,
 )
-from flux_endpoint.serialize.combined import AllCodeStrategies, AllDataStrategies, CombinedCode
-from flux_endpoint.serialize.data import DillDataBase64, JSONData
-from flux_endpoint.serialize.serializer import DEFAULT_STRATEGY_CODE, DEFAULT_STRATEGY_DATA
 
 __all__ = [
     "DEFAULT_STRATEGY_CODE",

@@ -10,8 +10,6 @@ import dill
 
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.serialize import diagnosis, packing
-from flux_endpoint.serialize.code import DillCode
-from flux_endpoint.serialize.data import DillDataBase64, JSONData
 from flux_endpoint.serialize.selection import (
     Allowlist,
     DeserializerAllowlist,
@@ -23,6 +21,9 @@ from flux_endpoint.serialize.selection import (
 from flux_endpoint.serialize.state import State
 from flux_endpoint.serialize.strategies import (
     IDENTIFIER_LENGTH,
+    DillCode,
+    DillDataBase64,
+    JSONData,
     SerializationStrategy,
     StrategyError,
     all_strategies,
