@@ -120,8 +120,6 @@ class Executor(ExecutorSettings, Submitting):
         self.exceptions = exceptions
         self.raise_remote = raise_remote
         self._functions = FunctionRegistry()
-        self._sources: dict[tuple[str, str], str] = {}
-        self._warned_of_mpi = False
         self._submitter = Submitter(
             self.client.api,
             self._streams,
@@ -212,11 +210,11 @@ class Executor(ExecutorSettings, Submitting):
             RuntimeError: the Executor is shut down.
         """
         self._refuse_if_shut_down("refusing to register function")
-        key = (source, function_name)
-        if key in self._sources:
-            raise ValueError(_registered(function_name, self._sources[key]))
-        self._sources[key] = self.client.register_source_code(source, function_name, **kwargs)
-        return self._sources[key]
+        key, sources = (source, function_name), self._functions.sources
+        if key in sources:
+            raise ValueError(_registered(function_name, sources[key]))
+        sources[key] = self.client.register_source_code(source, function_name, **kwargs)
+        return sources[key]
 
     # Tasks.
 
@@ -227,7 +225,7 @@ class Executor(ExecutorSettings, Submitting):
     def get_worker_hardware_details(self) -> str:
         """Return a text that describes a worker's machine; waits for a task that determines it."""
         key = hardware_source()
-        known = self._sources.get(key) or self.register_source_code(*key)
+        known = self._functions.sources.get(key) or self.register_source_code(*key)
         return str(self.submit_to_registered_function(known).result())
 
     def attach(self, jobid: int | str) -> ComputeFuture:

@@ -280,6 +280,8 @@ class FunctionRegistry:
     """
 
     def __init__(self) -> None:
+        #: Ids of functions that were registered as source, by text and name.
+        self.sources: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
         self._known: OrderedDict[int, _Known] = OrderedDict()  # by identity
         # Callables with equal name and code share a registration: lambdas in a loop, bound methods.

@@ -33,6 +33,7 @@ class Submitting(FuturesExecutor):
     """The methods that submit tasks, for an Executor and its views."""
 
     _resource_specification: dict[str, Any] | None
+    _warned_of_mpi: bool = False
 
     @property
     @abstractmethod

@@ -14,7 +14,8 @@ MOST_LINES = 100
 #: Largest serialized value that is read.
 LARGEST = 1 << 20
 
-#: Begins a pickle in base64, by `serialize.strategies`, which is not imported here: it brings dill along.
+#: Begins a pickle in base64, by `serialize.strategies`, which is not imported here: it brings dill
+#: along.
 _DATA = b"00\n"
 _COMMAND = ("cmd", "stdout", "stderr", "returncode")
 
