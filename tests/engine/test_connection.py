@@ -71,9 +71,9 @@ def settings(directory: Path, address: str) -> ManagerSettings:
 #: workers, nothing before it has obeyed the pool: as if all that came in the same moment.
 _HEARS_LATE = """
 import sys
-from flux_endpoint.engine.workers import manager, staff, waiting
+from flux_endpoint.engine.workers import backlog, manager, staff
 from flux_endpoint.engine.workers.staff import Staff
-waiting.SHORT, staff._TAKE_BACK_AFTER = 1e9, 60.0
+backlog.SHORT, staff._TAKE_BACK_AFTER = 1e9, 60.0
 obeyed = []
 def obeying(method):
     def obey(self, *order):

@@ -10,12 +10,12 @@ import time
 import pytest
 
 from flux_endpoint.engine.workers import outbox
+from flux_endpoint.engine.workers.backlog import most_held
 from flux_endpoint.engine.workers.begun import BegunRecord, BegunTasks
 from flux_endpoint.engine.workers.files import ManagerFiles
 from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.recovery import Recovery
 from flux_endpoint.engine.workers.spool import Spool, read_spool
-from flux_endpoint.engine.workers.waiting import most_held
 
 PATIENCE = 30
 

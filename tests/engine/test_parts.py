@@ -20,8 +20,7 @@ from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
 from flux_endpoint.engine.workers import process_tree
-from flux_endpoint.engine.workers.frames import FrameReader, FrameSocket, write_frame
-from flux_endpoint.engine.workers.waiting import Claims
+from flux_endpoint.engine.workers.frames import Claims, FrameReader, FrameSocket, write_frame
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ErrorCode
 from waiting import until

@@ -1,18 +1,41 @@
-"""Tasks that wait for a worker, and the ends of tasks that never get one."""
+"""Tasks that wait for a worker, in the pool and on a node, and the ends of those that get none."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, field
 from typing import Any
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.attempts import failure_text
 from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.workers.frames import Task
 from flux_endpoint.protocol.envelope import ATTEMPTS, NODE
 from flux_endpoint.protocol.states import ErrorCode, TaskState
+
+#: A worker is sent as many tasks as take this many seconds.
+SHORT = 0.02
+#: The most tasks that a worker is sent.
+MAX_AHEAD = 32
+#: The most tasks that a manager holds, unless its workers are more than half as many.
+_MAX_HELD = 4096
+
+
+def tasks_ahead(seconds: float) -> int:
+    """Return the most tasks of a worker: one, or more if tasks take so few `seconds`."""
+    return max(1, min(MAX_AHEAD, int(SHORT / max(seconds, 1e-6))))
+
+
+def most_held(workers: int, ahead: int = MAX_AHEAD) -> int:
+    """Return the most tasks that a manager holds: as many as its workers, and again as many.
+
+    Args:
+        workers: number of its workers.
+        ahead: the most tasks of each.
+    """
+    return min(2 * ahead * workers, max(2 * workers, _MAX_HELD))
 
 
 @dataclass(eq=False)
@@ -146,6 +169,63 @@ class TaskBacklog:
         """Leave all waiting tasks to others."""
         while self._entries:
             self.leave(self._entries.popleft())
+
+
+class NodeQueue:
+    """Tasks in the order in which they should start."""
+
+    def __init__(self) -> None:
+        self._tasks: deque[Task] = deque()
+        #: The earliest `start_before` of the tasks, in seconds since the epoch.
+        self.late_at = math.inf
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The ids of the tasks."""
+        return [str(header["id"]) for header, _ in self._tasks]
+
+    @property
+    def next_size(self) -> int:
+        """Size in bytes of the next task's buffer."""
+        return len(self._tasks[0][1])
+
+    def add(self, task: Task) -> None:
+        """Append a task."""
+        self._tasks.append(task)
+        self._note(task)
+
+    def put_back(self, task: Task) -> None:
+        """Put a task first."""
+        self._tasks.appendleft(task)
+        self._note(task)
+
+    def _note(self, task: Task) -> None:
+        self.late_at = min(self.late_at, task[0].get("before", math.inf))
+
+    def take(self) -> Task:
+        """Remove and return the next task."""
+        return self._tasks.popleft()
+
+    def take_last(self, count: int) -> list[str]:
+        """Remove at most `count` tasks, the last first; return their ids."""
+        return [str(self._tasks.pop()[0]["id"]) for _ in range(min(count, len(self._tasks)))]
+
+    def take_late(self, now: float) -> list[str]:
+        """Remove the tasks whose `start_before` has passed; return their ids."""
+        late = {str(h["id"]) for h, _ in self._tasks if h.get("before", math.inf) <= now}
+        self.remove(late)
+        moments = (header.get("before", math.inf) for header, _ in self._tasks)
+        self.late_at = min(moments, default=math.inf)
+        return list(late)
+
+    def remove(self, task_ids: Collection[str]) -> bool:
+        """Remove tasks; return whether there were any."""
+        before = len(self._tasks)
+        self._tasks = deque(task for task in self._tasks if task[0]["id"] not in task_ids)
+        return len(self._tasks) < before
 
 
 def _fail(entry: TaskEntry, code: ErrorCode, text: str) -> None:

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from flux_endpoint import logs
-from flux_endpoint.engine.workers.waiting import most_held
+from flux_endpoint.engine.workers.backlog import most_held
 
 log = logging.getLogger(__name__)
 

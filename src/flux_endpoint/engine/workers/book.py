@@ -15,10 +15,9 @@ from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineResult
 from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
-from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
+from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry, most_held, tasks_ahead
 from flux_endpoint.engine.workers.spool import EndHeader
 from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
-from flux_endpoint.engine.workers.waiting import most_held, tasks_ahead
 
 log = logging.getLogger(__name__)
 

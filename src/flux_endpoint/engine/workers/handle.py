@@ -9,8 +9,7 @@ from typing import Any
 
 import zmq
 
-from flux_endpoint.engine.workers.frames import FrameSocket
-from flux_endpoint.engine.workers.waiting import Claims, Task
+from flux_endpoint.engine.workers.frames import Claims, FrameSocket, Task
 
 
 class WorkerProcess:

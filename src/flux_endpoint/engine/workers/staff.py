@@ -15,6 +15,7 @@ import zmq
 from flux_endpoint import logs
 from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
 from flux_endpoint.engine.output import OutputPipe
+from flux_endpoint.engine.workers.backlog import NodeQueue, tasks_ahead
 from flux_endpoint.engine.workers.frames import NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.engine.workers.process_tree import end_of
@@ -22,7 +23,6 @@ from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
 from flux_endpoint.engine.workers.template_link import TemplateLink
 from flux_endpoint.engine.workers.termination import WorkerTermination
-from flux_endpoint.engine.workers.waiting import NodeQueue, tasks_ahead
 from flux_endpoint.engine.workers.worker_reports import (
     FalseReportError,
     Late,

@@ -21,11 +21,10 @@ import psutil
 
 from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.begun import BegunTasks
-from flux_endpoint.engine.workers.frames import write_frame
+from flux_endpoint.engine.workers.frames import Claims, write_frame
 from flux_endpoint.engine.workers.gpus import shares
 from flux_endpoint.engine.workers.process_tree import kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
-from flux_endpoint.engine.workers.waiting import Claims
 from flux_endpoint.engine.workers.worker import work
 from flux_endpoint.functions.sdk_shims import install_stand_ins
 

@@ -11,12 +11,11 @@ import psutil
 
 from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.begun import record_begun
-from flux_endpoint.engine.workers.frames import FrameSocket
+from flux_endpoint.engine.workers.frames import Claims, FrameSocket
 from flux_endpoint.engine.workers.handle import WorkerChannel, WorkerHandle
 from flux_endpoint.engine.workers.process_tree import kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.template import request_worker, start_template
-from flux_endpoint.engine.workers.waiting import Claims
 
 #: The most pending requests: the kernel queues only a few more.
 _MAX_STARTING = 64

@@ -14,7 +14,7 @@ from typing import Any
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
-from flux_endpoint.engine.workers.frames import FrameReader, write_frame
+from flux_endpoint.engine.workers.frames import Claims, FrameReader, write_frame
 from flux_endpoint.engine.workers.process_state import (
     ProcessState,
     out_of_the_way,
@@ -23,7 +23,6 @@ from flux_endpoint.engine.workers.process_state import (
     stop_virtual_timer,
 )
 from flux_endpoint.engine.workers.process_tree import CONNECTION_CLOSED
-from flux_endpoint.engine.workers.waiting import Claims
 from flux_endpoint.protocol.envelope import ATTEMPTS, NODE, WORKER
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 from flux_endpoint.usage import Meter
