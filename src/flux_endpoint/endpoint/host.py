@@ -1,4 +1,4 @@
-"""Hosts an endpoint's agent in this process: signals, the published status, the exit code."""
+"""Hosts an endpoint's agent in this process: its engine, signals, the status, the exit code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.directory import DirectoryStatus, EndpointDirectory, this_machine
 from flux_endpoint.endpoint.enrolment import Enrolment
 from flux_endpoint.endpoint.status import AgentStatus
+from flux_endpoint.engine.base import Engine
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.queues import EndpointQueues
 
@@ -117,3 +119,17 @@ class AgentHost:
             logging.shutdown()
             os._exit(code)
         return code
+
+
+def new_engine(config: EndpointConfig, endpoint_id: str, directory: EndpointDirectory) -> Engine:
+    """Return the engine that a configuration describes."""
+    from flux_endpoint.engine import FluxEngine  # noqa: PLC0415 - brings Flux along
+    from flux_endpoint.engine.blocks import BlockEngine  # noqa: PLC0415 - brings Flux along
+
+    kind = FluxEngine if config.engine.blocks is None else BlockEngine
+    return kind(
+        config.engine,
+        endpoint_id=endpoint_id,
+        directory=directory.path,
+        plain_programs=None if config.allowed_functions is None else config.plain_programs,
+    )

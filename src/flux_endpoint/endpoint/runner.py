@@ -12,10 +12,10 @@ from typing import Any
 from flux_endpoint import logs, paths
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.endpoint.agent import Agent
-from flux_endpoint.endpoint.config import EndpointConfig, declares_multi_user, parse_config
+from flux_endpoint.endpoint.config import declares_multi_user, parse_config
 from flux_endpoint.endpoint.directory import GONE, AgentLock, EndpointDirectory
 from flux_endpoint.endpoint.enrolment import Enrolment
-from flux_endpoint.endpoint.host import AgentHost, HostedAgent, LoadedEndpoint
+from flux_endpoint.endpoint.host import AgentHost, HostedAgent, LoadedEndpoint, new_engine
 from flux_endpoint.endpoint.registration import (
     BrokerUrl,
     Registration,
@@ -23,7 +23,6 @@ from flux_endpoint.endpoint.registration import (
     registration_request,
 )
 from flux_endpoint.endpoint.status import AgentStatus
-from flux_endpoint.engine.base import Engine
 from flux_endpoint.errors import (
     ConfigurationError,
     EndpointGoneError,
@@ -188,17 +187,3 @@ class Runner(AgentHost):
             except queue.Empty:
                 continue
             return None
-
-
-def new_engine(config: EndpointConfig, endpoint_id: str, directory: EndpointDirectory) -> Engine:
-    """Return the engine that a configuration describes."""
-    from flux_endpoint.engine import FluxEngine  # noqa: PLC0415 - brings Flux along
-    from flux_endpoint.engine.blocks import BlockEngine  # noqa: PLC0415 - brings Flux along
-
-    kind = FluxEngine if config.engine.blocks is None else BlockEngine
-    return kind(
-        config.engine,
-        endpoint_id=endpoint_id,
-        directory=directory.path,
-        plain_programs=None if config.allowed_functions is None else config.plain_programs,
-    )

@@ -22,9 +22,8 @@ from flux_endpoint import logs, paths
 from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import EndpointConfig, parse_config
 from flux_endpoint.endpoint.directory import AgentLock, EndpointDirectory
-from flux_endpoint.endpoint.host import AgentHost
+from flux_endpoint.endpoint.host import AgentHost, new_engine
 from flux_endpoint.endpoint.multi_user.template import check_values, render
-from flux_endpoint.endpoint.runner import new_engine
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError
 from flux_endpoint.logs import event

@@ -1,7 +1,7 @@
 // The page as a whole: login, which view is open, and when it is refreshed.
 
 import { get, listen, logIn, logOut } from "./api.js";
-import { duration, h, show, synchronize, tick } from "./dom.js";
+import { duration, h, problems, synchronize, tick } from "./dom.js";
 import { overview } from "./overview.js";
 import { run } from "./run.js";
 import { task } from "./task.js";
@@ -92,14 +92,6 @@ function failed(error) {
   const text = `${error.message} Trying again…`;
   if (old) old.textContent = text;
   else document.getElementById("problems").append(h("p", { id: "failure", class: "problem", role: "alert" }, text));
-}
-
-/** Show what is wrong with the service; the overview knows. */
-export function problems(texts) {
-  const box = document.getElementById("problems");
-  const list = box.querySelector("ul") || box.appendChild(h("ul", { class: "problems" }));
-  show(list, texts, (text) => text, (text) => h("li", { class: "problem" }, h("span", { "aria-hidden": "true" }, "⚠ "), text));
-  if (!texts.length) list.remove();
 }
 
 function setLive(isLive) {

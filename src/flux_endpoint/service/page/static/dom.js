@@ -128,3 +128,11 @@ export function badge(state) {
   const [sign, name] = STATES[state] || ["?", state];
   return h("span", { class: `badge ${state}` }, h("span", { "aria-hidden": "true", class: "sign" }, sign), name);
 }
+
+/** Show what is wrong with the service; the overview knows. */
+export function problems(texts) {
+  const box = document.getElementById("problems");
+  const list = box.querySelector("ul") || box.appendChild(h("ul", { class: "problems" }));
+  show(list, texts, (text) => text, (text) => h("li", { class: "problem" }, h("span", { "aria-hidden": "true" }, "⚠ "), text));
+  if (!texts.length) list.remove();
+}

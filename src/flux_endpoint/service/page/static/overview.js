@@ -1,8 +1,7 @@
 // What runs, what waits, what failed; and each endpoint.
 
 import { get } from "./api.js";
-import { problems } from "./app.js";
-import { age, bytes, duration, h, moment, now, number, show, synchronize } from "./dom.js";
+import { age, bytes, duration, h, moment, now, number, problems, show, synchronize } from "./dom.js";
 import { taskTable } from "./tasks.js";
 
 const LATEST = 10;
