@@ -71,6 +71,9 @@ class Rule:
     basic: bool = False
 
 
+#: A route that is there for administrators alone.
+NO_SUCH_PATH = Rule("404 NOT_FOUND", owner="404 NOT_FOUND", itself="404 NOT_FOUND")
+
 REGISTRATION = {"endpoint_name": "lab", "metadata": OWN}
 
 RULES = {
@@ -80,6 +83,11 @@ RULES = {
     "GET /v2/version": Rule(nobody="200", itself="200"),
     "GET /health": Rule(nobody="200", itself="200"),
     "GET /v3/status": Rule(),
+    # Of administrators, whose tokens have a scope of their own.
+    "GET /v3/admin/tasks": NO_SUCH_PATH,
+    "GET /v3/admin/tasks/{task_id}": NO_SUCH_PATH,
+    "GET /v3/admin/endpoints": NO_SUCH_PATH,
+    "GET /v3/admin/users": NO_SUCH_PATH,
     "GET /metrics": Rule(FORBIDDEN_METRICS, owner=FORBIDDEN_METRICS),
     "POST /auth/v2/oauth2/token": Rule(
         body="grant_type=client_credentials&scope=openid", basic=True, itself="200"

@@ -50,7 +50,9 @@ SECTIONS = {
             "restart:restart", "Stop an endpoint, and start it again in the background."
         ),
         "delete": Entry("delete:delete_endpoint", "Delete an endpoint, here and at the service."),
-        "service": Entry("service:service", "Run the REST service, and manage its tokens."),
+        "service": Entry(
+            "service:service", "Run the REST service, and administer it: users, tokens, limits."
+        ),
     },
     "Monitor and control": {
         "status": Entry(

@@ -20,13 +20,14 @@ from flux_endpoint.cli.administration.options import (
 )
 from flux_endpoint.cli.administration.prune import prune
 from flux_endpoint.cli.administration.tokens import token
+from flux_endpoint.cli.administration.users import user
 from flux_endpoint.cli.process import quick_imports
 from flux_endpoint.errors import ConfigurationError
 
 
 @click.group()
 def service() -> None:
-    """Run the REST service, and manage its tokens.
+    """Run the REST service, and administer it: users, tokens, limits.
 
     Every option can be given in the environment. URLs with passwords should be, since everybody on
     the machine can read command lines.
@@ -99,6 +100,11 @@ def service() -> None:
 @setting("max-user-requests", "The most requests of a user per second.", default=200, type=float)
 @setting("max-user-tasks", "The most unfinished tasks of each user.", default=200_000, type=int)
 @setting("max-user-queued", "The most bytes of their arguments (K, M, G, T).", default="10G")
+@setting(
+    "max-user-task-rate",
+    "The most tasks that a user submits per second in the long run.  [default: no limit]",
+    type=float,
+)
 @setting("max-user-functions", "The most functions of each user.", default=20_000, type=int)
 @setting("max-user-code", "The most bytes of these functions (K, M, G, T).", default="1G")
 @setting("max-user-endpoints", "The most endpoints of each user.", default=200, type=int)
@@ -136,5 +142,5 @@ def migrate(database_url: str | None) -> None:
     open_database(database_url).close()
 
 
-for noun in (token, group, prune, backup):
+for noun in (user, token, group, prune, backup):
     service.add_command(noun)

@@ -30,6 +30,7 @@ from flux_endpoint.service.quotas import Quotas, RequestRate
 from flux_endpoint.service.request_target import AbsoluteTargets
 from flux_endpoint.service.retention import Retention
 from flux_endpoint.service.routes import (
+    administration,
     amqp,
     attach,
     auth,
@@ -51,6 +52,7 @@ from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.accounts import account_key
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.sweep import Keep
+from flux_endpoint.service.token_use import TokenUse
 
 
 def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) -> FastAPI:
@@ -97,6 +99,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
             at_broker,
             changes,
             Sessions(await to_thread.run_sync(_key, database)),
+            TokenUse(database),
         )
         try:
             yield
@@ -109,8 +112,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
 
     # No schema pages: they load scripts from other hosts, and a browser sends no token for them.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.listeners = listeners
-    app.state.report_requests = ReportRequests()
+    app.state.listeners, app.state.report_requests = listeners, ReportRequests()
     _add_routes(app, settings, counters)
     return app
 
@@ -132,6 +134,7 @@ def _add_routes(app: FastAPI, settings: ServiceSettings, counters: ServiceCounte
     app.include_router(taken.router)
     app.include_router(metrics.router)
     app.include_router(page.router)
+    app.include_router(administration.router)
 
 
 def _key(database: Database) -> bytes:

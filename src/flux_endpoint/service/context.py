@@ -16,6 +16,7 @@ from flux_endpoint.service.quotas import Quotas
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.task_publisher import TaskPublisher
+from flux_endpoint.service.token_use import TokenUse
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class ServiceContext:
     access: BrokerAccess
     changes: ChangeListener
     sessions: Sessions
+    token_use: TokenUse
     repeats: DuplicateSubmissions = field(default_factory=DuplicateSubmissions)
 
 

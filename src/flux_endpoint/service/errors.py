@@ -70,6 +70,11 @@ def broker_unavailable() -> ServiceError:
     )
 
 
+def unknown_path(path: str) -> ServiceError:
+    """Return the error for a path that has no route, or none for the caller."""
+    return ServiceError(f"there is no {path} here", http_status=404, code=_ROUTING_ERRORS[404])
+
+
 def endpoint_unknown(endpoint_id: str) -> ServiceError:
     """Return the error for an endpoint that doesn't exist or that the caller must not see."""
     return ServiceError(
@@ -139,10 +144,11 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
-    text = {
-        404: f"there is no {request.url.path} here",
-        405: f"{request.method} is not allowed on {request.url.path}",
-    }.get(status, str(error.detail))
+    if status == 404:
+        return error_answer(unknown_path(request.url.path))
+    text = {405: f"{request.method} is not allowed on {request.url.path}"}.get(
+        status, str(error.detail)
+    )
     code = _ROUTING_ERRORS.get(status, "REQUEST_REFUSED")
     headers = dict(error.headers) if error.headers else None
     return error_answer(ServiceError(text, http_status=status, code=code), headers=headers)

@@ -11,10 +11,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service.audit import ServiceAudit
-from flux_endpoint.service.errors import CHALLENGE, error_answer
+from flux_endpoint.service.context import ServiceContext
+from flux_endpoint.service.errors import CHALLENGE, error_answer, unknown_path
 from flux_endpoint.service.page.sessions import Sessions
 from flux_endpoint.service.quotas import RequestRate
-from flux_endpoint.service.scope import endpoint_token_permits
+from flux_endpoint.service.scope import TokenScope, endpoint_token_permits, needed_scope
 from flux_endpoint.service.store import users
 from flux_endpoint.service.store.engine import Database
 
@@ -62,7 +63,7 @@ class Authentication:
         user = None
         try:
             session = _session(scope, context.sessions) if authorization is None else None
-            user = await to_thread.run_sync(_user, context.database, authorization, session)
+            user = await to_thread.run_sync(_user, context, authorization, session)
             _check_scope(user, scope)
         except ServiceError as error:
             if any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes):
@@ -76,7 +77,8 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            with self._rate.one(user.endpoint_id or user.id):
+            own_limit = context.quotas.limits(user.limits).max_user_requests
+            with self._rate.one(user.endpoint_id or user.id, own_limit):
                 await self._app(scope, receive, send)
         except ServiceError as error:  # from the rate limit: the application handles its own errors
             await error_answer(error)(scope, receive, send)
@@ -103,13 +105,20 @@ def _session(scope: Scope, sessions: Sessions) -> str | None:
     return token_hash
 
 
-def _user(database: Database, authorization: str | None, session: str | None) -> users.User:
-    if session is not None:
-        with database.read() as connection:
+def _user(context: ServiceContext, authorization: str | None, session: str | None) -> users.User:
+    if session is None:
+        user = _bearer(context.database, authorization)
+    else:
+        with context.database.read() as connection:
             found = users.user_by_hash(connection, session)
         if found is None:
             raise unauthorized("the token that you logged in with has expired or was revoked")
-        return found
+        user = found
+    context.token_use.note(user)
+    return user
+
+
+def _bearer(database: Database, authorization: str | None) -> users.User:
     if authorization is None:
         raise unauthorized("the Authorization header is missing, expected 'Bearer TOKEN'")
     if authorization[: len(_SCHEME)].lower() != _SCHEME:
@@ -118,6 +127,12 @@ def _user(database: Database, authorization: str | None, session: str | None) ->
         token = authorization[len(_SCHEME) :].strip()
         user = users.user_by_token(connection, token)
         expired = users.expired_at(connection, token) if user is None else None
+        disabled = user is None and users.is_disabled(connection, token)
+    if disabled:
+        raise unauthorized(
+            "the user of the token in the Authorization header is disabled: ask the service's "
+            "administrator"
+        )
     if expired is not None:
         raise unauthorized(
             "the token in the Authorization header expired on "
@@ -150,12 +165,18 @@ def address_of(scope: Scope) -> str:
 
 
 def _check_scope(user: users.User, scope: Scope) -> None:
-    """Refuse a request that an endpoint's token does not permit.
+    """Refuse a request that the token does not permit.
 
     Raises:
-        ServiceError: 403, the token is an endpoint's and does not permit the request.
+        ServiceError: 403, the token is an endpoint's and does not permit the request, or its scopes
+            do not; 404, the request is an administrator's, and the token is not.
     """
     endpoint_id = user.endpoint_id
+    needed = needed_scope(scope["method"], scope["path"])
+    if needed is TokenScope.ADMIN:
+        if endpoint_id is not None or needed not in user.scopes:
+            raise unknown_path(Request(scope).url.path)
+        return
     if endpoint_id is not None and not endpoint_token_permits(
         endpoint_id, scope["method"], scope["path"]
     ):
@@ -163,6 +184,15 @@ def _check_scope(user: users.User, scope: Scope) -> None:
             f"this token is only valid for running endpoint {endpoint_id}: use a token of your own",
             http_status=HTTPStatus.FORBIDDEN,
             code="ENDPOINT_TOKEN",
+            field="Authorization",
+        )
+    if endpoint_id is None and needed not in user.scopes:
+        has = ", ".join(sorted(user.scopes))
+        raise ServiceError(
+            f"this token does not permit that: it needs the scope '{needed}', and has {has}. Ask "
+            "your site for a token with this scope",
+            http_status=HTTPStatus.FORBIDDEN,
+            code="TOKEN_SCOPE",
             field="Authorization",
         )
 

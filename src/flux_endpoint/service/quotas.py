@@ -6,16 +6,17 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service import topology
-from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.settings import ServiceSettings, UserLimits
 from flux_endpoint.service.store import functions as function_store
-from flux_endpoint.service.store import tasks
+from flux_endpoint.service.store import tasks, users
 from flux_endpoint.service.store.tables import endpoints, functions, task_groups
 
 #: Retry-After (s) of a submission that would exceed the limit on tasks.
@@ -48,8 +49,12 @@ class RequestRate:
         self._in_progress: Counter[str] = Counter()
 
     @contextmanager
-    def one(self, user_id: str) -> Iterator[None]:
+    def one(self, user_id: str, per_second: float | None = None) -> Iterator[None]:
         """Count a request, and count it as in progress until the context ends.
+
+        Args:
+            user_id: id of the user.
+            per_second: the user's own maximum; default: that of all users.
 
         Raises:
             ServiceError: 429, the user has too many requests in progress, or too many per second.
@@ -62,7 +67,7 @@ class RequestRate:
                 code="TOO_MANY_REQUESTS",
                 retry_after=1,
             )
-        self.take(user_id)
+        self.take(user_id, per_second)
         self._in_progress[user_id] += 1
         try:
             yield
@@ -71,20 +76,25 @@ class RequestRate:
             if not self._in_progress[user_id]:
                 del self._in_progress[user_id]
 
-    def take(self, user_id: str) -> None:
+    def take(self, user_id: str, per_second: float | None = None) -> None:
         """Count a request.
+
+        Args:
+            user_id: id of the user.
+            per_second: the user's own maximum; default: that of all users.
 
         Raises:
             ServiceError: 429, the user makes too many requests per second.
         """
         now = self._clock()
-        most = self._per_second * BURST_SECONDS
+        per_second = self._per_second if per_second is None else per_second
+        most = per_second * BURST_SECONDS
         left, since = self._left.get(user_id, (most, now))
-        left = min(left + (now - since) * self._per_second, most)
+        left = min(left + (now - since) * per_second, most)
         if left < 1:
-            wait = max(math.ceil((1 - left) / self._per_second), 1)
+            wait = max(math.ceil((1 - left) / per_second), 1)
             raise ServiceError(
-                f"you make more than {self._per_second:g} requests a second: try again in {wait} s",
+                f"you make more than {per_second:g} requests a second: try again in {wait} s",
                 http_status=429,
                 code="TOO_MANY_REQUESTS",
                 retry_after=wait,
@@ -112,16 +122,18 @@ class ClientQueues:
         #: By user: when each queue was last opened, the oldest first.
         self._opened: dict[str, dict[str, float]] = {}
 
-    def open(self, user_id: str, queue: str) -> None:
+    def open(self, user_id: str, queue: str, most: int | None = None) -> None:
         """Count a queue that is opened now, perhaps not for the first time.
 
         Args:
             user_id: id of the user.
             queue: name of the queue.
+            most: the user's own maximum; default: that of all users.
 
         Raises:
             ServiceError: 429, the user has too many queues.
         """
+        most = self._most if most is None else most
         with self._lock:
             now = self._clock()
             theirs = self._opened.setdefault(user_id, {})
@@ -129,10 +141,10 @@ class ClientQueues:
                 if at > now - self._kept:
                     break
                 del theirs[each]
-            if queue not in theirs and len(theirs) >= self._most:
+            if queue not in theirs and len(theirs) >= most:
                 wait = math.ceil(next(iter(theirs.values())) + self._kept - now)
                 raise ServiceError(
-                    f"you have opened {self._most} queues of results and events in the last "
+                    f"you have opened {most} queues of results and events in the last "
                     f"{self._kept / 60:g} minutes, which is the limit: use one Executor for many "
                     "tasks",
                     http_status=429,
@@ -146,15 +158,28 @@ class ClientQueues:
 class Quotas:
     """Checks the limits of users. Each method runs in the transaction that adds something.
 
+    A user has the limits of the settings, except for those that are set for the user. They hold
+    over all tokens and endpoints of the user, and over all services that share a database.
+
     Args:
         settings: the service's settings, which have the limits.
+        clock: returns the time in seconds since the epoch.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
+        self._clock = clock
         self.client_queues = ClientQueues(
             settings.max_user_queues, topology.CLIENT_QUEUE_EXPIRES / 1000
         )
+
+    def limits(self, own: Mapping[str, Any] | None) -> UserLimits:
+        """Return the limits of a user.
+
+        Args:
+            own: those that are set for the user, by name.
+        """
+        return self._settings.with_own(own) if own else self._settings
 
     def add_tasks(self, connection: sa.Connection, user_id: str, count: int, size: int) -> None:
         """Count tasks that are about to be stored.
@@ -166,10 +191,14 @@ class Quotas:
             size: bytes of their arguments.
 
         Raises:
-            ServiceError: 429, the user has too many open tasks, or too many bytes of arguments.
+            ServiceError: 413, the user could never have so many; 429, the user has too many open
+                tasks, or too many bytes of arguments, or submits too fast.
         """
         now_open = tasks.change_open(connection, user_id, count, size)
-        most, most_bytes = self._settings.max_user_tasks, self._settings.max_user_queued
+        limits = self.limits(now_open.limits)
+        most, most_bytes = limits.max_user_tasks, limits.max_user_queued
+        if count > most or size > most_bytes:
+            raise _never_fits(count, size, limits)
         if now_open.tasks > most:
             what = f"{now_open.tasks - count} tasks that have not ended, of at most {most}"
         elif now_open.bytes > most_bytes:
@@ -177,6 +206,8 @@ class Quotas:
                 f"{now_open.bytes - size} bytes of arguments waiting, of at most {most_bytes:.0f}"
             )
         else:
+            if math.isfinite(limits.max_user_task_rate):
+                self._count_rate(connection, user_id, count, now_open, limits.max_user_task_rate)
             return
         raise ServiceError(
             f"you have {what}: submit more when some have ended",
@@ -185,15 +216,40 @@ class Quotas:
             retry_after=TASKS_RETRY_AFTER,
         )
 
+    def _count_rate(
+        self, connection: sa.Connection, user_id: str, count: int, known: tasks.Open, rate: float
+    ) -> None:
+        """Count submitted tasks (token bucket, in the user's row, which is locked).
+
+        A submission that is larger than the bucket waits until that is full, and leaves a debt.
+        """
+        now = self._clock()
+        burst = max(rate * BURST_SECONDS, 1.0)
+        left = burst
+        if known.rate_left is not None and known.rate_counted_at is not None:
+            passed = max(now - known.rate_counted_at, 0.0)  # other services' clocks may differ
+            left = min(known.rate_left + passed * rate, burst)
+        needed = min(float(count), burst)
+        if left < needed:
+            wait = max(math.ceil((needed - left) / rate), 1)
+            raise ServiceError(
+                f"you submit more than {rate:g} tasks a second: try again in {wait} s",
+                http_status=429,
+                code="TOO_MANY_SUBMISSIONS",
+                retry_after=wait,
+            )
+        users.set_rate_left(connection, user_id, left - count, now)
+
     def check_functions(self, connection: sa.Connection, user_id: str) -> None:
         """Check that a user may register another function.
 
         Raises:
             ServiceError: 403, the limit on their number or on their size is reached.
         """
+        limits = self.limits(users.limits_of(connection, user_id))
         theirs = (functions.c.owner_id == user_id) & functions.c.deleted_at.is_(None)
-        self._check(connection, theirs, self._settings.max_user_functions, "functions")
-        size, most = function_store.code_bytes(connection, user_id), self._settings.max_user_code
+        self._check(connection, theirs, limits.max_user_functions, "functions")
+        size, most = function_store.code_bytes(connection, user_id), limits.max_user_code
         if size >= most:
             raise ServiceError(
                 f"your functions take {size} bytes, of at most {most:.0f}: delete some, and pass "
@@ -214,7 +270,7 @@ class Quotas:
             & endpoints.c.deleted_at.is_(None)
             & endpoints.c.parent_id.is_(None)
         )
-        most = self._settings.max_user_endpoints
+        most = self.limits(users.limits_of(connection, user_id)).max_user_endpoints
         self._check(connection, theirs, most, "endpoints")
         lately = (endpoints.c.owner_id == user_id) & (endpoints.c.deleted_at > time.time() - _DAY)
         count = connection.scalar(sa.select(sa.func.count()).where(lately)) or 0
@@ -233,7 +289,8 @@ class Quotas:
             ServiceError: 403, the limit on task groups is reached.
         """
         theirs = task_groups.c.owner_id == user_id
-        self._check(connection, theirs, self._settings.max_user_groups, "task groups")
+        most = self.limits(users.limits_of(connection, user_id)).max_user_groups
+        self._check(connection, theirs, most, "task groups")
 
     @staticmethod
     def _check(
@@ -251,3 +308,19 @@ class Quotas:
                 http_status=403,
                 code=f"TOO_MANY_{noun.replace(' ', '_').upper()}",
             )
+
+
+def _never_fits(count: int, size: int, limits: UserLimits) -> ServiceError:
+    """Return the error for a submission that would exceed a limit even if it were the only one."""
+    if count > limits.max_user_tasks:
+        what = f"has {count} tasks, and you may have {limits.max_user_tasks} that have not ended"
+    else:
+        what = (
+            f"has {size} bytes of arguments, and those of your tasks that have not ended may have "
+            f"{limits.max_user_queued:.0f}"
+        )
+    return ServiceError(
+        f"the submission {what}: submit less at once",
+        http_status=413,
+        code="SUBMISSION_TOO_LARGE",
+    )

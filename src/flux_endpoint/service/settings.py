@@ -1,8 +1,12 @@
 """The settings of a service."""
 
+from __future__ import annotations
+
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -150,6 +154,8 @@ class UserLimits(BaseModel):
         max_user_requests: requests per second of each user; bursts of ten seconds' worth pass.
         max_user_tasks: maximum number of open tasks of each user.
         max_user_queued: maximum bytes of the arguments of these tasks.
+        max_user_task_rate: tasks per second that each user may submit in the long run; bursts of
+            ten seconds' worth pass, and so does a larger submission after a pause of that length.
         max_user_functions: maximum number of functions of each user.
         max_user_code: maximum bytes of these functions, and of deleted ones that are still kept.
         max_user_endpoints: maximum number of endpoints of each user.
@@ -163,11 +169,25 @@ class UserLimits(BaseModel):
     max_user_requests: float = Field(default=200, ge=1)
     max_user_tasks: int = Field(default=200_000, ge=1)
     max_user_queued: Size = Field(default="10G", validate_default=True, gt=0)
+    max_user_task_rate: float = Field(default=math.inf, gt=0)
     max_user_functions: int = Field(default=20_000, ge=1)
     max_user_code: Size = Field(default="1G", validate_default=True, gt=0)
     max_user_endpoints: int = Field(default=200, ge=1)
     max_user_groups: int = Field(default=20_000, ge=1)
     max_user_queues: int = Field(default=2000, ge=1)
+
+    def with_own(self, own: Mapping[str, Any]) -> UserLimits:
+        """Return the limits of a user who has some of their own.
+
+        Args:
+            own: values by field; those that no field is called after are ignored.
+
+        Raises:
+            ValidationError: a value is invalid.
+        """
+        fields = UserLimits.model_fields
+        limits = {name: getattr(self, name) for name in fields}
+        return UserLimits(**limits | {name: value for name, value in own.items() if name in fields})
 
 
 class ServiceSettings(BrokerSettings, UserLimits):

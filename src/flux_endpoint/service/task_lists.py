@@ -22,7 +22,7 @@ from flux_endpoint.service.store.listing import PagePosition, Wanted, newest_tas
 
 def find_tasks(
     connection: sa.Connection,
-    owner_id: str,
+    owner_id: str | None,
     query: ListTasks,
     *,
     function: str = "",
@@ -33,7 +33,7 @@ def find_tasks(
 
     Args:
         connection: a transaction.
-        owner_id: id of the user.
+        owner_id: id of the user; `None`: all users.
         query: the filter, and the length of the list.
         function: only tasks of functions with this in their names, in any case.
         task_ids: only tasks among these.

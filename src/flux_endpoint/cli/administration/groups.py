@@ -11,7 +11,11 @@ from flux_endpoint.cli.administration.options import (
     open_database,
     record,
 )
+from flux_endpoint.cli.options import json_option, put_json
+from flux_endpoint.cli.table import Column, Row, render, terminal_width
 from flux_endpoint.errors import NotFoundError
+
+_COLUMNS = [Column("GROUP", least=8), Column("MEMBERS", right=True), Column("USERS", least=12)]
 
 
 @click.group()
@@ -53,9 +57,28 @@ def remove(group: str, user: tuple[str, ...], database_url: str | None) -> None:
     record(database_url, "users removed from a group", group=group, users=list(user))
 
 
-@group.command(name="list")
+@group.command()
+@click.argument("group")
 @database_url_option
-def list_groups(database_url: str | None) -> None:
+def delete(group: str, database_url: str | None) -> None:
+    """Remove all users from GROUP, which disappears with that."""
+    database = open_database(database_url)
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    with database.write() as connection:
+        members = users.list_groups(connection).get(group)
+        if members is None:
+            raise _unknown(group)
+        for each in members:
+            users.leave_group(connection, group, existing_user(connection, each))
+    database.close()
+    record(database_url, "group deleted", group=group, users=members)
+
+
+@group.command(name="list")
+@json_option
+@database_url_option
+def list_groups(*, as_json: bool, database_url: str | None) -> None:
     """List the groups with their users."""
     database = open_database(database_url)
     from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
@@ -63,5 +86,36 @@ def list_groups(database_url: str | None) -> None:
     with database.read() as connection:
         found = users.list_groups(connection)
     database.close()
-    for name, members in found.items():
-        click.echo(f"{name}: {', '.join(members)}")
+    if as_json:
+        put_json([{"group": name, "users": members} for name, members in found.items()])
+    elif not found:
+        click.echo("No groups. Create one with: flux-endpoint service group add GROUP USER")
+    else:
+        rows = [Row([name, str(len(them)), ", ".join(them)]) for name, them in found.items()]
+        click.echo(render(_COLUMNS, rows, color=False, width=terminal_width()))
+
+
+@group.command()
+@click.argument("group")
+@json_option
+@database_url_option
+def show(*, group: str, as_json: bool, database_url: str | None) -> None:
+    """List the users of GROUP, one a line."""
+    database = open_database(database_url)
+    from flux_endpoint.service.store import users  # noqa: PLC0415 - only with the extra
+
+    with database.read() as connection:
+        members = users.list_groups(connection).get(group)
+    database.close()
+    if members is None:
+        raise _unknown(group)
+    if as_json:
+        put_json({"group": group, "users": members})
+    else:
+        click.echo("\n".join(members))
+
+
+def _unknown(group: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no group {group}: `flux-endpoint service group list` shows those that there are"
+    )

@@ -147,7 +147,9 @@ def existing_user(connection: Connection, name: str) -> str:
 
     found = users.user_id_of(connection, name)
     if found is None:
-        raise NotFoundError(f"there is no user {name}: `service token create` makes one")
+        raise NotFoundError(
+            f"there is no user {name}: `flux-endpoint service user list` shows those that there are"
+        )
     return found
 
 

@@ -36,7 +36,8 @@ def open_results(
 ) -> GroupQueueAnswer:
     """Open a client's own queue for a group's results. It exists when this returns."""
     queue = queues.task_group_queue(group_id, request.client_id)
-    service.quotas.client_queues.open(caller.id, queue)
+    most = service.quotas.limits(caller.limits).max_user_queues
+    service.quotas.client_queues.open(caller.id, queue, most)
     bundles = request.bundles
     submissions.join_group(service.database, service.quotas, group_id, caller.id, bundles=bundles)
     things = topology.results_of_client(group_id, request.client_id, bundles=bundles)
@@ -54,7 +55,8 @@ def open_events(
     """Open a client's queue for the events of a group's jobs. It exists when this returns."""
     client_id = request.client_id if request else None
     queue = queues.task_group_events_queue(group_id, client_id)
-    service.quotas.client_queues.open(caller.id, queue)
+    most = service.quotas.limits(caller.limits).max_user_queues
+    service.quotas.client_queues.open(caller.id, queue, most)
     submissions.join_group(service.database, service.quotas, group_id, caller.id)
     things = topology.events_of_client(group_id, client_id)
     return _opened(service, caller, things, queue)

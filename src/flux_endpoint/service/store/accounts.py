@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
-from flux_endpoint.service.store.tables import endpoints, secrets, task_groups, tokens
+from flux_endpoint.service.store.tables import endpoints, secrets, task_groups, tokens, users
 from flux_endpoint.service.store.users import TOKEN_ID_LENGTH, is_valid
 
 #: Name of the row in `secrets` with the key from which all passwords are derived.
@@ -66,7 +66,7 @@ def account_key(connection: sa.Connection) -> bytes:
 
 
 def is_alive(connection: sa.Connection, account: Account) -> bool:
-    """Return whether an account's token is still valid and its endpoint not deleted.
+    """Return whether an account's token is valid, its user not disabled, its endpoint not deleted.
 
     Args:
         connection: a transaction.
@@ -76,8 +76,10 @@ def is_alive(connection: sa.Connection, account: Account) -> bool:
         time.time()
     )
     if account.kind is AccountKind.USER:
-        query = sa.select(tokens.c.user_id).where(
-            tokens.c.user_id == account.owner_id, tokens.c.endpoint_id.is_(None), token
+        query = (
+            sa.select(tokens.c.user_id)
+            .join_from(tokens, users)
+            .where(tokens.c.user_id == account.owner_id, tokens.c.endpoint_id.is_(None), token)
         )
     else:
         # A user endpoint belongs to the user who submits, but its credentials belong to the owner
@@ -93,11 +95,13 @@ def is_alive(connection: sa.Connection, account: Account) -> bool:
             .select_from(endpoints)
             .outerjoin(parent, parent.c.id == endpoints.c.parent_id)
             .join(tokens, tokens.c.user_id == runs_it)
+            .join(users, users.c.id == tokens.c.user_id)
             .where(endpoints.c.id == account.owner_id, endpoints.c.deleted_at.is_(None))
             .where(is_there, token)
             # A token of the owner, or one for this endpoint.
             .where(tokens.c.endpoint_id.is_(None) | (tokens.c.endpoint_id == registered))
         )
+    query = query.where(users.c.disabled_at.is_(None))
     return connection.execute(query.limit(1)).first() is not None
 
 

@@ -118,12 +118,22 @@ class Endpoint(OfficialState):
         Args:
             now: seconds since the epoch.
         """
-        report = self.last_report
-        if report is None or self.last_seen is None:
-            return False
-        if report.get("active") is False or report.get("error"):
-            return False
-        return now - self.last_seen < MISSED_REPORTS * heartbeat_period(report)
+        return is_online(self.last_report, self.last_seen, now)
+
+
+def is_online(report: Mapping[str, Any] | None, last_seen: float | None, now: float) -> bool:
+    """Return whether an endpoint's last report is recent and does not announce its end.
+
+    Args:
+        report: the report.
+        last_seen: when it came (seconds since the epoch).
+        now: seconds since the epoch.
+    """
+    if report is None or last_seen is None:
+        return False
+    if report.get("active") is False or report.get("error"):
+        return False
+    return now - last_seen < MISSED_REPORTS * heartbeat_period(report)
 
 
 def _together(metadata: Mapping[str, Any]) -> int:

@@ -96,7 +96,7 @@ class Wanted:
         task_ids: ids of which theirs is one.
     """
 
-    owner_id: str
+    owner_id: str | None
     endpoint_id: str | None = None
     group_id: str | None = None
     ended: bool | None = None
@@ -108,7 +108,8 @@ class Wanted:
 
     def submissions(self) -> Iterator[sa.ColumnElement[bool]]:
         """Yield the conditions on the tasks' submissions."""
-        yield submissions.c.owner_id == self.owner_id
+        if self.owner_id is not None:
+            yield submissions.c.owner_id == self.owner_id
         if self.endpoint_id is not None:
             theirs = endpoints.c.id == self.endpoint_id, endpoints.c.parent_id == self.endpoint_id
             yield submissions.c.endpoint_id.in_(sa.select(endpoints.c.id).where(sa.or_(*theirs)))
@@ -194,12 +195,12 @@ def newest_tasks(
         size = min(size * 10, _MOST_SUBMISSIONS)
 
 
-def task_record(connection: sa.Connection, owner_id: str, task_id: str) -> TaskRecord | None:
+def task_record(connection: sa.Connection, owner_id: str | None, task_id: str) -> TaskRecord | None:
     """Return a user's task, whole; `None`: there is no such task.
 
     Args:
         connection: a transaction.
-        owner_id: id of the user.
+        owner_id: id of the user; `None`: any user.
         task_id: the task.
     """
     _, listed = next(newest_tasks(connection, Wanted(owner_id, task_id=task_id)), (None, None))

@@ -41,6 +41,12 @@ users = Table(
     # Number of open tasks, and bytes of their arguments.
     Column("open_tasks", BigInteger, nullable=False, server_default="0"),
     Column("open_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("disabled_at", Double),  # its tokens are not valid since then; NULL: they are
+    # Limits that are set for this user, by the names of `settings.UserLimits`; NULL: none.
+    Column("limits", JSON(none_as_null=True)),
+    # Tasks that the user may still submit at once, and when that was counted (see `quotas`).
+    Column("rate_left", Double),
+    Column("rate_counted_at", Double),
 )
 
 tokens = Table(
@@ -51,6 +57,9 @@ tokens = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),  # NULL: never
     Column("endpoint_id", String(36), index=True),  # the only endpoint that it may act as
+    Column("scopes", JSON(none_as_null=True)),  # what it permits (see `scope`); NULL: the default
+    Column("label", String(256)),
+    Column("last_used_at", Double),  # to ten minutes; NULL: never, or before it was recorded
 )
 
 #: The members of groups. A group without members does not exist.

@@ -90,10 +90,20 @@ class TaskRoute:
 
 @dataclass(frozen=True)
 class Open:
-    """The number of a user's open tasks, and the bytes of their arguments."""
+    """A user's open tasks.
+
+    Attributes:
+        tasks, bytes: number of them, and bytes of their arguments.
+        limits: the limits that are set for the user, by name.
+        rate_left: tasks that the user could submit at once; negative after a large submission.
+        rate_counted_at: when that was counted (seconds since the epoch).
+    """
 
     tasks: int
     bytes: int
+    limits: Mapping[str, Any] | None
+    rate_left: float | None
+    rate_counted_at: float | None
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,13 @@ _CHANGE_OPEN = (
         open_tasks=users.c.open_tasks + sa.bindparam("count"),
         open_bytes=users.c.open_bytes + sa.bindparam("size"),
     )
-    .returning(users.c.open_tasks, users.c.open_bytes)
+    .returning(
+        users.c.open_tasks,
+        users.c.open_bytes,
+        users.c.limits,
+        users.c.rate_left,
+        users.c.rate_counted_at,
+    )
 )
 
 

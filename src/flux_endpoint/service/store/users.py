@@ -3,13 +3,15 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
 
-from flux_endpoint.service.store.tables import group_members, tokens, users
+from flux_endpoint.service.scope import DEFAULT_SCOPES, TokenScope, known_scopes
+from flux_endpoint.service.store.tables import endpoints, group_members, tokens, users
 
 #: Number of characters of a token's hash that are its id.
 TOKEN_ID_LENGTH = 12
@@ -28,12 +30,18 @@ class User:
         endpoint_id: id of the endpoint that the request's token belongs to; `None`: it is a token
             of the user.
         token_id: id of the request's token; empty if there is no request.
+        scopes: what the request's token permits.
+        limits: the limits that are set for the user, by name.
+        token_used_at: last recorded use of the request's token (seconds since the epoch).
     """
 
     id: str
     name: str
     endpoint_id: str | None = None
     token_id: str = ""
+    scopes: frozenset[TokenScope] = DEFAULT_SCOPES
+    limits: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    token_used_at: float | None = None
 
     @property
     def email(self) -> str | None:
@@ -57,6 +65,14 @@ class Token:
     expires_at: float | None = None
     #: The endpoint that it belongs to; `None`: it is a token of the user.
     endpoint_id: str | None = None
+    scopes: frozenset[TokenScope] = DEFAULT_SCOPES
+    label: str | None = None
+    #: `None`: it was never used, or not since uses are recorded.
+    last_used_at: float | None = None
+
+    def is_expired(self, now: float) -> bool:
+        """Return whether it has expired at `now` (seconds since the epoch)."""
+        return self.expires_at is not None and self.expires_at <= now
 
 
 def user_by_token(connection: sa.Connection, token: str) -> User | None:
@@ -69,7 +85,31 @@ def user_by_hash(connection: sa.Connection, token_hash: str) -> User | None:
     row = connection.execute(_BY_TOKEN, {"hash": token_hash, "now": time.time()}).one_or_none()
     if row is None:
         return None
-    return User(row.id, row.name, row.endpoint_id, token_hash[:TOKEN_ID_LENGTH])
+    return User(
+        row.id,
+        row.name,
+        row.endpoint_id,
+        token_hash[:TOKEN_ID_LENGTH],
+        known_scopes(row.scopes),
+        row.limits or {},
+        row.last_used_at,
+    )
+
+
+def note_use(connection: sa.Connection, token_id: str, now: float) -> None:
+    """Record that a token was used at `now` (seconds since the epoch)."""
+    its = sa.func.substr(tokens.c.hash, 1, TOKEN_ID_LENGTH) == token_id
+    connection.execute(sa.update(tokens).where(its).values(last_used_at=now))
+
+
+def is_disabled(connection: sa.Connection, token: str) -> bool:
+    """Return whether a token is one of a user who is disabled."""
+    query = (
+        sa.select(users.c.disabled_at)
+        .join_from(tokens, users)
+        .where(tokens.c.hash == hash_of(token))
+    )
+    return connection.scalar(query) is not None
 
 
 def expired_at(connection: sa.Connection, token: str) -> float | None:
@@ -87,31 +127,63 @@ def is_valid(now: float | sa.BindParameter[float]) -> sa.ColumnElement[bool]:
 
 
 _BY_TOKEN = (
-    sa.select(users.c.id, users.c.name, tokens.c.endpoint_id)
+    sa.select(
+        users.c.id,
+        users.c.name,
+        users.c.limits,
+        tokens.c.endpoint_id,
+        tokens.c.scopes,
+        tokens.c.last_used_at,
+    )
     .join_from(tokens, users)
-    .where(tokens.c.hash == sa.bindparam("hash"), is_valid(sa.bindparam("now")))
+    .where(
+        tokens.c.hash == sa.bindparam("hash"),
+        is_valid(sa.bindparam("now")),
+        users.c.disabled_at.is_(None),
+    )
 )
 
 
-def create_token(connection: sa.Connection, user_name: str, expires_at: float | None = None) -> str:
+def create_user(connection: sa.Connection, name: str) -> str:
+    """Create a user and return the id; nobody has the name yet."""
+    user_id = str(uuid4())
+    connection.execute(sa.insert(users).values(id=user_id, name=name, created_at=time.time()))
+    return user_id
+
+
+def create_token(
+    connection: sa.Connection,
+    user_name: str,
+    expires_at: float | None = None,
+    *,
+    scopes: frozenset[TokenScope] | None = None,
+    label: str | None = None,
+) -> str:
     """Create a token for a user, who is created if missing; return the token.
 
     Args:
         connection: a transaction that writes.
         user_name: name of the user.
         expires_at: end of its validity (seconds since the epoch); `None`: it never expires.
+        scopes: what it permits; `None`: everything that the user may do, but no administration.
+        label: what it is for, as lists of tokens show it.
     """
-    user_id = user_id_of(connection, user_name)
-    if user_id is None:
-        user_id = str(uuid4())
-        connection.execute(
-            sa.insert(users).values(id=user_id, name=user_name, created_at=time.time())
-        )
-    return _new_token(connection, user_id, None, expires_at)
+    user_id = user_id_of(connection, user_name) or create_user(connection, user_name)
+    return _new_token(
+        connection,
+        user_id,
+        expires_at=expires_at,
+        scopes=None if scopes is None else sorted(scopes),
+        label=label,
+    )
 
 
 def create_endpoint_token(
-    connection: sa.Connection, owner_id: str, endpoint_id: str, expires_at: float | None = None
+    connection: sa.Connection,
+    owner_id: str,
+    endpoint_id: str,
+    expires_at: float | None = None,
+    label: str | None = None,
 ) -> str:
     """Create a token for one endpoint and return it; the oldest ones are deleted.
 
@@ -120,6 +192,7 @@ def create_endpoint_token(
         owner_id: id of the endpoint's owner.
         endpoint_id: the endpoint.
         expires_at: end of its validity (seconds since the epoch); `None`: it never expires.
+        label: what it is for, as lists of tokens show it.
     """
     newest = connection.scalars(
         sa.select(tokens.c.hash)
@@ -128,7 +201,9 @@ def create_endpoint_token(
         .limit(ENDPOINT_TOKENS - 1)
     ).all()
     revoke_endpoint_tokens(connection, [endpoint_id], keep=newest)
-    return _new_token(connection, owner_id, endpoint_id, expires_at)
+    return _new_token(
+        connection, owner_id, endpoint_id=endpoint_id, expires_at=expires_at, label=label
+    )
 
 
 def revoke_endpoint_tokens(
@@ -145,19 +220,10 @@ def revoke_endpoint_tokens(
     return connection.execute(sa.delete(tokens).where(theirs)).rowcount
 
 
-def _new_token(
-    connection: sa.Connection, user_id: str, endpoint_id: str | None, expires_at: float | None
-) -> str:
+def _new_token(connection: sa.Connection, user_id: str, **values: Any) -> str:
     token = secrets.token_urlsafe(32)
-    connection.execute(
-        sa.insert(tokens).values(
-            hash=hash_of(token),
-            user_id=user_id,
-            created_at=time.time(),
-            expires_at=expires_at,
-            endpoint_id=endpoint_id,
-        )
-    )
+    created = {"hash": hash_of(token), "user_id": user_id, "created_at": time.time()}
+    connection.execute(sa.insert(tokens).values(**created, **values))
     return token
 
 
@@ -169,6 +235,13 @@ def user_id_of(connection: sa.Connection, name: str) -> str | None:
 def all_names(connection: sa.Connection) -> set[str]:
     """Return the names of all users."""
     return set(connection.scalars(sa.select(users.c.name)))
+
+
+def known_token_id(connection: sa.Connection, token_or_id: str) -> str | None:
+    """Return the id of the token with an id or a text; `None`: there is none."""
+    its_id = sa.func.substr(tokens.c.hash, 1, TOKEN_ID_LENGTH)
+    matches = (tokens.c.hash == hash_of(token_or_id)) | (its_id == token_or_id)
+    return connection.scalar(sa.select(its_id).where(matches))
 
 
 def revoke_token(connection: sa.Connection, token_or_id: str) -> bool:
@@ -183,8 +256,16 @@ def revoke_token(connection: sa.Connection, token_or_id: str) -> bool:
     return connection.execute(sa.delete(tokens).where(matches)).rowcount > 0
 
 
-def list_tokens(connection: sa.Connection) -> list[Token]:
-    """Return all tokens, oldest first."""
+def list_tokens(connection: sa.Connection, user_id: str | None = None) -> list[Token]:
+    """Return all tokens, oldest first.
+
+    The last use of an endpoint's token is its endpoint's last report, if that came later: an
+    endpoint that runs makes no requests.
+
+    Args:
+        connection: a transaction.
+        user_id: only tokens of this user.
+    """
     query = (
         sa.select(
             tokens.c.hash,
@@ -192,14 +273,37 @@ def list_tokens(connection: sa.Connection) -> list[Token]:
             tokens.c.created_at,
             tokens.c.expires_at,
             tokens.c.endpoint_id,
+            tokens.c.scopes,
+            tokens.c.label,
+            tokens.c.last_used_at,
         )
         .join_from(tokens, users)
         .order_by(tokens.c.created_at)
     )
-    return [
-        Token(row.hash[:TOKEN_ID_LENGTH], row.name, row.created_at, row.expires_at, row.endpoint_id)
-        for row in connection.execute(query)
-    ]
+    if user_id is not None:
+        query = query.where(tokens.c.user_id == user_id)
+    reports = sa.select(endpoints.c.token_id, sa.func.max(endpoints.c.last_seen)).where(
+        endpoints.c.token_id.is_not(None), endpoints.c.last_seen.is_not(None)
+    )
+    rows = connection.execute(reports.group_by(endpoints.c.token_id))
+    reported = {row[0]: row[1] for row in rows}
+    found = []
+    for row in connection.execute(query):
+        its_id = row.hash[:TOKEN_ID_LENGTH]
+        uses = [use for use in (row.last_used_at, reported.get(its_id)) if use is not None]
+        found.append(
+            Token(
+                its_id,
+                row.name,
+                row.created_at,
+                row.expires_at,
+                row.endpoint_id,
+                known_scopes(row.scopes),
+                row.label,
+                max(uses, default=None),
+            )
+        )
+    return found
 
 
 def token_id(token: str) -> str:
@@ -241,3 +345,17 @@ def list_groups(connection: sa.Connection) -> dict[str, list[str]]:
 def hash_of(token: str) -> str:
     """Return the SHA-256 of a token, hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def limits_of(connection: sa.Connection, user_id: str) -> dict[str, Any]:
+    """Return the limits that are set for a user, by name."""
+    found: dict[str, Any] | None = connection.scalar(
+        sa.select(users.c.limits).where(users.c.id == user_id)
+    )
+    return found or {}
+
+
+def set_rate_left(connection: sa.Connection, user_id: str, left: float, now: float) -> None:
+    """Record how many tasks a user may still submit at once, at `now` (seconds since the epoch)."""
+    its = sa.update(users).where(users.c.id == user_id)
+    connection.execute(its.values(rate_left=left, rate_counted_at=now))
