@@ -19,6 +19,7 @@ _NAME = "flux-endpoint"
 #: Modules of each extra in `pyproject.toml`, for checking whether it is installed.
 MODULES = {
     "flux": ("cffi", "ply"),
+    "flux-python": ("cffi", "flux", "ply"),
     "service": ("alembic", "fastapi", "sqlalchemy", "uvicorn"),
     "postgresql": ("psycopg",),
     "mpi": ("mpi4py",),

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -617,6 +618,21 @@ class TestFlux:
         terminal = fake_flux(f'[ "$1" = version ] && echo "commands: 0.1.0" || exec {real} "$@"')
         found = findings(terminal, FLUX_URI=flux_uri)
         assert_found(found, "flux.versions", "warning", "the command is 0.1.0", "first on PATH")
+
+    def test_flux_python_of_another_release_is_a_warning(
+        self, with_flux, flux_module, flux_uri, tmp_path
+    ):
+        info = tmp_path / "flux_python-0.75.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: flux-python\nVersion: 0.75.0\n"
+        )
+        bindings = Path(flux_module.__path__[0])
+        for package in (bindings, bindings.with_name("_flux")):
+            (tmp_path / package.name).symlink_to(package)
+        found = findings(with_flux, PYTHONPATH=str(tmp_path), FLUX_URI=flux_uri)
+        said = "those of flux-python 0.75.0, the running Flux is"
+        assert_found(found, "flux.versions", "warning", said, "pip install 'flux-python==")
 
     def test_an_endpoint_that_wants_flux_where_there_is_none_is_found(self, bare):
         configure(bare, "lab", engine={"executor": "flux"})

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import JobExecutor, JobFuture, Resources, tolerate_ended
 from flux_endpoint.engine.demand import Amount, JobDemand, placement_in
-from flux_endpoint.engine.flux_bindings import import_flux
+from flux_endpoint.engine.flux_bindings import flux_python_release, import_flux, mismatch
 from flux_endpoint.engine.flux_executor import FollowingExecutor
 from flux_endpoint.engine.flux_futures import end_orphans, mend_executor
 from flux_endpoint.engine.flux_jobs import JobList, MarkedJob, await_marked
@@ -78,6 +78,8 @@ class FluxBackend:
                 f"can't reach Flux at {where}: {error}. Start the endpoint inside an allocation, "
                 "e.g. `flux alloc -N1` or `flux start`, or set engine.executor: local"
             ) from error
+        if differs := mismatch(flux_python_release(self._flux), version):
+            log.warning("%s: %s", *differs)
         self.resources = Resources(listing.nnodes, listing.ncores, listing.ngpus)
         self._everything = listing
         #: The last known end of the instance, in seconds since the epoch.

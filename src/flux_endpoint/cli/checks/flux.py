@@ -12,18 +12,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from flux_endpoint.cli.checks.finding import Finding, failed, ok, skipped, warning
+from flux_endpoint.engine.flux_bindings import mismatch, release_of
 from flux_endpoint.extras import install_command
 
 _TIMEOUT = 30.0  # seconds
 #: Examines bindings and instance in a separate process, because they are native code.
 _PROBE = """
 import json
-from flux_endpoint.engine.flux_bindings import import_flux
+from flux_endpoint.engine.flux_bindings import flux_python_release, import_flux
 from flux_endpoint.errors import EngineError
 found = {}
 try:
     flux = import_flux()
     found["path"] = flux.__path__[0]
+    found["flux-python"] = flux_python_release(flux)
     from _flux._core import ffi, lib
     found["library"] = ffi.string(lib.flux_core_version_string()).decode()
     import flux.resource
@@ -84,19 +86,10 @@ class FluxChecks:
     def _instance(self, found: dict[str, Any], version: str) -> Iterator[Finding]:
         uri = os.environ.get("FLUX_URI")
         self.reachable = "broker" in found
+        yield from _versions(found, version)
         if not self.reachable:
             yield _no_instance(uri, found)
             return
-        versions = {found["broker"], found.get("library", version), version}
-        if len({_release(each) for each in versions}) > 1:
-            yield warning(
-                "flux.versions",
-                f"the command is {version}, the bindings are {found.get('library')}, the instance "
-                f"is {found['broker']}",
-                "use the Flux that the instance runs: put its bin directory first on PATH",
-            )
-        else:
-            yield ok("flux.versions", f"command, bindings and instance are all {version}")
         where = uri or "the system's"
         yield ok(
             "flux.instance",
@@ -138,6 +131,8 @@ def _probe() -> dict[str, Any]:
 def _bindings(found: dict[str, Any], *, needed: bool) -> Finding:
     if "path" in found:
         library = f", of Flux {found['library']}" if "library" in found else ""
+        if found.get("flux-python"):
+            library = f", of flux-python {found['flux-python']}"
         return ok("flux.bindings", f"its Python bindings are in {found['path']}{library}")
     said = str(found.get("bindings_error") or found.get("error"))
     mend = (
@@ -147,6 +142,24 @@ def _bindings(found: dict[str, Any], *, needed: bool) -> Finding:
     if not needed:
         return skipped("flux.bindings", f"{said}; only an endpoint here would need them")
     return failed("flux.bindings", said, mend)
+
+
+def _versions(found: dict[str, Any], version: str) -> Iterator[Finding]:
+    if differs := mismatch(found.get("flux-python"), found.get("broker", version)):
+        yield warning("flux.versions", *differs)
+        return
+    if "broker" not in found:
+        return
+    versions = {found["broker"], found.get("library", version), version}
+    if len({release_of(each) for each in versions}) > 1:
+        yield warning(
+            "flux.versions",
+            f"the command is {version}, the bindings are {found.get('library')}, the instance "
+            f"is {found['broker']}",
+            "use the Flux that the instance runs: put its bin directory first on PATH",
+        )
+    else:
+        yield ok("flux.versions", f"command, bindings and instance are all {version}")
 
 
 def _no_instance(uri: str | None, found: dict[str, Any]) -> Finding:
@@ -162,9 +175,3 @@ def _no_instance(uri: str | None, found: dict[str, Any]) -> Finding:
         f"can't reach the Flux instance at {uri} (FLUX_URI): {reason}",
         "it may have ended: unset FLUX_URI, or start a new one",
     )
-
-
-def _release(version: str) -> str:
-    """Return a version's leading numbers, without suffixes such as a commit."""
-    match = re.match(r"[\d.]+", version)
-    return match[0] if match else version
