@@ -1,4 +1,7 @@
-"""A job whose events break off is followed to its end: on a real Flux, with failing bindings."""
+"""A job whose events break off is followed to its end: on a real Flux, with failing bindings.
+
+The tests with `watches` are for instances that do not stream the events of all jobs to us.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 from engine_world import PATIENCE, World, fresh_seconds, processes
 
-from flux_endpoint.engine import flux_executor
+from flux_endpoint.engine import flux_executor, flux_journal
 from flux_endpoint.engine.flux_backend import FluxBackend
 from flux_endpoint.engine.flux_executor import FollowingExecutor
 from flux_endpoint.engine.lifeline import is_gone
@@ -59,6 +62,7 @@ class BrokenWatches:
 @pytest.fixture
 def watches(monkeypatch: pytest.MonkeyPatch, flux_module: Any) -> BrokenWatches:
     monkeypatch.setattr(flux_executor, "DELAYS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(flux_journal, "JOURNAL", "job-manager.no-such-service")
     return BrokenWatches(monkeypatch, flux_module)
 
 
@@ -142,7 +146,8 @@ def test_a_watch_that_keeps_failing_is_given_up(executor, watches):
 
 
 @ON_FLUX
-def test_a_task_ends_as_its_job_although_its_watch_fails(world: World, watches):
+def test_a_task_ends_as_its_job_although_its_watch_fails(make_world, watches):
+    world: World = make_world(min_nodes=0)
     watches.fail("start", times=2)
     task = world.submit(ShellFunction("echo out; exit 5"), spec=ONE)
     result = world.end(task).value

@@ -20,6 +20,7 @@ import pytest
 from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes
 
 from flux_endpoint.endpoint.restrictions import restricted
+from flux_endpoint.engine import flux_journal
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.jobs import runner
 from flux_endpoint.engine.jobs.runner import JobRunner
@@ -706,16 +707,15 @@ def test_a_restarted_engine_finds_its_job_again(make_world, tmp_path):
 @ON_FLUX
 @pytest.mark.parametrize("ends", [False, True], ids=["", "and ends at once"])
 def test_a_job_that_was_just_being_submitted_is_found_again(
-    make_world, tmp_path, flux_module, monkeypatch, ends
+    make_world, tmp_path, monkeypatch, ends
 ):
     begun, stopping = threading.Event(), threading.Event()
-    future = flux_module.job.executor.FluxExecutorFuture
-    set_jobid, try_to_stop = future._set_jobid, JobRunner._try_to_stop
+    answered, try_to_stop = flux_journal._Follower._answered, JobRunner._try_to_stop
 
-    def set_late(self, *args):
+    def answered_late(self, *args):
         begun.set()
         assert stopping.wait(PATIENCE)
-        set_jobid(self, *args)
+        answered(self, *args)
 
     def stop(self, how):
         stopping.set()
@@ -726,7 +726,7 @@ def test_a_job_that_was_just_being_submitted_is_found_again(
     command = f"echo run >> {tmp_path}/count; echo finished"
     first = make_world(tmp_path, min_nodes=0)
     with monkeypatch.context() as patch:
-        patch.setattr(future, "_set_jobid", set_late)
+        patch.setattr(flux_journal._Follower, "_answered", answered_late)
         patch.setattr(JobRunner, "_try_to_stop", stop)
         patch.setattr(runner, "_STOP_TIMEOUT", PATIENCE)
         task = first.submit(ShellFunction(command), spec=ONE)

@@ -23,6 +23,7 @@ from flux_endpoint.engine.flux_bindings import flux_python_release, import_flux,
 from flux_endpoint.engine.flux_executor import FollowingExecutor
 from flux_endpoint.engine.flux_futures import end_orphans, mend_executor
 from flux_endpoint.engine.flux_jobs import JobList, MarkedJob, await_marked
+from flux_endpoint.engine.flux_journal import JournalExecutor
 from flux_endpoint.engine.flux_queue import FluxQueue, resource_list
 from flux_endpoint.engine.flux_reads import Handles, JobReader, JobReport
 from flux_endpoint.engine.instance_state import InstanceState
@@ -35,9 +36,6 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-#: Seconds between FluxExecutor's checks of its submission queue; its default of 0.1 delays each
-#: single job by up to 100 ms.
-_POLL_INTERVAL = 0.01
 #: Kills all of the user's processes with the variable $1 in their environment; the second pass is
 #: for processes forked during the first.
 _SWEEP = """for _ in 1 2; do
@@ -86,11 +84,7 @@ class FluxBackend:
         self._expires = _expiration(listing)
         self.instance = self._uri or ""
         self.spans_hosts = listing.nnodes > 1
-        executor = self._flux.job.FluxExecutor(
-            poll_interval=_POLL_INTERVAL,
-            thread_name_prefix="jobs",
-            handle_args=(self._uri,),
-        )
+        executor = JournalExecutor(self._flux, self._uri)
         self.executor: JobExecutor = FollowingExecutor(executor, is_gone)
         self.description = (
             f"Flux {version} instance at {where} ({listing.nnodes} node(s), {listing.ncores} cores)"

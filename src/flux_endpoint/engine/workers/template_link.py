@@ -91,7 +91,6 @@ class TemplateLink:
 
     def kill(self) -> None:
         """Kill the template and all workers; return when the template is gone."""
-        for child in psutil.Process().children():
-            kill_tree(child.pid)
+        kill_tree(self._pid)
         with suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
