@@ -67,6 +67,8 @@ class Service:
     endpoints: list[dict[str, Any]] = field(default_factory=list)
     #: Event documents by task.
     events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: Tasks by their calls.
+    cache: dict[str, str] = field(default_factory=dict)
     server: ThreadingHTTPServer | None = None
 
     @property
@@ -85,6 +87,12 @@ class Service:
         if path[1] == "endpoints":
             return self.answer_of_endpoints(request, path)
         match request.method, path:
+            case "POST", ["v3", "cache", "find"]:
+                keys = request.body["keys"]
+                return {"tasks": {key: self.cache[key] for key in keys if key in self.cache}}
+            case "POST", ["v3", "cache"]:
+                self.cache.update(request.body["tasks"])
+                return {}
             case "POST", ["v3", "functions"]:
                 return {"function_uuid": str(uuid.uuid4())}
             case "GET", ["v2", "tasks", task]:

@@ -75,6 +75,9 @@ SECTIONS = {
             "Show one task whole: its timeline with Flux's events, its worker, resources, error.",
         ),
         "trace": Entry("trace:trace", "Draw a run: which worker or job had which task when."),
+        "cache": Entry(
+            "cache:cache", "Show which results Executors with cache=True use again, or clear them."
+        ),
         "cancel": Entry("cancel:cancel", "End tasks and all of their processes."),
         "attach": Entry(
             "attach:attach",

@@ -17,7 +17,7 @@ from flux_endpoint.protocol.operations import (
     TaskRecord,
     TasksAnswer,
 )
-from flux_endpoint.protocol.rest import EndpointSummary, KillAnswer
+from flux_endpoint.protocol.rest import CacheAnswer, EndpointSummary, KillAnswer
 from flux_endpoint.rest import RestClient
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -110,6 +110,16 @@ class OperatorApi:
         """Return the broker's URL for clients."""
         answer = self._rest.request("GET", "/v2/get_amqp_result_connection_url")
         return str(answer.get("connection_url") or "")
+
+    def cache(self) -> CacheAnswer:
+        """Return which of the user's results are cached."""
+        return self._get("/v3/cache", CacheAnswer)
+
+    def clear_cache(self, function_name: str | None) -> CacheAnswer:
+        """Forget cached results, of all functions or of those of one name; return how many."""
+        params = {} if function_name is None else {"function_name": function_name}
+        answer = self._rest.request("DELETE", "/v3/cache", params=params)
+        return self._parsed("/v3/cache", answer, CacheAnswer)
 
     def _get(
         self, path: str, kind: type[Answer], params: Mapping[str, Any] | None = None

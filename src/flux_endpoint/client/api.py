@@ -160,6 +160,16 @@ class ServiceApi:
         results: dict[str, _Json] = _expected(answer, "results", dict)
         return results
 
+    def cached_tasks(self, keys: list[str]) -> dict[str, str]:
+        """Return the tasks that had calls and succeeded, by the calls' keys."""
+        answer = self._rest.request("POST", "/v3/cache/find", json={"keys": keys}, idempotent=True)
+        found: dict[str, str] = _expected(answer, "tasks", dict)
+        return found
+
+    def cache_tasks(self, tasks: dict[str, str]) -> None:
+        """Note tasks by the keys of their calls."""
+        self._rest.request_json("POST", "/v3/cache", json={"tasks": tasks}, idempotent=True)
+
     def task_group(self, task_group_id: str) -> list[str]:
         """Return the ids of a group's tasks."""
         params = {"create_queue": "false"}  # only official clients consume that queue

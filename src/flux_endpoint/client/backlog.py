@@ -38,6 +38,7 @@ class PendingTask:
         function: its function.
         payload: its packed arguments.
         needs: what it waits for.
+        key: of its call, in the cache of results; empty: its result is not cached.
         size: characters that it keeps in memory; the code of a function counts only for the first
             of its tasks.
     """
@@ -47,6 +48,7 @@ class PendingTask:
     function: FunctionRegistration
     payload: str
     needs: Needs = NO_NEEDS
+    key: str = ""
     size: int = field(init=False)
 
     def __post_init__(self) -> None:

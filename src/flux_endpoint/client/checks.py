@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flux_endpoint.errors import suggestion
@@ -122,21 +122,6 @@ def checked_seconds(value: float, what: str) -> float:
     if not is_number or not value >= 0:  # written so that NaN fails, too
         raise ValueError(f"{what} must be a number of seconds of at least 0, got {value!r}")
     return float(value)
-
-
-def checked_exceptions(value: Iterable[type[Exception]]) -> list[type[Exception]]:
-    """Return `value` as a list if its elements are classes of exceptions.
-
-    Raises:
-        TypeError: one is not.
-    """
-    if isinstance(value, type) or not isinstance(value, Iterable):
-        raise TypeError(f"exceptions must be a list of classes, got {value!r}")
-    kinds = list(value)
-    for kind in kinds:
-        if not (isinstance(kind, type) and issubclass(kind, Exception)):
-            raise TypeError(f"exceptions must be classes derived from Exception, got {kind!r}")
-    return kinds
 
 
 def checked_signal(value: int) -> int:

@@ -31,6 +31,7 @@ from flux_endpoint.client.submitting import Submitting
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.logs import event
 from flux_endpoint.notebook import table
+from flux_endpoint.protocol.exceptions import RemoteErrors
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.serialize import ComputeSerializer, Strategylike
 
@@ -77,6 +78,9 @@ class Executor(ExecutorSettings, Submitting):
             `__cause__` of a `TaskExecutionFailed` may be one of these.
         raise_remote: whether a future raises that cause itself, if there is one; the
             `TaskExecutionFailed` is then its `__cause__`.
+        cache: whether a call that succeeded before, with the same function, arguments and settings,
+            gets that result instead of being run. A text does the same for calls with the same
+            text: change it when something else changes that results depend on, such as data files.
         unknown: `api_burst_limit` and `api_burst_window_s` of the official Executor, which have
             no effect here.
 
@@ -103,6 +107,7 @@ class Executor(ExecutorSettings, Submitting):
         give_up_after: float = GIVE_UP_AFTER,
         exceptions: Iterable[type[Exception]] = (),
         raise_remote: bool = False,
+        cache: bool | str = False,
         **unknown: Any,
     ) -> None:
         refuse_unknown(type(self), unknown)
@@ -117,8 +122,8 @@ class Executor(ExecutorSettings, Submitting):
         self._streams = Streams(self.client.api)
         self.amqp_port = amqp_port
         self.result_serializers = result_serializers
-        self.exceptions = exceptions
-        self.raise_remote = raise_remote
+        self._remote_errors = RemoteErrors.of(exceptions, are_raised=raise_remote)
+        self.cache = cache
         self._functions = FunctionRegistry()
         self._submitter = Submitter(
             self.client.api,

@@ -10,10 +10,10 @@ from typing import Any
 from uuid import UUID
 
 from flux_endpoint.client.backlog import SubmissionRoute
+from flux_endpoint.client.cache import call_key
 from flux_endpoint.client.checks import (
     checked_batch_size,
     checked_dict,
-    checked_exceptions,
     checked_port,
     checked_resources,
     checked_seconds,
@@ -23,9 +23,10 @@ from flux_endpoint.client.client import Client
 from flux_endpoint.client.endpoints import find_endpoint
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.ids import UuidLike, as_optional_uuid
+from flux_endpoint.client.registry import FunctionRegistration
 from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.submitter import Submitter
-from flux_endpoint.protocol.exceptions import class_name
+from flux_endpoint.protocol.exceptions import RemoteErrors
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
 #: Default task groups, by process and user.
@@ -35,12 +36,13 @@ _default_groups: dict[tuple[int, tuple[str, str]], UUID] = {}
 class ExecutorSettings:
     """The attributes of an Executor that may be assigned at any time.
 
-    The Executor sets `client`, `_streams` and `_submitter` first, since they store some of these.
+    The Executor sets those that are annotated here first, since they store some of these.
     """
 
     client: Client
     _streams: Streams
     _submitter: Submitter
+    _remote_errors: RemoteErrors
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute, but refuse a name that looks like a misspelt argument.
@@ -164,26 +166,45 @@ class ExecutorSettings:
     @property
     def exceptions(self) -> Sequence[type[Exception]]:
         """The caller's own exception classes that an error of a task may have as its cause."""
-        return tuple(self._exceptions.values())
+        return tuple(self._remote_errors.classes.values())
 
     @exceptions.setter
     def exceptions(self, value: Iterable[type[Exception]]) -> None:
-        self._exceptions = {class_name(kind): kind for kind in checked_exceptions(value)}
+        self._remote_errors = RemoteErrors.of(value, are_raised=self.raise_remote)
 
     @property
     def raise_remote(self) -> bool:
         """Whether a future raises the exception that its task raised, if that is known."""
-        return self._raise_remote
+        return self._remote_errors.are_raised
 
     @raise_remote.setter
     def raise_remote(self, value: bool) -> None:
-        self._raise_remote = bool(value)
+        self._remote_errors = RemoteErrors.of(self.exceptions, are_raised=value)
+
+    @property
+    def cache(self) -> bool | str:
+        """Whether results of earlier calls are used; a text names the environment."""
+        return self._cache
+
+    @cache.setter
+    def cache(self, value: bool | str) -> None:
+        if not isinstance(value, bool | str):
+            raise TypeError(f"cache must be True, False or a text, got {type(value).__name__}")
+        self._cache = value
+
+    def _key_of_call(
+        self, route: SubmissionRoute, function: FunctionRegistration, payload: str
+    ) -> str:
+        """Return the key of a call in the cache; empty: it is not cached."""
+        if self._cache is False or route.attach_jobid is not None:
+            return ""
+        environment = "" if self._cache is True else self._cache
+        return call_key(route, function, payload, environment)
 
     def _read_with(self, future: ComputeFuture, serializer: ComputeSerializer) -> None:
         """Set how a future reads its result, its error and its job's events."""
         future._load = serializer.deserialize
-        future._exceptions = self._exceptions
-        future._raises_remote = self._raise_remote
+        future._remote_errors = self._remote_errors
         future._events = self._streams
 
     def _route(self, resources: Mapping[str, Any] | None = None) -> SubmissionRoute:

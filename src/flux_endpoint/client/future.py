@@ -7,9 +7,8 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from flux_endpoint.client.api import ServiceApi
@@ -20,6 +19,7 @@ from flux_endpoint.client.needs import reference_to
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.errors import FluxEndpointError, TaskCancelled
 from flux_endpoint.functions.inputs import task_input
+from flux_endpoint.protocol.exceptions import RemoteErrors
 from flux_endpoint.protocol.job_events import EVENTS
 from flux_endpoint.protocol.jobid import JobID
 from flux_endpoint.protocol.states import ErrorCode
@@ -32,7 +32,7 @@ _submitted = threading.Condition()
 # One lock for the `_job` of all futures; it is rarely needed.
 _recording = threading.Lock()
 
-_NO_CLASSES: Mapping[str, type[Exception]] = MappingProxyType({})
+_PYTHONS_OWN = RemoteErrors()
 
 
 _alive: weakref.WeakSet[ComputeFuture] = weakref.WeakSet()
@@ -148,9 +148,8 @@ class ComputeFuture(Future[Any]):
         self.endpoint_id = endpoint_id
         self.function_id: str | None = None
         self._load: Callable[[str], Any] | None = None
-        #: Classes that the cause of its error may have, by name; and whether it raises that cause.
-        self._exceptions: Mapping[str, type[Exception]] = _NO_CLASSES
-        self._raises_remote = False
+        self._remote_errors = _PYTHONS_OWN
+        self._is_cached = False
         self._events: JobFollower | None = None
         self._job: JobRecord | None = None
         self._jobid: int | None = None
@@ -202,6 +201,11 @@ class ComputeFuture(Future[Any]):
         """
         self._refuse_to_deadlock()
         return super().exception(timeout)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the result is that of an earlier call, whose task has the id `task_id`."""
+        return self._is_cached
 
     def __repr__(self) -> str:
         """Return its task, its state, and the type of its value or error."""

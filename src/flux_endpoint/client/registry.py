@@ -37,9 +37,10 @@ class FunctionRegistration:
         body: the request that registers it; `None` after its registration.
         function_id: its id at the service; `None` before its registration.
         may_be_command: whether it is a command function; `False` if that is not known here.
+        digest: hash of its name and code; of its id, if only that is known here.
     """
 
-    __slots__ = ("_uncounted", "body", "function_id", "may_be_command", "name")
+    __slots__ = ("_uncounted", "body", "digest", "function_id", "may_be_command", "name")
 
     def __init__(
         self, name: str, body: dict[str, Any] | None = None, function_id: str | None = None
@@ -49,6 +50,7 @@ class FunctionRegistration:
         self.function_id = function_id
         self.may_be_command = False  # unknown if there is only an id
         self._uncounted = 0
+        self.digest = _digest(name, body["function_code"] if body else function_id or "").hex()
         if body is not None:
             self.may_be_command = (
                 body["meta"].get("serde_identifier") == CommandFunctionCode.identifier[:2]

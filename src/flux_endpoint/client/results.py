@@ -197,9 +197,9 @@ def resolve(future: ComputeFuture, end: TaskEnd) -> None:
     future._set_jobid(_jobid(end.details))
     warn_of_skew(end.details)
     try:
-        value = load(end, future._load, future._exceptions)
+        value = load(end, future._load, future._remote_errors.classes)
     except (TaskError, DeserializationError) as error:
-        future._try_exception(_remote(error) if future._raises_remote else error)
+        future._try_exception(_remote(error) if future._remote_errors.are_raised else error)
     except BaseException as error:  # noqa: BLE001 - loading a value may call sys.exit()
         future._try_exception(DeserializationError(f"task {end.task_id}: {error!r}"))
     else:

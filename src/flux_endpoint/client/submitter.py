@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.client.api import PAUSES, ServiceApi, user_runtime
 from flux_endpoint.client.backlog import PendingTask, SubmissionBacklog, SubmissionRoute
+from flux_endpoint.client.cache import ResultCache
 from flux_endpoint.client.endpoint_watch import EndpointState, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.streams import Streams
@@ -67,6 +68,7 @@ class Submitter:
         self._api = api.background()
         self._streams = streams
         self._backlog = SubmissionBacklog()
+        self._cache = ResultCache(self._api)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._label = label
@@ -177,6 +179,8 @@ class Submitter:
             self._sending = len(batch)
             # A task can't be cancelled from here on; tasks cancelled before are dropped.
             waiting = [task for task in batch if task.future._begin()]
+            if any(task.key for task in waiting):
+                waiting = self._cache.resolve(waiting)
             while waiting:
                 tasks, waiting = _sendable(waiting)
                 self._send_all(tasks)
@@ -239,6 +243,8 @@ class Submitter:
             # In this order: after an id is published, `reload_tasks` must find the task's future.
             stream.submission_ends(accepted, _endpoint_state(route, answer))
             ComputeFuture._accepted(accepted)
+        if accepted and any(task.key for task in tasks):
+            self._cache.note(tasks)
 
     def _accept(
         self, answer: dict[str, Any], by_function: dict[str, list[PendingTask]]

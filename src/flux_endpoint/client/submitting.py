@@ -201,7 +201,8 @@ class Submitting(FuturesExecutor):
                 each.wait_submitted()
         future = ComputeFuture(task_group_id=route.task_group_id, endpoint_id=route.endpoint_id)
         own._read_with(future, serializer)
-        own._submitter.put(PendingTask(future, route, function, payload, needs))
+        key = "" if needs else own._key_of_call(route, function, payload)
+        own._submitter.put(PendingTask(future, route, function, payload, needs, key))
         return future
 
 

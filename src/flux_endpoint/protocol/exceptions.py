@@ -11,7 +11,8 @@ from __future__ import annotations
 import builtins
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 #: Key in a result's `details`.
@@ -53,6 +54,38 @@ def class_name(kind: type) -> str:
     if kind.__module__ == "builtins":
         return kind.__qualname__
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@dataclass(frozen=True)
+class RemoteErrors:
+    """How a client reads exceptions of tasks.
+
+    Attributes:
+        classes: classes of exceptions that may be made again besides Python's own, by name.
+        are_raised: whether a future raises such an exception itself.
+    """
+
+    classes: Mapping[str, type[Exception]] = field(default_factory=dict)
+    are_raised: bool = False
+
+    @classmethod
+    def of(cls, kinds: Iterable[type[Exception]], *, are_raised: bool) -> RemoteErrors:
+        """Return those with the given classes.
+
+        Args:
+            kinds: the classes.
+            are_raised: whether a future raises such an exception itself.
+
+        Raises:
+            TypeError: `kinds` is not a list of classes of exceptions.
+        """
+        if isinstance(kinds, type | str) or not isinstance(kinds, Iterable):
+            raise TypeError(f"exceptions must be a list of classes, got {kinds!r}")
+        classes = list(kinds)
+        for kind in classes:
+            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+                raise TypeError(f"exceptions must be classes derived from Exception, got {kind!r}")
+        return cls({class_name(kind): kind for kind in classes}, bool(are_raised))
 
 
 def exception_from(

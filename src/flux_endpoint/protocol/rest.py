@@ -127,6 +127,41 @@ class SubmitAnswer(BaseModel):
     endpoint_last_seen: float | None = None
 
 
+#: A call for the cache of results: a hash of its function, arguments and environment.
+CacheKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+#: The most keys in a request about the cache.
+MAX_CACHE_KEYS = 10_000
+
+
+class CacheQuery(BaseModel):
+    """`POST /v3/cache/find`: the calls whose results are wanted."""
+
+    keys: list[CacheKey] = Field(max_length=MAX_CACHE_KEYS)
+
+
+class CacheEntries(BaseModel):
+    """`POST /v3/cache`, and the answer to a query: tasks by their calls."""
+
+    tasks: dict[CacheKey, UuidText] = Field(max_length=MAX_CACHE_KEYS)
+
+
+class CachedFunction(BaseModel):
+    """The cached results of one function, `bytes` in all; times are seconds since the epoch."""
+
+    function_name: str
+    results: int
+    bytes: int
+    newest: float
+
+
+class CacheAnswer(BaseModel):
+    """`GET /v3/cache`: what the cache has, by function; `DELETE`: what it had."""
+
+    results: int
+    functions: list[CachedFunction] = []
+
+
 class TaskDocument(BaseModel):
     """`GET /v2/tasks/{id}`; `completion_t` is seconds since the epoch as text, once final."""
 

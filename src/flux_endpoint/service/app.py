@@ -34,6 +34,7 @@ from flux_endpoint.service.routes import (
     amqp,
     attach,
     auth,
+    cache,
     endpoint_tokens,
     endpoints,
     events,
@@ -132,6 +133,7 @@ def _add_routes(app: FastAPI, settings: ServiceSettings, counters: ServiceCounte
     app.include_router(operations.router)
     app.include_router(health.router)
     app.include_router(taken.router)
+    app.include_router(cache.router)
     app.include_router(metrics.router)
     app.include_router(page.router)
     app.include_router(administration.router)

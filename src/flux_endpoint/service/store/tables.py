@@ -234,6 +234,16 @@ dependencies = Table(
     Column("is_value", Boolean, nullable=False),  # whether its result is sent along
 )
 
+#: Calls of users' tasks whose results may be used again (see `store.cache`).
+cached_calls = Table(
+    "cached_calls",
+    metadata,
+    Column("owner_id", ForeignKey("users.id"), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("task_id", ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False, index=True),
+)
+Index("ix_cached_calls_owner_id_task_id", cached_calls.c.owner_id, cached_calls.c.task_id)
+
 #: Job events of tasks, in order of arrival.
 task_events = Table(
     "task_events",

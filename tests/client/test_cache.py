@@ -1,0 +1,103 @@
+"""An Executor with `cache`: calls that succeeded before get their results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flux_endpoint import Client, Executor, ShellFunction, TaskExecutionFailed
+from waiting import until
+
+TIMEOUT = 30
+
+
+@pytest.fixture
+def executor(executor: Executor) -> Executor:
+    executor.cache = True
+    return executor
+
+
+def run(service: Any, executor: Executor, fn: Any, *args: Any, **kwargs: Any) -> str:
+    """Submit a call that is not known yet, and let it be noted; return its task."""
+    before = len(service.cache)
+    future = executor.submit(fn, *args, **kwargs)
+    task = future.wait_submitted(TIMEOUT)
+    assert task is not None
+    assert not future.is_cached
+    until(lambda: len(service.cache) == before + 1)
+    return task
+
+
+def test_a_call_that_was_made_before_gets_its_result_at_once(
+    service: Any, executor: Executor, client: Client
+) -> None:
+    first = run(service, executor, pow, 2, 10)
+    service.ended(first, 1024)
+    again = executor.submit(pow, 2, 10)
+    assert again.result(TIMEOUT) == 1024
+    assert (again.is_cached, again.task_id) == (True, first)
+    other = Executor(executor.endpoint_id, client, cache=True)  # e.g. of another program
+    assert other.submit(pow, 2, 10).result(TIMEOUT) == 1024
+    assert len(service.submissions()) == 1
+
+
+def test_a_call_that_differs_in_anything_is_run(service: Any, executor: Executor) -> None:
+    service.ended(run(service, executor, pow, 2, 10), 1024)
+    run(service, executor, pow, 2, 11)
+    run(service, executor, divmod, 2, 10)
+    executor.cache = "data of May"
+    run(service, executor, pow, 2, 10)
+    executor.cache = True
+    executor.resource_specification = {"num_ranks": 2}
+    run(service, executor, pow, 2, 10)
+    executor.resource_specification = None
+    executor.endpoint_id = "00000000-0000-4000-8000-00000000000f"
+    run(service, executor, pow, 2, 10)
+    command = ShellFunction("echo {x}")
+    run(service, executor, command, x=1)
+    command.cmd = "echo -n {x}"
+    run(service, executor, command, x=1)
+    assert len(service.submissions()) == len(service.cache) == 8
+
+
+def test_without_cache_nothing_is_looked_up_or_noted(service: Any, executor: Executor) -> None:
+    service.ended(run(service, executor, pow, 2, 10), 1024)
+    executor.cache = False
+    requests = len(service.seen("/v3/cache"))
+    assert executor.submit(pow, 2, 10).wait_submitted(TIMEOUT)
+    assert executor.submit(pow, 2, 11).wait_submitted(TIMEOUT)
+    assert len(service.seen("/v3/cache")) == requests
+
+
+def test_a_task_that_was_removed_since_is_run_again(service: Any, executor: Executor) -> None:
+    task = run(service, executor, pow, 2, 10)
+    service.documents[task] = {"status": "failed", "exception": "it is unknown"}
+    future = executor.submit(pow, 2, 10)
+    assert future.wait_submitted(TIMEOUT) != task
+    assert not future.is_cached
+
+
+def test_if_the_cache_can_not_be_used_calls_are_run(
+    service: Any, executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.react = lambda request: (
+        (404, {"code": "NOT_FOUND"}) if "cache" in request.path else None
+    )
+    assert executor.submit(pow, 2, 10).wait_submitted(TIMEOUT)
+    assert executor.submit(pow, 2, 11).wait_submitted(TIMEOUT)
+    assert caplog.text.count("the cache of results can't be used") == 1
+
+
+def test_an_error_is_not_cached(service: Any, executor: Executor) -> None:
+    task = run(service, executor, divmod, 1, 0)
+    service.documents[task] = {"status": "failed", "exception": "ZeroDivisionError"}
+    assert executor.submit(divmod, 1, 0).wait_submitted(TIMEOUT) != task
+    (old, _) = executor.reload_tasks()
+    assert isinstance(old.exception(TIMEOUT), TaskExecutionFailed)
+
+
+@pytest.mark.parametrize("wrong", [None, 1, ["x"]])
+def test_only_a_switch_or_a_text_is_taken(executor: Executor, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="cache must be True, False or a text"):
+        executor.cache = wrong
