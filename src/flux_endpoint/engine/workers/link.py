@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from pathlib import Path
-from typing import Protocol
 
 import zmq
 
@@ -30,21 +31,26 @@ class Change(Enum):
     LOST = auto()
 
 
-class LinkSettings(Protocol):
-    """The part of a manager's or a host's settings that its connection needs."""
+@dataclass(frozen=True)
+class LinkSettings:
+    """What a manager or a host needs for its connection. It has secrets: not for a command line."""
 
-    @property
-    def identity(self) -> str: ...  # noqa: D102
-    @property
-    def directory(self) -> str: ...  # noqa: D102
-    @property
-    def connect(self) -> str: ...  # noqa: D102
-    @property
-    def server_key(self) -> str: ...  # noqa: D102
-    @property
-    def public_key(self) -> str: ...  # noqa: D102
-    @property
-    def secret_key(self) -> str: ...  # noqa: D102
+    #: Its ZeroMQ identity, a secret by which the agent recognizes it.
+    identity: str
+    #: Directory of `pool.json`, which has the address of a later agent.
+    directory: str
+    #: ZeroMQ address of the agent that starts it.
+    connect: str
+    #: CURVE public key of the agent, and its own key pair; empty on a host-local connection.
+    server_key: str
+    public_key: str
+    secret_key: str
+    #: Seconds in which it must first reach the agent.
+    start_timeout: float
+
+    def dump(self) -> str:
+        """Return the settings as text for an environment variable."""
+        return json.dumps(asdict(self))
 
 
 class PoolLink:

@@ -24,8 +24,7 @@ from flux_endpoint.engine.instance_state import InstanceState
 from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
-from flux_endpoint.engine.workers.book import ManagerRecord, TaskBook
-from flux_endpoint.engine.workers.distribution import TaskDistributor
+from flux_endpoint.engine.workers.book import ManagerRecord, TaskBook, TaskDistributor
 from flux_endpoint.engine.workers.handover import Handover
 from flux_endpoint.engine.workers.launch import ManagerLauncher
 from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle, PoolStop
