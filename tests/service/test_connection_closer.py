@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from typing import Any
 
 import pytest
 
 from flux_endpoint.service.access import connections
 from flux_endpoint.service.access.connections import AccountLimits, ConnectionCloser
+from flux_endpoint.service.store.accounts import parse_account
 
 PATIENCE = 60
 
@@ -47,3 +49,21 @@ def test_the_closer_scans_again_after_closing_a_connection(monkeypatch: pytest.M
         assert management.done.wait(PATIENCE)
     finally:
         closer.close()
+
+
+def test_a_limit_that_the_broker_lost_while_it_was_set_is_set_again() -> None:
+    account = parse_account(f"u-{uuid.uuid4()}-{'0' * 12}")
+    assert account is not None
+    management: Any = FakeManagement()
+    limits = AccountLimits(management, "/", 1)
+    calls: list[str] = []
+
+    def limit(name: str, *_: object) -> None:
+        calls.append(name)
+        if len(calls) == 1:
+            limits.forget()
+
+    management.limit = limit
+    for _ in range(3):
+        limits.apply(account)
+    assert calls == [account.name] * 2

@@ -142,14 +142,19 @@ class AccountLimits:
             AccountKind.USER: user_connections,
             AccountKind.ENDPOINT: ENDPOINT_CONNECTIONS,
         }
+        self._lock = threading.Lock()
         #: Accounts that have limits in RabbitMQ, which stores them.
         self._known: set[str] = set()
+        #: How often RabbitMQ has lost some: what it stored before may be lost, too.
+        self._losses = 0
         self._failed = False
 
     def apply(self, account: Account) -> None:
         """Limit an account before its login; a failure is logged and the login goes on."""
-        if account.name in self._known:
-            return
+        with self._lock:
+            if account.name in self._known:
+                return
+            losses = self._losses
         try:
             self._management.limit(account.name, self._vhost, self._connections[account.kind])
         except httpx.HTTPError as error:
@@ -159,7 +164,9 @@ class AccountLimits:
             self._failed = True
         else:
             self._failed = False
-            self._known.add(account.name)
+            with self._lock:
+                if losses == self._losses:
+                    self._known.add(account.name)
 
     def forget(self, names: Collection[str] | None = None) -> None:
         """Set limits again at the next login.
@@ -167,7 +174,9 @@ class AccountLimits:
         Args:
             names: names of accounts; default: all, since the broker may be another one.
         """
-        self._known.difference_update([*self._known] if names is None else names)
+        with self._lock:
+            self._losses += 1
+            self._known.difference_update([*self._known] if names is None else names)
 
 
 class ConnectionCloser:
