@@ -21,17 +21,6 @@ from flux_endpoint.usage import Usage
 log = logging.getLogger(__name__)
 
 
-class EventRecord(Protocol):
-    """An event of a job's main eventlog (RFC 21)."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def timestamp(self) -> float: ...  # noqa: D102
-    @property
-    def context(self) -> dict[str, Any]: ...  # noqa: D102
-
-
 class JobFuture(Protocol):
     """The future that `submit` and `attach` return: see `flux.job.executor.FluxExecutorFuture`."""
 

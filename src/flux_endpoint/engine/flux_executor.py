@@ -20,8 +20,9 @@ from functools import partial
 from typing import Any, Self
 
 from flux_endpoint import logs
-from flux_endpoint.engine.local.future import Event, LocalExecutorFuture
+from flux_endpoint.engine.local.future import LocalExecutorFuture
 from flux_endpoint.protocol import job_events
+from flux_endpoint.protocol.job_events import EventRecord
 from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class FollowedFuture(LocalExecutorFuture):
         with suppress(RuntimeError, concurrent.futures.CancelledError):  # the end has the reason
             self._set_jobid(inner.jobid(timeout=0))
 
-    def _happened(self, watch: _Watch, _: Any, event: Event) -> None:
+    def _happened(self, watch: _Watch, _: Any, event: EventRecord) -> None:
         with self._lock:
             watch.seen[event.name] += 1
             if watch.broken or watch.seen[event.name] <= self._known[event.name]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from flux_endpoint.engine.backend import (
-    EventRecord,
     JobExecutor,
     JobFuture,
     Resources,
@@ -22,6 +21,7 @@ from flux_endpoint.engine.flux_reads import JobReport
 from flux_endpoint.engine.instance_state import InstanceState
 from flux_endpoint.engine.local import LocalExecutor
 from flux_endpoint.engine.local.event_log import usage_in
+from flux_endpoint.protocol.job_events import EventRecord
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.usage import Usage
 

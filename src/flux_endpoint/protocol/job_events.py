@@ -1,8 +1,8 @@
-"""Names of the events in a Flux job's main eventlog, RFC 21."""
+"""The events in a Flux job's main eventlog, RFC 21."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, Protocol
 
 #: In chronological order. A program that adds callbacks in this order gets all events in this
 #: order, including those that arrive in the meantime.
@@ -25,3 +25,14 @@ IN_ORDER: Final = (
 EVENTS: Final = frozenset(IN_ORDER)
 #: The last event.
 LAST_EVENT: Final = "clean"
+
+
+class EventRecord(Protocol):
+    """An event: Flux's `EventLogEvent`, or one of the embedded executor."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def timestamp(self) -> float: ...  # noqa: D102
+    @property
+    def context(self) -> dict[str, Any]: ...  # noqa: D102

@@ -14,7 +14,6 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.backoff import Backoff
-from flux_endpoint.engine.backend import EventRecord
 from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, BlockLauncher
@@ -29,6 +28,7 @@ from flux_endpoint.engine.outcome import end_of_job, error_of
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.owner_thread import OwnerThread
 from flux_endpoint.protocol.duration import format_duration
+from flux_endpoint.protocol.job_events import EventRecord
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)

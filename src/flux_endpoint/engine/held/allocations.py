@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_endpoint import logs
-from flux_endpoint.engine.backend import Backend, EventRecord
+from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import Demand, placement_of
 from flux_endpoint.engine.held import ends
@@ -41,7 +41,7 @@ from flux_endpoint.engine.jobs.records import JobRecords
 from flux_endpoint.engine.local.event_log import EventLogEvent
 from flux_endpoint.engine.outcome import end_of_job, error_of
 from flux_endpoint.errors import FluxEndpointError
-from flux_endpoint.protocol.job_events import IN_ORDER
+from flux_endpoint.protocol.job_events import IN_ORDER, EventRecord
 from flux_endpoint.protocol.jobid import format_jobid
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 
-from flux_endpoint.engine.backend import EventRecord, JobFuture
+from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.demand import JobDemand
 from flux_endpoint.engine.held.policy import Durations, Others, TaskShape
+from flux_endpoint.protocol.job_events import EventRecord
 
 #: The most shapes that are remembered.
 _MAX_SHAPES = 1000

@@ -15,7 +15,7 @@ from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.engine import results
-from flux_endpoint.engine.backend import Backend, EventRecord
+from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import placement_of
@@ -37,7 +37,7 @@ from flux_endpoint.engine.output import OutputLog
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.owner_thread import OwnerThread
-from flux_endpoint.protocol.job_events import IN_ORDER
+from flux_endpoint.protocol.job_events import IN_ORDER, EventRecord
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.states import ActorName, ErrorCode
 

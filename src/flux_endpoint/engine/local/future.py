@@ -7,22 +7,12 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from flux_endpoint.protocol import job_events
+from flux_endpoint.protocol.job_events import EventRecord
 
 log = logging.getLogger(__name__)
-
-
-class Event(Protocol):
-    """The argument of an event callback: an `EventLogEvent`, Flux's or ours."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def timestamp(self) -> float: ...  # noqa: D102
-    @property
-    def context(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 class LocalExecutorFuture(concurrent.futures.Future[int]):
@@ -50,7 +40,7 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
         self._jobid_callbacks: list[Callable[[Self], object]] = []
         # Reentrant: a callback may add another one.
         self._event_lock = threading.RLock()
-        self._events: defaultdict[str, list[Event]] = defaultdict(list)
+        self._events: defaultdict[str, list[EventRecord]] = defaultdict(list)
         self._event_callbacks: defaultdict[str, list[Callable[[Self, Any], object]]]
         self._event_callbacks = defaultdict(list)
 
@@ -145,7 +135,7 @@ class LocalExecutorFuture(concurrent.futures.Future[int]):
         for callback in callbacks:
             self._call(callback)
 
-    def _set_event(self, event: Event) -> None:
+    def _set_event(self, event: EventRecord) -> None:
         """Pass an event to the callbacks, and keep it for later ones. For executors and tests."""
         if event.name not in self.EVENTS:
             raise ValueError(event.name)

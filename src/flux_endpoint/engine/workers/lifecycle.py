@@ -13,7 +13,7 @@ from functools import partial
 
 from flux_endpoint import logs
 from flux_endpoint.backoff import Backoff
-from flux_endpoint.engine.backend import Backend, EventRecord
+from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.demand import Amount, placement_of
 from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.outcome import end_of_job, error_of, has_timed_out, was_cancelled
@@ -24,6 +24,7 @@ from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.sizing import Piece
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.states import ManagerChange, ManagerState
+from flux_endpoint.protocol.job_events import EventRecord
 
 log = logging.getLogger(__name__)
 
