@@ -7,9 +7,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from flux_endpoint.logs import event
 
@@ -128,3 +129,61 @@ def _bounded(record: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in record.items()
         if value is not None
     }
+
+
+def read_records(
+    path: Path, is_wanted: Callable[[Mapping[str, Any]], bool], limit: int
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return the newest records of an audit log and its old files, the oldest first.
+
+    Lines that are no records, such as an incomplete one, are left out.
+
+    Args:
+        path: the file.
+        is_wanted: the condition on a record.
+        limit: the most records.
+
+    Returns:
+        The records, and whether there are older ones.
+
+    Raises:
+        OSError: a file can't be read; `FileNotFoundError`: there is no file at `path`.
+    """
+    found: deque[dict[str, Any]] = deque()
+    for text in _files(path):
+        wanted: deque[dict[str, Any]] = deque(maxlen=limit + 1)
+        with text:
+            wanted.extend(each for each in _records(text) if is_wanted(each))
+        found.extendleft(reversed(wanted))
+        if len(found) > limit:
+            break
+    return list(found)[-limit:], len(found) > limit
+
+
+def _files(path: Path) -> Iterator[BinaryIO]:
+    """Yield the files of a log, the newest first, each once although it is rotated meanwhile."""
+    seen: set[tuple[int, int]] = set()
+    for number in range(KEPT + 1):
+        each = path if number == 0 else path.with_name(f"{path.name}.{number}")
+        try:
+            opened = each.open("rb")
+        except FileNotFoundError:
+            if number == 0:
+                raise
+            continue
+        status = os.fstat(opened.fileno())
+        if (status.st_dev, status.st_ino) in seen:
+            opened.close()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield opened
+
+
+def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.service.conftest import FUNCTION, NO_BROKER, OWN, PAYLOAD, refusal
 from tests.service.test_quotas import submit
 
 from broker_access import NOBODY_ASKS
+from flux_endpoint.audit import AuditLog
 from flux_endpoint.cli.administration import users as user_commands
 from flux_endpoint.cli.service import service
 from flux_endpoint.cli.table import table_of
@@ -30,6 +33,8 @@ from flux_endpoint.service.token_use import PERIOD, TokenUse
 from waiting import until
 
 Command = Callable[..., Result]
+
+LABS = ("11111111-2222-4333-8444-55555555555a", "11111111-2222-4333-8444-55555555555b")
 
 
 @pytest.fixture
@@ -403,3 +408,79 @@ class TestAdministrators:
                     ]
                     texts = [json.dumps(each).replace(each["place"], "PATH") for each in said]
                     assert texts[0] == texts[1]
+
+
+class TestAudit:
+    @pytest.fixture
+    def log(self, tmp_path: Path) -> Path:
+        """The audit log of `command`, which was rotated, with ada's and bob's submissions."""
+        path = tmp_path / "who.jsonl"
+        written = AuditLog(path, size=900)
+        for number in range(1, 9):
+            user, lab = ("ada", LABS[0]) if number % 2 else ("bob", LABS[1])
+            about = {"endpoint_id": lab, "tasks": number, "functions": {lab: number}}
+            written.write("tasks submitted", user=user, **about)
+        written.write("request refused", user="eve\x1b[2J", address="10.0.0.1", code="TOKEN_SCOPE")
+        written.close()
+        with path.open("ab") as file:
+            file.write(b'{"event": "tasks subm\n')  # a record that was cut off
+        assert path.with_name("who.jsonl.1").exists()
+        return path
+
+    def test_records_are_selected_over_rotated_files(self, command: Command, log: Path) -> None:
+        def numbers(*options: str) -> list[int | None]:
+            found = document(command("audit", "--json", *options))["records"]
+            return [each.get("tasks") for each in found]
+
+        assert numbers() == [*range(1, 9), None]
+        assert numbers("--limit=3") == [7, 8, None]
+        assert document(command("audit", "--json", "--limit=3"))["more"] is True
+        assert numbers("--user=bob")[-2:] == [6, 8]
+        assert numbers(f"--endpoint={LABS[0].upper()}")[-2:] == [5, 7]
+        assert numbers(f"--function={LABS[1]}", "--limit=1") == [8]
+        assert numbers("--event=REFUSED") == [None]
+        assert numbers("--since=1h") == numbers()
+        assert numbers("--until=1h") == numbers("--since=2999-01-01") == []
+        moment = datetime.fromtimestamp(time.time() + 60, UTC).isoformat()
+        assert numbers(f"--until={moment}") == numbers()
+
+    def test_names_are_known_and_control_characters_are_not_shown(
+        self, command: Command, log: Path, database: Database, add_endpoint: Callable[..., str]
+    ) -> None:
+        lab = add_endpoint(endpoint_name="west")
+        with database.write() as connection:
+            owner = users.user_id_of(connection, "ada")
+            values = {
+                "id": lab,
+                "owner_id": owner,
+                "name": "simulate",
+                "code": b"",
+                "created_at": 1,
+            }
+            connection.execute(administration.functions.insert().values(**values, public=False))
+        more = AuditLog(log)
+        about = {"endpoint_id": lab, "tasks": 3, "functions": {lab: 3}}
+        more.write("tasks submitted", user="ada", **about)
+        more.close()
+        for option in ("--endpoint=west", "--function=simulate"):
+            (record,) = document(command("audit", "--json", option))["records"]
+            assert record["endpoint_name"] == "west"
+            assert record["function_names"] == {lab: "simulate"}
+        table = command("audit").stdout
+        last = table.splitlines()[-1]
+        assert re.search(r" ada +tasks submitted +west +3 x simulate +-", last)
+        assert "eve?[2J" in table
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--since=soon"], "neither a duration before now"),
+            (["--endpoint=nowhere"], "no endpoint of this service is called nowhere"),
+            (["--audit-log=/nowhere/audit.jsonl"], "there is no audit log /nowhere/audit.jsonl"),
+        ],
+    )
+    def test_what_is_not_there_is_explained(
+        self, command: Command, log: Path, arguments: list[str], said: str
+    ) -> None:
+        done = command("audit", *arguments, ok=False)
+        assert said in f"{done.output}{done.exception}"

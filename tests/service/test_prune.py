@@ -15,7 +15,8 @@ from tests.service.test_dependents import submit as submit_needs
 from tests.service.test_retention import Rest, World
 
 from flux_endpoint.cli.service import service
-from flux_endpoint.service.store import retention
+from flux_endpoint.service.store import retention, users
+from flux_endpoint.service.store.administration import set_limits
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.tables import functions, submissions, task_groups, tasks
 from flux_endpoint.service.sweep import DAY
@@ -86,8 +87,9 @@ def test_what_is_announced_is_removed_in_small_transactions(
     assert '"tasks": 29' in (home / "audit.jsonl").read_text().splitlines()[-1]
 
 
+@pytest.mark.parametrize("own", [False, True])
 def test_a_user_with_too_much_and_functions_unused_for_long(
-    world: World, prune: Callable[..., Result]
+    world: World, prune: Callable[..., Result], own: bool
 ) -> None:
     first, lately = world.submit(10, ago=3 * DAY), world.submit(10)
     world.end(first, ago=7200, data="x" * 100_000)
@@ -98,7 +100,12 @@ def test_a_user_with_too_much_and_functions_unused_for_long(
                 ~sa.exists().where(tasks.c.submission_id == submissions.c.id)
             )
         )
-    options = ["--keep-user-results", "500000", "--keep-functions", "1h", "--json"]
+    if own:
+        with world.database.write() as connection:
+            user_id = users.user_id_of(connection, "ada") or ""
+            set_limits(connection, user_id, {"keep_user_results": 500_000.0})
+    most = "infinity" if own else "500000"
+    options = ["--keep-user-results", most, "--keep-functions", "1h", "--json"]
     announced = json.loads(prune(*options, "--dry-run").stdout)
     assert (announced["beyond_limit"], announced["beyond_bytes"]) == (5, 500_000)
     removed = json.loads(prune(*options, "--yes").stdout)

@@ -8,6 +8,7 @@ import click
 from pydantic import ValidationError
 
 from flux_endpoint import extras, logs
+from flux_endpoint.cli.administration.audit import audit
 from flux_endpoint.cli.administration.backup import backup
 from flux_endpoint.cli.administration.groups import group
 from flux_endpoint.cli.administration.options import (
@@ -142,5 +143,5 @@ def migrate(database_url: str | None) -> None:
     open_database(database_url).close()
 
 
-for noun in (user, token, group, prune, backup):
-    service.add_command(noun)
+for command in (user, token, group, audit, prune, backup):
+    service.add_command(command)

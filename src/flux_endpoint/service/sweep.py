@@ -39,7 +39,8 @@ class Keep:
     Attributes:
         tasks: seconds for which a task is kept after its end, with its result and events.
         functions: seconds for which a function is kept after its last use.
-        user_bytes: maximum bytes of results of each user; the oldest are removed first.
+        user_bytes: maximum bytes of results of each user for whom none is set; the oldest are
+            removed first.
     """
 
     tasks: float = 14 * DAY
@@ -75,6 +76,9 @@ class Sweep:
         keep: how long, and how many, records are kept.
         stopping: ends it after the current transaction.
         on_tasks: called after each transaction that removed tasks, with their number.
+
+    Attributes:
+        least_bytes: lowest limit on the results of any user, when it last ran.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Sweep:
         self._keep = keep
         self._stopping = stopping or threading.Event()
         self._on_tasks = on_tasks
+        self.least_bytes = keep.user_bytes
 
     def run(self) -> tuple[Removed, float]:
         """Remove all due records.
@@ -153,14 +158,16 @@ class Sweep:
 
     def _remove_more_than_fits(self) -> int:
         """Remove the oldest results of users who exceed their limit; return the number."""
-        most = self._keep.user_bytes
         with self._database.read() as connection:
-            if retention.stored_bytes(connection) <= most:
-                return 0  # the total is below the limit of one user
+            own = retention.own_result_limits(connection)
+            self.least_bytes = min([self._keep.user_bytes, *own.values()])
+            if retention.stored_bytes(connection) <= self.least_bytes:
+                return 0  # the total is below the limit of each user
             until = time.time() - MIN_KEEP_SECONDS
             sizes = retention.result_bytes(connection, until)
         removed = 0
         for owner_id, size in sizes.items():
+            most = own.get(owner_id, self._keep.user_bytes)
             over = size - most
             count = 0
             while over > 0 and not self._stopping.is_set():

@@ -51,6 +51,7 @@ LIMITS = (
     Limit("max-tasks", "max_user_tasks", "unfinished tasks"),
     Limit("max-queued", "max_user_queued", "bytes of arguments of unfinished tasks", "bytes"),
     Limit("max-task-rate", "max_user_task_rate", "tasks submitted per second", "a second"),
+    Limit("max-results", "keep_user_results", "bytes of results that are kept", "bytes"),
     Limit("max-requests", "max_user_requests", "requests per second", "a second"),
     Limit("max-functions", "max_user_functions", "functions"),
     Limit("max-code", "max_user_code", "bytes of functions", "bytes"),

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -266,3 +266,23 @@ def owners_of(connection: sa.Connection, task_ids: Iterable[str]) -> dict[str, s
         )
         found.update((task_id, name) for task_id, name in connection.execute(query))
     return found
+
+
+def names_of(
+    connection: sa.Connection, what: Literal["endpoints", "functions"], ids: Iterable[str]
+) -> dict[str, str]:
+    """Return the names of endpoints or functions, of deleted ones, too, by id."""
+    table = {"endpoints": endpoints, "functions": functions}[what]
+    found: dict[str, str] = {}
+    for part in chunks(ids):
+        query = sa.select(table.c.id, table.c.name).where(table.c.id.in_(part))
+        found.update((its_id, name) for its_id, name in connection.execute(query))
+    return found
+
+
+def ids_called(
+    connection: sa.Connection, what: Literal["endpoints", "functions"], name: str
+) -> list[str]:
+    """Return the ids of the endpoints or functions with a name, of deleted ones, too."""
+    table = {"endpoints": endpoints, "functions": functions}[what]
+    return list(connection.scalars(sa.select(table.c.id).where(table.c.name == name)))

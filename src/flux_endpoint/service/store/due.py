@@ -1,6 +1,7 @@
 """Counts the records that are due for removal, without removing any."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -49,15 +50,16 @@ def count(
         ended: tasks that ended until this time are removed.
         arrived: results that arrived until this time may exceed their user's limit.
         unused: functions that were last used until this time are removed.
-        user_bytes: maximum bytes of results of each user.
+        user_bytes: maximum bytes of results of each user for whom none is set.
     """
+    own = retention.own_result_limits(connection)
     is_due = (tasks.c.completed_at <= ended) & ~_NEEDED
     stays = sa.or_(tasks.c.completed_at.is_(None), tasks.c.completed_at > ended, _NEEDED)
     query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_SIZE), 0)).where(is_due)
     old, old_bytes = connection.execute(query).one()
     beyond, beyond_bytes = 0, 0
-    if retention.stored_bytes(connection) > user_bytes:
-        beyond, beyond_bytes = _beyond(connection, stays, arrived, user_bytes)
+    if retention.stored_bytes(connection) > min([user_bytes, *own.values()]):
+        beyond, beyond_bytes = _beyond(connection, stays, arrived, user_bytes, own)
     has_tasks = sa.exists().where(tasks.c.submission_id == submissions.c.id, stays)
     used_group = sa.exists().where(
         submissions.c.group_id == task_groups.c.id,
@@ -80,7 +82,11 @@ def count(
 
 
 def _beyond(
-    connection: sa.Connection, stays: sa.ColumnElement[bool], arrived: float, user_bytes: float
+    connection: sa.Connection,
+    stays: sa.ColumnElement[bool],
+    arrived: float,
+    user_bytes: float,
+    own: Mapping[str, float],
 ) -> tuple[int, int]:
     """Return the number and bytes of the oldest results that exceed their user's limit."""
     has_arrived = tasks.c.completed_at <= arrived, stays
@@ -92,8 +98,9 @@ def _beyond(
     )
     count, size = 0, 0
     for owner_id, stored in connection.execute(sizes).all():
-        over = stored - user_bytes
-        if over <= 0 or math.isinf(user_bytes):
+        most = own.get(owner_id, user_bytes)
+        over = stored - most
+        if over <= 0 or math.isinf(most):
             continue
         oldest = (
             sa.select(_SIZE)

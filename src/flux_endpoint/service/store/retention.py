@@ -16,6 +16,7 @@ from flux_endpoint.service.store.tables import (
     task_events,
     task_groups,
     tasks,
+    users,
 )
 
 #: Maximum number of tasks, and of bytes of their results, that one transaction removes.
@@ -198,6 +199,16 @@ def result_bytes(connection: sa.Connection, until: float) -> dict[str, int]:
         .group_by(submissions.c.owner_id)
     )
     return {owner_id: int(size or 0) for owner_id, size in connection.execute(query)}
+
+
+def own_result_limits(connection: sa.Connection) -> dict[str, float]:
+    """Return the maximum bytes of results of users for whom it is set, by user id."""
+    query = sa.select(users.c.id, users.c.limits).where(users.c.limits.is_not(None))
+    return {
+        user_id: float(limits["keep_user_results"])
+        for user_id, limits in connection.execute(query)
+        if "keep_user_results" in limits
+    }
 
 
 def give_back_space(database: Database) -> bool:
