@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -90,3 +91,12 @@ def test_the_engine_warns_of_bindings_of_another_release(
     monkeypatch.syspath_prepend(tmp_path)
     FluxBackend(flux_uri).close()
     assert "those of flux-python 0.75.0, the running Flux is" in caplog.text
+
+
+@pytest.mark.flux
+def test_bindings_that_lack_a_module_are_an_error_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch, flux_module: ModuleType, flux_uri: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "flux.resource", None)  # its import fails
+    with pytest.raises(EngineError, match="bindings can't be imported"):
+        FluxBackend(flux_uri)

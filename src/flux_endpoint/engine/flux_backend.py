@@ -19,7 +19,12 @@ from urllib.parse import urlsplit
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import JobExecutor, JobFuture, Resources, tolerate_ended
 from flux_endpoint.engine.demand import Amount, JobDemand, placement_in
-from flux_endpoint.engine.flux_bindings import flux_python_release, import_flux, mismatch
+from flux_endpoint.engine.flux_bindings import (
+    flux_python_release,
+    import_flux,
+    mismatch,
+    unusable,
+)
 from flux_endpoint.engine.flux_executor import FollowingExecutor
 from flux_endpoint.engine.flux_futures import end_orphans, mend_executor
 from flux_endpoint.engine.flux_jobs import JobList, MarkedJob, await_marked
@@ -69,15 +74,17 @@ class FluxBackend:
         self._list = JobList(self._flux, self._handles)
         try:
             with self._handles.lend() as handle:
-                listing = _answered(lambda: resource_list(handle).get()).all
                 version = handle.attr_get("version")
+                if differs := mismatch(flux_python_release(self._flux), version):
+                    log.warning("%s: %s", *differs)
+                listing = _answered(lambda: resource_list(handle).get()).all
+        except ImportError as error:
+            raise unusable(error) from error
         except OSError as error:
             raise EngineError(
                 f"can't reach Flux at {where}: {error}. Start the endpoint inside an allocation, "
                 "e.g. `flux alloc -N1` or `flux start`, or set engine.executor: local"
             ) from error
-        if differs := mismatch(flux_python_release(self._flux), version):
-            log.warning("%s: %s", *differs)
         self.resources = Resources(listing.nnodes, listing.ncores, listing.ngpus)
         self._everything = listing
         #: The last known end of the instance, in seconds since the epoch.

@@ -37,14 +37,14 @@ def import_flux() -> ModuleType:
         return _import()
     except ImportError as error:
         if error.name != "flux":
-            raise _incomplete(error) from error
+            raise unusable(error) from error
     for path in _bindings_path():
         if path not in sys.path:
             sys.path.append(path)
     try:
         return _import()
     except ImportError as error:
-        raise _incomplete(error) from error
+        raise unusable(error) from error
 
 
 def flux_python_release(flux: ModuleType) -> str | None:
@@ -110,7 +110,12 @@ def _bindings_path() -> list[str]:
     return [part for part in answer.stdout.strip().split(":") if part]
 
 
-def _incomplete(error: ImportError) -> EngineError:
+def unusable(error: ImportError) -> EngineError:
+    """Return the error that says why Flux's bindings can't be imported, and what to do.
+
+    Args:
+        error: raised by the import of one of their modules.
+    """
     if error.name in _NEEDED:
         mend = f"They need cffi, ply and pyyaml: {install_command('flux')}"
     elif error.name == "flux":

@@ -170,6 +170,12 @@ def _no_instance(uri: str | None, found: dict[str, Any]) -> Finding:
             "this is not inside a Flux instance (flux alloc, flux batch, flux start): endpoints "
             "started here use the embedded executor",
         )
+    if "error" in found:
+        return failed(
+            "flux.instance",
+            f"the Python bindings fail with the instance at {uri}: {reason}",
+            "use bindings of the instance's release",
+        )
     return failed(
         "flux.instance",
         f"can't reach the Flux instance at {uri} (FLUX_URI): {reason}",
