@@ -16,7 +16,7 @@ from flux_endpoint.protocol.envelope import ATTEMPTS, NODE
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 #: A worker is sent as many tasks as take this many seconds.
-SHORT = 0.02
+SHORT = 0.08
 #: The most tasks that a worker is sent.
 MAX_AHEAD = 32
 #: The most tasks that a manager holds, unless its workers are more than half as many.

@@ -10,9 +10,9 @@ from flux_endpoint.turn_pause import TurnPause
 #: `poll` takes milliseconds as a C int: at most 24.8 days, after which the loop checks again.
 _LONGEST = 2**31 - 1
 #: Pauses of a manager while none of its workers can run out of tasks.
-MANAGER_PAUSE = TurnPause(share=1 / 2, longest=0.005, shortest=0.0005)
+MANAGER_PAUSE = TurnPause(share=1 / 2, longest=0.02, shortest=0.0005)
 #: Pauses of the pool: half of a manager's reserve is in its workers, who need it meanwhile.
-POOL_PAUSE = TurnPause(share=1 / 4, longest=0.005, shortest=0.0005)
+POOL_PAUSE = TurnPause(share=1 / 4, longest=0.02, shortest=0.0005)
 
 
 def milliseconds_until(moments: Iterable[float], now: float) -> int | None:
