@@ -73,6 +73,13 @@ def test_all_open_tasks_of_a_group(stack, executor, gate):
     assert stack.out("cancel", f"--group={executor.task_group_id}") == "No open tasks.\n"
 
 
+def test_all_of_ones_open_tasks_at_an_endpoint(stack, executor, gate):
+    future = executor.submit(WAIT, gate=str(gate))
+    assert future.wait_submitted(PATIENCE) in outcomes(stack, "--endpoint=local")
+    ended(future)
+    stack.run("cancel", "--endpoint=nowhere", status=66)
+
+
 def test_an_unknown_task_does_not_prevent_cancelling_the_others(stack, executor, gate):
     future = executor.submit(WAIT, gate=str(gate))
     task_id = future.wait_submitted(PATIENCE)

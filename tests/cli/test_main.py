@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import click
@@ -13,6 +15,7 @@ import pytest
 
 from flux_endpoint.cli.exits import MEANINGS, ExitCode, exit_code_of
 from flux_endpoint.cli.main import COMMANDS, cli
+from flux_endpoint.cli.options import local_name
 from flux_endpoint.errors import (
     AmqpError,
     BackgroundError,
@@ -87,6 +90,25 @@ def test_a_wrong_command_line_is_64_and_says_what_is_wrong(bare, arguments, said
 
 def test_an_unknown_endpoint_is_66(bare):
     assert "no endpoint is called 'lab'; there are none yet" in bare.err("start", "lab", status=66)
+
+
+def test_an_endpoint_of_this_machine_is_named_by_its_id(bare):
+    bare.run("configure", "lab")
+    directory = bare.home / "endpoints" / "lab"
+    known, unknown = str(uuid.uuid4()), str(uuid.uuid4())
+    (directory / "endpoint.json").write_text(json.dumps({"endpoint_id": known}))
+    (directory / "endpoint.log").write_text("its line\n")
+    assert bare.run("stop", known).stdout == "Endpoint lab was not running.\n"
+    assert bare.run("logs", known).stdout == "its line\n"
+    said = bare.err("stop", unknown, status=66)
+    assert f"no endpoint of this machine has the id {unknown}; there are: lab" in said
+
+
+@pytest.mark.parametrize("name", ["start", "stop", "render", "doctor"])
+def test_commands_for_an_endpoint_of_this_machine_take_its_id(name):
+    with click.Context(cli) as context:
+        command = cli.get_command(context, name)
+    assert command.params[0].callback is local_name
 
 
 def test_a_missing_configuration_is_78(bare):

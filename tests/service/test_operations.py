@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,8 +13,17 @@ from sqlalchemy import create_engine, text
 from tests.service.conftest import PATIENCE, PAYLOAD, Peer, Relay, Rest, refusal
 
 from flux_endpoint import __version__
-from flux_endpoint.protocol.messages import EPStatusReport, Result, TaskTransition, pack
+from flux_endpoint.protocol.messages import (
+    EPStatusReport,
+    ReportsWanted,
+    Result,
+    TaskTransition,
+    pack,
+    unpack,
+)
+from flux_endpoint.protocol.queues import commands_queue
 from flux_endpoint.protocol.states import ActorName, TaskState
+from flux_endpoint.service import fresh_reports
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from waiting import until
@@ -492,3 +502,60 @@ class TestTasks:
         assert (task["function_id"], task["function_name"]) == (None, None)
         assert task["jobid"] is not None
         assert listed(live, follows=False) == []
+
+
+@pytest.mark.rabbitmq
+class TestFreshState:
+    """`?fresh=true`: the numbers of now."""
+
+    @staticmethod
+    def register(live: Rest, peer: Peer, **metadata: Any) -> str:
+        metadata = {"flux_endpoint_version": "1", "reports_on_request": True, **metadata}
+        endpoint = live.register_endpoint(metadata=metadata)
+        peer.send_report(endpoint, report(endpoint, jobs=1))
+        until(lambda: live.client.get(f"/v3/endpoints/{endpoint}/status").json()["report"])
+        return endpoint
+
+    @staticmethod
+    def jobs(live: Rest, endpoint: str, fresh: str = "true") -> int:
+        answer = live.client.get(f"/v3/endpoints/{endpoint}/status", params={"fresh": fresh})
+        return int(answer.json()["report"]["jobs"])
+
+    def test_an_old_report_is_fetched_anew(
+        self, live: Rest, peer: Peer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        endpoint = self.register(live, peer)
+        monkeypatch.setattr(fresh_reports, "FRESH", 0.0)
+        monkeypatch.setattr(fresh_reports, "PATIENCE", PATIENCE)
+        with ThreadPoolExecutor() as threads:
+            answers = [threads.submit(self.jobs, live, endpoint) for _ in range(2)]
+            asked = unpack(peer.take(commands_queue(endpoint)).body)
+            assert isinstance(asked, ReportsWanted)
+            assert asked.seconds == 0
+            waiting = live.client.app.state.fresh_reports._waiting  # type: ignore[attr-defined]
+            until(lambda: waiting.get(endpoint) == 2)
+            peer.send_report(endpoint, report(endpoint, jobs=2))
+            assert answers[0].result(PATIENCE) == answers[1].result(PATIENCE) == 2
+
+    def test_a_silent_endpoint_has_its_last_report(
+        self, live: Rest, peer: Peer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        endpoint = self.register(live, peer)
+        monkeypatch.setattr(fresh_reports, "FRESH", 0.0)
+        monkeypatch.setattr(fresh_reports, "PATIENCE", 0.2)
+        assert self.jobs(live, endpoint) == 1
+        assert not live.client.app.state.fresh_reports._waiting  # type: ignore[attr-defined]
+
+    def test_a_young_report_and_other_endpoints_are_not_asked(
+        self, live: Rest, peer: Peer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fresh_reports, "FRESH", 3600.0)
+        young = self.register(live, peer)
+        assert self.jobs(live, young) == 1
+        monkeypatch.setattr(fresh_reports, "FRESH", 0.0)
+        other = self.register(live, peer, reports_on_request=False)
+        assert self.jobs(live, other) == 1
+        assert self.jobs(live, young, fresh="false") == 1
+        queues = [commands_queue(each) for each in (young, other)]
+        counted = live.client.app.state.observer.queues(queues, PATIENCE)  # type: ignore[attr-defined]
+        assert {each.messages for each in counted.values()} == {0}

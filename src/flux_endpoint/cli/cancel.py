@@ -10,10 +10,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
-from flux_endpoint.cli.options import json_option, put_json, task_or_job
+from flux_endpoint.cli.options import complete_endpoint, json_option, put_json, task_or_job
 from flux_endpoint.cli.progress import counted
 from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import Column, Row, Tone, color_option, render, shown_jobid
+from flux_endpoint.cli.targets import find_endpoint
 from flux_endpoint.cli.tasks import fetch, tasks_of_job
 from flux_endpoint.errors import FluxEndpointError, ServiceUnreachableError
 from flux_endpoint.protocol.jobid import JobID
@@ -93,22 +94,39 @@ def _task_ids(
 @click.command()
 @click.argument("tasks", nargs=-1, metavar="TASK...", callback=_ids, shell_complete=complete_task)
 @click.option("--group", type=click.UUID, help="Also all open tasks of this task group.")
+@click.option(
+    "--endpoint",
+    metavar="ENDPOINT",
+    shell_complete=complete_endpoint,
+    help="Also all of your open tasks at this endpoint: its name or its id.",
+)
 @json_option
 @color_option
 def cancel(
-    *, tasks: tuple[UUID | JobID, ...], group: UUID | None, as_json: bool, color: bool
+    *,
+    tasks: tuple[UUID | JobID, ...],
+    group: UUID | None,
+    endpoint: str | None,
+    as_json: bool,
+    color: bool,
 ) -> int:
     """End tasks and all of their processes.
 
     TASK is the id of a task, as listed by `flux-endpoint tasks`, or of its job. A task that has
     ended stays as it is. If one task can't be ended, the others still are.
     """
-    if not tasks and group is None:
-        raise click.UsageError("name a task, or a task group with --group")
+    if not tasks and group is None and endpoint is None:
+        raise click.UsageError(
+            "name a task, a task group with --group, or an endpoint with --endpoint"
+        )
     api = OperatorApi()
     ids, failures = _task_ids(api, tasks)
     if group is not None:
         found, _ = fetch(api, task_group_id=str(group), states=OPEN_STATES, limit=_MAX_TASKS)
+        ids += [each.task_id for each in found]
+    if endpoint is not None:
+        at = find_endpoint(endpoint, api).require_id()
+        found, _ = fetch(api, endpoint_id=at, states=OPEN_STATES, limit=_MAX_TASKS)
         ids += [each.task_id for each in found]
     ids = list(dict.fromkeys(ids))
     code, outcomes = _end(api, ids)

@@ -17,7 +17,7 @@ from flux_endpoint.cli.checks.flux import FluxChecks
 from flux_endpoint.cli.checks.machine import check_machine
 from flux_endpoint.cli.checks.service import ServiceChecks
 from flux_endpoint.cli.exits import ExitCode
-from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
+from flux_endpoint.cli.options import complete_endpoint, json_option, local_name, put_json
 from flux_endpoint.cli.table import Tone, color_option, toned
 from flux_endpoint.endpoint.directory import EndpointDirectory, all_endpoints
 from flux_endpoint.errors import FluxEndpointError
@@ -39,7 +39,7 @@ _WIDTH = 100
 
 
 @click.command()
-@click.argument("endpoint", required=False, shell_complete=complete_endpoint)
+@click.argument("endpoint", required=False, callback=local_name, shell_complete=complete_endpoint)
 @json_option
 @color_option
 def doctor(*, endpoint: str | None, as_json: bool, color: bool) -> int:

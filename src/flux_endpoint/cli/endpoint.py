@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from flux_endpoint.cli.options import complete_endpoint
+from flux_endpoint.cli.options import complete_endpoint, local_name
 from flux_endpoint.cli.process import quick_imports
 from flux_endpoint.cli.progress import WaitingLine
 from flux_endpoint.cli.table import (
@@ -56,7 +56,7 @@ def configure(name: str, display_name: str | None, *, multi_user: bool) -> None:
 
 
 @click.command()
-@click.argument("name", shell_complete=complete_endpoint)
+@click.argument("name", callback=local_name, shell_complete=complete_endpoint)
 @click.option(
     "--detach/--foreground",
     default=False,
@@ -123,7 +123,7 @@ def _run(name: str, reporter: lifecycle.StartReporter) -> int:
 
 
 @click.command()
-@click.argument("name", shell_complete=complete_endpoint)
+@click.argument("name", callback=local_name, shell_complete=complete_endpoint)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),

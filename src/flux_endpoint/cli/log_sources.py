@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flux_endpoint import paths
+from flux_endpoint.cli.options import local_name
 from flux_endpoint.endpoint.directory import EndpointDirectory, all_endpoints
 from flux_endpoint.errors import ConfigurationError, NotFoundError
 from flux_endpoint.stack.state import StackDirectory
@@ -95,7 +96,9 @@ def known_names() -> list[str]:
     return [*(each.name for each in endpoints), *outputs, *programs]
 
 
-def _source(name: str) -> LogSource:
+def _source(text: str) -> LogSource:
+    endpoint, slash, rest = text.partition("/")
+    name = f"{local_name(None, None, endpoint)}{slash}{rest}"
     for directory in all_endpoints():
         if name == directory.name:
             return _of_endpoint(directory)

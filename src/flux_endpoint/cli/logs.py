@@ -56,9 +56,9 @@ def logs(
 ) -> int:
     """Show the logs of endpoints and of the programs that `up` runs.
 
-    SOURCES are names of endpoints of this machine; the same with /output, for the output of their
-    Python functions; and names of programs: broker, service, up (or stack/service, in case an
-    endpoint is called service). Without SOURCES all logs are shown.
+    SOURCES are names or ids of endpoints of this machine; the same with /output, for the output of
+    their Python functions; and names of programs: broker, service, up (or stack/service, in case
+    an endpoint is called service). Without SOURCES all logs are shown.
     """
     if task is not None and sources:
         raise click.UsageError("name logs, or a task with --task")

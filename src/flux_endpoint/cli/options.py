@@ -10,6 +10,7 @@ from uuid import UUID
 import click
 from click.shell_completion import CompletionItem
 
+from flux_endpoint.errors import NotFoundError
 from flux_endpoint.protocol.jobid import JobID, parse_jobid
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -44,6 +45,29 @@ def task_or_job(text: str) -> UUID | JobID:
             f"{text!r} is neither a task's id, as `flux-endpoint tasks` lists them, nor a job's, "
             "as `flux jobs` does (ƒ2WXGLe)"
         ) from None
+
+
+def local_name(
+    _context: click.Context | None, _parameter: click.Parameter | None, text: str | None
+) -> str | None:
+    """Return the name of an endpoint of this machine, which `text` names or is the id of.
+
+    Raises:
+        NotFoundError: it is the id of another endpoint.
+    """
+    try:
+        wanted = str(UUID(text or ""))
+    except ValueError:
+        return text
+    from flux_endpoint.endpoint.directory import all_endpoints  # noqa: PLC0415 - others need none
+
+    directories = all_endpoints()
+    for each in directories:
+        if each.name == text or each.endpoint_id() == wanted:
+            return each.name
+    names = ", ".join(each.name for each in directories)
+    there_are = f"there are: {names}" if names else "there are none yet"
+    raise NotFoundError(f"no endpoint of this machine has the id {text}; {there_are}")
 
 
 def complete_endpoint(

@@ -151,7 +151,7 @@ def _inspect_endpoint(api: OperatorApi, target: EndpointTarget) -> EndpointView:
     if target.endpoint_id is None:
         return EndpointView(target)
     try:
-        state = api.endpoint_state(target.endpoint_id)
+        state = api.endpoint_state(target.endpoint_id, fresh=True)
         return EndpointView(target, _as_known_here(state, target))
     except ServiceError as error:
         if error.http_status == 404 and error.code == "ENDPOINT_NOT_FOUND":

@@ -10,13 +10,13 @@ from typing import Any
 import click
 import yaml
 
-from flux_endpoint.cli.options import complete_endpoint
+from flux_endpoint.cli.options import complete_endpoint, local_name
 from flux_endpoint.endpoint.directory import EndpointDirectory
 from flux_endpoint.errors import ConfigurationError
 
 
 @click.command()
-@click.argument("name", shell_complete=complete_endpoint)
+@click.argument("name", callback=local_name, shell_complete=complete_endpoint)
 @click.argument("values", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--config",

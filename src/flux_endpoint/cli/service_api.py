@@ -50,9 +50,15 @@ class OperatorApi:
         """Return the service's status."""
         return self._get("/v3/status", ServiceStatusAnswer)
 
-    def endpoint_state(self, endpoint_id: str) -> EndpointStateAnswer:
-        """Return an endpoint's status."""
-        return self._get(f"/v3/endpoints/{endpoint_id}/status", EndpointStateAnswer)
+    def endpoint_state(self, endpoint_id: str, *, fresh: bool = False) -> EndpointStateAnswer:
+        """Return an endpoint's status.
+
+        Args:
+            endpoint_id: its id.
+            fresh: whether to ask it for another report if its last one is not fresh.
+        """
+        params = {"fresh": "true"} if fresh else None
+        return self._get(f"/v3/endpoints/{endpoint_id}/status", EndpointStateAnswer, params)
 
     def endpoints(self, role: str = "owner") -> list[EndpointSummary]:
         """Return the user's endpoints; with the role "any", also those that everybody may use."""

@@ -113,9 +113,16 @@ class EndpointDirectory:
 
     def started_by(self) -> str | None:
         """Return the id of the multi-user endpoint that starts this one; `None`: there is none."""
+        return self._identity_field("started_by")
+
+    def endpoint_id(self) -> str | None:
+        """Return the endpoint's id; `None`: it was never started."""
+        return self._identity_field("endpoint_id")
+
+    def _identity_field(self, name: str) -> str | None:
         try:
             content = json.loads(self.identity.read_text(encoding="utf-8"))
-            found = content.get("started_by")
+            found = content.get(name)
         except (OSError, ValueError, AttributeError):
             return None
         return found if isinstance(found, str) else None

@@ -15,6 +15,7 @@ from flux_endpoint.service.broker import Broker
 from flux_endpoint.service.changes import Changes
 from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.disconnects import WatchedSubmissions
+from flux_endpoint.service.fresh_reports import FreshReports
 from flux_endpoint.service.health import HealthCheck
 from flux_endpoint.service.identity import Authentication
 from flux_endpoint.service.metrics import (
@@ -69,7 +70,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     """
     counted = CollectorRegistry()
     counters = ServiceCounters(counted)
-    listeners = LiveListeners()
+    listeners, fresh_reports = LiveListeners(), FreshReports()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -81,7 +82,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
         if at_broker is None:
             at_broker = await to_thread.run_sync(broker_access, settings)
             at_broker.start()
-        changes = Changes(counters, retention, listeners)
+        changes = Changes(counters, retention, listeners, fresh_reports)
         broker = Broker(settings, database, at_broker, changes)
         broker.start()
         retention.start()
@@ -114,6 +115,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     # No schema pages: they load scripts from other hosts, and a browser sends no token for them.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.listeners, app.state.report_requests = listeners, ReportRequests()
+    app.state.fresh_reports = fresh_reports
     _add_routes(app, settings, counters)
     return app
 

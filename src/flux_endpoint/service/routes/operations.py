@@ -18,6 +18,7 @@ from flux_endpoint.protocol.rest import UuidText
 from flux_endpoint.service import topology
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.endpoint_states import state_of
+from flux_endpoint.service.fresh_reports import FreshReports
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.routes.endpoints import visible
@@ -44,6 +45,12 @@ async def _observer(request: Request) -> BrokerObserver:
 Observer = Annotated[BrokerObserver, Depends(_observer)]
 
 
+async def _fresh_reports(request: Request) -> FreshReports:
+    reports = request.app.state.fresh_reports
+    assert isinstance(reports, FreshReports)
+    return reports
+
+
 @router.get("/v3/status")
 def service_status(service: Service, caller: Caller, observer: Observer) -> ServiceStatusAnswer:
     """Return the state of the service, its database and its broker."""
@@ -60,11 +67,25 @@ def service_status(service: Service, caller: Caller, observer: Observer) -> Serv
 
 @router.get("/v3/endpoints/{endpoint_id}/status")
 def endpoint_state(
-    endpoint_id: Annotated[UuidText, Path()], service: Service, caller: Caller, observer: Observer
+    *,
+    endpoint_id: Annotated[UuidText, Path()],
+    service: Service,
+    caller: Caller,
+    observer: Observer,
+    reports: Annotated[FreshReports, Depends(_fresh_reports)],
+    fresh: Annotated[bool, Query()] = False,
 ) -> EndpointStateAnswer:
-    """Return an endpoint's state, the time of its last change, and the length of its queue."""
+    """Return an endpoint's state, the time of its last change, and the length of its queue.
+
+    With `fresh`, an endpoint whose last report is older than three seconds is asked for another,
+    and the answer waits up to two seconds for it.
+    """
     with service.database.read() as connection:
         endpoint = visible(connection, endpoint_id, caller)
+    if fresh and reports.refresh(service, endpoint, caller):
+        with service.database.read() as connection:
+            endpoint = visible(connection, endpoint_id, caller)
+    with service.database.read() as connection:
         queue = service.official.queue(connection, endpoint)
     if queue is None:
         name = queues.tasks_queue(endpoint_id)
