@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 
@@ -59,3 +60,17 @@ def test_a_function_of_a_module_that_is_not_installed_is_one_line(tmp_path):
         del sys.modules["only_on_the_laptop"]
     [line] = run(function, tmp_path).text.splitlines()
     assert f"refers to a module by name, and only_on_the_laptop {NOT_INSTALLED}" in line
+
+
+def test_a_function_of_a_main_program_has_the_names_of_the_workers(tmp_path, monkeypatch):
+    program = (
+        "from flux_endpoint.serialize import ComputeSerializer\n"
+        "import math\n"
+        "def f():\n    return math.pi\n"
+        "print(ComputeSerializer().serialize(f), end='')\n"
+    )
+    run_program = [sys.executable, "-c", program]
+    done = subprocess.run(run_program, capture_output=True, text=True, check=True, timeout=60)
+    # As in a worker, which `python -m` has started.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", sys.__spec__)
+    assert "a function is sent without" in run(done.stdout, tmp_path).text

@@ -56,4 +56,6 @@ def _was_sent(trace: TracebackType | None) -> bool:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
-    return trace.tb_frame.f_globals.get("__spec__") is None
+    names = trace.tb_frame.f_globals
+    # Functions of a main program find the names of the worker's main program.
+    return names.get("__spec__") is None or names.get("__name__") == "__main__"
