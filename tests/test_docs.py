@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,20 @@ def test_the_program_of_a_page() -> None:
     assert (lines[2], lines[5]) == ("a = 1", "print(a)")
     assert printed_by_blocks(page) == [(0, "1\n")]
     assert program("<!-- not run: no -->\n```python\n1 / 0\n```\n") == ""
+
+
+def test_each_diagram_has_a_picture_of_its_present_text() -> None:
+    spec = spec_from_file_location("diagrams", ROOT / "tools" / "diagrams.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    named = {path.stem: path.read_text(encoding="utf-8") for path in tool.DIAGRAMS.glob("*.svg")}
+    marks = {name: f"<!-- {tool.digest(text)} -->" for name, text in tool.diagrams().items()}
+    assert marks.keys() == named.keys()
+    old = [name for name, mark in marks.items() if not named[name].rstrip().endswith(mark)]
+    assert not old, "draw them again: python tools/diagrams.py"
+    assert not any("http" in re.sub(r'xmlns(:\w+)?="[^"]*"', "", svg) for svg in named.values())
 
 
 def test_output_is_compared() -> None:
