@@ -5,6 +5,7 @@ import re
 import tomllib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -97,14 +98,31 @@ def test_the_program_of_a_page() -> None:
     assert program("<!-- not run: no -->\n```python\n1 / 0\n```\n") == ""
 
 
-def test_each_diagram_has_a_picture_of_its_present_text() -> None:
-    spec = spec_from_file_location("diagrams", ROOT / "tools" / "diagrams.py")
+def tool(name: str) -> Any:
+    """Return a module of tools/."""
+    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    named = {path.stem: path.read_text(encoding="utf-8") for path in tool.DIAGRAMS.glob("*.svg")}
-    marks = {name: f"<!-- {tool.digest(text)} -->" for name, text in tool.diagrams().items()}
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_describes_every_option_and_request() -> None:
+    reference = tool("reference")
+    for _, model in reference._CONFIGS.values():
+        for name, _, text in reference.options(model):
+            assert text, f"{model.__name__}.{name} needs a `#:` comment"
+    requests = re.split(r"^## ", reference.rest(), flags=re.MULTILINE)[1:]
+    assert any(each.startswith("GET /v3/tasks/{task_id}\n") for each in requests)
+    for each in requests:
+        assert re.match(r"[A-Z]+ /\S*\n\n[A-Z]", each), f"needs a docstring: {each}"
+
+
+def test_each_diagram_has_a_picture_of_its_present_text() -> None:
+    drawn = tool("diagrams")
+    named = {path.stem: path.read_text(encoding="utf-8") for path in drawn.DIAGRAMS.glob("*.svg")}
+    marks = {name: f"<!-- {drawn.digest(text)} -->" for name, text in drawn.diagrams().items()}
     assert marks.keys() == named.keys()
     old = [name for name, mark in marks.items() if not named[name].rstrip().endswith(mark)]
     assert not old, "draw them again: python tools/diagrams.py"

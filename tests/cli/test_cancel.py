@@ -125,7 +125,7 @@ def test_without_a_service_each_task_is_reported_as_not_cancelled(bare, free_por
 
 
 def test_wrong_arguments_are_refused_by_name(bare):
-    assert "name a task, or a task group" in bare.err("cancel", status=64)
+    assert "name a task, a task group with --group, or an endpoint" in bare.err("cancel", status=64)
     said = bare.err("cancel", "no-task", status=64)
     assert "'no-task' is neither a task's id" in said
     assert "nor a job's, as `flux jobs` does" in said

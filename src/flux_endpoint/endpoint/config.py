@@ -59,8 +59,9 @@ class PermissionsConfig(BaseModel):
 
     #: Whether people other than the owner see the endpoint.
     public: bool = False
-    #: Who may run tasks besides the owner: names of the service's users ("*": all) and groups.
+    #: Who may run tasks besides the owner: names of the service's users ("*": all).
     users: list[Principal] | None = Field(default=None, max_length=1000)
+    #: The same, as names of groups.
     groups: list[Principal] | None = Field(default=None, max_length=1000)
     #: Ids of the functions that may run here, with plain data as arguments; default: any function
     #: and any arguments.
@@ -88,6 +89,7 @@ class EndpointConfig(PermissionsConfig):
 
     #: Name shown in lists; default: the endpoint's name.
     display_name: str | None = Field(default=None, min_length=1, max_length=256)
+    #: Where and how tasks run; see the options of the engine.
     engine: FluxEngineConfig = Field(default_factory=FluxEngineConfig)
     #: Seconds between two status reports.
     heartbeat_period: float = Field(default=30, ge=1, le=86_400)
@@ -106,7 +108,9 @@ class EndpointConfig(PermissionsConfig):
     keep_task_files: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 90 * 86_400.0
     #: Where Prometheus reads this endpoint's metrics, as HOST:PORT; default: nowhere.
     metrics: Annotated[str, AfterValidator(_check_address)] | None = None
+    #: The least severe messages in the endpoint's log.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    #: Whether the log has lines of text, or a JSON object in each line.
     log_format: Literal["text", "json"] = "text"
 
     @property

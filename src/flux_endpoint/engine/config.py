@@ -55,8 +55,9 @@ class BlocksConfig(BaseModel):
     grace: Duration = 60.0
     #: An idle block is ended after this time.
     idle_timeout: Duration = 120.0
-    #: Queue that blocks are submitted to, and bank that is charged; default: the instance's.
+    #: Queue that blocks are submitted to; default: the instance's.
     queue: str | None = Field(default=None, min_length=1)
+    #: Bank that is charged; default: the instance's.
     bank: str | None = Field(default=None, min_length=1)
 
     @property
@@ -88,8 +89,9 @@ class WorkersConfig(BaseModel):
     max_workers: PositiveInt | None = None
     #: Workers that stay when idle; default: `workers_per_node`.
     min_workers: int | None = Field(default=None, ge=0)
-    #: The same two limits in whole nodes, each of `workers_per_node` workers.
+    #: The same as `max_workers` in whole nodes, each of `workers_per_node` workers.
     max_nodes: PositiveInt | None = None
+    #: The same as `min_workers` in whole nodes.
     min_nodes: int | None = Field(default=None, ge=0)
     #: The most workers that start together on a node; default: limited by the cores (one each), or
     #: by the gpus.
@@ -150,6 +152,7 @@ class EnvironmentConfig(BaseModel):
 class FluxEngineConfig(WorkersConfig, EnvironmentConfig):
     """Options of `FluxEngine`; the defaults suit laptops and allocations alike."""
 
+    #: The only engine there is: it runs functions, commands and MPI applications.
     type: Literal["FluxEngine"] = "FluxEngine"
     #: Where jobs run: "flux", "local", or "auto": Flux if `FLUX_URI` is set, else local processes.
     executor: Literal["auto", "flux", "local"] = "auto"
@@ -171,9 +174,11 @@ class FluxEngineConfig(WorkersConfig, EnvironmentConfig):
     allowed_serializers: list[str] | None = None
     #: Address of this host for connections from the nodes; default: determined automatically.
     address: str | None = None
-    #: Virtual nodes of the embedded executor, with cores and gpus of each (ignored on Flux).
+    #: Virtual nodes of the embedded executor (ignored on Flux).
     local_nodes: PositiveInt = 1
+    #: Cores of each virtual node; default: this machine's.
     local_cores_per_node: PositiveInt | None = None
+    #: Gpus of each virtual node.
     local_gpus_per_node: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -30,30 +30,36 @@ class MultiUserConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    #: What makes it a multi-user endpoint.
     multi_user: Literal[True]
     #: Name shown in lists; default: the endpoint's name.
     display_name: str | None = Field(default=None, min_length=1, max_length=256)
     #: Whether people other than the owner see the endpoint, and, without `users` and `groups`, may
     #: submit to it.
     public: bool = False
-    #: Who may submit besides the owner: names of the service's users ("*": all) and groups.
+    #: Who may submit besides the owner: names of the service's users ("*": all).
     users: list[Principal] | None = Field(default=None, max_length=1000)
+    #: The same, as names of groups.
     groups: list[Principal] | None = Field(default=None, max_length=1000)
     #: Which user runs tasks as which local account; root needs it.
     identity_mapping_config_path: str | None = Field(default=None, min_length=1)
+    #: The Jinja template of user endpoints' configuration.
     user_config_template_path: str = Field(default=TEMPLATE, min_length=1)
-    #: Default: `user_config_schema.json`, if it exists.
+    #: The JSON schema of the values for it; default: `user_config_schema.json`, if it exists.
     user_config_schema_path: str | None = Field(default=None, min_length=1)
     #: Accounts with a lower uid run no tasks: these are the system's.
     min_uid: int = Field(default=1000, ge=1)
-    #: The most user endpoints that run at the same time; of all users, and of one local account.
+    #: The most user endpoints that run at the same time.
     max_user_endpoints: PositiveInt = Field(default=64, le=4096)
+    #: The same, of one local account.
     max_user_endpoints_per_user: PositiveInt = Field(default=8, le=4096)
     #: Seconds between two status reports.
     heartbeat_period: float = Field(default=30, ge=1, le=86_400)
     #: Seconds that user endpoints have to end when the endpoint stops.
     shutdown_grace: float = Field(default=15, ge=0)
+    #: The least severe messages in the endpoint's log.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    #: Whether the log has lines of text, or a JSON object in each line.
     log_format: Literal["text", "json"] = "text"
 
 
