@@ -60,8 +60,7 @@ from flux_endpoint.service.token_use import TokenUse
 def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) -> FastAPI:
     """Return the service as an ASGI application.
 
-    On startup it migrates the database and begins to connect to the broker. It also serves requests
-    while the broker is unreachable.
+    On startup it migrates the database. It serves requests while the broker is unreachable, too.
 
     Args:
         settings: the service's settings.
@@ -114,8 +113,8 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
 
     # No schema pages: they load scripts from other hosts, and a browser sends no token for them.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.listeners, app.state.report_requests = listeners, ReportRequests()
-    app.state.fresh_reports = fresh_reports
+    app.state.listeners, app.state.fresh_reports = listeners, fresh_reports
+    app.state.report_requests = ReportRequests()
     _add_routes(app, settings, counters)
     return app
 
