@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 import dill
 
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.serialize import diagnosis, packing
+from flux_endpoint.serialize.modules import CarriedModules
 from flux_endpoint.serialize.selection import (
     Allowlist,
     DeserializerAllowlist,
@@ -47,9 +49,13 @@ class ComputeSerializer:
         strategy_data: strategy for everything else; by default `DillDataBase64`.
         allowed_deserializer_types: what `deserialize` may read: at least one strategy or wildcard
             of each kind; `None` or empty: everything.
+        modules: modules and packages of Python source, or their names, that travel with each
+            function, for endpoints that do not have them; `strategy_code` must be `DillCode`.
 
     Raises:
         StrategyError: an argument is not a strategy, or of the wrong kind.
+        SerializationError: a module can't travel; the text says why.
+        ImportError: a module can't be imported here.
     """
 
     def __init__(
@@ -57,6 +63,8 @@ class ComputeSerializer:
         strategy_code: Strategylike | None = None,
         strategy_data: Strategylike | None = None,
         allowed_deserializer_types: DeserializerAllowlist | None = None,
+        *,
+        modules: Iterable[ModuleType | str] = (),
     ) -> None:
         self._selected_code = strategy_code is not None
         self.code_serializer = (
@@ -70,6 +78,13 @@ class ComputeSerializer:
             else validate_strategylike(strategy_data, for_code=False).instance
         )
         self._allowed = Allowlist(allowed_deserializer_types or ())
+        wanted = [modules] if isinstance(modules, str | ModuleType) else list(modules)
+        self._modules = CarriedModules(wanted) if wanted else None
+        if wanted and not isinstance(self.code_serializer, DillCode):
+            raise StrategyError(
+                f"modules travel with functions that DillCode serializes, not with those of "
+                f"{type(self.code_serializer).__name__}"
+            )
 
     @property
     def allowed_deserializer_types(self) -> set[type[SerializationStrategy]]:
@@ -88,6 +103,8 @@ class ComputeSerializer:
         """
         strategy = self._strategy(data)
         try:
+            if self._modules is not None and isinstance(strategy, DillCode):
+                return strategy.serialize(self._modules.with_function(data))
             return strategy.serialize(data)
         except Exception as error:
             kind = "Code" if strategy.for_code else "Data"

@@ -1,0 +1,197 @@
+"""Modules that travel with a function, for endpoints that do not have them.
+
+A function of such a module is serialized by its name, as dill does for any importable module, and
+the sources of the modules with it. Where it is read, these become importable first; this needs
+nothing but dill there.
+"""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import hashlib
+import importlib.util
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import dill
+
+from flux_endpoint.errors import SerializationError
+
+#: The most bytes of the sources of all modules, before they are compressed.
+MAX_SOURCES = 64 * 2**20
+
+
+#: Whether a module is a package, its path within the top-level one, and its source.
+_Module = tuple[bool, str, str]
+
+
+class CarriedModules:
+    """The sources of modules and packages, as they are on disk now.
+
+    Args:
+        modules: importable modules, or their names; of a module in a package, all of the package
+            is taken.
+
+    Raises:
+        SerializationError: a module has no source files, or not only these, or the sources are too
+            large.
+        TypeError: one is neither a module nor a name.
+        ImportError: one can't be imported here.
+    """
+
+    def __init__(self, modules: Iterable[ModuleType | str]) -> None:
+        sources: dict[str, _Module] = {}
+        for module in modules:
+            sources.update(_sources_of(_top_level(module)))
+        size = sum(len(source) for _, _, source in sources.values())
+        if size > MAX_SOURCES:
+            raise SerializationError(
+                f"the modules have {size} bytes of source, the limit is {MAX_SOURCES}: install "
+                "them at the endpoint"
+            )
+        text = json.dumps(sources, sort_keys=True).encode()
+        self.digest = hashlib.sha256(text).hexdigest()
+        self._packed = base64.b85encode(zlib.compress(text)).decode()
+
+    def with_function(self, function: Callable[..., Any]) -> CarryingFunction:
+        """Return an object that is pickled as these modules and the function.
+
+        Args:
+            function: the function.
+        """
+        return CarryingFunction(function, self.digest, self._packed)
+
+
+class CarryingFunction:
+    """Pickled as modules and a function; unpickled as the function, after the modules are there.
+
+    Args:
+        function: the function.
+        digest: hash of the modules.
+        packed: the modules.
+    """
+
+    def __init__(self, function: Callable[..., Any], digest: str, packed: str) -> None:
+        self._function = function
+        self._digest = digest
+        self._packed = packed
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _load_by_value, (self._digest, self._packed, dill.dumps(self._function))
+
+
+def _top_level(module: ModuleType | str) -> ModuleType:
+    name = module.__name__ if isinstance(module, ModuleType) else module
+    if not isinstance(name, str):
+        raise TypeError(f"modules must be modules or their names, got {type(module).__name__}")
+    top = name.partition(".")[0]
+    __import__(top)
+    return sys.modules[top]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return importlib.util.decode_source(path.read_bytes())
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise SerializationError(f"{path} is not Python source: {error}") from error
+
+
+def _sources_of(module: ModuleType) -> dict[str, _Module]:
+    """Return a module, or all modules of a package, by name.
+
+    Args:
+        module: a top-level module or package.
+    """
+    name = module.__name__
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    file = getattr(module, "__file__", None)
+    if not folders and (file is None or not file.endswith(".py")):
+        raise SerializationError(f"module {name} has no source file: install it at the endpoint")
+    if not folders:
+        return {name: (False, f"{name}.py", _text_of(Path(str(file))))}
+    found: dict[str, _Module] = {name: (True, f"{name}/__init__.py", "")}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.name.endswith(tuple(EXTENSION_SUFFIXES)):
+                raise SerializationError(
+                    f"package {name} has compiled modules, such as {path.name}: install it at the "
+                    "endpoint"
+                )
+            if path.suffix != ".py":
+                continue
+            parts = [name, *path.relative_to(folder).with_suffix("").parts]
+            is_package = parts[-1] == "__init__"
+            found[".".join(parts[:-1] if is_package else parts)] = (
+                is_package,
+                "/".join(parts) + ".py",
+                _text_of(path),
+            )
+            for end in range(2, len(parts)):  # folders without __init__.py are packages, too
+                package = parts[:end]
+                found.setdefault(".".join(package), (True, "/".join([*package, "__init__.py"]), ""))
+    return found
+
+
+def _load(digest: str, packed: str, function: bytes) -> Any:
+    """Make modules importable, instead of earlier ones of the same names; return the function.
+
+    It is pickled by value: it may use nothing of this module.
+    """
+    import base64  # noqa: PLC0415
+    import importlib.abc  # noqa: PLC0415
+    import importlib.util  # noqa: PLC0415
+    import json  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+    import zlib  # noqa: PLC0415
+
+    import dill  # noqa: PLC0415
+
+    class CarriedModulesFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+        def __init__(self, digest: str, sources: Any) -> None:
+            self.digest, self.sources = digest, sources
+            self.tops = {name.partition(".")[0] for name in sources}
+
+        def find_spec(self, name: str, path: Any, target: Any = None) -> Any:  # noqa: ARG002
+            if name not in self.sources:
+                return None
+            is_package, file, _ = self.sources[name]
+            return importlib.util.spec_from_loader(
+                name, self, origin=f"carried/{file}", is_package=is_package
+            )
+
+        def is_package(self, name: str) -> bool:
+            return bool(self.sources[name][0])
+
+        def get_source(self, name: str) -> str:
+            return str(self.sources[name][2])
+
+        def get_code(self, name: str) -> Any:
+            _, file, source = self.sources[name]
+            return compile(source, f"carried/{file}", "exec", dont_inherit=True)
+
+    # An earlier finder's class was another one, made by an earlier call.
+    known: list[Any] = [
+        each for each in sys.meta_path if type(each).__name__ == "CarriedModulesFinder"
+    ]
+    if not any(each.digest == digest for each in known):
+        sources = json.loads(zlib.decompress(base64.b85decode(packed)))
+        finder = CarriedModulesFinder(digest, sources)
+        for each in known:  # an earlier state of the same modules
+            if finder.tops & each.tops:
+                sys.meta_path.remove(each)
+        for name in list(sys.modules):
+            if name.partition(".")[0] in finder.tops:
+                del sys.modules[name]
+        sys.meta_path.insert(0, finder)
+    return dill.loads(function)  # noqa: S301 - a function of the same user
+
+
+# With globals of its own it is pickled by value, so that it needs nothing of this package.
+_load_by_value = FunctionType(_load.__code__, {"__builtins__": builtins}, "load_carried_modules")
