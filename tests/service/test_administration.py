@@ -374,6 +374,51 @@ class TestAdministrators:
         unknown = api.get(f"/v3/tasks/{ids['bob']}", headers=admin)
         refusal(unknown, 404, "TASK_NOT_FOUND", "task_id")
 
+    def test_commands_list_and_show_what_all_users_have(
+        self,
+        command: Command,
+        api: TestClient,
+        add_endpoint: Callable[..., str],
+        token_of: Callable[[str], dict[str, str]],
+    ) -> None:
+        lab = add_endpoint("ada", metadata=OWN, users=["*"], groups=["chemists"])
+        add_endpoint("bob", metadata=OWN, endpoint_name="bobs")
+        ids = {}
+        for owner in ("bob", "ada"):
+            api.headers.update(token_of(owner))
+            (ids[owner],) = submit(api, lab)
+        listed = document(command("task", "list", "--json"))
+        assert [(each["user"], each["task_id"]) for each in listed["tasks"]] == [
+            ("ada", ids["ada"]),
+            ("bob", ids["bob"]),
+        ]
+        (only,) = document(command("task", "list", "--json", "--user=bob"))["tasks"]
+        assert only["task_id"] == ids["bob"]
+        assert document(command("task", "list", "--json", "--limit=1"))["more"] is True
+        assert command("task", "list", "--state=ended").stdout == "No such tasks.\n"
+        table = command("task", "list", f"--endpoint={lab}", "-o", "user,function,endpoint").stdout
+        assert [line.split() for line in table.splitlines()] == [
+            ["USER", "FUNCTION", "ENDPOINT"],
+            ["ada", "double", "lab"],
+            ["bob", "double", "lab"],
+        ]
+        shown = command("task", "show", ids["bob"]).stdout
+        assert re.search(r"^User +bob\n", shown)
+        assert re.search(rf"\nEndpoint +lab \({lab}\)\n", shown)
+        assert document(command("task", "show", "--json", ids["ada"]))["user"] == "ada"
+
+        found = document(command("endpoint", "list", "--json"))["endpoints"]
+        assert [(each["owner"], each["name"]) for each in found] == [
+            ("ada", "lab"),
+            ("bob", "bobs"),
+        ]
+        table = command("endpoint", "list", "--user=ada").stdout.splitlines()
+        assert re.search(r"lab +ada +offline +- +endpoint all users, group chemists", table[1])
+        assert "Open to    all users, group chemists" in command("endpoint", "show", lab).stdout
+        for noun in ("task", "endpoint"):
+            done = command(noun, "show", "11111111-2222-4333-8444-555555555555", ok=False)
+            assert f"there is no {noun} 11111111" in str(done.exception)
+
     def test_others_get_the_answer_for_a_path_that_does_not_exist(
         self,
         command: Command,

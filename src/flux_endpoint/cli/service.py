@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from flux_endpoint import extras, logs
 from flux_endpoint.cli.administration.audit import audit
 from flux_endpoint.cli.administration.backup import backup
+from flux_endpoint.cli.administration.endpoints import endpoint
 from flux_endpoint.cli.administration.groups import group
 from flux_endpoint.cli.administration.options import (
     authorization_url_option,
@@ -20,6 +21,7 @@ from flux_endpoint.cli.administration.options import (
     setting,
 )
 from flux_endpoint.cli.administration.prune import prune
+from flux_endpoint.cli.administration.tasks import task
 from flux_endpoint.cli.administration.tokens import token
 from flux_endpoint.cli.administration.users import user
 from flux_endpoint.cli.process import quick_imports
@@ -143,5 +145,5 @@ def migrate(database_url: str | None) -> None:
     open_database(database_url).close()
 
 
-for command in (user, token, group, audit, prune, backup):
+for command in (user, token, group, task, endpoint, audit, prune, backup):
     service.add_command(command)

@@ -64,6 +64,16 @@ def task(*, task: str, as_json: bool, color: bool) -> None:
     if as_json:
         put_json(document(record))
         return
+    show_record(record, color=color)
+
+
+def show_record(record: TaskRecord, *, color: bool) -> None:
+    """Print a task whole.
+
+    Args:
+        record: the task.
+        color: whether to use colours.
+    """
     width = terminal_width()
     for title, text, tone in _lines(record):
         for place, part in enumerate(wrapped(text, width, _TITLE_WIDTH + 1)):

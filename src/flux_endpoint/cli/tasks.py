@@ -46,7 +46,8 @@ TONES: dict[ListedState, Tone] = {
     ListedState.FAILED: "bad",
     ListedState.CANCELLED: "quiet",
 }
-_COLUMNS = {
+#: The columns of a table of tasks.
+COLUMNS = {
     "task": Column("TASK"),
     "function": Column("FUNCTION", least=8),
     "state": Column("STATE"),
@@ -64,21 +65,35 @@ _COLUMNS = {
     "group": Column("GROUP", goes=7),
     "error": Column("ERROR", least=12, goes=4),
 }
-_DEFAULT = ("task", "function", "state", "age", "runtime", "rc", "jobid", "endpoint", "error")
+#: The columns that are shown unless others are chosen.
+DEFAULT_COLUMNS = (
+    "task",
+    "function",
+    "state",
+    "age",
+    "runtime",
+    "rc",
+    "jobid",
+    "endpoint",
+    "error",
+)
 #: The most characters of a function's name that are shown.
 _LONGEST_NAME = 30
 
 
-@click.command()
-@click.argument("endpoint", required=False, shell_complete=complete_endpoint)
-@click.option("--group", type=click.UUID, help="Only tasks of this task group.")
-@click.option(
+state_option = click.option(
     "--state",
     "states",
     multiple=True,
     type=click.Choice([*_SETS, *(state.value for state in ListedState)]),
     help="Only tasks in this state; may be repeated.",
 )
+
+
+@click.command()
+@click.argument("endpoint", required=False, shell_complete=complete_endpoint)
+@click.option("--group", type=click.UUID, help="Only tasks of this task group.")
+@state_option
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -87,7 +102,7 @@ _LONGEST_NAME = 30
     help="The most tasks to list, the newest first.",
 )
 @click.option("--follows", is_flag=True, help="Include tasks that only follow a job (`attach`).")
-@columns_options(_COLUMNS)
+@columns_options(COLUMNS)
 @json_option
 @color_option
 def tasks(
@@ -122,7 +137,7 @@ def tasks(
         return
     shown = chosen or [
         name
-        for name in _DEFAULT
+        for name in DEFAULT_COLUMNS
         if (name != "endpoint" or target is None)
         and (name != "error" or any(task.error for task in found))
     ]
@@ -230,16 +245,23 @@ def _table(
     now = time.time()
     rows = []
     for task in found:
-        cells = _cells(task, names, now)
+        cells = cells_of(task, names, now)
         if not wide:
             cells["function"] = shortened(cells["function"], _LONGEST_NAME)
         rows.append(Row([cells[name] for name in shown], TONES.get(task.state)))
-    columns = {name: _COLUMNS[name] for name in shown}
+    columns = {name: COLUMNS[name] for name in shown}
     width = None if wide else terminal_width()
     return table_of(columns, rows, None if may_go else shown, color=color, width=width)
 
 
-def _cells(task: ListedTask, names: Mapping[str, str], now: float) -> dict[str, str]:
+def cells_of(task: ListedTask, names: Mapping[str, str], now: float) -> dict[str, str]:
+    """Return the cells of a task's row, by column.
+
+    Args:
+        task: the task.
+        names: names of endpoints by id.
+        now: seconds since the epoch.
+    """
     return {
         "task": task.task_id,
         "function": called(task),

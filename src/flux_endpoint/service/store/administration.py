@@ -222,6 +222,14 @@ def list_all_endpoints(
     return found, shown[-1] if len(ids) > limit else None
 
 
+def find_endpoint(connection: sa.Connection, endpoint_id: str) -> UserEndpoint | None:
+    """Return an endpoint of any user; `None`: there is none, or it is deleted."""
+    its = (endpoints.c.id == endpoint_id) & endpoints.c.deleted_at.is_(None)
+    if connection.scalar(sa.select(endpoints.c.id).where(its)) is None:
+        return None
+    return next(_endpoints(connection, [endpoint_id]))
+
+
 def _endpoints(connection: sa.Connection, ids: Sequence[str]) -> Iterator[UserEndpoint]:
     names = ("id", "name", "display_name", "created_at", "last_seen", "last_report", "public")
     more = ("multi_user", "parent_id", "users", "groups")

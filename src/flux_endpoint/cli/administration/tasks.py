@@ -1,0 +1,161 @@
+"""`flux-endpoint service task …`: the tasks of all users."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from uuid import UUID
+
+import click
+
+from flux_endpoint.cli.administration.options import (
+    database_url_option,
+    existing_user,
+    open_database,
+)
+from flux_endpoint.cli.options import json_option, put_json
+from flux_endpoint.cli.table import (
+    Column,
+    Row,
+    color_option,
+    columns_options,
+    table_of,
+    terminal_width,
+)
+from flux_endpoint.cli.task import show_record
+from flux_endpoint.cli.tasks import (
+    COLUMNS,
+    DEFAULT_COLUMNS,
+    TONES,
+    cells_of,
+    document,
+    state_option,
+    states_of,
+)
+from flux_endpoint.errors import NotFoundError
+from flux_endpoint.protocol.administration import UserTask, UserTaskRecord
+from flux_endpoint.protocol.operations import MAX_LISTED, ListTasks
+
+_COLUMNS = {
+    "task": COLUMNS["task"],
+    "user": Column("USER", least=6),
+    **{name: column for name, column in COLUMNS.items() if name != "task"},
+}
+_DEFAULT = ("task", "user", *(name for name in DEFAULT_COLUMNS if name not in {"task", "rc"}))
+
+
+@click.group()
+def task() -> None:
+    """See the tasks of all users."""
+
+
+@task.command(name="list")
+@click.option("--user", metavar="NAME", help="Only tasks of this user.")
+@click.option("--endpoint", type=click.UUID, metavar="ID", help="Only tasks at this endpoint.")
+@click.option("--group", type=click.UUID, metavar="ID", help="Only tasks of this task group.")
+@state_option
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MAX_LISTED),
+    default=50,
+    show_default=True,
+    help="The most tasks to list, the newest first.",
+)
+@columns_options(_COLUMNS)
+@json_option
+@color_option
+@database_url_option
+def list_tasks(
+    *,
+    user: str | None,
+    endpoint: UUID | None,
+    group: UUID | None,
+    states: tuple[str, ...],
+    limit: int,
+    chosen: list[str] | None,
+    wide: bool,
+    as_json: bool,
+    color: bool,
+    database_url: str | None,
+) -> None:
+    """List the tasks of all users, the newest first."""
+    database = open_database(database_url)
+    from flux_endpoint.service.store import administration  # noqa: PLC0415 - with the extra
+    from flux_endpoint.service.task_lists import find_tasks  # noqa: PLC0415 - as above
+
+    query = ListTasks(
+        endpoint_id=None if endpoint is None else str(endpoint),
+        task_group_id=None if group is None else str(group),
+        state=sorted(states_of(states)),
+        limit=limit,
+    )
+    with database.read() as connection:
+        owner_id = None if user is None else existing_user(connection, user)
+        answer = find_tasks(connection, owner_id, query)
+        owners = administration.owners_of(connection, [each.task_id for each in answer.tasks])
+        names = administration.names_of(
+            connection, "endpoints", {each.endpoint_id for each in answer.tasks}
+        )
+    database.close()
+    found = [UserTask(**vars(each), user=owners[each.task_id]) for each in answer.tasks]
+    more = answer.next is not None
+    if as_json:
+        put_json({"tasks": [document(each) for each in found], "more": more})
+    elif not found:
+        click.echo("No such tasks.")
+    else:
+        click.echo(_table(found, names, chosen, wide=wide, color=color), color=color)
+        if more:
+            click.echo(f"There are more: --limit {2 * limit} shows the next.", err=True)
+
+
+def _table(
+    found: list[UserTask],
+    names: Mapping[str, str],
+    chosen: list[str] | None,
+    *,
+    wide: bool,
+    color: bool,
+) -> str:
+    shown = chosen or _DEFAULT
+    now = time.time()
+    rows = []
+    for each in found:
+        cells = {**cells_of(each, names, now), "user": each.user}
+        rows.append(Row([cells[name] for name in shown], TONES.get(each.state)))
+    columns = {name: _COLUMNS[name] for name in shown}
+    width = None if wide else terminal_width()
+    return table_of(columns, rows, chosen, color=color, width=width)
+
+
+@task.command()
+@click.argument("id", type=click.UUID)
+@json_option
+@color_option
+@database_url_option
+def show(
+    *,
+    id: UUID,  # noqa: A002 - the argument's shown name
+    as_json: bool,
+    color: bool,
+    database_url: str | None,
+) -> None:
+    """Show a task of any user, whole."""
+    database = open_database(database_url)
+    from flux_endpoint.service.store import administration, listing  # noqa: PLC0415 - as above
+
+    task_id = str(id)
+    with database.read() as connection:
+        record = listing.task_record(connection, None, task_id)
+        owner = administration.owners_of(connection, [task_id]).get(task_id)
+    database.close()
+    if record is None or owner is None:
+        raise NotFoundError(
+            f"there is no task {task_id}, or it was removed: `flux-endpoint service task list` "
+            "shows those that there are"
+        )
+    if as_json:
+        put_json(document(UserTaskRecord(**vars(record), user=owner)))
+        return
+    click.echo(f"{'User':<10} {owner}")
+    show_record(record, color=color)
