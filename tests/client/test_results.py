@@ -16,8 +16,9 @@ from flux_endpoint import Client, ComputeFuture, Executor, TaskExecutionFailed
 from flux_endpoint.client import exits
 from flux_endpoint.client import results as results_module
 from flux_endpoint.client import streams as streams_module
-from flux_endpoint.client.results import from_document, from_message, load
+from flux_endpoint.client.results import TaskEnd, from_document, from_message, load, resolve
 from flux_endpoint.errors import DeserializationError, InvalidMessageError
+from flux_endpoint.functions import ShellResult
 from flux_endpoint.protocol.exceptions import exception_text
 from flux_endpoint.serialize import ComputeSerializer
 from trap import Trap
@@ -101,6 +102,25 @@ def test_a_document_that_is_final_ends_its_task(document: Any, error: str | None
         assert (end.value, end.error) == ("x", None)
     else:
         assert error in str(end.error)
+
+
+def test_a_future_has_the_output_of_its_task_once_it_is_done() -> None:
+    future = ComputeFuture("t")
+    with pytest.raises(concurrent.futures.InvalidStateError, match="task t has not ended"):
+        _ = future.stdout
+    details = {"stdout": "one\n", "stderr_dropped": 3, "stderr": "two"}
+    resolve(future, TaskEnd("t", error="bad", details=details))
+    assert isinstance(future.exception(), TaskExecutionFailed)
+    assert future.stdout == "one\n"
+    assert future.stderr == "[... 3 bytes before this were not kept ...]\ntwo"
+    of_command = ShellResult("true", "out", "err", 0)
+    for value in (of_command, vars(of_command)):
+        future = ComputeFuture("t")
+        future.set_result(value)
+        assert (future.stdout, future.stderr) == ("out", "err")
+    silent = ComputeFuture("t")
+    silent.set_result({"stdout": "not a command's"})
+    assert (silent.stdout, silent.stderr) == ("", "")
 
 
 def test_a_document_of_a_waiting_task_ends_nothing() -> None:

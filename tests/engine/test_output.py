@@ -1,12 +1,17 @@
-"""What Python functions print reaches one log of the endpoint, on either executor."""
+"""What functions print comes with their results, and reaches one log, on either executor."""
 
 from __future__ import annotations
 
-import os
+import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from flux_endpoint.engine.output import OutputLog, OutputPipe
+from flux_endpoint.engine.output import LogAllowance, OutputLog
+from flux_endpoint.engine.results import body_of, with_output
+from flux_endpoint.engine.tail import StreamTail
+from flux_endpoint.engine.task import Value
 from flux_endpoint.paths import OUTPUT_LOG
 from waiting import until
 
@@ -38,6 +43,49 @@ def prints_much(lines):
         print(f"line {number} ".ljust(1000, "x"))
 
 
+def prints_its_number(number):
+    """Print something if the number is even, in one of five ways."""
+    import ctypes
+    import os
+    import sys
+
+    match number % 10:
+        case 0:
+            print("number", number)
+        case 2:
+            print("number", number, file=sys.stderr, end="")
+        case 4:
+            ctypes.CDLL(None).printf(b"number %d", ctypes.c_int(number))  # buffered by C
+        case 6:
+            os.system(f"echo number {number}")
+        case 8:
+            print("number", number, file=os.fdopen(1, "w", closefd=False), flush=True)
+    return number
+
+
+def prints_until(path, lines):
+    """Print lines, then wait for a file, then print one more and raise."""
+    import sys
+    import time
+    from pathlib import Path
+
+    for number in range(lines):
+        print(f"line {number} ä".ljust(100, "x"))
+        print(number, file=sys.stderr)
+    deadline = time.monotonic() + 60
+    while not Path(path).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    sys.stdout.write("the end")
+    raise ValueError("bad")
+
+
+def closes_everything():
+    import os
+
+    print("before")
+    os.closerange(0, 2000)
+
+
 def leaves_a_thread():
     import threading
 
@@ -53,10 +101,63 @@ def test_the_output_of_functions_is_in_the_endpoints_log(make_world, tmp_path):
         until(lambda words=words: words in printed(tmp_path))
 
 
+def test_each_result_brings_the_output_of_its_task(make_world):
+    world = make_world()
+    tasks = [world.submit(prints_its_number, number) for number in range(200)]
+
+    for number, end in enumerate(world.ends(tasks)):
+        details = end.message.details
+        text = f"number {number}" + "\n" * (number % 10 in (0, 6, 8))
+        stream, other = ("stderr", "stdout") if number % 10 == 2 else ("stdout", "stderr")
+        assert end.value == number
+        assert details.get(stream, "") == ("" if number % 2 else text)
+        assert other not in details
+
+
+def test_a_long_task_brings_the_end_of_its_output_whatever_its_end(make_world, tmp_path):
+    world = make_world(output_limit="10K")
+    end = tmp_path / "end"
+    failing = world.submit(prints_until, str(end), 2000)
+    ended = world.submit(prints_until, str(tmp_path / "never"), 5)
+    until(lambda: "line 1999" in printed(tmp_path) and printed(tmp_path).count("line 4 ") > 1)
+    world.engine.cancel(ended)
+    end.touch()
+
+    whole = "".join(f"line {number} ä".ljust(100, "x") + "\n" for number in range(2000)) + "the end"
+    details = world.end(failing).message.details
+    assert world.end(failing).text.endswith("ValueError: bad\n")
+    assert 9_000 < len(details["stdout"]) <= 10_240
+    assert details["stdout"].startswith("line ")
+    assert whole.encode()[details["stdout_dropped"] :].decode() == details["stdout"]
+    assert details["stderr"] == "".join(f"{number}\n" for number in range(2000))
+    assert "stderr_dropped" not in details
+    assert world.end(ended).code == "TaskCancelled"
+    assert world.end(ended).message.details["stderr"] == "0\n1\n2\n3\n4\n"
+    # Its next task has nothing of it.
+    assert world.call(prints_its_number, 0).message.details["stdout"] == "number 0\n"
+
+
+def test_the_last_output_of_a_lost_worker_is_in_its_tasks_end(make_world):
+    world = make_world(output_limit=0)
+    assert "stdout" not in world.call(prints_its_number, 0).message.details
+    world.stop()
+    world = make_world()
+
+    end = world.call(prints_and_ends, "last words")
+    assert end.code == "WorkerLost"
+    assert end.message.details["stdout"] == "last words\n"
+    assert world.call(closes_everything).message.details["stdout"] == "before\n"
+
+
 def test_the_output_of_ranks_is_in_the_endpoints_log(make_world, tmp_path):
     world = make_world()
 
-    assert world.call(prints, "on a rank", spec={"num_ranks": 1}).value == [None]
+    end = world.call(prints, "on a rank", spec={"num_ranks": 1})
+    assert end.value == [None]
+    streams = [end.message.details[name].splitlines() for name in ("stdout", "stderr")]
+    assert sorted(streams[0])[:2] == ["on a rank of a command", "on a rank of a library in C"]
+    assert streams[1] == ["on a rank to standard error"]
+    assert "stdout_dropped" not in end.message.details
 
     until(lambda: "on a rank to standard output" in printed(tmp_path))
     assert "on a rank to standard error" in printed(tmp_path)
@@ -95,7 +196,7 @@ def test_a_function_that_prints_much_ends_and_the_log_stays_small(make_world, tm
 
     files = list(tmp_path.glob(f"{OUTPUT_LOG}*"))
     assert sum(path.stat().st_size for path in files) <= 2 * (5 << 20)
-    assert "line 0 " in "".join(path.read_text() for path in sorted(files))
+    assert "line " in "".join(path.read_text() for path in files)
     assert "were dropped here" in "".join(path.read_text() for path in files)
 
 
@@ -141,18 +242,53 @@ def test_an_unwritable_log_affects_no_task(tmp_path, caplog):
 
 
 def test_output_beyond_the_rate_limit_is_dropped_and_counted():
-    pipe = OutputPipe()
-    taken = b""
-    written = 0
-    for _ in range(40):  # 10 MiB at once, as far as this machine is concerned
-        for _ in range(4):
-            written += len(b"x" * (1 << 16))
-            os.write(pipe.writer, b"x" * (1 << 16))
-            taken += pipe.take()
-    pipe.leave_writing_to_others()
-    taken += pipe.take()
+    allowance = LogAllowance()
+    written = 40 * (1 << 18)  # 10 MiB at once, as far as this machine is concerned
+    taken = b"".join(allowance.cut(b"x" * (1 << 18)) for _ in range(40)) + allowance.note()
 
     counted = sum(int(part.split(b" ")[0]) for part in taken.split(b"[")[1:])
     assert taken.count(b"x") + counted == written
-    assert pipe.ended
-    pipe.leave_reading_to_others()
+    assert b"were dropped here" in taken
+
+
+# Text
+
+
+@given(st.lists(st.binary(max_size=60), max_size=30), st.integers(0, 50))
+def test_the_kept_end_of_a_stream_is_the_end_of_its_text(pieces, most):
+    tail = StreamTail(most)
+    for piece in pieces:
+        tail.add(piece)
+    whole = b"".join(pieces)
+
+    assert tail.data == whole[tail.dropped :]
+    assert len(tail.data) <= most
+    assert tail.total == len(whole)
+    assert tail.text == tail.data.decode(errors="backslashreplace")
+    if len(whole) <= most:
+        assert tail.data == whole
+
+
+@given(st.text(), st.integers(0, 50))
+def test_no_character_is_cut_in_two(text, most):
+    tail = StreamTail(most)
+    tail.add(text.encode(errors="replace"))
+
+    assert tail.data.decode() == tail.text
+
+
+@given(st.dictionaries(st.sampled_from(["stdout", "stderr"]), st.text()), st.text())
+def test_output_is_added_to_the_details_of_any_result(printed, value):
+    value += ',"details":{'
+    body = body_of("id", Value(value), {"node": 'n,"details":{'}, [])
+    message = json.loads(with_output(body, printed)[1:])["data"]
+
+    assert message.pop("details") == {"node": 'n,"details":{', **printed}
+    assert message["data"] == value
+
+
+def test_output_is_added_only_where_there_are_details():
+    for details in ("null", "{}", "{ }"):
+        body = b'\x01{"data":{"task_id":"1","details":%s}}' % details.encode()
+        message = json.loads(with_output(body, {"stdout": "x"})[1:])
+        assert message["data"]["details"] in (None, {"stdout": "x"})

@@ -56,7 +56,9 @@ def state():
         "cpus": sorted(os.sched_getaffinity(0)),
         "environment": {k: v for k, v in os.environ.items() if k not in per_task},
         "directory": str(Path.cwd()),
-        "files": [str(Path(f"/proc/self/fd/{number}").readlink()) for number in range(3)],
+        "files": [
+            str(Path(f"/proc/self/fd/{number}").readlink()).partition(":")[0] for number in range(3)
+        ],
         "streams": [(s.fileno(), s.closed) for s in (sys.stdin, sys.stdout, sys.stderr)],
         "path": sys.path,
         "trace": (str(sys.gettrace()), str(sys.getprofile())),

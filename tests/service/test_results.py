@@ -76,6 +76,32 @@ def test_a_failure_reads_as_one(live: Rest, peer: Peer) -> None:
     assert "result" not in document
 
 
+def test_output_is_for_our_own_clients_alone(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint()
+    group_id, (task_id, silent) = live.submit(endpoint_id, count=2)
+    output = {"stdout": "first\nlast \0 ä\n", "stderr": "", "stdout_dropped": 7}
+    whole = pack(Result(task_id=uuid.UUID(task_id), data="x", details={**DETAILS, **output}))
+    peer.send_result(endpoint_id, whole)
+    peer.send_result(endpoint_id, result(silent))
+    arrived = {}
+    for _ in range(2):
+        data = json.loads(peer.take(f"tg.{group_id}").body[1:])["data"]
+        arrived[data["task_id"]] = data["details"]
+    assert arrived == {task_id: DETAILS, silent: DETAILS}
+    assert live.status(task_id)["details"] == DETAILS
+    asked = {"task_ids": [task_id, silent], "output": True}
+    batch = live.client.post("/v2/batch_status", json=asked).json()["results"]
+    assert batch[task_id]["details"] == {**DETAILS, "stdout": output["stdout"], "stdout_dropped": 7}
+    assert batch[silent]["details"] == DETAILS
+    record = live.client.get(f"/v3/tasks/{task_id}").json()
+    assert (record["stdout"], record["stdout_dropped"]) == ("first\nlast ? ä\n", 7)
+    listed = live.client.get("/v3/tasks").json()["tasks"]
+    assert {each["task_id"]: each["printed"] for each in listed} == {
+        task_id: "last ? ä",
+        silent: None,
+    }
+
+
 def test_a_large_result_passes(live: Rest, peer: Peer) -> None:
     endpoint_id = live.register_endpoint()
     group_id, (task_id,) = live.submit(endpoint_id)

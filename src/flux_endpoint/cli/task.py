@@ -42,8 +42,8 @@ from flux_endpoint.protocol.operations import ENDED_STATES, TaskRecord
 Line = tuple[str, str, Tone | None]
 
 _TITLE_WIDTH = 10
-#: The most lines of an error that are shown: those at its end.
-_ERROR_LINES = 30
+#: The most lines of an error, or of an output stream, that are shown: those at its end.
+_SHOWN_LINES = 30
 #: The most characters of an event's context.
 _LONGEST_CONTEXT = 200
 #: The most tasks of a job that an error names.
@@ -55,7 +55,7 @@ _MOST_NAMED = 20
 @json_option
 @color_option
 def task(*, task: str, as_json: bool, color: bool) -> None:
-    """Show one task whole: its timeline with Flux's events, its worker, resources, error.
+    """Show one task whole: its timeline with Flux's events, worker, resources, output, error.
 
     TASK is the id of a task, as listed by `flux-endpoint tasks`, or of its job (ƒ2WXGLe).
     """
@@ -83,10 +83,15 @@ def show_record(record: TaskRecord, *, color: bool) -> None:
     click.echo()
     for line in _timeline(record):
         click.echo(line if width is None else shortened(line, width))
-    if record.error_text:
-        click.echo()
-        for line in _end_of(record.error_text):
-            click.echo(line)
+    for title, text in (
+        ("Standard output", record.stdout),
+        ("Standard error", record.stderr),
+        ("", record.error_text or ""),
+    ):
+        if text:
+            click.echo(f"\n{title}:" if title else "")
+            for line in _end_of(text):
+                click.echo(line)
 
 
 def task_id_of(text: str, api: OperatorApi) -> str:
@@ -218,8 +223,8 @@ def _context(context: Mapping[str, Any]) -> str:
     return text if len(text) <= _LONGEST_CONTEXT else text[: _LONGEST_CONTEXT - 1] + "…"
 
 
-def _end_of(error: str) -> Iterator[str]:
-    lines = error.rstrip().splitlines()
-    if len(lines) > _ERROR_LINES:
-        yield f"[... {len(lines) - _ERROR_LINES} lines, in --json ...]"
-    yield from lines[-_ERROR_LINES:]
+def _end_of(text: str) -> Iterator[str]:
+    lines = text.rstrip().splitlines()
+    if len(lines) > _SHOWN_LINES:
+        yield f"[... {len(lines) - _SHOWN_LINES} lines, in --json ...]"
+    yield from lines[-_SHOWN_LINES:]

@@ -155,7 +155,7 @@ class ServiceApi:
 
     def batch_status(self, task_ids: list[str]) -> dict[str, _Json]:
         """Return the documents of tasks, by their ids."""
-        body = {"task_ids": task_ids}
+        body = {"task_ids": task_ids, "output": True}
         answer = self._rest.request("POST", "/v2/batch_status", json=body, idempotent=True)
         results: dict[str, _Json] = _expected(answer, "results", dict)
         return results

@@ -16,6 +16,7 @@ from flux_endpoint.client.checks import checked_signal
 from flux_endpoint.client.display import future_table
 from flux_endpoint.client.job import JobEvent, JobRecord
 from flux_endpoint.client.needs import reference_to
+from flux_endpoint.client.output import WithOutput
 from flux_endpoint.client.threads import on_client_thread
 from flux_endpoint.errors import FluxEndpointError, TaskCancelled
 from flux_endpoint.functions.inputs import task_input
@@ -104,7 +105,7 @@ class JobFollower(Protocol):
         """
 
 
-class ComputeFuture(Future[Any]):
+class ComputeFuture(WithOutput, Future[Any]):
     """A `concurrent.futures.Future` that knows its task.
 
     It can be cancelled until its task is sent to the service; from then on it is running, and

@@ -21,6 +21,7 @@ from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.endpoint_watch import EndpointState, EndpointWatch, state_from
 from flux_endpoint.client.future import Accepted, ComputeFuture
 from flux_endpoint.client.group_stream import GroupStream, Question
+from flux_endpoint.client.output import PrintedOutput
 from flux_endpoint.client.skew import warn_of_skew
 from flux_endpoint.errors import (
     DependencyFailed,
@@ -195,6 +196,7 @@ def resolve(future: ComputeFuture, end: TaskEnd) -> None:
     """
     future._error_code = end.error_code
     future._set_jobid(_jobid(end.details))
+    future._output = PrintedOutput.of(end.details)
     warn_of_skew(end.details)
     try:
         value = load(end, future._load, future._remote_errors.classes)

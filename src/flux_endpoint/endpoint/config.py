@@ -334,6 +334,7 @@ engine:
   # Working directory of tasks, relative to the endpoint's own directory.
   # working_dir: tasks_working_dir
   # run_in_sandbox: false   # true: a separate directory for each task
+  # output_limit: 64K       # bytes of each stream of a task that go with its result; at most 1M
   # Before workers and jobs: variables, and shell code (docs/resources.md, The environment). If a
   # command in it fails, nothing is started.
   # environment:

@@ -16,7 +16,9 @@ from pydantic import (
 )
 
 from flux_endpoint.protocol.duration import format_duration, parse_duration
+from flux_endpoint.protocol.limits import DEFAULT_OUTPUT, MAX_OUTPUT
 from flux_endpoint.protocol.resources import MAX_SNIPPET
+from flux_endpoint.protocol.size import parse_size
 
 
 def _finite_duration(value: object) -> float:
@@ -33,6 +35,17 @@ def _variable(value: object) -> object:
 
 #: A variable's value; `None`: the variable is unset.
 Variable = Annotated[str | None, BeforeValidator(_variable)]
+
+
+def _output_limit(value: object) -> int:
+    size = parse_size(value)
+    if not 0 <= size <= MAX_OUTPUT:
+        raise ValueError(f"must be from 0 to {MAX_OUTPUT >> 20}M, not {value!r}")
+    return int(size)
+
+
+#: A number of bytes.
+OutputLimit = Annotated[int, BeforeValidator(_output_limit)]
 
 #: A duration in seconds: a number, or Flux Standard Duration.
 Duration = Annotated[float, BeforeValidator(_finite_duration)]
@@ -160,6 +173,9 @@ class FluxEngineConfig(WorkersConfig, EnvironmentConfig):
     working_dir: str = "tasks_working_dir"
     #: Give every task a directory of its own below `working_dir`.
     run_in_sandbox: bool = False
+    #: The most bytes of each output stream of a Python function that its result brings along,
+    #: those at the end: a number, or text such as "64K"; at most 1M.
+    output_limit: OutputLimit = DEFAULT_OUTPUT
     #: Whether Flux's job shell prepares command tasks, by the plugin `flux-endpoint.lua`: "auto"
     #: (where the shell has it installed), "always" (else from this package, as the nodes see it),
     #: "never".

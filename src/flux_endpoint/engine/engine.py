@@ -86,6 +86,7 @@ class FluxEngine:
             run_in_sandbox=config.run_in_sandbox,
             allowed_serializers=config.allowed_serializers,
             plain_programs=plain_programs,
+            output_limit=config.output_limit,
         )
         self._index = TaskIndex(KeptAttempts(self._directory / "attempts"))
         self._instance: InstanceState | None = None

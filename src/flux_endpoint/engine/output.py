@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -19,7 +18,7 @@ _MAX_BYTES = 5 << 20
 _MAX_WAITING_BYTES = 4 << 20
 #: Seconds in which `close` waits for pending output to be written.
 _CLOSE_TIMEOUT = 5.0
-#: Bytes per second that a group of workers may print, and the size of a burst.
+#: Bytes per second that the workers of a node may send here, and the size of a burst.
 _RATE = 1 << 20
 _BURST = 4 << 20
 
@@ -95,56 +94,29 @@ class OutputLog:
             file.write(data)
 
 
-class OutputPipe:
-    """The pipe that a group of workers prints to; their manager reads it."""
+class LogAllowance:
+    """Limits how much of their output the workers of a node send to the log, per second."""
 
     def __init__(self) -> None:
-        self.reader, self.writer = os.pipe()
-        os.set_blocking(self.reader, False)
-        with suppress(OSError):  # the user's limit for pipes may be lower
-            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._allowance = float(_BURST)
         self._refilled = time.monotonic()
         self._left_out = 0
-        #: Whether all writers have closed the pipe.
-        self.ended = False
 
-    def leave_writing_to_others(self) -> None:
-        """Close this process's end for writing."""
-        os.close(self.writer)
-
-    def become_output(self) -> None:
-        """Make the pipe this process's standard output and error; close its other descriptors."""
-        for number in (1, 2):
-            os.dup2(self.writer, number)
-        os.close(self.writer)
-
-    def leave_reading_to_others(self) -> None:
-        """Close this process's end for reading."""
-        os.close(self.reader)
-
-    def take(self) -> bytes:
-        """Return the output since the last call; output beyond the rate is dropped."""
-        data = b"".join(self._read())
+    def cut(self, data: bytes) -> bytes:
+        """Return the beginning of `data`, as far as it is allowed now; the rest is dropped."""
         now = time.monotonic()
         self._allowance = min(_BURST, self._allowance + (now - self._refilled) * _RATE)
         self._refilled = now
         kept = data[: int(self._allowance)]
         self._allowance -= len(kept)
-        note = _note(self._left_out) if kept or self.ended else b""
-        self._left_out = len(data) - len(kept) + (0 if note else self._left_out)
+        note = self.note() if kept else b""
+        self._left_out += len(data) - len(kept)
         return note + kept
 
-    def _read(self) -> list[bytes]:
-        parts: list[bytes] = []
-        with suppress(BlockingIOError):
-            while len(parts) < _BURST >> 16:
-                part = os.read(self.reader, 1 << 16)
-                if not part:
-                    self.ended = True
-                    break
-                parts.append(part)
-        return parts
+    def note(self) -> bytes:
+        """Return a line on what was dropped since the last one, or nothing."""
+        note, self._left_out = _note(self._left_out), 0
+        return note
 
 
 def _note(left_out: int) -> bytes:

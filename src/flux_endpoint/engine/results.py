@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import dill
 
+from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.protocol.compatible import COMPATIBLE_SDK
 from flux_endpoint.protocol.envelope import (
@@ -15,6 +17,7 @@ from flux_endpoint.protocol.envelope import (
     CUT,
     LARGE_TEXT,
     MAX_RSS,
+    OUTPUT,
     RETURNCODE,
     VERSION_BYTE,
     compact_json,
@@ -87,6 +90,35 @@ def body_of(
     if end.exception is not None:
         details = {**(details or {}), EXCEPTION: end.exception}
     return failure(task_id, end.code, end.text, details=details, statuses=statuses)
+
+
+def output_details(tails: Iterable[StreamTail]) -> dict[str, Any]:
+    """Return what a task has printed, on standard output and error, as entries for its details."""
+    details: dict[str, Any] = {}
+    for tail, (text, dropped) in zip(tails, OUTPUT, strict=True):
+        if not tail.total or not tail.most:
+            continue
+        details[text] = tail.text
+        if tail.dropped:
+            details[dropped] = tail.dropped
+    return details
+
+
+def with_output(body: bytes, printed: dict[str, Any]) -> bytes:
+    """Return the message of a worker's result with what the task has printed.
+
+    Args:
+        body: a valid message with details, as `body_of` writes it.
+        printed: entries for its details.
+    """
+    if not printed:
+        return body
+    # Within a text of the message each quote has a backslash before it: this can only be a key.
+    head, key, rest = body.partition(b',"details":{')
+    if not key:
+        return body
+    comma = b"" if rest.lstrip()[:1] == b"}" else b","
+    return b"".join((head, key, compact_json(printed)[1:-1], comma, rest))
 
 
 def failure(

@@ -6,6 +6,8 @@ _LINES = 1000
 _CHARACTERS = 1 << 20
 #: Number of pieces that are kept unjoined: joining each time would copy the text for every line.
 _PIECES = 4096
+#: Bytes beyond twice the kept ones that wait to be joined.
+_SLACK = 1 << 17
 
 
 class Tail:
@@ -28,3 +30,59 @@ class Tail:
         """The last lines."""
         lines = "".join(self._pieces)[-_CHARACTERS:].splitlines(keepends=True)
         return "".join(lines[-_LINES:])
+
+
+class StreamTail:
+    """Keeps the end of a stream of bytes, and counts those before it.
+
+    Args:
+        most: the most bytes that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._pieces: list[bytes] = []
+        self._size = 0
+        #: Number of bytes before the kept ones.
+        self.dropped = 0
+
+    @property
+    def total(self) -> int:
+        """Number of bytes so far."""
+        return self.dropped + self._size
+
+    @property
+    def data(self) -> bytes:
+        """The kept bytes; if some were dropped, they begin with a line, or at least a character."""
+        self._join()
+        return self._pieces[0]
+
+    @property
+    def text(self) -> str:
+        """The kept bytes as text; invalid UTF-8 becomes backslash sequences."""
+        return self.data.decode(errors="backslashreplace")
+
+    def add(self, data: bytes) -> None:
+        """Add bytes to the end."""
+        self._pieces.append(data)
+        self._size += len(data)
+        if len(self._pieces) > _PIECES or self._size > 2 * self.most + _SLACK:
+            self._join()
+
+    def _join(self) -> None:
+        data = b"".join(self._pieces)
+        if len(data) > self.most:
+            data = _from_line(data[len(data) - self.most :])
+            self.dropped += self._size - len(data)
+        self._pieces, self._size = [data], len(data)
+
+
+def _from_line(data: bytes) -> bytes:
+    """Return `data` from its first line on that begins in the first half, or else character."""
+    line = data.find(b"\n", 0, len(data) // 2) + 1
+    if line:
+        return data[line:]
+    begin = 0
+    while begin < min(3, len(data)) and data[begin] & 0xC0 == 0x80:  # the rest of a character
+        begin += 1
+    return data[begin:]

@@ -21,7 +21,7 @@ from flux_endpoint.functions.fields import quoting_fields
 from flux_endpoint.functions.inputs import task_inputs
 from flux_endpoint.functions.official import OfficialMPIFunction, OfficialShellFunction
 from flux_endpoint.protocol.exceptions import exception_text
-from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES, carried_bytes
+from flux_endpoint.protocol.limits import DEFAULT_OUTPUT, MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer, DillCode, task_with_inputs
 
@@ -42,6 +42,8 @@ class TaskSettings:
     #: Set where only chosen functions may run, so that values in commands are quoted: programs that
     #: treat any argument as data (see `functions.fields.quoting_fields`).
     plain_programs: list[str] | None = None
+    #: The most bytes of each output stream of a task that are kept.
+    output_limit: int = DEFAULT_OUTPUT
 
     def directory(self, task_id: str) -> Path:
         """Return the directory in which a task runs."""

@@ -28,6 +28,12 @@ JOBID = "flux_jobid"
 #: seconds, and peak memory in bytes.
 NODE, WORKER, ATTEMPTS = "node", "worker", "attempts"
 CPU_TIME, MAX_RSS = "cpu_time", "max_rss"
+#: Keys there for the end of what a task printed, by stream, and for the number of bytes before it.
+#: They are absent where there is nothing. The service takes them out for official clients.
+STDOUT, STDERR = "stdout", "stderr"
+STDOUT_DROPPED, STDERR_DROPPED = "stdout_dropped", "stderr_dropped"
+#: For each stream the key of its text and of the number of dropped bytes.
+OUTPUT = ((STDOUT, STDOUT_DROPPED), (STDERR, STDERR_DROPPED))
 
 
 def compact_json(value: Any) -> bytes:

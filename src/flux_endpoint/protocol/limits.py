@@ -11,6 +11,10 @@ MAX_REQUEST_BYTES = 64 * 2**20
 #: The same for a REST request that has neither functions nor payloads (4 MiB).
 MAX_SMALL_REQUEST_BYTES = 4 * 2**20
 
+#: The most bytes of each output stream of a task that are kept, and how many by default.
+MAX_OUTPUT = 2**20
+DEFAULT_OUTPUT = 64 * 2**10
+
 # Identifiers of base64 strategies: the value has three quarters of the text's size.
 _BASE64_IDENTIFIERS = ("00\n", "01\n", "02\n", "03\n", "04\n")
 _IDENTIFIER_LENGTH = 3

@@ -197,6 +197,9 @@ class ListedTask(TaskSummary):
     #: CPU time (s) of its processes, and peak memory (bytes) of the largest of them.
     cpu_time: float | None = None
     max_rss: int | None = None
+    #: The last line that it has printed: on standard output, if there is one. A command's output is
+    #: in its result.
+    printed: str | None = None
 
 
 class TaskRecord(ListedTask):
@@ -208,6 +211,11 @@ class TaskRecord(ListedTask):
     resource_specification: dict[str, Any] | None = None
     #: The last lines of its error; see `LONGEST_ERROR`.
     error_text: str | None = None
+    #: The end of what it has printed, and the number of bytes before that.
+    stdout: str = ""
+    stderr: str = ""
+    stdout_dropped: int = 0
+    stderr_dropped: int = 0
     #: Events of its job, in order of arrival.
     events: list[TaskEventDocument] = Field(default_factory=list)
     #: What its result says of the program that made it: its Python, system and packages.

@@ -178,6 +178,8 @@ class BatchStatus(BaseModel):
     """`POST /v2/batch_status`."""
 
     task_ids: list[TaskIdText] = Field(max_length=MAX_STATUS_IDS)
+    #: Whether the details should have what the tasks have printed; official clients don't ask.
+    output: bool = False
 
 
 class TaskGroupMember(BaseModel):

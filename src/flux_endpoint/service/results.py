@@ -22,7 +22,14 @@ from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, gather, pack_bundle
 from flux_endpoint.errors import InvalidMessageError, PublishError, UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
-from flux_endpoint.protocol.envelope import CUT, LARGE_TEXT, VERSION_BYTE, cut_out
+from flux_endpoint.protocol.envelope import (
+    CUT,
+    LARGE_TEXT,
+    VERSION_BYTE,
+    compact_json,
+    cut_out,
+    read_json,
+)
 from flux_endpoint.protocol.fields import MAX_NANOSECONDS, readable
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
@@ -32,6 +39,7 @@ from flux_endpoint.service.failures import PRESUMED_HEADER
 from flux_endpoint.service.official import OfficialEndpoints
 from flux_endpoint.service.store import dependencies, listing, task_groups, tasks
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.store.output import TaskOutput
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +81,16 @@ _ACTORS = frozenset(ActorName)
 class _Received:
     delivery: Delivery
     outcome: tasks.TaskOutcome
+
+    @property
+    def official_body(self) -> bytes:
+        """The message for official clients, without what the task has printed."""
+        body = self.delivery.body
+        if self.outcome.output is None:
+            return body
+        envelope = read_json(body, "data")
+        _, envelope["data"]["details"] = TaskOutput.split(envelope["data"]["details"])
+        return VERSION_BYTE + compact_json(envelope)
 
 
 @dataclass(frozen=True)
@@ -249,7 +267,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         return self.connection.publish(
             exchange,
             queues.task_group_key(route.group_id),
-            received.delivery.body,
+            received.official_body,
             timestamp=int(received.outcome.completed_at),
         )
 
@@ -338,19 +356,24 @@ def _is_scalar(value: object) -> bool:
 
 
 def _outcome(task_id: str, data: dict[str, Any], value: bytes | None = None) -> tasks.TaskOutcome:
+    output, details = None, data.get("details")
+    if details:
+        output, details = TaskOutput.split(details)
     return tasks.TaskOutcome(
         task_id=task_id,
         failed=data.get("error_details") is not None,
         data=data["data"].encode(errors="surrogatepass") if value is None else value,
-        details=_details(data),
+        details=_with_times(details, data.get("task_statuses")),
         completed_at=time.time(),
+        output=output,
     )
 
 
-def _details(data: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a result's details, with the times (ms since the epoch) of its state changes."""
-    transitions = data.get("task_statuses")
+def _with_times(
+    details: dict[str, Any] | None, transitions: list[dict[str, Any]] | None
+) -> dict[str, Any] | None:
+    """Return a result's details with the times (ms since the epoch) of its state changes."""
     if not transitions:
-        return data.get("details")
+        return details
     times = {each["state"]: each["timestamp"] // 1_000_000 for each in transitions}
-    return {**(data.get("details") or {}), listing.TRANSITIONS: times}
+    return {**(details or {}), listing.TRANSITIONS: times}

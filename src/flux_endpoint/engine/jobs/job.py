@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flux_endpoint.engine import results
 from flux_endpoint.engine.backend import JobFuture
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import Demand, JobDemand
@@ -39,7 +38,6 @@ from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.envelope import ATTEMPTS, JOBID, NODE
 from flux_endpoint.protocol.jobid import format_jobid
-from flux_endpoint.usage import Usage
 
 #: Longest host list in a result's details, in characters.
 _LONGEST_HOSTS = 1000
@@ -68,8 +66,8 @@ class Job:
     statuses: list[dict[str, Any]] = field(default_factory=list)
     #: Its nodes as a host list, once they are known.
     hosts: str = ""
-    #: What its processes have used, if that is known.
-    usage: Usage | None = None
+    #: What was read after its end: see `Ending.details`.
+    measured: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.reached = self.state
@@ -131,7 +129,7 @@ class Job:
 
     def details(self) -> dict[str, Any]:
         """Return what is known of its run, as entries of the result's details."""
-        details = results.usage_details(self.usage)
+        details = dict(self.measured)
         if self.jobid is not None:
             # The job's events travel separately from its result, and may arrive later.
             details[JOBID] = str(self.jobid)
@@ -151,8 +149,9 @@ class Ending:
     #: Set if the job ended by itself.
     end: Value | Failure | None = None
     fate: Fate = Fate.OWN_END
-    #: What the job's processes have used, if that is known.
-    usage: Usage | None = None
+    #: What its processes have used and printed, as far as it is known and not in its result, as
+    #: entries of the result's details.
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
+from flux_endpoint.engine import results
 from flux_endpoint.engine.backend import Backend
 from flux_endpoint.engine.instance_state import Fate, InstanceState
-from flux_endpoint.engine.jobs.collect import collect, printed, shell_result, usage_of_ranks
+from flux_endpoint.engine.jobs.collect import (
+    collect,
+    output_tails,
+    printed,
+    shell_result,
+    usage_of_ranks,
+)
 from flux_endpoint.engine.jobs.job import (
     Ending,
     Job,
@@ -16,7 +23,7 @@ from flux_endpoint.engine.jobs.job import (
     was_ended,
     was_terminated,
 )
-from flux_endpoint.engine.jobs.plan import FollowPlan, RanksPlan
+from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, RanksPlan
 from flux_endpoint.engine.jobs.states import JobState, Wish
 from flux_endpoint.engine.outcome import (
     Cancelled,
@@ -43,9 +50,13 @@ class EndReader:
         backend: where the jobs ran.
         instance: knows whether the instance ended them.
         output: log for the output of Python functions.
+        output_limit: the most bytes of each stream of a task that go with its result.
     """
 
-    def __init__(self, backend: Backend, instance: InstanceState, output: OutputLog) -> None:
+    def __init__(
+        self, backend: Backend, instance: InstanceState, output: OutputLog, output_limit: int
+    ) -> None:
+        self._output_limit = output_limit
         self._backend = backend
         self._instance = instance
         self._output = output
@@ -79,7 +90,15 @@ class EndReader:
         if fate is Fate.LEFT:
             return Ending(outcome, fate=fate)
         end = self._collect(job, outcome) if isinstance(outcome, Finished) else None
-        return Ending(outcome, end, usage=self._usage(job))
+        return Ending(outcome, end, details=self._details(job, outcome))
+
+    def _details(self, job: Job, outcome: Outcome) -> dict[str, Any]:
+        details = results.usage_details(self._usage(job))
+        is_in_result = isinstance(job.plan, CommandPlan) and isinstance(outcome, Finished)
+        if isinstance(job.plan, FollowPlan) or is_in_result:
+            return details
+        tails = output_tails(job.plan, job.starts, self._output_limit)
+        return details | results.output_details(tails)
 
     def _usage(self, job: Job) -> Usage | None:
         if isinstance(job.plan, RanksPlan):

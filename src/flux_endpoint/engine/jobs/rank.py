@@ -8,6 +8,7 @@ those of any MPI program: with `mpi4py`, `COMM_WORLD` has all of them.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -36,8 +37,11 @@ def main() -> None:
     task = read_task(directory)
     rank = own_rank()
     install_stand_ins()
-    for stream in (sys.stdout, sys.stderr):  # as on workers: printing never fails on a character
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        # As on workers: printing never fails on a character, and each line is written at once.
+        stream.reconfigure(  # type: ignore[union-attr]
+            encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
     runner = TaskRunner(TaskSettings(**task["settings"]))
     meter = Meter()
     meter.begin()
@@ -50,6 +54,7 @@ def main() -> None:
     if isinstance(end, Failure):
         sys.stdout.flush()
         sys.stderr.flush()
+        ctypes.CDLL(None).fflush(None)  # what C libraries have printed
         end_others(1)  # the job shell ends them only if this is the first rank to exit
         os._exit(1)  # skips MPI_Finalize, which would wait for ranks that wait for this one
 

@@ -89,7 +89,7 @@ class JobRunner:
         self._backend = backend
         self._instance = instance
         self._listener = listener
-        self._ends = EndReader(backend, instance, output)
+        self._ends = EndReader(backend, instance, output, config.output_limit)
         self._details = results.worker_details(endpoint_id)
         self._retries = config.max_retries_on_system_failure
         self._jobs: dict[str, Job] = {}
@@ -324,7 +324,7 @@ class JobRunner:
     def _has_read(self, job: Job, reading: Future[Ending]) -> None:
         try:
             ending = reading.result()
-            job.usage = ending.usage
+            job.measured = ending.details
             if ending.fate is Fate.AWAITS_LOSS:
                 if self._instance.now.is_lost:
                     self._lose_job(job, was_started=job.has_resources)

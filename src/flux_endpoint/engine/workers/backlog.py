@@ -53,6 +53,8 @@ class TaskEntry:
     started: float | None = None
     #: Host name of the node on which that attempt ran.
     node: str = ""
+    #: What that attempt has printed, as entries of a result's details.
+    printed: dict[str, Any] | None = None
 
 
 class TaskBacklog:
@@ -107,7 +109,7 @@ class TaskBacklog:
             return False
         entry.attempts.append(reason)
         if len(entry.attempts) <= self._retries:
-            entry.started = None
+            entry.started = entry.printed = None
             self._note_deadline(entry)
             self._entries.appendleft(entry)
             return True
@@ -242,5 +244,6 @@ def _fail(entry: TaskEntry, code: ErrorCode, text: str) -> None:
     attempts = len(entry.attempts) + (entry.started is not None and code is ErrorCode.CANCELLED)
     if attempts > 1:
         details[ATTEMPTS] = attempts
+    details |= entry.printed or {}
     body = results.failure(task_id, code, text, details=details or None, statuses=statuses)
     entry.on_result(EngineResult(task_id, body))

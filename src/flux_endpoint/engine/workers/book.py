@@ -228,6 +228,7 @@ class TaskBook:
         """Process a task's end; return whether it must be kept until it is settled."""
         entry.started = header.get("began") or entry.started
         entry.node = host
+        entry.printed = header.get("printed")
         match header.get("end", "result"):
             case "result":
                 entry.on_result(EngineResult(entry.task.task_id, body))

@@ -10,6 +10,7 @@ from typing import Any
 import zmq
 
 from flux_endpoint.engine.workers.frames import Claims, FrameSocket, Task
+from flux_endpoint.engine.workers.output_reader import WorkerOutput
 
 
 class WorkerProcess:
@@ -175,12 +176,16 @@ class WorkerHandle:
     Args:
         channel: its connection.
         claims: the counter that it shares with the manager.
+        output: the pipes that it prints to.
         place: its place among the node's workers; the replacement of a lost worker gets the same
             gpus.
     """
 
-    def __init__(self, channel: WorkerChannel, claims: Claims, place: int) -> None:
+    def __init__(
+        self, channel: WorkerChannel, claims: Claims, output: WorkerOutput, place: int
+    ) -> None:
         self.channel = channel
+        self.output = output
         self.place = place
         self.process = WorkerProcess()
         self.tasks = SentTasks(claims)

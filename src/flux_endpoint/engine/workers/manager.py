@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -23,7 +24,6 @@ from pathlib import Path
 import zmq
 
 from flux_endpoint import logs
-from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.link import Change, PoolLink
 from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
@@ -37,8 +37,6 @@ from flux_endpoint.protocol.envelope import compact_json
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two reads of the workers' output.
-_OUTPUT_PAUSE = 0.02
 #: Seconds that the agent has to confirm the last ends; after that they are left on disk.
 _CONFIRM_TIMEOUT = 3.0
 #: Seconds that functions have to finish when something other than the agent ends them all.
@@ -56,11 +54,7 @@ class Manager:
         self._settings = settings
         settings.files.hold_lock()
         adopt_orphans()  # if the template dies, its children become ours
-        # Must come before the first ZeroMQ thread exists.
-        self._output = OutputPipe()
-        #: When the output is read next.
-        self._output_at: float | None = None
-        self._staff = Staff(settings, self._output, self)
+        self._staff = Staff(settings, self)  # must come before the first ZeroMQ thread exists
         self._outbox = EndsOutbox(Spool(settings.files.spool))
         self._running = True
         #: Whether the agent wants this manager to end.
@@ -71,7 +65,6 @@ class Manager:
         self._link = PoolLink(settings)
         self._linked: list[zmq.Socket[bytes]] = []
         self._poll_link()
-        self._poller.register(self._output.reader, zmq.POLLIN)
         self._job = _watch_parent()
         if self._job is not None:
             self._poller.register(self._job, zmq.POLLIN)
@@ -89,6 +82,7 @@ class Manager:
         The agent then has all ends, or they are on disk.
         """
         self._wake_on_signals()
+        _allow_more_descriptors()
         self._staff.start(self._poller)
         while self._running and not self._staff.has_failed:
             if pause := MANAGER_PAUSE.left(self._staff.reserve):
@@ -114,8 +108,6 @@ class Manager:
     def _poll_timeout(self) -> int | None:
         """Return the milliseconds until something is due even if no message arrives."""
         moments = [*self._staff.moments(), self._gives_up_at]
-        if self._output_at is not None:
-            moments.append(self._output_at)
         return milliseconds_until(moments, time.monotonic())
 
     @property
@@ -137,8 +129,6 @@ class Manager:
             logs.event(log, logging.WARNING, "our job is over, ending")
             self._poller.unregister(self._job)
             self._running = False
-        elif source == self._output.reader:
-            self._take_output()
         else:
             self._staff.serve(source)
 
@@ -226,19 +216,9 @@ class Manager:
         if data:
             self._link.send(b"output", data)
 
-    def _take_output(self) -> None:
-        """Send the workers' output, then pause: otherwise each line would wake this process."""
-        self.printed(self._output.take())
-        self._poller.unregister(self._output.reader)
-        self._output_at = time.monotonic() + _OUTPUT_PAUSE
-
     def _expire(self) -> None:
         now = time.monotonic()
         self._staff.expire()
-        if self._output_at is not None and now >= self._output_at:
-            self._output_at = None
-            if not self._output.ended:
-                self._poller.register(self._output.reader, zmq.POLLIN)
         if now >= self._gives_up_at:
             self._log_missing_agent()
             self._running = False
@@ -260,7 +240,6 @@ class Manager:
             self._outbox.lose_agent()  # this comes first: we may be killed soon
             self._let_finish()
         running = self._staff.close()
-        self.printed(self._output.take())
         if self._greeted_back:
             self._outbox.meet_agent()
             self._send_ends()
@@ -298,6 +277,13 @@ class Manager:
                 self._send_ends()
             if self._link.monitor in ready and any(True for _ in self._link.changes()):
                 return
+
+
+def _allow_more_descriptors() -> None:
+    """Raise the limit as far as permitted: each worker takes five. Workers keep their own limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # more than the kernel's own limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _watch_parent() -> int | None:

@@ -7,12 +7,14 @@ template takes milliseconds. Modules and their contents (caches, connections) ar
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import functools
 import gc
 import locale
 import os
 import resource
+import select
 import signal
 import sys
 import threading
@@ -23,6 +25,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO, Any, cast
 
+from flux_endpoint.engine.workers.pipes import WorkerPipes, read_all
+
 #: Our descriptors are moved to this number or higher, out of the range that tasks may close.
 _OUT_OF_THE_WAY = 500
 #: The per-task variables, which are set for each task.
@@ -30,6 +34,9 @@ _PER_TASK = frozenset({b"GC_TASK_UUID", b"GC_TASK_SANDBOX_DIR"})
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 _IMPORT = "<frozen importlib._bootstrap>"
+#: Seconds that a worker waits for its manager to read up to the marks in its output.
+_TOKEN_TIMEOUT = 10.0
+_LINE_BUFFERED = 1  # _IOLBF of <stdio.h>
 
 #: The functions of `signal` without their wrappers, which take ten times as long.
 _plain = sys.modules["_signal"]
@@ -235,6 +242,74 @@ class _Streams:
             ]
         self._put()
         return ""
+
+
+class PrintedOutput:
+    """What this worker has printed since the end of its previous task.
+
+    Args:
+        pipes: the pipes behind the descriptors 1 and 2 of this process.
+    """
+
+    def __init__(self, pipes: WorkerPipes) -> None:
+        self._readers = [out_of_the_way(each) for each in pipes.readers]
+        self._writers = [out_of_the_way(os.dup(number)) for number in (1, 2)]
+        self._token = out_of_the_way(pipes.token)
+        self._poll = select.poll()
+        for descriptor in (*self._readers, self._token):
+            self._poll.register(descriptor, select.POLLIN)
+        self._silent = [(self._token, select.POLLIN)]
+        libc: Any = ctypes.CDLL(None)
+        self._stdout = ctypes.c_void_p.in_dll(libc, "stdout")
+        # Otherwise lines of C libraries would wait until 4096 bytes have come together.
+        libc.setvbuf(self._stdout, None, _LINE_BUFFERED, 0)
+        self._flush = libc.fflush
+        self._flush.argtypes = [ctypes.c_void_p]
+
+    def take(self) -> tuple[dict[str, Any], bytes]:
+        """Return what the report of a task's end says of its output.
+
+        These are entries of the header, and bytes after the body: see `worker_reports`. After a
+        report with a mark, call `wait`.
+        """
+        self._flush(self._stdout)
+        if self._poll.poll(0) == self._silent:
+            return {}, b""
+        try:
+            os.eventfd_read(self._token)
+        except BlockingIOError:
+            return {"mark": self._mark().hex()}, b""
+        except OSError:  # a task has closed it
+            return {"mark": ""}, b""
+        streams = [read_all(reader) for reader in self._readers]
+        os.eventfd_write(self._token, 1)
+        return {"printed": [len(each) for each in streams]}, b"".join(streams)
+
+    def wait(self) -> None:
+        """Wait until the manager has read up to the marks."""
+        token = select.poll()
+        token.register(self._token, select.POLLIN)
+        token.poll(_TOKEN_TIMEOUT * 1000)
+
+    def _mark(self) -> bytes:
+        mark = os.urandom(16)
+        for writer in self._writers:
+            with suppress(OSError):  # a task has closed it
+                _write(writer, mark)
+        return mark
+
+
+def _write(descriptor: int, mark: bytes) -> None:
+    """Write a mark to a pipe; a task may have made it nonblocking."""
+    while True:
+        try:
+            os.write(descriptor, mark)
+        except BlockingIOError:
+            room = select.poll()
+            room.register(descriptor, select.POLLOUT)
+            room.poll()
+        else:
+            return
 
 
 def _is_open(stream: IO[str]) -> bool:

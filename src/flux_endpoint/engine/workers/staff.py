@@ -13,11 +13,12 @@ from typing import Any
 import zmq
 
 from flux_endpoint import logs
+from flux_endpoint.engine import results
 from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
-from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.backlog import NodeQueue, tasks_ahead
 from flux_endpoint.engine.workers.frames import NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
+from flux_endpoint.engine.workers.output_reader import OutputReader, WorkerOutput
 from flux_endpoint.engine.workers.process_tree import end_of
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
@@ -52,16 +53,16 @@ class Staff:
 
     Args:
         settings: the manager's.
-        output: the pipe for the workers' output.
         listener: callbacks for what becomes of the tasks.
 
     Raises:
         EngineError: the workers' gpus are not visible here.
     """
 
-    def __init__(self, settings: ManagerSettings, output: OutputPipe, listener: Listener) -> None:
+    def __init__(self, settings: ManagerSettings, listener: Listener) -> None:
         self._listener = listener
-        self._template = TemplateLink(settings, output)
+        self._output = OutputReader(settings.tasks.output_limit, listener.printed)
+        self._template = TemplateLink(settings, self._output)
         self._queue = NodeQueue()
         #: Whether tasks may start.
         self.may_start = False
@@ -83,12 +84,16 @@ class Staff:
         """Start the workers; `poller` gets the descriptors to serve."""
         self._poller = poller
         poller.register(self._template, zmq.POLLIN)
+        poller.register(self._output, zmq.POLLIN)
         self._start_workers()
 
     def serve(self, source: object) -> None:
         """Process a descriptor that is ready."""
         if source == self._template.fileno():
             self._receive_from_template()
+            return
+        if source == self._output.fileno():
+            self._output.serve()
             return
         worker = next((w for w in self._workers if w.channel.fileno() == source), None)
         if worker is not None and not worker.channel.eof:
@@ -232,8 +237,10 @@ class Staff:
                 self._late(worker, task_id)
             case Leaves(reason):
                 self._replaced(worker, reason)
-            case TaskEnded(task_id) as end if task_id != worker.tasks.ended:
-                self._finished(worker, end, body)
+            case TaskEnded(task_id) as end:
+                printed = self._output.ended(worker.output, end.mark, end.streams)
+                if task_id != worker.tasks.ended:
+                    self._finished(worker, end, printed)
 
     def _distrust(self, worker: WorkerHandle) -> None:
         """End a worker with invalid data on its connection: none of its messages can be trusted."""
@@ -263,7 +270,7 @@ class Staff:
         else:
             self._listener.late([task_id])
 
-    def _finished(self, worker: WorkerHandle, end: TaskEnded, body: bytes) -> None:
+    def _finished(self, worker: WorkerHandle, end: TaskEnded, printed: dict[str, Any]) -> None:
         task_id = end.task_id
         formats = worker.tasks.remove(task_id)[0].get("format")
         worker.tasks.ended = task_id
@@ -278,11 +285,20 @@ class Staff:
         self._weight = 0.2
         worker.tasks.first_starts(now)
         if worker.cancelled == task_id:  # the cancellation may have ended it
-            self._ends.cancelled(task_id, began)
+            self._ends.cancelled(task_id, began, printed)
         elif self._terminated and end.returncode in ENDED_BY_SIGTERM:
-            self._ends.lost(task_id, self._terminated, began)
+            self._ends.lost(task_id, self._terminated, began, printed)
         else:
-            self._ends.result({"id": task_id, "format": True} if formats else {"id": task_id}, body)
+            header = {"id": task_id, "format": True} if formats else {"id": task_id}
+            self._ends.result(header, results.with_output(end.body, printed))
+
+    def _printed(self, output: WorkerOutput) -> None:
+        """Find the task whose output was read, which may have ended before that."""
+        worker = next(each for each in self._workers if each.output is output)
+        if not worker.channel.eof:
+            self._receive_from_worker(worker)
+        if not worker.tasks:
+            output.give_up()
 
     def _worker_exited(self, pid: int, status: int) -> None:
         worker = next((w for w in self._workers if w.process.pid == pid), None)
@@ -298,12 +314,20 @@ class Staff:
         self._workers.remove(worker)
         self._template.replace(worker)
         self._template.end_orphans(self._workers)
-        self._account_for(worker, pid, status, not_begun)
+        printed = self._output.lost(worker.output)
+        self._account_for(worker, pid, status, not_begun, printed)
         if self._failed_starts >= _MAX_FAILED_STARTS:
             logs.event(log, logging.ERROR, "workers end before their first task", status=status)
             self.has_failed = True
 
-    def _account_for(self, worker: WorkerHandle, pid: int, status: int, not_begun: int) -> None:
+    def _account_for(
+        self,
+        worker: WorkerHandle,
+        pid: int,
+        status: int,
+        not_begun: int,
+        printed: dict[str, Any],
+    ) -> None:
         # Tasks that were sent ahead have not started; they keep their places.
         for _ in range(not_begun):
             task = worker.tasks.remove_last()
@@ -318,13 +342,13 @@ class Staff:
         (running, *others), began = worker.tasks, worker.tasks.began
         wanted = worker.signalled is not None and worker.signalled == os.WTERMSIG(status)
         if self._terminated and wanted and worker.cancelled != running:
-            self._ends.lost(running, self._terminated, began)
+            self._ends.lost(running, self._terminated, began, printed)
         elif worker.cancelled == running or wanted:
-            self._ends.cancelled(running, began)
+            self._ends.cancelled(running, began, printed)
         else:
             reason = FORGED if worker.is_distrusted else end_of(status)
             logs.event(log, logging.WARNING, "worker lost", pid=pid, reason=reason)
-            self._ends.lost(running, reason, began)
+            self._ends.lost(running, reason, began, printed)
         for task_id in others:  # begun after a task whose end could not be read
             self._ends.lost(task_id, FORGED, began)
 
@@ -368,6 +392,7 @@ class Staff:
     def moments(self) -> Iterator[float]:
         """Yield the monotonic times at which something is due."""
         yield from self._termination.moments()
+        yield from self._output.moments()
         for worker in self._workers:
             tasks = worker.tasks
             if len(tasks) > 1:
@@ -382,6 +407,8 @@ class Staff:
         """Do what is due."""
         now = time.monotonic()
         self._termination.expire(now)
+        for output in self._output.read_due():
+            self._printed(output)
         if time.time() >= self._queue.late_at and (late := self._queue.take_late(time.time())):
             self._listener.late(late)
         for worker in list(self._workers):
@@ -405,4 +432,5 @@ class Staff:
         for worker in self._workers:  # results from before they were killed
             if not worker.channel.eof:
                 self._receive_from_worker(worker)
+        self._output.close()
         return self.running()

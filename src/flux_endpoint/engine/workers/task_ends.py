@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from flux_endpoint.engine.workers.spool import EndHeader
 
@@ -26,7 +26,7 @@ class Listener(Protocol):
         """Handle that a task has been running for a while; `began` in seconds since the epoch."""
 
     def printed(self, data: bytes) -> None:
-        """Add a line to the workers' output."""
+        """Add to the log of the workers' output."""
 
 
 class TaskEnds:
@@ -48,10 +48,22 @@ class TaskEnds:
         else:
             self._listener.ended(header, body)
 
-    def cancelled(self, task_id: str, began: float | None = None) -> None:
-        """Report a task that was cancelled; `began` in seconds since the epoch, if it ran."""
-        self.result({"id": task_id, "end": "cancelled", "began": began}, b"")
+    def cancelled(
+        self, task_id: str, began: float | None = None, printed: dict[str, Any] | None = None
+    ) -> None:
+        """Report a task that was cancelled.
 
-    def lost(self, task_id: str, reason: str, began: float) -> None:
-        """Report a task whose worker was lost; `began` in seconds since the epoch."""
-        self.result({"id": task_id, "end": "lost", "began": began}, reason.encode())
+        Args:
+            task_id: the task.
+            began: its start in seconds since the epoch, if it ran.
+            printed: what it has printed, as entries of a result's details.
+        """
+        header = {"id": task_id, "end": "cancelled", "began": began}
+        self.result(header | ({"printed": printed} if printed else {}), b"")
+
+    def lost(
+        self, task_id: str, reason: str, began: float, printed: dict[str, Any] | None = None
+    ) -> None:
+        """Report a task whose worker was lost; the arguments are as of `cancelled`."""
+        header = {"id": task_id, "end": "lost", "began": began}
+        self.result(header | ({"printed": printed} if printed else {}), reason.encode())

@@ -19,10 +19,10 @@ from functools import partial
 
 import psutil
 
-from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.begun import BegunTasks
 from flux_endpoint.engine.workers.frames import Claims, write_frame
 from flux_endpoint.engine.workers.gpus import shares
+from flux_endpoint.engine.workers.pipes import WorkerPipes
 from flux_endpoint.engine.workers.process_tree import kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.worker import work
@@ -32,6 +32,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 #: A request: the worker's place among the node's workers.
 _PLACE = struct.Struct("!I")
+#: Number of its descriptors.
+_DESCRIPTORS = 7
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,17 @@ class _Node:
     settings: ManagerSettings
     #: Environment variables of the worker in each place.
     places: list[dict[str, str]]
-    output: OutputPipe
     begun: BegunTasks | None
 
 
 def start_template(
-    settings: ManagerSettings, output: OutputPipe, begun: BegunTasks | None
+    settings: ManagerSettings, begun: BegunTasks | None
 ) -> tuple[int, socket.socket]:
     """Fork the template; return its process id and our end of the control channel.
 
-    A request has two descriptors, the worker's channel and its claims, and the worker's place,
-    which determines its gpus. The answers are the frames `{"forked": pid}`, in the order of the
-    requests, and `{"exited": pid, "status": wait status}` whenever a worker ends.
+    A request has seven descriptors, the worker's channel, its claims and its pipes, and the
+    worker's place, which determines its gpus. The answers are the frames `{"forked": pid}`, in the
+    order of the requests, and `{"exited": pid, "status": wait status}` whenever a worker ends.
 
     Raises:
         EngineError: the workers' gpus are not visible here.
@@ -65,7 +66,6 @@ def start_template(
         status = 1
         try:
             ours.close()
-            output.leave_reading_to_others()
             os.setsid()  # signals to the job's process group are for the manager only
             # Processes that outlive a worker become children of the template; the manager ends
             # them.
@@ -73,13 +73,12 @@ def start_template(
             install_stand_ins()
             gc.collect()
             gc.freeze()  # what the workers share is not examined after each few hundred objects
-            _serve(_Node(theirs, settings, places, output, begun))
+            _serve(_Node(theirs, settings, places, begun))
             status = 0
         finally:
             _end_children()  # the manager is gone, and nobody else would end them
             os._exit(status)
     theirs.close()
-    output.leave_writing_to_others()
     return pid, ours
 
 
@@ -88,10 +87,13 @@ def _end_children() -> None:
         kill_tree(child.pid)
 
 
-def request_worker(control: socket.socket, claims: Claims, place: int) -> socket.socket:
+def request_worker(
+    control: socket.socket, claims: Claims, pipes: WorkerPipes, place: int
+) -> socket.socket:
     """Ask the template for a worker in a free place; return the channel to the worker."""
     ours, theirs = socket.socketpair()
-    socket.send_fds(control, [_PLACE.pack(place)], [theirs.fileno(), claims.fileno()])
+    descriptors = [theirs.fileno(), claims.fileno(), *pipes.descriptors]
+    socket.send_fds(control, [_PLACE.pack(place)], descriptors)
     theirs.close()
     return ours
 
@@ -151,7 +153,7 @@ def _reap(control: socket.socket) -> None:
 
 
 def _fork_one(node: _Node, wake: tuple[int, int]) -> bool:
-    data, descriptors, _, _ = socket.recv_fds(node.control, _PLACE.size, 2)
+    data, descriptors, _, _ = socket.recv_fds(node.control, _PLACE.size, _DESCRIPTORS)
     if not data:
         return False
     template = os.getpid()
@@ -170,10 +172,12 @@ def _fork_one(node: _Node, wake: tuple[int, int]) -> bool:
             adopt_orphans()
             (place,) = _PLACE.unpack(data)
             os.environ.update(node.places[place])
-            channel, claims = descriptors
-            node.output.become_output()
+            channel, claims, *of_pipes = descriptors
+            pipes = WorkerPipes.received(of_pipes)
+            pipes.become_output()
             noted = None if node.begun is None else partial(node.begun.note, place)
-            work(socket.socket(fileno=channel), Claims(claims), node.settings.tasks, noted)
+            sock = socket.socket(fileno=channel)
+            work(sock, Claims(claims), pipes, node.settings.tasks, noted)
             status = 0
         finally:
             os._exit(status)

@@ -9,10 +9,11 @@ from contextlib import suppress
 
 import psutil
 
-from flux_endpoint.engine.output import OutputPipe
 from flux_endpoint.engine.workers.begun import record_begun
 from flux_endpoint.engine.workers.frames import Claims, FrameSocket
 from flux_endpoint.engine.workers.handle import WorkerChannel, WorkerHandle
+from flux_endpoint.engine.workers.output_reader import OutputReader
+from flux_endpoint.engine.workers.pipes import WorkerPipes
 from flux_endpoint.engine.workers.process_tree import kill_tree
 from flux_endpoint.engine.workers.settings import ManagerSettings
 from flux_endpoint.engine.workers.template import request_worker, start_template
@@ -26,15 +27,16 @@ class TemplateLink:
 
     Args:
         settings: the manager's.
-        output: the pipe for the workers' output.
+        output: gets the output of each worker.
 
     Raises:
         EngineError: the workers' gpus are not visible here.
     """
 
-    def __init__(self, settings: ManagerSettings, output: OutputPipe) -> None:
+    def __init__(self, settings: ManagerSettings, output: OutputReader) -> None:
         begun = record_begun(settings.files.begun, settings.workers)
-        self._pid, self._socket = start_template(settings, output, begun)
+        self._pid, self._socket = start_template(settings, begun)
+        self._output = output
         self._frames = FrameSocket(self._socket)
         self._starting: deque[WorkerHandle] = deque()
         self._free_places = list(range(settings.workers))
@@ -48,10 +50,12 @@ class TemplateLink:
     def new_workers(self) -> Iterator[WorkerHandle]:
         """Request a worker for each free place; yield them before they have started."""
         while self._free_places and len(self._starting) < _MAX_STARTING:
-            claims = Claims()
+            claims, pipes = Claims(), WorkerPipes.new()
             place = self._free_places.pop(0)
-            channel = FrameSocket(request_worker(self._socket, claims, place))
-            worker = WorkerHandle(WorkerChannel(channel), claims, place)
+            channel = FrameSocket(request_worker(self._socket, claims, pipes, place))
+            pipes.leave_writing_to_others()
+            output = self._output.add(pipes)
+            worker = WorkerHandle(WorkerChannel(channel), claims, output, place)
             self._starting.append(worker)
             yield worker
 

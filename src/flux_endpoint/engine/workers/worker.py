@@ -15,7 +15,9 @@ from typing import Any
 from flux_endpoint.engine import results
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
 from flux_endpoint.engine.workers.frames import Claims, FrameReader, write_frame
+from flux_endpoint.engine.workers.pipes import WorkerPipes
 from flux_endpoint.engine.workers.process_state import (
+    PrintedOutput,
     ProcessState,
     out_of_the_way,
     stop_profiling_timer,
@@ -39,6 +41,7 @@ class Worker:
     Args:
         channel: the connection to its manager.
         claims: decides which of the received tasks may start.
+        pipes: those behind this process's standard output and error.
         settings: how tasks run here.
         note: called with the id of each task that is about to start.
     """
@@ -47,6 +50,7 @@ class Worker:
         self,
         channel: socket.socket,
         claims: Claims,
+        pipes: WorkerPipes,
         settings: TaskSettings,
         note: Callable[[str], None] | None = None,
     ) -> None:
@@ -63,6 +67,7 @@ class Worker:
             WORKER: self._pid,
         }
         self._meter = Meter()
+        self._output = PrintedOutput(pipes)
         self._state = ProcessState()
         #: Why this process must be replaced.
         self._leaves = ""
@@ -105,7 +110,14 @@ class Worker:
             "returncode": end.returncode if isinstance(end, Value) else None,
             "seconds": time.monotonic() - began,
         }
-        write_frame(self._channel, report, results.body_of(task_id, end, details, statuses))
+        printed, streams = self._output.take()
+        body = results.body_of(task_id, end, details, statuses)
+        if not printed:
+            write_frame(self._channel, report, body)
+        else:
+            write_frame(self._channel, report | printed, body + streams)
+            if "mark" in printed:
+                self._output.wait()
         _reap()
 
     def _run(self, header: dict[str, Any], buffer: str) -> Value | Failure:
@@ -162,11 +174,12 @@ class Worker:
 def work(
     channel: socket.socket,
     claims: Claims,
+    pipes: WorkerPipes,
     settings: TaskSettings,
     note: Callable[[str], None] | None = None,
 ) -> None:
     """Run as a worker until `channel` is closed or another process must replace this one."""
-    Worker(channel, claims, settings, note).work()
+    Worker(channel, claims, pipes, settings, note).work()
 
 
 def _file_of(channel: socket.socket) -> tuple[int, int] | None:

@@ -49,11 +49,17 @@ class TaskEnded:
         task_id: the task.
         returncode: the command's, if the task was one.
         seconds: how long it took, as far as the worker says so.
+        body: its result's message.
+        streams: what the worker has read of the task's standard output and error.
+        mark: the mark after the rest of it, which the manager reads; `None`: there is no rest.
     """
 
     task_id: str
     returncode: int | None
     seconds: float | None
+    body: bytes
+    streams: tuple[bytes, bytes] = (b"", b"")
+    mark: bytes | None = None
 
 
 def report_in(
@@ -73,11 +79,32 @@ def report_in(
         case {"leaves": str(reason)}:
             return Leaves(reason[:_LONGEST_REASON])
         case {"id": str(task_id), "returncode": None | int() as returncode}:
+            body, streams = _divided(body, header.get("printed"))
             if task_id == worker.tasks.ended or (
                 worker.tasks.is_first(task_id) and _is_result_of(task_id, body)
             ):
-                return TaskEnded(task_id, returncode, _seconds_in(header))
+                seconds, mark = _seconds_in(header), _mark_in(header)
+                return TaskEnded(task_id, returncode, seconds, body, streams, mark)
     raise FalseReportError
+
+
+def _divided(body: bytes, printed: object) -> tuple[bytes, tuple[bytes, bytes]]:
+    """Return the result's message, and the output after it, whose two lengths are `printed`."""
+    match printed:
+        case None:
+            return body, (b"", b"")
+        case [int() as out, int() as error] if min(out, error) >= 0 and out + error <= len(body):
+            end = len(body) - out - error
+            return body[:end], (body[end : end + out], body[end + out :])
+    raise FalseReportError
+
+
+def _mark_in(header: dict[str, Any]) -> bytes | None:
+    mark = header.get("mark")
+    try:
+        return bytes.fromhex(mark) if isinstance(mark, str) else None
+    except ValueError:
+        raise FalseReportError from None
 
 
 def _seconds_in(header: dict[str, Any]) -> float | None:

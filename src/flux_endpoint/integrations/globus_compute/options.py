@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.config import FluxEngineConfig, OutputLimit
 from flux_endpoint.errors import suggestion
 
 #: Options of the official engines that do not exist here, with replacements.
@@ -27,6 +27,8 @@ _ELSEWHERE = {
 class PluginOptions(FluxEngineConfig):
     """The options of our own endpoint's engine, and some that its agent has there."""
 
+    #: What functions print goes to the log alone: the official client does not know more.
+    output_limit: OutputLimit = 0
     #: Its name in logs.
     label: str = "FluxEngine"
     #: Seconds that running tasks have when the endpoint stops.

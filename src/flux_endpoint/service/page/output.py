@@ -25,6 +25,7 @@ class ShownOutput(BaseModel):
 
     #: The command line that was run.
     command: str | None = None
+    #: The end of what it wrote, or of what a function printed.
     stdout: str | None = None
     stderr: str | None = None
     #: Exit code of a command; negative: the signal that ended it.
@@ -47,7 +48,7 @@ def shown_output(result: bytes | None, *, failed: bool) -> ShownOutput:
     if result is None:
         return ShownOutput()
     if failed:
-        return ShownOutput(error=_end(result.decode(errors="replace")), size=len(result))
+        return ShownOutput(error=shown_end(result.decode(errors="replace")), size=len(result))
     shown = ShownOutput(size=len(result))
     if len(result) > LARGEST or not result.startswith(_DATA):
         return shown
@@ -64,7 +65,7 @@ def shown_output(result: bytes | None, *, failed: bool) -> ShownOutput:
         if isinstance(value, Instance) and isinstance(value.state, dict):
             return shown.model_copy(update=_command(value.state))
         require_plain(value)
-        return shown.model_copy(update={"value": _end(repr(value))})
+        return shown.model_copy(update={"value": shown_end(repr(value))})
     except (NotInertError, binascii.Error, ValueError):  # also an integer of very many digits
         return shown
 
@@ -77,14 +78,14 @@ def _command(state: dict[Any, Any]) -> dict[str, Any]:
     if not all(isinstance(each, str) for each in (command, stdout, stderr)):
         return {}
     return {
-        "command": _end(command),
-        "stdout": _end(stdout),
-        "stderr": _end(stderr),
+        "command": shown_end(command),
+        "stdout": shown_end(stdout),
+        "stderr": shown_end(stderr),
         "returncode": returncode if isinstance(returncode, int) else None,
     }
 
 
-def _end(text: str) -> str:
+def shown_end(text: str) -> str:
     """Return the last lines of a text; JSON can't hold lone surrogates."""
     lines = text[-LONGEST:].encode(errors="replace").decode().splitlines()
     cut = len(text) > LONGEST or len(lines) > MOST_LINES

@@ -31,7 +31,7 @@ from flux_endpoint.service import topology
 from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.endpoint_states import state_of
 from flux_endpoint.service.observer import BrokerObserver
-from flux_endpoint.service.page.output import ShownOutput, shown_output
+from flux_endpoint.service.page.output import ShownOutput, shown_end, shown_output
 from flux_endpoint.service.store import endpoints, listing, numbers, recent
 from flux_endpoint.service.store.health import database_health, database_trouble
 from flux_endpoint.service.store.tasks import StoredTask
@@ -255,7 +255,10 @@ def shown_task(record: TaskRecord, found: StoredTask) -> ShownTask:
         found: the same, with its result.
     """
     output = shown_output(found.result, failed=bool(found.failed))
-    return ShownTask(**_f58(record), output=output)
+    if output.command is None:
+        ends = {name: shown_end(getattr(record, name)) or None for name in ("stdout", "stderr")}
+        output = output.model_copy(update=ends)
+    return ShownTask(**_f58(record.model_copy(update={"stdout": "", "stderr": ""})), output=output)
 
 
 def activity(connection: sa.Connection, user: User, wanted: WantedActivity) -> Activity:

@@ -21,10 +21,12 @@ from flux_endpoint.service.endpoint_states import state_of
 from flux_endpoint.service.fresh_reports import FreshReports
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.observer import BrokerObserver
+from flux_endpoint.service.page.output import shown_output
 from flux_endpoint.service.routes.endpoints import visible
 from flux_endpoint.service.routes.tasks import TaskId, unknown_task
 from flux_endpoint.service.store.health import database_health
 from flux_endpoint.service.store.listing import task_record as find_record
+from flux_endpoint.service.store.tasks import stored_result
 from flux_endpoint.service.task_lists import find_tasks
 
 router = APIRouter()
@@ -104,9 +106,13 @@ def list_tasks(
 
 @router.get("/v3/tasks/{task_id}")
 def task_record(task_id: TaskId, service: Service, caller: Caller) -> TaskRecord:
-    """Return one of the caller's tasks, with its job's events and the end of its error."""
+    """Return one of the caller's tasks: its job's events, the ends of its output and its error."""
     with service.database.read() as connection:
         record = find_record(connection, caller.id, task_id)
-    if record is None:
-        raise unknown_task(task_id, service.settings.keep_tasks)
-    return record
+        if record is None:
+            raise unknown_task(task_id, service.settings.keep_tasks)
+        if record.returncode is None:
+            return record
+        result = stored_result(connection, task_id)
+    shown = shown_output(result, failed=record.error is not None)
+    return record.model_copy(update={"stdout": shown.stdout or "", "stderr": shown.stderr or ""})

@@ -19,6 +19,7 @@ from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.store import task_groups, tasks
 from flux_endpoint.service.store.ids import made_at
+from flux_endpoint.service.store.output import TaskOutput, in_groups, output_of
 from flux_endpoint.service.store.users import User
 
 router = APIRouter()
@@ -49,10 +50,11 @@ def read_batch(request: BatchStatus, service: Service, caller: Caller) -> Respon
     for asked in dict.fromkeys(request.task_ids):
         requested_ids.setdefault(_canonical(asked), []).append(asked)
     with service.database.read() as connection:
-        parts = tasks.in_groups(connection, caller.id, requested_ids, ANSWER_BYTES)
-    return StreamingResponse(
-        _batch(service, caller, parts, requested_ids), media_type="application/json"
-    )
+        parts = in_groups(
+            connection, caller.id, requested_ids, ANSWER_BYTES, with_output=request.output
+        )
+    answer = _batch(service, caller, parts, requested_ids, with_output=request.output)
+    return StreamingResponse(answer, media_type="application/json")
 
 
 def _batch(
@@ -60,15 +62,19 @@ def _batch(
     caller: User,
     parts: list[list[str]],
     requested_ids: dict[str, list[str]],
+    *,
+    with_output: bool,
 ) -> Iterator[bytes]:
     """Yield the answer of `read_batch` in pieces, with a few results in memory at a time."""
     between = '{"response":"batch","results":{'
     for part in parts:
         with service.database.read() as connection:
             found = list(tasks.task_states(connection, caller.id, part))
+            owned_ids = [each.id for each in found] if with_output else []
+            printed = output_of(connection, owned_ids)
         while found:
             task = found.pop()
-            document = _text(_document(task))
+            document = _text(_document(task, printed.get(task.id)))
             for asked in requested_ids.pop(task.id):
                 yield f"{between}{_text(asked)}:{document}".encode()
                 between = ","
@@ -172,7 +178,7 @@ def _text(content: Any) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-def _document(task: tasks.StoredTask) -> dict[str, Any]:
+def _document(task: tasks.StoredTask, output: TaskOutput | None = None) -> dict[str, Any]:
     if task.completed_at is None:
         return {"task_id": task.id, "status": task.status}
     return {
@@ -182,7 +188,7 @@ def _document(task: tasks.StoredTask) -> dict[str, Any]:
             errors="surrogatepass"
         ),
         "completion_t": str(task.completed_at),
-        "details": task.details,
+        "details": task.details if output is None else {**(task.details or {}), **output.details},
     }
 
 

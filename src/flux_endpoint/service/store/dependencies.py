@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import TaskNeeds
 from flux_endpoint.service.store.engine import chunks
-from flux_endpoint.service.store.listing import last_bytes
+from flux_endpoint.service.store.output import last_bytes
 from flux_endpoint.service.store.tables import (
     dependencies,
     dependents,

@@ -28,6 +28,7 @@ from flux_endpoint.protocol.rest import TaskEventDocument
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.events import events_of
+from flux_endpoint.service.store.output import last_bytes, last_line, last_lines, output_of
 from flux_endpoint.service.store.tables import (
     endpoints,
     functions,
@@ -219,8 +220,10 @@ def task_record(connection: sa.Connection, owner_id: str | None, task_id: str) -
     row = connection.execute(query).one()
     name = sa.select(endpoints.c.name).where(endpoints.c.id == listed.endpoint_id)
     error = None if listed.error is None else (row.result or b"").decode(errors="replace")
+    output = output_of(connection, [task_id]).get(task_id)
     return TaskRecord(
         **vars(listed),
+        **readable({} if output is None else output.details),
         endpoint_name=connection.scalar(name),
         published=row.published_at,
         resource_specification=row.resource_specification,
@@ -228,12 +231,6 @@ def task_record(connection: sa.Connection, owner_id: str | None, task_id: str) -
         events=[TaskEventDocument(**vars(each)) for each in events_of(connection, task_id)],
         details=readable(row.details or {}),
     )
-
-
-def last_bytes(column: sa.Column[Any], most: int) -> sa.ColumnElement[Any]:
-    """Return an expression for the last bytes of a column, at most `most`."""
-    length = sa.func.length(column)
-    return sa.func.substr(column, sa.case((length > most, length - most + 1), else_=1))
 
 
 def _of_page(
@@ -269,7 +266,8 @@ def _of_page(
         )
     rows = _in_chunks(connection, query)
     while part := list(islice(rows, _PAGE)):
-        jobs = _jobs(connection, [row.id for row in part])
+        ids = [row.id for row in part]
+        jobs, printed = _jobs(connection, ids), last_lines(connection, ids)
         for row in part:
             submission = by_id[row.submission_id]
             known = running.get(submission.endpoint_id)
@@ -277,7 +275,9 @@ def _of_page(
                 known = _running(connection, submission.endpoint_id)
                 running[submission.endpoint_id] = known
             place = PagePosition(row.submission_id, row.position)
-            yield place, _listed(row, submission, jobs.get(row.id, _Job()), known or {})
+            listed = _listed(row, submission, jobs.get(row.id, _Job()), known or {})
+            listed.printed = readable(printed.get(row.id))
+            yield place, listed
 
 
 def _in_chunks(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Any]:
@@ -369,7 +369,7 @@ def _listed(row: Any, submission: Any, job: _Job, running: dict[str, Any]) -> Li
         started=started,
         stopped=stopped,
         ended=row.completed_at,
-        error=_last_line(row.error) if row.failed else None,
+        error=last_line(row.error) if row.failed else None,
         jobid=jobid,
         returncode=_whole(details, RETURNCODE),
         queue_time=_between(submission.created_at, started),
@@ -419,8 +419,3 @@ def _state(row: Any, submission: Any, job: _Job, started: float | None) -> Liste
 
 def _seconds(milliseconds: Any) -> float | None:
     return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
-
-
-def _last_line(error: bytes | None) -> str:
-    lines = [line.strip() for line in (error or b"").decode(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")

@@ -15,6 +15,7 @@ from flux_endpoint.service.store.tables import (
     submissions,
     task_events,
     task_groups,
+    task_output,
     tasks,
     users,
 )
@@ -116,7 +117,7 @@ def first_end(connection: sa.Connection, submission_ids: Sequence[str]) -> float
 def remove_tasks(connection: sa.Connection, task_ids: Sequence[str]) -> None:
     """Remove tasks that have ended, with their results and events."""
     for part in chunks(task_ids):
-        for table in (task_events, deliveries, dependents):
+        for table in (task_events, deliveries, dependents, task_output):
             connection.execute(sa.delete(table).where(table.c.task_id.in_(part)))
         ended = tasks.c.completed_at.is_not(None)
         connection.execute(sa.delete(tasks).where(tasks.c.id.in_(part), ended))

@@ -194,6 +194,17 @@ tasks = Table(
 Index("ix_tasks_submission_id_position", tasks.c.submission_id, tasks.c.position)
 Index("ix_tasks_function_id", tasks.c.function_id)
 
+#: What ended tasks have printed, if they have: the end of each stream, and how much precedes that.
+task_output = Table(
+    "task_output",
+    metadata,
+    Column("task_id", ForeignKey("tasks.id"), primary_key=True),
+    Column("stdout", LargeBinary, nullable=False),  # UTF-8
+    Column("stderr", LargeBinary, nullable=False),
+    Column("stdout_dropped", BigInteger, nullable=False),  # bytes
+    Column("stderr_dropped", BigInteger, nullable=False),
+)
+
 #: Open tasks of official endpoints: how far each has been delivered (see `official.store`).
 deliveries = Table(
     "deliveries",

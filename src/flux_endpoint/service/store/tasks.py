@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from flux_endpoint.protocol import states
 from flux_endpoint.service.store.engine import chunks
+from flux_endpoint.service.store.output import TaskOutput, add_output
 from flux_endpoint.service.store.tables import (
     dependents,
     endpoints,
@@ -117,10 +118,9 @@ class TaskOutcome:
     details: dict[str, Any] | None
     completed_at: float
     presumed: bool = False
+    #: What it has printed, if anything.
+    output: TaskOutput | None = None
 
-
-# Maximum number of tasks in a part of `in_groups`.
-_GROUP_TASKS = 500
 
 _SUBMISSION_COLUMNS = (
     *(submissions.c[name] for name in Submission.__dataclass_fields__ if name != "owner"),
@@ -355,37 +355,6 @@ def task_states(
             yield StoredTask(*row)
 
 
-def in_groups(
-    connection: sa.Connection, owner_id: str, ids: Iterable[str], size: int
-) -> list[list[str]]:
-    """Split a user's tasks among `ids` into parts of limited size.
-
-    Args:
-        connection: a transaction.
-        owner_id: id of the user.
-        ids: ids of tasks.
-        size: maximum bytes of results in a part; a single larger result has its own part.
-
-    Returns:
-        The ids of the tasks in each part.
-    """
-    parts: list[list[str]] = []
-    room = 0
-    for chunk in chunks(ids):
-        query = (
-            sa.select(tasks.c.id, sa.func.coalesce(sa.func.length(tasks.c.result), 0))
-            .join_from(tasks, submissions)
-            .where(tasks.c.id.in_(chunk), submissions.c.owner_id == owner_id)
-        )
-        for task_id, length in connection.execute(query):
-            if not parts or length > room or len(parts[-1]) == _GROUP_TASKS:
-                parts.append([])
-                room = size
-            parts[-1].append(task_id)
-            room -= length
-    return parts
-
-
 def routes(connection: sa.Connection, ids: Iterable[str]) -> dict[str, TaskRoute]:
     """Return the routes of tasks by id, and lock their rows; unknown tasks are left out."""
     found: dict[str, TaskRoute] = {}
@@ -426,6 +395,7 @@ def complete(
     ]
     if rows:
         connection.execute(_COMPLETE, rows)
+        add_output(connection, {each.task_id: each.output for each in outcomes if each.output})
     closed: dict[str, tuple[int, int]] = {}
     for outcome in outcomes:
         route = known[outcome.task_id]
