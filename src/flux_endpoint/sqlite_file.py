@@ -52,6 +52,8 @@ class Layout:
         checks: by table, a function that raises `ValueError` for an invalid row, given all its
             columns. A repair copies the tables in this order.
         mend: a statement that removes inconsistent rows after a repair.
+        added: tables of `checks` that files of earlier releases lack, and the statements that
+            create them.
     """
 
     noun: str
@@ -59,6 +61,7 @@ class Layout:
     schema: str
     checks: Mapping[str, Callable[[Row], None]]
     mend: str
+    added: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,6 +109,9 @@ class RecordFile:
             self._database = connect(path)
             if found.is_new:
                 _create(self._database, layout)
+            for name, create in layout.added.items():
+                if not _has_table(self._database, name):
+                    self._database.execute(create)
         except (sqlite3.Error, OSError) as error:
             raise RecordError(f"can't open the {layout.noun} {path}: {error}") from error
         self.is_new = found.is_new
@@ -262,9 +268,15 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def _create(database: sqlite3.Connection, layout: Layout) -> None:
+    schema = ";".join((layout.schema, *layout.added.values()))
     database.executescript(
-        f"BEGIN IMMEDIATE; {layout.schema}; PRAGMA user_version = {layout.version}; COMMIT;"
+        f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version = {layout.version}; COMMIT;"
     )
+
+
+def _has_table(database: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return database.execute(query, (name,)).fetchone() is not None
 
 
 def _examined(path: Path, layout: Layout) -> FileCondition:
@@ -317,6 +329,8 @@ class _Reader:
         """Yield the readable rows of a table in order."""
         last = -1
         try:
+            if table in self._layout.added and not _has_table(self._database, table):
+                return
             for rowid, row in self._selected(table, last, "ASC"):
                 last = rowid
                 yield row

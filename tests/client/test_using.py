@@ -9,6 +9,7 @@ import pytest
 
 from flux_endpoint import Executor, MPIFunction
 from flux_endpoint.protocol.resources import ResourceSpecificationError
+from flux_endpoint.protocol.run_options import RunOptionsError
 
 TIMEOUT = 20
 
@@ -96,3 +97,52 @@ def test_threads_share_an_executor_with_views(service: Any, executor: Executor) 
     for count, resources in sent(service):
         counts[resources["num_nodes"]] += count
     assert counts == {1: 20, 2: 20, 3: 20}
+
+
+def test_a_view_has_options_of_its_own(service: Any, executor: Executor) -> None:
+    class FlakyError(Exception):
+        pass
+
+    patient = executor.using(
+        retries=3, retry_on=[FlakyError, OSError, "x.Y", 75, "lost"], num_nodes=1
+    )
+    slower = patient.using(retry_delay="5s", num_nodes=None)
+    for each in (executor, patient, slower, slower.using(retries=None)):
+        assert each.submit(double, 1).wait_submitted(TIMEOUT)
+    bodies = [each.body for each in service.submissions()]
+    name = f"{__name__}.{FlakyError.__qualname__}"
+    on = {"retries": 3, "retry_on": [name, "OSError", "x.Y", 75, "lost"]}
+    assert [body.get("run_options") for body in bodies] == [
+        None,
+        on,
+        {**on, "retry_delay": 5.0},
+        None,
+    ]
+    assert [body.get("resource_specification") for body in bodies] == [
+        None,
+        {"num_nodes": 1},
+        None,
+        None,
+    ]
+    assert "'retries': 3" in repr(patient)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"retries": 51}, "retries must be an integer from 0 to 50"),
+        ({"retries": True}, "retries must be"),
+        ({"retry_on": [OSError]}, "no effect without retries"),
+        ({"retries": 1, "retry_on": []}, "one to 50 conditions"),
+        ({"retries": 1, "retry_on": [0]}, "exit codes from 1 to 255"),
+        ({"retries": 1, "retry_on": [1.5]}, "exceptions"),
+        ({"retries": 1, "retry_on": ["\n"]}, "exceptions"),
+        ({"retries": 1, "retry_delay": "soon"}, "Flux Standard Duration"),
+        ({"retries": 1, "retry_delay": "2d"}, "at most a day"),
+    ],
+)
+def test_wrong_retries_are_refused_at_once(
+    executor: Executor, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(RunOptionsError, match=text):
+        executor.using(**options)

@@ -6,6 +6,7 @@ import random
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from os import truncate
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import pytest
 
 from flux_endpoint import sqlite_file
 from flux_endpoint.endpoint.journal import LAYOUT, Journal
+from flux_endpoint.endpoint.retries import Attempts
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import FluxEndpointError, RecordError
 from flux_endpoint.protocol.messages import Result, pack
+from flux_endpoint.protocol.run_options import RunOptions
 from flux_endpoint.sqlite_file import examine
 
+OPTIONS = RunOptions(retries=3, retry_on=("lost", 75), retry_delay=2.0)
 F1 = "c04b4f0a-1d5e-4c8e-9d0c-6f1d2f6c5a01"
 T0, T1, T2, T3 = (f"0000000{n}-59b6-4b0f-8f3f-2b8d1c6b7e11" for n in range(4))
 TASK = EngineTask(T1, F1, "buffer", {"num_nodes": 2}, ["a.B"])
@@ -62,6 +66,51 @@ def test_a_result_takes_the_place_of_its_task_until_it_is_confirmed(path: Path) 
     with pytest.raises(KeyError):
         journal.result(T1)
     journal.close()
+
+
+def test_options_and_attempts_stay_until_the_task_has_ended(path: Path) -> None:
+    task = replace(TASK, options=OPTIONS)
+    journal = Journal(path)
+    with journal.batch():
+        journal.accept([task, PLAIN])
+    assert journal.attempts() == [Attempts(T1, OPTIONS)]
+    waits = Attempts(T1, OPTIONS, ("one", "two"), due=1.5)
+    with journal.batch():
+        journal.attempted([waits])
+    journal.close()
+    journal = Journal(path)
+    assert list(journal.pending()) == [task, PLAIN]
+    assert journal.task(T1) == task
+    assert journal.task(T2) == PLAIN
+    assert journal.attempts() == [waits]
+    last = replace(waits, due=None, is_last=True)
+    with journal.batch():
+        journal.attempted([last])
+    assert journal.attempts() == [last]
+    with journal.batch():
+        journal.finish([result_of(T1), result_of(T2)])
+    assert journal.attempts() == []
+    with pytest.raises(KeyError):
+        journal.task(T1)
+    journal.close()
+
+
+def test_the_journal_of_an_earlier_release_gets_what_it_lacks(path: Path) -> None:
+    journal = Journal(path)
+    with journal.batch():
+        journal.accept([TASK])
+    journal.close()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE run_options")
+        database.commit()
+    assert not examine(path, LAYOUT).damage
+    journal = Journal(path)
+    assert list(journal.pending()) == [TASK]
+    with journal.batch():
+        journal.accept([replace(PLAIN, options=OPTIONS)])
+    assert journal.attempts() == [Attempts(T2, OPTIONS)]
+    journal.close()
+    assert not list(path.parent.glob("*.damaged-*"))
 
 
 def test_a_batch_that_fails_leaves_nothing_behind(path: Path) -> None:

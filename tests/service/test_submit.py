@@ -325,3 +325,26 @@ def test_the_result_connection_is_returned(api: TestClient) -> None:
     assert without_credentials(answer["connection_url"]) == "amqp://127.0.0.1:1/%2F"
     me = api.get("/auth/v2/oauth2/userinfo").json()["sub"]
     assert urlsplit(answer["connection_url"]).username.startswith(f"u-{me}-")
+
+
+def test_options_that_an_endpoint_does_not_know_are_refused(
+    submit: Submit, function_id: str, add_endpoint: Callable[..., str]
+) -> None:
+    tasks, options = {function_id: [PAYLOAD]}, {"retries": 2}
+    code, field = "RUN_OPTIONS_NOT_SUPPORTED", "run_options"
+    for about, why in (({}, "is not one of Flux Endpoint"), (OWN, "is of an earlier release")):
+        other = add_endpoint(metadata=about)
+        answer = submit(tasks, to=other, run_options=options)
+        text = refusal(answer, 422, code, field).message
+        assert f"endpoint {other} {why}, and does not know retries" in text
+        assert submit(tasks, to=other, run_options={"retries": 0}).status_code == 200
+    known = add_endpoint(metadata={**OWN, "run_options": ["retries"]})
+    assert submit(tasks, to=known, run_options=options).status_code == 200
+    answer = submit(tasks, to=known, run_options={**options, "retry_on": ["lost"]})
+    assert "retry_on" in refusal(answer, 422, code, field).message
+
+
+def test_wrong_options_are_refused(submit: Submit, function_id: str) -> None:
+    for options in ({"retries": -1}, {"tries": 1}, {"retries": 1, "retry_on": [None]}):
+        answer = submit({function_id: [PAYLOAD]}, run_options=options)
+        refusal(answer, 422, "SEMANTICALLY_INVALID", "run_options")

@@ -73,7 +73,7 @@ def task_sources(task_id: str, directory: EndpointDirectory) -> list[LogSource]:
     work = directory.path / load_config(directory.config).engine.working_dir
     files = (
         path
-        for pattern in (f"{task_id}.*", f"{task_id}/*")
+        for pattern in (f"{task_id}.*", f"{task_id}/*", f"{task_id}.*/*")
         for path in sorted(work.glob(pattern))
         if path.suffix in _STREAMS and path.is_file()
     )

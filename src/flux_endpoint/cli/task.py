@@ -35,6 +35,7 @@ from flux_endpoint.cli.tasks import (
     tasks_of_job,
 )
 from flux_endpoint.errors import NotFoundError
+from flux_endpoint.protocol.job_events import ATTEMPT_FAILED
 from flux_endpoint.protocol.jobid import JobID
 from flux_endpoint.protocol.operations import ENDED_STATES, TaskRecord
 
@@ -135,6 +136,8 @@ def _lines(record: TaskRecord) -> Iterator[Line]:
     yield "Group", record.task_group_id, None
     if record.resource_specification:
         yield "Resources", _context(record.resource_specification), None
+    if record.run_options:
+        yield "Options", _context(record.run_options), None
     if record.jobid is not None:
         yield "Job", shown_jobid(record.jobid), None
     if record.node is not None:
@@ -142,6 +145,8 @@ def _lines(record: TaskRecord) -> Iterator[Line]:
         yield "Ran on", record.node + worker, None
     if (record.attempts or 1) > 1:
         yield "Attempts", str(record.attempts), None
+    for number, reason in enumerate(record.failed_attempts, start=1):
+        yield "" if number > 1 else "Failed", f"attempt {number}: {reason}", "bad"
     yield "Time", _times(record), None
     if used := _used(record):
         yield "Used", used, None
@@ -191,7 +196,7 @@ def _timeline(record: TaskRecord) -> Iterator[str]:
         (record.submitted, "submitted", ""),
         (record.published, "sent to its endpoint", ""),
         (record.ended, "result arrived", ""),
-        *((e.timestamp, f"job: {e.name}", _of_event(e.context)) for e in record.events),
+        *((e.timestamp, _of_kind(e.name), _of_event(e.context)) for e in record.events),
     ]
     if not any(event.name == "start" for event in record.events):
         moments += [(record.started, "started", ""), (record.stopped, "stopped", "")]
@@ -199,6 +204,10 @@ def _timeline(record: TaskRecord) -> Iterator[str]:
     for at, what, more in known:
         assert at is not None
         yield f"{_clock(at)} {at - record.submitted:+9.3f}s {what} {more}".rstrip()
+
+
+def _of_kind(name: str) -> str:
+    return "attempt failed:" if name == ATTEMPT_FAILED else f"job: {name}"
 
 
 def _clock(at: float) -> str:

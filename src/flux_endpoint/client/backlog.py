@@ -26,6 +26,7 @@ class SubmissionRoute(NamedTuple):
     result_serializers: tuple[str, ...] = ()
     #: The job that the task follows; `None`: the task runs a function.
     attach_jobid: int | None = None
+    run_options: str = ""
 
 
 @dataclass(slots=True, eq=False)

@@ -207,8 +207,10 @@ class ExecutorSettings:
         future._remote_errors = self._remote_errors
         future._events = self._streams
 
-    def _route(self, resources: Mapping[str, Any] | None = None) -> SubmissionRoute:
-        """Return the settings of a task with the given resources."""
+    def _route(
+        self, resources: Mapping[str, Any] | None = None, run_options: str = ""
+    ) -> SubmissionRoute:
+        """Return the settings of a task with the given resources and options (JSON)."""
         if self._endpoint_id is None:
             raise ValueError(
                 "No endpoint_id set: pass it to the constructor, Executor(endpoint_id=...), or "
@@ -226,6 +228,7 @@ class ExecutorSettings:
             wanted,
             json.dumps(config, sort_keys=True) if config else "",
             self._result_serializer_paths,
+            run_options=run_options,
         )
 
     def _group(self) -> str:

@@ -35,7 +35,7 @@ MAX_BATCH_BYTES = 16 * 2**20
 # HTTP status of a temporary refusal: the user has too many tasks, or makes too many requests.
 _NO_ROOM = 429
 # Prefixes of request fields that all tasks share: an error in one of them concerns every task.
-_SHARED_FIELDS = ("endpoint", "task_group", "resource_spec", "user_", "result_ser")
+_SHARED_FIELDS = ("endpoint", "task_group", "resource_spec", "user_", "result_ser", "run_opt")
 
 
 class Submitter:
@@ -389,6 +389,8 @@ def _submission(route: SubmissionRoute, by_function: dict[str, list[PendingTask]
         }
     if route.resource_specification:
         body["resource_specification"] = json.loads(route.resource_specification)
+    if route.run_options:
+        body["run_options"] = json.loads(route.run_options)
     if route.user_endpoint_config:
         body["user_endpoint_config"] = json.loads(route.user_endpoint_config)
     if route.result_serializers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from flux_endpoint.client.mapping import map_calls
 from flux_endpoint.client.needs import NO_NEEDS, Needs, collected_inputs, take_after
 from flux_endpoint.client.registry import FunctionRegistration, serialize_call
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.protocol.run_options import RUN_OPTIONS, parse_run_options
 from flux_endpoint.serialize import ComputeSerializer
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Submitting(FuturesExecutor):
 
     _resource_specification: dict[str, Any] | None
     _warned_of_mpi: bool = False
+    #: JSON of what differs from the defaults of `RunOptions`; empty: nothing.
+    _run_options: str = ""
 
     @property
     @abstractmethod
@@ -69,7 +73,7 @@ class Submitting(FuturesExecutor):
         """
         own, resources = self._executor, self._resource_specification
         own._refuse_if_shut_down()
-        route = own._route(resources)
+        route = own._route(resources, self._run_options)
         if not resources and isinstance(fn, MPIFunction) and not own._warned_of_mpi:
             own._warned_of_mpi = True
             warnings.warn(_MPI_WITHOUT_RESOURCES, stacklevel=2)
@@ -112,26 +116,34 @@ class Submitting(FuturesExecutor):
         known = str(as_uuid(function_id, "function_id"))
         own.client._commands.check(known, args or (), kwargs or {})
         function = FunctionRegistration(known, function_id=known)
-        route = own._route(self._resource_specification)
+        route = own._route(self._resource_specification, self._run_options)
         return self._put(route, function, own.serializer, args or (), kwargs or {})
 
     def using(self, **options: Any) -> ExecutorView:
-        """Return a view of the Executor that submits with other resources.
+        """Return a view of the Executor that submits with other resources or options.
 
-        Threads can use several views at a time, each with its own resources.
+        Threads can use several views at a time, each with its own resources and options.
 
         Args:
-            options: keys of a resource specification, which replace those of this Executor; `None`
-                removes one.
+            options: keys of a resource specification, and options of a call (`retries`, `retry_on`,
+                `retry_delay`). They replace those of this Executor or view; `None` removes one.
 
         Raises:
             ResourceSpecificationError: a key is unknown or a value invalid; the text says which.
+            RunOptionsError: the value of an option is invalid; the text says which.
 
         Example:
             large = executor.using(num_nodes=2, walltime="10m")
             future = large.submit(MPIFunction("./simulate {steps}"), steps=100)
+            patient = executor.using(retries=3, retry_on=[ConnectionError, "lost"])
         """
-        return ExecutorView(self._executor, _merged(self._resource_specification, options))
+        own = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
+        given = {**json.loads(self._run_options or "{}"), **own}
+        if not given.get("retries"):  # those of this view go with their number
+            given = own
+        parsed = parse_run_options(given).as_json()
+        resources = _merged(self._resource_specification, options)
+        return ExecutorView(self._executor, resources, json.dumps(parsed) if parsed else "")
 
     def map(
         self,
@@ -207,7 +219,7 @@ class Submitting(FuturesExecutor):
 
 
 class ExecutorView(Submitting):
-    """Submits tasks of an Executor with other resources; it never changes.
+    """Submits tasks of an Executor with other resources or options; it never changes.
 
     Everything else is the Executor's, as it is at each submission: endpoint, task group,
     serializers. The Executor waits for the tasks, and is shut down itself.
@@ -215,18 +227,23 @@ class ExecutorView(Submitting):
     Args:
         executor: the Executor.
         resources: the resource specification of each task; `None`: functions run on workers.
+        run_options: the options of each task, JSON of what differs from the defaults.
 
     Raises:
         ResourceSpecificationError: it has an invalid key or value.
         TypeError: JSON can't hold it.
     """
 
-    def __init__(self, executor: Executor, resources: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, executor: Executor, resources: Mapping[str, Any] | None, run_options: str = ""
+    ) -> None:
         self._owner = executor
+        self._run_options = run_options
         self._resource_specification = checked_resources(resources)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._owner!r} with {self._resource_specification}>"
+        using = {**(self._resource_specification or {}), **json.loads(self._run_options or "{}")}
+        return f"<{type(self).__name__} of {self._owner!r} with {using or None}>"
 
     @property
     def _executor(self) -> Executor:

@@ -39,6 +39,7 @@ from flux_endpoint.endpoint.opening import Opening
 from flux_endpoint.endpoint.outbox import Settled
 from flux_endpoint.endpoint.recorder import TurnRecorder
 from flux_endpoint.endpoint.registration import BrokerUrl
+from flux_endpoint.endpoint.retries import by_task, task_of
 from flux_endpoint.endpoint.status import AgentPhase, AgentStatus
 from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.endpoint.task_records import TaskRecords
@@ -156,6 +157,8 @@ class Agent:
             self._begin()
             while time.monotonic() < self._ending.leave_at:
                 due = min(self._broker.reports.due, self._broker.outbox.due, self._ending.due)
+                if self._phase is AgentPhase.WORKING:
+                    due = min(due, self._tasks.retries.due)
                 self._turn(self._recorder.take(due, len(self._tasks.running)))
         finally:
             self._close()
@@ -196,8 +199,7 @@ class Agent:
     def _recover(self, unpublished: Iterable[str]) -> None:
         """Resume the work of an earlier agent of this endpoint."""
         self._broker.publish((task_id, self._journal.result(task_id)) for task_id in unpublished)
-        for task in self._journal.pending():
-            self._tasks.running.add(task.task_id)
+        for task in self._tasks.recover():
             self._submit([task])
         self._engine.recovered()
 
@@ -205,18 +207,19 @@ class Agent:
 
     def _turn(self, events: list[Event]) -> None:
         turn = self._sort(events)
-        if turn.accepted or turn.finished or turn.confirmed:
+        if turn.has_changes:
             self._recorder.record(turn)
-        self._submit(task for task in turn.accepted if task.runs_on_worker)
+        begins = [*turn.accepted, *turn.begun]
+        self._submit(task for task in begins if task.runs_on_worker)
         self._broker.publish((result.task_id, result.body) for result in turn.finished)
         self._recorder.sync(turn)
         if turn.finished or turn.repeated:
             self._engine.settle([*(result.task_id for result in turn.finished), *turn.repeated])
         self._broker.reports.accepted.add(len(turn.accepted))
         self._broker.reports.finished.add(len(turn.finished))
-        self._submit(task for task in turn.accepted if not task.runs_on_worker)
-        for kill in turn.kills:
-            self._engine.cancel(str(kill.task_id), kill.signum)
+        self._submit(task for task in begins if not task.runs_on_worker)
+        for engine_id, signum in turn.kills:
+            self._engine.cancel(engine_id, signum)
         self._broker.events.send(turn.job_events)
         now = time.monotonic()
         if now >= self._broker.outbox.due:
@@ -260,6 +263,8 @@ class Agent:
             self._tasks.received(deliveries, turn)
         for delivery in commands:
             self._commanded(delivery, turn)
+        if self._phase is not AgentPhase.STOPPING:
+            self._tasks.begin_due(turn)
         return turn
 
     def _note(
@@ -321,8 +326,8 @@ class Agent:
             except Exception as error:
                 log.exception("the engine failed to take task %s", task.task_id)
                 text = f"the engine failed to take the task: {type(error).__name__}: {error}"
-                refused = refuse(task.task_id, ErrorCode.COULD_NOT_EXECUTE, text, text)
-                self._inbox.put(refused.result)
+                refused = refuse(task_of(task.task_id), ErrorCode.COULD_NOT_EXECUTE, text, text)
+                self._inbox.put(EngineResult(task.task_id, refused.result.body))
 
     def _report_if_due(self) -> None:
         if time.monotonic() >= self._broker.reports.due:
@@ -330,6 +335,8 @@ class Agent:
 
     def _report(self, *, active: bool = True) -> None:
         status = {**self._engine.status(), "trouble": self._trouble}
+        if "running_tasks" in status:
+            status["running_tasks"] = by_task(status["running_tasks"])
         keep_bounded()  # libraries also write to this file, past the logger
         self._broker.report(status, len(self._tasks.running), active=active)
 
@@ -382,6 +389,7 @@ class Agent:
             elif isinstance(each, Settled) and each.error is None:
                 last.confirmed.extend(each.task_ids)
         with self._journal.batch():
+            self._journal.attempted(last.attempts)
             self._journal.finish(last.finished)
             self._journal.confirmed(last.confirmed)
         self._engine.settle([*(result.task_id for result in last.finished), *last.repeated])

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from flux_endpoint.amqp import AmqpConnection
 from flux_endpoint.endpoint.outbox import PublishTarget
+from flux_endpoint.endpoint.retries import task_of
 from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.errors import PublishError
 from flux_endpoint.logs import event
@@ -52,7 +53,7 @@ class EventSender:
         message = TaskEvents(
             events=[
                 TaskEvent(
-                    task_id=UUID(each.task_id),
+                    task_id=UUID(task_of(each.task_id)),
                     jobid=each.jobid,
                     name=each.name,
                     timestamp=each.timestamp,

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from flux_endpoint.amqp import Delivery, StateChange
 from flux_endpoint.endpoint.outbox import Settled
+from flux_endpoint.endpoint.retries import Attempts
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
-from flux_endpoint.protocol.messages import TaskKill
 
 
 class Signal(Enum):
@@ -81,9 +81,20 @@ class Turn:
 
     accepted: list[EngineTask] = field(default_factory=list)
     finished: list[EngineResult] = field(default_factory=list)
-    #: Tasks whose results arrived more than once.
+    #: Tasks of the engine that have ended, besides those of `finished`: their results arrived more
+    #: than once, or they were attempts at a task.
     repeated: list[str] = field(default_factory=list)
+    #: Changes of the attempts at tasks.
+    attempts: list[Attempts] = field(default_factory=list)
+    #: Attempts that begin, as the engine is to have them.
+    begun: list[EngineTask] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
     answered: list[Delivery] = field(default_factory=list)
     job_events: list[EngineEvent] = field(default_factory=list)
-    kills: list[TaskKill] = field(default_factory=list)
+    #: Tasks of the engine to end, or to send a signal to.
+    kills: list[tuple[str, int | None]] = field(default_factory=list)
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether there is something to record."""
+        return bool(self.accepted or self.finished or self.confirmed or self.attempts)

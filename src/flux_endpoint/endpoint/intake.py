@@ -33,8 +33,10 @@ from flux_endpoint.protocol.queues import (
     FUNCTION_NAME_HEADER,
     RESOURCES_HEADER,
     RESULT_SERIALIZERS_HEADER,
+    RUN_OPTIONS_HEADER,
     TASK_ID_HEADER,
 )
+from flux_endpoint.protocol.run_options import RunOptions, RunOptionsError, parse_run_options
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def read_task(
             _named(_resources(headers.get(RESOURCES_HEADER)), headers.get(FUNCTION_NAME_HEADER)),
             _serializers(headers.get(RESULT_SERIALIZERS_HEADER)),
             _attached_job(headers.get(ATTACH_HEADER)),
+            options=_options(headers.get(RUN_OPTIONS_HEADER)),
         )
         if allowed_functions is None:
             return task
@@ -190,6 +193,20 @@ def _resources(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, str) or not isinstance(specification, dict):
         raise InvalidMessageError(f"header {RESOURCES_HEADER} must be the JSON of an object")
     return specification
+
+
+def _options(value: Any) -> RunOptions | None:
+    if value is None:
+        return None
+    try:
+        given = json.loads(value) if isinstance(value, str) else None
+        if isinstance(given, dict):
+            return parse_run_options(given)
+    except RunOptionsError as error:
+        raise InvalidMessageError(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessageError(f"header {RUN_OPTIONS_HEADER} is not JSON: {error}") from None
+    raise InvalidMessageError(f"header {RUN_OPTIONS_HEADER} must be the JSON of an object")
 
 
 def _named(specification: dict[str, Any] | None, name: object) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 A task is in `tasks` from its acceptance to its end; its result is in `results` from then until the
 broker has confirmed it; its id is then in `done` for a while, to recognize a late redelivery.
-Whatever happens to the process, each accepted task is in exactly one of the three.
+Whatever happens to the process, each accepted task is in exactly one of the three. While a task
+with options is in `tasks`, `run_options` has these, and its failed attempts.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from flux_endpoint.endpoint.retries import Attempts
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.messages import Result, unpack
+from flux_endpoint.protocol.run_options import parse_run_options
 from flux_endpoint.sqlite_file import Layout, RecordFile, Row, connect, record_errors
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,21 @@ CREATE TABLE done (
 );
 CREATE TABLE beginnings (at REAL NOT NULL);
 INSERT INTO beginnings VALUES (strftime('%s', 'now'));
+"""
+
+_RUN_OPTIONS = """
+CREATE TABLE run_options (
+    task_id TEXT PRIMARY KEY,
+    options TEXT NOT NULL,
+    failures TEXT NOT NULL,
+    due REAL,
+    is_last INTEGER NOT NULL
+)
+"""
+_SELECT_TASKS = """
+SELECT tasks.task_id, function_id, resource_specification, result_serializers, buffer, attach,
+    options
+FROM tasks LEFT JOIN run_options USING (task_id)
 """
 
 
@@ -109,6 +128,12 @@ class Journal(RecordFile):
             (self._number,) = self._database.execute(
                 "SELECT coalesce(max(number), 0) FROM done"
             ).fetchone()
+            # A repair may have lost their tasks.
+            self._database.execute(
+                "DELETE FROM run_options WHERE task_id NOT IN (SELECT task_id FROM tasks)"
+            )
+            #: Tasks that have options.
+            self._with_options = {each for (each,) in self._rows("SELECT task_id FROM run_options")}
 
     @property
     def lacks_earlier(self) -> bool:
@@ -145,6 +170,7 @@ class Journal(RecordFile):
     def accept(self, tasks: Iterable[EngineTask]) -> None:
         """Record tasks; tasks that are already recorded stay unchanged."""
         now = time.time()
+        tasks = list(tasks)
         self._database.executemany(
             "INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
@@ -160,6 +186,27 @@ class Journal(RecordFile):
                 for task in tasks
             ),
         )
+        with_options = [task for task in tasks if task.options is not None]
+        self._with_options.update(task.task_id for task in with_options)
+        self._database.executemany(
+            "INSERT OR IGNORE INTO run_options VALUES (?, ?, '[]', NULL, 0)",
+            ((each.task_id, _to_json(_options(each))) for each in with_options),
+        )
+
+    def attempted(self, attempts: Iterable[Attempts]) -> None:
+        """Record failed attempts at tasks, and when the next ones are due."""
+        self._database.executemany(
+            "UPDATE run_options SET failures = ?, due = ?, is_last = ? WHERE task_id = ?",
+            (
+                (_to_json(each.failures), each.due, int(each.is_last), each.task_id)
+                for each in attempts
+            ),
+        )
+
+    def attempts(self) -> list[Attempts]:
+        """Return the attempts at all unfinished tasks that have options."""
+        query = "SELECT * FROM run_options"
+        return [_attempts(row) for row in self._rows(query)]
 
     def finish(self, results: Sequence[EngineResult]) -> None:
         """Replace tasks by their results."""
@@ -170,10 +217,15 @@ class Journal(RecordFile):
             "INSERT OR REPLACE INTO results VALUES (?, ?)",
             ((result.task_id, result.body) for result in results),
         )
+        ended = self._with_options.intersection(result.task_id for result in results)
+        self._database.executemany(
+            "DELETE FROM run_options WHERE task_id = ?", ((task_id,) for task_id in ended)
+        )
 
     def confirmed(self, task_ids: Sequence[str]) -> None:
         """Remove results that the broker has confirmed; keep only their ids."""
         now = time.time()
+        self._with_options.difference_update(task_ids)
         self._database.executemany(
             "DELETE FROM results WHERE task_id = ?", ((task_id,) for task_id in task_ids)
         )
@@ -199,12 +251,18 @@ class Journal(RecordFile):
     def pending(self) -> Iterator[EngineTask]:
         """Yield the unfinished tasks in the order of their arrival."""
         with self._record_errors("read"):
-            rows = self._database.execute(
-                "SELECT task_id, function_id, resource_specification, result_serializers, buffer,"
-                " attach FROM tasks ORDER BY rowid"
-            )
-            for row in rows:
+            for row in self._database.execute(f"{_SELECT_TASKS} ORDER BY tasks.rowid"):
                 yield _task(row)
+
+    def task(self, task_id: str) -> EngineTask:
+        """Return an unfinished task.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for row in self._rows(f"{_SELECT_TASKS} WHERE tasks.task_id = ?", task_id):
+            return _task(row)
+        raise KeyError(task_id)
 
     def unpublished(self) -> list[str]:
         """Return the ids of the results that the broker has not confirmed, oldest first."""
@@ -226,12 +284,30 @@ def _to_json(value: object) -> str | None:
 
 
 def _task(columns: Row) -> EngineTask:
-    task_id, function_id, resources, serializers, buffer, attach = columns
+    task_id, function_id, resources, serializers, buffer, attach, options = columns
     named: list[Any] = [
         None if each is None else json.loads(each)  # type: ignore[arg-type]  # written as JSON
         for each in (resources, serializers, attach)
     ]
-    return EngineTask(str(task_id), str(function_id), str(buffer), *named)
+    task = EngineTask(str(task_id), str(function_id), str(buffer), *named)
+    if options is None:
+        return task
+    return replace(task, options=parse_run_options(json.loads(str(options))))
+
+
+def _options(task: EngineTask) -> dict[str, Any]:
+    return {} if task.options is None else task.options.as_json()
+
+
+def _attempts(row: Row) -> Attempts:
+    task_id, options, failures, due, is_last = row
+    return Attempts(
+        str(task_id),
+        parse_run_options(json.loads(str(options))),
+        tuple(json.loads(str(failures))),
+        None if due is None else float(due),  # type: ignore[arg-type]  # a number
+        bool(is_last),
+    )
 
 
 # Checks of a row's values; ValueError says what is wrong with it.
@@ -240,7 +316,7 @@ def _task(columns: Row) -> EngineTask:
 def _check_task(row: Row) -> None:
     try:
         *columns, received = row
-        task = _task(columns)
+        task = _task([*columns, None])
         task.buffer.encode()
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
@@ -254,6 +330,16 @@ def _check_task(row: Row) -> None:
         and isinstance(received, float)
     ):
         raise ValueError("a column is of another kind")  # noqa: TRY004 - it is the value of a row
+
+
+def _check_options(row: Row) -> None:
+    try:
+        attempts = _attempts(row)
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    _check_id(attempts.task_id)
+    if not all(isinstance(each, str) for each in attempts.failures):
+        raise ValueError("a column is of another kind")
 
 
 def _check_result(row: Row) -> None:
@@ -281,7 +367,13 @@ LAYOUT = Layout(
     "journal",
     SCHEMA_VERSION,
     _SCHEMA,
-    {"tasks": _check_task, "results": _check_result, "done": _check_done},
+    {
+        "tasks": _check_task,
+        "results": _check_result,
+        "done": _check_done,
+        "run_options": _check_options,
+    },
     "DELETE FROM tasks WHERE task_id IN"
     " (SELECT task_id FROM results UNION ALL SELECT task_id FROM done)",
+    {"run_options": _RUN_OPTIONS},
 )

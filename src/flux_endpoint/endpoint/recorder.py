@@ -106,12 +106,13 @@ class TurnRecorder:
         Raises:
             RecordError: the agent was asked to stop meanwhile.
         """
-        if turn.accepted or turn.finished:
+        if turn.accepted or turn.finished or turn.attempts:
             self._until_written(self._journal.sync)
 
     def _write(self, turn: Turn) -> None:
         with self._journal.batch(durable=False):
             self._journal.accept(turn.accepted)
+            self._journal.attempted(turn.attempts)
             self._journal.finish(turn.finished)
             self._journal.confirmed(turn.confirmed)
         if turn.confirmed:

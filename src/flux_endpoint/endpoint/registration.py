@@ -22,6 +22,7 @@ from flux_endpoint.errors import ConfigurationError, FluxEndpointError, ServiceE
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.operations import TakenTasksAnswer
 from flux_endpoint.protocol.queues import EndpointQueues
+from flux_endpoint.protocol.run_options import RUN_OPTIONS, RUN_OPTIONS_KEY
 from flux_endpoint.rest import RestClient
 
 log = logging.getLogger(__name__)
@@ -248,6 +249,7 @@ def common_metadata(config_text: str) -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "local_user": _user(),
         "endpoint_config": config_text,
+        RUN_OPTIONS_KEY: list(RUN_OPTIONS),
     }
 
 

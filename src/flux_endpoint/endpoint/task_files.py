@@ -20,8 +20,9 @@ from flux_endpoint.logs import event
 log = logging.getLogger(__name__)
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-# `<task id>/` of a sandbox; `<task id>.stdout` and `<task id>.<random>.stderr` of a command.
-_OF_TASK = re.compile(rf"({_UUID})(?:(?:\.\w+)?\.(?:stdout|stderr))?")
+# `<task id>/` of a sandbox; `<task id>.stdout` and `<task id>.<random>.stderr` of a command. A
+# further attempt has `<task id>.<number>` instead of the id.
+_OF_TASK = re.compile(rf"({_UUID})(?:\.\d+)?(?:(?:\.\w+)?\.(?:stdout|stderr))?")
 #: Seconds between two scans.
 PERIOD = 6 * 3600.0
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flux_endpoint.protocol.run_options import RunOptions
+
 
 @dataclass(frozen=True, slots=True)
 class EngineTask:
@@ -22,6 +24,8 @@ class EngineTask:
     attach: int | None = None
     #: The task must not start at or after this time (seconds since the epoch).
     start_before: float | None = None
+    #: `None`: the defaults. Retries are the agent's; to the engine, each attempt is another task.
+    options: RunOptions | None = None
 
     @property
     def runs_on_worker(self) -> bool:

@@ -23,7 +23,7 @@ from flux_endpoint.protocol.envelope import (
     compact_json,
     quoted,
 )
-from flux_endpoint.protocol.exceptions import EXCEPTION
+from flux_endpoint.protocol.exceptions import EXCEPTION, RAISED
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 from flux_endpoint.usage import Usage
 
@@ -89,6 +89,8 @@ def body_of(
         return _body(task_id, end.data, None, details, statuses)
     if end.exception is not None:
         details = {**(details or {}), EXCEPTION: end.exception}
+    if end.raised:
+        details = {**(details or {}), RAISED: end.raised}
     return failure(task_id, end.code, end.text, details=details, statuses=statuses)
 
 
@@ -156,18 +158,23 @@ def _body(
     details: dict[str, Any] | None,
     statuses: list[dict[str, Any]],
 ) -> bytes:
-    message = {
-        "message_type": "result",
-        "data": {
+    return packed(
+        {
             "task_id": task_id,
-            "data": data if len(data) < LARGE_TEXT else CUT,
+            "data": data,
             "details": details,
             "error_details": error,
             "task_statuses": statuses,
-        },
-    }
-    body = VERSION_BYTE + compact_json(message)
-    if len(data) < LARGE_TEXT:
+        }
+    )
+
+
+def packed(fields: dict[str, Any]) -> bytes:
+    """Return the body of a result message with these fields."""
+    data = fields["data"]
+    shown = fields if len(data) < LARGE_TEXT else {**fields, "data": CUT}
+    body = VERSION_BYTE + compact_json({"message_type": "result", "data": shown})
+    if shown is fields:
         return body
     head, _, rest = body.partition(compact_json(CUT))
     return b"".join((head, quoted(data), rest))

@@ -20,7 +20,7 @@ from flux_endpoint.functions import MPIFunction, ShellFunction, formatted_task, 
 from flux_endpoint.functions.fields import quoting_fields
 from flux_endpoint.functions.inputs import task_inputs
 from flux_endpoint.functions.official import OfficialMPIFunction, OfficialShellFunction
-from flux_endpoint.protocol.exceptions import exception_text
+from flux_endpoint.protocol.exceptions import class_names, exception_text
 from flux_endpoint.protocol.limits import DEFAULT_OUTPUT, MAX_PAYLOAD_BYTES, carried_bytes
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import ComputeSerializer, DillCode, task_with_inputs
@@ -83,11 +83,13 @@ class Failure:
         code: the kind of failure.
         text: a text for the task's user, with a traceback where there is one.
         exception: the exception as data; see `protocol.exceptions`.
+        raised: the names of its classes, separated by spaces; empty: unknown, or there is none.
     """
 
     code: ErrorCode
     text: str
     exception: str | None = None
+    raised: str = ""
 
 
 class _TaskSerializer(ComputeSerializer):
@@ -140,7 +142,8 @@ class TaskRunner:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
         except BaseException as error:  # noqa: BLE001 - whatever a function raises is its result
             text = _text_of(error)
-            return Failure(ErrorCode.REMOTE_EXECUTION, text, exception_text(error))
+            names = class_names(error)
+            return Failure(ErrorCode.REMOTE_EXECUTION, text, exception_text(error), names)
 
     def format(self, buffer: str) -> Value | Failure:
         """Return a command task with its arguments formatted into its command, packed again."""

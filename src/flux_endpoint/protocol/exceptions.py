@@ -17,10 +17,14 @@ from typing import Any
 
 #: Key in a result's `details`.
 EXCEPTION = "exception"
+#: Key there for the names of the exception's class and its base classes, separated by spaces.
+RAISED = "raised"
 
 #: Limits: number of arguments, and characters of the whole text.
 _MAX_ARGUMENTS = 8
 _LONGEST = 8192
+#: The most characters of the names of an exception's classes.
+MAX_NAMES = 2048
 
 _FILE_ARGUMENTS = 2
 
@@ -86,6 +90,18 @@ class RemoteErrors:
             if not (isinstance(kind, type) and issubclass(kind, Exception)):
                 raise TypeError(f"exceptions must be classes derived from Exception, got {kind!r}")
         return cls({class_name(kind): kind for kind in classes}, bool(are_raised))
+
+
+def class_names(error: BaseException) -> str:
+    """Return the names of an exception's class and its base classes, separated by spaces.
+
+    Args:
+        error: any exception.
+    """
+    names = [class_name(kind) for kind in type(error).__mro__ if kind is not object]
+    while len(names) > 1 and sum(map(len, names)) + len(names) > MAX_NAMES:
+        names.pop()
+    return " ".join(names)[:MAX_NAMES]
 
 
 def exception_from(

@@ -23,6 +23,8 @@ IN_ORDER: Final = (
 )
 #: Events that `flux.job.FluxExecutorFuture` accepts callbacks for.
 EVENTS: Final = frozenset(IN_ORDER)
+#: An event of a task, not of its job: an attempt has failed, and there will be another one.
+ATTEMPT_FAILED: Final = "attempt-failed"
 #: The last event.
 LAST_EVENT: Final = "clean"
 

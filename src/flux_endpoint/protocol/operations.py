@@ -192,8 +192,10 @@ class ListedTask(TaskSummary):
     #: id of the worker there (absent for a job).
     node: str | None = None
     worker: int | None = None
-    #: How often it was started; more than once if a worker or job was lost.
+    #: How often it was started; more than once if a worker or job was lost, or by its retries.
     attempts: int | None = None
+    #: Why the earlier attempts failed of a task with retries that has ended.
+    failed_attempts: list[str] = Field(default_factory=list)
     #: CPU time (s) of its processes, and peak memory (bytes) of the largest of them.
     cpu_time: float | None = None
     max_rss: int | None = None
@@ -209,6 +211,8 @@ class TaskRecord(ListedTask):
     #: When the broker had it.
     published: float | None = None
     resource_specification: dict[str, Any] | None = None
+    #: See `protocol.run_options`.
+    run_options: dict[str, Any] | None = None
     #: The last lines of its error; see `LONGEST_ERROR`.
     error_text: str | None = None
     #: The end of what it has printed, and the number of bytes before that.

@@ -40,6 +40,8 @@ TASK_ID_HEADER = "task_uuid"
 FUNCTION_ID_HEADER = "function_uuid"
 RESOURCES_HEADER = "resource_specification"
 RESULT_SERIALIZERS_HEADER = "result_serializers"
+#: The JSON of `protocol.run_options.RunOptions`, without the defaults.
+RUN_OPTIONS_HEADER = "run_options"
 #: The function's name, shown as the job's; only for tasks with a resource specification.
 FUNCTION_NAME_HEADER = "function_name"
 #: The name of the user who submitted the task, for the endpoint's logs.

@@ -112,6 +112,8 @@ class SubmitBatch(BaseModel):
     user_runtime: JsonObject | None = None
     #: For this project's clients, by function id: for each payload what it waits for.
     needs: dict[str, list[TaskNeeds | None]] | None = None
+    #: For this project's clients and endpoints: see `protocol.run_options`.
+    run_options: TaskOptions | None = None
 
 
 class SubmitAnswer(BaseModel):

@@ -135,6 +135,8 @@ def _shared_headers(submission: tasks.Submission) -> dict[str, object]:
         headers[queues.RESOURCES_HEADER] = json.dumps(submission.resource_specification)
     if submission.result_serializers:
         headers[queues.RESULT_SERIALIZERS_HEADER] = submission.result_serializers
+    if submission.run_options:
+        headers[queues.RUN_OPTIONS_HEADER] = json.dumps(submission.run_options)
     if submission.attach_jobid is not None:
         headers[queues.ATTACH_HEADER] = submission.attach_jobid
     return headers

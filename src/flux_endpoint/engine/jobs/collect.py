@@ -164,7 +164,8 @@ def _ranks(plan: RanksPlan, outcome: Finished) -> Value | Failure:
     }
     for rank, end in ends.items():
         if isinstance(end, Failure):
-            return Failure(end.code, f"Exception on rank {rank} of {plan.ranks}:\n{end.text}")
+            text = f"Exception on rank {rank} of {plan.ranks}:\n{end.text}"
+            return replace(end, text=text)
     values = [end.data for end in ends.values() if isinstance(end, Value)]
     if len(values) == plan.ranks and outcome.returncode == 0:
         return _joined(values)

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import stat
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from flux_endpoint.engine.task import Failure, TaskSettings, Value
 from flux_endpoint.paths import write_private
+from flux_endpoint.protocol.exceptions import MAX_NAMES
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.usage import Usage
@@ -119,7 +120,8 @@ def _usage_in(end: Any) -> Usage:
 def _end_in(end: Any) -> Value | Failure:
     if "data" in end:
         return Value(_text(end["data"]))
-    return Failure(ErrorCode(end["code"]), _text(end["text"]))
+    failure = Failure(ErrorCode(end["code"]), _text(end["text"]))
+    return replace(failure, raised=_text(end.get("raised", ""))[:MAX_NAMES])
 
 
 def _text(value: object) -> str:

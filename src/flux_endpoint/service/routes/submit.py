@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from pydantic import FailFast, Field, ValidationError
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import SubmitAnswer, SubmitBatch, TaskNeeds, UuidText
+from flux_endpoint.protocol.run_options import RunOptionsError, parse_run_options
 from flux_endpoint.service import buffers, submissions, topology
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.disconnects import Watched
@@ -93,6 +94,7 @@ def _submit(
             endpoint, caller, batch.user_endpoint_config, batch.user_runtime
         )
         submission = replace(submission, endpoint_id=runs_at)
+        _refuse_options(endpoint, submission.run_options or {})
         new = _new_tasks(by_function)
         needs = _needs_by_task(by_function, new, endpoint)
 
@@ -157,9 +159,36 @@ def _submission(
         create_queue=batch.create_queue,
         resource_specification=batch.resource_specification or None,
         result_serializers=batch.result_serializers or None,
+        run_options=_run_options(batch),
         idempotency_key=idempotency_key,
         body_hash=_body_hash(endpoint_id, body) if idempotency_key else None,
     )
+
+
+def _run_options(batch: SubmitBatch) -> dict[str, Any] | None:
+    try:
+        return parse_run_options(batch.run_options or {}).as_json() or None
+    except RunOptionsError as error:
+        raise invalid_field("run_options", str(error)) from error
+
+
+def _refuse_options(endpoint: Endpoint, options: dict[str, Any]) -> None:
+    """Refuse options that the endpoint does not know, and would ignore.
+
+    Raises:
+        ServiceError: 422, there is one.
+    """
+    refused = endpoint.refused_options(options)
+    if refused:
+        own = endpoint.is_own_make or endpoint.starts_own_user_endpoints
+        why = "is of an earlier release" if own else "is not one of Flux Endpoint"
+        raise ServiceError(
+            f"endpoint {endpoint.public_id} {why}, and does not know {', '.join(refused)}: submit "
+            "without, or to another endpoint",
+            http_status=422,
+            code="RUN_OPTIONS_NOT_SUPPORTED",
+            field="run_options",
+        )
 
 
 def _body_hash(endpoint_id: str, body: bytes) -> str:

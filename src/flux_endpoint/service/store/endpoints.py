@@ -9,6 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from flux_endpoint.protocol.rest import RegisterEndpoint
+from flux_endpoint.protocol.run_options import RUN_OPTIONS_KEY
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import endpoints, users
 from flux_endpoint.service.store.users import User, groups_of, revoke_endpoint_tokens
@@ -82,6 +83,11 @@ class Endpoint(OfficialState):
         return self.multi_user and not self.is_own_make
 
     @property
+    def starts_own_user_endpoints(self) -> bool:
+        """Whether its user endpoints are of Flux Endpoint."""
+        return OWN_USER_ENDPOINTS_KEY in self.metadata
+
+    @property
     def public_id(self) -> str:
         """The id that users know: that of the multi-user endpoint, if it has one."""
         return self.parent_id or self.id
@@ -101,6 +107,11 @@ class Endpoint(OfficialState):
     def takes_together(self) -> int:
         """Maximum number of tasks that it accepts in one message."""
         return _together(self.metadata)
+
+    def refused_options(self, names: Iterable[str]) -> list[str]:
+        """Return the options of calls that it does not know."""
+        known = self.metadata.get(RUN_OPTIONS_KEY)
+        return [name for name in names if not isinstance(known, list) or name not in known]
 
     @property
     def reports_on_request(self) -> bool:

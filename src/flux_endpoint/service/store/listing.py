@@ -1,5 +1,6 @@
 """Lists of tasks, newest first."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from flux_endpoint.protocol.envelope import (
     ATTEMPTS,
     CPU_TIME,
+    FAILED_ATTEMPTS,
     JOBID,
     MAX_RSS,
     NODE,
@@ -55,6 +57,8 @@ _CANCELLED = f"{ErrorCode.CANCELLED}:".encode()
 _JOB_EVENTS = ("submit", "start", "finish")
 #: The most characters of a node's name, or of a job's list of nodes.
 _LONGEST_NODE = 1000
+#: The most characters of the JSON of failed attempts.
+_LONGEST_ATTEMPTS = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,7 @@ def task_record(connection: sa.Connection, owner_id: str | None, task_id: str) -
     query = (
         sa.select(
             submissions.c.resource_specification,
+            submissions.c.run_options,
             submissions.c.published_at,
             tasks.c.details,
             last_bytes(tasks.c.result, LONGEST_ERROR).label("result"),
@@ -227,6 +232,7 @@ def task_record(connection: sa.Connection, owner_id: str | None, task_id: str) -
         endpoint_name=connection.scalar(name),
         published=row.published_at,
         resource_specification=row.resource_specification,
+        run_options=row.run_options,
         error_text=readable(error),
         events=[TaskEventDocument(**vars(each)) for each in events_of(connection, task_id)],
         details=readable(row.details or {}),
@@ -385,9 +391,21 @@ def _run(details: dict[str, Any], *, is_ours: bool) -> dict[str, Any]:
         "node": readable(node[:_LONGEST_NODE]) if isinstance(node, str) else None,
         "worker": _whole(details, WORKER),
         "attempts": _whole(details, ATTEMPTS) or (1 if details and is_ours else None),
+        "failed_attempts": _failed_attempts(details.get(FAILED_ATTEMPTS)),
         "cpu_time": float(cpu_time) if isinstance(cpu_time, int | float) else None,
         "max_rss": _whole(details, MAX_RSS),
     }
+
+
+def _failed_attempts(text: Any) -> list[str]:
+    if not isinstance(text, str) or len(text) > _LONGEST_ATTEMPTS:
+        return []
+    try:
+        reasons = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    known = isinstance(reasons, list) and all(isinstance(each, str) for each in reasons)
+    return [readable(each) for each in reasons] if known else []
 
 
 def _whole(details: dict[str, Any], key: str) -> int | None:

@@ -161,6 +161,7 @@ submissions = Table(
     Column("resource_specification", JSON(none_as_null=True)),
     Column("result_serializers", JSON(none_as_null=True)),
     Column("attach_jobid", String(20)),  # decimal, since it is an unsigned 64-bit number
+    Column("run_options", JSON(none_as_null=True)),
     Column("created_at", Double, nullable=False),
     Column("published_at", Double),
 )

@@ -10,13 +10,7 @@ import sqlalchemy as sa
 from flux_endpoint.protocol import states
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.output import TaskOutput, add_output
-from flux_endpoint.service.store.tables import (
-    dependents,
-    endpoints,
-    submissions,
-    tasks,
-    users,
-)
+from flux_endpoint.service.store.tables import dependents, endpoints, submissions, tasks, users
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,7 @@ class Submission:
     result_serializers: list[str] | None = None
     #: Decimal id of the job that the only task of this submission follows.
     attach_jobid: str | None = None
+    run_options: dict[str, Any] | None = None
     idempotency_key: str | None = None
     body_hash: str | None = None
     created_at: float = field(default_factory=time.time)

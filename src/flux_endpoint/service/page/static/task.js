@@ -78,6 +78,8 @@ function facts(found) {
     ["Node", task.node],
     ["Worker", task.worker && `process ${task.worker}`],
     ["Attempts", task.attempts > 1 ? task.attempts : null],
+    ["Failed attempts", (task.failed_attempts || []).map((reason, index) => `${index + 1}: ${reason}`).join(" · ")],
+    ["Options", task.run_options && contextText(task.run_options)],
     ["End", ending(task)],
     ["CPU time", typeof task.cpu_time === "number" ? duration(task.cpu_time) : null],
     ["Peak memory", task.max_rss ? bytes(task.max_rss) : null],
