@@ -36,8 +36,11 @@ mermaid.initialize({startOnLoad: false, theme: "neutral", deterministicIds: true
 const sources = SOURCES;
 window.onload = async () => {
   const drawn = [];
-  for (const [name, text] of Object.entries(sources))
-    drawn.push([name, (await mermaid.render(name, text)).svg]);
+  for (const [name, text] of Object.entries(sources)) {
+    const holder = document.createElement("div");
+    holder.innerHTML = (await mermaid.render(name, text)).svg;
+    drawn.push([name, new XMLSerializer().serializeToString(holder.firstChild)]);
+  }
   const result = document.createElement("pre");
   result.id = "drawn";
   result.textContent = JSON.stringify(drawn);
