@@ -6,7 +6,7 @@ import tomllib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
@@ -127,7 +127,7 @@ def test_each_diagram_has_a_picture_of_its_present_text() -> None:
     assert marks.keys() == named.keys()
     old = [name for name, mark in marks.items() if not named[name].rstrip().endswith(mark)]
     assert not old, "draw them again: python tools/diagrams.py"
-    assert all(ElementTree.fromstring(svg).tag.endswith("svg") for svg in named.values())
+    assert all(ET.fromstring(svg).tag.endswith("svg") for svg in named.values())
     assert not any("http" in re.sub(r'xmlns(:\w+)?="[^"]*"', "", svg) for svg in named.values())
 
 

@@ -104,7 +104,7 @@ def test_an_endpoint_of_this_machine_is_named_by_its_id(bare):
     assert f"no endpoint of this machine has the id {unknown}; there are: lab" in said
 
 
-@pytest.mark.parametrize("name", ["start", "stop", "render", "doctor"])
+@pytest.mark.parametrize("name", ["start", "stop", "restart", "render", "doctor"])
 def test_commands_for_an_endpoint_of_this_machine_take_its_id(name):
     with click.Context(cli) as context:
         command = cli.get_command(context, name)

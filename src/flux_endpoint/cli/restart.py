@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from flux_endpoint.cli.options import complete_endpoint
+from flux_endpoint.cli.options import complete_endpoint, local_name
 from flux_endpoint.cli.progress import WaitingLine
 from flux_endpoint.endpoint import lifecycle, restarting
 
 
 @click.command()
-@click.argument("name", shell_complete=complete_endpoint)
+@click.argument("name", callback=local_name, shell_complete=complete_endpoint)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),
