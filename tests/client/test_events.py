@@ -530,14 +530,16 @@ def test_a_future_without_an_executor_has_no_job() -> None:
 
 
 def test_closing_a_client_ends_all_waits(
-    service: Any, executor: Executor, future: ComputeFuture
+    service: Any, executor: Executor, future: ComputeFuture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flux_endpoint.client.exits import shut_down_all
+    from flux_endpoint.client import exits
+
+    monkeypatch.setattr(exits, "EXIT_FLUSH", 3600.0)  # it does not wait for the job
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         jobid = pool.submit(future.jobid)
         until(lambda: bool(service.seen(f"{future.task_id}/events")))
-        shut_down_all()
+        exits.shut_down_all()
         with pytest.raises(RuntimeError, match="the client was closed"):
             jobid.result(TIMEOUT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 from collections.abc import Iterator
@@ -144,6 +145,22 @@ def test_only_the_latest_finished_ids_are_kept(path: Path) -> None:
     assert {str(number) for number in range(90, 100)} <= remembered
     assert len(remembered) <= 20
     journal.close()
+
+
+def test_old_finished_ids_are_forgotten_after_a_restart(path: Path) -> None:
+    for keep, left in ((math.inf, {T1, T2}), (3600.0, {T2})):
+        journal = Journal(path)
+        with journal.batch():
+            journal.confirmed([T1])
+        journal.close()
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE done SET at = at - 7200")
+        journal = Journal(path, keep_done=keep)
+        with journal.batch():
+            journal.confirmed([T2])
+        assert journal.done([T1, T2]) == left
+        journal.close()
+        path.unlink()
 
 
 def test_numbers_of_finished_ids_go_on_after_a_restart(path: Path) -> None:

@@ -44,7 +44,10 @@ def shut_down_all() -> None:
     deadline = time.monotonic() + EXIT_FLUSH
     for submitter in submitters:
         submitter.flush(max(0.0, deadline - time.monotonic()))
+    # First, since they follow jobs that go on, and would not end by themselves.
     end_event_streams(max(0.0, deadline - time.monotonic()))
+    for submitter in submitters:
+        submitter.join(max(0.0, deadline - time.monotonic()))
 
 
 atexit.register(shut_down_all)

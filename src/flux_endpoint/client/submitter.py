@@ -140,8 +140,7 @@ class Submitter:
         self._streams.join()
 
     def flush(self, timeout: float) -> None:
-        """Wait until all tasks are sent, but at most `timeout` seconds; then end everything."""
-        deadline = time.monotonic() + timeout
+        """Wait until all tasks are sent, but at most `timeout` seconds; then send no more."""
         if self._thread is not None:
             self._thread.join(timeout)
             if unsent := len(self._backlog) + self._sending:
@@ -150,7 +149,10 @@ class Submitter:
                 event(log, logging.WARNING, text)
         self._abandoned.set()
         self._streams.release()
-        self._streams.join(max(0.0, deadline - time.monotonic()))
+
+    def join(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for the end of the streams, which `flush` has released."""
+        self._streams.join(timeout)
 
     def _start(self) -> None:
         with self._lock:

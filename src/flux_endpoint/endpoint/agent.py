@@ -115,7 +115,8 @@ class Agent:
             RecordError: the journal can't be read or written; unrecorded messages were not
                 acknowledged, so the broker still has them.
         """
-        self._journal = Journal(self._directory / JOURNAL)
+        path = self._directory / JOURNAL
+        self._journal = Journal(path, keep_done=self._config.keep_task_ids)
         try:
             self._tasks = TasksInFlight(
                 self._endpoint_id, self._config, self._journal, self._broker.outbox, self._records

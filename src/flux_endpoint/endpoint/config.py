@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from flux_endpoint.amqp.bundle import MAX_PARTS
+from flux_endpoint.endpoint.journal import KEEP_DONE
 from flux_endpoint.endpoint.metrics import parse_address
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.errors import ConfigurationError, suggestion
@@ -106,6 +107,9 @@ class EndpointConfig(PermissionsConfig):
     #: Seconds for which directories and output files named after tasks are kept after their last
     #: change; infinity: forever.
     keep_task_files: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = 90 * 86_400.0
+    #: Seconds for which ids of ended tasks are kept in the journal, to recognize a task that the
+    #: broker delivers once more; infinity: as long as there are not too many.
+    keep_task_ids: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = KEEP_DONE
     #: Where Prometheus reads this endpoint's metrics, as HOST:PORT; default: nowhere.
     metrics: Annotated[str, AfterValidator(_check_address)] | None = None
     #: The least severe messages in the endpoint's log.
@@ -368,6 +372,7 @@ engine:
 # shutdown_grace: 5         # seconds that running tasks have when the endpoint stops
 # stop_when_idle: infinity  # time without a task after which the endpoint ends
 # keep_task_files: 90d      # directories and output files named after tasks; infinity: forever
+# keep_task_ids: 7d         # ids of ended tasks, to recognize those that come once more
 # metrics: 127.0.0.1:9101   # where Prometheus may read metrics without a token; default: nowhere
 # log_level: INFO           # DEBUG, INFO, WARNING or ERROR
 # log_format: text          # or json

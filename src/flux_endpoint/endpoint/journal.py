@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 #: Ids in `done`: at most this many, and none older than this many seconds.
 MAX_DONE = 100_000
-MAX_DONE_AGE = 7 * 86_400.0
+KEEP_DONE = 7 * 86_400.0
 #: Number of confirmations between two checks of the size of `done`.
 PRUNE_EVERY = 10_000
 
@@ -110,15 +110,20 @@ class Journal(RecordFile):
         path: the database file; created if it is missing, and rebuilt from its readable rows if it
             is damaged.
         max_done: how many ids of finished tasks are remembered.
+        keep_done: for how many seconds they are; infinity: as long as there are not more.
 
     Raises:
         RecordError: it can't be opened.
     """
 
-    def __init__(self, path: Path, *, max_done: int = MAX_DONE) -> None:
+    def __init__(
+        self, path: Path, *, max_done: int = MAX_DONE, keep_done: float = KEEP_DONE
+    ) -> None:
         super().__init__(path, LAYOUT)
         self._max_done = max_done
-        self._confirmed_since_prune = 0
+        self._keep_done = keep_done
+        #: The first confirmation after a start removes what has become too old.
+        self._confirmed_since_prune = PRUNE_EVERY
         if self.is_new:
             event(log, logging.INFO, "a new journal begins", path=path)
         with self._record_errors("read"):
@@ -240,7 +245,7 @@ class Journal(RecordFile):
             self._database.execute(
                 "DELETE FROM done WHERE number <= ?"
                 " OR number <= (SELECT max(number) FROM done WHERE at < ?)",
-                (self._number - self._max_done, now - MAX_DONE_AGE),
+                (self._number - self._max_done, now - self._keep_done),
             )
 
     def done(self, task_ids: Sequence[str]) -> set[str]:

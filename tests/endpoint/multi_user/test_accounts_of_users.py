@@ -194,10 +194,12 @@ def test_a_user_endpoint_inherits_nothing_of_the_multi_user_endpoint(world, acco
 
 def test_an_idle_user_endpoint_ends_and_is_started_again_on_demand(world, accounts):
     with world.executor("ada", idle=1) as ada:
+        others = set(user_endpoints(world, ADA))  # of other tests
         sessions = []
         for _ in range(2):
             sessions.append(ada.submit(SESSION["about"]).result(PATIENCE)["agent"])
-            until(lambda: len(user_endpoints(world, ADA)) <= 1)  # that of another test may be there
+            mine = set(user_endpoints(world, ADA)) - others
+            until(lambda mine=mine: not mine & set(user_endpoints(world, ADA)))
     assert sessions[0] != sessions[1]
 
 

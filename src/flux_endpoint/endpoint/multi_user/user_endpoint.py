@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,14 +26,14 @@ from flux_endpoint.endpoint.multi_user.template import check_values, render
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.errors import ConfigurationError, FluxEndpointError
 from flux_endpoint.logs import event
-from flux_endpoint.processes import signal_listener, watch_parent
+from flux_endpoint.processes import is_readable, signal_listener, watch_parent
 from flux_endpoint.processes.memory import return_large_blocks
 from flux_endpoint.protocol.queues import EndpointQueues
 
 log = logging.getLogger(__name__)
 
 #: Seconds for which an earlier process of the same user endpoint may still be ending.
-_LOCK_TIMEOUT, _LOCK_PAUSE = 30.0, 0.5
+_LOCK_TIMEOUT = 30.0
 #: Seconds without a task after which a user endpoint ends, unless its template says otherwise.
 IDLE_LIMIT = 300.0
 
@@ -193,10 +192,15 @@ def _enter(name: str) -> EndpointDirectory:
 
 
 def _lock(directory: EndpointDirectory) -> AgentLock:
-    """Return the directory's lock once an earlier process has released it."""
-    give_up = time.monotonic() + _LOCK_TIMEOUT
-    while directory.holder() is not None and time.monotonic() < give_up:
-        time.sleep(_LOCK_PAUSE)
+    """Return the directory's lock once an earlier process, which has it, has ended."""
+    holder = directory.holder()
+    if holder is not None and holder.is_here:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(holder.pid)
+            try:
+                is_readable(pidfd, _LOCK_TIMEOUT)
+            finally:
+                os.close(pidfd)
     return AgentLock(directory)
 
 
