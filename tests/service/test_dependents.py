@@ -16,6 +16,7 @@ from tests.service.test_results import result
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.serialize import task_with_inputs
 from flux_endpoint.service.app import create_app
+from flux_endpoint.service.counting import Counting
 from flux_endpoint.service.dependents import _problem
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import dependencies as store
@@ -56,8 +57,8 @@ def until_failed(live: Rest, task_id: str) -> str:
     return str(live.status(task_id)["exception"])
 
 
-def end(database: Database, failed: dict[str, bool]) -> bool:
-    """Store the ends of tasks as the consumer of results does; return whether others are ready."""
+def end(database: Database, failed: dict[str, bool]) -> store.Counted:
+    """Store the ends of tasks as the consumer of results does; return what that means."""
     outcomes = [
         tasks.TaskOutcome(each, has_failed, f"of {each}".encode(), None, time.time())
         for each, has_failed in failed.items()
@@ -142,6 +143,33 @@ def test_the_next_service_publishes_what_became_ready(
         assert taken(peer, endpoint_id) == (second, ["00\none\n"])
 
 
+def test_dependents_that_are_counted_later_are_published(
+    live_settings: ServiceSettings,
+    token_of: Callable[[str], dict[str, str]],
+    peer: Peer,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "MAX_COUNTED", 0)
+    token = token_of("ada")
+    with TestClient(create_app(live_settings), headers=token) as client:
+        live = Rest(client)
+        endpoint_id = live.register_endpoint()
+        first, bad, last = submit(live, endpoint_id, None, None, None)
+        (second,) = submit(live, endpoint_id, {"values": [first]})
+        (failing,) = submit(live, endpoint_id, {"after": [bad]})
+        (third,) = submit(live, endpoint_id, {"values": [last]})
+        for task_id in (first, bad, last):
+            assert taken(peer, endpoint_id)[0] == task_id
+        peer.send_result(endpoint_id, result(first, "00\none\n"))
+        assert taken(peer, endpoint_id) == (second, ["00\none\n"])
+        peer.send_result(endpoint_id, failure(bad))
+        assert "DependencyFailed" in until_failed(live, failing)
+    assert end(database, {last: False}).left == (last,)  # and this service ends
+    with TestClient(create_app(live_settings), headers=token):
+        assert taken(peer, endpoint_id)[0] == third
+
+
 def test_a_needed_result_is_not_removed(live: Rest, peer: Peer, database: Database) -> None:
     endpoint_id = live.register_endpoint()
     first, other = submit(live, endpoint_id, None, None)
@@ -189,18 +217,54 @@ class TestReadyTasks:
             {"after": [c, a]},
             {"values": [a], "after": [d]},
         )
-        assert not end(database, {})
-        assert end(database, {a: False, b: False, d: True})
+        assert end(database, {}) == store.Counted()
+        assert end(database, {a: False, b: False, d: True}) == store.Counted(are_ready=True)
         with database.read() as connection:
             found = {each.task.id: each for each in ready(connection)}
         assert set(found) == {both, one, failing}
         assert found[both].values == [f"of {a}", f"of {b}"]
         assert found[both].task.payload == PAYLOAD
         assert (found[failing].failed_need, found[failing].error) == (d, f"of {d}")
-        assert end(database, {c: False})
+        assert end(database, {c: False}).are_ready
         with database.read() as connection:
             assert later in {each.task.id for each in ready(connection)}
-        assert not end(database, {both: False, later: False})  # nothing waits for them
+        # Nothing waits for them.
+        assert end(database, {both: False, later: False}) == store.Counted()
+
+    def test_many_dependents_are_counted_page_by_page_with_the_same_outcome(
+        self,
+        submitted: Callable[..., list[str]],
+        database: Database,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(store, "MAX_COUNTED", 3)
+        monkeypatch.setattr(store, "PAGE_COUNTED", 2)
+        root, bad, other, few = submitted(None, None, None, None)
+        many = submitted(*[{"values": [root], "after": [root]}] * 4)
+        two = submitted(*[{"values": [root], "after": [other, few]}] * 2)
+        failing = submitted(*[{"after": [bad]}] * 5)
+        assert end(database, {root: False, bad: True, few: False}) == store.Counted(
+            are_ready=True, left=(bad, root)
+        )
+        late = submitted({"values": [root, other]})  # what has ended is not counted
+        counting = Counting(database)
+        counting.add([bad, root])
+        steps = 0
+        while not counting.is_over:
+            counting.step()
+            steps += 1
+        assert steps > 5
+        with database.read() as connection:
+            found = {each.task.id: each for each in ready(connection)}
+        assert set(found) == {*many, *failing}
+        assert found[many[0]].values == [f"of {root}"]
+        assert {found[each].failed_need for each in failing} == {bad}
+        assert end(database, {other: False}) == store.Counted(are_ready=True)
+        counting.add([None, root])  # nothing is counted twice
+        while not counting.is_over:
+            counting.step()
+        with database.read() as connection:
+            assert {each.task.id for each in ready(connection)} == {*found, *two, *late}
 
     def test_what_is_too_large_is_not_read(
         self,

@@ -62,7 +62,7 @@ class Broker:
         self.dependents = Dependents(database, self._outward)
         self._consumers = (
             ResultConsumer(
-                database, self._inward, self.official, changes.tasks_ended, self.dependents.wake
+                database, self._inward, self.official, changes.tasks_ended, self.dependents.counted
             ),
             EventConsumer(database, self._inward, changes.events_stored),
             HeartbeatConsumer(

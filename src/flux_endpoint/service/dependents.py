@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from flux_endpoint.amqp import AmqpConnection
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.logs import event
@@ -17,9 +19,11 @@ from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import pack_buffers
 from flux_endpoint.service import topology
 from flux_endpoint.service.countdown import Countdown
+from flux_endpoint.service.counting import Counting
 from flux_endpoint.service.failures import publish_failure
+from flux_endpoint.service.retry_pauses import RetryPauses
 from flux_endpoint.service.store import dependencies, endpoints, functions, tasks
-from flux_endpoint.service.store.dependencies import ReadyTask
+from flux_endpoint.service.store.dependencies import Counted, ReadyTask
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.task_message import publish_tasks
 
@@ -27,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # First and longest pause (s) before ready tasks are published again.
 _PAUSES = 1.0, 30.0
+# Maximum number of submissions that have pauses of their own.
+_MAX_FAILING = 500
 _DECLARE_TIMEOUT = 30.0
 _MAX_DECLARED = 10_000
 # Maximum length of the part of a needed task's error that is repeated.
@@ -48,13 +54,18 @@ class Dependents:
         self._database = database
         self._connection = connection
         self._connected = threading.Event()
-        self._thread = OwnerThread("dependents", after_turn=self._turn)
+        self._counting = Counting(database)
+        self._thread = OwnerThread("dependents", after_turn=self._turn, at_end=self._counting.close)
         # Only the thread uses these:
         self._is_woken = False
+        self._counting.add([None])  # an earlier service may have left some
+        self._count_at = 0.0
         #: Number of submissions in the present page that are not confirmed.
         self._unconfirmed = 0
+        #: When the database is asked again after an error; the pauses of submissions.
         self._retry_at: float | None = None
         self._pauses = Backoff(*_PAUSES)
+        self._failing = RetryPauses(*_PAUSES, limit=_MAX_FAILING)
         self._declared: set[tuple[str, str]] = set()
 
     def start(self) -> None:
@@ -74,6 +85,13 @@ class Dependents:
         """Look for ready tasks in the database."""
         self._thread.post(self._wake)
 
+    def counted(self, counted: Counted) -> None:
+        """Record that tasks have ended which others need."""
+        if counted.left:
+            self._thread.post(partial(self._counting.add, counted.left))
+        if counted.are_ready:
+            self.wake()
+
     def close(self, timeout: float = 5.0) -> None:
         """Stop, within `timeout` seconds.
 
@@ -89,26 +107,48 @@ class Dependents:
 
     def _resume(self) -> None:
         self._is_woken, self._retry_at = True, None
+        self._failing.clear()
         self._declared.clear()  # the broker may have lost them
 
     def _turn(self) -> float:
+        return min(self._count(), self._publish_due())
+
+    def _count(self) -> float:
+        """Count one page of dependents; return the seconds until the next."""
+        now = time.monotonic()
+        if self._counting.is_over or now < self._count_at:
+            return math.inf if self._counting.is_over else self._count_at - now
+        try:
+            self._counting.step()
+        except SQLAlchemyError as error:
+            self._count_at = now + _PAUSES[0]
+            event(log, logging.WARNING, "dependent tasks not counted", reason=error)
+            return _PAUSES[0]
+        self._is_woken = True
+        return math.inf if self._counting.is_over else 0.0
+
+    def _publish_due(self) -> float:
+        """Publish ready tasks if there may be some; return the seconds until the next attempt."""
         if self._unconfirmed or not self._connected.is_set():
             return math.inf
         now = time.monotonic()
         if self._retry_at is not None and now < self._retry_at:
             return self._retry_at - now
-        if self._is_woken or self._retry_at is not None:
+        if self._is_woken or self._retry_at is not None or self._failing.next_at <= now:
             self._is_woken, self._retry_at = False, None
             try:
-                self._publish_page()
+                self._publish_page(self._failing.take_due(now))
             except Exception as error:  # noqa: BLE001 - the database or the broker: try again
-                self._retry_later(error)
-                return _PAUSES[0]
-        return math.inf
+                return self._retry_later(error)
+        return math.inf if self._unconfirmed else self._failing.next_at - now
 
-    def _retry_later(self, error: BaseException) -> None:
-        pause = next(self._pauses)
-        self._retry_at = time.monotonic() + pause
+    def _retry_later(self, error: BaseException, submission_id: str | None = None) -> float:
+        """Have a submission's tasks, or all, tried again later; return the pause in seconds."""
+        now = time.monotonic()
+        pause = None if submission_id is None else self._failing.failed(submission_id, now)
+        if pause is None:
+            pause = next(self._pauses)
+            self._retry_at = now + pause
         event(
             log,
             logging.WARNING,
@@ -116,17 +156,18 @@ class Dependents:
             reason=error,
             retry_in=round(pause, 1),
         )
+        return pause
 
-    def _publish_page(self) -> None:
+    def _publish_page(self, without: list[str]) -> None:
         with self._database.read() as connection:
-            page = dependencies.ready(connection)
+            page = dependencies.ready(connection, without)
             found = tasks.submissions_by_id(connection, {each.submission_id for each in page})
         by_submission: dict[str, list[ReadyTask]] = {}
         for each in page:
             by_submission.setdefault(each.submission_id, []).append(each)
         self._unconfirmed = len(by_submission)
         for submission_id, ready in by_submission.items():
-            settle = partial(self._on_done, [each.task.id for each in ready])
+            settle = partial(self._on_done, submission_id, [each.task.id for each in ready])
             try:
                 confirms = self._publish(found[submission_id], ready)
             except Exception as error:  # noqa: BLE001 - others can still be published
@@ -182,11 +223,13 @@ class Dependents:
             self._declared.clear()
         self._declared.add(key)
 
-    def _on_done(self, task_ids: list[str], error: BaseException | None) -> None:
+    def _on_done(
+        self, submission_id: str, task_ids: list[str], error: BaseException | None
+    ) -> None:
         # Usually runs on the connection's thread.
-        self._thread.post(partial(self._settle, task_ids, error))
+        self._thread.post(partial(self._settle, submission_id, task_ids, error))
 
-    def _settle(self, task_ids: list[str], error: BaseException | None) -> None:
+    def _settle(self, submission_id: str, task_ids: list[str], error: BaseException | None) -> None:
         self._unconfirmed -= 1
         if error is None:
             try:
@@ -196,9 +239,10 @@ class Dependents:
                 error = failure
         if error is not None:
             self._declared.clear()
-            self._retry_later(error)
+            self._retry_later(error, submission_id)
         else:
             self._pauses.reset()
+            self._failing.succeeded(submission_id)
             self._is_woken = True  # there may be another page
 
 

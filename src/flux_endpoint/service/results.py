@@ -135,7 +135,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         connection: connection to the broker.
         official: gives official endpoints further tasks when tasks have ended.
         on_ended: called with the first results of tasks, once they are stored.
-        on_ready: called when tasks that waited for others are ready.
+        on_counted: called with what the ends mean for tasks that waited.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         connection: AmqpConnection,
         official: OfficialEndpoints,
         on_ended: Callable[[Sequence[ReportedEnd]], None],
-        on_ready: Callable[[], None],
+        on_counted: Callable[[dependencies.Counted], None],
     ) -> None:
         super().__init__(
             connection, queues.RESULTS_QUEUE, noun="result", prefetch=PREFETCH, bundles=True
@@ -152,7 +152,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         self._database = database
         self._official = official
         self._on_ended = on_ended
-        self._on_ready = on_ready
+        self._on_counted = on_counted
 
     def read(self, delivery: Delivery) -> _Received:
         """Return the outcome in a result message.
@@ -197,7 +197,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                 for task_id, each in accepted.items()
                 if not known[task_id].ended
             }
-            are_ready = dependencies.tasks_ended(connection, ended)
+            counted = dependencies.tasks_ended(connection, ended)
             ran_at = {task_id: known[task_id].endpoint_id for task_id in accepted}
             have_room = self._official.results_stored(connection, ran_at)
         # After the commit: a client that begins to listen later asks REST for earlier results.
@@ -206,8 +206,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             stored.listeners.update(task_groups.listeners(connection, groups))
         self._on_ended([_end(each.outcome, known[task_id]) for task_id, each in accepted.items()])
         self._official.have_room(have_room)
-        if are_ready:
-            self._on_ready()
+        self._on_counted(counted)
         return stored
 
     def settle(self, stored: _Stored) -> None:

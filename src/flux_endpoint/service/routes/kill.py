@@ -81,10 +81,9 @@ def _end(service: ServiceContext, task_id: str, endpoint_id: str) -> None:
         raise broker_unavailable() from error
     with service.database.write() as connection:
         known = tasks.routes(connection, [task_id])
-        are_ready = False
+        counted = dependencies.Counted()
         if not known[task_id].ended:
             outcome = tasks.TaskOutcome(task_id, True, _TEXT.encode(), None, time.time())
             tasks.complete(connection, [outcome], known)
-            are_ready = dependencies.tasks_ended(connection, {task_id: True})
-    if are_ready:
-        service.dependents.wake()
+            counted = dependencies.tasks_ended(connection, {task_id: True})
+    service.dependents.counted(counted)

@@ -5,7 +5,7 @@
 - It is *released* once the broker has it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
@@ -28,6 +28,11 @@ from flux_endpoint.service.store.tasks import NewTask
 PAGE_TASKS = 500
 PAGE_BYTES = 32 * 2**20
 
+#: Maximum number of dependents that the transaction of a batch of results changes, and that one
+#: transaction counts anew: a task may have 200,000.
+MAX_COUNTED = 1000
+PAGE_COUNTED = 500
+
 _RELEASED = -1
 
 # Results of so many characters are more than a task may take, even in base64 with line ends.
@@ -38,11 +43,10 @@ _ERROR_BYTES = 4096
 # Built once, since every batch of results uses them.
 _ANY = sa.select(dependents.c.task_id).limit(1)
 _NEEDED = (
-    sa.select(dependencies.c.needs_id)
+    sa.select(dependencies.c.needs_id, sa.func.count())
     .where(dependencies.c.needs_id.in_(sa.bindparam("ids", expanding=True)))
-    .distinct()
+    .group_by(dependencies.c.needs_id)
 )
-# The database counts by itself: one task may have 200,000 dependents.
 _OF_NEED = dependents.c.task_id.in_(
     sa.select(dependencies.c.task_id).where(dependencies.c.needs_id == sa.bindparam("need"))
 )
@@ -82,6 +86,19 @@ class ReadyTask:
     def can_run(self) -> bool:
         """Whether nothing that is known by its size alone makes it fail."""
         return self.failed_need is None and self.values is not None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the end of some tasks means for those that need them.
+
+    Attributes:
+        are_ready: whether others are ready now.
+        left: ended tasks whose many dependents are yet to be counted (`recount`).
+    """
+
+    are_ready: bool = False
+    left: tuple[str, ...] = ()
 
 
 def add(
@@ -149,24 +166,76 @@ def _states(connection: sa.Connection, owner_id: str, ids: Iterable[str]) -> dic
     return found
 
 
-def tasks_ended(connection: sa.Connection, ended: Mapping[str, bool]) -> bool:
-    """Record that tasks have ended; return whether others are ready now.
+def tasks_ended(connection: sa.Connection, ended: Mapping[str, bool]) -> Counted:
+    """Record that tasks have ended; return what that means for others.
 
     Args:
         connection: the transaction that stores their results.
         ended: by task id, whether it failed.
     """
     if not ended or connection.scalar(_ANY) is None:
-        return False
+        return Counted()
     ids = sorted(ended)
-    needed = [need for part in chunks(ids) for need in connection.scalars(_NEEDED, {"ids": part})]
+    numbers: dict[str, int] = {}
+    for part in chunks(ids):
+        numbers.update((row[0], row[1]) for row in connection.execute(_NEEDED, {"ids": part}))
+    needed: list[str] = []
+    left: list[str] = []
+    room = MAX_COUNTED
+    for need in sorted(numbers, key=lambda each: (numbers[each], each)):
+        room -= numbers[need]
+        (needed if room >= 0 else left).append(need)
     _lock(connection, ids, needed)
     for need in needed:
         connection.execute(_ONE_FAILED if ended[need] else _ONE_MET, {"need": need})
     _forget_needs(connection, ids)
     for part in chunks(ids):
         connection.execute(sa.delete(dependents).where(dependents.c.task_id.in_(part)))
-    return bool(needed)
+    return Counted(bool(needed), tuple(left))
+
+
+def waiting_tasks(connection: sa.Connection, need: str | None) -> Iterator[list[str]]:
+    """Yield the tasks that wait, in pages for `recount`.
+
+    Args:
+        connection: a transaction, open until the last page.
+        need: only tasks that need this one; `None`: all.
+    """
+    if need is None:
+        query = sa.select(dependents.c.task_id).where(dependents.c.unmet > 0)
+    else:
+        query = sa.select(dependencies.c.task_id).where(dependencies.c.needs_id == need)
+    with connection.execution_options(yield_per=PAGE_COUNTED).execute(query) as rows:
+        for page in rows.partitions():
+            yield sorted({row.task_id for row in page})
+
+
+def recount(connection: sa.Connection, task_ids: Sequence[str]) -> None:
+    """Count anew how many unfinished tasks each of some tasks waits for, if it waits.
+
+    Args:
+        connection: a transaction that writes.
+        task_ids: one page of tasks.
+    """
+    _lock(connection, task_ids)  # a statement of its own: the next one sees what others committed
+    needs = (
+        sa.select(sa.func.count(dependencies.c.needs_id.distinct()))
+        .join_from(dependencies, tasks, tasks.c.id == dependencies.c.needs_id)
+        .where(dependencies.c.task_id == dependents.c.task_id, tasks.c.completed_at.is_(None))
+        .scalar_subquery()
+    )
+    failed = (
+        sa.select(sa.func.min(dependencies.c.needs_id))
+        .join_from(dependencies, tasks, tasks.c.id == dependencies.c.needs_id)
+        .where(dependencies.c.task_id == dependents.c.task_id, tasks.c.failed.is_(True))
+        .scalar_subquery()
+    )
+    waits = dependents.c.task_id.in_(task_ids), dependents.c.unmet > 0
+    connection.execute(
+        sa.update(dependents)
+        .where(*waits)
+        .values(unmet=sa.case((failed.is_not(None), 0), else_=needs), failed_need=failed)
+    )
 
 
 def _lock(connection: sa.Connection, task_ids: Sequence[str], needed: Sequence[str] = ()) -> None:
@@ -187,8 +256,13 @@ def _lock(connection: sa.Connection, task_ids: Sequence[str], needed: Sequence[s
     connection.execute(sa.select(sa.func.count()).select_from(rows))
 
 
-def ready(connection: sa.Connection) -> list[ReadyTask]:
-    """Return tasks that are ready, the oldest first, at most one page."""
+def ready(connection: sa.Connection, without: Sequence[str] = ()) -> list[ReadyTask]:
+    """Return tasks that are ready, the oldest first, at most one page.
+
+    Args:
+        connection: a transaction.
+        without: submissions whose tasks are left out.
+    """
     size = (
         sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(tasks.c.result)), 0))
         .join_from(dependencies, tasks, tasks.c.id == dependencies.c.needs_id)
@@ -208,6 +282,7 @@ def ready(connection: sa.Connection) -> list[ReadyTask]:
             dependents.c.unmet == 0,
             tasks.c.completed_at.is_(None),
             endpoints.c.deleted_at.is_(None),  # otherwise its tasks fail for that
+            submissions.c.id.not_in(without),
         )
         .order_by(dependents.c.task_id)
         .limit(PAGE_TASKS)
