@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
 #: The most files on the way of a task, by heading of the walkthrough.
-MOST = {"A function, from `submit` to its future": 50, "An MPI job": 29, "A kill": 15}
+MOST = {"A function, from `submit` to its future": 50, "An MPI job": 29, "A kill": 14}
 
 
 def files_of(text: str) -> set[str]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from flux_endpoint.endpoint.intake import RefusedTask, read_task
+from flux_endpoint.endpoint.intake import read_task
 from flux_endpoint.endpoint.restrictions import KEYS, VARIABLES, RestrictionError, restricted
+from flux_endpoint.endpoint.task_records import RefusedTask
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
 from flux_endpoint.functions import (

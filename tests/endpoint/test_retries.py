@@ -25,11 +25,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-from flux_endpoint.endpoint import in_flight, retries
+from flux_endpoint.endpoint import intake, retries
 from flux_endpoint.endpoint.attempt_ends import AttemptEnd, cancelled_result, final_result, read_end
 from flux_endpoint.endpoint.config import EndpointConfig
-from flux_endpoint.endpoint.in_flight import TasksInFlight
-from flux_endpoint.endpoint.inbox_events import Turn
+from flux_endpoint.endpoint.inbox import Turn
+from flux_endpoint.endpoint.intake import TasksInFlight
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.engine import results
 from flux_endpoint.engine.base import EngineResult, EngineTask
@@ -178,7 +178,7 @@ class RetryMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.clock = Clock()
-        self.patches = [patch.object(each, "time", self.clock) for each in (in_flight, retries)]
+        self.patches = [patch.object(each, "time", self.clock) for each in (intake, retries)]
         for each in self.patches:
             each.start()
         self.directory = tempfile.TemporaryDirectory()

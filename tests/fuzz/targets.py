@@ -21,7 +21,8 @@ from flux_endpoint.client import job_events as client_events
 from flux_endpoint.client import results as client_results
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.endpoint.config import parse_config
-from flux_endpoint.endpoint.intake import RefusedTask, read_task
+from flux_endpoint.endpoint.intake import read_task
+from flux_endpoint.endpoint.task_records import RefusedTask
 from flux_endpoint.engine.local.jobspec import read_jobspec
 from flux_endpoint.engine.workers.frames import FrameSocket
 from flux_endpoint.errors import (

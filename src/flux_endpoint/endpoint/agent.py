@@ -21,8 +21,7 @@ from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.directory import JOURNAL
 from flux_endpoint.endpoint.ending import CONFIRM_GRACE, AgentEnding
-from flux_endpoint.endpoint.in_flight import TasksInFlight
-from flux_endpoint.endpoint.inbox_events import (
+from flux_endpoint.endpoint.inbox import (
     BrokerAlarm,
     CommandDelivery,
     ConsumeRefused,
@@ -32,12 +31,12 @@ from flux_endpoint.endpoint.inbox_events import (
     QueueGranted,
     Signal,
     Turn,
+    TurnRecorder,
 )
-from flux_endpoint.endpoint.intake import read_command, refuse
+from flux_endpoint.endpoint.intake import TasksInFlight, read_command, refuse
 from flux_endpoint.endpoint.journal import Journal, has_open
 from flux_endpoint.endpoint.opening import Opening
 from flux_endpoint.endpoint.outbox import Settled
-from flux_endpoint.endpoint.recorder import TurnRecorder
 from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.retries import by_task, task_of
 from flux_endpoint.endpoint.status import AgentPhase, AgentStatus

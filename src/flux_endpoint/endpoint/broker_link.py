@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from flux_endpoint.amqp import AmqpConnection, ConnectionState, Consumer, StateChange
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.event_sender import EventSender
-from flux_endpoint.endpoint.inbox_events import (
+from flux_endpoint.endpoint.inbox import (
     BrokerAlarm,
     CommandDelivery,
     ConsumeRefused,

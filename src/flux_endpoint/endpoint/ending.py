@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from flux_endpoint.endpoint.config import EndpointConfig
-from flux_endpoint.endpoint.inbox_events import EndpointGone, EngineLost, Signal
+from flux_endpoint.endpoint.inbox import EndpointGone, EngineLost, Signal
 from flux_endpoint.engine.base import Engine
 from flux_endpoint.errors import EndpointGoneError, FluxEndpointError, InstanceLostError
 from flux_endpoint.logs import event

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from flux_endpoint.amqp import StateChange
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.endpoint.connectivity import OWNER_TIMEOUT, Connectivity
-from flux_endpoint.endpoint.inbox_events import (
+from flux_endpoint.endpoint.inbox import (
     ConsumeRefused,
     EndpointGone,
     Event,

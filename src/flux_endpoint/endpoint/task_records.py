@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flux_endpoint.audit import AuditLog
-from flux_endpoint.endpoint.intake import RefusedTask
-from flux_endpoint.engine.base import EngineTask
+from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import DeserializationError
 from flux_endpoint.functions import read_command
 from flux_endpoint.logs import event
@@ -25,6 +25,15 @@ AUDIT_LOG = "audit.jsonl"
 _BEGINNING = 200
 #: The most characters of a function that is remembered.
 _REMEMBERED = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedTask:
+    """A message whose task is known but can't run; `result` tells its owner why."""
+
+    task_id: str
+    reason: str
+    result: EngineResult
 
 
 class TaskRecords:

@@ -19,7 +19,7 @@ from flux_endpoint.amqp import AmqpConnection, Delivery, StateChange
 from flux_endpoint.amqp.state import ConnectionState
 from flux_endpoint.endpoint.broker_link import AMQP_HEARTBEAT, COMMAND_PREFETCH
 from flux_endpoint.endpoint.connectivity import Connectivity
-from flux_endpoint.endpoint.inbox_events import (
+from flux_endpoint.endpoint.inbox import (
     CommandDelivery,
     ConsumeRefused,
     EndpointGone,

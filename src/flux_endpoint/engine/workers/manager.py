@@ -200,19 +200,19 @@ class Manager:
     # Reports of the workers
 
     def ended(self, header: EndHeader, body: bytes) -> None:
-        """See `task_ends.Listener`."""
+        """See `outbox.Listener`."""
         self._outbox.add(header, body)
 
     def late(self, task_ids: list[str]) -> None:
-        """See `task_ends.Listener`."""
+        """See `outbox.Listener`."""
         self._link.send(b"late", *_encoded(task_ids))
 
     def running(self, task_id: str, began: float) -> None:
-        """See `task_ends.Listener`."""
+        """See `outbox.Listener`."""
         self._link.send(b"running", task_id.encode(), b"%.3f" % began)
 
     def printed(self, data: bytes) -> None:
-        """See `task_ends.Listener`."""
+        """See `outbox.Listener`."""
         if data:
             self._link.send(b"output", data)
 

@@ -18,10 +18,10 @@ from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
 from flux_endpoint.engine.workers.backlog import NodeQueue, tasks_ahead
 from flux_endpoint.engine.workers.frames import NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
+from flux_endpoint.engine.workers.outbox import FORGED, Listener, TaskEnds
 from flux_endpoint.engine.workers.output_reader import OutputReader, WorkerOutput
 from flux_endpoint.engine.workers.process_tree import end_of
 from flux_endpoint.engine.workers.settings import ManagerSettings
-from flux_endpoint.engine.workers.task_ends import FORGED, Listener, TaskEnds
 from flux_endpoint.engine.workers.template_link import TemplateLink
 from flux_endpoint.engine.workers.termination import WorkerTermination
 from flux_endpoint.engine.workers.worker_reports import (

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from flux_endpoint.amqp.bundle import MAX_PARTS
-from flux_endpoint.endpoint import recorder
-from flux_endpoint.endpoint.inbox_events import BrokerAlarm, Event
+from flux_endpoint.endpoint import inbox
+from flux_endpoint.endpoint.inbox import PAUSE, BrokerAlarm, Event, TurnRecorder
 from flux_endpoint.endpoint.journal import Journal
-from flux_endpoint.endpoint.recorder import PAUSE, TurnRecorder
 
 
 class _Paced:
@@ -25,7 +24,7 @@ class _Paced:
         self.sleeps: list[float] = []
         self.arriving = 0
         self.now = 1000.0
-        monkeypatch.setattr(recorder, "time", self)
+        monkeypatch.setattr(inbox, "time", self)
 
     def monotonic(self) -> float:
         return self.now
