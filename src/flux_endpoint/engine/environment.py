@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -38,13 +39,23 @@ def job_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     source = os.environ if base is None else base
     environment = {}
     for name, value in source.items():
-        if name.startswith((*_OF_ANOTHER_JOB, *_OF_THIS_PROCESS)) or holds_credentials(name):
+        if not _passes(name):
+            continue
+        if name.isascii() and value.isascii():
+            environment[name] = value
             continue
         try:
             environment[os.fsencode(name).decode()] = os.fsencode(value).decode()
         except UnicodeError:
             _report(name)
     return environment
+
+
+@functools.lru_cache(maxsize=4096)
+def _passes(name: str) -> bool:
+    """Return whether jobs may have a variable."""
+    of_others = name.startswith((*_OF_ANOTHER_JOB, *_OF_THIS_PROCESS))
+    return not (of_others or holds_credentials(name))
 
 
 def _report(name: str) -> None:

@@ -87,6 +87,13 @@ class FluxBackend:
             ) from error
         self.resources = Resources(listing.nnodes, listing.ncores, listing.ngpus)
         self._everything = listing
+        #: Position and host of each node, by name.
+        self._hosts = {
+            f"rank {rank}": (position, str(host))
+            for position, (rank, host) in enumerate(
+                zip(listing.ranks, listing.nodelist, strict=False)
+            )
+        }
         #: The last known end of the instance, in seconds since the epoch.
         self._expires = _expiration(listing)
         self.instance = self._uri or ""
@@ -184,9 +191,8 @@ class FluxBackend:
 
     def hostlist(self, nodes: Collection[str]) -> str:
         """See `Backend`."""
-        listing, module = self._everything, importlib.import_module("flux.hostlist")
-        by_name = zip((f"rank {rank}" for rank in listing.ranks), listing.nodelist, strict=False)
-        hosts = [host for name, host in by_name if name in nodes]
+        module = importlib.import_module("flux.hostlist")
+        hosts = [host for _, host in sorted(self._hosts[n] for n in nodes if n in self._hosts)]
         return str(module.Hostlist(hosts).uniq().encode())
 
     def sweep(self, jobid: int, variable: str) -> None:
