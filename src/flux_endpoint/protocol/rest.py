@@ -164,18 +164,6 @@ class CacheAnswer(BaseModel):
     functions: list[CachedFunction] = []
 
 
-class TaskDocument(BaseModel):
-    """`GET /v2/tasks/{id}`; `completion_t` is seconds since the epoch as text, once final."""
-
-    task_id: str
-    status: str
-    result: str | None = None
-    exception: str | None = None
-    completion_t: str | None = None
-    details: dict[str, Any] | None = None
-    reason: str | None = None
-
-
 class BatchStatus(BaseModel):
     """`POST /v2/batch_status`."""
 

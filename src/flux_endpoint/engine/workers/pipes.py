@@ -57,11 +57,6 @@ class WorkerPipes:
         for writer in self.writers:
             os.close(writer)
 
-    def leave_to_others(self) -> None:
-        """Close all descriptors in this process."""
-        for descriptor in self.descriptors:
-            os.close(descriptor)
-
     def become_output(self) -> None:
         """Make the pipes this process's standard output and error."""
         for number, writer in enumerate(self.writers, 1):
