@@ -125,6 +125,9 @@ def test_a_view_has_options_of_its_own(service: Any, executor: Executor) -> None
         None,
     ]
     assert "'retries': 3" in repr(patient)
+    both = executor.using(retries=1, time_limit="1m").using(retries=0)
+    assert both.submit(double, 1).wait_submitted(TIMEOUT)
+    assert service.submissions()[-1].body["run_options"] == {"time_limit": 60.0}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +142,8 @@ def test_a_view_has_options_of_its_own(service: Any, executor: Executor) -> None
         ({"retries": 1, "retry_on": ["\n"]}, "exceptions"),
         ({"retries": 1, "retry_delay": "soon"}, "Flux Standard Duration"),
         ({"retries": 1, "retry_delay": "2d"}, "at most a day"),
+        ({"time_limit": -1}, "time_limit must be"),
+        ({"time_limit": 1, "num_nodes": 1}, "time_limit is for tasks on workers"),
     ],
 )
 def test_wrong_retries_are_refused_at_once(

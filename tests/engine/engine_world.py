@@ -19,6 +19,7 @@ from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.blocks import BlockEngine
 from flux_endpoint.functions import ShellFunction, serialize_arguments
 from flux_endpoint.protocol.messages import Result, unpack
+from flux_endpoint.protocol.run_options import RunOptions
 from flux_endpoint.serialize import ComputeSerializer, DillCodeSource
 
 #: Seconds after which something that should happen counts as not happening.
@@ -155,9 +156,12 @@ class World:
         spec: dict[str, Any] | None = None,
         serializers: list[str] | None = None,
         task_id: str | None = None,
+        options: RunOptions | None = None,
     ) -> str:
         task_id = task_id or str(uuid.uuid4())
-        self.engine.submit(EngineTask(task_id, str(uuid.UUID(int=1)), buffer, spec, serializers))
+        function_id = str(uuid.UUID(int=1))
+        task = EngineTask(task_id, function_id, buffer, spec, serializers, options=options)
+        self.engine.submit(task)
         return task_id
 
     def attach(self, jobid: int) -> str:

@@ -6,9 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from engine_world import World, fresh_seconds, processes
+from engine_world import End, World, buffer_of, fresh_seconds, processes
 
 from flux_endpoint.functions import MPIFunction, ShellFunction
+from flux_endpoint.protocol.exceptions import EXCEPTION, RAISED, exception_from
+from flux_endpoint.protocol.run_options import RunOptions
 from flux_endpoint.protocol.states import TaskState
 from waiting import until
 
@@ -230,3 +232,40 @@ def test_a_signal_to_a_job_that_waits_does_nothing(world: World):
     assert not world.has_ended(task)
     world.engine.cancel(task)
     assert is_cancelled(world, task)
+
+
+def is_overdue(end: End) -> bool:
+    assert end.code == "RemoteExecutionError", end
+    details = end.message.details or {}
+    assert isinstance(exception_from(details[EXCEPTION]), TimeoutError)
+    assert str(details[RAISED]).split()[:2] == ["TimeoutError", "OSError"]
+    return "longer than 100ms, its time_limit; its worker was ended" in end.text
+
+
+def test_a_function_that_runs_longer_than_its_limit_is_ended(world: World, tmp_path):
+    neighbour = world.submit(hold, str(tmp_path), "neighbour")
+    limit = RunOptions(time_limit=0.1)
+    tasks = [
+        world.submit_buffer(buffer_of(hold, str(tmp_path), "late"), options=limit),
+        world.submit_buffer(buffer_of(stubborn, str(tmp_path / "started")), options=limit),
+    ]
+    assert all(map(is_overdue, world.ends(tasks)))
+    start, end = world.end(tasks[0]).message.task_statuses or []
+    assert (start.state, end.state) == (TaskState.EXEC_START, TaskState.EXEC_END)
+    (tmp_path / "gate").touch()
+    assert world.end(neighbour).value == "neighbour"
+
+
+def test_a_command_that_runs_longer_than_its_limit_is_ended_with_its_processes(world: World):
+    seconds = fresh_seconds()
+    command = ShellFunction(STUBBORN.format(s=seconds))
+    task = world.submit_buffer(buffer_of(command), options=RunOptions(time_limit=0.1))
+    assert is_overdue(world.end(task))
+    until(lambda: not processes(seconds))
+
+
+def test_the_time_of_a_task_begins_with_its_start(world: World):
+    # Many, so that some wait behind others of the same worker.
+    limit = RunOptions(time_limit=50.0)
+    tasks = [world.submit_buffer(buffer_of(double, n), options=limit) for n in range(200)]
+    assert [end.value for end in world.ends(tasks)] == [2 * n for n in range(200)]

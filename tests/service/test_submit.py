@@ -348,3 +348,6 @@ def test_wrong_options_are_refused(submit: Submit, function_id: str) -> None:
     for options in ({"retries": -1}, {"tries": 1}, {"retries": 1, "retry_on": [None]}):
         answer = submit({function_id: [PAYLOAD]}, run_options=options)
         refusal(answer, 422, "SEMANTICALLY_INVALID", "run_options")
+    job = {"run_options": {"time_limit": 1}, "resource_specification": {"num_nodes": 1}}
+    answer = submit({function_id: [PAYLOAD]}, **job)
+    assert "walltime" in refusal(answer, 422, "SEMANTICALLY_INVALID", "run_options").message

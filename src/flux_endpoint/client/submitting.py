@@ -17,7 +17,12 @@ from flux_endpoint.client.mapping import map_calls
 from flux_endpoint.client.needs import NO_NEEDS, Needs, collected_inputs, take_after
 from flux_endpoint.client.registry import FunctionRegistration, serialize_call
 from flux_endpoint.functions import MPIFunction, ShellFunction
-from flux_endpoint.protocol.run_options import RUN_OPTIONS, parse_run_options
+from flux_endpoint.protocol.run_options import (
+    RUN_OPTIONS,
+    RunOptions,
+    check_for_job,
+    parse_run_options,
+)
 from flux_endpoint.serialize import ComputeSerializer
 
 if TYPE_CHECKING:
@@ -126,7 +131,8 @@ class Submitting(FuturesExecutor):
 
         Args:
             options: keys of a resource specification, and options of a call (`retries`, `retry_on`,
-                `retry_delay`). They replace those of this Executor or view; `None` removes one.
+                `retry_delay`, `time_limit`). They replace those of this Executor or view; `None`
+                removes one.
 
         Raises:
             ResourceSpecificationError: a key is unknown or a value invalid; the text says which.
@@ -138,12 +144,15 @@ class Submitting(FuturesExecutor):
             patient = executor.using(retries=3, retry_on=[ConnectionError, "lost"])
         """
         own = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
-        given = {**json.loads(self._run_options or "{}"), **own}
-        if not given.get("retries"):  # those of this view go with their number
-            given = own
-        parsed = parse_run_options(given).as_json()
+        given = json.loads(self._run_options or "{}")
+        if not own.get("retries", True):  # what belongs to them goes, too
+            given = {name: each for name, each in given.items() if not name.startswith("retry_")}
+        given |= own
+        parsed = parse_run_options(given)
         resources = _merged(self._resource_specification, options)
-        return ExecutorView(self._executor, resources, json.dumps(parsed) if parsed else "")
+        if resources:
+            check_for_job(parsed)
+        return ExecutorView(self._executor, resources, _as_text(parsed))
 
     def map(
         self,
@@ -257,6 +266,11 @@ class ExecutorView(Submitting):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Do nothing: the tasks are the Executor's."""
+
+
+def _as_text(options: RunOptions) -> str:
+    given = options.as_json()
+    return json.dumps(given) if given else ""
 
 
 def _merged(

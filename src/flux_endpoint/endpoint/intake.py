@@ -44,7 +44,12 @@ from flux_endpoint.protocol.queues import (
     RUN_OPTIONS_HEADER,
     TASK_ID_HEADER,
 )
-from flux_endpoint.protocol.run_options import RunOptions, RunOptionsError, parse_run_options
+from flux_endpoint.protocol.run_options import (
+    RunOptions,
+    RunOptionsError,
+    check_for_job,
+    parse_run_options,
+)
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
@@ -91,12 +96,14 @@ def read_task(
             _attached_job(headers.get(ATTACH_HEADER)),
             options=_options(headers.get(RUN_OPTIONS_HEADER)),
         )
+        if task.options is not None and not task.runs_on_worker:
+            check_for_job(task.options)
         if allowed_functions is None:
             return task
         return restricted(task, allowed_environment, plain_programs)
     except RestrictionError as error:
         return refuse(task_id, ErrorCode.TASK_NOT_ALLOWED, str(error), str(error))
-    except InvalidMessageError as error:
+    except (InvalidMessageError, RunOptionsError) as error:
         return refuse(
             task_id,
             ErrorCode.COULD_NOT_EXECUTE,

@@ -6,9 +6,12 @@ import json
 import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from flux_endpoint import logs
 from flux_endpoint.paths import write_private
+from flux_endpoint.protocol.duration import format_duration
+from flux_endpoint.protocol.exceptions import EXCEPTION, RAISED, class_names, exception_text
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,18 @@ class KeptAttempts:
         """Remove the record of a task that has ended."""
         with suppress(OSError):
             (self._directory / task_id).unlink(missing_ok=True)
+
+
+def overdue(limit: float) -> tuple[str, dict[str, Any]]:
+    """Return text and details of the failure of a task that has run for too long.
+
+    Args:
+        limit: its `time_limit` in seconds.
+    """
+    text = f"longer than {format_duration(limit)}, its time_limit; its worker was ended"
+    error = TimeoutError(text)
+    details = {EXCEPTION: exception_text(error), RAISED: class_names(error)}
+    return f"TimeoutError: {text}", details
 
 
 def failure_text(kind: str, attempts: list[str]) -> str:

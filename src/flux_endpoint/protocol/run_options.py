@@ -41,11 +41,13 @@ class RunOptions:
         retry_on: failures after which there is another attempt: names of exceptions, exit codes,
             and `LOST`; empty: any exception, exit code other than 0, or loss.
         retry_delay: seconds before the second attempt; each further pause is twice as long.
+        time_limit: seconds that an attempt may run on a worker; 0: no limit. Jobs have `walltime`.
     """
 
     retries: int = 0
     retry_on: tuple[str | int, ...] = ()
     retry_delay: float = FIRST_PAUSE
+    time_limit: float = 0.0
 
     def pause(self, failures: int) -> float:
         """Return the longest pause (s) before the next attempt.
@@ -85,6 +87,19 @@ def parse_run_options(given: Mapping[str, Any]) -> RunOptions:
         if name in values and not values.get("retries"):
             raise RunOptionsError(f"{name} has no effect without retries: say how many, retries=3")
     return RunOptions(**values)
+
+
+def check_for_job(options: RunOptions) -> None:
+    """Check the options of a task that is a job.
+
+    Raises:
+        RunOptionsError: one of them is for tasks on workers only.
+    """
+    if options.time_limit:
+        raise RunOptionsError(
+            "time_limit is for tasks on workers: a job, which has a resource_specification, has "
+            "walltime"
+        )
 
 
 def _wrong(name: str, value: object, rule: str) -> RunOptionsError:
@@ -129,10 +144,19 @@ def _retry_delay(name: str, value: Any) -> float:
     return seconds
 
 
+def _time_limit(name: str, value: Any) -> float:
+    try:
+        seconds = parse_duration(value)
+    except ValueError as error:
+        raise _wrong(name, value, f"seconds or a Flux Standard Duration ({error})") from error
+    return 0.0 if math.isinf(seconds) else seconds
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retries": _retries,
     "retry_on": _retry_on,
     "retry_delay": _retry_delay,
+    "time_limit": _time_limit,
 }
 
 #: The names of all options.

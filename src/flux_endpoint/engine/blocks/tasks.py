@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from flux_endpoint import logs
 from flux_endpoint.engine import results
-from flux_endpoint.engine.attempts import KeptAttempts, failure_text
+from flux_endpoint.engine.attempts import KeptAttempts, failure_text, overdue
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, Held
@@ -130,6 +130,10 @@ class BlockTasks:
             self._end(EngineResult(task_id, body))
         elif kind == "cancelled":
             self._fail_cancelled(task_id)
+        elif kind == "overdue":
+            text, details = overdue(float(body))
+            code = ErrorCode.REMOTE_EXECUTION
+            self._end(EngineResult(task_id, results.failure(task_id, code, text, details=details)))
         else:
             self._recovery.settle([task_id])
             attempts = [*held.attempts, body.decode(errors="replace")]

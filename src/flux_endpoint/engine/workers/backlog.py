@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flux_endpoint.engine import results
-from flux_endpoint.engine.attempts import failure_text
+from flux_endpoint.engine.attempts import failure_text, overdue
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.workers.frames import Task
 from flux_endpoint.protocol.envelope import ATTEMPTS, NODE
@@ -138,6 +138,11 @@ class TaskBacklog:
         """End a task as cancelled that no manager has any more."""
         _fail(entry, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
 
+    def end_overdue(self, entry: TaskEntry, limit: float) -> None:
+        """End a task that has run for longer than its limit (s), and that no manager has."""
+        text, details = overdue(limit)
+        _fail(entry, ErrorCode.REMOTE_EXECUTION, text, details)
+
     def fail_all(self, text: str) -> None:
         """Fail all tasks: there will be no workers."""
         while self._entries:
@@ -230,18 +235,18 @@ class NodeQueue:
         return len(self._tasks) < before
 
 
-def _fail(entry: TaskEntry, code: ErrorCode, text: str) -> None:
+def _fail(entry: TaskEntry, code: ErrorCode, text: str, more: dict[str, Any] | None = None) -> None:
     task_id, statuses = entry.task.task_id, []
     if entry.started is not None:
         statuses = [
             results.transition(TaskState.EXEC_START, moment=entry.started),
             results.transition(TaskState.EXEC_END),
         ]
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {**(more or {})}
     if entry.started is not None and entry.node:
         details[NODE] = entry.node
-    # A lost attempt is among those that failed, a cancelled one is not.
-    attempts = len(entry.attempts) + (entry.started is not None and code is ErrorCode.CANCELLED)
+    # A lost attempt is among those that failed, one that was ended is not.
+    attempts = len(entry.attempts) + (entry.started is not None and code != ErrorCode.WORKER_LOST)
     if attempts > 1:
         details[ATTEMPTS] = attempts
     details |= entry.printed or {}

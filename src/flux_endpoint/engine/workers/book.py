@@ -236,6 +236,9 @@ class TaskBook:
             case "cancelled":
                 self._waiting.end_cancelled(entry)
                 return True
+            case "overdue":
+                self._waiting.end_overdue(entry, float(body))
+                return True
             case _:
                 reason = f"{body.decode(errors='replace')} on {host or 'its node'}"
                 return not self._waiting.retry_or_fail(entry, reason)
@@ -418,4 +421,6 @@ def _header_of(entry: TaskEntry) -> dict[str, Any]:
         header["attempt"] = len(entry.attempts) + 1
     if task.start_before is not None:
         header["before"] = task.start_before
+    if task.options is not None and task.options.time_limit and not entry.formats:
+        header["limit"] = task.options.time_limit
     return header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -97,6 +98,8 @@ class SentTasks:
         #: Their messages, in case the worker is lost.
         self._messages: dict[str, Task] = {}
         self.since = 0.0  # monotonic time at which the first of them started
+        #: The same; `since` is later if tasks were taken back meanwhile.
+        self._started = 0.0
         self.began = 0.0  # the same in seconds since the epoch
         #: Whether the first task was reported to the pool as running.
         self.is_reported = False
@@ -120,6 +123,18 @@ class SentTasks:
         """Return whether a task is the running one."""
         return bool(self._ids) and self._ids[0] == task_id
 
+    @property
+    def limit(self) -> float:
+        """Seconds that the running task may run; infinity: as long as it does."""
+        if not self._ids:
+            return math.inf
+        return float(self._messages[self._ids[0]][0].get("limit", math.inf))
+
+    @property
+    def overdue_at(self) -> float:
+        """Monotonic time at which the running task has run for too long."""
+        return self._started + self.limit
+
     def message(self, task_id: str) -> Task:
         """Return the message with which a task was sent."""
         return self._messages[task_id]
@@ -127,6 +142,7 @@ class SentTasks:
     def first_starts(self, now: float) -> None:
         """Record that the first task, if any, has started at the monotonic time `now`."""
         self.since, self.began = now, time.time()
+        self._started = now
         self.is_reported = False
 
     def add(self, task: Task) -> None:

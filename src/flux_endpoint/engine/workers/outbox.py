@@ -166,6 +166,8 @@ class TaskEnds:
         self._listener = listener
         #: Tasks that run and that the pool has dropped.
         self.unwanted: set[str] = set()
+        #: Tasks that are ended because they run for too long, with their limits (s).
+        self.overdue: dict[str, float] = {}
 
     def result(self, header: EndHeader, body: bytes) -> None:
         """Report an end with its body."""
@@ -177,15 +179,17 @@ class TaskEnds:
     def cancelled(
         self, task_id: str, began: float | None = None, printed: dict[str, Any] | None = None
     ) -> None:
-        """Report a task that was cancelled.
+        """Report a task that was cancelled, or whose time was over.
 
         Args:
             task_id: the task.
             began: its start in seconds since the epoch, if it ran.
             printed: what it has printed, as entries of a result's details.
         """
-        header = {"id": task_id, "end": "cancelled", "began": began}
-        self.result(header | ({"printed": printed} if printed else {}), b"")
+        limit = self.overdue.pop(task_id, None)
+        end, body = ("cancelled", b"") if limit is None else ("overdue", b"%r" % limit)
+        header = {"id": task_id, "end": end, "began": began}
+        self.result(header | ({"printed": printed} if printed else {}), body)
 
     def lost(
         self, task_id: str, reason: str, began: float, printed: dict[str, Any] | None = None

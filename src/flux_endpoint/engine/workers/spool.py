@@ -17,10 +17,10 @@ from typing import Any
 from flux_endpoint.engine.workers.frames import LENGTHS
 from flux_endpoint.protocol.envelope import compact_json
 
-#: Header of an end: the task's `id`; `end`: "result" (the default, left out), "lost" or
-#: "cancelled"; `began`: for a task that ran without a result, its start in seconds since the epoch;
-#: `printed`: what such a task has printed, as entries of a result's details; `format`: set if the
-#: result is a formatted command.
+#: Header of an end: the task's `id`; `end`: "result" (the default, left out), "lost", "cancelled",
+#: or "overdue" (its body is the limit in seconds); `began`: for a task that ran without a result,
+#: its start in seconds since the epoch; `printed`: what such a task has printed, as entries of a
+#: result's details; `format`: set if the result is a formatted command.
 EndHeader = dict[str, Any]
 
 

@@ -14,7 +14,7 @@ from pydantic import FailFast, Field, ValidationError
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.protocol.rest import SubmitAnswer, SubmitBatch, TaskNeeds, UuidText
-from flux_endpoint.protocol.run_options import RunOptionsError, parse_run_options
+from flux_endpoint.protocol.run_options import RunOptionsError, check_for_job, parse_run_options
 from flux_endpoint.service import buffers, submissions, topology
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.disconnects import Watched
@@ -167,7 +167,10 @@ def _submission(
 
 def _run_options(batch: SubmitBatch) -> dict[str, Any] | None:
     try:
-        return parse_run_options(batch.run_options or {}).as_json() or None
+        options = parse_run_options(batch.run_options or {})
+        if batch.resource_specification:
+            check_for_job(options)
+        return options.as_json() or None
     except RunOptionsError as error:
         raise invalid_field("run_options", str(error)) from error
 
