@@ -126,7 +126,7 @@ def test_a_service_where_it_is_not_registered_is_not_asked(
     credentials = home / "credentials.json"
     credentials.write_text(json.dumps({"service_url": "http://127.0.0.1:9", "token": "t"}))
     credentials.chmod(0o600)
-    code, said = command("delete", "used", "--yes")
+    code, said = command("delete", about["endpoint_id"], "--yes")
     assert code == 0
     assert "the endpoint is registered at https://other.example.org" in said
     assert f"its registration at the service stays: {about['endpoint_id']}" in said

@@ -43,11 +43,14 @@ def delete_endpoint(name: str, *, stop: bool, local: bool, yes: bool) -> None:
     stay. If the service can't be reached or refuses, the endpoint is deleted here alone, and the
     command says how to do the rest. The ID of an endpoint that is not here deletes it there alone.
     """
-    directory = EndpointDirectory(name)
     endpoint_id = canonical_id(name)
-    if endpoint_id is not None and not directory.path.exists():
-        _delete_elsewhere(endpoint_id, yes=yes)
-        return
+    if endpoint_id is not None:
+        here = local_endpoint(name, lifecycle.list_endpoints())
+        if here is None:
+            _delete_elsewhere(endpoint_id, yes=yes)
+            return
+        name = here.name
+    directory = EndpointDirectory(name)
     plan = plan_deletion(directory)
     holder = directory.holder()
     if holder is not None and not stop:
@@ -74,12 +77,6 @@ def delete_endpoint(name: str, *, stop: bool, local: bool, yes: bool) -> None:
 
 def _delete_elsewhere(endpoint_id: str, *, yes: bool) -> None:
     """Delete an endpoint at the service; it may still run on its machine, until it is told so."""
-    here = local_endpoint(endpoint_id, lifecycle.list_endpoints())
-    if here is not None:
-        raise click.UsageError(
-            f"endpoint {endpoint_id} is here, with the name {here.name}: "
-            f"flux-endpoint delete {here.name}"
-        )
     api = OperatorApi()
     click.echo(
         f"To be removed:\n  endpoint {endpoint_id} at {api.url}: its unfinished tasks fail, and it "

@@ -135,7 +135,7 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
         connection: connection to the broker.
         official: gives official endpoints further tasks when tasks have ended.
         on_ended: called with the first results of tasks, once they are stored.
-        on_counted: called with what the ends mean for tasks that waited.
+        on_counted: called with what the ends mean for tasks that waited, if anything.
     """
 
     def __init__(
@@ -206,7 +206,8 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
             stored.listeners.update(task_groups.listeners(connection, groups))
         self._on_ended([_end(each.outcome, known[task_id]) for task_id, each in accepted.items()])
         self._official.have_room(have_room)
-        self._on_counted(counted)
+        if counted:
+            self._on_counted(counted)
         return stored
 
     def settle(self, stored: _Stored) -> None:

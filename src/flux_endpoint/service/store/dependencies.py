@@ -100,6 +100,9 @@ class Counted:
     are_ready: bool = False
     left: tuple[str, ...] = ()
 
+    def __bool__(self) -> bool:
+        return self.are_ready or bool(self.left)
+
 
 def add(
     connection: sa.Connection, owner_id: str, needs: Mapping[str, TaskNeeds]
