@@ -82,7 +82,7 @@ check: venv ## Lint, check the format, the types, who imports whom, sizes, and t
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks
+	$(BIN)/mypy benchmarks tests/typing_cases
 	$(BIN)/lint-imports --no-cache --no-logo pyproject.toml
 	$(BIN)/python tests/page_blocks.py
 	$(BIN)/python tools/check-sizes

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flux_endpoint.client import Batch, Client, ComputeFuture, Executor, progress
+    from flux_endpoint.client import Batch, Client, ComputeFuture, Executor, progress, value_of
     from flux_endpoint.errors import (
         DependencyFailed,
         FluxEndpointError,
@@ -49,6 +49,7 @@ __all__ = [
     "TaskPending",
     "__version__",
     "progress",
+    "value_of",
 ]
 
 _HOMES = {
@@ -57,6 +58,7 @@ _HOMES = {
     "ComputeFuture": "client",
     "Executor": "client",
     "progress": "client",
+    "value_of": "client",
     "ComputeSerializer": "serialize",
     "MPIFunction": "functions",
     "ShellFunction": "functions",

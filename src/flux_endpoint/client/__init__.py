@@ -5,5 +5,6 @@ from flux_endpoint.client.client import Client
 from flux_endpoint.client.display import progress
 from flux_endpoint.client.executor import Executor
 from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.submitting import value_of
 
-__all__ = ["Batch", "Client", "ComputeFuture", "Executor", "progress"]
+__all__ = ["Batch", "Client", "ComputeFuture", "Executor", "progress", "value_of"]

@@ -56,6 +56,25 @@ class PendingTask:
         self.size = len(self.payload) + self.function.take_size()
 
 
+class Accepted(NamedTuple):
+    """A task that the service has accepted.
+
+    Attributes:
+        future: its future.
+        task_id: its id.
+        function_id: the function that it runs; `None` if it follows a job.
+    """
+
+    future: ComputeFuture
+    task_id: str
+    function_id: str | None = None
+
+    def set_ids(self) -> None:
+        """Set the future's ids; `task_id` last, so that a reader who sees it sees both."""
+        self.future.function_id = self.function_id
+        self.future.task_id = self.task_id
+
+
 class SubmissionBacklog:
     """Any thread fills it; the submitter's thread empties it. No call does I/O.
 

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Sequence
 
 from flux_endpoint.client.api import ServiceApi
-from flux_endpoint.client.backlog import PendingTask, SubmissionRoute
-from flux_endpoint.client.future import Accepted, ComputeFuture
+from flux_endpoint.client.backlog import Accepted, PendingTask, SubmissionRoute
+from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.registry import FunctionRegistration
 from flux_endpoint.client.results import from_document, resolve
 from flux_endpoint.errors import ServiceError, ServiceUnreachableError

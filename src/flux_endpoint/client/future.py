@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.checks import checked_signal
@@ -24,6 +24,18 @@ from flux_endpoint.protocol.exceptions import RemoteErrors
 from flux_endpoint.protocol.job_events import EVENTS
 from flux_endpoint.protocol.jobid import JobID
 from flux_endpoint.protocol.states import ErrorCode
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    from flux_endpoint.client.backlog import Accepted
+
+    #: Type of a task's result; unknown where it isn't given.
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +117,7 @@ class JobFollower(Protocol):
         """
 
 
-class ComputeFuture(WithOutput, Future[Any]):
+class ComputeFuture(WithOutput, Future[T]):
     """A `concurrent.futures.Future` that knows its task.
 
     It can be cancelled until its task is sent to the service; from then on it is running, and
@@ -171,7 +183,7 @@ class ComputeFuture(WithOutput, Future[Any]):
         super().add_done_callback(fn)  # type: ignore[arg-type]  # it is called with Self
         return self
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> T:
         """Wait for the task and return its result.
 
         Args:
@@ -187,7 +199,8 @@ class ComputeFuture(WithOutput, Future[Any]):
             RuntimeError: the call would wait inside a callback, or in a forked child.
         """
         self._refuse_to_deadlock()
-        return super().result(timeout)
+        value: T = super().result(timeout)
+        return value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the task and return its error, or `None` if it succeeded.
@@ -224,7 +237,7 @@ class ComputeFuture(WithOutput, Future[Any]):
         """
         return task_input, (reference_to(self),)
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, T]:
         """Wait in asyncio for the result or error, without blocking the event loop.
 
         If the wait is cancelled, a task that was not sent yet is cancelled; other tasks continue.
@@ -426,22 +439,3 @@ class ComputeFuture(WithOutput, Future[Any]):
             return
         except BaseException:  # raised by a callback; this thread has other futures to resolve
             log.exception("a callback of task %s raised", self.task_id)
-
-
-class Accepted(NamedTuple):
-    """A task that the service has accepted.
-
-    Attributes:
-        future: its future.
-        task_id: its id.
-        function_id: the function that it runs; `None` if it follows a job.
-    """
-
-    future: ComputeFuture
-    task_id: str
-    function_id: str | None = None
-
-    def set_ids(self) -> None:
-        """Set the future's ids; `task_id` last, so that a reader who sees it sees both."""
-        self.future.function_id = self.function_id
-        self.future.task_id = self.task_id

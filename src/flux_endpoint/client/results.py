@@ -18,8 +18,9 @@ from flux_endpoint.amqp import ConnectionState, Delivery
 from flux_endpoint.amqp.connection import StateChange
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.client.api import ServiceApi
+from flux_endpoint.client.backlog import Accepted
 from flux_endpoint.client.endpoint_watch import EndpointState, EndpointWatch, state_from
-from flux_endpoint.client.future import Accepted, ComputeFuture
+from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.group_stream import GroupStream, Question
 from flux_endpoint.client.output import PrintedOutput
 from flux_endpoint.client.skew import warn_of_skew

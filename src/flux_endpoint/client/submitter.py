@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from flux_endpoint.backoff import Backoff
 from flux_endpoint.client.api import PAUSES, ServiceApi, user_runtime
-from flux_endpoint.client.backlog import PendingTask, SubmissionBacklog, SubmissionRoute
+from flux_endpoint.client.backlog import Accepted, PendingTask, SubmissionBacklog, SubmissionRoute
 from flux_endpoint.client.cache import ResultCache
 from flux_endpoint.client.endpoint_watch import EndpointState, state_from
-from flux_endpoint.client.future import Accepted, ComputeFuture
+from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.threads import ClientThread, on_client_thread
 from flux_endpoint.errors import DependencyFailed, ServiceError, ServiceUnreachableError

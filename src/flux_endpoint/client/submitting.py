@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as FuturesExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from flux_endpoint.client.backlog import PendingTask, SubmissionRoute
 from flux_endpoint.client.checks import checked_resources, is_int
@@ -36,6 +36,22 @@ _MPI_WITHOUT_RESOURCES = (
 )
 
 
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def value_of(future: ComputeFuture[_Result]) -> _Result:
+    """Return the future itself, as what it stands for among a task's arguments: its result.
+
+    Only for type checkers, which find by it that `executor.submit(mean, value_of(numbers))` is
+    right; it is needed nowhere else.
+
+    Args:
+        future: the future of another task.
+    """
+    return cast(_Result, future)
+
+
 class Submitting(FuturesExecutor):
     """The methods that submit tasks, for an Executor and its views."""
 
@@ -49,7 +65,28 @@ class Submitting(FuturesExecutor):
     def _executor(self) -> Executor:
         """The Executor that submits."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeFuture:
+    # For type checkers: a wrong argument of a function is found, and its future has its type.
+    @overload
+    def submit(self, fn: ShellFunction, /, *args: Any, **kwargs: Any) -> ComputeFuture[Any]: ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[..., _Result],
+        /,
+        *args: Any,
+        after: Sequence[ComputeFuture[Any]],
+        **kwargs: Any,
+    ) -> ComputeFuture[_Result]: ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[_Parameters, _Result],
+        /,
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> ComputeFuture[_Result]: ...
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeFuture[Any]:
         """Run `fn(*args, **kwargs)` on the endpoint.
 
         The function and its arguments are serialized at once, so later changes don't affect the
@@ -249,6 +286,31 @@ class ExecutorView(Submitting):
         self._owner = executor
         self._run_options = run_options
         self._resource_specification = checked_resources(resources)
+
+    if TYPE_CHECKING:
+        # With ranks, the result of a function is the list of their values: its type is unknown.
+        @overload
+        def submit(self, fn: ShellFunction, /, *args: Any, **kwargs: Any) -> ComputeFuture[Any]: ...
+        @overload
+        def submit(
+            self,
+            fn: Callable[..., Any],
+            /,
+            *args: Any,
+            after: Sequence[ComputeFuture[Any]],
+            **kwargs: Any,
+        ) -> ComputeFuture[Any]: ...
+        @overload
+        def submit(
+            self,
+            fn: Callable[_Parameters, Any],
+            /,
+            *args: _Parameters.args,
+            **kwargs: _Parameters.kwargs,
+        ) -> ComputeFuture[Any]: ...
+        def submit(  # noqa: D102 - as that of Submitting
+            self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+        ) -> ComputeFuture[Any]: ...
 
     def __repr__(self) -> str:
         using = {**(self._resource_specification or {}), **json.loads(self._run_options or "{}")}
