@@ -57,7 +57,7 @@ def test_map_gives_the_fields_of_a_command_by_name(
     values.close()
     with pytest.raises(TypeError, match=r"the field \{y\}"):
         executor.map(function, x=range(3))
-    with pytest.raises(ValueError, match="each is a task of its own"):
+    with pytest.raises(ValueError, match="chunksize must be 1"):
         executor.map(function, x=range(3), y="abc", chunksize=2)
 
 
