@@ -110,11 +110,16 @@ class StackTerminal(Terminal):
         text = (self.home / "endpoints" / name / "endpoint.json").read_text()
         return json.loads(text)["endpoint_id"]
 
-    def user(self, name: str) -> dict[str, str]:
-        """Return the environment of another user of the service."""
+    def user(self, name: str, *options: str) -> dict[str, str]:
+        """Return the environment of another user of the service; options are of the token."""
         database = f"sqlite:///{self.home / 'stack' / 'service.db'}"
         made = self.out(
-            "service", "token", "create", name, FLUX_ENDPOINT_SERVICE_DATABASE_URL=database
+            "service",
+            "token",
+            "create",
+            name,
+            *options,
+            FLUX_ENDPOINT_SERVICE_DATABASE_URL=database,
         )
         return {
             "FLUX_ENDPOINT_SERVICE_URL": self.credentials["service_url"],

@@ -45,6 +45,18 @@ def test_tasks_lists_function_state_age_and_runtime(stack, executor):
     assert second["ERROR"].startswith("ZeroDivisionError: ")
 
 
+def test_an_administrator_sees_the_tasks_of_others(stack, executor):
+    mine = executor.submit(abs, -1)
+    mine.result()
+    admin = stack.user("root", "--scope=admin")
+    listed = ("tasks", "--user=local", group(executor))
+    (row,) = table(stack.out(*listed, **admin))
+    assert (row["TASK"], row["USER"], row["FUNCTION"]) == (mine.task_id, "local", "abs")
+    assert row["ENDPOINT"] == "local"
+    said = stack.err(*listed, status=66)
+    assert "needs a token of the scope 'admin'" in said
+
+
 def test_the_newest_task_comes_first(stack, executor):
     first = executor.submit(abs, 1)
     first.result()

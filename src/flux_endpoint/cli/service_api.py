@@ -9,6 +9,11 @@ from pydantic import BaseModel, ValidationError
 
 from flux_endpoint.credentials import load_credentials
 from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.administration import (
+    UserEndpoint,
+    UserEndpointsAnswer,
+    UserTasksAnswer,
+)
 from flux_endpoint.protocol.operations import (
     EndpointStateAnswer,
     ListedState,
@@ -77,9 +82,16 @@ class OperatorApi:
         before: str | None = None,
         follows: bool = True,
         jobid: int | None = None,
-    ) -> TasksAnswer:
-        """Return tasks, the newest first; without `follows`, none that only follow a job."""
+        all_users: bool = False,
+        user: str | None = None,
+    ) -> TasksAnswer | UserTasksAnswer:
+        """Return tasks, the newest first; without `follows`, none that only follow a job.
+
+        With `all_users`, or the name of a `user`, they are not only the user's own; that needs an
+        administrator's token.
+        """
         given = {
+            "user": user,
             "endpoint_id": endpoint_id,
             "task_group_id": task_group_id,
             "limit": str(limit),
@@ -90,7 +102,13 @@ class OperatorApi:
         params: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if states:
             params["state"] = sorted(states)
+        if all_users or user is not None:
+            return self._get("/v3/admin/tasks", UserTasksAnswer, params)
         return self._get("/v3/tasks", TasksAnswer, params)
+
+    def all_endpoints(self) -> list[UserEndpoint]:
+        """Return the endpoints of all users, up to 1,000; needs an administrator's token."""
+        return self._get("/v3/admin/endpoints", UserEndpointsAnswer).endpoints
 
     def task(self, task_id: str) -> TaskRecord:
         """Return one of the user's tasks, whole."""
@@ -133,6 +151,15 @@ class OperatorApi:
         try:
             answer = self._rest.request("GET", path, params=params)
         except ServiceError as error:
+            if error.code == "NOT_FOUND" and path.startswith("/v3/admin/"):
+                raise ServiceError(
+                    f"the service at {self.url} shows nothing of other users with the token from "
+                    f"{self.credentials.source}: that needs a token of the scope 'admin' "
+                    "(flux-endpoint service token create USER --scope admin), and a service as new "
+                    "as this command",
+                    http_status=error.http_status,
+                    code="NOT_AN_ADMINISTRATOR",
+                ) from error
             if error.code == "NOT_FOUND":  # the route is unknown, not the requested object
                 raise ServiceError(
                     f"the service at {self.url} does not know GET {path}: is that URL (from "

@@ -27,6 +27,7 @@ from flux_endpoint.cli.table import (
 )
 from flux_endpoint.cli.targets import find_endpoint
 from flux_endpoint.errors import NotFoundError, ServiceError
+from flux_endpoint.protocol.administration import UserTask
 from flux_endpoint.protocol.jobid import format_jobid
 from flux_endpoint.protocol.operations import (
     ENDED_STATES,
@@ -49,6 +50,7 @@ TONES: dict[ListedState, Tone] = {
 #: The columns of a table of tasks.
 COLUMNS = {
     "task": Column("TASK"),
+    "user": Column("USER", least=6),
     "function": Column("FUNCTION", least=8),
     "state": Column("STATE"),
     "age": Column("AGE", right=True, goes=1),
@@ -68,6 +70,7 @@ COLUMNS = {
 #: The columns that are shown unless others are chosen.
 DEFAULT_COLUMNS = (
     "task",
+    "user",
     "function",
     "state",
     "age",
@@ -102,6 +105,12 @@ state_option = click.option(
     help="The most tasks to list, the newest first.",
 )
 @click.option("--follows", is_flag=True, help="Include tasks that only follow a job (`attach`).")
+@click.option(
+    "--all-users", is_flag=True, help="The tasks of all users; needs an administrator's token."
+)
+@click.option(
+    "--user", metavar="NAME", help="The tasks of this user; needs an administrator's token."
+)
 @columns_options(COLUMNS)
 @json_option
 @color_option
@@ -112,6 +121,8 @@ def tasks(
     states: tuple[str, ...],
     limit: int,
     follows: bool,
+    all_users: bool,
+    user: str | None,
     chosen: list[str] | None,
     wide: bool,
     as_json: bool,
@@ -120,7 +131,7 @@ def tasks(
     """List tasks, the newest first: function, state, age, runtime, return code, job.
 
     ENDPOINT is a name or an id; without it, your tasks on all endpoints are shown. Other users'
-    tasks are never shown.
+    tasks are shown to administrators only.
     """
     api = OperatorApi()
     target = find_endpoint(endpoint, api) if endpoint is not None else None
@@ -131,23 +142,33 @@ def tasks(
         states=states_of(states),
         limit=limit,
         follows=follows,
+        all_users=all_users,
+        user=user,
     )
+    of_others = all_users or user is not None
     if as_json:
         put_json({"tasks": [document(task) for task in found], "more": more})
         return
     shown = chosen or [
         name
         for name in DEFAULT_COLUMNS
-        if (name != "endpoint" or target is None)
+        if (name != "user" or of_others)
+        and (name != "endpoint" or target is None)
         and (name != "error" or any(task.error for task in found))
     ]
     names = {}
     if "endpoint" in shown and found:
-        names = {each.uuid: each.name for each in api.endpoints("any")}
+        names = _endpoint_names(api, of_others=of_others)
     table = _table(found, shown, names, may_go=chosen is None, wide=wide, color=color)
     click.echo(table, color=color)
     if more:
         click.echo(f"There are more: --limit {2 * limit} shows the next.", err=True)
+
+
+def _endpoint_names(api: OperatorApi, *, of_others: bool) -> dict[str, str]:
+    if of_others:
+        return {each.endpoint_id: each.name for each in api.all_endpoints()}
+    return {each.uuid: each.name for each in api.endpoints("any")}
 
 
 def states_of(states: Iterable[str]) -> frozenset[ListedState]:
@@ -241,7 +262,7 @@ def _table(
     color: bool,
 ) -> str:
     if not found:
-        return "No such tasks of yours."
+        return "No such tasks." if "user" in shown else "No such tasks of yours."
     now = time.time()
     rows = []
     for task in found:
@@ -264,6 +285,7 @@ def cells_of(task: ListedTask, names: Mapping[str, str], now: float) -> dict[str
     """
     return {
         "task": task.task_id,
+        "user": task.user if isinstance(task, UserTask) else "-",
         "function": called(task),
         "state": task.state.value,
         "age": shown_age(now - task.submitted),

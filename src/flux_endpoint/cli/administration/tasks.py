@@ -15,7 +15,6 @@ from flux_endpoint.cli.administration.options import (
 )
 from flux_endpoint.cli.options import json_option, put_json
 from flux_endpoint.cli.table import (
-    Column,
     Row,
     color_option,
     columns_options,
@@ -36,13 +35,6 @@ from flux_endpoint.errors import NotFoundError
 from flux_endpoint.protocol.administration import UserTask, UserTaskRecord
 from flux_endpoint.protocol.operations import MAX_LISTED, ListTasks
 
-_COLUMNS = {
-    "task": COLUMNS["task"],
-    "user": Column("USER", least=6),
-    **{name: column for name, column in COLUMNS.items() if name != "task"},
-}
-_DEFAULT = ("task", "user", *(name for name in DEFAULT_COLUMNS if name not in {"task", "rc"}))
-
 
 @click.group()
 def task() -> None:
@@ -61,7 +53,7 @@ def task() -> None:
     show_default=True,
     help="The most tasks to list, the newest first.",
 )
-@columns_options(_COLUMNS)
+@columns_options(COLUMNS)
 @json_option
 @color_option
 @database_url_option
@@ -117,13 +109,13 @@ def _table(
     wide: bool,
     color: bool,
 ) -> str:
-    shown = chosen or _DEFAULT
+    shown = chosen or DEFAULT_COLUMNS
     now = time.time()
     rows = []
     for each in found:
-        cells = {**cells_of(each, names, now), "user": each.user}
+        cells = cells_of(each, names, now)
         rows.append(Row([cells[name] for name in shown], TONES.get(each.state)))
-    columns = {name: _COLUMNS[name] for name in shown}
+    columns = {name: COLUMNS[name] for name in shown}
     width = None if wide else terminal_width()
     return table_of(columns, rows, chosen, color=color, width=width)
 
