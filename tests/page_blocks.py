@@ -190,8 +190,12 @@ def _unknown(words: list[str]) -> Iterator[str]:
         return
     with click.Context(cli) as context:
         command = cli.get_command(context, words.pop(0))
-        while isinstance(command, click.Group) and words and words[0] in command.commands:
-            command = command.commands[words.pop(0)]
+        while isinstance(command, click.Group) and words:
+            below = command.get_command(context, words[0])
+            if below is None:
+                break
+            command = below
+            words.pop(0)
         assert command is not None
         options = {"-h", "--help"}
         for parameter in command.params:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import click
 from pydantic import ValidationError
 
 from flux_endpoint import extras, logs
-from flux_endpoint.cli.administration.audit import audit
-from flux_endpoint.cli.administration.backup import backup
-from flux_endpoint.cli.administration.endpoints import endpoint
-from flux_endpoint.cli.administration.groups import group
 from flux_endpoint.cli.administration.options import (
     authorization_url_option,
     database_at,
@@ -20,15 +17,37 @@ from flux_endpoint.cli.administration.options import (
     open_database,
     setting,
 )
-from flux_endpoint.cli.administration.prune import prune
-from flux_endpoint.cli.administration.tasks import task
-from flux_endpoint.cli.administration.tokens import token
-from flux_endpoint.cli.administration.users import user
 from flux_endpoint.cli.process import quick_imports
 from flux_endpoint.errors import ConfigurationError
 
+#: The other commands, and their modules in `cli.administration`. Each is imported when it is used:
+#: `service run` needs none of them.
+_COMMANDS = {
+    "user": "users",
+    "token": "tokens",
+    "group": "groups",
+    "task": "tasks",
+    "endpoint": "endpoints",
+    "audit": "audit",
+    "prune": "prune",
+    "backup": "backup",
+}
 
-@click.group()
+
+class _Service(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_COMMANDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS and cmd_name not in self.commands:
+            with quick_imports():
+                name = f"flux_endpoint.cli.administration.{_COMMANDS[cmd_name]}"
+                module = importlib.import_module(name)
+            self.add_command(getattr(module, cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Service)
 def service() -> None:
     """Run the REST service, and administer it: users, tokens, limits.
 
@@ -143,7 +162,3 @@ def run(log_format: logs.LogFormat, database_url: str | None, **options: Any) ->
 def migrate(database_url: str | None) -> None:
     """Bring the database's schema up to date (`run` does this, too)."""
     open_database(database_url).close()
-
-
-for command in (user, token, group, task, endpoint, audit, prune, backup):
-    service.add_command(command)
