@@ -31,6 +31,7 @@ def setup(app: Any) -> None:
 
     def as_code(*event: Any) -> None:
         lines = event[-1]
-        lines[:] = ["Example::" if line == "Example:" else line for line in lines]
+        code = {"Example:": ["Example::", ""]}
+        lines[:] = [each for line in lines for each in code.get(line, [line])]
 
     app.connect("autodoc-process-docstring", as_code, priority=400)  # before napoleon
