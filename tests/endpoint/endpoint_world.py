@@ -100,6 +100,10 @@ class ObedientEngine:
         for each in events:
             self.on_event(each)
 
+    def end(self, result: EngineResult) -> None:
+        """Report the end of a task as it is."""
+        self._on_result(result)
+
     def finish(self, *task_ids: str) -> None:
         for task_id in task_ids:
             self._jobs.put(task_id)

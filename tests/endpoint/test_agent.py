@@ -33,6 +33,7 @@ from flux_endpoint.endpoint.registration import BrokerUrl
 from flux_endpoint.endpoint.status import AgentStatus
 from flux_endpoint.endpoint.task_records import AUDIT_LOG
 from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.results import failure
 from flux_endpoint.errors import EndpointInUseError, InstanceLostError, RecordError
 from flux_endpoint.functions import ShellFunction
 from flux_endpoint.logs import message_of
@@ -53,6 +54,32 @@ def test_a_thousand_tasks_each_end_in_one_result(
         task_ids = service.send_many(1000)
         service.await_results(task_ids)
     assert service.counts == dict.fromkeys(task_ids, 1)
+
+
+def test_the_next_agent_continues_with_the_attempt_that_ran(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    failed = failure(str(uuid.uuid4()), ErrorCode.REMOTE_EXECUTION, "ValueError: no")
+    options = json.dumps({"retries": 2, "retry_delay": 0})
+
+    def fail(engine: ObedientEngine) -> str:
+        engine_id = engine.next_submitted().task_id
+        engine.end(EngineResult(engine_id, failed))
+        return engine_id
+
+    with running(service, held_engine, tmp_path, shutdown_grace=0):
+        task_id = service.send(run_options=options)
+        assert fail(held_engine) == task_id
+        assert held_engine.next_submitted().task_id == f"{task_id}.2"
+    second = ObedientEngine(hold=True)
+    with running(service, second, tmp_path, shutdown_grace=0):
+        assert fail(second) == f"{task_id}.2"
+        assert fail(second) == f"{task_id}.3"
+        result = service.next_result()
+    assert str(result.task_id) == task_id
+    assert result.data.startswith("3 attempts failed\n  attempt 1: ValueError: no\n")
+    assert set(second.all_settled) >= {f"{task_id}.2", f"{task_id}.3"}
+    assert service.counts == {task_id: 1}
 
 
 def test_a_task_reaches_the_engine_with_all_its_properties(
