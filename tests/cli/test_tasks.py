@@ -197,7 +197,7 @@ def test_the_keys_of_the_json_stay(stack, executor):
         "task_id", "task_group_id", "endpoint_id", "function_id", "function_name", "state",
         "submitted", "started", "stopped", "ended", "error", "jobid", "jobid_f58", "runtime",
         "returncode", "queue_time", "run_time", "node", "worker", "attempts", "cpu_time", "max_rss",
-        "failed_attempts",
+        "failed_attempts", "printed",
     }  # fmt: skip
     assert all(told["tasks"][0][key] for key in ("node", "worker", "attempts", "cpu_time"))
 
