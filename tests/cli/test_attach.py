@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import uuid
@@ -15,6 +16,7 @@ from flux_endpoint.cli.targets import EndpointTarget
 from flux_endpoint.client.job import JobEvent
 from flux_endpoint.functions import ShellResult
 from flux_endpoint.protocol.jobid import JobID, format_jobid, parse_jobid
+from flux_endpoint.serialize import ComputeSerializer, PureSourceTextInspect
 from foreground import interrupt
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.stack]
@@ -220,3 +222,63 @@ def test_wrong_arguments_are_refused_by_name(bare, stack):
     assert f"task {nobody} is unknown" in stack.err("attach", nobody, status=66)
     assert "no endpoint is called 'nowhere'" in stack.err("attach", "nowhere", "1", status=66)
     assert "no credentials" in bare.err("attach", "lab", "1", status=78)
+
+
+def prints_at(gate, fails):
+    import sys
+    import time
+    from pathlib import Path
+
+    print("begun ä")
+    print("warned", file=sys.stderr)
+    deadline = time.monotonic() + 60
+    while not Path(gate).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print("done")
+    print("rest", end="")
+    if fails:
+        raise ValueError("bad")
+
+
+def test_the_output_of_a_running_function_is_followed(stack, executor, gate):
+    # By its source: the endpoint does not have this module.
+    executor.serializer = ComputeSerializer(strategy_code=PureSourceTextInspect())
+    future = executor.submit(prints_at, str(gate), True)
+    lines = future.output()
+    assert next(lines, None) == "begun ä\n", future.exception()
+    assert not future.done()
+    process = subprocess.Popen(
+        [*COMMAND, "attach", "-f", future.task_id],
+        env=stack.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun ä\n"
+    assert not future.done()
+    gate.touch()
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (out, process.returncode) == ("done\nrest", 1)
+    assert err.splitlines() == ["warned", f"task {future.task_id} failed: ValueError: bad"]
+    assert list(lines) == ["done\n", "rest"]
+    assert future.stdout == "begun ä\ndone\nrest"
+
+    async def warnings():
+        return [line async for line in future.output("stderr")]
+
+    assert asyncio.run(warnings()) == ["warned\n"]
+    executor.serializer = ComputeSerializer()
+    command = executor.submit(ShellFunction("echo out; echo err >&2; exit 3"))
+    assert command.result().returncode == 3
+    done = stack.run("attach", "--follow", command.task_id, status=3)
+    assert (done.stdout, done.stderr) == ("out", "err")
+    shown = json.loads(
+        stack.out("attach", "-f", "--json", command.task_id, status=3).splitlines()[0]
+    )
+    assert (shown["stream"], shown["begin"]) == ("stdout", 0)
+
+
+def test_following_needs_one_task(stack):
+    assert "name one task to follow" in stack.err("attach", "-f", status=64)
+    unknown = str(uuid.uuid4())
+    assert "unknown" in stack.err("attach", "-f", unknown, status=66)

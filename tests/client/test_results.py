@@ -16,6 +16,7 @@ from flux_endpoint import Client, ComputeFuture, Executor, TaskExecutionFailed
 from flux_endpoint.client import exits
 from flux_endpoint.client import results as results_module
 from flux_endpoint.client import streams as streams_module
+from flux_endpoint.client.output import FollowedOutput
 from flux_endpoint.client.results import TaskEnd, from_document, from_message, load, resolve
 from flux_endpoint.errors import DeserializationError, InvalidMessageError
 from flux_endpoint.functions import ShellResult
@@ -121,6 +122,28 @@ def test_a_future_has_the_output_of_its_task_once_it_is_done() -> None:
     silent = ComputeFuture("t")
     silent.set_result({"stdout": "not a command's"})
     assert (silent.stdout, silent.stderr) == ("", "")
+
+
+def test_followed_output_comes_in_lines() -> None:
+    answers = [
+        {"ended": False, "stdout": {"begin": 0, "end": 5, "text": "one\ntw"}},
+        {"ended": False, "stdout": None},
+        {"ended": False, "stdout": {"begin": 5, "end": 7, "text": "o\n"}},
+        {"ended": True, "stdout": {"begin": 9, "end": 13, "text": "last"}},
+    ]
+    asked = []
+
+    def ask(task_id: str, stdout: int, stderr: int) -> dict[str, Any]:
+        asked.append((task_id, stdout))
+        assert stderr > 2**60  # nothing of it is wanted
+        return answers[len(asked) - 1]
+
+    lines = list(FollowedOutput(lambda: "t", ask, "stdout"))
+    assert lines == ["one\n", "two\n", "[... 2 bytes were not kept ...]\n", "last"]
+    assert asked == [("t", 0), ("t", 5), ("t", 5), ("t", 7)]
+    assert list(FollowedOutput(lambda: None, ask, "stdout")) == []
+    with pytest.raises(ValueError, match="stream must be"):
+        ComputeFuture("t").output("both")  # type: ignore[arg-type]
 
 
 def test_a_document_of_a_waiting_task_ends_nothing() -> None:

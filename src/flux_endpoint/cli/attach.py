@@ -19,6 +19,8 @@ from flux_endpoint.cli.options import complete_endpoint, json_option, put_json, 
 from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import shown_age, shown_jobid, shown_moment
 from flux_endpoint.cli.targets import EndpointTarget, find_endpoint
+from flux_endpoint.cli.task import task_id_of
+from flux_endpoint.cli.task_output import follow_output
 from flux_endpoint.cli.tasks import find_task, tasks_of_job
 from flux_endpoint.client import Client, ComputeFuture, Executor
 from flux_endpoint.client.job import JobEvent
@@ -45,8 +47,9 @@ def _complete(
 
 @click.command()
 @click.argument("which", nargs=-1, metavar="TASK | [ENDPOINT] JOBID", shell_complete=_complete)
+@click.option("-f", "--follow", "follows", is_flag=True, help="A task's output, as it comes.")
 @json_option
-def attach(*, which: tuple[str, ...], as_json: bool) -> int:
+def attach(*, which: tuple[str, ...], follows: bool, as_json: bool) -> int:
     """Follow a task's job, or any job of an endpoint's instance: its events and output.
 
     TASK is an id, as listed by `flux-endpoint tasks`. ENDPOINT is a name or an id; it may be left
@@ -54,9 +57,17 @@ def attach(*, which: tuple[str, ...], as_json: bool) -> int:
     endpoint may read. The events are printed on standard error; when the job has ended, the last
     lines of its output go to the streams that they were written to. The exit code is the job's, or
     128 plus the signal that ended it. Ctrl-C leaves the job running.
+
+    With --follow, the output of any TASK is printed instead: of a Python function on a worker while
+    it runs, of others when they have ended. The exit code is then 1 if a function has failed.
     """
     logs.configure("WARNING")
     try:
+        if follows:
+            if len(which) != 1:
+                raise click.UsageError("name one task to follow its output")
+            api = OperatorApi()
+            return follow_output(api, task_id_of(which[0], api), as_json=as_json)
         return _attach(which, as_json=as_json)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -18,6 +18,7 @@ from flux_endpoint.protocol.operations import (
     EndpointStateAnswer,
     ListedState,
     LoginCodeAnswer,
+    OutputAnswer,
     ServiceStatusAnswer,
     TaskRecord,
     TasksAnswer,
@@ -30,6 +31,8 @@ Answer = TypeVar("Answer", bound=BaseModel)
 #: Timeout (s) of one attempt, and the number of attempts.
 TIMEOUT = 15.0
 ATTEMPTS = 2
+#: Seconds for which the service waits for output; less than the timeout.
+_WAIT = 10.0
 
 
 class OperatorApi:
@@ -50,6 +53,12 @@ class OperatorApi:
     def url(self) -> str:
         """The service's base URL."""
         return self.credentials.service_url
+
+    def output(self, task_id: str, *, stdout: int, stderr: int) -> OutputAnswer:
+        """Wait for what a task prints after these positions, for a while."""
+        params = {"stdout": str(stdout), "stderr": str(stderr), "wait": str(_WAIT)}
+        path = f"/v3/tasks/{task_id}/output"
+        return self._parsed(path, self._rest.request("GET", path, params=params), OutputAnswer)
 
     def status(self) -> ServiceStatusAnswer:
         """Return the service's status."""

@@ -116,6 +116,17 @@ class ServiceApi:
             idempotent=signum is None,
         )
 
+    def output(self, task_id: str, stdout: int, stderr: int) -> _Json:
+        """Wait for what a task prints, for a while; see `operations.OutputAnswer`.
+
+        Args:
+            task_id: the task.
+            stdout: bytes of its standard output that the caller has.
+            stderr: the same of its standard error.
+        """
+        params = {"stdout": str(stdout), "stderr": str(stderr)}
+        return self._rest.request("GET", f"/v3/tasks/{task_id}/output", params=params)
+
     def events(self, task_id: str) -> list[_Json]:
         """Return all events so far of a task's job."""
         answer = self._rest.request("GET", f"/v2/tasks/{task_id}/events")

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 
+from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.functions import ShellResult
 from flux_endpoint.protocol.envelope import OUTPUT, STDERR, STDOUT
 
+#: A position in a stream after all that can come.
+_BEYOND = 2**61
 #: Keys of a command's result as a dictionary.
 _COMMAND = frozenset(vars(ShellResult("", "", "", 0)))
+
+
+class HasApi(Protocol):
+    """Has the service's interface.
+
+    Attributes:
+        api: the service.
+    """
+
+    api: ServiceApi
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,78 @@ def _with_note(text: Any, dropped: Any) -> str:
     if not isinstance(dropped, int) or dropped <= 0:
         return kept
     return f"[... {dropped} bytes before this were not kept ...]\n{kept}"
+
+
+class FollowedOutput:
+    """The lines that a task prints on one stream, as they come, with their line ends.
+
+    Iterate over it with `for` or, in a coroutine, with `async for`. It ends when the task has ended
+    and all is read; a line says where something is missing that was not kept.
+
+    Args:
+        wait_submitted: returns the task's id once it is known; `None`: it was not submitted.
+        ask: asks the service for what comes after the positions in both streams.
+        stream: "stdout" or "stderr".
+    """
+
+    def __init__(
+        self,
+        wait_submitted: Callable[[], str | None],
+        ask: Callable[[str, int, int], dict[str, Any]],
+        stream: str,
+    ) -> None:
+        self._wait_submitted = wait_submitted
+        self._ask = ask
+        self._stream = stream
+        self._position = 0
+        self._lines: deque[str] = deque()
+        self._rest = ""
+        self._ended = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        while not self._lines:
+            if self._ended:
+                raise StopIteration
+            self._fetch()
+        return self._lines.popleft()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        line = await asyncio.to_thread(next, self, None)
+        if line is None:
+            raise StopAsyncIteration
+        return line
+
+    def _fetch(self) -> None:
+        task_id = self._wait_submitted()
+        if task_id is None:
+            self._ended = True
+            return
+        # The other stream is not asked for: its position is beyond all that there will be.
+        at = {STDOUT: _BEYOND, STDERR: _BEYOND, self._stream: self._position}
+        answer = self._ask(task_id, at[STDOUT], at[STDERR])
+        part = answer.get(self._stream)
+        if isinstance(part, dict):
+            self._add(int(part["begin"]), int(part["end"]), str(part["text"]))
+        if answer.get("ended"):
+            self._ended = True
+            if self._rest:
+                self._lines.append(self._rest)
+
+    def _add(self, begin: int, end: int, text: str) -> None:
+        if begin > self._position:
+            if self._rest:
+                self._lines.append(f"{self._rest}\n")
+                self._rest = ""
+            self._lines.append(f"[... {begin - self._position} bytes were not kept ...]\n")
+        self._position = end
+        *lines, self._rest = f"{self._rest}{text}".split("\n")
+        self._lines.extend(f"{line}\n" for line in lines)
 
 
 class WithOutput(Future[Any]):
@@ -62,6 +150,36 @@ class WithOutput(Future[Any]):
     def stderr(self) -> str:
         """The same of standard error."""
         return self._printed().stderr
+
+    def output(self, stream: Literal["stdout", "stderr"] = "stdout") -> FollowedOutput:
+        r"""Return the lines that the task prints, as they come: `for line in future.output()`.
+
+        Of a Python function on a worker they come while it runs. Those of other tasks come when the
+        task has ended. Each line has its line end; in a coroutine, use `async for`. Iterating
+        raises `ServiceError` if the service refuses, and `ServiceUnreachableError`.
+
+        Args:
+            stream: "stdout" or "stderr".
+
+        Raises:
+            ValueError: there is no such stream.
+            RuntimeError: the future does not belong to an Executor.
+
+        Example:
+            for line in executor.submit(simulate).output():
+                print(line, end="")
+        """
+        if stream not in (STDOUT, STDERR):
+            raise ValueError(f"stream must be {STDOUT!r} or {STDERR!r}, not {stream!r}")
+        return FollowedOutput(self.wait_submitted, self._service().api.output, stream)
+
+    @abstractmethod
+    def wait_submitted(self, timeout: float | None = None) -> str | None:
+        """Wait until the service has accepted the task, and return the task's id."""
+
+    @abstractmethod
+    def _service(self) -> HasApi:
+        """Return what has the service's interface."""
 
     def _printed(self) -> PrintedOutput:
         if not self.done():

@@ -44,7 +44,7 @@ from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.logs import event, keep_bounded
-from flux_endpoint.protocol.messages import EndpointStop, ReportsWanted
+from flux_endpoint.protocol.messages import EndpointStop, OutputWanted, ReportsWanted
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -311,6 +311,11 @@ class Agent:
         turn.answered.append(delivery)
         if isinstance(command, ReportsWanted):
             self._broker.reports.hurry(command.seconds)
+            return
+        if isinstance(command, OutputWanted):
+            self._engine.follow_output(
+                str(command.task_id), command.seconds, (command.stdout, command.stderr)
+            )
             return
         self._records.requested(command)
         if isinstance(command, EndpointStop):

@@ -28,6 +28,7 @@ from flux_endpoint.protocol.job_events import ATTEMPT_FAILED
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import (
     EndpointStop,
+    OutputWanted,
     ReportsWanted,
     Result,
     ResultErrorDetails,
@@ -53,6 +54,9 @@ from flux_endpoint.protocol.run_options import (
 from flux_endpoint.protocol.states import ErrorCode
 
 log = logging.getLogger(__name__)
+
+#: Requests of the service.
+Command = TaskKill | EndpointStop | OutputWanted | ReportsWanted
 
 _COMMANDS = frozenset(kind.__name__ for kind in (ShellFunction, MPIFunction))
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -126,11 +130,11 @@ def refuse(task_id: str, code: ErrorCode, text: str, user_message: str) -> Refus
     return RefusedTask(task_id, text, EngineResult(task_id, pack(result)))
 
 
-def read_command(delivery: Delivery) -> TaskKill | EndpointStop | ReportsWanted | None:
+def read_command(delivery: Delivery) -> Command | None:
     """Return the request in a delivery; dead-letter an invalid one and return `None`."""
     try:
         message = unpack(delivery.body)
-        if isinstance(message, TaskKill | EndpointStop | ReportsWanted):
+        if isinstance(message, Command):
             return message
         reason = f"a {message.message_type} message is no command"
     except InvalidMessageError as error:

@@ -227,6 +227,7 @@ def registration_request(name: str, config: EndpointConfig, config_text: str) ->
             "flux_endpoint_version": __version__,
             "tasks_per_message": config.tasks_per_message,
             "reports_on_request": True,
+            "output_on_request": True,
             "user_config_template": "",
             "user_config_schema": None,
         },

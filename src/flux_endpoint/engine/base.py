@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flux_endpoint.protocol.job_events import OUTPUT_EVENT
 from flux_endpoint.protocol.run_options import RunOptions
 
 
@@ -50,6 +52,11 @@ class EngineEvent:
     name: str
     timestamp: float
     context: dict[str, Any]
+
+
+def output_event(task_id: str, streams: dict[str, Any]) -> EngineEvent:
+    """Return the event for what a followed task has printed; see `job_events.OUTPUT_EVENT`."""
+    return EngineEvent(task_id, None, OUTPUT_EVENT, time.time(), streams)
 
 
 class Engine(Protocol):
@@ -102,6 +109,17 @@ class Engine(Protocol):
         Args:
             task_id: the task.
             signum: send this signal to the running task's processes instead of ending it.
+        """
+
+    def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
+        """Report what a running task prints: `on_event` gets events `job_events.OUTPUT_EVENT`.
+
+        Unknown ids are ignored; call it again before the time is over.
+
+        Args:
+            task_id: the task.
+            seconds: for how long.
+            known: bytes of standard output and error that the caller has.
         """
 
     def status(self) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class FluxEngine:
         at_end = Fate.AWAITS_LOSS if self._lent else Fate.LEFT
         self._instance = InstanceState(self._backend, at_end, self._instance_changed)
         logs.event(log, logging.INFO, f"engine runs on {self._backend.description}")
-        self._pool = self._new_pool(leave, on_found or _ignore)
+        self._pool = self._new_pool(leave, on_found or _ignore, on_event or _ignore)
         self._jobs = self._new_jobs(leave, on_event or _ignore)
         self._backend.watch(self._instance, self._make_room, self._tasks.mark("workers"))
         ends: list[SpooledEnd] = []
@@ -156,7 +156,12 @@ class FluxEngine:
                 f"engine.working_dir: {self._tasks.working_dir} can't be created: {error.strerror}"
             ) from error
 
-    def _new_pool(self, leave: _Leave, on_found: Callable[[set[str]], None]) -> WorkerPool:
+    def _new_pool(
+        self,
+        leave: _Leave,
+        on_found: Callable[[set[str]], None],
+        on_event: Callable[[EngineEvent], None],
+    ) -> WorkerPool:
         assert self._backend is not None
         assert self._instance is not None
         return WorkerPool(
@@ -170,6 +175,7 @@ class FluxEngine:
             instance=self._instance,
             on_found=on_found,
             on_wait=self._workers_wait,
+            on_event=on_event,
         )
 
     def _new_jobs(self, leave: _Leave, on_event: Callable[[EngineEvent], None]) -> JobRunner:
@@ -310,6 +316,11 @@ class FluxEngine:
             jobs.cancel(task_id, signum)
         elif place is not None:
             pool.cancel(task_id, signum)
+
+    def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
+        """Report what a running task prints; see `Engine`."""
+        if self._pool is not None and self._index.place(task_id) is TaskPlace.WORKERS:
+            self._pool.follow_output({"id": task_id, "seconds": seconds, "known": known})
 
     def status(self) -> dict[str, Any]:
         """Return the counters for the status report, and which executor runs the jobs."""

@@ -62,6 +62,17 @@ class StreamTail:
         """The kept bytes as text; invalid UTF-8 becomes backslash sequences."""
         return self.data.decode(errors="backslashreplace")
 
+    def part(self, position: int) -> tuple[int, int, str]:
+        """Return what is kept after a position, without an incomplete character at the end.
+
+        Returns:
+            The positions of its first byte and after its last one, and its text.
+        """
+        kept = self.data  # first: it may drop some
+        begin = max(position, self.dropped) if position <= self.total else self.dropped
+        data = _complete(kept[begin - self.dropped :])
+        return begin, begin + len(data), data.decode(errors="backslashreplace")
+
     def add(self, data: bytes) -> None:
         """Add bytes to the end."""
         self._pieces.append(data)
@@ -86,3 +97,14 @@ def _from_line(data: bytes) -> bytes:
     while begin < min(3, len(data)) and data[begin] & 0xC0 == 0x80:  # the rest of a character
         begin += 1
     return data[begin:]
+
+
+def _complete(data: bytes) -> bytes:
+    """Return `data` without the beginning of a character of UTF-8 at its end."""
+    for back in range(1, min(3, len(data)) + 1):
+        lead = data[-back]
+        if lead & 0xC0 == 0x80:
+            continue
+        length = 1 + (lead >= 0xC0) + (lead >= 0xE0) + (lead >= 0xF0)
+        return data[:-back] if length > back else data
+    return data

@@ -25,6 +25,10 @@ IN_ORDER: Final = (
 EVENTS: Final = frozenset(IN_ORDER)
 #: An event of a task, not of its job: an attempt has failed, and there will be another one.
 ATTEMPT_FAILED: Final = "attempt-failed"
+#: Name, among the events that an endpoint sends, of output of a running task that somebody follows.
+#: It is no event of Flux, and it is not stored. Its context has for "stdout" and "stderr" a part of
+#: the stream: the positions of its first byte and after its last one, and its text.
+OUTPUT_EVENT: Final = "output"
 #: The last event.
 LAST_EVENT: Final = "clean"
 

@@ -106,6 +106,22 @@ class ReportsWanted(Message):
     seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
+class OutputWanted(Message):
+    """A request to this project's endpoints: send what a running task prints, from now on.
+
+    It is sent to endpoints that have announced in their metadata that they understand it.
+    """
+
+    message_type: ClassVar[str] = "output_wanted"
+
+    task_id: UUID
+    #: For how long (s), from now on.
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    #: Bytes of each stream that the service has.
+    stdout: int = Field(default=0, ge=0, lt=2**62)
+    stderr: int = Field(default=0, ge=0, lt=2**62)
+
+
 class TaskEvent(BaseModel):
     """An event of a task's Flux job (RFC 21).
 
@@ -183,6 +199,7 @@ MESSAGES: dict[str, type[Message]] = {
         EPStatusReport,
         EndpointStop,
         ManagerStatusReport,
+        OutputWanted,
         ReportsWanted,
         Result,
         Task,

@@ -226,6 +226,36 @@ class TaskRecord(ListedTask):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+class FollowOutput(BaseModel):
+    """The query parameters of `GET /v3/tasks/{id}/output`."""
+
+    #: Bytes of each stream that the caller has.
+    stdout: int = Field(default=0, ge=0, lt=2**62)
+    stderr: int = Field(default=0, ge=0, lt=2**62)
+    #: Seconds to wait if there is nothing yet.
+    wait: float = Field(default=20.0, ge=0, le=30)
+
+
+class StreamPart(BaseModel):
+    """A part of a stream: the positions of its first byte and after its last one, and its text.
+
+    If the first is later than where the caller's part ended, what is between was not kept.
+    """
+
+    begin: int
+    end: int
+    text: str
+
+
+class OutputAnswer(BaseModel):
+    """`GET /v3/tasks/{id}/output`: what a task has printed after the given positions."""
+
+    #: Whether the task has ended, so that this is all.
+    ended: bool
+    stdout: StreamPart | None = None
+    stderr: StreamPart | None = None
+
+
 class ListTasks(BaseModel):
     """The query parameters of `GET /v3/tasks`."""
 

@@ -18,6 +18,7 @@ from flux_endpoint.service.disconnects import WatchedSubmissions
 from flux_endpoint.service.fresh_reports import FreshReports
 from flux_endpoint.service.health import HealthCheck
 from flux_endpoint.service.identity import Authentication
+from flux_endpoint.service.live_output import LiveOutput
 from flux_endpoint.service.metrics import (
     CountedRequests,
     Exposition,
@@ -44,6 +45,7 @@ from flux_endpoint.service.routes import (
     kill,
     metrics,
     operations,
+    output,
     page,
     submit,
     taken,
@@ -69,7 +71,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     """
     counted = CollectorRegistry()
     counters = ServiceCounters(counted)
-    listeners, fresh_reports = LiveListeners(), FreshReports()
+    listeners, fresh_reports, live_output = LiveListeners(), FreshReports(), LiveOutput()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -81,7 +83,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
         if at_broker is None:
             at_broker = await to_thread.run_sync(broker_access, settings)
             at_broker.start()
-        changes = Changes(counters, retention, listeners, fresh_reports)
+        changes = Changes(counters, retention, listeners, fresh_reports, live_output)
         broker = Broker(settings, database, at_broker, changes)
         broker.start()
         retention.start()
@@ -114,9 +116,15 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     # No schema pages: they load scripts from other hosts, and a browser sends no token for them.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.listeners, app.state.fresh_reports = listeners, fresh_reports
-    app.state.report_requests = ReportRequests()
+    app.state.report_requests, app.state.live_output = ReportRequests(), live_output
     _add_routes(app, settings, counters)
     return app
+
+
+def end_waits(app: FastAPI) -> None:
+    """End the requests that wait for news: the service ends."""
+    app.state.listeners.close()
+    app.state.live_output.close()
 
 
 def _add_routes(app: FastAPI, settings: ServiceSettings, counters: ServiceCounters) -> None:
@@ -127,11 +135,13 @@ def _add_routes(app: FastAPI, settings: ServiceSettings, counters: ServiceCounte
     errors.add_handlers(app)
     app.add_middleware(WatchedSubmissions)
     app.add_middleware(AbsoluteTargets)
-    app.add_middleware(CountedRequests, counters=counters, endless=frozenset({"/page/events"}))
+    waiting = frozenset({"/page/events", "/v3/tasks/{task_id}/output"})
+    app.add_middleware(CountedRequests, counters=counters, endless=waiting)
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
     app.include_router(endpoint_tokens.router)
     app.include_router(operations.router)
+    app.include_router(output.router)
     app.include_router(health.router)
     app.include_router(taken.router)
     app.include_router(cache.router)

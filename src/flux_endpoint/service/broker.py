@@ -64,7 +64,7 @@ class Broker:
             ResultConsumer(
                 database, self._inward, self.official, changes.tasks_ended, self.dependents.counted
             ),
-            EventConsumer(database, self._inward, changes.events_stored),
+            EventConsumer(database, self._inward, changes),
             HeartbeatConsumer(
                 database, self._inward, changes.reports_stored, self.official.reported
             ),

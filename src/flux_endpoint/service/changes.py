@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Outcome(StrEnum):
@@ -31,6 +32,7 @@ class ReportedEnd:
         ended: when the service received its result.
         size: bytes of its result.
         replaces: whether it replaces a failure that the service had presumed and reported.
+        task_id: its id.
     """
 
     owner_id: str
@@ -41,6 +43,7 @@ class ReportedEnd:
     ended: float
     size: int
     replaces: bool = False
+    task_id: str = ""
 
 
 class ChangeListener:
@@ -62,6 +65,14 @@ class ChangeListener:
 
     def events_stored(self, owner_ids: Collection[str]) -> None:
         """Job events were stored; `owner_ids` are the users of their tasks."""
+
+    def output_arrived(self, task_id: str, streams: dict[str, Any]) -> None:
+        """A running task has printed something, and somebody follows that.
+
+        Args:
+            task_id: the task.
+            streams: as its endpoint has sent them; see `job_events.OUTPUT_EVENT`.
+        """
 
     def reports_stored(self, endpoint_ids: Collection[str]) -> None:
         """Status reports of endpoints were stored."""
@@ -97,6 +108,11 @@ class Changes(ChangeListener):
         """See `ChangeListener`."""
         for each in self._listeners:
             each.events_stored(owner_ids)
+
+    def output_arrived(self, task_id: str, streams: dict[str, Any]) -> None:
+        """See `ChangeListener`."""
+        for each in self._listeners:
+            each.output_arrived(task_id, streams)
 
     def reports_stored(self, endpoint_ids: Collection[str]) -> None:
         """See `ChangeListener`."""

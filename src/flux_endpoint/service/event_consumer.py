@@ -6,7 +6,7 @@ No client has to listen: a later one gets the events from the store.
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,8 +15,10 @@ from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.envelope import VERSION_BYTE
+from flux_endpoint.protocol.job_events import OUTPUT_EVENT
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import TaskEvent, TaskEvents, unpack
+from flux_endpoint.service.changes import ChangeListener
 from flux_endpoint.service.consumer import BatchConsumer
 from flux_endpoint.service.countdown import Countdown
 from flux_endpoint.service.store import tasks
@@ -59,18 +61,18 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
     Args:
         database: the service's database.
         connection: connection to the broker.
-        on_stored: called with the owners of tasks that have new events.
+        changes: gets the owners of tasks that have new events, and the output of running tasks.
     """
 
     def __init__(
         self,
         database: Database,
         connection: AmqpConnection,
-        on_stored: Callable[[Collection[str]], None],
+        changes: ChangeListener,
     ) -> None:
         super().__init__(connection, queues.EVENTS_QUEUE, noun="job events", prefetch=PREFETCH)
         self._database = database
-        self._on_stored = on_stored
+        self._changes = changes
 
     def read(self, delivery: Delivery) -> _Received:
         """Return the events in a message.
@@ -87,6 +89,7 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
         """Store the new events."""
         stored = _Stored()
         new: list[StoredEvent] = []
+        output: list[StoredEvent] = []
         unknown: set[str] = set()
         with self._database.write() as connection:
             named = {each.task_id for message in received for each in message.events}
@@ -105,6 +108,9 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
                     if route is None:
                         unknown.add(each.task_id)
                         continue
+                    if each.name == OUTPUT_EVENT:
+                        output.append(each)
+                        continue
                     if each.key not in seen:
                         if counts[each.task_id] >= MAX_TASK_EVENTS:
                             full.add(each.task_id)
@@ -117,7 +123,9 @@ class EventConsumer(BatchConsumer[_Received, _Stored]):
                     # A redelivered event may have been stored but not forwarded before a restart.
                     stored.forward.setdefault(route.group_id, []).append(each)
             add_events(connection, new)
-        self._on_stored({routes[each.task_id].owner_id for each in new})
+        for each in output:
+            self._changes.output_arrived(each.task_id, each.context)
+        self._changes.events_stored({routes[each.task_id].owner_id for each in new})
         for task_id in unknown:
             event(log, logging.WARNING, "job events of an unknown task", task_id=task_id)
         for task_id in full:
@@ -172,6 +180,8 @@ def _checked(received: TaskEvent) -> StoredEvent:
     except ValueError as error:
         raise InvalidMessageError(f"event '{name}': {error}") from error
     context = received.context
+    if name == OUTPUT_EVENT:  # it is not stored
+        return StoredEvent(str(received.task_id), None, name, received.timestamp, context)
     size = len(json.dumps(context))
     if size > MAX_CONTEXT:
         context = {"omitted": f"{size} characters, more than {MAX_CONTEXT}"}

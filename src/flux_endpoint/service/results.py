@@ -283,6 +283,7 @@ def _end(outcome: tasks.TaskOutcome, route: tasks.TaskRoute) -> ReportedEnd:
         ended=outcome.completed_at,
         size=len(outcome.data),
         replaces=route.ended,
+        task_id=outcome.task_id,
     )
 
 

@@ -19,7 +19,7 @@ from flux_endpoint.logs import event
 from flux_endpoint.processes import StartOrder
 from flux_endpoint.processes.memory import return_large_blocks
 from flux_endpoint.service.access.control import broker_access
-from flux_endpoint.service.app import create_app
+from flux_endpoint.service.app import create_app, end_waits
 from flux_endpoint.service.http_protocol import BoundedProtocol, ConnectionLimits, Connections
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.sockets import listen
@@ -70,7 +70,7 @@ def run(settings: ServiceSettings) -> None:
             per_address=settings.max_connections_per_address,
         )
         app = create_app(settings, access)
-        server = _Server(http_config(app, limits), order.tell_ready, app.state.listeners.close)
+        server = _Server(http_config(app, limits), order.tell_ready, partial(end_waits, app))
         order.wait()
         access.start()
         access.check()

@@ -197,6 +197,11 @@ class BlockEngine:
             self._follower.cancel(task_id, signum)
             self._thread.post(lambda: self._tasks.cancel(task_id, signum))
 
+    def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
+        """Report what a running task prints; see `Engine`."""
+        if self._running:
+            self._thread.post(lambda: self._tasks.follow_output(task_id, seconds, known))
+
     def status(self) -> dict[str, Any]:
         """Return the summed counters of all blocks, and `blocks`, a list of them."""
         if not self._running:

@@ -155,6 +155,12 @@ class BlockTasks:
         if self._recovery.is_complete:
             self._recovery.complete()
 
+    def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
+        """Report what a task prints that runs in a block."""
+        for block in self._blocks.values():
+            if task_id in block.tasks and block.engine is not None:
+                block.engine.follow_output(task_id, seconds, known)
+
     def cancel(self, task_id: str, signum: int | None) -> None:
         """End a task wherever it is, or send `signum` to its processes."""
         held = self._waiting.find(task_id)

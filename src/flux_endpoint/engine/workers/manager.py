@@ -20,6 +20,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -149,15 +150,22 @@ class Manager:
                     self._report_holdings(parts[0])
                 case b"go":
                     self._go({part.decode() for part in parts})
-                case b"cancel":
-                    self._staff.cancel(parts[0].decode())
-                case b"signal":
-                    self._staff.signal(int(parts[0]), parts[1].decode())
-                case b"terminate":
-                    returned = self._staff.terminate(parts[0].decode())
-                    self._link.send(b"returned", *_encoded(returned))
                 case b"stop":
                     self._running, self._is_stopped = False, True
+                case _:
+                    self._act_on_running(kind, parts)
+
+    def _act_on_running(self, kind: bytes, parts: list[bytes]) -> None:
+        match kind:
+            case b"follow":
+                self._staff.follow(json.loads(parts[0]))
+            case b"cancel":
+                self._staff.cancel(parts[0].decode())
+            case b"signal":
+                self._staff.signal(int(parts[0]), parts[1].decode())
+            case b"terminate":
+                returned = self._staff.terminate(parts[0].decode())
+                self._link.send(b"returned", *_encoded(returned))
 
     def _connection_changed(self) -> None:
         for change in self._link.changes():
@@ -210,6 +218,10 @@ class Manager:
     def running(self, task_id: str, began: float) -> None:
         """See `outbox.Listener`."""
         self._link.send(b"running", task_id.encode(), b"%.3f" % began)
+
+    def followed(self, task_id: str, streams: dict[str, Any]) -> None:
+        """See `task_ends.Listener`."""
+        self._link.send(b"printed", compact_json([task_id, streams]))
 
     def printed(self, data: bytes) -> None:
         """See `outbox.Listener`."""

@@ -7,6 +7,8 @@ From the pool:
 - `tasks`, a JSON list of the tasks' headers, then the buffer of each.
 - `return`, number of tasks that should be given back if they have not begun.
 - `safe`, ids: the ends of these tasks are on disk.
+- `follow`, a JSON object: send what the task `id` prints for some `seconds`; the bytes of both
+  streams that are `known`.
 - `cancel`, an id; `signal`, a number and an id; `terminate`, a reason; `stop`.
 
 To the pool:
@@ -18,7 +20,8 @@ To the pool:
   (`spool.EndHeader`); repeated on each connection until they are `safe`.
 - `returned`, ids of tasks that have not begun; `late`, ids of tasks whose `start_before` passed.
 - `running`, id and start of a task that takes long.
-- `output`, output of the workers.
+- `output`, output of the workers, for the log; `printed`, a JSON list: a followed task, and a part
+  of each stream.
 - `bye`, a JSON object: the manager ends; start times of tasks that were `running`. Its other tasks
   never began.
 

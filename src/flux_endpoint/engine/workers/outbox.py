@@ -151,6 +151,9 @@ class Listener(Protocol):
     def running(self, task_id: str, began: float) -> None:
         """Handle that a task has been running for a while; `began` in seconds since the epoch."""
 
+    def followed(self, task_id: str, streams: dict[str, Any]) -> None:
+        """Report parts of what a followed task prints, by stream."""
+
     def printed(self, data: bytes) -> None:
         """Add to the log of the workers' output."""
 

@@ -11,21 +11,49 @@ import select
 import struct
 import termios
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from fcntl import F_SETPIPE_SZ, fcntl, ioctl
-from typing import Any
+from typing import Any, Protocol
 
 from flux_endpoint.engine.output import LogAllowance
 from flux_endpoint.engine.results import output_details
 from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.engine.workers.pipes import MOST_READ, WorkerPipes, read_all
+from flux_endpoint.protocol.envelope import OUTPUT
 
 #: Seconds that output waits in its pipe: short tasks end within them, and each line of a longer one
 #: would otherwise wake this process. A pipe with much in it is read sooner.
 _PAUSE = 0.02
 _SHORT_PAUSE = 0.001
 _MUCH = 32 << 10
+#: Seconds between two reports of a followed task, and the most of them that are followed.
+_REPORT_PAUSE = 0.2
+_MOST_FOLLOWED = 64
+
+
+class OutputListener(Protocol):
+    """Callbacks for output; see `outbox.Listener`."""
+
+    def printed(self, data: bytes) -> None:
+        """Add to the log of the workers' output."""
+
+    def followed(self, task_id: str, streams: dict[str, Any]) -> None:
+        """Report parts of what a followed task prints, by stream."""
+
+
+@dataclass(eq=False)
+class _Followed:
+    """A task whose output somebody follows. Times are monotonic."""
+
+    until: float
+    #: Bytes of both streams that were reported.
+    sent: list[int]
+    #: When more may be reported.
+    next_at: float = 0.0
+    #: The output that waits for that.
+    waits: WorkerOutput | None = None
 
 
 class WorkerOutput:
@@ -111,6 +139,16 @@ class WorkerOutput:
         self._tails = self._new_tails()
         return details
 
+    def parts(self, sent: list[int]) -> dict[str, tuple[int, int, str]]:
+        """Return the output after the positions in `sent`, which are advanced."""
+        found = {}
+        for number, (tail, (name, _)) in enumerate(zip(self._tails, OUTPUT, strict=True)):
+            begin, end, text = tail.part(sent[number])
+            if text:
+                found[name] = begin, end, text
+                sent[number] = end
+        return found
+
     def sent(self, streams: Iterable[bytes]) -> dict[str, Any]:
         """Return the same of a task whose worker has read and sent it."""
         tails = self._new_tails()
@@ -135,12 +173,13 @@ class OutputReader:
 
     Args:
         most: the most bytes of each stream of a task that are kept.
-        log: called with output for the log.
+        listener: gets output for the log, and what followed tasks print.
     """
 
-    def __init__(self, most: int, log: Callable[[bytes], None]) -> None:
+    def __init__(self, most: int, listener: OutputListener) -> None:
         self._most = most
-        self._log = log
+        self._listener = listener
+        self._followed: dict[str, _Followed] = {}
         self._allowance = LogAllowance()
         self._epoll = select.epoll()
         self._outputs: dict[int, WorkerOutput] = {}
@@ -171,11 +210,18 @@ class OutputReader:
         """Yield the monotonic times at which output is due to be read."""
         for output in self._due:
             yield output.due
+        for each in self._followed.values():
+            if each.waits is not None:
+                yield each.next_at
 
     def read_due(self) -> list[WorkerOutput]:
-        """Read what is due, except where the worker does; return the outputs that were read."""
+        """Read what is due, except where the worker does; return the outputs to report on."""
         now = time.monotonic()
         read = []
+        for each in self._followed.values():
+            if each.waits is not None and each.next_at <= now:
+                read.append(each.waits)
+                each.waits = None
         for output in [each for each in self._due if each.due <= now]:
             self._due.discard(output)
             output.due = math.inf
@@ -187,15 +233,17 @@ class OutputReader:
         return read
 
     def ended(
-        self, output: WorkerOutput, mark: bytes | None, streams: tuple[bytes, bytes]
+        self, task_id: str, output: WorkerOutput, mark: bytes | None, streams: tuple[bytes, bytes]
     ) -> dict[str, Any]:
         """Return what a task has printed that its worker reports as ended.
 
         Args:
+            task_id: the task.
             output: the worker's.
             mark: the mark up to which this process has to read; `None`: the worker has read.
             streams: what the worker has read.
         """
+        self._followed.pop(task_id, None)
         if mark is None:
             # If this process is the reader, then of what the worker's next task prints.
             self.write(b"".join(streams))
@@ -204,6 +252,41 @@ class OutputReader:
         details = output.take()
         output.give_up()
         return details
+
+    def belongs_to(self, task_id: str | None, output: WorkerOutput) -> None:
+        """Handle that what was read is of a task, or of none: the worker has no task."""
+        if task_id is None:
+            output.give_up()
+        elif output.is_reader:
+            self.report(task_id, output)
+
+    def follow(self, request: dict[str, Any], output: WorkerOutput | None) -> None:
+        """Report what a task prints, for a while; the request is as in `messages`.
+
+        Args:
+            request: the request.
+            output: that of the task's worker, if the task runs here.
+        """
+        now = time.monotonic()
+        for task_id in [each for each, its in self._followed.items() if its.until < now]:
+            del self._followed[task_id]
+        if len(self._followed) < _MOST_FOLLOWED:
+            until = now + request["seconds"]
+            self._followed[request["id"]] = _Followed(until, list(request["known"]))
+            if output is not None:
+                self.report(request["id"], output)
+
+    def report(self, task_id: str, output: WorkerOutput) -> None:
+        """Report what a running task has printed, if somebody follows it: now, or in a moment."""
+        followed, now = self._followed.get(task_id), time.monotonic()
+        if followed is None or now > followed.until:
+            return
+        if now < followed.next_at:
+            followed.waits = output
+            return
+        if parts := output.parts(followed.sent):
+            self._listener.followed(task_id, parts)
+            followed.next_at = now + _REPORT_PAUSE
 
     def lost(self, output: WorkerOutput) -> dict[str, Any]:
         """Return what a worker that has exited has printed since its last report."""
@@ -218,10 +301,10 @@ class OutputReader:
     def write(self, data: bytes) -> None:
         """Send output to the log, within limits."""
         if data:
-            self._log(self._allowance.cut(data))
+            self._listener.printed(self._allowance.cut(data))
 
     def close(self) -> None:
         """Send the last output to the log; the workers have ended."""
         for output in set(self._outputs.values()):
             self.write(output.read())
-        self._log(self._allowance.note())
+        self._listener.printed(self._allowance.note())

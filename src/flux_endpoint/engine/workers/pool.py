@@ -17,7 +17,7 @@ import zmq
 
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import Backend
-from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask, output_event
 from flux_endpoint.engine.config import FluxEngineConfig
 from flux_endpoint.engine.demand import JobDemand
 from flux_endpoint.engine.instance_state import InstanceState
@@ -76,6 +76,7 @@ class WorkerPool:
         instance: state of the Flux instance.
         on_found: called with the ids of tasks that recovered managers have.
         on_wait: see `WaitReporter`.
+        on_event: called with what followed tasks print.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class WorkerPool:
         instance: InstanceState,
         on_found: Callable[[set[str]], None] = lambda _: None,
         on_wait: Callable[[float], None] = lambda _: None,
+        on_event: Callable[[EngineEvent], None] = lambda _: None,
     ) -> None:
+        self._on_event = on_event
         self._wait_reporter = WaitReporter(on_wait)
         self._on_result = on_result
         self._output = output
@@ -178,6 +181,11 @@ class WorkerPool:
         With `signum`, only send that signal to the processes of a running task.
         """
         self._tell(lambda: self._cancel(task_id, signum))
+
+    def follow_output(self, request: dict[str, Any]) -> None:
+        """Follow a task's output: the managers get the request, and one of them has the task."""
+        frames = [b"follow", json.dumps(request).encode()]
+        self._tell(lambda: self._socket.send_all(frames))
 
     def make_room(self, demand: JobDemand) -> None:
         """Set the endpoint's jobs' resources and requests; workers make room for these."""
@@ -316,6 +324,8 @@ class WorkerPool:
             manager = self._managers.get(manager_id)
             if kind == b"output":
                 self._output.write(parts[0])
+            elif kind == b"printed":
+                self._on_event(output_event(*json.loads(parts[0])))
             elif manager is not None:
                 self._safely(partial(self._process, manager, kind, parts))
 

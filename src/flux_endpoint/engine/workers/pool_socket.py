@@ -146,6 +146,11 @@ class PoolSocket:
         if identity is not None:
             self._socket.send_multipart([identity, *frames])
 
+    def send_all(self, frames: list[bytes]) -> None:
+        """Send a message to all managers."""
+        for identity in self._identities.values():
+            self._socket.send_multipart([identity, *frames])
+
     def receive(self) -> tuple[str, bytes, list[bytes]] | None:
         """Return the next message as (manager, kind, parts), or `None` if there is none."""
         while True:

@@ -61,7 +61,7 @@ class Staff:
 
     def __init__(self, settings: ManagerSettings, listener: Listener) -> None:
         self._listener = listener
-        self._output = OutputReader(settings.tasks.output_limit, listener.printed)
+        self._output = OutputReader(settings.tasks.output_limit, listener)
         self._template = TemplateLink(settings, self._output)
         self._queue = NodeQueue()
         #: Whether tasks may start.
@@ -94,7 +94,6 @@ class Staff:
             return
         if source == self._output.fileno():
             self._output.serve()
-            return
         worker = next((w for w in self._workers if w.channel.fileno() == source), None)
         if worker is not None and not worker.channel.eof:
             self._receive_from_worker(worker)
@@ -238,7 +237,7 @@ class Staff:
             case Leaves(reason):
                 self._replaced(worker, reason)
             case TaskEnded(task_id) as end:
-                printed = self._output.ended(worker.output, end.mark, end.streams)
+                printed = self._output.ended(task_id, worker.output, end.mark, end.streams)
                 if task_id != worker.tasks.ended:
                     self._finished(worker, end, printed)
 
@@ -297,8 +296,12 @@ class Staff:
         worker = next(each for each in self._workers if each.output is output)
         if not worker.channel.eof:
             self._receive_from_worker(worker)
-        if not worker.tasks:
-            output.give_up()
+        self._output.belongs_to(next(iter(worker.tasks), None), output)
+
+    def follow(self, request: dict[str, Any]) -> None:
+        """Report what a task prints, if it runs here; the request is as in `messages`."""
+        running = {next(iter(each.tasks)): each.output for each in self._workers if each.tasks}
+        self._output.follow(request, running.get(request["id"]))
 
     def _worker_exited(self, pid: int, status: int) -> None:
         worker = next((w for w in self._workers if w.process.pid == pid), None)
@@ -314,20 +317,13 @@ class Staff:
         self._workers.remove(worker)
         self._template.replace(worker)
         self._template.end_orphans(self._workers)
-        printed = self._output.lost(worker.output)
-        self._account_for(worker, pid, status, not_begun, printed)
+        self._account_for(worker, pid, status, not_begun)
         if self._failed_starts >= _MAX_FAILED_STARTS:
             logs.event(log, logging.ERROR, "workers end before their first task", status=status)
             self.has_failed = True
 
-    def _account_for(
-        self,
-        worker: WorkerHandle,
-        pid: int,
-        status: int,
-        not_begun: int,
-        printed: dict[str, Any],
-    ) -> None:
+    def _account_for(self, worker: WorkerHandle, pid: int, status: int, not_begun: int) -> None:
+        printed = self._output.lost(worker.output)
         # Tasks that were sent ahead have not started; they keep their places.
         for _ in range(not_begun):
             task = worker.tasks.remove_last()

@@ -27,8 +27,8 @@ OWN_USER_ENDPOINTS_KEY = "user_endpoints_version"
 #: Key of an endpoint's metadata: maximum number of tasks that it accepts in one message.
 TOGETHER_KEY = "tasks_per_message"
 
-#: Key of an endpoint's metadata: whether it understands `ReportsWanted`.
-REPORTS_KEY = "reports_on_request"
+#: Keys of an endpoint's metadata: whether it understands `ReportsWanted`, and `OutputWanted`.
+REPORTS_KEY, OUTPUT_KEY = "reports_on_request", "output_on_request"
 
 #: Seconds for which a report is of interest, and the most reports that are read.
 _DAY, _MOST_REPORTS = 86_400.0, 500
@@ -117,6 +117,11 @@ class Endpoint(OfficialState):
     def reports_on_request(self) -> bool:
         """Whether it understands a request to report often."""
         return self.is_own_make and self.metadata.get(REPORTS_KEY) is True
+
+    @property
+    def sends_output(self) -> bool:
+        """Whether it understands a request to send what a task prints."""
+        return self.is_own_make and self.metadata.get(OUTPUT_KEY) is True
 
     @property
     def status(self) -> Literal["online", "offline"]:

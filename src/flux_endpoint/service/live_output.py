@@ -1,0 +1,256 @@
+"""Output of running tasks that somebody follows: on its way from endpoints to requests that wait.
+
+Nothing of it is stored. An endpoint sends a task's output only while somebody asks for it, and the
+end of it comes with the task's result.
+"""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.limits import MAX_OUTPUT
+from flux_endpoint.service.changes import ChangeListener, ReportedEnd
+
+#: The most tasks that are followed, and of these of one user.
+MOST_FOLLOWED, MOST_OF_USER = 512, 16
+#: Seconds for which an endpoint sends a task's output, and after which it is asked again.
+WANTED, AGAIN = 30.0, 10.0
+#: Seconds after the last request after which a task's output is forgotten.
+_FORGOTTEN_AFTER = 60.0
+#: The most characters of a stream that wait here.
+_MOST_KEPT = MAX_OUTPUT
+STREAMS = ("stdout", "stderr")
+
+
+@dataclass(frozen=True)
+class OutputPart:
+    """A part of a stream: the positions of its first byte and after its last one, and its text."""
+
+    begin: int
+    end: int
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self | None:
+        """Return the part in an endpoint's event, a list; `None`: it is not one."""
+        match value:
+            case [int() as begin, int() as end, str() as text] if (
+                0 <= begin <= end < 2**62 and len(text) <= MAX_OUTPUT
+            ):
+                return cls(begin, end, text.encode(errors="replace").decode())
+        return None
+
+    def after(self, position: int) -> Self:
+        """Return the part from a position on."""
+        if position <= self.begin:
+            return self
+        data = self.text.encode(errors="replace")
+        if len(data) != self.end - self.begin:  # with replaced characters it can't be divided
+            return self
+        text = data[position - self.begin :].decode(errors="ignore")
+        return type(self)(position, self.end, text)
+
+
+class _Stream:
+    """The latest parts of a stream, without gaps."""
+
+    def __init__(self) -> None:
+        self._parts: list[OutputPart] = []
+        self._size = 0
+
+    @property
+    def end(self) -> int:
+        """The position after the last byte."""
+        return self._parts[-1].end if self._parts else 0
+
+    def add(self, part: OutputPart) -> bool:
+        """Add a part; return False if all of it is known."""
+        if part.end <= self.end:
+            return False
+        if part.begin > self.end:  # what is between was dropped
+            self._parts, self._size = [], 0
+        part = part.after(self.end)
+        self._parts.append(part)
+        self._size += len(part.text)
+        while self._size > _MOST_KEPT and len(self._parts) > 1:
+            self._size -= len(self._parts.pop(0).text)
+        return True
+
+    def after(self, position: int) -> OutputPart | None:
+        """Return what is known after a position; `None`: nothing."""
+        parts = [part for part in self._parts if part.end > position]
+        if not parts:
+            return None
+        first = parts[0].after(position)
+        text = "".join([first.text, *(part.text for part in parts[1:])])
+        return OutputPart(first.begin, parts[-1].end, text)
+
+
+class FollowedTask:
+    """A running task whose output somebody follows. Used under the lock of `LiveOutput`."""
+
+    def __init__(self, user_id: str) -> None:
+        self.user_id = user_id
+        self.streams = {name: _Stream() for name in STREAMS}
+        self.waiting: list[Callable[[], object]] = []
+        self.has_ended = False
+        #: Monotonic times: when its endpoint is asked again, and when it was last followed.
+        self.asked_again_at = 0.0
+        self.seen = 0.0
+
+    def after(self, positions: Sequence[int]) -> dict[str, OutputPart]:
+        """Return what there is after the positions in both streams."""
+        found = {
+            name: self.streams[name].after(position)
+            for name, position in zip(STREAMS, positions, strict=True)
+        }
+        return {name: part for name, part in found.items() if part is not None}
+
+
+class LiveOutput(ChangeListener):
+    """All followed tasks. Safe to use from several threads.
+
+    Args:
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tasks: dict[str, FollowedTask] = {}
+        self._is_closed = False
+
+    def follow(self, task_id: str, user_id: str) -> tuple[bool, list[int]]:
+        """Follow a task, or go on following it.
+
+        Returns:
+            Whether its endpoint must be asked now, and the positions up to which its streams are
+            known here.
+
+        Raises:
+            ServiceError: 429 or 503, too many are followed.
+        """
+        with self._lock:
+            now = self._clock()
+            self._forget_old(now)
+            task = self._tasks.get(task_id)
+            if task is None:
+                self._require_room(user_id)
+                task = self._tasks[task_id] = FollowedTask(user_id)
+            task.seen = now
+            is_due = now >= task.asked_again_at
+            if is_due:
+                task.asked_again_at = now + AGAIN
+            return is_due, [task.streams[name].end for name in STREAMS]
+
+    def _forget_old(self, now: float) -> None:
+        old = [
+            task_id
+            for task_id, task in self._tasks.items()
+            if not task.waiting and now - task.seen > _FORGOTTEN_AFTER
+        ]
+        for task_id in old:
+            del self._tasks[task_id]
+
+    def _require_room(self, user_id: str) -> None:
+        of_users = Counter(task.user_id for task in self._tasks.values())
+        if of_users[user_id] >= MOST_OF_USER:
+            raise _too_many(f"the output of {MOST_OF_USER} of your tasks is followed", 429)
+        if len(self._tasks) >= MOST_FOLLOWED:
+            raise _too_many(f"the output of {MOST_FOLLOWED} tasks is followed", 503)
+
+    async def news(
+        self, task_id: str, positions: Sequence[int], seconds: float
+    ) -> dict[str, OutputPart]:
+        """Wait until there is output after the positions, or the task has ended.
+
+        Args:
+            task_id: a task that is followed.
+            positions: in both streams.
+            seconds: the longest wait.
+
+        Returns:
+            The output after the positions by stream; nothing if there is none.
+        """
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        with self._waiting(task_id, wake) as task:
+            if task is None:
+                return {}
+            until = self._clock() + seconds
+            while True:
+                changed.clear()  # first: what comes after the look wakes this again
+                with self._lock:
+                    found = task.after(positions)
+                    is_over = task.has_ended or self._is_closed
+                left = until - self._clock()
+                if found or is_over or left <= 0:
+                    return found
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), left)
+
+    @contextmanager
+    def _waiting(self, task_id: str, wake: Callable[[], None]) -> Iterator[FollowedTask | None]:
+        with self._lock:
+            task = self._tasks.get(task_id)
+            if task is not None:
+                task.waiting.append(wake)
+        try:
+            yield task
+        finally:
+            if task is not None:
+                with self._lock:
+                    task.waiting.remove(wake)
+                    task.seen = self._clock()
+
+    def output_arrived(self, task_id: str, streams: dict[str, Any]) -> None:
+        """See `ChangeListener`."""
+        with self._lock:
+            task = self._tasks.get(task_id)
+            if task is None:
+                return
+            parts = {name: OutputPart.parse(streams.get(name)) for name in STREAMS}
+            added = [task.streams[name].add(part) for name, part in parts.items() if part]
+            waiting = list(task.waiting) if any(added) else []
+        for wake in waiting:
+            wake()
+
+    def tasks_ended(self, ends: Sequence[ReportedEnd]) -> None:
+        """See `ChangeListener`."""
+        if self._tasks:  # otherwise nobody follows, as mostly
+            self._end({each.task_id for each in ends})
+
+    def _end(self, task_ids: Collection[str]) -> None:
+        waiting: list[Callable[[], object]] = []
+        with self._lock:
+            for task_id in self._tasks.keys() & set(task_ids):
+                self._tasks[task_id].has_ended = True
+                waiting += self._tasks[task_id].waiting
+        for wake in waiting:
+            wake()
+
+    def close(self) -> None:
+        """End all waits: the service ends."""
+        with self._lock:
+            self._is_closed = True
+            waiting = [wake for task in self._tasks.values() for wake in task.waiting]
+        for wake in waiting:
+            wake()
+
+
+def _too_many(what: str, status: int) -> ServiceError:
+    return ServiceError(
+        f"{what}, which is the limit: it is there when the task has ended",
+        http_status=status,
+        code="TOO_MANY_FOLLOWED",
+        retry_after=30,
+    )

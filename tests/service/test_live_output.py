@@ -1,0 +1,95 @@
+"""Output of running tasks on its way to those who follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_endpoint.engine.tail import StreamTail
+from flux_endpoint.errors import ServiceError
+from flux_endpoint.service.changes import Outcome, ReportedEnd
+from flux_endpoint.service.live_output import AGAIN, MOST_OF_USER, LiveOutput, OutputPart
+
+
+def ended(task_id: str) -> ReportedEnd:
+    return ReportedEnd("ada", Outcome.SUCCESS, 0.0, None, None, 0.0, 0, task_id=task_id)
+
+
+def known(live: LiveOutput, position: int) -> OutputPart | None:
+    """Return what is known after a position of standard output, without a wait."""
+    return asyncio.run(live.news("t", (position, 0), 0)).get("stdout")
+
+
+@pytest.mark.parametrize(
+    ("parts", "position", "expected"),
+    [
+        ([(0, 2, "ab"), (2, 4, "cd")], 0, OutputPart(0, 4, "abcd")),
+        ([(0, 2, "ab"), (2, 4, "cd")], 3, OutputPart(3, 4, "d")),
+        ([(0, 2, "ab"), (0, 4, "abcd")], 0, OutputPart(0, 4, "abcd")),  # sent again
+        ([(0, 4, "abcd"), (0, 2, "ab")], 4, None),
+        ([(0, 2, "ab"), (8, 9, "x")], 0, OutputPart(8, 9, "x")),  # a gap
+        ([(5, 7, "\\xff")], 6, OutputPart(5, 7, "\\xff")),  # can't be divided
+        ([(3, 1, "x"), "no part", (0, 1, None)], 0, None),
+    ],
+)
+def test_parts_are_put_together(parts, position, expected):
+    live = LiveOutput()
+    live.follow("t", "ada")
+    for part in parts:
+        live.output_arrived("t", {"stdout": part if isinstance(part, str) else list(part)})
+    assert known(live, position) == expected
+
+
+def test_output_and_an_end_wake_those_who_wait():
+    live = LiveOutput()
+    live.follow("t", "ada")
+
+    async def waits(position: int, wake) -> dict[str, OutputPart]:
+        news = asyncio.create_task(live.news("t", (position, 0), 600))
+        await asyncio.sleep(0)  # it waits
+        threading.Thread(target=wake).start()
+        return await asyncio.wait_for(news, 60)
+
+    arrives = lambda: live.output_arrived("t", {"stdout": [0, 1, "x"]})  # noqa: E731
+    assert asyncio.run(waits(0, arrives)) == {"stdout": OutputPart(0, 1, "x")}
+    assert asyncio.run(waits(1, lambda: live.tasks_ended([ended("t")]))) == {}
+    live.follow("u", "ada")
+    live.close()
+    assert asyncio.run(live.news("u", (0, 0), 600)) == {}
+
+
+def test_an_endpoint_is_asked_now_and_then_and_followers_are_limited():
+    now = 0.0
+    live = LiveOutput(lambda: now)
+    assert live.follow("t", "ada") == (True, [0, 0])
+    live.output_arrived("t", {"stderr": [0, 3, "abc"]})
+    assert live.follow("t", "ada") == (False, [0, 3])
+    now = AGAIN
+    assert live.follow("t", "ada") == (True, [0, 3])
+    for number in range(1, MOST_OF_USER):
+        live.follow(str(number), "ada")
+    with pytest.raises(ServiceError, match="is followed, which is the limit") as refused:
+        live.follow("another", "ada")
+    assert refused.value.http_status == 429
+    live.follow("another", "bob")
+    now = 1000.0
+    live.follow("another", "ada")  # the others were forgotten
+    assert known(live, 0) is None
+
+
+@given(st.lists(st.text(max_size=9), max_size=20), st.integers(4, 40), st.integers(0, 200))
+def test_parts_of_a_stream_never_end_within_a_character(pieces, most, position):
+    tail = StreamTail(most)
+    data = "".join(pieces).encode(errors="replace")
+    for at in range(0, len(data), 3):
+        tail.add(data[at : at + 3])
+        begin, end, text = tail.part(position)
+        assert begin >= tail.dropped
+        assert end - begin <= len(tail.data)
+    begin, end, text = tail.part(0)
+    assert data[begin:end].decode() == text
+    assert end == len(data)
