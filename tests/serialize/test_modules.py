@@ -12,8 +12,15 @@ from typing import Any
 
 import pytest
 
+from flux_endpoint.client.registry import FunctionRegistry
 from flux_endpoint.errors import SerializationError
-from flux_endpoint.serialize import ComputeSerializer, DillCode, PureSourceDill, StrategyError
+from flux_endpoint.serialize import (
+    ComputeSerializer,
+    DillCode,
+    PureSourceDill,
+    StrategyError,
+    same_state,
+)
 from flux_endpoint.serialize import modules as carried
 
 FILES = {
@@ -138,11 +145,70 @@ def test_a_single_module_travels_too(package: Callable[..., ModuleType], tmp_pat
         del sys.modules["single"]
 
 
-def test_the_state_of_a_function_is_the_same_as_without_modules(
+def test_the_state_of_a_function_changes_with_the_modules(
     package: Callable[..., ModuleType],
 ) -> None:
     mesh = package()
-    assert ComputeSerializer(modules=[mesh]).state(mesh.run.refine) is not None
+    without, with_modules = ComputeSerializer(), ComputeSerializer(modules=[mesh])
+    later = ComputeSerializer(modules=[mesh])  # sources may have changed on disk
+    states = [each.state(mesh.run.refine) for each in (without, with_modules, later)]
+    assert None not in states
+    assert not same_state(states[0], states[1])
+    assert not same_state(states[1], states[2])
+    assert same_state(states[1], with_modules.state(mesh.run.refine))
+
+
+def test_a_new_serializer_registers_its_modules(package: Callable[..., ModuleType]) -> None:
+    mesh, registry = package(), FunctionRegistry()
+    first = registry.prepare(mesh.run.refine, ComputeSerializer())
+    second = registry.prepare(mesh.run.refine, ComputeSerializer(modules=[mesh]))
+    assert first is not second
+    assert registry.prepare(mesh.run.refine, ComputeSerializer(modules=[mesh])) is second
+
+
+def test_the_program_that_sends_the_modules_keeps_its_own(
+    package: Callable[..., ModuleType],
+) -> None:
+    mesh = package()
+    serializer = ComputeSerializer(modules=[mesh])
+    function, (cell,), _ = serializer.check_strategies(mesh.run.refine, mesh.Cell(3.0))
+    assert sys.modules["mesh"] is mesh
+    assert (function, type(cell)) == (mesh.run.refine, mesh.Cell)
+    serializer.serialize((mesh.Cell(1.0),))
+
+
+def test_a_module_knows_its_file(package: Callable[..., ModuleType], tmp_path: Path) -> None:
+    text = "import pathlib\nHERE = pathlib.Path(__file__).parent\ndef here(): return str(HERE)\n"
+    mesh = package(**{"mesh/place.py": text})
+    importlib.import_module("mesh.place")
+    function = ComputeSerializer(modules=[mesh]).serialize(mesh.place.here)
+    assert elsewhere(tmp_path, f"{LOAD}\nprint(load({function!r})())") == "carried/mesh\n"
+
+
+def test_replaced_modules_take_the_others_of_their_list_along(
+    package: Callable[..., ModuleType], tmp_path: Path
+) -> None:
+    package(**{"other.py": "from mesh import Cell\n"})
+    mesh, other = sys.modules["mesh"], importlib.import_module("other")
+    try:
+        both = ComputeSerializer(modules=[mesh, other]).serialize(mesh.run.refine)
+        one = ComputeSerializer(modules=[mesh]).serialize(mesh.run.refine)
+    finally:
+        del sys.modules["other"]
+    code = f"{LOAD}\nload({both!r})\nimport other, sys\nload({one!r})"
+    code += "\nprint('other' in sys.modules)"
+    assert elsewhere(tmp_path, code) == "False\n"
+
+
+def test_the_lock_of_an_editor_does_not_travel(
+    package: Callable[..., ModuleType], tmp_path: Path
+) -> None:
+    mesh = package()
+    (tmp_path / "mesh" / ".#run.py").symlink_to("user@host.1234:56")
+    (tmp_path / "mesh" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "mesh" / ".ipynb_checkpoints" / "run-checkpoint.py").touch()
+    text = ComputeSerializer(modules=[mesh]).serialize(mesh.run.refine)
+    assert elsewhere(tmp_path, f"{LOAD}\nprint(load({text!r}).__name__)") == "refine\n"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +218,7 @@ def test_the_state_of_a_function_is_the_same_as_without_modules(
         (["no_such_module"], ImportError, "no_such_module"),
         (["math"], SerializationError, "no source file"),
         (["_json"], SerializationError, "no source file"),
+        (["__main__"], SerializationError, "__main__ can't travel as a module"),
     ],
 )
 def test_what_can_not_travel_is_refused(wrong: Any, error: type[Exception], text: str) -> None:

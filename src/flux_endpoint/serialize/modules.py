@@ -27,6 +27,8 @@ from flux_endpoint.errors import SerializationError
 #: The most bytes of the sources of all modules, before they are compressed.
 MAX_SOURCES = 64 * 2**20
 
+#: Digests of the modules that were taken from this process, which must keep its own.
+taken_here: set[str] = set()
 
 #: Whether a module is a package, its path within the top-level one, and its source.
 _Module = tuple[bool, str, str]
@@ -58,6 +60,7 @@ class CarriedModules:
             )
         text = json.dumps(sources, sort_keys=True).encode()
         self.digest = hashlib.sha256(text).hexdigest()
+        taken_here.add(self.digest)
         self._packed = base64.b85encode(zlib.compress(text)).decode()
 
     def with_function(self, function: Callable[..., Any]) -> CarryingFunction:
@@ -92,6 +95,11 @@ def _top_level(module: ModuleType | str) -> ModuleType:
     if not isinstance(name, str):
         raise TypeError(f"modules must be modules or their names, got {type(module).__name__}")
     top = name.partition(".")[0]
+    if top == "__main__":
+        raise SerializationError(
+            "__main__ can't travel as a module: what a function needs of the program itself goes "
+            "into the function, or into a module of its own"
+        )
     __import__(top)
     return sys.modules[top]
 
@@ -119,6 +127,10 @@ def _sources_of(module: ModuleType) -> dict[str, _Module]:
     found: dict[str, _Module] = {name: (True, f"{name}/__init__.py", "")}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
+            within = path.relative_to(folder)
+            # An editor's lock is a hidden link to nowhere, with the name of the module.
+            if any(part.startswith(".") for part in within.parts) or not path.is_file():
+                continue
             if path.name.endswith(tuple(EXTENSION_SUFFIXES)):
                 raise SerializationError(
                     f"package {name} has compiled modules, such as {path.name}: install it at the "
@@ -126,7 +138,7 @@ def _sources_of(module: ModuleType) -> dict[str, _Module]:
                 )
             if path.suffix != ".py":
                 continue
-            parts = [name, *path.relative_to(folder).with_suffix("").parts]
+            parts = [name, *within.with_suffix("").parts]
             is_package = parts[-1] == "__init__"
             found[".".join(parts[:-1] if is_package else parts)] = (
                 is_package,
@@ -142,11 +154,12 @@ def _sources_of(module: ModuleType) -> dict[str, _Module]:
 def _load(digest: str, packed: str, function: bytes) -> Any:
     """Make modules importable, instead of earlier ones of the same names; return the function.
 
-    It is pickled by value: it may use nothing of this module.
+    Where they come from, they stay as they are. It is pickled by value: it may use nothing of this
+    module.
     """
     import base64  # noqa: PLC0415
     import importlib.abc  # noqa: PLC0415
-    import importlib.util  # noqa: PLC0415
+    import importlib.machinery  # noqa: PLC0415
     import json  # noqa: PLC0415
     import sys  # noqa: PLC0415
     import zlib  # noqa: PLC0415
@@ -162,9 +175,10 @@ def _load(digest: str, packed: str, function: bytes) -> Any:
             if name not in self.sources:
                 return None
             is_package, file, _ = self.sources[name]
-            return importlib.util.spec_from_loader(
-                name, self, origin=f"carried/{file}", is_package=is_package
-            )
+            origin = f"carried/{file}"
+            spec = importlib.machinery.ModuleSpec(name, self, origin=origin, is_package=is_package)
+            spec.has_location = True  # gives the module `__file__`
+            return spec
 
         def is_package(self, name: str) -> bool:
             return bool(self.sources[name][0])
@@ -176,19 +190,21 @@ def _load(digest: str, packed: str, function: bytes) -> Any:
             _, file, source = self.sources[name]
             return compile(source, f"carried/{file}", "exec", dont_inherit=True)
 
+    source = sys.modules.get("flux_endpoint.serialize.modules")
+    taken_here = getattr(source, "taken_here", ())
     # An earlier finder's class was another one, made by an earlier call.
     known: list[Any] = [
         each for each in sys.meta_path if type(each).__name__ == "CarriedModulesFinder"
     ]
-    if not any(each.digest == digest for each in known):
-        sources = json.loads(zlib.decompress(base64.b85decode(packed)))
-        finder = CarriedModulesFinder(digest, sources)
-        for each in known:  # an earlier state of the same modules
-            if finder.tops & each.tops:
-                sys.meta_path.remove(each)
-        for name in list(sys.modules):
-            if name.partition(".")[0] in finder.tops:
-                del sys.modules[name]
+    if digest not in {*taken_here, *(each.digest for each in known)}:
+        finder = CarriedModulesFinder(digest, json.loads(zlib.decompress(base64.b85decode(packed))))
+        # Earlier states of the same modules, with the other modules of theirs, which refer to them.
+        replaced = [each for each in known if finder.tops & each.tops]
+        for each in replaced:
+            sys.meta_path.remove(each)
+        tops = finder.tops.union(*(each.tops for each in replaced))
+        for name in [each for each in sys.modules if each.partition(".")[0] in tops]:
+            del sys.modules[name]
         sys.meta_path.insert(0, finder)
     return dill.loads(function)  # noqa: S301 - a function of the same user
 

@@ -129,7 +129,7 @@ class ComputeSerializer:
             state = strategy.state(data)
         except Exception:  # noqa: BLE001 - an object may resist being looked into
             return None
-        return None if state is None else (strategy, *state)
+        return None if state is None else (strategy, self._modules, *state)
 
     def _strategy(self, data: Any) -> SerializationStrategy:
         if not callable(data):
