@@ -128,7 +128,7 @@ def test_a_missing_package_is_named_with_the_install_command(
 
 
 def test_no_text_suggests_an_index_without_a_release() -> None:
-    wrong = re.compile(r"install\s+['\"]?flux-endpoint\b(?!/)")
+    wrong = re.compile(r"\binstall\s+['\"]?flux-endpoint\b(?!/)")
     said = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for folder in ("src", "docs", "examples", "deploy", "spack", "flux_plugins", "benchmarks")

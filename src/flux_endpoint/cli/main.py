@@ -72,7 +72,7 @@ SECTIONS = {
         ),
         "task": Entry(
             "task:task",
-            "Show one task whole: its timeline with Flux's events, its worker, resources, error.",
+            "Show one task: its timeline with Flux's events, worker, resources, output, error.",
         ),
         "trace": Entry("trace:trace", "Draw a run: which worker or job had which task when."),
         "cache": Entry(

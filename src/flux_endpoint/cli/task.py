@@ -56,7 +56,7 @@ _MOST_NAMED = 20
 @json_option
 @color_option
 def task(*, task: str, as_json: bool, color: bool) -> None:
-    """Show one task whole: its timeline with Flux's events, worker, resources, output, error.
+    """Show one task: its timeline with Flux's events, worker, resources, output, error.
 
     TASK is the id of a task, as listed by `flux-endpoint tasks`, or of its job (ƒ2WXGLe).
     """
