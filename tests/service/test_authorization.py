@@ -159,6 +159,12 @@ RULES = {
     "POST /v2/batch_status": Rule(body={"task_ids": ["{task}"]}, secret=True),
     "GET /v3/tasks": Rule(secret=True),
     "GET /v3/tasks/{task_id}": Rule(UNKNOWN_TASK, secret=True),
+    "GET /v3/tasks/{task_id}/output": Rule(UNKNOWN_TASK, query="?wait=0"),
+    # The cache of results: each user has their own.
+    "POST /v3/cache/find": Rule(body={"keys": []}),
+    "POST /v3/cache": Rule("204", owner="204", body={"tasks": {}}),
+    "GET /v3/cache": Rule(),
+    "DELETE /v3/cache": Rule(),
     # Task groups.
     "GET /v2/taskgroup/{group_id}": Rule("404 TASK_GROUP_NOT_FOUND"),
     "POST /v2/taskgroup/{group_id}/results": Rule(
