@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.client.conftest import ENDPOINT, Gate
 
-from flux_endpoint import Client, Executor, ShellFunction, TaskExecutionFailed
+from flux_endpoint import Client, Executor, ShellFunction, ShellResult, TaskExecutionFailed
+from flux_endpoint.client import cache
 from waiting import until
 
 TIMEOUT = 30
@@ -59,6 +61,64 @@ def test_a_call_that_differs_in_anything_is_run(service: Any, executor: Executor
     command.cmd = "echo -n {x}"
     run(service, executor, command, x=1)
     assert len(service.submissions()) == len(service.cache) == 8
+
+
+def test_retries_and_time_limits_do_not_matter(service: Any, executor: Executor) -> None:
+    first = run(service, executor, pow, 2, 10)
+    service.ended(first, 1024)
+    again = executor.using(retries=2, time_limit=60).submit(pow, 2, 10)
+    assert again.result(TIMEOUT) == 1024
+    assert again.is_cached
+
+
+@pytest.mark.parametrize("return_dict", [False, True])
+def test_a_command_that_failed_is_run_again(
+    service: Any, executor: Executor, *, return_dict: bool
+) -> None:
+    command = ShellFunction("test -f {path}", return_dict=return_dict)
+    first = run(service, executor, command, path="/no/such")
+    failed = ShellResult("test -f /no/such", "", "", 1)
+    service.ended(first, vars(failed) if return_dict else failed)  # as of an official endpoint
+    again = executor.submit(command, path="/no/such")
+    second = again.wait_submitted(TIMEOUT)
+    assert second != first
+    until(lambda: second in service.cache.values())
+    done = ShellResult("test -f /no/such", "", "", 0)
+    service.ended(second, vars(done) if return_dict else done)
+    assert executor.submit(command, path="/no/such").result(TIMEOUT)
+    assert len(service.submissions()) == 2
+
+
+def test_large_batches_are_looked_up_and_noted_in_parts(
+    service: Any, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "MAX_CACHE_KEYS", 2)
+    executor = Executor(ENDPOINT, client, cache=True)
+    for number in range(5):
+        service.ended(run(service, executor, abs, number), number)
+    gate = Gate(service)
+    executor.submit(divmod, 1, 1)
+    assert gate.reached.wait(TIMEOUT)
+    futures = [executor.submit(abs, number) for number in range(5)]  # one batch
+    gate.open.set()
+    assert [future.result(TIMEOUT) for future in futures] == list(range(5))
+    assert all(future.is_cached for future in futures)
+    sizes = [len(each.body["keys"]) for each in service.seen("/v3/cache/find")]
+    assert max(sizes) == 2
+    executor.shutdown(wait=False, cancel_futures=True)
+
+
+def test_an_answer_of_another_kind_stops_nothing(
+    service: Any, executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.react = lambda request: (
+        (200, {"tasks": {key: [] for key in request.body["keys"]}})
+        if request.path.endswith("/cache/find")
+        else None
+    )
+    assert executor.submit(pow, 2, 10).wait_submitted(TIMEOUT)
+    assert executor.submit(pow, 2, 11).wait_submitted(TIMEOUT)
+    assert "looking for the results of earlier calls failed" in caplog.text
 
 
 def test_without_cache_nothing_is_looked_up_or_noted(service: Any, executor: Executor) -> None:

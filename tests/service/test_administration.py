@@ -182,6 +182,11 @@ class TestTokens:
         assert known_scopes(["submit", "conquer"]) == {TokenScope.READ, TokenScope.SUBMIT}
         assert needed_scope("PATCH", "/v9/anything") is TokenScope.ENDPOINTS
 
+    def test_the_cache_of_results_needs_no_more_than_submissions(self) -> None:
+        assert needed_scope("POST", "/v3/cache/find") is TokenScope.SUBMIT
+        assert needed_scope("POST", "/v3/cache") is TokenScope.SUBMIT
+        assert needed_scope("DELETE", "/v3/cache") is TokenScope.SUBMIT
+
     def test_the_last_use_is_recorded_once_in_ten_minutes(
         self, database: Database, token_of: Callable[[str], dict[str, str]]
     ) -> None:

@@ -33,8 +33,10 @@ def submit(
 
 @pytest.fixture
 def end(database: Database) -> Callable[..., None]:
-    def end(*ids: str, failed: bool = False) -> None:
-        outcomes = [tasks.TaskOutcome(each, failed, b"00\ngA", None, time.time()) for each in ids]
+    def end(*ids: str, failed: bool = False, **details: int) -> None:
+        outcomes = [
+            tasks.TaskOutcome(each, failed, b"00\ngA", details or None, time.time()) for each in ids
+        ]
         with database.write() as connection:
             tasks.complete(connection, outcomes, tasks.routes(connection, ids))
 
@@ -67,6 +69,18 @@ def test_only_calls_that_have_succeeded_are_found(
     assert found(api, ONE, TWO, THREE, "f" * 64) == {ONE: done}
     end(waiting)
     assert found(api, THREE) == {THREE: waiting}
+
+
+def test_a_command_has_succeeded_with_exit_code_0(
+    api: TestClient, submit: Callable[..., list[str]], end: Callable[..., None]
+) -> None:
+    good, bad, killed = submit(3)
+    end(good, returncode=0)
+    end(bad, returncode=1)
+    end(killed, returncode=-9)
+    note(api, **{ONE: good, TWO: bad, THREE: killed})
+    assert found(api, ONE, TWO, THREE) == {ONE: good}
+    assert api.get("/v3/cache").json()["results"] == 1
 
 
 def test_a_later_task_replaces_an_earlier_one_of_the_same_call(

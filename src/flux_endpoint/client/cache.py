@@ -6,16 +6,21 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.client.backlog import Accepted, PendingTask, SubmissionRoute
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.registry import FunctionRegistration
-from flux_endpoint.client.results import from_document, resolve
+from flux_endpoint.client.results import STATUS_CHUNK, TaskEnd, from_document, load, resolve
 from flux_endpoint.errors import ServiceError, ServiceUnreachableError
+from flux_endpoint.functions import ShellResult
 from flux_endpoint.logs import event
+from flux_endpoint.protocol.envelope import RETURNCODE
+from flux_endpoint.protocol.rest import MAX_CACHE_KEYS
 
 log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
 
 #: Changes with what a key is made of.
 _VERSION = 1
@@ -27,12 +32,14 @@ def call_key(
     """Return the key of a call: a hash of all that its result may depend on.
 
     Args:
-        route: the settings of its request; the task group is left out.
+        route: the settings of its request. The task group is left out, and so are options such as
+            retries, which do not affect the result of a task that succeeds.
         function: its function.
         payload: its packed arguments.
         environment: the user's name of the environment, e.g. a version of the data.
     """
-    of_call = (_VERSION, environment, function.digest, route._replace(task_group_id=""), payload)
+    settings = route._replace(task_group_id="", run_options="")
+    of_call = (_VERSION, environment, function.digest, settings, payload)
     return hashlib.sha256(json.dumps(of_call).encode()).hexdigest()
 
 
@@ -52,9 +59,13 @@ class ResultCache:
     def resolve(self, tasks: Sequence[PendingTask]) -> list[PendingTask]:
         """Resolve the tasks whose calls are known; return the others."""
         keys = list({task.key for task in tasks if task.key})
+        found: dict[str, str] = {}
+        documents: dict[str, dict[str, Any]] = {}
         try:
-            found = self._api.cached_tasks(keys)
-            documents = self._api.batch_status(list(set(found.values()))) if found else {}
+            for part in _parts(keys, MAX_CACHE_KEYS):
+                found |= self._api.cached_tasks(part)
+            for part in _parts(list(set(found.values())), STATUS_CHUNK):
+                documents |= self._api.batch_status(part)
         except (ServiceError, ServiceUnreachableError) as error:
             self._failed(error)
             return list(tasks)
@@ -65,7 +76,7 @@ class ResultCache:
         left: list[PendingTask] = []
         for task in tasks:
             end = ends.get(found.get(task.key, ""))
-            if end is None or end.error is not None:  # removed in between
+            if end is None or not _succeeded(task, end):
                 left.append(task)
                 continue
             task.future._is_cached = True
@@ -76,11 +87,10 @@ class ResultCache:
     def note(self, tasks: Sequence[PendingTask]) -> None:
         """Let the service note the calls of tasks that it has accepted."""
         entries = {task.key: task.future.task_id for task in tasks if task.key}
-        known = {key: task_id for key, task_id in entries.items() if task_id is not None}
-        if not known:
-            return
+        known = [(key, task_id) for key, task_id in entries.items() if task_id is not None]
         try:
-            self._api.cache_tasks(known)
+            for part in _parts(known, MAX_CACHE_KEYS):
+                self._api.cache_tasks(dict(part))
         except (ServiceError, ServiceUnreachableError) as error:
             self._failed(error)
 
@@ -88,3 +98,21 @@ class ResultCache:
         if not self._has_failed:
             self._has_failed = True
             event(log, logging.WARNING, f"the cache of results can't be used: {error}")
+
+
+def _succeeded(task: PendingTask, end: TaskEnd) -> bool:
+    """Return whether an earlier task is there and has succeeded: a command with exit code 0."""
+    if end.error is not None:  # it may have been removed in between
+        return False
+    code = (end.details or {}).get(RETURNCODE)
+    if code is None and task.function.may_be_command:  # an official endpoint's is in the value
+        try:
+            value = load(end, task.future._load)
+        except Exception:  # noqa: BLE001 - then it can't be used
+            return False
+        code = value.returncode if isinstance(value, ShellResult) else value["returncode"]
+    return code in (None, 0)
+
+
+def _parts(items: Sequence[_Item], size: int) -> list[list[_Item]]:
+    return [list(items[at : at + size]) for at in range(0, len(items), size)]

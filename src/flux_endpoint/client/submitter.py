@@ -181,14 +181,23 @@ class Submitter:
             self._sending = len(batch)
             # A task can't be cancelled from here on; tasks cancelled before are dropped.
             waiting = [task for task in batch if task.future._begin()]
-            if any(task.key for task in waiting):
-                waiting = self._cache.resolve(waiting)
+            waiting = self._without_cached(waiting)
             while waiting:
                 tasks, waiting = _sendable(waiting)
                 self._send_all(tasks)
             self._sending = 0
         if self._abandoned.is_set():  # this thread may have started streams after `flush`
             self._streams.release()
+
+    def _without_cached(self, tasks: list[PendingTask]) -> list[PendingTask]:
+        """Resolve the tasks whose calls succeeded before; return the others."""
+        if not any(task.key for task in tasks):
+            return tasks
+        try:
+            return self._cache.resolve(tasks)
+        except Exception:  # this thread must go on
+            log.exception("looking for the results of earlier calls failed")
+            return [task for task in tasks if not task.future.done()]
 
     def _send_all(self, batch: list[PendingTask]) -> None:
         by_route: dict[SubmissionRoute, list[PendingTask]] = {}

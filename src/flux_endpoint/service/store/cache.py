@@ -5,13 +5,20 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from flux_endpoint.protocol.envelope import RETURNCODE
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import cached_calls, functions, submissions, tasks
 
 #: Maximum number of calls that are kept for each user; the oldest are forgotten first.
 MAX_CALLS = 100_000
 
-_SUCCEEDED = tasks.c.completed_at.is_not(None) & tasks.c.failed.is_(False)
+# A command has succeeded with exit code 0; functions have none.
+_CODE = tasks.c.details[RETURNCODE].as_string()
+_SUCCEEDED = (
+    tasks.c.completed_at.is_not(None)
+    & tasks.c.failed.is_(False)
+    & (sa.func.coalesce(_CODE, "0") == "0")
+)
 
 
 @dataclass(frozen=True)
