@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def test_the_timeout_counts_from_the_call_and_cancels_the_rest() -> None:
 
 
 def test_a_chunk_runs_without_this_package() -> None:
+    assert in_chunks(functools.partial(divmod, 7))([((2,), {})]) == [(3, 1)]  # it has no name
     text = dill.dumps(in_chunks(divmod))
     code = (
         "import sys, dill; sys.modules['flux_endpoint'] = None;"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import threading
@@ -129,7 +130,8 @@ def test_followed_output_comes_in_lines() -> None:
         {"ended": False, "stdout": {"begin": 0, "end": 5, "text": "one\ntw"}},
         {"ended": False, "stdout": None},
         {"ended": False, "stdout": {"begin": 5, "end": 7, "text": "o\n"}},
-        {"ended": True, "stdout": {"begin": 9, "end": 13, "text": "last"}},
+        {"ended": False, "stdout": {"begin": 9, "end": 13, "text": "last"}},
+        {"ended": True, "stdout": {"begin": 0, "end": 8, "text": "again\nok"}},  # another attempt
     ]
     asked = []
 
@@ -139,11 +141,25 @@ def test_followed_output_comes_in_lines() -> None:
         return answers[len(asked) - 1]
 
     lines = list(FollowedOutput(lambda: "t", ask, "stdout"))
-    assert lines == ["one\n", "two\n", "[... 2 bytes were not kept ...]\n", "last"]
-    assert asked == [("t", 0), ("t", 5), ("t", 5), ("t", 7)]
+    gap = "[... 2 bytes were not kept ...]\n"
+    assert lines == ["one\n", "two\n", gap, "last\n", "again\n", "ok"]
+    assert asked == [("t", 0), ("t", 5), ("t", 5), ("t", 7), ("t", 13)]
     assert list(FollowedOutput(lambda: None, ask, "stdout")) == []
     with pytest.raises(ValueError, match="stream must be"):
         ComputeFuture("t").output("both")  # type: ignore[arg-type]
+
+
+def test_a_line_without_end_comes_in_parts() -> None:
+    size = 40 << 10
+    answers = [
+        {
+            "ended": at == 3,
+            "stdout": {"begin": at * size, "end": (at + 1) * size, "text": "." * size},
+        }
+        for at in range(4)
+    ]
+    parts = list(FollowedOutput(lambda: "t", lambda *_: answers.pop(0), "stdout"))
+    assert [len(part) for part in parts] == [2 * size, 2 * size]
 
 
 def test_a_document_of_a_waiting_task_ends_nothing() -> None:
@@ -201,6 +217,21 @@ def test_a_future_raises_what_its_task_raised_if_that_is_wanted(
     report = caught.value.__cause__
     assert isinstance(report, TaskExecutionFailed)
     assert (report.remote_data, report.__cause__) == ("the report", None)
+
+
+def test_a_stop_of_an_iteration_ends_no_loop_of_the_caller(executor: Executor) -> None:
+    executor.raise_remote = True
+    future = ComputeFuture("t")
+    executor._read_with(future, executor.serializer)
+    details = {"exception": exception_text(StopIteration("no more"))}
+    resolve(future, TaskEnd("t", error="the report", details=details))
+
+    async def wait() -> Any:
+        return await asyncio.wait_for(asyncio.ensure_future(future), TIMEOUT)
+
+    with pytest.raises(TaskExecutionFailed) as caught:
+        asyncio.run(wait())
+    assert isinstance(caught.value.__cause__, StopIteration)
 
 
 @pytest.mark.parametrize("wrong", [MeshError, ["MeshError"], [KeyboardInterrupt], 3])

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.errors import ServiceError
+from flux_endpoint.protocol.operations import BEYOND
 from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.live_output import AGAIN, MOST_OF_USER, LiveOutput, OutputPart
+from flux_endpoint.service.routes.output import rest_of
+from flux_endpoint.service.store.output import TaskOutput
 
 
 def ended(task_id: str) -> ReportedEnd:
@@ -79,6 +82,16 @@ def test_an_endpoint_is_asked_now_and_then_and_followers_are_limited():
     now = 1000.0
     live.follow("another", "ada")  # the others were forgotten
     assert known(live, 0) is None
+
+
+def test_the_last_attempt_is_not_cut_where_an_earlier_one_ended():
+    output = TaskOutput("one\ntwo\n", "late\n", stderr_dropped=3)
+    once = rest_of(output, (4, BEYOND), several_attempts=False)
+    assert once == {"stdout": OutputPart(4, 8, "two\n")}
+    again = rest_of(output, (4, BEYOND), several_attempts=True)
+    assert again == {"stdout": OutputPart(0, 8, "one\ntwo\n")}
+    assert rest_of(output, (99, 5), several_attempts=True)["stderr"] == OutputPart(3, 8, "late\n")
+    assert rest_of(TaskOutput("", ""), (9, 9), several_attempts=True) == {}
 
 
 @given(st.lists(st.text(max_size=9), max_size=20), st.integers(4, 40), st.integers(0, 200))

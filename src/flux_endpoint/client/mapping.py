@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import Any
 
 from flux_endpoint.client.future import ComputeFuture
+from flux_endpoint.client.registry import name_of
 
 #: Number of tasks that are submitted before the first result is taken.
 WINDOW = 4096
@@ -88,5 +89,5 @@ def in_chunks(fn: Callable[..., Any]) -> Callable[[list[_Call]], list[Any]]:
 
     # With globals of its own it is serialized by value, so workers don't need this package.
     return FunctionType(
-        run.__code__, {"__builtins__": builtins}, fn.__name__, None, run.__closure__
+        run.__code__, {"__builtins__": builtins}, name_of(fn), None, run.__closure__
     )

@@ -13,9 +13,10 @@ from typing import Any, Literal, Protocol, Self
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.functions import ShellResult
 from flux_endpoint.protocol.envelope import OUTPUT, STDERR, STDOUT
+from flux_endpoint.protocol.operations import BEYOND
 
-#: A position in a stream after all that can come.
-_BEYOND = 2**61
+#: The most characters of a line that is not over; then it is yielded in parts.
+_LONGEST = 64 << 10
 #: Keys of a command's result as a dictionary.
 _COMMAND = frozenset(vars(ShellResult("", "", "", 0)))
 
@@ -104,7 +105,7 @@ class FollowedOutput:
             self._ended = True
             return
         # The other stream is not asked for: its position is beyond all that there will be.
-        at = {STDOUT: _BEYOND, STDERR: _BEYOND, self._stream: self._position}
+        at = {STDOUT: BEYOND, STDERR: BEYOND, self._stream: self._position}
         answer = self._ask(task_id, at[STDOUT], at[STDERR])
         part = answer.get(self._stream)
         if isinstance(part, dict):
@@ -115,14 +116,17 @@ class FollowedOutput:
                 self._lines.append(self._rest)
 
     def _add(self, begin: int, end: int, text: str) -> None:
+        if begin != self._position and self._rest:  # of an earlier attempt, or not kept to its end
+            self._lines.append(f"{self._rest}\n")
+            self._rest = ""
         if begin > self._position:
-            if self._rest:
-                self._lines.append(f"{self._rest}\n")
-                self._rest = ""
             self._lines.append(f"[... {begin - self._position} bytes were not kept ...]\n")
         self._position = end
         *lines, self._rest = f"{self._rest}{text}".split("\n")
         self._lines.extend(f"{line}\n" for line in lines)
+        if len(self._rest) > _LONGEST:  # e.g. a progress bar, which returns to the line's beginning
+            self._lines.append(self._rest)
+            self._rest = ""
 
 
 class WithOutput(Future[Any]):

@@ -214,6 +214,8 @@ def _remote(error: FluxEndpointError) -> BaseException:
     remote = error.__cause__
     if not isinstance(error, TaskExecutionFailed) or remote is None:
         return error
+    if isinstance(remote, StopIteration):  # asyncio's futures refuse it: `await` would never end
+        return error
     error.__cause__ = None  # else each would be the other's cause
     remote.__cause__ = error.with_traceback(None)
     return remote

@@ -226,6 +226,10 @@ class TaskRecord(ListedTask):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+#: A position in a stream after all that can come: nothing of it is wanted.
+BEYOND = 2**61
+
+
 class FollowOutput(BaseModel):
     """The query parameters of `GET /v3/tasks/{id}/output`."""
 

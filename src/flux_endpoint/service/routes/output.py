@@ -6,9 +6,9 @@ from uuid import UUID
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request
 
-from flux_endpoint.protocol.envelope import RETURNCODE
+from flux_endpoint.protocol.envelope import ATTEMPTS, RETURNCODE
 from flux_endpoint.protocol.messages import OutputWanted, pack
-from flux_endpoint.protocol.operations import FollowOutput, OutputAnswer, StreamPart
+from flux_endpoint.protocol.operations import BEYOND, FollowOutput, OutputAnswer, StreamPart
 from flux_endpoint.service.commands import command_endpoint
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.identity import Caller
@@ -70,13 +70,30 @@ def _ended(
         is_command = RETURNCODE in (task.details or {})
         shown = shown_output(task.result if is_command else None, failed=bool(task.failed))
         output = TaskOutput(shown.stdout or "", shown.stderr or "")
+    attempts = (task.details or {}).get(ATTEMPTS)
+    several = isinstance(attempts, int) and attempts > 1
+    return _answer(rest_of(output, positions, several_attempts=several), ended=True)
+
+
+def rest_of(
+    output: TaskOutput, positions: tuple[int, int], *, several_attempts: bool
+) -> dict[str, OutputPart]:
+    """Return what a caller does not have yet of the output of a task that has ended.
+
+    Args:
+        output: the output.
+        positions: bytes of each stream that the caller has.
+        several_attempts: the output is the last attempt's; what the caller has may be an earlier
+            one's, so that all is returned, but not of a stream in which it takes no interest.
+    """
     kept = (output.stdout, output.stdout_dropped), (output.stderr, output.stderr_dropped)
     parts = {}
     for name, (text, dropped), position in zip(STREAMS, kept, positions, strict=True):
+        begin = 0 if several_attempts and position < BEYOND else position
         part = OutputPart(dropped, dropped + len(text.encode(errors="replace")), text)
-        if part.end > position:
-            parts[name] = part.after(position)
-    return _answer(parts, ended=True)
+        if part.end > begin:
+            parts[name] = part.after(begin)
+    return parts
 
 
 def _answer(parts: dict[str, OutputPart], *, ended: bool) -> OutputAnswer:
