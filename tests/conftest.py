@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import shutil
@@ -50,6 +51,20 @@ pytest_plugins = [
     "official_packages",
     "small_disk",
 ]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what a command that runs in this process has set, e.g. that only errors are logged."""
+    root = logging.getLogger()
+    loggers = [root, logging.getLogger("flux_endpoint"), logging.getLogger("pika")]
+    before = [(each.level, each.propagate, list(each.handlers)) for each in loggers]
+    yield
+    for each, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        each.setLevel(level)
+        each.propagate = propagate
+        for handler in [handler for handler in each.handlers if handler not in handlers]:
+            each.removeHandler(handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

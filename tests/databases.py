@@ -60,6 +60,7 @@ def make_migrated(path: Path) -> None:
     Args:
         path: where; nothing is there yet.
     """
+    assert not path.exists(), f"a service may be using {path}"
     shutil.copy(_migrated(), path)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE secrets SET value = ?", [token_hex(32)])  # each has its own key

@@ -14,10 +14,12 @@ from tests.service.http_server import listening
 from broker_access import NOBODY_ASKS
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
+from flux_endpoint.service.store.engine import Database
 
 
 @pytest.fixture(params=["h11", "httptools"])
-def port(request: pytest.FixtureRequest, database_url: str) -> Iterator[int]:
+def port(request: pytest.FixtureRequest, database: Database, database_url: str) -> Iterator[int]:
+    del database  # it only has to be there before the service starts
     settings = ServiceSettings(
         database_url=database_url, amqp_url=NO_BROKER, publish_timeout=0.01, **NOBODY_ASKS
     )
