@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -119,6 +121,23 @@ def test_an_answer_of_another_kind_stops_nothing(
     assert executor.submit(pow, 2, 10).wait_submitted(TIMEOUT)
     assert executor.submit(pow, 2, 11).wait_submitted(TIMEOUT)
     assert "looking for the results of earlier calls failed" in caplog.text
+
+
+def test_the_end_of_an_executor_waits_until_its_calls_are_noted(
+    service: Any, client: Client
+) -> None:
+    done = threading.Event()
+
+    def react(request: Any) -> None:
+        if request.path == "/v3/cache":
+            done.wait(TIMEOUT)
+            time.sleep(0.2)  # so that a shutdown that does not wait would be over
+
+    service.react = react
+    service.before_answer = lambda ids: [service.ended(each, 1024) for each in ids]
+    with Executor(ENDPOINT, client, cache=True) as executor:
+        executor.submit(pow, 2, 10).add_done_callback(lambda _: done.set())
+    assert len(service.cache) == 1
 
 
 def test_without_cache_nothing_is_looked_up_or_noted(service: Any, executor: Executor) -> None:

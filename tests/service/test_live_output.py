@@ -79,6 +79,8 @@ def test_an_endpoint_is_asked_now_and_then_and_followers_are_limited():
         live.follow("another", "ada")
     assert refused.value.http_status == 429
     live.follow("another", "bob")
+    live.tasks_ended([ended("1")])  # one that has ended does not count
+    live.follow("another one", "ada")
     now = 1000.0
     live.follow("another", "ada")  # the others were forgotten
     assert known(live, 0) is None

@@ -19,7 +19,7 @@ from flux_endpoint.client.backlog import Accepted, PendingTask, SubmissionBacklo
 from flux_endpoint.client.cache import ResultCache
 from flux_endpoint.client.endpoint_watch import EndpointState, state_from
 from flux_endpoint.client.future import ComputeFuture
-from flux_endpoint.client.streams import Streams
+from flux_endpoint.client.streams import CLOSE_TIMEOUT, Streams
 from flux_endpoint.client.threads import ClientThread, on_client_thread
 from flux_endpoint.errors import DependencyFailed, ServiceError, ServiceUnreachableError
 from flux_endpoint.logs import event
@@ -133,9 +133,11 @@ class Submitter:
             self._streams.release()
 
     def wait(self) -> None:
-        """Wait until all futures are done and their streams are closed."""
+        """Wait until all futures are done and their streams are closed. Call `close` before."""
         with self._all_done:
             self._all_done.wait_for(lambda: self._open == 0)
+        if self._thread is not None:  # it may still note calls for the cache of results
+            self._thread.join(CLOSE_TIMEOUT)
         self._streams.release()  # `_one_done` may not have done so yet
         self._streams.join()
 

@@ -21,7 +21,7 @@ from flux_endpoint.service.changes import ChangeListener, ReportedEnd
 MOST_FOLLOWED, MOST_OF_USER = 512, 16
 #: Seconds for which an endpoint sends a task's output, and after which it is asked again.
 WANTED, AGAIN = 30.0, 10.0
-#: Seconds after the last request after which a task's output is forgotten.
+#: Seconds after the last request after which a running task's output is forgotten.
 _FORGOTTEN_AFTER = 60.0
 #: The most characters of a stream that wait here.
 _MOST_KEPT = MAX_OUTPUT
@@ -153,7 +153,7 @@ class LiveOutput(ChangeListener):
         old = [
             task_id
             for task_id, task in self._tasks.items()
-            if not task.waiting and now - task.seen > _FORGOTTEN_AFTER
+            if not task.waiting and (task.has_ended or now - task.seen > _FORGOTTEN_AFTER)
         ]
         for task_id in old:
             del self._tasks[task_id]
