@@ -27,8 +27,9 @@ from flux_endpoint.service.quotas import Quotas
 from flux_endpoint.service.routes import administration as routes
 from flux_endpoint.service.scope import DEFAULT_SCOPES, TokenScope, known_scopes, needed_scope
 from flux_endpoint.service.settings import ServiceSettings
-from flux_endpoint.service.store import accounts, administration, users
+from flux_endpoint.service.store import accounts, administration, tasks, users
 from flux_endpoint.service.store.engine import Database
+from flux_endpoint.service.store.output import TaskOutput
 from flux_endpoint.service.token_use import PERIOD, TokenUse
 from waiting import until
 
@@ -423,6 +424,60 @@ class TestAdministrators:
         for noun in ("task", "endpoint"):
             done = command(noun, "show", "11111111-2222-4333-8444-555555555555", ok=False)
             assert f"there is no {noun} 11111111" in str(done.exception)
+
+    def test_what_tasks_have_printed_is_not_shown(
+        self,
+        command: Command,
+        api: TestClient,
+        add_endpoint: Callable[..., str],
+        admin: dict[str, str],
+        database: Database,
+    ) -> None:
+        (task_id,) = submit(api, add_endpoint(metadata=OWN))
+        output = TaskOutput("secret", "secret", 7, 7)
+        outcome = tasks.TaskOutcome(task_id, False, b"x", None, time.time(), output=output)
+        with database.write() as connection:
+            tasks.complete(connection, [outcome], tasks.routes(connection, [task_id]))
+        assert api.get(f"/v3/tasks/{task_id}").json()["stdout"] == "secret"
+        shown = [
+            *(
+                api.get(f"/v3/admin/tasks{each}", headers=admin).text
+                for each in ("", f"/{task_id}")
+            ),
+            *(command("task", "list", *each).stdout for each in ((), ("--json",))),
+            *(command("task", "show", task_id, *each).stdout for each in ((), ("--json",))),
+        ]
+        for text in shown:
+            assert task_id in text
+            assert "secret" not in text
+        assert json.loads(shown[1])["stdout_dropped"] == 0
+
+    def test_what_users_choose_can_not_control_the_terminal(
+        self,
+        command: Command,
+        api: TestClient,
+        add_endpoint: Callable[..., str],
+        database: Database,
+    ) -> None:
+        code = {"function_name": "\x07f\x1b[2J", "function_code": FUNCTION}
+        function_id = api.post("/v3/functions", json=code).json()["function_uuid"]
+        metadata = {**OWN, "flux_endpoint_version": "\x071"}
+        lab = add_endpoint(metadata=metadata)
+        body = {"tasks": {function_id: [PAYLOAD]}}
+        answer = api.post(f"/v3/endpoints/{lab}/submit", json=body).json()
+        (task_id,) = answer["tasks"][function_id]
+        outcome = tasks.TaskOutcome(task_id, True, b"\x07no\x1b[2J", None, time.time())
+        with database.write() as connection:
+            tasks.complete(connection, [outcome], tasks.routes(connection, [task_id]))
+        for *arguments, seen in (
+            ("task", "list", "--color=always", "?f?[2J"),
+            ("task", "show", task_id, "--color=always", "?no?[2J"),
+            ("endpoint", "show", lab, "?1"),
+        ):
+            shown = command(*arguments).stdout
+            assert seen in shown
+            assert "\x07" not in shown
+            assert "\x1b[2J" not in shown
 
     def test_others_get_the_answer_for_a_path_that_does_not_exist(
         self,

@@ -117,12 +117,15 @@ def render(
 ) -> str:
     """Return a table as text: a line of titles, then a line per row.
 
+    Characters that control a terminal are replaced: other users may have chosen the texts.
+
     Args:
         columns: the columns.
         rows: the rows, with a cell for each column.
         color: whether to use colours.
         width: the most characters of a line: columns are shortened or left out for it, if they may.
     """
+    rows = [replace(row, cells=[printable(cell) for cell in row.cells]) for row in rows]
     texts = [[column.title, *(row.cells[i] for row in rows)] for i, column in enumerate(columns)]
     naturals = [max(map(len, text)) for text in texts]
     places, widths = _fitted(columns, naturals, [_is_empty(text[1:]) for text in texts], width)
@@ -220,6 +223,13 @@ def _fitted(
 
 def _line(widths: Sequence[int], places: Sequence[int]) -> int:
     return sum(widths[place] for place in places) + len(places) - 1
+
+
+def printable(text: str) -> str:
+    """Return a text with `?` for each character that could control a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def shortened(text: str, width: int) -> str:

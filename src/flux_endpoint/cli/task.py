@@ -16,6 +16,7 @@ from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import (
     Tone,
     color_option,
+    printable,
     shortened,
     shown_age,
     shown_bytes,
@@ -78,21 +79,21 @@ def show_record(record: TaskRecord, *, color: bool) -> None:
     width = terminal_width()
     for title, text, tone in _lines(record):
         for place, part in enumerate(wrapped(text, width, _TITLE_WIDTH + 1)):
-            shown = toned(part, tone if color else None)
+            shown = toned(printable(part), tone if color else None)
             line = f"{'' if place else title:<{_TITLE_WIDTH}} {shown}"
             click.echo(line.rstrip(), color=color)
     click.echo()
-    for line in _timeline(record):
+    for line in map(printable, _timeline(record)):
         click.echo(line if width is None else shortened(line, width))
-    for title, text in (
-        ("Standard output", record.stdout),
-        ("Standard error", record.stderr),
-        ("", record.error_text or ""),
-    ):
+    for title, text in (("Standard output", record.stdout), ("Standard error", record.stderr)):
         if text:
-            click.echo(f"\n{title}:" if title else "")
+            click.echo(f"\n{title}:")
             for line in _end_of(text):
                 click.echo(line)
+    if record.error_text:
+        click.echo()
+        for line in _end_of(record.error_text):
+            click.echo(printable(line.expandtabs()))  # it may be another user's
 
 
 def task_id_of(text: str, api: OperatorApi) -> str:

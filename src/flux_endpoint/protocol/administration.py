@@ -5,7 +5,7 @@ Times are seconds since the epoch. New keys may be added to these answers; none 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, StringConstraints
 
@@ -15,12 +15,20 @@ from flux_endpoint.protocol.rest import UuidText
 #: A user's name in a query.
 UserName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
+#: Fields with what a task has printed.
+_OUTPUT = ("printed", "stdout", "stderr", "stdout_dropped", "stderr_dropped")
+
 
 class UserTask(ListedTask):
-    """A task in a list of all users' tasks."""
+    """A task in a list of all users' tasks. What it has printed is for its owner alone."""
 
     #: Name of its owner.
     user: str
+
+    @classmethod
+    def of(cls, task: ListedTask, user: str) -> Self:
+        """Return what an administrator sees of a user's task."""
+        return cls(**vars(task) | {"printed": None}, user=user)
 
 
 class UserTasksAnswer(BaseModel):
@@ -32,10 +40,16 @@ class UserTasksAnswer(BaseModel):
 
 
 class UserTaskRecord(TaskRecord):
-    """`GET /v3/admin/tasks/{id}`: a task of any user, whole."""
+    """`GET /v3/admin/tasks/{id}`: a task of any user, without what it has printed."""
 
     #: Name of its owner.
     user: str
+
+    @classmethod
+    def of(cls, task: TaskRecord, user: str) -> Self:
+        """Return what an administrator sees of a user's task."""
+        output = {name: TaskRecord.model_fields[name].default for name in _OUTPUT}
+        return cls(**vars(task) | output, user=user)
 
 
 class ListUserTasks(ListTasks):

@@ -20,6 +20,7 @@ from flux_endpoint.cli.table import (
     Row,
     color_option,
     columns_options,
+    printable,
     shown_age,
     shown_moment,
     table_of,
@@ -148,7 +149,7 @@ def show(
         put_json(found.model_dump(mode="json"))
         return
     for title, text in _lines(found, time.time()):
-        click.echo(f"{title:<10} {text}")
+        click.echo(f"{title:<10} {printable(text)}")
 
 
 def _lines(found: UserEndpoint, now: float) -> Iterator[tuple[str, str]]:

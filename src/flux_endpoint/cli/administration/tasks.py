@@ -89,7 +89,7 @@ def list_tasks(
             connection, "endpoints", {each.endpoint_id for each in answer.tasks}
         )
     database.close()
-    found = [UserTask(**vars(each), user=owners[each.task_id]) for each in answer.tasks]
+    found = [UserTask.of(each, owners[each.task_id]) for each in answer.tasks]
     more = answer.next is not None
     if as_json:
         put_json({"tasks": [document(each) for each in found], "more": more})
@@ -132,7 +132,7 @@ def show(
     color: bool,
     database_url: str | None,
 ) -> None:
-    """Show a task of any user, whole."""
+    """Show a task of any user, without what it has printed."""
     database = open_database(database_url)
     from flux_endpoint.service.store import administration, listing  # noqa: PLC0415 - as above
 
@@ -146,8 +146,9 @@ def show(
             f"there is no task {task_id}, or it was removed: `flux-endpoint service task list` "
             "shows those that there are"
         )
+    shown = UserTaskRecord.of(record, owner)
     if as_json:
-        put_json(document(UserTaskRecord(**vars(record), user=owner)))
+        put_json(document(shown))
         return
     click.echo(f"{'User':<10} {owner}")
-    show_record(record, color=color)
+    show_record(shown, color=color)

@@ -46,7 +46,7 @@ def list_tasks(
         owners = administration.owners_of(connection, [each.task_id for each in found.tasks])
     service.audit.did("tasks of others listed", caller.name, owner=query.user)
     return UserTasksAnswer(
-        tasks=[UserTask(**vars(each), user=owners[each.task_id]) for each in found.tasks],
+        tasks=[UserTask.of(each, owners[each.task_id]) for each in found.tasks],
         next=found.next,
     )
 
@@ -60,7 +60,7 @@ def task_record(task_id: TaskId, service: Service, caller: Caller) -> UserTaskRe
     if record is None or owner is None:
         raise unknown_task(task_id, service.settings.keep_tasks)
     service.audit.did("task of another read", caller.name, owner=owner, task_id=task_id)
-    return UserTaskRecord(**vars(record), user=owner)
+    return UserTaskRecord.of(record, owner)
 
 
 @router.get("/endpoints")
