@@ -92,7 +92,7 @@ def test_a_user_with_too_much_and_functions_unused_for_long(
     world: World, prune: Callable[..., Result], own: bool
 ) -> None:
     first, lately = world.submit(10, ago=3 * DAY), world.submit(10)
-    world.end(first, ago=7200, data="x" * 100_000)
+    world.end(first, ago=7200, data="x" * 60_000, printed="y" * 40_000)
     world.end(lately, ago=60, data="x" * 100_000)
     with world.database.write() as connection:
         connection.execute(

@@ -22,6 +22,7 @@ from flux_endpoint.service.store import retention as store
 from flux_endpoint.service.store import tasks
 from flux_endpoint.service.store.engine import Database
 from flux_endpoint.service.store.events import StoredEvent, add_events
+from flux_endpoint.service.store.output import TaskOutput, output_of
 from flux_endpoint.service.store.tables import functions, submissions, task_events, task_groups
 from flux_endpoint.service.store.tables import tasks as task_table
 from flux_endpoint.service.sweep import DAY, Keep
@@ -60,10 +61,14 @@ class World:
         ids: list[str] = answer["tasks"][function_id]
         return ids
 
-    def end(self, ids: list[str], *, ago: float = 0, data: str = "00\ngA") -> None:
+    def end(
+        self, ids: list[str], *, ago: float = 0, data: str = "00\ngA", printed: str = ""
+    ) -> None:
         """Have tasks end, with an event each."""
+        output = TaskOutput(printed, "") if printed else None
+        at = time.time() - ago
         outcomes = [
-            tasks.TaskOutcome(each, False, data.encode(), None, time.time() - ago) for each in ids
+            tasks.TaskOutcome(each, False, data.encode(), None, at, output=output) for each in ids
         ]
         with self.database.write() as connection:
             tasks.complete(connection, outcomes, tasks.routes(connection, ids))
@@ -199,6 +204,27 @@ def test_a_user_with_too_much_loses_the_oldest_results(
     monkeypatch.setattr(sweep, "MIN_KEEP_SECONDS", 0.0)
     one.tasks_ended([ReportedEnd("ada", Outcome.SUCCESS, 0, None, None, 0, 1_000_000)])
     until(lambda: world.known([*first, *lately]) == lately[5:])
+
+
+def test_what_tasks_have_printed_counts_with_their_results(world: World, forget: Forget) -> None:
+    first = world.submit(10)
+    world.end(first, ago=7200, data="x" * 1000, printed="y" * 99_000)
+    one = forget(user_bytes=500_000.0)
+    until(lambda: world.known(first) == first[5:])
+    ids = world.submit(10)
+    world.end(ids, ago=7200, data="x" * 1000, printed="y" * 99_000)
+    one.tasks_ended([ReportedEnd("ada", Outcome.SUCCESS, 0, None, None, 0, 1, printed=990_000)])
+    until(lambda: world.known([*first, *ids]) == ids[5:])
+
+
+def test_a_result_that_replaces_a_presumed_failure_replaces_its_output(world: World) -> None:
+    (task_id,) = world.submit()
+    for presumed, output in ((True, "presumed"), (False, "real"), (False, "")):
+        kept = TaskOutput(output, "") if output else None
+        outcome = tasks.TaskOutcome(task_id, presumed, b"x", None, 1.0, presumed, kept)
+        with world.database.write() as connection:
+            tasks.complete(connection, [outcome], tasks.routes(connection, [task_id]))
+            assert output_of(connection, [task_id]) == ({task_id: kept} if kept else {})
 
 
 def test_other_users_keep_their_results(

@@ -25,6 +25,7 @@ from flux_endpoint.service.store.engine import (
     expected_revision,
     revision_of,
 )
+from flux_endpoint.service.store.output import TaskOutput, add_output, output_of
 from flux_endpoint.service.store.tables import metadata
 
 
@@ -43,6 +44,16 @@ def test_a_database_of_the_first_release_keeps_what_it_has(database: Database) -
         (task,) = tasks.task_states(connection, "u", ["t"])
         assert (task.status, task.completed_at) == ("success", 2)
         assert task_groups.group_tasks(connection, "g") == ["t"]
+
+
+def test_an_earlier_release_can_delete_tasks_with_output(database: Database) -> None:
+    with database.write() as connection:
+        for table, columns, values in FIRST_RELEASE:
+            connection.execute(sa.text(f"INSERT INTO {table} ({columns}) VALUES ({values})"))
+        add_output(connection, {"t": TaskOutput("printed", "")})
+    with database.write() as connection:
+        connection.execute(sa.text("DELETE FROM tasks"))
+        assert output_of(connection, ["t"]) == {}
 
 
 def test_a_migration_can_be_undone(database: Database) -> None:

@@ -33,6 +33,7 @@ class ReportedEnd:
         size: bytes of its result.
         replaces: whether it replaces a failure that the service had presumed and reported.
         task_id: its id.
+        printed: length of the output that is kept with its result, in characters.
     """
 
     owner_id: str
@@ -44,6 +45,7 @@ class ReportedEnd:
     size: int
     replaces: bool = False
     task_id: str = ""
+    printed: int = 0
 
 
 class ChangeListener:

@@ -284,6 +284,7 @@ def _end(outcome: tasks.TaskOutcome, route: tasks.TaskRoute) -> ReportedEnd:
         size=len(outcome.data),
         replaces=route.ended,
         task_id=outcome.task_id,
+        printed=0 if outcome.output is None else outcome.output.length,
     )
 
 

@@ -52,7 +52,7 @@ class Retention(ChangeListener):
     def tasks_ended(self, ends: Sequence[ReportedEnd]) -> None:
         """Record that results were stored: a user may exceed the limit now."""
         with self._lock:
-            self._new_bytes += sum(each.size for each in ends)
+            self._new_bytes += sum(each.size + each.printed for each in ends)
             if self._new_bytes > self._sweep.least_bytes / 8:
                 self._new_bytes = 0
                 self._wake.set()

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from flux_endpoint.protocol.administration import UserDocument, UserEndpoint
 from flux_endpoint.service.store import functions as function_store
+from flux_endpoint.service.store import retention
 from flux_endpoint.service.store.endpoints import OWN_MAKE_KEY, is_online
 from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.tables import (
@@ -91,7 +92,7 @@ def usage(connection: sa.Connection, user_id: str) -> Usage:
         return connection.scalar(query.where(table.c.owner_id == user_id, *conditions)) or 0
 
     size = (
-        sa.select(sa.func.sum(sa.func.length(tasks.c.result)))
+        sa.select(sa.func.sum(retention.RESULT_BYTES))
         .join_from(tasks, submissions)
         .where(submissions.c.owner_id == user_id)
     )

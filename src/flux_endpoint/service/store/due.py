@@ -15,7 +15,7 @@ from flux_endpoint.service.store.tables import (
     tasks,
 )
 
-_SIZE = sa.func.coalesce(sa.func.length(tasks.c.result), 0)
+_SIZE = retention.RESULT_BYTES
 _NEEDED = sa.exists().where(dependencies.c.needs_id == tasks.c.id)
 
 
@@ -25,7 +25,7 @@ class Due:
 
     Attributes:
         tasks: tasks that ended too long ago.
-        bytes: bytes of their results.
+        bytes: bytes of their results and output.
         beyond_limit: tasks whose results exceed their user's limit.
         beyond_bytes: bytes of these results.
         task_groups: task groups without tasks.

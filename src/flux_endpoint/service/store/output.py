@@ -50,13 +50,28 @@ class TaskOutput:
         return cls(out, error, out_dropped, error_dropped), rest
 
     @property
+    def length(self) -> int:
+        """The characters of both streams."""
+        return len(self.stdout) + len(self.stderr)
+
+    @property
     def details(self) -> dict[str, Any]:
         """It as entries of a result's details, without those that say nothing."""
         return {name: value for name, value in vars(self).items() if value}
 
 
-def add_output(connection: sa.Connection, outputs: Mapping[str, TaskOutput]) -> None:
-    """Store what tasks have printed, by their ids."""
+def add_output(
+    connection: sa.Connection, outputs: Mapping[str, TaskOutput], replaced: Iterable[str] = ()
+) -> None:
+    """Store what tasks have printed.
+
+    Args:
+        connection: a transaction that writes.
+        outputs: what they have printed, by their ids.
+        replaced: tasks that may have some from an earlier result, which is deleted.
+    """
+    for part in chunks(replaced):
+        connection.execute(sa.delete(task_output).where(task_output.c.task_id.in_(part)))
     if not outputs:
         return
     rows = [

@@ -24,6 +24,15 @@ from flux_endpoint.service.store.tables import (
 STEP_TASKS = 500
 STEP_BYTES = 64 * 2**20
 
+#: Bytes of a task's result, and of what it has printed.
+RESULT_BYTES = sa.func.coalesce(sa.func.length(tasks.c.result), 0) + sa.func.coalesce(
+    sa.select(sa.func.length(task_output.c.stdout) + sa.func.length(task_output.c.stderr))
+    .where(task_output.c.task_id == tasks.c.id)
+    .correlate(tasks)
+    .scalar_subquery(),
+    0,
+)
+
 # Minimum number, and minimum fraction, of unused pages at which an SQLite file is shrunk.
 _UNUSED_PAGES = 250
 _UNUSED_PART = 0.25
@@ -40,7 +49,7 @@ class OldSubmission:
 
 @dataclass(frozen=True)
 class EndedTask:
-    """A task that has ended, and the size of its result in bytes."""
+    """A task that has ended, and the bytes of its result and output."""
 
     id: str
     size: int
@@ -186,15 +195,14 @@ def stored_bytes(connection: sa.Connection) -> int:
 
 
 def result_bytes(connection: sa.Connection, until: float) -> dict[str, int]:
-    """Return the bytes of results of each user, by user id.
+    """Return the bytes of results and output of each user, by user id.
 
     Args:
         connection: a transaction.
         until: only results that arrived until this time (seconds since the epoch).
     """
-    size = sa.func.sum(sa.func.length(tasks.c.result))
     query = (
-        sa.select(submissions.c.owner_id, size)
+        sa.select(submissions.c.owner_id, sa.func.sum(RESULT_BYTES))
         .join_from(tasks, submissions)
         .where(tasks.c.completed_at <= until)
         .group_by(submissions.c.owner_id)
@@ -232,10 +240,9 @@ def give_back_space(database: Database) -> bool:
 
 
 def _ended(until: float) -> sa.Select[Any]:
-    size = sa.func.coalesce(sa.func.length(tasks.c.result), 0)
     # A task that waits for others takes this one's result later.
     needed = sa.exists().where(dependencies.c.needs_id == tasks.c.id)
-    return sa.select(tasks.c.id, size).where(tasks.c.completed_at <= until, ~needed)
+    return sa.select(tasks.c.id, RESULT_BYTES).where(tasks.c.completed_at <= until, ~needed)
 
 
 def _step(connection: sa.Connection, query: sa.Select[Any]) -> list[EndedTask]:

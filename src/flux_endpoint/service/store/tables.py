@@ -199,7 +199,7 @@ Index("ix_tasks_function_id", tasks.c.function_id)
 task_output = Table(
     "task_output",
     metadata,
-    Column("task_id", ForeignKey("tasks.id"), primary_key=True),
+    Column("task_id", ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
     Column("stdout", LargeBinary, nullable=False),  # UTF-8
     Column("stderr", LargeBinary, nullable=False),
     Column("stdout_dropped", BigInteger, nullable=False),  # bytes

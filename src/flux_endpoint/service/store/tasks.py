@@ -390,7 +390,9 @@ def complete(
     ]
     if rows:
         connection.execute(_COMPLETE, rows)
-        add_output(connection, {each.task_id: each.output for each in outcomes if each.output})
+        outputs = {each.task_id: each.output for each in outcomes if each.output}
+        replaced = [each.task_id for each in outcomes if known[each.task_id].ended]
+        add_output(connection, outputs, replaced)
     closed: dict[str, tuple[int, int]] = {}
     for outcome in outcomes:
         route = known[outcome.task_id]

@@ -17,7 +17,10 @@ def upgrade() -> None:
         sa.Column("stderr", sa.LargeBinary(), nullable=False),
         sa.Column("stdout_dropped", sa.BigInteger(), nullable=False),
         sa.Column("stderr_dropped", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="fk_task_output_task_id_tasks"),
+        # An earlier release, beside this one, deletes tasks and knows nothing of their output.
+        sa.ForeignKeyConstraint(
+            ["task_id"], ["tasks.id"], name="fk_task_output_task_id_tasks", ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("task_id", name="pk_task_output"),
     )
 
