@@ -125,3 +125,17 @@ def test_a_backup_replaces_nothing_and_names_what_is_wrong(
     other = "postgresql://nobody@127.0.0.1/none"
     assert "copy it with pg_dump" in refused(str(tmp_path / "b"), "--database-url", other)
     assert not [each for each in tmp_path.iterdir() if "partial" in each.name]
+
+
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
+    path, copy = tmp_path / "service.db", tmp_path / "copy"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 100)
+        connection.commit()
+    with path.open("r+b") as file:
+        file.seek(8192)
+        file.write(b"\xff" * 32_768)
+    said = refused(str(copy), "--database-url", f"sqlite:///{path}")
+    assert said == "no backup: database disk image is malformed"
+    assert not copy.exists()

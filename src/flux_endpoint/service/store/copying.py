@@ -3,10 +3,15 @@
 import contextlib
 import errno
 import os
+import sqlite3
 from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
 
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.service.store.engine import Database, sqlite_file
+
+_COPY = "VACUUM INTO ?"
 
 
 def copy_database(url: str | Path, to: Path) -> int:
@@ -43,7 +48,12 @@ def copy_database(url: str | Path, to: Path) -> int:
             with database.engine.connect() as connection:
                 raw = connection.connection.dbapi_connection
                 assert raw is not None
-                raw.execute("VACUUM INTO ?", (str(partial),))
+                try:
+                    raw.execute(_COPY, (str(partial),))
+                except sqlite3.Error as error:
+                    raise DBAPIError.instance(
+                        _COPY, None, error, sqlite3.Error, dialect=connection.dialect
+                    ) from error
         finally:
             database.close()
         os.fsync(descriptor)
