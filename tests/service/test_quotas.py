@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -114,6 +115,13 @@ class TestRequests:
         assert taken() == 10
         now += 1e6
         assert taken() == 5 * BURST_SECONDS
+
+    def test_a_limit_holds_although_there_was_none_before(self) -> None:
+        rate = RequestRate(5, lambda: 100.0)
+        for limit in [math.inf] * 100 + [None] * 5 * BURST_SECONDS:
+            rate.take("ada", limit)
+        with pytest.raises(ServiceError, match="more than 5 requests a second"):
+            rate.take("ada")
 
     def test_concurrent_requests_are_limited(self) -> None:
         rate = RequestRate(1000)

@@ -88,6 +88,8 @@ class RequestRate:
         """
         now = self._clock()
         per_second = self._per_second if per_second is None else per_second
+        if math.isinf(per_second):  # 0 s times infinity would be no number, which nothing exceeds
+            return
         most = per_second * BURST_SECONDS
         left, since = self._left.get(user_id, (most, now))
         left = min(left + (now - since) * per_second, most)
