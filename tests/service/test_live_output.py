@@ -47,6 +47,15 @@ def test_parts_are_put_together(parts, position, expected):
     assert known(live, position) == expected
 
 
+def test_parts_without_text_take_no_memory_without_end():
+    live = LiveOutput()
+    live.follow("t", "ada")
+    for position in range(10_000):
+        live.output_arrived("t", {"stdout": [position, position + 1, ""]})
+    assert len(live._tasks["t"].streams["stdout"]._parts) <= 4096
+    assert known(live, 0) == OutputPart(10_000 - 4096, 10_000, "")
+
+
 def test_output_and_an_end_wake_those_who_wait():
     live = LiveOutput()
     live.follow("t", "ada")

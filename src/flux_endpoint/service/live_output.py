@@ -7,7 +7,7 @@ end of it comes with the task's result.
 import asyncio
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ MOST_FOLLOWED, MOST_OF_USER = 512, 16
 WANTED, AGAIN = 30.0, 10.0
 #: Seconds after the last request after which a running task's output is forgotten.
 _FORGOTTEN_AFTER = 60.0
-#: The most characters of a stream that wait here.
-_MOST_KEPT = MAX_OUTPUT
+#: The most characters of a stream that wait here; each part counts as so many at least.
+_MOST_KEPT, _LEAST_PART = MAX_OUTPUT, 256
 STREAMS = ("stdout", "stderr")
 
 
@@ -61,7 +61,7 @@ class _Stream:
     """The latest parts of a stream, without gaps."""
 
     def __init__(self) -> None:
-        self._parts: list[OutputPart] = []
+        self._parts: deque[OutputPart] = deque()
         self._size = 0
 
     @property
@@ -74,12 +74,13 @@ class _Stream:
         if part.end <= self.end:
             return False
         if part.begin > self.end:  # what is between was dropped
-            self._parts, self._size = [], 0
+            self._parts.clear()
+            self._size = 0
         part = part.after(self.end)
         self._parts.append(part)
-        self._size += len(part.text)
+        self._size += _size(part)
         while self._size > _MOST_KEPT and len(self._parts) > 1:
-            self._size -= len(self._parts.pop(0).text)
+            self._size -= _size(self._parts.popleft())
         return True
 
     def after(self, position: int) -> OutputPart | None:
@@ -90,6 +91,10 @@ class _Stream:
         first = parts[0].after(position)
         text = "".join([first.text, *(part.text for part in parts[1:])])
         return OutputPart(first.begin, parts[-1].end, text)
+
+
+def _size(part: OutputPart) -> int:
+    return max(len(part.text), _LEAST_PART)
 
 
 class FollowedTask:
