@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,8 @@ from tests.service.conftest import PAYLOAD, refusal
 
 from flux_endpoint.service.store import cache, retention, tasks
 from flux_endpoint.service.store.engine import Database
-from flux_endpoint.service.store.tables import cached_calls
+from flux_endpoint.service.store.tables import cached_calls, users
+from waiting import until
 
 ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
 
@@ -165,3 +167,32 @@ def test_other_keys_are_refused(api: TestClient, key: str) -> None:
     refusal(
         api.post("/v3/cache/find", json={"keys": [key]}), 422, "SEMANTICALLY_INVALID", "keys[0]"
     )
+
+
+def test_calls_are_noted_while_results_are_stored(
+    database: Database, submit: Callable[..., list[str]]
+) -> None:
+    if database.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    first, second = sorted(submit(2))
+    with database.read() as connection:
+        owner_id = connection.scalar(sa.select(users.c.id).where(users.c.name == "ada")) or ""
+
+    def add() -> None:
+        with database.write() as connection:
+            cache.add(connection, owner_id, {ONE: second, TWO: first})
+
+    with ThreadPoolExecutor() as threads:
+        with database.write() as connection:
+            tasks.routes(connection, [first])
+            added = threads.submit(add)
+            until(lambda: waits_for_a_lock(database))
+            assert tasks.routes(connection, [second])
+        added.result(timeout=60)
+    assert count(database) == 2
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    with database.read() as connection:
+        waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(connection.scalar(waiting))

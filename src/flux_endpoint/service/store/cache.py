@@ -75,6 +75,10 @@ def add(connection: sa.Connection, owner_id: str, entries: Mapping[str, str]) ->
             sa.select(tasks.c.id)
             .join_from(tasks, submissions)
             .where(tasks.c.id.in_(part), submissions.c.owner_id == owner_id)
+            # The foreign key locks them, too, but in the order of the keys: two transactions of
+            # PostgreSQL could wait for each other, one of which stores results.
+            .order_by(tasks.c.id)
+            .with_for_update(of=tasks, read=True, key_share=True)
         )
         known.update(connection.scalars(query))
     rows = [
