@@ -79,6 +79,15 @@ def prints_until(path, lines):
     raise ValueError("bad")
 
 
+def prints_and_returns_much(size):
+    import time
+
+    print("first")
+    time.sleep(0.2)  # meanwhile its manager becomes the reader
+    print("last")
+    return "x" * size
+
+
 def closes_everything():
     import os
 
@@ -135,6 +144,8 @@ def test_a_long_task_brings_the_end_of_its_output_whatever_its_end(make_world, t
     assert world.end(ended).message.details["stderr"] == "0\n1\n2\n3\n4\n"
     # Its next task has nothing of it.
     assert world.call(prints_its_number, 0).message.details["stdout"] == "number 0\n"
+    # Its manager reads on while the large result arrives.
+    assert world.call(prints_and_returns_much, 8 << 20).message.details["stdout"] == "first\nlast\n"
 
 
 def test_the_last_output_of_a_lost_worker_is_in_its_tasks_end(make_world):

@@ -69,7 +69,7 @@ class WorkerOutput:
         self._most = most
         self._tails = self._new_tails()
         self._is_wide = False
-        #: Whether this process is the reader, until it has seen the next marks.
+        #: Whether this process is the reader, until it has read the rest of a task's output.
         self.is_reader = False
         #: When the pipes are read next, in monotonic time.
         self.due = math.inf
@@ -115,16 +115,6 @@ class WorkerOutput:
     def read(self) -> bytes:
         """Read both pipes; return what was in them."""
         streams = [read_all(reader) for reader in self.readers]
-        self._add(streams)
-        return b"".join(streams)
-
-    def read_to(self, mark: bytes) -> bytes:
-        """Read both pipes up to a mark, as far as it is there; return what precedes it."""
-        streams = []
-        for reader in self.readers:
-            data = read_all(reader)
-            # After the mark is what processes that the task has left have printed since.
-            streams.append(data.replace(mark, b"", 1) if mark else data)
         self._add(streams)
         return b"".join(streams)
 
@@ -233,22 +223,21 @@ class OutputReader:
         return read
 
     def ended(
-        self, task_id: str, output: WorkerOutput, mark: bytes | None, streams: tuple[bytes, bytes]
+        self, task_id: str, output: WorkerOutput, streams: tuple[bytes, bytes] | None
     ) -> dict[str, Any]:
         """Return what a task has printed that its worker reports as ended.
 
         Args:
             task_id: the task.
             output: the worker's.
-            mark: the mark up to which this process has to read; `None`: the worker has read.
-            streams: what the worker has read.
+            streams: what the worker has read; `None`: this process is to read.
         """
         self._followed.pop(task_id, None)
-        if mark is None:
+        if streams is not None:
             # If this process is the reader, then of what the worker's next task prints.
             self.write(b"".join(streams))
             return output.sent(streams) if any(streams) else {}
-        self.write(output.read_to(mark))
+        self.write(output.read())
         details = output.take()
         output.give_up()
         return details

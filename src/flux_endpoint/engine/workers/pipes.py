@@ -5,8 +5,8 @@ Each worker has one pipe for each of its two streams. Either the worker or its m
 - A worker that has ended a task reads what is in its pipes and sends it along with the end. So the
   output of short tasks is known exactly, and a task that prints nothing costs one system call.
 - The manager becomes the reader when output has waited for a moment: it takes the token. A worker
-  that finds no token at the end of a task writes a mark into both pipes, reports it with the end,
-  and waits for the token, which the manager returns once it has read up to the marks.
+  that finds no token at the end of a task reports that with the end, and waits for the token, which
+  the manager returns once it has read what is in the pipes.
 """
 
 from __future__ import annotations

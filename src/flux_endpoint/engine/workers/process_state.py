@@ -34,7 +34,7 @@ _PER_TASK = frozenset({b"GC_TASK_UUID", b"GC_TASK_SANDBOX_DIR"})
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 _IMPORT = "<frozen importlib._bootstrap>"
-#: Seconds that a worker waits for its manager to read up to the marks in its output.
+#: Seconds that a worker waits for its manager to read its output.
 _TOKEN_TIMEOUT = 10.0
 _LINE_BUFFERED = 1  # _IOLBF of <stdio.h>
 
@@ -253,7 +253,6 @@ class PrintedOutput:
 
     def __init__(self, pipes: WorkerPipes) -> None:
         self._readers = [out_of_the_way(each) for each in pipes.readers]
-        self._writers = [out_of_the_way(os.dup(number)) for number in (1, 2)]
         self._token = out_of_the_way(pipes.token)
         self._poll = select.poll()
         for descriptor in (*self._readers, self._token):
@@ -270,46 +269,24 @@ class PrintedOutput:
         """Return what the report of a task's end says of its output.
 
         These are entries of the header, and bytes after the body: see `worker_reports`. After a
-        report with a mark, call `wait`.
+        report of `unread` output, call `wait`.
         """
         self._flush(self._stdout)
         if self._poll.poll(0) == self._silent:
             return {}, b""
         try:
             os.eventfd_read(self._token)
-        except BlockingIOError:
-            return {"mark": self._mark().hex()}, b""
-        except OSError:  # a task has closed it
-            return {"mark": ""}, b""
+        except OSError:  # the manager reads, or a task has closed it
+            return {"unread": True}, b""
         streams = [read_all(reader) for reader in self._readers]
         os.eventfd_write(self._token, 1)
         return {"printed": [len(each) for each in streams]}, b"".join(streams)
 
     def wait(self) -> None:
-        """Wait until the manager has read up to the marks."""
+        """Wait until the manager has read the rest."""
         token = select.poll()
         token.register(self._token, select.POLLIN)
         token.poll(_TOKEN_TIMEOUT * 1000)
-
-    def _mark(self) -> bytes:
-        mark = os.urandom(16)
-        for writer in self._writers:
-            with suppress(OSError):  # a task has closed it
-                _write(writer, mark)
-        return mark
-
-
-def _write(descriptor: int, mark: bytes) -> None:
-    """Write a mark to a pipe; a task may have made it nonblocking."""
-    while True:
-        try:
-            os.write(descriptor, mark)
-        except BlockingIOError:
-            room = select.poll()
-            room.register(descriptor, select.POLLOUT)
-            room.poll()
-        else:
-            return
 
 
 def _is_open(stream: IO[str]) -> bool:

@@ -237,7 +237,7 @@ class Staff:
             case Leaves(reason):
                 self._replaced(worker, reason)
             case TaskEnded(task_id) as end:
-                printed = self._output.ended(task_id, worker.output, end.mark, end.streams)
+                printed = self._output.ended(task_id, worker.output, end.streams)
                 if task_id != worker.tasks.ended:
                     self._finished(worker, end, printed)
 

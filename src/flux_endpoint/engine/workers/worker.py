@@ -116,7 +116,7 @@ class Worker:
             write_frame(self._channel, report, body)
         else:
             write_frame(self._channel, report | printed, body + streams)
-            if "mark" in printed:
+            if "unread" in printed:
                 self._output.wait()
         _reap()
 

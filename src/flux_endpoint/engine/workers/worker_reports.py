@@ -50,16 +50,15 @@ class TaskEnded:
         returncode: the command's, if the task was one.
         seconds: how long it took, as far as the worker says so.
         body: its result's message.
-        streams: what the worker has read of the task's standard output and error.
-        mark: the mark after the rest of it, which the manager reads; `None`: there is no rest.
+        streams: what the worker has read of the task's standard output and error; `None`: the
+            manager is to read them.
     """
 
     task_id: str
     returncode: int | None
     seconds: float | None
     body: bytes
-    streams: tuple[bytes, bytes] = (b"", b"")
-    mark: bytes | None = None
+    streams: tuple[bytes, bytes] | None = (b"", b"")
 
 
 def report_in(
@@ -83,8 +82,8 @@ def report_in(
             if task_id == worker.tasks.ended or (
                 worker.tasks.is_first(task_id) and _is_result_of(task_id, body)
             ):
-                seconds, mark = _seconds_in(header), _mark_in(header)
-                return TaskEnded(task_id, returncode, seconds, body, streams, mark)
+                found = None if header.get("unread") is True else streams
+                return TaskEnded(task_id, returncode, _seconds_in(header), body, found)
     raise FalseReportError
 
 
@@ -97,14 +96,6 @@ def _divided(body: bytes, printed: object) -> tuple[bytes, tuple[bytes, bytes]]:
             end = len(body) - out - error
             return body[:end], (body[end : end + out], body[end + out :])
     raise FalseReportError
-
-
-def _mark_in(header: dict[str, Any]) -> bytes | None:
-    mark = header.get("mark")
-    try:
-        return bytes.fromhex(mark) if isinstance(mark, str) else None
-    except ValueError:
-        raise FalseReportError from None
 
 
 def _seconds_in(header: dict[str, Any]) -> float | None:
