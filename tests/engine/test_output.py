@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,9 @@ from flux_endpoint.engine.output import LogAllowance, OutputLog
 from flux_endpoint.engine.results import body_of, with_output
 from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.engine.task import Value
+from flux_endpoint.engine.workers import output_reader
+from flux_endpoint.engine.workers.output_reader import OutputReader
+from flux_endpoint.engine.workers.pipes import WorkerPipes
 from flux_endpoint.paths import OUTPUT_LOG
 from waiting import until
 
@@ -260,6 +264,67 @@ def test_output_beyond_the_rate_limit_is_dropped_and_counted():
     counted = sum(int(part.split(b" ")[0]) for part in taken.split(b"[")[1:])
     assert taken.count(b"x") + counted == written
     assert b"were dropped here" in taken
+
+
+# A manager's side
+
+
+class Heard:
+    """What a reader of output has reported."""
+
+    def __init__(self):
+        self.log = b""
+        self.parts = []
+
+    def printed(self, data):
+        self.log += data
+
+    def followed(self, task_id, streams):
+        self.parts.append((task_id, streams))
+
+
+@pytest.fixture
+def heard():
+    return Heard()
+
+
+@pytest.fixture
+def reader(heard):
+    return OutputReader(1000, heard)
+
+
+@pytest.fixture
+def pipes():
+    pipes = WorkerPipes.new()
+    yield pipes
+    pipes.leave_writing_to_others()
+
+
+def test_output_that_waits_to_be_reported_is_forgotten_with_its_worker(
+    reader, heard, pipes, monkeypatch
+):
+    monkeypatch.setattr(output_reader, "_REPORT_PAUSE", 3600.0)
+    output = reader.add(pipes)
+    reader.follow({"id": "task", "seconds": 3600, "known": (0, 0)}, output)
+    assert output.become_reader()
+    for text in (b"one", b"two"):
+        os.write(pipes.writers[0], text)
+        output.read()
+        reader.belongs_to("task", output)
+    assert heard.parts == [("task", {"stdout": (0, 3, "one")})]
+    assert list(reader.moments())
+
+    assert reader.lost(output) == {"stdout": "onetwo"}
+    assert list(reader.moments()) == []
+    assert reader.read_due() == []
+
+
+def test_a_task_that_fills_the_counter_of_readers_does_not_end_its_manager(reader, pipes):
+    output = reader.add(pipes)
+    assert output.become_reader()
+    os.eventfd_write(pipes.token, 2**64 - 2)
+    output.give_up()
+    assert output.become_reader()
 
 
 # Text

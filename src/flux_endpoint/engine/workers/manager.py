@@ -220,7 +220,7 @@ class Manager:
         self._link.send(b"running", task_id.encode(), b"%.3f" % began)
 
     def followed(self, task_id: str, streams: dict[str, Any]) -> None:
-        """See `task_ends.Listener`."""
+        """See `outbox.Listener`."""
         self._link.send(b"printed", compact_json([task_id, streams]))
 
     def printed(self, data: bytes) -> None:

@@ -109,7 +109,8 @@ class WorkerOutput:
         """Return the token, and forget what was read: it is no task's, or was taken."""
         if self.is_reader:
             self.is_reader = False
-            os.eventfd_write(self._pipes.token, 1)
+            with suppress(BlockingIOError):  # a task has raised it as far as possible
+                os.eventfd_write(self._pipes.token, 1)
         self._tails = self._new_tails()
 
     def read(self) -> bytes:
@@ -281,6 +282,9 @@ class OutputReader:
         """Return what a worker that has exited has printed since its last report."""
         self.write(output.read())
         self._due.discard(output)
+        for each in self._followed.values():
+            if each.waits is output:
+                each.waits = None
         for reader in output.readers:
             del self._outputs[reader]
             self._epoll.unregister(reader)
