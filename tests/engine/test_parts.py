@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -10,7 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
+from typing import Any
 
 import pytest
 from engine_world import fresh_seconds, processes
@@ -21,6 +24,7 @@ from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
 from flux_endpoint.engine.workers import process_tree
 from flux_endpoint.engine.workers.frames import Claims, FrameReader, FrameSocket, write_frame
+from flux_endpoint.engine.workers.handle import WorkerChannel, WorkerHandle
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ErrorCode
 from waiting import until
@@ -154,6 +158,21 @@ def test_claims_are_never_shared_by_two_takers():
 
 
 # Ends
+
+
+def test_the_time_of_a_task_begins_when_its_worker_is_there():
+    output: Any = None
+    frames: Any = None
+    worker = WorkerHandle(WorkerChannel(frames), Claims(), output, 0)
+    worker.tasks.add(({"id": TASK, "limit": 5.0}, b""))
+    worker.tasks.first_starts(time.monotonic() - 10)
+    assert worker.overdue_at == math.inf
+    before = time.monotonic()
+    worker.process.forked(1)
+    assert before + 5 <= worker.overdue_at <= time.monotonic() + 5
+    worker.cancelled = TASK
+    assert worker.overdue_at == math.inf
+    worker.tasks.close()
 
 
 def test_a_process_tree_is_killed_completely_even_after_the_time_limit(monkeypatch):

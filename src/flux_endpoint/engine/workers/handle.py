@@ -205,6 +205,7 @@ class WorkerHandle:
         self.place = place
         self.process = WorkerProcess()
         self.tasks = SentTasks(claims)
+        self.process.once_forked(lambda: self.tasks.first_starts(time.monotonic()))
         #: Number of tasks that have ended here.
         self.served = 0
         #: The task whose cancellation ends the worker.
@@ -221,6 +222,12 @@ class WorkerHandle:
         """Whether it may get more tasks."""
         ends = self.channel.eof or self.leaves or self.cancelled is not None
         return not ends and not self.tasks.skipping
+
+    @property
+    def overdue_at(self) -> float:
+        """Monotonic time at which its running task is to be ended; infinity: never."""
+        is_running = self.process.pid is not None and self.cancelled is None
+        return self.tasks.overdue_at if is_running else math.inf
 
     @property
     def is_unresponsive(self) -> bool:

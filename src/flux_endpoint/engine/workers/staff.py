@@ -397,8 +397,7 @@ class Staff:
                 yield tasks.since + _REPORT_AFTER
             if worker.is_unresponsive:
                 yield tasks.since + _UNRESPONSIVE_AFTER
-            if worker.cancelled is None:
-                yield tasks.overdue_at
+            yield worker.overdue_at
         yield time.monotonic() + self._queue.late_at - time.time()
 
     def expire(self) -> None:
@@ -410,7 +409,7 @@ class Staff:
         if time.time() >= self._queue.late_at and (late := self._queue.take_late(time.time())):
             self._listener.late(late)
         for worker in list(self._workers):
-            if worker.cancelled is None and worker.tasks.overdue_at <= now:
+            if worker.overdue_at <= now:
                 self._end_overdue(worker, now)
             tasks, passed = worker.tasks, now - worker.tasks.since
             if len(tasks) > 1 and passed >= _TAKE_BACK_AFTER:
@@ -428,7 +427,7 @@ class Staff:
     def _end_overdue(self, worker: WorkerHandle, now: float) -> None:
         """End the running task of a worker, whose time is over, and the worker with it."""
         self._settle(worker)  # its other tasks are not affected; it may have ended just now
-        if worker.tasks.overdue_at <= now:
+        if worker.overdue_at <= now:
             task_id = next(iter(worker.tasks))
             logs.event(log, logging.INFO, "task overdue", task=task_id, limit=worker.tasks.limit)
             self._ends.overdue[task_id] = worker.tasks.limit
