@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,3 +165,47 @@ def test_a_shutdown_cancels_what_is_not_submitted_yet(flux_module, flux_uri, mon
     may_run.set()
     executor.shutdown(wait=True)
     assert future.cancelled()
+
+
+class SilentFlux:
+    """A Flux that does not say where its stream of events begins, as releases before 0.58."""
+
+    constants = SimpleNamespace(FLUX_POLLIN=1, FLUX_MSGTYPE_EVENT=2, FLUX_RPC_STREAMING=4)
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+        self.job = SimpleNamespace(FluxExecutor=lambda **_options: self)
+
+    def Flux(self, _uri: str | None) -> SilentFlux:
+        return self
+
+    def fd_watcher_create(self, *_arguments: Any) -> Any:
+        return nullcontext()
+
+    msg_watcher_create = fd_watcher_create
+
+    def rpc(self, *_arguments: Any, **_options: Any) -> SilentFlux:
+        return self
+
+    def then(self, _callback: Any) -> None:
+        pass
+
+    def reactor_run(self) -> None:
+        self.is_over.wait(PATIENCE)
+
+    def submit(self, what: str) -> str:
+        return f"submitted {what}"
+
+
+def test_only_the_first_job_waits_for_a_stream_that_does_not_begin(monkeypatch):
+    monkeypatch.setattr(flux_journal, "_READY_TIMEOUT", 0.01)
+    silent: Any = SilentFlux()
+    executor = JournalExecutor(silent, None)
+    try:
+        assert executor.submit("a job") == "submitted a job"
+        monkeypatch.setattr(flux_journal, "_READY_TIMEOUT", threading.TIMEOUT_MAX)
+        assert executor._follower._ready.is_set()
+        assert executor.submit("another") == "submitted another"
+    finally:
+        silent.is_over.set()
+        executor._follower._thread.join(PATIENCE)

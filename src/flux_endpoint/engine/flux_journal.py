@@ -136,7 +136,9 @@ class _Follower:
 
     def is_live(self) -> bool:
         """Return whether the stream of events has begun and goes on; wait for its beginning."""
-        self._ready.wait(_READY_TIMEOUT)
+        if not self._ready.wait(_READY_TIMEOUT):
+            log.warning("Flux does not say when it streams the events of jobs; it is not awaited")
+            self._ready.set()  # else each job would wait so long
         return self._is_live
 
     def submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LocalExecutorFuture:
