@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from engine_world import World
 
+from flux_endpoint.engine.demand import Amount, JobDemand
 from flux_endpoint.engine.workers import manager_registry, pool
+from flux_endpoint.engine.workers.backlog import TaskBacklog
+from flux_endpoint.engine.workers.lifecycle import PoolStop
+from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
+from flux_endpoint.engine.workers.sizing import Limits
+from flux_endpoint.engine.workers.yielding import InstanceNodes
 from flux_endpoint.functions import ShellFunction
 from waiting import until
 
@@ -110,3 +118,23 @@ def test_workers_that_are_no_longer_drained_take_tasks_that_wait_on_other_nodes(
     for name in names:
         let_end(tmp_path, name)
     world.ends(ids)
+
+
+def test_the_pool_sleeps_until_the_workers_of_an_earlier_agent_have_reported():
+    registry = ManagerRegistry(Limits(0, 4, 4), InstanceNodes(1, Amount(4)), 60.0)
+    registry.demand(JobDemand())  # a review is due, which comes after the reports
+    nothing = SimpleNamespace(moments=lambda _now: (), stopping=PoolStop())
+    handover = SimpleNamespace(due=math.inf, is_pending=True)
+    sleeping = object.__new__(pool.WorkerPool)
+    vars(sleeping).update(
+        _now=time.monotonic(),
+        _registry=registry,
+        _lifecycle=nothing,
+        _distributor=nothing,
+        _handover=handover,
+        _inbox=SimpleNamespace(settle_at=math.inf),
+        _waiting=TaskBacklog(0, lambda *_: None),
+    )
+    assert sleeping._poll_timeout() is None
+    handover.is_pending = False
+    assert sleeping._poll_timeout() is not None

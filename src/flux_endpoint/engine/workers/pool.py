@@ -301,7 +301,8 @@ class WorkerPool:
             self._handover.due,
             self._inbox.settle_at,
         ]
-        if not self._stopping.is_stopping:
+        # Until then nothing of this is done: what is due would keep this thread from sleeping.
+        if not (self._stopping.is_stopping or self._handover.is_pending):
             moments.extend(self._registry.moments(self._now))
         now = time.monotonic()
         moments.append(now + self._waiting.late_at - time.time())
