@@ -83,7 +83,7 @@ def test_files_of_people_stay(used: EndpointDirectory, tmp_path: Path) -> None:
     configure_endpoint("used")  # the name is free
 
 
-@pytest.mark.parametrize("place", ["elsewhere", "."])
+@pytest.mark.parametrize("place", ["elsewhere", "link", "."])
 def test_a_working_directory_elsewhere_belongs_to_others(
     used: EndpointDirectory, tmp_path: Path, place: str
 ) -> None:
@@ -91,11 +91,14 @@ def test_a_working_directory_elsewhere_belongs_to_others(
     (elsewhere / TASK).mkdir(parents=True)
     (used.path / TASK).mkdir()
     where = elsewhere if place == "elsewhere" else place
+    if place == "link":
+        (used.path / "link").symlink_to(elsewhere)
     used.config.write_text(f"engine:\n  working_dir: {where}\n")
     done = delete(used)
     assert (elsewhere / TASK).exists()
-    assert (used.path / TASK).exists() == (place == "elsewhere")
+    assert (used.path / TASK).exists() == (place != ".")
     assert (elsewhere in done.kept) == (place == "elsewhere")
+    assert (used.path / "link" in done.kept) == (place == "link")
     assert (used.path / "tasks_working_dir" / "result.csv").exists()
 
 

@@ -100,7 +100,7 @@ def _sort(found: Deletion) -> None:
             found.of_tasks.append(path)
         else:
             found.kept.append(path)
-    if home not in working.parents:
+    if Path(os.path.realpath(home)) not in Path(os.path.realpath(working)).parents:
         # Elsewhere, other endpoints and people may have files, also with such names.
         found.kept += [working] if working != home and working.exists() else []
         return
