@@ -188,6 +188,36 @@ def test_a_process_tree_is_killed_completely_even_after_the_time_limit(monkeypat
             process.kill()
 
 
+#: A template is killed; then its manager ends all that is left.
+LOST_TEMPLATE = """
+import os, signal
+from flux_endpoint.engine.workers.template import adopt_orphans
+from flux_endpoint.engine.workers.template_link import TemplateLink
+adopt_orphans()
+reader, writer = os.pipe()
+template = os.fork()
+if template == 0:
+    left = os.fork()
+    signal.alarm(30)
+    if left:
+        os.write(writer, b"%d" % left)
+    signal.pause()
+left = int(os.read(reader, 20))
+os.kill(template, signal.SIGKILL)
+os.waitid(os.P_PID, template, os.WEXITED | os.WNOWAIT)
+link = object.__new__(TemplateLink)
+link._pid = template
+link.kill()
+print(os.WTERMSIG(os.waitpid(left, 0)[1]), end="")
+"""
+
+
+def test_what_a_lost_template_has_left_is_killed():
+    command = [sys.executable, "-c", LOST_TEMPLATE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == str(int(signal.SIGKILL)), done.stderr
+
+
 # Results
 
 

@@ -95,6 +95,11 @@ class TemplateLink:
 
     def kill(self) -> None:
         """Kill the template and all workers; return when the template is gone."""
-        kill_tree(self._pid)
         with suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+            if os.waitpid(self._pid, os.WNOHANG) == (0, 0):
+                kill_tree(self._pid)
+                os.waitpid(self._pid, 0)
+                return
+        # It was lost: what tasks have started there belongs to this process now.
+        for child in psutil.Process().children():
+            kill_tree(child.pid)
