@@ -76,7 +76,7 @@ def delete_endpoint(name: str, *, stop: bool, local: bool, yes: bool) -> None:
 
 
 def _delete_elsewhere(endpoint_id: str, *, yes: bool) -> None:
-    """Delete an endpoint at the service; it may still run on its machine, until it is told so."""
+    """Delete an endpoint at the service; its agent may run on until the service refuses it."""
     api = OperatorApi()
     click.echo(
         f"To be removed:\n  endpoint {endpoint_id} at {api.url}: its unfinished tasks fail, and it "

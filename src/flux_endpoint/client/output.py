@@ -1,4 +1,4 @@
-"""What a task has printed."""
+"""The printed output of a task, for its future."""
 
 from __future__ import annotations
 

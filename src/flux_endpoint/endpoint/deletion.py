@@ -31,7 +31,7 @@ _LAST = ("config.yaml", "agent.lock")
 
 @dataclass
 class Deletion:
-    """What the deletion of an endpoint removes on this machine, and what it leaves.
+    """The files that the deletion of an endpoint removes on this machine, and those that stay.
 
     Attributes:
         directory: the endpoint's directory.

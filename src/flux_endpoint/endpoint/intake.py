@@ -1,4 +1,4 @@
-"""What arrives at an endpoint: reads tasks and commands, and keeps the tasks that are there."""
+"""Reads the tasks and commands that arrive at an endpoint, and keeps its unfinished tasks."""
 
 from __future__ import annotations
 

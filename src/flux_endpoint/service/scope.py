@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class TokenScope(StrEnum):
-    """What a user's token permits. Each scope includes `read`."""
+    """The permissions of a user's token. Each scope includes `read`."""
 
     #: Read the user's own tasks, results, functions and endpoints.
     READ = "read"

@@ -88,7 +88,7 @@ class Inquiry:
 
 @dataclass
 class ManagerEnd:
-    """What is known about the end of a manager.
+    """The end of a manager, as far as it is known.
 
     Attributes:
         ran: set when it said that it ends: its running tasks then, with their starts.

@@ -1,4 +1,4 @@
-"""What a manager shares with each worker: a stream of frames, and a counter of claims.
+"""The stream of frames and the counter of claims that a manager shares with each worker.
 
 A frame is a 4-byte and an 8-byte big-endian length, then a JSON header and a body of these lengths.
 A nonblocking reader does not trust its peer: invalid or oversized frames raise an error at once.

@@ -33,7 +33,7 @@ class Change(Enum):
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """What a manager or a host needs for its connection. It has secrets: not for a command line."""
+    """Settings of a manager's or a host's connection, with secrets: not for a command line."""
 
     #: Its ZeroMQ identity, a secret by which the agent recognizes it.
     identity: str

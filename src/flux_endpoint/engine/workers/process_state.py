@@ -245,7 +245,7 @@ class _Streams:
 
 
 class PrintedOutput:
-    """What this worker has printed since the end of its previous task.
+    """The output of this worker since the end of its previous task.
 
     Args:
         pipes: the pipes behind the descriptors 1 and 2 of this process.

@@ -1,4 +1,4 @@
-"""What tasks have printed."""
+"""The printed output of tasks, as the database keeps it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What tasks have printed."""
+"""The printed output of tasks."""
 
 import sqlalchemy as sa
 from alembic import op
