@@ -71,10 +71,15 @@ def waiting(directory: Path) -> str:
 
 
 def eventlog(flux_uri: str, jobid: int) -> list[str]:
-    command = ["flux", "job", "eventlog", format_jobid(jobid)]
-    environment = {**os.environ, "FLUX_URI": flux_uri}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    names = [line.split()[1] for line in done.stdout.splitlines()]
+    """Return an ended job's events. Flux commits them to its store later than it streams them."""
+
+    def flux(*arguments: str) -> str:
+        environment = {**os.environ, "FLUX_URI": flux_uri}
+        return subprocess.check_output(["flux", *arguments], env=environment, text=True)
+
+    flux("job", "wait-event", format_jobid(jobid), "clean")
+    lines = flux("job", "eventlog", format_jobid(jobid)).splitlines()
+    names = [line.split()[1] for line in lines]
     return [name for name in names if name in EVENTS]
 
 
