@@ -13,11 +13,11 @@ from flux_endpoint.cli.table import (
     Column,
     Row,
     color_option,
-    columns_options,
     render,
     shown_duration,
     shown_jobid,
     table_of,
+    view_options,
     wrapped,
 )
 
@@ -157,9 +157,9 @@ def test_chosen_columns_do_not_go():
 
 def test_columns_are_chosen_by_name():
     @click.command()
-    @columns_options({"id": COLUMNS[0], "name": COLUMNS[1]})
-    def command(*, chosen, wide):
-        click.echo(f"{chosen} {wide}")
+    @view_options({"id": COLUMNS[0], "name": COLUMNS[1]})
+    def command(*, view):
+        click.echo(f"{view.chosen} {view.wide}")
 
     def out(*arguments):
         return CliRunner().invoke(command, arguments).output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -12,17 +11,15 @@ from typing import Any
 
 import click
 
-from flux_endpoint.cli.options import complete_endpoint, local_name
+from flux_endpoint.cli.options import complete_endpoint, local_name, put_json
 from flux_endpoint.cli.process import quick_imports
 from flux_endpoint.cli.progress import WaitingLine
 from flux_endpoint.cli.table import (
     Column,
     Row,
     Tone,
-    color_option,
-    columns_options,
-    table_of,
-    terminal_width,
+    View,
+    view_options,
 )
 from flux_endpoint.endpoint import lifecycle
 from flux_endpoint.endpoint.directory import EndpointDirectory
@@ -149,21 +146,18 @@ def stop(name: str, *, timeout: float, pid: int | None) -> None:
 
 
 @click.command("list")
-@columns_options(_COLUMNS)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@color_option
-def list_endpoints(*, chosen: list[str] | None, wide: bool, as_json: bool, color: bool) -> None:
+@view_options(_COLUMNS)
+def list_endpoints(*, view: View) -> None:
     """List the endpoints, their status, and what runs their jobs."""
     listed = lifecycle.list_endpoints()
-    if as_json:
-        click.echo(json.dumps([asdict(each) for each in listed], indent=2))
+    if view.as_json:
+        put_json([asdict(each) for each in listed])
         return
     if not listed:
         click.echo("No endpoints yet. Create one with: flux-endpoint configure NAME")
         return
     rows = [_row(each) for each in listed]
-    width = None if wide else terminal_width()
-    click.echo(table_of(_COLUMNS, rows, chosen, color=color, width=width), color=color)
+    view.put(_COLUMNS, rows)
     for each in listed:
         if each.reason:
             click.echo(f"{each.name}: {each.reason}")

@@ -10,22 +10,21 @@ from typing import Any
 import click
 
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
-from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
+from flux_endpoint.cli.options import complete_endpoint, put_json
 from flux_endpoint.cli.overview import EndpointView, Overview, ServiceView, collect
 from flux_endpoint.cli.table import (
     Column,
     Row,
     Tone,
-    color_option,
-    columns_options,
+    View,
     shown_age,
     shown_bytes,
     shown_duration,
     shown_jobid,
     shown_moment,
     table_of,
-    terminal_width,
     toned,
+    view_options,
     wrapped,
 )
 from flux_endpoint.protocol.operations import Absence, DatabaseDocument, ServiceStatusAnswer
@@ -54,24 +53,19 @@ _TITLE_WIDTH = 10
 
 @click.command()
 @click.argument("endpoint", required=False, shell_complete=complete_endpoint)
-@columns_options(_COLUMNS)
-@json_option
-@color_option
-def status(
-    *, endpoint: str | None, chosen: list[str] | None, wide: bool, as_json: bool, color: bool
-) -> int:
+@view_options(_COLUMNS)
+def status(*, endpoint: str | None, view: View) -> int:
     """Show the service, its broker and the endpoints: what runs, what waits, how fast.
 
     ENDPOINT is a name or an id; without it, all endpoints that you may use are shown. An endpoint's
     numbers come from its last status report, whose age is shown next to them.
     """
     overview = collect(endpoint)
-    if as_json:
+    if view.as_json:
         put_json(overview.document())
     else:
-        width = None if wide else terminal_width()
-        for line in screen(overview, color=color, width=width, chosen=chosen):
-            click.echo(line, color=color)
+        for line in screen(overview, color=view.color, width=view.width, chosen=view.chosen):
+            click.echo(line, color=view.color)
     return _exit_code(overview, named=endpoint is not None)
 
 

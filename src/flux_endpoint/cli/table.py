@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from flux_endpoint.cli.options import json_option
 from flux_endpoint.errors import suggestion
 from flux_endpoint.protocol.jobid import format_jobid
 
@@ -82,7 +84,7 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def columns_options(known: Collection[str]) -> Callable[[Command], Command]:
+def _columns_options(known: Collection[str]) -> Callable[[Command], Command]:
     """Add `-o` and `--wide` to a command; it gets `chosen` (names, or `None`) and `wide`."""
 
     def names(
@@ -108,6 +110,57 @@ def columns_options(known: Collection[str]) -> Callable[[Command], Command]:
             help=f"Show these columns, separated by commas: {', '.join(known)}.",
         )
         return chosen(wide(command))
+
+    return add
+
+
+@dataclass(frozen=True)
+class View:
+    """How a command shows a list; see `view_options`.
+
+    Attributes:
+        chosen: names of the columns to show; `None`: those for which there is room.
+        wide: whether lines may be wider than the terminal.
+        as_json: whether to print JSON instead.
+        color: whether to use colours.
+    """
+
+    chosen: list[str] | None
+    wide: bool
+    as_json: bool
+    color: bool
+
+    @property
+    def width(self) -> int | None:
+        """The most characters of a line; `None`: any."""
+        return None if self.wide else terminal_width()
+
+    def put(self, columns: Mapping[str, Column], rows: Sequence[Row]) -> None:
+        """Print a table."""
+        table = table_of(columns, rows, self.chosen, color=self.color, width=self.width)
+        click.echo(table, color=self.color)
+
+
+def view_options(known: Collection[str]) -> Callable[[Command], Callable[..., Any]]:
+    """Add `-o`, `--wide`, `--json` and `--color` to a command; it gets the argument `view`.
+
+    Args:
+        known: names of the columns.
+    """
+
+    def add(command: Command) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_view(
+            *args: Any,
+            chosen: list[str] | None,
+            wide: bool,
+            as_json: bool,
+            color: bool,
+            **kwargs: Any,
+        ) -> Any:
+            return command(*args, view=View(chosen, wide, as_json, color), **kwargs)
+
+        return _columns_options(known)(json_option(color_option(with_view)))
 
     return add
 

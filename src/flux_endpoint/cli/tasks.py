@@ -8,22 +8,20 @@ from typing import Any
 
 import click
 
-from flux_endpoint.cli.options import complete_endpoint, json_option, put_json
+from flux_endpoint.cli.options import complete_endpoint, put_json
 from flux_endpoint.cli.progress import counted
 from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.table import (
     Column,
     Row,
     Tone,
-    color_option,
-    columns_options,
+    View,
     shortened,
     shown_age,
     shown_bytes,
     shown_duration,
     shown_jobid,
-    table_of,
-    terminal_width,
+    view_options,
 )
 from flux_endpoint.cli.targets import find_endpoint
 from flux_endpoint.errors import NotFoundError, ServiceError
@@ -111,9 +109,7 @@ state_option = click.option(
 @click.option(
     "--user", metavar="NAME", help="The tasks of this user; needs an administrator's token."
 )
-@columns_options(COLUMNS)
-@json_option
-@color_option
+@view_options(COLUMNS)
 def tasks(
     *,
     endpoint: str | None,
@@ -123,10 +119,7 @@ def tasks(
     follows: bool,
     all_users: bool,
     user: str | None,
-    chosen: list[str] | None,
-    wide: bool,
-    as_json: bool,
-    color: bool,
+    view: View,
 ) -> None:
     """List tasks, the newest first: function, state, age, runtime, return code, job.
 
@@ -146,10 +139,10 @@ def tasks(
         user=user,
     )
     of_others = all_users or user is not None
-    if as_json:
+    if view.as_json:
         put_json({"tasks": [document(task) for task in found], "more": more})
         return
-    shown = chosen or [
+    shown = view.chosen or [
         name
         for name in DEFAULT_COLUMNS
         if (name != "user" or of_others)
@@ -159,8 +152,10 @@ def tasks(
     names = {}
     if "endpoint" in shown and found:
         names = _endpoint_names(api, of_others=of_others)
-    table = _table(found, shown, names, may_go=chosen is None, wide=wide, color=color)
-    click.echo(table, color=color)
+    if found:
+        put_tasks(view, found, names, shown)
+    else:
+        click.echo("No such tasks." if "user" in shown else "No such tasks of yours.")
     if more:
         click.echo(f"There are more: --limit {2 * limit} shows the next.", err=True)
 
@@ -252,27 +247,25 @@ def runtime(task: ListedTask) -> float | None:
     return round(max(0.0, end - task.started), 3)
 
 
-def _table(
-    found: list[ListedTask],
-    shown: Sequence[str],
-    names: Mapping[str, str],
-    *,
-    may_go: bool,
-    wide: bool,
-    color: bool,
-) -> str:
-    if not found:
-        return "No such tasks." if "user" in shown else "No such tasks of yours."
+def put_tasks(
+    view: View, found: Sequence[ListedTask], names: Mapping[str, str], shown: Sequence[str]
+) -> None:
+    """Print a table of tasks.
+
+    Args:
+        view: how.
+        found: the tasks.
+        names: names of endpoints by id.
+        shown: the columns.
+    """
     now = time.time()
     rows = []
     for task in found:
         cells = cells_of(task, names, now)
-        if not wide:
+        if not view.wide:
             cells["function"] = shortened(cells["function"], _LONGEST_NAME)
         rows.append(Row([cells[name] for name in shown], TONES.get(task.state)))
-    columns = {name: COLUMNS[name] for name in shown}
-    width = None if wide else terminal_width()
-    return table_of(columns, rows, None if may_go else shown, color=color, width=width)
+    view.put({name: COLUMNS[name] for name in shown}, rows)
 
 
 def cells_of(task: ListedTask, names: Mapping[str, str], now: float) -> dict[str, str]:

@@ -21,15 +21,13 @@ from flux_endpoint.cli.administration.options import (
     open_database,
     setting,
 )
-from flux_endpoint.cli.options import json_option, put_json
+from flux_endpoint.cli.options import put_json
 from flux_endpoint.cli.table import (
     Column,
     Row,
-    color_option,
-    columns_options,
+    View,
     shown_moment,
-    table_of,
-    terminal_width,
+    view_options,
 )
 from flux_endpoint.errors import ConfigurationError, NotFoundError
 from flux_endpoint.protocol.duration import parse_duration
@@ -159,9 +157,7 @@ def _moment(_context: click.Context, _option: click.Parameter, text: str | None)
     show_default=True,
     help="The most records to list, the newest ones.",
 )
-@columns_options(_COLUMNS)
-@json_option
-@color_option
+@view_options(_COLUMNS)
 @database_url_option
 @setting("audit-log", "The audit log.  [default: audit.jsonl next to an SQLite database]")
 def audit(
@@ -173,10 +169,7 @@ def audit(
     since: float | None,
     until: float | None,
     limit: int,
-    chosen: list[str] | None,
-    wide: bool,
-    as_json: bool,
-    color: bool,
+    view: View,
     database_url: str | None,
     audit_log: str | None,
 ) -> None:
@@ -204,15 +197,14 @@ def audit(
         except FileNotFoundError:
             raise NotFoundError(f"there is no audit log {path}") from None
         names.look_up(found)
-    if as_json:
+    if view.as_json:
         put_json({"records": [_document(each, names) for each in found], "more": more})
         return
     if not found:
         click.echo("No such records.")
         return
     rows = [_row(each, names) for each in found]
-    width = None if wide else terminal_width()
-    click.echo(table_of(_COLUMNS, rows, chosen, color=color, width=width), color=color)
+    view.put(_COLUMNS, rows)
     if more:
         click.echo(f"There are older ones: --limit {2 * limit} shows more.", err=True)
 

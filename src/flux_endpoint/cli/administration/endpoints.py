@@ -18,13 +18,11 @@ from flux_endpoint.cli.options import json_option, put_json
 from flux_endpoint.cli.table import (
     Column,
     Row,
-    color_option,
-    columns_options,
+    View,
     printable,
     shown_age,
     shown_moment,
-    table_of,
-    terminal_width,
+    view_options,
 )
 from flux_endpoint.errors import NotFoundError
 from flux_endpoint.protocol.operations import MAX_LISTED
@@ -59,18 +57,13 @@ def endpoint() -> None:
     show_default=True,
     help="The most endpoints to list.",
 )
-@columns_options(_COLUMNS)
-@json_option
-@color_option
+@view_options(_COLUMNS)
 @database_url_option
 def list_endpoints(
     *,
     user: str | None,
     limit: int,
-    chosen: list[str] | None,
-    wide: bool,
-    as_json: bool,
-    color: bool,
+    view: View,
     database_url: str | None,
 ) -> None:
     """List the endpoints of all users by owner and name, user endpoints included."""
@@ -82,7 +75,7 @@ def list_endpoints(
             existing_user(connection, user)
         found, last = administration.list_all_endpoints(connection, owner=user, limit=limit)
     database.close()
-    if as_json:
+    if view.as_json:
         documents = [each.model_dump(mode="json") for each in found]
         put_json({"endpoints": documents, "more": last is not None})
     elif not found:
@@ -90,8 +83,7 @@ def list_endpoints(
     else:
         now = time.time()
         rows = [_row(each, now) for each in found]
-        width = None if wide else terminal_width()
-        click.echo(table_of(_COLUMNS, rows, chosen, color=color, width=width), color=color)
+        view.put(_COLUMNS, rows)
         if last is not None:
             click.echo(f"There are more: --limit {2 * limit} shows the next.", err=True)
 

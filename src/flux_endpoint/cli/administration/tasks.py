@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from uuid import UUID
 
 import click
@@ -14,20 +12,13 @@ from flux_endpoint.cli.administration.options import (
     open_database,
 )
 from flux_endpoint.cli.options import json_option, put_json
-from flux_endpoint.cli.table import (
-    Row,
-    color_option,
-    columns_options,
-    table_of,
-    terminal_width,
-)
+from flux_endpoint.cli.table import View, color_option, view_options
 from flux_endpoint.cli.task import show_record
 from flux_endpoint.cli.tasks import (
     COLUMNS,
     DEFAULT_COLUMNS,
-    TONES,
-    cells_of,
     document,
+    put_tasks,
     state_option,
     states_of,
 )
@@ -53,9 +44,7 @@ def task() -> None:
     show_default=True,
     help="The most tasks to list, the newest first.",
 )
-@columns_options(COLUMNS)
-@json_option
-@color_option
+@view_options(COLUMNS)
 @database_url_option
 def list_tasks(
     *,
@@ -64,10 +53,7 @@ def list_tasks(
     group: UUID | None,
     states: tuple[str, ...],
     limit: int,
-    chosen: list[str] | None,
-    wide: bool,
-    as_json: bool,
-    color: bool,
+    view: View,
     database_url: str | None,
 ) -> None:
     """List the tasks of all users, the newest first."""
@@ -91,33 +77,14 @@ def list_tasks(
     database.close()
     found = [UserTask.of(each, owners[each.task_id]) for each in answer.tasks]
     more = answer.next is not None
-    if as_json:
+    if view.as_json:
         put_json({"tasks": [document(each) for each in found], "more": more})
     elif not found:
         click.echo("No such tasks.")
     else:
-        click.echo(_table(found, names, chosen, wide=wide, color=color), color=color)
+        put_tasks(view, found, names, view.chosen or DEFAULT_COLUMNS)
         if more:
             click.echo(f"There are more: --limit {2 * limit} shows the next.", err=True)
-
-
-def _table(
-    found: list[UserTask],
-    names: Mapping[str, str],
-    chosen: list[str] | None,
-    *,
-    wide: bool,
-    color: bool,
-) -> str:
-    shown = chosen or DEFAULT_COLUMNS
-    now = time.time()
-    rows = []
-    for each in found:
-        cells = cells_of(each, names, now)
-        rows.append(Row([cells[name] for name in shown], TONES.get(each.state)))
-    columns = {name: COLUMNS[name] for name in shown}
-    width = None if wide else terminal_width()
-    return table_of(columns, rows, chosen, color=color, width=width)
 
 
 @task.command()

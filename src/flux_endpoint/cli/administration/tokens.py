@@ -20,12 +20,10 @@ from flux_endpoint.cli.options import json_option, put_json
 from flux_endpoint.cli.table import (
     Column,
     Row,
-    color_option,
-    columns_options,
+    View,
     shown_age,
     shown_moment,
-    table_of,
-    terminal_width,
+    view_options,
 )
 from flux_endpoint.errors import NotFoundError
 from flux_endpoint.protocol.duration import parse_duration
@@ -128,17 +126,12 @@ def create(
 
 @token.command(name="list")
 @click.option("--user", metavar="NAME", help="Only tokens of this user.")
-@columns_options(_COLUMNS)
-@json_option
-@color_option
+@view_options(_COLUMNS)
 @database_url_option
 def list_tokens(
     *,
     user: str | None,
-    chosen: list[str] | None,
-    wide: bool,
-    as_json: bool,
-    color: bool,
+    view: View,
     database_url: str | None,
 ) -> None:
     """List tokens: user, scopes, last use (to ten minutes), expiry, and what they are for."""
@@ -150,14 +143,13 @@ def list_tokens(
         found = users.list_tokens(connection, user_id)
     database.close()
     now = time.time()
-    if as_json:
+    if view.as_json:
         put_json([_document(each, now) for each in found])
     elif not found:
         click.echo("No tokens. Create one with: flux-endpoint service token create USER")
     else:
-        width = None if wide else terminal_width()
         rows = [_row(each, now) for each in found]
-        click.echo(table_of(_COLUMNS, rows, chosen, color=color, width=width), color=color)
+        view.put(_COLUMNS, rows)
 
 
 def _document(found: Token, now: float) -> dict[str, Any]:

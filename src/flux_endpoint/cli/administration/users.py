@@ -27,14 +27,13 @@ from flux_endpoint.cli.options import json_option, put_json
 from flux_endpoint.cli.table import (
     Column,
     Row,
-    color_option,
-    columns_options,
+    View,
     render,
     shown_age,
     shown_bytes,
     shown_moment,
-    table_of,
     terminal_width,
+    view_options,
 )
 from flux_endpoint.errors import FluxEndpointError
 
@@ -83,16 +82,11 @@ def create(name: str, limits: Mapping[str, str], database_url: str | None) -> No
 
 
 @user.command(name="list")
-@columns_options(_COLUMNS)
-@json_option
-@color_option
+@view_options(_COLUMNS)
 @database_url_option
 def list_users(
     *,
-    chosen: list[str] | None,
-    wide: bool,
-    as_json: bool,
-    color: bool,
+    view: View,
     database_url: str | None,
 ) -> None:
     """List users: state, last use, tokens, endpoints, unfinished tasks, own limits, groups."""
@@ -102,14 +96,13 @@ def list_users(
     with database.read() as connection:
         found = administration.list_users(connection)
     database.close()
-    if as_json:
+    if view.as_json:
         put_json([each.model_dump(mode="json") for each in found])
     elif not found:
         click.echo("No users yet. Create one with: flux-endpoint service user create NAME")
     else:
-        width = None if wide else terminal_width()
         rows = [_row(each, time.time()) for each in found]
-        click.echo(table_of(_COLUMNS, rows, chosen, color=color, width=width), color=color)
+        view.put(_COLUMNS, rows)
 
 
 def _row(found: UserDocument, now: float) -> Row:
