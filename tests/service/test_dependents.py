@@ -17,7 +17,7 @@ from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 from flux_endpoint.serialize import task_with_inputs
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.counting import Counting
-from flux_endpoint.service.dependents import _problem
+from flux_endpoint.service.dependents import Dependents, _problem
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import dependencies as store
 from flux_endpoint.service.store import retention, tasks
@@ -170,6 +170,28 @@ def test_dependents_that_are_counted_later_are_published(
         assert taken(peer, endpoint_id)[0] == third
 
 
+def test_a_running_service_finds_what_another_one_has_left_uncounted(
+    live: Rest, peer: Peer, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_COUNTED", 0)
+    endpoint_id = live.register_endpoint()
+    first, second = submit(live, endpoint_id, None, None)
+    needs = [{"values": [first]}, {"values": [second]}]
+    waiting = submit(live, endpoint_id, *needs)
+    for task_id in (first, second):
+        assert taken(peer, endpoint_id)[0] == task_id
+    other = Dependents(database, peer.connection, look_every=0.1)
+    other.start()
+    other.connected()
+    try:
+        # It finds the first at its first look or later, and the second at a later one.
+        for needed, ready_now in zip((first, second), waiting, strict=True):
+            assert end(database, {needed: False}).left == (needed,)  # and that service ends
+            assert taken(peer, endpoint_id)[0] == ready_now
+    finally:
+        other.close()
+
+
 def test_a_needed_result_is_not_removed(live: Rest, peer: Peer, database: Database) -> None:
     endpoint_id = live.register_endpoint()
     first, other = submit(live, endpoint_id, None, None)
@@ -247,6 +269,12 @@ class TestReadyTasks:
             are_ready=True, left=(bad, root)
         )
         late = submitted({"values": [root, other]})  # what has ended is not counted
+        with database.read() as connection:
+            found, after = set(), ""
+            while after is not None:
+                page, after = store.uncounted(connection, after)
+                found.update(page)
+        assert found == {*many, *two, *failing}  # and not `late`, whose count is right
         counting = Counting(database)
         counting.add([bad, root])
         steps = 0

@@ -1,7 +1,7 @@
 """Counts the dependents of tasks that have more than the transaction of a result may change."""
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 
 from flux_endpoint.service.store import dependencies
 from flux_endpoint.service.store.engine import Database
@@ -10,7 +10,7 @@ from flux_endpoint.service.store.engine import Database
 class Counting:
     """Counts page by page. For one thread.
 
-    The pages are not recorded: what a service has not counted when it ends, the next start does.
+    The pages are not recorded: what a service has not counted when it ends, another one finds.
 
     Args:
         database: the service's database.
@@ -20,43 +20,36 @@ class Counting:
         self._database = database
         #: Ended tasks whose dependents are to be counted; `None`: all tasks that wait.
         self._needs: deque[str | None] = deque()
-        self._pages: Generator[list[str]] | None = None
+        #: The last task of the page before.
+        self._after = ""
 
     def add(self, needs: Iterable[str | None]) -> None:
-        """Count the dependents of ended tasks; of `None`: all tasks that wait."""
+        """Count the dependents of ended tasks; of `None`: of all whose count is wrong."""
         self._needs.extend(needs)
-
-    def close(self) -> None:
-        """End the transaction that reads."""
-        if self._pages is not None:
-            self._pages.close()
 
     @property
     def is_over(self) -> bool:
         """Whether there is nothing to count."""
         return not self._needs
 
-    def step(self) -> None:
-        """Count one page.
+    def step(self) -> bool:
+        """Count one page; return whether it had tasks to count.
 
         Raises:
-            SQLAlchemyError: the database is busy, full or unreachable; the next step begins anew.
+            SQLAlchemyError: the database is busy, full or unreachable; the next step counts the
+                same page.
         """
-        try:
-            if self._pages is None:
-                self._pages = self._read(self._needs[0])
-            page = next(self._pages, None)
-            if page is None:
-                self._pages = None
-                self._needs.popleft()
-                return
+        need = self._needs[0]
+        with self._database.read() as connection:
+            if need is None:
+                page, last = dependencies.uncounted(connection, self._after)
+            else:
+                page = dependencies.needing(connection, need, self._after)
+                last = page[-1] if page else None
+        if page:
             with self._database.write() as connection:
                 dependencies.recount(connection, page)
-        except BaseException:
-            self.close()
-            self._pages = None  # counting a page once more changes nothing
-            raise
-
-    def _read(self, need: str | None) -> Generator[list[str]]:
-        with self._database.read() as connection:
-            yield from dependencies.waiting_tasks(connection, need)
+        if last is None:
+            self._needs.popleft()
+        self._after = last or ""
+        return bool(page)

@@ -37,6 +37,8 @@ _DECLARE_TIMEOUT = 30.0
 _MAX_DECLARED = 10_000
 # Maximum length of the part of a needed task's error that is repeated.
 _SHOWN = 300
+# Seconds between two looks for tasks that another service has left when it ended.
+_LOOK_EVERY = 300.0
 
 
 class Dependents:
@@ -48,17 +50,21 @@ class Dependents:
     Args:
         database: the service's database.
         connection: connection to the broker.
+        look_every: seconds between two looks for tasks that another service has left uncounted or
+            unpublished when it ended.
     """
 
-    def __init__(self, database: Database, connection: AmqpConnection) -> None:
+    def __init__(
+        self, database: Database, connection: AmqpConnection, look_every: float = _LOOK_EVERY
+    ) -> None:
+        self._look_every = look_every
         self._database = database
         self._connection = connection
         self._connected = threading.Event()
         self._counting = Counting(database)
-        self._thread = OwnerThread("dependents", after_turn=self._turn, at_end=self._counting.close)
+        self._thread = OwnerThread("dependents", after_turn=self._turn)
         # Only the thread uses these:
         self._is_woken = False
-        self._counting.add([None])  # an earlier service may have left some
         self._count_at = 0.0
         #: Number of submissions in the present page that are not confirmed.
         self._unconfirmed = 0
@@ -70,6 +76,7 @@ class Dependents:
 
     def start(self) -> None:
         """Begin; it does nothing until the broker is connected."""
+        self._thread.post(self._look)
         self._thread.start()
 
     def connected(self) -> None:
@@ -105,6 +112,13 @@ class Dependents:
     def _wake(self) -> None:
         self._is_woken = True
 
+    def _look(self) -> None:
+        """Look for tasks that an earlier service, or another one on this database, has left."""
+        if self._counting.is_over:
+            self._counting.add([None])
+        self._is_woken = True
+        self._thread.after(self._look_every, self._look)
+
     def _resume(self) -> None:
         self._is_woken, self._retry_at = True, None
         self._failing.clear()
@@ -119,12 +133,11 @@ class Dependents:
         if self._counting.is_over or now < self._count_at:
             return math.inf if self._counting.is_over else self._count_at - now
         try:
-            self._counting.step()
+            self._is_woken = self._counting.step() or self._is_woken
         except SQLAlchemyError as error:
             self._count_at = now + _PAUSES[0]
             event(log, logging.WARNING, "dependent tasks not counted", reason=error)
             return _PAUSES[0]
-        self._is_woken = True
         return math.inf if self._counting.is_over else 0.0
 
     def _publish_due(self) -> float:

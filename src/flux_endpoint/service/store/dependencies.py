@@ -5,7 +5,7 @@
 - It is *released* once the broker has it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
@@ -197,20 +197,67 @@ def tasks_ended(connection: sa.Connection, ended: Mapping[str, bool]) -> Counted
     return Counted(bool(needed), tuple(left))
 
 
-def waiting_tasks(connection: sa.Connection, need: str | None) -> Iterator[list[str]]:
-    """Yield the tasks that wait, in pages for `recount`.
+def needing(connection: sa.Connection, need: str, after: str = "") -> list[str]:
+    """Return the tasks that need a task, in the order of their ids, one page for `recount`.
 
     Args:
-        connection: a transaction, open until the last page.
-        need: only tasks that need this one; `None`: all.
+        connection: a transaction.
+        need: the task that they need.
+        after: only ids above this one.
     """
-    if need is None:
-        query = sa.select(dependents.c.task_id).where(dependents.c.unmet > 0)
-    else:
-        query = sa.select(dependencies.c.task_id).where(dependencies.c.needs_id == need)
-    with connection.execution_options(yield_per=PAGE_COUNTED).execute(query) as rows:
-        for page in rows.partitions():
-            yield sorted({row.task_id for row in page})
+    query = (
+        sa.select(dependencies.c.task_id)
+        .distinct()
+        .where(dependencies.c.needs_id == need, dependencies.c.task_id > after)
+        .order_by(dependencies.c.task_id)
+        .limit(PAGE_COUNTED)
+    )
+    return list(connection.scalars(query))
+
+
+def uncounted(connection: sa.Connection, after: str = "") -> tuple[list[str], str | None]:
+    """Look for tasks that wait although the end of a task that they need was not counted.
+
+    Args:
+        connection: a transaction.
+        after: only ids above this one.
+
+    Returns:
+        Such tasks among the next page of waiting ones, and the last id of that page; `None`: no
+        waiting tasks are left.
+    """
+    page = (
+        sa.select(dependents.c.task_id, dependents.c.unmet)
+        .where(dependents.c.unmet > 0, dependents.c.task_id > after)
+        .order_by(dependents.c.task_id)
+        .limit(PAGE_COUNTED)
+        .subquery()
+    )
+    needs = (
+        sa.select(
+            dependencies.c.task_id,
+            sa.func.count(
+                sa.case((tasks.c.completed_at.is_(None), dependencies.c.needs_id)).distinct()
+            ).label("unmet"),
+            sa.func.max(sa.case((tasks.c.failed.is_(True), 1), else_=0)).label("failed"),
+        )
+        .join_from(dependencies, tasks, tasks.c.id == dependencies.c.needs_id)
+        .where(dependencies.c.task_id.in_(sa.select(page.c.task_id)))
+        .group_by(dependencies.c.task_id)
+        .subquery()
+    )
+    query = (
+        sa.select(
+            page.c.task_id,
+            sa.or_(
+                needs.c.task_id.is_(None), needs.c.unmet != page.c.unmet, needs.c.failed == 1
+            ).label("is_uncounted"),
+        )
+        .join_from(page, needs, needs.c.task_id == page.c.task_id, isouter=True)
+        .order_by(page.c.task_id)
+    )
+    rows = connection.execute(query).all()
+    return [each.task_id for each in rows if each.is_uncounted], rows[-1].task_id if rows else None
 
 
 def recount(connection: sa.Connection, task_ids: Sequence[str]) -> None:
