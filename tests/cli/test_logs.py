@@ -7,8 +7,12 @@ import subprocess
 
 import pytest
 from tests.cli.conftest import COMMAND, PATIENCE, WAIT
+from tests.cli.test_attach import prints_at
 
+from flux_endpoint import ShellFunction
+from flux_endpoint.serialize import ComputeSerializer, PureSourceTextInspect
 from foreground import interrupt
+from waiting import until
 
 LINES = """\
 2026-01-02T03:04:05.678Z INFO    endpoint starts endpoint_id=1 executor=local
@@ -167,6 +171,33 @@ class TestStack:
                 if f"asked to end a task task_id={future.task_id}" in line:
                     break
             assert future.exception(PATIENCE) is not None
+
+    def test_the_output_of_a_task_is_followed_to_its_end(self, stack, executor, follow, gate):
+        executor.serializer = ComputeSerializer(strategy_code=PureSourceTextInspect())
+        function = executor.submit(prints_at, str(gate), False)
+        executor.serializer = ComputeSerializer()
+        command = executor.submit(
+            ShellFunction("echo 1; echo 2; until [ -e {gate} ]; do sleep 0.02; done; echo 3 >&2"),
+            gate=str(gate),
+        )
+        assert next(function.output()) == "begun ä\n"
+        files = stack.home / "endpoints" / "local" / "tasks_working_dir"
+        until(lambda: [each.read_text() for each in files.glob(f"{command.task_id}*.stdout")])
+        process = follow(stack, "logs", "-f", "--task", function.task_id)
+        of_files = follow(stack, "logs", "-f", "-n1", "--json", "--task", command.task_id)
+        assert process.stdout.readline() == "stdout | begun ä\n"
+        shown = json.loads(of_files.stdout.readline())
+        assert (shown["source"], shown["line"]) == ("stdout", "2")
+        gate.touch()
+        lines = ["stderr | warned\n", "stdout | done\n", "stdout | rest\n"]
+        assert sorted(process.stdout) == lines
+        (line,) = of_files.stdout
+        assert (json.loads(line)["source"], json.loads(line)["line"]) == ("stderr", "3")
+        assert (process.wait(PATIENCE), of_files.wait(PATIENCE)) == (0, 0)
+        assert process.stderr.read() == ""
+        # It has ended: its last lines, and no wait.
+        last = stack.out("logs", "-f", "-n1", "--task", function.task_id).splitlines()
+        assert sorted(last) == ["stderr | warned", "stdout | rest"]
 
     def test_a_log_that_is_not_there_says_why(self, stack):
         assert "up has no log yet" in stack.err("logs", "up", status=66)

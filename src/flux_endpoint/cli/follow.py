@@ -7,7 +7,8 @@ import ctypes
 import errno
 import os
 import select
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 #: Seconds between checks of the files without any notification: network file systems do not report
@@ -31,6 +32,9 @@ class Watcher:
         #: -1 if inotify is missing or exhausted: then only `RECHECK` is left.
         self._descriptor = self._libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
         self._poll = select.poll()
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
+        self._poll.register(self._woken, select.POLLIN)
         if self._descriptor >= 0:
             self._poll.register(self._descriptor, select.POLLIN)
 
@@ -53,13 +57,22 @@ class Watcher:
             BrokenPipeError: the output has no readers any more.
         """
         for descriptor, _ in self._poll.poll(RECHECK * 1000):
-            if descriptor != self._descriptor:
+            if descriptor not in (self._descriptor, self._woken):
                 raise BrokenPipeError
             with contextlib.suppress(BlockingIOError):
-                os.read(self._descriptor, _BLOCK)
+                os.read(descriptor, _BLOCK)
+
+    def wake(self) -> None:
+        """End the present wait, or the next one. From any thread."""
+        with self._lock:
+            if self._woken >= 0:
+                os.eventfd_write(self._woken, 1)
 
     def close(self) -> None:
-        """Close the inotify descriptor."""
+        """Close the descriptors."""
+        with self._lock:
+            os.close(self._woken)
+            self._woken = -1
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
@@ -164,14 +177,25 @@ def _text(line: bytes) -> str:
     return line.decode(errors="replace").rstrip("\r")
 
 
-def follow(files: Sequence[FollowedFile], watcher: Watcher) -> Iterator[tuple[int, str]]:
-    """Yield each new line with the index of its file in `files`, forever.
+def follow(
+    files: Sequence[FollowedFile], watcher: Watcher, is_over: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[int, str]]:
+    """Yield each new line with the index of its file in `files`.
+
+    Args:
+        files: the files.
+        watcher: watches them.
+        is_over: whether nothing more is written: then this ends with the last lines.
 
     Raises:
         BrokenPipeError: the output has no readers any more.
     """
     while True:
+        over = is_over()  # asked first: the lines before the end are there then
         for number, file in enumerate(files):
-            for line in file.new_lines():
+            lines = file.new_lines()
+            for line in [*lines, *file.rest()] if over else lines:
                 yield number, line
+        if over:
+            return
         watcher.wait()
