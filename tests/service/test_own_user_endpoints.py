@@ -12,7 +12,14 @@ from tests.service.test_vanished import Group
 
 from flux_endpoint import ShellFunction
 from flux_endpoint.functions.transport import CommandFunctionCode
-from flux_endpoint.protocol.messages import TaskKill, unpack
+from flux_endpoint.protocol.messages import (
+    OutputWanted,
+    TaskEvent,
+    TaskEvents,
+    TaskKill,
+    pack,
+    unpack,
+)
 from flux_endpoint.serialize import unpack_buffers
 from flux_endpoint.service.official import runs
 from waiting import until
@@ -31,7 +38,8 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def multi_user(live: Rest, peer: Peer) -> MultiUserEndpoint:
     """A multi-user endpoint of ours that has just reported."""
-    made = MultiUserEndpoint(live, peer, metadata={"user_endpoints_version": "0.2.0"})
+    metadata = {"user_endpoints_version": "0.2.0", "output_on_request": True}
+    made = MultiUserEndpoint(live, peer, metadata=metadata)
     made.report()
     made.until("online")
     return made
@@ -62,6 +70,24 @@ def test_its_tasks_can_be_killed(
     assert isinstance(message, TaskKill)
     assert str(message.task_id) == task_id
     assert live.client.get(f"/v2/tasks/{task_id}/events").json()["events"] == []
+
+
+def test_the_output_of_its_tasks_is_followed_while_they_run(
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
+) -> None:
+    _, (task_id,) = live.submit(multi_user.id)
+    run = begin(multi_user.next_start())
+    run.take(1)
+    follow = lambda: live.client.get(f"/v3/tasks/{task_id}/output?wait=0").json()  # noqa: E731
+    assert follow() == {"ended": False, "stdout": None, "stderr": None}
+    wanted = unpack(peer.take(f"{run.endpoint_id}.commands").body)
+    assert isinstance(wanted, OutputWanted)
+    assert str(wanted.task_id) == task_id
+    printed = TaskEvent(
+        task_id=wanted.task_id, name="output", timestamp=1.0, context={"stdout": [0, 2, "hi"]}
+    )
+    peer.send_events(run.endpoint_id, pack(TaskEvents(events=[printed])))
+    until(lambda: (follow()["stdout"] or {}).get("text") == "hi")
 
 
 @pytest.mark.parametrize("how", ["silence", "goodbye"])

@@ -66,6 +66,11 @@ def can_read(path):
             return True
     except PermissionError:
         return False
+
+def prints_and_sleeps():
+    import time
+    print("begun")
+    time.sleep(1000)
 """,
     SESSION,
 )
@@ -291,10 +296,13 @@ def test_what_can_not_be_started_fails_with_the_reason(world, user, config, reas
     assert reason in str(error)
 
 
-def test_a_task_is_killed_and_another_survives_the_kill_of_its_user_endpoint(world, accounts):
+def test_a_task_is_followed_and_killed_and_another_survives_the_kill_of_its_user_endpoint(
+    world, accounts
+):
     with world.executor("ada", purpose=AWKWARD) as ada:
-        slow = ada.submit(ShellFunction("sleep 1000"))
-        until(lambda: psutil.Process(world.process.pid).children(recursive=True))
+        slow = ada.submit(SESSION["prints_and_sleeps"])
+        assert next(slow.output()) == "begun\n"
+        assert not slow.done()
         slow.kill()
         with pytest.raises(TaskCancelled):
             slow.result(PATIENCE)

@@ -125,6 +125,7 @@ def _registration(
         "metadata": {
             **common_metadata(text),
             "user_endpoints_version": __version__,
+            "output_on_request": True,
             "user_config_template": template,
             "user_config_schema": None if schema is None else json.loads(schema),
         },
