@@ -55,6 +55,8 @@ $(RUN_STAMP): pyproject.toml tools/make-venv
 # Without PYTHON: the environment is there, and not to be created anew.
 $(STAMP): $(RUN_STAMP)
 	@PYTHON= tools/make-venv $(VENV) --group test --group lint
+	@# For docs/integrations.md. Without what it needs, which is there: it excludes the latest pyzmq.
+	@PYTHON= tools/make-venv $(VENV) --no-deps executorlib==1.11.0
 	@touch $(STAMP)
 
 official: $(OFFICIAL_STAMP) $(PLUGIN_STAMP) ## Create .venv-official and .venv-plugin: the official Globus Compute packages, for the tests.
