@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,22 @@ class World:
             event = self._changed.wait_for(found, PATIENCE)
         assert event is not None, f"no event {name!r}, only {self.event_names(task_id)}"
         return event
+
+    def follow(self, task_id: str, stream: str, text: str) -> tuple[int, str]:
+        """Follow a task until it has written `text`; return the position then, and all it wrote."""
+        position, whole = 0, ""
+        deadline = time.monotonic() + PATIENCE
+        while text not in whole:
+            assert time.monotonic() < deadline, f"only {whole!r} was followed"
+            with self._changed:  # as the service does it, over and over
+                self.engine.follow_output(task_id, 30.0, (position, 0))
+                self._changed.wait(1.0)
+                events = [each for each in self.events if each.task_id == task_id]
+            parts = [each.context[stream] for each in events if stream in each.context]
+            for begin, end, part in parts:
+                if begin == position:
+                    position, whole = end, whole + part
+        return position, whole
 
     def event_names(self, task_id: str) -> list[str]:
         return [event.name for event in self.events if event.task_id == task_id]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, Self
 
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.functions import ShellResult
-from flux_endpoint.protocol.envelope import OUTPUT, STDERR, STDOUT
+from flux_endpoint.protocol.envelope import OUTPUT, RETURNCODE, STDERR, STDOUT
 from flux_endpoint.protocol.operations import BEYOND
 
 #: The most characters of a line that is not over; then it is yielded in parts.
@@ -40,8 +40,11 @@ class PrintedOutput:
 
     @classmethod
     def of(cls, details: Mapping[str, Any] | None) -> PrintedOutput | None:
-        """Return the output in a result's details; `None` if there is none."""
-        if not details:
+        """Return the output in a result's details; `None` if there is none, as for a command.
+
+        That of a command is in its value. In the details, it is for those who follow it.
+        """
+        if not details or RETURNCODE in details:
             return None
         streams = [_with_note(details.get(text), details.get(dropped)) for text, dropped in OUTPUT]
         return cls(*streams) if any(streams) else None
@@ -158,9 +161,9 @@ class WithOutput(Future[Any]):
     def output(self, stream: Literal["stdout", "stderr"] = "stdout") -> FollowedOutput:
         r"""Return the lines that the task prints, as they come: `for line in future.output()`.
 
-        Of a Python function on a worker they come while it runs. Those of other tasks come when the
-        task has ended. Each line has its line end; in a coroutine, use `async for`. Iterating
-        raises `ServiceError` if the service refuses, and `ServiceUnreachableError`.
+        Of a Python function on a worker, and of jobs, they come while it runs. Those of other tasks
+        come when the task has ended. Each line has its line end; in a coroutine, use `async for`.
+        Iterating raises `ServiceError` if the service refuses, and `ServiceUnreachableError`.
 
         Args:
             stream: "stdout" or "stderr".

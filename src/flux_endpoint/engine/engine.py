@@ -319,8 +319,11 @@ class FluxEngine:
 
     def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
         """Report what a running task prints; see `Engine`."""
-        if self._pool is not None and self._index.place(task_id) is TaskPlace.WORKERS:
-            self._pool.follow_output({"id": task_id, "seconds": seconds, "known": known})
+        pool, jobs, place = self._pool, self._jobs, self._index.place(task_id)
+        if pool is not None and place is TaskPlace.WORKERS:
+            pool.follow_output({"id": task_id, "seconds": seconds, "known": known})
+        elif jobs is not None and place is TaskPlace.JOBS:
+            jobs.follow_output(task_id, seconds, known)
 
     def status(self) -> dict[str, Any]:
         """Return the counters for the status report, and which executor runs the jobs."""

@@ -70,7 +70,7 @@ class StreamTail:
         """
         kept = self.data  # first: it may drop some
         begin = max(position, self.dropped) if position <= self.total else self.dropped
-        data = _complete(kept[begin - self.dropped :])
+        data = complete_characters(kept[begin - self.dropped :])
         return begin, begin + len(data), data.decode(errors="backslashreplace")
 
     def add(self, data: bytes) -> None:
@@ -83,12 +83,12 @@ class StreamTail:
     def _join(self) -> None:
         data = b"".join(self._pieces)
         if len(data) > self.most:
-            data = _from_line(data[len(data) - self.most :])
+            data = from_line(data[len(data) - self.most :])
             self.dropped += self._size - len(data)
         self._pieces, self._size = [data], len(data)
 
 
-def _from_line(data: bytes) -> bytes:
+def from_line(data: bytes) -> bytes:
     """Return `data` from its first line on that begins in the first half, or else character."""
     line = data.find(b"\n", 0, len(data) // 2) + 1
     if line:
@@ -99,7 +99,7 @@ def _from_line(data: bytes) -> bytes:
     return data[begin:]
 
 
-def _complete(data: bytes) -> bytes:
+def complete_characters(data: bytes) -> bytes:
     """Return `data` without the beginning of a character of UTF-8 at its end."""
     for back in range(1, min(3, len(data)) + 1):
         lead = data[-back]

@@ -6,8 +6,6 @@ import base64
 import json
 import os
 import re
-import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +17,6 @@ import dill
 from flux_endpoint.engine.jobs.exchange import ranks_that_ended, read_rank, read_usage
 from flux_endpoint.engine.jobs.plan import CommandPlan, RanksPlan
 from flux_endpoint.engine.outcome import TIMEOUT_EXPIRED, Finished
-from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.engine.task import Failure, Value, checked_size
 from flux_endpoint.errors import SerializationError
 from flux_endpoint.functions import ShellResult
@@ -116,32 +113,6 @@ def printed(plan: RanksPlan) -> bytes:
         _tail(path, 0, _PRINTED_LINES, _PRINTED_BYTES) for path in (plan.stdout, plan.stderr)
     )
     return "".join(streams).encode("utf-8", "replace")
-
-
-def output_tails(
-    plan: CommandPlan | RanksPlan, starts: tuple[int, int], most: int
-) -> Iterator[StreamTail]:
-    """Yield the ends of what a job has written to standard output and error.
-
-    Args:
-        plan: the job's plan.
-        starts: sizes of the files before the job, in bytes.
-        most: the most bytes of each.
-    """
-    for path, start in zip((plan.stdout, plan.stderr), starts, strict=True):
-        tail = StreamTail(most)
-        with suppress(OSError):  # nothing was written to this file
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                status = os.fstat(descriptor)
-                if stat.S_ISREG(status.st_mode):
-                    # One more byte, so that the tail knows that there is more.
-                    begin = max(min(start, status.st_size), status.st_size - most - 1)
-                    tail.dropped = max(0, begin - start)
-                    tail.add(os.pread(descriptor, status.st_size - begin, begin))
-            finally:
-                os.close(descriptor)
-        yield tail
 
 
 def with_abort_code(outcome: Finished, stderr: str) -> Finished:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -35,6 +36,7 @@ from flux_endpoint.engine.outcome import (
     Outcome,
 )
 from flux_endpoint.engine.task import Failure, Value
+from flux_endpoint.engine.written_output import WrittenOutput
 from flux_endpoint.errors import EngineError
 from flux_endpoint.protocol.envelope import ATTEMPTS, JOBID, NODE
 from flux_endpoint.protocol.jobid import format_jobid
@@ -50,8 +52,8 @@ class Job:
     task: EngineTask
     plan: JobPlan
     future: JobFuture
-    #: Sizes of the output files when the job began.
-    starts: tuple[int, int]
+    #: Its output files; unused if it is only followed.
+    output: WrittenOutput
     control: JobControl
     state: JobState = JobState.WAITING
     jobid: int | None = None
@@ -96,6 +98,13 @@ class Job:
             self.control.cancel(self.jobid, note)
         elif not self.future.cancel():
             self.future.add_jobid_callback(partial(self._cancel_late, note))
+
+    def terminate(self, reason: str) -> None:
+        """Send SIGTERM to its processes if it runs; a job that this ends is lost for `reason`."""
+        runs = self.state in (JobState.ALLOCATED, JobState.RUNNING)
+        if runs and self.jobid is not None and not self.is_followed:
+            self.terminated = reason
+            self.control.kill(self.jobid, signal.SIGTERM)
 
     def _cancel_late(self, note: str, future: JobFuture) -> None:
         """Cancel it now that it has an id. Runs on the executor's thread."""
@@ -215,6 +224,22 @@ def not_followed(jobid: int, error: Exception) -> str:
         f"can't follow job {name}: {error}. An endpoint follows the jobs of the Flux instance that "
         "it runs in: `flux jobs -a` there lists them"
     )
+
+
+def output_of(
+    plan: JobPlan, starts: tuple[int, int] = (0, 0), *, is_found: bool = False
+) -> WrittenOutput:
+    """Return the output files of a job.
+
+    Args:
+        plan: the job's plan.
+        starts: their sizes before the job, in bytes.
+        is_found: whether the job was submitted before a restart.
+    """
+    if isinstance(plan, FollowPlan):  # Flux knows where somebody else's job writes
+        return WrittenOutput((Path(os.devnull), Path(os.devnull)))
+    paths = (plan.stdout, plan.stderr)
+    return WrittenOutput(paths, starts, was_followed=is_found, is_open=is_found)
 
 
 def prepare_output(plan: JobPlan) -> tuple[int, int]:

@@ -1,16 +1,20 @@
-"""Reads how a job ended. This asks Flux and reads files, and may take long."""
+"""Reads how a job ended, and what it writes until then.
+
+This asks Flux and reads files, and may take long: it has threads of its own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.backend import Backend
+from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.jobs.collect import (
     collect,
-    output_tails,
     printed,
     shell_result,
     usage_of_ranks,
@@ -23,6 +27,7 @@ from flux_endpoint.engine.jobs.job import (
     was_ended,
     was_terminated,
 )
+from flux_endpoint.engine.jobs.job_follower import JobFollower
 from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, RanksPlan
 from flux_endpoint.engine.jobs.states import JobState, Wish
 from flux_endpoint.engine.outcome import (
@@ -51,24 +56,44 @@ class EndReader:
         instance: knows whether the instance ended them.
         output: log for the output of Python functions.
         output_limit: the most bytes of each stream of a task that go with its result.
+        on_event: called with what the jobs of followed tasks write.
     """
 
     def __init__(
-        self, backend: Backend, instance: InstanceState, output: OutputLog, output_limit: int
+        self,
+        backend: Backend,
+        instance: InstanceState,
+        output: OutputLog,
+        output_limit: int,
+        on_event: Callable[[EngineEvent], None],
     ) -> None:
         self._output_limit = output_limit
         self._backend = backend
         self._instance = instance
         self._output = output
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="job-ends")
+        self._follower = JobFollower(output_limit, on_event)
 
     def read(self, job: Job) -> Future[Ending]:
         """Start reading the end of a job whose future is done."""
         return self._readers.submit(self._read, job)
 
+    def follow(self, job: Job | None, seconds: float, known: tuple[int, int]) -> None:
+        """Report what a job writes for `seconds`, from the positions in `known` on."""
+        if job is not None and not job.is_followed:
+            self._follower.follow(job.task.task_id, job.output, seconds, known)
+
+    def advanced(self, job: Job) -> None:
+        """Handle that a job has another state: its output begins, or has ended."""
+        if job.has_ended:
+            self._follower.forget(job.task.task_id)
+        elif job.has_resources:
+            self._follower.opened(job.output)
+
     def close(self) -> None:
         """Start no more reads; running ones go on."""
         self._readers.shutdown(wait=False, cancel_futures=True)
+        self._follower.close()
 
     def _read(self, job: Job) -> Ending:
         error = error_of(job.future)
@@ -95,10 +120,11 @@ class EndReader:
     def _details(self, job: Job, outcome: Outcome) -> dict[str, Any]:
         details = results.usage_details(self._usage(job))
         is_in_result = isinstance(job.plan, CommandPlan) and isinstance(outcome, Finished)
-        if isinstance(job.plan, FollowPlan) or is_in_result:
+        # The value of a command has lines without positions: not enough for a follower.
+        is_enough = is_in_result and not job.output.was_followed
+        if isinstance(job.plan, FollowPlan) or is_enough:
             return details
-        tails = output_tails(job.plan, job.starts, self._output_limit)
-        return details | results.output_details(tails)
+        return details | results.output_details(job.output.tails(self._output_limit))
 
     def _usage(self, job: Job) -> Usage | None:
         if isinstance(job.plan, RanksPlan):
@@ -127,4 +153,4 @@ class EndReader:
             return shell_result(report.command, report.stdout, report.stderr, outcome, serializers)
         if isinstance(job.plan, RanksPlan):
             self._output.write(printed(job.plan))
-        return collect(job.plan, outcome, serializers, job.starts)
+        return collect(job.plan, outcome, serializers, job.output.starts)

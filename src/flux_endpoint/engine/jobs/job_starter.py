@@ -13,7 +13,7 @@ from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.held.allocations import HeldAllocations
 from flux_endpoint.engine.held.policy import shape_of
 from flux_endpoint.engine.jobs.exchange import write_task
-from flux_endpoint.engine.jobs.job import Job, prepare_output
+from flux_endpoint.engine.jobs.job import Job, output_of, prepare_output
 from flux_endpoint.engine.jobs.plan import FollowPlan, JobPlan, Planner, RanksPlan
 from flux_endpoint.engine.jobs.records import JobRecords
 from flux_endpoint.engine.jobs.states import JobState
@@ -54,12 +54,13 @@ class JobStarter:
         logs.event(
             log, logging.INFO, "attaching to job", task=task.task_id, job=format_jobid(found.jobid)
         )
+        output = output_of(plan, found.starts, is_found=True)
         if found.is_held:
             directory = self.records.directory_of(task.task_id)
             held = self._held.recover(task.task_id, directory, found.starts, found.jobid)
-            return Job(task, plan, held.future, found.starts, held, JobState.FOUND, found.jobid)
+            return Job(task, plan, held.future, output, held, JobState.FOUND, found.jobid)
         future = self._backend.executor.attach(found.jobid)
-        return Job(task, plan, future, found.starts, self._backend, JobState.FOUND, found.jobid)
+        return Job(task, plan, future, output, self._backend, JobState.FOUND, found.jobid)
 
     def submit(self, task: EngineTask, plan: JobPlan, *, alone: bool = False) -> Job:
         """Submit a task's job, or follow somebody else's job.
@@ -71,7 +72,7 @@ class JobStarter:
         """
         if isinstance(plan, FollowPlan):
             future = self._backend.executor.attach(plan.jobid)
-            return Job(task, plan, future, (0, 0), self._backend)
+            return Job(task, plan, future, output_of(plan), self._backend)
         Path(plan.request.cwd).mkdir(parents=True, exist_ok=True)
         if isinstance(plan, RanksPlan):
             shutil.rmtree(plan.directory, ignore_errors=True)  # from an earlier attempt
@@ -89,10 +90,10 @@ class JobStarter:
             directory = self.records.directory_of(task.task_id)
             jobspec = build_jobspec(plan.request)
             held = self._held.submit(shape, program, task.task_id, directory, starts, jobspec)
-            return Job(task, plan, held.future, starts, held)
+            return Job(task, plan, held.future, output_of(plan, starts), held)
         mark = self.records.begin(task.task_id, starts, plan.request.mark or {})
         jobspec = build_jobspec(replace(plan.request, mark=mark))
         future = self._backend.submit(jobspec, urgency=plan.request.resources.urgency)
         if shape is not None:
             self._held.observed.follow(shape, program, task.task_id, future)
-        return Job(task, plan, future, starts, self._backend)
+        return Job(task, plan, future, output_of(plan, starts), self._backend)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -89,7 +88,7 @@ class JobRunner:
         self._backend = backend
         self._instance = instance
         self._listener = listener
-        self._ends = EndReader(backend, instance, output, config.output_limit)
+        self._ends = EndReader(backend, instance, output, config.output_limit, listener.on_event)
         self._details = results.worker_details(endpoint_id)
         self._retries = config.max_retries_on_system_failure
         self._jobs: dict[str, Job] = {}
@@ -139,6 +138,10 @@ class JobRunner:
     def cancel(self, task_id: str, signum: int | None) -> None:
         """End a task's job; with `signum`, only send that signal to its running processes."""
         self._thread.post(lambda: self._cancel(task_id, signum))
+
+    def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
+        """Report what a task's job writes; see `Engine`."""
+        self._thread.post(lambda: self._ends.follow(self._jobs.get(task_id), seconds, known))
 
     def hold(self) -> None:
         """Start nothing more and keep waiting tasks: Flux is about to end."""
@@ -266,7 +269,7 @@ class JobRunner:
         self._queue.add(job.jobid, demand_of(job))
         if job.is_followed or job.has_ended:
             return
-        self._starter.records.identified(job.task.task_id, job.jobid, job.starts)
+        self._starter.records.identified(job.task.task_id, job.jobid, job.output.starts)
         logs.event(
             log, logging.DEBUG, "job submitted", task=job.task.task_id, job=format_jobid(job.jobid)
         )
@@ -277,6 +280,7 @@ class JobRunner:
         """Apply an event to a job and act on it; return whether its state has changed."""
         if not job.advance(event):
             return False
+        self._ends.advanced(job)
         if job.state is JobState.READING:
             self._ends.read(job).add_done_callback(
                 lambda done: self._thread.post(partial(self._has_read, job, done))
@@ -383,10 +387,9 @@ class JobRunner:
         self._listener.on_result(EngineResult(task.task_id, body))
 
     def _settle(self, task_ids: Collection[str]) -> None:
-        for task_id in task_ids:
-            if task_id in self._unsettled:
-                self._unsettled.remove(task_id)
-                self._starter.records.remove(task_id)
+        for task_id in self._unsettled.intersection(task_ids):
+            self._unsettled.remove(task_id)
+            self._starter.records.remove(task_id)
 
     # Ending jobs on request
 
@@ -416,10 +419,7 @@ class JobRunner:
                 job.start_before = 0.0
         self._end_late()
         for job in self._jobs.values():
-            runs = job.state in (JobState.ALLOCATED, JobState.RUNNING)
-            if runs and job.jobid is not None and not job.is_followed:
-                job.terminated = reason
-                job.control.kill(job.jobid, signal.SIGTERM)
+            job.terminate(reason)
 
     def _hold(self) -> None:
         self._may_start = False
@@ -435,8 +435,8 @@ class JobRunner:
     def _lose(self) -> None:
         self._may_start = False
         jobs = {id_: job for id_, job in self._jobs.items() if job.state is not JobState.READING}
-        # Flux no longer ends them. The owner of the hosts cleans up processes on other hosts. Flux
-        # may have started jobs that it has not reported yet.
+        # Flux no longer ends them; the owner of other hosts cleans up there. Flux may have started
+        # jobs that it has not reported yet.
         started = kill_tasks(jobs)
         for task_id, job in jobs.items():
             self._lose_job(job, was_started=job.has_resources or task_id in started)

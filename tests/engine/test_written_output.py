@@ -1,0 +1,99 @@
+"""Output that tasks write to files, as it is reported while somebody follows it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_endpoint.engine import written_output
+from flux_endpoint.engine.written_output import FollowedFiles, WrittenOutput
+
+
+@pytest.fixture
+def output(tmp_path):
+    return WrittenOutput((tmp_path / "out", tmp_path / "err"))
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Each look is due at once."""
+    monkeypatch.setattr(written_output, "LOOK_PAUSE", 0.0)
+
+
+@given(st.lists(st.text("aä\n€", max_size=9), max_size=20), st.integers(8, 40), st.integers(0, 9))
+def test_parts_and_the_end_give_each_byte_once(tmp_path_factory, texts, most, before):
+    directory = tmp_path_factory.mktemp("task")
+    output = WrittenOutput((directory / "out", directory / "err"), (before, 0))
+    output.paths[0].write_bytes(b"x" * before)
+    whole = "".join(texts).encode()
+    sent, position = [0, 0], 0
+    with output.paths[0].open("ab", buffering=0) as file:
+        for at in range(0, len(whole), 5):
+            file.write(whole[at : at + 5])
+            for name, (begin, end, text) in output.parts(sent, most).items():
+                assert name == "stdout"
+                assert position <= begin < end == sent[0]
+                assert whole[begin:end].decode() == text
+                assert end - begin <= most
+                position = end
+    assert len(whole) - position <= 3  # the beginning of a character
+    tail, nothing = output.tails(most)
+    assert tail.total == len(whole)
+    assert nothing.total == 0
+    assert tail.text == whole[tail.dropped :].decode(errors="backslashreplace")
+
+
+def test_what_was_not_reported_in_time_is_left_out_by_whole_lines(output):
+    output.paths[0].write_text("".join(f"line {number:04}\n" for number in range(100)))
+    assert output.parts([0, 0], 25) == {"stdout": (980, 1000, "line 0098\nline 0099\n")}
+
+
+def test_only_regular_files_are_read(output):
+    os.mkfifo(output.paths[0])
+    output.paths[1].mkdir()
+    assert output.parts([0, 0], 99) == {}
+    assert [tail.total for tail in output.tails(99)] == [0, 0]
+
+
+@pytest.mark.usefixtures("eager")
+def test_files_are_looked_at_only_while_a_task_that_may_write_is_followed(output):
+    files = FollowedFiles(99)
+    assert files.due == float("inf")
+    output.is_open = False
+    files.follow("task", output, 3600, (1, 0))
+    assert files.due == float("inf")
+    output.paths[0].write_text("one")
+    assert files.look() == []
+    output.is_open = True
+    assert files.look() == [("task", {"stdout": (1, 3, "ne")})]
+    assert files.look() == []
+    files.forget("task")
+    assert files.due == float("inf")
+    files.follow("task", output, -1, (0, 0))  # its time is over
+    assert files.look() == []
+    assert files.due == float("inf")
+    nothing = FollowedFiles(0)
+    nothing.follow("task", output, 3600, (0, 0))
+    assert nothing.due == float("inf")
+
+
+def test_files_are_looked_at_five_times_a_second_at_most(output):
+    files = FollowedFiles(99)
+    files.follow("task", output, 3600, (0, 0))
+    files.look()
+    output.paths[0].write_text("one")
+    assert files.look() == []
+
+
+@pytest.mark.usefixtures("eager")
+def test_one_look_reports_a_limited_amount_and_the_next_one_the_rest(tmp_path):
+    files = FollowedFiles(1 << 20)
+    for number in range(4):
+        output = WrittenOutput((tmp_path / str(number), tmp_path / "none"))
+        output.paths[0].write_text("x" * 600_000)
+        files.follow(str(number), output, 3600, (0, 0))
+    looks = [[task_id for task_id, _ in files.look()] for _ in range(3)]
+    assert looks == [["0", "1"], ["2", "3"], []]
