@@ -58,11 +58,13 @@ def test_a_call_that_differs_in_anything_is_run(service: Any, executor: Executor
     executor.resource_specification = None
     executor.endpoint_id = "00000000-0000-4000-8000-00000000000f"
     run(service, executor, pow, 2, 10)
+    for options in ({"stdin": "10"}, {"cwd": "x"}, {"env": {"X": "1"}}, {"env": {"X": "2"}}):
+        run(service, executor.using(retries=1, **options), pow, 2, 10)
     command = ShellFunction("echo {x}")
     run(service, executor, command, x=1)
     command.cmd = "echo -n {x}"
     run(service, executor, command, x=1)
-    assert len(service.submissions()) == len(service.cache) == 8
+    assert len(service.submissions()) == len(service.cache) == 12
 
 
 def test_retries_and_time_limits_do_not_matter(service: Any, executor: Executor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,10 @@ def test_a_view_has_options_of_its_own(service: Any, executor: Executor) -> None
         None,
     ]
     assert "'retries': 3" in repr(patient)
+    placed = executor.using(stdin=Path("in"), cwd=Path("/w"), env={"B": None, "A": "1"})
+    assert placed.using(cwd=None).submit(double, 1).wait_submitted(TIMEOUT)
+    process = {"stdin": {"file": "in"}, "env": {"A": "1", "B": None}}
+    assert service.submissions()[-1].body["run_options"] == process
     both = executor.using(retries=1, time_limit="1m").using(retries=0)
     assert both.submit(double, 1).wait_submitted(TIMEOUT)
     assert service.submissions()[-1].body["run_options"] == {"time_limit": 60.0}
@@ -144,9 +149,20 @@ def test_a_view_has_options_of_its_own(service: Any, executor: Executor) -> None
         ({"retries": 1, "retry_delay": "2d"}, "at most a day"),
         ({"time_limit": -1}, "time_limit must be"),
         ({"time_limit": 1, "num_nodes": 1}, "time_limit is for tasks on workers"),
+        ({"stdin": b"bytes"}, "stdin must be text, or the path of a file at the endpoint"),
+        ({"stdin": "\ud800"}, "stdin has a lone surrogate"),
+        ({"stdin": "x" * 32768}, "32781 characters as JSON, the limit is 32768"),
+        ({"stdin": "", "num_ranks": 1, "shell_options": {"input.stdin": {}}}, "contradict"),
+        ({"cwd": 7}, "cwd must be a path, got int"),
+        ({"cwd": "a\0"}, "cwd must be a path of 1 to 4096 characters"),
+        ({"env": ["A"]}, "env must be a dictionary of variables, got list"),
+        ({"env": {"A=B": ""}}, "env has 'A=B', which is no name of a variable"),
+        ({"env": {"GC_TASK_UUID": "1"}}, "env has GC_TASK_UUID, which the endpoint sets"),
+        ({"env": {"A": 7}}, r"env\['A'\] must be text, or None to unset it, got int"),
+        ({"env": {"A": "secret\0"}}, r"env\['A'\] has a NUL"),
     ],
 )
-def test_wrong_retries_are_refused_at_once(
+def test_wrong_options_of_calls_are_refused_at_once(
     executor: Executor, options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(RunOptionsError, match=text):

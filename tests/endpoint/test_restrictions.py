@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from flux_endpoint.functions import (
     serialize_arguments,
 )
 from flux_endpoint.protocol.resources import parse_resources
+from flux_endpoint.protocol.run_options import parse_run_options
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.serialize import (
     AllDataStrategies,
@@ -229,6 +231,21 @@ class TestSpecification:
     def test_variables_that_are_data_are_taken(self) -> None:
         restricted(with_specification(environment=dict.fromkeys(VARIABLES, "1")))
         restricted(with_specification(environment={"MODEL": "a"}), ["MODEL"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"stdin": "x"}, {"stdin": ""}, {"cwd": "x"}, {"env": {"LD_PRELOAD": "x"}}]
+)
+def test_a_place_of_ones_own_is_refused(options: dict[str, Any]) -> None:
+    task = replace(with_specification(), options=parse_run_options(options))
+    with pytest.raises(RestrictionError, match=f"{next(iter(options))}.* can't be set here"):
+        restricted(task)
+
+
+def test_variables_of_a_task_on_a_worker_may_be_data() -> None:
+    options = parse_run_options({"env": {"MODEL": "a", "OMP_NUM_THREADS": "2"}, "retries": 1})
+    task = replace(with_specification(), options=options)
+    assert restricted(task, ["MODEL"]).options == options
 
 
 def test_a_job_that_is_followed_brings_nothing_along() -> None:

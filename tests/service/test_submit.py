@@ -342,10 +342,20 @@ def test_options_that_an_endpoint_does_not_know_are_refused(
     assert submit(tasks, to=known, run_options=options).status_code == 200
     answer = submit(tasks, to=known, run_options={**options, "retry_on": ["lost"]})
     assert "retry_on" in refusal(answer, 422, code, field).message
+    answer = submit(tasks, to=known, run_options={"stdin": "1", "env": {"A": "1"}})
+    assert "does not know stdin, env" in refusal(answer, 422, code, field).message
 
 
 def test_wrong_options_are_refused(submit: Submit, function_id: str) -> None:
-    for options in ({"retries": -1}, {"tries": 1}, {"retries": 1, "retry_on": [None]}):
+    for options in (
+        {"retries": -1},
+        {"tries": 1},
+        {"retries": 1, "retry_on": [None]},
+        {"stdin": {"path": "x"}},
+        {"stdin": "x" * 40_000},
+        {"cwd": ["x"]},
+        {"env": {"A": 1}},
+    ):
         answer = submit({function_id: [PAYLOAD]}, run_options=options)
         refusal(answer, 422, "SEMANTICALLY_INVALID", "run_options")
     job = {"run_options": {"time_limit": 1}, "resource_specification": {"num_nodes": 1}}

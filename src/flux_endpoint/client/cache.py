@@ -17,6 +17,7 @@ from flux_endpoint.errors import ServiceError, ServiceUnreachableError
 from flux_endpoint.functions import ShellResult
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.envelope import RETURNCODE
+from flux_endpoint.protocol.process_options import PROCESS_CHECKS
 from flux_endpoint.protocol.rest import MAX_CACHE_KEYS
 
 log = logging.getLogger(__name__)
@@ -33,12 +34,16 @@ def call_key(
 
     Args:
         route: the settings of its request. The task group is left out, and so are options such as
-            retries, which do not affect the result of a task that succeeds.
+            retries, which do not affect the result of a task that succeeds; those of its process,
+            such as `stdin`, do.
         function: its function.
         payload: its packed arguments.
         environment: the user's name of the environment, e.g. a version of the data.
     """
-    settings = route._replace(task_group_id="", run_options="")
+    options = json.loads(route.run_options or "{}")
+    process = {name: value for name, value in options.items() if name in PROCESS_CHECKS}
+    of_process = json.dumps(process, sort_keys=True) if process else ""
+    settings = route._replace(task_group_id="", run_options=of_process)
     of_call = (_VERSION, environment, function.digest, settings, payload)
     return hashlib.sha256(json.dumps(of_call).encode()).hexdigest()
 

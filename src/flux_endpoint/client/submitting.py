@@ -167,9 +167,10 @@ class Submitting(FuturesExecutor):
         Threads can use several views at a time, each with its own resources and options.
 
         Args:
-            options: keys of a resource specification, and options of a call (`retries`, `retry_on`,
-                `retry_delay`, `time_limit`). They replace those of this Executor or view; `None`
-                removes one.
+            options: keys of a resource specification, and options of a call: `retries`, `retry_on`,
+                `retry_delay`, `time_limit`; `stdin` (text, or a `Path` of a file at the endpoint),
+                `cwd` (a path there), `env` (variables; `None` unsets one). They replace those of
+                this Executor or view; `None` removes one.
 
         Raises:
             ResourceSpecificationError: a key is unknown or a value invalid; the text says which.
@@ -179,6 +180,7 @@ class Submitting(FuturesExecutor):
             large = executor.using(num_nodes=2, walltime="10m")
             future = large.submit(MPIFunction("./simulate {steps}"), steps=100)
             patient = executor.using(retries=3, retry_on=[ConnectionError, "lost"])
+            there = executor.using(cwd="/scratch/run-7", stdin="10", env={"LANG": "C"})
         """
         own = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
         given = json.loads(self._run_options or "{}")
@@ -188,7 +190,7 @@ class Submitting(FuturesExecutor):
         parsed = parse_run_options(given)
         resources = _merged(self._resource_specification, options)
         if resources:
-            check_for_job(parsed)
+            check_for_job(parsed, resources)
         return ExecutorView(self._executor, resources, _as_text(parsed))
 
     def map(

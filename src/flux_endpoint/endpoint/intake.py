@@ -101,7 +101,7 @@ def read_task(
             options=_options(headers.get(RUN_OPTIONS_HEADER)),
         )
         if task.options is not None and not task.runs_on_worker:
-            check_for_job(task.options)
+            check_for_job(task.options, task.resource_specification or {})
         if allowed_functions is None:
             return task
         return restricted(task, allowed_environment, plain_programs)

@@ -21,6 +21,7 @@ from flux_endpoint.functions import (
     read_command,
 )
 from flux_endpoint.functions.fields import quoting_fields
+from flux_endpoint.protocol.run_options import RunOptions
 from flux_endpoint.serialize import DillDataBase64, JSONData, pack_buffers, unpack_buffers
 
 #: Accepted keys of a resource specification.
@@ -94,7 +95,10 @@ def restricted(
     """
     if task.attach is not None:
         return task
-    _check_specification(task.resource_specification or {}, {*VARIABLES, *variables})
+    accepted = {*VARIABLES, *variables}
+    _check_specification(task.resource_specification or {}, accepted)
+    if task.options is not None:
+        _check_options(task.options, accepted)
     try:
         buffers = unpack_buffers(task.buffer)
     except DeserializationError as error:
@@ -120,11 +124,27 @@ def _check_specification(given: Mapping[str, Any], variables: Collection[str]) -
                 f"takes {', '.join(sorted(KEYS))}"
             )
     environment = given.get("environment")
-    for name in environment if isinstance(environment, Mapping) else ():
+    if isinstance(environment, Mapping):
+        _check_variables("resource_specification: environment", environment, variables)
+
+
+def _check_options(options: RunOptions, variables: Collection[str]) -> None:
+    """Refuse an input and a directory: a chosen function may take either for a program's place."""
+    for name, value in (("stdin", options.stdin), ("cwd", options.cwd or None)):
+        if value is not None:
+            raise RestrictionError(
+                f"{name} can't be set here: {_WHERE}, each as it was registered; pass data as "
+                "arguments"
+            )
+    _check_variables("env", options.env, variables)
+
+
+def _check_variables(what: str, given: Mapping[str, Any], variables: Collection[str]) -> None:
+    for name in given:
         if name not in variables:
             raise RestrictionError(
-                f"resource_specification: environment[{str(name)[:100]!r}] can't be set here: "
-                f"{_WHERE}; it takes {', '.join(sorted(variables))}"
+                f"{what}[{str(name)[:100]!r}] can't be set here: {_WHERE}; it takes "
+                f"{', '.join(sorted(variables))}"
             )
 
 

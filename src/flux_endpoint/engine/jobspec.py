@@ -27,6 +27,8 @@ class JobRequest:
     resources: ResourceSpecification = field(default_factory=ResourceSpecification)
     #: Run the command for each rank, once on each node, or once in total.
     launch: str = "rank"  # "rank", "node" or "once"
+    #: Path of the file that every task reads as its standard input; `None`: none has one.
+    stdin: str | None = None
     #: Paths of output files; may contain `{{id}}`. Output is appended if `append`.
     stdout: str | None = None
     stderr: str | None = None
@@ -114,10 +116,11 @@ def _resources(request: JobRequest) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def _shell_options(request: JobRequest) -> dict[str, Any]:
-    # Nobody writes to it; left open, a program that reads it would wait forever. (The timeout, in
-    # seconds, delays each job's end; Flux's default is 0.5.)
-    nothing = {"stdin": {"type": "file", "path": "/dev/null"}, "batch-timeout": 0.001}
-    options = {"input": nothing, **request.shell_options, **request.resources.shell_options}
+    # By default nobody writes to it; left open, a program that reads it would wait forever. (The
+    # timeout, in seconds, delays each job's end; Flux's default is 0.5.)
+    path = request.stdin or "/dev/null"
+    stdin = {"stdin": {"type": "file", "path": path}, "batch-timeout": 0.001}
+    options = {"input": stdin, **request.shell_options, **request.resources.shell_options}
     if request.launch == "node":
         options["per-resource"] = {"type": "node"}
     paths = {"stdout": request.stdout, "stderr": request.stderr}

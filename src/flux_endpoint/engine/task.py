@@ -6,7 +6,7 @@ import builtins
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Literal
 
 from flux_endpoint.engine.missing_names import advice, missing_module
+from flux_endpoint.engine.own_process import ProcessOptionError, own_process
 from flux_endpoint.engine.task_timeout import task_timeout
 from flux_endpoint.errors import DeserializationError, SerializationError
 from flux_endpoint.functions import MPIFunction, ShellFunction, formatted_task, read_function
@@ -129,15 +130,31 @@ class TaskRunner:
         self._shared_directory = None if settings.run_in_sandbox else str(settings.directory(""))
 
     def run(
-        self, task_id: str, buffer: str, result_serializers: list[str] | None
+        self,
+        task_id: str,
+        buffer: str,
+        result_serializers: list[str] | None,
+        process: Mapping[str, Any] | None = None,
     ) -> Value | Failure:
-        """Run one task; never raises for an error of the task."""
+        """Run one task; never raises for an error of the task.
+
+        Args:
+            task_id: the task.
+            buffer: its function and arguments, serialized and packed.
+            result_serializers: strategies to try on the value, in order; `None`: the defaults.
+            process: its input, directory and variables, `RunOptions.process`. The caller undoes
+                them afterwards.
+        """
         try:
             self._enter(task_id)
-            function, args, kwargs = self._unpack(buffer)
-            with self._fields(), task_timeout():
-                value = function(*args, **kwargs)
-            return self._pack(value, result_serializers, _returncode(function, value))
+            own = nullcontext() if process is None else own_process(process)
+            with own:
+                function, args, kwargs = self._unpack(buffer)
+                with self._fields(), task_timeout():
+                    value = function(*args, **kwargs)
+                return self._pack(value, result_serializers, _returncode(function, value))
+        except ProcessOptionError as error:
+            return Failure(ErrorCode.COULD_NOT_EXECUTE, f"{type(error).__name__}: {error}")
         except (DeserializationError, SerializationError) as error:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, _text_of(error))
         except BaseException as error:  # noqa: BLE001 - whatever a function raises is its result

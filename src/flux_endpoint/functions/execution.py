@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +43,34 @@ _signal: Callable[[int, Any], Any] = sys.modules["_signal"].signal
 _NO_HANDLERS = (None, int(signal.SIG_DFL), int(signal.SIG_IGN))
 #: `poll` takes milliseconds as a C int.
 _LONGEST_POLL = 2**31 // 1000 - 1
+
+
+@dataclass(frozen=True)
+class CommandPlace:
+    """Where the commands of a task run, if it has a directory or an input of its own.
+
+    Attributes:
+        files: the directory for output files without a name.
+        directory: the working directory.
+        has_input: whether commands get this process's standard input.
+    """
+
+    files: Path
+    directory: Path
+    has_input: bool
+
+
+_place: ContextVar[CommandPlace | None] = ContextVar("command_place", default=None)
+
+
+@contextlib.contextmanager
+def commands_at(place: CommandPlace) -> Iterator[None]:
+    """Have commands run at a place."""
+    token = _place.set(place)
+    try:
+        yield
+    finally:
+        _place.reset(token)
 
 
 @dataclass(frozen=True)
@@ -84,13 +113,14 @@ def run_command(
 ) -> Execution:
     """Run `command` with `bash -c` and wait for it, but not for its background processes.
 
-    It runs in `$GC_TASK_SANDBOX_DIR`, which is created, or in the current directory.
+    It runs in `$GC_TASK_SANDBOX_DIR`, which is created, or in the current directory; inside
+    `commands_at`, at that place.
 
     Args:
         command: the command line.
         stdout: file to which its standard output is appended, relative to its working directory; by
-            default a new file there, named `<task id>.<random>.stdout`. If it remains empty, a
-            later command of this process may rename it and use it.
+            default a new file of the task, named `<task id>.<random>.stdout`. If it remains empty,
+            a later command of this process may rename it and use it.
         stderr: the same for its standard error.
         walltime: seconds after which the command and all of its processes are ended.
         snippet_lines: number of last lines of each stream to return.
@@ -98,19 +128,16 @@ def run_command(
     Raises:
         OSError: a file can't be written, or there is no `bash`.
     """
-    sandbox = os.environ.get("GC_TASK_SANDBOX_DIR")
-    directory = Path(sandbox) if sandbox else Path.cwd()
-    if not directory.is_dir():
-        directory.mkdir(parents=True, exist_ok=True)
+    place = _place.get() or _usual_place()
     stem = f"{os.environ.get('GC_TASK_UUID') or uuid.uuid4()}.{uuid.uuid4().hex[:8]}"
-    out_path = directory / (stdout or f"{stem}.stdout")
-    err_path = directory / (stderr or f"{stem}.stderr")
+    out_path = place.directory / stdout if stdout else place.files / f"{stem}.stdout"
+    err_path = place.directory / stderr if stderr else place.files / f"{stem}.stderr"
     with (
         output_file(out_path, may_be_renamed=not stdout) as out,
         output_file(err_path, may_be_renamed=not stderr) as err,
     ):
         out_start, err_start = os.fstat(out).st_size, os.fstat(err).st_size
-        outcome = _run(command, directory, out, err, walltime)
+        outcome = _run(command, place, out, err, walltime)
         limit = snippet_limit(command)
         return Execution(
             outcome,
@@ -120,8 +147,16 @@ def run_command(
         )
 
 
+def _usual_place() -> CommandPlace:
+    sandbox = os.environ.get("GC_TASK_SANDBOX_DIR")
+    directory = Path(sandbox) if sandbox else Path.cwd()
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+    return CommandPlace(directory, directory, has_input=False)
+
+
 def _run(
-    command: str, directory: Path, out: int, err: int, walltime: float | None
+    command: str, place: CommandPlace, out: int, err: int, walltime: float | None
 ) -> ExecutionOutcome:
     limited = walltime is not None and math.isfinite(walltime)
     mark = uuid.uuid4().hex
@@ -133,8 +168,8 @@ def _run(
         process = subprocess.Popen(
             bash.words,
             pass_fds=bash.descriptors,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
+            cwd=place.directory,
+            stdin=None if place.has_input else subprocess.DEVNULL,
             stdout=out,
             stderr=err,
             env={**os.environb, MARK.encode(): mark.encode()},

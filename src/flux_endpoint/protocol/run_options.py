@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from flux_endpoint.errors import FluxEndpointError, suggestion
 from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.exceptions import class_name
+from flux_endpoint.protocol.process_options import PROCESS_CHECKS, ProcessValueError, process_json
 
 #: Key of an endpoint's metadata: the names of the options that it knows.
 RUN_OPTIONS_KEY: Final = "run_options"
@@ -42,12 +44,23 @@ class RunOptions:
             and `LOST`; empty: any exception, exit code other than 0, or loss.
         retry_delay: seconds before the second attempt; each further pause is twice as long.
         time_limit: seconds that an attempt may run on a worker; 0: no limit. Jobs have `walltime`.
+        stdin: its standard input, or the path of a file with it; `None`: it has none.
+        cwd: its working directory, absolute or below the task's own; empty: that.
+        env: variables to set, or with `None` to unset.
     """
 
     retries: int = 0
     retry_on: tuple[str | int, ...] = ()
     retry_delay: float = FIRST_PAUSE
     time_limit: float = 0.0
+    stdin: str | PurePosixPath | None = None
+    cwd: str = ""
+    env: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def process(self) -> dict[str, Any]:
+        """The options that set up the task's process, as JSON has them."""
+        return process_json(self.stdin, self.cwd, self.env)
 
     def pause(self, failures: int) -> float:
         """Return the longest pause (s) before the next attempt.
@@ -65,8 +78,8 @@ class RunOptions:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
-            if value != getattr(defaults, name)
-        }
+            if name not in PROCESS_CHECKS and value != getattr(defaults, name)
+        } | self.process
 
 
 def parse_run_options(given: Mapping[str, Any]) -> RunOptions:
@@ -86,15 +99,28 @@ def parse_run_options(given: Mapping[str, Any]) -> RunOptions:
     for name in ("retry_on", "retry_delay"):
         if name in values and not values.get("retries"):
             raise RunOptionsError(f"{name} has no effect without retries: say how many, retries=3")
-    return RunOptions(**values)
+    options = RunOptions(**values)
+    try:
+        _ = options.process
+    except ProcessValueError as error:
+        raise RunOptionsError(str(error)) from None
+    return options
 
 
-def check_for_job(options: RunOptions) -> None:
+def check_for_job(options: RunOptions, resources: Mapping[str, Any]) -> None:
     """Check the options of a task that is a job.
 
+    Args:
+        options: the options.
+        resources: its resource specification.
+
     Raises:
-        RunOptionsError: one of them is for tasks on workers only.
+        RunOptionsError: one of them is for tasks on workers only, or contradicts the resources.
     """
+    shell_options = resources.get("shell_options") or {}
+    names = {str(name).partition(".")[0] for name in shell_options}
+    if options.stdin is not None and "input" in names:
+        raise RunOptionsError("stdin and the shell option 'input' contradict: set one of them")
     if options.time_limit:
         raise RunOptionsError(
             "time_limit is for tasks on workers: a job, which has a resource_specification, has "
@@ -152,11 +178,19 @@ def _time_limit(name: str, value: Any) -> float:
     return 0.0 if math.isinf(seconds) else seconds
 
 
+def _of_process(name: str, value: Any) -> Any:
+    try:
+        return PROCESS_CHECKS[name](value)
+    except ProcessValueError as error:
+        raise RunOptionsError(f"{name} {error}".replace(" [", "[", 1)) from None
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retries": _retries,
     "retry_on": _retry_on,
     "retry_delay": _retry_delay,
     "time_limit": _time_limit,
+    **dict.fromkeys(PROCESS_CHECKS, _of_process),
 }
 
 #: The names of all options.

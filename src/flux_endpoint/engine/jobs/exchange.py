@@ -29,12 +29,13 @@ _MOST = 1 << 53
 _LARGEST = 6 * MAX_PAYLOAD_BYTES + (1 << 20)
 
 
-def write_task(
+def write_task(  # noqa: PLR0917 - the parts of a task
     directory: Path,
     task_id: str,
     buffer: str,
     result_serializers: list[str] | None,
     settings: TaskSettings,
+    cwd: str,
 ) -> None:
     """Write a task into `directory` for its ranks.
 
@@ -44,6 +45,7 @@ def write_task(
         buffer: function and arguments, serialized and packed.
         result_serializers: strategies to try on the values, in order; `None`: the defaults.
         settings: how tasks run here.
+        cwd: the working directory.
 
     Raises:
         OSError: it can't be written; the error names the file.
@@ -54,6 +56,7 @@ def write_task(
         "buffer": buffer,
         "result_serializers": result_serializers,
         "settings": asdict(settings),
+        "cwd": cwd,
     }
     write_private(directory / _TASK_FILE, json.dumps(task), durable=False)
 

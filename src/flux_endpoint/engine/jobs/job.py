@@ -19,7 +19,7 @@ from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.engine.demand import Demand, JobDemand
 from flux_endpoint.engine.held.tasks import HeldTask, JobControl
 from flux_endpoint.engine.instance_state import Fate
-from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan
+from flux_endpoint.engine.jobs.plan import CommandPlan, FollowPlan, JobPlan, RanksPlan
 from flux_endpoint.engine.jobs.states import (
     HAS_RESOURCES,
     JOB_STATES,
@@ -38,8 +38,10 @@ from flux_endpoint.engine.outcome import (
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.engine.written_output import WrittenOutput
 from flux_endpoint.errors import EngineError
+from flux_endpoint.paths import write_private
 from flux_endpoint.protocol.envelope import ATTEMPTS, JOBID, NODE
 from flux_endpoint.protocol.jobid import format_jobid
+from flux_endpoint.protocol.run_options import RunOptions
 
 #: Longest host list in a result's details, in characters.
 _LONGEST_HOSTS = 1000
@@ -240,6 +242,33 @@ def output_of(
         return WrittenOutput((Path(os.devnull), Path(os.devnull)))
     paths = (plan.stdout, plan.stderr)
     return WrittenOutput(paths, starts, was_followed=is_found, is_open=is_found)
+
+
+def prepare_process(task: EngineTask, plan: CommandPlan | RanksPlan) -> None:
+    """Create the working directory, and the file of a text that is the standard input.
+
+    Flux's job shell would run the job in another directory if there is none.
+
+    Raises:
+        EngineError: a directory that the task names is not there, or its input can't be read.
+    """
+    options = task.options or RunOptions()
+    cwd, stdin = Path(plan.request.cwd), plan.request.stdin
+    if not Path(options.cwd).is_absolute():
+        cwd.mkdir(parents=True, exist_ok=True)
+    elif not cwd.is_dir():
+        raise EngineError(
+            f"cwd {options.cwd!r} is no directory on {os.uname().nodename}: the endpoint's host "
+            "and the nodes of a job must have it"
+        )
+    if isinstance(options.stdin, str) and stdin is not None:
+        Path(stdin).parent.mkdir(parents=True, exist_ok=True)
+        write_private(Path(stdin), options.stdin, durable=False)
+    elif stdin is not None and not (Path(stdin).is_file() and os.access(stdin, os.R_OK)):
+        raise EngineError(
+            f"stdin {stdin!r} is no file that can be read on {os.uname().nodename}: the endpoint's "
+            "host and the nodes of a job must have it"
+        )
 
 
 def prepare_output(plan: JobPlan) -> tuple[int, int]:

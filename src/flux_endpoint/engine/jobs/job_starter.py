@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 from flux_endpoint import logs
 from flux_endpoint.engine.backend import Backend
@@ -13,7 +12,7 @@ from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.held.allocations import HeldAllocations
 from flux_endpoint.engine.held.policy import shape_of
 from flux_endpoint.engine.jobs.exchange import write_task
-from flux_endpoint.engine.jobs.job import Job, output_of, prepare_output
+from flux_endpoint.engine.jobs.job import Job, output_of, prepare_output, prepare_process
 from flux_endpoint.engine.jobs.plan import FollowPlan, JobPlan, Planner, RanksPlan
 from flux_endpoint.engine.jobs.records import JobRecords
 from flux_endpoint.engine.jobs.states import JobState
@@ -73,7 +72,6 @@ class JobStarter:
         if isinstance(plan, FollowPlan):
             future = self._backend.executor.attach(plan.jobid)
             return Job(task, plan, future, output_of(plan), self._backend)
-        Path(plan.request.cwd).mkdir(parents=True, exist_ok=True)
         if isinstance(plan, RanksPlan):
             shutil.rmtree(plan.directory, ignore_errors=True)  # from an earlier attempt
             write_task(
@@ -82,7 +80,9 @@ class JobStarter:
                 task.buffer,
                 task.result_serializers,
                 self._planner.tasks,
+                plan.request.cwd,
             )
+        prepare_process(task, plan)
         starts = prepare_output(plan)
         shape = shape_of(plan, task.resource_specification, self._backend.resources)
         program = plan.request.resources.job_name or ""

@@ -27,6 +27,7 @@ from flux_endpoint.protocol.resources import (
     ResourceSpecificationError,
     parse_resources,
 )
+from flux_endpoint.protocol.run_options import RunOptions
 from flux_endpoint.serialize import ComputeSerializer, unpack_buffers
 
 #: Lets OpenMPI's launcher run as root and with more ranks than cores, as on a laptop.
@@ -41,6 +42,8 @@ _LAUNCH = str(Path(__file__).with_name("mpiexec.sh"))
 _LAUNCH_RANKS = Path(__file__).with_name("launch.sh")
 #: Ranks may end at any distance in time; a failed one ends the others, which may wait for it.
 RANKS_END = {"exit-timeout": "none", "exit-on-error": 1}
+#: Name of the file with a task's standard input, in the task's directory.
+STDIN_FILE = "stdin"
 #: Longest argument with which Linux starts a program, in bytes (MAX_ARG_STRLEN).
 _LONGEST_WORD = 1 << 17
 #: Timeout (s) for asking an MPI launcher for its version.
@@ -118,19 +121,35 @@ class Planner:
         if task.attach is not None:
             return FollowPlan(task.attach)
         resources = parse_resources(task.resource_specification or {})
+        options = task.options or RunOptions()
+        if options.env:
+            environment = {**resources.environment, **options.env}
+            resources = replace(resources, environment=environment)
         command = command_of(task.buffer)
         if command is None:
-            return self._ranks(task, resources)
+            return self._ranks(task, resources, options)
         if self.tasks.allowed_serializers is not None:
             # A command task contains no code, but a site's list of strategies applies to it too.
             allowed = ComputeSerializer(allowed_deserializer_types=self.tasks.allowed_serializers)
             for buffer in unpack_buffers(task.buffer):
                 allowed.allowed_strategy(buffer)
-        return self._command(task.task_id, *command, resources)
+        return self._command(task.task_id, *command, resources, options)
 
     def task_directory(self, task_id: str) -> Path:
         """Return the directory for the files of a task's job."""
         return self.directory / task_id
+
+    def _cwd(self, task_id: str, options: RunOptions) -> Path:
+        """Return a task's working directory."""
+        return self.tasks.directory(task_id) / options.cwd
+
+    def _stdin(self, task_id: str, options: RunOptions) -> str | None:
+        """Return the path of a task's standard input; a text gets a file of its own."""
+        if options.stdin is None:
+            return None
+        if isinstance(options.stdin, str):
+            return str(self.task_directory(task_id) / STDIN_FILE)
+        return str(self._cwd(task_id, options) / options.stdin)
 
     def _command(
         self,
@@ -138,6 +157,7 @@ class Planner:
         function: ShellFunction,
         arguments: Mapping[str, Any],
         resources: ResourceSpecification,
+        options: RunOptions,
     ) -> CommandPlan:
         if function.walltime is not None and math.isfinite(function.walltime):
             # A duration of 0 would mean no limit.
@@ -149,14 +169,15 @@ class Planner:
                 "programs itself"
             )
         command = function.format_command(arguments)
-        cwd = self.tasks.directory(task_id)
-        stdout = cwd / (function.stdout or f"{task_id}.stdout")
-        stderr = cwd / (function.stderr or f"{task_id}.stderr")
+        cwd, files = self._cwd(task_id, options), self.tasks.directory(task_id)
+        stdout = cwd / function.stdout if function.stdout else files / f"{task_id}.stdout"
+        stderr = cwd / function.stderr if function.stderr else files / f"{task_id}.stderr"
         request = JobRequest(
             command=(),
             cwd=str(cwd),
             environment=self._environment(task_id, resources),
             resources=_named(resources, _name_of(function, command)),
+            stdin=self._stdin(task_id, options),
             stdout=self._output(stdout, task_id, "stdout"),
             stderr=self._output(stderr, task_id, "stderr"),
             append=True,
@@ -229,15 +250,18 @@ class Planner:
                 words += ["-g", str(resources.gpus_per_rank)]
         return " ".join([*words, resources.launcher_options]).strip()
 
-    def _ranks(self, task: EngineTask, resources: ResourceSpecification) -> RanksPlan:
+    def _ranks(
+        self, task: EngineTask, resources: ResourceSpecification, options: RunOptions
+    ) -> RanksPlan:
         directory = self.task_directory(task.task_id)
         words = ("-m", "flux_endpoint.engine.jobs.rank", str(directory))
         program = self.setup.python_command(*words, python=resources.python)
         request = JobRequest(
             command=program,
-            cwd=str(self.tasks.directory(task.task_id)),
+            cwd=str(self._cwd(task.task_id, options)),
             environment=self._environment(task.task_id, resources),
             resources=_named(resources, "python"),
+            stdin=self._stdin(task.task_id, options),
             stdout=str(directory / "stdout"),
             stderr=str(directory / "stderr"),
             shell_options=_options_of_ranks(resources),

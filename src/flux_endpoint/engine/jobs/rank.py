@@ -45,7 +45,8 @@ def main() -> None:
     runner = TaskRunner(TaskSettings(**task["settings"]))
     meter = Meter()
     meter.begin()
-    end = runner.run(task["task_id"], task["buffer"], task["result_serializers"])
+    place = {"cwd": task["cwd"]}
+    end = runner.run(task["task_id"], task["buffer"], task["result_serializers"], place)
     target = rank_file(directory, rank)
     partial = target.with_suffix(".partial")
     written = {**asdict(end), USAGE: asdict(meter.end())}

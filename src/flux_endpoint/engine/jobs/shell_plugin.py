@@ -42,6 +42,8 @@ class ShellPlugin:
         environment = dict(request.environment)
         given = {name: environment.pop(name, None) for name in _VARIABLES}
         sandbox = given["GC_TASK_SANDBOX_DIR"]
+        if sandbox is not None and sandbox != request.cwd:  # the task has a directory of its own
+            environment["GC_TASK_SANDBOX_DIR"], sandbox = sandbox, None
         options = {
             "task": given["GC_TASK_UUID"],
             "launcher": given["PARSL_MPI_PREFIX"] or "",  # none: the job's tasks are the ranks

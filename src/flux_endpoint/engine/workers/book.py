@@ -421,6 +421,9 @@ def _header_of(entry: TaskEntry) -> dict[str, Any]:
         header["attempt"] = len(entry.attempts) + 1
     if task.start_before is not None:
         header["before"] = task.start_before
-    if task.options is not None and task.options.time_limit and not entry.formats:
-        header["limit"] = task.options.time_limit
+    if task.options is not None and not entry.formats:
+        if task.options.time_limit:
+            header["limit"] = task.options.time_limit
+        if process := task.options.process:
+            header["process"] = process
     return header

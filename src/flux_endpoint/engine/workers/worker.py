@@ -128,7 +128,8 @@ class Worker:
             if header.get("format"):
                 end = self._runner.format(buffer)
             else:
-                end = self._runner.run(header["id"], buffer, header.get("rs"))
+                process = header.get("process")
+                end = self._runner.run(header["id"], buffer, header.get("rs"), process)
             self._end_if_forked()
             self._leaves = self._state.restore()
         except BaseException as error:  # noqa: BLE001 - by a signal handler, too late for its task

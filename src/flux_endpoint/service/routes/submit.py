@@ -169,7 +169,7 @@ def _run_options(batch: SubmitBatch) -> dict[str, Any] | None:
     try:
         options = parse_run_options(batch.run_options or {})
         if batch.resource_specification:
-            check_for_job(options)
+            check_for_job(options, batch.resource_specification)
         return options.as_json() or None
     except RunOptionsError as error:
         raise invalid_field("run_options", str(error)) from error
