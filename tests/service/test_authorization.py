@@ -108,6 +108,7 @@ RULES = {
     "GET /page/tasks/{task_id}": Rule(UNKNOWN_TASK, secret=True),
     "GET /page/groups": Rule(),
     "GET /page/activity": Rule(),
+    "GET /page/tasks/{task_id}/output": Rule(UNKNOWN_TASK, owner="204"),
     "GET /page/events": Rule(),
     # Functions.
     "POST /v3/functions": Rule(body={"function_name": "f", "function_code": FUNCTION}),

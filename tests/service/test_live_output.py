@@ -14,7 +14,7 @@ from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.operations import BEYOND
 from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.live_output import AGAIN, MOST_OF_USER, LiveOutput, OutputPart
-from flux_endpoint.service.routes.output import rest_of
+from flux_endpoint.service.output_follower import rest_of
 from flux_endpoint.service.store.output import TaskOutput
 
 

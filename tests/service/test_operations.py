@@ -71,6 +71,13 @@ def events(task_id: str, *named: tuple[str, float], jobid: int = 2**63) -> bytes
     return b"\x01" + json.dumps({"message_type": "task_events", "data": {"events": data}}).encode()
 
 
+def output(task_id: str, **streams: tuple[int, int, str]) -> bytes:
+    """An endpoint's message with parts of the streams of a running task."""
+    event = {"task_id": task_id, "name": "output", "timestamp": 1.0, "context": streams}
+    data = {"message_type": "task_events", "data": {"events": [event]}}
+    return b"\x01" + json.dumps(data).encode()
+
+
 def listed(rest: Rest | TestClient, **query: Any) -> list[dict[str, Any]]:
     client = rest.client if isinstance(rest, Rest) else rest
     answer = client.get("/v3/tasks", params=query)

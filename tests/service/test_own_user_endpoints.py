@@ -8,18 +8,12 @@ from collections.abc import Callable
 import pytest
 from tests.service.conftest import Peer, Rest
 from tests.service.official_world import MultiUserEndpoint, Run, send_report
+from tests.service.test_operations import output
 from tests.service.test_vanished import Group
 
 from flux_endpoint import ShellFunction
 from flux_endpoint.functions.transport import CommandFunctionCode
-from flux_endpoint.protocol.messages import (
-    OutputWanted,
-    TaskEvent,
-    TaskEvents,
-    TaskKill,
-    pack,
-    unpack,
-)
+from flux_endpoint.protocol.messages import OutputWanted, TaskKill, unpack
 from flux_endpoint.serialize import unpack_buffers
 from flux_endpoint.service.official import runs
 from waiting import until
@@ -83,10 +77,7 @@ def test_the_output_of_its_tasks_is_followed_while_they_run(
     wanted = unpack(peer.take(f"{run.endpoint_id}.commands").body)
     assert isinstance(wanted, OutputWanted)
     assert str(wanted.task_id) == task_id
-    printed = TaskEvent(
-        task_id=wanted.task_id, name="output", timestamp=1.0, context={"stdout": [0, 2, "hi"]}
-    )
-    peer.send_events(run.endpoint_id, pack(TaskEvents(events=[printed])))
+    peer.send_events(run.endpoint_id, output(task_id, stdout=(0, 2, "hi")))
     until(lambda: (follow()["stdout"] or {}).get("text") == "hi")
 
 

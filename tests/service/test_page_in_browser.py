@@ -7,16 +7,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from tests.service.conftest import Peer
 from tests.service.http_server import listening
-from tests.service.test_operations import events, report, result
+from tests.service.test_operations import events, output, report, result
 
 from broker_access import session_broker
 from browser import Browser, browser
 from databases import make_migrated
+from flux_endpoint.protocol.messages import unpack
+from flux_endpoint.protocol.queues import commands_queue
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store import users
@@ -54,6 +57,7 @@ class Shown:
     endpoint: str
     function: str
     url: str
+    app: Any
 
     def submit(self, function: str = "") -> tuple[str, str]:
         """Submit a task; return its group and its id."""
@@ -85,7 +89,8 @@ def shown(broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
             amqp_url=amqp_url,
             **session_broker.settings(amqp_url),
         )
-        port = stack.enter_context(listening(Prefixed(create_app(settings))))
+        app = create_app(settings)
+        port = stack.enter_context(listening(Prefixed(app)))
         url = f"http://127.0.0.1:{port}{PREFIX}"
         headers = {"Authorization": f"Bearer {token}"}
         rest = stack.enter_context(
@@ -100,9 +105,10 @@ def shown(broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
         code = rest.post("/v3/page/code", json={}).json()["code"]
         window.open(f"{url}/#login={code}")
         window.shows("Unfinished")
-        made = {"endpoint_name": "lab", "metadata": {"flux_endpoint_version": "1"}}
+        metadata = {"flux_endpoint_version": "1", "output_on_request": True}
+        made = {"endpoint_name": "lab", "metadata": metadata}
         endpoint = rest.post("/v3/endpoints", json=made).json()["endpoint_id"]
-        found = Shown(window, rest, peer, endpoint, "", url)
+        found = Shown(window, rest, peer, endpoint, "", url, app)
         found.function = found.register("simulate")
         peer.send_report(
             endpoint, report(endpoint, total_workers=4, idle_workers=3, executor="flux")
@@ -177,6 +183,34 @@ def test_filters_are_in_the_address_and_a_task_has_its_page(shown: Shown) -> Non
     assert task_id in window.text("#main")
     window.run("history.back()")
     until(lambda: window.run("return document.querySelector('#group')?.value") == group)
+
+
+def test_the_output_of_a_running_task_shows_as_it_comes(shown: Shown) -> None:
+    window, peer, streams = shown.window, shown.peer, shown.app.state.output_streams
+    _, task_id = shown.submit()
+    shown.go(f"#/task/{task_id}")
+    queue = commands_queue(shown.endpoint)
+    until(lambda: getattr(unpack(peer.take(queue).body), "task_id", None) == UUID(task_id))
+    peer.send_events(shown.endpoint, output(task_id, stdout=(0, 7, f"{SCRIPT[:5]}1\n")))
+    window.shows(f"{SCRIPT[:5]}1", ".live-output")
+    assert window.run("return document.querySelector('.live-output pre').role") == "log"
+    many = "".join(f"step {number}\n" for number in range(2, 400))
+    peer.send_events(
+        shown.endpoint,
+        output(task_id, stdout=(7, 7 + len(many), many), stderr=(9, 12, "oh\n")),
+    )
+    window.shows("step 399", ".live-output")
+    window.shows("oh", ".live-output section:last-child")
+    assert "step 299" not in window.text(".live-output")
+    assert "Earlier lines are not shown." in window.text(".live-output")
+    shown.go("#/")
+    until(lambda: not streams.open)  # nobody follows it any more
+    shown.go(f"#/task/{task_id}")
+    window.shows("step 399", ".live-output")
+    peer.send_result(shown.endpoint, result(task_id, "Traceback\nValueError: over"))
+    window.shows("ValueError: over", ".error")
+    until(lambda: window.text(".live-output") == "")
+    until(lambda: not streams.open)
 
 
 def test_a_run_is_drawn(shown: Shown) -> None:

@@ -26,6 +26,7 @@ from flux_endpoint.service.metrics import (
     ServiceCounters,
 )
 from flux_endpoint.service.page.live import LiveListeners
+from flux_endpoint.service.page.output_stream import OutputStreams
 from flux_endpoint.service.page.reports import ReportRequests
 from flux_endpoint.service.page.sessions import Sessions
 from flux_endpoint.service.quotas import Quotas, RequestRate
@@ -116,7 +117,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
     # No schema pages: they load scripts from other hosts, and a browser sends no token for them.
     app = FastAPI(title="flux-endpoint service", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.listeners, app.state.fresh_reports = listeners, fresh_reports
-    app.state.report_requests, app.state.live_output = ReportRequests(), live_output
+    app.state.live_output = live_output
     _add_routes(app, settings, counters)
     return app
 
@@ -135,7 +136,9 @@ def _add_routes(app: FastAPI, settings: ServiceSettings, counters: ServiceCounte
     errors.add_handlers(app)
     app.add_middleware(WatchedSubmissions)
     app.add_middleware(AbsoluteTargets)
-    waiting = frozenset({"/page/events", "/v3/tasks/{task_id}/output"})
+    waiting = frozenset(
+        {"/page/events", "/page/tasks/{task_id}/output", "/v3/tasks/{task_id}/output"}
+    )
     app.add_middleware(CountedRequests, counters=counters, endless=waiting)
     for noun in (version, auth, functions, endpoints, submit, tasks, attach, kill, events, amqp):
         app.include_router(noun.router)
@@ -146,6 +149,7 @@ def _add_routes(app: FastAPI, settings: ServiceSettings, counters: ServiceCounte
     app.include_router(taken.router)
     app.include_router(cache.router)
     app.include_router(metrics.router)
+    app.state.report_requests, app.state.output_streams = ReportRequests(), OutputStreams()
     app.include_router(page.router)
     app.include_router(administration.router)
 

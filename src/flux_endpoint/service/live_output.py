@@ -131,6 +131,11 @@ class LiveOutput(ChangeListener):
         self._tasks: dict[str, FollowedTask] = {}
         self._is_closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the service ends: all waits are over."""
+        return self._is_closed
+
     def follow(self, task_id: str, user_id: str) -> tuple[bool, list[int]]:
         """Follow a task, or go on following it.
 

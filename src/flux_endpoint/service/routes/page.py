@@ -15,8 +15,10 @@ from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.operations import LoginCodeAnswer
 from flux_endpoint.service.context import Service, ServiceContext
 from flux_endpoint.service.identity import Caller, unauthorized
+from flux_endpoint.service.output_follower import OutputFollower
 from flux_endpoint.service.page.files import HEADERS, page_files
 from flux_endpoint.service.page.live import LiveListeners, LiveResponse, PageListener
+from flux_endpoint.service.page.output_stream import OutputResponse, OutputStreams, positions_of
 from flux_endpoint.service.page.reports import ReportRequests
 from flux_endpoint.service.page.sessions import CODE_SECONDS, SESSION_SECONDS
 from flux_endpoint.service.page.views import (
@@ -34,6 +36,7 @@ from flux_endpoint.service.page.views import (
     shown_task,
 )
 from flux_endpoint.service.routes.operations import Observer
+from flux_endpoint.service.routes.output import Live
 from flux_endpoint.service.routes.tasks import TaskId, owned
 from flux_endpoint.service.store import endpoints, users
 from flux_endpoint.service.store.listing import task_record
@@ -72,6 +75,15 @@ async def _listeners(request: Request) -> LiveListeners:
 
 
 Listeners = Annotated[LiveListeners, Depends(_listeners)]
+
+
+async def _streams(request: Request) -> OutputStreams:
+    streams = request.app.state.output_streams
+    assert isinstance(streams, OutputStreams)
+    return streams
+
+
+Streams = Annotated[OutputStreams, Depends(_streams)]
 
 
 class Login(BaseModel):
@@ -186,6 +198,35 @@ def read_task(task_id: TaskId, service: Service, caller: Caller) -> ShownTask:
         record = task_record(connection, caller.id, task_id)
     assert record is not None
     return shown_task(record, found)
+
+
+@_data.get("/page/tasks/{task_id}/output")
+async def read_output(
+    *,
+    task_id: TaskId,
+    service: Service,
+    caller: Caller,
+    live: Live,
+    streams: Streams,
+    after: Annotated[str, Query(max_length=64)] = "",
+    last_event_id: Annotated[str, Header(max_length=64)] = "",
+) -> Response:
+    """Send what a task prints while it runs; 204 if it has ended or its endpoint can't send it.
+
+    `after` is the identifier of the last event that the page has; so is the header, by which a
+    browser goes on after a lost connection.
+    """
+    positions = positions_of(last_event_id or after)
+    follower = OutputFollower(service, live, caller, task_id, positions)
+    if not await follower.can_be_live():
+        return Response(status_code=204, headers=HEADERS)
+    streams.enter(caller.id)
+    try:
+        first = await follower.next(0)
+        return OutputResponse(follower, first, streams, caller.id, HEADERS)
+    except BaseException:
+        streams.leave(caller.id)
+        raise
 
 
 @_data.get("/page/groups")

@@ -45,3 +45,16 @@ export function listen(changed, state) {
   source.addEventListener("changed", (event) => changed(JSON.parse(event.data)));
   return () => source.close();
 }
+
+/**
+ * Listen to what a task prints after the event `after`. `came` gets the texts by stream and the
+ * event's identifier; `closed` whether the task has ended: else the service has nothing to send.
+ * Returns a function that ends it.
+ */
+export function listenToOutput(id, after, came, closed) {
+  const source = new EventSource(`page/tasks/${encodeURIComponent(id)}/output?${new URLSearchParams({ after })}`);
+  source.addEventListener("output", (event) => came(JSON.parse(event.data), event.lastEventId));
+  source.addEventListener("ended", () => closed(true));
+  source.addEventListener("error", () => { if (source.readyState === EventSource.CLOSED) closed(false); });
+  return () => source.close();
+}

@@ -45,6 +45,7 @@ function open() {
     if (link.dataset.view === (name === "task" ? "tasks" : name)) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  page.refresh?.leave?.();
   page.view = view;
   page.refresh = view.open(container, { id, query, setQuery, refresh: () => refresh(TOPICS) });
   refresh(TOPICS);
@@ -145,6 +146,7 @@ async function begin() {
 function end(reason) {
   page.stop?.();
   clearTimeout(page.timer);
+  page.refresh?.leave?.();
   page.refresh = null;
   for (const id of ["views", "logout", "live"]) document.getElementById(id).hidden = true;
   document.getElementById("user").textContent = "";

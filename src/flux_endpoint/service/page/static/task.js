@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { badge, bytes, duration, h, moment, now, s } from "./dom.js";
+import { liveOutput } from "./output.js";
 import { times } from "./tasks.js";
 
 /** Parts of a task's way: from when, to when, and what it is called. */
@@ -90,29 +91,42 @@ function facts(found) {
   return h("dl", { class: "facts wide" }, rows.filter(([, each]) => each !== null && each !== undefined && each !== "").map(([name, each]) => h("div", {}, h("dt", {}, name), h("dd", {}, each))));
 }
 
-function draw(found) {
+function above(found) {
   const task = found, { output } = found;
   return [
     h("header", { class: "title" }, h("h1", {}, task.function_name || (task.job ? `Job ${task.job}` : "Task")), badge(task.state)),
     output.error ? h("section", { class: "card" }, text("Error", output.error, "error")) : null,
     h("section", { class: "card", "aria-label": "Its way" }, way(found), facts(found)),
+  ].filter(Boolean);
+}
+
+function below(found) {
+  const { output } = found;
+  return [
     output.command || output.stdout || output.stderr || output.value ? h("section", { class: "card" },
       text("Command", output.command), text("Last lines of its standard output", output.stdout), text("Last lines of its standard error", output.stderr), text("Value", output.value)) : null,
     h("section", { class: "card" }, h("h2", {}, "Timeline"), timeline(found)),
-  ];
+  ].filter(Boolean);
 }
 
 export const task = {
   title: "Task",
-  open(container, { id }) {
+  open(container, { id, refresh }) {
     let shown = "";
-    return async () => {
+    const printed = liveOutput(id, refresh), top = h("div"), rest = h("div");
+    container.replaceChildren(h("p", { class: "back" }, h("a", { href: "#/tasks" }, "← Tasks")), top, printed.section, rest);
+    const show = async () => {
       const found = await get(`tasks/${encodeURIComponent(id)}`);
+      if (!container.isConnected) return;
       document.title = `${found.function_name || "Task"} ${found.state} · Flux Endpoint`;
+      if (found.ended) printed.stop();
+      else printed.open();
       const signature = JSON.stringify(found);
       if (signature === shown && found.ended) return;
       shown = signature;
-      container.replaceChildren(h("p", { class: "back" }, h("a", { href: "#/tasks" }, "← Tasks")), ...draw(found).filter(Boolean));
+      top.replaceChildren(...above(found));
+      rest.replaceChildren(...below(found));
     };
+    return Object.assign(show, { leave: printed.stop });
   },
 };

@@ -1,0 +1,157 @@
+"""Follows the output of one task for one request, or for one page."""
+
+from uuid import UUID
+
+from anyio import to_thread
+
+from flux_endpoint.protocol.envelope import ATTEMPTS, RETURNCODE
+from flux_endpoint.protocol.messages import OutputWanted, pack
+from flux_endpoint.protocol.operations import BEYOND, OutputAnswer, StreamPart
+from flux_endpoint.service.commands import command_endpoint
+from flux_endpoint.service.context import ServiceContext
+from flux_endpoint.service.live_output import AGAIN, STREAMS, WANTED, LiveOutput, OutputPart
+from flux_endpoint.service.page.output import shown_output
+from flux_endpoint.service.routes.tasks import owned
+from flux_endpoint.service.store import endpoints
+from flux_endpoint.service.store.output import TaskOutput, output_of
+from flux_endpoint.service.store.users import User
+
+
+class OutputFollower:
+    """Gets what a task prints after some positions, and has its endpoint asked for it.
+
+    Args:
+        service: the service.
+        live: the followed tasks.
+        caller: the user; must own the task.
+        task_id: the task.
+        positions: bytes of both streams that the user has.
+    """
+
+    def __init__(
+        self,
+        service: ServiceContext,
+        live: LiveOutput,
+        caller: User,
+        task_id: str,
+        positions: tuple[int, int],
+    ) -> None:
+        self._service = service
+        self._live = live
+        self._caller = caller
+        self._task_id = task_id
+        self.positions = positions
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the service ends, so that nothing more comes."""
+        return self._live.is_closed
+
+    async def can_be_live(self) -> bool:
+        """Return whether the task runs, or will run, at an endpoint that sends its output.
+
+        Raises:
+            ServiceError: the task is unknown.
+        """
+        if await to_thread.run_sync(self._ended) is not None:
+            return False
+        return await to_thread.run_sync(self._sending_endpoint) is not None
+
+    async def next(self, wait: float) -> OutputAnswer:
+        """Return what the task has printed after the positions, as soon as there is something.
+
+        Once the task has ended, the answer has the rest. The positions advance.
+
+        Args:
+            wait: the longest wait (s); then the answer is empty.
+
+        Raises:
+            ServiceError: the task is unknown, too many are followed, or the broker can't be
+                reached.
+        """
+        answer = await self._next(wait)
+        parts = (answer.stdout, answer.stderr)
+        first, second = (
+            position if part is None else part.end
+            for part, position in zip(parts, self.positions, strict=True)
+        )
+        self.positions = first, second
+        return answer
+
+    async def _next(self, wait: float) -> OutputAnswer:
+        answer = await to_thread.run_sync(self._ended)
+        if answer is None:
+            is_due, known = self._live.follow(self._task_id, self._caller.id)
+            if is_due:
+                await to_thread.run_sync(self._ask, known)
+            # It may have ended before it was followed.
+            answer = await to_thread.run_sync(self._ended)
+        if answer is not None:
+            return answer
+        found = await self._live.news(self._task_id, self.positions, wait)
+        if found:
+            return _answer(found, ended=False)
+        answer = await to_thread.run_sync(self._ended)
+        return answer or OutputAnswer(ended=False)
+
+    def _ended(self) -> OutputAnswer | None:
+        """Return the rest of the task's output if it has ended."""
+        service = self._service
+        with service.database.read() as connection:
+            task = owned(connection, self._task_id, self._caller, service.settings.keep_tasks)
+            if task.completed_at is None:
+                return None
+            output = output_of(connection, [self._task_id]).get(self._task_id)
+        if output is None:  # a command has it in its result
+            is_command = RETURNCODE in (task.details or {})
+            shown = shown_output(task.result if is_command else None, failed=bool(task.failed))
+            output = TaskOutput(shown.stdout or "", shown.stderr or "")
+        attempts = (task.details or {}).get(ATTEMPTS)
+        several = isinstance(attempts, int) and attempts > 1
+        return _answer(rest_of(output, self.positions, several_attempts=several), ended=True)
+
+    def _ask(self, known: list[int]) -> None:
+        """Ask the task's endpoint for its output, if that is one that can send it."""
+        endpoint = self._sending_endpoint()
+        if endpoint is None:
+            return
+        stdout, stderr = known
+        message = OutputWanted(
+            task_id=UUID(self._task_id), seconds=WANTED, stdout=stdout, stderr=stderr
+        )
+        command_endpoint(self._service, endpoint, pack(message), expiration=AGAIN)
+
+    def _sending_endpoint(self) -> str | None:
+        """Return the id of the task's endpoint; `None`: it can't send output on request."""
+        service = self._service
+        with service.database.read() as connection:
+            task = owned(connection, self._task_id, self._caller, service.settings.keep_tasks)
+            endpoint = endpoints.get_endpoint(connection, task.endpoint_id)
+        return endpoint.id if endpoint is not None and endpoint.sends_output else None
+
+
+def rest_of(
+    output: TaskOutput, positions: tuple[int, int], *, several_attempts: bool
+) -> dict[str, OutputPart]:
+    """Return what a caller does not have yet of the output of a task that has ended.
+
+    Args:
+        output: the output.
+        positions: bytes of each stream that the caller has.
+        several_attempts: the output is the last attempt's; what the caller has may be an earlier
+            one's, so that all is returned, but not of a stream in which it takes no interest.
+    """
+    kept = (output.stdout, output.stdout_dropped), (output.stderr, output.stderr_dropped)
+    parts = {}
+    for name, (text, dropped), position in zip(STREAMS, kept, positions, strict=True):
+        begin = 0 if several_attempts and position < BEYOND else position
+        part = OutputPart(dropped, dropped + len(text.encode(errors="replace")), text)
+        if part.end > begin:
+            parts[name] = part.after(begin)
+    return parts
+
+
+def _answer(parts: dict[str, OutputPart], *, ended: bool) -> OutputAnswer:
+    return OutputAnswer(
+        ended=ended, **{name: StreamPart(**vars(part)) for name, part in parts.items()}
+    )
