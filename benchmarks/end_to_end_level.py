@@ -114,7 +114,7 @@ def _up(home: Path, *arguments: str, **more: str) -> Iterator[None]:
 
 
 @contextmanager
-def _service(directory: Path) -> Iterator[Service]:
+def service_in(directory: Path) -> Iterator[Service]:
     with _up(directory / "service", "--no-endpoint"):
         yield Service(directory / "service")
 
@@ -182,7 +182,7 @@ def whole_stack(counts: dict[str, int]) -> Iterator[Answer]:
 
 
 @contextmanager
-def _our_endpoint(home: Path, service: Service, uri: str, python: Path = OURS) -> Iterator[float]:
+def our_endpoint_in(home: Path, service: Service, uri: str, python: Path = OURS) -> Iterator[float]:
     """Run one of our endpoints; yields the time (s since the epoch) at which its start began."""
     credentials = service.credentials
     variables = environment(
@@ -214,8 +214,8 @@ def running(directory: Path, python: Path) -> Iterator[tuple[Service, Path]]:
     home = directory / "endpoint"
     with (
         instance(1, WORKERS) as uri,
-        _service(directory) as service,
-        _our_endpoint(home, service, uri, python),
+        service_in(directory) as service,
+        our_endpoint_in(home, service, uri, python),
     ):
         yield service, home
 
@@ -225,11 +225,11 @@ def our_endpoint(counts: dict[str, int]) -> Iterator[Answer]:
     with (
         private() as directory,
         instance(1, WORKERS) as uri,
-        _service(directory) as service,
+        service_in(directory) as service,
         _FirstResult(service.home) as first,
     ):
         home = directory / "endpoint"
-        with _our_endpoint(home, service, uri) as begun:
+        with our_endpoint_in(home, service, uri) as begun:
             endpoint_id = endpoint_id_of(home, "lab")
             came = first.of(endpoint_id)
             if "endpoint-start" in counts:
@@ -242,7 +242,7 @@ def official_endpoint(counts: dict[str, int]) -> Iterator[Answer]:
     """Measure both clients on the official endpoint."""
     with (
         private() as directory,
-        _service(directory) as service,
+        service_in(directory) as service,
         _FirstResult(service.home) as first,
     ):
         home = directory / "endpoint"

@@ -14,7 +14,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flux_endpoint.client import Batch, Client, ComputeFuture, Executor, progress, value_of
+    from flux_endpoint.client import (
+        Batch,
+        Client,
+        ComputeFuture,
+        Executor,
+        TaskGroup,
+        progress,
+        value_of,
+    )
     from flux_endpoint.errors import (
         DependencyFailed,
         FluxEndpointError,
@@ -46,6 +54,7 @@ __all__ = [
     "ShellResult",
     "TaskCancelled",
     "TaskExecutionFailed",
+    "TaskGroup",
     "TaskPending",
     "__version__",
     "progress",
@@ -57,6 +66,7 @@ _HOMES = {
     "Client": "client",
     "ComputeFuture": "client",
     "Executor": "client",
+    "TaskGroup": "client",
     "progress": "client",
     "value_of": "client",
     "ComputeSerializer": "serialize",

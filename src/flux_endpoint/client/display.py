@@ -57,7 +57,7 @@ def progress(
     otherwise there is none. It shows the number of failed tasks, the rate, and the time left.
 
     Args:
-        futures: the futures; each is yielded once.
+        futures: the futures, or a `TaskGroup`; each is yielded once.
         label: what they are.
         file: where the bar is written; by default standard error, or the notebook.
 
@@ -65,13 +65,17 @@ def progress(
         futures = [executor.submit(pow, 2, n) for n in range(1000)]
         results = [future.result() for future in progress(futures)]
     """
-    waiting = set(futures)
-    ended = cast("Iterator[F]", as_completed(waiting))
-    show = _shower(label, len(waiting), file)
+    group: Any = futures
+    if hasattr(group, "as_completed"):  # a TaskGroup makes its futures as they end
+        count, ended = len(group), cast("Iterator[F]", group.as_completed())
+    else:
+        waiting = set(futures)
+        count, ended = len(waiting), cast("Iterator[F]", as_completed(waiting))
+    show = _shower(label, count, file)
     if show is None:
         yield from ended
         return
-    counts = _Counts(len(waiting))
+    counts = _Counts(count)
     shown_at = 0.0
     try:
         show(counts, False)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from flux_endpoint.client.backlog import PendingTask, SubmissionRoute
+from flux_endpoint.client.bulk import TaskGroup, existing_group, open_groups
 from flux_endpoint.client.checks import (
     checked_batch_size,
     checked_seconds,
@@ -296,6 +297,24 @@ class Executor(ExecutorSettings, Submitting):
             self._submitter.track,
         )
 
+    def task_group(self, task_group_id: UuidLike) -> TaskGroup:
+        """Return the tasks of a group as a lazy sequence, e.g. after a restart of the program.
+
+        Unlike `reload_tasks`, it makes no future until it is asked for, asks the service only for
+        the tasks that are read, and this Executor does not wait for the tasks at its shutdown.
+
+        Args:
+            task_group_id: the group. The group of this Executor stays as it is.
+
+        Raises:
+            ValueError: the id is not a UUID.
+            ServiceError: the service does not know the group, or it belongs to another user.
+            ServiceUnreachableError: the service can't be reached.
+            RuntimeError: the Executor is shut down.
+        """
+        self._refuse_if_shut_down()
+        return existing_group(self, str(as_uuid(task_group_id, "task_group_id")))
+
     # The end.
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -323,8 +342,17 @@ class Executor(ExecutorSettings, Submitting):
             self.shutdown()
             return None
         self.shutdown(wait=False, cancel_futures=issubclass(exc_type, KeyboardInterrupt))
-        waiting = self._submitter.open_count if self._birthplace.is_here() else 0
-        if waiting:
+        here = self._birthplace.is_here()
+        groups = open_groups(self._submitter) if here else []
+        waiting = self._submitter.open_count - len(groups) if here else 0
+        for group in groups:
+            text = (
+                f"the Executor was left by {exc_type.__name__} without waiting for {group!r}. It "
+                f"continues: Executor(...).task_group({group.task_group_id!r}) gets its results, "
+                f"and `flux-endpoint cancel --group {group.task_group_id}` ends it"
+            )
+            event(log, logging.WARNING, text)
+        if waiting > 0:
             event(
                 log,
                 logging.WARNING,

@@ -6,6 +6,7 @@ import atexit
 import time
 import weakref
 
+from flux_endpoint.client.bulk.stream import end_call_streams
 from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.streams import end_event_streams
 from flux_endpoint.client.submitter import Submitter
@@ -46,6 +47,7 @@ def shut_down_all() -> None:
         submitter.flush(max(0.0, deadline - time.monotonic()))
     # First, since they follow jobs that go on, and would not end by themselves.
     end_event_streams(max(0.0, deadline - time.monotonic()))
+    end_call_streams(max(0.0, deadline - time.monotonic()))
     for submitter in submitters:
         submitter.join(max(0.0, deadline - time.monotonic()))
 

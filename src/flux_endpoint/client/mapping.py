@@ -40,7 +40,7 @@ def map_calls(
         chunksize: number of calls in each task.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    calls = _calls(iterables, named)
+    calls = calls_of(iterables, named)
     if chunksize == 1:
         submissions = (submit(fn, *args, **kwargs) for args, kwargs in calls)
     else:
@@ -51,9 +51,15 @@ def map_calls(
     return _results(futures, submissions, deadline, chunked=chunksize > 1)
 
 
-def _calls(
+def calls_of(
     iterables: Sequence[Iterable[Any]], named: Mapping[str, Iterable[Any]]
 ) -> Iterator[_Call]:
+    """Yield the arguments of each call: one value of each iterable.
+
+    Args:
+        iterables: one for each positional argument; the shortest one ends the calls.
+        named: one for each keyword argument.
+    """
     count = len(iterables)
     for values in zip(*iterables, *named.values(), strict=False):
         yield values[:count], dict(zip(named, values[count:], strict=True))

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from flux_endpoint.protocol.envelope import quoted
 
 log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
+_Needs = dict[str, list[dict[str, Any] | None]]
 
 #: The largest total size of the payloads of one request, in characters.
 MAX_BATCH_BYTES = 16 * 2**20
@@ -226,7 +227,7 @@ class Submitter:
             try:
                 if function.function_id is None and function.body is not None:
                     register = functools.partial(self._api.register, function.body)
-                    function.registered_as(self._with_retries(register))
+                    function.registered_as(self.with_retries(register))
             except (ServiceError, ServiceUnreachableError) as error:
                 _fail(same, error)
             else:
@@ -239,14 +240,15 @@ class Submitter:
         by_function: dict[str, list[PendingTask]] = {}
         for task in tasks:
             by_function.setdefault(task.function.function_id or "", []).append(task)
-        body = _submission(route, by_function)
+        payloads = {id_: [task.payload for task in its] for id_, its in by_function.items()}
+        body = submission_body(route, payloads, _needs_of(by_function))
         key = uuid.uuid4().hex
         stream = self._streams.results(route.task_group_id)
         stream.submission_begins()
         accepted: list[Accepted] = []
         answer: dict[str, Any] = {}
         try:
-            answer = self._with_retries(lambda: self._api.submit(route.endpoint_id, body, key))
+            answer = self.with_retries(lambda: self._api.submit(route.endpoint_id, body, key))
             accepted = self._accept(answer, by_function)
         except ServiceError as error:
             self._refused(error, route, tasks, by_function)
@@ -254,7 +256,7 @@ class Submitter:
             _fail(tasks, error)
         finally:
             # In this order: after an id is published, `reload_tasks` must find the task's future.
-            stream.submission_ends(accepted, _endpoint_state(route, answer))
+            stream.submission_ends(accepted, endpoint_state(route, answer))
             ComputeFuture._accepted(accepted)
         if accepted and any(task.key for task in tasks):
             self._cache.note(tasks)
@@ -273,7 +275,7 @@ class Submitter:
                 )
                 _fail(tasks, ServiceError(message, http_status=200, code="UNEXPECTED_ANSWER"))
                 continue
-            self.submitted += len(tasks)  # before the ids are published
+            self.count(len(tasks))  # before the ids are published
             pairs = zip(tasks, ids, strict=True)
             accepted.extend(Accepted(task.future, id_, function_id) for task, id_ in pairs)
         return accepted
@@ -293,13 +295,13 @@ class Submitter:
             answer: dict[str, Any] = {}
             try:
                 attach = functools.partial(self._api.attach, route.endpoint_id, body, key)
-                answer = self._with_retries(attach)
+                answer = self.with_retries(attach)
                 accepted.append(Accepted(task.future, answer["task_id"]))
-                self.submitted += 1
+                self.count(1)
             except (ServiceError, ServiceUnreachableError) as error:
                 _fail([task], error)
             finally:
-                stream.submission_ends(accepted, _endpoint_state(route, answer))
+                stream.submission_ends(accepted, endpoint_state(route, answer))
                 ComputeFuture._accepted(accepted)
 
     def _refused(
@@ -320,18 +322,23 @@ class Submitter:
         elif len(by_function) > 1:
             for part in by_function.values():
                 self._send(route, part)
-        elif error.http_status == 413 or _names_a_payload(error):
+        elif error.http_status == 413 or names_a_payload(error):
             middle = len(tasks) // 2
             self._send(route, tasks[:middle])
             self._send(route, tasks[middle:])
         else:
             _fail(tasks, error)
 
-    def _with_retries(self, call: Callable[[], _Answer]) -> _Answer:
+    def count(self, tasks: int) -> None:
+        """Count tasks that the service has accepted."""
+        with self._lock:
+            self.submitted += tasks
+
+    def with_retries(self, call: Callable[[], _Answer]) -> _Answer:
         """Make a request; retry while the service is unreachable, for up to `give_up_after`.
 
         Also retry, without a limit, while the service temporarily refuses more tasks of the user:
-        it accepts more when others have ended.
+        it accepts more when others have ended. Any thread may call it.
         """
         lost_at: float | None = None
         full = False
@@ -389,17 +396,19 @@ def _sendable(tasks: list[PendingTask]) -> tuple[list[PendingTask], list[Pending
     return now, later
 
 
-def _submission(route: SubmissionRoute, by_function: dict[str, list[PendingTask]]) -> bytes:
-    """Return the request for these tasks, a JSON object."""
-    body: dict[str, Any] = {
-        "task_group_id": route.task_group_id,
-        "user_runtime": user_runtime(),
-    }
-    if any(task.needs for tasks in by_function.values() for task in tasks):
-        body["needs"] = {
-            id_: [task.needs.as_request() if task.needs else None for task in tasks]
-            for id_, tasks in by_function.items()
-        }
+def submission_body(
+    route: SubmissionRoute, payloads: Mapping[str, Iterable[str]], needs: _Needs
+) -> bytes:
+    """Return the request for tasks, a JSON object.
+
+    Args:
+        route: their settings.
+        payloads: their packed arguments, by function id.
+        needs: in the same order, what each waits for; empty: none does.
+    """
+    body: dict[str, Any] = {"task_group_id": route.task_group_id, "user_runtime": user_runtime()}
+    if needs:
+        body["needs"] = needs
     if route.resource_specification:
         body["resource_specification"] = json.loads(route.resource_specification)
     if route.run_options:
@@ -410,18 +419,27 @@ def _submission(route: SubmissionRoute, by_function: dict[str, list[PendingTask]
         body["result_serializers"] = list(route.result_serializers)
     rest = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
     tasks = b",".join(
-        b"%s:[%s]" % (quoted(id_), b",".join(quoted(task.payload) for task in tasks))
-        for id_, tasks in by_function.items()
+        b"%s:[%s]" % (quoted(id_), b",".join(map(quoted, its))) for id_, its in payloads.items()
     )
     return b'{"tasks":{%s},%s' % (tasks, rest[1:])
 
 
-def _endpoint_state(route: SubmissionRoute, answer: dict[str, Any]) -> EndpointState | None:
+def _needs_of(by_function: Mapping[str, list[PendingTask]]) -> _Needs:
+    if not any(task.needs for tasks in by_function.values() for task in tasks):
+        return {}
+    return {
+        id_: [task.needs.as_request() if task.needs else None for task in tasks]
+        for id_, tasks in by_function.items()
+    }
+
+
+def endpoint_state(route: SubmissionRoute, answer: dict[str, Any]) -> EndpointState | None:
+    """Return the state of the endpoint in the answer to a submission, if it has one."""
     status, last_seen = answer.get("endpoint_status"), answer.get("endpoint_last_seen")
     return state_from(route.endpoint_id, status, last_seen)
 
 
-def _names_a_payload(error: ServiceError) -> bool:
+def names_a_payload(error: ServiceError) -> bool:
     """Return whether the field of an error is a single payload, e.g. `tasks.FUNCTION[3]`."""
     return bool(re.search(r"\[\d+\]$|\.\d+$", error.field or ""))
 

@@ -10,10 +10,11 @@ from concurrent.futures import Executor as FuturesExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from flux_endpoint.client.backlog import PendingTask, SubmissionRoute
+from flux_endpoint.client.bulk import TaskGroup, submit_bulk
 from flux_endpoint.client.checks import checked_resources, is_int
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.ids import UuidLike, as_uuid
-from flux_endpoint.client.mapping import map_calls
+from flux_endpoint.client.mapping import calls_of, map_calls
 from flux_endpoint.client.needs import NO_NEEDS, Needs, collected_inputs, take_after
 from flux_endpoint.client.registry import FunctionRegistration, serialize_call
 from flux_endpoint.functions import MPIFunction, ShellFunction
@@ -240,6 +241,57 @@ class Submitting(FuturesExecutor):
                 )
         return map_calls(self.submit, fn, iterables, named, timeout=timeout, chunksize=chunksize)
 
+    def bulk_submit(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **named: Iterable[Any]
+    ) -> TaskGroup:
+        """Run `fn` on the endpoint for all values of the iterables, as a task group of its own.
+
+        For very many calls: no future is made until it is asked for, a call costs 21 bytes here
+        afterwards, and up to 2,048 calls are one request. The arguments are as for `map`. The
+        method returns when the service has all calls. Meanwhile the iterables are read only as fast
+        as the service takes them; while it has no room for more of the user's tasks, this waits.
+
+        Args:
+            fn: the function.
+            iterables: one for each positional argument; the shortest one ends the calls.
+            named: one for each keyword argument, by its name.
+
+        Returns:
+            The calls, a lazy sequence of their futures. At its shutdown, the Executor waits until
+            all have ended.
+
+        Raises:
+            TypeError: an argument is not iterable, or `fn` is not callable; or it is a command
+                function, and an argument is positional or one is missing.
+            ValueError: no endpoint is set, no iterable is given, or the Executor has a `cache`,
+                which bulk submissions don't use.
+            SerializationError: `fn` or arguments can't be serialized, or are too large.
+            ServiceError: the service refuses the calls.
+            ServiceUnreachableError: the service could not be reached for `give_up_after` seconds.
+            DependencyFailed: a future among the arguments has no task.
+            RuntimeError: the Executor is shut down, or this is a callback of a future.
+
+            After an error or Ctrl-C, calls that were submitted before run. A note of the error has
+            their number and their group.
+
+        Example:
+            group = executor.bulk_submit(simulate, range(100_000))
+            best = max(group.results())
+        """
+        own = self._executor
+        own._refuse_if_shut_down()
+        if own.cache is not False:
+            raise ValueError("bulk_submit does not use the cache: call it on an Executor without")
+        if not iterables and not named:
+            raise ValueError("bulk_submit needs at least one iterable: its length is that of calls")
+        route = own._route(self._resource_specification, self._run_options)
+        calls = calls_of(iterables, named)
+        if isinstance(fn, ShellFunction):
+            fn.check_call(iterables, named)
+            calls = _checked(calls, fn)
+        function = own._functions.prepare(fn, own.serializer)
+        return submit_bulk(own, route, function, calls)
+
     def _put(
         self,
         route: SubmissionRoute,
@@ -330,6 +382,14 @@ class ExecutorView(Submitting):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Do nothing: the tasks are the Executor's."""
+
+
+def _checked(
+    calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], fn: ShellFunction
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    for args, kwargs in calls:
+        fn.check_call(args, kwargs)
+        yield args, kwargs
 
 
 def _as_text(options: RunOptions) -> str:
