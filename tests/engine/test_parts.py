@@ -23,6 +23,7 @@ from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
 from flux_endpoint.engine.workers import process_tree
+from flux_endpoint.engine.workers.backlog import TaskTimes
 from flux_endpoint.engine.workers.frames import Claims, FrameReader, FrameSocket, write_frame
 from flux_endpoint.engine.workers.handle import WorkerChannel, WorkerHandle
 from flux_endpoint.protocol.messages import Result, unpack
@@ -340,3 +341,21 @@ def test_a_manager_starts_without_what_only_the_engine_needs():
     assert "flux_endpoint.engine.workers.manager" in loaded
     assert not {f"flux_endpoint.engine.{part}" for part in ("engine", "backend", "local")} & loaded
     assert "yaml" not in loaded
+
+
+def test_a_task_that_the_machine_delays_lengthens_no_pause():
+    times = TaskTimes()
+    for _ in range(40):
+        times.add(0.0001)
+    times.add(0.5)
+    assert times.usual > 0.05
+    assert times.least < 0.00012
+
+
+def test_pauses_follow_tasks_that_are_longer_than_before():
+    times = TaskTimes()
+    times.add(0.0001)
+    for _ in range(100):
+        times.add(0.01)
+    assert times.usual == pytest.approx(0.01)
+    assert times.least == 0.01

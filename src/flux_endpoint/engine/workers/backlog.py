@@ -19,6 +19,8 @@ from flux_endpoint.protocol.states import ErrorCode, TaskState
 SHORT = 0.08
 #: The most tasks that a worker is sent.
 MAX_AHEAD = 32
+#: By how much one task can increase `TaskTimes.least`.
+_MOST_GROWTH = 1.1
 #: The most tasks that a manager holds, unless its workers are more than half as many.
 _MAX_HELD = 4096
 
@@ -36,6 +38,29 @@ def most_held(workers: int, ahead: int = MAX_AHEAD) -> int:
         ahead: the most tasks of each.
     """
     return min(2 * ahead * workers, max(2 * workers, _MAX_HELD))
+
+
+class TaskTimes:
+    """How long the tasks of a node's workers take, in seconds.
+
+    A task that the machine delays, because others use the CPU, appears long for once. `usual` is
+    then too long, so that fewer tasks are sent ahead, and `least` is not, so that nobody relies on
+    workers being busy for long.
+    """
+
+    def __init__(self) -> None:
+        #: Weighted towards recent tasks: one long task immediately stops sending ahead.
+        self.usual = 1.0
+        #: Follows a shorter task at once, and longer ones slowly.
+        self.least = 1.0
+        #: Share of the next task in `usual`; the first one replaces the guess.
+        self._weight = 1.0
+
+    def add(self, seconds: float) -> None:
+        """Take the duration of another task."""
+        self.usual += (min(seconds, 1.0) - self.usual) * self._weight
+        self.least = min(seconds, self.least * _MOST_GROWTH)
+        self._weight = 0.2
 
 
 @dataclass(eq=False)

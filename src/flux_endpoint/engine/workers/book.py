@@ -53,12 +53,14 @@ class Activity:
     """How a manager's tasks move on.
 
     Attributes:
-        task_seconds: how long its tasks take.
+        task_seconds: how long its tasks usually take.
+        least_seconds: how long they take at least.
         idle_since: monotonic time at which it had no task any more.
         quiet_since: monotonic time of its latest result, or of a later request to return tasks.
     """
 
     task_seconds: float = 1.0
+    least_seconds: float = 0.0
     idle_since: float = 0.0
     quiet_since: float = 0.0
 
@@ -165,8 +167,8 @@ class ManagerRecord:
 
     @property
     def reserve(self) -> float:
-        """Seconds for which its workers have tasks."""
-        return self.surplus / self.workers * self.activity.task_seconds
+        """The least seconds for which its workers have tasks."""
+        return self.surplus / self.workers * self.activity.least_seconds
 
 
 class TaskBook:

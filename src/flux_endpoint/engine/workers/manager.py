@@ -202,7 +202,10 @@ class Manager:
             return
         if ends := self._outbox.take():
             headers = [header for header, _ in ends]
-            report = compact_json({"seconds": self._staff.task_seconds, "headers": headers})
+            times = self._staff.times
+            report = compact_json(
+                {"seconds": times.usual, "least": times.least, "headers": headers}
+            )
             self._link.send(b"ends", report, *(body for _, body in ends))
 
     # Reports of the workers

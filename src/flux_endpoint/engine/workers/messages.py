@@ -16,8 +16,8 @@ To the pool:
 - `hello`, a JSON object: first on each connection. No task starts before `go`.
 - `held`, the question's number, a JSON object: ids of `waiting` tasks, start times of `running`
   tasks, ids of tasks that have `ended`.
-- `ends`, a JSON object, then the body of each end: how many `seconds` tasks take, and the `headers`
-  (`spool.EndHeader`); repeated on each connection until they are `safe`.
+- `ends`, a JSON object, then the body of each end: how many `seconds` tasks take usually, and at
+  `least`, and the `headers` (`spool.EndHeader`); repeated on each connection until they are `safe`.
 - `returned`, ids of tasks that have not begun; `late`, ids of tasks whose `start_before` passed.
 - `running`, id and start of a task that takes long.
 - `output`, output of the workers, for the log; `printed`, a JSON list: a followed task, and a part

@@ -353,6 +353,7 @@ class WorkerPool:
     def _take_ends(self, manager: ManagerRecord, parts: list[bytes]) -> None:
         report = json.loads(parts[0])
         manager.activity.task_seconds = report["seconds"]
+        manager.activity.least_seconds = report.get("least", 0.0)
         manager.activity.quiet_since = time.monotonic()
         for header, body in zip(report["headers"], parts[1:], strict=True):
             self._book.ended(manager, header, body)

@@ -15,7 +15,7 @@ import zmq
 from flux_endpoint import logs
 from flux_endpoint.engine import results
 from flux_endpoint.engine.outcome import ENDED_BY_SIGTERM
-from flux_endpoint.engine.workers.backlog import NodeQueue, tasks_ahead
+from flux_endpoint.engine.workers.backlog import NodeQueue, TaskTimes, tasks_ahead
 from flux_endpoint.engine.workers.frames import NoFrameError
 from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.engine.workers.outbox import FORGED, Listener, TaskEnds
@@ -71,10 +71,7 @@ class Staff:
         self._ends = TaskEnds(listener)
         self._termination = WorkerTermination()
         self._workers: list[WorkerHandle] = []
-        #: How long tasks take; the latest count most.
-        self.task_seconds = 1.0
-        #: Share of the next task in that; the first one replaces the guess.
-        self._weight = 1.0
+        self.times = TaskTimes()
         self._failed_starts = 0
         #: Whether workers can't start.
         self.has_failed = False
@@ -102,9 +99,9 @@ class Staff:
 
     @property
     def reserve(self) -> float:
-        """Seconds for which each busy worker has tasks that it has not begun; 0: none is busy."""
+        """Seconds for which each busy worker has, at least, tasks not begun; 0: none is busy."""
         fewest = min((len(w.tasks) for w in self._workers if w.tasks), default=1)
-        return (fewest - 1) * self.task_seconds
+        return (fewest - 1) * self.times.least
 
     @property
     def is_idle(self) -> bool:
@@ -156,7 +153,7 @@ class Staff:
         share = math.ceil(
             (len(self._queue) + sum(len(w.tasks) for w in takers)) / max(1, len(takers))
         )
-        for most in (1, min(share, tasks_ahead(self.task_seconds))):
+        for most in (1, min(share, tasks_ahead(self.times.usual))):
             for worker in takers:
                 if self._queue and len(worker.tasks) < most and worker.takes_tasks:
                     self._send(worker, most)
@@ -277,11 +274,8 @@ class Staff:
         worker.signalled = None
         self._failed_starts = 0
         now, began = time.monotonic(), worker.tasks.began
-        # What the worker says leaves out how long its messages took. Weighted towards recent tasks:
-        # one long task immediately stops sending ahead.
-        seconds = now - worker.tasks.since if end.seconds is None else end.seconds
-        self.task_seconds += (min(seconds, 1.0) - self.task_seconds) * self._weight
-        self._weight = 0.2
+        # What the worker says leaves out how long its messages took.
+        self.times.add(now - worker.tasks.since if end.seconds is None else end.seconds)
         worker.tasks.first_starts(now)
         if worker.cancelled == task_id:  # the cancellation may have ended it
             self._ends.cancelled(task_id, began, printed)
